@@ -1,0 +1,99 @@
+"""`lonas-edge inspect`: sizes of a sub-network beside the unpruned LoRA model, from configurations alone."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption
+
+
+def command(
+    source: SourceArgument,
+    model: ModelOption = None,
+    nncf_config: SpaceOption = None,
+    revision: RevisionOption = None,
+    subnet: SubnetOption = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            "--seq-len",
+            min=1,
+            help="Sequence length of the MACs, in tokens. Default: that of the search space (256 in the published ones).",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the sizes of a sub-network beside those of the unpruned LoRA model. No weights are read."""
+    from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, measure
+    from lonas_edge.source import open_source
+    from lonas_edge.subnetwork import select
+
+    opened = open_source(source, model, nncf_config, revision, weights=False)
+    chosen = select(opened.space, subnet)
+    length = seq_len or opened.space.sequence_length or DEFAULT_SEQUENCE_LENGTH
+    unpruned, small = (measure(opened.elasticity, opened.ranks(), w, length) for w in (None, chosen.widths))
+    if as_json:
+        groups = [
+            {"kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
+            for group, width in zip(opened.space.groups, chosen.widths, strict=True)
+        ]
+        print(json.dumps({"unpruned": unpruned.to_json(), "subnetwork": small.to_json(), "groups": groups}, indent=2))
+        return
+    _print(opened, chosen, unpruned, small)
+
+
+def _print(opened: Any, chosen: Any, unpruned: Any, small: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{opened.base.name}, {chosen.name} sub-network", title_justify="left")
+    table.add_column("")
+    for column in ("unpruned LoRA", chosen.name, "ratio"):
+        table.add_column(column, justify="right")
+    rows = [
+        ("parameters (merged)", unpruned.parameters, small.parameters, "{:,}"),
+        (
+            "linear weights, LM head and adapters (“total params”)",
+            unpruned.linear_weights,
+            small.linear_weights,
+            "{:,}",
+        ),
+        (f"MACs, {small.seq_len} tokens (“TFLOPs”)", unpruned.macs, small.macs, "{:.4g}"),
+        *((f"bytes, {kind}", unpruned.bytes[kind], small.bytes[kind], "{:,}") for kind in small.bytes),
+    ]
+    for name, before, after, style in rows:
+        table.add_row(name, style.format(before), style.format(after), f"{after / before:.3f}")
+    console = Console()
+    console.print(table)
+    if opened.space.groups:
+        console.print(_groups_table(opened, chosen))
+
+
+def _groups_table(opened: Any, chosen: Any) -> Any:
+    """Groups that differ only in the layer are one row."""
+    from rich.table import Table
+
+    prefix = opened.architecture.family.layers + "."
+    folded: dict[tuple, list[int]] = {}
+    for group, width in zip(opened.space.groups, chosen.widths, strict=True):
+        layer = group.modules[0].removeprefix(prefix).split(".")[0]
+        names = tuple(module.removeprefix(f"{prefix}{layer}.") for module in group.modules)
+        folded.setdefault((group.kind, names, group.widths, width), []).append(int(layer) if layer.isdigit() else -1)
+    table = Table(title=f"{len(opened.space.groups)} elastic groups", title_justify="left")
+    for column in ("kind", "layers", "members", "widths", "chosen"):
+        table.add_column(column)
+    for (kind, names, widths, width), layers in folded.items():
+        table.add_row(kind, _ranges(layers), ", ".join(names), ", ".join(map(str, widths)), str(width))
+    return table
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

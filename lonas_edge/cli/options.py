@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Base model, a directory or hub id. Default: the one the adapter's configuration names."
+    ),
+]
+SpaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--nncf-config",
+        help="Search space, an NNCF configuration. Default: the one in the super-adapter's directory; none for plain LoRA.",
+    ),
+]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of the base model on the hub.")]
+SubnetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--subnet",
+        help="heuristic, maximal, minimal, random:SEED, or a sub-network JSON file. Default: heuristic; maximal for plain LoRA.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

@@ -1,0 +1,133 @@
+"""Elastic layers: a sub-network switched on in a live, unpatched PEFT model.
+
+A layer is made elastic by giving it a subclass of its own class; modules, parameters and state-dict keys stay as they were.
+`activate` then sets three integers a layer. The forward pass computes with views of the first rows, columns and ranks, so
+that the inactive part costs nothing, and neither weights nor masks are copied.
+
+Width semantics: Muñoz et al., "LoNAS" (LREC-COLING 2024), "always the first w channels, in stored order".
+"""
+
+from collections.abc import Sequence
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from torch.nn import functional as F
+
+from lonas_edge.architecture import Elasticity, Widths
+from lonas_edge.errors import LonasEdgeError
+
+
+class ElasticLinear(nn.Linear):
+    """`nn.Linear` whose first `active_out` rows and `active_in` columns are active."""
+
+    active_out: int
+    active_in: int
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Compute the active outputs.
+
+        Args:
+            input: [..., active_in].
+
+        Returns:
+            [..., active_out].
+        """
+        bias = None if self.bias is None else self.bias[: self.active_out]
+        return F.linear(input, self.weight[: self.active_out, : self.active_in], bias)
+
+
+class ElasticLoraLinear(LoraLinear):
+    """PEFT's `lora.Linear` whose adapter is active in its first `active_rank` ranks; its base layer is an ElasticLinear.
+
+    y = W[:out, :in] x + scale · B[:out, :rank] A[:rank, :in] x, with the scale of the whole adapter.
+    """
+
+    active_out: int
+    active_in: int
+    active_rank: int | None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the active outputs.
+
+        Args:
+            x: [..., active_in].
+
+        Returns:
+            [..., active_out], in the base layer's dtype.
+        """
+        result = self.base_layer(x)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name not in self.lora_A:
+                continue
+            down = self.lora_A[name].weight[: self.active_rank, : self.active_in]
+            up = self.lora_B[name].weight[: self.active_out, : self.active_rank]
+            bias = self.lora_B[name].bias
+            inner = F.linear(self.lora_dropout[name](self._cast_input_dtype(x, down.dtype)), down)
+            outer = F.linear(inner, up, None if bias is None else bias[: self.active_out])
+            result = result + outer * self.scaling[name]
+        return result.to(dtype)
+
+
+class SuperNetwork:
+    """A live model with elastic layers, in which sub-networks are switched on.
+
+    The model stays an ordinary `PeftModel` (or a plain causal language model): it saves, loads and trains as before.
+    """
+
+    def __init__(self, model: nn.Module, elasticity: Elasticity):
+        """Make the elastic layers of `model` elastic; all of each layer is active at first.
+
+        Args:
+            model: A PEFT model with unmerged LoRA adapters, or a base model.
+            elasticity: The search space laid over the base model.
+
+        Raises:
+            LonasEdgeError: If an elastic layer is neither `nn.Linear` nor PEFT's plain LoRA layer, or is merged.
+        """
+        self.model = model
+        self.elasticity = elasticity
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
+        self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
+            name: _make_elastic(name, base.get_submodule(name)) for name in sorted(elastic)
+        }
+
+    def activate(self, chosen: Sequence[int]) -> None:
+        """Switch a sub-network on.
+
+        Args:
+            chosen: One width a group, in group order.
+        """
+        widths = self.elasticity.widths(chosen)
+        for name, layer in self._layers.items():
+            _set_widths(layer, widths[name])
+
+
+def _make_elastic(name: str, layer: nn.Module) -> ElasticLinear | ElasticLoraLinear:
+    if (
+        type(layer) is LoraLinear
+        and type(layer.base_layer) is nn.Linear
+        and not layer.merged
+        and not layer.lora_variant
+    ):
+        layer.base_layer.__class__ = ElasticLinear
+        layer.__class__ = ElasticLoraLinear
+    elif type(layer) is nn.Linear:
+        layer.__class__ = ElasticLinear
+    elif not isinstance(layer, ElasticLinear | ElasticLoraLinear):
+        raise LonasEdgeError(
+            f"{name}: a {type(layer).__name__} cannot be made elastic; expected nn.Linear or PEFT's unmerged plain LoRA layer"
+        )
+    _set_widths(layer, Widths(layer.out_features, layer.in_features))
+    return layer
+
+
+def _set_widths(layer: ElasticLinear | ElasticLoraLinear, widths: Widths) -> None:
+    layer.active_out, layer.active_in = widths.out_features, widths.in_features
+    if isinstance(layer, ElasticLoraLinear):
+        layer.active_rank = widths.rank
+        _set_widths(layer.base_layer, widths)

@@ -1,0 +1,1 @@
+"""From a materialized model to OpenVINO IR: graph, compressed weights, tokenizers, parity."""

@@ -1,0 +1,173 @@
+"""Weight compression by NNCF, as each weight is made: the whole model is never in memory uncompressed.
+
+NNCF compresses weights row by row (INT8) or group by group (INT4), data-free, so compressing many rows stacked gives the
+same numbers as compressing each layer. Stacked they cost one call: NNCF 3.4 compiles a model for every weight it sees, half
+of the time of `compress_weights` on a whole model. `tests/test_compress.py` compares the two bit for bit.
+"""
+
+import io
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("NNCF_CI", "1")  # no telemetry from a tool that runs offline; it also costs 0.05 s a call
+
+import nncf
+import openvino as ov
+from openvino import opset13 as ops
+
+from lonas_edge.complexity import int4_group_size
+from lonas_edge.materialize import MaterializedModel
+
+STACK_ELEMENTS = 2**24  # elements compressed at once: 67 MB in fp32
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one weight matrix is stored. `group_size` is for INT4; None compresses whole rows to INT8."""
+
+    weight_format: str
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A weight matrix as stored: `codes` and `zero_point` are u8 or packed u4, `scale` f16; for fp16 and fp32 codes only.
+
+    Shapes: INT8 codes [rows, columns], scale and zero point [rows, 1]; INT4 codes [rows, groups, size], the others
+    [rows, groups, 1]; `shape` is [rows, columns].
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    codes: ov.Tensor
+    zero_point: ov.Tensor | None = None
+    scale: ov.Tensor | None = None
+
+    def node(self, name: str) -> Any:
+        """The subgraph that gives the fp32 matrix [rows, columns], as NNCF writes it; every plugin matches this pattern.
+
+        Args:
+            name: The weight's name.
+
+        Returns:
+            The subgraph's last node.
+        """
+        codes = ops.constant(self.codes, shared_memory=True, name=name)
+        if self.scheme.weight_format == "fp32":
+            return codes
+        if self.scheme.weight_format == "fp16":
+            widened = ops.convert(codes, ov.Type.f32, name=f"{name}/convert")
+            widened.get_rt_info()["decompression_0"] = True  # keeps it stored as fp16: not folded when it is loaded
+            return widened
+        zero_point = ops.convert(
+            ops.constant(self.zero_point, shared_memory=True, name=f"{name}/zero_point"), ov.Type.f16
+        )
+        shifted = ops.subtract(ops.convert(codes, ov.Type.f16), zero_point, name=f"{name}/zero_point/subtract")
+        scale = ops.constant(self.scale, shared_memory=True, name=f"{name}/scale")
+        matrix = ops.multiply(shifted, scale, name=f"{name}/fq_weights_1")
+        if self.scheme.group_size:
+            matrix = ops.reshape(matrix, np.array(self.shape, np.int64), special_zero=False)
+        return ops.convert(matrix, ov.Type.f32, name=f"{name}/fq_weights_1/convert")
+
+
+def schemes(model: MaterializedModel, weight_format: str) -> dict[str, Scheme]:
+    """The scheme of every weight matrix.
+
+    Args:
+        model: The materialized model.
+        weight_format: fp32, fp16, int8 or int4. With int4 the embedding and the head stay INT8 (NNCF's default), and the
+            group size is the largest that divides every layer's input width; INT8 if there is none.
+
+    Returns:
+        Schemes by tensor name.
+    """
+    family = model.source.architecture.family
+    outer = {f"{family.embedding}.weight", f"{family.head}.weight"}
+    matrices = {name: shape for name, shape in model.shapes.items() if len(shape) == 2}
+    if weight_format != "int4":
+        return dict.fromkeys(matrices, Scheme(weight_format))
+    group = int4_group_size([shape[1] for name, shape in matrices.items() if name not in outer])
+    inner = Scheme("int4", group) if group else Scheme("int8")
+    return {name: Scheme("int8") if name in outer else inner for name in matrices}
+
+
+def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) -> Iterator[tuple[str, Compressed]]:
+    """Make and compress every weight matrix of a materialized model.
+
+    Args:
+        model: The materialized model; each matrix is evaluated once.
+        chosen: The scheme of each matrix.
+
+    Yields:
+        Tensor name and compressed matrix, in no particular order.
+    """
+    stacks: dict[tuple[Scheme, int], list[tuple[str, np.ndarray]]] = {}
+    for name, scheme in chosen.items():
+        matrix = model.tensor(name).numpy()
+        if scheme.weight_format in ("fp32", "fp16"):
+            stored = matrix.astype(np.float16) if scheme.weight_format == "fp16" else np.ascontiguousarray(matrix)
+            yield name, Compressed(scheme, matrix.shape, ov.Tensor(stored, shared_memory=True))
+            continue
+        stack = stacks.setdefault((scheme, matrix.shape[1]), [])
+        stack.append((name, matrix))
+        if sum(rows.size for _, rows in stack) >= STACK_ELEMENTS:
+            yield from _compress_stack(scheme, stacks.pop((scheme, matrix.shape[1])))
+    for (scheme, _), stack in stacks.items():
+        yield from _compress_stack(scheme, stack)
+
+
+def _compress_stack(scheme: Scheme, stack: list[tuple[str, np.ndarray]]) -> Iterator[tuple[str, Compressed]]:
+    matrix = stack[0][1] if len(stack) == 1 else np.concatenate([rows for _, rows in stack])
+    constants = _compress(matrix, scheme)
+    start = 0
+    for name, rows in stack:
+        stop = start + len(rows)
+        parts = [_rows(constants[part], start, stop) for part in ("w", "w/zero_point", "w/scale")]
+        yield name, Compressed(scheme, rows.shape, *parts)
+        start = stop
+
+
+def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
+    """Compress a matrix [rows, columns] with NNCF's public API; returns its constants by name."""
+    values = ops.parameter([-1, matrix.shape[1]], np.float32)
+    weight = ops.constant(np.ascontiguousarray(matrix), shared_memory=True, name="w")
+    model = ov.Model([ops.matmul(values, weight, False, True)], [values])
+    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    if scheme.group_size:
+        options = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": scheme.group_size, "all_layers": True}
+    with _quiet():
+        compressed = nncf.compress_weights(model, **options)
+    return {node.friendly_name: node for node in compressed.get_ops() if node.get_type_name() == "Constant"}
+
+
+def _rows(constant: Any, start: int, stop: int) -> ov.Tensor:
+    """Rows of a constant as a tensor of their own; u4 values are packed two a byte, low half first."""
+    shape = [stop - start, *list(constant.shape)[1:]]
+    if constant.get_element_type() != ov.Type.u4:
+        return ov.Tensor(constant.data[start:stop].copy(), shared_memory=True)
+    packed, per_row = constant.data.reshape(-1), math.prod(shape[1:])
+    if per_row % 2 == 0:
+        return ov.Tensor(packed[start * per_row // 2 : stop * per_row // 2].copy(), shape, ov.Type.u4)
+    halves = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[start * per_row : stop * per_row]
+    halves = np.append(halves, np.zeros(len(halves) % 2, np.uint8))
+    return ov.Tensor(halves[0::2] | (halves[1::2] << 4), shape, ov.Type.u4)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF prints a progress bar and a table for every call, on standard output."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

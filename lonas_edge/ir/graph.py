@@ -1,0 +1,179 @@
+"""The graph of a model as OpenVINO IR, converted without its weights, in a process of its own.
+
+`python -m lonas_edge.ir.graph` reads one JSON line, {"config": …, "vectors": FILE, "output": FILE.xml}, and writes the IR
+that optimum-intel makes of the model, with every weight matrix replaced by an input of the matrix's name. The matrices are
+untouched zero pages meanwhile, so converting a 7B model takes 1 GB; norms and biases are real, as they may be folded.
+
+A process of its own, because conversion patches transformers while it runs and is single-threaded Python: the parent slices,
+merges and compresses the weights at the same time. It ends when its parent does.
+
+What is worked around, in this process only (optimum-intel 2.2, transformers 5.5):
+- `export_from_model` hands nobody the converted model but writes it: its `save_model` is intercepted.
+- the trace is traced again to check it, a third of the time; `ir.verify` compares logits instead, which says more.
+- Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/test_export_families.py`).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError
+
+
+class GraphConversion:
+    """The parent's side: starts the process at once, since its imports take seconds, and hands it the model later."""
+
+    def __init__(self) -> None:
+        """Start the process."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lonas_edge.ir.graph"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._log: list[str] = []
+        threading.Thread(target=self._collect, daemon=True).start()
+
+    def _collect(self) -> None:
+        assert self._process.stdout
+        self._log.extend(self._process.stdout)
+
+    def start(self, config: dict[str, Any], vectors: Path, output: Path) -> None:
+        """Say which model to convert.
+
+        Args:
+            config: Content of the materialized model's config.json.
+            vectors: A safetensors file with its one-dimensional parameters, fp32.
+            output: The IR's .xml file.
+        """
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(
+                json.dumps({"config": config, "vectors": str(vectors), "output": str(output)}) + "\n"
+            )
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the IR.
+
+        Raises:
+            LonasEdgeError: If the conversion failed; the end of what it said is in the message.
+        """
+        if self._process.wait() != 0:
+            raise LonasEdgeError("The conversion to OpenVINO failed:\n" + "".join(self._log[-20:]))
+
+    def stop(self) -> None:
+        """End the process if it is still running."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _exit_with_parent() -> None:
+    """Standard input ends when the parent does, however it ended."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _model_without_matrices(config: dict[str, Any], vectors: Path) -> Any:
+    from safetensors.torch import load_file
+
+    from lonas_edge.modeling import empty_model, set_parameter, untouched_zeros
+
+    model = empty_model(config)
+    values = load_file(vectors)
+    for index, (name, parameter) in enumerate(list(model.named_parameters())):
+        if parameter.dim() > 1:
+            values[name] = untouched_zeros(parameter.shape)
+            values[name].view(-1)[0] = index + 1  # equal constants would be merged
+        set_parameter(model, name, values[name])
+    model.tie_weights()
+    return model
+
+
+def _matrices_to_inputs(model: Any, names: list[str]) -> None:
+    """Replace each weight matrix by an input of its name, so that writing the graph writes no matrix."""
+    from openvino import opset13 as ops
+
+    wanted = {f"self.{name}": name for name in names}
+    inputs = []
+    for node in model.get_ordered_ops():
+        name = wanted.pop(node.friendly_name, None) if node.get_type_name() == "Constant" else None
+        if name is None:
+            continue
+        matrix = ops.parameter(list(node.shape), node.get_element_type(), name=name)
+        matrix.output(0).get_tensor().set_names({name})
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(matrix.output(0))
+        inputs.append(matrix)
+    if wanted:
+        raise RuntimeError(f"the converted graph has no constants for {sorted(wanted.values())}")
+    model.add_parameters(inputs)
+
+
+def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
+    """Convert a model to an IR whose weight matrices are inputs.
+
+    Args:
+        config: Content of its config.json.
+        vectors: A safetensors file with its one-dimensional parameters, fp32.
+        output: The .xml file.
+
+    Raises:
+        RuntimeError: If the conversion gives a graph in which a weight cannot be found.
+    """
+    import openvino
+    from optimum.exporters.openvino import convert as optimum_convert
+    from optimum.exporters.openvino import export_from_model, model_configs
+    from optimum.intel import OVConfig, OVWeightQuantizationConfig
+
+    model = _model_without_matrices(config, vectors)
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    saved = []
+
+    def save(converted: Any, _path: Any, _compress_to_fp16: bool = False) -> None:
+        _matrices_to_inputs(converted, names)
+        openvino.save_model(converted, output, compress_to_fp16=False)
+        saved.append(output)
+
+    optimum_convert.save_model = save
+    optimum_convert.allow_skip_tracing_check = lambda *_: True
+    model_configs.GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = "5.99"
+    # the stock run-time options of an IR with compressed weights; `ir.convert` adds the one of uncompressed IRs
+    quantized = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
+    export_from_model(model, output.parent, task="text-generation-with-past", ov_config=quantized, stateful=True)
+    if not saved:
+        raise RuntimeError("optimum-intel saved no model: is it version 2.2?")
+
+
+def main() -> None:
+    """Entry point of the process."""
+    import openvino  # noqa: F401 - the slow imports come before the wait for the model
+    import transformers  # noqa: F401
+    from optimum.exporters.openvino import export_from_model  # noqa: F401
+
+    import lonas_edge.modeling  # noqa: F401
+
+    line = sys.stdin.readline()
+    if not line:
+        return
+    _exit_with_parent()
+    job = json.loads(line)
+    convert(job["config"], Path(job["vectors"]), Path(job["output"]))
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to clean up, and tearing down torch takes a second
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The README.md of an exported directory: what it is, how to run it, how it was checked."""
+
+from typing import Any
+
+
+def model_card(manifest: dict[str, Any]) -> str:
+    """Write the model card of an exported directory.
+
+    Args:
+        manifest: Content of its `lonas_edge.json`.
+
+    Returns:
+        Markdown, with the metadata block that model hubs read.
+    """
+    is_ir = manifest["stage"] == "ir"
+    base, adapter = manifest["base"], manifest["adapter"]
+    sizes = manifest["sizes"]
+    unpruned, chosen = sizes["unpruned"], sizes["subnetwork"]
+    fine_tuned = f" fine-tuned with the super-adapter `{adapter['name']}`" if adapter else ""
+    tags = ["openvino"] if is_ir else []
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {'openvino' if is_ir else 'transformers'}",
+            f"tags: [{', '.join(['lonas', 'text-generation', *tags])}]",
+            "pipeline_tag: text-generation",
+            "---",
+            f"# {base['name']}, {manifest['subnetwork']['name']} sub-network, {manifest['weight_format']}",
+            "",
+            f"`{base['name']}`{fine_tuned}: its `{manifest['subnetwork']['name']}` LoNAS sub-network, sliced and merged by "
+            "lonas-edge. `subnetwork.json` has the widths, `lonas_edge.json` versions, input hashes, sizes and parity.",
+            "",
+            "| | unpruned | this sub-network |",
+            "|---|---|---|",
+            f"| parameters (merged) | {unpruned['parameters']:,} | {chosen['parameters']:,} |",
+            f"| linear weights (adapters unmerged) | {unpruned['linear_weights']:,} | {chosen['linear_weights']:,} |",
+            f"| MACs, {chosen['seq_len']} tokens | {unpruned['macs']:.3e} | {chosen['macs']:.3e} |",
+            "",
+            "## Run",
+            "",
+            *(_run_ir() if is_ir else _run_checkpoint()),
+            "",
+            "## Checked",
+            "",
+            *_checked(manifest),
+            "",
+        ]
+    )
+
+
+def _run_ir() -> list[str]:
+    return [
+        "```python",
+        "import openvino_genai",
+        "",
+        'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "CPU")',
+        'print(pipe.generate("The sun is", max_new_tokens=32))',
+        "```",
+        "",
+        "`OVModelForCausalLM.from_pretrained`, OpenVINO Model Server and `lm_eval --model openvino --device cpu` take the "
+        "directory as it is, too. The development machine has an AMD processor; the model was not run on an Intel CPU, GPU "
+        "or NPU there.",
+    ]
+
+
+def _run_checkpoint() -> list[str]:
+    return [
+        "Layers may be of unequal widths (`per_layer_config` in config.json), which `AutoModelForCausalLM` of transformers "
+        "5.5 refuses. Two lines open it:",
+        "",
+        "```python",
+        "from lonas_edge import load_checkpoint",
+        'model = load_checkpoint("THIS_DIRECTORY")',
+        "```",
+    ]
+
+
+def _checked(manifest: dict[str, Any]) -> list[str]:
+    if not manifest["verified"]:
+        return ["Not verified (`--no-verify`)."]
+    names = {
+        "checkpoint": "materialized model against the activated super-network",
+        "ir": "IR (computed in fp32) against the materialized model",
+    }
+    return [
+        "| logits | largest difference | mean KL (nats) | same top token | positions |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {names[key]} | {p['max_logit_difference']:.2e} | {p['mean_kl']:.2e} | {p['top1_agreement']:.1%} "
+            f"| {p['positions']} |"
+            for key, p in manifest["parity"].items()
+        ),
+    ]

@@ -1,0 +1,263 @@
+"""The search space: which widths and ranks a super-network offers, read from (and written as) NNCF configuration JSON.
+
+The format is NNCF 2.x's `bootstrapNAS` section as the LoNAS authors published it (Muñoz et al., LREC-COLING 2024). NNCF 3
+has no code for it any more, so the reader lives here. No torch, so that `inspect` and `space` stay quick.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyjson5
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+
+Role = Literal["base", "lora_A", "lora_B"]
+
+_NODE_PART = re.compile(r"[^/\[\]]+\[([^\[\]]+)\]")
+_PEFT_PREFIX = ["base_model", "model"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One weight in an elastic group: `role` of the linear layer `module`, named `node` by NNCF."""
+
+    module: str
+    role: Role
+    node: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that always share one width. `widths` are the admissible values, widest first."""
+
+    members: tuple[Member, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def kind(self) -> Literal["rank", "width"]:
+        """An elastic LoRA rank, or an elastic output width."""
+        return "rank" if self.members[0].role == "lora_A" else "width"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The module paths of the members, each once, in the order given."""
+        return tuple(dict.fromkeys(member.module for member in self.members))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage of progressive shrinking (`list_stage_descriptions`)."""
+
+    epochs: float = 1
+    init_lr: float | None = None
+    epochs_lr: float | None = None
+    width_indicator: int | None = None
+    train_dims: tuple[str, ...] = ("width",)
+    reorg_weights: bool = False
+    sample_rate: int = 1
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of the sub-network search (`bootstrapNAS.search`)."""
+
+    algorithm: str = "NSGA2"
+    num_evals: int = 200
+    population: int = 40
+    ref_acc: float | None = None
+    acc_delta: float | None = None
+    eval_metric_name: str | None = None
+    seed: int = 0
+    crossover_prob: float = 0.9
+    crossover_eta: float = 10
+    mutation_prob: float = 0.02
+    mutation_eta: float = 3
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All sub-networks of a super-network: one width is picked from each group.
+
+    A space without groups is that of a plain LoRA adapter: it has the maximal network only.
+    """
+
+    groups: tuple[Group, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    search: SearchSettings = field(default_factory=SearchSettings)
+    sequence_length: int | None = None
+    dynamic_inputs: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the groups: members as (module, role), and widths, in order."""
+        content = [[[[m.module, m.role] for m in g.members], list(g.widths)] for g in self.groups]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_node(node: str) -> Member:
+    """Read an NNCF node name; its bracketed parts spell the module path.
+
+    Three endings occur: `NNCFUserSelfLinear[self_linear]/linear_0`, the frozen weight of a layer with an adapter;
+    `ModuleDict[lora_A]/NNCFLinear[default]/linear_0` (or `lora_B`), the adapter; `NNCFLinear[gate_proj]/linear_0`,
+    a layer without one.
+
+    Args:
+        node: The node name.
+
+    Returns:
+        The module path relative to the base model (`model.layers.0.mlp.gate_proj`) and the member's role.
+
+    Raises:
+        ValueError: If no module path can be read from the name.
+    """
+    path = _NODE_PART.findall(node)
+    if path[: len(_PEFT_PREFIX)] == _PEFT_PREFIX:
+        path = path[len(_PEFT_PREFIX) :]
+    role: Role = "base"
+    if len(path) > 2 and path[-2] in ("lora_A", "lora_B"):
+        role = "lora_A" if path[-2] == "lora_A" else "lora_B"
+        path = path[:-2]
+    elif path and path[-1] == "self_linear":
+        path = path[:-1]
+    if not path:
+        raise ValueError("no module path in brackets")
+    return Member(".".join(path), role, node)
+
+
+def read_search_space(path: Path) -> SearchSpace:
+    """Read an NNCF configuration file: JSON in which comments and trailing commas are allowed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The search space, checked as far as the file alone allows.
+
+    Raises:
+        LonasEdgeError: If the file is missing, is not JSON, or does not describe a search space; all faults are listed.
+    """
+    try:
+        content = pyjson5.decode(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LonasEdgeError(f"{path}: the NNCF configuration cannot be read: {error}") from error
+    except pyjson5.Json5Exception as error:
+        raise LonasEdgeError(f"{path}: not JSON: {error}. Comments and trailing commas are allowed.") from error
+    space, problems = parse_search_space(content)
+    raise_all(f"{path}: not a usable NNCF search space:", problems)
+    return space
+
+
+def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
+    """Build a search space from the decoded JSON.
+
+    Args:
+        content: The decoded configuration.
+
+    Returns:
+        The space, and the list of everything that is wrong with it (empty when it is usable).
+    """
+    section = content.get("bootstrapNAS") if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        return SearchSpace(), ['no "bootstrapNAS" section; expected an NNCF configuration of a LoNAS super-network']
+    training = _mapping(section, "training")
+    width = _mapping(_mapping(training, "elasticity"), "width")
+    groups, problems = _parse_groups(width.get("overwrite_groups"), width.get("overwrite_groups_widths"))
+    stages, stage_problems = _parse_stages(_mapping(training, "schedule").get("list_stage_descriptions", []))
+    search, search_problems = _parse_settings(SearchSettings, section.get("search", {}), "bootstrapNAS.search")
+    space = SearchSpace(
+        groups=groups,
+        stages=stages,
+        search=search,
+        sequence_length=_sequence_length(content.get("input_info")),
+        dynamic_inputs=tuple(width.get("add_dynamic_inputs", ())),
+    )
+    return space, problems + stage_problems + search_problems
+
+
+def _mapping(parent: dict, key: str) -> dict:
+    value = parent.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _parse_groups(groups: Any, widths: Any) -> tuple[tuple[Group, ...], list[str]]:
+    where = "bootstrapNAS.training.elasticity.width"
+    if not isinstance(groups, list) or not isinstance(widths, list):
+        return (), [f"{where} needs two lists, overwrite_groups and overwrite_groups_widths"]
+    if len(groups) != len(widths):
+        return (), [
+            f"{len(groups)} overwrite_groups but {len(widths)} overwrite_groups_widths; expected one list a group"
+        ]
+    parsed, problems, seen = [], [], {}
+    for index, (nodes, values) in enumerate(zip(groups, widths, strict=True)):
+        members, faults = _parse_members(nodes)
+        faults += _width_faults(values)
+        for member in members:
+            first = seen.setdefault((member.module, member.role), index)
+            if first != index:
+                faults.append(f"{member.module} ({member.role}) is in group {first} too")
+        problems += [f"group {index}: {fault}" for fault in faults]
+        if not faults:
+            parsed.append(Group(tuple(members), tuple(values)))
+    return tuple(parsed), problems
+
+
+def _parse_members(nodes: Any) -> tuple[list[Member], list[str]]:
+    if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) for node in nodes):
+        return [], [f"expected a list of node names, found {nodes!r}"]
+    members, faults = [], []
+    for node in nodes:
+        try:
+            members.append(parse_node(node))
+        except ValueError as error:
+            faults.append(f"unknown node {node!r}: {error}")
+    roles = {member.role for member in members}
+    if "lora_A" in roles and len(roles) > 1:
+        faults.append("mixes lora_A (a rank) with base or lora_B weights (an output width)")
+    return members, faults
+
+
+def _width_faults(values: Any) -> list[str]:
+    if not isinstance(values, list) or not values:
+        return [f"expected a list of widths, found {values!r}"]
+    if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values):
+        return [f"widths must be positive whole numbers, found {values}"]
+    if any(left <= right for left, right in zip(values, values[1:], strict=False)):
+        return [f"widths must fall from widest to narrowest, found {values}"]
+    return []
+
+
+def _parse_stages(descriptions: Any) -> tuple[tuple[Stage, ...], list[str]]:
+    if not isinstance(descriptions, list):
+        return (), ["list_stage_descriptions must be a list"]
+    parsed = [_parse_settings(Stage, item, f"stage {index}") for index, item in enumerate(descriptions)]
+    return tuple(stage for stage, _ in parsed), [fault for _, faults in parsed for fault in faults]
+
+
+def _parse_settings(kind: Any, values: Any, where: str) -> tuple[Any, list[str]]:
+    """Fill a settings dataclass from the keys it knows; other keys of the file belong to other tools and are left alone."""
+    if not isinstance(values, dict):
+        return kind(), [f"{where}: expected an object, found {values!r}"]
+    known, faults = {}, []
+    for name, definition in kind.__dataclass_fields__.items():
+        if name not in values:
+            continue
+        value, default = values[name], definition.default
+        wants_number = isinstance(default, (int, float)) or (default is None and name != "eval_metric_name")
+        if wants_number and not isinstance(value, (int, float, bool)):
+            faults.append(f"{where}: {name} must be a number, found {value!r}")
+        else:
+            known[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**known), faults
+
+
+def _sequence_length(input_info: Any) -> int | None:
+    entries = input_info if isinstance(input_info, list) else [input_info]
+    for entry in entries:
+        shape = entry.get("sample_size") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > 1 and isinstance(shape[1], int):
+            return shape[1]
+    return None

@@ -1,0 +1,157 @@
+"""A SOURCE on the command line: the base model, the adapter and the search space it stands for.
+
+SOURCE is a super-adapter directory; or any PEFT adapter plus --model and --nncf-config; a plain LoRA adapter needs no
+search space; a base model alone has no adapter. Each may be a directory or a hub id.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge import adapters
+from lonas_edge.adapters import AdapterConfig
+from lonas_edge.architecture import Architecture, Elasticity, bind
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.search_space import SearchSpace, read_search_space
+
+SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
+_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE]
+_WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A directory or hub repository on this disk. `name` is what may be published: a hub id, or a directory's last part."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a command works on. `adapter` and `adapter_config` are None for a base model alone."""
+
+    base: Located
+    adapter: Located | None
+    adapter_config: AdapterConfig | None
+    elasticity: Elasticity
+
+    @property
+    def architecture(self) -> Architecture:
+        """The base model's shapes."""
+        return self.elasticity.architecture
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space; without groups for a plain LoRA adapter or a base model."""
+        return self.elasticity.space
+
+    def ranks(self) -> dict[str, int]:
+        """The adapter's rank on each layer that has one."""
+        return self.adapter_config.ranks(self.architecture) if self.adapter_config else {}
+
+
+def locate(reference: str, revision: str | None, weights: bool) -> Located:
+    """Find a model or an adapter: a directory, or a hub id (downloaded, or taken from the hub's cache).
+
+    Args:
+        reference: The directory or hub id.
+        revision: A branch, tag or commit of the hub repository.
+        weights: Whether weights are needed, or configurations only.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        LonasEdgeError: If it is neither.
+    """
+    folder = Path(reference)
+    if folder.is_dir():
+        return Located(folder.resolve().name, folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = snapshot_download(
+            reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES
+        )
+    except HFValidationError:
+        raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
+    except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
+        raise LonasEdgeError(f"{reference}: no such directory, and the hub does not give it: {error}") from error
+    return Located(reference, Path(found), Path(found).name)
+
+
+def read_model_config(located: Located) -> Any:
+    """Read a model's `config.json` through transformers, which fills in the fields that older files leave out.
+
+    Args:
+        located: The model.
+
+    Returns:
+        A `PretrainedConfig`.
+
+    Raises:
+        LonasEdgeError: If there is none or it is not one of a supported model.
+    """
+    from transformers import AutoConfig
+
+    path = located.folder / "config.json"
+    if not path.exists():
+        raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
+    try:
+        return AutoConfig.from_pretrained(located.folder, local_files_only=True)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise LonasEdgeError(f"{path}: transformers cannot read it as a model configuration: {error}") from error
+
+
+def open_source(
+    source: str | None,
+    model: str | None = None,
+    nncf_config: Path | None = None,
+    revision: str | None = None,
+    weights: bool = True,
+) -> Source:
+    """Read the configurations of a SOURCE and check that they belong together.
+
+    Args:
+        source: A super-adapter, a PEFT adapter, or a base model.
+        model: The base model; when None the one that the adapter's configuration names.
+        nncf_config: The search space; when None the one in the super-adapter's directory, if there is one.
+        revision: The base model's revision on the hub.
+        weights: Whether weights will be needed.
+
+    Returns:
+        The source, its weights not read yet.
+
+    Raises:
+        LonasEdgeError: If something is missing or does not fit.
+    """
+    found = locate(source or model or "", revision if source in (None, model) else None, weights)
+    adapter_config = AdapterConfig.read(found.folder) if (found.folder / adapters.CONFIG).exists() else None
+    if adapter_config is None and model not in (None, source):
+        raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
+    adapter = found if adapter_config else None
+    base = found if adapter_config is None else _locate_base(adapter_config, model, revision, weights)
+    if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
+        nncf_config = adapter.folder / SEARCH_SPACE
+    space = read_search_space(nncf_config) if nncf_config else SearchSpace()
+    architecture = Architecture.from_config(read_model_config(base), str(base.folder))
+    elasticity = bind(architecture, space, str(nncf_config))
+    opened = Source(base, adapter, adapter_config, elasticity)
+    if adapter_config:
+        misfits = adapters.rank_misfits(elasticity, opened.ranks())
+        raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", misfits)
+    return opened
+
+
+def _locate_base(config: AdapterConfig, model: str | None, revision: str | None, weights: bool) -> Located:
+    reference = model or config.lora.base_model_name_or_path
+    if not reference:
+        raise LonasEdgeError(f"{config.path}: names no base model; give it with --model")
+    try:
+        return locate(reference, revision or (None if model else config.lora.revision), weights)
+    except LonasEdgeError as error:
+        hint = "" if model else f" (named by {config.path}; --model gives another place)"
+        raise LonasEdgeError(f"{error}{hint}") from error

@@ -1,0 +1,251 @@
+"""The oracle, run by every export: the materialized model answers as the activated super-network, the IR as the model.
+
+The reference is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so a fault in
+our reading of the adapter, its scale, the slicing or the merging shows. Weights are streamed a layer at a time. Logits are
+compared in float64: fp32 arithmetic alone differs by up to 4e-4 between the merged and the unmerged form of one network
+(SmolLM2-135M, logits up to 40), which would hide what is looked for.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lonas_edge.checkpoints import open_tensors, read_json
+from lonas_edge.elastic import SuperNetwork
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.materialize import MaterializedModel
+from lonas_edge.modeling import empty_model, set_parameter, stream_weights, untouched_zeros
+
+TEXTS = (
+    "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
+    "Question: Which of these is a renewable resource?\nAnswer: Wind, because it is not used up when it turns a turbine.",
+    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4, 5, 6]))",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+)
+PROMPT_TOKENS = 16
+
+# What a faultless export stays below. `checkpoint` is the largest logit difference; `ir` the mean KL divergence, in nats.
+# The KL bounds are ten to thirty times what faultless exports show (`docs/design-notes.md`), and a fault in one layer of
+# SmolLM2 exceeds them: they catch faults, and do not grade the quality of a format.
+CHECKPOINT_TOLERANCE = {"fp32": 1e-4, "fp16": 0.5, "bf16": 4.0}
+IR_LOGIT_TOLERANCE = 1e-3  # fp32 only
+IR_KL_TOLERANCE = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.1, "int4": 1.5}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How two models' logits compare over the tokens of the prompts.
+
+    Attributes:
+        max_logit_difference: Largest absolute difference.
+        mean_kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats.
+        top1_agreement: Share of positions at which both prefer the same token.
+        positions: Positions compared.
+    """
+
+    max_logit_difference: float
+    mean_kl: float
+    top1_agreement: float
+    positions: int
+
+    def to_json(self) -> dict[str, float]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
+    """Compare logits with those of a reference.
+
+    Args:
+        reference: [prompts, tokens, vocabulary].
+        logits: The same shape.
+
+    Returns:
+        The comparison.
+    """
+    reference, logits = reference.double(), logits.double()
+    p, q = reference.log_softmax(-1), logits.log_softmax(-1)
+    return Parity(
+        max_logit_difference=(reference - logits).abs().max().item(),
+        mean_kl=(p.exp() * (p - q)).sum(-1).mean().item(),
+        top1_agreement=(reference.argmax(-1) == logits.argmax(-1)).double().mean().item(),
+        positions=reference[..., 0].numel(),
+    )
+
+
+def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
+    """Token ids of the prompts that are compared, all of one length: [prompts, tokens].
+
+    Args:
+        tokenizer: The model's tokenizer, or None: seeded random ids then.
+        vocab_size: Size of the vocabulary.
+
+    Returns:
+        The ids.
+    """
+    if tokenizer is not None:
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        length = min(PROMPT_TOKENS, *map(len, encoded))
+        ids = torch.tensor([row[:length] for row in encoded])
+        if length and int(ids.max()) < vocab_size:
+            return ids
+    return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the activated super-network: base and unmerged adapter, loaded by PEFT, the sub-network switched on.
+
+    Args:
+        model: Says the source and the sub-network.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    source = model.source
+    network: Any = empty_model(read_json(source.base.folder / "config.json"), str(source.base.folder))
+    if source.adapter:
+        # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
+        for name, place in list(network.named_parameters()):
+            set_parameter(network, name, untouched_zeros(place.shape))
+        network.tie_weights()
+        network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
+        _adapter_to_double(network)
+    base: PreTrainedModel = network.get_base_model() if source.adapter else network
+    stream_weights(base, lambda name: model.base_tensor(_unwrapped(name)).double(), lambda name: not _is_adapter(name))
+    SuperNetwork(network, source.elasticity).activate(model.subnetwork.widths)
+    return _logits(base, ids)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def _unwrapped(name: str) -> str:
+    """A parameter's name without the wrappers that PEFT puts around layers."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _adapter_to_double(network: torch.nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        if _is_adapter(name):
+            parameter.data = parameter.data.double()
+
+
+def materialized_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the materialized model before any rounding to a storage format.
+
+    Args:
+        model: The materialized model.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    network = empty_model(model.config())
+    stream_weights(network, lambda name: model.tensor(name).double())
+    return _logits(network, ids)
+
+
+def checkpoint_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a checkpoint on disk, read a layer at a time.
+
+    Args:
+        folder: The checkpoint's directory.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    config, tensors = read_json(folder / "config.json"), open_tensors(folder)
+    network = empty_model(config, str(folder))
+    embedding = next(name for name, module in network.named_modules() if module is network.get_input_embeddings())
+    stream_weights(
+        network, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight").double()
+    )
+    return _logits(network, ids)
+
+
+def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of an IR on the CPU, computed in fp32: what is compared is the stored model, not the plugin's bf16.
+
+    Args:
+        path: The .xml file.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], fp32.
+    """
+    import numpy as np
+    import openvino as ov
+
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = ov.Core().compile_model(path, "CPU", properties)
+    batch, length = ids.shape
+    inputs = {
+        "input_ids": ids.numpy(),
+        "attention_mask": np.ones((batch, length), np.int64),
+        "position_ids": np.broadcast_to(np.arange(length), (batch, length)),
+        "beam_idx": np.arange(batch, dtype=np.int32),
+    }
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    result = compiled.create_infer_request().infer({k: v for k, v in inputs.items() if k in names})
+    return torch.from_numpy(result["logits"].copy())
+
+
+def check_checkpoint(parity: Parity, dtype: str) -> None:
+    """Refuse a checkpoint that does not answer as the activated super-network.
+
+    Args:
+        parity: The comparison.
+        dtype: fp32, fp16 or bf16.
+
+    Raises:
+        LonasEdgeError: If it is beyond the tolerance.
+    """
+    _require(
+        "materialized model",
+        "activated super-network",
+        parity,
+        dtype,
+        parity.max_logit_difference,
+        CHECKPOINT_TOLERANCE[dtype],
+    )
+
+
+def check_ir(parity: Parity, weight_format: str) -> None:
+    """Refuse an IR that does not answer as the materialized model.
+
+    Args:
+        parity: The comparison.
+        weight_format: fp32, fp16, int8 or int4.
+
+    Raises:
+        LonasEdgeError: If it is beyond the tolerance.
+    """
+    _require("IR", "materialized model", parity, weight_format, parity.mean_kl, IR_KL_TOLERANCE[weight_format])
+    if weight_format == "fp32":
+        _require("IR", "materialized model", parity, weight_format, parity.max_logit_difference, IR_LOGIT_TOLERANCE)
+
+
+def _require(what: str, reference: str, parity: Parity, kind: str, value: float, tolerance: float) -> None:
+    if value <= tolerance:  # false for NaN
+        return
+    raise LonasEdgeError(
+        f"Verification failed: the {kind} {what} does not answer as the {reference}: {value:.3g}, allowed {tolerance:.3g} "
+        f"(largest logit difference {parity.max_logit_difference:.3g}, mean KL {parity.mean_kl:.3g}, same top token at "
+        f"{parity.top1_agreement:.1%} of {parity.positions} positions). Nothing was written. Please report it; "
+        "--no-verify exports all the same, and records that."
+    )

@@ -97,12 +97,8 @@ class AdapterConfig:
             LonasEdgeError: If no layer of the model is targeted, or the embedding is.
         """
         if check_target_module_exists(self.lora, architecture.family.embedding) is True:
-            raise LonasEdgeError(
-                f"{self.path}: an adapter on {architecture.family.embedding} is not supported; merge it first"
-            )
-        ranks = {
-            name: self._pattern("rank", name) for name in architecture.linears if self._targets(architecture, name)
-        }
+            raise LonasEdgeError(f"{self.path}: an adapter on {architecture.family.embedding} is not supported; merge it first")
+        ranks = {name: self._pattern("rank", name) for name in architecture.linears if self._targets(architecture, name)}
         if not ranks:
             raise LonasEdgeError(
                 f"{self.path}: target_modules {self.lora.target_modules!r} name no linear layer of this "
@@ -113,9 +109,7 @@ class AdapterConfig:
     def _targets(self, architecture: Architecture, name: str) -> bool:
         if self.lora.target_modules == "all-linear":  # PEFT leaves the output layer out
             return name != architecture.family.head
-        return check_target_module_exists(self.lora, name) is not None and bool(
-            check_target_module_exists(self.lora, name)
-        )
+        return check_target_module_exists(self.lora, name) is not None and bool(check_target_module_exists(self.lora, name))
 
     def _pattern(self, kind: str, name: str) -> Any:
         patterns, default = (

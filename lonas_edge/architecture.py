@@ -134,10 +134,7 @@ class Elasticity:
         family, widths = self.architecture.family, self.widths(chosen)
         layers = range(self.architecture.config.num_hidden_layers)
         return [
-            {
-                rule.config_field: widths[f"{family.layer(index)}.{rule.consumer}"].in_features
-                for rule in family.width_rules
-            }
+            {rule.config_field: widths[f"{family.layer(index)}.{rule.consumer}"].in_features for rule in family.width_rules}
             for index in layers
         ]
 
@@ -217,9 +214,7 @@ def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], li
                 continue
             missing = sorted(set(rule.producers) - set(names))
             if missing:
-                faults.append(
-                    f"{prefix}.{relative} is elastic without {', '.join(missing)}, which must share its width"
-                )
+                faults.append(f"{prefix}.{relative} is elastic without {', '.join(missing)}, which must share its width")
             consumers.append(f"{prefix}.{rule.consumer}")
     return faults, list(dict.fromkeys(consumers))
 
@@ -228,9 +223,7 @@ def _width_misfits(architecture: Architecture, group: Group) -> list[str]:
     faults = []
     for module in group.modules:
         full = architecture.linears[module].out_features
-        faults += [
-            f"width {w} of {module} is larger than the layer, which has {full}" for w in group.widths if w > full
-        ]
+        faults += [f"width {w} of {module} is larger than the layer, which has {full}" for w in group.widths if w > full]
         head_dim = getattr(architecture.config, "head_dim", None) or (
             architecture.config.hidden_size // architecture.config.num_attention_heads
         )

@@ -84,9 +84,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise LonasEdgeError(
-            f"{path}: damaged or truncated safetensors file ({error}). Download or copy it again."
-        ) from error
+        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Download or copy it again.") from error
 
 
 class TensorFiles:
@@ -131,14 +129,10 @@ class TensorFiles:
     def _header(self, path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         if path.suffix != ".safetensors":
             self._pickles[path] = load_pickle(path, mmap=True)
-            return {
-                name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self._pickles[path].items()
-            }
+            return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self._pickles[path].items()}
         with _opened(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {
-                name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
-            }
+            return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()}
 
     def read(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
         """Read the first rows and columns of a tensor.
@@ -221,9 +215,7 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
     expected = architecture.shapes
     head = f"{architecture.family.head}.weight"
     ignored = {head} if architecture.tied else set()
-    problems = [
-        f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors.shapes
-    ]
+    problems = [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors.shapes]
     for name, shape in tensors.shapes.items():
         if name in ignored or name.endswith(_LEGACY_BUFFERS):
             continue
@@ -232,9 +224,7 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
         elif shape != expected[name]:
             problems.append(f"{name}: expected {list(expected[name])} from config.json, found {list(shape)}")
         elif tensors.dtypes[name] not in _DTYPES.values():
-            problems.append(
-                f"{name}: dtype {tensors.dtypes[name]}; expected a float type (quantized bases are not supported)"
-            )
+            problems.append(f"{name}: dtype {tensors.dtypes[name]}; expected a float type (quantized bases are not supported)")
     raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems)
     return tensors
 
@@ -262,9 +252,7 @@ class OutputDirectory:
             LonasEdgeError: If the output exists, its parent cannot be written, or the disk has no room.
         """
         if self.path.exists() and not self.overwrite:
-            raise LonasEdgeError(
-                f"{self.path}: exists and is kept as it is. Choose another --output, or give --overwrite."
-            )
+            raise LonasEdgeError(f"{self.path}: exists and is kept as it is. Choose another --output, or give --overwrite.")
         parent = _existing_parent(self.path)
         if not os.access(parent, os.W_OK):
             raise LonasEdgeError(f"{self.path}: {parent} cannot be written to")

@@ -8,6 +8,7 @@ Width semantics: Muñoz et al., "LoNAS" (LREC-COLING 2024), "always the first w 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -46,6 +47,7 @@ class ElasticLoraLinear(LoraLinear):
     active_out: int
     active_in: int
     active_rank: int | None
+    base_layer: ElasticLinear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the active outputs.
@@ -107,13 +109,8 @@ class SuperNetwork:
             _set_widths(layer, widths[name])
 
 
-def _make_elastic(name: str, layer: nn.Module) -> ElasticLinear | ElasticLoraLinear:
-    if (
-        type(layer) is LoraLinear
-        and type(layer.base_layer) is nn.Linear
-        and not layer.merged
-        and not layer.lora_variant
-    ):
+def _make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
+    if type(layer) is LoraLinear and type(layer.base_layer) is nn.Linear and not layer.merged and not layer.lora_variant:
         layer.base_layer.__class__ = ElasticLinear
         layer.__class__ = ElasticLoraLinear
     elif type(layer) is nn.Linear:

@@ -90,17 +90,20 @@ def node_name(architecture: Architecture, layer: int, module: str, role: Role) -
 def _falling(values: Sequence[int], what: str) -> list[int]:
     ordered = sorted(values, reverse=True)
     if len(set(ordered)) != len(ordered) or ordered[-1] < 1:
-        raise LonasEdgeError(
-            f"The {what} must differ and be at least 1; found {ordered}. Choose other ratios or ranks."
-        )
+        raise LonasEdgeError(f"The {what} must differ and be at least 1; found {ordered}. Choose other ratios or ranks.")
     return ordered
 
 
 def _configuration(groups: list[list[str]], widths: list[list[int]], seq_len: int) -> dict[str, Any]:
     shape = {"sample_size": [1, seq_len], "type": "long"}
     stage = {
-        "train_dims": ["width"], "epochs": 6, "depth_indicator": 1, "width_indicator": max(map(len, widths)),
-        "init_lr": 3e-4, "epochs_lr": 6, "sample_rate": 1,
+        "train_dims": ["width"],
+        "epochs": 6,
+        "depth_indicator": 1,
+        "width_indicator": max(map(len, widths)),
+        "init_lr": 3e-4,
+        "epochs_lr": 6,
+        "sample_rate": 1,
     }
     no_adaptation = {"num_bn_adaptation_samples": 0}
     return {
@@ -118,8 +121,12 @@ def _configuration(groups: list[list[str]], widths: list[list[int]], seq_len: in
                 },
             },
             "search": {
-                "algorithm": "NSGA2", "batchnorm_adaptation": no_adaptation,
-                "num_evals": 200, "population": 8, "ref_acc": 0.45, "acc_delta": 0.01,
+                "algorithm": "NSGA2",
+                "batchnorm_adaptation": no_adaptation,
+                "num_evals": 200,
+                "population": 8,
+                "ref_acc": 0.45,
+                "acc_delta": 0.01,
             },
         },
     }

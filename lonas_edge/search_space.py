@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,10 +189,10 @@ def _parse_groups(groups: Any, widths: Any) -> tuple[tuple[Group, ...], list[str
     if not isinstance(groups, list) or not isinstance(widths, list):
         return (), [f"{where} needs two lists, overwrite_groups and overwrite_groups_widths"]
     if len(groups) != len(widths):
-        return (), [
-            f"{len(groups)} overwrite_groups but {len(widths)} overwrite_groups_widths; expected one list a group"
-        ]
-    parsed, problems, seen = [], [], {}
+        return (), [f"{len(groups)} overwrite_groups but {len(widths)} overwrite_groups_widths; expected one list a group"]
+    parsed: list[Group] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, str], int] = {}
     for index, (nodes, values) in enumerate(zip(groups, widths, strict=True)):
         members, faults = _parse_members(nodes)
         faults += _width_faults(values)
@@ -225,7 +226,7 @@ def _width_faults(values: Any) -> list[str]:
         return [f"expected a list of widths, found {values!r}"]
     if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values):
         return [f"widths must be positive whole numbers, found {values}"]
-    if any(left <= right for left, right in zip(values, values[1:], strict=False)):
+    if any(left <= right for left, right in pairwise(values)):
         return [f"widths must fall from widest to narrowest, found {values}"]
     return []
 

@@ -73,9 +73,7 @@ def locate(reference: str, revision: str | None, weights: bool) -> Located:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = snapshot_download(
-            reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES
-        )
+        found = snapshot_download(reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES)
     except HFValidationError:
         raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had

@@ -169,9 +169,7 @@ def checkpoint_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     config, tensors = read_json(folder / "config.json"), open_tensors(folder)
     network = empty_model(config, str(folder))
     embedding = next(name for name, module in network.named_modules() if module is network.get_input_embeddings())
-    stream_weights(
-        network, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight").double()
-    )
+    stream_weights(network, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight").double())
     return _logits(network, ids)
 
 
@@ -189,7 +187,9 @@ def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     import openvino as ov
 
     properties = {
-        "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = ov.Core().compile_model(path, "CPU", properties)

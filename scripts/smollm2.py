@@ -73,9 +73,7 @@ def write_checkpoint(output: Path, dtype: str = "float32") -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         gguf_file = download_gguf(Path(folder))
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf_file.parent, gguf_file=gguf_file.name, dtype=getattr(torch, dtype)
-        )
+        model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=getattr(torch, dtype))
         tokenizer = rebuild_tokenizer(gguf_file)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     ids["pad_token_id"] = tokenizer.pad_token_id

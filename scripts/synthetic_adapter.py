@@ -12,9 +12,7 @@ from pathlib import Path
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"]  # those of the published adapters
 
 
-def write_adapter(
-    base: Path, output: Path, rank: int = 32, alpha: int = 64, seed: int = 0, strength: float = 0.1
-) -> None:
+def write_adapter(base: Path, output: Path, rank: int = 32, alpha: int = 64, seed: int = 0, strength: float = 0.1) -> None:
     """Write a PEFT adapter whose delta has `strength` times the root mean square of the weight it is added to."""
     import torch
     from peft import LoraConfig, get_peft_model

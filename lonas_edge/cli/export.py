@@ -81,7 +81,7 @@ def command(
             verify=verify,
             overwrite=overwrite,
         )
-        manifest = export(opened, chosen, output, options, report=lambda step: status.update(step))
+        manifest = export(opened, chosen, output, options, report=status.update)
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:

@@ -14,9 +14,7 @@ SourceArgument = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        "--model", help="Base model, a directory or hub id. Default: the one the adapter's configuration names."
-    ),
+    typer.Option("--model", help="Base model, a directory or hub id. Default: the one the adapter's configuration names."),
 ]
 SpaceOption = Annotated[
     Path | None,

@@ -66,9 +66,7 @@ class Compressed:
             widened = ops.convert(codes, ov.Type.f32, name=f"{name}/convert")
             widened.get_rt_info()["decompression_0"] = True  # keeps it stored as fp16: not folded when it is loaded
             return widened
-        zero_point = ops.convert(
-            ops.constant(self.zero_point, shared_memory=True, name=f"{name}/zero_point"), ov.Type.f16
-        )
+        zero_point = ops.convert(ops.constant(self.zero_point, shared_memory=True, name=f"{name}/zero_point"), ov.Type.f16)
         shifted = ops.subtract(ops.convert(codes, ov.Type.f16), zero_point, name=f"{name}/zero_point/subtract")
         scale = ops.constant(self.scale, shared_memory=True, name=f"{name}/scale")
         matrix = ops.multiply(shifted, scale, name=f"{name}/fq_weights_1")

@@ -53,9 +53,7 @@ class GraphConversion:
         """
         assert self._process.stdin
         try:
-            self._process.stdin.write(
-                json.dumps({"config": config, "vectors": str(vectors), "output": str(output)}) + "\n"
-            )
+            self._process.stdin.write(json.dumps({"config": config, "vectors": str(vectors), "output": str(output)}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             self.wait()

@@ -68,7 +68,7 @@ class ElasticLoraLinear(LoraLinear):
             down = self.lora_A[name].weight[: self.active_rank, : self.active_in]
             up = self.lora_B[name].weight[: self.active_out, : self.active_rank]
             bias = self.lora_B[name].bias
-            inner = F.linear(self.lora_dropout[name](self._cast_input_dtype(x, down.dtype)), down)
+            inner = F.linear(self.lora_dropout[name](x.to(down.dtype)), down)
             outer = F.linear(inner, up, None if bias is None else bias[: self.active_out])
             result = result + outer * self.scaling[name]
         return result.to(dtype)
@@ -80,7 +80,7 @@ class SuperNetwork:
     The model stays an ordinary `PeftModel` (or a plain causal language model): it saves, loads and trains as before.
     """
 
-    def __init__(self, model: nn.Module, elasticity: Elasticity):
+    def __init__(self, model: Any, elasticity: Elasticity):
         """Make the elastic layers of `model` elastic; all of each layer is active at first.
 
         Args:
@@ -92,7 +92,7 @@ class SuperNetwork:
         """
         self.model = model
         self.elasticity = elasticity
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
         self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
             name: _make_elastic(name, base.get_submodule(name)) for name in sorted(elastic)

@@ -7,19 +7,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import save_file
 
 from lonas_edge import adapters, complexity, verify
 from lonas_edge.checkpoints import OutputDirectory, sha256
+from lonas_edge.ir import compress
+from lonas_edge.ir.convert import MODEL, write_ir
+from lonas_edge.ir.graph import GraphConversion, Job
+from lonas_edge.ir.tokenizer import load_tokenizer
 from lonas_edge.materialize import DTYPES, MaterializedModel, write_weights
 from lonas_edge.model_card import model_card
-from lonas_edge.source import Source
+from lonas_edge.source import Located, Source
 from lonas_edge.subnetwork import Subnetwork
 
 MANIFEST, SUBNETWORK = "lonas_edge.json", "subnetwork.json"
@@ -63,12 +68,20 @@ class _Steps:
         self.report(shown)
         start = time.perf_counter()
         yield
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        self.taken[name] = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_bytes": peak}
+        self.taken[name] = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_bytes": _peak_rss()}
+
+
+def _peak_rss(who: int = resource.RUSAGE_SELF) -> int:
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def export(
-    source: Source, subnetwork: Subnetwork, output: Path, options: ExportOptions, report: Progress = lambda _: None
+    source: Source,
+    subnetwork: Subnetwork,
+    output: Path,
+    options: ExportOptions,
+    report: Progress = lambda _: None,
+    conversion: GraphConversion | None = None,
 ) -> dict[str, Any]:
     """Export a sub-network.
 
@@ -78,6 +91,7 @@ def export(
         output: The directory to write; it appears whole or not at all.
         options: What to write.
         report: Called with the name of each step as it starts.
+        conversion: A graph conversion that was started earlier, to save the time of its imports.
 
     Returns:
         The manifest, as written to `lonas_edge.json`.
@@ -87,123 +101,108 @@ def export(
     """
     directory = OutputDirectory(output, options.overwrite)
     sizes = complexity.measure(source.elasticity, source.ranks(), subnetwork.widths, complexity.DEFAULT_SEQUENCE_LENGTH)
-    stored = options.weight_format if options.stage == "ir" else "fp32"
-    directory.check(sizes.bytes[stored] + _ROOM_BYTES)
-    steps = _Steps(report)
+    directory.check(sizes.bytes[options.weight_format if options.stage == "ir" else "fp32"] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
-        run = _export_ir if options.stage == "ir" else _export_checkpoint
-        parity, model, hashes = run(source, subnetwork, folder, options, steps, background)
-        manifest = _manifest(model, options, parity, hashes.result(), steps)
+        steps = _Steps(report)
+        with steps.step("validate", "Checking base and adapter"):
+            model = MaterializedModel(source, subnetwork)
+            tokenizer = load_tokenizer(source.base.folder)
+        hashes = background.submit(_hashes, model)
+        job = _Export(model, tokenizer, folder, options, steps)
+        if options.stage == "checkpoint":
+            job.write_checkpoint()
+        else:
+            with conversion or GraphConversion() as running:
+                job.write_ir(running)
+        manifest = _manifest(job, hashes.result())
         (folder / SUBNETWORK).write_text(json.dumps(subnetwork.to_json(source.space), indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(manifest))
     return manifest
 
 
-_Result = tuple[dict[str, Any], MaterializedModel, Future]
+@dataclass
+class _Export:
+    """One export under way."""
 
+    model: MaterializedModel
+    tokenizer: Any
+    folder: Path
+    options: ExportOptions
+    steps: _Steps
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
 
-def _export_checkpoint(
-    source: Source,
-    subnetwork: Subnetwork,
-    folder: Path,
-    options: ExportOptions,
-    steps: _Steps,
-    background: ThreadPoolExecutor,
-) -> _Result:
-    from lonas_edge.ir.convert import load_tokenizer
+    @property
+    def stored(self) -> str:
+        """How weights are stored: the IR's format, or the checkpoint's dtype."""
+        if self.options.stage == "ir":
+            return self.options.weight_format
+        return self.options.dtype or _base_dtype(self.model)
 
-    with steps.step("validate", "Checking base and adapter"):
-        model = MaterializedModel(source, subnetwork)
-        tokenizer = load_tokenizer(source.base.folder)
-        dtype = options.dtype or _base_dtype(model)
-    hashes = background.submit(_hashes, source, model)
-    with steps.step("materialize", "Slicing and merging"):
-        write_weights(model, folder, DTYPES[dtype])
-        _write_configs(model, folder, str(DTYPES[dtype]).removeprefix("torch."))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    if not options.verify:
-        return {}, model, hashes
-    with steps.step("verify", "Comparing with the activated super-network"):
-        ids = verify.prompts(tokenizer, source.architecture.config.vocab_size)
-        reference = verify.super_network_logits(model, ids)
-        parity = verify.compare(reference, verify.checkpoint_logits(folder, ids))
-        verify.check_checkpoint(parity, dtype)
-    return {"checkpoint": parity.to_json()}, model, hashes
+    def write_checkpoint(self) -> None:
+        with self.steps.step("materialize", "Slicing and merging"):
+            dtype = DTYPES[self.stored]
+            write_weights(self.model, self.folder, dtype)
+            self._write_configs(str(dtype).removeprefix("torch."))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(self.folder)
+        if self.options.verify:
+            with self.steps.step("verify", "Comparing with the activated super-network"):
+                ids = self._prompts()
+                answers = verify.compare(
+                    verify.super_network_logits(self.model, ids), verify.checkpoint_logits(self.folder, ids)
+                )
+                verify.check_checkpoint(answers, self.stored)
+                self.parity["checkpoint"] = answers.to_json()
 
+    def write_ir(self, conversion: GraphConversion) -> None:
+        """The graph is converted in its own process while the weights are made and compressed in this one."""
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="graph-") as scratch:
+            graph = self._start_conversion(conversion, Path(scratch))
+            with self.steps.step("compress", "Slicing, merging and compressing"):
+                schemes = compress.schemes(self.model, self.options.weight_format)
+                matrices = dict(compress.compress_matrices(self.model, schemes))
+                self.model.refuse_not_finite()
+            reference = self._verify_materialized() if self.options.verify else None
+            self._write_configs("float32" if self.stored == "fp32" else "float16")
+            with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
+                conversion.wait()
+            with self.steps.step("write", "Writing the IR"):
+                write_ir(graph, self.folder, matrices, schemes, self.options.weight_format)
+                del matrices
+        if reference is not None:
+            with self.steps.step("verify_ir", "Comparing the IR with the materialized model"):
+                answers = verify.compare(reference, verify.ir_logits(self.folder / MODEL, self._prompts()))
+                verify.check_ir(answers, self.stored)
+                self.parity["ir"] = answers.to_json()
 
-def _export_ir(
-    source: Source,
-    subnetwork: Subnetwork,
-    folder: Path,
-    options: ExportOptions,
-    steps: _Steps,
-    background: ThreadPoolExecutor,
-) -> _Result:
-    from lonas_edge.ir.graph import GraphConversion
-
-    conversion = GraphConversion()
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
-            return _fill_ir(source, subnetwork, folder, Path(scratch), options, steps, background, conversion)
-    finally:
-        conversion.stop()
-
-
-def _fill_ir(
-    source: Source,
-    subnetwork: Subnetwork,
-    folder: Path,
-    scratch: Path,
-    options: ExportOptions,
-    steps: _Steps,
-    background: ThreadPoolExecutor,
-    conversion: Any,
-) -> _Result:
-    """The graph is converted in its own process while the weights are made and compressed in this one."""
-    import openvino as ov
-
-    from lonas_edge.ir import compress, convert
-
-    with steps.step("validate", "Checking base and adapter"):
-        model = MaterializedModel(source, subnetwork)
-        vectors = {name: model.tensor(name) for name, shape in model.shapes.items() if len(shape) == 1}
-        save_file({name: tensor.contiguous() for name, tensor in vectors.items()}, scratch / "vectors.safetensors")
-        graph = scratch / "graph" / convert.MODEL
+    def _start_conversion(self, conversion: GraphConversion, scratch: Path) -> Path:
+        vectors = scratch / "vectors.safetensors"
+        names = [name for name, shape in self.model.shapes.items() if len(shape) == 1]
+        save_file({name: self.model.tensor(name).contiguous() for name in names}, vectors)
+        graph = scratch / "graph" / MODEL
         graph.parent.mkdir()
-        conversion.start(model.config(), scratch / "vectors.safetensors", graph)
-        tokenizer = convert.load_tokenizer(source.base.folder)
-    hashes = background.submit(_hashes, source, model)
-    with steps.step("compress", "Slicing, merging and compressing"):
-        schemes = compress.schemes(model, options.weight_format)
-        matrices = dict(compress.compress_matrices(model, schemes))
-        model.refuse_not_finite()
-    parity: dict[str, Any] = {}
-    if options.verify:
-        with steps.step("verify_checkpoint", "Comparing with the activated super-network"):
-            ids = verify.prompts(tokenizer, source.architecture.config.vocab_size)
-            reference = verify.materialized_logits(model, ids)
-            checkpoint = verify.compare(verify.super_network_logits(model, ids), reference)
-            verify.check_checkpoint(checkpoint, "fp32")
-            parity["checkpoint"] = checkpoint.to_json()
-    with steps.step("tokenizer", "Converting the tokenizer"):
-        if tokenizer is not None:
-            convert.save_tokenizer(tokenizer, folder)
-        _write_configs(model, folder, "float32" if options.weight_format == "fp32" else "float16")
-    with steps.step("convert", "Converting the graph"):
-        conversion.wait()
-    with steps.step("write", "Writing the IR"):
-        whole = convert.fill_graph(graph, matrices)
-        convert.record_format(whole, schemes, options.weight_format)
-        ov.save_model(whole, folder / convert.MODEL, compress_to_fp16=False)
-        del whole, matrices
-    if options.verify:
-        with steps.step("verify_ir", "Comparing the IR with the materialized model"):
-            answers = verify.compare(reference, verify.ir_logits(folder / convert.MODEL, ids))
-            verify.check_ir(answers, options.weight_format)
-            parity["ir"] = answers.to_json()
-    return parity, model, hashes
+        tokenizer = str(self.model.source.base.folder) if self.tokenizer is not None else None
+        conversion.start(Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder)))
+        return graph
+
+    def _verify_materialized(self) -> torch.Tensor:
+        with self.steps.step("verify_checkpoint", "Comparing with the activated super-network"):
+            ids = self._prompts()
+            reference = verify.materialized_logits(self.model, ids)
+            answers = verify.compare(verify.super_network_logits(self.model, ids), reference)
+            verify.check_checkpoint(answers, "fp32")
+            self.parity["checkpoint"] = answers.to_json()
+        return reference
+
+    def _prompts(self) -> torch.Tensor:
+        return verify.prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)
+
+    def _write_configs(self, dtype: str) -> None:
+        (self.folder / "config.json").write_text(json.dumps(self.model.config(dtype), indent=2) + "\n")
+        generation = self.model.source.base.folder / "generation_config.json"
+        if generation.exists():
+            (self.folder / generation.name).write_bytes(generation.read_bytes())
 
 
 def _base_dtype(model: MaterializedModel) -> str:
@@ -211,14 +210,8 @@ def _base_dtype(model: MaterializedModel) -> str:
     return {"float32": "fp32", "float64": "fp32", "float16": "fp16", "bfloat16": "bf16"}[stored]
 
 
-def _write_configs(model: MaterializedModel, folder: Path, dtype: str) -> None:
-    (folder / "config.json").write_text(json.dumps(model.config(dtype), indent=2) + "\n")
-    generation = model.source.base.folder / "generation_config.json"
-    if generation.exists():
-        (folder / generation.name).write_bytes(generation.read_bytes())
-
-
-def _hashes(source: Source, model: MaterializedModel) -> dict[str, dict[str, str]]:
+def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
+    source = model.source
     base = [source.base.folder / "config.json", *model.base.files]
     found = {"base": {path.name: sha256(path) for path in base}}
     if source.adapter:
@@ -232,29 +225,31 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def _manifest(
-    model: MaterializedModel, options: ExportOptions, parity: dict[str, Any], hashes: dict[str, Any], steps: _Steps
-) -> dict[str, Any]:
+def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]:
+    model, options = job.model, job.options
     source, widths = model.source, model.subnetwork.widths
 
     def sizes(chosen: tuple[int, ...] | None) -> dict[str, Any]:
         seq_len = source.space.sequence_length or complexity.DEFAULT_SEQUENCE_LENGTH
         return complexity.measure(source.elasticity, source.ranks(), chosen, seq_len, model.untied).to_json()
 
-    def described(located: Any, key: str) -> dict[str, Any] | None:
-        return located and {"name": located.name, "revision": located.revision, "sha256": hashes[key]}
+    def described(located: Located | None, key: str) -> dict[str, Any] | None:
+        return None if located is None else {"name": located.name, "revision": located.revision, "sha256": hashes[key]}
 
     return {
         "format": 1,
         "stage": options.stage,
-        "weight_format": options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(model),
+        "weight_format": job.stored,
         "subnetwork": {"name": model.subnetwork.name, "search_space": source.space.hash if widths else None},
         "base": described(source.base, "base"),
         "adapter": described(source.adapter, "adapter"),
         "sizes": {"unpruned": sizes(None), "subnetwork": sizes(widths)},
         "verified": options.verify,
-        "parity": parity,
-        "steps": steps.taken,
-        "child_peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "parity": job.parity,
+        "steps": job.steps.taken,
+        "graph_process_peak_rss_bytes": _peak_rss(resource.RUSAGE_CHILDREN) if options.stage == "ir" else None,
         "versions": versions(),
     }
+
+
+__all__ = ["MANIFEST", "SUBNETWORK", "ExportOptions", "export", "versions"]

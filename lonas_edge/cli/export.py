@@ -1,6 +1,7 @@
 """`lonas-edge export`: a sub-network, sliced, merged, compressed, as OpenVINO IR."""
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,10 +62,17 @@ def command(
     """Export a sub-network as a directory that OpenVINO clients run as it is."""
     if dtype and stage == StageChoice.IR:
         raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
+    from contextlib import ExitStack
+
     from rich.console import Console
 
-    console = Console(stderr=True)
-    with console.status("Loading") as status:
+    from lonas_edge.ir.graph import GraphConversion
+
+    with ExitStack() as stack:
+        status = stack.enter_context(Console(stderr=True).status("Loading"))
+        # its imports and ours take seconds: side by side
+        conversion = stack.enter_context(GraphConversion()) if stage == StageChoice.IR else None
         from lonas_edge.checkpoints import OutputDirectory
         from lonas_edge.source import open_source
         from lonas_edge.subnetwork import select
@@ -81,7 +89,7 @@ def command(
             verify=verify,
             overwrite=overwrite,
         )
-        manifest = export(opened, chosen, output, options, report=status.update)
+        manifest = export(opened, chosen, output, options, status.update, conversion)
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:

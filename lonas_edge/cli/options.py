@@ -28,7 +28,7 @@ SubnetOption = Annotated[
     str | None,
     typer.Option(
         "--subnet",
-        help="heuristic, maximal, minimal, random:SEED, or a sub-network JSON file. Default: heuristic; maximal for plain LoRA.",
+        help="heuristic, maximal, minimal, random:SEED or a sub-network JSON file. Default: heuristic; maximal for plain LoRA.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

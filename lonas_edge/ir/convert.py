@@ -1,4 +1,4 @@
-"""The IR: a graph converted without weights, filled with compressed matrices; tokenizer and detokenizer beside it."""
+"""The IR: a graph converted without weights, filled with compressed matrices."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import openvino as ov
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.compress import Compressed, Scheme
 
-MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"
+MODEL = "openvino_model.xml"
 
 
 def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:
@@ -39,6 +39,26 @@ def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:
     return model
 
 
+def write_ir(
+    graph: Path, folder: Path, matrices: Mapping[str, Compressed], schemes: Mapping[str, Scheme], weight_format: str
+) -> None:
+    """Fill a graph and write it as `openvino_model.xml` and `.bin`.
+
+    Args:
+        graph: An IR written by `ir.graph`.
+        folder: An existing directory.
+        matrices: The compressed matrix of each of the graph's inputs that stands for one.
+        schemes: The scheme of each matrix.
+        weight_format: fp32, fp16, int8 or int4.
+
+    Raises:
+        LonasEdgeError: If the graph lacks a matrix or the shapes differ.
+    """
+    model = fill_graph(graph, matrices)
+    record_format(model, schemes, weight_format)
+    ov.save_model(model, folder / MODEL, compress_to_fp16=False)
+
+
 def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: str) -> None:
     """Write into the IR what stock exporters write: how its weights are stored, and the run-time options that go with it.
 
@@ -53,47 +73,3 @@ def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: str)
     group = next((scheme.group_size for scheme in schemes.values() if scheme.group_size), -1)
     model.set_rt_info("int4_asym" if group > 0 else "int8_asym", ["nncf", "weight_compression", "mode"])
     model.set_rt_info(str(group), ["nncf", "weight_compression", "group_size"])
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model directory, or None where it has none.
-
-    Args:
-        folder: The directory.
-
-    Returns:
-        A transformers tokenizer.
-
-    Raises:
-        LonasEdgeError: If there is one and it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).exists() for name in names):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, ImportError) as error:
-        raise LonasEdgeError(f"{folder}: the tokenizer cannot be read: {error}") from error
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer's files, and the same as OpenVINO models for clients without transformers.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        folder: An existing directory.
-
-    Raises:
-        LonasEdgeError: If OpenVINO cannot express it.
-    """
-    from optimum.exporters.openvino.convert import export_tokenizer
-
-    tokenizer.save_pretrained(folder)
-    export_tokenizer(tokenizer, folder, task="text-generation-with-past")
-    if not (folder / TOKENIZER).exists():
-        raise LonasEdgeError(
-            f"{type(tokenizer).__name__}: openvino_tokenizers cannot express this tokenizer. Save it as a fast tokenizer "
-            "(tokenizer.json) in the base model's directory."
-        )

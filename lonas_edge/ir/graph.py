@@ -1,7 +1,7 @@
-"""The graph of a model as OpenVINO IR, converted without its weights, in a process of its own.
+"""The graph of a model as OpenVINO IR, converted without its weights, and its tokenizer, in a process of their own.
 
-`python -m lonas_edge.ir.graph` reads one JSON line, {"config": …, "vectors": FILE, "output": FILE.xml}, and writes the IR
-that optimum-intel makes of the model, with every weight matrix replaced by an input of the matrix's name. The matrices are
+`python -m lonas_edge.ir.graph` reads one JSON line, the fields of `Job`, and writes the IR that optimum-intel makes of the
+model, with every weight matrix replaced by an input of the matrix's name. The matrices are
 untouched zero pages meanwhile, so converting a 7B model takes 1 GB; norms and biases are real, as they may be folded.
 
 A process of its own, because conversion patches transformers while it runs and is single-threaded Python: the parent slices,
@@ -13,19 +13,43 @@ What is worked around, in this process only (optimum-intel 2.2, transformers 5.5
 - Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/test_export_families.py`).
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lonas_edge.errors import LonasEdgeError
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the process converts; paths are strings.
+
+    Attributes:
+        config: Content of the materialized model's config.json.
+        vectors: A safetensors file with its one-dimensional parameters, fp32.
+        graph: The IR's .xml file, to be written.
+        tokenizer: The directory of the tokenizer, or None.
+        folder: An existing directory, for the converted tokenizer.
+    """
+
+    config: dict[str, Any]
+    vectors: str
+    graph: str
+    tokenizer: str | None
+    folder: str
+
+
 class GraphConversion:
-    """The parent's side: starts the process at once, since its imports take seconds, and hands it the model later."""
+    """The parent's side: starts the process at once, since its imports take seconds, and hands it the model later.
+
+    Made before the heavy imports of the parent, the two import side by side. Leaving its `with` block ends the process.
+    """
 
     def __init__(self) -> None:
         """Start the process."""
@@ -35,6 +59,7 @@ class GraphConversion:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},  # the other cores are the parent's
         )
         self._log: list[str] = []
         threading.Thread(target=self._collect, daemon=True).start()
@@ -43,17 +68,15 @@ class GraphConversion:
         assert self._process.stdout
         self._log.extend(self._process.stdout)
 
-    def start(self, config: dict[str, Any], vectors: Path, output: Path) -> None:
-        """Say which model to convert.
+    def start(self, job: Job) -> None:
+        """Say what to convert.
 
         Args:
-            config: Content of the materialized model's config.json.
-            vectors: A safetensors file with its one-dimensional parameters, fp32.
-            output: The IR's .xml file.
+            job: The model.
         """
         assert self._process.stdin
         try:
-            self._process.stdin.write(json.dumps({"config": config, "vectors": str(vectors), "output": str(output)}) + "\n")
+            self._process.stdin.write(json.dumps(asdict(job)) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             self.wait()
@@ -67,11 +90,15 @@ class GraphConversion:
         if self._process.wait() != 0:
             raise LonasEdgeError("The conversion to OpenVINO failed:\n" + "".join(self._log[-20:]))
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        """Nothing to do: the process runs already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the process if it is still running."""
         if self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
+        self._process.wait()
 
 
 def _exit_with_parent() -> None:
@@ -145,30 +172,40 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
         openvino.save_model(converted, output, compress_to_fp16=False)
         saved.append(output)
 
-    optimum_convert.save_model = save
+    stock_save, optimum_convert.save_model = optimum_convert.save_model, save
     optimum_convert.allow_skip_tracing_check = lambda *_: True
     model_configs.GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = "5.99"
     # the stock run-time options of an IR with compressed weights; `ir.convert` adds the one of uncompressed IRs
     quantized = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
-    export_from_model(model, output.parent, task="text-generation-with-past", ov_config=quantized, stateful=True)
+    try:
+        export_from_model(model, output.parent, task="text-generation-with-past", ov_config=quantized, stateful=True)
+    finally:
+        optimum_convert.save_model = stock_save  # the tokenizer is saved by it, too
     if not saved:
         raise RuntimeError("optimum-intel saved no model: is it version 2.2?")
 
 
 def main() -> None:
     """Entry point of the process."""
+    gc.disable()  # it lives for seconds
+    # no telemetry from a tool that runs offline (openvino's converter takes a stub then); a second of a 135M conversion
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino  # noqa: F401 - the slow imports come before the wait for the model
     import transformers  # noqa: F401
     from optimum.exporters.openvino import export_from_model  # noqa: F401
 
     import lonas_edge.modeling  # noqa: F401
+    from lonas_edge.ir.tokenizer import load_tokenizer, save_tokenizer
 
+    gc.freeze()
     line = sys.stdin.readline()
     if not line:
         return
     _exit_with_parent()
-    job = json.loads(line)
-    convert(job["config"], Path(job["vectors"]), Path(job["output"]))
+    job = Job(**json.loads(line))
+    convert(job.config, Path(job.vectors), Path(job.graph))
+    if job.tokenizer is not None:
+        save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder))
     sys.stdout.flush()
     os._exit(0)  # nothing is left to clean up, and tearing down torch takes a second
 

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Every check of the project: ruff, ruff format, mypy, pydoclint, pytest (unit tests, and end to end on the real SmolLM2-135M).
+#
+#   bash scripts/test.sh                     all of it
+#   bash scripts/test.sh -m "not e2e"        arguments go to pytest
+#
+# Makes .venv if there is none (PYTHON=… names another than python3). All checks run; the exit code is 1 if one failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+
+if [ ! -x .venv/bin/python ]; then
+  "${PYTHON:-python3}" -m venv .venv || exit 2
+fi
+# a copy of pyproject.toml in the environment says which one was installed last
+if ! cmp -s pyproject.toml .venv/installed-pyproject.toml; then
+  echo "=== install"
+  .venv/bin/python -m pip install --quiet --editable '.[dev]' || exit 2
+  cp pyproject.toml .venv/installed-pyproject.toml
+fi
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
+
+failed=()
+check() {
+  local name=$1 start=$SECONDS
+  shift
+  printf '\n=== %s\n' "$name"
+  "$@" || failed+=("$name")
+  printf -- '--- %s: %d s\n' "$name" $((SECONDS - start))
+}
+
+check "ruff check" ruff check .
+check "ruff format" ruff format --check .
+check "mypy" mypy
+check "pydoclint" pydoclint --quiet lonas_edge
+check "pytest" python -m pytest "$@"
+
+echo
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'FAILED: %s\n' "${failed[@]}"
+  exit 1
+fi
+echo "All checks passed."

@@ -1,0 +1,174 @@
+"""Stacked compression against `nncf.compress_weights` on whole models: the same constants, bit for bit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from openvino import opset13 as ops
+from openvino_models import constants, model_logits
+from tiny_models import TinyModels
+
+from lonas_edge.export import ExportOptions, export
+from lonas_edge.ir import compress
+from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
+from lonas_edge.source import open_source
+from lonas_edge.subnetwork import Subnetwork
+
+GROUP = 32
+INT8, INT4 = Scheme("int8"), Scheme("int4", GROUP)
+STOCK = {
+    INT8: {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+    INT4: {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "all_layers": True},
+}
+# rows x columns. 96 columns are 3 groups, so that 5 or 7 rows have an odd number of them: the next matrix of a stack starts
+# in the middle of a byte where zero points are packed two a byte. 128 columns open a second stack.
+SHAPES = [(5, 96), (7, 96), (4, 96), (9, 128), (1, 96), (3, 128)]
+
+
+@pytest.fixture
+def matrices() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        f"m{index}": (generator.standard_normal(shape) * 10.0 ** generator.integers(-3, 3) + 0.1).astype(np.float32)
+        for index, shape in enumerate(SHAPES)
+    }
+
+
+def compressed(matrices: dict[str, np.ndarray], scheme: Scheme) -> dict[str, Compressed]:
+    """By the code under test; all it asks of a model is its tensors."""
+    model: Any = SimpleNamespace(tensor=lambda name: torch.from_numpy(matrices[name]))
+    return dict(compress_matrices(model, dict.fromkeys(matrices, scheme)))
+
+
+def stock(matrices: dict[str, np.ndarray], scheme: Scheme) -> dict[str, Any]:
+    """The constants of one model that multiplies by every matrix, compressed whole by NNCF, by name."""
+    inputs, products = [], []
+    for name, matrix in matrices.items():
+        inputs.append(ops.parameter([-1, matrix.shape[1]], np.float32))
+        products.append(ops.matmul(inputs[-1], ops.constant(matrix, name=name), False, True))
+    return constants(nncf.compress_weights(ov.Model(products, inputs), **STOCK[scheme]))
+
+
+def values(constant: Any) -> np.ndarray:
+    """Values of a constant or tensor, u4 unpacked, by openvino itself."""
+    if isinstance(constant, ov.Tensor):
+        constant = ops.constant(constant, shared_memory=True)
+    return constant.get_data(dtype=np.uint8) if constant.get_element_type() == ov.Type.u4 else constant.data
+
+
+@pytest.mark.parametrize("stack_elements", [1, 1500, 2**24], ids=["one", "some", "all"])
+@pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
+def test_equals_nncf_on_a_whole_model(
+    matrices: dict[str, np.ndarray], scheme: Scheme, stack_elements: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compress, "STACK_ELEMENTS", stack_elements)
+    expected = stock(matrices, scheme)
+    found = compressed(matrices, scheme)
+    assert found.keys() == matrices.keys()
+    for name, matrix in matrices.items():
+        assert found[name].shape == matrix.shape
+        parts = {name: found[name].codes, f"{name}/zero_point": found[name].zero_point, f"{name}/scale": found[name].scale}
+        for part, tensor in parts.items():
+            assert tensor is not None
+            assert tensor.get_element_type() == expected[part].get_element_type(), part
+            assert list(tensor.get_shape()) == list(expected[part].shape), part
+            assert np.array_equal(values(tensor), values(expected[part])), part
+
+
+@pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
+def test_the_graph_gives_the_matrix_back(matrices: dict[str, np.ndarray], scheme: Scheme):
+    """The subgraph, computed in fp32, is within a step of the matrix: codes, zero points and scales belong together."""
+    found = compressed(matrices, scheme)
+    for name, matrix in matrices.items():
+        result = evaluate(found[name].node(name))
+        grouped = matrix.reshape(len(matrix), -1, scheme.group_size or matrix.shape[1])
+        low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
+        step = (high - low) / (15 if scheme.group_size else 255)
+        error = np.abs(result - matrix).reshape(grouped.shape).max(-1)
+        # half a step from rounding, up to half a step more from rounding the zero point; the scale is rounded to fp16
+        assert (error <= 1.1 * step + 1e-6).all(), (name, (error / step).max())
+        assert np.abs(result - matrix).max() > 0
+
+
+def evaluate(node: Any) -> np.ndarray:
+    """The value of a subgraph of constants, in fp32."""
+    anything = ops.parameter([1], np.float32)
+    model = ov.Model([ops.add(node, anything)], [anything])
+    request = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    return next(iter(request.infer([np.zeros(1, np.float32)]).values()))
+
+
+def test_fp16_constants_stay_fp16_on_disk(matrices: dict[str, np.ndarray], tmp_path: Path):
+    found = compressed(matrices, Scheme("fp16"))
+    inputs = [ops.parameter([-1, matrix.shape[1]], np.float32, name=f"in{name}") for name, matrix in matrices.items()]
+    products = [
+        ops.matmul(value, found[name].node(name), False, True) for value, name in zip(inputs, matrices, strict=True)
+    ]
+    ov.save_model(ov.Model(products, inputs), tmp_path / "model.xml", compress_to_fp16=False)
+    stored = constants(ov.Core().read_model(tmp_path / "model.xml"))
+    for name, matrix in matrices.items():
+        assert stored[name].get_element_type() == ov.Type.f16
+        assert np.array_equal(stored[name].data, matrix.astype(np.float16))
+
+
+def test_fp32_constants_are_the_matrices(matrices: dict[str, np.ndarray]):
+    found = compressed(matrices, Scheme("fp32"))
+    assert all(np.array_equal(found[name].codes.data, matrix) for name, matrix in matrices.items())
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Directories of one tiny model of unequal widths exported in a format."""
+    tiny = tiny_models.source("llama-tied")
+    source = open_source(str(tiny.adapter), str(tiny.base), tiny.space)
+    widths = tuple(group[index % len(group)] for index, group in enumerate(tiny.groups()))
+    assert {width for width in widths if width > 8} == {128, 96, 64}
+    folder = tmp_path_factory.mktemp("formats")
+
+    def make(weight_format: str) -> Path:
+        output = folder / weight_format
+        if not output.exists():
+            export(source, Subnetwork(widths, "test"), output, ExportOptions(weight_format=weight_format, verify=False))
+        return output
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "options"),
+    [("int8", STOCK[INT8]), ("int4", {**STOCK[INT4], "all_layers": False})],
+    ids=["int8", "int4"],
+)
+def test_equals_nncf_on_a_whole_ir(
+    weight_format: str, options: dict[str, Any], exported: Callable[[str], Path], ids: torch.Tensor
+):
+    """What `export` writes is what NNCF makes of the fp32 IR: same constants, and the same answers to the last bit."""
+    whole = ov.Core().read_model(exported("fp32") / "openvino_model.xml")
+    stock_model = nncf.compress_weights(whole, **options)
+    found_model = ov.Core().read_model(exported(weight_format) / "openvino_model.xml")
+    expected, found = constants(stock_model), constants(found_model)
+    names = [name for name in expected if ".weight" in name]
+    # 3 layers of 7 matrices and the embedding, each with codes, zero point and scale
+    assert len(names) == (3 * 7 + 1) * 3
+    for name in names:
+        assert found[name].get_element_type() == expected[name].get_element_type(), name
+        assert np.array_equal(values(found[name]), values(expected[name])), name
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    assert torch.equal(model_logits(found_model, ids, properties), model_logits(stock_model, ids, properties))
+
+
+def test_fp16_ir(exported: Callable[[str], Path]):
+    whole, half = (
+        constants(ov.Core().read_model(exported(weight_format) / "openvino_model.xml")) for weight_format in ("fp32", "fp16")
+    )
+    names = [name for name in whole if name.endswith(".weight")]
+    assert len(names) == 3 * 7 + 1
+    for name in names:
+        assert half[name].get_element_type() == ov.Type.f16
+        assert np.array_equal(half[name].data, whole[name].data.astype(np.float16)), name

@@ -1,0 +1,133 @@
+"""The conversion process: its graph, its end when the parent is killed, its failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from openvino_models import constants, ir_logits, ov
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModels
+from transformers import AutoModelForCausalLM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.ir.compress import Compressed, Scheme
+from lonas_edge.ir.convert import MODEL, fill_graph
+from lonas_edge.ir.graph import GraphConversion, Job
+
+
+def job_of(base: Path, folder: Path) -> Job:
+    """The conversion of a whole base, without tokenizer, into `folder`."""
+    vectors = {name: tensor for name, tensor in load_file(base / "model.safetensors").items() if tensor.dim() == 1}
+    save_file(vectors, folder / "vectors.safetensors")
+    (folder / "graph").mkdir()
+    config = json.loads((base / "config.json").read_text())
+    return Job(config, str(folder / "vectors.safetensors"), str(folder / "graph" / MODEL), None, str(folder))
+
+
+@pytest.mark.parametrize("case", ["llama-biased", "gemma3-tied"])
+def test_filled_with_the_weights_it_is_the_model(case: str, tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path):
+    base = tiny_models.base(case)
+    job = job_of(base, tmp_path)
+    with GraphConversion() as conversion:
+        conversion.start(job)
+        conversion.wait()
+    matrices = {name: tensor for name, tensor in load_file(base / "model.safetensors").items() if tensor.dim() == 2}
+    empty = ov.Core().read_model(job.graph)
+    assert not any(len(constant.shape) == 2 and min(constant.shape) >= 32 for constant in constants(empty).values())
+    filled = fill_graph(
+        Path(job.graph),
+        {
+            name: Compressed(Scheme("fp32"), tuple(matrix.shape), ov.Tensor(matrix.numpy(), shared_memory=True))
+            for name, matrix in matrices.items()
+        },
+    )
+    ov.save_model(filled, tmp_path / MODEL, compress_to_fp16=False)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    assert torch.allclose(ir_logits(tmp_path, ids), expected, rtol=0, atol=1e-4)
+
+
+def test_a_matrix_without_a_place_is_refused(tiny_models: TinyModels, tmp_path: Path):
+    name, shape = "model.layers.0.mlp.gate_proj.weight", [96, 64]
+    wrong = ov.opset13.parameter(shape, ov.Type.f32, name=name)
+    value = ov.opset13.parameter([1, 64], ov.Type.f32)
+    product = ov.opset13.matmul(value, wrong, False, True)
+    ov.save_model(ov.Model([product], [wrong, value]), tmp_path / MODEL, compress_to_fp16=False)
+    narrower = Compressed(Scheme("fp32"), (64, 64), ov.Tensor(ov.Type.f32, [64, 64]))
+    with pytest.raises(LonasEdgeError, match=r"gate_proj\.weight \[64, 64\]"):
+        fill_graph(tmp_path / MODEL, {name: narrower})
+    with pytest.raises(LonasEdgeError, match=r"up_proj\.weight"):
+        fill_graph(tmp_path / MODEL, {"model.layers.0.mlp.up_proj.weight": narrower})
+
+
+def test_a_failing_conversion_says_why(tiny_models: TinyModels, tmp_path: Path):
+    job = job_of(tiny_models.base("llama"), tmp_path)
+    Path(job.vectors).unlink()
+    with GraphConversion() as conversion:
+        conversion.start(job)
+        with pytest.raises(LonasEdgeError, match=r"conversion to OpenVINO failed[\s\S]*vectors\.safetensors"):
+            conversion.wait()
+    assert not Path(job.graph).exists()
+
+
+def test_a_conversion_that_died_says_so(tiny_models: TinyModels, tmp_path: Path):
+    """Killed (out of memory, say) before it got its model: the parent neither hangs nor ends with a broken pipe."""
+    job = job_of(tiny_models.base("llama"), tmp_path)
+    with GraphConversion() as conversion:
+        conversion._process.kill()
+        conversion._process.wait()
+        with pytest.raises(LonasEdgeError, match="conversion to OpenVINO failed"):
+            conversion.start(job)
+            conversion.wait()
+
+
+def test_leaving_the_block_ends_the_process():
+    with GraphConversion() as conversion:
+        assert conversion._process.poll() is None
+    assert conversion._process.poll() is not None
+
+
+_PARENT = """
+import json, os, signal, sys
+from lonas_edge.ir.graph import GraphConversion, Job
+conversion = GraphConversion()
+job = sys.argv[1]
+if job:
+    conversion.start(Job(**json.loads(job)))
+print(conversion._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("at_work", [False, True], ids=["waiting", "at work"])
+def test_it_ends_when_its_parent_is_killed(at_work: bool, tiny_models: TinyModels, tmp_path: Path):
+    job = job_of(tiny_models.base("llama"), tmp_path)
+    argument = json.dumps(asdict(job)) if at_work else ""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, argument], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    parent.wait()
+    assert parent.returncode == -signal.SIGKILL
+    while is_running(child):  # pytest's own time limit ends a wait in vain
+        time.sleep(0.1)
+    assert not Path(job.graph).exists()  # it ended before its work was done, not because it was
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this id runs; a zombie, whom nobody has waited for yet, does not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

@@ -1,0 +1,69 @@
+"""The oracle: the logits a sub-network must have, in plain torch and float64, written from the definition of LoNAS.
+
+It does not import the package. The full Hugging Face model is kept at its full size: adapters are merged with their first r
+ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For a gated MLP, act(gate) * up, that is
+the same as removing it, since act(0) is 0 for the activations in use.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+_CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj"}
+
+
+def oracle_logits(
+    base: Path, adapter: Path | None, space: Path | None, widths: list[int], ids: torch.Tensor
+) -> torch.Tensor:
+    """Logits [prompts, tokens, vocabulary], float64, of the sub-network with these `widths`, in group order."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
+    weights = dict(model.named_parameters())
+    ranks, outputs = read_groups(space, widths) if space else ({}, {})
+    with torch.no_grad():
+        if adapter:
+            merge(weights, adapter, ranks)
+        for layer, width in outputs.items():
+            cut(weights, layer, width)
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The rank of each adapter and the output width of each layer that the search space names, by module path."""
+    elastic = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]["width"]
+    ranks, outputs = {}, {}
+    for nodes, allowed, width in zip(elastic["overwrite_groups"], elastic["overwrite_groups_widths"], widths, strict=True):
+        assert width in allowed
+        for node in nodes:
+            layer, projection = re.search(r"DecoderLayer\[(\d+)\].*?\[(\w+_proj)\]", node).groups()
+            block = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            target = ranks if "[lora_A]" in node else outputs
+            target[f"model.layers.{layer}.{block}.{projection}"] = width
+    return ranks, outputs
+
+
+def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None:
+    """W += alpha / R * B[:, :r] A[:r], R the rank that the adapter was trained with."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["use_rslora"]
+    scale = config["lora_alpha"] / config["r"]
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for key, a in tensors.items():
+        if ".lora_A." not in key:
+            continue
+        layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        b, rank = tensors[key.replace(".lora_A.", ".lora_B.")], ranks.get(layer, config["r"])
+        weights[f"{layer}.weight"] += scale * b[:, :rank].double() @ a[:rank].double()
+
+
+def cut(weights: dict[str, Any], layer: str, width: int) -> None:
+    """Zero the rows (and bias) of a layer from `width` on, and the same columns of the layer that consumes them."""
+    weights[f"{layer}.weight"][width:] = 0
+    if f"{layer}.bias" in weights:
+        weights[f"{layer}.bias"][width:] = 0
+    path, _, name = layer.rpartition(".")
+    weights[f"{path}.{_CONSUMER[name]}.weight"][:, width:] = 0

@@ -1,0 +1,169 @@
+"""Tiny random models of every supported `model_type`, PEFT adapters on them and search spaces, all written to disk.
+
+Everything is made once a session, when it is first asked for (`TinyModels`, fixture `tiny_models`), and must not be
+changed: take `TinySource.copied_to(tmp_path)` to damage something.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lonas_edge.architecture import Architecture
+from lonas_edge.generate_space import generate_space
+
+LAYERS, HIDDEN, MLP, HEADS, KV_HEADS, VOCAB = 3, 64, 128, 4, 2, 288
+RANK, ALPHA = 8, 16  # scale 2.0, as published
+RANKS = (8, 6)
+RATIOS = (1, 0.75, 0.5)
+MLP_WIDTHS = (128, 96, 64)  # 32 divides each: an INT4 group size fits
+TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"]  # as published
+
+_COMMON = {
+    "num_hidden_layers": LAYERS,
+    "hidden_size": HIDDEN,
+    "intermediate_size": MLP,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+_FAMILIES = {
+    "llama": {"model_type": "llama"},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 24},
+    "gemma": {"model_type": "gemma", "head_dim": 24},
+    "gemma2": {"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
+
+# name of a case -> its model configuration. `-tied` shares head and embedding, the others do not; `llama-biased` has a bias
+# on every linear layer of a decoder layer (qwen2 has one on q, k, v).
+CASES = {
+    name + suffix: {**_COMMON, **family, "tie_word_embeddings": tied}
+    for name, family in _FAMILIES.items()
+    for suffix, tied in (("", False), ("-tied", True))
+}
+CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
+
+
+@dataclass(frozen=True)
+class TinySource:
+    """Directories of a base and of an adapter on it, and the search space file: what `open_source` takes."""
+
+    case: str
+    base: Path
+    adapter: Path
+    space: Path
+
+    def groups(self) -> list[list[int]]:
+        """The admissible widths of each group, from the file."""
+        content = json.loads(self.space.read_text())
+        return content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+
+    def arguments(self) -> list[str]:
+        """SOURCE and its options on the command line."""
+        return [str(self.adapter), "--model", str(self.base), "--nncf-config", str(self.space)]
+
+    def copied_to(self, folder: Path) -> "TinySource":
+        """A copy that may be damaged; the files are in `base/`, `adapter/` and `space.json`."""
+        shutil.copytree(self.base, folder / "base")
+        shutil.copytree(self.adapter, folder / "adapter")
+        shutil.copy(self.space, folder / "space.json")
+        return replace(self, base=folder / "base", adapter=folder / "adapter", space=folder / "space.json")
+
+
+class TinyModels:
+    """Makes and remembers the files. Seeds are fixed, so a case is the same model in every session."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def base(self, case: str, sharded: bool = False, pickled: bool = False) -> Path:
+        """A Hugging Face checkpoint (fp32) with a tokenizer; `sharded` in several files, `pickled` as `.bin`."""
+        folder = self.folder / f"base-{case}{'-sharded' * sharded}{'-pickled' * pickled}"
+        if not folder.exists():
+            model = random_model(case)
+            model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
+            tokenizer().save_pretrained(folder)
+            if pickled:
+                torch.save(model.state_dict(), folder / "pytorch_model.bin")
+                (folder / "model.safetensors").unlink()
+        return folder
+
+    def adapter(self, case: str, safe: bool = True, **options: object) -> Path:
+        """An adapter that PEFT saved; `options` go to `LoraConfig`, over rank 8, alpha 16 and the published targets."""
+        label = "-".join([case, *(f"{key}={value}" for key, value in sorted(options.items())), *([] if safe else ["bin"])])
+        folder = self.folder / "adapters" / "".join(c if c.isalnum() or c in "-_=." else "_" for c in label)
+        if not folder.exists():
+            settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **options}
+            model = AutoModelForCausalLM.from_pretrained(self.base(case), dtype=torch.float32)
+            model = get_peft_model(model, LoraConfig(**settings))
+            randomize_trainable(model)
+            model.save_pretrained(folder, safe_serialization=safe)
+        return folder
+
+    def space(self, case: str) -> Path:
+        """The search space: ranks 8, 6 and MLP widths 128, 96, 64; 9 groups."""
+        path = self.folder / f"space-{case}.json"
+        if not path.exists():
+            architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
+            path.write_text(json.dumps(generate_space(architecture, RATIOS, RANKS)))
+        return path
+
+    def source(self, case: str, sharded: bool = False, **options: object) -> TinySource:
+        """Base, adapter and search space of a case."""
+        return TinySource(case, self.base(case, sharded), self.adapter(case, **options), self.space(case))
+
+
+def random_model(case: str, seed: int = 0) -> torch.nn.Module:
+    """A model whose every weight matters: logits of order 1, no norm at 1, no bias at 0."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CASES[case]), dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 2:
+                parameter.copy_(noise / parameter.shape[1] ** 0.5)
+            else:
+                parameter.add_(0.2 * noise)  # norms keep their 1 (Gemma's their 0), biases are no longer 0
+    return model
+
+
+def randomize_trainable(model: torch.nn.Module, seed: int = 1) -> None:
+    """Move everything that the adapter trains, both factors included, clearly away from where PEFT starts it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "lora_" in name and parameter.dim() == 2:
+                parameter.copy_(noise / parameter.shape[1] ** 0.5 / 2)
+            else:
+                parameter.add_(0.1 * noise)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 256 bytes, two special tokens and a few merges; ids stay below `VOCAB`."""
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("Ġ", "a"), ("e", "r"), ("o", "n"), ("Ġ", "i")]
+    pieces = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    bpe = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +81,6 @@ def export(
     output: Path,
     options: ExportOptions,
     report: Progress = lambda _: None,
-    conversion: GraphConversion | None = None,
 ) -> dict[str, Any]:
     """Export a sub-network.
 
@@ -91,7 +90,6 @@ def export(
         output: The directory to write; it appears whole or not at all.
         options: What to write.
         report: Called with the name of each step as it starts.
-        conversion: A graph conversion that was started earlier, to save the time of its imports.
 
     Returns:
         The manifest, as written to `lonas_edge.json`.
@@ -112,8 +110,7 @@ def export(
         if options.stage == "checkpoint":
             job.write_checkpoint()
         else:
-            with conversion or GraphConversion() as running:
-                job.write_ir(running)
+            job.write_ir()
         manifest = _manifest(job, hashes.result())
         (folder / SUBNETWORK).write_text(json.dumps(subnetwork.to_json(source.space), indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -155,10 +152,12 @@ class _Export:
                 verify.check_checkpoint(answers, self.stored)
                 self.parity["checkpoint"] = answers.to_json()
 
-    def write_ir(self, conversion: GraphConversion) -> None:
+    def write_ir(self) -> None:
         """The graph is converted in its own process while the weights are made and compressed in this one."""
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="graph-") as scratch:
-            graph = self._start_conversion(conversion, Path(scratch))
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix="graph-")))
+            job = self._graph_job(scratch)
+            conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing"):
                 schemes = compress.schemes(self.model, self.options.weight_format)
                 matrices = dict(compress.compress_matrices(self.model, schemes))
@@ -168,7 +167,7 @@ class _Export:
             with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
-                write_ir(graph, self.folder, matrices, schemes, self.options.weight_format)
+                write_ir(Path(job.graph), self.folder, matrices, schemes, self.options.weight_format)
                 del matrices
         if reference is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the materialized model"):
@@ -176,15 +175,14 @@ class _Export:
                 verify.check_ir(answers, self.stored)
                 self.parity["ir"] = answers.to_json()
 
-    def _start_conversion(self, conversion: GraphConversion, scratch: Path) -> Path:
+    def _graph_job(self, scratch: Path) -> Job:
         vectors = scratch / "vectors.safetensors"
         names = [name for name, shape in self.model.shapes.items() if len(shape) == 1]
         save_file({name: self.model.tensor(name).contiguous() for name in names}, vectors)
         graph = scratch / "graph" / MODEL
         graph.parent.mkdir()
         tokenizer = str(self.model.source.base.folder) if self.tokenizer is not None else None
-        conversion.start(Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder)))
-        return graph
+        return Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder))
 
     def _verify_materialized(self) -> torch.Tensor:
         with self.steps.step("verify_checkpoint", "Comparing with the activated super-network"):

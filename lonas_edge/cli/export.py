@@ -63,16 +63,9 @@ def command(
     if dtype and stage == StageChoice.IR:
         raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
-    from contextlib import ExitStack
-
     from rich.console import Console
 
-    from lonas_edge.ir.graph import GraphConversion
-
-    with ExitStack() as stack:
-        status = stack.enter_context(Console(stderr=True).status("Loading"))
-        # its imports and ours take seconds: side by side
-        conversion = stack.enter_context(GraphConversion()) if stage == StageChoice.IR else None
+    with Console(stderr=True).status("Loading") as status:
         from lonas_edge.checkpoints import OutputDirectory
         from lonas_edge.source import open_source
         from lonas_edge.subnetwork import select
@@ -89,7 +82,7 @@ def command(
             verify=verify,
             overwrite=overwrite,
         )
-        manifest = export(opened, chosen, output, options, status.update, conversion)
+        manifest = export(opened, chosen, output, options, status.update)
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:

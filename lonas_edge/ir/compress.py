@@ -8,17 +8,13 @@ of the time of `compress_weights` on a whole model. `tests/test_compress.py` com
 import io
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-os.environ.setdefault("NNCF_CI", "1")  # no telemetry from a tool that runs offline; it also costs 0.05 s a call
-
 import nncf
+import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 

@@ -1,11 +1,10 @@
 """The graph of a model as OpenVINO IR, converted without its weights, and its tokenizer, in a process of their own.
 
-`python -m lonas_edge.ir.graph` reads one JSON line, the fields of `Job`, and writes the IR that optimum-intel makes of the
-model, with every weight matrix replaced by an input of the matrix's name. The matrices are
+optimum-intel converts the model; every weight matrix of the graph is then an input of the matrix's name. The matrices are
 untouched zero pages meanwhile, so converting a 7B model takes 1 GB; norms and biases are real, as they may be folded.
 
 A process of its own, because conversion patches transformers while it runs and is single-threaded Python: the parent slices,
-merges and compresses the weights at the same time. It ends when its parent does.
+merges and compresses the weights at the same time. It ends when its parent does (Linux).
 
 What is worked around, in this process only (optimum-intel 2.2, transformers 5.5):
 - `export_from_model` hands nobody the converted model but writes it: its `save_model` is intercepted.
@@ -13,17 +12,28 @@ What is worked around, in this process only (optimum-intel 2.2, transformers 5.5
 - Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/test_export_families.py`).
 """
 
+import ctypes
 import gc
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
-import threading
-from dataclasses import asdict, dataclass
+import signal
+import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import openvino
+import torch
+from optimum.exporters.openvino import convert as optimum_convert
+from optimum.exporters.openvino import export_from_model, model_configs
+from optimum.intel import OVConfig, OVWeightQuantizationConfig
+from safetensors.torch import load_file
+
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.ir.tokenizer import load_tokenizer, save_tokenizer
+from lonas_edge.modeling import empty_model, set_parameter, untouched_zeros
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -46,40 +56,18 @@ class Job:
 
 
 class GraphConversion:
-    """The parent's side: starts the process at once, since its imports take seconds, and hands it the model later.
+    """The parent's side. Leaving its `with` block ends the process."""
 
-    Made before the heavy imports of the parent, the two import side by side. Leaving its `with` block ends the process.
-    """
-
-    def __init__(self) -> None:
-        """Start the process."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "lonas_edge.ir.graph"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},  # the other cores are the parent's
-        )
-        self._log: list[str] = []
-        threading.Thread(target=self._collect, daemon=True).start()
-
-    def _collect(self) -> None:
-        assert self._process.stdout
-        self._log.extend(self._process.stdout)
-
-    def start(self, job: Job) -> None:
-        """Say what to convert.
+    def __init__(self, job: Job):
+        """Start the conversion.
 
         Args:
-            job: The model.
+            job: What to convert.
         """
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps(asdict(job)) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self.wait()
+        self._log = Path(job.graph).with_suffix(".log")
+        # forked: the two share what importing torch, transformers and openvino took, 5 s and 0.5 GB
+        self._process = multiprocessing.get_context("fork").Process(target=_run, args=(job, self._log), daemon=True)
+        self._process.start()
 
     def wait(self) -> None:
         """Wait for the IR.
@@ -87,8 +75,10 @@ class GraphConversion:
         Raises:
             LonasEdgeError: If the conversion failed; the end of what it said is in the message.
         """
-        if self._process.wait() != 0:
-            raise LonasEdgeError("The conversion to OpenVINO failed:\n" + "".join(self._log[-20:]))
+        self._process.join()
+        if self._process.exitcode != 0:
+            said = self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
+            raise LonasEdgeError(f"The conversion to OpenVINO failed (exit code {self._process.exitcode}):\n{said}")
 
     def __enter__(self) -> Self:
         """Nothing to do: the process runs already."""
@@ -96,26 +86,32 @@ class GraphConversion:
 
     def __exit__(self, *_: object) -> None:
         """End the process if it is still running."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        self._process.kill()
+        self._process.join()
 
 
-def _exit_with_parent() -> None:
-    """Standard input ends when the parent does, however it ended."""
-
-    def watch() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _run(job: Job, log: Path) -> None:
+    """The process: one thread, no garbage collection, its output in a file; never returns to the parent's code."""
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    gc.disable()  # it lives for seconds, and a collection would touch, so copy, every page it shares
+    gc.freeze()
+    code = 1
+    try:
+        torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
+        convert(job.config, Path(job.vectors), Path(job.graph))
+        if job.tokenizer is not None:
+            save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder))
+        code = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)  # nothing is left to clean up, and tearing down torch takes a second
 
 
 def _model_without_matrices(config: dict[str, Any], vectors: Path) -> Any:
-    from safetensors.torch import load_file
-
-    from lonas_edge.modeling import empty_model, set_parameter, untouched_zeros
-
     model = empty_model(config)
     values = load_file(vectors)
     for index, (name, parameter) in enumerate(list(model.named_parameters())):
@@ -158,11 +154,6 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
     Raises:
         RuntimeError: If the conversion gives a graph in which a weight cannot be found.
     """
-    import openvino
-    from optimum.exporters.openvino import convert as optimum_convert
-    from optimum.exporters.openvino import export_from_model, model_configs
-    from optimum.intel import OVConfig, OVWeightQuantizationConfig
-
     model = _model_without_matrices(config, vectors)
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     saved = []
@@ -183,32 +174,3 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
         optimum_convert.save_model = stock_save  # the tokenizer is saved by it, too
     if not saved:
         raise RuntimeError("optimum-intel saved no model: is it version 2.2?")
-
-
-def main() -> None:
-    """Entry point of the process."""
-    gc.disable()  # it lives for seconds
-    # no telemetry from a tool that runs offline (openvino's converter takes a stub then); a second of a 135M conversion
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import openvino  # noqa: F401 - the slow imports come before the wait for the model
-    import transformers  # noqa: F401
-    from optimum.exporters.openvino import export_from_model  # noqa: F401
-
-    import lonas_edge.modeling  # noqa: F401
-    from lonas_edge.ir.tokenizer import load_tokenizer, save_tokenizer
-
-    gc.freeze()
-    line = sys.stdin.readline()
-    if not line:
-        return
-    _exit_with_parent()
-    job = Job(**json.loads(line))
-    convert(job.config, Path(job.vectors), Path(job.graph))
-    if job.tokenizer is not None:
-        save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder))
-    sys.stdout.flush()
-    os._exit(0)  # nothing is left to clean up, and tearing down torch takes a second
-
-
-if __name__ == "__main__":
-    main()

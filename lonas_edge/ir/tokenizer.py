@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from optimum.exporters.openvino.convert import export_tokenizer
+from transformers import AutoTokenizer
+
 from lonas_edge.errors import LonasEdgeError
 
 TOKENIZER = "openvino_tokenizer.xml"
@@ -20,8 +23,6 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         LonasEdgeError: If there is one and it cannot be read.
     """
-    from transformers import AutoTokenizer
-
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).exists() for name in names):
         return None
@@ -41,8 +42,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     Raises:
         LonasEdgeError: If OpenVINO cannot express it.
     """
-    from optimum.exporters.openvino.convert import export_tokenizer
-
     tokenizer.save_pretrained(folder)
     export_tokenizer(tokenizer, folder, task="text-generation-with-past")
     if not (folder / TOKENIZER).exists():

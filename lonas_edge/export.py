@@ -1,5 +1,6 @@
 """Export: the road from a super-adapter to a directory that every OpenVINO client runs. Here the steps meet."""
 
+import ctypes
 import importlib.metadata
 import json
 import resource
@@ -8,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from lonas_edge.subnetwork import Subnetwork
 MANIFEST, SUBNETWORK = "lonas_edge.json", "subnetwork.json"
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _ROOM_BYTES = 50_000_000  # tokenizers and temporary files
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
@@ -97,6 +99,7 @@ def export(
     Raises:
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
     """
+    _return_freed_memory()
     directory = OutputDirectory(output, options.overwrite)
     sizes = complexity.measure(source.elasticity, source.ranks(), subnetwork.widths, complexity.DEFAULT_SEQUENCE_LENGTH)
     directory.check(sizes.bytes[options.weight_format if options.stage == "ir" else "fp32"] + _ROOM_BYTES)
@@ -116,6 +119,12 @@ def export(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(manifest))
     return manifest
+
+
+def _return_freed_memory() -> None:
+    """Let glibc give back tensors of over 1 MB when they are freed: it keeps up to 32 MB each otherwise, 0.3 GB in all."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from lonas_edge.checkpoints import open_tensors, read_json
 from lonas_edge.errors import raise_all
 
 Fetch = Callable[[str], torch.Tensor]
+BLOCK_ELEMENTS = 2**23  # 67 MB in float64
 
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
@@ -121,32 +122,49 @@ def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
 
 
 def stream_weights(model: nn.Module, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Let an empty model run: each module's weights are fetched when it is called and dropped afterwards.
+    """Let an empty model run in float64: each module's weights are fetched when it is called and dropped afterwards.
 
-    The memory of a forward pass is then that of the largest layer, not of the model.
+    The memory of a forward pass is then that of the largest layer, not of the model. Embeddings look up in fp32, which is
+    exact, and large linear layers (heads) go block by block, so that neither is ever there whole in float64.
 
     Args:
         model: The model; its own parameters only hold the places.
-        fetch: Gives a parameter's value by its name in `model`.
+        fetch: Gives a parameter's value by its name in `model`, in any float dtype.
         wanted: Whether a parameter is streamed; the others are left alone.
     """
     for path, module in model.named_modules():
         places = {leaf: p for leaf, p in module.named_parameters(recurse=False) if wanted(f"{path}.{leaf}")}
-        if places:
-            module.register_forward_pre_hook(_fill(path, list(places), fetch))
-            module.register_forward_hook(_drop(places))
+        if not places:
+            continue
+        if type(module) is nn.Linear and module.weight.numel() > BLOCK_ELEMENTS:
+            module.forward = _in_blocks(path, fetch, module.bias is not None)  # type: ignore[method-assign,assignment]
+            continue
+        dtype = None if isinstance(module, nn.Embedding) else torch.float64
+        module.register_forward_pre_hook(_fill(path, list(places), fetch, dtype))
+        module.register_forward_hook(_drop(places))
 
 
-def _fill(path: str, leaves: list[str], fetch: Fetch) -> Callable:
+def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Callable:
     def hook(module: nn.Module, _inputs: Any) -> None:
         for leaf in leaves:
-            module._parameters[leaf] = nn.Parameter(fetch(f"{path}.{leaf}"), requires_grad=False)
+            module._parameters[leaf] = nn.Parameter(fetch(f"{path}.{leaf}").to(dtype), requires_grad=False)
 
     return hook
 
 
 def _drop(places: dict[str, nn.Parameter]) -> Callable:
-    def hook(module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         module._parameters.update(places)
+        return output.double()
 
     return hook
+
+
+def _in_blocks(path: str, fetch: Fetch, has_bias: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        weight = fetch(f"{path}.weight")
+        rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
+        output = torch.cat([nn.functional.linear(input, block.double()) for block in weight.split(rows)], dim=-1)
+        return output + fetch(f"{path}.bias").double() if has_bias else output
+
+    return forward

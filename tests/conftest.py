@@ -6,18 +6,45 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import json
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import CASES, VOCAB, TinyModels, TinySource
 
+from lonas_edge.cli import main
+from lonas_edge.materialize import MaterializedModel, write_weights
+from lonas_edge.source import Source, open_source
+from lonas_edge.subnetwork import Subnetwork
+
+LLAMA_7B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+LLAMA_7B_ADAPTER = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 32,
+    "lora_alpha": 64,
+    "lora_dropout": 0.1,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"],
+}
+
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Makes tiny bases, adapters and search spaces: `.base(case)`, `.adapter(case, **LoraConfig)`, `.space(case)`, `.source(case)`."""
+    """Makes tiny models on disk: `.base(case)`, `.adapter(case, **LoraConfig)`, `.space(case)`, `.source(case)`."""
     return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
@@ -47,7 +74,7 @@ def ids() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def choose() -> Callable[[TinySource, str], list[int]]:
-    """Widths of a sub-network, picked from the search-space file without the package: maximal, heuristic, minimal, unequal:SEED."""
+    """Widths of a sub-network, picked without the package: `choose(source, "maximal|heuristic|minimal|unequal:SEED")`."""
     return choose_widths
 
 
@@ -63,3 +90,70 @@ def choose_widths(source: TinySource, name: str) -> list[int]:
         return widths
     position = {"maximal": lambda n: 0, "heuristic": lambda n: (n - 1) // 2, "minimal": lambda n: n - 1}[name]
     return [values[position(len(values))] for values in groups]
+
+
+@pytest.fixture(scope="session")
+def published_space() -> Path:
+    """The published search space of LLaMA-7B (96 groups); the test is skipped where it is not at hand."""
+    path = Path(__file__).parents[1] / "../shared/reference/nncf_lonas_llama_7b.json"
+    if not path.exists():
+        pytest.skip("the published search space is not at hand")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def llama_7b(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Directories with nothing but the configurations of LLaMA-7B and of the published adapter."""
+    folder = tmp_path_factory.mktemp("llama-7b")
+    for name, file, content in (("base", "config.json", LLAMA_7B), ("adapter", "adapter_config.json", LLAMA_7B_ADAPTER)):
+        (folder / name).mkdir()
+        (folder / name / file).write_text(json.dumps(content))
+    return folder / "base", folder / "adapter"
+
+
+def opened(source: TinySource) -> Source:
+    """The package's own view of a tiny source."""
+    return open_source(str(source.adapter), str(source.base), source.space)
+
+
+@pytest.fixture
+def materialize(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint: `materialize(source, widths, dtype=…)`, `source` a TinySource or an opened Source."""
+
+    def write(source: TinySource | Source, widths: Sequence[int], dtype: torch.dtype = torch.float32) -> Path:
+        source = opened(source) if isinstance(source, TinySource) else source
+        model = MaterializedModel(source, Subnetwork(tuple(widths), "test"))
+        folder = tmp_path / f"materialized-{len(list(tmp_path.glob('materialized-*')))}"
+        folder.mkdir()
+        write_weights(model, folder, dtype)
+        (folder / "config.json").write_text(json.dumps(model.config(str(dtype).removeprefix("torch."))))
+        return folder
+
+    return write
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs the real `lonas-edge` in this process: `run_cli("inspect", SOURCE, …) -> Ran`."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["lonas-edge", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = 0 if ended.code is None else int(ended.code)
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return run

@@ -4,6 +4,7 @@ Everything is made once a session, when it is first asked for (`TinyModels`, fix
 changed: take `TinySource.copied_to(tmp_path)` to damage something.
 """
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -110,7 +111,8 @@ class TinyModels:
         label = "-".join([case, *(f"{key}={value}" for key, value in sorted(options.items())), *([] if safe else ["bin"])])
         folder = self.folder / "adapters" / "".join(c if c.isalnum() or c in "-_=." else "_" for c in label)
         if not folder.exists():
-            settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **options}
+            settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
+            settings |= copy.deepcopy(options)  # LoraConfig and PEFT change the lists they are given
             model = AutoModelForCausalLM.from_pretrained(self.base(case), dtype=torch.float32)
             model = get_peft_model(model, LoraConfig(**settings))
             randomize_trainable(model)

@@ -21,7 +21,8 @@ from openvino import opset13 as ops
 from lonas_edge.complexity import int4_group_size
 from lonas_edge.materialize import MaterializedModel
 
-STACK_ELEMENTS = 2**24  # elements compressed at once: 67 MB in fp32
+STACK_ELEMENTS = 2**24  # at least so many elements are compressed at once (67 MB in fp32),
+MAX_STACKS = 64  # and more where that would take more calls than this
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) ->
     Yields:
         Tensor name and compressed matrix, in no particular order.
     """
+    stack_elements = max(STACK_ELEMENTS, sum(math.prod(model.shapes[name]) for name in chosen) // MAX_STACKS)
     stacks: dict[tuple[Scheme, int], list[tuple[str, np.ndarray]]] = {}
     for name, scheme in chosen.items():
         matrix = model.tensor(name).numpy()
@@ -111,7 +113,7 @@ def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) ->
             continue
         stack = stacks.setdefault((scheme, matrix.shape[1]), [])
         stack.append((name, matrix))
-        if sum(rows.size for _, rows in stack) >= STACK_ELEMENTS:
+        if sum(rows.size for _, rows in stack) >= stack_elements:
             yield from _compress_stack(scheme, stacks.pop((scheme, matrix.shape[1])))
     for (scheme, _), stack in stacks.items():
         yield from _compress_stack(scheme, stack)

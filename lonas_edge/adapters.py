@@ -207,12 +207,13 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
     path = adapter_file(folder)
     architecture, ranks = elasticity.architecture, config.ranks(elasticity.architecture)
     tensors = {_plain_name(key): tensor for key, tensor in _read_tensors(path).items()}
-    expected = _expected_shapes(architecture, ranks, config.lora.lora_bias)
-    saved = _replaceable(architecture, config)
+    saved = _replaced_shapes(architecture, config, ranks)
+    expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
+    optional = _repeated_head(architecture, config, ranks, saved)
     problems = rank_misfits(elasticity, ranks)
     problems += [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
-        wanted = expected.get(name, saved.get(name))
+        wanted = expected.get(name, optional.get(name))
         if wanted is None:
             problems.append(f"{name}: not expected by the configuration or the base model; found {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted:
@@ -233,7 +234,8 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
         )
         for name in ranks
     }
-    return Adapter(factors, {n: t for n, t in tensors.items() if n in saved}, config.lora.ensure_weight_tying)
+    replaced = {name: tensor for name, tensor in tensors.items() if name in saved or name in optional}
+    return Adapter(factors, replaced, config.lora.ensure_weight_tying)
 
 
 def rank_misfits(elasticity: Elasticity, ranks: dict[str, int]) -> list[str]:
@@ -259,18 +261,31 @@ def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bia
     return shapes
 
 
-def _replaceable(architecture: Architecture, config: AdapterConfig) -> dict[str, tuple[int, ...]]:
-    """Base tensors that this adapter may carry whole: trained biases, and `modules_to_save` outside the linear layers."""
-    shapes = dict(architecture.shapes)
-    head = architecture.linears[architecture.family.head]
-    shapes[f"{head.name}.weight"] = (head.out_features, head.in_features)
-    inner = {f"{name}.weight" for name in architecture.linears if name != head.name}
-    modules = config.lora.modules_to_save or []
-    allowed = {}
+def _replaced_shapes(
+    architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Base tensors that this adapter carries whole: trained biases, and `modules_to_save` outside the decoder's linear layers."""
+    shapes = architecture.shapes | _head_shape(architecture)
+    inner = {f"{name}.weight" for name in architecture.linears if name != architecture.family.head}
+    modules = tuple(config.lora.modules_to_save or ())
+    replaced = {}
     for name, shape in shapes.items():
-        trained_bias = name.endswith(".bias") and config.lora.bias != "none"
         owner = name.rpartition(".")[0]
-        whole = name not in inner and any(owner == module or owner.endswith(module) for module in modules)
-        if trained_bias or whole:
-            allowed[name] = shape
-    return allowed
+        trained = config.lora.bias == "all" or (config.lora.bias == "lora_only" and owner in ranks)
+        whole = name not in inner and bool(modules) and owner.endswith(modules)  # PEFT's own rule
+        if whole or (trained and name.endswith(".bias")):
+            replaced[name] = shape
+    return replaced
+
+
+def _repeated_head(
+    architecture: Architecture, config: AdapterConfig, ranks: dict[str, int], saved: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The head's weight where PEFT saves it again: beside an adapter on it, or beside the embedding it stays tied to."""
+    stays_tied = config.lora.ensure_weight_tying and f"{architecture.family.embedding}.weight" in saved
+    return _head_shape(architecture) if stays_tied or architecture.family.head in ranks else {}
+
+
+def _head_shape(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    head = architecture.linears[architecture.family.head]
+    return {f"{head.name}.weight": (head.out_features, head.in_features)}

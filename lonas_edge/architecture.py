@@ -163,6 +163,7 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
             rank_group |= dict.fromkeys(group.modules, index)
         elif not faults:
             faults, consumers = _bind_width(architecture, group)
+            faults += [f"{m} has its width from group {out_group[m]} already" for m in group.modules if m in out_group]
             out_group |= dict.fromkeys(group.modules, index)
             in_group |= dict.fromkeys(consumers, index)
         problems += [f"group {index}: {fault}" for fault in faults]

@@ -121,22 +121,23 @@ def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.zeros(tuple(shape), np.float32))
 
 
-def stream_weights(model: nn.Module, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
+def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
     """Let an empty model run in float64: each module's weights are fetched when it is called and dropped afterwards.
 
     The memory of a forward pass is then that of the largest layer, not of the model. Embeddings look up in fp32, which is
-    exact, and large linear layers (heads) go block by block, so that neither is ever there whole in float64.
+    exact, and the language-model head goes block by block, so that neither is ever there whole in float64.
 
     Args:
         model: The model; its own parameters only hold the places.
         fetch: Gives a parameter's value by its name in `model`, in any float dtype.
         wanted: Whether a parameter is streamed; the others are left alone.
     """
+    head = model.get_output_embeddings()
     for path, module in model.named_modules():
         places = {leaf: p for leaf, p in module.named_parameters(recurse=False) if wanted(f"{path}.{leaf}")}
         if not places:
             continue
-        if type(module) is nn.Linear and module.weight.numel() > BLOCK_ELEMENTS:
+        if module is head and type(module) is nn.Linear:
             module.forward = _in_blocks(path, fetch, module.bias is not None)  # type: ignore[method-assign,assignment]
             continue
         dtype = None if isinstance(module, nn.Embedding) else torch.float64

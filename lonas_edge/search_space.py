@@ -169,14 +169,15 @@ def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
     groups, problems = _parse_groups(width.get("overwrite_groups"), width.get("overwrite_groups_widths"))
     stages, stage_problems = _parse_stages(_mapping(training, "schedule").get("list_stage_descriptions", []))
     search, search_problems = _parse_settings(SearchSettings, section.get("search", {}), "bootstrapNAS.search")
+    dynamic_inputs, dynamic_problems = _parse_dynamic_inputs(width.get("add_dynamic_inputs", []))
     space = SearchSpace(
         groups=groups,
         stages=stages,
         search=search,
         sequence_length=_sequence_length(content.get("input_info")),
-        dynamic_inputs=tuple(width.get("add_dynamic_inputs", ())),
+        dynamic_inputs=dynamic_inputs,
     )
-    return space, problems + stage_problems + search_problems
+    return space, problems + dynamic_problems + stage_problems + search_problems
 
 
 def _mapping(parent: dict, key: str) -> dict:
@@ -253,6 +254,12 @@ def _parse_settings(kind: Any, values: Any, where: str) -> tuple[Any, list[str]]
         else:
             known[name] = tuple(value) if isinstance(value, list) else value
     return kind(**known), faults
+
+
+def _parse_dynamic_inputs(nodes: Any) -> tuple[tuple[str, ...], list[str]]:
+    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
+        return (), [f"add_dynamic_inputs must be a list of node names, found {nodes!r}"]
+    return tuple(nodes), []
 
 
 def _sequence_length(input_info: Any) -> int | None:

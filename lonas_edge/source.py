@@ -77,7 +77,8 @@ def locate(reference: str, revision: str | None, weights: bool) -> Located:
     except HFValidationError:
         raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
-        raise LonasEdgeError(f"{reference}: no such directory, and the hub does not give it: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise LonasEdgeError(f"{reference}: no such directory, and the hub does not give it: {reason}") from error
     return Located(reference, Path(found), Path(found).name)
 
 

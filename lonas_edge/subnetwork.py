@@ -94,7 +94,7 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
     recorded = content.get("search_space")
     problems = []
     if recorded is not None and recorded != space.hash:
-        problems.append(f"it was written for search space {recorded[:12]}, and this one is {space.hash[:12]}")
+        problems.append(f"it was written for search space {str(recorded)[:12]}, and this one is {space.hash[:12]}")
     if not isinstance(widths, list) or len(widths) != len(space.groups):
         found = len(widths) if isinstance(widths, list) else repr(widths)
         problems.append(f"{found} widths; the search space has {len(space.groups)} groups")
@@ -102,7 +102,7 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
         problems += [
             f"group {index} ({group.modules[0]}, …): width {width!r} is not one of {list(group.widths)}"
             for index, (width, group) in enumerate(zip(widths, space.groups, strict=True))
-            if width not in group.widths
+            if type(width) is not int or width not in group.widths
         ]
     raise_all(f"{path}: not a sub-network of this search space:", problems)
     return Subnetwork(tuple(widths), content.get("name") or path.name)

@@ -19,7 +19,7 @@ from tiny_models import CASES, VOCAB, TinyModels, TinySource
 
 from lonas_edge.cli import main
 from lonas_edge.materialize import MaterializedModel, write_weights
-from lonas_edge.source import Source, open_source
+from lonas_edge.source import Source
 from lonas_edge.subnetwork import Subnetwork
 
 LLAMA_7B = {
@@ -111,17 +111,12 @@ def llama_7b(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "base", folder / "adapter"
 
 
-def opened(source: TinySource) -> Source:
-    """The package's own view of a tiny source."""
-    return open_source(str(source.adapter), str(source.base), source.space)
-
-
 @pytest.fixture
 def materialize(tmp_path: Path) -> Callable[..., Path]:
     """Writes a checkpoint: `materialize(source, widths, dtype=…)`, `source` a TinySource or an opened Source."""
 
     def write(source: TinySource | Source, widths: Sequence[int], dtype: torch.dtype = torch.float32) -> Path:
-        source = opened(source) if isinstance(source, TinySource) else source
+        source = source.opened() if isinstance(source, TinySource) else source
         model = MaterializedModel(source, Subnetwork(tuple(widths), "test"))
         folder = tmp_path / f"materialized-{len(list(tmp_path.glob('materialized-*')))}"
         folder.mkdir()

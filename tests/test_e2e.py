@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from openvino_models import F32, ir_logits, stored_matrices
-from oracle import oracle_logits
+from openvino_models import F32, constants, ir_logits, ov, stored_matrices
+from oracle import oracle_logits, read_groups
 
 import lonas_edge
 
@@ -113,11 +113,10 @@ def oracle(command_line: CommandLine, tokens: torch.Tensor) -> Callable[..., tor
     """Logits that a sub-network must have, by the widths; each is computed once."""
     known: dict[tuple, torch.Tensor] = {}
 
-    def logits(widths: list[int], space: Path | None = SPACE) -> torch.Tensor:
-        key = (tuple(widths), space)
-        if key not in known:
-            known[key] = oracle_logits(command_line.model, command_line.adapter, space, widths, tokens)
-        return known[key]
+    def logits(widths: list[int]) -> torch.Tensor:
+        if tuple(widths) not in known:
+            known[tuple(widths)] = oracle_logits(command_line.model, command_line.adapter, SPACE, widths, tokens)
+        return known[tuple(widths)]
 
     return logits
 
@@ -173,23 +172,39 @@ def test_fp32_ir_answers_as_the_oracle(subnet: str, command_line: CommandLine, o
     assert difference < 1e-3
 
 
-@pytest.mark.parametrize("subnet", [*SUBNETS, "maximal"])
-def test_int8_ir_stays_close_to_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
-    """A bound on what rounding to 8 bits does to this model, whose answers under a synthetic adapter are flat and easily moved.
+# Largest mean KL (nats) from the oracle, and smallest share of equal top tokens, of an INT8 IR. Seen: maximal 0.005 and 94 %,
+# random:1 0.019 and 93 %, heuristic 0.049 and 84 %, minimal 0.118 and 75 %: a network that was cut without training is
+# touchy. What INT8 costs is NNCF's rounding and nothing else, which the test after this one shows exactly; these bounds, three
+# times what was seen, keep away from faults: one q_proj in the place of another layer's costs 0.13 in the maximal network, 0.73
+# in the heuristic one and 0.85 in the minimal one, a down_proj 0.28, 1.7 and 1.6.
+INT8_BOUNDS = {"maximal": (0.015, 0.85), "random:1": (0.06, 0.8), "heuristic": (0.15, 0.7), "minimal": (0.36, 0.6)}
 
-    Seen: see INT8_KL and INT8_TOP1. A fault in one layer (its down_proj scaled by 4/3, say) moves mean KL by ten times that.
-    """
+
+@pytest.mark.parametrize("subnet", INT8_BOUNDS)
+def test_int8_ir_stays_close_to_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet)
     kl, top1 = kl_and_top1(oracle(widths_of(folder)), ir_logits(folder, tokens))
     print(f"{subnet}: INT8 IR, mean KL {kl:.2e} nats, same top token at {top1:.1%} of {tokens.numel()} positions")
-    assert 0 < kl < INT8_KL
-    assert top1 > INT8_TOP1
+    largest_kl, smallest_top1 = INT8_BOUNDS[subnet]
+    assert 0 < kl < largest_kl
+    assert top1 > smallest_top1
     printed = command_line.printed(folder)
     assert printed == json.loads((folder / "lonas_edge.json").read_text())
-    assert printed["verified"] and 0 < printed["parity"]["ir"]["mean_kl"] < INT8_KL
+    assert printed["verified"] and 0 < printed["parity"]["ir"]["mean_kl"] < largest_kl
 
 
-INT8_KL, INT8_TOP1 = 0.05, 0.85
+def test_int8_ir_is_what_nncf_makes_of_the_fp32_ir(command_line: CommandLine):
+    import nncf
+    import numpy as np
+
+    whole = ov.Core().read_model(command_line.export("random:1", "--weight-format", "fp32") / "openvino_model.xml")
+    expected = constants(nncf.compress_weights(whole, mode=nncf.CompressWeightsMode.INT8_ASYM))
+    found = constants(ov.Core().read_model(command_line.export("random:1") / "openvino_model.xml"))
+    names = [name for name in expected if ".weight" in name]
+    assert len(names) == 3 * (7 * LAYERS + 1)  # codes, zero points and scales
+    for name in names:
+        assert found[name].get_element_type() == expected[name].get_element_type(), name
+        assert np.array_equal(found[name].data, expected[name].data), name
 
 
 @pytest.mark.parametrize("subnet", ["random:1", "maximal"])
@@ -228,9 +243,10 @@ def test_inspect_counts_as_the_adapter_cards_do(command_line: CommandLine):
     widths = widths_of(command_line.export("random:1"))
     assert [group["width"] for group in sizes["groups"]] == widths
     assert sizes["unpruned"]["linear_weights"] == linear_weights([WIDEST] * LAYERS, [(32, 32)] * LAYERS)
-    ranks = [width for width in widths if width <= 32]
-    # groups come layer by layer: the rank of q, k, v, then that of gate, up
-    per_layer = list(zip(ranks[0::2], ranks[1::2], strict=True))
+    ranks, _ = read_groups(SPACE, widths)
+    per_layer = [
+        (ranks[f"model.layers.{layer}.self_attn.q_proj"], ranks[f"model.layers.{layer}.mlp.up_proj"]) for layer in range(LAYERS)
+    ]
     assert sizes["subnetwork"]["linear_weights"] == linear_weights(mlp_widths(widths), per_layer)
     for network in (sizes["unpruned"], sizes["subnetwork"]):
         assert network["seq_len"] == 100
@@ -341,7 +357,7 @@ metric_list:
 
 
 def test_lm_eval_scores_it(command_line: CommandLine, tmp_path: Path):
-    """A task of our own from a local file; the likelihoods that lm-eval finds are those of the oracle, but for INT8 and bf16."""
+    """A task from a local file; the likelihoods that lm-eval finds are those of the oracle, but for INT8 and bf16."""
     folder = command_line.export("random:1")
     rows = [{"question": question, "choices": choices, "answer": 0} for question, choices in QUESTIONS]
     (tmp_path / "test.json").write_text("\n".join(map(json.dumps, rows)))
@@ -356,42 +372,52 @@ def test_lm_eval_scores_it(command_line: CommandLine, tmp_path: Path):
     (results,) = (tmp_path / "out").rglob("results_*.json")
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     assert 0 <= json.loads(results.read_text())["results"]["tiny_choice"]["acc,none"] <= 1
+    found = {}
     for line in samples.read_text().splitlines():
         sample = json.loads(line)
-        found = [float(response[0][0]) for response in sample["resps"]]
-        expected = likelihoods(command_line, widths_of(folder), sample["doc"])
-        print([f"{value:.2f} ({exact:.2f})" for value, exact in zip(found, expected, strict=True)])
-        assert found == pytest.approx(expected, abs=LIKELIHOOD_DIFFERENCE)
+        found[sample["doc"]["question"]] = [float(response[0][0]) for response in sample["resps"]]
+    assert found.keys() == dict(QUESTIONS).keys()
+    expected = likelihoods(command_line, widths_of(folder))
+    for (question, choices), exact in zip(QUESTIONS, expected, strict=True):
+        print(question, {choice: f"{f:.2f} ({e:.2f})" for choice, f, e in zip(choices, found[question], exact, strict=True)})
+        assert found[question] == pytest.approx(exact, abs=LIKELIHOOD_DIFFERENCE)
 
 
-LIKELIHOOD_DIFFERENCE = 1.0
+LIKELIHOOD_DIFFERENCE = 1.5  # nats a choice, of one to three tokens; up to 0.9 seen
 
 
-def likelihoods(command_line: CommandLine, widths: list[int], doc: dict[str, Any]) -> list[float]:
-    """Log-likelihood of each choice after the question, in nats, by the oracle."""
+def likelihoods(command_line: CommandLine, widths: list[int]) -> list[list[float]]:
+    """Log-likelihood of each choice after its question, in nats, by the oracle."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(command_line.model)
-    prompt = tokenizer(doc["question"])["input_ids"]
+    encoded = [
+        (tokenizer(question)["input_ids"], tokenizer(f"{question} {choice}")["input_ids"])
+        for question, choices in QUESTIONS
+        for choice in choices
+    ]
+    longest = max(len(ids) for _, ids in encoded)
+    padded = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in encoded])  # what follows changes nothing before it
+    scores = oracle_logits(command_line.model, command_line.adapter, SPACE, widths, padded).log_softmax(-1)
     sums = []
-    for choice in doc["choices"]:
-        ids = tokenizer(f"{doc['question']} {choice}")["input_ids"]
+    for row, (prompt, ids) in zip(scores, encoded, strict=True):
         assert ids[: len(prompt)] == prompt
-        logits = oracle_logits(command_line.model, command_line.adapter, SPACE, widths, torch.tensor([ids]))
-        scores = logits[0].log_softmax(-1)
-        sums.append(sum(scores[place - 1, ids[place]].item() for place in range(len(prompt), len(ids))))
-    return sums
+        sums.append(sum(row[place - 1, ids[place]].item() for place in range(len(prompt), len(ids))))
+    return [sums[start : start + 3] for start in range(0, len(sums), 3)]
 
 
 def test_a_plain_lora_adapter_needs_no_search_space(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     """It has the maximal network only: the unpruned merged baseline, byte for byte that of `--subnet maximal`."""
     checkpoint = command_line.export(None, "--stage", "checkpoint", space=None)
+    assert widths_of(checkpoint) == []
     with torch.no_grad():
         logits = lonas_edge.load_checkpoint(checkpoint, torch.float64)(input_ids=tokens).logits
-    assert (logits - oracle([], space=None)).abs().max() < 1e-4
-    assert widths_of(checkpoint) == []
+    assert (logits - oracle([group[0] for group in groups()])).abs().max() < 1e-4
     plain, maximal = command_line.export(None, space=None), command_line.export("maximal")
     assert (plain / "openvino_model.bin").read_bytes() == (maximal / "openvino_model.bin").read_bytes()
+
+
+def test_a_plain_lora_adapter_has_no_other_subnetwork(command_line: CommandLine):
     refused = command_line.run("export", *command_line.source(None), "--subnet", "minimal", "--output", "refused")
     assert refused.returncode == 1
     assert "--nncf-config" in refused.stderr

@@ -1,6 +1,7 @@
 """Materialized checkpoints against the oracle: every family, every kind of sub-network."""
 
-from pathlib import Path
+
+import json
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lonas_edge.materialize import MaterializedModel, write_weights
 from lonas_edge.modeling import load_checkpoint
 from lonas_edge.source import open_source
 from lonas_edge.subnetwork import Subnetwork
-import json
+
 
 def materialize(source, widths, folder, dtype=torch.float32):
     opened = open_source(str(source.adapter), str(source.base), source.space)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from lonas_edge.architecture import Architecture
 from lonas_edge.generate_space import generate_space
+from lonas_edge.source import Source, open_source
 
 LAYERS, HIDDEN, MLP, HEADS, KV_HEADS, VOCAB = 3, 64, 128, 4, 2, 288
 RANK, ALPHA = 8, 16  # scale 2.0, as published
@@ -79,6 +80,10 @@ class TinySource:
     def arguments(self) -> list[str]:
         """SOURCE and its options on the command line."""
         return [str(self.adapter), "--model", str(self.base), "--nncf-config", str(self.space)]
+
+    def opened(self) -> Source:
+        """The package's own view of it."""
+        return open_source(str(self.adapter), str(self.base), self.space)
 
     def copied_to(self, folder: Path) -> "TinySource":
         """A copy that may be damaged; the files are in `base/`, `adapter/` and `space.json`."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption
+from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption, loading
 
 
 class WeightFormatChoice(StrEnum):
@@ -59,13 +59,15 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a sub-network as a directory that OpenVINO clients run as it is."""
+    """Export a sub-network as a directory that OpenVINO clients run as it is.
+
+    SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id. A plain
+    LoRA adapter needs no --nncf-config and has the maximal network only.
+    """
     if dtype and stage == StageChoice.IR:
         raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
-    from rich.console import Console
-
-    with Console(stderr=True).status("Loading") as status:
+    with loading() as status:
         from lonas_edge.checkpoints import OutputDirectory
         from lonas_edge.source import open_source
         from lonas_edge.subnetwork import select

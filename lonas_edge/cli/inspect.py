@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption
+from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption, loading
 
 
 def command(
@@ -24,12 +24,16 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the sizes of a sub-network beside those of the unpruned LoRA model. No weights are read."""
-    from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, measure
-    from lonas_edge.source import open_source
-    from lonas_edge.subnetwork import select
+    """Show the sizes of a sub-network beside those of the unpruned LoRA model. No weights are read.
 
-    opened = open_source(source, model, nncf_config, revision, weights=False)
+    SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.
+    """
+    with loading():
+        from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, measure
+        from lonas_edge.source import open_source
+        from lonas_edge.subnetwork import select
+
+        opened = open_source(source, model, nncf_config, revision, weights=False)
     chosen = select(opened.space, subnet)
     length = seq_len or opened.space.sequence_length or DEFAULT_SEQUENCE_LENGTH
     unpruned, small = (measure(opened.elasticity, opened.ranks(), w, length) for w in (None, chosen.widths))

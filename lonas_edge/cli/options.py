@@ -1,9 +1,20 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+
+def loading() -> "Status":
+    """A spinner on standard error, for the seconds that heavy imports take."""
+    from rich.console import Console
+
+    return Console(stderr=True).status("Loading")
+
 
 SourceArgument = Annotated[
     str,

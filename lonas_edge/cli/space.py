@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lonas_edge.cli.options import RevisionOption
+from lonas_edge.cli.options import RevisionOption, loading
 
 
 def _numbers(kind: type) -> Any:
@@ -32,10 +32,11 @@ def command(
 ) -> None:
     """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths."""
     parsed_ratios, parsed_ranks = _numbers(float)(ratios), _numbers(int)(ranks)
-    from lonas_edge.architecture import Architecture
-    from lonas_edge.errors import LonasEdgeError
-    from lonas_edge.generate_space import generate_space
-    from lonas_edge.source import locate, read_model_config
+    with loading():
+        from lonas_edge.architecture import Architecture
+        from lonas_edge.errors import LonasEdgeError
+        from lonas_edge.generate_space import generate_space
+        from lonas_edge.source import locate, read_model_config
 
     if output.exists() and not overwrite:
         raise LonasEdgeError(f"{output}: exists and is kept as it is. Choose another --output, or give --overwrite.")

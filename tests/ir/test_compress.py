@@ -107,9 +107,7 @@ def evaluate(node: Any) -> np.ndarray:
 def test_fp16_constants_stay_fp16_on_disk(matrices: dict[str, np.ndarray], tmp_path: Path):
     found = compressed(matrices, Scheme("fp16"))
     inputs = [ops.parameter([-1, matrix.shape[1]], np.float32, name=f"in{name}") for name, matrix in matrices.items()]
-    products = [
-        ops.matmul(value, found[name].node(name), False, True) for value, name in zip(inputs, matrices, strict=True)
-    ]
+    products = [ops.matmul(value, found[name].node(name), False, True) for value, name in zip(inputs, matrices, strict=True)]
     ov.save_model(ov.Model(products, inputs), tmp_path / "model.xml", compress_to_fp16=False)
     stored = constants(ov.Core().read_model(tmp_path / "model.xml"))
     for name, matrix in matrices.items():

@@ -261,10 +261,8 @@ def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bia
     return shapes
 
 
-def _replaced_shapes(
-    architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]
-) -> dict[str, tuple[int, ...]]:
-    """Base tensors that this adapter carries whole: trained biases, and `modules_to_save` outside the decoder's linear layers."""
+def _replaced_shapes(architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Base tensors that the adapter carries whole: trained biases, and `modules_to_save` outside the decoder's linears."""
     shapes = architecture.shapes | _head_shape(architecture)
     inner = {f"{name}.weight" for name in architecture.linears if name != architecture.family.head}
     modules = tuple(config.lora.modules_to_save or ())

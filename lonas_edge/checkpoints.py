@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _LEGACY_BUFFERS = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
+_KEPT = "kept"  # the name of a replaced output inside the directory that sets it aside
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -64,6 +67,7 @@ def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
         LonasEdgeError: If the file holds anything but tensors, or cannot be read.
     """
     try:
+        mmap = mmap and zipfile.is_zipfile(path)  # files older than torch 1.6 cannot be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise LonasEdgeError(
@@ -243,7 +247,7 @@ class OutputDirectory:
     overwrite: bool = False
 
     def check(self, needed_bytes: int) -> None:
-        """Refuse before the long part what could not be written after it.
+        """Refuse before the long part what could not be written after it. Clears what killed runs left.
 
         Args:
             needed_bytes: How much will be written.
@@ -251,11 +255,13 @@ class OutputDirectory:
         Raises:
             LonasEdgeError: If the output exists, its parent cannot be written, or the disk has no room.
         """
+        _settle(self.path)
         if self.path.exists() and not self.overwrite:
             raise LonasEdgeError(f"{self.path}: exists and is kept as it is. Choose another --output, or give --overwrite.")
         parent = _existing_parent(self.path)
-        if not os.access(parent, os.W_OK):
-            raise LonasEdgeError(f"{self.path}: {parent} cannot be written to")
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            reason = "cannot be written to" if parent.is_dir() else "is not a directory"
+            raise LonasEdgeError(f"{self.path}: {parent} {reason}. Choose another --output.")
         free = shutil.disk_usage(parent).free
         if free < needed_bytes:
             raise LonasEdgeError(
@@ -273,22 +279,24 @@ class OutputDirectory:
         Raises:
             LonasEdgeError: If it cannot be written.
         """
+        made = [parent for parent in self.path.absolute().parents if not parent.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.path)
+            _settle(self.path)
             partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".incomplete", dir=self.path.parent))
         except OSError as error:
             raise LonasEdgeError(f"{self.path}: cannot be written: {error}") from error
-        lock = os.open(partial, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            yield partial
-            self._publish(partial)
+            with _locked(partial):
+                yield partial
+                self._publish(partial)
         except OSError as error:
             raise LonasEdgeError(f"{self.path}: writing failed, nothing was changed: {error}") from error
         finally:
-            os.close(lock)
             shutil.rmtree(partial, ignore_errors=True)
+            for parent in made if not self.path.exists() else ():
+                with suppress(OSError):
+                    parent.rmdir()
 
     def _publish(self, partial: Path) -> None:
         partial.chmod(0o777 & ~_umask())
@@ -296,14 +304,15 @@ class OutputDirectory:
             partial.rename(self.path)
             return
         old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".old", dir=self.path.parent))
-        self.path.rename(old / "kept")
-        try:
-            partial.rename(self.path)
-        except OSError:
-            (old / "kept").rename(self.path)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        with _locked(old):
+            self.path.rename(old / _KEPT)
+            try:
+                partial.rename(self.path)
+            except OSError:
+                (old / _KEPT).rename(self.path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -319,14 +328,32 @@ def _existing_parent(path: Path) -> Path:
     return parent
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed runs left for this output: directories whose writer no longer holds the lock."""
-    for left in path.parent.glob(f".{path.name}.*.incomplete"):
-        handle = os.open(left, os.O_RDONLY)
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a directory's lock, as long as its writer lives; False where another process holds it or it has gone."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
         except BlockingIOError:
-            pass
-        finally:
-            os.close(handle)
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _settle(path: Path) -> None:
+    """Clear what killed runs left for this output; an output that one had set aside returns to its place."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.(incomplete|old)")
+    with suppress(OSError):  # what cannot be cleared is in nobody's way
+        for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
+            with _locked(left) as abandoned:
+                if abandoned and (left / _KEPT).exists() and not path.exists():
+                    (left / _KEPT).rename(path)
+                if abandoned:
+                    shutil.rmtree(left, ignore_errors=True)

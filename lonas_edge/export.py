@@ -7,7 +7,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -155,10 +155,9 @@ class _Export:
         if self.options.verify:
             with self.steps.step("verify", "Comparing with the activated super-network"):
                 ids = self._prompts()
-                answers = verify.compare(
-                    verify.super_network_logits(self.model, ids), verify.checkpoint_logits(self.folder, ids)
-                )
-                verify.check_checkpoint(answers, self.stored)
+                reference = verify.super_network_logits(self.model, ids)
+                answers = verify.compare(reference, verify.checkpoint_logits(self.folder, ids))
+                verify.check_checkpoint(answers, reference, self.stored)
                 self.parity["checkpoint"] = answers.to_json()
 
     def write_ir(self) -> None:
@@ -171,18 +170,21 @@ class _Export:
                 schemes = compress.schemes(self.model, self.options.weight_format)
                 matrices = dict(compress.compress_matrices(self.model, schemes))
                 self.model.refuse_not_finite()
-            reference = self._verify_materialized() if self.options.verify else None
+            references = self._verify_weights(matrices) if self.options.verify else None
             self._write_configs("float32" if self.stored == "fp32" else "float16")
             with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
                 write_ir(Path(job.graph), self.folder, matrices, schemes, self.options.weight_format)
                 del matrices
-        if reference is not None:
-            with self.steps.step("verify_ir", "Comparing the IR with the materialized model"):
-                answers = verify.compare(reference, verify.ir_logits(self.folder / MODEL, self._prompts()))
-                verify.check_ir(answers, self.stored)
-                self.parity["ir"] = answers.to_json()
+        if references:
+            with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
+                materialized, stored = references
+                logits = verify.ir_logits(self.folder / MODEL, self._prompts())
+                answers = verify.compare(stored, logits)
+                verify.check_ir(answers, stored)
+                self.parity["ir_stored"] = answers.to_json()
+                self.parity["ir"] = verify.compare(materialized, logits).to_json()
 
     def _graph_job(self, scratch: Path) -> Job:
         vectors = scratch / "vectors.safetensors"
@@ -193,14 +195,15 @@ class _Export:
         tokenizer = str(self.model.source.base.folder) if self.tokenizer is not None else None
         return Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder))
 
-    def _verify_materialized(self) -> torch.Tensor:
-        with self.steps.step("verify_checkpoint", "Comparing with the activated super-network"):
+    def _verify_weights(self, matrices: Mapping[str, compress.Compressed]) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.steps.step("verify_weights", "Comparing with the activated super-network"):
             ids = self._prompts()
-            reference = verify.materialized_logits(self.model, ids)
-            answers = verify.compare(verify.super_network_logits(self.model, ids), reference)
-            verify.check_checkpoint(answers, "fp32")
+            reference = verify.super_network_logits(self.model, ids)
+            materialized = verify.materialized_logits(self.model, ids)
+            answers = verify.compare(reference, materialized)
+            verify.check_checkpoint(answers, reference, "fp32")
             self.parity["checkpoint"] = answers.to_json()
-        return reference
+            return materialized, verify.stored_logits(self.model, matrices, ids)
 
     def _prompts(self) -> torch.Tensor:
         return verify.prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)

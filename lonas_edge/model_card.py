@@ -80,6 +80,7 @@ def _checked(manifest: dict[str, Any]) -> list[str]:
         return ["Not verified (`--no-verify`)."]
     names = {
         "checkpoint": "materialized model against the activated super-network",
+        "ir_stored": "IR (computed in fp32) against the weights stored in it",
         "ir": "IR (computed in fp32) against the materialized model",
     }
     return [

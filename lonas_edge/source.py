@@ -100,7 +100,7 @@ def read_model_config(located: Located) -> Any:
     if not path.exists():
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
     try:
-        return AutoConfig.from_pretrained(located.folder, local_files_only=True)
+        return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise LonasEdgeError(f"{path}: transformers cannot read it as a model configuration: {error}") from error
 
@@ -129,7 +129,7 @@ def open_source(
     """
     found = locate(source or model or "", revision if source in (None, model) else None, weights)
     adapter_config = AdapterConfig.read(found.folder) if (found.folder / adapters.CONFIG).exists() else None
-    if adapter_config is None and model not in (None, source):
+    if adapter_config is None and source is not None and model not in (None, source):
         raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = found if adapter_config else None
     base = found if adapter_config is None else _locate_base(adapter_config, model, revision, weights)

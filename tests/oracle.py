@@ -17,9 +17,7 @@ from transformers import AutoModelForCausalLM
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj"}
 
 
-def oracle_logits(
-    base: Path, adapter: Path | None, space: Path | None, widths: list[int], ids: torch.Tensor
-) -> torch.Tensor:
+def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: list[int], ids: torch.Tensor) -> torch.Tensor:
     """Logits [prompts, tokens, vocabulary], float64, of the sub-network with these `widths`, in group order."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
     weights = dict(model.named_parameters())

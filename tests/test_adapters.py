@@ -26,7 +26,10 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {}),
     "bin": ("llama", {"safe": False}),
-    "rank_pattern": ("llama", {"rank_pattern": {"k_proj": 12, r"model\.layers\.1\.mlp\.up_proj": 10, "layers.2.mlp.gate_proj": 3}}),
+    "rank_pattern": (
+        "llama",
+        {"rank_pattern": {"k_proj": 12, r"model\.layers\.1\.mlp\.up_proj": 10, "layers.2.mlp.gate_proj": 3}},
+    ),
     "alpha_pattern": ("llama", {"alpha_pattern": {"down_proj": 4, "layers.1.self_attn.q_proj": 40}}),
     "both patterns": ("llama", {"rank_pattern": {"v_proj": 12}, "alpha_pattern": {"v_proj": 6, "up_proj": 3}}),
     "rslora": ("llama", {"use_rslora": True}),
@@ -81,7 +84,9 @@ def test_merge_equals_peft(kind: str, tiny_models: TinyModels, materialize: Call
 def test_tensors_equal_merge_and_unload(kind: str, tiny_models: TinyModels) -> None:
     case, options = KINDS[kind]
     base, adapter = tiny_models.base(case), tiny_models.adapter(case, **options)
-    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).merge_and_unload()
+    merged = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
+    ).merge_and_unload()
     model = plain(base, adapter)
     expected = dict(merged.named_parameters())
     assert set(expected) == set(model.shapes)
@@ -148,7 +153,13 @@ def test_tied_adapter_on_the_head_is_refused(tiny_models: TinyModels) -> None:
         plain(tiny_models.base("llama-tied"), tiny_models.adapter("llama-tied", **options))
 
 
-@pytest.mark.parametrize("other", [peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), peft.LoHaConfig(target_modules=["k_proj"])])
+@pytest.mark.parametrize(
+    "other",
+    [
+        peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
+        peft.LoHaConfig(target_modules=["k_proj"]),
+    ],
+)
 def test_other_peft_types_are_refused(other: peft.PeftConfig, tiny_models: TinyModels, tmp_path: Path) -> None:
     base = tiny_models.base("llama")
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), other).save_pretrained(tmp_path / "adapter")
@@ -201,7 +212,9 @@ def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> 
     """Some tools save `lora_A.default.weight`; the tensors are the same."""
     expected = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().elasticity)
     tensors = load_file(llama_copy.adapter / WEIGHTS)
-    renamed = {key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): t for key, t in tensors.items()}
+    renamed = {
+        key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): t for key, t in tensors.items()
+    }
     save_file(renamed, llama_copy.adapter / WEIGHTS)
     found = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().elasticity)
     assert found.factors.keys() == expected.factors.keys()

@@ -12,7 +12,9 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import SUPPORTED_MODEL_TYPES
 from lonas_edge.search_space import parse_search_space
 
-LAYER = "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
+LAYER = (
+    "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
+)
 ENDINGS = {
     "base": "NNCFUserSelfLinear[self_linear]",
     "lora_A": "ModuleDict[lora_A]/NNCFLinear[default]",
@@ -102,7 +104,9 @@ def test_head_of_its_own_size(tiny_models: TinyModels) -> None:
     """Qwen3's heads have 24 channels on a hidden size of 64: 48 is two heads, 32 splits one."""
     content = json.loads(tiny_models.space("qwen3").read_text())
     elastic = content["bootstrapNAS"]["training"]["elasticity"]["width"]
-    elastic["overwrite_groups"] = [[elastic["overwrite_groups"][0][0].replace("ModuleDict[lora_A]/NNCFLinear[default]", "X[self_linear]")]]
+    elastic["overwrite_groups"] = [
+        [elastic["overwrite_groups"][0][0].replace("ModuleDict[lora_A]/NNCFLinear[default]", "X[self_linear]")]
+    ]
     elastic["overwrite_groups_widths"] = [[48, 32]]
     space, _ = parse_search_space(content)
     with pytest.raises(LonasEdgeError, match=r"widths \[32\] of model.layers.0.self_attn.q_proj split a head"):
@@ -110,5 +114,5 @@ def test_head_of_its_own_size(tiny_models: TinyModels) -> None:
 
 
 def test_unsupported_family() -> None:
-    with pytest.raises(LonasEdgeError, match="base: model_type 'gpt2' is not supported. Supported: llama, mistral"):
+    with pytest.raises(LonasEdgeError, match=r"base: model_type 'gpt2' is not supported. Supported: llama, mistral"):
         Architecture.from_config(AutoConfig.for_model("gpt2"), "base")

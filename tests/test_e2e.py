@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "nncf_config/smollm2_135m.json"
 LAYERS, WIDEST = 30, 1536
 SUBNETS = ("heuristic", "minimal", "random:1")
+UNPRUNED = "plain"  # the adapter as a plain LoRA adapter, without a search space: it has the maximal network only
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma, heated by "
@@ -67,15 +68,13 @@ class CommandLine:
         """SOURCE and its options. The base is the one that the adapter's configuration names."""
         return [str(self.adapter), *(["--nncf-config", str(space)] if space else [])]
 
-    def export(self, subnet: str | None, *options: str, space: Path | None = SPACE) -> Path:
-        """An exported directory."""
-        key = (subnet, options, space)
-        if key not in self.done:
+    def export(self, subnet: str, *options: str) -> Path:
+        """An exported directory of a sub-network, or of the `UNPRUNED` network."""
+        if (subnet, options) not in self.done:
             output = self.folder / f"export-{len(self.done)}"
-            choice = ["--subnet", subnet] if subnet else []
-            printed = self.json("export", *self.source(space), "--output", str(output), *choice, *options)
-            self.done[key] = (output, printed)
-        return self.done[key][0]
+            source = self.source(None) if subnet == UNPRUNED else [*self.source(), "--subnet", subnet]
+            self.done[subnet, options] = output, self.json("export", *source, "--output", str(output), *options)
+        return self.done[subnet, options][0]
 
     def printed(self, output: Path) -> dict[str, Any]:
         """What `export --json` printed for a directory."""
@@ -144,14 +143,13 @@ def kl_and_top1(reference: torch.Tensor, logits: torch.Tensor) -> tuple[float, f
     return (p.exp() * (p - q)).sum(-1).mean().item(), (p.argmax(-1) == q.argmax(-1)).double().mean().item()
 
 
-@pytest.mark.parametrize("subnet", SUBNETS)
+@pytest.mark.parametrize("subnet", [*SUBNETS, "maximal"])
 def test_checkpoint_answers_as_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet, "--stage", "checkpoint")
     widths = widths_of(folder)
-    if subnet == "heuristic":
-        assert widths == [group[(len(group) - 1) // 2] for group in groups()]
-    elif subnet == "minimal":
-        assert widths == [group[-1] for group in groups()]
+    named = {"heuristic": lambda n: (n - 1) // 2, "minimal": lambda n: n - 1, "maximal": lambda n: 0}
+    if subnet in named:
+        assert widths == [group[named[subnet](len(group))] for group in groups()]
     else:
         assert len(set(mlp_widths(widths))) == 5, "unequal widths"
     model = lonas_edge.load_checkpoint(folder)
@@ -172,18 +170,19 @@ def test_fp32_ir_answers_as_the_oracle(subnet: str, command_line: CommandLine, o
     assert difference < 1e-3
 
 
-# Largest mean KL (nats) from the oracle, and smallest share of equal top tokens, of an INT8 IR. Seen: maximal 0.005 and 94 %,
+# Largest mean KL (nats) from the oracle, and smallest share of equal top tokens, of an INT8 IR. Seen: unpruned 0.005 and 94 %,
 # random:1 0.019 and 93 %, heuristic 0.049 and 84 %, minimal 0.118 and 75 %: a network that was cut without training is
 # touchy. What INT8 costs is NNCF's rounding and nothing else, which the test after this one shows exactly; these bounds, three
-# times what was seen, keep away from faults: one q_proj in the place of another layer's costs 0.13 in the maximal network, 0.73
-# in the heuristic one and 0.85 in the minimal one, a down_proj 0.28, 1.7 and 1.6.
-INT8_BOUNDS = {"maximal": (0.015, 0.85), "random:1": (0.06, 0.8), "heuristic": (0.15, 0.7), "minimal": (0.36, 0.6)}
+# times what was seen, keep away from faults: one q_proj in the place of another layer's costs 0.13 in the unpruned network,
+# 0.73 in the heuristic one and 0.85 in the minimal one, a down_proj 0.28, 1.7 and 1.6.
+INT8_BOUNDS = {UNPRUNED: (0.015, 0.85), "random:1": (0.06, 0.8), "heuristic": (0.15, 0.7), "minimal": (0.36, 0.6)}
 
 
 @pytest.mark.parametrize("subnet", INT8_BOUNDS)
 def test_int8_ir_stays_close_to_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet)
-    kl, top1 = kl_and_top1(oracle(widths_of(folder)), ir_logits(folder, tokens))
+    widths = widths_of(folder) or [group[0] for group in groups()]
+    kl, top1 = kl_and_top1(oracle(widths), ir_logits(folder, tokens))
     print(f"{subnet}: INT8 IR, mean KL {kl:.2e} nats, same top token at {top1:.1%} of {tokens.numel()} positions")
     largest_kl, smallest_top1 = INT8_BOUNDS[subnet]
     assert 0 < kl < largest_kl
@@ -207,7 +206,7 @@ def test_int8_ir_is_what_nncf_makes_of_the_fp32_ir(command_line: CommandLine):
         assert np.array_equal(found[name].data, expected[name].data), name
 
 
-@pytest.mark.parametrize("subnet", ["random:1", "maximal"])
+@pytest.mark.parametrize("subnet", ["random:1", UNPRUNED])
 def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine):
     folder = command_line.export(subnet)
     stored = list(stored_matrices(folder))
@@ -217,7 +216,7 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
     }
     mlp = Counter(shape for _, _, shape in stored if 576 in shape and max(shape) not in (576, 49152))
     expected: Counter = Counter()
-    for width in mlp_widths(widths_of(folder)):
+    for width in mlp_widths(widths_of(folder)) or [WIDEST] * LAYERS:
         expected.update([(width, 576), (width, 576), (576, width)] if width != 576 else [])
     assert mlp == expected
 
@@ -226,7 +225,7 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
 def test_size_falls_as_inspect_predicts(subnet: str, command_line: CommandLine):
     sizes = command_line.json("inspect", *command_line.source(), "--subnet", subnet)
     predicted = sizes["subnetwork"]["bytes"]["int8"] / sizes["unpruned"]["bytes"]["int8"]
-    small, large = ((command_line.export(name) / "openvino_model.bin").stat().st_size for name in (subnet, "maximal"))
+    small, large = ((command_line.export(name) / "openvino_model.bin").stat().st_size for name in (subnet, UNPRUNED))
     print(f"{subnet}: {small / 1e6:.1f} of {large / 1e6:.1f} MB, ratio {small / large:.4f}, predicted {predicted:.4f}")
     assert abs(small / large / predicted - 1) < 0.02
     assert abs(small / sizes["subnetwork"]["bytes"]["int8"] - 1) < 0.02
@@ -406,18 +405,16 @@ def likelihoods(command_line: CommandLine, widths: list[int]) -> list[list[float
     return [sums[start : start + 3] for start in range(0, len(sums), 3)]
 
 
-def test_a_plain_lora_adapter_needs_no_search_space(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
-    """It has the maximal network only: the unpruned merged baseline, byte for byte that of `--subnet maximal`."""
-    checkpoint = command_line.export(None, "--stage", "checkpoint", space=None)
-    assert widths_of(checkpoint) == []
-    with torch.no_grad():
-        logits = lonas_edge.load_checkpoint(checkpoint, torch.float64)(input_ids=tokens).logits
-    assert (logits - oracle([group[0] for group in groups()])).abs().max() < 1e-4
-    plain, maximal = command_line.export(None, space=None), command_line.export("maximal")
-    assert (plain / "openvino_model.bin").read_bytes() == (maximal / "openvino_model.bin").read_bytes()
+def test_a_plain_lora_adapter_has_the_maximal_network(command_line: CommandLine):
+    """Without a search space: the unpruned merged baseline, by the same road."""
+    plain = command_line.export(UNPRUNED, "--stage", "checkpoint")
+    maximal = command_line.export("maximal", "--stage", "checkpoint")
+    assert widths_of(plain) == []
+    assert (plain / "model.safetensors").read_bytes() == (maximal / "model.safetensors").read_bytes()
+    assert json.loads((plain / "config.json").read_text()) == json.loads((maximal / "config.json").read_text())
 
 
-def test_a_plain_lora_adapter_has_no_other_subnetwork(command_line: CommandLine):
+def test_and_no_other(command_line: CommandLine):
     refused = command_line.run("export", *command_line.source(None), "--subnet", "minimal", "--output", "refused")
     assert refused.returncode == 1
     assert "--nncf-config" in refused.stderr

@@ -10,7 +10,9 @@ import pytest
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search_space import Member, parse_node, parse_search_space, read_search_space
 
-LAYER = "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
+LAYER = (
+    "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
+)
 MLP = f"{LAYER}[0]/LlamaMLP[mlp]/Linear"
 RANK_NODE = f"{LAYER}[0]/LlamaAttention[self_attn]/Linear[q_proj]/ModuleDict[lora_A]/NNCFLinear[default]/linear_0"
 WIDTH_NODES = [f"{MLP}[{name}]/NNCFUserSelfLinear[self_linear]/linear_0" for name in ("gate_proj", "up_proj")]
@@ -68,7 +70,11 @@ def test_comments_trailing_commas_and_scientific_notation(tmp_path: Path) -> Non
         (f"{MLP}[up_proj]/ModuleDict[lora_A]/NNCFLinear[default]/linear_0", "model.layers.0.mlp.up_proj", "lora_A"),
         (f"{MLP}[up_proj]/ModuleDict[lora_B]/NNCFLinear[default]/linear_0", "model.layers.0.mlp.up_proj", "lora_B"),
         ("PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/NNCFLinear[lm_head]/linear_0", "lm_head", "base"),
-        ("LlamaForCausalLM/LlamaModel[model]/ModuleList[layers]/X[1]/Y[mlp]/NNCFLinear[z]/linear_0", "model.layers.1.mlp.z", "base"),
+        (
+            "LlamaForCausalLM/LlamaModel[model]/ModuleList[layers]/X[1]/Y[mlp]/NNCFLinear[z]/linear_0",
+            "model.layers.1.mlp.z",
+            "base",
+        ),
     ],
 )
 def test_node_names(node: str, module: str, role: str) -> None:

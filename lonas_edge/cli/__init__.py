@@ -13,6 +13,8 @@ from lonas_edge import __version__
 from lonas_edge.cli import export, inspect, space
 from lonas_edge.errors import LonasEdgeError
 
+_TYPER_INTERRUPTED = 130  # the exit code typer turns Ctrl-C into
+
 app = typer.Typer(
     name="lonas-edge",
     help="LoNAS super-adapters on Intel edge hardware: pick a sub-network, slice, merge, compress, run with OpenVINO.",
@@ -48,6 +50,8 @@ def main() -> None:
 
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != _TYPER_INTERRUPTED:
+            raise
         print("interrupted: nothing was written", file=sys.stderr)
         sys.exit(1)

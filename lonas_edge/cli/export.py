@@ -106,7 +106,11 @@ def _print(manifest: dict[str, Any], output: Path) -> None:
     table = Table(title="Parity", title_justify="left")
     for column in ("logits", "largest difference", "mean KL, nats", "same top token"):
         table.add_column(column, justify="left" if column == "logits" else "right")
-    names = {"checkpoint": "materialized model / activated super-network", "ir": f"{kind} IR / materialized model"}
+    names = {
+        "checkpoint": "materialized model / activated super-network",
+        "ir_stored": f"{kind} IR / its stored weights",
+        "ir": f"{kind} IR / materialized model",
+    }
     for key, parity in manifest["parity"].items():
         table.add_row(
             names[key],

@@ -47,6 +47,33 @@ class Compressed:
     zero_point: ov.Tensor | None = None
     scale: ov.Tensor | None = None
 
+    def dequantized(self) -> np.ndarray:
+        """The matrix that is stored, [rows, columns] in fp32."""
+        codes = _values(self.codes)
+        if self.zero_point is not None and self.scale is not None:
+            codes = (codes - _values(self.zero_point)) * _values(self.scale)
+        return codes.reshape(self.shape)
+
+    def error(self, matrix: np.ndarray, stored: np.ndarray) -> float:
+        """How far the stored matrix is from what it was made of.
+
+        Args:
+            matrix: What it was made of, [rows, columns], fp32.
+            stored: What `dequantized` gave.
+
+        Returns:
+            The largest difference of an element: in quantization steps (scales) for INT8 and INT4, in units of 2^-11 of the
+            element for fp16, absolute for fp32.
+        """
+        difference = np.abs(stored - matrix)
+        if self.scale is not None:
+            steps = np.maximum(_values(self.scale), np.finfo(np.float16).tiny)
+            return float((difference.reshape(self.codes.shape) / steps).max())
+        if self.scheme.weight_format == "fp16":
+            smallest = np.float32(2.0**-14)  # below it fp16 is denormal
+            return float((difference / np.maximum(np.abs(matrix), smallest)).max() * 2**11)
+        return float(difference.max())
+
     def node(self, name: str) -> Any:
         """The subgraph that gives the fp32 matrix [rows, columns], as NNCF writes it; every plugin matches this pattern.
 
@@ -143,6 +170,19 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
     return {node.friendly_name: node for node in compressed.get_ops() if node.get_type_name() == "Constant"}
 
 
+def _values(tensor: ov.Tensor) -> np.ndarray:
+    """A stored tensor's values in fp32, u4 unpacked."""
+    if tensor.element_type != ov.Type.u4:
+        return tensor.data.astype(np.float32)
+    return _unpacked(tensor.data)[: math.prod(tensor.shape)].reshape(list(tensor.shape)).astype(np.float32)
+
+
+def _unpacked(packed: np.ndarray) -> np.ndarray:
+    """u4 values, two a byte, low half first."""
+    packed = packed.reshape(-1).view(np.uint8)
+    return np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)
+
+
 def _rows(constant: Any, start: int, stop: int) -> ov.Tensor:
     """Rows of a constant as a tensor of their own; u4 values are packed two a byte, low half first."""
     shape = [stop - start, *list(constant.shape)[1:]]
@@ -151,7 +191,7 @@ def _rows(constant: Any, start: int, stop: int) -> ov.Tensor:
     packed, per_row = constant.data.reshape(-1), math.prod(shape[1:])
     if per_row % 2 == 0:
         return ov.Tensor(packed[start * per_row // 2 : stop * per_row // 2].copy(), shape, ov.Type.u4)
-    halves = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[start * per_row : stop * per_row]
+    halves = _unpacked(packed)[start * per_row : stop * per_row]
     halves = np.append(halves, np.zeros(len(halves) % 2, np.uint8))
     return ov.Tensor(halves[0::2] | (halves[1::2] << 4), shape, ov.Type.u4)
 

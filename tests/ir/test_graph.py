@@ -70,9 +70,11 @@ def test_a_matrix_without_a_place_is_refused(tiny_models: TinyModels, tmp_path: 
 def test_a_failing_conversion_says_why(tiny_models: TinyModels, tmp_path: Path):
     job = job_of(tiny_models.base("llama"), tmp_path)
     Path(job.vectors).unlink()
-    with GraphConversion(job) as conversion:
-        with pytest.raises(LonasEdgeError, match=r"conversion to OpenVINO failed[\s\S]*vectors\.safetensors"):
-            conversion.wait()
+    with (
+        GraphConversion(job) as conversion,
+        pytest.raises(LonasEdgeError, match=r"conversion to OpenVINO failed[\s\S]*vectors\.safetensors"),
+    ):
+        conversion.wait()
     assert not Path(job.graph).exists()
 
 

@@ -125,6 +125,15 @@ class AdapterConfig:
         rank, alpha = self._pattern("rank", name), self._pattern("alpha", name)
         return alpha / rank**0.5 if self.lora.use_rslora else alpha / rank
 
+    def unties(self, architecture: Architecture) -> bool:
+        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
+        if not architecture.tied or self.lora.ensure_weight_tying:
+            return False
+        ranks = self.ranks(architecture)
+        head, embedding = architecture.family.head, f"{architecture.family.embedding}.weight"
+        replaced = _replaced_shapes(architecture, self, ranks)
+        return head in ranks or f"{head}.weight" in replaced or embedding in replaced
+
 
 @dataclass(frozen=True)
 class LoraFactors:
@@ -142,14 +151,6 @@ class Adapter:
 
     factors: dict[str, LoraFactors] = field(default_factory=dict)
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)
-    tied: bool | None = None
-
-    def unties(self, architecture: Architecture) -> bool:
-        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
-        if not architecture.tied or self.tied:
-            return False
-        head, embedding = architecture.family.head, f"{architecture.family.embedding}.weight"
-        return head in self.factors or f"{head}.weight" in self.replaced or embedding in self.replaced
 
 
 def adapter_file(folder: Path) -> Path:
@@ -235,7 +236,7 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
         for name in ranks
     }
     replaced = {name: tensor for name, tensor in tensors.items() if name in saved or name in optional}
-    return Adapter(factors, replaced, config.lora.ensure_weight_tying)
+    return Adapter(factors, replaced)
 
 
 def rank_misfits(elasticity: Elasticity, ranks: dict[str, int]) -> list[str]:

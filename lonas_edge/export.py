@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from lonas_edge import adapters, complexity, verify
+from lonas_edge import adapters, verify
 from lonas_edge.checkpoints import OutputDirectory, sha256
 from lonas_edge.ir import compress
 from lonas_edge.ir.convert import MODEL, write_ir
@@ -101,8 +101,9 @@ def export(
     """
     _return_freed_memory()
     directory = OutputDirectory(output, options.overwrite)
-    sizes = complexity.measure(source.elasticity, source.ranks(), subnetwork.widths, complexity.DEFAULT_SEQUENCE_LENGTH)
-    directory.check(sizes.bytes[options.weight_format if options.stage == "ir" else "fp32"] + _ROOM_BYTES)
+    directory.check(
+        source.sizes(subnetwork.widths).bytes[options.weight_format if options.stage == "ir" else "fp32"] + _ROOM_BYTES
+    )
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = _Steps(report)
         with steps.step("validate", "Checking base and adapter"):
@@ -239,10 +240,6 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]
     model, options = job.model, job.options
     source, widths = model.source, model.subnetwork.widths
 
-    def sizes(chosen: tuple[int, ...] | None) -> dict[str, Any]:
-        seq_len = source.space.sequence_length or complexity.DEFAULT_SEQUENCE_LENGTH
-        return complexity.measure(source.elasticity, source.ranks(), chosen, seq_len, model.untied).to_json()
-
     def described(located: Located | None, key: str) -> dict[str, Any] | None:
         return None if located is None else {"name": located.name, "revision": located.revision, "sha256": hashes[key]}
 
@@ -253,7 +250,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]
         "subnetwork": {"name": model.subnetwork.name, "search_space": source.space.hash if widths else None},
         "base": described(source.base, "base"),
         "adapter": described(source.adapter, "adapter"),
-        "sizes": {"unpruned": sizes(None), "subnetwork": sizes(widths)},
+        "sizes": {"unpruned": source.sizes(None).to_json(), "subnetwork": source.sizes(widths).to_json()},
         "verified": options.verify,
         "parity": job.parity,
         "steps": job.steps.taken,

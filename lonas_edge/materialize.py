@@ -74,7 +74,7 @@ class MaterializedModel:
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
             self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
-        self.untied = self.adapter.unties(source.architecture)
+        self.untied = source.unties
         self.shapes = materialized_shapes(source.elasticity, subnetwork.widths, self.untied)
         self._widths = source.elasticity.widths(subnetwork.widths)
         self._not_finite: list[str] = []

@@ -4,6 +4,7 @@ SOURCE is a super-adapter directory; or any PEFT adapter plus --model and --nncf
 search space; a base model alone has no adapter. Each may be a directory or a hub id.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lonas_edge import adapters
 from lonas_edge.adapters import AdapterConfig
 from lonas_edge.architecture import Architecture, Elasticity, bind
+from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search_space import SearchSpace, read_search_space
 
@@ -50,6 +52,24 @@ class Source:
     def ranks(self) -> dict[str, int]:
         """The adapter's rank on each layer that has one."""
         return self.adapter_config.ranks(self.architecture) if self.adapter_config else {}
+
+    @property
+    def unties(self) -> bool:
+        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
+        return self.adapter_config is not None and self.adapter_config.unties(self.architecture)
+
+    def sizes(self, chosen: Sequence[int] | None, seq_len: int | None = None) -> Sizes:
+        """Sizes of a sub-network of this source.
+
+        Args:
+            chosen: One width a group, in group order; None for the unpruned LoRA model.
+            seq_len: Sequence length of the MACs; None for that of the search space.
+
+        Returns:
+            The sizes.
+        """
+        length = seq_len or self.space.sequence_length or DEFAULT_SEQUENCE_LENGTH
+        return measure(self.elasticity, self.ranks(), chosen, length, self.unties)
 
 
 def locate(reference: str, revision: str | None, weights: bool) -> Located:

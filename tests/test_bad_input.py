@@ -267,7 +267,6 @@ def test_remote_code_does_not_run(llama_copy: TinySource, refused: Callable, tmp
     assert not marker.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="ir/tokenizer.py: AutoTokenizer.from_pretrained without trust_remote_code=False asks")
 def test_remote_code_of_a_tokenizer_does_not_run(llama_copy: TinySource, run_cli: Callable, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     edit(

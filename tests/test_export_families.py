@@ -15,6 +15,7 @@ from oracle import oracle_logits
 from tiny_models import CASES, HIDDEN, LAYERS, VOCAB, TinyModels, TinySource
 
 from lonas_edge import adapters, materialize
+from lonas_edge import export as export_module
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.export import ExportOptions, export
 from lonas_edge.materialize import MaterializedModel
@@ -249,23 +250,38 @@ def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, mo
     assert (tmp_path / "out/mine").read_text() == "kept"
 
 
-_INT4_TOO_WIDE = pytest.mark.xfail(strict=True, reason="IR_KL_TOLERANCE of int4 (1.5) lets two swapped layers through")
+FORMATS = ["fp32", "fp16", "int8", "int4"]
+_FIRST, _SECOND = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
 
 
-@pytest.mark.parametrize("weight_format", ["fp32", "fp16", "int8", pytest.param("int4", marks=_INT4_TOO_WIDE)])
-def test_verification_refuses_a_wrong_ir(
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_verification_refuses_a_wrong_graph(
     weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """Right weights in the wrong places: two layers' matrices of one shape change places in the graph only."""
-    from lonas_edge import export as export_module
-
+    """Right weights in wrong places: two layers' matrices of one shape change places in the graph."""
     stock = export_module.write_ir
 
     def write(graph: Path, folder: Path, matrices: dict[str, Any], *rest: Any) -> None:
-        first, second = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
-        stock(graph, folder, {**matrices, first: matrices[second], second: matrices[first]}, *rest)
+        stock(graph, folder, {**matrices, _FIRST: matrices[_SECOND], _SECOND: matrices[_FIRST]}, *rest)
 
     monkeypatch.setattr(export_module, "write_ir", write)
-    with pytest.raises(LonasEdgeError, match=f"Verification failed: the {weight_format} IR"):
+    with pytest.raises(LonasEdgeError, match="Verification failed: the IR does not answer"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_verification_refuses_wrong_stored_weights(
+    weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A compression that hands out the rows of one matrix as those of another, as a fault in stacking would."""
+    stock = export_module.compress.compress_matrices
+
+    def swapped(*arguments: Any) -> dict[str, Any]:
+        found = dict(stock(*arguments))
+        return {**found, _FIRST: found[_SECOND], _SECOND: found[_FIRST]}
+
+    monkeypatch.setattr(export_module.compress, "compress_matrices", lambda *arguments: swapped(*arguments).items())
+    with pytest.raises(LonasEdgeError, match=r"Verification failed: the stored model\.layers\.\d\.self_attn\.q_proj\.weight"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())

@@ -29,14 +29,12 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.
     """
     with loading():
-        from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, measure
         from lonas_edge.source import open_source
         from lonas_edge.subnetwork import select
 
         opened = open_source(source, model, nncf_config, revision, weights=False)
     chosen = select(opened.space, subnet)
-    length = seq_len or opened.space.sequence_length or DEFAULT_SEQUENCE_LENGTH
-    unpruned, small = (measure(opened.elasticity, opened.ranks(), w, length) for w in (None, chosen.widths))
+    unpruned, small = opened.sizes(None, seq_len), opened.sizes(chosen.widths, seq_len)
     if as_json:
         groups = [
             {"kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}

@@ -27,7 +27,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in names):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, ImportError) as error:
         raise LonasEdgeError(f"{folder}: the tokenizer cannot be read: {error}") from error
 

@@ -190,10 +190,10 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
         if name not in matrices:
             return value
         matrix = matrices[name]
-        dequantized = matrix.dequantized()
+        restored, error = matrix.restored(value.numpy())
         what = f"the stored {name} is not the materialized one, in units of its {matrix.scheme.weight_format} rounding"
-        _require(what, matrix.error(value.numpy(), dequantized), STORED_TOLERANCE[matrix.scheme.weight_format])
-        return torch.from_numpy(dequantized)
+        _require(what, error, STORED_TOLERANCE[matrix.scheme.weight_format])
+        return torch.from_numpy(restored)
 
     network = empty_model(model.config())
     stream_weights(network, stored)

@@ -20,6 +20,7 @@ from openvino import opset13 as ops
 
 from lonas_edge.complexity import int4_group_size
 from lonas_edge.materialize import MaterializedModel
+from lonas_edge.modeling import BLOCK_ELEMENTS
 
 STACK_ELEMENTS = 2**24  # at least so many elements are compressed at once (67 MB in fp32),
 MAX_STACKS = 64  # and more where that would take more calls than this
@@ -47,32 +48,32 @@ class Compressed:
     zero_point: ov.Tensor | None = None
     scale: ov.Tensor | None = None
 
-    def dequantized(self) -> np.ndarray:
-        """The matrix that is stored, [rows, columns] in fp32."""
-        codes = _values(self.codes)
-        if self.zero_point is not None and self.scale is not None:
-            codes = (codes - _values(self.zero_point)) * _values(self.scale)
-        return codes.reshape(self.shape)
-
-    def error(self, matrix: np.ndarray, stored: np.ndarray) -> float:
-        """How far the stored matrix is from what it was made of.
+    def restored(self, matrix: np.ndarray) -> tuple[np.ndarray, float]:
+        """The matrix that is stored, and how far it is from what it was made of.
 
         Args:
             matrix: What it was made of, [rows, columns], fp32.
-            stored: What `dequantized` gave.
 
         Returns:
-            The largest difference of an element: in quantization steps (scales) for INT8 and INT4, in units of 2^-11 of the
-            element for fp16, absolute for fp32.
+            The stored matrix [rows, columns] in fp32, and the largest difference of an element: in quantization steps (scales)
+            for INT8 and INT4, in units of 2^-11 of the element for fp16, absolute for fp32.
         """
-        difference = np.abs(stored - matrix)
-        if self.scale is not None:
-            steps = np.maximum(_values(self.scale), np.finfo(np.float16).tiny)
-            return float((difference.reshape(self.codes.shape) / steps).max())
-        if self.scheme.weight_format == "fp16":
-            smallest = np.float32(2.0**-14)  # below it fp16 is denormal
-            return float((difference / np.maximum(np.abs(matrix), smallest)).max() * 2**11)
-        return float(difference.max())
+        restored, error = np.empty(self.shape, np.float32), 0.0
+        codes = _values(self.codes)
+        for start in range(0, len(codes), rows := max(1, BLOCK_ELEMENTS // self.shape[1])):
+            block, expected = codes[start : start + rows].astype(np.float32), matrix[start : start + rows]
+            if self.zero_point is not None and self.scale is not None:
+                unit = _values(self.scale)[start : start + rows].astype(np.float32)
+                block = (block - _values(self.zero_point)[start : start + rows]) * unit
+                difference = np.abs(block - expected.reshape(block.shape)) / np.maximum(unit, np.finfo(np.float16).tiny)
+            elif self.scheme.weight_format == "fp16":
+                smallest = np.float32(2.0**-14)  # below it fp16 is denormal
+                difference = np.abs(block - expected) / np.maximum(np.abs(expected), smallest) * 2**11
+            else:
+                difference = np.abs(block - expected)
+            error = float(np.maximum(error, difference.max()))  # NaN stays NaN
+            restored[start : start + rows] = block.reshape(-1, self.shape[1])
+        return restored, error
 
     def node(self, name: str) -> Any:
         """The subgraph that gives the fp32 matrix [rows, columns], as NNCF writes it; every plugin matches this pattern.
@@ -171,10 +172,10 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
 
 
 def _values(tensor: ov.Tensor) -> np.ndarray:
-    """A stored tensor's values in fp32, u4 unpacked."""
+    """A stored tensor's values, u4 unpacked to u8."""
     if tensor.element_type != ov.Type.u4:
-        return tensor.data.astype(np.float32)
-    return _unpacked(tensor.data)[: math.prod(tensor.shape)].reshape(list(tensor.shape)).astype(np.float32)
+        return tensor.data
+    return _unpacked(tensor.data)[: math.prod(tensor.shape)].reshape(list(tensor.shape))
 
 
 def _unpacked(packed: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """What an export costs: `lonas-edge export` beside `optimum-cli export openvino`, INT8, on the same merged sub-network.
 
-    python benchmarks/export_cost.py --work models/bench                          SmolLM2-135M
-    python benchmarks/export_cost.py --work models/bench --shape llama-7b         LLaMA-7B shape, random weights (60 GB of disk)
+    python benchmarks/export_cost.py --work models/bench                       SmolLM2-135M
+    python benchmarks/export_cost.py --work models/bench --shape llama-7b      LLaMA-7B shape, random weights, 60 GB of disk
 
-Both run as command lines of their own, in turn, `--rounds` times. Wall time is that of the command. Memory is that of its whole
-process tree, sampled ten times a second: `pss` counts a page shared by several processes once, `rss` once for each of them;
-both count memory-mapped file pages. optimum-cli gets the sub-network sliced and merged already (`--stage checkpoint`, timed too);
-lonas-edge gets base, adapter and search space, and slices, merges and verifies within its time.
+Both run as command lines of their own, in turn, `--rounds` times. Wall time is that of the command. Memory is that of its
+whole process tree, sampled ten times a second: `pss` counts a page shared by several processes once, `rss` once for each of
+them; both count memory-mapped file pages. optimum-cli gets the sub-network sliced and merged already (`--stage checkpoint`,
+timed too); lonas-edge gets base, adapter and search space, and slices, merges and verifies within its time.
 """
 
 import argparse
@@ -27,10 +27,21 @@ import psutil
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 LLAMA_7B = {
-    **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008},
-    **{"num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048},
-    **{"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False, "dtype": "bfloat16"},
-    **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 
 
@@ -137,10 +148,15 @@ def measure(source: list[str | Path], work: Path, rounds: int, verify: bool) -> 
 def conditions() -> dict[str, Any]:
     """What the figures depend on."""
     names = ("torch", "transformers", "optimum-intel", "nncf", "openvino", "peft")
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+    )
     return {
-        **{"processor": cpu, "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
-        **{"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")},
+        "processor": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
         "versions": {name: importlib.metadata.version(name) for name in names},
     }
 
@@ -157,13 +173,15 @@ def main() -> None:
     source = (smollm2 if arguments.shape == "smollm2-135m" else llama_7b)(arguments.work)
     result = {"shape": arguments.shape, "conditions": conditions()}
     result |= measure(source, arguments.work, arguments.rounds, not arguments.no_verify)
-    print(f"materialize (--stage checkpoint): {result['materialize']['seconds']:.1f} s, {result['materialize']['peak_pss'] / 1e9:.2f} GB")
+    once = result["materialize"]
+    print(f"materialize (--stage checkpoint): {once['seconds']:.1f} s, {once['peak_pss'] / 1e9:.2f} GB")
     medians = {}
     for name, runs in result["runs"].items():
         medians[name] = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
         seconds = ", ".join(f"{r['seconds']:.1f}" for r in runs)
         m = medians[name]
-        print(f"{name}: {m['seconds']:.1f} s (of {seconds}), peak {m['peak_pss'] / 1e9:.2f} GB PSS, {m['peak_rss'] / 1e9:.2f} GB RSS")
+        memory = f"{m['peak_pss'] / 1e9:.2f} GB PSS, {m['peak_rss'] / 1e9:.2f} GB RSS"
+        print(f"{name}: {m['seconds']:.1f} s (of {seconds}), peak {memory}")
     result["ratio"] = {key: medians["lonas-edge"][key] / medians["optimum-cli"][key] for key in medians["optimum-cli"]}
     print("ratio:", ", ".join(f"{key} {value:.2f}" for key, value in result["ratio"].items()))
     print("steps of the last run:", ", ".join(f"{k} {v['seconds']:.1f} s" for k, v in result["steps"][-1].items()))

@@ -108,7 +108,7 @@ def materialized_shapes(
 
 
 def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: str) -> int:
-    """Bytes of the weights in the IR: matrices in the format, everything else in fp32 (fp16 where the format is).
+    """Bytes of the weights in the IR: matrices in the format, everything else in fp32.
 
     INT8 keeps an fp16 scale and a u8 zero point a row (NNCF INT8_ASYM); INT4 an fp16 scale and a 4-bit zero point a group,
     embedding and head in INT8 (NNCF's default for both).
@@ -125,4 +125,4 @@ def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], we
             total += rows * columns + rows * 3
         else:
             total += rows * columns / 2 + rows * (columns // group) * 2.5
-    return round(total) + rest * (2 if weight_format == "fp16" else 4)
+    return round(total) + rest * 4

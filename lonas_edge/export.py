@@ -7,7 +7,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -171,17 +171,18 @@ class _Export:
                 schemes = compress.schemes(self.model, self.options.weight_format)
                 matrices = dict(compress.compress_matrices(self.model, schemes))
                 self.model.refuse_not_finite()
-            references = self._verify_weights(matrices) if self.options.verify else None
+            materialized = self._verify_weights() if self.options.verify else None
             self._write_configs("float32" if self.stored == "fp32" else "float16")
             with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
                 write_ir(Path(job.graph), self.folder, matrices, schemes, self.options.weight_format)
-                del matrices
-        if references:
+        if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
-                materialized, stored = references
-                logits = verify.ir_logits(self.folder / MODEL, self._prompts())
+                ids = self._prompts()
+                stored = verify.stored_logits(self.model, matrices, ids)
+                del matrices
+                logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = verify.compare(stored, logits)
                 verify.check_ir(answers, stored)
                 self.parity["ir_stored"] = answers.to_json()
@@ -196,7 +197,7 @@ class _Export:
         tokenizer = str(self.model.source.base.folder) if self.tokenizer is not None else None
         return Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder))
 
-    def _verify_weights(self, matrices: Mapping[str, compress.Compressed]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _verify_weights(self) -> torch.Tensor:
         with self.steps.step("verify_weights", "Comparing with the activated super-network"):
             ids = self._prompts()
             reference = verify.super_network_logits(self.model, ids)
@@ -204,7 +205,7 @@ class _Export:
             answers = verify.compare(reference, materialized)
             verify.check_checkpoint(answers, reference, "fp32")
             self.parity["checkpoint"] = answers.to_json()
-            return materialized, verify.stored_logits(self.model, matrices, ids)
+        return materialized
 
     def _prompts(self) -> torch.Tensor:
         return verify.prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)

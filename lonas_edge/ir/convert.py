@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import openvino as ov
+from optimum.intel import OVConfig, OVWeightQuantizationConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.compress import Compressed, Scheme
@@ -42,7 +43,7 @@ def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:
 def write_ir(
     graph: Path, folder: Path, matrices: Mapping[str, Compressed], schemes: Mapping[str, Scheme], weight_format: str
 ) -> None:
-    """Fill a graph and write it as `openvino_model.xml` and `.bin`.
+    """Fill a graph and write it as `openvino_model.xml` and `.bin`, `openvino_config.json` beside it.
 
     Args:
         graph: An IR written by `ir.graph`.
@@ -57,6 +58,18 @@ def write_ir(
     model = fill_graph(graph, matrices)
     record_format(model, schemes, weight_format)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
+    if weight_format in ("fp32", "fp16"):
+        OVConfig(dtype=weight_format).save_pretrained(folder)
+        return
+    group = _group_size(schemes)
+    bits = {"bits": 8} if group < 0 else {"bits": 4, "group_size": group, "ratio": 1.0}
+    quantization = OVWeightQuantizationConfig(sym=False, **bits)
+    OVConfig(dtype="int8" if group < 0 else "int4", quantization_config=quantization).save_pretrained(folder)
+
+
+def _group_size(schemes: Mapping[str, Scheme]) -> int:
+    """The INT4 group size, -1 where whole rows are compressed to INT8: NNCF's convention."""
+    return next((scheme.group_size for scheme in schemes.values() if scheme.group_size), -1)
 
 
 def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: str) -> None:
@@ -70,6 +83,6 @@ def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: str)
     if weight_format in ("fp32", "fp16"):
         model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
         return
-    group = next((scheme.group_size for scheme in schemes.values() if scheme.group_size), -1)
+    group = _group_size(schemes)
     model.set_rt_info("int4_asym" if group > 0 else "int8_asym", ["nncf", "weight_compression", "mode"])
     model.set_rt_info(str(group), ["nncf", "weight_compression", "group_size"])

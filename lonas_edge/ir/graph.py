@@ -66,7 +66,9 @@ class GraphConversion:
         """
         self._log = Path(job.graph).with_suffix(".log")
         # forked: the two share what importing torch, transformers and openvino took, 5 s and 0.5 GB
-        self._process = multiprocessing.get_context("fork").Process(target=_run, args=(job, self._log), daemon=True)
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_run, args=(job, self._log, os.getpid()), daemon=True
+        )
         self._process.start()
 
     def wait(self) -> None:
@@ -90,12 +92,14 @@ class GraphConversion:
         self._process.join()
 
 
-def _run(job: Job, log: Path) -> None:
+def _run(job: Job, log: Path, parent: int) -> None:
     """The process: one thread, no garbage collection, its output in a file; never returns to the parent's code."""
     with log.open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this process could ask to be told
+        os._exit(1)
     gc.disable()  # it lives for seconds, and a collection would touch, so copy, every page it shares
     gc.freeze()
     code = 1

@@ -174,7 +174,6 @@ def test_fp16_ir(exported: Callable[[str], Path]):
         assert np.array_equal(half[name].data, whole[name].data.astype(np.float16)), name
 
 
-@pytest.mark.xfail(strict=True, reason="RTMap takes the mark as a string, which save_model does not write")
 def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable[[str], Path]):
     """Stock fp16 IRs mark the conversion of each matrix as decompression. Unmarked, the CPU plugin folds it: fp32 in memory."""
     model = ov.Core().read_model(exported("fp16") / "openvino_model.xml")

@@ -35,6 +35,7 @@ FILES = {
     "lonas_edge.json",
     "openvino_detokenizer.bin",
     "openvino_detokenizer.xml",
+    "openvino_config.json",
     "openvino_model.bin",
     "openvino_model.xml",
     "openvino_tokenizer.bin",

@@ -69,6 +69,7 @@ class GraphConversion:
         self._process = multiprocessing.get_context("fork").Process(
             target=_run, args=(job, self._log, os.getpid()), daemon=True
         )
+        gc.freeze()  # a collection in the parent would touch, so copy, every page the two share
         self._process.start()
 
     def wait(self) -> None:
@@ -90,6 +91,7 @@ class GraphConversion:
         """End the process if it is still running."""
         self._process.kill()
         self._process.join()
+        gc.unfreeze()
 
 
 def _run(job: Job, log: Path, parent: int) -> None:
@@ -100,8 +102,7 @@ def _run(job: Job, log: Path, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before this process could ask to be told
         os._exit(1)
-    gc.disable()  # it lives for seconds, and a collection would touch, so copy, every page it shares
-    gc.freeze()
+    gc.disable()  # it lives for seconds
     code = 1
     try:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent

@@ -36,7 +36,7 @@ _ROOM_BYTES = 50_000_000  # tokenizers and temporary files
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 Stage = Literal["checkpoint", "ir"]
-Progress = Callable[[str], None]
+Progress = Callable[[str, float | None], None]  # the step, and the share of it that is done, where known
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class _Steps:
     taken: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str, shown: str) -> Iterator[None]:
-        self.report(shown)
+    def step(self, name: str, shown: str) -> Iterator[Callable[[float], None]]:
+        self.report(shown, None)
         start = time.perf_counter()
-        yield
+        yield lambda done: self.report(shown, done)
         self.taken[name] = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_bytes": _peak_rss()}
 
 
@@ -82,7 +82,7 @@ def export(
     subnetwork: Subnetwork,
     output: Path,
     options: ExportOptions,
-    report: Progress = lambda _: None,
+    report: Progress = lambda _step, _done: None,
 ) -> dict[str, Any]:
     """Export a sub-network.
 
@@ -91,7 +91,7 @@ def export(
         subnetwork: The chosen widths.
         output: The directory to write; it appears whole or not at all.
         options: What to write.
-        report: Called with the name of each step as it starts.
+        report: Called with the name of each step as it starts, and with the share done as it goes.
 
     Returns:
         The manifest, as written to `lonas_edge.json`.
@@ -100,17 +100,16 @@ def export(
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
     """
     _return_freed_memory()
+    stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
     directory = OutputDirectory(output, options.overwrite)
-    directory.check(
-        source.sizes(subnetwork.widths).bytes[options.weight_format if options.stage == "ir" else "fp32"] + _ROOM_BYTES
-    )
+    directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = _Steps(report)
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
             tokenizer = load_tokenizer(source.base.folder)
         hashes = background.submit(_hashes, model)
-        job = _Export(model, tokenizer, folder, options, steps)
+        job = _Export(model, tokenizer, folder, options, stored, steps)
         if options.stage == "checkpoint":
             job.write_checkpoint()
         else:
@@ -130,36 +129,29 @@ def _return_freed_memory() -> None:
 
 @dataclass
 class _Export:
-    """One export under way."""
+    """One export under way. `stored` is how weights are stored: the IR's format, or the checkpoint's dtype."""
 
     model: MaterializedModel
     tokenizer: Any
     folder: Path
     options: ExportOptions
+    stored: str
     steps: _Steps
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    @property
-    def stored(self) -> str:
-        """How weights are stored: the IR's format, or the checkpoint's dtype."""
-        if self.options.stage == "ir":
-            return self.options.weight_format
-        return self.options.dtype or _base_dtype(self.model)
-
     def write_checkpoint(self) -> None:
-        with self.steps.step("materialize", "Slicing and merging"):
-            dtype = DTYPES[self.stored]
-            write_weights(self.model, self.folder, dtype)
+        dtype = DTYPES[self.stored]
+        with self.steps.step("materialize", "Slicing and merging") as done:
+            write_weights(self.model, self.folder, dtype, done)
             self._write_configs(str(dtype).removeprefix("torch."))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(self.folder)
         if self.options.verify:
-            with self.steps.step("verify", "Comparing with the activated super-network"):
-                ids = self._prompts()
-                reference = verify.super_network_logits(self.model, ids)
-                answers = verify.compare(reference, verify.checkpoint_logits(self.folder, ids))
-                verify.check_checkpoint(answers, reference, self.stored)
-                self.parity["checkpoint"] = answers.to_json()
+            materialized = self._verify_weights()
+            with self.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
+                verify.check_checkpoint(self.model, self.folder, dtype)
+                answers = verify.checkpoint_logits(self.folder, self._prompts())
+                self.parity["stored"] = verify.compare(materialized, answers).to_json()
 
     def write_ir(self) -> None:
         """The graph is converted in its own process while the weights are made and compressed in this one."""
@@ -167,9 +159,12 @@ class _Export:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix="graph-")))
             job = self._graph_job(scratch)
             conversion = stack.enter_context(GraphConversion(job))
-            with self.steps.step("compress", "Slicing, merging and compressing"):
+            with self.steps.step("compress", "Slicing, merging and compressing") as done:
                 schemes = compress.schemes(self.model, self.options.weight_format)
-                matrices = dict(compress.compress_matrices(self.model, schemes))
+                matrices = {}
+                for name, matrix in compress.compress_matrices(self.model, schemes):
+                    matrices[name] = matrix
+                    done(len(matrices) / len(schemes))
                 self.model.refuse_not_finite()
             materialized = self._verify_weights() if self.options.verify else None
             self._write_configs("float32" if self.stored == "fp32" else "float16")
@@ -204,8 +199,8 @@ class _Export:
             reference = verify.super_network_logits(self.model, ids)
             materialized = verify.materialized_logits(self.model, ids)
             answers = verify.compare(reference, materialized)
-            verify.check_checkpoint(answers, reference, "fp32")
-            self.parity["checkpoint"] = answers.to_json()
+            verify.check_materialized(answers, reference)
+            self.parity["materialized"] = answers.to_json()
         return materialized
 
     def _prompts(self) -> torch.Tensor:
@@ -218,9 +213,9 @@ class _Export:
             (self.folder / generation.name).write_bytes(generation.read_bytes())
 
 
-def _base_dtype(model: MaterializedModel) -> str:
-    stored = model.base.dtypes[f"{model.source.architecture.family.embedding}.weight"]
-    return {"float32": "fp32", "float64": "fp32", "float16": "fp16", "bfloat16": "bf16"}[stored]
+def _base_dtype(source: Source) -> str:
+    """The base's dtype as its config.json names it; fp32 where it does not."""
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(source.architecture.config.dtype, "fp32")
 
 
 def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:

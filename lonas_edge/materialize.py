@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +169,16 @@ class MaterializedModel:
         return content
 
 
-def write_weights(model: MaterializedModel, folder: Path, dtype: torch.dtype) -> None:
+def write_weights(
+    model: MaterializedModel, folder: Path, dtype: torch.dtype, done: Callable[[float], None] = lambda _: None
+) -> None:
     """Write the materialized weights as safetensors, sharded like transformers does, one shard in memory at a time.
 
     Args:
         model: The materialized model.
         folder: An existing directory.
         dtype: The stored dtype; the only rounding after fp32 arithmetic.
+        done: Called with the share that is written.
 
     Raises:
         LonasEdgeError: If a tensor holds NaN or Inf, before or after the rounding; all are listed.
@@ -184,7 +188,7 @@ def write_weights(model: MaterializedModel, folder: Path, dtype: torch.dtype) ->
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=MAX_SHARD_BYTES,
     )
-    overflowed = []
+    overflowed, written = [], 0
     for file, names in plan.filename_to_tensors.items():
         shard = {}
         for name in names:
@@ -192,6 +196,8 @@ def write_weights(model: MaterializedModel, folder: Path, dtype: torch.dtype) ->
             if dtype == torch.float16 and shard[name].isinf().any():
                 overflowed.append(f"{name}: overflows fp16")
         save_file(shard, folder / file, metadata={"format": "pt"})
+        written += len(names)
+        done(written / len(model.shapes))
     model.refuse_not_finite()
     raise_all("The weights do not fit the dtype:", overflowed, "Choose fp32 or bf16.")
     if plan.is_sharded:

@@ -79,7 +79,8 @@ def _checked(manifest: dict[str, Any]) -> list[str]:
     if not manifest["verified"]:
         return ["Not verified (`--no-verify`)."]
     names = {
-        "checkpoint": "materialized model against the activated super-network",
+        "materialized": "materialized model against the activated super-network",
+        "stored": "this checkpoint against the materialized model",
         "ir_stored": "IR (computed in fp32) against the weights stored in it",
         "ir": "IR (computed in fp32) against the materialized model",
     }

@@ -1,7 +1,7 @@
 """The oracle, run by every export. Three comparisons, each sharp, so that a fault cannot hide behind quantization:
 
 1. the materialized model answers as the activated super-network (1e-4);
-2. every stored weight is the materialized one, to one step of its format;
+2. every stored weight is the materialized one, to one step of its format (in a checkpoint: exactly, rounded once);
 3. the IR answers as the weights stored in it (1e-3).
 
 What the format costs, the IR's distance from the materialized model, is reported (KL divergence, top-1), not judged: it depends
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from lonas_edge.checkpoints import open_tensors, read_json
 from lonas_edge.elastic import SuperNetwork
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.materialize import MaterializedModel
 from lonas_edge.modeling import empty_model, set_parameter, stream_weights, untouched_zeros
@@ -41,7 +41,7 @@ PROMPT_TOKENS = 16
 # What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.
 LOGIT_RANGE = 32
-CHECKPOINT_TOLERANCE = {"fp32": 1e-4, "fp16": 0.5, "bf16": 4.0}  # 16-bit checkpoints: one rounding of each weight
+CHECKPOINT_TOLERANCE = 1e-4
 STORED_TOLERANCE = {"fp32": 0.0, "fp16": 1.0, "int8": 1.0, "int4": 1.0}  # units of Compressed.error
 IR_TOLERANCE = 1e-3
 
@@ -249,19 +249,38 @@ def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(result["logits"].copy())
 
 
-def check_checkpoint(parity: Parity, reference: torch.Tensor, dtype: str) -> None:
-    """Refuse a checkpoint that does not answer as the activated super-network.
+def check_materialized(parity: Parity, reference: torch.Tensor) -> None:
+    """Refuse a materialized model that does not answer as the activated super-network.
 
     Args:
-        parity: The comparison.
-        reference: The reference's logits.
-        dtype: fp32, fp16 or bf16.
+        parity: The comparison, before any rounding to a storage format.
+        reference: The super-network's logits.
 
     Raises:
         LonasEdgeError: If it is beyond the tolerance.
     """
-    what = f"the {dtype} materialized model does not answer as the activated super-network"
-    _require(what, parity.max_logit_difference, CHECKPOINT_TOLERANCE[dtype] * _scale(reference))
+    what = "the materialized model does not answer as the activated super-network"
+    _require(what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
+
+
+def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Refuse a checkpoint on disk whose tensors are not the materialized ones, rounded once.
+
+    Args:
+        model: The materialized model.
+        folder: The checkpoint's directory.
+        dtype: Its dtype.
+
+    Raises:
+        LonasEdgeError: If a tensor differs; all are listed.
+    """
+    tensors = open_tensors(folder)
+    wrong = [
+        f"{name}: not the materialized tensor rounded to {dtype}"
+        for name in model.shapes
+        if name not in tensors.shapes or not torch.equal(tensors.read(name), model.tensor(name).to(dtype))
+    ]
+    raise_all("Verification failed: the checkpoint does not hold the materialized model:", wrong, "Please report it.")
 
 
 def check_ir(parity: Parity, reference: torch.Tensor) -> None:

@@ -140,8 +140,8 @@ def test_manifest(exported: tuple[TinySource, list[int], Path]):
         expected = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
         assert manifest[key]["sha256"] == expected
     parity = manifest["parity"]
-    assert parity["checkpoint"]["max_logit_difference"] < 1e-4
-    assert parity["checkpoint"]["positions"] == parity["ir"]["positions"] > 0
+    assert parity["materialized"]["max_logit_difference"] < 1e-4
+    assert parity["materialized"]["positions"] == parity["ir"]["positions"] > 0
     assert 0 < parity["ir"]["mean_kl"] < INT8_KL
     assert manifest["versions"].keys() >= {"lonas-edge", "openvino", "nncf", "torch", "transformers", "python"}
     for step in manifest["steps"].values():
@@ -249,6 +249,37 @@ def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, mo
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out/mine").read_text() == "kept"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_rounding_to_16_bits_hides_no_fault(
+    dtype: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A scale 0.3 % off moves the logits less than the rounding does; the verification looks before the rounding."""
+    stock = adapters.AdapterConfig.scale
+    monkeypatch.setattr(adapters.AdapterConfig, "scale", lambda self, name: 1.003 * stock(self, name))
+    with pytest.raises(LonasEdgeError, match="Verification failed: the materialized model"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_verification_reads_the_checkpoint_on_disk(
+    dtype: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    stock = export_module.write_weights
+
+    def write(model: MaterializedModel, folder: Path, *rest: Any) -> None:
+        stock(model, folder, *rest)
+        path = next(folder.glob("model*.safetensors"))
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1  # one bit of the last weight
+        path.write_bytes(content)
+
+    monkeypatch.setattr(export_module, "write_weights", write)
+    with pytest.raises(LonasEdgeError, match=r"the checkpoint does not hold the materialized model:\n  - \S+: not the"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
+    assert not list(tmp_path.iterdir())
 
 
 FORMATS = ["fp32", "fp16", "int8", "int4"]

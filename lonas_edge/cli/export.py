@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption, loading
+from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption
 
 
 class WeightFormatChoice(StrEnum):
@@ -67,7 +69,8 @@ def command(
     if dtype and stage == StageChoice.IR:
         raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
-    with loading() as status:
+    with _progress() as report:
+        report("Loading", None)
         from lonas_edge.checkpoints import OutputDirectory
         from lonas_edge.source import open_source
         from lonas_edge.subnetwork import select
@@ -84,11 +87,27 @@ def command(
             verify=verify,
             overwrite=overwrite,
         )
-        manifest = export(opened, chosen, output, options, status.update)
+        manifest = export(opened, chosen, output, options, report)
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:
         _print(manifest, output)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on standard error: the step, and its share done where that is known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(step: str, done: float | None) -> None:
+            bar.update(task, description=step, total=None if done is None else 1, completed=done or 0)
+
+        yield report
 
 
 def _print(manifest: dict[str, Any], output: Path) -> None:
@@ -107,7 +126,8 @@ def _print(manifest: dict[str, Any], output: Path) -> None:
     for column in ("logits", "largest difference", "mean KL, nats", "same top token"):
         table.add_column(column, justify="left" if column == "logits" else "right")
     names = {
-        "checkpoint": "materialized model / activated super-network",
+        "materialized": "materialized model / activated super-network",
+        "stored": f"{kind} checkpoint / materialized model",
         "ir_stored": f"{kind} IR / its stored weights",
         "ir": f"{kind} IR / materialized model",
     }

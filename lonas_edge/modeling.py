@@ -20,7 +20,7 @@ from lonas_edge.checkpoints import open_tensors, read_json
 from lonas_edge.errors import raise_all
 
 Fetch = Callable[[str], torch.Tensor]
-BLOCK_ELEMENTS = 2**23  # 67 MB in float64
+BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:

@@ -32,7 +32,6 @@ MANIFEST, SUBNETWORK = "lonas_edge.json", "subnetwork.json"
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_BESIDE_BYTES = 2**30  # larger weights are let go before the IR that holds them is compiled
 _ROOM_BYTES = 50_000_000  # tokenizers and temporary files
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
@@ -176,13 +175,9 @@ class _Export:
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
                 ids = self._prompts()
-                with ThreadPoolExecutor(1, "stored") as beside:  # compiling the IR leaves a core free
-                    answer = beside.submit(verify.stored_logits, self.model, matrices, ids)
-                    if sum(matrix.codes.byte_size for matrix in matrices.values()) > _BESIDE_BYTES:
-                        answer.result()
-                        matrices.clear()
-                    logits = verify.ir_logits(self.folder / MODEL, ids)
-                    stored = answer.result()
+                stored = verify.stored_logits(self.model, matrices, ids)
+                matrices.clear()  # the compiled IR takes their room
+                logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = verify.compare(stored, logits)
                 verify.check_ir(answers, stored)
                 self.parity["ir_stored"] = answers.to_json()

@@ -180,8 +180,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Copy it again.") from error
 
 
-def _plain_name(key: str) -> str:
-    """A key of the adapter file without what PEFT versions put around it: prefix, adapter name, wrappers."""
+def plain_name(key: str) -> str:
+    """A key of an adapter file or PEFT model without what PEFT puts around it: prefix, adapter name, wrappers."""
     name = key.removeprefix(_PREFIX)
     for wrapper in (".base_layer", ".modules_to_save.default", ".modules_to_save"):
         name = name.replace(f"{wrapper}.", ".")
@@ -207,7 +207,7 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
     """
     path = adapter_file(folder)
     architecture, ranks = elasticity.architecture, config.ranks(elasticity.architecture)
-    tensors = {_plain_name(key): tensor for key, tensor in _read_tensors(path).items()}
+    tensors = {plain_name(key): tensor for key, tensor in _read_tensors(path).items()}
     saved = _replaced_shapes(architecture, config, ranks)
     expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
     optional = _repeated_head(architecture, config, ranks, saved)

@@ -7,16 +7,19 @@ that the inactive part costs nothing, and neither weights nor masks are copied.
 Width semantics: Muñoz et al., "LoNAS" (LREC-COLING 2024), "always the first w channels, in stored order".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lonas_edge.architecture import Elasticity, Widths
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.source import Located, Source
 
 
 class ElasticLinear(nn.Linear):
@@ -107,6 +110,71 @@ class SuperNetwork:
         widths = self.elasticity.widths(chosen)
         for name, layer in self._layers.items():
             _set_widths(layer, widths[name])
+
+    def inactive_parts(self, chosen: Sequence[int]) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+        """The parts of the adapters' parameters that a sub-network does not have.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Yields:
+            A parameter and the index of a part of it; parts do not overlap.
+        """
+        widths = self.elasticity.widths(chosen)
+        for name, layer in self._layers.items():
+            if not isinstance(layer, ElasticLoraLinear):
+                continue
+            rows, columns, rank = widths[name].out_features, widths[name].in_features, widths[name].rank
+            for adapter in layer.active_adapters:
+                if adapter not in layer.lora_A:
+                    continue
+                down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter]
+                yield from _outside(down, down.shape[0] if rank is None else rank, columns)
+                yield from _outside(up.weight, rows, up.weight.shape[1] if rank is None else rank)
+                if up.bias is not None:
+                    yield from _outside(up.bias, rows)
+
+
+def _outside(
+    parameter: nn.Parameter, rows: int, columns: int | None = None
+) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+    if rows < parameter.shape[0]:
+        yield parameter, (slice(rows, None),)
+    if columns is not None and columns < parameter.shape[1]:
+        yield parameter, (slice(rows), slice(columns, None))
+
+
+def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> SuperNetwork:
+    """Load a super-adapter on its base, channels in the super-network's order, all of it active.
+
+    Args:
+        source: Base model, adapter and search space.
+        dtype: The base's dtype; the adapter stays in fp32.
+
+    Returns:
+        The super-network, on the CPU, in eval mode.
+
+    Raises:
+        LonasEdgeError: If base, adapter and search space do not fit.
+    """
+    model: Any = load_base(source.base, dtype)
+    if source.adapter:
+        model = PeftModel.from_pretrained(model, str(source.adapter.folder))
+    source.order.apply_to_model(model)
+    return SuperNetwork(model.eval(), source.elasticity)
+
+
+def load_base(base: Located, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a base model from its directory, through transformers.
+
+    Args:
+        base: Where it lies.
+        dtype: The dtype to load in.
+
+    Returns:
+        The model, on the CPU.
+    """
+    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
 
 
 def _make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:

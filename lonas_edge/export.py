@@ -1,7 +1,6 @@
 """Export: the road from a super-adapter to a directory that every OpenVINO client runs. Here the steps meet."""
 
 import ctypes
-import importlib.metadata
 import json
 import resource
 import sys
@@ -27,6 +26,7 @@ from lonas_edge.materialize import DTYPES, MaterializedModel, write_weights
 from lonas_edge.model_card import model_card
 from lonas_edge.source import Located, Source
 from lonas_edge.subnetwork import Subnetwork
+from lonas_edge.versions import versions
 
 MANIFEST, SUBNETWORK = "lonas_edge.json", "subnetwork.json"
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
@@ -227,11 +227,6 @@ def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what an export depends on."""
-    return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
 def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]:
     model, options = job.model, job.options
     source, widths = model.source, model.subnetwork.widths
@@ -251,8 +246,8 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]
         "parity": job.parity,
         "steps": job.steps.taken,
         "graph_process_peak_rss_bytes": _peak_rss(resource.RUSAGE_CHILDREN) if options.stage == "ir" else None,
-        "versions": versions(),
+        "versions": versions(_PACKAGES),
     }
 
 
-__all__ = ["MANIFEST", "SUBNETWORK", "ExportOptions", "export", "versions"]
+__all__ = ["MANIFEST", "SUBNETWORK", "ExportOptions", "export"]

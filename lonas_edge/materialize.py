@@ -75,6 +75,7 @@ class MaterializedModel:
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
             self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
+        self._factors = {name: source.order.apply_to_factors(name, lora) for name, lora in self.adapter.factors.items()}
         self.untied = source.unties
         self.shapes = materialized_shapes(source.elasticity, subnetwork.widths, self.untied)
         self._widths = source.elasticity.widths(subnetwork.widths)
@@ -91,7 +92,7 @@ class MaterializedModel:
         raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
 
     def base_tensor(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
-        """A tensor before slicing and merging, the adapter's `modules_to_save` and trained biases in place.
+        """A tensor before slicing and merging, in the super-network's channel order, what the adapter replaces in place.
 
         Args:
             name: The tensor; the head of a tied base is its embedding.
@@ -101,12 +102,21 @@ class MaterializedModel:
         Returns:
             The tensor, as stored.
         """
+        if self.source.order.touches(name):
+            return self._part(self.source.order.apply(name, self._stored(name)), rows, columns)
+        return self._stored(name, rows, columns)
+
+    def _stored(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
-            return self.adapter.replaced[name][(slice(rows), slice(columns))[: self.adapter.replaced[name].dim()]]
+            return self._part(self.adapter.replaced[name], rows, columns)
         architecture = self.source.architecture
         if architecture.tied and name == f"{architecture.family.head}.weight":
             name = f"{architecture.family.embedding}.weight"
         return self.base.read(name, rows, columns)
+
+    @staticmethod
+    def _part(tensor: torch.Tensor, rows: int | None, columns: int | None) -> torch.Tensor:
+        return tensor[(slice(rows), slice(columns))[: tensor.dim()]]
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model.
@@ -118,7 +128,7 @@ class MaterializedModel:
             The tensor in fp32.
         """
         layer, _, leaf = name.rpartition(".")
-        widths, lora = self._widths.get(layer), self.adapter.factors.get(layer)
+        widths, lora = self._widths.get(layer), self._factors.get(layer)
         if widths is None:
             value = self.base_tensor(name).float()
         elif leaf == "bias":

@@ -4,20 +4,24 @@ SOURCE is a super-adapter directory; or any PEFT adapter plus --model and --nncf
 search space; a base model alone has no adapter. Each may be a directory or a hub id.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lonas_edge import adapters
 from lonas_edge.adapters import AdapterConfig
 from lonas_edge.architecture import Architecture, Elasticity, bind
+from lonas_edge.channel_order import FILE as ORDER
+from lonas_edge.channel_order import ChannelOrder, read_channel_order
+from lonas_edge.checkpoints import read_json
 from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search_space import SearchSpace, read_search_space
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
-_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE]
+TRAINING = "training.json"  # and the record of its training under this one
+_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE, ORDER, TRAINING]
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
 
 
@@ -32,12 +36,18 @@ class Located:
 
 @dataclass(frozen=True)
 class Source:
-    """What a command works on. `adapter` and `adapter_config` are None for a base model alone."""
+    """What a command works on. `adapter` and `adapter_config` are None for a base model alone.
+
+    Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
+    the training, where there is one.
+    """
 
     base: Located
     adapter: Located | None
     adapter_config: AdapterConfig | None
     elasticity: Elasticity
+    order: ChannelOrder = field(default_factory=ChannelOrder)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
@@ -152,23 +162,27 @@ def open_source(
     if adapter_config is None and source is not None and model not in (None, source):
         raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = found if adapter_config else None
-    base = found if adapter_config is None else _locate_base(adapter_config, model, revision, weights)
+    base = found if adapter_config is None else _locate_base(adapter_config, found.folder, model, revision, weights)
     if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     architecture = Architecture.from_config(read_model_config(base), str(base.folder))
     elasticity = bind(architecture, space, str(nncf_config))
-    opened = Source(base, adapter, adapter_config, elasticity)
+    order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
+    training = read_json(adapter.folder / TRAINING) if adapter and (adapter.folder / TRAINING).exists() else {}
+    opened = Source(base, adapter, adapter_config, elasticity, order, training)
     if adapter_config:
         misfits = adapters.rank_misfits(elasticity, opened.ranks())
         raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", misfits)
     return opened
 
 
-def _locate_base(config: AdapterConfig, model: str | None, revision: str | None, weights: bool) -> Located:
+def _locate_base(config: AdapterConfig, folder: Path, model: str | None, revision: str | None, weights: bool) -> Located:
     reference = model or config.lora.base_model_name_or_path
     if not reference:
         raise LonasEdgeError(f"{config.path}: names no base model; give it with --model")
+    if not model and not Path(reference).is_dir() and (folder / reference).is_dir():
+        reference = str(folder / reference)  # `train` names a base on this disk by its path from the super-adapter
     try:
         return locate(reference, revision or (None if model else config.lora.revision), weights)
     except LonasEdgeError as error:

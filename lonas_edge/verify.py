@@ -132,6 +132,7 @@ def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.T
         network.tie_weights()
         network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
         _adapter_to_double(network)
+        source.order.apply_to_model(network, _is_adapter)
     base: PreTrainedModel = network.get_base_model() if source.adapter else network
     stream_weights(base, lambda name: model.base_tensor(_unwrapped(name)), lambda name: not _is_adapter(name))
     SuperNetwork(network, source.elasticity).activate(model.subnetwork.widths)

@@ -1,7 +1,7 @@
 """Accuracy by the `option-text` protocol: which option's text does the model find most likely after the question?
 
-Options are ranked after "Question: Q\\nAnswer:", by log-likelihood (acc) and by log-likelihood per byte of the option (acc_norm), as
-in lm-evaluation-harness; BoolQ ranks " true" and " false". The answer loss is the mean negative log-likelihood of the right
+Options are ranked after "Question: Q\\nAnswer:", by log-likelihood (acc) and by log-likelihood per byte of the option (acc_norm),
+as in lm-evaluation-harness; BoolQ ranks " true" and " false". The answer loss is the mean negative log-likelihood of the right
 option, in nats. A question and its options are one sequence: each option sees the question and itself (attention mask), so
 the question is computed once.
 """
@@ -35,9 +35,7 @@ def parse(task: str, item: dict[str, str]) -> Question:
     if task == "boolq":
         text = re.search(r"question: (.*?)\n\nAnswer format", item["instruction"], re.DOTALL).group(1)
         return Question(task, text, ("true", "false"), ("true", "false").index(item["answer"]))
-    text, options = re.search(
-        r"question: (.*?)\n\n(Answer1: .*?)\n\nAnswer format", item["instruction"], re.DOTALL
-    ).groups()
+    text, options = re.search(r"question: (.*?)\n\n(Answer1: .*?)\n\nAnswer format", item["instruction"], re.DOTALL).groups()
     found = re.split(r"\s*Answer\d: ", options)[1:]
     return Question(task, text.strip(), tuple(option.strip() for option in found), int(item["answer"][-1]) - 1)
 

@@ -7,6 +7,7 @@ that the inactive part costs nothing, and neither weights nor masks are copied.
 Width semantics: Muñoz et al., "LoNAS" (LREC-COLING 2024), "always the first w channels, in stored order".
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -66,15 +67,20 @@ class ElasticLoraLinear(LoraLinear):
             return result
         dtype = result.dtype
         for name in self.active_adapters:
-            if name not in self.lora_A:
-                continue
-            down = self.lora_A[name].weight[: self.active_rank, : self.active_in]
-            up = self.lora_B[name].weight[: self.active_out, : self.active_rank]
-            bias = self.lora_B[name].bias
-            inner = F.linear(self.lora_dropout[name](x.to(down.dtype)), down)
-            outer = F.linear(inner, up, None if bias is None else bias[: self.active_out])
-            result = result + outer * self.scaling[name]
+            if name in self.lora_A:
+                result = result + self._delta(name, x)
         return result.to(dtype)
+
+    def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        down = self.lora_A[name].weight[: self.active_rank, : self.active_in]
+        up = self.lora_B[name].weight[: self.active_out, : self.active_rank]
+        bias, scale = self.lora_B[name].bias, self.scaling[name]
+        if not torch.is_autocast_enabled(x.device.type):  # autocast would cast back
+            x = x.to(down.dtype)
+        inner = F.linear(self.lora_dropout[name](x), down)
+        if bias is None and math.frexp(scale)[0] == 0.5:  # a power of two: exact wherever it is multiplied, cheapest here
+            return F.linear(inner * scale, up)
+        return F.linear(inner, up, None if bias is None else bias[: self.active_out]) * scale
 
 
 class SuperNetwork:

@@ -539,4 +539,4 @@ def _write(
 def _reference(base: Located, output: Path) -> str:
     """A hub id; or the path to a directory on this disk from the super-adapter, which says nothing about the machine."""
     is_hub = base.revision is not None
-    return base.name if is_hub else os.path.relpath(os.path.abspath(base.folder), os.path.realpath(output))
+    return base.name if is_hub else os.path.relpath(base.folder.absolute(), output.resolve())

@@ -61,7 +61,7 @@ class TrainOptions:
 
     rank: int = 32
     alpha: float = 64
-    dropout: float = 0.1
+    dropout: float = 0.0
     target_modules: tuple[str, ...] = TARGETS
     elastic: bool = True
     steps: int | None = None
@@ -81,7 +81,7 @@ class TrainOptions:
     prompt: str = "alpaca"
     train_on_prompt: bool | None = None
     max_length: int = 256
-    group_by_length: bool = False
+    group_by_length: bool = True
     seed: int = 42
     device: Device = "auto"
     precision: Precision = "auto"

@@ -62,7 +62,12 @@ def command(
     alpha: Annotated[
         float, typer.Option(help="Their alpha; the scale is alpha / rank, for every elastic rank.")
     ] = _DEFAULT.alpha,
-    dropout: Annotated[float, typer.Option(min=0, max=0.99, help="Dropout in front of the adapters.")] = _DEFAULT.dropout,
+    dropout: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.99, help="Dropout in front of the adapters (reference: 0.1). On a CPU it costs a fifth of a step."
+        ),
+    ] = _DEFAULT.dropout,
     target_modules: Annotated[str, typer.Option(help="Linear layers that get an adapter.")] = ",".join(_DEFAULT.target_modules),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps in all; the stages are scaled to it. Default: from --epochs.")
@@ -103,8 +108,8 @@ def command(
     prompt: Annotated[
         PromptChoice,
         typer.Option(
-            help="alpaca: clean template, only the answer is learned, examples over --max-length are left out. lonas: the "
-            "reference's, with its odd spaces; the prompt is learned too, long examples are cut. question: Question: … Answer: …"
+            help="alpaca: clean template, only the answer is learned, longer examples are left out. lonas: the "
+            "reference's, with its odd spaces; the prompt is learned too, long examples are cut. question: Question: …, Answer: …"
         ),
     ] = PromptChoice.ALPACA,
     train_on_prompt: Annotated[
@@ -115,7 +120,8 @@ def command(
     ] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of the longest example.")] = _DEFAULT.max_length,
     group_by_length: Annotated[
-        bool, typer.Option("--group-by-length", help="Batch examples of similar length: less padding.")
+        bool,
+        typer.Option("--group-by-length/--no-group-by-length", help="Batch examples of similar length: less padding."),
     ] = _DEFAULT.group_by_length,
     seed: Annotated[int, typer.Option(help="Two runs with one seed give the same adapter.")] = _DEFAULT.seed,
     device: Annotated[DeviceChoice, typer.Option(help="auto takes CUDA where there is one.")] = DeviceChoice.AUTO,

@@ -1,0 +1,199 @@
+"""What does a sub-network cost in answers? LoRA, LoNAS as in the reference, and each option of `lonas-edge train`, at equal compute.
+
+    python benchmarks/accuracy_study.py models/smollm2-135m nncf_config/smollm2_135m.json --datasets DIR --work DIR \\
+        --output benchmarks/results/accuracy_study.json
+
+DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and boolq (LLM-Adapters' format). Every arm trains on the
+same examples ("Question: … Answer: TEXT", the right option's text as answer) for the same floating point operations as LoRA:
+the steps are divided by what a step costs. The maximal, heuristic and minimal sub-networks then answer a seeded sample of the test
+sets by the `option-text` protocol. Finished runs are kept in --work, so that a study that was stopped goes on.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from option_text import TASKS, Answer, answer, examples, paired_difference, questions, summary
+
+# An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a forward
+# pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.
+RANDOM, MINIMAL = 0.81, 0.63
+ARMS: dict[str, tuple[list[str], float]] = {
+    "lora": (["--no-elastic"], 1),
+    "reference": (["--no-reorder"], RANDOM),
+    "order": (["--reorder"], RANDOM),
+    "order+distill": (["--reorder", "--distill", "0.5"], RANDOM + 0.5),
+    "order+sandwich+distill": (["--reorder", "--sampling", "sandwich", "--distill", "0.5"], 1 + RANDOM + MINIMAL),
+}
+SUBNETS = ("maximal", "heuristic", "minimal")
+TRAINING = {"ARC-Easy": None, "ARC-Challenge": None, "openbookqa": 1500, "boolq": 1500}  # examples taken of each
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path)
+    parser.add_argument("space", type=Path)
+    parser.add_argument("--datasets", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--steps", type=int, default=250, help="of LoRA")
+    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--questions", type=int, default=500, help="of each test set")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    return parser.parse_args()
+
+
+def train(arguments: argparse.Namespace, arm: str, seed: int, data: Path) -> tuple[Path, dict[str, Any]]:
+    """Train one arm with one seed through the command line; returns the super-adapter and its record."""
+    output = arguments.work / f"{arm}-{seed}"
+    options, cost = ARMS[arm]
+    if not output.exists():
+        command = ["-m", "lonas_edge", "train", "--model", arguments.base, "--data", data, "--output", output, *options]
+        command += [] if "--no-elastic" in options else ["--nncf-config", arguments.space]
+        command += ["--steps", round(arguments.steps / cost), "--seed", seed, "--prompt", "question", "--lr", arguments.lr]
+        command += ["--precision", arguments.precision, "--device", arguments.device, "--save-steps", 100]
+        command += ["--resume"] if output.with_name(f"{output.name}.training").exists() else []
+        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    return output, json.loads((output / "training.json").read_text())
+
+
+def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero_shot: bool = False) -> dict[str, list[Answer]]:
+    """Answers of the sub-networks of a trained arm, or of the base alone."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from lonas_edge.elastic import load_super_network
+    from lonas_edge.source import open_source
+    from lonas_edge.subnetwork import select
+
+    opened = open_source(str(source))
+    tokenizer = AutoTokenizer.from_pretrained(opened.base.folder)
+    network = load_super_network(opened, torch.bfloat16 if arguments.precision == "bf16" else torch.float32)
+    base = network.model if zero_shot else network.model.get_base_model()
+    found = {}
+    for name in SUBNETS if opened.space.groups else ("maximal",):
+        network.activate(select(opened.space, name).widths)
+        precise = torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16")
+        with precise:
+            found[name] = answer(base, tokenizer, asked)
+    return found
+
+
+def cached(path: Path, make: Any) -> Any:
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    data = arguments.work / "train.json"
+    mixture = [e for task, n in TRAINING.items() for e in examples(questions(arguments.datasets, task, "train", n))]
+    if not data.exists():
+        data.write_text(json.dumps(mixture))
+    asked = [q for task in TASKS for q in questions(arguments.datasets, task, "test", arguments.questions)]
+
+    def answers(source: Path, zero_shot: bool = False) -> dict[str, list[dict[str, Any]]]:
+        found = evaluate(arguments, source, asked, zero_shot)
+        return {name: [vars(a) for a in values] for name, values in found.items()}
+
+    runs: dict[str, Any] = {
+        "zero-shot": {"maximal": cached(arguments.work / "zero.json", lambda: answers(arguments.base, True))}
+    }
+    runs = {"zero-shot": {"0": runs["zero-shot"]["maximal"]}}
+    records = {}
+    for seed in map(int, arguments.seeds.split(",")):
+        for arm in arguments.arms.split(","):
+            start = time.time()
+            output, record = train(arguments, arm, seed, data)
+            runs.setdefault(arm, {})[str(seed)] = cached(arguments.work / f"{arm}-{seed}.answers.json", lambda: answers(output))
+            records.setdefault(arm, {})[str(seed)] = {key: record[key] for key in ("steps", "seconds", "losses")}
+            shown = {name: round(average(load(values)), 1) for name, values in runs[arm][str(seed)].items()}
+            print(f"{arm}, seed {seed}: {shown}  [{time.time() - start:.0f} s]", flush=True)
+    return {"runs": runs, "records": records}
+
+
+def load(values: list[dict[str, Any]]) -> list[Answer]:
+    return [Answer(**value) for value in values]
+
+
+def score(found: Answer) -> float:
+    """What counts as accuracy here: length-normalized, and for BoolQ, whose options are two words, plain."""
+    return 100.0 * (found.right if found.task == "boolq" else found.right_normalized)
+
+
+def average(found: list[Answer]) -> float:
+    """Mean accuracy over the tasks."""
+    return statistics.mean(statistics.mean(score(a) for a in found if a.task == task) for task in TASKS)
+
+
+def against(first: list[list[Answer]], second: list[list[Answer]]) -> dict[str, float]:
+    """first - second in points of average accuracy, paired by question and averaged over seeds; 95 % interval."""
+    groups = [a.task for a in first[0]]
+    pairs = [
+        [statistics.mean(values) for values in zip(*(map(score, answers) for answers in side), strict=True)]
+        for side in (first, second)
+    ]
+    mean, half = paired_difference(pairs[0], pairs[1], groups)
+    return {"difference": mean, "half_width_95": half}
+
+
+def report(found: dict[str, Any]) -> dict[str, Any]:
+    """Tables of the study: each network's figures, and paired differences from LoRA and from the reference's recipe."""
+    networks = {
+        (arm, subnet): [load(seeds[seed][subnet]) for seed in sorted(seeds)]
+        for arm, seeds in found["runs"].items()
+        for subnet in next(iter(seeds.values()))
+    }
+    rows = []
+    for (arm, subnet), seeds in networks.items():
+        row = {
+            "arm": arm,
+            "subnet": subnet,
+            "average": statistics.mean(map(average, seeds)),
+            "by_seed": list(map(average, seeds)),
+        }
+        row["answer_loss"] = statistics.mean(summary(answers)["answer_loss"] for answers in seeds)
+        row["tasks"] = {
+            task: {
+                key: statistics.mean(summary([a for a in answers if a.task == task])[key] for answers in seeds)
+                for key in ("acc", "acc_norm", "acc_se", "acc_norm_se", "answer_loss")
+            }
+            for task in TASKS
+        }
+        for other in (("zero-shot", "maximal"), ("lora", "maximal"), ("reference", subnet)):
+            if other in networks and other != (arm, subnet):
+                row[f"against_{other[0]}"] = against(seeds, networks[other])
+        rows.append(row)
+    return {"networks": rows, "training": found["records"]}
+
+
+def main() -> None:
+    arguments = parse()
+    found = report(run(arguments))
+    for row in found["networks"]:
+        compared = "  ".join(
+            f"{key.removeprefix('against_')} {value['difference']:+.1f} ± {value['half_width_95']:.1f}"
+            for key, value in row.items()
+            if key.startswith("against")
+        )
+        print(f"{row['arm']:24} {row['subnet']:10} {row['average']:5.1f} %  loss {row['answer_loss']:.2f}  {compared}")
+    from export_cost import conditions
+
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    for private in ("datasets", "work", "output", "base", "space"):
+        settings[private] = Path(settings[private] or "").name
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"conditions": conditions(), "settings": settings} | found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

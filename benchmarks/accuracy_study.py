@@ -1,12 +1,12 @@
-"""What does a sub-network cost in answers? LoRA, LoNAS as in the reference, and each option of `lonas-edge train`, at equal compute.
+"""What does a sub-network cost in answers? LoRA, the reference's recipe, and options of `lonas-edge train`, at equal compute.
 
     python benchmarks/accuracy_study.py models/smollm2-135m nncf_config/smollm2_135m.json --datasets DIR --work DIR \\
         --output benchmarks/results/accuracy_study.json
 
-DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and boolq (LLM-Adapters' format). Every arm trains on the
-same examples ("Question: … Answer: TEXT", the right option's text as answer) for the same floating point operations as LoRA:
-the steps are divided by what a step costs. The maximal, heuristic and minimal sub-networks then answer a seeded sample of the test
-sets by the `option-text` protocol. Finished runs are kept in --work, so that a study that was stopped goes on.
+DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and boolq (LLM-Adapters' format). Every arm trains on
+the same examples ("Question: … Answer: TEXT", the right option's text as answer) for the same compute as LoRA: the
+steps are divided by what a step costs. The maximal, heuristic and minimal sub-networks then answer a seeded sample of the
+test sets by the `option-text` protocol. Finished runs are kept in --work, so that a study that was stopped goes on.
 """
 
 import argparse
@@ -15,13 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from option_text import TASKS, Answer, answer, examples, paired_difference, questions, summary
 
-# An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a forward
-# pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.
+# An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a
+# forward pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.
 RANDOM, MINIMAL = 0.81, 0.63
 ARMS: dict[str, tuple[list[str], float]] = {
     "lora": (["--no-elastic"], 1),
@@ -114,7 +115,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for arm in arguments.arms.split(","):
             start = time.time()
             output, record = train(arguments, arm, seed, data)
-            runs.setdefault(arm, {})[str(seed)] = cached(arguments.work / f"{arm}-{seed}.answers.json", lambda: answers(output))
+            runs.setdefault(arm, {})[str(seed)] = cached(
+                arguments.work / f"{arm}-{seed}.answers.json", partial(answers, output)
+            )
             records.setdefault(arm, {})[str(seed)] = {key: record[key] for key in ("steps", "seconds", "losses")}
             shown = {name: round(average(load(values)), 1) for name, values in runs[arm][str(seed)].items()}
             print(f"{arm}, seed {seed}: {shown}  [{time.time() - start:.0f} s]", flush=True)

@@ -1,9 +1,9 @@
 """Accuracy by the `option-text` protocol: which option's text does the model find most likely after the question?
 
-Options are ranked after "Question: Q\\nAnswer:", by log-likelihood (acc) and by log-likelihood per byte of the option (acc_norm),
-as in lm-evaluation-harness; BoolQ ranks " true" and " false". The answer loss is the mean negative log-likelihood of the right
-option, in nats. A question and its options are one sequence: each option sees the question and itself (attention mask), so
-the question is computed once.
+Options are ranked after "Question: Q", a new line and "Answer:", by log-likelihood (acc) and by log-likelihood per byte of the
+option (acc_norm), as in lm-evaluation-harness; BoolQ ranks " true" and " false". The answer loss is the mean negative
+log-likelihood of the right option, in nats. A question and its options are one sequence: an option sees the question and itself
+(attention mask), so the question is computed once.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""Time of a training step with random sub-networks against one of plain PEFT LoRA: same base and batches, in turn.
+"""Time of a training step with random sub-networks against one of plain PEFT LoRA: same base, same batches.
 
-    python benchmarks/train_step.py models/smollm2-135m nncf_config/smollm2_135m.json --output benchmarks/results/train_step.json
+    python benchmarks/train_step.py models/smollm2-135m nncf_config/smollm2_135m.json \\
+        --output benchmarks/results/train_step.json
 
-A step is forward, backward, gradient clipping and AdamW on batches of random tokens; the last ones of every example are learned.
+A step is forward, backward, gradient clipping and AdamW on batches of random tokens, the last of which are learned.
 The plain arm is an untouched `PeftModel`. Reported are the median over the rounds of each arm, the median of the paired ratios,
 the cost of `activate`, the share of multiply-accumulates that the drawn sub-networks keep, and the peak memory of each arm in a
 process of its own.

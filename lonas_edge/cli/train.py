@@ -109,7 +109,7 @@ def command(
         PromptChoice,
         typer.Option(
             help="alpaca: clean template, only the answer is learned, longer examples are left out. lonas: the "
-            "reference's, with its odd spaces; the prompt is learned too, long examples are cut. question: Question: …, Answer: …"
+            "reference's, with its odd spaces; the prompt is learned, long examples are cut. question: Question: …, Answer: …"
         ),
     ] = PromptChoice.ALPACA,
     train_on_prompt: Annotated[

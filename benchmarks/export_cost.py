@@ -69,7 +69,7 @@ def smollm2(work: Path) -> list[str | Path]:
     base, adapter = work / "smollm2-135m", work / "smollm2-synthetic-adapter"
     subprocess.run([sys.executable, ROOT / "scripts/smollm2.py", base], check=True)
     if not adapter.exists():
-        subprocess.run([sys.executable, ROOT / "scripts/synthetic_adapter.py", base, adapter], check=True)
+        subprocess.run([sys.executable, ROOT / "benchmarks/synthetic_adapter.py", base, adapter], check=True)
     return [adapter, "--model", base, "--nncf-config", ROOT / "nncf_config/smollm2_135m.json"]
 
 

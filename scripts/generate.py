@@ -1,6 +1,6 @@
 """Text from exported directories by `openvino_genai.LLMPipeline`; nothing of lonas-edge is imported.
 
-    python scripts/generate.py models/demo/heuristic-int8 models/demo/maximal-int8
+    python scripts/generate.py models/demo/heuristic-int8
 
 Greedy continuations of plain prompts. `LLMPipeline.generate` wraps a prompt in the model's chat template unless it is told
 not to, so that is switched off here (`--chat` leaves it on).

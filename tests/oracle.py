@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+ORDER = "channel_order.safetensors"  # beside the adapter: place i of the order holds that channel of the base
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj"}
 
 
@@ -22,11 +23,12 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
     weights = dict(model.named_parameters())
     ranks, outputs = read_groups(space, widths) if space else ({}, {})
+    order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else {}
     with torch.no_grad():
         if adapter:
             merge(weights, adapter, ranks)
         for layer, width in outputs.items():
-            cut(weights, layer, width)
+            cut(weights, layer, width, order)
         return model(input_ids=ids, use_cache=False).logits
 
 
@@ -58,10 +60,12 @@ def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None
         weights[f"{layer}.weight"] += scale * b[:, :rank].double() @ a[:rank].double()
 
 
-def cut(weights: dict[str, Any], layer: str, width: int) -> None:
-    """Zero the rows (and bias) of a layer from `width` on, and the same columns of the layer that consumes them."""
-    weights[f"{layer}.weight"][width:] = 0
-    if f"{layer}.bias" in weights:
-        weights[f"{layer}.bias"][width:] = 0
+def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.Tensor]) -> None:
+    """Zero the channels of a layer from place `width` of the order on, and the same columns of the layer that consumes them."""
     path, _, name = layer.rpartition(".")
-    weights[f"{path}.{_CONSUMER[name]}.weight"][:, width:] = 0
+    consumer = f"{path}.{_CONSUMER[name]}"
+    channels = order.get(consumer, torch.arange(len(weights[f"{layer}.weight"])))[width:]
+    weights[f"{layer}.weight"][channels] = 0
+    if f"{layer}.bias" in weights:
+        weights[f"{layer}.bias"][channels] = 0
+    weights[f"{consumer}.weight"][:, channels] = 0

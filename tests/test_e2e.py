@@ -1,4 +1,4 @@
-"""End to end: the real command line, as processes, on the real SmolLM2-135M with a seeded synthetic adapter.
+"""End to end: the real command line, as processes, on the real SmolLM2-135M, with a super-adapter that it trains first.
 
 About exactness. Checkpoints are compared with the oracle in float64 on their fp32 weights. fp32 arithmetic alone tells the
 merged and the unmerged form of this network apart by up to 4e-4, as its logits reach 40, so a bound of 1e-4 in fp32 would
@@ -8,6 +8,8 @@ IRs are computed with f32 hints: the CPU plugin's default here is bf16 with an f
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -27,9 +29,11 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "nncf_config/smollm2_135m.json"
+SPACE_NAME = "nncf_config.json"
 LAYERS, WIDEST = 30, 1536
+TRAINING = ("--prompt", "question", "--steps", "40", "--lr", "1e-3", "--seed", "1")
 SUBNETS = ("heuristic", "minimal", "random:1")
-UNPRUNED = "plain"  # the adapter as a plain LoRA adapter, without a search space: it has the maximal network only
+UNPRUNED = "plain"  # the super-adapter without its search space, a plain LoRA adapter: it has the maximal network only
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma, heated by "
@@ -51,6 +55,7 @@ class CommandLine:
     model: Path
     adapter: Path
     folder: Path
+    trained: dict[str, Any] = field(default_factory=dict)
     done: dict[tuple, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
@@ -64,15 +69,16 @@ class CommandLine:
         assert finished.returncode == 0, finished.stderr
         return json.loads(finished.stdout)
 
-    def source(self, space: Path | None = SPACE) -> list[str]:
-        """SOURCE and its options. The base is the one that the adapter's configuration names."""
-        return [str(self.adapter), *(["--nncf-config", str(space)] if space else [])]
+    @property
+    def plain(self) -> Path:
+        """The same adapter without a search space."""
+        return self.adapter.with_name("plain")
 
     def export(self, subnet: str, *options: str) -> Path:
         """An exported directory of a sub-network, or of the `UNPRUNED` network."""
         if (subnet, options) not in self.done:
             output = self.folder / f"export-{len(self.done)}"
-            source = self.source(None) if subnet == UNPRUNED else [*self.source(), "--subnet", subnet]
+            source = [str(self.plain)] if subnet == UNPRUNED else [str(self.adapter), "--subnet", subnet]
             self.done[subnet, options] = output, self.json("export", *source, "--output", str(output), *options)
         return self.done[subnet, options][0]
 
@@ -94,8 +100,12 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def command_line(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     folder = tmp_path_factory.mktemp("e2e")
-    run_script("synthetic_adapter.py", smollm2, folder / "adapter")
-    return CommandLine(smollm2, folder / "adapter", folder)
+    run_script("categories.py", folder / "data")
+    commands = CommandLine(smollm2, folder / "adapter", folder)
+    options = ["--model", str(smollm2), "--data", str(folder / "data/train.json"), "--nncf-config", str(SPACE)]
+    commands.trained = commands.json("train", *options, *TRAINING, "--output", str(commands.adapter))
+    shutil.copytree(commands.adapter, commands.plain, ignore=shutil.ignore_patterns(SPACE_NAME))
+    return commands
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +153,48 @@ def kl_and_top1(reference: torch.Tensor, logits: torch.Tensor) -> tuple[float, f
     return (p.exp() * (p - q)).sum(-1).mean().item(), (p.argmax(-1) == q.argmax(-1)).double().mean().item()
 
 
+def test_training_says_what_it_did(command_line: CommandLine):
+    record = command_line.trained
+    assert record == json.loads((command_line.adapter / "training.json").read_text())
+    assert record["steps"] == 40 and record["data"]["examples"] == 420 and record["reordered"]
+    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] / 3
+    assert not command_line.adapter.with_name("adapter.training").exists()
+
+
+def test_plain_peft_loads_the_super_adapter_as_the_maximal_network(command_line, oracle: Callable, tokens: torch.Tensor):
+    """On the base as it is on disk, in its own channel order."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(command_line.model, dtype=torch.float64)
+    model = PeftModel.from_pretrained(base, command_line.adapter, autocast_adapter_dtype=False).double().eval()
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits
+        with model.disable_adapter():
+            untrained = model(input_ids=tokens).logits
+    maximal = oracle([group[0] for group in groups()])
+    assert (logits - maximal).abs().max() < 1e-4
+    assert (logits - untrained).abs().max() > 5, "the training changes nothing"
+
+
+def test_the_sub_network_answers_what_it_was_never_asked(command_line: CommandLine):
+    """The whole road: the INT8 heuristic sub-network names the kind of things that the training data does not mention."""
+    finished = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/ask.py",
+            "--data",
+            command_line.folder / "data/test.json",
+            command_line.export("heuristic"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    print(finished.stdout)
+    assert int(re.search(r"(\d+) of 60 right", finished.stdout).group(1)) > 30  # 6 by chance; 50 and more seen
+
+
 @pytest.mark.parametrize("subnet", [*SUBNETS, "maximal"])
 def test_checkpoint_answers_as_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet, "--stage", "checkpoint")
@@ -170,21 +222,19 @@ def test_fp32_ir_answers_as_the_oracle(subnet: str, command_line: CommandLine, o
     assert difference < 1e-3
 
 
-# Largest mean KL (nats) from the oracle, and smallest share of equal top tokens, of an INT8 IR. Seen: unpruned 0.005 and 94 %,
-# random:1 0.019 and 93 %, heuristic 0.049 and 84 %, minimal 0.118 and 75 %: a network that was cut without training is
-# touchy. What INT8 costs is NNCF's rounding and nothing else, which the test after this one shows exactly; these bounds, three
-# times what was seen, keep away from faults: one q_proj in the place of another layer's costs 0.13 in the unpruned network,
-# 0.73 in the heuristic one and 0.85 in the minimal one, a down_proj 0.28, 1.7 and 1.6.
-INT8_BOUNDS = {UNPRUNED: (0.015, 0.85), "random:1": (0.06, 0.8), "heuristic": (0.15, 0.7), "minimal": (0.36, 0.6)}
+# Largest mean KL (nats) from the oracle, and smallest share of equal top tokens, of an INT8 IR. Seen: 0.005 to 0.010, and 92 to
+# 99 %. What INT8 costs is NNCF's rounding and nothing else, which the test after this one shows exactly; these bounds, three
+# times what was seen, keep away from faults: one q_proj in the place of another layer's costs 0.13 nats and more.
+INT8_BOUNDS = (0.03, 0.85)
 
 
-@pytest.mark.parametrize("subnet", INT8_BOUNDS)
+@pytest.mark.parametrize("subnet", [UNPRUNED, *SUBNETS])
 def test_int8_ir_stays_close_to_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet)
     widths = widths_of(folder) or [group[0] for group in groups()]
     kl, top1 = kl_and_top1(oracle(widths), ir_logits(folder, tokens))
     print(f"{subnet}: INT8 IR, mean KL {kl:.2e} nats, same top token at {top1:.1%} of {tokens.numel()} positions")
-    largest_kl, smallest_top1 = INT8_BOUNDS[subnet]
+    largest_kl, smallest_top1 = INT8_BOUNDS
     assert 0 < kl < largest_kl
     assert top1 > smallest_top1
     printed = command_line.printed(folder)
@@ -223,7 +273,7 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
 
 @pytest.mark.parametrize("subnet", SUBNETS)
 def test_size_falls_as_inspect_predicts(subnet: str, command_line: CommandLine):
-    sizes = command_line.json("inspect", *command_line.source(), "--subnet", subnet)
+    sizes = command_line.json("inspect", str(command_line.adapter), "--subnet", subnet)
     predicted = sizes["subnetwork"]["bytes"]["int8"] / sizes["unpruned"]["bytes"]["int8"]
     small, large = ((command_line.export(name) / "openvino_model.bin").stat().st_size for name in (subnet, UNPRUNED))
     print(f"{subnet}: {small / 1e6:.1f} of {large / 1e6:.1f} MB, ratio {small / large:.4f}, predicted {predicted:.4f}")
@@ -238,7 +288,7 @@ def test_size_falls_as_inspect_predicts(subnet: str, command_line: CommandLine):
 
 
 def test_inspect_counts_as_the_adapter_cards_do(command_line: CommandLine):
-    sizes = command_line.json("inspect", *command_line.source(), "--subnet", "random:1", "--seq-len", "100")
+    sizes = command_line.json("inspect", str(command_line.adapter), "--subnet", "random:1", "--seq-len", "100")
     widths = widths_of(command_line.export("random:1"))
     assert [group["width"] for group in sizes["groups"]] == widths
     assert sizes["unpruned"]["linear_weights"] == linear_weights([WIDEST] * LAYERS, [(32, 32)] * LAYERS)
@@ -415,7 +465,7 @@ def test_a_plain_lora_adapter_has_the_maximal_network(command_line: CommandLine)
 
 
 def test_and_no_other(command_line: CommandLine):
-    refused = command_line.run("export", *command_line.source(None), "--subnet", "minimal", "--output", "refused")
+    refused = command_line.run("export", str(command_line.plain), "--subnet", "minimal", "--output", "refused")
     assert refused.returncode == 1
     assert "--nncf-config" in refused.stderr
     assert not (command_line.folder / "refused").exists()
@@ -440,6 +490,6 @@ def test_nothing_of_this_machine_is_in_the_exports(command_line: CommandLine):
 def test_help_names_the_commands(command_line: CommandLine):
     finished = command_line.run("--help")
     assert finished.returncode == 0
-    assert all(name in finished.stdout for name in ("inspect", "space", "export"))
+    assert all(name in finished.stdout for name in ("inspect", "space", "export", "train"))
     assert command_line.run("export", "-h").returncode == 0
     assert command_line.run("export").returncode == 2

@@ -1,8 +1,8 @@
 """A seeded synthetic LoRA adapter: not trained, both factors clearly non-zero, so that a fault in slicing or merging shows.
 
-    python scripts/synthetic_adapter.py models/smollm2-135m models/synthetic-adapter
+    python benchmarks/synthetic_adapter.py models/smollm2-135m models/synthetic-adapter
 
-It stands in for a super-adapter where none has been trained. Its answers mean nothing.
+What an export costs does not depend on training. Its answers mean nothing.
 """
 
 import argparse

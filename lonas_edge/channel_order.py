@@ -37,6 +37,12 @@ class ChannelOrder:
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, architecture: Architecture, columns: Mapping[str, torch.Tensor]) -> "ChannelOrder":
+        """The order of a model's channels, by consumer."""
+        producers = consumers(architecture)
+        return cls(columns, {name: producers[name] for name in columns})
+
     @cached_property
     def rows(self) -> dict[str, torch.Tensor]:
         """The permutation of a producer's output channels, by module path."""
@@ -109,7 +115,9 @@ class ChannelOrder:
         Args:
             folder: An existing directory.
         """
-        save_file({name: order.contiguous().cpu() for name, order in self.columns.items()}, folder / FILE)
+        partial = folder / f"{FILE}.incomplete"
+        save_file({name: order.contiguous().cpu() for name, order in self.columns.items()}, partial)
+        partial.replace(folder / FILE)
 
 
 def consumers(architecture: Architecture) -> dict[str, tuple[str, ...]]:
@@ -152,7 +160,7 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
         if order.dtype != torch.int64 or not torch.equal(order.sort().values, torch.arange(size)):
             problems.append(f"{name}: not a permutation of its {size} input channels; found {order.dtype} {list(order.shape)}")
     raise_all(f"{path}: the channel order does not fit the model:", problems, "Copy the super-adapter again, whole.")
-    return ChannelOrder(columns, {name: producers[name] for name in columns})
+    return ChannelOrder.of(architecture, columns)
 
 
 def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:
@@ -169,7 +177,7 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
     Raises:
         LonasEdgeError: If activations are not finite.
     """
-    producers = {name: made_by for name, made_by in consumers(elasticity.architecture).items() if name in elasticity.in_group}
+    ordered = [name for name in consumers(elasticity.architecture) if name in elasticity.in_group]
     squares: dict[str, torch.Tensor] = {}
     mask = torch.ones(0)
 
@@ -180,7 +188,7 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(observe(name)) for name in producers]
+    handles = [model.get_submodule(name).register_forward_pre_hook(observe(name)) for name in ordered]
     training = model.training
     model.eval()
     try:
@@ -198,4 +206,4 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
         columns[name] = importance.argsort(descending=True, stable=True).clone().cpu()
         damaged += [] if importance.isfinite().all() else [f"{name}: its input or weight holds NaN or Inf"]
     raise_all("The channels cannot be ordered:", damaged, "Is the base checkpoint damaged? In fp16, try bf16 or fp32.")
-    return ChannelOrder(columns, producers)
+    return ChannelOrder.of(elasticity.architecture, columns)

@@ -287,7 +287,7 @@ class OutputDirectory:
         except OSError as error:
             raise LonasEdgeError(f"{self.path}: cannot be written: {error}") from error
         try:
-            with _locked(partial):
+            with locked(partial):
                 yield partial
                 self._publish(partial)
         except OSError as error:
@@ -303,8 +303,12 @@ class OutputDirectory:
         if not self.path.exists():
             partial.rename(self.path)
             return
+        if not self.overwrite:
+            raise LonasEdgeError(
+                f"{self.path}: appeared while it was being made, and is kept as it is. Move it away, or --overwrite."
+            )
         old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".old", dir=self.path.parent))
-        with _locked(old):
+        with locked(old):
             self.path.rename(old / _KEPT)
             try:
                 partial.rename(self.path)
@@ -329,8 +333,15 @@ def _existing_parent(path: Path) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a directory's lock, as long as its writer lives; False where another process holds it or it has gone."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a directory's lock, as long as its writer lives.
+
+    Args:
+        folder: The directory.
+
+    Yields:
+        Whether it is held: False where another process holds it, or the directory has gone.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -352,7 +363,7 @@ def _settle(path: Path) -> None:
     ours = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.(incomplete|old)")
     with suppress(OSError):  # what cannot be cleared is in nobody's way
         for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
-            with _locked(left) as abandoned:
+            with locked(left) as abandoned:
                 if abandoned and (left / _KEPT).exists() and not path.exists():
                     (left / _KEPT).rename(path)
                 if abandoned:

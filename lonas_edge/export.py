@@ -18,14 +18,15 @@ from safetensors.torch import save_file
 
 from lonas_edge import adapters, verify
 from lonas_edge.checkpoints import OutputDirectory, sha256
+from lonas_edge.errors import raise_all
 from lonas_edge.ir import compress
 from lonas_edge.ir.convert import MODEL, write_ir
 from lonas_edge.ir.graph import GraphConversion, Job
-from lonas_edge.ir.tokenizer import load_tokenizer
 from lonas_edge.materialize import DTYPES, MaterializedModel, write_weights
 from lonas_edge.model_card import model_card
-from lonas_edge.source import Located, Source
+from lonas_edge.source import Located, Source, base_misfits
 from lonas_edge.subnetwork import Subnetwork
+from lonas_edge.tokenizer import load_tokenizer
 from lonas_edge.versions import versions
 
 MANIFEST, SUBNETWORK = "lonas_edge.json", "subnetwork.json"
@@ -114,6 +115,12 @@ def export(
             job.write_checkpoint()
         else:
             job.write_ir()
+        misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
+        raise_all(
+            f"{source.base.folder}: not the base that the super-adapter was trained on:",
+            misfits,
+            "--model names the right one; --no-verify exports all the same.",
+        )
         manifest = _manifest(job, hashes.result())
         (folder / SUBNETWORK).write_text(json.dumps(subnetwork.to_json(source.space), indent=2) + "\n")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -101,7 +101,7 @@ def read_examples(path: Path) -> list[Example]:
         LonasEdgeError: If the file is missing, empty or not of that format; faults are listed with their line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LonasEdgeError(f"{path}: the data cannot be read: {error}") from error
     items, problems = _decode(text)
@@ -132,12 +132,15 @@ def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
         while position < len(text) and text[position] in " \t\r\n,":
             position += 1
         line, counted = line + text.count("\n", counted, position), position
-        if position == len(text) or (is_list and text[position] == "]"):
-            return items, ["the list is not closed: the file is cut off"] if is_list and position == len(text) else []
+        if position == len(text):
+            return items, ["the list is not closed: the file is cut off"] if is_list else []
+        if is_list and text[position] == "]":
+            left = text[position + 1 :].strip()
+            return items, [f"line {line}: something follows the end of the list: {left[:20]!r}"] if left else []
         try:
             item, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            return items, [f"line {error.lineno}: not JSON: {error.msg}"]
+            return items, [f"line {error.lineno}: not JSON: {error.msg} (in the example that starts in line {line})"]
         items.append((line, item))
 
 

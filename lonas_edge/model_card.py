@@ -107,7 +107,7 @@ def super_adapter_card(record: dict[str, Any]) -> str:
     base, options, data = record["base"], record["options"], record["data"]
     elastic = record["search_space"] is not None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
-    last = record["losses"][-1]["loss"] if record["losses"] else float("nan")
+    last = f", last loss {record['losses'][-1]['loss']:.3f}" if record["losses"] else ""
     order = (
         "The MLP channels of base and adapter are put in order of importance first (`channel_order.safetensors`; lonas-edge "
         "does it on loading). The adapter itself is stored in the base's own order: plain PEFT loads it as the maximal network."
@@ -124,7 +124,7 @@ def super_adapter_card(record: dict[str, Any]) -> str:
             "",
             f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record['steps']} steps of "
             f"{options['batch_size']} examples of `{data['name']}` ({data['examples']} examples), prompt "
-            f"`{record['prompt']['name']}`, last loss {last:.3f}. `training.json` has the whole record.",
+            f"`{record['prompt']['name']}`{last}. `training.json` has the whole record.",
             "",
             *([order, ""] if record["reordered"] else []),
             "```",

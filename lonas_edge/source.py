@@ -14,7 +14,7 @@ from lonas_edge.adapters import AdapterConfig
 from lonas_edge.architecture import Architecture, Elasticity, bind
 from lonas_edge.channel_order import FILE as ORDER
 from lonas_edge.channel_order import ChannelOrder, read_channel_order
-from lonas_edge.checkpoints import read_json
+from lonas_edge.checkpoints import read_json, sha256
 from lonas_edge.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search_space import SearchSpace, read_search_space
@@ -162,14 +162,16 @@ def open_source(
     if adapter_config is None and source is not None and model not in (None, source):
         raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = found if adapter_config else None
-    base = found if adapter_config is None else _locate_base(adapter_config, found.folder, model, revision, weights)
+    training = read_json(found.folder / TRAINING) if adapter and (found.folder / TRAINING).exists() else {}
+    base = found if adapter_config is None else _locate_base(adapter_config, bool(training), model, revision, weights)
     if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     architecture = Architecture.from_config(read_model_config(base), str(base.folder))
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
-    training = read_json(adapter.folder / TRAINING) if adapter and (adapter.folder / TRAINING).exists() else {}
+    misfits = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
+    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", misfits, "--model names the right one.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training)
     if adapter_config:
         misfits = adapters.rank_misfits(elasticity, opened.ranks())
@@ -177,12 +179,31 @@ def open_source(
     return opened
 
 
-def _locate_base(config: AdapterConfig, folder: Path, model: str | None, revision: str | None, weights: bool) -> Located:
+def base_misfits(training: Mapping[str, Any], hashes: Mapping[str, str]) -> list[str]:
+    """Files of a base that are not those that a super-adapter was trained on.
+
+    Args:
+        training: The record of the training, or nothing.
+        hashes: SHA-256 of the base's files by name.
+
+    Returns:
+        What differs; files that only one side has are not compared.
+    """
+    trained = training.get("base", {}).get("sha256", {})
+    return [
+        f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"
+        for name in trained.keys() & hashes.keys()
+        if trained[name] != hashes[name]
+    ]
+
+
+def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision: str | None, weights: bool) -> Located:
     reference = model or config.lora.base_model_name_or_path
     if not reference:
         raise LonasEdgeError(f"{config.path}: names no base model; give it with --model")
-    if not model and not Path(reference).is_dir() and (folder / reference).is_dir():
-        reference = str(folder / reference)  # `train` names a base on this disk by its path from the super-adapter
+    there = config.path.parent / reference
+    if ours and not model and (there / "config.json").exists():
+        return Located(there.resolve().name, there)  # `train` names a base on this disk by its path from the super-adapter
     try:
         return locate(reference, revision or (None if model else config.lora.revision), weights)
     except LonasEdgeError as error:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search_space import SearchSpace, Stage
 
 Sampling = Literal["random", "sandwich"]
@@ -31,7 +31,6 @@ class TrainOptions:
         alpha: Their alpha; the scale is alpha / rank, for every elastic rank.
         dropout: Dropout in front of the adapters.
         target_modules: Names of the linear layers that get one.
-        elastic: Whether random sub-networks are trained; plain LoRA otherwise.
         steps: Optimizer steps in all; from `epochs` when None.
         epochs: Passes over the data in all; the sum of the stages' when None.
         batch_size: Examples an optimizer step, over all devices.
@@ -54,7 +53,7 @@ class TrainOptions:
         device: cpu, cuda, or auto.
         precision: fp32, bf16, fp16; auto is fp32 on a CPU, and on CUDA bf16 where the card has it, or else fp16.
         gradient_checkpointing: Whether activations are computed twice to save memory.
-        save_steps: Steps between two checkpoints.
+        save_steps: Steps between two checkpoints; 200, or a tenth of all when that is less, when None.
         log_steps: Steps between two records of the loss.
         report_to: Logging integration of the Trainer: none, tensorboard, wandb, …
     """
@@ -63,7 +62,6 @@ class TrainOptions:
     alpha: float = 64
     dropout: float = 0.0
     target_modules: tuple[str, ...] = TARGETS
-    elastic: bool = True
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 16
@@ -86,7 +84,7 @@ class TrainOptions:
     device: Device = "auto"
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
-    save_steps: int = 200
+    save_steps: int | None = None
     log_steps: int = 10
     report_to: str = "none"
 
@@ -183,7 +181,7 @@ def make_plan(space: SearchSpace, options: TrainOptions, examples: int) -> Plan:
     """Turn the search space's stages into steps, with the command line's overrides.
 
     Args:
-        space: The search space; without groups for plain LoRA, which has one stage, the sum of all.
+        space: The search space; without groups for plain LoRA.
         options: The overrides.
         examples: How many there are.
 
@@ -194,21 +192,27 @@ def make_plan(space: SearchSpace, options: TrainOptions, examples: int) -> Plan:
         LonasEdgeError: If there would be nothing to do, or a stage is senseless.
     """
     stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS),)
-    if not options.elastic:
-        total = sum(stage.epochs for stage in stages)
-        stages = (Stage(epochs=total, init_lr=stages[0].init_lr),)
-    for index, stage in enumerate(stages):
-        if stage.epochs <= 0 or stage.sample_rate < 1 or (stage.width_indicator is not None and stage.width_indicator < 1):
-            raise LonasEdgeError(
-                f"stage {index} of the search space: epochs {stage.epochs}, sample_rate {stage.sample_rate}, width_indicator "
-                f"{stage.width_indicator}; all must be positive"
-            )
+    problems = [f"stage {index}: {fault}" for index, stage in enumerate(stages) for fault in _stage_faults(stage)]
+    raise_all("The search space's training stages cannot be used:", problems, "Mend them, or write a new search space.")
+    if options.epochs is not None and not (0 < options.epochs < math.inf):
+        raise LonasEdgeError(f"--epochs {options.epochs}: must be positive")
     total_epochs = sum(stage.epochs for stage in stages)
     epoch = math.ceil(examples / options.batch_size)
-    steps = options.steps or max(1, round((options.epochs or total_epochs) * epoch))
+    steps = options.steps or max(1, round((total_epochs if options.epochs is None else options.epochs) * epoch))
     planned = _planned(stages, options, steps / total_epochs)
     warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
     return Plan(space, planned, warmup, options.seed, options.sampling)
+
+
+def _stage_faults(stage: Stage) -> list[str]:
+    numbers = {"epochs": stage.epochs, "epochs_lr": stage.epochs_lr, "init_lr": stage.init_lr}
+    counts = {"width_indicator": stage.width_indicator, "sample_rate": stage.sample_rate}
+    faults = [f"{n} = {v!r}; must be positive" for n, v in numbers.items() if v is not None and not 0 < v < math.inf]
+    return faults + [
+        f"{name} = {value!r}; must be a whole number, 1 or more"
+        for name, value in counts.items()
+        if value is not None and (not isinstance(value, int) or value < 1)
+    ]
 
 
 def _planned(stages: Sequence[Stage], options: TrainOptions, steps_an_epoch: float) -> tuple[PlannedStage, ...]:
@@ -222,6 +226,6 @@ def _planned(stages: Sequence[Stage], options: TrainOptions, steps_an_epoch: flo
             lr_steps = max(1, round((stage.epochs_lr or stage.epochs) * steps_an_epoch))
             indicator = options.width_indicator or stage.width_indicator
             rate = options.sample_rate or stage.sample_rate
-            planned.append(PlannedStage(first, end - first, lr, lr_steps, indicator, int(rate)))
+            planned.append(PlannedStage(first, end - first, lr, lr_steps, indicator, rate))
         first = end
     return tuple(planned)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +74,7 @@ def command(
         int | None, typer.Option(min=1, help="Optimizer steps in all; the stages are scaled to it. Default: from --epochs.")
     ] = None,
     epochs: Annotated[
-        float | None, typer.Option(min=0, help="Passes over the data in all. Default: the sum of the search space's stages.")
+        float | None, typer.Option(help="Passes over the data in all. Default: the sum of the search space's stages.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples an optimizer step, over all devices.")] = _DEFAULT.batch_size,
     micro_batch_size: Annotated[
@@ -104,7 +105,7 @@ def command(
     reorder: Annotated[
         bool, typer.Option("--reorder/--no-reorder", help="Put channels in order of importance before training.")
     ] = _DEFAULT.reorder,
-    elastic: Annotated[bool, typer.Option("--elastic/--no-elastic", help="--no-elastic: plain LoRA.")] = _DEFAULT.elastic,
+    elastic: Annotated[bool, typer.Option("--elastic/--no-elastic", help="--no-elastic: plain LoRA.")] = True,
     prompt: Annotated[
         PromptChoice,
         typer.Option(
@@ -131,12 +132,18 @@ def command(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = _DEFAULT.gradient_checkpointing,
-    save_steps: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = _DEFAULT.save_steps,
+    save_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps between two checkpoints. Default: 200, or a tenth of all when that is less."),
+    ] = None,
     log_steps: Annotated[int, typer.Option(min=1, help="Steps between two records of the loss.")] = _DEFAULT.log_steps,
     report_to: Annotated[str, typer.Option(help="Logging integration: none, tensorboard, wandb, …")] = _DEFAULT.report_to,
     revision: RevisionOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed or stopped training was.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an existing output; without --resume, an unfinished training of it, too."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a super-adapter: elastic LoRA, a sub-network of the search space activated in every step.
@@ -153,7 +160,6 @@ def command(
         alpha=alpha,
         dropout=dropout,
         target_modules=tuple(name.strip() for name in target_modules.split(",") if name.strip()),
-        elastic=elastic,
         steps=steps,
         epochs=epochs,
         batch_size=batch_size,
@@ -179,7 +185,7 @@ def command(
         report_to=report_to,
     )
     with _progress() as report:
-        record = _train(model, revision, nncf_config if elastic else None, data, output, options, resume, overwrite, report)
+        record = _train(model, revision, nncf_config, elastic, data, output, options, resume, overwrite, report)
     if int(os.environ.get("RANK", "0")):
         return
     if as_json:
@@ -192,6 +198,7 @@ def _train(
     model: str,
     revision: str | None,
     nncf_config: Path | None,
+    elastic: bool,
     data: Path,
     output: Path,
     options: TrainOptions,
@@ -209,6 +216,7 @@ def _train(
 
     OutputDirectory(output, overwrite).check(0)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
+    space = space if elastic else replace(space, groups=())  # its stages stay, so that the baseline is trained as long
     base = locate(model, revision, weights=True)
     elasticity = bind(Architecture.from_config(read_model_config(base), str(base.folder)), space, str(nncf_config))
     from transformers.utils.logging import disable_progress_bar
@@ -262,7 +270,8 @@ def _print(record: dict[str, Any], output: Path) -> None:
     console = Console(soft_wrap=True)
     options, data, losses = record["options"], record["data"], record["losses"]
     kind = "super-adapter" if record["search_space"] else "LoRA adapter"
-    pace = f"{record['seconds']:.0f} s, {record['seconds'] / max(1, record['steps']):.2f} s a step"
+    run = record["steps"] - (record["resumed_from_step"] or 0)
+    pace = f"{record['seconds']:.0f} s" + (f", {record['seconds'] / run:.2f} s a step" if run else "")
     console.print(
         f"{output}: {kind}, rank {options['rank']}, {record['steps']} steps of {options['batch_size']} examples on "
         f"{record['device']} ({record['precision']}), {pace}",

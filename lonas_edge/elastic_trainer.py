@@ -57,6 +57,7 @@ class ElasticTrainer(Trainer):
         self._maximal = tuple(group.widths[0] for group in plan.space.groups)
         self._passes = 1
         self._teacher: torch.Tensor | None = None
+        self._logits: torch.Tensor | None = None
         super().__init__(model=network.model, **arguments)
         self.model_accepts_loss_kwargs = True  # the loss below divides by the tokens of the whole step
 
@@ -70,8 +71,10 @@ class ElasticTrainer(Trainer):
             return
         for name, part in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
             part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+        rate = self.plan.learning_rate(self.lr_scheduler.last_epoch)
+        self.lr_scheduler._last_lr = [rate] * len(self.optimizer.param_groups)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate(self.lr_scheduler.last_epoch)
+            group["lr"] = rate
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -91,13 +94,17 @@ class ElasticTrainer(Trainer):
         """
         inputs = self._prepare_inputs(inputs)
         trained = self.plan.trained(self.state.global_step)
-        self._passes, self._teacher = len(trained), None
-        losses = []
+        self._passes = len(trained)
+        teacher, losses = None, []
         for chosen in trained:
-            if self.distill and chosen != self._maximal and self._teacher is None:
-                self._teacher = self._maximal_logits(model, inputs)
+            taught = self.distill > 0 and chosen != self._maximal
+            if taught and teacher is None:
+                teacher = self._maximal_logits(model, inputs)
+            self._teacher = teacher if taught else None
             self.network.activate(chosen)
             losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
+            teacher = self._logits if self.distill and chosen == self._maximal else teacher
+        self._logits = None
         loss = torch.stack(losses).sum()
         if not torch.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
@@ -129,6 +136,7 @@ class ElasticTrainer(Trainer):
         """
         labels = inputs.pop("labels").flatten()
         outputs = model(**inputs, use_cache=False)
+        self._logits = outputs.logits.detach() if self.distill else None
         learned = labels != IGNORED
         logits = outputs.logits.flatten(0, 1)[learned].float()
         total = F.cross_entropy(logits, labels[learned], reduction="sum")

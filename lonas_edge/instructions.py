@@ -34,8 +34,8 @@ class Template:
         response: The response, with {output}.
         train_on_prompt: Whether the prompt's tokens are learned too, unless the command line says otherwise.
         whole_text: The reference's rules: prompt and response are tokenized as one text, cut at the maximal length, and end
-            with EOS only where that leaves room. Otherwise they are tokenized apart, as at inference, and always end with EOS;
-            examples that are too long are left out, never cut.
+            with EOS only where that leaves room. Otherwise the prompt's tokens are those it has at
+            inference, and all end with EOS; examples that are too long are left out, never cut.
     """
 
     name: str
@@ -139,6 +139,8 @@ def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
             return items, [f"line {line}: something follows the end of the list: {left[:20]!r}"] if left else []
         try:
             item, position = decoder.raw_decode(text, position)
+        except RecursionError:
+            return items, [f"line {line}: nested too deeply"]
         except json.JSONDecodeError as error:
             return items, [f"line {error.lineno}: not JSON: {error.msg} (in the example that starts in line {line})"]
         items.append((line, item))
@@ -150,7 +152,7 @@ def _fault(item: Any) -> str | None:
     missing = [name for name in FIELDS if not isinstance(item.get(name), str) or not item[name]]
     if missing:
         return f"no text in {' and '.join(map(repr, missing))}"
-    return None if isinstance(item.get("input") or "", str) else "'input' is not text"
+    return None if isinstance(item.get("input"), str | None) else "'input' is not text"
 
 
 def encode(
@@ -183,7 +185,11 @@ def _apart(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple
     first = tokenizer(prompt)["input_ids"]
     if first and first[-1] == tokenizer.eos_token_id and len(first) > 1:
         first = first[:-1]  # some tokenizers end every text
-    ids = first + tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    whole = tokenizer(prompt + response, add_special_tokens=True)["input_ids"]
+    whole = whole[:-1] if whole[-1:] == [tokenizer.eos_token_id] else whole
+    if whole[: len(first)] != first:  # a token would span the boundary: the prompt ends as it does at inference
+        whole = first + tokenizer(response, add_special_tokens=False)["input_ids"]
+    ids = [*whole, tokenizer.eos_token_id]
     return (ids, len(first)) if len(ids) <= max_length else ([], 0)
 
 

@@ -218,7 +218,8 @@ def _arguments(plan: Plan, options: TrainOptions, state: PartialState, working: 
             dataloader_pin_memory=_device(options) == "cuda",
         )
     except (ValueError, RuntimeError) as error:  # an integration that is not known or installed, bf16 that the card lacks
-        raise LonasEdgeError(f"the Trainer refuses the options: {error}") from error
+        chosen = f"--report-to {options.report_to}, --precision {precision}"
+        raise LonasEdgeError(f"the Trainer refuses one of {chosen}: {error}") from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards are for torchrun; DataParallel would split the kept positions
     return arguments
 

@@ -399,7 +399,6 @@ def test_no_gradient_flows_through_the_teacher(llama: TinySource, choose: Callab
             assert not parameter.grad[~active].any()
 
 
-@pytest.mark.xfail(strict=True, reason="fault: in a sandwich it has (1 - λ) of its cross-entropy")
 def test_a_drawn_maximal_network_is_not_distilled(llama: TinySource, choose: Callable, tmp_path: Path) -> None:
     """Also where the sandwich draws the maximal network, after the teacher has been computed for the minimal one."""
     maximal, minimal = choose(llama, "maximal"), choose(llama, "minimal")

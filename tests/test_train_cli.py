@@ -230,7 +230,12 @@ def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Calla
 
 
 def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", report_to="nonsense")), "--report-to", "nonsense")
+    has(refused(arguments(llama, data, tmp_path / "out", report_to="nonsense")), "nonsense is not supported")
+
+
+@pytest.mark.parametrize("epochs", [0, -1, "inf"])
+def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, epochs: float | str) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", steps=None, epochs=epochs)), "--epochs", "must be positive")
 
 
 # wrong usage
@@ -345,8 +350,8 @@ import time
 from lonas_edge.train import ElasticTrainer
 training_step = ElasticTrainer.training_step
 
-def stall(self, *arguments, **options):  # the real command, stopped in its 6th step
-    if self.state.global_step == 5:
+def stall(self, *arguments, **options):  # the real command, stopped in the middle
+    if self.state.global_step == STEP:
         print("in the middle", flush=True)
         time.sleep(600)
     return training_step(self, *arguments, **options)
@@ -357,28 +362,39 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_resumed(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "step", "checkpoint"), [(signal.SIGKILL, 5, 3), (signal.SIGINT, 5, 3), (signal.SIGKILL, 1, None)]
+)
+def test_killed_and_resumed(
+    llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, refused: Callable, number, step: int, checkpoint
+) -> None:
     """As if nothing had happened: the same losses, bitwise the same adapter."""
     output, changes = tmp_path / "out", {"dropout": 0.1, "weight_decay": 0.1}
     command = arguments(llama, data, output, **changes)
     process = subprocess.Popen(
-        [sys.executable, "-c", STALLED, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STALLED.replace("STEP", str(step)), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "in the middle\n"
-    assert (tmp_path / "out.training/checkpoint-3/complete").exists()
+    assert (tmp_path / "out.training/checkpoint-3/complete").exists() == (checkpoint == 3)
+    for flag in ("--resume", "--overwrite"):  # its directory is not taken away from it
+        has(refused([*command, flag]), f"{output}.training: another training is writing there")
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == (1 if number == signal.SIGINT else -number)
     assert "Traceback" not in error
+    if number == signal.SIGINT:
+        has(error, "Training interrupted", f"The last good checkpoint is kept: {output}.training/checkpoint-3", "--resume")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "out.training"]
     ran = run_cli(*command, "--resume")
     assert ran.code == 0, ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "out"]
     assert run_cli(*arguments(llama, data, tmp_path / "whole", **changes)).code == 0
     resumed, whole = (json.loads((folder / RECORD).read_text()) for folder in (output, tmp_path / "whole"))
-    assert (resumed["resumed_from_step"], whole["resumed_from_step"]) == (3, None)
+    assert (resumed["resumed_from_step"], whole["resumed_from_step"]) == (checkpoint, None)
     assert resumed["losses"] == whole["losses"]
     assert (output / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
 
@@ -427,3 +443,31 @@ def test_the_base_is_found_from_the_super_adapter(
     monkeypatch.chdir(other / "here")
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == "../base"
     assert open_source(str(tmp_path / "out")).base.folder.resolve() == (tmp_path / "base").resolve()
+    weights = tmp_path / "base/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)  # and it is no longer the one that was trained on
+    ran = run_cli("export", tmp_path / "out", "--stage", "checkpoint", "--output", tmp_path / "exported")
+    assert ran.code == 1
+    has(ran.err, "not the base that the super-adapter was trained on", "model.safetensors: SHA-256")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_plain_lora_is_trained_as_long(llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    """--no-elastic keeps the search space's stages: epochs and learning rate of the baseline are the same."""
+    content = json.loads(llama_copy.space.read_text())
+    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"] = [{"epochs": 2, "init_lr": 0.004}]
+    llama_copy.space.write_text(json.dumps(content))
+    records = []
+    for flag in ("--elastic", "--no-elastic"):
+        command = arguments(llama_copy, data, tmp_path / f"out{flag}", flag, "--json", steps=None, lr=None, batch_size=16)
+        ran = run_cli(*command)
+        assert ran.code == 0, ran.err
+        records.append(json.loads(ran.out))
+    elastic, plain = records
+    assert (elastic["steps"], plain["steps"]) == (6, 6)
+    assert [e["learning_rate"] for e in plain["losses"]] == [e["learning_rate"] for e in elastic["losses"]]
+    assert plain["losses"][0]["learning_rate"] == pytest.approx(0.004)
+    assert plain["search_space"] is None
+    assert elastic["search_space"] is not None
+    assert not (tmp_path / "out--no-elastic/nncf_config.json").exists()

@@ -457,12 +457,13 @@ class Update:
 
 @dataclass
 class Watched:
-    """What happened in a run: its model, every pass (step, widths) and every optimizer step."""
+    """What happened in a run: its model, every pass (step, widths), every optimizer step, and what was autocast to."""
 
     model: Any = None
     network: Any = None
     passes: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
+    autocast: set[torch.dtype | None] = field(default_factory=set)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -478,6 +479,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
         def __init__(self, model: Any, *arguments: Any):
             super().__init__(model, *arguments)
             seen.model, seen.network = model, self
+            model.get_base_model().lm_head.register_forward_pre_hook(autocast)
 
         def activate(self, chosen: Sequence[int]) -> None:
             super().activate(chosen)
@@ -488,6 +490,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
             optimizer.register_step_pre_hook(before)
             super().__init__(optimizer, *arguments)
             optimizer.register_step_post_hook(after)
+
+    def autocast(*_: Any) -> None:
+        seen.autocast.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
 
     def states(optimizer: Any) -> dict[str, dict[str, torch.Tensor]]:
         return {name: {k: v.clone() for k, v in optimizer.state.get(p, {}).items()} for name, p in seen.parameters()}
@@ -600,12 +605,13 @@ def test_gradient_norm_is_that_of_the_active_part(llama: TinySource, data: Path,
 # seeds and resuming
 
 TWELVE = EXAMPLES[:12]  # 3 steps an epoch: a checkpoint at step 3 or 6 is the end of one
+EIGHT = EXAMPLES[:8]  # 2 steps an epoch: a checkpoint at step 3 is in the middle of the second
 TEN = EXAMPLES[:10]  # 3 steps an epoch, the last of 2 examples
 VARIANTS: dict[str, tuple[Sequence[dict[str, str]], dict[str, Any]]] = {
-    "middle-of-epoch": (EXAMPLES, {"dropout": 0.1}),
+    "middle-of-epoch": (EIGHT, {"dropout": 0.1, "group_by_length": False}),
     "end-of-epoch": (TWELVE, {"weight_decay": 0.1, "reorder": False}),
     "accumulated": (TEN, {"micro_batch_size": 2, "group_by_length": False}),
-    "sandwich": (EXAMPLES, {"sampling": "sandwich", "distill": 0.5, "dropout": 0.1, "micro_batch_size": 2}),
+    "sandwich": (EIGHT, {"sampling": "sandwich", "distill": 0.5, "dropout": 0.1, "micro_batch_size": 2}),
 }
 
 
@@ -775,9 +781,10 @@ def test_checkpoints_do_not_cut_what_is_logged(llama: TinySource, data: Path, tm
 # the loss of whole runs
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
-@pytest.mark.parametrize("distill", [0.0, 0.4])
-@pytest.mark.parametrize("sampling", ["random", "sandwich"])
+@pytest.mark.parametrize(
+    ("sampling", "distill", "micro_batch_size"),
+    [("random", 0.0, 2), ("random", 0.4, None), ("sandwich", 0.0, None), ("sandwich", 0.4, 2)],
+)
 def test_logged_loss_by_hand(
     sampling, distill: float, micro_batch_size: int | None, llama: TinySource, tmp_path: Path, watched: Watched, choose
 ) -> None:
@@ -995,6 +1002,7 @@ def test_bf16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, choose: Ca
     losses = [entry["loss"] for entry in record["losses"]]
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0]
+    assert watched.autocast == {torch.bfloat16}
     assert {p.dtype for p in watched.model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for _, p in watched.parameters()} == {torch.float32}  # the optimizer's steps are not rounded away
     assert {tensor.dtype for tensor in tensors_of(tmp_path / "out").values()} == {torch.float32}

@@ -150,7 +150,7 @@ class ElasticTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def active_of_step(self) -> tuple[int, ...]:
-        """What the step's sub-networks have in common with none left out: the widest of each group."""
+        """The union of the step's sub-networks: the widest of each group."""
         return tuple(max(widths) for widths in zip(*self.plan.trained(self.state.global_step), strict=True))
 
 

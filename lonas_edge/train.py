@@ -6,6 +6,7 @@ checkpointing, data parallelism under torchrun, logging, resuming) is the Huggin
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -166,6 +167,7 @@ def train(
             f"{inputs.data}: each of its {len(inputs.examples)} examples is longer than --max-length {options.max_length} "
             "tokens. Raise it."
         )
+    _refuse_unknown_tokens(inputs, encoded)
     plan = make_plan(inputs.elasticity.space, options, len(encoded))
     arguments = _arguments(plan, options, state, working)
     run = _Run(inputs, options, plan, output, working, state, tokenizer, encoded)
@@ -180,11 +182,17 @@ def _tokenizer(inputs: Inputs) -> Any:
         raise LonasEdgeError(f"{folder}: training needs the model's tokenizer; there are no tokenizer files")
     if tokenizer.eos_token_id is None:
         raise LonasEdgeError(f"{folder}: the tokenizer has no EOS token; set one in tokenizer_config.json")
-    size = inputs.elasticity.architecture.config.vocab_size
-    largest = max(tokenizer(inputs.examples[0].instruction)["input_ids"], default=0)
-    if max(largest, tokenizer.eos_token_id) >= size:
-        raise LonasEdgeError(f"{folder}: the tokenizer has ids up to {largest} and more, the model's vocabulary {size} entries")
     return tokenizer
+
+
+def _refuse_unknown_tokens(inputs: Inputs, encoded: list[dict[str, list[int]]]) -> None:
+    size = inputs.elasticity.architecture.config.vocab_size
+    largest = max(max(example["input_ids"]) for example in encoded)
+    if largest >= size:
+        raise LonasEdgeError(
+            f"{inputs.base.folder}: the tokenizer gives token {largest}, and the model's vocabulary has {size} entries. "
+            "Do tokenizer and model belong together?"
+        )
 
 
 def _arguments(plan: Plan, options: TrainOptions, state: PartialState, working: Path) -> TrainingArguments:
@@ -256,9 +264,7 @@ class _Run:
         self._open_working_directory(resume, overwrite)
         with locked(self.working) as ours:
             if not ours:
-                raise LonasEdgeError(
-                    f"{self.working}: another training is writing there; wait for it, or choose another --output"
-                )
+                raise self._busy()
             try:
                 yield directory
             except KeyboardInterrupt:
@@ -274,6 +280,9 @@ class _Run:
             finally:
                 if last_complete_checkpoint(self.working) is None:
                     shutil.rmtree(self.working, ignore_errors=True)
+
+    def _busy(self) -> LonasEdgeError:
+        return LonasEdgeError(f"{self.working}: another training is writing there; wait for it, or choose another --output")
 
     def _kept(self, advice: str = "") -> str:
         last = last_complete_checkpoint(self.working)
@@ -318,9 +327,7 @@ class _Run:
         if working.exists():
             with locked(working) as free:
                 if not free:
-                    raise LonasEdgeError(
-                        f"{working}: another training is writing there; wait for it, or choose another --output"
-                    )
+                    raise self._busy()
                 shutil.rmtree(working)
         try:
             working.mkdir(parents=True)
@@ -438,7 +445,6 @@ class _Run:
 
     def _record(self, trainer: ElasticTrainer, order: ChannelOrder, seconds: float, resumed: Path | None) -> dict[str, Any]:
         inputs, options = self.inputs, self.options
-        fields = ("step", "loss", "learning_rate", "grad_norm")
         return {
             "format": 1,
             "base": {"name": inputs.base.name, "revision": inputs.base.revision, "sha256": self.settings["base"]},
@@ -460,7 +466,7 @@ class _Run:
             "device": torch.cuda.get_device_name() if _device(options) == "cuda" else "cpu",
             "precision": _precision(options),
             "processes": self.state.num_processes,
-            "losses": [{k: entry[k] for k in fields if k in entry} for entry in trainer.state.log_history if "loss" in entry],
+            "losses": [_logged(entry) for entry in trainer.state.log_history if "loss" in entry],
             "versions": versions(_PACKAGES),
         }
 
@@ -490,3 +496,9 @@ class _Run:
             return base.name
         place = output.parent.resolve() / output.name
         return os.path.relpath(base.folder.absolute(), place)
+
+
+def _logged(entry: dict[str, float]) -> dict[str, float | None]:
+    """What is kept of a log entry. With fp16 a step may be skipped, its gradients not finite, which JSON cannot say."""
+    values = {name: entry[name] for name in ("step", "loss", "learning_rate", "grad_norm") if name in entry}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -30,7 +30,9 @@ def main() -> None:
     for folder in arguments.folders:
         answers = ask(folder, items)
         right = sum(answer == item["answer"] for answer, item in zip(answers, items, strict=True))
-        print(f"{folder}: {right} of {len(items)} right; {items[0]['instruction']!r} -> {answers[0]!r}", flush=True)
+        print(f"{folder}: {right} of {len(items)} right", flush=True)
+        for item, answer in list(zip(items, answers, strict=True))[:: len(items) // 4]:
+            print(f"  {item['instruction']} -> {answer}")
 
 
 if __name__ == "__main__":

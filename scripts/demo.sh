@@ -57,8 +57,5 @@ done
 heading "Answers: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
 run python scripts/ask.py --data "$DATA/test.json" "$EXPORTS"/{maximal,heuristic,minimal}-int8
 
-heading "Text: the heuristic sub-network, as it was trained, on plain prompts"
-run python scripts/generate.py "$EXPORTS/heuristic-int8"
-
 heading "Done"
 du -sh "$EXPORTS"/*

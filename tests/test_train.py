@@ -1111,3 +1111,9 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
     for left, right in zip(one["losses"], two["losses"], strict=True):
         assert left == pytest.approx(right, abs=1e-4)
+
+
+def test_a_skipped_step_is_recorded_as_json() -> None:
+    """fp16 skips steps whose gradients are not finite; Infinity is not JSON."""
+    logged = lonas_edge.train._logged({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
+    assert logged == {"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": None}

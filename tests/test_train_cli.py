@@ -188,6 +188,20 @@ def test_base_without_tokenizer(llama_copy: TinySource, data: Path, tmp_path: Pa
     has(error, llama_copy.base, "training needs the model's tokenizer")
 
 
+def test_tokens_beyond_the_vocabulary(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    """A tokenizer of another model, seen in the sixth example only; the tiny vocabulary has 288 entries."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama_copy.base)
+    tokenizer.add_tokens([f"zz{index}" for index in range(40)])
+    tokenizer.save_pretrained(llama_copy.base)
+    examples = json.loads(data.read_text())
+    examples[5]["output"] = "zz39"
+    data.write_text(json.dumps(examples))
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, llama_copy.base, "gives token 3", "288 entries")
+
+
 def test_tokenizer_without_eos(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     path = llama_copy.base / "tokenizer_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))

@@ -192,7 +192,7 @@ def base_misfits(training: Mapping[str, Any], hashes: Mapping[str, str]) -> list
     trained = training.get("base", {}).get("sha256", {})
     return [
         f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"
-        for name in trained.keys() & hashes.keys()
+        for name in sorted(trained.keys() & hashes.keys())
         if trained[name] != hashes[name]
     ]
 

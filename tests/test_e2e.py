@@ -1,8 +1,9 @@
 """End to end: the real command line, as processes, on the real SmolLM2-135M, with a super-adapter that it trains first.
 
 About exactness. Checkpoints are compared with the oracle in float64 on their fp32 weights. fp32 arithmetic alone tells the
-merged and the unmerged form of this network apart by up to 4e-4, as its logits reach 40, so a bound of 1e-4 in fp32 would
-measure the arithmetic; in float64 the two differ by the rounding of the merged weights to fp32 only (3e-5 seen).
+merged and the unmerged form of this network apart by up to 4e-4, as its logits reach 43, so a bound of 1e-4 in fp32 would
+measure the arithmetic; in float64 the two differ by the rounding of the merged weights to fp32 only: up to 1.25e-4 at logits of
+43 in the minimal sub-network (the oracle's own weights, rounded to fp32, give 1.02e-4), 2.5e-5 in the heuristic one.
 IRs are computed with f32 hints: the CPU plugin's default here is bf16 with an f16 KV cache.
 """
 
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "nncf_config/smollm2_135m.json"
 SPACE_NAME = "nncf_config.json"
 LAYERS, WIDEST = 30, 1536
+LOGITS = 32  # 1e-4 is for logits up to this, and grows in proportion
 TRAINING = ("--prompt", "question", "--steps", "40", "--lr", "1e-3", "--seed", "1")
 SUBNETS = ("heuristic", "minimal", "random:1")
 UNPRUNED = "plain"  # the super-adapter without its search space, a plain LoRA adapter: it has the maximal network only
@@ -209,9 +211,10 @@ def test_checkpoint_answers_as_the_oracle(subnet: str, command_line: CommandLine
     assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == mlp_widths(widths)
     with torch.no_grad():
         logits = model.double()(input_ids=tokens).logits
-    difference = (logits - oracle(widths)).abs().max().item()
-    print(f"{subnet}: checkpoint, largest logit difference {difference:.1e}")
-    assert difference < 1e-4
+    expected = oracle(widths)
+    difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
+    print(f"{subnet}: checkpoint, largest logit difference {difference:.1e}, logits up to {largest:.0f}")
+    assert difference < 1e-4 * max(1, largest / LOGITS)
 
 
 @pytest.mark.parametrize("subnet", SUBNETS)

@@ -23,13 +23,17 @@ from option_text import TASKS, Answer, answer, examples, paired_difference, ques
 
 # An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a
 # forward pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.
-RANDOM, MINIMAL = 0.81, 0.63
+RANDOM, HEURISTIC, MINIMAL = 0.81, 0.84, 0.63
 ARMS: dict[str, tuple[list[str], float]] = {
     "lora": (["--no-elastic"], 1),
     "reference": (["--no-reorder"], RANDOM),
     "order": (["--reorder"], RANDOM),
     "order+distill": (["--reorder", "--distill", "0.5"], RANDOM + 0.5),
     "order+sandwich+distill": (["--reorder", "--sampling", "sandwich", "--distill", "0.5"], 1 + RANDOM + MINIMAL),
+    # nothing narrower than the heuristic widths is drawn: what training the smaller sub-networks takes from it
+    "order+narrow": (["--reorder", "--width-indicator", "3"], 0.91),
+    # plain LoRA on the base cut to the heuristic widths: what any elastic training could reach there with this compute
+    "cut-first": (["--no-elastic"], HEURISTIC),
 }
 SUBNETS = ("maximal", "heuristic", "minimal")
 TRAINING = {"ARC-Easy": None, "ARC-Challenge": None, "openbookqa": 1500, "boolq": 1500}  # examples taken of each
@@ -52,17 +56,33 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def lonas_edge(*command: object) -> None:
+    """Run the command line."""
+    subprocess.run([sys.executable, "-m", "lonas_edge", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+
+
+def cut_base(arguments: argparse.Namespace, data: Path) -> Path:
+    """The base in order of importance, cut to the heuristic widths, without any training: a checkpoint of its own."""
+    cut, untrained = arguments.work / "cut", arguments.work / "untrained"
+    if not cut.exists():
+        settings = ["--nncf-config", arguments.space, "--prompt", "question", "--steps", 1, "--lr", 1e-12, "--overwrite"]
+        lonas_edge("train", "--model", arguments.base, "--data", data, "--output", untrained, *settings)
+        lonas_edge("export", untrained, "--subnet", "heuristic", "--stage", "checkpoint", "--output", cut)
+    return cut
+
+
 def train(arguments: argparse.Namespace, arm: str, seed: int, data: Path) -> tuple[Path, dict[str, Any]]:
     """Train one arm with one seed through the command line; returns the super-adapter and its record."""
     output = arguments.work / f"{arm}-{seed}"
     options, cost = ARMS[arm]
     if not output.exists():
-        command = ["-m", "lonas_edge", "train", "--model", arguments.base, "--data", data, "--output", output, *options]
+        base = cut_base(arguments, data) if arm == "cut-first" else arguments.base
+        command = ["train", "--model", base, "--data", data, "--output", output, *options]
         command += [] if "--no-elastic" in options else ["--nncf-config", arguments.space]
         command += ["--steps", round(arguments.steps / cost), "--seed", seed, "--prompt", "question", "--lr", arguments.lr]
         command += ["--precision", arguments.precision, "--device", arguments.device, "--save-steps", 100]
         command += ["--resume"] if output.with_name(f"{output.name}.training").exists() else []
-        subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+        lonas_edge(*command)
     return output, json.loads((output / "training.json").read_text())
 
 

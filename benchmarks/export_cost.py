@@ -23,26 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from random_models import random_source
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-LLAMA_7B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 
 
 def run(command: list[str | Path]) -> dict[str, Any]:
@@ -71,57 +55,6 @@ def smollm2(work: Path) -> list[str | Path]:
     if not adapter.exists():
         subprocess.run([sys.executable, ROOT / "benchmarks/synthetic_adapter.py", base, adapter], check=True)
     return [adapter, "--model", base, "--nncf-config", ROOT / "nncf_config/smollm2_135m.json"]
-
-
-def llama_7b(work: Path) -> list[str | Path]:
-    """LLaMA-7B's shape in bf16 with random weights, r=32 adapter; returns the arguments that name the source."""
-    import torch
-    from safetensors.torch import save_file
-
-    base, adapter = work / "llama-7b", work / "llama-7b-adapter"
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int, std: float = 0.02, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.empty(shape).normal_(std=std, generator=generator).to(dtype)
-
-    def layer_shapes() -> dict[str, tuple[int, int]]:
-        hidden, mlp = LLAMA_7B["hidden_size"], LLAMA_7B["intermediate_size"]
-        attention = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
-        return attention | {"mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
-
-    if not (base / "config.json").exists():
-        base.mkdir(parents=True, exist_ok=True)
-        weight_map = {}
-
-        def shard(file: str, tensors: dict[str, torch.Tensor]) -> None:
-            save_file(tensors, base / file, metadata={"format": "pt"})
-            weight_map.update(dict.fromkeys(tensors, file))
-
-        hidden, layers = LLAMA_7B["hidden_size"], LLAMA_7B["num_hidden_layers"]
-        ones = torch.ones(hidden, dtype=torch.bfloat16)
-        outer = {f"{name}.weight": normal(LLAMA_7B["vocab_size"], hidden) for name in ("model.embed_tokens", "lm_head")}
-        shard("model-00000.safetensors", outer | {"model.norm.weight": ones})
-        for index in range(layers):
-            prefix = f"model.layers.{index}"
-            tensors = {f"{prefix}.{name}.weight": normal(*shape) for name, shape in layer_shapes().items()}
-            norms = {f"{prefix}.{name}_layernorm.weight": ones.clone() for name in ("input", "post_attention")}
-            shard(f"model-{index + 1:05}.safetensors", tensors | norms)
-        (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-        (base / "config.json").write_text(json.dumps(LLAMA_7B))
-    if not (adapter / "adapter_config.json").exists():
-        adapter.mkdir(parents=True, exist_ok=True)
-        targets = ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"]
-        factors = {}
-        for index in range(LLAMA_7B["num_hidden_layers"]):
-            for name, (out, columns) in layer_shapes().items():
-                if name.split(".")[1] in targets:
-                    key = f"base_model.model.model.layers.{index}.{name}"
-                    factors[f"{key}.lora_A.weight"] = normal(32, columns, dtype=torch.float32)
-                    factors[f"{key}.lora_B.weight"] = normal(out, 32, dtype=torch.float32)
-        save_file(factors, adapter / "adapter_model.safetensors")
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 32, "lora_alpha": 64, "target_modules": targets}
-        (adapter / "adapter_config.json").write_text(json.dumps(config))
-    return [adapter, "--model", base, "--nncf-config", ROOT / "nncf_config/llama_7b.json"]
 
 
 def measure(source: list[str | Path], work: Path, rounds: int, verify: bool) -> dict[str, Any]:
@@ -170,7 +103,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    source = (smollm2 if arguments.shape == "smollm2-135m" else llama_7b)(arguments.work)
+    smollm = arguments.shape == "smollm2-135m"
+    source = smollm2(arguments.work) if smollm else random_source(arguments.shape, arguments.work)
     result = {"shape": arguments.shape, "conditions": conditions()}
     result |= measure(source, arguments.work, arguments.rounds, not arguments.no_verify)
     once = result["materialize"]

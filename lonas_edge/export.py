@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from lonas_edge import adapters, verify
 from lonas_edge.checkpoints import OutputDirectory, sha256
 from lonas_edge.errors import raise_all
+from lonas_edge.exported import MANIFEST
 from lonas_edge.ir import compress
 from lonas_edge.ir.convert import MODEL, write_ir
 from lonas_edge.ir.graph import GraphConversion, Job
@@ -29,7 +30,7 @@ from lonas_edge.subnetwork import Subnetwork
 from lonas_edge.tokenizer import load_tokenizer
 from lonas_edge.versions import versions
 
-MANIFEST, SUBNETWORK = "lonas_edge.json", "subnetwork.json"
+SUBNETWORK = "subnetwork.json"
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
@@ -255,6 +256,3 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]
         "graph_process_peak_rss_bytes": _peak_rss(resource.RUSAGE_CHILDREN) if options.stage == "ir" else None,
         "versions": versions(_PACKAGES),
     }
-
-
-__all__ = ["MANIFEST", "SUBNETWORK", "ExportOptions", "export"]

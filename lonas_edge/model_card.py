@@ -1,13 +1,16 @@
 """Model cards: the README.md of an exported directory and of a super-adapter."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 
-def model_card(manifest: dict[str, Any]) -> str:
+def model_card(manifest: dict[str, Any], runtime: Mapping[str, Any] | None = None) -> str:
     """Write the model card of an exported directory.
 
     Args:
         manifest: Content of its `lonas_edge.json`.
+        runtime: Content of its `lonas_edge_runtime.json`, where `bench --tune` wrote one.
 
     Returns:
         Markdown, with the metadata block that model hubs read.
@@ -40,6 +43,7 @@ def model_card(manifest: dict[str, Any]) -> str:
             "",
             *(_run_ir() if is_ir else _run_checkpoint()),
             "",
+            *(_tuned(runtime) if runtime else []),
             "## Checked",
             "",
             *_checked(manifest),
@@ -61,6 +65,26 @@ def _run_ir() -> list[str]:
         "directory as it is, too. The development machine has an AMD processor; the model was not run on an Intel CPU, GPU "
         "or NPU there.",
     ]
+
+
+def _tuned(runtime: Mapping[str, Any]) -> list[str]:
+    gains = ", ".join(f"{metric.upper()} {gain['ratio']:.2f} x" for metric, gain in runtime["speedups"].items())
+    passed = {name: value for name, value in runtime["properties"].items() if name not in runtime["in_ir"]}
+    machine = runtime["conditions"]["machine"]
+    inside = ", ".join(f"`{name}={runtime['properties'][name]}`" for name in runtime["in_ir"])
+    lines = [
+        "## Run-time properties",
+        "",
+        f"Chosen by `lonas-edge bench --tune` on {machine['device_name']}, {machine['threads']} threads, {runtime['date']}: "
+        f"{gains} over the defaults; answers differ by {runtime['mean_kl']:.4f} nats (mean KL). "
+        "Another machine may want others.",
+        "",
+    ]
+    lines += [f"In the IR, honoured by every client: {inside}.", ""] if inside else []
+    if passed:
+        call = f'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "{runtime["device"]}", **{json.dumps(passed)})'
+        lines += ["To be passed by the client:", "", "```python", call, "```", ""]
+    return lines
 
 
 def _run_checkpoint() -> list[str]:

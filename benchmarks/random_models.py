@@ -1,0 +1,144 @@
+"""Models with random weights in the shapes that the benchmarks need: base, adapter, search space, tokenizer.
+
+What exporting and running a model cost does not depend on its training. Its answers mean nothing.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parent.parent
+TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"]  # those of the published adapters
+RANK, ALPHA = 32, 64
+
+
+def _llama(**shape: int) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **shape,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+
+
+SHAPES = {
+    "llama-7b": _llama(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
+    "llama-1.1b": _llama(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
+    ),
+}
+SPACES = {"llama-7b": ROOT / "nncf_config/llama_7b.json"}  # the others are generated
+
+Normal = Callable[..., torch.Tensor]
+
+
+def random_source(shape: str, work: Path) -> list[str | Path]:
+    """A base in bf16 and an r=32 adapter, both random; makes only what is missing.
+
+    Args:
+        shape: A key of `SHAPES`.
+        work: The directory that holds the models.
+
+    Returns:
+        The arguments that name the source to `lonas-edge`: adapter, base, search space.
+    """
+    config = SHAPES[shape]
+    base, adapter = work / shape, work / f"{shape}-adapter"
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, std: float = 0.02, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape).normal_(std=std, generator=generator).to(dtype)
+
+    base.mkdir(parents=True, exist_ok=True)
+    if not (base / "tokenizer.json").exists():
+        write_tokenizer(config, base)
+    if not (base / "config.json").exists():
+        write_base(config, base, normal)
+    if not (adapter / "adapter_config.json").exists():
+        write_adapter(config, adapter, normal)
+    space = SPACES.get(shape, work / f"{shape}-space.json")
+    if not space.exists():
+        command = [sys.executable, "-m", "lonas_edge", "space", "--model", base, "--output", space]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return [adapter, "--model", base, "--nncf-config", space]
+
+
+def layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """The linear layers of a decoder layer: name and shape, as stored."""
+    hidden, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    rows = dict.fromkeys("qkvo", hidden)
+    rows["k"] = rows["v"] = hidden // heads * config.get("num_key_value_heads", heads)
+    attention = {f"self_attn.{name}_proj": (rows[name], hidden) for name in "qkvo"}
+    return attention | {"mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}
+
+
+def write_base(config: dict[str, Any], base: Path, normal: Normal) -> None:
+    """Write the weights, a file for each layer, so that a layer is all that memory holds; config.json last."""
+    weight_map: dict[str, str] = {}
+
+    def shard(file: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, base / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file))
+
+    hidden = config["hidden_size"]
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
+    outer = {f"{name}.weight": normal(config["vocab_size"], hidden) for name in ("model.embed_tokens", "lm_head")}
+    shard("model-00000.safetensors", outer | {"model.norm.weight": ones})
+    for index in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{index}"
+        tensors = {f"{prefix}.{name}.weight": normal(*shape) for name, shape in layer_shapes(config).items()}
+        norms = {f"{prefix}.{name}_layernorm.weight": ones.clone() for name in ("input", "post_attention")}
+        shard(f"model-{index + 1:05}.safetensors", tensors | norms)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (base / "config.json").write_text(json.dumps(config))
+
+
+def write_adapter(config: dict[str, Any], adapter: Path, normal: Normal) -> None:
+    """Write a PEFT LoRA adapter, both factors non-zero; adapter_config.json last."""
+    adapter.mkdir(parents=True, exist_ok=True)
+    factors = {}
+    for index in range(config["num_hidden_layers"]):
+        for name, (out, columns) in layer_shapes(config).items():
+            if name.split(".")[1] in TARGETS:
+                key = f"base_model.model.model.layers.{index}.{name}"
+                factors[f"{key}.lora_A.weight"] = normal(RANK, columns, dtype=torch.float32)
+                factors[f"{key}.lora_B.weight"] = normal(out, RANK, dtype=torch.float32)
+    save_file(factors, adapter / "adapter_model.safetensors")
+    lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS}
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
+
+
+def write_tokenizer(config: dict[str, Any], base: Path) -> None:
+    """Write a byte-level BPE tokenizer, because openvino_genai's LLMPipeline wants one: any text, a token a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {config["pad_token_id"]: "<unk>", config["bos_token_id"]: "<s>", config["eos_token_id"]: "</s>"}
+    tokens = [special[i] for i in range(len(special))] + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([special[i] for i in range(len(special))])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=config["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(base)

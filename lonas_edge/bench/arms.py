@@ -1,0 +1,89 @@
+"""Arms: what is compared. An arm is described here with plain values, so that a process of its own can be told to run it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["ir", "torch", "gguf"]
+TorchDtype = Literal["fp32", "bf16", "fp16"]
+
+SUBNET, LORA, LORA_MERGED, UNPRUNED, GGUF = NAMED = ("subnet", "lora", "lora-merged", "unpruned", "gguf")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+        name: What it is called in reports.
+        kind: What runs it: `ir` openvino_genai, `torch` PyTorch, `gguf` llama.cpp.
+        path: Directory of the IR or of the base model, or the GGUF file.
+        device: OpenVINO device, or cpu or cuda for PyTorch.
+        precision: Weight format of an IR, dtype of a PyTorch model, or what the GGUF file holds; for the report.
+        adapter: Directory of the PEFT adapter (PyTorch).
+        merged: Whether the adapter is merged (PyTorch).
+        properties: OpenVINO run-time properties.
+        parameters: Parameters, where known before it is loaded.
+        bytes_estimate: Memory of its weights in bytes, before it is loaded.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    device: str = "cpu"
+    precision: str = ""
+    adapter: Path | None = None
+    merged: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+    parameters: int | None = None
+    bytes_estimate: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting that every arm is measured at.
+
+    Attributes:
+        prompt_len: Tokens of the prompt.
+        new_tokens: Tokens generated, always all of them.
+        batch_size: Prompts computed together.
+    """
+
+    prompt_len: int
+    new_tokens: int
+    batch_size: int = 1
+
+    def __str__(self) -> str:
+        """As in reports."""
+        return f"{self.prompt_len}+{self.new_tokens} tokens, batch {self.batch_size}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an arm apart from its latency.
+
+    Attributes:
+        load_seconds: From its files to ready to run, imports not counted.
+        compile_seconds: Of those, reading and compiling the IR alone, measured apart; None for other kinds.
+        peak_memory_bytes: Largest resident memory of a process that loads it and runs the largest case once; None where
+            that was not measured.
+        disk_bytes: Its files.
+        parameters: Its parameters, where known.
+        macs_per_token: Multiply-accumulates of its linear layers for one token.
+        weight_bytes_per_token: Bytes of weights that one decoded token reads.
+        kv_precision: Precision of its KV cache.
+    """
+
+    load_seconds: float
+    compile_seconds: float | None
+    peak_memory_bytes: int | None
+    disk_bytes: int
+    parameters: int | None
+    macs_per_token: int | None
+    weight_bytes_per_token: int | None
+    kv_precision: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dict(vars(self))

@@ -1,0 +1,141 @@
+"""The machine that figures were measured on: its description, its memory bandwidth, and what else it was doing."""
+
+import os
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lonas_edge.bench.worker import Placement
+from lonas_edge.errors import LonasEdgeError
+
+BANDWIDTH_BYTES = 2**29  # far beyond any cache
+BANDWIDTH_REPEATS = 8
+CPU_SYSFS = Path("/sys/devices/system/cpu")
+
+
+def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: Path = CPU_SYSFS) -> Placement:
+    """One logical processor of each physical core that this process may use.
+
+    Args:
+        threads: How many threads; one for each physical core when None.
+        allowed: Logical processors to choose from; those this process may use when None.
+        sysfs: Where the kernel describes them.
+
+    Returns:
+        Processors and threads; with more threads than cores, all allowed processors.
+
+    Raises:
+        LonasEdgeError: If there are fewer processors than threads.
+    """
+    usable = sorted(os.sched_getaffinity(0) if allowed is None else allowed)
+    first: dict[tuple[str, ...], int] = {}
+    for cpu in usable:
+        topology = sysfs / f"cpu{cpu}" / "topology"
+        files = [topology / name for name in ("physical_package_id", "core_id")]
+        core = tuple(file.read_text().strip() for file in files) if all(f.exists() for f in files) else (str(cpu),)
+        first.setdefault(core, cpu)
+    physical = sorted(first.values())
+    if threads is None:
+        return Placement(tuple(physical), len(physical))
+    if threads > len(usable):
+        raise LonasEdgeError(f"--threads {threads}: this process may use {len(usable)} processors")
+    return Placement(tuple((physical if threads <= len(physical) else usable)[:threads]), threads)
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What figures depend on.
+
+    Args:
+        device: The OpenVINO device of the sub-network.
+
+    Returns:
+        Processor, memory, operating system, and the device's own name.
+    """
+    import openvino as ov
+
+    core = ov.Core()
+    single = device.split(":")[-1].split(",")[0]
+    name = core.get_property(single, "FULL_DEVICE_NAME") if single in core.available_devices else single
+    return {
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "device": device,
+        "device_name": str(name),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def memory_bandwidth(threads: int) -> float:
+    """Bytes a second that `threads` threads read from memory: the best of several passes over 512 MiB of fp32.
+
+    Args:
+        threads: How many.
+
+    Returns:
+        The bandwidth.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    values = torch.ones(BANDWIDTH_BYTES // 4)
+    best = float("inf")
+    for kernel in (torch.amax, torch.sum):
+        for _ in range(BANDWIDTH_REPEATS):
+            start = time.perf_counter()
+            kernel(values)
+            best = min(best, time.perf_counter() - start)
+    return BANDWIDTH_BYTES / best
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Processor seconds at one moment, over all processors: all that were used, those stolen by the host, and our own."""
+
+    wall: float
+    used: float
+    stolen: float
+    ours: float
+
+    @classmethod
+    def now(cls, pids: Iterable[int]) -> "CpuTimes":
+        """Read them; `pids` are our processes."""
+        times = psutil.cpu_times()
+        stolen = getattr(times, "steal", 0.0)
+        used = times.user + times.system + getattr(times, "nice", 0.0) + getattr(times, "irq", 0.0)
+        used += getattr(times, "softirq", 0.0)
+        ours = 0.0
+        for pid in {os.getpid(), *pids}:
+            try:
+                own = psutil.Process(pid).cpu_times()
+            except psutil.Error:
+                continue
+            ours += own.user + own.system
+        return cls(time.perf_counter(), used, stolen, ours)
+
+
+def others_share(before: CpuTimes, after: CpuTimes, processors: int) -> dict[str, float]:
+    """What others took of the machine between two moments.
+
+    Args:
+        before: At the start.
+        after: At the end; the same processes of ours.
+        processors: How many the machine has.
+
+    Returns:
+        Shares of all processor time: `others` used by other processes, `stolen` by the host.
+    """
+    total = max(after.wall - before.wall, 1e-9) * processors
+    used, ours = after.used - before.used, after.ours - before.ours
+    return {"others": max(0.0, used - ours) / total, "stolen": max(0.0, after.stolen - before.stolen) / total}

@@ -1,0 +1,342 @@
+"""The report of a benchmark: typed, versioned, as JSON, CSV and Markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.bench.arms import SUBNET, Arm, Case, Facts
+from lonas_edge.bench.measure import Measured, to_json
+from lonas_edge.bench.statistics import MIN_ROUNDS, NOISY_HALF_WIDTH, NOISY_OTHERS, Speedup, Summary, speedup, summarize
+from lonas_edge.bench.timing import Timing
+
+SCHEMA = "lonas-edge/bench/1"
+FRAMEWORKS = {"ir": "openvino_genai", "torch": "pytorch", "gguf": "llama.cpp"}
+
+# Names as in openvino_genai's PerfMetrics; milliseconds.
+METRICS: dict[str, Callable[[Timing], float]] = {
+    "ttft": lambda timing: 1e3 * timing.ttft,
+    "tpot": lambda timing: 1e3 * timing.tpot,
+    "generate_duration": lambda timing: 1e3 * timing.end_to_end,
+}
+TITLES = {"ttft": "TTFT", "tpot": "TPOT", "generate_duration": "end to end"}
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """An arm, and what is known of it apart from latency."""
+
+    name: str
+    framework: str
+    device: str
+    precision: str
+    source: str
+    properties: Mapping[str, str]
+    facts: Facts | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Latency of one arm in one case; milliseconds, throughput in tokens a second over the whole batch.
+
+    `decode_limit_ms` is the least a decoding step can take: the bytes of weights and KV cache it reads, over the measured
+    memory bandwidth; `decode_share_of_limit` is that over the median TPOT. Both only on a CPU.
+    """
+
+    arm: str
+    case: Case
+    ttft: Summary
+    tpot: Summary
+    generate_duration: Summary
+    throughput: Summary
+    decode_limit_ms: float | None
+    decode_share_of_limit: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Speed-up of the sub-network over one arm: its time over the sub-network's, paired over rounds."""
+
+    arm: str
+    case: Case
+    metric: str
+    speedup: Speedup
+
+
+@dataclass(frozen=True)
+class Report:
+    """A benchmark.
+
+    Attributes:
+        model: What `lonas_edge.json` says of base, adapter and sub-network.
+        conditions: Machine, versions, placement, properties, schedule.
+        load: Shares of the processor that others used and that the host took, while measuring.
+        bandwidth: Bytes a second read from memory, None where not measured.
+        arms: The arms.
+        rows: Latency by arm and case.
+        comparisons: Speed-ups by arm, case and metric.
+        failures: What could not be measured, and why.
+        warnings: What a reader must know.
+        interrupted: Whether it was ended early.
+        samples: Every generation that counts.
+    """
+
+    model: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    load: Mapping[str, float]
+    bandwidth: float | None
+    arms: Sequence[ArmReport]
+    rows: Sequence[Row]
+    comparisons: Sequence[Comparison]
+    failures: Sequence[Mapping[str, Any]]
+    warnings: Sequence[str]
+    interrupted: bool
+    samples: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; `schema` says its version."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def kv_bytes(config: Mapping[str, Any], tokens: float, precision: str) -> float:
+    """Bytes of the KV cache of one sequence.
+
+    Args:
+        config: Content of the model's config.json.
+        tokens: Tokens in it.
+        precision: f32, f16, bf16, u8 or i8; others count as two bytes.
+
+    Returns:
+        The bytes.
+    """
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    width = (config.get("num_key_value_heads") or heads) * head_dim
+    size = {"f32": 4, "float32": 4, "u8": 1, "i8": 1, "uint8_t": 1, "int8_t": 1}.get(precision, 2)
+    return 2.0 * config["num_hidden_layers"] * width * tokens * size
+
+
+def arm_report(arm: Arm, facts: Facts | None) -> ArmReport:
+    """Describe an arm; nothing in it carries a path."""
+    return ArmReport(arm.name, FRAMEWORKS[arm.kind], arm.device, arm.precision, arm.path.name, dict(arm.properties), facts)
+
+
+def rows(
+    sessions: Sequence[Measured],
+    arms: Sequence[ArmReport],
+    cases: Sequence[Case],
+    config: Mapping[str, Any],
+    bandwidth: float | None,
+) -> list[Row]:
+    """Summarize every arm in every case that has samples.
+
+    Args:
+        sessions: What was measured; an arm in several of them is pooled.
+        arms: The arms.
+        cases: The settings.
+        config: Content of the sub-network's config.json, for the size of the KV cache.
+        bandwidth: Bytes a second read from memory.
+
+    Returns:
+        The rows, by case and arm.
+    """
+    found = []
+    for case in cases:
+        for arm in arms:
+            timings = [timing for session in sessions for timing in session.timings(arm.name, case)]
+            if timings:
+                found.append(_row(arm, case, timings, config, bandwidth))
+    return found
+
+
+def _row(arm: ArmReport, case: Case, timings: Sequence[Timing], config: Mapping[str, Any], bandwidth: float | None) -> Row:
+    summaries = {name: summarize([value(timing) for timing in timings]) for name, value in METRICS.items()}
+    produced = case.new_tokens * case.batch_size
+    throughput = summarize([produced / timing.end_to_end for timing in timings])
+    limit = share = None
+    on_cpu = arm.device.lower() == "cpu"
+    if bandwidth and on_cpu and arm.facts and arm.facts.weight_bytes_per_token:
+        cache = case.batch_size * kv_bytes(config, case.prompt_len + case.new_tokens / 2, arm.facts.kv_precision)
+        limit = 1e3 * (arm.facts.weight_bytes_per_token + cache) / bandwidth
+        share = limit / summaries["tpot"].p50
+    return Row(arm.name, case, **summaries, throughput=throughput, decode_limit_ms=limit, decode_share_of_limit=share)
+
+
+def comparisons(sessions: Sequence[Measured], arms: Sequence[str], cases: Sequence[Case]) -> list[Comparison]:
+    """Speed-ups of the sub-network over the other arms, each from the session that both were in."""
+    found = []
+    for case in cases:
+        for arm in arms:
+            for metric, value in METRICS.items():
+                for session in sessions:
+                    subnet, other = session.paired(SUBNET, arm, case, value)
+                    if arm != SUBNET and other:
+                        found.append(Comparison(arm, case, metric, speedup(other, subnet)))
+                        break
+    return found
+
+
+def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted: bool, rounds: int) -> list[str]:
+    """What a reader must know before quoting a figure."""
+    told = []
+    if interrupted:
+        told.append("Interrupted: the figures are of the rounds done until then.")
+    busy = load.get("others", 0.0) + load.get("stolen", 0.0)
+    if busy > NOISY_OTHERS:
+        told.append(
+            f"Too noisy: {load.get('others', 0.0):.0%} of the processor was used by other programs and "
+            f"{load.get('stolen', 0.0):.0%} taken by the host (more than {NOISY_OTHERS:.0%} in all). "
+            "Stop them, and measure again."
+        )
+    few = next((c.speedup.rounds for c in found if c.speedup.low is None), None)
+    if few is not None:
+        told.append(f"{few} rounds give no 95 % interval; {MIN_ROUNDS} are the least.")
+    for case in dict.fromkeys(c.case for c in found):
+        wide = [
+            f"{TITLES[c.metric]} against {c.arm} (±{c.speedup.half_width:.0%})"
+            for c in found
+            if c.case == case and c.speedup.half_width is not None and c.speedup.noisy
+        ]
+        if wide:
+            told.append(
+                f"Too noisy for a claim, {case}: the interval is wider than ±{NOISY_HALF_WIDTH:.0%} of the speed-up: "
+                f"{', '.join(wide)}. Take more than {rounds} rounds, or a quieter machine."
+            )
+    return told
+
+
+def failures(sessions: Sequence[Measured]) -> list[dict[str, Any]]:
+    """What could not be measured."""
+    return [
+        {"arm": arm, **asdict(case), "reason": why} for session in sessions for (arm, case), why in session.failures.items()
+    ]
+
+
+def samples(sessions: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Every generation that counts, with its session."""
+    return [{"session": n, **sample} for n, session in enumerate(sessions) for sample in to_json(session.samples)]
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write bench.json, bench.csv and bench.md.
+
+    Args:
+        report: The benchmark.
+        folder: An existing directory.
+    """
+    (folder / "bench.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    (folder / "bench.csv").write_text(to_csv(report))
+    (folder / "bench.md").write_text(to_markdown(report))
+
+
+def to_csv(report: Report) -> str:
+    """One line for each arm and case. Columns are named as in openvino_genai (ttft, tpot, …) and llm_bench (input_size, …)."""
+    output = io.StringIO()
+    table = csv.writer(output, lineterminator="\n")
+    figures = [f"{metric}_{part}" for metric in (*METRICS, "throughput") for part in Summary.__annotations__]
+    known = ["load_seconds", "compile_seconds", "peak_memory_bytes", "disk_bytes", "parameters", "macs_per_token"]
+    gains = [f"speedup_{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    head = ["arm", "framework", "device", "precision", "batch_size", "input_size", "output_size"]
+    table.writerow([*head, *figures, "decode_limit_ms", "decode_share_of_limit", *known, *gains])
+    arms = {arm.name: arm for arm in report.arms}
+    for row in report.rows:
+        arm, case = arms[row.arm], row.case
+        facts = vars(arm.facts) if arm.facts else {}
+        parts = [value for metric in (*METRICS, "throughput") for value in asdict(getattr(row, metric)).values()]
+        gain = {c.metric: c.speedup for c in report.comparisons if (c.arm, c.case) == (row.arm, case)}
+        ends = [getattr(gain.get(metric), name, None) for metric in METRICS for name in ("ratio", "low", "high")]
+        line = [arm.name, arm.framework, arm.device, arm.precision, case.batch_size, case.prompt_len, case.new_tokens]
+        line += [*parts, row.decode_limit_ms, row.decode_share_of_limit, *(facts.get(name) for name in known), *ends]
+        table.writerow(line)
+    return output.getvalue()
+
+
+HEADINGS = ("arm", "TTFT ms", "p90", "TPOT ms", "p90", "tokens/s", "of limit")
+EXPLAINED = (
+    "Medians and 90th percentiles of the rounds. Limit: bytes of weights and KV cache that a token reads, over the measured "
+    "memory bandwidth. Speed-up: how many times faster subnet is than the arm, with its 95 % interval, paired over rounds."
+)
+SPEEDUP_HEADINGS = ("subnet over", *TITLES.values())
+ARM_HEADINGS = ("arm", "runs in", "weights", "KV", "params M", "disk MB", "peak MB", "load s", "compile s")
+
+
+def latency_table(report: Report, case: Case) -> list[list[str]]:
+    """Medians and 90th percentiles of one case, as people read them, in the order of HEADINGS."""
+    shown = []
+    for row in report.rows:
+        if row.case == case:
+            latency = [f"{value:.1f}" for s in (row.ttft, row.tpot) for value in (s.p50, s.p90)]
+            share = "" if row.decode_share_of_limit is None else f"{row.decode_share_of_limit:.0%}"
+            shown.append([row.arm, *latency, f"{row.throughput.p50:.1f}", share])
+    return shown
+
+
+def speedup_table(report: Report, case: Case) -> list[list[str]]:
+    """Speed-ups of one case with their intervals, as people read them, in the order of SPEEDUP_HEADINGS."""
+    found = {(c.arm, c.metric): c.speedup for c in report.comparisons if c.case == case}
+    return [[arm, *(show_speedup(found[arm, metric]) for metric in TITLES)] for arm in dict.fromkeys(arm for arm, _ in found)]
+
+
+def show_speedup(gain: Speedup) -> str:
+    """A speed-up with its interval, as people read it."""
+    ends = "" if gain.low is None else f" [{gain.low:.2f}, {gain.high:.2f}]"
+    return f"{gain.ratio:.2f} x{ends}"
+
+
+def arm_table(report: Report) -> list[list[str]]:
+    """The arms apart from latency, as people read them, in the order of ARM_HEADINGS."""
+    shown = []
+    for arm in report.arms:
+        facts = arm.facts
+        where = arm.framework if arm.device.lower() == "cpu" else f"{arm.framework} {arm.device}"
+        cells = [arm.name, where, arm.precision]
+        if facts is not None:
+            sizes = (facts.parameters, facts.disk_bytes, facts.peak_memory_bytes)
+            cells += [facts.kv_precision, *("" if size is None else f"{size / 1e6:,.1f}" for size in sizes)]
+            cells += ["" if s is None else f"{s:.1f}" for s in (facts.load_seconds, facts.compile_seconds)]
+        shown.append(cells + [""] * (len(ARM_HEADINGS) - len(cells)))
+    return shown
+
+
+def describe_conditions(report: Report) -> list[str]:
+    """The conditions in a few lines."""
+    told = report.conditions
+    machine, schedule = told["machine"], told["schedule"]
+    bandwidth = "" if report.bandwidth is None else f", {report.bandwidth / 1e9:.1f} GB/s read from memory (measured)"
+    used = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    shares = f"others {report.load.get('others', 0):.0%}, host {report.load.get('stolen', 0):.0%}"
+    return [
+        f"{machine['processor']}, {told['threads']} threads on processors {told['cores']}, "
+        f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']})",
+        f"{schedule['rounds']} rounds after {schedule['warmup']} warm-ups, arms in an order drawn for each round, each in its "
+        f"own process, distinct random prompts, no prefix cache; processor used by {shares}; {machine['date']}",
+        used,
+    ]
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown."""
+    base, chosen = report.model["base"]["name"], report.model["subnetwork"]["name"]
+    lines = [f"# Latency of {base}, {chosen} sub-network", ""]
+    lines += [f"> **{warning}**\n>" for warning in report.warnings]
+    for case in dict.fromkeys(row.case for row in report.rows):
+        lines += ["", f"## {case}", "", *_markdown(HEADINGS, latency_table(report, case)), ""]
+        lines += _markdown(SPEEDUP_HEADINGS, speedup_table(report, case))
+    lines += ["", f"{EXPLAINED}", ""]
+    lines += ["## Arms", "", *_markdown(ARM_HEADINGS, arm_table(report)), ""]
+    if report.failures:
+        lines += ["## Not measured", "", *[f"- {f['reason']}" for f in report.failures], ""]
+    properties = [f"- {arm.name}: {_properties(arm.properties)}" for arm in report.arms if arm.properties]
+    return "\n".join([*lines, "## Conditions", "", *[f"- {line}" for line in describe_conditions(report)], *properties, ""])
+
+
+def _properties(properties: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in properties.items())
+
+
+def _markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    lines = [list(headings), ["---"] * len(headings), *cells]
+    return ["| " + " | ".join(line) + " |" for line in lines]

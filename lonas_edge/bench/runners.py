@@ -1,0 +1,255 @@
+"""How an arm is run: openvino_genai, PyTorch, llama.cpp. Used inside an arm's own process; imports are the process's cost.
+
+Every runner generates greedily a fixed number of tokens after prompts of token ids, and reports when each token was there.
+A cached prompt prefix is impossible: openvino_genai's prefix cache is switched off, the other two start from an empty KV cache.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lonas_edge.bench.arms import Arm
+from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
+
+Prompts = Sequence[Sequence[int]]  # [batch, prompt_len]
+_DEQUANTIZE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
+
+
+class Runner(Protocol):
+    """A loaded arm."""
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
+        """Generate `new_tokens` after each of the prompts, as one batch."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of `Facts` that need the loaded model."""
+        ...
+
+
+def load(arm: Arm, threads: int) -> Runner:
+    """Load an arm.
+
+    Args:
+        arm: What to load.
+        threads: Threads of its computations on a CPU.
+
+    Returns:
+        The loaded arm.
+    """
+    kinds: dict[str, type[GenaiRunner] | type[TorchRunner] | type[GgufRunner]] = {
+        "ir": GenaiRunner,
+        "torch": TorchRunner,
+        "gguf": GgufRunner,
+    }
+    return kinds[arm.kind](arm, threads)
+
+
+class GenaiRunner:
+    """An IR in `openvino_genai.LLMPipeline`, as deployed."""
+
+    def __init__(self, arm: Arm, threads: int):
+        """Read and compile; see `load`."""
+        import openvino_genai
+
+        self._arm, self._threads = arm, threads
+        options: dict[str, Any] = dict(runtime_properties(arm, threads))
+        if not arm.device.startswith("NPU"):  # its static pipeline has neither scheduler nor prefix cache
+            scheduler = openvino_genai.SchedulerConfig()
+            scheduler.enable_prefix_caching = False
+            scheduler.max_num_batched_tokens = 2**31  # as LLMPipeline has it: the prompt in one pass
+            options["scheduler_config"] = scheduler
+        self._pipeline = openvino_genai.LLMPipeline(arm.path, arm.device, **options)
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
+        """See `Runner`."""
+        import numpy as np
+        import openvino as ov
+        import openvino_genai
+
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = config.min_new_tokens = new_tokens
+        config.ignore_eos, config.do_sample, config.apply_chat_template = True, False, False
+        ids = np.array(prompts, np.int64)
+        inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
+        start = time.perf_counter()
+        result = self._pipeline.generate(inputs, config)
+        end_to_end = time.perf_counter() - start
+        raw = result.perf_metrics.raw_metrics
+        if len(raw.m_new_token_times) != new_tokens:
+            raise RuntimeError(f"{new_tokens} tokens asked for, {len(raw.m_new_token_times)} generated")
+        return from_genai(raw.m_times_to_first_token[0], raw.m_new_token_times, end_to_end)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Runner`."""
+        import openvino as ov
+
+        del self._pipeline
+        core = ov.Core()
+        start = time.perf_counter()
+        model = core.read_model(self._arm.path / "openvino_model.xml")
+        compiled = core.compile_model(model, self._arm.device, dict(runtime_properties(self._arm, self._threads)))
+        seconds = time.perf_counter() - start
+        kv = str(compiled.get_property("KV_CACHE_PRECISION").get_type_name()) if "CPU" in self._arm.device else ""
+        elements, size = matmul_weights(model)
+        kv = kv or self._arm.properties.get("KV_CACHE_PRECISION", "default")
+        return {
+            "compile_seconds": seconds,
+            "macs_per_token": elements,
+            "weight_bytes_per_token": size,
+            "kv_precision": kv,
+            "disk_bytes": sum(file.stat().st_size for file in self._arm.path.glob("openvino_model.*")),
+        }
+
+
+def runtime_properties(arm: Arm, threads: int) -> Mapping[str, str]:
+    """The properties an IR is compiled with: the arm's own, over those that a fair comparison fixes."""
+    fixed = {"PERFORMANCE_HINT": "LATENCY"}
+    if arm.device == "CPU":
+        fixed["INFERENCE_NUM_THREADS"] = str(threads)
+    return fixed | dict(arm.properties)
+
+
+def matmul_weights(model: Any) -> tuple[int, int]:
+    """What decoding one token reads of an IR.
+
+    Args:
+        model: An `openvino.Model`.
+
+    Returns:
+        Elements of the matrices that activations are multiplied by, and the bytes of these with their scales and zero points; a
+        constant that several share counts once. A row of the embedding is nothing beside them, and left out.
+    """
+    seen: dict[str, int] = {}
+    elements = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        constants = _constants_behind(node.input_value(1).get_node())
+        if constants:
+            elements += max(_count(constant.shape) for constant in constants)
+        for constant in constants:
+            bits = constant.get_element_type().bitwidth
+            seen[constant.friendly_name] = _count(constant.shape) * bits // 8
+    return elements, sum(seen.values())
+
+
+def _count(shape: Sequence[int]) -> int:
+    total = 1
+    for extent in shape:
+        total *= int(extent)
+    return total
+
+
+def _constants_behind(node: Any) -> list[Any]:
+    if node.get_type_name() == "Constant":
+        return [node]
+    if node.get_type_name() not in _DEQUANTIZE:
+        return []  # an activation: attention multiplies two of them
+    found = [_constants_behind(node.input_value(index).get_node()) for index in range(node.get_input_size())]
+    return [constant for constants in found for constant in constants] if found[0] else []
+
+
+class TorchRunner:
+    """A base model with a PEFT adapter, unmerged or merged, in PyTorch. The loop is bare: less than `generate()` costs."""
+
+    def __init__(self, arm: Arm, threads: int):
+        """Load; see `load`."""
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        self._torch, self._arm = torch, arm
+        torch.set_num_threads(threads)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arm.precision]
+        model: Any = AutoModelForCausalLM.from_pretrained(arm.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
+        if arm.adapter:
+            # an adapter in fp32 on a 16-bit base would be cast at every layer: unfair to the baseline
+            model = PeftModel.from_pretrained(model, str(arm.adapter), autocast_adapter_dtype=False).to(dtype)
+            model = model.merge_and_unload() if arm.merged else model
+        self._model = model.to(arm.device).eval()
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
+        """See `Runner`."""
+        torch, state = self._torch, {"cache": None}
+
+        def step(ids: Any) -> Any:
+            output = self._model(input_ids=ids, past_key_values=state["cache"], use_cache=True, logits_to_keep=1)
+            state["cache"] = output.past_key_values
+            chosen = output.logits[:, -1].argmax(-1, keepdim=True)
+            if self._arm.device != "cpu":
+                torch.cuda.synchronize()
+            return chosen
+
+        ids = torch.tensor(prompts, device=self._arm.device)
+        with torch.inference_mode():
+            return generate_greedy(lambda: step(ids), step, new_tokens, time.perf_counter)[1]
+
+    def facts(self) -> dict[str, Any]:
+        """See `Runner`."""
+        torch = self._torch
+        parameters = list(self._model.parameters())  # a tied head once
+        head = self._model.get_output_embeddings()
+        embedding = self._model.get_input_embeddings().weight
+        tied = head.weight is embedding
+        skipped = 0 if tied else embedding.numel() * embedding.element_size()
+        linears = [module.weight for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
+        files = [*self._arm.path.glob("*.safetensors"), *self._arm.path.glob("pytorch_model*.bin")]
+        files += [] if self._arm.adapter is None else list(self._arm.adapter.glob("adapter_model.*"))
+        return {
+            "compile_seconds": None,
+            "macs_per_token": sum(weight.numel() for weight in linears),
+            "weight_bytes_per_token": sum(p.numel() * p.element_size() for p in parameters) - skipped,
+            "parameters": sum(p.numel() for p in parameters),
+            "kv_precision": {"fp32": "f32", "fp16": "f16"}.get(self._arm.precision, self._arm.precision),
+            "disk_bytes": sum(file.stat().st_size for file in files),
+        }
+
+
+class GgufRunner:
+    """A GGUF file in llama.cpp, by llama-cpp-python. Batch size 1."""
+
+    def __init__(self, arm: Arm, threads: int):
+        """Load; see `load`."""
+        from llama_cpp import Llama
+
+        self._arm = arm
+        self._model = Llama(
+            str(arm.path), n_ctx=0, n_batch=2048, n_ubatch=2048, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
+        """See `Runner`."""
+        if len(prompts) > 1:
+            raise NotImplementedError("llama.cpp is measured at batch size 1 only")
+        model = self._model
+        model.reset()
+        model._ctx.kv_cache_clear()
+
+        def step(ids: list[int]) -> list[int]:
+            model.eval(ids)
+            return [int(model.sample(temp=0.0))]
+
+        return generate_greedy(lambda: step(list(prompts[0])), step, new_tokens, time.perf_counter)[1]
+
+    def facts(self) -> dict[str, Any]:
+        """See `Runner`."""
+        from gguf import GGUFReader
+
+        tensors = {tensor.name: tensor for tensor in GGUFReader(self._arm.path).tensors}
+        untied = "output.weight" in tensors
+        read = [t for name, t in tensors.items() if not (untied and name == "token_embd.weight")]
+        return {
+            "compile_seconds": None,
+            "macs_per_token": sum(int(t.n_elements) for t in read if len(t.shape) > 1),
+            "weight_bytes_per_token": sum(int(t.n_bytes) for t in read),
+            "parameters": sum(int(t.n_elements) for t in tensors.values()),
+            "kv_precision": "f16",
+            "disk_bytes": self._arm.path.stat().st_size,
+        }
+
+
+def folder_of(arm: Arm) -> Path:
+    """The directory that an arm's files lie in."""
+    return arm.path if arm.path.is_dir() else arm.path.parent

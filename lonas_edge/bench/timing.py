@@ -1,0 +1,72 @@
+"""What one generation took, and a greedy generation loop with its clock passed in. No heavy imports."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Clock = Callable[[], float]  # seconds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One generation of a fixed number of tokens. Seconds since the prompt was handed over.
+
+    Attributes:
+        token_times: When each new token was there (those of a batch come together).
+        end_to_end: When all was done.
+    """
+
+    token_times: tuple[float, ...]
+    end_to_end: float
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token, seconds: the prompt's pass and the choice of the first token."""
+        return self.token_times[0]
+
+    @property
+    def tpot(self) -> float:
+        """Time per output token, seconds: mean interval between tokens after the first."""
+        return (self.token_times[-1] - self.token_times[0]) / (len(self.token_times) - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def generate_greedy(
+    prefill: Callable[[], Any], decode: Callable[[Any], Any], new_tokens: int, clock: Clock
+) -> tuple[list[Any], Timing]:
+    """Generate a fixed number of tokens, whatever they are.
+
+    Args:
+        prefill: Computes the prompt and returns the first new token (of each sequence of the batch).
+        decode: Takes the last token and returns the next.
+        new_tokens: How many to generate.
+        clock: The time in seconds.
+
+    Returns:
+        The tokens, and when each was there.
+    """
+    start = clock()
+    tokens = [prefill()]
+    times = [clock() - start]
+    while len(tokens) < new_tokens:
+        tokens.append(decode(tokens[-1]))
+        times.append(clock() - start)
+    return tokens, Timing(tuple(times), clock() - start)
+
+
+def from_genai(first: float, new_token_times: Sequence[float], end_to_end: float) -> Timing:
+    """Timing from openvino_genai's `RawPerfMetrics`.
+
+    Args:
+        first: `m_times_to_first_token[0]`, microseconds.
+        new_token_times: `m_new_token_times`, milliseconds on a steady clock, one entry a step.
+        end_to_end: Seconds.
+
+    Returns:
+        The timing.
+    """
+    start = new_token_times[0]
+    return Timing(tuple(first / 1e6 + (time - start) / 1e3 for time in new_token_times), end_to_end)

@@ -1,0 +1,174 @@
+"""Run-time properties of an IR: which there are to choose from, what answers they give, and where they are kept.
+
+openvino 2026.4.1 takes properties from `rt_info/runtime_options` of the IR for some of them only (`IN_IR`); the others, the
+client has to pass. `lonas_edge_runtime.json` holds all of them.
+"""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.checkpoints import read_json
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exported import MANIFEST, MODEL, RUNTIME
+from lonas_edge.model_card import model_card
+
+IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
+PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole
+
+# Values tried, property by property; the plugin's own default is what they are compared with.
+_CPU = {
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": ("0", "64", "128", "256", PER_CHANNEL),
+    "KV_CACHE_PRECISION": ("u8", "f16"),
+    "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
+    "ENABLE_CPU_PINNING": ("NO", "YES"),
+    "PERFORMANCE_HINT": ("THROUGHPUT",),
+}
+_GPU = {name: _CPU[name] for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")} | {
+    "INFERENCE_PRECISION_HINT": ("f16", "f32")
+}
+
+
+def check_device(device: str) -> None:
+    """Refuse an OpenVINO device that is not there.
+
+    Args:
+        device: CPU, GPU, GPU.1, NPU, AUTO, AUTO:GPU,CPU, …
+
+    Raises:
+        LonasEdgeError: If there is none; those present are listed.
+    """
+    import openvino as ov
+
+    present = ov.Core().available_devices
+    virtual, _, listed = device.partition(":")
+    wanted = listed.split(",") if listed else [] if virtual == "AUTO" else [device]
+    known = {*present, *(name.split(".")[0] for name in present)}
+    missing = [name for name in wanted if name not in known]
+    if missing or (listed and virtual not in ("AUTO", "HETERO", "MULTI")):
+        raise LonasEdgeError(f"--device {device}: not on this machine. Present: {', '.join([*present, 'AUTO'])}.")
+
+
+def candidates(device: str, threads: int, processors: int) -> dict[str, tuple[str, ...]]:
+    """Values worth trying on a device.
+
+    Args:
+        device: An OpenVINO device.
+        threads: Threads by default, one a physical core.
+        processors: Logical processors there are.
+
+    Returns:
+        Values by property; precisions that the device does not compute in are left out.
+    """
+    import openvino as ov
+
+    table = dict(_CPU if device == "CPU" else _GPU if device.startswith("GPU") else {})
+    if not table:
+        return table
+    able = {str(name).lower().replace("fp", "f") for name in ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")}
+    hint = "INFERENCE_PRECISION_HINT"
+    table[hint] = tuple(value for value in table[hint] if value == "f32" or value in able)
+    if device == "CPU":
+        counts = {threads // 2, processors} - {0, threads}
+        table["INFERENCE_NUM_THREADS"] = tuple(str(count) for count in sorted(counts))
+        if Path("/sys/devices/cpu_atom").exists():
+            table["SCHEDULING_CORE_TYPE"] = ("PCORE_ONLY", "ANY_CORE")
+    return {name: values for name, values in table.items() if values}
+
+
+def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Sequence[Sequence[int]]) -> Any:
+    """Logits under given properties: half of each prompt in one pass, the rest a token at a time, so that the KV cache is read.
+
+    Args:
+        folder: An exported directory.
+        device: An OpenVINO device.
+        properties: Run-time properties.
+        ids: Token ids [prompts, tokens].
+
+    Returns:
+        Logits [prompts, tokens, vocabulary], an fp32 array.
+    """
+    import numpy as np
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(folder / MODEL, device, dict(properties))
+    request, prompts = compiled.create_infer_request(), np.array(ids, np.int64)
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    batch, length = prompts.shape
+    ends = [length // 2, *range(length // 2 + 1, length + 1)]
+    found = []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        inputs = {
+            "input_ids": prompts[:, start:end],
+            "attention_mask": np.ones((batch, end), np.int64),
+            "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
+            "beam_idx": np.arange(batch, dtype=np.int32),
+        }
+        result = request.infer({name: value for name, value in inputs.items() if name in names})
+        found.append(result["logits"].copy())
+    return np.concatenate(found, axis=1)
+
+
+def store(folder: Path, runtime: Mapping[str, Any]) -> None:
+    """Keep properties with an exported directory: in the IR, in a file for our runtime, and in the model card.
+
+    Args:
+        folder: An exported directory.
+        runtime: Content of the file; `properties` by name are in it.
+    """
+    inside = {name: value for name, value in runtime["properties"].items() if name in IN_IR}
+    tree = ET.parse(folder / MODEL)
+    replaced = _set_options(tree, inside)
+    content = {**runtime, "in_ir": sorted(inside), "replaced_in_ir": replaced}
+    # the file first: with it, `restore` finds the way back whatever happens between
+    _replace(folder / RUNTIME, json.dumps(content, indent=2) + "\n")
+    _write_model(folder, tree)
+    _replace(folder / "README.md", model_card(read_json(folder / MANIFEST), content))
+
+
+def restore(folder: Path) -> None:
+    """Take back what `store` did.
+
+    Args:
+        folder: An exported directory.
+    """
+    if not (folder / RUNTIME).exists():
+        return
+    content = read_json(folder / RUNTIME)
+    tree = ET.parse(folder / MODEL)
+    _set_options(tree, content["replaced_in_ir"])
+    _write_model(folder, tree)
+    _replace(folder / "README.md", model_card(read_json(folder / MANIFEST)))
+    (folder / RUNTIME).unlink()
+
+
+def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Set run-time options in an IR, or take them out where the value is None; returns those that were there."""
+    root = tree.getroot()
+    info = root.find("rt_info")
+    info = ET.SubElement(root, "rt_info") if info is None else info
+    options = info.find("runtime_options")
+    options = ET.SubElement(info, "runtime_options") if options is None else options
+    before: dict[str, str | None] = {}
+    for name, value in values.items():
+        element = options.find(name)
+        before[name] = None if element is None else element.get("value")
+        if value is None and element is not None:
+            options.remove(element)
+        elif value is not None:
+            (ET.SubElement(options, name) if element is None else element).set("value", value)
+    return before
+
+
+def _write_model(folder: Path, tree: Any) -> None:
+    partial = folder / f".{MODEL}.partial"
+    tree.write(partial, encoding="utf-8", xml_declaration=True)
+    partial.replace(folder / MODEL)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

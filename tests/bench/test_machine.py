@@ -1,0 +1,52 @@
+"""Placement on a described machine, and what others took of it."""
+
+from pathlib import Path
+
+import pytest
+
+from lonas_edge.bench.machine import CpuTimes, memory_bandwidth, others_share, placement
+from lonas_edge.bench.worker import Placement
+from lonas_edge.errors import LonasEdgeError
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    """Two packages of two cores; processors 4 to 7 are the cores' second threads."""
+    for cpu in range(8):
+        topology = tmp_path / f"cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "physical_package_id").write_text(f"{cpu % 4 // 2}\n")
+        (topology / "core_id").write_text(f"{cpu % 2}\n")
+    return tmp_path
+
+
+def test_one_thread_a_physical_core(sysfs: Path) -> None:
+    assert placement(None, range(8), sysfs) == Placement((0, 1, 2, 3), 4)
+    assert placement(2, range(8), sysfs) == Placement((0, 1), 2)
+    assert placement(6, range(8), sysfs) == Placement((0, 1, 2, 3, 4, 5), 6)
+
+
+def test_only_processors_that_this_process_may_use(sysfs: Path) -> None:
+    assert placement(None, [1, 5, 6], sysfs) == Placement((1, 6), 2)
+    with pytest.raises(LonasEdgeError, match="--threads 4: this process may use 3"):
+        placement(4, [1, 5, 6], sysfs)
+
+
+def test_a_kernel_that_says_nothing(tmp_path: Path) -> None:
+    assert placement(None, [0, 1], tmp_path) == Placement((0, 1), 2)
+
+
+def test_what_others_took() -> None:
+    """Ten seconds on two processors: 16 s used, 11 of them ours, 2 s stolen."""
+    before, after = CpuTimes(0.0, 100.0, 5.0, 10.0), CpuTimes(10.0, 116.0, 7.0, 21.0)
+    assert others_share(before, after, 2) == {"others": pytest.approx(0.25), "stolen": pytest.approx(0.1)}
+    assert others_share(before, before, 2) == {"others": 0.0, "stolen": 0.0}
+
+
+def test_bandwidth_is_bytes_over_the_best_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lonas_edge.bench.machine as module
+
+    ticks = iter([t for start in range(16) for t in (float(start), start + (0.5 if start == 9 else 0.75))])
+    monkeypatch.setattr(module, "BANDWIDTH_BYTES", 4096)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    assert memory_bandwidth(1) == 4096 / 0.5

@@ -1,0 +1,51 @@
+"""TTFT, TPOT and end to end with a clock that the test sets, and from openvino_genai's raw metrics."""
+
+import pytest
+
+from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
+
+
+class Clock:
+    """Time stands still unless it is told to pass."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_known_sleeps_come_out() -> None:
+    clock, durations = Clock(), iter([0.010, 0.020, 0.030])
+
+    def prefill() -> int:
+        clock.sleep(0.5)
+        return 1
+
+    def decode(token: int) -> int:
+        clock.sleep(next(durations))
+        return token + 1
+
+    tokens, timing = generate_greedy(prefill, decode, 4, clock)
+    assert tokens == [1, 2, 3, 4]
+    assert timing.token_times == pytest.approx((0.5, 0.51, 0.53, 0.56))
+    assert timing.ttft == pytest.approx(0.5)
+    assert timing.tpot == pytest.approx(0.02)  # the mean of the three
+    assert timing.end_to_end == pytest.approx(0.56)
+
+
+def test_tpot_is_not_end_to_end_over_tokens() -> None:
+    timing = Timing((1.0, 1.1, 1.2), 1.5)
+    assert timing.tpot == pytest.approx(0.1)
+    assert timing.to_json() == {"token_times": (1.0, 1.1, 1.2), "end_to_end": 1.5}
+
+
+def test_genais_units() -> None:
+    """m_times_to_first_token is in microseconds, m_new_token_times in milliseconds on a clock of its own."""
+    timing = from_genai(250_000.0, [9_000.0, 9_010.0, 9_030.0], 0.3)
+    assert timing.ttft == pytest.approx(0.25)
+    assert timing.tpot == pytest.approx(0.015)
+    assert timing.token_times == pytest.approx((0.25, 0.26, 0.28))

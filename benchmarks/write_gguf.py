@@ -27,8 +27,8 @@ TYPES = {
     "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
 }
-# Of f32, which shows whether the layout is right: 1e-6 is found, 0.6 with q and k in a wrong order. What q8_0 costs depends on the
-# model (0.05 to 0.27 was found in right files), so it is printed and not judged.
+# Of f32, which shows whether the layout is right: 1e-6 is found, 0.6 with q and k in a wrong order. What q8_0 costs depends on
+# the model (0.05 to 0.27 was found in right files), so it is printed and not judged.
 TOLERANCE = 1e-4
 PROMPTS = [
     "The sun is a star, and the planets",

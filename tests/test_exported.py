@@ -8,7 +8,8 @@ import pytest
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exported import open_exported
 
-XML = '<?xml version="1.0"?>\n<net><layers><layer><data element_type="u8" shape="4" offset="6" size="4" /></layer></layers></net>\n'
+DATA = '<data element_type="u8" shape="4" offset="6" size="4" />'
+XML = f'<?xml version="1.0"?>\n<net><layers><layer>{DATA}</layer></layers></net>\n'
 
 
 @pytest.fixture

@@ -260,7 +260,7 @@ EXPLAINED = (
     "memory bandwidth. Speed-up: how many times faster subnet is than the arm, with its 95 % interval, paired over rounds."
 )
 SPEEDUP_HEADINGS = ("subnet over", *TITLES.values())
-ARM_HEADINGS = ("arm", "runs in", "weights", "KV", "params M", "disk MB", "peak MB", "load s", "compile s")
+ARM_HEADINGS = ("arm", "runs in", "weights, KV", "params M", "disk MB", "peak MB", "load s (compile)")
 
 
 def latency_table(report: Report, case: Case) -> list[list[str]]:
@@ -291,12 +291,14 @@ def arm_table(report: Report) -> list[list[str]]:
     shown = []
     for arm in report.arms:
         facts = arm.facts
-        where = arm.framework if arm.device.lower() == "cpu" else f"{arm.framework} {arm.device}"
+        where = arm.framework.removesuffix("_genai") + ("" if arm.device.lower() == "cpu" else f" {arm.device}")
         cells = [arm.name, where, arm.precision]
         if facts is not None:
+            cells[-1] += f", {facts.kv_precision}" if facts.kv_precision else ""
             sizes = (facts.parameters, facts.disk_bytes, facts.peak_memory_bytes)
-            cells += [facts.kv_precision, *("" if size is None else f"{size / 1e6:,.1f}" for size in sizes)]
-            cells += ["" if s is None else f"{s:.1f}" for s in (facts.load_seconds, facts.compile_seconds)]
+            cells += ["" if size is None else f"{size / 1e6:,.0f}" for size in sizes]
+            compiling = "" if facts.compile_seconds is None else f" ({facts.compile_seconds:.1f})"
+            cells.append(f"{facts.load_seconds:.1f}{compiling}")
         shown.append(cells + [""] * (len(ARM_HEADINGS) - len(cells)))
     return shown
 

@@ -43,7 +43,8 @@ class BenchOptions:
         torch_device: cpu or cuda, for the PyTorch arms.
         torch_dtype: fp32, bf16 or fp16, for the PyTorch arms.
         threads: Threads of every arm on a CPU; one for each physical core when None.
-        kv_precision: Precision of the KV cache of every IR, unless the sub-network's tuned properties say it.
+        kv_precision: Precision of the KV cache of every IR, unless the sub-network's tuned properties say it; when None, what
+            stock clients give the sub-network: u8 where its weights are quantized, f16 where they are not.
         properties: OpenVINO run-time properties of every IR, over the tuned ones.
         gguf: A GGUF file for the arm `gguf`.
         memory: Whether peak memory is measured, in a run of its own for each arm.
@@ -57,7 +58,7 @@ class BenchOptions:
     torch_device: str = "cpu"
     torch_dtype: str = "fp32"
     threads: int | None = None
-    kv_precision: str = "f16"
+    kv_precision: str | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     gguf: Path | None = None
     memory: bool = True
@@ -222,7 +223,8 @@ def _gguf_faults(file: Path | None) -> list[str]:
 
 def _ir_properties(exported: Exported, options: BenchOptions) -> dict[str, str]:
     """Properties of every IR: tuned ones are the sub-network's, and the others get the same."""
-    kv = {} if options.device.startswith("NPU") else {"KV_CACHE_PRECISION": options.kv_precision}
+    precision = options.kv_precision or ("u8" if exported.weight_format in ("int8", "int4") else "f16")
+    kv = {} if options.device.startswith("NPU") else {"KV_CACHE_PRECISION": precision}
     return kv | dict(exported.properties) | dict(options.properties)
 
 

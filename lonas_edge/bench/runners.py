@@ -6,7 +6,6 @@ A cached prompt prefix is impossible: openvino_genai's prefix cache is switched 
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from lonas_edge.bench.arms import Arm
@@ -208,30 +207,69 @@ class TorchRunner:
 
 
 class GgufRunner:
-    """A GGUF file in llama.cpp, by llama-cpp-python. Batch size 1."""
+    """A GGUF file in llama.cpp, by llama-cpp-python's C interface: `Llama.eval` copies all logits at every token.
+
+    llama.cpp's own defaults otherwise: flash attention as it chooses, KV cache in f16, micro-batches of 512 tokens.
+    """
 
     def __init__(self, arm: Arm, threads: int):
         """Load; see `load`."""
-        from llama_cpp import Llama
+        import llama_cpp
 
-        self._arm = arm
-        self._model = Llama(
-            str(arm.path), n_ctx=0, n_batch=2048, n_ubatch=2048, n_threads=threads, n_threads_batch=threads, verbose=False
-        )
+        self._arm, self._threads, self._api = arm, threads, llama_cpp
+        self._model = llama_cpp.llama_model_load_from_file(str(arm.path).encode(), llama_cpp.llama_model_default_params())
+        if not self._model:
+            raise RuntimeError("llama.cpp cannot load the file")
+        self._shape: tuple[int, int, int] | None = None
+        self._context: Any = None
+        self._batch: Any = None
+
+    def _prepare(self, sequences: int, length: int, new_tokens: int) -> None:
+        """Make a context for this shape; it is kept while the shape stays the same."""
+        api = self._api
+        if self._shape == (sequences, length, new_tokens):
+            return
+        if self._context:
+            api.llama_free(self._context)
+            api.llama_batch_free(self._batch)
+        params = api.llama_context_default_params()
+        params.n_seq_max, params.n_batch = sequences, sequences * length
+        params.n_ctx = sequences * -(-(length + new_tokens) // 256) * 256  # llama.cpp divides it into whole 256s
+        params.n_threads = params.n_threads_batch = self._threads
+        self._context = api.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise MemoryError("llama.cpp cannot allocate its context")
+        self._batch = api.llama_batch_init(sequences * length, 0, 1)
+        self._shape = (sequences, length, new_tokens)
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """See `Runner`."""
-        if len(prompts) > 1:
-            raise NotImplementedError("llama.cpp is measured at batch size 1 only")
-        model = self._model
-        model.reset()
-        model._ctx.kv_cache_clear()
+        import numpy as np
 
-        def step(ids: list[int]) -> list[int]:
-            model.eval(ids)
-            return [int(model.sample(temp=0.0))]
+        api, sequences, length = self._api, len(prompts), len(prompts[0])
+        self._prepare(sequences, length, new_tokens)
+        batch, vocabulary = self._batch, api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        room = (sequences * length,)
+        token, position, wanted = (np.ctypeslib.as_array(p, room) for p in (batch.token, batch.pos, batch.logits))
+        api.llama_memory_clear(api.llama_get_memory(self._context), False)
+        seen = 0
 
-        return generate_greedy(lambda: step(list(prompts[0])), step, new_tokens, time.perf_counter)[1]
+        def step(ids: Any) -> Any:
+            nonlocal seen
+            each = ids.shape[1]
+            count = batch.n_tokens = ids.size
+            token[:count], position[:count] = ids.ravel(), np.tile(np.arange(seen, seen + each), sequences)
+            wanted[:count] = np.arange(count) % each == each - 1
+            for index in range(count):
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, index // each
+            seen += each
+            if api.llama_decode(self._context, batch):
+                raise RuntimeError("llama.cpp could not decode")
+            logits = np.ctypeslib.as_array(api.llama_get_logits(self._context), (sequences, vocabulary))
+            return logits.argmax(1)[:, None]
+
+        ids = np.array(prompts, np.int32)
+        return generate_greedy(lambda: step(ids), step, new_tokens, time.perf_counter)[1]
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""
@@ -248,8 +286,3 @@ class GgufRunner:
             "kv_precision": "f16",
             "disk_bytes": self._arm.path.stat().st_size,
         }
-
-
-def folder_of(arm: Arm) -> Path:
-    """The directory that an arm's files lie in."""
-    return arm.path if arm.path.is_dir() else arm.path.parent

@@ -165,12 +165,13 @@ class _Search:
                 ranked.append((gain.ratio, value))
             else:
                 self._note(name, value, look, gain, None, "not faster")
-        for position, (_, value) in enumerate(sorted(ranked, reverse=True)):
-            if position:
+        taken: dict[str, str] = {}
+        for _, value in sorted(ranked, reverse=True):
+            if taken:
                 self._note(name, value, look, self._gain(look, value, self.objective), None, "another value is faster")
             elif self._confirmed(name, value, best, tried[value]):
-                return {name: value}
-        return {}
+                taken = {name: value}
+        return taken
 
     def _confirmed(self, name: str, value: str, best: Mapping[str, str], properties: Mapping[str, str]) -> bool:
         full = self.beside(best, {value: properties}, self.options.schedule, f"confirming {name}={value}")

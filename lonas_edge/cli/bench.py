@@ -86,8 +86,13 @@ def command(
         int | None, typer.Option("--threads", min=1, help="Threads of every arm on a CPU. Default: one for each physical core.")
     ] = None,
     kv_precision: Annotated[
-        KvChoice, typer.Option("--kv-precision", help="KV cache of every IR, unless a tuned or given property says it.")
-    ] = KvChoice.F16,
+        KvChoice | None,
+        typer.Option(
+            "--kv-precision",
+            help="KV cache of every IR, unless a tuned or given property says it. Default: what stock clients give EXPORTED, "
+            "u8 where its weights are quantized, f16 where not.",
+        ),
+    ] = None,
     properties: Annotated[
         list[str] | None,
         typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property of every IR; may be repeated."),
@@ -147,7 +152,7 @@ def command(
             torch_device=torch_device.value,
             torch_dtype=torch_dtype.value,
             threads=threads,
-            kv_precision=kv_precision.value,
+            kv_precision=kv_precision.value if kv_precision else None,
             properties=given,
             gguf=gguf,
             memory=memory,

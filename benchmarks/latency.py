@@ -5,8 +5,8 @@
     python benchmarks/latency.py --work models/bench --shape llama-7b …      random weights, 45 GB of disk, 24 GB of memory
 
 Makes what is missing (base, adapter, the heuristic sub-network as INT8 IR, the unpruned merged model as Q8_0 GGUF) and
-runs `lonas-edge bench`, whose report it leaves in --output. `--tune` lets the command tune the exported directory first, and measures
-that, with the same properties in every IR.
+runs `lonas-edge bench`, whose report it leaves in --output. With `--tune` the exported directory is tuned first; every IR then
+has the properties that were chosen.
 """
 
 import argparse

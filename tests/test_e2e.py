@@ -496,3 +496,30 @@ def test_help_names_the_commands(command_line: CommandLine):
     assert all(name in finished.stdout for name in ("inspect", "space", "export", "train"))
     assert command_line.run("export", "-h").returncode == 0
     assert command_line.run("export").returncode == 2
+
+
+def test_bench_beside_lora_and_the_unpruned_ir(command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = command_line.export("heuristic")
+    options = ["--prompt-len", "64", "--new-tokens", "16", "--rounds", "2", "--warmup", "1", "--output", str(tmp_path / "out")]
+    finished = command_line.run("bench", str(folder), "--adapter", str(command_line.adapter), *options)
+    print(finished.stdout)
+    assert finished.returncode == 0, finished.stderr
+    assert "2 rounds give no 95 % interval" in " ".join(finished.stdout.split())
+    found = json.loads((tmp_path / "out/bench.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["subnet", "lora", "unpruned"]
+    assert all(len(sample["token_times"]) == 16 for sample in found["samples"])
+    facts = {arm["name"]: arm["facts"] for arm in found["arms"]}
+    heads, mlp = 2 * 576 * 576 + 2 * 576 * 192, 3 * 576
+    narrow = sum(heads + mlp * width for width in mlp_widths(widths_of(folder)))
+    assert facts["subnet"]["macs_per_token"] == narrow + 49152 * 576
+    assert facts["unpruned"]["macs_per_token"] == LAYERS * (heads + mlp * WIDEST) + 49152 * 576
+    adapters = linear_weights([WIDEST] * LAYERS, [(32, 32)] * LAYERS)
+    assert facts["lora"]["macs_per_token"] == adapters
+    bytes_ratio = facts["unpruned"]["weight_bytes_per_token"] / facts["subnet"]["weight_bytes_per_token"]
+    assert abs(bytes_ratio * (folder / "openvino_model.bin").stat().st_size / facts["unpruned"]["disk_bytes"] - 1) < 0.05
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".csv", ".md", ".png"}
+    for path in (tmp_path / "out").iterdir():
+        assert str(command_line.folder).encode() not in path.read_bytes(), path
+    # what was exported is kept, and found again
+    assert len(list((tmp_path / "cache/lonas-edge").iterdir())) == 1

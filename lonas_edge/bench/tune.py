@@ -45,10 +45,11 @@ class Trial:
     verdict: str
 
     def shown(self) -> list[str]:
-        """As people read it."""
-        times = ["" if value is None else f"{1e3 * value:.1f}" for value in (self.ttft, self.tpot)]
-        gain = "" if self.gain is None else f"{self.gain.ratio:.2f} x"
-        return [self.name, self.value, *times, gain, "" if self.mean_kl is None else f"{self.mean_kl:.4f}", self.verdict]
+        """As people read it, without the property's name."""
+        value = "per channel" if self.value == runtime.PER_CHANNEL else self.value
+        times = ["" if seconds is None else f"{1e3 * seconds:.1f}" for seconds in (self.ttft, self.tpot)]
+        gain = "" if self.gain is None else f"{self.gain.ratio:.2f}"
+        return [value, *times, gain, "" if self.mean_kl is None else f"{self.mean_kl:.4f}", self.verdict]
 
 
 @dataclass(frozen=True)

@@ -250,8 +250,10 @@ def _print_tuned(chosen: "Tuned", exported: Path) -> None:
     from rich.console import Console
 
     console = Console()
-    headings = ("property", "value", "TTFT ms", "TPOT ms", f"speed-up {chosen.objective.upper()}", "mean KL (nats)", "")
-    _table(console, "Tried, each beside the best so far", headings, [trial.shown() for trial in chosen.trials])
+    headings = ("value", "TTFT ms", "TPOT ms", f"{chosen.objective.upper()} x", "KL (nats)", "")
+    console.print("Tried, each beside the best so far; speed-up over that, and mean KL from the answers by default")
+    for name in dict.fromkeys(trial.name for trial in chosen.trials):
+        _table(console, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])
     if not chosen.properties:
         console.print("Nothing is faster than the defaults within the tolerance; nothing was written.")
         return

@@ -14,7 +14,7 @@ from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
 
 BANDWIDTH_BYTES = 2**29  # far beyond any cache
-BANDWIDTH_REPEATS = 8
+BANDWIDTH_REPEATS = 3
 CPU_SYSFS = Path("/sys/devices/system/cpu")
 
 

@@ -122,6 +122,7 @@ def measure(
     prompts: PromptSource,
     report: Progress = lambda _what, _done: None,
     failures: Mapping[tuple[str, Case], str] | None = None,
+    before_round: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Measure arms side by side.
 
@@ -132,6 +133,7 @@ def measure(
         prompts: Gives the prompts; all arms have the same in a round.
         report: Called before each generation.
         failures: Arms that cannot do a case, and why; they are left out of it.
+        before_round: Called before each round that counts.
 
     Returns:
         What was measured until the end, or until Ctrl-C. An arm that fails is left out of its case from then on, and of all
@@ -146,6 +148,8 @@ def measure(
             if all((name, case) in found.failures for name in arms):
                 continue
             for number in range(schedule.warmup + schedule.rounds):
+                if number >= schedule.warmup:
+                    before_round()
                 given = prompts.next(case)
                 done = (index * (schedule.warmup + schedule.rounds) + number) / total
                 for name in schedule.order(list(arms), case, number):

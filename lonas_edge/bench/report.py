@@ -74,7 +74,7 @@ class Report:
         model: What `lonas_edge.json` says of base, adapter and sub-network.
         conditions: Machine, versions, placement, properties, schedule.
         load: Shares of the processor that others used and that the host took, while measuring.
-        bandwidth: Bytes a second read from memory, None where not measured.
+        bandwidth: Bytes a second read from memory, the median over the rounds; None where not measured.
         arms: The arms.
         rows: Latency by arm and case.
         comparisons: Speed-ups by arm, case and metric.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -93,16 +94,15 @@ def bench(
     check_cases(exported, options.cases)
     place = machine.placement(options.threads)
     arms = make_arms(exported, options, model, adapter, revision, progress)
-    progress("Measuring the memory's bandwidth", None)
-    bandwidth = machine.memory_bandwidth(place.threads)
     vocabulary = min(exported.vocabulary, *(arm_vocabulary(arm) for arm in arms)) if len(arms) > 1 else exported.vocabulary
     prompts = PromptSource(vocabulary, options.schedule.seed)
     groups = sessions(arms, psutil.virtual_memory().available)
     facts: dict[str, Facts] = {}
     measured: list[Measured] = []
     loads: list[dict[str, float]] = []
+    passes: list[float] = []
     for group in groups:
-        done, load = _session(group, exported, options, place, prompts, progress, facts)
+        done, load = _session(group, exported, options, place, prompts, progress, facts, passes)
         measured.append(done)
         loads.append(load)
         if done.interrupted:
@@ -112,6 +112,7 @@ def bench(
         interrupted = _measure_memory(arms, options, place, prompts, progress, facts, measured)
     if not any(session.samples for session in measured):
         raise_all("Nothing could be measured:", [f["reason"] for f in report.failures(measured)] or ["interrupted"])
+    bandwidth = statistics.median(passes) if passes else None
     described = [report.arm_report(arm, facts.get(arm.name)) for arm in arms]
     compared = report.comparisons(measured, [arm.name for arm in arms], options.cases)
     load = {key: max(one.get(key, 0.0) for one in loads) for key in ("others", "stolen")}
@@ -347,6 +348,7 @@ def _session(
     prompts: PromptSource,
     progress: Progress,
     facts: dict[str, Facts],
+    passes: list[float],
 ) -> tuple[Measured, dict[str, float]]:
     failures: dict[tuple[str, Case], str] = {}
     loaded: dict[str, ArmProcess] = {}
@@ -369,7 +371,12 @@ def _session(
         failures |= _too_large(group, exported.config, options.cases)
         pids = [process.pid for process in loaded.values() if process.pid]
         before = machine.CpuTimes.now(pids)
-        measured = measure(loaded, options.cases, options.schedule, prompts, progress, failures)
+
+        def bandwidth() -> None:
+            """Beside the rounds, because it changes with what else the host does."""
+            passes.append(machine.memory_bandwidth(place.threads))
+
+        measured = measure(loaded, options.cases, options.schedule, prompts, progress, failures, bandwidth)
         load = machine.others_share(before, machine.CpuTimes.now(pids), os.cpu_count() or 1)
     return measured, load
 

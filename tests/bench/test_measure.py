@@ -107,6 +107,12 @@ def test_ctrl_c_keeps_what_was_done(arms: dict[str, FakeArm]) -> None:
     assert all(s.case == CASES[0] for s in found.samples)
 
 
+def test_what_is_done_before_a_round_is_not_done_before_a_warm_up(arms: dict[str, FakeArm], log: list[str]) -> None:
+    schedule = Schedule(rounds=2, warmup=1)
+    measure(arms, CASES[:1], schedule, PromptSource(100, 0), before_round=lambda: log.append("before"))
+    assert [name == "before" for name in log] == [False] * 3 + [True, False, False, False] * 2
+
+
 def test_what_cannot_be_done_is_not_tried(arms: dict[str, FakeArm]) -> None:
     measure(arms, CASES, Schedule(rounds=2, warmup=0), PromptSource(100, 0), failures={("lora", CASES[1]): "too large"})
     assert len(arms["lora"].prompts) == 2

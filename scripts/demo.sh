@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a smaller model that answers: environment, real model, data, train, inspect, export, openvino_genai.
+# From nothing to a smaller model that answers: environment, real model, data, train, inspect, export, openvino_genai, bench.
 #
 #   bash scripts/demo.sh
 #
@@ -56,6 +56,10 @@ done
 
 heading "Answers: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
 run python scripts/ask.py --data "$DATA/test.json" "$EXPORTS"/{maximal,heuristic,minimal}-int8
+
+heading "Latency: the heuristic sub-network beside the LoRA model in PyTorch and the maximal network, in turn"
+run lonas-edge bench "$EXPORTS/heuristic-int8" --adapter "$SUPER_ADAPTER" --arms "lora,$EXPORTS/maximal-int8" \
+  --prompt-len 128 --new-tokens 32 --rounds 8 --output "$EXPORTS/bench" --overwrite
 
 heading "Done"
 du -sh "$EXPORTS"/*

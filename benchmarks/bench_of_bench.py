@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case
 from lonas_edge.bench.measure import PromptSource, Schedule, measure
 from lonas_edge.bench.runners import GenaiRunner, runtime_properties
+from lonas_edge.bench.session import run_session
 from lonas_edge.bench.statistics import speedup
 from lonas_edge.bench.timing import Timing, generate_greedy
 from lonas_edge.bench.worker import ArmProcess
@@ -161,13 +162,14 @@ def agreement(arm: Arm, threads: int, vocabulary: int, rounds: int) -> dict[str,
     return result
 
 
-def against_itself(arm: Arm, placement: machine.Placement, vocabulary: int, rounds: int, runs: int) -> list[dict[str, Any]]:
+def against_itself(
+    arm: Arm, placement: machine.Placement, vocabulary: int, rounds: int, runs: int, config: Any
+) -> list[dict[str, Any]]:
     found = []
     for run in range(runs):
-        with ArmProcess(arm, placement) as first, ArmProcess(arm, placement) as second:
-            first.wait_loaded()
-            second.wait_loaded()
-            done = measure({"a": first, "b": second}, [CASE], Schedule(rounds, 2, run), PromptSource(vocabulary, run))
+        pair = [replace(arm, name="a"), replace(arm, name="b")]
+        schedule, prompts = Schedule(rounds, 2, run), PromptSource(vocabulary, run)
+        done = run_session(pair, config, [CASE], schedule, 4, placement, prompts, lambda *_: None).measured
         gains = {
             metric: speedup(*done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name)))
             for metric in ("ttft", "tpot")
@@ -217,7 +219,7 @@ def main() -> None:
         other = Arm("other", "ir", arguments.other, "CPU", properties={"KV_CACHE_PRECISION": "u8"})
         result["order"] = swapped(arm, other, placement, vocabulary, arguments.rounds)
     print(json.dumps(result, indent=1), flush=True)
-    itself = against_itself(arm, placement, vocabulary, arguments.rounds, arguments.runs)
+    itself = against_itself(arm, placement, vocabulary, arguments.rounds, arguments.runs, opened.config)
     result["against_itself"] = itself
     for metric in ("ttft", "tpot"):
         inside = sum(run[metric]["low"] <= 1 <= run[metric]["high"] for run in itself)

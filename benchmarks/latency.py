@@ -25,11 +25,40 @@ ROOT = Path(__file__).parent.parent
 
 # Per shape: options of `lonas-edge bench`. Fewer tokens and rounds where a round takes a minute.
 SETTINGS = {
-    "smollm2-135m": ["--prompt-len", "64,256,512", "--new-tokens", "64", "--rounds", "10", "--torch-dtype", "fp32"],
-    "llama-1.1b": ["--prompt-len", "256", "--new-tokens", "32", "--rounds", "8", "--warmup", "1", "--torch-dtype", "bf16"],
-    "llama-7b": ["--prompt-len", "256", "--new-tokens", "16", "--rounds", "6", "--warmup", "1", "--torch-dtype", "bf16"],
+    "smollm2-135m": ["--prompt-len", "64,256,512", "--new-tokens", "64", "--rounds", "12", "--torch-dtype", "fp32"],
+    "llama-1.1b": [
+        "--prompt-len",
+        "256",
+        "--new-tokens",
+        "32",
+        "--rounds",
+        "8",
+        "--warmup",
+        "1",
+        "--starts",
+        "2",
+        "--torch-dtype",
+        "bf16",
+    ],
+    "llama-7b": [
+        "--prompt-len",
+        "256",
+        "--new-tokens",
+        "16",
+        "--rounds",
+        "6",
+        "--warmup",
+        "1",
+        "--starts",
+        "1",
+        "--torch-dtype",
+        "bf16",
+    ],
 }
-TUNING = {"llama-1.1b": ["--new-tokens", "32", "--rounds", "8"], "llama-7b": ["--new-tokens", "8", "--rounds", "6"]}
+TUNING = {
+    "llama-1.1b": ["--new-tokens", "32", "--rounds", "8"],
+    "llama-7b": ["--new-tokens", "8", "--rounds", "6", "--starts", "1"],
+}
 ARMS = {
     "smollm2-135m": "subnet,lora,lora-merged,unpruned,gguf",
     "llama-1.1b": "subnet,lora,lora-merged,unpruned,gguf",

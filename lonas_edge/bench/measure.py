@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lonas_edge.bench.arms import Case
@@ -59,6 +59,13 @@ class Measured:
         both = sorted(of[arm].keys() & of[other].keys())
         return [of[arm][r] for r in both], [of[other][r] for r in both]
 
+    def add(self, part: "Measured") -> None:
+        """Add a measurement made after this one; its rounds are numbered on, so that only rounds of one part are paired."""
+        first = 1 + max((sample.round for sample in self.samples), default=-1)
+        self.samples += [replace(sample, round=sample.round + first) for sample in part.samples]
+        self.failures |= part.failures
+        self.interrupted |= part.interrupted
+
     def timings(self, arm: str, case: Case) -> list[Timing]:
         """Every generation of one arm that counts, in the order of rounds."""
         return [sample.timing for sample in self.samples if (sample.arm, sample.case) == (arm, case)]
@@ -104,9 +111,15 @@ class Schedule:
         seed: Seed of the order.
     """
 
-    rounds: int = 10
+    rounds: int = 12
     warmup: int = 2
     seed: int = 0
+
+    def split(self, starts: int) -> list["Schedule"]:
+        """The rounds divided among so many starts, or as many as there are rounds; each has its own orders."""
+        starts = min(starts, self.rounds)
+        share, more = divmod(self.rounds, starts)
+        return [replace(self, rounds=share + (start < more), seed=starts * self.seed + start) for start in range(starts)]
 
     def order(self, arms: Sequence[str], case: Case, number: int) -> list[str]:
         """The order of the arms in one round: a permutation drawn for it, whatever order they were named in."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import psutil
 
 from lonas_edge.bench import machine, report
 from lonas_edge.bench.arms import GGUF, LORA, LORA_MERGED, NAMED, SUBNET, UNPRUNED, Arm, Case, Facts
-from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule, measure
+from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule
+from lonas_edge.bench.session import run_session
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
 from lonas_edge.checkpoints import sha256
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -39,7 +40,8 @@ class BenchOptions:
     Attributes:
         arms: Names (`subnet`, `lora`, `lora-merged`, `unpruned`, `gguf`) and further exported directories.
         cases: Prompt lengths, numbers of new tokens and batch sizes.
-        schedule: Rounds, warm-ups, seed.
+        schedule: Rounds in all, warm-ups at every start, seed.
+        starts: How often the arms are started afresh; the rounds are divided among the starts.
         device: OpenVINO device of the IRs.
         torch_device: cpu or cuda, for the PyTorch arms.
         torch_dtype: fp32, bf16 or fp16, for the PyTorch arms.
@@ -55,6 +57,7 @@ class BenchOptions:
     arms: tuple[str, ...] = (SUBNET, LORA, UNPRUNED)
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)
+    starts: int = 4
     device: str = "CPU"
     torch_device: str = "cpu"
     torch_dtype: str = "fp32"
@@ -99,13 +102,17 @@ def bench(
     groups = sessions(arms, psutil.virtual_memory().available)
     facts: dict[str, Facts] = {}
     measured: list[Measured] = []
-    loads: list[dict[str, float]] = []
     passes: list[float] = []
+    others: list[dict[str, float]] = []
     for group in groups:
-        done, load = _session(group, exported, options, place, prompts, progress, facts, passes)
-        measured.append(done)
-        loads.append(load)
-        if done.interrupted:
+        session = run_session(group, exported.config, options.cases, options.schedule, options.starts, place, prompts, progress)
+        measured.append(session.measured)
+        passes += session.bandwidths
+        others += session.others
+        for arm in group:
+            if arm.name in session.load_seconds:
+                facts.setdefault(arm.name, _facts(arm, session.load_seconds[arm.name]))
+        if session.measured.interrupted:
             break
     interrupted = measured[-1].interrupted
     if options.memory and not interrupted:
@@ -115,7 +122,7 @@ def bench(
     bandwidth = statistics.median(passes) if passes else None
     described = [report.arm_report(arm, facts.get(arm.name)) for arm in arms]
     compared = report.comparisons(measured, [arm.name for arm in arms], options.cases)
-    load = {key: max(one.get(key, 0.0) for one in loads) for key in ("others", "stolen")}
+    load = {key: max((one[key] for one in others), default=0.0) for key in ("others", "stolen")}
     return report.Report(
         model={key: exported.manifest[key] for key in ("base", "adapter", "subnetwork", "weight_format", "sizes")},
         conditions=_conditions(options, place, groups),
@@ -340,75 +347,9 @@ def sessions(arms: Sequence[Arm], available: int) -> list[list[Arm]]:
     return [[arms[0], arm] for arm in arms[1:]]
 
 
-def _session(
-    group: Sequence[Arm],
-    exported: Exported,
-    options: BenchOptions,
-    place: Placement,
-    prompts: PromptSource,
-    progress: Progress,
-    facts: dict[str, Facts],
-    passes: list[float],
-) -> tuple[Measured, dict[str, float]]:
-    failures: dict[tuple[str, Case], str] = {}
-    loaded: dict[str, ArmProcess] = {}
-    with ExitStack() as stack:
-        try:
-            for arm in group:
-                progress(f"Loading {arm.name}", None)
-                process = stack.enter_context(ArmProcess(arm, place))
-                try:
-                    process.wait_loaded()
-                except ArmFailedError as error:
-                    failures.update({(arm.name, case): str(error) for case in options.cases})
-                    continue
-                loaded[arm.name] = process
-                known = {"peak_memory_bytes": None, "compile_seconds": None, "disk_bytes": 0, "kv_precision": ""}
-                known |= {"macs_per_token": None, "weight_bytes_per_token": None, "parameters": arm.parameters}
-                facts.setdefault(arm.name, Facts(load_seconds=process.load_seconds, **known))  # type: ignore[arg-type]
-        except KeyboardInterrupt:
-            return Measured(failures=failures, interrupted=True), {}
-        failures |= _too_large(group, exported.config, options.cases)
-        pids = [process.pid for process in loaded.values() if process.pid]
-        before = machine.CpuTimes.now(pids)
-
-        def bandwidth() -> None:
-            """Beside the rounds, because it changes with what else the host does."""
-            passes.append(machine.memory_bandwidth(place.threads))
-
-        measured = measure(loaded, options.cases, options.schedule, prompts, progress, failures, bandwidth)
-        load = machine.others_share(before, machine.CpuTimes.now(pids), os.cpu_count() or 1)
-    return measured, load
-
-
-def _too_large(group: Sequence[Arm], config: Mapping[str, Any], cases: Sequence[Case]) -> dict[tuple[str, Case], str]:
-    """Cases whose KV cache and activations have no room beside the loaded arms, told before they take the machine down."""
-    available = psutil.virtual_memory().available
-    faults = {}
-    for arm in group:
-        for case in cases:
-            needed = run_bytes(config, case)
-            if needed > available and arm.device.lower() == "cpu":
-                faults[arm.name, case] = (
-                    f"{arm.name}: {case}: not enough memory: about {needed / 1e9:.1f} GB needed, "
-                    f"{available / 1e9:.1f} GB free. Choose a smaller --batch-size."
-                )
-    return faults
-
-
-def run_bytes(config: Mapping[str, Any], case: Case) -> float:
-    """Least memory of one generation beside the weights: KV cache in 16 bits, and the MLP's activations of one layer in fp32.
-
-    Args:
-        config: Content of the model's config.json.
-        case: Says how long and how many.
-
-    Returns:
-        Bytes.
-    """
-    cache = report.kv_bytes(config, case.prompt_len + case.new_tokens, "f16")
-    activations = 4.0 * case.prompt_len * (config["hidden_size"] + 2 * config["intermediate_size"])
-    return case.batch_size * (cache + activations + 4.0 * config["vocab_size"])
+def _facts(arm: Arm, load_seconds: float) -> Facts:
+    """What is known of an arm before its facts are asked for."""
+    return Facts(load_seconds, None, None, 0, arm.parameters, None, None, "")
 
 
 def _measure_memory(
@@ -448,7 +389,7 @@ def _conditions(options: BenchOptions, place: Placement, groups: Sequence[Sequen
         "machine": machine.describe(options.device),
         "threads": place.threads,
         "cores": list(place.cores),
-        "schedule": vars(options.schedule),
+        "schedule": {**vars(options.schedule), "starts": options.starts},
         "sessions": [[arm.name for arm in group] for group in groups],
         "versions": versions(PACKAGES),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),

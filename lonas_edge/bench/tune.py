@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,17 +16,18 @@ import psutil
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case
-from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule, measure
+from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule
 from lonas_edge.bench.run import PACKAGES, BenchOptions, check_cases, sessions
+from lonas_edge.bench.session import run_session
 from lonas_edge.bench.statistics import Speedup, speedup
 from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
+from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exported import RUNTIME, WEIGHTS, Exported, open_exported
 from lonas_edge.ir import runtime
 from lonas_edge.versions import versions
 
-FIRST_LOOK = Schedule(rounds=3, warmup=1)
+FIRST_LOOK, FIRST_LOOK_STARTS = Schedule(rounds=3, warmup=1), 1
 OTHER_MAY_GROW = 1.10  # the metric that is not the objective
 BEST = "best so far"
 
@@ -210,25 +210,16 @@ class _Search:
             for name, properties in {BEST: best, **tried}.items()
         ]
         whole = Measured()
-        for number, group in enumerate(sessions(arms, psutil.virtual_memory().available)):
-            with ExitStack() as stack:
-                loaded, failures = {}, {}
-                for arm in group:
-                    self.progress(f"{what}: loading {arm.name}", None)
-                    process = stack.enter_context(ArmProcess(arm, self.place))
-                    try:
-                        process.wait_loaded()
-                        loaded[arm.name] = process
-                    except ArmFailedError as error:
-                        failures[arm.name, self.case] = str(error)
+        for group in sessions(arms, psutil.virtual_memory().available):
 
-                def report(step: str, _done: float | None) -> None:
-                    self.progress(f"{what}: {step}", None)
+            def report(step: str, _done: float | None) -> None:
+                self.progress(f"{what}: {step}", None)
 
-                part = measure(loaded, [self.case], schedule, self._prompts, report, failures)
-            if part.interrupted:
+            starts = FIRST_LOOK_STARTS if schedule is FIRST_LOOK else self.options.starts
+            config = self.exported.config
+            whole.add(run_session(group, config, [self.case], schedule, starts, self.place, self._prompts, report).measured)
+            if whole.interrupted:
                 raise KeyboardInterrupt
-            whole = _joined(whole, part, number * schedule.rounds)
         return whole
 
     def kl(self, properties: Mapping[str, str]) -> float:
@@ -246,14 +237,6 @@ class _Search:
                 self._default_answers = torch.from_numpy(pool.submit(runtime.answers, *arguments, {}, ids).result())
             found = torch.from_numpy(pool.submit(runtime.answers, *arguments, dict(properties), ids).result())
         return compare(self._default_answers, found).mean_kl
-
-
-def _joined(whole: Measured, part: Measured, first_round: int) -> Measured:
-    """Sessions one after the other as one; rounds are numbered on, so that only those of one session are paired."""
-    from dataclasses import replace
-
-    moved = [replace(sample, round=sample.round + first_round) for sample in part.samples]
-    return Measured([*whole.samples, *moved], {**whole.failures, **part.failures}, part.interrupted)
 
 
 def _median(timings: Sequence[Timing], metric: str) -> float | None:

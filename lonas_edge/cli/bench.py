@@ -69,8 +69,12 @@ def command(
         str, typer.Option("--new-tokens", help="Tokens to generate, at least 2; several separated by commas.")
     ] = "64",
     batch_size: Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")] = "1",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; 6 are the least for an interval.")] = 10,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them that do not count.")] = 2,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; 6 are the least for an interval.")] = 12,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds at every start that do not count.")] = 2,
+    starts: Annotated[
+        int,
+        typer.Option("--starts", min=1, help="How often all arms are started afresh; the rounds are divided among the starts."),
+    ] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Seed of prompts and of the order of arms.")] = 0,
     device: Annotated[
         str,
@@ -148,6 +152,7 @@ def command(
             arms=tuple(name.strip() for name in arms.split(",") if name.strip()),
             cases=tuple(Case(length, new, batch) for batch in batches for length in lengths for new in news),
             schedule=Schedule(rounds, warmup, seed),
+            starts=starts,
             device=device,
             torch_device=torch_device.value,
             torch_dtype=torch_dtype.value,

@@ -113,6 +113,23 @@ def test_what_is_done_before_a_round_is_not_done_before_a_warm_up(arms: dict[str
     assert [name == "before" for name in log] == [False] * 3 + [True, False, False, False] * 2
 
 
+def test_rounds_are_divided_among_starts() -> None:
+    parts = Schedule(rounds=7, warmup=2, seed=5).split(3)
+    assert [(part.rounds, part.warmup) for part in parts] == [(3, 2), (2, 2), (2, 2)]
+    assert len({part.seed for part in parts}) == 3
+    assert len(Schedule(rounds=2).split(4)) == 2
+
+
+def test_rounds_of_a_later_start_are_numbered_on() -> None:
+    case, whole = CASES[0], Measured()
+    for ttft in (1.0, 2.0):
+        part = Measured([Sample(arm, case, n, Timing((ttft, 9.0), 9.0)) for arm in ("a", "b") for n in (0, 1)])
+        whole.add(part)
+    assert whole.paired("a", "b", case, lambda timing: timing.ttft) == ([1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0])
+    whole.add(Measured([], {("a", case): "why"}, True))
+    assert whole.interrupted and whole.failures and len(whole.samples) == 8
+
+
 def test_what_cannot_be_done_is_not_tried(arms: dict[str, FakeArm]) -> None:
     measure(arms, CASES, Schedule(rounds=2, warmup=0), PromptSource(100, 0), failures={("lora", CASES[1]): "too large"})
     assert len(arms["lora"].prompts) == 2

@@ -40,7 +40,13 @@ def made() -> Report:
     sessions = [Measured(samples, {("lora", CASES[1]): "lora: not enough memory"})]
     compared = comparisons(sessions, ["subnet", "lora"], CASES)
     machine = {"processor": "P", "memory_bytes": 8e9, "device": "CPU", "device_name": "P", "date": "2026-01-01"}
-    conditions = {"machine": machine, "threads": 2, "cores": [0, 1], "schedule": {"rounds": 6, "warmup": 1}, "versions": {}}
+    conditions = {
+        "machine": machine,
+        "threads": 2,
+        "cores": [0, 1],
+        "schedule": {"rounds": 6, "warmup": 1, "starts": 2},
+        "versions": {},
+    }
     return Report(
         model={"base": {"name": "base"}, "subnetwork": {"name": "heuristic"}},
         conditions=conditions,

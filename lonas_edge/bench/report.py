@@ -313,8 +313,8 @@ def describe_conditions(report: Report) -> list[str]:
     return [
         f"{machine['processor']}, {told['threads']} threads on processors {told['cores']}, "
         f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']})",
-        f"{schedule['rounds']} rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, arms in an order drawn "
-        "for each round, each in its own process, distinct random prompts, no prefix cache; "
+        f"{schedule['rounds']} rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, arms in an order "
+        "drawn for each round, each in its own process, distinct random prompts, no prefix cache; "
         f"processor used by {shares}; {machine['date']}",
         used,
     ]

@@ -216,15 +216,17 @@ class TestProcess:
 
 def test_ctrl_c_reports_the_rounds_done(int8: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lonas_edge", "bench", int8, "--arms", "subnet", *SHORT, "--rounds", "100000", "--json"]
-    process = subprocess.Popen(
-        [*map(str, command), "--output", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not loading(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(8)  # it loads in one
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    command += ["--output", tmp_path / "out"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not loading(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(8)  # it loads in one
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 1, err
     found: dict[str, Any] = json.loads(out)
     assert found["interrupted"] and found["rows"][0]["ttft"]["count"] > 0

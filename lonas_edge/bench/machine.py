@@ -88,14 +88,17 @@ def memory_bandwidth(threads: int) -> float:
     """
     import torch
 
+    before, best = torch.get_num_threads(), float("inf")
     torch.set_num_threads(threads)
-    values = torch.ones(BANDWIDTH_BYTES // 4)
-    best = float("inf")
-    for kernel in (torch.amax, torch.sum):
-        for _ in range(BANDWIDTH_REPEATS):
-            start = time.perf_counter()
-            kernel(values)
-            best = min(best, time.perf_counter() - start)
+    try:
+        values = torch.ones(BANDWIDTH_BYTES // 4)
+        for kernel in (torch.amax, torch.sum):
+            for _ in range(BANDWIDTH_REPEATS):
+                start = time.perf_counter()
+                kernel(values)
+                best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
     return BANDWIDTH_BYTES / best
 
 

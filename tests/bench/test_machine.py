@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from lonas_edge.bench.machine import CpuTimes, memory_bandwidth, others_share, placement
 from lonas_edge.bench.worker import Placement
@@ -49,4 +50,6 @@ def test_bandwidth_is_bytes_over_the_best_pass(monkeypatch: pytest.MonkeyPatch) 
     ticks = iter([t for start in range(6) for t in (float(start), start + (0.5 if start == 4 else 0.75))])
     monkeypatch.setattr(module, "BANDWIDTH_BYTES", 4096)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
-    assert memory_bandwidth(1) == 4096 / 0.5
+    threads = torch.get_num_threads()
+    assert memory_bandwidth(threads + 1) == 4096 / 0.5
+    assert torch.get_num_threads() == threads  # it is the caller's, and changes the last bits of what is computed next

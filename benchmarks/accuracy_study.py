@@ -11,15 +11,19 @@ test sets by the `option-text` protocol. Finished runs are kept in --work, so th
 
 import argparse
 import json
+import math
+import random
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from option_text import TASKS, Answer, answer, examples, paired_difference, questions, summary
+from lonas_edge.evaluate.compare import Z_95
+from lonas_edge.evaluate.tasks import documents, read_samples
 
 # An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a
 # forward pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.
@@ -36,7 +40,18 @@ ARMS: dict[str, tuple[list[str], float]] = {
     "cut-first": (["--no-elastic"], HEURISTIC),
 }
 SUBNETS = ("maximal", "heuristic", "minimal")
+TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
 TRAINING = {"ARC-Easy": None, "ARC-Challenge": None, "openbookqa": 1500, "boolq": 1500}  # examples taken of each
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How the options of one question were ranked; the loss is that of the right one, in nats."""
+
+    task: str
+    right: bool
+    right_normalized: bool
+    loss: float
 
 
 def parse() -> argparse.Namespace:
@@ -86,12 +101,31 @@ def train(arguments: argparse.Namespace, arm: str, seed: int, data: Path) -> tup
     return output, json.loads((output / "training.json").read_text())
 
 
-def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero_shot: bool = False) -> dict[str, list[Answer]]:
+def read(datasets: Path, task: str, split: str, limit: int | None) -> list[dict[str, Any]]:
+    """Questions of a task as the protocol `option-text` asks them; `limit` takes a seeded sample."""
+    path = datasets / task / f"{split}.json"
+    samples = read_samples(datasets, task) if split == "test" else json.loads(path.read_text())
+    if limit and limit < len(samples):
+        samples = random.Random(f"0/{task}/{split}").sample(samples, limit)
+    return [{"task": task, **document} for document in documents(samples, task, "option-text", "question")]
+
+
+def examples(asked: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Training examples whose answer is the right option's text."""
+    head, tail = "Question: ", "\nAnswer:"
+    return [
+        {"instruction": d["prompt"].removeprefix(head).removesuffix(tail), "input": "", "output": d["choices"][d["label"]]}
+        for d in asked
+    ]
+
+
+def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero_shot: bool = False) -> dict[str, list[Any]]:
     """Answers of the sub-networks of a trained arm, or of the base alone."""
     import torch
     from transformers import AutoTokenizer
 
     from lonas_edge.elastic import load_super_network
+    from lonas_edge.evaluate.torch_lm import TorchLM
     from lonas_edge.source import open_source
     from lonas_edge.subnetwork import select
 
@@ -99,12 +133,30 @@ def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero
     tokenizer = AutoTokenizer.from_pretrained(opened.base.folder)
     network = load_super_network(opened, torch.bfloat16 if arguments.precision == "bf16" else torch.float32)
     base = network.model if zero_shot else network.model.get_base_model()
+    model = TorchLM(pretrained=base.to(arguments.device), tokenizer=tokenizer, batch_size=16)
     found = {}
     for name in SUBNETS if opened.space.groups else ("maximal",):
         network.activate(select(opened.space, name).widths)
-        precise = torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16")
-        with precise:
-            found[name] = answer(base, tokenizer, asked)
+        found[name] = answers_of(model, asked)
+    return found
+
+
+def answers_of(model: Any, asked: list[dict[str, Any]]) -> list[Answer]:
+    """How a model ranks the options of every question."""
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance("loglikelihood", {}, (d["prompt"], f" {choice}"), place, (d["task"], index, 1))
+        for index, d in enumerate(asked)
+        for place, choice in enumerate(d["choices"])
+    ]
+    likelihoods = iter([value for value, _ in model.loglikelihood(requests, disable_tqdm=True)])
+    found = []
+    for document in asked:
+        scores = [next(likelihoods) for _ in document["choices"]]
+        shares = [score / len(choice) for score, choice in zip(scores, document["choices"], strict=True)]
+        right = [values.index(max(values)) == document["label"] for values in (scores, shares)]
+        found.append(Answer(document["task"], *right, -scores[document["label"]]))
     return found
 
 
@@ -117,10 +169,10 @@ def cached(path: Path, make: Any) -> Any:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = arguments.work / "train.json"
-    mixture = [e for task, n in TRAINING.items() for e in examples(questions(arguments.datasets, task, "train", n))]
+    mixture = [e for task, n in TRAINING.items() for e in examples(read(arguments.datasets, task, "train", n))]
     if not data.exists():
         data.write_text(json.dumps(mixture))
-    asked = [q for task in TASKS for q in questions(arguments.datasets, task, "test", arguments.questions)]
+    asked = [q for task in TASKS for q in read(arguments.datasets, task, "test", arguments.questions)]
 
     def answers(source: Path, zero_shot: bool = False) -> dict[str, list[dict[str, Any]]]:
         found = evaluate(arguments, source, asked, zero_shot)
@@ -142,6 +194,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             shown = {name: round(average(load(values)), 1) for name, values in runs[arm][str(seed)].items()}
             print(f"{arm}, seed {seed}: {shown}  [{time.time() - start:.0f} s]", flush=True)
     return {"runs": runs, "records": records}
+
+
+def summary(answers: list[Answer]) -> dict[str, float]:
+    """acc, acc_norm (percent, with standard errors) and answer loss (nats)."""
+    n, result = len(answers), {}
+    for name, values in (("acc", [a.right for a in answers]), ("acc_norm", [a.right_normalized for a in answers])):
+        share = sum(values) / n
+        result |= {name: 100 * share, f"{name}_se": 100 * math.sqrt(share * (1 - share) / n)}
+    return result | {"answer_loss": sum(a.loss for a in answers) / n}
+
+
+def paired_difference(first: list[float], second: list[float], groups: list[str]) -> tuple[float, float]:
+    """Mean over tasks of the difference of two networks on the same questions, and half its 95 % interval."""
+    mean, variance = 0.0, 0.0
+    for task in TASKS:
+        differences = [a - b for a, b, g in zip(first, second, groups, strict=True) if g == task]
+        mean += statistics.mean(differences) / len(TASKS)
+        variance += statistics.variance(differences) / len(differences) / len(TASKS) ** 2
+    return mean, Z_95 * math.sqrt(variance)
 
 
 def load(values: list[dict[str, Any]]) -> list[Answer]:

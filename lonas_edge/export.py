@@ -249,6 +249,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]
         "subnetwork": {"name": model.subnetwork.name, "search_space": source.space.hash if widths else None},
         "base": described(source.base, "base"),
         "adapter": described(source.adapter, "adapter"),
+        "prompt": source.training.get("prompt", {}).get("name"),
         "sizes": {"unpruned": source.sizes(None).to_json(), "subnetwork": source.sizes(widths).to_json()},
         "verified": options.verify,
         "parity": job.parity,

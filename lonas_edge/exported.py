@@ -11,6 +11,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 
 MANIFEST, MODEL, WEIGHTS = "lonas_edge.json", "openvino_model.xml", "openvino_model.bin"
 RUNTIME = "lonas_edge_runtime.json"  # run-time properties that `bench --tune` chose
+EVALUATION = "lonas_edge_eval.json"  # what `eval --card` found
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 
 

@@ -87,6 +87,22 @@ TEMPLATES = {
     )
 }
 
+_INDENT_EVALUATION = "\n\n" + 24 * " "
+
+# What `eval` asks with. The reference evaluates with another indentation and other blanks than it trains with
+# (run_commonsense.py); its prompt of the training is `lonas-train` here.
+EVALUATION_TEMPLATES = {
+    **TEMPLATES,
+    "lonas": Template(
+        "lonas",
+        f"{_ALPACA}. {_WRITE} {_INDENT_EVALUATION}### Instruction:\n{24 * ' '}{{instruction}}"
+        f"{_INDENT_EVALUATION}### Response:\n{24 * ' '}",
+        f"{_PAIRED}. {_WRITE}{_INDENT_EVALUATION}### Instruction:\n{24 * ' '}{{instruction}}"
+        f"{_INDENT_EVALUATION}### Input:\n{24 * ' '}{{input}}{_INDENT_EVALUATION}### Response:\n{24 * ' '}",
+    ),
+    "lonas-train": TEMPLATES["lonas"],
+}
+
 
 def read_examples(path: Path) -> list[Example]:
     """Read instruction data: a JSON list of {instruction, input, output}, or one such object a line.

@@ -2,15 +2,57 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lonas_edge.checkpoints import read_json
+from lonas_edge.exported import EVALUATION, MANIFEST, RUNTIME
 
-def model_card(manifest: dict[str, Any], runtime: Mapping[str, Any] | None = None) -> str:
+
+def write_card(folder: Path) -> None:
+    """Write the model card of an exported directory anew, from what is in it.
+
+    Args:
+        folder: The directory.
+    """
+    runtime, evaluation = (read_json(folder / name) if (folder / name).exists() else None for name in (RUNTIME, EVALUATION))
+    replace_text(folder / "README.md", model_card(read_json(folder / MANIFEST), runtime, evaluation))
+
+
+def store_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Keep an evaluation with an exported directory, and show it in its model card. One for each protocol is kept.
+
+    Args:
+        folder: The directory, one that `lonas-edge export` wrote.
+        evaluation: What `evaluate.report.for_card` gives.
+    """
+    path = folder / EVALUATION
+    kept = read_json(path) if path.exists() else {}
+    replace_text(path, json.dumps({**kept, evaluation["protocol"]: evaluation}, indent=1) + "\n")
+    write_card(folder)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file whole or not at all.
+
+    Args:
+        path: The file.
+        text: Its new content.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def model_card(
+    manifest: dict[str, Any], runtime: Mapping[str, Any] | None = None, evaluation: Mapping[str, Any] | None = None
+) -> str:
     """Write the model card of an exported directory.
 
     Args:
         manifest: Content of its `lonas_edge.json`.
         runtime: Content of its `lonas_edge_runtime.json`, where `bench --tune` wrote one.
+        evaluation: Content of its `lonas_edge_eval.json`, where `eval --card` wrote one.
 
     Returns:
         Markdown, with the metadata block that model hubs read.
@@ -44,6 +86,7 @@ def model_card(manifest: dict[str, Any], runtime: Mapping[str, Any] | None = Non
             *(_run_ir() if is_ir else _run_checkpoint()),
             "",
             *(_tuned(runtime) if runtime else []),
+            *(_evaluated(evaluation) if evaluation else []),
             "## Checked",
             "",
             *_checked(manifest),
@@ -84,6 +127,23 @@ def _tuned(runtime: Mapping[str, Any]) -> list[str]:
     if passed:
         call = f'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "{runtime["device"]}", **{json.dumps(passed)})'
         lines += ["To be passed by the client:", "", "```python", call, "```", ""]
+    return lines
+
+
+def _evaluated(evaluation: Mapping[str, Any]) -> list[str]:
+    lines = ["## Answers", "", "Accuracy in percent ± standard error, by `lonas-edge eval`.", ""]
+    for found in evaluation.values():
+        (target,) = found["targets"]
+        cells = [(task["task"], task["accuracy"], task["accuracy_stderr"]) for task in target["tasks"]]
+        cells.append(("average", target["average"], target["average_stderr"]))
+        lines += [
+            f"{found['protocol_described']}.",
+            "",
+            f"| {' | '.join(name for name, _, _ in cells)} |",
+            f"|{'---|' * len(cells)}",
+            f"| {' | '.join(f'{value:.1f}' + (f' ± {error:.1f}' if error else '') for _, value, error in cells)} |",
+            "",
+        ]
     return lines
 
 

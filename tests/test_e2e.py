@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -523,3 +524,80 @@ def test_bench_beside_lora_and_the_unpruned_ir(command_line: CommandLine, tmp_pa
         assert str(command_line.folder).encode() not in path.read_bytes(), path
     # what was exported is kept, and found again
     assert len(list((tmp_path / "cache/lonas-edge").iterdir())) == 1
+
+
+SAMPLES = ROOT / "tests/evaluate/data"
+
+
+def test_the_ir_and_the_super_network_give_the_same_answers(command_line: CommandLine, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ir = command_line.export("heuristic", "--weight-format", "fp32")
+    options = ["--datasets", str(SAMPLES), "--protocol", "option-text"]
+    options += [f"--property={name}={value}" for name, value in F32.items()]
+    found = command_line.json("eval", str(ir), str(command_line.adapter), "--subnet", "heuristic,minimal", *options)
+    table = {target["name"]: {task["task"]: task["accuracy"] for task in target["tasks"]} for target in found["targets"]}
+    print(json.dumps(table, indent=1))
+    first, same, smaller = table
+    assert table[first] == table[same]
+    assert table[same] != table[smaller]
+    identical = [one["identical"] for one in found["differences"] if one["target"] == same]
+    assert identical == [1.0] * len(identical)
+
+
+def test_stock_lm_eval_runs_the_tasks_and_ranks_alike(command_line: CommandLine, tmp_path: Path, monkeypatch):
+    from lonas_edge.evaluate import HARNESS_TASKS
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, tasks = command_line.export("heuristic"), ["ARC-Easy", "piqa"]
+    arguments = [
+        "--model",
+        "openvino",
+        "--model_args",
+        f"pretrained={folder}",
+        "--device",
+        "cpu",
+        "--output_path",
+        str(tmp_path),
+    ]
+    arguments += ["--tasks", ",".join(f"lonas_{task}_option-text" for task in tasks), "--include_path", str(HARNESS_TASKS)]
+    arguments += ["--metadata", json.dumps({"datasets": str(SAMPLES)})]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1"}
+    stock = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert stock.returncode == 0, stock.stdout + stock.stderr
+    (results,) = tmp_path.rglob("results_*.json")
+    expected = json.loads(results.read_text())["results"]
+    options = ["--datasets", str(SAMPLES), "--protocol", "option-text", "--tasks", ",".join(tasks)]
+    (target,) = command_line.json("eval", str(folder), *options)["targets"]
+    for task in target["tasks"]:
+        for metric, found in task["metrics"].items():
+            assert found["value"] == pytest.approx(expected[f"lonas_{task['task']}_option-text"][f"{metric},none"]), task
+
+
+def test_an_evaluation_killed_goes_on_to_the_same_result(command_line: CommandLine, tmp_path: Path, monkeypatch):
+    folder = command_line.export("heuristic")
+    command = ["eval", str(folder), "--datasets", str(SAMPLES), "--batch-size", "4", "--output"]
+
+    def log() -> list[str]:
+        return [line for path in (tmp_path / "killed").rglob("*.jsonl") for line in path.read_text().splitlines()]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "killed"))
+    program = Path(sys.executable).parent / "lonas-edge"
+    running = subprocess.Popen([program, *command, str(tmp_path / "out")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(log()) < 4 and running.poll() is None:
+        time.sleep(0.02)
+    running.kill()
+    running.wait()
+    before = log()
+    assert not (tmp_path / "out").exists()
+    resumed = command_line.run(*command, str(tmp_path / "out"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert 3 < len(before) < len(log())
+    assert log()[: len(before) - 1] == before[:-1]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
+    whole = command_line.run(*command, str(tmp_path / "out-whole"))
+    assert whole.returncode == 0, whole.stderr
+    print(whole.stdout)
+    for path in (tmp_path / "out-whole/samples").rglob("*.jsonl"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "out-whole")).read_bytes()

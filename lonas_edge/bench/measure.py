@@ -111,7 +111,7 @@ class Schedule:
         seed: Seed of the order.
     """
 
-    rounds: int = 12
+    rounds: int = 24
     warmup: int = 2
     seed: int = 0
 

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -186,6 +187,8 @@ def make_arms(
     names = list(dict.fromkeys((SUBNET, *options.arms)))
     folders = {name: open_exported(Path(name), ours=False) for name in names if name not in NAMED}
     problems = [f"{name}: neither an arm ({', '.join(NAMED)}) nor a directory" for name in folders if not Path(name).is_dir()]
+    labels = Counter(Path(name).resolve().name if name in folders else name for name in names)
+    problems += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
     if GGUF in names:
         problems += _gguf_faults(options.gguf)
     if not exported.manifest["adapter"]:
@@ -208,7 +211,7 @@ def make_arms(
             opened = exported if name == SUBNET else folders.get(name)
             if opened is None:
                 opened = open_exported(_unpruned(source, exported, options, progress))  # type: ignore[arg-type]
-            label = Path(name).name if name in folders else name
+            label = Path(name).resolve().name if name in folders else name
             made.append(_ir_arm(label, opened, options.device, shared))
     return made
 

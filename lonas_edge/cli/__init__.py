@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lonas_edge import __version__
-from lonas_edge.cli import bench, export, inspect, space, train
+from lonas_edge.cli import bench, eval, export, inspect, space, train
 from lonas_edge.errors import LonasEdgeError
 
 _TYPER_INTERRUPTED = 130  # the exit code typer turns Ctrl-C into
@@ -27,6 +27,7 @@ app.command("inspect")(inspect.command)
 app.command("space")(space.command)
 app.command("export")(export.command)
 app.command("bench")(bench.command)
+app.command("eval")(eval.command)
 app.command("train")(train.command)
 
 

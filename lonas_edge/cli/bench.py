@@ -69,7 +69,7 @@ def command(
         str, typer.Option("--new-tokens", help="Tokens to generate, at least 2; several separated by commas.")
     ] = "64",
     batch_size: Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")] = "1",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; 6 are the least for an interval.")] = 12,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; 6 are the least for an interval.")] = 24,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds at every start that do not count.")] = 2,
     starts: Annotated[
         int,

@@ -12,8 +12,8 @@ from typing import Any
 
 from lonas_edge.checkpoints import read_json
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exported import MANIFEST, MODEL, RUNTIME
-from lonas_edge.model_card import model_card
+from lonas_edge.exported import MODEL, RUNTIME
+from lonas_edge.model_card import replace_text, write_card
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
 PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole
@@ -123,9 +123,9 @@ def store(folder: Path, runtime: Mapping[str, Any]) -> None:
     replaced = _set_options(tree, inside)
     content = {**runtime, "in_ir": sorted(inside), "replaced_in_ir": replaced}
     # the file first: with it, `restore` finds the way back whatever happens between
-    _replace(folder / RUNTIME, json.dumps(content, indent=2) + "\n")
+    replace_text(folder / RUNTIME, json.dumps(content, indent=2) + "\n")
     _write_model(folder, tree)
-    _replace(folder / "README.md", model_card(read_json(folder / MANIFEST), content))
+    write_card(folder)
 
 
 def restore(folder: Path) -> None:
@@ -140,8 +140,8 @@ def restore(folder: Path) -> None:
     tree = ET.parse(folder / MODEL)
     _set_options(tree, content["replaced_in_ir"])
     _write_model(folder, tree)
-    _replace(folder / "README.md", model_card(read_json(folder / MANIFEST)))
     (folder / RUNTIME).unlink()
+    write_card(folder)
 
 
 def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -166,9 +166,3 @@ def _write_model(folder: Path, tree: Any) -> None:
     partial = folder / f".{MODEL}.partial"
     tree.write(partial, encoding="utf-8", xml_declaration=True)
     partial.replace(folder / MODEL)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

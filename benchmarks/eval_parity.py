@@ -1,0 +1,96 @@
+"""Does `lonas-edge eval` answer as the reference's loop and as lm-evaluation-harness's `hf` backend do?
+
+    python benchmarks/eval_parity.py ADAPTER BASE EXPORTED_DIR --datasets DIR --output benchmarks/results/eval_parity.json
+
+ADAPTER is a trained (super-)adapter on BASE, EXPORTED_DIR its maximal network as fp32 IR. The loop is plain transformers and
+PEFT, fp32, one prompt at a time: 4 beams or greedy, 32 new tokens. The IR computes with f32 hints and an f32 KV cache.
+"""
+
+import argparse
+import json
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from export_cost import conditions
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+from lonas_edge.evaluate.tasks import documents, read_samples
+
+TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("exported", type=Path)
+    parser.add_argument("--datasets", type=Path, required=True)
+    parser.add_argument("--prompt", default="lonas")
+    parser.add_argument("--samples", type=int, default=100, help="of each task")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def generated(model: Any, tokenizer: Any, prompts: list[str], num_beams: int) -> list[str]:
+    """The loop."""
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")
+        tokens = model.generate(
+            **ids, max_new_tokens=32, num_beams=num_beams, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+        texts.append(tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def main() -> None:
+    arguments = parse()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
+    model = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, arguments.adapter).eval()
+    ours = OpenVinoLM(arguments.exported, tokenizer, 2048, properties=F32)
+    results: dict[str, Any] = {}
+    for task in TASKS:
+        samples = random.Random(0).sample(read_samples(arguments.datasets, task), arguments.samples)
+        results[task] = found = {}
+        questions = documents(samples, task, "option-text", arguments.prompt)
+        asked = [
+            Instance("loglikelihood", {}, (d["prompt"], f" {choice}"), place, (task, index, 1))
+            for index, d in enumerate(questions)
+            for place, choice in enumerate(d["choices"])
+        ]
+        reference = HFLM(pretrained=model.get_base_model(), tokenizer=tokenizer, batch_size=8)
+        pairs = list(zip(ours.loglikelihood(asked, True), reference.loglikelihood(asked, True), strict=True))
+        found["largest_log_likelihood_difference"] = max(abs(one - other) for (one, _), (other, _) in pairs)
+        found["choices"] = len(pairs)
+        prompts = [d["prompt"] for d in documents(samples, task, "generate", arguments.prompt)]
+        for num_beams in (1, 4):
+            start = time.perf_counter()
+            expected = generated(model, tokenizer, prompts, num_beams)
+            options = {"until": [], "do_sample": False, "num_beams": num_beams, "max_gen_toks": 32}
+            requests = [Instance("generate_until", {}, (prompt, options), 0, (task, i, 1)) for i, prompt in enumerate(prompts)]
+            texts = ours.generate_until(requests)
+            different = [i for i, (one, other) in enumerate(zip(texts, expected, strict=True)) if one != other]
+            found[f"identical_{num_beams}_beams"] = 1 - len(different) / len(texts)
+            found[f"different_{num_beams}_beams"] = [{"ours": texts[i], "loop": expected[i]} for i in different]
+            print(f"{task}, {num_beams} beams: {found[f'identical_{num_beams}_beams']:.1%}", end="  ")
+            print(f"[{time.perf_counter() - start:.0f} s]", flush=True)
+        print(f"{task}: log-likelihoods within {found['largest_log_likelihood_difference']:.2e}", flush=True)
+    settings = {"prompt": arguments.prompt, "samples": arguments.samples, "adapter": arguments.adapter.name}
+    if arguments.output:
+        told = {"conditions": conditions(), "settings": settings, "results": results}
+        arguments.output.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Answers on disk as soon as they are there, so that a run which was killed goes on where it was.
+
+lm-evaluation-harness 0.4.13 has a request cache too (`use_cache`). It is not used: it keeps single answers in pickles, and what
+is left after a kill is then computed in other batches than it would have been, whose last bits may differ.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import LM
+
+from lonas_edge.errors import LonasEdgeError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+Progress = Callable[[str, float | None], None]
+Told = Callable[[str, float, float | None], None]  # the task, the share of all work that is done, prompts a second
+
+
+class AnswerLog:
+    """A file of answered batches, one a line: {"batch": hash of its requests, "answers": […]}.
+
+    A line is written and synced as a whole; one that a kill cut short is not counted and is written again.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        """Open or begin the file, and hold it until `close`.
+
+        Args:
+            path: The file.
+            identity: What the answers depend on; kept in the first line, to be read by people.
+
+        Raises:
+            LonasEdgeError: If another process holds it, or it cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise LonasEdgeError(f"{path}: finished answers cannot be kept there: {error}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise LonasEdgeError(f"{path}: another evaluation of the same model is running; wait for it") from None
+        self.batches: dict[str, list[Any]] = {}
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            entry = json.loads(line)
+            if "batch" in entry:
+                self.batches[entry["batch"]] = entry["answers"]
+        self._file.truncate(whole)
+        if not whole:
+            self._write({"identity": identity})
+
+    def add(self, batch: str, answers: list[Any]) -> None:
+        """Keep a batch's answers.
+
+        Args:
+            batch: Its hash.
+            answers: One for each request, as JSON can hold them.
+        """
+        self._write({"batch": batch, "answers": answers})
+        self.batches[batch] = answers
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+class ResumingLM(LM):
+    """A model whose answers are kept: requests reach it in batches that depend on nothing but the task and the batch size."""
+
+    def __init__(self, load: Callable[[], LM], log: AnswerLog, batch_size: int, report: Told):
+        """Wrap a model.
+
+        Args:
+            load: Loads it; called when the first batch without an answer is met.
+            log: Where the answers are kept.
+            batch_size: Prompts of a batch.
+            report: Told of the progress.
+        """
+        super().__init__()
+        self._load, self._log, self._batch_size, self._report = load, log, batch_size, report
+        self._model: LM | None = None
+        self.asked = 0  # prompts that the model answered in this run
+        self.seconds = 0.0  # that it took, loading not counted
+
+    def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
+        """See `LM`."""
+        return [(value, greedy) for value, greedy in self._answers("loglikelihood", requests)]
+
+    def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
+        """See `LM`."""
+        return self._answers("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: "list[Instance]") -> list[str]:
+        """See `LM`."""
+        return self._answers("generate_until", requests)
+
+    def _answers(self, kind: str, requests: "list[Instance]") -> list[Any]:
+        batches = list(_batches(requests, self._batch_size))
+        work = [
+            sum(len(text) for place in batch for text in requests[place].args if isinstance(text, str)) for batch in batches
+        ]
+        found: list[Any] = [None] * len(requests)
+        done, total = 0, sum(work) or 1
+        for batch, share in zip(batches, work, strict=True):
+            rate = self.asked / self.seconds if self.asked else None
+            self._report(requests[batch[0]].task_name or kind, done / total, rate)
+            key = _hash(kind, [requests[place] for place in batch])
+            answers = self._log.batches.get(key)
+            if answers is None:
+                self._model = self._model or self._load()
+                start = time.perf_counter()
+                answers = getattr(self._model, kind)([requests[place] for place in batch], disable_tqdm=True)
+                self._log.add(key, answers)
+                self.seconds += time.perf_counter() - start
+                self.asked += len({requests[place].args[0] for place in batch})
+            for place, answer in zip(batch, answers, strict=True):
+                found[place] = answer
+            done += share
+        return found
+
+
+def _batches(requests: "Sequence[Instance]", size: int) -> Iterator[list[int]]:
+    """Places of requests, task by task, the longest prompts first, those of one prompt together."""
+    order = sorted(range(len(requests)), key=lambda place: _rank(requests[place], place))
+    batch: list[int] = []
+    prompts: set[tuple[str | None, str]] = set()
+    for place in order:
+        prompt = (requests[place].task_name, requests[place].args[0])
+        if batch and (requests[batch[0]].task_name != prompt[0] or (len(prompts) == size and prompt not in prompts)):
+            yield batch
+            batch, prompts = [], set()
+        batch.append(place)
+        prompts.add(prompt)
+    if batch:
+        yield batch
+
+
+def _rank(request: "Instance", place: int) -> tuple[str, int, str, int]:
+    return request.task_name or "", -len(request.args[0]), request.args[0], place
+
+
+def _hash(kind: str, requests: "Sequence[Instance]") -> str:
+    text = json.dumps([kind, *(request.args for request in requests)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,240 @@
+"""An IR as a model of lm-evaluation-harness: generation through openvino_genai's continuous batching, ranking through OpenVINO.
+
+The harness's own `openvino` backend runs `OVModelForCausalLM`, one padded batch at a time; every prompt of a ranking is
+computed once for each of its options, and every position's logits are computed and copied (lm-eval 0.4.13, optimum-intel 2.2).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
+from lonas_edge.exported import MODEL
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+_SUPPORTED = {"do_sample", "num_beams", "temperature", "until", "max_gen_toks", "length_penalty", "repetition_penalty"}
+_PROMPT_TOKENS = 1024  # prompt tokens computed in one step; genai's own default of 256 leaves half the speed
+
+
+class OpenVinoLM(RankingLM):
+    """An exported directory, or any IR of a language model with its tokenizer.
+
+    Generation and ranking each compile the model when first asked.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: Any, max_length: int, device: str = "CPU", properties: Mapping[str, str] | None = None
+    ):
+        """Remember what to run.
+
+        Args:
+            folder: The directory.
+            tokenizer: Its transformers tokenizer.
+            max_length: The longest sequence in tokens.
+            device: An OpenVINO device.
+            properties: Run-time properties.
+        """
+        super().__init__()
+        self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
+        self._device_name, self._properties = device, dict(properties or {})
+        self._ranker: _Ranker | None = None
+        self._pipeline: Any = None
+
+    @property
+    def eot_token_id(self) -> int:
+        """End of text."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands in front of a text without a context, as in the harness's `hf` backend."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's request cache."""
+        return self.folder.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids, by the rules of the harness's `hf` backend: special tokens as the tokenizer adds them, BOS once."""
+        bos = self.tokenizer.bos_token
+        if add_special_tokens is None and bos and string.startswith(bos):
+            add_special_tokens = False
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer.encode(string, **options)
+
+    def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
+        """See `RankingLM`."""
+        if self._ranker is None:
+            self._ranker = _Ranker(self.folder, self._device_name, self._properties)
+        return self._ranker.rank(batch)
+
+    def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
+        """See `LM`: the log-likelihood of a whole text, in windows of the model's length."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        found = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
+            pieces = [(None, *make_disjoint_window(window)) for window in windows]
+            found.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(pieces)))
+        return found
+
+    def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
+        """See `LM`: all requests at once, greedily or by beam search."""
+        import openvino as ov
+
+        if self._pipeline is None:
+            self._pipeline = _pipeline(self.folder, self._device_name, self._properties)
+        asked = [(request.args[0], dict(normalize_gen_kwargs(request.args[1]))) for request in requests]
+        room = [self.max_length - options["max_gen_toks"] for _, options in asked]
+        ids = [self.tok_encode(prompt)[-longest:] for (prompt, _), longest in zip(asked, room, strict=True)]
+        inputs = [ov.Tensor(np.array([one], np.int64)) for one in ids]
+        results = self._pipeline.generate(inputs, [self._generation(options) for _, options in asked])
+        texts = []
+        for (_, options), result in zip(asked, results, strict=True):
+            text = self.tokenizer.decode(result.m_generation_ids[0], skip_special_tokens=True)
+            texts.append(postprocess_generated_text(text, options["until"], None))
+        return texts
+
+    def _generation(self, options: Mapping[str, Any]) -> Any:
+        import openvino_genai
+
+        strange = sorted(options.keys() - _SUPPORTED)
+        if strange or options.get("do_sample"):
+            raise LonasEdgeError(
+                f"generation option {strange[0] if strange else 'do_sample'!r}: not supported for an IR, which answers "
+                f"greedily or by beam search. Supported: {', '.join(sorted(_SUPPORTED - {'do_sample', 'temperature'}))}."
+            )
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.do_sample, config.apply_chat_template = options["max_gen_toks"], False, False
+        for name in ("num_beams", "length_penalty", "repetition_penalty"):
+            if name in options:
+                setattr(config, name, options[name])
+        config.stop_token_ids = self._stops()
+        if any(options["until"]):
+            config.stop_strings = {text for text in options["until"] if text}
+        return config
+
+    def _stops(self) -> set[int]:
+        """Tokens that end a generation: as in transformers, those of the generation configuration."""
+        path = self.folder / "generation_config.json"
+        named = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        named = self.eot_token_id if named is None else named
+        return set(named if isinstance(named, list) else [named])
+
+
+def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = True  # the prompts of a task begin alike
+    scheduler.max_num_batched_tokens = _PROMPT_TOKENS
+    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, device, dict(properties))
+
+
+class _Ranker:
+    """The IR with logits at chosen positions only, and contexts whose KV cache several continuations go on from."""
+
+    def __init__(self, folder: Path, device: str, properties: Mapping[str, str]):
+        import openvino as ov
+
+        core = ov.Core()
+        model = core.read_model(folder / MODEL)
+        _select_rows(model)
+        self._names = {name for port in model.inputs for name in port.get_names()}
+        self._request = core.compile_model(model, device, dict(properties)).create_infer_request()
+
+    def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
+        """See `RankingLM`: one pass over the contexts, then one over all continuations, whose last token predicts nothing."""
+        contexts = [item.context for item in batch]
+        ends = [(row, end) for row, item in enumerate(batch) for end in item.continuations]
+        longest = max(map(len, contexts))
+        seen = _padded([[1] * len(ids) for ids in contexts], longest, left=True)
+        # [contexts, vocabulary]: what follows each context
+        first = self._infer(
+            _padded(contexts, longest, left=True), seen, np.maximum(seen.cumsum(1) - 1, 0), np.arange(len(batch)),
+            np.arange(len(batch)) * longest + longest - 1,
+        )  # fmt: skip
+        found = [[pair] for pair in _likelihoods(first[[row for row, _ in ends]], [end[0] for _, end in ends])]
+        long = [index for index, (_, end) in enumerate(ends) if len(end) > 1]
+        if long:
+            self._go_on(seen, contexts, [ends[index] for index in long], [found[index] for index in long])
+        self._request.reset_state()
+        sums = iter([(sum(value for value, _ in pairs), all(greedy for _, greedy in pairs)) for pairs in found])
+        return [[next(sums) for _ in item.continuations] for item in batch]
+
+    def _go_on(
+        self,
+        seen: np.ndarray,
+        contexts: Sequence[Sequence[int]],
+        ends: Sequence[tuple[int, tuple[int, ...]]],
+        found: Sequence[list[Likelihood]],
+    ) -> None:
+        parents = np.array([row for row, _ in ends])
+        inputs = [end[:-1] for _, end in ends]
+        longest = max(map(len, inputs))
+        mask = _padded([[1] * len(ids) for ids in inputs], longest)
+        starts = np.array([len(contexts[row]) for row in parents])
+        positions = starts[:, None] + np.arange(longest)[None]
+        rows = mask.reshape(-1).nonzero()[0]
+        logits = self._infer(_padded(inputs, longest), np.concatenate([seen[parents], mask], 1), positions, parents, rows)
+        pairs = iter(_likelihoods(logits, [token for _, end in ends for token in end[1:]]))
+        for (_, end), known in zip(ends, found, strict=True):
+            known += [next(pairs) for _ in end[1:]]
+
+    def _infer(
+        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, parents: np.ndarray, rows: np.ndarray
+    ) -> torch.Tensor:
+        given = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions.astype(np.int64),
+            "beam_idx": parents.astype(np.int32),
+            "logits_rows": rows.astype(np.int64),
+        }
+        result = self._request.infer({name: value for name, value in given.items() if name in self._names}, share_outputs=True)
+        return torch.from_numpy(result["logits"])
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, left: bool = False) -> np.ndarray:
+    filled = np.zeros((len(rows), length), np.int64)
+    for index, row in enumerate(rows):
+        filled[index, length - len(row) if left else 0 :][: len(row)] = row
+    return filled
+
+
+def _likelihoods(logits: torch.Tensor, targets: Sequence[int]) -> list[Likelihood]:
+    """Log-likelihood of a target in each row of logits [rows, vocabulary], and whether none is likelier."""
+    chosen = logits.gather(1, torch.tensor(targets)[:, None])[:, 0]
+    values = chosen.double() - logits.logsumexp(-1).double()
+    return list(zip(values.tolist(), (chosen == logits.amax(-1)).tolist(), strict=True))
+
+
+def _select_rows(model: Any) -> None:
+    """Give the IR an input `logits_rows`, indices into [batch · tokens]; logits [rows, vocabulary] are computed for those."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    result = next(node for node in model.get_results() if "logits" in node.input_value(0).get_names())
+    node = result.input_value(0).get_node()
+    while node.get_type_name() != "MatMul":  # a conversion, a bias or a soft cap may follow the head
+        node = node.input_value(0).get_node()
+    hidden = node.input_value(0)
+    width = hidden.get_partial_shape()[2].get_length()
+    rows = ops.parameter(ov.PartialShape([-1]), np.int64, "logits_rows")
+    rows.get_output_tensor(0).set_names({"logits_rows"})
+    flat = ops.reshape(hidden, np.array([-1, width], np.int64), False)
+    node.input(0).replace_source_output(ops.gather(flat, rows, np.array(0, np.int64)).output(0))
+    model.add_parameters([rows])
+    model.validate_nodes_and_infer_types()

@@ -1,0 +1,72 @@
+"""Log-likelihoods of continuations, with every context computed once for all continuations it has."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+
+Likelihood = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding would give the continuation
+
+BATCH_TOKENS = 1024  # of contexts, and of continuations: enough to keep the processor busy, little to keep in memory
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A context and the continuations to rank after it, as token ids; all of them hold at least one."""
+
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all continuations together."""
+        return sum(map(len, self.continuations))
+
+
+class RankingLM(TemplateLM):
+    """A model of lm-evaluation-harness that computes a context once; `rank` is the backend's.
+
+    The harness's own backends compute context and continuation together, once for every continuation. Requests come here a
+    batch at a time, so that the order of what is computed together depends on nothing but them.
+    """
+
+    max_length: int
+
+    @abstractmethod
+    def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
+        """Log-likelihoods of the continuations of each context."""
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Likelihood]:
+        """See `TemplateLM`: requests are ((context, continuation), token ids of the context, and of the continuation)."""
+        places: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+        for place, (_, context, continuation) in enumerate(requests):
+            # the harness's own rule for what is too long: the context loses its beginning
+            kept = context[-(self.max_length + 1 - len(continuation)) :]
+            places.setdefault(tuple(kept), {}).setdefault(tuple(continuation), []).append(place)
+        found: list[Likelihood] = [(0.0, True)] * len(requests)  # of a continuation without tokens
+        asked = [Ranked(context, tuple(filter(None, ends))) for context, ends in places.items()]
+        for batch in _packed(
+            sorted((item for item in asked if item.tokens), key=lambda item: (-len(item.context), item.context))
+        ):
+            for item, likelihoods in zip(batch, self.rank(batch), strict=True):
+                for continuation, likelihood in zip(item.continuations, likelihoods, strict=True):
+                    for place in places[item.context][continuation]:
+                        found[place] = likelihood
+        return found
+
+
+def _packed(asked: Sequence[Ranked]) -> Iterator[list[Ranked]]:
+    """Batches of contexts of similar length, the longest first."""
+    batch: list[Ranked] = []
+    for item in asked:
+        together = [*batch, item]
+        rows = sum(len(one.continuations) for one in together)
+        longest = max(len(end) for one in together for end in one.continuations)
+        if batch and (len(together) * len(together[0].context) > BATCH_TOKENS or rows * longest > BATCH_TOKENS):
+            yield batch
+            together = [item]
+        batch = together
+    if batch:
+        yield batch

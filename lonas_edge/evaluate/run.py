@@ -1,0 +1,284 @@
+"""An evaluation from its targets to its report; the harness asks, counts and gives standard errors."""
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets as hf_datasets
+from lm_eval import evaluator
+from lm_eval.tasks import TaskManager
+from transformers.utils.logging import disable_progress_bar
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.evaluate import HARNESS_TASKS
+from lonas_edge.evaluate.answer_log import AnswerLog, Progress, ResumingLM, Told
+from lonas_edge.evaluate.compare import Answered, compare
+from lonas_edge.evaluate.report import LeftOut, Report, TargetReport, TaskResult
+from lonas_edge.evaluate.targets import Target, cache_folder
+from lonas_edge.evaluate.tasks import METRIC, TASKS, read_samples, unknown_task
+from lonas_edge.versions import versions
+
+PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "transformers", "peft")
+NEW_TOKENS = 32  # of the protocol `generate`
+_FOREIGN = "harness:"  # in front of a harness's task that has the name of one of ours
+_BOOTSTRAPS = 1000  # for metrics whose standard error has no formula; accuracies have one
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to ask.
+
+    Attributes:
+        tasks: Tasks of this package, or of the harness.
+        datasets: Directory of the test sets; only the harness's own tasks do without.
+        protocol: generate, answer-word or option-text.
+        prompt: Name of the prompt template; each target's own when None.
+        num_beams: Beams of the protocol `generate`.
+        limit: Samples of each task, a seeded choice; all when None.
+        seed: Seed of that choice.
+        resume: Whether answers of an earlier run are used.
+        cache: Where finished answers are kept.
+    """
+
+    tasks: tuple[str, ...]
+    datasets: Path | None
+    protocol: str = "generate"
+    prompt: str | None = None
+    num_beams: int = 4
+    limit: int | None = None
+    seed: int = 0
+    resume: bool = True
+    cache: Path | None = None
+
+
+def evaluate(targets: Sequence[Target], options: EvalOptions, progress: Progress = lambda _what, _done: None) -> Report:
+    """Ask every target every task.
+
+    Args:
+        targets: What to evaluate; the first one is what the others are compared with.
+        options: What to ask.
+        progress: Called with what is being done, and the share of it that is done.
+
+    Returns:
+        The report.
+
+    Raises:
+        LonasEdgeError: If a task is unknown, its data missing or faulty; before a model is loaded.
+    """
+    quiet()
+    ours = [task for task in options.tasks if task in TASKS]
+    if ours and options.datasets is None:
+        raise LonasEdgeError(f"--datasets DIR is needed for {', '.join(ours)}: the directory with a folder for each task")
+    faults = []
+    for task in ours:
+        try:
+            read_samples(Path(options.datasets or ""), task, options.protocol)
+        except LonasEdgeError as error:
+            faults.append(str(error))
+    raise_all("The test sets are not usable:", faults)
+    foreign = _foreign_tasks([task for task in options.tasks if task not in TASKS], progress)
+    reports = [_evaluate(target, ours, foreign, options, progress) for target in targets]
+    first = reports[0]
+    return Report(
+        protocol=options.protocol,
+        num_beams=options.num_beams if options.protocol == "generate" else None,
+        limit=options.limit,
+        seed=options.seed,
+        targets=reports,
+        differences=[found for other in reports[1:] for found in compare(other.name, other.answers, first.name, first.answers)],
+        conditions=_conditions(),
+    )
+
+
+def quiet() -> None:
+    """The harness and the data library tell on the terminal what the report says."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    hf_datasets.disable_progress_bars()
+    disable_progress_bar()
+
+
+def _foreign_tasks(names: Sequence[str], progress: Progress) -> Mapping[str, Any]:
+    """The harness's own tasks."""
+    if not names:
+        return {}
+    progress("Looking for the harness's tasks", None)
+    manager = TaskManager()
+    wanted = [name.removeprefix(_FOREIGN) for name in names]
+    unknown = [unknown_task(name, manager.all_tasks) for name in wanted if name not in manager.task_index]
+    known = f"Tasks with --datasets: {', '.join(TASKS)}. Others: `lm_eval ls tasks`."
+    raise_all("Unknown tasks:", unknown, known)
+    found = {}
+    for name in wanted:
+        progress(f"Fetching the data of {name}", None)
+        try:
+            found |= manager.load([name])["tasks"]
+        except Exception as error:  # a dozen unrelated types from the hub, the data library and the task's own code
+            raise LonasEdgeError(f"task {name}: its data cannot be had: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def _evaluate(
+    target: Target, ours: Sequence[str], foreign: Mapping[str, Any], options: EvalOptions, progress: Progress
+) -> TargetReport:
+    prompt = options.prompt or target.prompt
+    loaded = _load_tasks(ours, options, prompt)
+    left_out = _too_long(target, loaded, options)
+    tasks = loaded | foreign
+    samples = {
+        name: _chosen(name, task, options, {one.sample for one in left_out if one.task == name}) for name, task in tasks.items()
+    }
+    empty = [name for name, chosen in samples.items() if not chosen]
+    raise_all(f"{target.name}: nothing is left to ask:", [f"{_short(name)}: every prompt is too long" for name in empty])
+    identity = {"target": target.identity, "protocol": options.protocol, "prompt": prompt, "num_beams": options.num_beams}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    path = (options.cache or cache_folder()) / f"{key}.jsonl"
+    if not options.resume:
+        path.unlink(missing_ok=True)
+    log = AnswerLog(path, {"name": target.name, **identity})
+    model = ResumingLM(target.load, log, target.batch_size, _told(target, progress))
+    try:
+        for task in tasks.values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=options.seed)
+        found = evaluator.evaluate(
+            lm=model, task_dict={"tasks": tasks, "groups": {}}, samples=samples, log_samples=True, bootstrap_iters=_BOOTSTRAPS
+        )
+    finally:
+        log.close()
+    return _report(target, prompt, options.protocol, found, left_out, model)
+
+
+def _told(target: Target, progress: Progress) -> Told:
+    def tell(task: str, done: float, rate: float | None) -> None:
+        progress(f"{target.name}  {_short(task)}" + (f"  {rate:.1f} prompts/s" if rate else ""), done)
+
+    return tell
+
+
+def _short(name: str) -> str:
+    """A task's name without what the harness's definition adds."""
+    return name.removeprefix("lonas_").rsplit("_", 1)[0] if name.startswith("lonas_") else name
+
+
+def _load_tasks(ours: Sequence[str], options: EvalOptions, prompt: str) -> dict[str, Any]:
+    if not ours:
+        return {}
+    manager = TaskManager(
+        include_path=HARNESS_TASKS,
+        include_defaults=False,
+        metadata={"datasets": str(options.datasets), "prompt": prompt},
+    )
+    loaded = dict(manager.load([f"lonas_{task}_{options.protocol}" for task in ours])["tasks"])
+    if options.protocol == "generate":
+        for task in loaded.values():
+            task.set_config(key="generation_kwargs", value={"num_beams": options.num_beams}, update=True)
+    return loaded
+
+
+def _chosen(name: str, task: Any, options: EvalOptions, too_long: set[int]) -> list[int]:
+    """Indices of the samples that are asked: a choice that depends on the seed and the task's name alone."""
+    everything = range(len(task.eval_docs))
+    if options.limit is not None and options.limit < len(everything):
+        chosen = sorted(random.Random(f"{options.seed}/{_short(name)}").sample(everything, options.limit))
+    else:
+        chosen = list(everything)
+    return [index for index in chosen if index not in too_long]
+
+
+def _too_long(target: Target, tasks: Mapping[str, Any], options: EvalOptions) -> list[LeftOut]:
+    """Samples that the model's context cannot hold with their answer. They are left out and named, never cut."""
+    found = []
+    for name, task in tasks.items():
+        for index, document in enumerate(task.eval_docs):
+            answers = [] if options.protocol == "generate" else document["choices"]
+            if len(document["prompt"].encode()) + max([NEW_TOKENS, *map(len, answers)]) < target.max_length:
+                continue  # a token is a byte at least
+            longest = max([len(target.tokenizer(text)["input_ids"]) for text in answers], default=NEW_TOKENS)
+            tokens = len(target.tokenizer(document["prompt"])["input_ids"]) + longest
+            if tokens > target.max_length:
+                found.append(LeftOut(name, index, tokens, target.max_length))
+    return found
+
+
+def _report(
+    target: Target, prompt: str, protocol: str, found: Any, left_out: Sequence[LeftOut], model: ResumingLM
+) -> TargetReport:
+    results, answers = [], []
+    for name, values in found["results"].items():
+        short = _short(name)
+        metrics = dict(_metrics(values))
+        headline = metric_of(short, protocol) if short in TASKS else next(iter(metrics))
+        names = [one for one in left_out if one.task == name]
+        results.append(TaskResult(short, headline, metrics, len(found["samples"][name]), [one.named(short) for one in names]))
+        answers += [_answered(short, headline, sample) for sample in found["samples"][name]]
+    return TargetReport(
+        name=target.name,
+        kind=target.kind,
+        precision=target.precision,
+        prompt=prompt if protocol != "option-text" else "question",
+        sizes=target.sizes,
+        identity=target.identity,
+        tasks=results,
+        asked=model.asked,
+        seconds=model.seconds,
+        answers=answers,
+        samples={_short(name): samples for name, samples in found["samples"].items()},
+    )
+
+
+def metric_of(task: str, protocol: str) -> str:
+    """Which metric is a task's accuracy. BoolQ's options are two words: their length says nothing."""
+    return "acc" if task == "boolq" else METRIC[protocol]
+
+
+def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float | None]]]:
+    """Metric, value and standard error from the harness's `metric,filter` and `metric_stderr,filter`."""
+    for key, value in values.items():
+        metric, _, chosen = key.partition(",")
+        if chosen and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = values.get(f"{metric}_stderr,{chosen}")
+            yield metric, (float(value), float(error) if isinstance(error, int | float) else None)
+
+
+def _answered(task: str, metric: str, sample: Mapping[str, Any]) -> Answered:
+    responses = sample["filtered_resps"]
+    value = sample.get(metric)
+    right = float(value) if isinstance(value, int | float) else float("nan")
+    if isinstance(responses[0], str):
+        return Answered(task, sample["doc_id"], right, responses[0])
+    if isinstance(responses[0], tuple | list):
+        likelihoods = [response[0] for response in responses]
+        if metric == "acc_norm" and "choices" in sample["doc"]:
+            lengths = [len(choice) for choice in sample["doc"]["choices"]]
+            likelihoods = [value / length for value, length in zip(likelihoods, lengths, strict=True)]
+        return Answered(task, sample["doc_id"], right, max(range(len(likelihoods)), key=likelihoods.__getitem__))
+    return Answered(task, sample["doc_id"], right, str(responses[0]))
+
+
+def _conditions() -> dict[str, Any]:
+    import openvino as ov
+    import torch
+
+    return {
+        "processor": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "threads": torch.get_num_threads(),
+        "versions": versions(PACKAGES),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say on Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise LonasEdgeError("interrupted: the answers so far are kept; the same command goes on from there") from None

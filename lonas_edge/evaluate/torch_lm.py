@@ -1,0 +1,71 @@
+"""A PyTorch model as a model of lm-evaluation-harness: its own `hf` backend, with each context of a ranking computed once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
+
+
+class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
+    """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
+
+    A continuation sees its context and itself, at the positions it would have alone.
+    """
+
+    def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
+        """See `RankingLM`."""
+        packed = [_Packed.of(item) for item in batch]
+        length = max(len(item.ids) for item in packed)
+
+        def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+            return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows], device=self.device)
+
+        ids, part = padded([item.ids for item in packed], 0), padded([item.part for item in packed], -1)
+        position = padded([item.position for item in packed], 0)
+        mask = _mask(part)
+        model: Any = self.model
+        with torch.inference_mode():
+            hidden = model.model(input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False)[0]
+            return [self._likelihoods(model, hidden[row], item) for row, item in enumerate(packed)]
+
+    def _likelihoods(self, model: Any, hidden: torch.Tensor, item: "_Packed") -> list[Likelihood]:
+        targets = torch.tensor(item.ids[item.context :], device=hidden.device)
+        logits = model.lm_head(hidden[torch.tensor(item.predictors, device=hidden.device)]).float()
+        cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        chosen = logits.gather(1, targets[:, None])[:, 0]
+        values = (chosen.double() - logits.logsumexp(-1).double()).split(item.lengths)
+        greedy = (chosen == logits.amax(-1)).split(item.lengths)
+        return [(value.sum().item(), bool(same.all())) for value, same in zip(values, greedy, strict=True)]
+
+
+class _Packed:
+    """Context and continuations in one sequence; `part` is 0 for the context, 1, 2, … for the continuations."""
+
+    def __init__(self, ids: list[int], position: list[int], part: list[int], predictors: list[int], lengths: list[int]):
+        self.ids, self.position, self.part, self.predictors, self.lengths = ids, position, part, predictors, lengths
+        self.context = len(ids) - sum(lengths)
+
+    @classmethod
+    def of(cls, item: Ranked) -> "_Packed":
+        start = len(item.context)
+        ids, position, part = list(item.context), list(range(start)), [0] * start
+        predictors: list[int] = []
+        for number, end in enumerate(item.continuations, 1):
+            # the last token of the context predicts the first of every continuation
+            predictors += [start - 1, *range(len(ids), len(ids) + len(end) - 1)]
+            ids += end
+            position += range(start, start + len(end))
+            part += [number] * len(end)
+        return cls(ids, position, part, predictors, [len(end) for end in item.continuations])
+
+
+def _mask(part: torch.Tensor) -> torch.Tensor:
+    """Which positions a position sees [batch, 1, tokens, tokens]; padding sees itself, so that no row is empty."""
+    same = part[:, :, None] == part[:, None, :]
+    context = (part == 0)[:, None, :] & (part >= 0)[:, :, None]
+    length = part.shape[1]
+    return ((same | context) & torch.ones(length, length, dtype=torch.bool, device=part.device).tril())[:, None]

@@ -1,0 +1,106 @@
+"""Answers survive a kill at any point, and what follows is what an uninterrupted run would have computed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.answer_log import AnswerLog, ResumingLM
+
+
+class Recorder(LM):
+    """Answers with the number of the batch and its size, so that another batching would show; dies at a given batch."""
+
+    def __init__(self, dies_at: int | None = None):
+        super().__init__()
+        self.batches: list[list[str]] = []
+        self.dies_at = dies_at
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        if len(self.batches) == self.dies_at:
+            raise KeyboardInterrupt
+        self.batches.append([request.args[0] for request in requests])
+        return [f"{request.args[0]} of {len(requests)}" for request in requests]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self.batches.append(["".join(request.args) for request in requests])
+        return [(-float(len(request.args[1])) / 3, True) for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        return [-1.5 for _ in requests]
+
+
+def requests(count: int = 11) -> list[Instance]:
+    tasks = ("one", "two")
+    return [
+        Instance("generate_until", {}, (f"{'p' * (1 + index % 4)}{index}", {"until": []}), 0, (tasks[index % 2], index, 1))
+        for index in range(count)
+    ]
+
+
+def run(path: Path, model: LM, asked: list[Instance] | None = None) -> list[str]:
+    log = AnswerLog(path, {"name": "test"})
+    try:
+        return ResumingLM(lambda: model, log, 2, lambda *_: None).generate_until(asked or requests())
+    finally:
+        log.close()
+
+
+@pytest.mark.parametrize("dies_at", range(6))
+def test_a_killed_run_goes_on_in_the_same_batches(dies_at: int, tmp_path: Path):
+    whole = Recorder()
+    expected = run(tmp_path / "whole.jsonl", whole)
+    assert [answer.split()[0] for answer in expected] == [request.args[0] for request in requests()]
+    first = Recorder(dies_at)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed.jsonl", first)
+    second = Recorder()
+    assert run(tmp_path / "killed.jsonl", second) == expected
+    assert first.batches + second.batches == whole.batches
+    assert run(tmp_path / "killed.jsonl", Recorder(dies_at=0)) == expected  # nothing is left to ask
+
+
+@pytest.mark.parametrize("lost", [1, 5, 30])
+def test_a_line_cut_short_is_not_counted(lost: int, tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    expected = run(path, Recorder())
+    path.write_bytes(path.read_bytes()[:-lost])
+    again = Recorder()
+    assert run(path, again) == expected
+    assert len(again.batches) == 1
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_batches_do_not_mix_tasks_and_do_not_depend_on_others(tmp_path: Path):
+    model = Recorder()
+    run(tmp_path / "log.jsonl", model, [request for request in requests() if request.task_name == "one"])
+    alone = len(model.batches)
+    run(tmp_path / "log.jsonl", model)
+    assert all(len({int(prompt.lstrip("p")) % 2 for prompt in batch}) == 1 for batch in model.batches)
+    assert model.batches[alone:] == [batch for batch in model.batches if int(batch[0].lstrip("p")) % 2 == 1]
+
+
+def test_options_of_a_prompt_stay_together_and_floats_are_kept_exactly(tmp_path: Path):
+    asked = [
+        Instance("loglikelihood", {}, (f"q{index}", f" option {'x' * option}"), option, ("task", index, 1))
+        for index in range(5)
+        for option in range(3)
+    ]
+    model, log = Recorder(), AnswerLog(tmp_path / "log.jsonl", {})
+    found = ResumingLM(lambda: model, log, 2, lambda *_: None).loglikelihood(asked)
+    assert [len(batch) for batch in model.batches] == [6, 6, 3]
+    log.close()
+    log = AnswerLog(tmp_path / "log.jsonl", {})
+    again = ResumingLM(lambda: pytest.fail("nothing is left to ask"), log, 2, lambda *_: None).loglikelihood(asked)
+    assert again == found
+
+
+def test_two_runs_at_once_are_refused(tmp_path: Path):
+    log = AnswerLog(tmp_path / "log.jsonl", {})
+    with pytest.raises(LonasEdgeError, match="another evaluation of the same model is running"):
+        AnswerLog(tmp_path / "log.jsonl", {})
+    log.close()
+    AnswerLog(tmp_path / "log.jsonl", {}).close()

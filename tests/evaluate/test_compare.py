@@ -1,0 +1,56 @@
+"""Paired differences and McNemar's test, against figures worked out by hand."""
+
+import math
+
+import pytest
+
+from lonas_edge.evaluate.compare import AVERAGE, Answered, compare
+
+
+def answers(task: str, right: str, said: str | None = None) -> list[Answered]:
+    """One question a character: 1 right, 0 wrong; `said` what was answered."""
+    return [
+        Answered(task, index, float(value), word) for index, (value, word) in enumerate(zip(right, said or right, strict=True))
+    ]
+
+
+def test_one_task_by_hand():
+    (found,) = compare("a", answers("t", "1111100000"), "b", answers("t", "1110011000"))
+    # differences 0 0 0 1 1 -1 -1 0 0 0: mean 0, sum of squares 4
+    assert found.points == pytest.approx(0)
+    assert found.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt(4 / 9 / 10))
+    assert (found.only_target, found.only_against, found.mcnemar_p) == (2, 2, pytest.approx(1.0))
+    assert found.identical == pytest.approx(0.6)
+    assert found.questions == 10
+
+
+def test_mcnemar_is_the_exact_sign_test():
+    (found,) = compare("a", answers("t", "1" * 6 + "0" * 4), "b", answers("t", "0" * 10))
+    assert found.mcnemar_p == pytest.approx(2 / 2**6)
+    assert found.points == pytest.approx(60)
+
+
+def test_identical_answers_count_wrong_ones_too():
+    (found,) = compare("a", answers("t", "0000", "aabb"), "b", answers("t", "0000", "aaab"))
+    assert found.identical == pytest.approx(0.75)
+    assert found.mcnemar_p == 1.0
+    assert found.half_width_95 == 0.0
+
+
+def test_the_average_weighs_tasks_alike():
+    one = [*answers("x", "1111"), *answers("y", "10")]
+    other = [*answers("x", "0000"), *answers("y", "10")]
+    x, y, average = compare("a", one, "b", other)
+    assert (x.scope, y.scope, average.scope) == ("x", "y", AVERAGE)
+    assert (x.points, y.points, average.points) == (100, 0, 50)
+    assert average.questions == 6
+
+
+def test_only_common_questions_are_paired():
+    (found,) = compare("a", answers("t", "111"), "b", answers("t", "11"))
+    assert found.questions == 2
+
+
+def test_one_question_has_no_interval():
+    (found,) = compare("a", answers("t", "1"), "b", answers("t", "0"))
+    assert found.half_width_95 is None

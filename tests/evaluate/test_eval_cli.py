@@ -1,0 +1,292 @@
+"""`lonas-edge eval` on tiny models and a few samples of every task; accuracies are worked out again from plain transformers."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TinySource
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lonas_edge.evaluate.tasks import TASKS
+from lonas_edge.ir import runtime
+
+DATA = Path(__file__).parent / "data"
+F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
+QUICK = ("--datasets", DATA, "--protocol", "option-text", "--json")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own finished answers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/lonas-edge/eval"
+
+
+@pytest.fixture
+def roomy(llama_copy: TinySource) -> TinySource:
+    """The tiny LLaMA with a context that the prompts fit in."""
+    path = llama_copy.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 1024}))
+    return llama_copy
+
+
+@pytest.fixture
+def exported(roomy: TinySource, tmp_path: Path, run_cli: Callable) -> Path:
+    ran = run_cli("export", *roomy.arguments(), "--output", tmp_path / "ir", "--weight-format", "fp32", "--no-verify")
+    assert ran.code == 0, ran.err
+    return tmp_path / "ir"
+
+
+def result(ran: Any) -> dict[str, Any]:
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out)
+
+
+def accuracies(target: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {task["task"]: {name: m["value"] for name, m in task["metrics"].items()} for task in target["tasks"]}
+
+
+def test_all_tasks_by_option_text_as_plain_transformers_ranks_them(roomy: TinySource, run_cli: Callable):
+    found = result(run_cli("eval", roomy.base, *QUICK))
+    model = AutoModelForCausalLM.from_pretrained(roomy.base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(roomy.base)
+    assert accuracies(found["targets"][0]).keys() == TASKS.keys()
+    for task in TASKS:
+        samples = json.loads((DATA / task / "test.json").read_text())
+        plain, normalized = [], []
+        for sample in samples:
+            question, options, right = by_hand(task, sample)
+            scores = [likelihood(model, tokenizer, f"Question: {question}\nAnswer:", f" {option}") for option in options]
+            plain.append(scores.index(max(scores)) == right)
+            shares = [score / len(option) for score, option in zip(scores, options, strict=True)]
+            normalized.append(shares.index(max(shares)) == right)
+        values = accuracies(found["targets"][0])[task]
+        assert values["acc"] == pytest.approx(sum(plain) / len(samples)), task
+        assert values["acc_norm"] == pytest.approx(sum(normalized) / len(samples)), task
+
+
+def by_hand(task: str, sample: dict[str, str]) -> tuple[str, list[str], int]:
+    """Question, options, and the place of the right one, by string operations."""
+    head, _, tail = sample["instruction"].partition("\n\nAnswer format: ")
+    words = tail.split("/")
+    body = head.split(": ", 1)[1]
+    if task == "boolq":
+        return body, words, words.index(sample["answer"])
+    question, _, rest = body.partition("\n\n")
+    for word in words:
+        rest = rest.replace(f"{word.capitalize()}: ", "\0")
+    return question, [text.strip() for text in rest.split("\0")[1:]], words.index(sample["answer"])
+
+
+def likelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    start = len(tokenizer(context)["input_ids"])
+    ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])
+    with torch.no_grad():
+        logits = model(ids).logits[0].double().log_softmax(-1)
+    return sum(logits[place - 1, ids[0, place]].item() for place in range(start, ids.shape[1]))
+
+
+def test_ir_and_activated_super_network_answer_alike(roomy: TinySource, exported: Path, run_cli: Callable):
+    sources = [roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space, "--subnet", "heuristic,minimal"]
+    found = result(run_cli("eval", exported, *sources, *QUICK, *F32))
+    assert [target["name"] for target in found["targets"]] == ["ir", "adapter:heuristic", "adapter:minimal"]
+    assert [target["kind"] for target in found["targets"]] == ["ir", "torch", "torch"]
+    same = [one for one in found["differences"] if one["target"] == "adapter:heuristic"]
+    assert {one["identical"] for one in same} == {1.0}
+    assert {one["points"] for one in same} == {0.0}
+    assert {one["scope"] for one in same} == {*TASKS, "average"}
+    sizes = [target["sizes"] for target in found["targets"]]
+    assert sizes[0] == sizes[1]
+    assert sizes[2]["macs"] < sizes[1]["macs"]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generate_takes_the_first_answer_word(num_beams: int, roomy: TinySource, run_cli: Callable, tmp_path: Path):
+    options = ["--protocol", "generate", "--num-beams", num_beams, "--output", tmp_path / "out", "--tasks", "boolq,winogrande"]
+    found = result(run_cli("eval", roomy.base, "--datasets", DATA, *options, "--json"))
+    assert (found["protocol"], found["num_beams"], found["targets"][0]["prompt"]) == ("generate", num_beams, "alpaca")
+    model = AutoModelForCausalLM.from_pretrained(roomy.base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(roomy.base)
+    (log,) = (tmp_path / "out/samples").glob("*/samples_winogrande.jsonl")
+    for line, sample in zip(log.read_text().splitlines(), json.loads((DATA / "winogrande/test.json").read_text()), strict=True):
+        logged = json.loads(line)
+        prompt = (
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+            f"### Instruction:\n{sample['instruction']}\n\n### Response:\n"
+        )
+        ids = tokenizer(prompt, return_tensors="pt")
+        tokens = model.generate(**ids, max_new_tokens=32, num_beams=num_beams, do_sample=False, pad_token_id=1)
+        assert logged["resps"][0][0] == tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert logged["acc"] == float(logged["filtered_resps"][0] == sample["answer"])
+
+
+def test_answer_word_ranks_the_words_of_the_options(roomy: TinySource, run_cli: Callable):
+    options = ["--datasets", DATA, "--protocol", "answer-word", "--prompt", "question", "--tasks", "ARC-Easy", "--json"]
+    found = result(run_cli("eval", roomy.base, *options))
+    model = AutoModelForCausalLM.from_pretrained(roomy.base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(roomy.base)
+    right = 0
+    samples = json.loads((DATA / "ARC-Easy/test.json").read_text())
+    for sample in samples:
+        words = sample["instruction"].rpartition("Answer format: ")[2].split("/")
+        prompt = f"Question: {sample['instruction']}\nAnswer:"
+        scores = [likelihood(model, tokenizer, prompt, f" the correct answer is {word}") for word in words]
+        right += words[scores.index(max(scores))] == sample["answer"]
+    assert accuracies(found["targets"][0]) == {"ARC-Easy": {"acc": pytest.approx(right / len(samples))}}
+    assert found["targets"][0]["prompt"] == "question"
+
+
+def test_limit_is_a_seeded_choice(roomy: TinySource, run_cli: Callable, tmp_path: Path):
+    chosen = []
+    for number, seed in enumerate((0, 0, 1, 2, 3)):
+        output = tmp_path / f"out{number}"
+        options = ["--limit", 3, "--seed", seed, "--tasks", "boolq", "--output", output]
+        found = result(run_cli("eval", roomy.base, *QUICK, *options))
+        assert found["targets"][0]["tasks"][0]["questions"] == 3
+        (log,) = output.glob("samples/*/samples_boolq.jsonl")
+        chosen.append(tuple(json.loads(line)["doc_id"] for line in log.read_text().splitlines()))
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen)) > 2
+
+
+def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
+    options = ["--tasks", "boolq,arc-e", "--output", tmp_path / "out", "--card"]
+    ran = run_cli("eval", exported, roomy.base, "--datasets", DATA, "--protocol", "option-text", *options)
+    assert ran.code == 0, ran.err
+    assert "option-text" in ran.out
+    assert "BoolQ" in ran.out
+    assert "Total params" in ran.out
+    assert "Less ir" in ran.out
+    saved = json.loads((tmp_path / "out/eval.json").read_text())
+    assert saved["schema"] == "lonas-edge/eval/1"
+    rows = list(csv.DictReader((tmp_path / "out/eval.csv").open()))
+    assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
+        (target, task, metric) for target in ("ir", "base") for task in ("boolq", "ARC-Easy") for metric in ("acc", "acc_norm")
+    }
+    told = (tmp_path / "out/eval.md").read_text()
+    average = saved["targets"][0]["average"]
+    assert f"{average:.1f}" in told
+    card = (exported / "README.md").read_text()
+    assert "## Answers" in card
+    assert f"{average:.1f}" in card
+    assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
+    runtime.store(exported, tuned())
+    assert "## Answers" in (exported / "README.md").read_text()
+    runtime.restore(exported)
+    assert "## Answers" in (exported / "README.md").read_text()
+    assert "Run-time properties" not in (exported / "README.md").read_text()
+
+
+def tuned() -> dict[str, Any]:
+    machine = {"device_name": "a processor", "threads": 2}
+    kept = {"device": "CPU", "date": "2026-01-01", "mean_kl": 0.001, "conditions": {"machine": machine}}
+    return {**kept, "properties": {"KV_CACHE_PRECISION": "u8"}, "speedups": {"tpot": {"ratio": 1.1}}, "in_ir": []}
+
+
+def test_finished_answers_are_used_again(roomy: TinySource, run_cli: Callable, cache: Path):
+    first = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq"))
+    assert first["targets"][0]["asked"] == 6
+    (log,) = cache.iterdir()
+    again = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq"))
+    assert again["targets"][0]["asked"] == 0
+    assert again["targets"][0]["tasks"] == first["targets"][0]["tasks"]
+    assert str(roomy.base.parent) not in log.read_text()
+    assert result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq", "--fresh"))["targets"][0]["asked"] == 6
+
+
+@pytest.mark.parametrize("change", ["weights", "tokenizer", "protocol", "subnet", "property"])
+def test_and_of_nothing_else(change: str, roomy: TinySource, exported: Path, run_cli: Callable, cache: Path):
+    target: list[object] = [exported] if change == "property" else roomy.arguments()
+    command = ["eval", *target, *QUICK, "--tasks", "boolq"]
+    run_cli(*command)
+    if change == "weights":
+        (roomy.adapter / "adapter_model.safetensors").write_bytes(
+            (roomy.adapter / "adapter_model.safetensors").read_bytes()[:-4] + b"\0\0\1\0"
+        )
+    elif change == "tokenizer":
+        path = roomy.base / "tokenizer.json"
+        path.write_text(path.read_text() + " ")
+    command += {"protocol": ["--protocol", "answer-word"], "subnet": ["--subnet", "minimal"], "property": F32}.get(change, [])
+    assert result(run_cli(*command))["targets"][0]["asked"] == 6
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, run_cli: Callable):
+    found = result(run_cli("eval", llama.base, *QUICK, "--tasks", "ARC-Easy,winogrande"))
+    tokenizer = AutoTokenizer.from_pretrained(llama.base)
+    for task in found["targets"][0]["tasks"]:
+        samples = json.loads((DATA / task["task"] / "test.json").read_text())
+        expected = []
+        for index, sample in enumerate(samples):
+            question, options, _ = by_hand(task["task"], sample)
+            longest = max(len(tokenizer(option)["input_ids"]) for option in options)
+            if len(tokenizer(f"Question: {question}\nAnswer:")["input_ids"]) + longest > 128:
+                expected.append(index)
+        assert [one["sample"] for one in task["left_out"]] == expected
+        assert task["questions"] == len(samples) - len(expected)
+    ran = run_cli("eval", llama.base, "--datasets", DATA, "--protocol", "generate", "--tasks", "boolq")
+    assert ran.code == 1
+    assert "nothing is left to ask" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tasks", "openbokqa"], ["openbokqa: no such task; did you mean openbookqa?", "Tasks with --datasets: boolq"]),
+        (["--tasks", "boolq", "--datasets", "nowhere"], ["nowhere: no such directory"]),
+        (["--device", "XPU"], ["--device XPU: not on this machine", "CPU"]),
+        (["--tasks", "boolq", "--subnet", "minimal"], ["there is no search space"]),
+    ],
+)
+def test_bad_input(arguments: list[str], told: list[str], roomy: TinySource, run_cli: Callable):
+    ran = run_cli("eval", roomy.base, "--datasets", DATA, *arguments)
+    assert ran.code == 1
+    for fault in told:
+        assert fault in ran.err
+
+
+def test_needs_a_target_and_datasets(roomy: TinySource, run_cli: Callable):
+    assert run_cli("eval").code == 2
+    ran = run_cli("eval", roomy.base, "--tasks", "boolq,piqa")
+    assert ran.code == 1
+    assert "--datasets DIR is needed for boolq, piqa" in ran.err
+
+
+def test_faulty_data_is_refused_before_a_model_is_loaded(
+    roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for task in ("boolq", "piqa"):
+        (tmp_path / task).mkdir()
+        samples = json.loads((DATA / task / "test.json").read_text())
+        del samples[2]["answer"]
+        (tmp_path / task / "test.json").write_text(json.dumps(samples))
+    monkeypatch.setattr("lonas_edge.elastic.load_super_network", lambda *_: pytest.fail("a model was loaded"))
+    ran = run_cli("eval", roomy.base, "--datasets", tmp_path, "--tasks", "boolq,piqa")
+    assert ran.code == 1
+    assert ran.err.count("sample 2: no text in 'answer'") == 2
+
+
+def test_one_target_twice_is_refused(roomy: TinySource, run_cli: Callable):
+    ran = run_cli("eval", roomy.base, roomy.base, "--datasets", DATA)
+    assert ran.code == 1
+    assert "given twice" in ran.err
+
+
+def test_model_and_adapter_alone(roomy: TinySource, run_cli: Callable):
+    options = [*QUICK, "--tasks", "boolq"]
+    assert result(run_cli("eval", "--model", roomy.base, *options))["targets"][0]["name"] == "base"
+    found = result(run_cli("eval", "--model", roomy.base, "--adapter", roomy.adapter, *options))
+    assert found["targets"][0]["name"] == "adapter"
+
+
+def test_a_checkpoint_export_runs_in_pytorch(roomy: TinySource, run_cli: Callable, tmp_path: Path):
+    ran = run_cli("export", *roomy.arguments(), "--output", tmp_path / "cut", "--stage", "checkpoint", "--no-verify")
+    assert ran.code == 0, ran.err
+    options = [*QUICK, "--tasks", "boolq,ARC-Easy", "--model", roomy.base, "--nncf-config", roomy.space]
+    found = result(run_cli("eval", tmp_path / "cut", roomy.adapter, *options))
+    assert found["targets"][0]["kind"] == "torch"
+    assert {one["identical"] for one in found["differences"]} == {1.0}

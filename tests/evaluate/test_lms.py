@@ -1,0 +1,140 @@
+"""The backends on tiny models of every family: log-likelihoods of the harness's `hf` backend, tokens of `generate`."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tiny_models import CASES, TinyModels, TinySource
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+from lonas_edge.evaluate.ranking import BATCH_TOKENS
+from lonas_edge.evaluate.torch_lm import TorchLM
+from lonas_edge.modeling import load_checkpoint
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+WORDS = ["The", "sun", "warms", "stones", "while", "cold", "rivers", "carry", "small", "green", "leaves", "past", "mills"]
+
+
+def rankings(count: int = 9, seed: int = 0) -> list[Instance]:
+    """Contexts of many lengths, each with options of many lengths, one letter and equal ones among them."""
+    draw = random.Random(seed)
+    asked = []
+    for index in range(count):
+        context = " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 6)))
+        options = [" " + " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 2))) for _ in range(3)]
+        for place, option in enumerate([*options, "s", options[0]]):
+            asked.append(Instance("loglikelihood", {}, (context, option), place, ("task", index, 1)))
+    return asked
+
+
+def generations(num_beams: int, count: int = 6) -> list[Instance]:
+    draw = random.Random(1)
+    options = {"until": [], "do_sample": False, "num_beams": num_beams, "max_gen_toks": 12}
+    prompts = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 8))) for _ in range(count)]
+    return [Instance("generate_until", {}, (prompt, options), 0, ("task", index, 1)) for index, prompt in enumerate(prompts)]
+
+
+def hf(folder: Path) -> HFLM:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=1, logits_cache=False)
+
+
+def close(found: list[tuple[float, bool]], expected: list[tuple[float, bool]], within: float) -> None:
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=within)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_torch_ranks_as_the_harness_does(case: str, tiny_models: TinyModels):
+    folder = tiny_models.base(case)
+    reference = hf(folder)
+    found = TorchLM(pretrained=reference.model, tokenizer=reference.tokenizer, batch_size=4).loglikelihood(
+        rankings(), disable_tqdm=True
+    )
+    close(found, reference.loglikelihood(rankings(), disable_tqdm=True), 1e-4)
+
+
+@pytest.fixture
+def exported(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> Callable[[str], Path]:
+    """Exports the maximal network of a case as fp32 IR."""
+
+    def export(case: str) -> Path:
+        folder = tmp_path / case
+        ran = run_cli("export", tiny_models.base(case), "--output", folder, "--weight-format", "fp32", "--no-verify")
+        assert ran.code == 0, ran.err
+        return folder
+
+    return export
+
+
+OPENVINO_CASES = ["llama", "llama-tied", "mistral", "qwen2", "qwen3-tied"]
+
+
+@pytest.mark.parametrize("case", OPENVINO_CASES)
+def test_openvino_ranks_as_the_harness_does(case: str, exported: Callable[[str], Path], tiny_models: TinyModels):
+    folder = exported(case)
+    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
+    reference = hf(tiny_models.base(case)).loglikelihood(rankings(), disable_tqdm=True)
+    close(model.loglikelihood(rankings(), disable_tqdm=True), reference, 1e-3)
+    again = model.loglikelihood(rankings()[10:], disable_tqdm=True)  # nothing is left of what was asked before
+    close(again, reference[10:], 1e-3)
+
+
+def test_openvino_ranks_more_than_a_batch(exported: Callable[[str], Path], tiny_models: TinyModels):
+    folder, asked = exported("llama"), rankings(60, seed=3)
+    assert sum(len(request.args[0]) for request in asked) > 2 * BATCH_TOKENS
+    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
+    close(
+        model.loglikelihood(asked, disable_tqdm=True),
+        hf(tiny_models.base("llama")).loglikelihood(asked, disable_tqdm=True),
+        1e-3,
+    )
+
+
+def test_rolling_log_likelihood_is_the_harness_s(exported: Callable[[str], Path], tiny_models: TinyModels):
+    folder = exported("llama")
+    asked = [Instance("loglikelihood_rolling", {}, (" ".join(WORDS * 3),), 0, ("task", 0, 1))]  # longer than the context
+    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
+    expected = hf(tiny_models.base("llama")).loglikelihood_rolling(asked, disable_tqdm=True)
+    assert model.loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("case", ["llama", "qwen2-tied"])
+def test_openvino_generates_what_transformers_does(
+    case: str, num_beams: int, exported: Callable[[str], Path], tiny_models: TinyModels
+):
+    folder = exported(case)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = OpenVinoLM(folder, tokenizer, 128, properties=F32).generate_until(generations(num_beams))
+    model = AutoModelForCausalLM.from_pretrained(tiny_models.base(case), dtype=torch.float32)
+    for request, text in zip(generations(num_beams), found, strict=True):
+        ids = tokenizer(request.args[0], return_tensors="pt")
+        whole = model.generate(**ids, max_new_tokens=12, num_beams=num_beams, do_sample=False, pad_token_id=1)
+        assert text == tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_generation_ends_at_a_stop_text(exported: Callable[[str], Path]):
+    folder = exported("llama")
+    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
+    (request,) = generations(1, 1)
+    (text,) = model.generate_until([request])
+    request.args[1]["until"] = [text[3]]
+    assert model.generate_until([request]) == [text[:3].split(text[3])[0]]
+
+
+def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choose: Callable, materialize: Callable):
+    from lonas_edge.elastic import load_super_network
+
+    widths = choose(llama, "unequal:1")
+    network = load_super_network(llama.opened())
+    network.activate(widths)
+    tokenizer = AutoTokenizer.from_pretrained(llama.base)
+    found = TorchLM(pretrained=network.model.get_base_model(), tokenizer=tokenizer).loglikelihood(rankings(), disable_tqdm=True)
+    plain = HFLM(pretrained=load_checkpoint(materialize(llama, widths)), tokenizer=tokenizer, batch_size=1)
+    close(found, plain.loglikelihood(rankings(), disable_tqdm=True), 1e-4)

@@ -121,6 +121,9 @@ def command(
 ) -> None:
     """Measure the answers of models: accuracy with standard errors, and paired differences from the first TARGET.
 
+    TARGETS are exported directories (run by OpenVINO), super-adapters or PEFT adapters (in PyTorch, the sub-networks of
+    --subnet activated), checkpoints of `export --stage checkpoint`, or base models.
+
     Finished answers are kept; the same command, killed and started again, goes on where it was.
     """
     references = [*(targets or []), *([adapter] if adapter else [])] or ([model] if model else [])

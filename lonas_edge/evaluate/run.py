@@ -104,7 +104,7 @@ def quiet() -> None:
     disable_progress_bar()
 
 
-def _foreign_tasks(names: Sequence[str], progress: Progress) -> Mapping[str, Any]:
+def _foreign_tasks(names: Sequence[str], progress: Progress) -> dict[str, Any]:
     """The harness's own tasks."""
     if not names:
         return {}
@@ -114,7 +114,7 @@ def _foreign_tasks(names: Sequence[str], progress: Progress) -> Mapping[str, Any
     unknown = [unknown_task(name, manager.all_tasks) for name in wanted if name not in manager.task_index]
     known = f"Tasks with --datasets: {', '.join(TASKS)}. Others: `lm_eval ls tasks`."
     raise_all("Unknown tasks:", unknown, known)
-    found = {}
+    found: dict[str, Any] = {}
     for name in wanted:
         progress(f"Fetching the data of {name}", None)
         try:
@@ -125,7 +125,7 @@ def _foreign_tasks(names: Sequence[str], progress: Progress) -> Mapping[str, Any
 
 
 def _evaluate(
-    target: Target, ours: Sequence[str], foreign: Mapping[str, Any], options: EvalOptions, progress: Progress
+    target: Target, ours: Sequence[str], foreign: dict[str, Any], options: EvalOptions, progress: Progress
 ) -> TargetReport:
     prompt = options.prompt or target.prompt
     loaded = _load_tasks(ours, options, prompt)

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lonas_edge.checkpoints import read_json, sha256
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exported import MANIFEST, MODEL, Exported, open_exported
@@ -218,6 +220,8 @@ def _torch_target(
     prompt: str,
     run: RunOptions,
 ) -> Target:
+    if run.torch_device == "cuda" and not torch.cuda.is_available():
+        raise LonasEdgeError(f"{name}: --torch-device cuda: PyTorch finds no CUDA device here")
     tokenizer = _tokenizer(folder)
     batch_size = _batch_size(sizes["bytes"]["fp16"], run)
 

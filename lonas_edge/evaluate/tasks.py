@@ -233,7 +233,6 @@ def load(datasets: str = "", task: str = "", protocol: str = "", prompt: str = "
         task: One of `TASKS`.
         protocol: One of `PROTOCOLS`.
         prompt: Name of the prompt template.
-        _: What else the harness passes.
 
     Returns:
         The split `test`, a `datasets.Dataset`.

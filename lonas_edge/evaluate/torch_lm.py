@@ -9,7 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
 
 
-class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
+class TorchLM(RankingLM, HFLM):
     """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
 
     A continuation sees its context and itself, at the positions it would have alone.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from tiny_models import TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -140,6 +141,24 @@ def test_answer_word_ranks_the_words_of_the_options(roomy: TinySource, run_cli: 
     assert found["targets"][0]["prompt"] == "question"
 
 
+def test_a_task_of_the_harness_by_name(roomy: TinySource, run_cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    """The harness's own `arc_easy`, fed with the same questions, finds what our `option-text` does."""
+    rows = []
+    for sample in json.loads((DATA / "ARC-Easy/test.json").read_text()):
+        question, options, right = by_hand("ARC-Easy", sample)
+        letters = "ABCDE"[: len(options)]
+        rows.append({"question": question, "choices": {"text": options, "label": list(letters)}, "answerKey": letters[right]})
+    split = Dataset.from_list(rows)
+    given = DatasetDict({"train": split, "validation": split, "test": split})
+    monkeypatch.setattr("datasets.load_dataset", lambda path, name, **_: given if (path, name) == ARC else pytest.fail(path))
+    found = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "arc_easy,ARC-Easy"))
+    values = accuracies(found["targets"][0])
+    assert values["arc_easy"] == values["ARC-Easy"]
+
+
+ARC = ("allenai/ai2_arc", "ARC-Easy")
+
+
 def test_limit_is_a_seeded_choice(roomy: TinySource, run_cli: Callable, tmp_path: Path):
     chosen = []
     for number, seed in enumerate((0, 0, 1, 2, 3)):
@@ -237,7 +256,9 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
     ("arguments", "told"),
     [
         (["--tasks", "openbokqa"], ["openbokqa: no such task; did you mean openbookqa?", "Tasks with --datasets: boolq"]),
+        (["--tasks", "arc_easy"], ["task arc_easy: its data cannot be had"]),
         (["--tasks", "boolq", "--datasets", "nowhere"], ["nowhere: no such directory"]),
+        (["--torch-device", "cuda", "--tasks", "boolq"], ["PyTorch finds no CUDA device"]),
         (["--device", "XPU"], ["--device XPU: not on this machine", "CPU"]),
         (["--tasks", "boolq", "--subnet", "minimal"], ["there is no search space"]),
     ],

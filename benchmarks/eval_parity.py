@@ -40,16 +40,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def generated(model: Any, tokenizer: Any, prompts: list[str], num_beams: int) -> list[str]:
-    """The loop."""
-    texts = []
+def generated(model: Any, tokenizer: Any, prompts: list[str], num_beams: int) -> list[list[int]]:
+    """The loop: new tokens of each prompt."""
+    found = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt")
         tokens = model.generate(
             **ids, max_new_tokens=32, num_beams=num_beams, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )
-        texts.append(tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
-    return texts
+        found.append(tokens[0, ids["input_ids"].shape[1] :].tolist())
+    return found
 
 
 def main() -> None:
@@ -79,11 +79,18 @@ def main() -> None:
             expected = generated(model, tokenizer, prompts, num_beams)
             options = {"until": [], "do_sample": False, "num_beams": num_beams, "max_gen_toks": 32}
             requests = [Instance("generate_until", {}, (prompt, options), 0, (task, i, 1)) for i, prompt in enumerate(prompts)]
-            texts = ours.generate_until(requests)
-            different = [i for i, (one, other) in enumerate(zip(texts, expected, strict=True)) if one != other]
-            found[f"identical_{num_beams}_beams"] = 1 - len(different) / len(texts)
-            found[f"different_{num_beams}_beams"] = [{"ours": texts[i], "loop": expected[i]} for i in different]
-            print(f"{task}, {num_beams} beams: {found[f'identical_{num_beams}_beams']:.1%}", end="  ")
+            tokens = ours.generate_ids(requests)
+            texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in side] for side in (tokens, expected)]
+            different = [(one, other) for one, other in zip(*texts, strict=True) if one != other]
+            same_tokens = sum(one == other for one, other in zip(tokens, expected, strict=True)) / len(tokens)
+            found[f"{num_beams}_beams"] = {
+                "identical_texts": 1 - len(different) / len(tokens),
+                "identical_token_ids": same_tokens,
+                "mean_new_tokens": sum(map(len, expected)) / len(expected),
+                "different": [{"ours": one, "loop": other} for one, other in different],
+            }
+            told = found[f"{num_beams}_beams"]
+            print(f"{task}, {num_beams} beams: texts {told['identical_texts']:.1%}, token ids {same_tokens:.1%}", end="  ")
             print(f"[{time.perf_counter() - start:.0f} s]", flush=True)
         print(f"{task}: log-likelihoods within {found['largest_log_likelihood_difference']:.2e}", flush=True)
     settings = {"prompt": arguments.prompt, "samples": arguments.samples, "adapter": arguments.adapter.name}

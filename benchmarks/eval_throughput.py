@@ -121,9 +121,10 @@ def main() -> None:
     questions = [d for task in TASKS for d in documents(samples[task], task, "option-text", arguments.prompt)]
     for asked in (prompts, questions):
         random.Random(0).shuffle(asked)
-    bf16, ours = load_checkpoint(arguments.checkpoint, torch.bfloat16), OpenVinoLM(arguments.exported, tokenizer, 2048)
+    bf16 = load_checkpoint(arguments.checkpoint, torch.bfloat16)
     results = {}
     for num_beams in (4, 1):
+        ours = OpenVinoLM(arguments.exported, tokenizer, 2048)
         arms = {"lonas-edge": generating(ours, num_beams), "loop": loop(bf16, tokenizer, num_beams)}
         print(f"{num_beams} beams", flush=True)
         results[f"generate, {num_beams} beams"] = summary(
@@ -145,6 +146,7 @@ def main() -> None:
             print(f"{name:20} {arm:30} {values['samples_per_second']:7.2f} a second, ours {values['ours_over_it']:.2f} x")
     settings = {name: getattr(arguments, name) for name in ("prompt", "rounds", "samples")}
     told = {
+        "exported": arguments.exported.name,
         "conditions": conditions(),
         "settings": settings,
         "ours": "INT8 IR",

@@ -135,9 +135,11 @@ def _evaluated(evaluation: Mapping[str, Any]) -> list[str]:
     for found in evaluation.values():
         (target,) = found["targets"]
         cells = [(task["task"], task["accuracy"], task["accuracy_stderr"]) for task in target["tasks"]]
-        cells.append(("average", target["average"], target["average_stderr"]))
+        cells += [("average", target["average"], target["average_stderr"])] if target["average"] is not None else []
+        properties = ", ".join(f"{name}={value}" for name, value in (target["identity"].get("properties") or {}).items())
         lines += [
-            f"{found['protocol_described']}.",
+            f"{found['protocol_described']}. {found['conditions']['processor'].strip()}, {found['conditions']['date']}"
+            + (f"; run-time properties {properties}." if properties else ", default run-time properties."),
             "",
             f"| {' | '.join(name for name, _, _ in cells)} |",
             f"|{'---|' * len(cells)}",

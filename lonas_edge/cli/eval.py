@@ -1,5 +1,6 @@
 """`lonas-edge eval`: answers of one or several models on the commonsense tasks."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -69,8 +70,8 @@ def command(
         typer.Option(
             "--prompt",
             help="Template of the prompt: alpaca (clean), question, lonas (the reference's evaluation prompt, byte for byte), "
-            "lonas-train (its training prompt). Default: what the super-adapter was trained with; lonas for other adapters "
-            "with a search space, alpaca for the rest. option-text has its own.",
+            "lonas-train (its training prompt). Default: the one the super-adapter was trained with (lonas in its evaluation "
+            "form); lonas for other adapters with a search space, alpaca for the rest. option-text has its own.",
         ),
     ] = None,
     num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beams of the protocol generate; 1 is greedy.")] = 4,
@@ -108,10 +109,11 @@ def command(
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Do not go on from answers of an earlier run with the same settings.")
+        bool, typer.Option("--fresh", help="Ask again what an earlier run with the same settings has answered.")
     ] = False,
     card: Annotated[
-        bool, typer.Option("--card", help="Write the result into the model cards of exported directories.")
+        bool,
+        typer.Option("--card", help="Write the result into the model cards of the directories that `lonas-edge export` wrote."),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Directory for eval.json, eval.csv, eval.md and the sample logs.")
@@ -129,6 +131,10 @@ def command(
     references = [*(targets or []), *([adapter] if adapter else [])] or ([model] if model else [])
     if not references:
         raise typer.BadParameter("a TARGET is needed, or --model BASE")
+    if card and limit is not None:
+        raise typer.BadParameter("--card is for whole test sets; leave out --limit")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise typer.BadParameter("lm-eval is not installed; pip install 'lonas-edge[eval]'")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with _progress() as report:
         report("Loading", None)
@@ -138,6 +144,7 @@ def command(
         if not names:
             raise typer.BadParameter(f"--tasks: name one of {', '.join(TASKS)}")
         from lonas_edge.checkpoints import OutputDirectory
+        from lonas_edge.errors import LonasEdgeError
         from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
         from lonas_edge.evaluate.targets import RunOptions, open_targets
         from lonas_edge.ir.runtime import check_device
@@ -160,6 +167,8 @@ def command(
         report("Opening", None)
         check_device(device)
         opened = open_targets(references, chosen, run, model, nncf_config, revision)
+        if card and not any(target.folder for target in opened):
+            raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
         with resumable():
             found = evaluate(opened, options, report)
         if directory:
@@ -167,14 +176,14 @@ def command(
 
             with directory.open() as folder:
                 write(found, folder)
-        if card:
-            from lonas_edge.evaluate.report import for_card
-            from lonas_edge.model_card import store_evaluation
-
-            for target, told in zip(opened, found.targets, strict=True):
-                if target.folder:
-                    store_evaluation(target.folder, for_card(found, told))
     print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
+    if card:
+        from lonas_edge.evaluate.report import for_card
+        from lonas_edge.model_card import store_evaluation
+
+        for target, told in zip(opened, found.targets, strict=True):
+            if target.folder:
+                store_evaluation(target.folder, for_card(found, told))
 
 
 @contextmanager
@@ -218,7 +227,7 @@ def _print(found: "Report", output: Path | None) -> None:
     console.print(f"Protocol: {report.describe_protocol(found)}", markup=False, highlight=False)
     _table(console, "", tuple(report.headings(found)), report.card_rows(found))
     if found.differences:
-        _table(console, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found.differences))
+        _table(console, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))
     console.print(report.EXPLAINED, highlight=False)
     for target in found.targets:
         if target.asked:

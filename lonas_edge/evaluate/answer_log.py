@@ -30,12 +30,13 @@ class AnswerLog:
     A line is written and synced as a whole; one that a kill cut short is not counted and is written again.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
+    def __init__(self, path: Path, identity: dict[str, Any], fresh: bool = False):
         """Open or begin the file, and hold it until `close`.
 
         Args:
             path: The file.
             identity: What the answers depend on; kept in the first line, to be read by people.
+            fresh: Whether the answers that are there are left alone; what is asked then is added and counts from then on.
 
         Raises:
             LonasEdgeError: If another process holds it, or it cannot be written.
@@ -61,6 +62,8 @@ class AnswerLog:
             if "batch" in entry:
                 self.batches[entry["batch"]] = entry["answers"]
         self._file.truncate(whole)
+        if fresh:
+            self.batches = {}
         if not whole:
             self._write({"identity": identity})
 
@@ -79,9 +82,12 @@ class AnswerLog:
         self._file.close()
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise LonasEdgeError(f"{self._file.name}: the answers so far are kept, but no more: {error}") from error
 
 
 class ResumingLM(LM):

@@ -34,7 +34,7 @@ class Difference:
         scope: A task, or `average` for the mean over the tasks.
         points: Difference of accuracy in percentage points.
         half_width_95: Half of its 95 % interval; normal approximation of the paired difference (tasks are strata). None below
-            two questions of a task.
+            two questions of a task, and where no question tells the two apart: that is no proof that none would.
         only_target: Questions that only the one has right.
         only_against: Questions that only the other has right.
         mcnemar_p: Two-sided exact p of McNemar's test (1947), a sign test on those two.
@@ -99,7 +99,7 @@ def _difference(target: str, against: str, scope: str, strata: Mapping[str, list
         against=against,
         scope=scope,
         points=100 * mean,
-        half_width_95=None if math.isnan(variance) else 100 * Z_95 * math.sqrt(variance),
+        half_width_95=None if math.isnan(variance) or not differing else 100 * Z_95 * math.sqrt(variance),
         only_target=only_target,
         only_against=only_against,
         mcnemar_p=binomtest(only_target, differing).pvalue if differing else 1.0,

@@ -20,13 +20,13 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answer_log import AnswerLog, Progress, ResumingLM, Told
 from lonas_edge.evaluate.compare import Answered, compare
-from lonas_edge.evaluate.report import LeftOut, Report, TargetReport, TaskResult
+from lonas_edge.evaluate.report import NEW_TOKENS, OPTION_TEXT_PROMPT, SHARES, LeftOut, Report, TargetReport, TaskResult
 from lonas_edge.evaluate.targets import Target, cache_folder
 from lonas_edge.evaluate.tasks import METRIC, TASKS, read_samples, unknown_task
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "transformers", "peft")
-NEW_TOKENS = 32  # of the protocol `generate`
+_OURS = "lonas_"  # in front of the names of our definitions
 _FOREIGN = "harness:"  # in front of a harness's task that has the name of one of ours
 _BOOTSTRAPS = 1000  # for metrics whose standard error has no formula; accuracies have one
 
@@ -120,7 +120,8 @@ def _foreign_tasks(names: Sequence[str], progress: Progress) -> dict[str, Any]:
         try:
             found |= manager.load([name])["tasks"]
         except Exception as error:  # a dozen unrelated types from the hub, the data library and the task's own code
-            raise LonasEdgeError(f"task {name}: its data cannot be had: {str(error).splitlines()[0]}") from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise LonasEdgeError(f"task {name}: its data cannot be had: {reason}") from error
     return found
 
 
@@ -129,19 +130,17 @@ def _evaluate(
 ) -> TargetReport:
     prompt = options.prompt or target.prompt
     loaded = _load_tasks(ours, options, prompt)
-    left_out = _too_long(target, loaded, options)
     tasks = loaded | foreign
-    samples = {
-        name: _chosen(name, task, options, {one.sample for one in left_out if one.task == name}) for name, task in tasks.items()
-    }
-    empty = [name for name, chosen in samples.items() if not chosen]
-    raise_all(f"{target.name}: nothing is left to ask:", [f"{_short(name)}: every prompt is too long" for name in empty])
+    samples = {name: _chosen(label(name), task, options) for name, task in tasks.items()}
+    left_out = _too_long(target, {name: (task, samples[name]) for name, task in loaded.items()}, options)
+    for one in left_out:
+        samples[one.task].remove(one.sample)
+    empty = [f"{label(name)}: every prompt that was chosen is too long" for name, chosen in samples.items() if not chosen]
+    raise_all(f"{target.name}: nothing is left to ask (context: {target.max_length} tokens):", empty)
     identity = {"target": target.identity, "protocol": options.protocol, "prompt": prompt, "num_beams": options.num_beams}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     path = (options.cache or cache_folder()) / f"{key}.jsonl"
-    if not options.resume:
-        path.unlink(missing_ok=True)
-    log = AnswerLog(path, {"name": target.name, **identity})
+    log = AnswerLog(path, {"name": target.name, **identity}, fresh=not options.resume)
     model = ResumingLM(target.load, log, target.batch_size, _told(target, progress))
     try:
         for task in tasks.values():
@@ -149,7 +148,11 @@ def _evaluate(
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=options.seed)
         found = evaluator.evaluate(
-            lm=model, task_dict={"tasks": tasks, "groups": {}}, samples=samples, log_samples=True, bootstrap_iters=_BOOTSTRAPS
+            lm=model,
+            task_dict={"tasks": tasks, "groups": {}},
+            samples=samples,
+            log_samples=True,
+            bootstrap_iters=_BOOTSTRAPS,
         )
     finally:
         log.close()
@@ -158,14 +161,23 @@ def _evaluate(
 
 def _told(target: Target, progress: Progress) -> Told:
     def tell(task: str, done: float, rate: float | None) -> None:
-        progress(f"{target.name}  {_short(task)}" + (f"  {rate:.1f} prompts/s" if rate else ""), done)
+        progress(f"{target.name}  {label(task)}" + (f"  {rate:.1f} prompts/s" if rate else ""), done)
 
     return tell
 
 
-def _short(name: str) -> str:
-    """A task's name without what the harness's definition adds."""
-    return name.removeprefix("lonas_").rsplit("_", 1)[0] if name.startswith("lonas_") else name
+def label(name: str) -> str:
+    """What a task is called in reports: ours by the task alone, the harness's own by its name, marked where it is one of ours.
+
+    Args:
+        name: The harness's name of it.
+
+    Returns:
+        The label.
+    """
+    if name.startswith(_OURS):
+        return name.removeprefix(_OURS).rsplit("_", 1)[0]
+    return f"{_FOREIGN}{name}" if name in TASKS else name
 
 
 def _load_tasks(ours: Sequence[str], options: EvalOptions, prompt: str) -> dict[str, Any]:
@@ -176,31 +188,31 @@ def _load_tasks(ours: Sequence[str], options: EvalOptions, prompt: str) -> dict[
         include_defaults=False,
         metadata={"datasets": str(options.datasets), "prompt": prompt},
     )
-    loaded = dict(manager.load([f"lonas_{task}_{options.protocol}" for task in ours])["tasks"])
+    loaded = dict(manager.load([f"{_OURS}{task}_{options.protocol}" for task in ours])["tasks"])
     if options.protocol == "generate":
         for task in loaded.values():
             task.set_config(key="generation_kwargs", value={"num_beams": options.num_beams}, update=True)
     return loaded
 
 
-def _chosen(name: str, task: Any, options: EvalOptions, too_long: set[int]) -> list[int]:
+def _chosen(name: str, task: Any, options: EvalOptions) -> list[int]:
     """Indices of the samples that are asked: a choice that depends on the seed and the task's name alone."""
     everything = range(len(task.eval_docs))
-    if options.limit is not None and options.limit < len(everything):
-        chosen = sorted(random.Random(f"{options.seed}/{_short(name)}").sample(everything, options.limit))
-    else:
-        chosen = list(everything)
-    return [index for index in chosen if index not in too_long]
+    if options.limit is None or options.limit >= len(everything):
+        return list(everything)
+    return sorted(random.Random(f"{options.seed}/{name}").sample(everything, options.limit))
 
 
-def _too_long(target: Target, tasks: Mapping[str, Any], options: EvalOptions) -> list[LeftOut]:
+def _too_long(target: Target, tasks: Mapping[str, tuple[Any, Sequence[int]]], options: EvalOptions) -> list[LeftOut]:
     """Samples that the model's context cannot hold with their answer. They are left out and named, never cut."""
     found = []
-    for name, task in tasks.items():
-        for index, document in enumerate(task.eval_docs):
-            answers = [] if options.protocol == "generate" else document["choices"]
-            if len(document["prompt"].encode()) + max([NEW_TOKENS, *map(len, answers)]) < target.max_length:
-                continue  # a token is a byte at least
+    for name, (task, chosen) in tasks.items():
+        for index in chosen:
+            document = task.eval_docs[index]
+            answers = [] if options.protocol == "generate" else [f" {choice}" for choice in document["choices"]]
+            rest = max([NEW_TOKENS, *(len(text.encode()) for text in answers)])
+            if len(document["prompt"].encode()) + rest < target.max_length - 2:
+                continue  # a token is a byte at least, and the tokenizer may add one at either end
             longest = max([len(target.tokenizer(text)["input_ids"]) for text in answers], default=NEW_TOKENS)
             tokens = len(target.tokenizer(document["prompt"])["input_ids"]) + longest
             if tokens > target.max_length:
@@ -211,26 +223,32 @@ def _too_long(target: Target, tasks: Mapping[str, Any], options: EvalOptions) ->
 def _report(
     target: Target, prompt: str, protocol: str, found: Any, left_out: Sequence[LeftOut], model: ResumingLM
 ) -> TargetReport:
-    results, answers = [], []
+    results: list[TaskResult] = []
+    answers: list[Answered] = []
+    logs: dict[str, list[Any]] = {}
     for name, values in found["results"].items():
-        short = _short(name)
-        metrics = dict(_metrics(values))
-        headline = metric_of(short, protocol) if short in TASKS else next(iter(metrics))
-        names = [one for one in left_out if one.task == name]
-        results.append(TaskResult(short, headline, metrics, len(found["samples"][name]), [one.named(short) for one in names]))
-        answers += [_answered(short, headline, sample) for sample in found["samples"][name]]
+        shown, ours = label(name), name.startswith(_OURS)
+        logs[shown] = found["samples"][name]
+        counted = logs[shown][0]["filter"]  # a task of the harness's may read its answers in several ways: the first counts
+        metrics = _metrics(values, counted)
+        headline = metric_of(shown, protocol) if ours else next((one for one in SHARES if one in metrics), next(iter(metrics)))
+        asked = [sample for sample in logs[shown] if sample["filter"] == counted]
+        missing = [one.named(shown) for one in left_out if one.task == name]
+        results.append(TaskResult(shown, headline, metrics, len(asked), missing, harness=not ours))
+        if headline in SHARES:
+            answers += [_answered(shown, headline, sample) for sample in asked]
     return TargetReport(
         name=target.name,
         kind=target.kind,
         precision=target.precision,
-        prompt=prompt if protocol != "option-text" else "question",
+        prompt=prompt if protocol != "option-text" else OPTION_TEXT_PROMPT,
         sizes=target.sizes,
         identity=target.identity,
         tasks=results,
         asked=model.asked,
         seconds=model.seconds,
         answers=answers,
-        samples={_short(name): samples for name, samples in found["samples"].items()},
+        samples=logs,
     )
 
 
@@ -239,37 +257,37 @@ def metric_of(task: str, protocol: str) -> str:
     return "acc" if task == "boolq" else METRIC[protocol]
 
 
-def _metrics(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float | None]]]:
-    """Metric, value and standard error from the harness's `metric,filter` and `metric_stderr,filter`."""
+def _metrics(values: Mapping[str, Any], counted: str) -> dict[str, tuple[float, float | None]]:
+    """Value and standard error by metric, from the harness's `metric,filter` and `metric_stderr,filter`."""
+    found = {}
     for key, value in values.items():
         metric, _, chosen = key.partition(",")
         if chosen and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = values.get(f"{metric}_stderr,{chosen}")
-            yield metric, (float(value), float(error) if isinstance(error, int | float) else None)
+            name = metric if chosen == counted else key
+            found[name] = (float(value), float(error) if isinstance(error, int | float) else None)
+    return found
 
 
 def _answered(task: str, metric: str, sample: Mapping[str, Any]) -> Answered:
-    responses = sample["filtered_resps"]
-    value = sample.get(metric)
-    right = float(value) if isinstance(value, int | float) else float("nan")
-    if isinstance(responses[0], str):
-        return Answered(task, sample["doc_id"], right, responses[0])
-    if isinstance(responses[0], tuple | list):
-        likelihoods = [response[0] for response in responses]
-        if metric == "acc_norm" and "choices" in sample["doc"]:
-            lengths = [len(choice) for choice in sample["doc"]["choices"]]
-            likelihoods = [value / length for value, length in zip(likelihoods, lengths, strict=True)]
-        return Answered(task, sample["doc_id"], right, max(range(len(likelihoods)), key=likelihoods.__getitem__))
-    return Answered(task, sample["doc_id"], right, str(responses[0]))
+    """What was answered: a text; the place of the choice that wins by the metric; or whether a text was the likeliest."""
+    index, right, responses = sample["doc_id"], float(sample[metric]), sample["filtered_resps"]
+    if not isinstance(responses[0], tuple | list):
+        return Answered(task, index, right, str(responses[0]))
+    if len(responses) == 1:
+        return Answered(task, index, right, str(responses[0][1]))
+    scores = [response[0] for response in responses]
+    if metric == "acc_norm":
+        lengths = [len(arguments[1].lstrip()) or 1 for arguments in sample["arguments"]]
+        scores = [score / length for score, length in zip(scores, lengths, strict=True)]
+    return Answered(task, index, right, max(range(len(scores)), key=scores.__getitem__))
 
 
 def _conditions() -> dict[str, Any]:
     import openvino as ov
-    import torch
 
     return {
         "processor": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
-        "threads": torch.get_num_threads(),
         "versions": versions(PACKAGES),
         "date": time.strftime("%Y-%m-%d"),
     }

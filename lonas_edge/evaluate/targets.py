@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ import torch
 
 from lonas_edge.checkpoints import read_json, sha256
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exported import MANIFEST, MODEL, Exported, open_exported
+from lonas_edge.exported import EVALUATION, MANIFEST, MODEL, RUNTIME, Exported, open_exported
 from lonas_edge.instructions import EVALUATION_TEMPLATES
 from lonas_edge.materialize import DTYPES
-from lonas_edge.source import Source, open_source
+from lonas_edge.source import TRAINING, Source, open_source
 from lonas_edge.subnetwork import select
 from lonas_edge.tokenizer import load_tokenizer
 from lonas_edge.versions import versions
@@ -22,8 +22,9 @@ from lonas_edge.versions import versions
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-_WEIGHTS = (".safetensors", ".bin", ".xml")
-_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
+_FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # what a model is loaded from
+_RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # what says how it came to be
+_PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights, from where on a batch is smaller: a finished one is what a kill leaves
 PUBLISHED, CLEAN = "lonas", "alpaca"  # prompts of adapters that say nothing: published LoNAS adapters, and others
 
@@ -61,7 +62,7 @@ class Target:
         sizes: `linear_weights`, `macs`, `seq_len`, `parameters`; empty where they are not known.
         identity: What its answers depend on: hashes of files, sub-network, properties, versions.
         batch_size: Prompts of a batch.
-        folder: An exported directory's; None for what runs in PyTorch.
+        folder: Of a directory that `lonas-edge export` wrote, whose model card can be added to; None for others.
         load: Loads it as a model of lm-evaluation-harness.
     """
 
@@ -137,7 +138,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    kept = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS or path.name in _SETTINGS]
+    kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
     return {path.name: sha256(path) for path in kept}
 
 
@@ -175,9 +176,9 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         max_length=max_length,
         tokenizer=tokenizer,
         sizes=exported.manifest.get("sizes", {}).get("subnetwork", {}),
-        identity={**identity, "batch_size": batch_size, "versions": versions(("openvino", "openvino-genai", "transformers"))},
+        identity={**identity, "batch_size": batch_size, "versions": versions((*_PACKAGES, "openvino", "openvino-genai"))},
         batch_size=batch_size,
-        folder=folder,
+        folder=folder if exported.manifest else None,
         load=load,
     )
 
@@ -188,7 +189,8 @@ def _checkpoint(folder: Path, run: RunOptions) -> Target:
     manifest = read_json(folder / MANIFEST)
     files = {"checkpoint": _hashes(folder)}
     load = partial(load_checkpoint, folder, DTYPES[run.torch_dtype])
-    return _torch_target(folder.resolve().name, folder, load, files, manifest["sizes"]["subnetwork"], _prompt_of(manifest), run)
+    name, sizes = folder.resolve().name, manifest["sizes"]["subnetwork"]
+    return replace(_torch_target(name, folder, load, files, sizes, _prompt_of(manifest), run), folder=folder)
 
 
 def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
@@ -203,6 +205,8 @@ def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
         return network.model.get_base_model() if source.adapter else network.model
 
     files: dict[str, Any] = {"base": _hashes(source.base.folder), "widths": list(chosen.widths)}
+    if source.space.groups:
+        files["search_space"] = source.space.hash
     if source.adapter:
         files["adapter"] = _hashes(source.adapter.folder)
     recorded = source.training.get("prompt", {}).get("name")
@@ -241,7 +245,7 @@ def _torch_target(
         max_length=config.get("max_position_embeddings") or 2048,
         tokenizer=tokenizer,
         sizes=sizes,
-        identity={"files": files, **conditions, "versions": versions(("torch", "transformers", "peft"))},
+        identity={"files": files, **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
         batch_size=batch_size,
         folder=None,
         load=load,

@@ -192,6 +192,8 @@ def _fault(item: Any, task: str, protocol: str) -> str | None:
     strange = [word for word in question.options if word not in TASKS[task]]
     if strange:
         return f"answer format {strange[0]!r} is not one of {', '.join(TASKS[task])}"
+    if task != "boolq" and all(text == word for word, text in question.options.items()):
+        return f"no option is spelled out; expected '{next(iter(question.options)).capitalize()}: TEXT …'"
     return None if item["answer"] in question.options else f"answer {item['answer']!r} is not among its options"
 
 

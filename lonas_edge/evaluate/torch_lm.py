@@ -15,6 +15,14 @@ class TorchLM(RankingLM, HFLM):
     A continuation sees its context and itself, at the positions it would have alone.
     """
 
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any) -> list[Likelihood]:
+        """See `RankingLM`. Beyond a sliding window, which a mask of our own would override, as the harness does it."""
+        window = getattr(self.model.config, "sliding_window", None)
+        longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
+        if window and longest > window:
+            return HFLM._loglikelihood_tokens(self, list(requests), **options)
+        return super()._loglikelihood_tokens(requests, **options)
+
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
         """See `RankingLM`."""
         packed = [_Packed.of(item) for item in batch]

@@ -41,10 +41,10 @@ def requests(count: int = 11) -> list[Instance]:
     ]
 
 
-def run(path: Path, model: LM, asked: list[Instance] | None = None) -> list[str]:
-    log = AnswerLog(path, {"name": "test"})
+def run(path: Path, model: LM, asked: list[Instance] | None = None, size: int = 2, fresh: bool = False) -> list[str]:
+    log = AnswerLog(path, {"name": "test"}, fresh)
     try:
-        return ResumingLM(lambda: model, log, 2, lambda *_: None).generate_until(asked or requests())
+        return ResumingLM(lambda: model, log, size, lambda *_: None).generate_until(asked or requests())
     finally:
         log.close()
 
@@ -76,9 +76,9 @@ def test_a_line_cut_short_is_not_counted(lost: int, tmp_path: Path):
 
 def test_batches_do_not_mix_tasks_and_do_not_depend_on_others(tmp_path: Path):
     model = Recorder()
-    run(tmp_path / "log.jsonl", model, [request for request in requests() if request.task_name == "one"])
+    run(tmp_path / "log.jsonl", model, [request for request in requests() if request.task_name == "one"], size=4)
     alone = len(model.batches)
-    run(tmp_path / "log.jsonl", model)
+    run(tmp_path / "log.jsonl", model, size=4)
     assert all(len({int(prompt.lstrip("p")) % 2 for prompt in batch}) == 1 for batch in model.batches)
     assert model.batches[alone:] == [batch for batch in model.batches if int(batch[0].lstrip("p")) % 2 == 1]
 
@@ -98,9 +98,20 @@ def test_options_of_a_prompt_stay_together_and_floats_are_kept_exactly(tmp_path:
     assert again == found
 
 
+def test_fresh_asks_again_and_loses_nothing(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    run(path, Recorder())
+    lines = path.read_text().splitlines()
+    again = Recorder()
+    run(path, again, [request for request in requests() if request.task_name == "one"], fresh=True)
+    assert len(again.batches) == 3
+    assert path.read_text().splitlines()[: len(lines)] == lines
+    run(path, Recorder(dies_at=0))  # the other task's answers are there
+
+
 def test_two_runs_at_once_are_refused(tmp_path: Path):
     log = AnswerLog(tmp_path / "log.jsonl", {})
     with pytest.raises(LonasEdgeError, match="another evaluation of the same model is running"):
-        AnswerLog(tmp_path / "log.jsonl", {})
+        AnswerLog(tmp_path / "log.jsonl", {}, fresh=True)
     log.close()
     AnswerLog(tmp_path / "log.jsonl", {}).close()

@@ -34,7 +34,7 @@ def test_identical_answers_count_wrong_ones_too():
     (found,) = compare("a", answers("t", "0000", "aabb"), "b", answers("t", "0000", "aaab"))
     assert found.identical == pytest.approx(0.75)
     assert found.mcnemar_p == 1.0
-    assert found.half_width_95 == 0.0
+    assert found.half_width_95 is None  # no difference seen is no proof that there is none
 
 
 def test_the_average_weighs_tasks_alike():
@@ -44,6 +44,15 @@ def test_the_average_weighs_tasks_alike():
     assert (x.scope, y.scope, average.scope) == ("x", "y", AVERAGE)
     assert (x.points, y.points, average.points) == (100, 0, 50)
     assert average.questions == 6
+
+
+def test_the_interval_of_the_average_by_hand():
+    one = [*answers("x", "1100"), *answers("y", "10")]
+    other = [*answers("x", "0000"), *answers("y", "01")]
+    *_, average = compare("a", one, "b", other)
+    # x: differences 1 1 0 0, variance of the mean (4 · 0.25) / 3 / 4 = 1/12; y: 1 -1, (2) / 1 / 2 = 1; average of two tasks
+    assert average.points == pytest.approx(100 * (0.5 + 0) / 2)
+    assert average.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt((1 / 12 + 1) / 4))
 
 
 def test_only_common_questions_are_paired():

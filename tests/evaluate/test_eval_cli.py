@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from lm_eval.tasks import TaskManager
 from tiny_models import TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -159,6 +160,66 @@ def test_a_task_of_the_harness_by_name(roomy: TinySource, run_cli: Callable, mon
 ARC = ("allenai/ai2_arc", "ARC-Easy")
 
 
+def test_a_task_of_the_harness_with_the_name_of_ours(roomy: TinySource, run_cli: Callable, monkeypatch, tmp_path: Path):
+    rows = []
+    for sample in json.loads((DATA / "openbookqa/test.json").read_text()):
+        question, options, right = by_hand("openbookqa", sample)
+        choices = {"text": options, "label": list("ABCD")}
+        rows.append({"question_stem": question, "choices": choices, "answerKey": "ABCD"[right]})
+    split = Dataset.from_list(rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda **_: DatasetDict({"train": split, "validation": split, "test": split}))
+    options = ["--tasks", "harness:openbookqa,openbookqa", "--output", tmp_path / "out"]
+    found = result(run_cli("eval", roomy.base, roomy.adapter, "--model", roomy.base, *QUICK, *options))
+    assert [task["task"] for task in found["targets"][0]["tasks"]] == ["openbookqa", "harness:openbookqa"]
+    assert {one["scope"] for one in found["differences"]} == {"openbookqa", "harness:openbookqa", "average"}
+    assert {one["questions"] for one in found["differences"]} == {5, 10}
+    assert "harness:openbookqa: acc_norm, as lm-evaluation-harness defines it" in (tmp_path / "out/eval.md").read_text()
+    assert len(list((tmp_path / "out/samples").rglob("*.jsonl"))) == 4
+
+
+TASK = """
+task: counting
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: answer
+generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
+filter_list:
+  - {name: strict, filter: [{function: regex, regex_pattern: "(never)"}, {function: take_first}]}
+  - {name: loose, filter: [{function: take_first}]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_a_task_read_in_two_ways_counts_by_the_first(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch):
+    (tmp_path / "test.json").write_text(
+        "\n".join(json.dumps({"question": f"How many {n}?", "answer": str(n)}) for n in range(4))
+    )
+    (tmp_path / "counting.yaml").write_text(TASK.replace("DATA", str(tmp_path / "test.json")))
+    monkeypatch.setattr(
+        "lonas_edge.evaluate.run.TaskManager", lambda: TaskManager(include_path=tmp_path, include_defaults=False)
+    )
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    found = result(run_cli("eval", roomy.base, roomy.adapter, "--model", roomy.base, "--tasks", "counting", "--json"))
+    (task,) = found["targets"][0]["tasks"]
+    assert (task["metric"], task["accuracy"], task["questions"]) == ("exact_match", 0.0, 4)
+    assert set(task["metrics"]) == {"exact_match", "exact_match,loose"}
+    assert [one["questions"] for one in found["differences"]] == [4]
+    assert found["differences"][0]["identical"] == 1.0  # "[invalid]" both
+
+
+def test_card_needs_an_export_of_ours_and_whole_test_sets(roomy: TinySource, exported: Path, run_cli: Callable):
+    ran = run_cli("eval", roomy.base, "--datasets", DATA, "--card")
+    assert ran.code == 1
+    assert "no TARGET is a directory that `lonas-edge export` wrote" in ran.err
+    assert run_cli("eval", exported, "--datasets", DATA, "--card", "--limit", 2).code == 2
+    (exported / "lonas_edge.json").unlink()
+    assert run_cli("eval", exported, "--datasets", DATA, "--card").code == 1
+    assert not (exported / "lonas_edge_eval.json").exists()
+
+
 def test_limit_is_a_seeded_choice(roomy: TinySource, run_cli: Callable, tmp_path: Path):
     chosen = []
     for number, seed in enumerate((0, 0, 1, 2, 3)):
@@ -185,7 +246,7 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     rows = list(csv.DictReader((tmp_path / "out/eval.csv").open()))
     assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
         (target, task, metric) for target in ("ir", "base") for task in ("boolq", "ARC-Easy") for metric in ("acc", "acc_norm")
-    }
+    } | {(target, "average", "accuracy") for target in ("ir", "base")}
     told = (tmp_path / "out/eval.md").read_text()
     average = saved["targets"][0]["average"]
     assert f"{average:.1f}" in told
@@ -217,10 +278,11 @@ def test_finished_answers_are_used_again(roomy: TinySource, run_cli: Callable, c
     assert result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq", "--fresh"))["targets"][0]["asked"] == 6
 
 
-@pytest.mark.parametrize("change", ["weights", "tokenizer", "protocol", "subnet", "property"])
+@pytest.mark.parametrize("change", ["weights", "alpha", "tokenizer", "protocol", "prompt", "subnet", "property"])
 def test_and_of_nothing_else(change: str, roomy: TinySource, exported: Path, run_cli: Callable, cache: Path):
     target: list[object] = [exported] if change == "property" else roomy.arguments()
     command = ["eval", *target, *QUICK, "--tasks", "boolq"]
+    command += ["--protocol", "answer-word"] if change == "prompt" else []
     run_cli(*command)
     if change == "weights":
         (roomy.adapter / "adapter_model.safetensors").write_bytes(
@@ -229,7 +291,15 @@ def test_and_of_nothing_else(change: str, roomy: TinySource, exported: Path, run
     elif change == "tokenizer":
         path = roomy.base / "tokenizer.json"
         path.write_text(path.read_text() + " ")
-    command += {"protocol": ["--protocol", "answer-word"], "subnet": ["--subnet", "minimal"], "property": F32}.get(change, [])
+    elif change == "alpha":
+        path = roomy.adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 8}))
+    command += {
+        "protocol": ["--protocol", "answer-word"],
+        "prompt": ["--prompt", "question"],
+        "subnet": ["--subnet", "minimal"],
+        "property": F32,
+    }.get(change, [])
     assert result(run_cli(*command))["targets"][0]["asked"] == 6
     assert len(list(cache.iterdir())) == 2
 
@@ -247,6 +317,9 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
                 expected.append(index)
         assert [one["sample"] for one in task["left_out"]] == expected
         assert task["questions"] == len(samples) - len(expected)
+    limited = result(run_cli("eval", llama.base, *QUICK, "--tasks", "ARC-Easy", "--limit", 2))
+    (task,) = limited["targets"][0]["tasks"]
+    assert task["questions"] + len(task["left_out"]) == 2
     ran = run_cli("eval", llama.base, "--datasets", DATA, "--protocol", "generate", "--tasks", "boolq")
     assert ran.code == 1
     assert "nothing is left to ask" in ran.err

@@ -9,8 +9,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_models import CASES, TinyModels, TinySource
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 from lonas_edge.evaluate.ranking import BATCH_TOKENS
 from lonas_edge.evaluate.torch_lm import TorchLM
@@ -85,15 +86,32 @@ def test_openvino_ranks_as_the_harness_does(case: str, exported: Callable[[str],
     close(again, reference[10:], 1e-3)
 
 
-def test_openvino_ranks_more_than_a_batch(exported: Callable[[str], Path], tiny_models: TinyModels):
+def test_openvino_ranks_more_than_a_batch(
+    exported: Callable[[str], Path], tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+):
     folder, asked = exported("llama"), rankings(60, seed=3)
-    assert sum(len(request.args[0]) for request in asked) > 2 * BATCH_TOKENS
     model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
+    batches = []
+    rank = model.rank
+    monkeypatch.setattr(model, "rank", lambda batch: batches.append(batch) or rank(batch))
     close(
         model.loglikelihood(asked, disable_tqdm=True),
         hf(tiny_models.base("llama")).loglikelihood(asked, disable_tqdm=True),
         1e-3,
     )
+    assert len(batches) > 2
+    for batch in batches:
+        assert len(batch) * max(len(item.context) for item in batch) <= BATCH_TOKENS
+
+
+@pytest.mark.parametrize("case", ["gemma3", "mistral"])
+def test_torch_ranks_beyond_a_sliding_window_as_the_harness_does(case: str, tiny_models: TinyModels):
+    configuration = AutoConfig.for_model(**CASES[case] | {"sliding_window": 8})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()
+    options = {"pretrained": model, "tokenizer": AutoTokenizer.from_pretrained(tiny_models.base(case)), "batch_size": 2}
+    found = TorchLM(**options).loglikelihood(rankings(), disable_tqdm=True)
+    close(found, HFLM(**options).loglikelihood(rankings(), disable_tqdm=True), 1e-4)
 
 
 def test_rolling_log_likelihood_is_the_harness_s(exported: Callable[[str], Path], tiny_models: TinyModels):
@@ -111,12 +129,22 @@ def test_openvino_generates_what_transformers_does(
 ):
     folder = exported(case)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = OpenVinoLM(folder, tokenizer, 128, properties=F32).generate_until(generations(num_beams))
+    ours = OpenVinoLM(folder, tokenizer, 128, properties=F32)
+    found, tokens = ours.generate_until(generations(num_beams)), ours.generate_ids(generations(num_beams))
     model = AutoModelForCausalLM.from_pretrained(tiny_models.base(case), dtype=torch.float32)
-    for request, text in zip(generations(num_beams), found, strict=True):
+    for request, text, new in zip(generations(num_beams), found, tokens, strict=True):
         ids = tokenizer(request.args[0], return_tensors="pt")
         whole = model.generate(**ids, max_new_tokens=12, num_beams=num_beams, do_sample=False, pad_token_id=1)
-        assert text == tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert new == whole[0, ids["input_ids"].shape[1] :].tolist()
+        assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_properties_that_openvino_refuses_are_told(exported: Callable[[str], Path]):
+    folder = exported("llama")
+    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties={"KV_CACHE_PRECISION": "nonsense"})
+    for ask in (lambda: model.generate_until(generations(1, 1)), lambda: model.loglikelihood(rankings(1), disable_tqdm=True)):
+        with pytest.raises(LonasEdgeError, match=r"cannot be run on CPU.*KV_CACHE_PRECISION=nonsense"):
+            ask()
 
 
 def test_generation_ends_at_a_stop_text(exported: Callable[[str], Path]):

@@ -157,6 +157,7 @@ GOOD = {"instruction": INSTRUCTION, "input": "", "output": "", "answer": "answer
         ),
         ([{**GOOD, "answer": "answer3"}], ["sample 0: answer 'answer3' is not among its options"]),
         ([{**GOOD, "instruction": "Hello"}], ["sample 0: the instruction does not end with"]),
+        ([{**GOOD, "instruction": INSTRUCTION.replace("Answer1:", "answer1:")}], ["sample 0: no option is spelled out"]),
         ([{**GOOD, "input": 3}], ["sample 0: 'input' is not text"]),
     ],
 )

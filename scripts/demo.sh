@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a smaller model that answers: environment, real model, data, train, inspect, export, openvino_genai, bench.
+# From nothing to a smaller model that answers: environment, real model, data, train, inspect, export, genai, eval, bench.
 #
 #   bash scripts/demo.sh
 #
@@ -56,6 +56,10 @@ done
 
 heading "Answers: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
 run python scripts/ask.py --data "$DATA/test.json" "$EXPORTS"/{maximal,heuristic,minimal}-int8
+
+heading "Eval: 42 questions of the eight commonsense tasks, options ranked; too few for more than a look"
+run lonas-edge eval "$EXPORTS"/{maximal,heuristic,minimal}-int8 --datasets tests/evaluate/data --protocol option-text \
+  --output "$EXPORTS/eval" --overwrite
 
 heading "Latency: the heuristic sub-network beside the LoRA model in PyTorch and the maximal network, in turn"
 run lonas-edge bench "$EXPORTS/heuristic-int8" --adapter "$SUPER_ADAPTER" --arms "lora,$EXPORTS/maximal-int8" \

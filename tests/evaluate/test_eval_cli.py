@@ -384,3 +384,13 @@ def test_a_checkpoint_export_runs_in_pytorch(roomy: TinySource, run_cli: Callabl
     found = result(run_cli("eval", tmp_path / "cut", roomy.adapter, *options))
     assert found["targets"][0]["kind"] == "torch"
     assert {one["identical"] for one in found["differences"]} == {1.0}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (and CUDA_VISIBLE_DEVICES)")
+@pytest.mark.parametrize("protocol", ["option-text", "generate"])
+def test_cuda_answers_as_the_cpu_does(protocol: str, roomy: TinySource, run_cli: Callable):
+    options = ["--datasets", DATA, "--protocol", protocol, "--json"]
+    found = [result(run_cli("eval", *roomy.arguments(), *options, "--torch-device", where)) for where in ("cpu", "cuda")]
+    assert accuracies(found[0]["targets"][0]) == accuracies(found[1]["targets"][0])
+    assert found[1]["targets"][0]["asked"] > 0

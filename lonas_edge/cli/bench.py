@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lonas_edge.cli.options import JsonOption, RevisionOption
+from lonas_edge.cli.options import JsonOption, RevisionOption, parse_properties
+from lonas_edge.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
@@ -136,7 +137,7 @@ def command(
         _numbers(*pair)
         for pair in (("--prompt-len", prompt_len, 1), ("--new-tokens", new_tokens, 2), ("--batch-size", batch_size, 1))
     )
-    given = _properties(properties or [])
+    given = parse_properties(properties or [])
     with _progress() as report:
         report("Loading", None)
         from lonas_edge.bench.measure import Schedule
@@ -193,13 +194,6 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def _properties(given: list[str]) -> dict[str, str]:
-    wrong = [one for one in given if "=" not in one]
-    if wrong:
-        raise typer.BadParameter(f"--property {wrong[0]}: expected NAME=VALUE")
-    return {name.strip(): value.strip() for name, value in (one.split("=", 1) for one in given)}
-
-
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float | None], None]]:
     """A bar on standard error: what is measured, the share done, and the time left."""
@@ -223,9 +217,9 @@ def _print(found: "Report", output: Path | None) -> None:
 
     console = Console()
     for case in dict.fromkeys(row.case for row in found.rows):
-        _table(console, f"{case}", report.HEADINGS, report.latency_table(found, case))
-        _table(console, "", report.SPEEDUP_HEADINGS, report.speedup_table(found, case))
-    _table(console, "Arms", report.ARM_HEADINGS, report.arm_table(found))
+        print_table(console, f"{case}", report.HEADINGS, report.latency_table(found, case))
+        print_table(console, "", report.SPEEDUP_HEADINGS, report.speedup_table(found, case))
+    print_table(console, "Arms", report.ARM_HEADINGS, report.arm_table(found))
     console.print(report.EXPLAINED + "\n", highlight=False)
     for line in report.describe_conditions(found):
         console.print(line, highlight=False)
@@ -237,20 +231,6 @@ def _print(found: "Report", output: Path | None) -> None:
         console.print(f"\n{output}: bench.json, bench.csv, bench.md and plots", markup=False, highlight=False)
 
 
-def _table(console, title: str, headings: tuple[str, ...], cells: list[list[str]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    if not cells:
-        return
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
-    for row in cells:
-        shown.add_row(*row)
-    console.print(shown)
-
-
 def _print_tuned(chosen: "Tuned", exported: Path) -> None:
     from rich.console import Console
 
@@ -258,7 +238,7 @@ def _print_tuned(chosen: "Tuned", exported: Path) -> None:
     headings = ("value", "TTFT ms", "TPOT ms", f"{chosen.objective.upper()} x", "KL (nats)", "")
     console.print("Tried, each beside the best so far; speed-up over that, and mean KL from the answers by default")
     for name in dict.fromkeys(trial.name for trial in chosen.trials):
-        _table(console, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])
+        print_table(console, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])
     if not chosen.properties:
         console.print("Nothing is faster than the defaults within the tolerance; nothing was written.")
         return

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lonas_edge.cli.bench import TorchDeviceChoice, TorchDtypeChoice, _properties, _table
-from lonas_edge.cli.options import JsonOption, RevisionOption, SpaceOption
+from lonas_edge.cli.bench import TorchDeviceChoice, TorchDtypeChoice
+from lonas_edge.cli.options import JsonOption, RevisionOption, SpaceOption, parse_properties
+from lonas_edge.cli.tables import print_table
 
 if TYPE_CHECKING:
     from lonas_edge.evaluate.report import Report
@@ -162,7 +163,7 @@ def command(
             seed=seed,
             resume=not fresh,
         )
-        run = RunOptions(device, _properties(properties or []), torch_device.value, torch_dtype.value, batch_size)
+        run = RunOptions(device, parse_properties(properties or []), torch_device.value, torch_dtype.value, batch_size)
         chosen = [name.strip() for name in subnet.split(",")] if subnet else [None]
         report("Opening", None)
         check_device(device)
@@ -225,9 +226,9 @@ def _print(found: "Report", output: Path | None) -> None:
 
     console = Console()
     console.print(f"Protocol: {report.describe_protocol(found)}", markup=False, highlight=False)
-    _table(console, "", tuple(report.headings(found)), report.card_rows(found))
+    print_table(console, "", report.headings(found), report.card_rows(found), turn=True)
     if found.differences:
-        _table(console, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))
+        print_table(console, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))
     console.print(report.EXPLAINED, highlight=False)
     for target in found.targets:
         if target.asked:

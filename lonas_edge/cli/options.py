@@ -43,3 +43,21 @@ SubnetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def parse_properties(given: list[str]) -> dict[str, str]:
+    """OpenVINO run-time properties from NAME=VALUE.
+
+    Args:
+        given: As on the command line.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        BadParameter: If one has another form.
+    """
+    wrong = [one for one in given if "=" not in one]
+    if wrong:
+        raise typer.BadParameter(f"--property {wrong[0]}: expected NAME=VALUE")
+    return {name.strip(): value.strip() for name, value in (one.split("=", 1) for one in given)}

@@ -166,18 +166,21 @@ def agreement(arm: Arm, threads: int, vocabulary: int, rounds: int) -> dict[str,
 
 
 def against_itself(
-    arm: Arm, placement: machine.Placement, vocabulary: int, rounds: int, runs: int, config: Any
+    arm: Arm, placement: machine.Placement, vocabulary: int, rounds: int, starts: int, runs: int, config: Any
 ) -> list[dict[str, Any]]:
     found = []
     for run in range(runs):
         pair = [replace(arm, name="a"), replace(arm, name="b")]
         schedule, prompts = Schedule(rounds, 2, run), PromptSource(vocabulary, run)
-        done = run_session(pair, config, [CASE], schedule, 4, placement, prompts, lambda *_: None).measured
+        done = run_session(pair, config, [CASE], schedule, starts, placement, prompts, lambda *_: None).measured
         gains = {
             metric: speedup(*done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name)))
             for metric in ("ttft", "tpot")
         }
         found.append({metric: {**gain.to_json(), "half_width": gain.half_width} for metric, gain in gains.items()})
+        for metric in gains:
+            other, one, starts_of = done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name))
+            found[-1][metric]["ratios"] = [[start, a / b] for a, b, start in zip(other, one, starts_of, strict=True)]
         print(
             f"against itself, run {run + 1}:",
             {m: f"{g.ratio:.3f} [{g.low:.3f}, {g.high:.3f}]" for m, g in gains.items()},
@@ -207,6 +210,7 @@ def main() -> None:
     parser.add_argument("exported", type=Path)
     parser.add_argument("--other", type=Path, help="another exported directory, for the order of arms")
     parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--starts", type=int, default=8)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -214,7 +218,8 @@ def main() -> None:
     arm = Arm("subnet", "ir", arguments.exported, "CPU", properties={"KV_CACHE_PRECISION": "u8"})
     vocabulary = opened.vocabulary
     before = machine.CpuTimes.now([])
-    result: dict[str, Any] = {"conditions": conditions(), "case": vars(CASE), "rounds": arguments.rounds}
+    result: dict[str, Any] = {"conditions": conditions(), "case": vars(CASE)}
+    result |= {"rounds": arguments.rounds, "starts": arguments.starts}
     result["sleeper"] = sleeping(arguments.rounds)
     result["repeated_prompt"] = repeated(arm, placement.threads, vocabulary)
     result["agreement"] = agreement(arm, placement.threads, vocabulary, arguments.rounds)
@@ -222,7 +227,7 @@ def main() -> None:
         other = Arm("other", "ir", arguments.other, "CPU", properties={"KV_CACHE_PRECISION": "u8"})
         result["order"] = swapped(arm, other, placement, vocabulary, arguments.rounds)
     print(json.dumps(result, indent=1), flush=True)
-    itself = against_itself(arm, placement, vocabulary, arguments.rounds, arguments.runs, opened.config)
+    itself = against_itself(arm, placement, vocabulary, arguments.rounds, arguments.starts, arguments.runs, opened.config)
     result["against_itself"] = itself
     for metric in ("ttft", "tpot"):
         inside = sum(run[metric]["low"] <= 1 <= run[metric]["high"] for run in itself)

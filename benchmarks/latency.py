@@ -25,35 +25,9 @@ ROOT = Path(__file__).parent.parent
 
 # Per shape: options of `lonas-edge bench`. Fewer tokens and rounds where a round takes a minute.
 SETTINGS = {
-    "smollm2-135m": ["--prompt-len", "64,256,512", "--new-tokens", "64", "--rounds", "12", "--torch-dtype", "fp32"],
-    "llama-1.1b": [
-        "--prompt-len",
-        "256",
-        "--new-tokens",
-        "32",
-        "--rounds",
-        "8",
-        "--warmup",
-        "1",
-        "--starts",
-        "2",
-        "--torch-dtype",
-        "bf16",
-    ],
-    "llama-7b": [
-        "--prompt-len",
-        "256",
-        "--new-tokens",
-        "16",
-        "--rounds",
-        "6",
-        "--warmup",
-        "1",
-        "--starts",
-        "1",
-        "--torch-dtype",
-        "bf16",
-    ],
+    "smollm2-135m": "--prompt-len 64,256,512 --new-tokens 64 --rounds 16 --warmup 1 --starts 8 --torch-dtype fp32",
+    "llama-1.1b": "--prompt-len 256 --new-tokens 32 --rounds 8 --warmup 1 --starts 2 --torch-dtype bf16",
+    "llama-7b": "--prompt-len 256 --new-tokens 16 --rounds 6 --warmup 1 --starts 1 --torch-dtype bf16",
 }
 TUNING = {
     "llama-1.1b": ["--new-tokens", "32", "--rounds", "8"],
@@ -108,7 +82,7 @@ def main() -> None:
     if arguments.tune and not (folder / "lonas_edge_runtime.json").exists():
         lonas_edge("bench", folder, "--tune", "--prompt-len", "256", *TUNING.get(shape, []))
     gguf = ["--gguf", q8_0(source, arguments.work, shape)] if "gguf" in arms else []
-    options = [*SETTINGS[shape], *gguf, *arguments.options]
+    options = [*SETTINGS[shape].split(), *gguf, *arguments.options]
     lonas_edge(
         *(
             "bench",

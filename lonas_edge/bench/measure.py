@@ -28,12 +28,13 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One generation that counts."""
+    """One generation that counts; `round` and `start` (of the arm's process) count from 0 over the whole measurement."""
 
     arm: str
     case: Case
     round: int
     timing: Timing
+    start: int = 0
 
 
 @dataclass
@@ -50,19 +51,23 @@ class Measured:
     failures: dict[tuple[str, Case], str] = field(default_factory=dict)
     interrupted: bool = False
 
-    def paired(self, arm: str, other: str, case: Case, value: Callable[[Timing], float]) -> tuple[list[float], list[float]]:
-        """Values of two arms in the rounds that both completed, in the order of rounds."""
+    def paired(
+        self, arm: str, other: str, case: Case, value: Callable[[Timing], float]
+    ) -> tuple[list[float], list[float], list[int]]:
+        """Values of two arms in the rounds that both completed, in the order of rounds, and the start of each round."""
         of: dict[str, dict[int, float]] = {arm: {}, other: {}}
+        starts: dict[int, int] = {}
         for sample in self.samples:
             if sample.case == case and sample.arm in of:
                 of[sample.arm][sample.round] = value(sample.timing)
+                starts[sample.round] = sample.start
         both = sorted(of[arm].keys() & of[other].keys())
-        return [of[arm][r] for r in both], [of[other][r] for r in both]
+        return [of[arm][r] for r in both], [of[other][r] for r in both], [starts[r] for r in both]
 
     def add(self, part: "Measured") -> None:
-        """Add a measurement made after this one; its rounds are numbered on, so that only rounds of one part are paired."""
-        first = 1 + max((sample.round for sample in self.samples), default=-1)
-        self.samples += [replace(sample, round=sample.round + first) for sample in part.samples]
+        """Add a measurement made after this one; its rounds and starts are numbered on, so that only its own are paired."""
+        rounds, starts = (1 + max((getattr(s, name) for s in self.samples), default=-1) for name in ("round", "start"))
+        self.samples += [replace(s, round=s.round + rounds, start=s.start + starts) for s in part.samples]
         self.failures |= part.failures
         self.interrupted |= part.interrupted
 
@@ -188,6 +193,7 @@ def measure(
 def to_json(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Samples as JSON objects."""
     return [
-        {"arm": s.arm, **vars(s.case), "round": s.round, **s.timing.to_json(), "ttft": s.timing.ttft, "tpot": s.timing.tpot}
+        {"arm": s.arm, **vars(s.case), "start": s.start, "round": s.round}
+        | {**s.timing.to_json(), "ttft": s.timing.ttft, "tpot": s.timing.tpot}
         for s in samples
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from lonas_edge.bench.arms import SUBNET, Arm, Case, Facts
 from lonas_edge.bench.measure import Measured, to_json
-from lonas_edge.bench.statistics import MIN_ROUNDS, NOISY_HALF_WIDTH, NOISY_OTHERS, Speedup, Summary, speedup, summarize
+from lonas_edge.bench.statistics import MIN_PAIRS, NOISY_HALF_WIDTH, NOISY_OTHERS, Speedup, Summary, speedup, summarize
 from lonas_edge.bench.timing import Timing
 
 SCHEMA = "lonas-edge/bench/1"
@@ -172,9 +172,9 @@ def comparisons(sessions: Sequence[Measured], arms: Sequence[str], cases: Sequen
         for arm in arms:
             for metric, value in METRICS.items():
                 for session in sessions:
-                    subnet, other = session.paired(SUBNET, arm, case, value)
+                    subnet, other, starts = session.paired(SUBNET, arm, case, value)
                     if arm != SUBNET and other:
-                        found.append(Comparison(arm, case, metric, speedup(other, subnet)))
+                        found.append(Comparison(arm, case, metric, speedup(other, subnet, starts)))
                         break
     return found
 
@@ -193,7 +193,13 @@ def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted
         )
     few = next((c.speedup.rounds for c in found if c.speedup.low is None), None)
     if few is not None:
-        told.append(f"{few} rounds give no 95 % interval; {MIN_ROUNDS} are the least.")
+        told.append(f"{few} rounds give no 95 % interval; {MIN_PAIRS} are the least.")
+    starts = min((c.speedup.starts for c in found if c.speedup.low is not None), default=MIN_PAIRS)
+    if starts < MIN_PAIRS:
+        told.append(
+            f"The intervals are over the rounds of {starts} {'start' if starts == 1 else 'starts'} of the arms: what a program "
+            f"differs from one start to the next (a percent or two) is not in them. With --starts {MIN_PAIRS} or more it is."
+        )
     for case in dict.fromkeys(c.case for c in found):
         wide = [
             f"{TITLES[c.metric]} against {c.arm} (±{c.speedup.half_width:.0%})"
@@ -257,7 +263,8 @@ def to_csv(report: Report) -> str:
 HEADINGS = ("arm", "TTFT ms", "p90", "TPOT ms", "p90", "tokens/s", "of limit")
 EXPLAINED = (
     "Medians and 90th percentiles of the rounds. Limit: bytes of weights and KV cache that a token reads, over the measured "
-    "memory bandwidth. Speed-up: how many times faster subnet is than the arm, with its 95 % interval, paired over rounds."
+    "memory bandwidth. Speed-up: how many times faster subnet is than the arm, paired over rounds, with its 95 % interval "
+    f"(over the starts, where there are {MIN_PAIRS} or more)."
 )
 SPEEDUP_HEADINGS = ("subnet over", *TITLES.values())
 ARM_HEADINGS = ("arm", "runs in", "weights, KV", "params M", "disk MB", "peak MB", "load s (compile)")

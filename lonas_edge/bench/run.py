@@ -58,7 +58,7 @@ class BenchOptions:
     arms: tuple[str, ...] = (SUBNET, LORA, UNPRUNED)
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)
-    starts: int = 4
+    starts: int = 8
     device: str = "CPU"
     torch_device: str = "cpu"
     torch_dtype: str = "fp32"

@@ -1,7 +1,7 @@
 """Arms measured together: loaded into processes of their own, several times over, and run in turn.
 
 Two processes of the same program may differ for as long as they live (where their memory lies), which no number of rounds
-takes out. So the rounds are spread over several starts, as pyperf does.
+takes out. So the rounds are spread over several starts, as pyperf does, and intervals are over starts (`statistics.speedup`).
 """
 
 import os

@@ -4,10 +4,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, groupby
 
 CONFIDENCE = 0.95
-MIN_ROUNDS = 6  # with fewer, no signed-rank interval reaches 95 %
+MIN_PAIRS = 6  # rounds or starts; with fewer, no signed-rank interval reaches 95 %
 NOISY_HALF_WIDTH = 0.05  # half an interval beyond this share of the speed-up: too noisy
 NOISY_OTHERS = 0.10  # more than this share of the processor used by others, or stolen by the host: too noisy
 
@@ -62,12 +62,15 @@ class Speedup:
         low: Lower end of the 95 % interval; None with fewer than 6 rounds.
         high: Its upper end.
         rounds: Rounds that both completed.
+        starts: Starts of the arms that these rounds were spread over. The interval is over the starts where they are 6 or
+            more; otherwise it is over the rounds, and does not hold what one start differs from the next.
     """
 
     ratio: float
     low: float | None
     high: float | None
     rounds: int
+    starts: int
 
     @property
     def half_width(self) -> float | None:
@@ -84,27 +87,36 @@ class Speedup:
         return asdict(self)
 
 
-def speedup(other: Sequence[float], subnet: Sequence[float]) -> Speedup:
+def speedup(other: Sequence[float], subnet: Sequence[float], starts: Sequence[int]) -> Speedup:
     """The paired speed-up, with the interval of Wilcoxon's signed-rank test.
 
-    Logarithms of the ratios of each round are averaged pairwise (Walsh averages); their median is the Hodges-Lehmann estimate
-    and their order statistics are the interval (Hollander, Wolfe & Chicken, "Nonparametric Statistical Methods", 2014, 3.2 and
-    3.4). A disturbed round moves it little, and no normality is assumed.
+    Logarithms of the ratios are averaged pairwise (Walsh averages); their median is the Hodges-Lehmann estimate and their order
+    statistics are the interval (Hollander, Wolfe & Chicken, "Nonparametric Statistical Methods", 2014, 3.2 and 3.4). A
+    disturbed round moves it little, and no normality is assumed. Rounds of one start are not independent: two processes of one
+    program differ a little for as long as they live. So each of 6 or more starts counts once, with the estimate of its rounds
+    (Kalibera & Jones, "Rigorous Benchmarking in Reasonable Time", 2013: replicate at the highest level that varies).
 
     Args:
         other: Seconds of the other arm in each round.
         subnet: Seconds of the sub-network in the same rounds.
+        starts: The start of the arms that each round belongs to, in the order of rounds.
 
     Returns:
         The speed-up.
     """
     logs = [math.log(a / b) for a, b in zip(other, subnet, strict=True)]
-    walsh = sorted((a + b) / 2 for a, b in combinations_with_replacement(logs, 2))
+    by_start = [[log for _, log in part] for _, part in groupby(zip(starts, logs, strict=True), key=lambda pair: pair[0])]
+    independent = [statistics.median(_walsh(part)) for part in by_start] if len(by_start) >= MIN_PAIRS else logs
+    walsh = _walsh(independent)
     center = math.exp(statistics.median(walsh))
-    outside = _signed_rank_quantile(len(logs), (1 - CONFIDENCE) / 2)
-    if outside is None:
-        return Speedup(center, None, None, len(logs))
-    return Speedup(center, math.exp(walsh[outside]), math.exp(walsh[-1 - outside]), len(logs))
+    outside = _signed_rank_quantile(len(independent), (1 - CONFIDENCE) / 2)
+    low, high = (None, None) if outside is None else (math.exp(walsh[outside]), math.exp(walsh[-1 - outside]))
+    return Speedup(center, low, high, len(logs), len(by_start))
+
+
+def _walsh(values: Sequence[float]) -> list[float]:
+    """Averages of all pairs, each value with itself included, sorted."""
+    return sorted((a + b) / 2 for a, b in combinations_with_replacement(values, 2))
 
 
 def _signed_rank_quantile(n: int, tail: float) -> int | None:

@@ -74,8 +74,13 @@ def command(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds at every start that do not count.")] = 2,
     starts: Annotated[
         int,
-        typer.Option("--starts", min=1, help="How often all arms are started afresh; the rounds are divided among the starts."),
-    ] = 4,
+        typer.Option(
+            "--starts",
+            min=1,
+            help="How often all arms are started afresh; the rounds are divided among the starts. From 6 on, intervals are "
+            "over the starts, which differ more than rounds do.",
+        ),
+    ] = 8,
     seed: Annotated[int, typer.Option("--seed", help="Seed of prompts and of the order of arms.")] = 0,
     device: Annotated[
         str,

@@ -93,6 +93,18 @@ def test_another_directory_and_a_batch(run_cli: Callable, int8: Path, copy: Path
     assert {row["case"]["batch_size"] for row in found["rows"]} == {1, 3}
 
 
+def test_rounds_know_their_start(run_cli: Callable, int8: Path, copy: Path) -> None:
+    options = ["--rounds", "7", "--starts", "6", "--warmup", "0", "--no-memory", "--json"]
+    ran = run_cli("bench", int8, "--arms", f"subnet,{copy}", *SHORT, *options)
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    taken = sorted((s["arm"], s["start"], s["round"]) for s in found["samples"])
+    assert taken == [(arm, max(0, number - 1), number) for arm in ("copy", "subnet") for number in range(7)]
+    assert all((c["speedup"]["rounds"], c["speedup"]["starts"]) == (7, 6) for c in found["comparisons"])
+    ran = run_cli("bench", int8, "--arms", f"subnet,{copy}", *SHORT, "--rounds", "6", "--no-memory", "--json")
+    assert any("over the rounds of 1 start" in warning for warning in json.loads(ran.out)["warnings"])
+
+
 def test_given_properties_reach_every_ir(run_cli: Callable, int8: Path, copy: Path) -> None:
     arguments = ["bench", int8, "--arms", f"subnet,{copy}", *SHORT, "--kv-precision", "f16"]
     found = json.loads(run_cli(*arguments, "--property", "INFERENCE_PRECISION_HINT=f32", "--json").out)

@@ -50,7 +50,7 @@ def test_every_arm_once_a_round_warm_ups_left_out(arms: dict[str, FakeArm], log:
     assert len({tuple(order) for order in rounds}) > 2  # in changing orders
     assert Counter((s.arm, s.case) for s in found.samples) == {(arm, case): 5 for arm in arms for case in CASES}
     assert {s.round for s in found.samples} == set(range(5))
-    lora, subnet = found.paired("lora", "subnet", CASES[0], lambda timing: timing.ttft)
+    lora, subnet, _ = found.paired("lora", "subnet", CASES[0], lambda timing: timing.ttft)
     assert (lora, subnet) == ([4.0] * 5, [1.0] * 5)
     assert [timing.tpot for timing in found.timings("lora", CASES[1])] == [3.0] * 5
 
@@ -125,7 +125,11 @@ def test_rounds_of_a_later_start_are_numbered_on() -> None:
     for ttft in (1.0, 2.0):
         part = Measured([Sample(arm, case, n, Timing((ttft, 9.0), 9.0)) for arm in ("a", "b") for n in (0, 1)])
         whole.add(part)
-    assert whole.paired("a", "b", case, lambda timing: timing.ttft) == ([1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0])
+    assert whole.paired("a", "b", case, lambda timing: timing.ttft) == (
+        [1.0, 1.0, 2.0, 2.0],
+        [1.0, 1.0, 2.0, 2.0],
+        [0, 0, 1, 1],
+    )
     whole.add(Measured([], {("a", case): "why"}, True))
     assert whole.interrupted and whole.failures and len(whole.samples) == 8
 
@@ -139,4 +143,4 @@ def test_pairs_are_of_one_round() -> None:
     case = CASES[0]
     found = Measured([Sample("a", case, n, Timing((float(n + 1), 9.0), 9.0)) for n in (0, 1, 2)])
     found.samples += [Sample("b", case, n, Timing((10.0 * n, 9.0), 9.0)) for n in (2, 1)]
-    assert found.paired("a", "b", case, lambda timing: timing.ttft) == ([2.0, 3.0], [10.0, 20.0])
+    assert found.paired("a", "b", case, lambda timing: timing.ttft) == ([2.0, 3.0], [10.0, 20.0], [0, 0])

@@ -126,16 +126,18 @@ def test_tables_in_markdown_have_their_headings(made: Report) -> None:
 @pytest.mark.parametrize(
     ("gain", "load", "interrupted", "told"),
     [
-        (Speedup(2.0, 1.95, 2.05, 10), {"others": 0.02, "stolen": 0.03}, False, []),
-        (Speedup(2.0, 1.8, 2.2, 10), {}, False, ["TTFT against lora (±10%)"]),
+        (Speedup(2.0, 1.95, 2.05, 24, 8), {"others": 0.02, "stolen": 0.03}, False, []),
+        (Speedup(2.0, 1.8, 2.2, 24, 8), {}, False, ["TTFT against lora (±10%)"]),
         (
-            Speedup(2.0, 1.95, 2.05, 10),
+            Speedup(2.0, 1.95, 2.05, 24, 8),
             {"others": 0.06, "stolen": 0.05},
             False,
             ["6% of the processor was used by other programs"],
         ),
-        (Speedup(2.0, None, None, 4), {}, False, ["4 rounds give no 95 % interval; 6 are the least"]),
-        (Speedup(2.0, 1.95, 2.05, 10), {}, True, ["Interrupted"]),
+        (Speedup(2.0, None, None, 4, 2), {}, False, ["4 rounds give no 95 % interval; 6 are the least"]),
+        (Speedup(2.0, 1.95, 2.05, 24, 8), {}, True, ["Interrupted"]),
+        (Speedup(2.0, 1.95, 2.05, 24, 5), {}, False, ["over the rounds of 5 starts of the arms"]),
+        (Speedup(2.0, 1.95, 2.05, 24, 1), {}, False, ["over the rounds of 1 start of the arms"]),
     ],
 )
 def test_warnings(gain: Speedup, load: dict[str, float], interrupted: bool, told: list[str]) -> None:

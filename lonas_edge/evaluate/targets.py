@@ -176,7 +176,11 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         max_length=max_length,
         tokenizer=tokenizer,
         sizes=exported.manifest.get("sizes", {}).get("subnetwork", {}),
-        identity={**identity, "batch_size": batch_size, "versions": versions((*_PACKAGES, "openvino", "openvino-genai"))},
+        identity={
+            **identity,
+            "batch_size": batch_size,
+            "versions": versions((*_PACKAGES, "openvino", "openvino-genai", "optimum-intel")),
+        },
         batch_size=batch_size,
         folder=folder if exported.manifest else None,
         load=load,

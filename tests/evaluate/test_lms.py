@@ -1,6 +1,8 @@
 """The backends on tiny models of every family: log-likelihoods of the harness's `hf` backend, tokens of `generate`."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,18 +141,44 @@ def test_openvino_generates_what_transformers_does(
         assert text == tokenizer.decode(new, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+def test_generations_end_where_those_of_transformers_do(
+    num_beams: int, exported: Callable[[str], Path], tiny_models: TinyModels, tmp_path: Path
+):
+    """Several tokens that stop, so that beams end at every length: which one wins depends on when the search ends."""
+    folder = Path(shutil.copytree(exported("llama"), tmp_path / "copy"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_models.base("llama"), dtype=torch.float32)
+    stops = list(range(0, model.config.vocab_size, 6))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    asked = generations(num_beams, 40)
+    found = OpenVinoLM(folder, tokenizer, 128, properties=F32).generate_ids(asked)
+    expected = []
+    for request in asked:
+        ids = tokenizer(request.args[0], return_tensors="pt")
+        options = {"max_new_tokens": 12, "num_beams": num_beams, "do_sample": False, "eos_token_id": stops, "pad_token_id": 1}
+        expected.append(model.generate(**ids, **options)[0, ids["input_ids"].shape[1] :].tolist())
+    assert len({len(new) for new in expected}) > 3
+    assert found == expected
+
+
 def test_properties_that_openvino_refuses_are_told(exported: Callable[[str], Path]):
     folder = exported("llama")
     model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties={"KV_CACHE_PRECISION": "nonsense"})
-    for ask in (lambda: model.generate_until(generations(1, 1)), lambda: model.loglikelihood(rankings(1), disable_tqdm=True)):
+    for ask in (
+        lambda: model.generate_until(generations(1, 1)),
+        lambda: model.generate_until(generations(4, 1)),
+        lambda: model.loglikelihood(rankings(1), disable_tqdm=True),
+    ):
         with pytest.raises(LonasEdgeError, match=r"cannot be run on CPU.*KV_CACHE_PRECISION=nonsense"):
             ask()
 
 
-def test_generation_ends_at_a_stop_text(exported: Callable[[str], Path]):
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_generation_ends_at_a_stop_text(num_beams: int, exported: Callable[[str], Path]):
     folder = exported("llama")
     model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
-    (request,) = generations(1, 1)
+    (request,) = generations(num_beams, 1)
     (text,) = model.generate_until([request])
     request.args[1]["until"] = [text[3]]
     assert model.generate_until([request]) == [text[:3].split(text[3])[0]]

@@ -220,18 +220,21 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     openvino_genai's own (2026.4.1) judges by the scores of the step before whether it is done, and gave other texts for 3 of
     100 prompts; it sorts the whole vocabulary for every beam, which takes most of its time with a small model.
     """
+    import openvino as ov
     from openvino import opset13 as ops
     from optimum.intel import OVModelForCausalLM
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
-    model = OVModelForCausalLM.from_pretrained(folder, compile=False, device=device, ov_config=dict(properties))
-    head = _head(model.model)
+    model = ov.Core().read_model(folder / MODEL)
+    head = _head(model)
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
-    model.model.validate_nodes_and_infer_types()
-    model.generation_config = GenerationConfig()  # what is asked for counts, not the directory's defaults
-    model.compile()
-    return model
+    model.validate_nodes_and_infer_types()
+    config = AutoConfig.from_pretrained(folder)
+    # what is asked for counts, not the directory's defaults
+    return OVModelForCausalLM(
+        model, config, device=device, ov_config=dict(properties), generation_config=GenerationConfig(), compile=True
+    )
 
 
 def _until(ids: list[int], stops: set[int]) -> list[int]:

@@ -13,7 +13,7 @@ from lonas_edge.bench.measure import Measured, to_json
 from lonas_edge.bench.statistics import MIN_PAIRS, NOISY_HALF_WIDTH, NOISY_OTHERS, Speedup, Summary, speedup, summarize
 from lonas_edge.bench.timing import Timing
 
-SCHEMA = "lonas-edge/bench/1"
+SCHEMA = "lonas-edge/bench/2"
 FRAMEWORKS = {"ir": "openvino_genai", "torch": "pytorch", "gguf": "llama.cpp"}
 
 # Names as in openvino_genai's PerfMetrics; milliseconds.
@@ -179,8 +179,19 @@ def comparisons(sessions: Sequence[Measured], arms: Sequence[str], cases: Sequen
     return found
 
 
-def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted: bool, rounds: int) -> list[str]:
-    """What a reader must know before quoting a figure."""
+def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted: bool, rounds: int, starts: int) -> list[str]:
+    """What a reader must know before quoting a figure.
+
+    Args:
+        found: The speed-ups.
+        load: Shares of the processor that others used and that the host took.
+        interrupted: Whether Ctrl-C ended the run.
+        rounds: Rounds that were asked for.
+        starts: Starts that they were to be spread over.
+
+    Returns:
+        Sentences.
+    """
     told = []
     if interrupted:
         told.append("Interrupted: the figures are of the rounds done until then.")
@@ -194,11 +205,17 @@ def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted
     few = next((c.speedup.rounds for c in found if c.speedup.low is None), None)
     if few is not None:
         told.append(f"{few} rounds give no 95 % interval; {MIN_PAIRS} are the least.")
-    starts = min((c.speedup.starts for c in found if c.speedup.low is not None), default=MIN_PAIRS)
-    if starts < MIN_PAIRS:
+    over_rounds = [c for c in found if c.speedup.low is not None and c.speedup.starts < MIN_PAIRS]
+    if over_rounds and starts < MIN_PAIRS:
         told.append(
             f"The intervals are over the rounds of {starts} {'start' if starts == 1 else 'starts'} of the arms: what a program "
-            f"differs from one start to the next (a percent or two) is not in them. With --starts {MIN_PAIRS} or more it is."
+            f"differs from one start to the next is not in them. With --starts {MIN_PAIRS} or more it is."
+        )
+    elif over_rounds:
+        which = dict.fromkeys(f"{c.arm}, {c.case} ({c.speedup.starts} of {starts})" for c in over_rounds)
+        told.append(
+            f"Fewer than {MIN_PAIRS} starts were done with {'; '.join(which)}: those intervals are over rounds, and what a "
+            "program differs from one start to the next is not in them."
         )
     for case in dict.fromkeys(c.case for c in found):
         wide = [
@@ -209,7 +226,7 @@ def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted
         if wide:
             told.append(
                 f"Too noisy for a claim, {case}: the interval is wider than ±{NOISY_HALF_WIDTH:.0%} of the speed-up: "
-                f"{', '.join(wide)}. Take more than {rounds} rounds, or a quieter machine."
+                f"{', '.join(wide)}. Take more than {rounds} rounds and {starts} starts, or a quieter machine."
             )
     return told
 
@@ -246,7 +263,8 @@ def to_csv(report: Report) -> str:
     known = ["load_seconds", "compile_seconds", "peak_memory_bytes", "disk_bytes", "parameters", "macs_per_token"]
     gains = [f"speedup_{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
     head = ["arm", "framework", "device", "precision", "batch_size", "input_size", "output_size"]
-    table.writerow([*head, *figures, "decode_limit_ms", "decode_share_of_limit", *known, *gains])
+    paired = ["speedup_rounds", "speedup_starts"]
+    table.writerow([*head, *figures, "decode_limit_ms", "decode_share_of_limit", *known, *gains, *paired])
     arms = {arm.name: arm for arm in report.arms}
     for row in report.rows:
         arm, case = arms[row.arm], row.case
@@ -255,6 +273,7 @@ def to_csv(report: Report) -> str:
         gain = {c.metric: c.speedup for c in report.comparisons if (c.arm, c.case) == (row.arm, case)}
         ends = [getattr(gain.get(metric), name, None) for metric in METRICS for name in ("ratio", "low", "high")]
         line = [arm.name, arm.framework, arm.device, arm.precision, case.batch_size, case.prompt_len, case.new_tokens]
+        ends += [getattr(gain.get("ttft"), name, None) for name in ("rounds", "starts")]
         line += [*parts, row.decode_limit_ms, row.decode_share_of_limit, *(facts.get(name) for name in known), *ends]
         table.writerow(line)
     return output.getvalue()

@@ -69,6 +69,11 @@ class BenchOptions:
     memory: bool = True
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
 
+    @property
+    def starts_done(self) -> int:
+        """Starts that the rounds are enough for."""
+        return min(self.starts, self.schedule.rounds)
+
 
 def bench(
     exported: Exported,
@@ -133,7 +138,7 @@ def bench(
         rows=report.rows(measured, described, options.cases, exported.config, bandwidth),
         comparisons=compared,
         failures=report.failures(measured),
-        warnings=report.warnings(compared, load, interrupted, options.schedule.rounds),
+        warnings=report.warnings(compared, load, interrupted, options.schedule.rounds, options.starts_done),
         interrupted=interrupted,
         samples=report.samples(measured),
     )
@@ -392,7 +397,7 @@ def _conditions(options: BenchOptions, place: Placement, groups: Sequence[Sequen
         "machine": machine.describe(options.device),
         "threads": place.threads,
         "cores": list(place.cores),
-        "schedule": {**vars(options.schedule), "starts": options.starts},
+        "schedule": {**vars(options.schedule), "starts": options.starts_done},
         "sessions": [[arm.name for arm in group] for group in groups],
         "versions": versions(PACKAGES),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),

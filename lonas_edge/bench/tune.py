@@ -19,7 +19,7 @@ from lonas_edge.bench.arms import Arm, Case
 from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule
 from lonas_edge.bench.run import PACKAGES, BenchOptions, check_cases, sessions
 from lonas_edge.bench.session import run_session
-from lonas_edge.bench.statistics import Speedup, speedup
+from lonas_edge.bench.statistics import MIN_PAIRS, Speedup, speedup
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
@@ -84,6 +84,9 @@ class Tuned:
         for metric, gain in self.speedups.items():
             ends = "" if gain.low is None else f" [{gain.low:.2f}, {gain.high:.2f}]"
             told.append(f"{metric.upper()} {gain.ratio:.2f} x{ends}")
+        few = next((gain.starts for gain in self.speedups.values() if gain.starts < MIN_PAIRS), None)
+        if few is not None:
+            told[-1] += f" (over the rounds of {few} {'start' if few == 1 else 'starts'}; --starts {MIN_PAIRS} is surer)"
         return f"Speed-up over the defaults: {', '.join(told)}; mean KL of the answers {self.mean_kl:.4f} nats"
 
 

@@ -8,6 +8,7 @@ computed once for each of its options, and every position's logits are computed 
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _SUPPORTED = {"do_sample", "num_beams", "temperature", "until", "max_gen_toks", "length_penalty", "repetition_penalty"}
 _PROMPT_TOKENS = 1024  # prompt tokens computed in one step; genai's own default of 256 leaves half the speed
-_BEAMS = 64  # beams of all prompts that are searched together
+_BEAMS, _BEAM_TOKENS = 64, 16384  # of all prompts that are searched together; every beam has a KV cache of its own
 
 
 class OpenVinoLM(RankingLM):
@@ -116,7 +117,7 @@ class OpenVinoLM(RankingLM):
             LonasEdgeError: If an option is not supported, or OpenVINO cannot compile the model with these properties.
         """
         asked = [(request.args[0], self._checked(normalize_gen_kwargs(request.args[1]))) for request in requests]
-        room = [self.max_length - options["max_gen_toks"] for _, options in asked]
+        room = [max(1, self.max_length - options["max_gen_toks"]) for _, options in asked]
         ids = [self.tok_encode(prompt)[-longest:] for (prompt, _), longest in zip(asked, room, strict=True)]
         found: dict[int, list[int]] = {}
         for how, places in _alike(options for _, options in asked).items():
@@ -154,23 +155,19 @@ class OpenVinoLM(RankingLM):
         if self._searcher is None:
             with told(self.folder, self._device_name, self._properties):
                 self._searcher = _searcher(self.folder, self._device_name, self._properties)
-        stops, num_beams = self._stops(), options["num_beams"]
-        given = {name: options[name] for name in ("num_beams", "length_penalty", "repetition_penalty") if name in options}
-        if options["until"]:
-            given |= {"stop_strings": list(options["until"]), "tokenizer": self.tokenizer}
-        together = max(1, _BEAMS // num_beams)
+        stops, filler = self._stops(), min(self._stops())
         found: dict[int, list[int]] = {}
-        places = sorted(range(len(ids)), key=lambda place: (len(ids[place]), ids[place]))
-        for start in range(0, len(places), together):
-            part = places[start : start + together]
+        for part in _searched_together(ids, options):
             length = max(len(ids[place]) for place in part)
             new = self._searcher.generate(
-                torch.from_numpy(_padded([ids[place] for place in part], length, left=True)),
+                torch.from_numpy(_padded([ids[place] for place in part], length, left=True, filler=filler)),
                 attention_mask=torch.from_numpy(_padded([[1] * len(ids[place]) for place in part], length, left=True)),
-                max_new_tokens=options["max_gen_toks"], do_sample=False, eos_token_id=sorted(stops),
-                pad_token_id=min(stops), **given,
+                stopping_criteria=[_StopTexts(self.tokenizer, options["until"], length)] if options["until"] else None,
+                max_new_tokens=options["max_gen_toks"], do_sample=False, eos_token_id=sorted(stops), pad_token_id=filler,
+                **{name: options[name] for name in ("num_beams", "length_penalty", "repetition_penalty") if name in options},
             )[:, length:].tolist()  # fmt: skip
             found |= {place: _until(row, stops) for place, row in zip(part, new, strict=True)}
+        self._searcher.request.reset_state()
         return [found[place] for place in range(len(ids))]
 
     def _stops(self) -> set[int]:
@@ -195,7 +192,7 @@ def told(folder: Path, device: str, properties: Mapping[str, str]) -> Iterator[N
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         given = ", ".join(f"{name}={value}" for name, value in properties.items()) or "none"
         raise LonasEdgeError(
@@ -220,21 +217,52 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     openvino_genai's own (2026.4.1) judges by the scores of the step before whether it is done, and gave other texts for 3 of
     100 prompts; it sorts the whole vocabulary for every beam, which takes most of its time with a small model.
     """
-    import openvino as ov
     from openvino import opset13 as ops
     from optimum.intel import OVModelForCausalLM
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    model = ov.Core().read_model(folder / MODEL)
-    head = _head(model)
+    loading = logging.getLogger("optimum.intel.openvino.modeling_base")
+    level = loading.level
+    loading.setLevel(logging.ERROR)  # offline, it looks for a directory among the hub's files and says so (2.2.0)
+    try:
+        model = OVModelForCausalLM.from_pretrained(
+            str(folder), export=False, compile=False, device=device, ov_config=dict(properties)
+        )
+    finally:
+        loading.setLevel(level)
+    head = _head(model.model)
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
-    model.validate_nodes_and_infer_types()
-    config = AutoConfig.from_pretrained(folder)
-    # what is asked for counts, not the directory's defaults
-    return OVModelForCausalLM(
-        model, config, device=device, ov_config=dict(properties), generation_config=GenerationConfig(), compile=True
-    )
+    model.model.validate_nodes_and_infer_types()
+    model.generation_config = GenerationConfig()  # what is asked for counts, not the directory's defaults
+    model.compile()
+    return model
+
+
+class _StopTexts:
+    """Ends a beam whose new tokens hold a text; transformers' own `stop_strings` (5.5) looks into the prompt, too."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], length: int):
+        self._tokenizer, self._texts, self._length = tokenizer, texts, length
+
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        new = self._tokenizer.batch_decode(input_ids[:, self._length :])
+        return torch.tensor([any(text in one for text in self._texts) for one in new])
+
+
+def _searched_together(ids: Sequence[list[int]], options: Mapping[str, Any]) -> Iterator[list[int]]:
+    """Places of prompts of like length; one alone where a penalty on repetition would take padding for text."""
+    places = sorted(range(len(ids)), key=lambda place: (len(ids[place]), ids[place]))
+    part: list[int] = []
+    for place in places:
+        beams = options["num_beams"] * (len(part) + 1)
+        tokens = beams * (len(ids[place]) + options["max_gen_toks"])
+        if part and (beams > _BEAMS or tokens > _BEAM_TOKENS or "repetition_penalty" in options):
+            yield part
+            part = []
+        part.append(place)
+    if part:
+        yield part
 
 
 def _until(ids: list[int], stops: set[int]) -> list[int]:
@@ -315,8 +343,8 @@ class _Ranker:
         return torch.from_numpy(result["logits"])
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, left: bool = False) -> np.ndarray:
-    filled = np.zeros((len(rows), length), np.int64)
+def _padded(rows: Sequence[Sequence[int]], length: int, left: bool = False, filler: int = 0) -> np.ndarray:
+    filled = np.full((len(rows), length), filler, np.int64)
     for index, row in enumerate(rows):
         filled[index, length - len(row) if left else 0 :][: len(row)] = row
     return filled

@@ -179,7 +179,7 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         identity={
             **identity,
             "batch_size": batch_size,
-            "versions": versions((*_PACKAGES, "openvino", "openvino-genai", "optimum-intel")),
+            "versions": versions((*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")),
         },
         batch_size=batch_size,
         folder=folder if exported.manifest else None,

@@ -88,7 +88,7 @@ def test_figures_by_hand(made: Report) -> None:
 def test_files(made: Report, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["schema"] == "lonas-edge/bench/1"
+    assert content["schema"] == "lonas-edge/bench/2"
     assert content["rows"][0]["ttft"]["p99"] == pytest.approx(made.rows[0].ttft.p99)
     assert len(content["samples"]) == 24 and content["samples"][0]["token_times"]
     lines = list(csv.DictReader((tmp_path / "bench.csv").open()))
@@ -136,14 +136,26 @@ def test_tables_in_markdown_have_their_headings(made: Report) -> None:
         ),
         (Speedup(2.0, None, None, 4, 2), {}, False, ["4 rounds give no 95 % interval; 6 are the least"]),
         (Speedup(2.0, 1.95, 2.05, 24, 8), {}, True, ["Interrupted"]),
-        (Speedup(2.0, 1.95, 2.05, 24, 5), {}, False, ["over the rounds of 5 starts of the arms"]),
-        (Speedup(2.0, 1.95, 2.05, 24, 1), {}, False, ["over the rounds of 1 start of the arms"]),
+        (Speedup(2.0, 1.95, 2.05, 15, 5), {}, False, ["with lora, 128+11 tokens, batch 1 (5 of 8): those intervals"]),
     ],
 )
 def test_warnings(gain: Speedup, load: dict[str, float], interrupted: bool, told: list[str]) -> None:
-    found = warnings([module.Comparison("lora", CASES[0], "ttft", gain)], load, interrupted, 10)
+    found = warnings([module.Comparison("lora", CASES[0], "ttft", gain)], load, interrupted, 24, 8)
     assert len(found) == len(told)
     assert all(part in warning for part, warning in zip(told, found, strict=True))
+
+
+@pytest.mark.parametrize(("starts", "told"), [(1, "the rounds of 1 start of"), (5, "the rounds of 5 starts of")])
+def test_few_starts_are_told_once_for_all(starts: int, told: str) -> None:
+    gain = Speedup(2.0, 1.95, 2.05, 24, starts)
+    found = warnings([module.Comparison(arm, CASES[0], "ttft", gain) for arm in ("lora", "gguf")], {}, False, 24, starts)
+    assert len(found) == 1 and told in found[0] and "With --starts 6 or more it is" in found[0]
+
+
+def test_arms_with_all_their_starts_are_not_spoken_of() -> None:
+    gains = {"lora": Speedup(2.0, 1.95, 2.05, 9, 3), "unpruned": Speedup(1.1, 1.08, 1.12, 24, 8)}
+    (told,) = warnings([module.Comparison(a, CASES[0], "ttft", g) for a, g in gains.items()], {}, False, 24, 8)
+    assert "lora" in told and "unpruned" not in told and "--starts" not in told
 
 
 def test_pairs_come_from_the_session_that_both_were_in() -> None:

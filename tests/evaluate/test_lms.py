@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,25 +142,43 @@ def test_openvino_generates_what_transformers_does(
         assert text == tokenizer.decode(new, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 4])
+OPTIONS: list[dict[str, float]] = [
+    *({"num_beams": 1}, {"num_beams": 2}, {"num_beams": 4}),
+    *({"num_beams": 4, "length_penalty": -2.0}, {"num_beams": 4, "repetition_penalty": 1.5}),
+    {"num_beams": 1, "repetition_penalty": 1.5},
+]
+
+
 def test_generations_end_where_those_of_transformers_do(
-    num_beams: int, exported: Callable[[str], Path], tiny_models: TinyModels, tmp_path: Path
+    exported: Callable[[str], Path], tiny_models: TinyModels, tmp_path: Path
 ):
-    """Several tokens that stop, so that beams end at every length: which one wins depends on when the search ends."""
+    """Several tokens that stop, so that beams end at every length: which one wins depends on when the search ends.
+
+    All options in one call, in turn, as no task of ours has them.
+    """
     folder = Path(shutil.copytree(exported("llama"), tmp_path / "copy"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(tiny_models.base("llama"), dtype=torch.float32)
     stops = list(range(0, model.config.vocab_size, 6))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
-    asked = generations(num_beams, 40)
+    prompts = [request.args[0] for request in generations(1, 40)]
+    asked = [
+        Instance("generate_until", {}, (prompt, {"until": [], "max_gen_toks": 12, **options}), 0, ("task", 0, 1))
+        for prompt in prompts
+        for options in OPTIONS
+    ]
     found = OpenVinoLM(folder, tokenizer, 128, properties=F32).generate_ids(asked)
     expected = []
-    for request in asked:
-        ids = tokenizer(request.args[0], return_tensors="pt")
-        options = {"max_new_tokens": 12, "num_beams": num_beams, "do_sample": False, "eos_token_id": stops, "pad_token_id": 1}
-        expected.append(model.generate(**ids, **options)[0, ids["input_ids"].shape[1] :].tolist())
-    assert len({len(new) for new in expected}) > 3
-    assert found == expected
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")
+        for options in OPTIONS:
+            given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": stops, "pad_token_id": 1, **options}
+            expected.append(model.generate(**ids, **given)[0, ids["input_ids"].shape[1] :].tolist())
+    for place in range(len(OPTIONS)):
+        ours, theirs = found[place :: len(OPTIONS)], expected[place :: len(OPTIONS)]
+        assert ours == theirs, OPTIONS[place]
+        others = [expected[other :: len(OPTIONS)] for other in range(len(OPTIONS)) if other != place]
+        assert theirs not in others and len({len(new) for new in theirs}) > 3
 
 
 def test_properties_that_openvino_refuses_are_told(exported: Callable[[str], Path]):
@@ -174,14 +193,48 @@ def test_properties_that_openvino_refuses_are_told(exported: Callable[[str], Pat
             ask()
 
 
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_generation_ends_at_a_stop_text(num_beams: int, exported: Callable[[str], Path]):
+def test_greedy_generation_ends_at_a_stop_text(exported: Callable[[str], Path]):
     folder = exported("llama")
-    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)
-    (request,) = generations(num_beams, 1)
-    (text,) = model.generate_until([request])
-    request.args[1]["until"] = [text[3]]
-    assert model.generate_until([request]) == [text[:3].split(text[3])[0]]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
+    (request,) = generations(1, 1)
+    (whole,) = model.generate_ids([request])
+    request.args[1]["until"] = [tokenizer.decode(whole[:2])]
+    (ids,), (text,) = model.generate_ids([request]), model.generate_until([request])
+    assert len(ids) <= 4 < len(whole)
+    assert text == ""  # what stops is cut off, and it came first
+
+
+def test_beams_end_at_a_stop_text_as_in_transformers(exported: Callable[[str], Path], tiny_models: TinyModels):
+    folder = exported("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
+    asked = generations(4, 20)
+    letters = Counter(letter for ids in model.generate_ids(asked) for letter in set(tokenizer.decode(ids)))
+    prompts = "".join(request.args[0] for request in asked)
+    stop = next(letter for letter, _ in letters.most_common() if letter not in prompts)
+    for request in asked:
+        request.args[1]["until"] = [stop]
+    reference = AutoModelForCausalLM.from_pretrained(tiny_models.base("llama"), dtype=torch.float32)
+    options = {"max_new_tokens": 12, "num_beams": 4, "do_sample": False, "stop_strings": [stop], "tokenizer": tokenizer}
+    expected = []
+    for request in asked:
+        ids = tokenizer(request.args[0], return_tensors="pt")
+        expected.append(reference.generate(**ids, **options, pad_token_id=1)[0, ids["input_ids"].shape[1] :].tolist())
+    assert sum(len(ids) < 12 for ids in expected) > 3
+    together = model.generate_ids(asked)
+    for found, ids in zip(together, expected, strict=True):
+        assert found[: len(ids)] == ids and len(found) <= len(ids) + 1  # filled up behind, as its neighbours go on
+
+
+def test_a_stop_text_is_not_looked_for_in_the_prompt(exported: Callable[[str], Path]):
+    folder = exported("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
+    (request,) = generations(4, 1)
+    (whole,) = model.generate_ids([request])
+    request.args[1]["until"] = [request.args[0][-3:] + tokenizer.decode(whole[:1])]
+    assert model.generate_ids([request]) == [whole]
 
 
 def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choose: Callable, materialize: Callable):

@@ -8,6 +8,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import json
 import random
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from lonas_edge.cli import main
 from lonas_edge.materialize import MaterializedModel, write_weights
 from lonas_edge.source import Source
 from lonas_edge.subnetwork import Subnetwork
+
+# a shell without job control has its background jobs ignore Ctrl-C, and so would the processes that the tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LLAMA_7B = {
     "model_type": "llama",

@@ -124,10 +124,10 @@ def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero
     import torch
     from transformers import AutoTokenizer
 
-    from lonas_edge.elastic import load_super_network
     from lonas_edge.evaluate.torch_lm import TorchLM
-    from lonas_edge.source import open_source
-    from lonas_edge.subnetwork import select
+    from lonas_edge.network.elastic import load_super_network
+    from lonas_edge.network.source import open_source
+    from lonas_edge.space.subnetwork import select
 
     opened = open_source(str(source))
     tokenizer = AutoTokenizer.from_pretrained(opened.base.folder)

@@ -29,7 +29,7 @@ from lonas_edge.bench.session import run_session
 from lonas_edge.bench.statistics import speedup
 from lonas_edge.bench.timing import Timing, generate_greedy
 from lonas_edge.bench.worker import ArmProcess
-from lonas_edge.exported import open_exported
+from lonas_edge.exporting.exported import open_exported
 
 CASE = Case(256, 32)
 

@@ -49,12 +49,12 @@ class Arm:
         from peft import get_peft_model
         from torch.optim import AdamW
 
-        from lonas_edge.architecture import Architecture, bind
-        from lonas_edge.elastic import SuperNetwork, load_base
-        from lonas_edge.search_space import read_search_space
-        from lonas_edge.source import locate, read_model_config
-        from lonas_edge.train import InactiveKept, _lora_config
-        from lonas_edge.training_plan import TrainOptions
+        from lonas_edge.network.elastic import SuperNetwork, load_base
+        from lonas_edge.network.source import locate, read_model_config
+        from lonas_edge.space.architecture import Architecture, bind
+        from lonas_edge.space.search_space import read_search_space
+        from lonas_edge.training.plan import TrainOptions
+        from lonas_edge.training.train import InactiveKept, _lora_config
 
         located = locate(str(arguments.base), None, weights=True)
         torch.manual_seed(0)
@@ -128,7 +128,7 @@ def flops_kept(arm: Arm, chosen: list[tuple[int, ...]], arguments: argparse.Name
 
 
 def _targets() -> tuple[str, ...]:
-    from lonas_edge.training_plan import TARGETS
+    from lonas_edge.training.plan import TARGETS
 
     return TARGETS
 

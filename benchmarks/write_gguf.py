@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType, TokenType
 
-from lonas_edge.architecture import Architecture
-from lonas_edge.checkpoints import open_base
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.source import Located, read_model_config
+from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.source import Located, read_model_config
+from lonas_edge.space.architecture import Architecture
 
 TYPES = {
     "q8_0": (GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),

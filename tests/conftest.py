@@ -19,9 +19,9 @@ import torch
 from tiny_models import CASES, VOCAB, TinyModels, TinySource
 
 from lonas_edge.cli import main
-from lonas_edge.materialize import MaterializedModel, write_weights
-from lonas_edge.source import Source
-from lonas_edge.subnetwork import Subnetwork
+from lonas_edge.network.materialize import MaterializedModel, write_weights
+from lonas_edge.network.source import Source
+from lonas_edge.space.subnetwork import Subnetwork
 
 # a shell without job control has its background jobs ignore Ctrl-C, and so would the processes that the tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)

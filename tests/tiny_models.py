@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lonas_edge.architecture import Architecture
-from lonas_edge.generate_space import generate_space
-from lonas_edge.source import Source, open_source
+from lonas_edge.network.source import Source, open_source
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.generate import generate_space
 
 LAYERS, HIDDEN, MLP, HEADS, KV_HEADS, VOCAB = 3, 64, 128, 4, 2, 288
 RANK, ALPHA = 8, 16  # scale 2.0, as published

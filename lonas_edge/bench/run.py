@@ -21,11 +21,11 @@ from lonas_edge.bench.arms import GGUF, LORA, LORA_MERGED, NAMED, SUBNET, UNPRUN
 from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule
 from lonas_edge.bench.session import run_session
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
-from lonas_edge.checkpoints import sha256
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.exported import WEIGHTS, Exported, open_exported
+from lonas_edge.exporting.exported import WEIGHTS, Exported, open_exported
 from lonas_edge.ir import runtime
-from lonas_edge.source import Source, open_source
+from lonas_edge.network.checkpoints import sha256
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers", "peft", "nncf", "llama-cpp-python")

@@ -23,7 +23,7 @@ from lonas_edge.bench.statistics import MIN_PAIRS, Speedup, speedup
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exported import RUNTIME, WEIGHTS, Exported, open_exported
+from lonas_edge.exporting.exported import RUNTIME, WEIGHTS, Exported, open_exported
 from lonas_edge.ir import runtime
 from lonas_edge.versions import versions
 
@@ -229,8 +229,8 @@ class _Search:
         """Mean KL divergence of the answers under these properties from those by default, in nats."""
         import torch
 
-        from lonas_edge.tokenizer import load_tokenizer
-        from lonas_edge.verify import compare, prompts
+        from lonas_edge.exporting.verify import compare, prompts
+        from lonas_edge.network.tokenizer import load_tokenizer
 
         self.progress("Comparing answers", None)
         ids = prompts(load_tokenizer(self.exported.folder), self.exported.vocabulary).tolist()

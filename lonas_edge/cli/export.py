@@ -71,14 +71,14 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with _progress() as report:
         report("Loading", None)
-        from lonas_edge.checkpoints import OutputDirectory
-        from lonas_edge.source import open_source
-        from lonas_edge.subnetwork import select
+        from lonas_edge.network.checkpoints import OutputDirectory
+        from lonas_edge.network.source import open_source
+        from lonas_edge.space.subnetwork import select
 
         OutputDirectory(output, overwrite).check(0)
         opened = open_source(source, model, nncf_config, revision)
         chosen = select(opened.space, subnet)
-        from lonas_edge.export import ExportOptions, export
+        from lonas_edge.exporting.export import ExportOptions, export
 
         options = ExportOptions(
             weight_format=weight_format.value,

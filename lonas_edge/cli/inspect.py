@@ -29,8 +29,8 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.
     """
     with loading():
-        from lonas_edge.source import open_source
-        from lonas_edge.subnetwork import select
+        from lonas_edge.network.source import open_source
+        from lonas_edge.space.subnetwork import select
 
         opened = open_source(source, model, nncf_config, revision, weights=False)
     chosen = select(opened.space, subnet)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lonas_edge.cli.options import JsonOption, RevisionOption
-from lonas_edge.training_plan import TrainOptions
+from lonas_edge.training.plan import TrainOptions
 
 _DEFAULT = TrainOptions()
 
@@ -206,13 +206,13 @@ def _train(
     overwrite: bool,
     report: Callable[[int, int, Mapping[str, float]], None],
 ) -> dict[str, Any]:
-    from lonas_edge.instructions import read_examples
+    from lonas_edge.data.instructions import read_examples
 
     examples = read_examples(data)
-    from lonas_edge.architecture import Architecture, bind
-    from lonas_edge.checkpoints import OutputDirectory
-    from lonas_edge.search_space import SearchSpace, read_search_space
-    from lonas_edge.source import locate, read_model_config
+    from lonas_edge.network.checkpoints import OutputDirectory
+    from lonas_edge.network.source import locate, read_model_config
+    from lonas_edge.space.architecture import Architecture, bind
+    from lonas_edge.space.search_space import SearchSpace, read_search_space
 
     OutputDirectory(output, overwrite).check(0)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
@@ -221,7 +221,7 @@ def _train(
     elasticity = bind(Architecture.from_config(read_model_config(base), str(base.folder)), space, str(nncf_config))
     from transformers.utils.logging import disable_progress_bar
 
-    from lonas_edge.train import Inputs, train
+    from lonas_edge.training.train import Inputs, train
 
     disable_progress_bar()
     return train(Inputs(base, elasticity, nncf_config, data, examples), output, options, resume, overwrite, report)

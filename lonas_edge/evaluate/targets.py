@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lonas_edge.checkpoints import read_json, sha256
+from lonas_edge.data.instructions import EVALUATION_TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exported import EVALUATION, MANIFEST, MODEL, RUNTIME, Exported, open_exported
-from lonas_edge.instructions import EVALUATION_TEMPLATES
-from lonas_edge.materialize import DTYPES
-from lonas_edge.source import TRAINING, Source, open_source
-from lonas_edge.subnetwork import select
-from lonas_edge.tokenizer import load_tokenizer
+from lonas_edge.exporting.exported import EVALUATION, MANIFEST, MODEL, RUNTIME, Exported, open_exported
+from lonas_edge.network.checkpoints import read_json, sha256
+from lonas_edge.network.materialize import DTYPES
+from lonas_edge.network.source import TRAINING, Source, open_source
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _exported(folder: Path, run: RunOptions) -> Target:
 
 
 def _checkpoint(folder: Path, run: RunOptions) -> Target:
-    from lonas_edge.modeling import load_checkpoint
+    from lonas_edge.network.modeling import load_checkpoint
 
     manifest = read_json(folder / MANIFEST)
     files = {"checkpoint": _hashes(folder)}
@@ -198,7 +198,7 @@ def _checkpoint(folder: Path, run: RunOptions) -> Target:
 
 
 def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
-    from lonas_edge.elastic import load_super_network
+    from lonas_edge.network.elastic import load_super_network
 
     chosen = select(source.space, subnet)
     name = (source.adapter or source.base).name.rsplit("/", 1)[-1]

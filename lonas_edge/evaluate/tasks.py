@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.instructions import EVALUATION_TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.instructions import EVALUATION_TEMPLATES, Example
 
 PROTOCOLS = ("generate", "answer-word", "option-text")
 METRIC = {"generate": "acc", "answer-word": "acc", "option-text": "acc_norm"}  # what the card's table shows

@@ -19,9 +19,9 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import compress_model_transformation
 
-from lonas_edge.complexity import int4_group_size
-from lonas_edge.materialize import MaterializedModel
-from lonas_edge.modeling import BLOCK_ELEMENTS
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.modeling import BLOCK_ELEMENTS
+from lonas_edge.space.complexity import int4_group_size
 
 STACK_ELEMENTS = 2**24  # at least so many elements are compressed at once (67 MB in fp32),
 MAX_STACKS = 64  # and more where that would take more calls than this

@@ -31,8 +31,8 @@ from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.tokenizer import save_tokenizer
-from lonas_edge.modeling import empty_model, set_parameter, untouched_zeros
-from lonas_edge.tokenizer import load_tokenizer
+from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
+from lonas_edge.network.tokenizer import load_tokenizer
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.checkpoints import read_json
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exported import MODEL, RUNTIME
-from lonas_edge.model_card import replace_text, write_card
+from lonas_edge.exporting.exported import MODEL, RUNTIME
+from lonas_edge.exporting.model_card import replace_text, write_card
+from lonas_edge.network.checkpoints import read_json
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
 PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole

@@ -20,9 +20,9 @@ from lonas_edge.bench.run import find_source, sessions
 from lonas_edge.bench.session import run_bytes, too_large
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.export import ExportOptions, export
-from lonas_edge.exported import open_exported
-from lonas_edge.subnetwork import select
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.space.subnetwork import select
 
 SHORT = ("--prompt-len", "8", "--new-tokens", "4", "--rounds", "2", "--warmup", "1", "--starts", "1")
 PLACE = Placement((0,), 1)

@@ -15,10 +15,10 @@ from lonas_edge.bench.arms import Case
 from lonas_edge.bench.measure import Measured, Sample, Schedule
 from lonas_edge.bench.run import BenchOptions
 from lonas_edge.bench.timing import Timing
-from lonas_edge.export import ExportOptions, export
-from lonas_edge.exported import open_exported
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import runtime
-from lonas_edge.subnetwork import select
+from lonas_edge.space.subnetwork import select
 
 TABLE = {"KV_CACHE_PRECISION": ("u8", "f16"), "INFERENCE_PRECISION_HINT": ("f32",), "ENABLE_CPU_PINNING": ("NO",)}
 CASE = Case(8, 3)

@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 from lonas_edge.evaluate.ranking import BATCH_TOKENS
 from lonas_edge.evaluate.torch_lm import TorchLM
-from lonas_edge.modeling import load_checkpoint
+from lonas_edge.network.modeling import load_checkpoint
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 WORDS = ["The", "sun", "warms", "stones", "while", "cold", "rivers", "carry", "small", "green", "leaves", "past", "mills"]
@@ -238,7 +238,7 @@ def test_a_stop_text_is_not_looked_for_in_the_prompt(exported: Callable[[str], P
 
 
 def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choose: Callable, materialize: Callable):
-    from lonas_edge.elastic import load_super_network
+    from lonas_edge.network.elastic import load_super_network
 
     widths = choose(llama, "unequal:1")
     network = load_super_network(llama.opened())

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lonas_edge.data.instructions import EVALUATION_TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import tasks
-from lonas_edge.instructions import EVALUATION_TEMPLATES, Example
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (

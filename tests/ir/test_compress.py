@@ -14,11 +14,11 @@ from openvino import opset13 as ops
 from openvino_models import constants, model_logits
 from tiny_models import TinyModels
 
-from lonas_edge.export import ExportOptions, export
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.ir import compress
 from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
-from lonas_edge.source import open_source
-from lonas_edge.subnetwork import Subnetwork
+from lonas_edge.network.source import open_source
+from lonas_edge.space.subnetwork import Subnetwork
 
 GROUP = 32
 INT8, INT4 = Scheme("int8"), Scheme("int4", GROUP)

@@ -1,0 +1,1 @@
+"""Data: prompts, instruction data, task data, calibration text."""

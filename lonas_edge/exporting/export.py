@@ -1,0 +1,260 @@
+"""Export: the road from a super-adapter to a directory that every OpenVINO client runs. Here the steps meet."""
+
+import ctypes
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from lonas_edge.errors import raise_all
+from lonas_edge.exporting import verify
+from lonas_edge.exporting.exported import MANIFEST
+from lonas_edge.exporting.model_card import model_card
+from lonas_edge.ir import compress
+from lonas_edge.ir.convert import MODEL, write_ir
+from lonas_edge.ir.graph import GraphConversion, Job
+from lonas_edge.network import adapters
+from lonas_edge.network.checkpoints import OutputDirectory, sha256
+from lonas_edge.network.materialize import DTYPES, MaterializedModel, write_weights
+from lonas_edge.network.source import Located, Source, base_misfits
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.versions import versions
+
+SUBNETWORK = "subnetwork.json"
+_PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_ROOM_BYTES = 50_000_000  # tokenizers and temporary files
+
+WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+Stage = Literal["checkpoint", "ir"]
+Progress = Callable[[str, float | None], None]  # the step, and the share of it that is done, where known
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write.
+
+    Attributes:
+        weight_format: How the IR's weights are stored.
+        stage: `ir`, or `checkpoint` to stop at the sliced and merged Hugging Face checkpoint.
+        dtype: Stored dtype of a checkpoint, fp32, fp16 or bf16; that of the base when None.
+        verify: Whether to compare logits and refuse a model beyond the tolerance.
+        overwrite: Whether an existing output is replaced.
+    """
+
+    weight_format: WeightFormat = "int8"
+    stage: Stage = "ir"
+    dtype: str | None = None
+    verify: bool = True
+    overwrite: bool = False
+
+
+@dataclass
+class _Steps:
+    """Seconds of each step, and the largest resident memory of this process by the end of it, in bytes."""
+
+    report: Progress
+    taken: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str, shown: str) -> Iterator[Callable[[float], None]]:
+        self.report(shown, None)
+        start = time.perf_counter()
+        yield lambda done: self.report(shown, done)
+        self.taken[name] = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_bytes": _peak_rss()}
+
+
+def _peak_rss(who: int = resource.RUSAGE_SELF) -> int:
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def export(
+    source: Source,
+    subnetwork: Subnetwork,
+    output: Path,
+    options: ExportOptions,
+    report: Progress = lambda _step, _done: None,
+) -> dict[str, Any]:
+    """Export a sub-network.
+
+    Args:
+        source: Base model, adapter and search space.
+        subnetwork: The chosen widths.
+        output: The directory to write; it appears whole or not at all.
+        options: What to write.
+        report: Called with the name of each step as it starts, and with the share done as it goes.
+
+    Returns:
+        The manifest, as written to `lonas_edge.json`.
+
+    Raises:
+        LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
+    """
+    _return_freed_memory()
+    stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
+    directory = OutputDirectory(output, options.overwrite)
+    directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
+    with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
+        steps = _Steps(report)
+        with steps.step("validate", "Checking base and adapter"):
+            model = MaterializedModel(source, subnetwork)
+            tokenizer = load_tokenizer(source.base.folder)
+        hashes = background.submit(_hashes, model)
+        job = _Export(model, tokenizer, folder, options, stored, steps)
+        if options.stage == "checkpoint":
+            job.write_checkpoint()
+        else:
+            job.write_ir()
+        misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
+        raise_all(
+            f"{source.base.folder}: not the base that the super-adapter was trained on:",
+            misfits,
+            "--model names the right one; --no-verify exports all the same.",
+        )
+        manifest = _manifest(job, hashes.result())
+        (folder / SUBNETWORK).write_text(json.dumps(subnetwork.to_json(source.space), indent=2) + "\n")
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(manifest))
+    return manifest
+
+
+def _return_freed_memory() -> None:
+    """Let glibc give back tensors of over 1 MB when they are freed: it keeps up to 32 MB each otherwise, 0.3 GB in all."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
+@dataclass
+class _Export:
+    """One export under way. `stored` is how weights are stored: the IR's format, or the checkpoint's dtype."""
+
+    model: MaterializedModel
+    tokenizer: Any
+    folder: Path
+    options: ExportOptions
+    stored: str
+    steps: _Steps
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def write_checkpoint(self) -> None:
+        dtype = DTYPES[self.stored]
+        with self.steps.step("materialize", "Slicing and merging") as done:
+            write_weights(self.model, self.folder, dtype, done)
+            self._write_configs(str(dtype).removeprefix("torch."))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(self.folder)
+        if self.options.verify:
+            materialized = self._verify_weights()
+            with self.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
+                verify.check_checkpoint(self.model, self.folder, dtype)
+                answers = verify.checkpoint_logits(self.folder, self._prompts())
+                self.parity["stored"] = verify.compare(materialized, answers).to_json()
+
+    def write_ir(self) -> None:
+        """The graph is converted in its own process while the weights are made and compressed in this one."""
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix="graph-")))
+            job = self._graph_job(scratch)
+            conversion = stack.enter_context(GraphConversion(job))
+            with self.steps.step("compress", "Slicing, merging and compressing") as done:
+                schemes = compress.schemes(self.model, self.options.weight_format)
+                matrices = {}
+                for name, matrix in compress.compress_matrices(self.model, schemes):
+                    matrices[name] = matrix
+                    done(len(matrices) / len(schemes))
+                self.model.refuse_not_finite()
+            materialized = self._verify_weights() if self.options.verify else None
+            self._write_configs("float32" if self.stored == "fp32" else "float16")
+            with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
+                conversion.wait()
+            with self.steps.step("write", "Writing the IR"):
+                write_ir(Path(job.graph), self.folder, matrices, schemes, self.options.weight_format)
+        if materialized is not None:
+            with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
+                ids = self._prompts()
+                stored = verify.stored_logits(self.model, matrices, ids)
+                matrices.clear()  # the compiled IR takes their room
+                logits = verify.ir_logits(self.folder / MODEL, ids)
+                answers = verify.compare(stored, logits)
+                verify.check_ir(answers, stored)
+                self.parity["ir_stored"] = answers.to_json()
+                self.parity["ir"] = verify.compare(materialized, logits).to_json()
+
+    def _graph_job(self, scratch: Path) -> Job:
+        vectors = scratch / "vectors.safetensors"
+        names = [name for name, shape in self.model.shapes.items() if len(shape) == 1]
+        save_file({name: self.model.tensor(name).contiguous() for name in names}, vectors)
+        graph = scratch / "graph" / MODEL
+        graph.parent.mkdir()
+        tokenizer = str(self.model.source.base.folder) if self.tokenizer is not None else None
+        return Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder))
+
+    def _verify_weights(self) -> torch.Tensor:
+        with self.steps.step("verify_weights", "Comparing with the activated super-network"):
+            ids = self._prompts()
+            reference = verify.super_network_logits(self.model, ids)
+            materialized = verify.materialized_logits(self.model, ids)
+            answers = verify.compare(reference, materialized)
+            verify.check_materialized(answers, reference)
+            self.parity["materialized"] = answers.to_json()
+        return materialized
+
+    def _prompts(self) -> torch.Tensor:
+        return verify.prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)
+
+    def _write_configs(self, dtype: str) -> None:
+        (self.folder / "config.json").write_text(json.dumps(self.model.config(dtype), indent=2) + "\n")
+        generation = self.model.source.base.folder / "generation_config.json"
+        if generation.exists():
+            (self.folder / generation.name).write_bytes(generation.read_bytes())
+
+
+def _base_dtype(source: Source) -> str:
+    """The base's dtype as its config.json names it; fp32 where it does not."""
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(source.architecture.config.dtype, "fp32")
+
+
+def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
+    source = model.source
+    base = [source.base.folder / "config.json", *model.base.files]
+    found = {"base": {path.name: sha256(path) for path in base}}
+    if source.adapter:
+        files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
+        found["adapter"] = {path.name: sha256(path) for path in files}
+    return found
+
+
+def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]:
+    model, options = job.model, job.options
+    source, widths = model.source, model.subnetwork.widths
+
+    def described(located: Located | None, key: str) -> dict[str, Any] | None:
+        return None if located is None else {"name": located.name, "revision": located.revision, "sha256": hashes[key]}
+
+    return {
+        "format": 1,
+        "stage": options.stage,
+        "weight_format": job.stored,
+        "subnetwork": {"name": model.subnetwork.name, "search_space": source.space.hash if widths else None},
+        "base": described(source.base, "base"),
+        "adapter": described(source.adapter, "adapter"),
+        "prompt": source.training.get("prompt", {}).get("name"),
+        "sizes": {"unpruned": source.sizes(None).to_json(), "subnetwork": source.sizes(widths).to_json()},
+        "verified": options.verify,
+        "parity": job.parity,
+        "steps": job.steps.taken,
+        "graph_process_peak_rss_bytes": _peak_rss(resource.RUSAGE_CHILDREN) if options.stage == "ir" else None,
+        "versions": versions(_PACKAGES),
+    }

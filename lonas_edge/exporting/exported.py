@@ -1,0 +1,94 @@
+"""An exported directory, opened: what a command that runs an IR needs to know, and whether the files are whole."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.network.checkpoints import read_json
+
+MANIFEST, MODEL, WEIGHTS = "lonas_edge.json", "openvino_model.xml", "openvino_model.bin"
+RUNTIME = "lonas_edge_runtime.json"  # run-time properties that `bench --tune` chose
+EVALUATION = "lonas_edge_eval.json"  # what `eval --card` found
+_TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A directory that OpenVINO clients run.
+
+    Attributes:
+        folder: The directory.
+        manifest: Content of `lonas_edge.json`; empty for a directory that another tool wrote.
+        config: Content of `config.json`.
+        properties: Run-time properties that `bench --tune` chose for it, those in the IR included.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    properties: Mapping[str, str]
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the vocabulary."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens, where the configuration says it."""
+        return self.config.get("max_position_embeddings")
+
+    @property
+    def weight_format(self) -> str:
+        """How its weights are stored."""
+        if self.manifest:
+            return str(self.manifest["weight_format"])
+        stored = read_json(self.folder / "openvino_config.json") if (self.folder / "openvino_config.json").exists() else {}
+        return str(stored.get("dtype") or "as stored")
+
+
+def open_exported(folder: Path, ours: bool = True) -> Exported:
+    """Open an exported directory and check that its files are whole.
+
+    Args:
+        folder: The directory.
+        ours: Whether it must be one that `lonas-edge export` wrote; otherwise any IR of a language model will do.
+
+    Returns:
+        The directory.
+
+    Raises:
+        LonasEdgeError: If it is none, or files are missing or damaged; every fault is listed.
+    """
+    if not folder.is_dir():
+        raise LonasEdgeError(f"{folder}: no such directory; expected one that `lonas-edge export` wrote")
+    if ours and not (folder / MANIFEST).exists():
+        raise LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote")
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    if manifest and manifest.get("stage") != "ir":
+        raise LonasEdgeError(
+            f"{folder}: a {manifest.get('stage')} export; an IR is needed. Export again without --stage checkpoint."
+        )
+    problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
+    problems += [] if problems else _ir_faults(folder)
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if config and "vocab_size" not in config:
+        problems.append("config.json: no vocab_size")
+    raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
+    runtime = read_json(folder / RUNTIME) if (folder / RUNTIME).exists() else {}
+    return Exported(folder, manifest, config, runtime.get("properties", {}))
+
+
+def _ir_faults(folder: Path) -> list[str]:
+    """Whether the .xml is whole, and the .bin as long as the .xml says. Both may be large: the .xml is not parsed."""
+    text = (folder / MODEL).read_text(errors="replace")
+    if not text.rstrip().endswith("</net>"):
+        return [f"{MODEL}: cut off"]
+    ends = [int(offset) + int(size) for offset, size in re.findall(r'offset="(\d+)"[^>]*?\bsize="(\d+)"', text)]
+    found = (folder / WEIGHTS).stat().st_size
+    if ends and found < max(ends):
+        return [f"{WEIGHTS}: expected at least {max(ends):,} bytes, found {found:,}"]
+    return []

@@ -1,0 +1,311 @@
+"""The oracle, run by every export. Three comparisons, each sharp, so that a fault cannot hide behind quantization:
+
+1. the materialized model answers as the activated super-network (1e-4);
+2. every stored weight is the materialized one, to one step of its format (in a checkpoint: exactly, rounded once);
+3. the IR answers as the weights stored in it (1e-3).
+
+What the format costs, the IR's distance from the materialized model, is reported (KL divergence, top-1), not judged: it depends
+on the network.
+
+The super-network is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so a fault in
+our reading of the adapter, its scale, the slicing or the merging shows. Weights are streamed a layer at a time. Logits are
+computed in float64: fp32 arithmetic alone differs by up to 5e-4 between the merged and the unmerged form of one network
+(SmolLM2-135M, logits up to 40), which would hide what is looked for.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.ir.compress import Compressed
+from lonas_edge.network.checkpoints import open_tensors, read_json
+from lonas_edge.network.elastic import SuperNetwork
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.modeling import empty_model, set_parameter, stream_weights, untouched_zeros
+
+TEXTS = (
+    "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
+    "Question: Which of these is a renewable resource?\nAnswer: Wind, because it is not used up when it turns a turbine.",
+    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4, 5, 6]))",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+)
+PROMPT_TOKENS = 16
+
+# What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
+# LOGIT_RANGE and grow in proportion beyond it.
+LOGIT_RANGE = 32
+CHECKPOINT_TOLERANCE = 1e-4
+STORED_TOLERANCE = {"fp32": 0.0, "fp16": 1.0, "int8": 1.0, "int4": 1.0}  # units of Compressed.error
+IR_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How two models' logits compare over the tokens of the prompts.
+
+    Attributes:
+        max_logit_difference: Largest absolute difference.
+        mean_kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats.
+        top1_agreement: Share of positions at which both prefer the same token.
+        positions: Positions compared.
+    """
+
+    max_logit_difference: float
+    mean_kl: float
+    top1_agreement: float
+    positions: int
+
+    def to_json(self) -> dict[str, float]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
+    """Compare logits with those of a reference.
+
+    Args:
+        reference: [prompts, tokens, vocabulary].
+        logits: The same shape.
+
+    Returns:
+        The comparison.
+    """
+    difference, kl, agreeing = 0.0, 0.0, 0
+    for expected, found in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
+        expected, found = expected.double(), found.double()
+        p, q = expected.log_softmax(-1), found.log_softmax(-1)
+        largest = (expected - found).abs().max().item()
+        difference = largest if math.isnan(largest) else max(difference, largest)
+        kl += (p.exp() * (p - q)).sum().item()
+        agreeing += int((expected.argmax(-1) == found.argmax(-1)).sum())
+    positions = reference[..., 0].numel()
+    return Parity(difference, kl / positions, agreeing / positions, positions)
+
+
+def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
+    """Token ids of the prompts that are compared, all of one length: [prompts, tokens].
+
+    Args:
+        tokenizer: The model's tokenizer, or None: seeded random ids then.
+        vocab_size: Size of the vocabulary.
+
+    Returns:
+        The ids.
+    """
+    if tokenizer is not None:
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        length = min(PROMPT_TOKENS, *map(len, encoded))
+        ids = torch.tensor([row[:length] for row in encoded])
+        if length and int(ids.max()) < vocab_size:
+            return ids
+    return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the activated super-network: base and unmerged adapter, loaded by PEFT, the sub-network switched on.
+
+    Args:
+        model: Says the source and the sub-network.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    source = model.source
+    network: Any = empty_model(read_json(source.base.folder / "config.json"), str(source.base.folder))
+    if source.adapter:
+        # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
+        for name, place in list(network.named_parameters()):
+            set_parameter(network, name, untouched_zeros(place.shape))
+        network.tie_weights()
+        network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
+        _adapter_to_double(network)
+        source.order.apply_to_model(network, _is_adapter)
+    base: PreTrainedModel = network.get_base_model() if source.adapter else network
+    stream_weights(base, lambda name: model.base_tensor(_unwrapped(name)), lambda name: not _is_adapter(name))
+    SuperNetwork(network, source.elasticity).activate(model.subnetwork.widths)
+    return _logits(base, ids)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def _unwrapped(name: str) -> str:
+    """A parameter's name without the wrappers that PEFT puts around layers."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _adapter_to_double(network: torch.nn.Module) -> None:
+    for name, parameter in network.named_parameters():
+        if _is_adapter(name):
+            parameter.data = parameter.data.double()
+
+
+def materialized_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the materialized model before any rounding to a storage format.
+
+    Args:
+        model: The materialized model.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    network = empty_model(model.config())
+    stream_weights(network, model.tensor)
+    return _logits(network, ids)
+
+
+def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the weights as an IR stores them; checks on the way that each is the materialized one, to its format's step.
+
+    Args:
+        model: The materialized model.
+        matrices: Its weight matrices as stored.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+
+    Raises:
+        LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
+    """
+    embedding = f"{model.source.architecture.family.embedding}.weight"
+
+    def stored(name: str) -> torch.Tensor:
+        name = name if name in model.shapes else embedding  # a tied head
+        value = model.tensor(name)
+        if name not in matrices:
+            return value
+        matrix = matrices[name]
+        restored, error = matrix.restored(value.numpy())
+        what = f"the stored {name} is not the materialized one, in units of its {matrix.scheme.weight_format} rounding"
+        _require(what, error, STORED_TOLERANCE[matrix.scheme.weight_format])
+        return torch.from_numpy(restored)
+
+    network = empty_model(model.config())
+    stream_weights(network, stored)
+    return _logits(network, ids)
+
+
+def checkpoint_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a checkpoint on disk, read a layer at a time.
+
+    Args:
+        folder: The checkpoint's directory.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    config, tensors = read_json(folder / "config.json"), open_tensors(folder)
+    network = empty_model(config, str(folder))
+    embedding = next(name for name, module in network.named_modules() if module is network.get_input_embeddings())
+    stream_weights(network, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight"))
+    return _logits(network, ids)
+
+
+def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of an IR on the CPU, computed in fp32: what is compared is the stored model, not the plugin's bf16.
+
+    Args:
+        path: The .xml file.
+        ids: [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], fp32.
+    """
+    import numpy as np
+    import openvino as ov
+
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = ov.Core().compile_model(path, "CPU", properties)
+    batch, length = ids.shape
+    inputs = {
+        "input_ids": ids.numpy(),
+        "attention_mask": np.ones((batch, length), np.int64),
+        "position_ids": np.broadcast_to(np.arange(length), (batch, length)),
+        "beam_idx": np.arange(batch, dtype=np.int32),
+    }
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    result = compiled.create_infer_request().infer({k: v for k, v in inputs.items() if k in names})
+    return torch.from_numpy(result["logits"].copy())
+
+
+def check_materialized(parity: Parity, reference: torch.Tensor) -> None:
+    """Refuse a materialized model that does not answer as the activated super-network.
+
+    Args:
+        parity: The comparison, before any rounding to a storage format.
+        reference: The super-network's logits.
+
+    Raises:
+        LonasEdgeError: If it is beyond the tolerance.
+    """
+    what = "the materialized model does not answer as the activated super-network"
+    _require(what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
+
+
+def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Refuse a checkpoint on disk whose tensors are not the materialized ones, rounded once.
+
+    Args:
+        model: The materialized model.
+        folder: The checkpoint's directory.
+        dtype: Its dtype.
+
+    Raises:
+        LonasEdgeError: If a tensor differs; all are listed.
+    """
+    tensors = open_tensors(folder)
+    wrong = [
+        f"{name}: not the materialized tensor rounded to {dtype}"
+        for name in model.shapes
+        if name not in tensors.shapes or not torch.equal(tensors.read(name), model.tensor(name).to(dtype))
+    ]
+    raise_all("Verification failed: the checkpoint does not hold the materialized model:", wrong, "Please report it.")
+
+
+def check_ir(parity: Parity, reference: torch.Tensor) -> None:
+    """Refuse an IR that does not compute what its stored weights say.
+
+    Args:
+        parity: The comparison.
+        reference: Logits of the stored weights.
+
+    Raises:
+        LonasEdgeError: If it is beyond the tolerance.
+    """
+    what = "the IR does not answer as the weights stored in it"
+    _require(what, parity.max_logit_difference, IR_TOLERANCE * _scale(reference))
+
+
+def _scale(reference: torch.Tensor) -> float:
+    return max(1.0, reference.abs().max().item() / LOGIT_RANGE)
+
+
+def _require(what: str, value: float, tolerance: float) -> None:
+    if value <= tolerance:  # false for NaN
+        return
+    raise LonasEdgeError(
+        f"Verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. Nothing was written. Please report it; "
+        "--no-verify exports all the same, and records that."
+    )

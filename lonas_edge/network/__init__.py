@@ -1,0 +1,1 @@
+"""The network as tensors: read, ordered, activated, sliced and merged."""

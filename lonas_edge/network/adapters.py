@@ -1,0 +1,290 @@
+"""PEFT LoRA adapters: what their configuration says, and their factors. What cannot be merged rightly is refused by name."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.network.checkpoints import load_pickle, read_json
+from lonas_edge.space.architecture import Architecture, Elasticity
+
+CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+# Fields of a LoRA configuration that are honoured here or that do not change what the adapter computes. Any other field
+# that is set is refused: a new PEFT method must not be merged as if it were plain LoRA.
+_HONOURED = {
+    *(
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+    ),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias", "lora_bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("ensure_weight_tying", "init_lora_weights", "runtime_config"),
+    "fan_in_fan_out",  # PEFT resets it for nn.Linear, which all layers of the supported families are
+    *("megatron_core", "qalora_group_size"),  # defaults of methods that other fields switch on
+}
+_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")  # the others rewrite the base weight
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A LoRA adapter's configuration. `lora` is PEFT's own reading of it."""
+
+    path: Path
+    lora: LoraConfig
+
+    @classmethod
+    def read(cls, folder: Path) -> "AdapterConfig":
+        """Read `adapter_config.json`.
+
+        Args:
+            folder: The adapter's directory.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            LonasEdgeError: If it is not a LoRA adapter, or uses something that cannot be sliced and merged.
+        """
+        path = folder / CONFIG
+        content = read_json(path)
+        if content.get("peft_type") != "LORA":
+            raise LonasEdgeError(f"{path}: peft_type {content.get('peft_type')!r} is not supported; expected 'LORA'")
+        refused = [
+            f"{name} = {value!r}: changes what the adapter computes in a way that cannot be sliced and merged"
+            for name, value in content.items()
+            if name not in _HONOURED and value not in (None, False, 0, "", [], {})
+        ]
+        initialization = content.get("init_lora_weights", True)
+        if initialization not in _PLAIN_INITIALIZATIONS:
+            refused.append(
+                f"init_lora_weights = {initialization!r}: rewrites the base weights; save the adapter converted to plain "
+                "LoRA (path_initial_model_for_weight_conversion in PEFT's save_pretrained)"
+            )
+        raise_all(
+            f"{path}: the adapter uses what is not supported:",
+            refused,
+            "Merge it with PEFT first, or train plain LoRA.",
+        )
+        known = {name: value for name, value in content.items() if name in LoraConfig.__dataclass_fields__}
+        try:
+            return cls(path, LoraConfig(**known))
+        except (TypeError, ValueError) as error:
+            raise LonasEdgeError(f"{path}: not a valid LoRA configuration: {error}") from error
+
+    def ranks(self, architecture: Architecture) -> dict[str, int]:
+        """The rank of the adapter on each linear layer that has one.
+
+        Args:
+            architecture: The base model.
+
+        Returns:
+            Rank by module path.
+
+        Raises:
+            LonasEdgeError: If no layer of the model is targeted, or the embedding is.
+        """
+        if check_target_module_exists(self.lora, architecture.family.embedding) is True:
+            raise LonasEdgeError(f"{self.path}: an adapter on {architecture.family.embedding} is not supported; merge it first")
+        ranks = {name: self._pattern("rank", name) for name in architecture.linears if self._targets(architecture, name)}
+        if not ranks:
+            raise LonasEdgeError(
+                f"{self.path}: target_modules {self.lora.target_modules!r} name no linear layer of this "
+                f"{architecture.model_type} model"
+            )
+        return ranks
+
+    def _targets(self, architecture: Architecture, name: str) -> bool:
+        if self.lora.target_modules == "all-linear":  # PEFT leaves the output layer out
+            return name != architecture.family.head
+        return check_target_module_exists(self.lora, name) is not None and bool(check_target_module_exists(self.lora, name))
+
+    def _pattern(self, kind: str, name: str) -> Any:
+        patterns, default = (
+            (self.lora.rank_pattern, self.lora.r) if kind == "rank" else (self.lora.alpha_pattern, self.lora.lora_alpha)
+        )
+        return patterns.get(get_pattern_key(list(patterns), name), default)
+
+    def scale(self, name: str) -> float:
+        """The factor of B·A: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023).
+
+        It is that of the super-adapter for every elastic rank: slicing a rank does not change it (`lonas.md`, "The scale").
+        """
+        rank, alpha = self._pattern("rank", name), self._pattern("alpha", name)
+        return alpha / rank**0.5 if self.lora.use_rslora else alpha / rank
+
+    def unties(self, architecture: Architecture) -> bool:
+        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
+        if not architecture.tied or self.lora.ensure_weight_tying:
+            return False
+        ranks = self.ranks(architecture)
+        head, embedding = architecture.family.head, f"{architecture.family.embedding}.weight"
+        replaced = _replaced_shapes(architecture, self, ranks)
+        return head in ranks or f"{head}.weight" in replaced or embedding in replaced
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """One layer's adapter: `a` [rank, in], `b` [out, rank], `bias` [out] of lora_B or None, and the scale of b·a."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter: factors by module path, and tensors that replace those of the base, by name."""
+
+    factors: dict[str, LoraFactors] = field(default_factory=dict)
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def adapter_file(folder: Path) -> Path:
+    """The adapter's weights in `folder`, safetensors preferred.
+
+    Args:
+        folder: The adapter's directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        LonasEdgeError: If there is none.
+    """
+    for name in (SAFETENSORS, PICKLE):
+        if (folder / name).exists():
+            return folder / name
+    raise LonasEdgeError(f"{folder}: no adapter weights ({SAFETENSORS} or {PICKLE})")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix != ".safetensors":
+        return load_pickle(path)
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own error type, OSError or ValueError for damaged files
+        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Copy it again.") from error
+
+
+def plain_name(key: str) -> str:
+    """A key of an adapter file or PEFT model without what PEFT puts around it: prefix, adapter name, wrappers."""
+    name = key.removeprefix(_PREFIX)
+    for wrapper in (".base_layer", ".modules_to_save.default", ".modules_to_save"):
+        name = name.replace(f"{wrapper}.", ".")
+    for factor in (".lora_A", ".lora_B"):
+        name = name.replace(f"{factor}.default.", f"{factor}.")
+    return name
+
+
+def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) -> Adapter:
+    """Load an adapter and compare every tensor with the base model and the search space.
+
+    Args:
+        folder: The adapter's directory.
+        config: Its configuration.
+        elasticity: The search space laid over the base model.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        LonasEdgeError: If tensors are missing, left over, of another shape or not finite, or ranks do not fit the search
+            space; every mismatch is listed.
+    """
+    path = adapter_file(folder)
+    architecture, ranks = elasticity.architecture, config.ranks(elasticity.architecture)
+    tensors = {plain_name(key): tensor for key, tensor in _read_tensors(path).items()}
+    saved = _replaced_shapes(architecture, config, ranks)
+    expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
+    optional = _repeated_head(architecture, config, ranks, saved)
+    problems = rank_misfits(elasticity, ranks)
+    problems += [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    for name, tensor in tensors.items():
+        wanted = expected.get(name, optional.get(name))
+        if wanted is None:
+            problems.append(f"{name}: not expected by the configuration or the base model; found {list(tensor.shape)}")
+        elif tuple(tensor.shape) != wanted:
+            problems.append(f"{name}: expected {list(wanted)}, found {list(tensor.shape)}")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{name}: holds NaN or Inf")
+    raise_all(
+        f"{path}: the adapter does not fit the base model ({architecture.model_type}):",
+        problems,
+        "Is --model the base it was trained on? Is the file complete?",
+    )
+    factors = {
+        name: LoraFactors(
+            tensors[f"{name}.lora_A.weight"],
+            tensors[f"{name}.lora_B.weight"],
+            config.scale(name),
+            tensors.get(f"{name}.lora_B.bias"),
+        )
+        for name in ranks
+    }
+    replaced = {name: tensor for name, tensor in tensors.items() if name in saved or name in optional}
+    return Adapter(factors, replaced)
+
+
+def rank_misfits(elasticity: Elasticity, ranks: dict[str, int]) -> list[str]:
+    """Elastic ranks that the adapter does not have: no adapter on the layer, or one of a smaller rank."""
+    problems = []
+    for name, index in elasticity.rank_group.items():
+        widest = elasticity.space.groups[index].widths[0]
+        if name not in ranks:
+            problems.append(f"group {index}: elastic rank of {name}, on which the adapter has nothing")
+        elif ranks[name] < widest:
+            problems.append(f"group {index}: rank {widest} of {name}, but the adapter's rank there is {ranks[name]}")
+    return problems
+
+
+def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bias: bool) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, rank in ranks.items():
+        linear = architecture.linears[name]
+        shapes[f"{name}.lora_A.weight"] = (rank, linear.in_features)
+        shapes[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+        if lora_bias:
+            shapes[f"{name}.lora_B.bias"] = (linear.out_features,)
+    return shapes
+
+
+def _replaced_shapes(architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Base tensors that the adapter carries whole: trained biases, and `modules_to_save` outside the decoder's linears."""
+    shapes = architecture.shapes | _head_shape(architecture)
+    inner = {f"{name}.weight" for name in architecture.linears if name != architecture.family.head}
+    modules = tuple(config.lora.modules_to_save or ())
+    replaced = {}
+    for name, shape in shapes.items():
+        owner = name.rpartition(".")[0]
+        trained = config.lora.bias == "all" or (config.lora.bias == "lora_only" and owner in ranks)
+        whole = name not in inner and bool(modules) and owner.endswith(modules)  # PEFT's own rule
+        if whole or (trained and name.endswith(".bias")):
+            replaced[name] = shape
+    return replaced
+
+
+def _repeated_head(
+    architecture: Architecture, config: AdapterConfig, ranks: dict[str, int], saved: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The head's weight where PEFT saves it again: beside an adapter on it, or beside the embedding it stays tied to."""
+    stays_tied = config.lora.ensure_weight_tying and f"{architecture.family.embedding}.weight" in saved
+    return _head_shape(architecture) if stays_tied or architecture.family.head in ranks else {}
+
+
+def _head_shape(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    head = architecture.linears[architecture.family.head]
+    return {f"{head.name}.weight": (head.out_features, head.in_features)}

@@ -1,0 +1,209 @@
+"""The order of a super-network's channels. A width keeps the *first* channels, so the important ones must come first.
+
+Permuting the channels between two layers (rows of the producers, columns of the consumer, of base and adapter alike) leaves the
+whole network's function as it is and changes what a slice keeps. Importance is activation-aware, as in Wanda (Sun et al.,
+ICLR 2024): the RMS of a channel over calibration prompts times the norm of its column in the consumer.
+
+Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`, and whoever loads
+it applies it to base and adapter.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.network.adapters import LoraFactors, plain_name
+from lonas_edge.space.architecture import Architecture, Elasticity
+
+FILE = "channel_order.safetensors"
+
+
+@dataclass(frozen=True)
+class ChannelOrder:
+    """A permutation for the input channels of some layers; none is the base's own order.
+
+    Attributes:
+        columns: For a consumer's module path, int64 [in_features]: place i of the new order holds that channel of the base.
+        producers: For a consumer's module path, those of the layers that produce its input.
+    """
+
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, architecture: Architecture, columns: Mapping[str, torch.Tensor]) -> "ChannelOrder":
+        """The order of a model's channels, by consumer."""
+        producers = consumers(architecture)
+        return cls(columns, {name: producers[name] for name in columns})
+
+    @cached_property
+    def rows(self) -> dict[str, torch.Tensor]:
+        """The permutation of a producer's output channels, by module path."""
+        return {producer: self.columns[name] for name, producers in self.producers.items() for producer in producers}
+
+    def __bool__(self) -> bool:
+        """Whether anything is permuted."""
+        return bool(self.columns)
+
+    def inverse(self) -> "ChannelOrder":
+        """The order that undoes this one."""
+        return replace(self, columns={name: torch.argsort(order) for name, order in self.columns.items()})
+
+    def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Put a tensor's channels in this order.
+
+        Args:
+            name: The parameter's name in the base, or in a PEFT model or adapter file.
+            tensor: [out, in], or [out] for a bias; lora_A [rank, in], lora_B [out, rank].
+
+        Returns:
+            The tensor, permuted; itself where the order does not touch it.
+        """
+        rows, columns = self._axes(name)
+        if rows is not None:
+            tensor = tensor.index_select(0, rows.to(tensor.device))
+        if columns is not None and tensor.dim() == 2:
+            tensor = tensor.index_select(1, columns.to(tensor.device))
+        return tensor
+
+    def _axes(self, name: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        module = plain_name(name).rpartition(".")[0]
+        owner, _, factor = module.partition(".lora_")
+        rows = None if factor == "A" else self.rows.get(owner)
+        columns = None if factor == "B" else self.columns.get(owner)
+        return rows, columns
+
+    def touches(self, name: str) -> bool:
+        """Whether a parameter of the base has channels in another order than stored."""
+        return any(axis is not None for axis in self._axes(name))
+
+    def apply_to_factors(self, module: str, lora: LoraFactors) -> LoraFactors:
+        """Put an adapter's factors in this order.
+
+        Args:
+            module: The layer's path.
+            lora: Its adapter, in the base's order.
+
+        Returns:
+            The factors, permuted.
+        """
+        bias = None if lora.bias is None else self.apply(f"{module}.lora_B.bias", lora.bias)
+        a, b = self.apply(f"{module}.lora_A.weight", lora.a), self.apply(f"{module}.lora_B.weight", lora.b)
+        return replace(lora, a=a, b=b, bias=bias)
+
+    def apply_to_model(self, model: torch.nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Put a live model's parameters in this order, in place.
+
+        Args:
+            model: A base model or a PEFT model.
+            wanted: Whether the parameter of this name is meant.
+        """
+        for name, parameter in model.named_parameters():
+            if wanted(name) and self.touches(name):
+                parameter.data = self.apply(name, parameter.data)
+
+    def save(self, folder: Path) -> None:
+        """Write `channel_order.safetensors`.
+
+        Args:
+            folder: An existing directory.
+        """
+        partial = folder / f"{FILE}.incomplete"
+        save_file({name: order.contiguous().cpu() for name, order in self.columns.items()}, partial)
+        partial.replace(folder / FILE)
+
+
+def consumers(architecture: Architecture) -> dict[str, tuple[str, ...]]:
+    """The layers whose input channels may be reordered, each with the layers that produce them."""
+    family = architecture.family
+    return {
+        f"{family.layer(index)}.{rule.consumer}": tuple(f"{family.layer(index)}.{name}" for name in rule.producers)
+        for index in range(architecture.config.num_hidden_layers)
+        for rule in family.width_rules
+    }
+
+
+def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
+    """Read a super-adapter's channel order.
+
+    Args:
+        folder: Its directory.
+        architecture: The base model.
+
+    Returns:
+        The order; the base's own where there is no file.
+
+    Raises:
+        LonasEdgeError: If the file is damaged or does not fit the model; every misfit is listed.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return ChannelOrder()
+    try:
+        columns = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Copy it again.") from error
+    producers = consumers(architecture)
+    problems = []
+    for name, order in columns.items():
+        if name not in producers:
+            problems.append(f"{name}: the model has no such layer whose input channels can be reordered")
+            continue
+        size = architecture.linears[name].in_features
+        if order.dtype != torch.int64 or not torch.equal(order.sort().values, torch.arange(size)):
+            problems.append(f"{name}: not a permutation of its {size} input channels; found {order.dtype} {list(order.shape)}")
+    raise_all(f"{path}: the channel order does not fit the model:", problems, "Copy the super-adapter again, whole.")
+    return ChannelOrder.of(architecture, columns)
+
+
+def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:
+    """Order channels by activation-aware importance: RMS of the consumer's input times the norm of its column.
+
+    Args:
+        model: The base model (Hugging Face), its channels in the base's own order.
+        elasticity: The search space laid over it.
+        batches: `input_ids` and `attention_mask`, each [prompts, tokens]; padding does not count.
+
+    Returns:
+        The order, most important channel first; equal ones stay in place.
+
+    Raises:
+        LonasEdgeError: If activations are not finite.
+    """
+    ordered = [name for name in consumers(elasticity.architecture) if name in elasticity.in_group]
+    squares: dict[str, torch.Tensor] = {}
+    mask = torch.ones(0)
+
+    def observe(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            total = inputs[0].detach()[mask.bool()].double().square().sum(0)
+            squares[name] = squares[name] + total if name in squares else total
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(observe(name)) for name in ordered]
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                mask = batch["attention_mask"]
+                model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False, logits_to_keep=1)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    columns, damaged = {}, []
+    for name, total in squares.items():
+        importance = total.sqrt() * model.get_submodule(name).weight.detach().double().norm(dim=0)
+        columns[name] = importance.argsort(descending=True, stable=True).clone().cpu()
+        damaged += [] if importance.isfinite().all() else [f"{name}: its input or weight holds NaN or Inf"]
+    raise_all("The channels cannot be ordered:", damaged, "Is the base checkpoint damaged? In fp16, try bf16 or fp32.")
+    return ChannelOrder.of(elasticity.architecture, columns)

@@ -1,0 +1,215 @@
+"""Slice and merge: base checkpoint + adapter + sub-network -> an ordinary Hugging Face checkpoint, tensor by tensor."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from lonas_edge.errors import raise_all
+from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
+from lonas_edge.network.checkpoints import TensorFiles, open_base, read_json
+from lonas_edge.network.source import Source
+from lonas_edge.space.architecture import Widths
+from lonas_edge.space.complexity import materialized_shapes
+from lonas_edge.space.subnetwork import Subnetwork
+
+MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def slice_and_merge(weight: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Cut a linear layer's weight to its active part and add its adapter: W[:out, :in] + scale · B[:out, :r] A[:r, :in].
+
+    Args:
+        weight: [at least out, at least in], any float dtype; not changed.
+        widths: The active part.
+        lora: The layer's whole adapter, or None.
+
+    Returns:
+        [out, in] in fp32.
+    """
+    out, columns, rank = widths.out_features, widths.in_features, widths.rank
+    sliced = weight[:out, :columns].float()
+    if lora is None:
+        return sliced
+    return torch.addmm(sliced, lora.b[:out, :rank].float(), lora.a[:rank, :columns].float(), alpha=lora.scale)
+
+
+def slice_and_merge_bias(bias: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Cut a bias to its active part and add that of lora_B, if there is one.
+
+    Args:
+        bias: [at least out]; not changed.
+        widths: The active part.
+        lora: The layer's whole adapter, or None.
+
+    Returns:
+        [out] in fp32.
+    """
+    sliced = bias[: widths.out_features].float()
+    if lora is None or lora.bias is None:
+        return sliced
+    return sliced + lora.scale * lora.bias[: widths.out_features].float()
+
+
+class MaterializedModel:
+    """The materialized model, evaluated tensor by tensor: nothing is read before it is asked for, and nothing is kept."""
+
+    def __init__(self, source: Source, subnetwork: Subnetwork):
+        """Open the base and the adapter and check that they fit.
+
+        Args:
+            source: Base model, adapter and search space.
+            subnetwork: The chosen widths.
+
+        Raises:
+            LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
+        """
+        self.source, self.subnetwork = source, subnetwork
+        self.base: TensorFiles = open_base(source.base.folder, source.architecture)
+        self.adapter = Adapter()
+        if source.adapter and source.adapter_config:
+            self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
+        self._factors = {name: source.order.apply_to_factors(name, lora) for name, lora in self.adapter.factors.items()}
+        self.untied = source.unties
+        self.shapes = materialized_shapes(source.elasticity, subnetwork.widths, self.untied)
+        self._widths = source.elasticity.widths(subnetwork.widths)
+        self._not_finite: list[str] = []
+        self._refuse_bias_without_base()
+
+    def _refuse_bias_without_base(self) -> None:
+        linears = self.source.architecture.linears
+        problems = [
+            f"{name}.lora_B.bias: the base layer has no bias to add it to"
+            for name, lora in self.adapter.factors.items()
+            if lora.bias is not None and not linears[name].bias
+        ]
+        raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
+
+    def base_tensor(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
+        """A tensor before slicing and merging, in the super-network's channel order, what the adapter replaces in place.
+
+        Args:
+            name: The tensor; the head of a tied base is its embedding.
+            rows: How many rows; all when None.
+            columns: How many columns; all when None.
+
+        Returns:
+            The tensor, as stored.
+        """
+        if self.source.order.touches(name):
+            return self._part(self.source.order.apply(name, self._stored(name)), rows, columns)
+        return self._stored(name, rows, columns)
+
+    def _stored(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
+        if name in self.adapter.replaced:
+            return self._part(self.adapter.replaced[name], rows, columns)
+        architecture = self.source.architecture
+        if architecture.tied and name == f"{architecture.family.head}.weight":
+            name = f"{architecture.family.embedding}.weight"
+        return self.base.read(name, rows, columns)
+
+    @staticmethod
+    def _part(tensor: torch.Tensor, rows: int | None, columns: int | None) -> torch.Tensor:
+        return tensor[(slice(rows), slice(columns))[: tensor.dim()]]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor of the materialized model.
+
+        Args:
+            name: One of `shapes`.
+
+        Returns:
+            The tensor in fp32.
+        """
+        layer, _, leaf = name.rpartition(".")
+        widths, lora = self._widths.get(layer), self._factors.get(layer)
+        if widths is None:
+            value = self.base_tensor(name).float()
+        elif leaf == "bias":
+            value = slice_and_merge_bias(self.base_tensor(name), widths, lora)
+        else:
+            value = slice_and_merge(self.base_tensor(name, widths.out_features, widths.in_features), widths, lora)
+        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # the sum is the quick look
+            self._not_finite.append(name)
+        return value
+
+    def refuse_not_finite(self) -> None:
+        """Raise if a tensor evaluated so far holds NaN or Inf.
+
+        Raises:
+            LonasEdgeError: Lists all of them.
+        """
+        problems = [f"{name}: holds NaN or Inf" for name in dict.fromkeys(self._not_finite)]
+        raise_all(f"{self.source.base.folder}: the base checkpoint is damaged:", problems, "Download it again.")
+
+    def config(self, dtype: str = "float32") -> dict[str, Any]:
+        """Content of the materialized model's config.json.
+
+        A width that all layers share is written as `intermediate_size`; unequal ones go to `per_layer_config`
+        (transformers 5.6), for the layers that differ from the most frequent one.
+
+        Args:
+            dtype: The stored dtype.
+
+        Returns:
+            The configuration.
+        """
+        content = read_json(self.source.base.folder / "config.json")
+        for private in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
+            content.pop(private, None)
+        content["dtype"] = dtype
+        if self.untied:
+            content["tie_word_embeddings"] = False
+        layers = self.source.elasticity.layer_config(self.subnetwork.widths)
+        common = {field: Counter(layer[field] for layer in layers).most_common(1)[0][0] for field in layers[0]}
+        content |= common
+        unequal = {
+            str(index): {field: value for field, value in layer.items() if value != common[field]}
+            for index, layer in enumerate(layers)
+            if layer != common
+        }
+        if unequal:
+            content["per_layer_config"] = unequal
+        return content
+
+
+def write_weights(
+    model: MaterializedModel, folder: Path, dtype: torch.dtype, done: Callable[[float], None] = lambda _: None
+) -> None:
+    """Write the materialized weights as safetensors, sharded like transformers does, one shard in memory at a time.
+
+    Args:
+        model: The materialized model.
+        folder: An existing directory.
+        dtype: The stored dtype; the only rounding after fp32 arithmetic.
+        done: Called with the share that is written.
+
+    Raises:
+        LonasEdgeError: If a tensor holds NaN or Inf, before or after the rounding; all are listed.
+    """
+    plan = split_torch_state_dict_into_shards(
+        {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in model.shapes.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_SHARD_BYTES,
+    )
+    overflowed, written = [], 0
+    for file, names in plan.filename_to_tensors.items():
+        shard = {}
+        for name in names:
+            shard[name] = model.tensor(name).to(dtype).contiguous()
+            if dtype == torch.float16 and shard[name].isinf().any():
+                overflowed.append(f"{name}: overflows fp16")
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        written += len(names)
+        done(written / len(model.shapes))
+    model.refuse_not_finite()
+    raise_all("The weights do not fit the dtype:", overflowed, "Choose fp32 or bf16.")
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

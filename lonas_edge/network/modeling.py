@@ -1,0 +1,171 @@
+"""Live models of a configuration, layers of unequal widths included: built empty, then filled whole or streamed.
+
+`per_layer_config` in config.json is transformers' field for unequal layers from 5.6 on. LLaMA modeling in 5.5 does not read
+it, and `AutoModelForCausalLM` refuses such a checkpoint; so the layers are resized here.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lonas_edge.errors import raise_all
+from lonas_edge.network.checkpoints import open_tensors, read_json
+from lonas_edge.space.architecture import Architecture
+
+Fetch = Callable[[str], torch.Tensor]
+BLOCK_ELEMENTS = 2**21  # 17 MB in float64
+
+
+def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
+    """Build a causal language model with its parameters on the meta device; buffers are real.
+
+    Args:
+        config: Content of a config.json, with or without `per_layer_config`.
+        where: What to call it in an error.
+
+    Returns:
+        The model, in eval mode, tied as its configuration says.
+
+    Raises:
+        LonasEdgeError: If the family is not supported.
+    """
+    parsed = AutoConfig.for_model(**config)
+    architecture = Architecture.from_config(parsed, where)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
+    for index, changes in (config.get("per_layer_config") or {}).items():
+        changed = copy.copy(parsed)
+        for field, value in changes.items():
+            setattr(changed, field, value)
+        for linear in architecture.family.linears(changed):
+            layer = model.get_submodule(f"{architecture.family.layer(int(index))}.{linear.name}")
+            _resize(layer, linear.out_features, linear.in_features)
+    model.tie_weights()
+    return model.eval()
+
+
+def _resize(layer: nn.Linear, out_features: int, in_features: int) -> None:
+    if (layer.out_features, layer.in_features) == (out_features, in_features):
+        return
+    layer.out_features, layer.in_features = out_features, in_features
+    layer.weight = nn.Parameter(torch.empty(out_features, in_features, device="meta"))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(torch.empty(out_features, device="meta"))
+
+
+def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Open a materialized checkpoint in PyTorch, layers of unequal widths included.
+
+    Args:
+        folder: A directory written by `lonas-edge export --stage checkpoint` (or any checkpoint of a supported family).
+        dtype: The dtype to load in; the stored one when None.
+
+    Returns:
+        The model, on the CPU, in eval mode.
+
+    Raises:
+        LonasEdgeError: If files are missing or damaged, or tensors do not match the configuration; all are listed.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    tensors = open_tensors(folder)
+    model = empty_model(config, str(folder))
+    parameters = dict(model.named_parameters())  # a tied head is not among them
+    problems = [f"{name}: missing" for name in parameters if name not in tensors.shapes]
+    problems += [
+        f"{name}: expected {list(parameters[name].shape)}, found {list(shape)}"
+        for name, shape in tensors.shapes.items()
+        if name in parameters and tuple(parameters[name].shape) != shape
+    ]
+    raise_all(f"{folder}: the weights do not match config.json:", problems)
+    for name in parameters:
+        set_parameter(model, name, _cast(tensors.read(name), dtype))
+    model.tie_weights()
+    stored = next(iter(model.parameters())).dtype
+    model.config.dtype = stored
+    return model
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.clone() if dtype is None else tensor.to(dtype)
+
+
+def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put a value in a parameter's place, whatever was there.
+
+    Args:
+        model: The model.
+        name: The parameter's name in it.
+        value: Its value.
+    """
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
+    """fp32 zeros that take no memory until they are written: numpy takes them from calloc, which maps no pages.
+
+    Args:
+        shape: The tensor's shape.
+
+    Returns:
+        The tensor.
+    """
+    return torch.from_numpy(np.zeros(tuple(shape), np.float32))
+
+
+def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Let an empty model run in float64: each module's weights are fetched when it is called and dropped afterwards.
+
+    The memory of a forward pass is then that of the largest layer, not of the model. Embeddings look up in fp32, which is
+    exact, and the language-model head goes block by block, so that neither is ever there whole in float64.
+
+    Args:
+        model: The model; its own parameters only hold the places.
+        fetch: Gives a parameter's value by its name in `model`, in any float dtype.
+        wanted: Whether a parameter is streamed; the others are left alone.
+    """
+    head = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        places = {leaf: p for leaf, p in module.named_parameters(recurse=False) if wanted(f"{path}.{leaf}")}
+        if not places:
+            continue
+        if module is head and type(module) is nn.Linear:
+            module.forward = _in_blocks(path, fetch, module.bias is not None)  # type: ignore[method-assign,assignment]
+            continue
+        dtype = None if isinstance(module, nn.Embedding) else torch.float64
+        module.register_forward_pre_hook(_fill(path, list(places), fetch, dtype))
+        module.register_forward_hook(_drop(places))
+
+
+def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Callable:
+    def hook(module: nn.Module, _inputs: Any) -> None:
+        for leaf in leaves:
+            module._parameters[leaf] = nn.Parameter(fetch(f"{path}.{leaf}").to(dtype), requires_grad=False)
+
+    return hook
+
+
+def _drop(places: dict[str, nn.Parameter]) -> Callable:
+    def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        module._parameters.update(places)
+        return output.double()
+
+    return hook
+
+
+def _in_blocks(path: str, fetch: Fetch, has_bias: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        weight = fetch(f"{path}.weight")
+        rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
+        output = torch.cat([nn.functional.linear(input, block.double()) for block in weight.split(rows)], dim=-1)
+        return output + fetch(f"{path}.bias").double() if has_bias else output
+
+    return forward

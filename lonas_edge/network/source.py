@@ -1,0 +1,211 @@
+"""A SOURCE on the command line: the base model, the adapter and the search space it stands for.
+
+SOURCE is a super-adapter directory; or any PEFT adapter plus --model and --nncf-config; a plain LoRA adapter needs no
+search space; a base model alone has no adapter. Each may be a directory or a hub id.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.network import adapters
+from lonas_edge.network.adapters import AdapterConfig
+from lonas_edge.network.channel_order import FILE as ORDER
+from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
+from lonas_edge.network.checkpoints import read_json, sha256
+from lonas_edge.space.architecture import Architecture, Elasticity, bind
+from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
+from lonas_edge.space.search_space import SearchSpace, read_search_space
+
+SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
+TRAINING = "training.json"  # and the record of its training under this one
+_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE, ORDER, TRAINING]
+_WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A directory or hub repository on this disk. `name` is what may be published: a hub id, or a directory's last part."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a command works on. `adapter` and `adapter_config` are None for a base model alone.
+
+    Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
+    the training, where there is one.
+    """
+
+    base: Located
+    adapter: Located | None
+    adapter_config: AdapterConfig | None
+    elasticity: Elasticity
+    order: ChannelOrder = field(default_factory=ChannelOrder)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The base model's shapes."""
+        return self.elasticity.architecture
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space; without groups for a plain LoRA adapter or a base model."""
+        return self.elasticity.space
+
+    def ranks(self) -> dict[str, int]:
+        """The adapter's rank on each layer that has one."""
+        return self.adapter_config.ranks(self.architecture) if self.adapter_config else {}
+
+    @property
+    def unties(self) -> bool:
+        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
+        return self.adapter_config is not None and self.adapter_config.unties(self.architecture)
+
+    def sizes(self, chosen: Sequence[int] | None, seq_len: int | None = None) -> Sizes:
+        """Sizes of a sub-network of this source.
+
+        Args:
+            chosen: One width a group, in group order; None for the unpruned LoRA model.
+            seq_len: Sequence length of the MACs; None for that of the search space.
+
+        Returns:
+            The sizes.
+        """
+        length = seq_len or self.space.sequence_length or DEFAULT_SEQUENCE_LENGTH
+        return measure(self.elasticity, self.ranks(), chosen, length, self.unties)
+
+
+def locate(reference: str, revision: str | None, weights: bool) -> Located:
+    """Find a model or an adapter: a directory, or a hub id (downloaded, or taken from the hub's cache).
+
+    Args:
+        reference: The directory or hub id.
+        revision: A branch, tag or commit of the hub repository.
+        weights: Whether weights are needed, or configurations only.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        LonasEdgeError: If it is neither.
+    """
+    folder = Path(reference)
+    if folder.is_dir():
+        return Located(folder.resolve().name, folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = snapshot_download(reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES)
+    except HFValidationError:
+        raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
+    except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
+        reason = str(error).splitlines()[0]
+        raise LonasEdgeError(f"{reference}: no such directory, and the hub does not give it: {reason}") from error
+    return Located(reference, Path(found), Path(found).name)
+
+
+def read_model_config(located: Located) -> Any:
+    """Read a model's `config.json` through transformers, which fills in the fields that older files leave out.
+
+    Args:
+        located: The model.
+
+    Returns:
+        A `PretrainedConfig`.
+
+    Raises:
+        LonasEdgeError: If there is none or it is not one of a supported model.
+    """
+    from transformers import AutoConfig
+
+    path = located.folder / "config.json"
+    if not path.exists():
+        raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
+    try:
+        return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise LonasEdgeError(f"{path}: transformers cannot read it as a model configuration: {error}") from error
+
+
+def open_source(
+    source: str | None,
+    model: str | None = None,
+    nncf_config: Path | None = None,
+    revision: str | None = None,
+    weights: bool = True,
+) -> Source:
+    """Read the configurations of a SOURCE and check that they belong together.
+
+    Args:
+        source: A super-adapter, a PEFT adapter, or a base model.
+        model: The base model; when None the one that the adapter's configuration names.
+        nncf_config: The search space; when None the one in the super-adapter's directory, if there is one.
+        revision: The base model's revision on the hub.
+        weights: Whether weights will be needed.
+
+    Returns:
+        The source, its weights not read yet.
+
+    Raises:
+        LonasEdgeError: If something is missing or does not fit.
+    """
+    found = locate(source or model or "", revision if source in (None, model) else None, weights)
+    adapter_config = AdapterConfig.read(found.folder) if (found.folder / adapters.CONFIG).exists() else None
+    if adapter_config is None and source is not None and model not in (None, source):
+        raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
+    adapter = found if adapter_config else None
+    training = read_json(found.folder / TRAINING) if adapter and (found.folder / TRAINING).exists() else {}
+    base = found if adapter_config is None else _locate_base(adapter_config, bool(training), model, revision, weights)
+    if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
+        nncf_config = adapter.folder / SEARCH_SPACE
+    space = read_search_space(nncf_config) if nncf_config else SearchSpace()
+    architecture = Architecture.from_config(read_model_config(base), str(base.folder))
+    elasticity = bind(architecture, space, str(nncf_config))
+    order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
+    misfits = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
+    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", misfits, "--model names the right one.")
+    opened = Source(base, adapter, adapter_config, elasticity, order, training)
+    if adapter_config:
+        misfits = adapters.rank_misfits(elasticity, opened.ranks())
+        raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", misfits)
+    return opened
+
+
+def base_misfits(training: Mapping[str, Any], hashes: Mapping[str, str]) -> list[str]:
+    """Files of a base that are not those that a super-adapter was trained on.
+
+    Args:
+        training: The record of the training, or nothing.
+        hashes: SHA-256 of the base's files by name.
+
+    Returns:
+        What differs; files that only one side has are not compared.
+    """
+    trained = training.get("base", {}).get("sha256", {})
+    return [
+        f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"
+        for name in sorted(trained.keys() & hashes.keys())
+        if trained[name] != hashes[name]
+    ]
+
+
+def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision: str | None, weights: bool) -> Located:
+    reference = model or config.lora.base_model_name_or_path
+    if not reference:
+        raise LonasEdgeError(f"{config.path}: names no base model; give it with --model")
+    there = config.path.parent / reference
+    if ours and not model and (there / "config.json").exists():
+        return Located(there.resolve().name, there)  # `train` names a base on this disk by its path from the super-adapter
+    try:
+        return locate(reference, revision or (None if model else config.lora.revision), weights)
+    except LonasEdgeError as error:
+        hint = "" if model else f" (named by {config.path}; --model gives another place)"
+        raise LonasEdgeError(f"{error}{hint}") from error

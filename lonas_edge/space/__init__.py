@@ -1,0 +1,1 @@
+"""The search space and what follows from configurations alone: no weights, no torch."""

@@ -1,0 +1,128 @@
+"""Sizes of a sub-network from configurations alone: parameters, linear weights, MACs, bytes. No weights are read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+
+from lonas_edge.space.architecture import Architecture, Elasticity
+
+WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
+DEFAULT_SEQUENCE_LENGTH = 256  # `sample_size` of the published search spaces
+INT4_GROUP_SIZES = (128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one network.
+
+    Attributes:
+        parameters: Parameters of the materialized (merged) model, a tied head counted once.
+        linear_weights: Weights of the linear layers, language-model head and unmerged adapters included; embeddings, norms
+            and biases not. The adapter cards call this "total params".
+        macs: Multiply-accumulates of those weights for one sequence of `seq_len` tokens. The cards call this "TFLOPs".
+        seq_len: Sequence length in tokens.
+        bytes: Bytes of the materialized model's weights at each weight format of an export.
+    """
+
+    parameters: int
+    linear_weights: int
+    macs: int
+    seq_len: int
+    bytes: dict[str, int]
+
+    def to_json(self) -> dict:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def int4_group_size(in_features: Sequence[int]) -> int | None:
+    """The largest INT4 group size that divides the input width of every layer, or None if none does."""
+    return next((size for size in INT4_GROUP_SIZES if all(width % size == 0 for width in in_features)), None)
+
+
+def measure(
+    elasticity: Elasticity, ranks: Mapping[str, int], chosen: Sequence[int] | None, seq_len: int, untied: bool = False
+) -> Sizes:
+    """Measure one network.
+
+    Args:
+        elasticity: The search space laid over the base model.
+        ranks: The adapter's rank by module path.
+        chosen: The sub-network's widths in group order; None for the unpruned LoRA model.
+        seq_len: Sequence length of the MACs, in tokens.
+        untied: Whether merging gives a tied head a weight of its own.
+
+    Returns:
+        The sizes.
+    """
+    architecture = elasticity.architecture
+    linear_weights = _linear_weights(elasticity, ranks, chosen)
+    shapes = materialized_shapes(elasticity, chosen, untied)
+    return Sizes(
+        parameters=sum(prod(shape) for shape in shapes.values()),
+        linear_weights=linear_weights,
+        macs=linear_weights * seq_len,
+        seq_len=seq_len,
+        bytes={weight_format: _bytes(architecture, shapes, weight_format) for weight_format in WEIGHT_FORMATS},
+    )
+
+
+def _linear_weights(elasticity: Elasticity, ranks: Mapping[str, int], chosen: Sequence[int] | None) -> int:
+    total = 0
+    widths = elasticity.widths(chosen) if chosen is not None else None
+    for name, linear in elasticity.architecture.linears.items():
+        out, columns, rank = linear.out_features, linear.in_features, ranks.get(name, 0)
+        if widths:
+            out, columns = widths[name].out_features, widths[name].in_features
+            rank = min(rank, widths[name].rank or rank)
+        total += out * columns + rank * (out + columns)
+    return total
+
+
+def materialized_shapes(
+    elasticity: Elasticity, chosen: Sequence[int] | None, untied: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the materialized model.
+
+    Args:
+        elasticity: The search space laid over the base model.
+        chosen: The sub-network's widths in group order; None for the unpruned model.
+        untied: Whether merging gives a tied head a weight of its own.
+
+    Returns:
+        Shapes by tensor name.
+    """
+    architecture = elasticity.architecture
+    shapes = dict(architecture.shapes)
+    if untied:
+        head = architecture.linears[architecture.family.head]
+        shapes[f"{head.name}.weight"] = (head.out_features, head.in_features)
+    if chosen is None:
+        return shapes
+    for name, active in elasticity.widths(chosen).items():
+        if f"{name}.weight" in shapes:
+            shapes[f"{name}.weight"] = (active.out_features, active.in_features)
+        if f"{name}.bias" in shapes:
+            shapes[f"{name}.bias"] = (active.out_features,)
+    return shapes
+
+
+def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: str) -> int:
+    """Bytes of the weights in the IR: matrices in the format, everything else in fp32.
+
+    INT8 keeps an fp16 scale and a u8 zero point a row (NNCF INT8_ASYM); INT4 an fp16 scale and a 4-bit zero point a group,
+    embedding and head in INT8 (NNCF's default for both).
+    """
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    outer = (f"{architecture.family.embedding}.weight", f"{architecture.family.head}.weight")
+    group = int4_group_size([shape[1] for name, shape in matrices.items() if name not in outer])
+    rest = sum(prod(shape) for name, shape in shapes.items() if name not in matrices)
+    total = 0.0
+    for name, (rows, columns) in matrices.items():
+        if weight_format in ("fp32", "fp16"):
+            total += rows * columns * (4 if weight_format == "fp32" else 2)
+        elif weight_format == "int8" or name in outer or group is None:
+            total += rows * columns + rows * 3
+        else:
+            total += rows * columns / 2 + rows * (columns // group) * 2.5
+    return round(total) + rest * 4

@@ -1,0 +1,132 @@
+"""Write a search space for a supported model, in the published NNCF format and group order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import WidthRule
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH
+from lonas_edge.space.search_space import Role
+
+DEFAULT_RATIOS = (1, 0.875, 0.75, 0.625, 0.5)
+DEFAULT_RANKS = (32, 28)
+
+
+def generate_space(
+    architecture: Architecture,
+    ratios: Sequence[float] = DEFAULT_RATIOS,
+    ranks: Sequence[int] = DEFAULT_RANKS,
+    seq_len: int = DEFAULT_SEQUENCE_LENGTH,
+) -> dict[str, Any]:
+    """Generate a search space: the published LLaMA-7B groups, for any supported model.
+
+    Groups, in order: the shared rank of q, k, v of each layer; the width of each gated MLP; the shared rank of its gate and
+    up projections.
+
+    Args:
+        architecture: The model.
+        ratios: Admissible widths of the MLP as shares of the full one; made whole numbers.
+        ranks: Admissible ranks.
+        seq_len: The sequence length that sizes are counted at.
+
+    Returns:
+        The NNCF configuration, ready for `json.dump`.
+
+    Raises:
+        LonasEdgeError: If a ratio is not in (0, 1], or widths or ranks coincide.
+    """
+    problems = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]
+    problems += [f"rank {rank}: expected at least 1" for rank in ranks if rank < 1]
+    raise_all("The search space cannot be generated:", problems)
+    attention, mlp = architecture.family.rank_groups
+    groups: list[list[str]] = []
+    widths: list[list[int]] = []
+    layers = range(architecture.config.num_hidden_layers)
+
+    def add_ranks(names: Sequence[str]) -> None:
+        for layer in layers:
+            groups.append([node_name(architecture, layer, name, "lora_A") for name in names])
+            widths.append(_falling(ranks, "ranks"))
+
+    def add_widths(rule: WidthRule) -> None:
+        full = getattr(architecture.config, rule.config_field)
+        values = _falling([int(full * ratio) for ratio in ratios], f"widths of {rule.config_field} {full}")
+        roles: tuple[Role, Role] = ("base", "lora_B")
+        for layer in layers:
+            groups.append([node_name(architecture, layer, name, role) for name in rule.producers for role in roles])
+            widths.append(values)
+
+    for names in attention:
+        add_ranks(names)
+    for rule in architecture.family.width_rules:
+        add_widths(rule)
+    for names in mlp:
+        add_ranks(names)
+    return _configuration(groups, widths, seq_len)
+
+
+def node_name(architecture: Architecture, layer: int, module: str, role: Role) -> str:
+    """The name NNCF 2.x gave a weight of a PEFT model with an adapter on `module`.
+
+    Args:
+        architecture: The model.
+        layer: Index of the decoder layer.
+        module: Path relative to it, as `mlp.gate_proj`.
+        role: The frozen weight, or a factor of the adapter.
+
+    Returns:
+        The node name.
+    """
+    names = architecture.family.class_names[architecture.model_type]
+    parent, leaf = module.split(".")
+    ending = "NNCFUserSelfLinear[self_linear]" if role == "base" else f"ModuleDict[{role}]/NNCFLinear[default]"
+    return (
+        f"PeftModelForCausalLM/LoraModel[base_model]/{names['model']}[model]/{names['body']}[model]/ModuleList[layers]/"
+        f"{names['layer']}[{layer}]/{names[parent]}[{parent}]/Linear[{leaf}]/{ending}/linear_0"
+    )
+
+
+def _falling(values: Sequence[int], what: str) -> list[int]:
+    ordered = sorted(values, reverse=True)
+    if len(set(ordered)) != len(ordered) or ordered[-1] < 1:
+        raise LonasEdgeError(f"The {what} must differ and be at least 1; found {ordered}. Choose other ratios or ranks.")
+    return ordered
+
+
+def _configuration(groups: list[list[str]], widths: list[list[int]], seq_len: int) -> dict[str, Any]:
+    shape = {"sample_size": [1, seq_len], "type": "long"}
+    stage = {
+        "train_dims": ["width"],
+        "epochs": 6,
+        "depth_indicator": 1,
+        "width_indicator": max(map(len, widths)),
+        "init_lr": 3e-4,
+        "epochs_lr": 6,
+        "sample_rate": 1,
+    }
+    no_adaptation = {"num_bn_adaptation_samples": 0}
+    return {
+        "input_info": [{**shape, "keyword": "input_ids"}, {**shape, "keyword": "attention_mask"}],
+        "bootstrapNAS": {
+            "training": {
+                "algorithm": "progressive_shrinking",
+                "frozen_layers_allowed": True,
+                "progressivity_of_elasticity": ["width"],
+                "batchnorm_adaptation": no_adaptation,
+                "schedule": {"list_stage_descriptions": [stage]},
+                "elasticity": {
+                    "available_elasticity_dims": ["width"],
+                    "width": {"overwrite_groups": groups, "overwrite_groups_widths": widths},
+                },
+            },
+            "search": {
+                "algorithm": "NSGA2",
+                "batchnorm_adaptation": no_adaptation,
+                "num_evals": 200,
+                "population": 8,
+                "ref_acc": 0.45,
+                "acc_delta": 0.01,
+            },
+        },
+    }

@@ -1,0 +1,108 @@
+"""A sub-network: one width picked from each group of a search space."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.space.search_space import SearchSpace
+
+NAMES = ("heuristic", "maximal", "minimal")
+DEFAULT = "heuristic"
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """The chosen widths, in group order, and the name they were chosen by."""
+
+    widths: tuple[int, ...]
+    name: str
+
+    def to_json(self, space: SearchSpace) -> dict[str, Any]:
+        """The sub-network file's content; `search_space` is the space's hash."""
+        return {"widths": list(self.widths), "name": self.name, "search_space": space.hash}
+
+
+def select(space: SearchSpace, choice: str | None = None) -> Subnetwork:
+    """Pick a sub-network by name or from a file.
+
+    `maximal` takes the first width of every group, `minimal` the last, `heuristic` the one at index (n - 1) // 2 of n
+    (Muñoz et al. 2024), `random:SEED` draws each uniformly.
+
+    Args:
+        space: The search space.
+        choice: heuristic, maximal, minimal, random:SEED, or the path of a sub-network JSON file. None is heuristic, and
+            maximal where the space has no groups (a plain LoRA adapter).
+
+    Returns:
+        The sub-network.
+
+    Raises:
+        LonasEdgeError: If there is no such sub-network in the space.
+    """
+    if not space.groups and choice in (None, "maximal"):
+        return Subnetwork((), "maximal")
+    choice = choice or DEFAULT
+    if not space.groups:
+        raise LonasEdgeError(
+            f"sub-network {choice!r}: there is no search space, so there is the maximal network only. "
+            "Give the one the super-adapter was trained with (--nncf-config FILE)."
+        )
+    if choice == "maximal":
+        return Subnetwork(tuple(group.widths[0] for group in space.groups), choice)
+    if choice == "minimal":
+        return Subnetwork(tuple(group.widths[-1] for group in space.groups), choice)
+    if choice == "heuristic":
+        return Subnetwork(tuple(group.widths[(len(group.widths) - 1) // 2] for group in space.groups), choice)
+    if choice.startswith("random:"):
+        return _random(space, choice)
+    return read_subnetwork(Path(choice), space)
+
+
+def _random(space: SearchSpace, choice: str) -> Subnetwork:
+    try:
+        generator = random.Random(int(choice.removeprefix("random:")))
+    except ValueError:
+        raise LonasEdgeError(f"sub-network {choice!r}: expected random:SEED with a whole number") from None
+    return Subnetwork(tuple(generator.choice(group.widths) for group in space.groups), choice)
+
+
+def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
+    """Read `{"widths": [w0, w1, …]}`; a `search_space` hash beside it is checked where there is one.
+
+    Args:
+        path: The file.
+        space: The search space it must belong to.
+
+    Returns:
+        The sub-network, named by the file's own `name` or else by its file name.
+
+    Raises:
+        LonasEdgeError: If the file cannot be read or does not belong to the space; every fault is listed.
+    """
+    if not path.exists():
+        raise LonasEdgeError(
+            f"sub-network {str(path)!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        widths = content["widths"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LonasEdgeError(f'{path}: not a sub-network file ({error}); expected {{"widths": [w0, w1, …]}}') from error
+    recorded = content.get("search_space")
+    problems = []
+    if recorded is not None and recorded != space.hash:
+        problems.append(f"it was written for search space {str(recorded)[:12]}, and this one is {space.hash[:12]}")
+    if not isinstance(widths, list) or len(widths) != len(space.groups):
+        found = len(widths) if isinstance(widths, list) else repr(widths)
+        problems.append(f"{found} widths; the search space has {len(space.groups)} groups")
+    else:
+        problems += [
+            f"group {index} ({group.modules[0]}, …): width {width!r} is not one of {list(group.widths)}"
+            for index, (width, group) in enumerate(zip(widths, space.groups, strict=True))
+            if type(width) is not int or width not in group.widths
+        ]
+    raise_all(f"{path}: not a sub-network of this search space:", problems)
+    return Subnetwork(tuple(widths), content.get("name") or path.name)

@@ -1,0 +1,1 @@
+"""Training: the side road that makes super-adapters."""

@@ -1,0 +1,252 @@
+"""A training step of a super-network: the Hugging Face Trainer, unpatched, with sub-networks activated around its own step."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.nn import functional as F
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from lonas_edge.data.instructions import IGNORED
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.elastic import SuperNetwork
+from lonas_edge.training.plan import Plan
+
+COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
+
+Progress = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, the last record of the log
+
+
+class NotFiniteError(LonasEdgeError):
+    """The loss or the adapter is NaN or Inf."""
+
+
+class ElasticTrainer(Trainer):
+    """The Trainer, with sub-networks activated around its own training step.
+
+    Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step; with `distill` λ,
+    (1 - λ) · cross-entropy + λ · KL(maximal network ‖ sub-network), the teacher without gradient (in-place distillation, Yu &
+    Huang, ICCV 2019). A network that is maximal itself has the cross-entropy alone.
+    """
+
+    def __init__(
+        self,
+        network: SuperNetwork,
+        plan: Plan,
+        distill: float = 0.0,
+        batch_examples: int = 1,
+        group_by_length: bool = False,
+        **arguments: Any,
+    ):
+        """Set up.
+
+        Args:
+            network: The super-network; its model is trained.
+            plan: Says the sub-networks and the learning rate of every step.
+            distill: Share of the distillation in the loss, 0 to 1.
+            batch_examples: Examples of an optimizer step, over all devices.
+            group_by_length: Whether those are of similar length.
+            **arguments: As of `Trainer`.
+        """
+        self.network, self.plan, self.distill = network, plan, distill
+        self.batch_examples, self.group_by_length = batch_examples, group_by_length
+        self._maximal = tuple(group.widths[0] for group in plan.space.groups)
+        self._passes = 1
+        self._teacher: torch.Tensor | None = None
+        self._logits: torch.Tensor | None = None
+        super().__init__(model=network.model, **arguments)
+        self.model_accepts_loss_kwargs = True  # the loss below divides by the tokens of the whole step
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(example["input_ids"]) for example in self.train_dataset]
+        return EpochSampler(lengths, self.batch_examples, self.plan.seed, self.group_by_length)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both on the CPU: transformers 5.5 asks for "cpu:0" under torchrun, which torch refuses. The rate is ours."""
+        if checkpoint is None:
+            return
+        for name, part in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
+            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+        rate = self.plan.learning_rate(self.lr_scheduler.last_epoch)
+        self.lr_scheduler._last_lr = [rate] * len(self.optimizer.param_groups)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch through each sub-network of the step.
+
+        Args:
+            model: The (wrapped) model.
+            inputs: A batch of `Collator`.
+            num_items_in_batch: Learned tokens of the optimizer step, over all devices.
+
+        Returns:
+            The loss.
+
+        Raises:
+            LonasEdgeError: If the loss is not finite.
+        """
+        inputs = self._prepare_inputs(inputs)
+        trained = self.plan.trained(self.state.global_step)
+        self._passes = len(trained)
+        teacher, losses = None, []
+        for chosen in trained:
+            taught = self.distill > 0 and chosen != self._maximal
+            if taught and teacher is None:
+                teacher = self._maximal_logits(model, inputs)
+            self._teacher = teacher if taught else None
+            self.network.activate(chosen)
+            losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
+            teacher = self._logits if self.distill and chosen == self._maximal else teacher
+        self._logits = None
+        loss = torch.stack(losses).sum()
+        if not torch.isfinite(loss):
+            raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+        return loss
+
+    def _maximal_logits(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        self.network.activate(self._maximal)
+        model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False).logits
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of the activated sub-network; see the class.
+
+        Args:
+            model: The (wrapped) model.
+            inputs: A batch of `Collator`; `labels` are those of the positions that are kept.
+            return_outputs: Whether the model's output is wanted too.
+            num_items_in_batch: Learned tokens of the optimizer step, over all devices; those of the batch when None.
+
+        Returns:
+            The loss, and the output if wanted.
+        """
+        labels = inputs.pop("labels").flatten()
+        outputs = model(**inputs, use_cache=False)
+        self._logits = outputs.logits.detach() if self.distill else None
+        learned = labels != IGNORED
+        logits = outputs.logits.flatten(0, 1)[learned].float()
+        total = F.cross_entropy(logits, labels[learned], reduction="sum")
+        if self._teacher is not None:
+            teacher = self._teacher.flatten(0, 1)[learned].float()
+            kl = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
+            total = (1 - self.distill) * total + self.distill * kl
+        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        # data parallelism averages over processes what was counted over all of them
+        loss = total / count / self._passes * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def active_of_step(self) -> tuple[int, ...]:
+        """The union of the step's sub-networks: the widest of each group."""
+        return tuple(max(widths) for widths in zip(*self.plan.trained(self.state.global_step), strict=True))
+
+
+class InactiveKept:
+    """Optimizer hooks that leave inactive parts of the parameters as they were, with their moments.
+
+    AdamW would move them: by momentum of earlier steps and by weight decay. A part that a step does not have gets no step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parts: Callable[[], Iterator[tuple[Any, tuple[slice, ...]]]]):
+        """Register.
+
+        Args:
+            optimizer: The optimizer.
+            parts: Gives the inactive parts of the step at hand.
+        """
+        self._parts = parts
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        optimizer.register_step_pre_hook(self._keep)
+        optimizer.register_step_post_hook(self._restore)
+
+    def _keep(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter, part in self._parts():
+            state = optimizer.state.get(parameter, {}).values()
+            tensors = [parameter.data, *(t for t in state if torch.is_tensor(t) and t.shape == parameter.shape)]
+            self._kept += [(tensor[part], tensor[part].clone()) for tensor in tensors]
+
+    def _restore(self, *_: Any) -> None:
+        for view, value in self._kept:
+            view.copy_(value)
+        self._kept.clear()
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the examples in an epoch, from the seed and the epoch alone, so that a resumed training has the same.
+
+    transformers' LengthGroupedSampler draws from the global generator when an epoch starts, which a resumed one cannot repeat.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, group_by_length: bool):
+        """Set up.
+
+        Args:
+            lengths: Tokens of each example.
+            batch: Examples of an optimizer step, over all devices.
+            seed: The training's.
+            group_by_length: Whether the examples of a step are of similar length.
+        """
+        self._lengths, self._batch, self._seed, self._grouped = list(lengths), batch, seed, group_by_length
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate when an epoch starts."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of examples."""
+        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self._epoch)
+        if self._grouped:
+            return iter(get_length_grouped_indices(self._lengths, self._batch, generator=generator))
+        return iter(torch.randperm(len(self._lengths), generator=generator).tolist())
+
+
+class Watch(TrainerCallback):
+    """Reports progress, refuses to save what is not finite, and marks checkpoints that are whole."""
+
+    def __init__(self, report: Progress):
+        """Set up.
+
+        Args:
+            report: Called after every step, and with what is logged.
+        """
+        self._report = report
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the intervals from the arguments; the Trainer takes a resumed training's from its checkpoint."""
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Report, and look at what is about to be saved."""
+        if state.is_world_process_zero:
+            self._report(state.global_step, state.max_steps, {})
+        if control.should_save and not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+            raise NotFiniteError(f"the adapter holds NaN or Inf after step {state.global_step}")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Report the loss."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self._report(state.global_step, state.max_steps, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint, once every process has written its part."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

@@ -1,0 +1,141 @@
+"""The command line's contract: help, exit codes, --json, what an exported checkpoint directory holds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle_logits
+from tiny_models import TinyModels, TinySource
+from transformers import AutoTokenizer
+
+import lonas_edge
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['lonas-edge', '--help']\n"
+        "from lonas_edge.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'openvino', 'nncf', 'optimum', 'numpy', 'safetensors', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+    assert all(command in ran.stdout for command in ("inspect", "space", "export"))
+
+
+@pytest.mark.parametrize("command", ["inspect", "space", "export"])
+def test_every_option_has_help(run_cli: Callable, command: str) -> None:
+    ran = run_cli(command, "-h")
+    assert ran.code == 0
+    assert "--" in ran.out
+
+
+def test_version(run_cli: Callable) -> None:
+    ran = run_cli("--version")
+    assert (ran.code, ran.out.strip()) == (0, lonas_edge.__version__)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["inspect"],
+        ["export", "SOURCE"],
+        ["export", "SOURCE", "--output", "x", "--weight-format", "int3"],
+        ["export", "SOURCE", "--output", "x", "--stage", "none"],
+        ["export", "SOURCE", "--output", "x", "--dtype", "fp16"],
+        ["inspect", "SOURCE", "--seq-len", "0"],
+        ["space", "--model", "x"],
+    ],
+)
+def test_wrong_usage_is_2(run_cli: Callable, arguments: list[str]) -> None:
+    assert run_cli(*arguments).code == 2
+
+
+@pytest.mark.parametrize("case", ["llama-biased", "gemma2-tied"])
+def test_exported_checkpoint(case: str, run_cli, tiny_models: TinyModels, choose, ids, tmp_path: Path) -> None:
+    source, output = tiny_models.source(case), tmp_path / "out"
+    widths = choose(source, "unequal:0")
+    (tmp_path / "found.json").write_text(json.dumps({"widths": widths}))
+    arguments = [*source.arguments(), "--output", output, "--stage", "checkpoint", "--subnet", tmp_path / "found.json"]
+    ran = run_cli("export", *arguments, "--json")
+    assert ran.code == 0, ran.err
+    manifest = json.loads(ran.out)  # one JSON document and nothing else
+    assert manifest == json.loads((output / "lonas_edge.json").read_text())
+    assert manifest["verified"] is True
+    assert manifest["parity"]["materialized"]["max_logit_difference"] < 1e-4
+    assert json.loads((output / "subnetwork.json").read_text())["widths"] == widths
+    files = {path.name for path in output.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "tokenizer_config.json"} <= files
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["found.json", "out"]
+    with torch.no_grad():
+        logits = lonas_edge.load_checkpoint(output, torch.float64)(input_ids=ids).logits
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (logits - expected).abs().max() < 1e-5
+    assert AutoTokenizer.from_pretrained(output)("the thing")["input_ids"]
+    saved = sum(parameter.numel() for parameter in lonas_edge.load_checkpoint(output).parameters())
+    assert manifest["sizes"]["subnetwork"]["parameters"] == saved
+
+
+def test_nothing_written_carries_an_absolute_path(run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
+    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--no-verify")
+    assert ran.code == 0
+    for path in (tmp_path / "out").iterdir():
+        content = path.read_bytes()
+        for folder in (llama.base, llama.adapter, tmp_path, Path(sys.prefix)):
+            assert os.fsencode(folder) not in content, path
+    assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["verified"] is False
+    assert "Not verified" in (tmp_path / "out/README.md").read_text()
+    assert "not verified" in ran.out
+
+
+@pytest.mark.parametrize(("option", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), (None, torch.float32)])
+def test_dtype(run_cli: Callable, llama: TinySource, tmp_path: Path, option: str | None, dtype: torch.dtype) -> None:
+    arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--no-verify"]
+    assert run_cli("export", *arguments, *(["--dtype", option] if option else [])).code == 0
+    assert {parameter.dtype for parameter in lonas_edge.load_checkpoint(tmp_path / "out").parameters()} == {dtype}
+
+
+def test_overwrite(run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("mine")
+    arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--no-verify"]
+    assert run_cli("export", *arguments).code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    assert run_cli("export", *arguments, "--overwrite").code == 0
+    assert not (tmp_path / "out/mine").exists()
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_plain_lora_is_merged_whole(run_cli: Callable, llama: TinySource, ids: torch.Tensor, tmp_path: Path) -> None:
+    arguments = [llama.adapter, "--model", llama.base, "--output", tmp_path / "out", "--stage", "checkpoint"]
+    assert run_cli("export", *arguments).code == 0
+    with torch.no_grad():
+        logits = lonas_edge.load_checkpoint(tmp_path / "out", torch.float64)(input_ids=ids).logits
+    assert (logits - oracle_logits(llama.base, llama.adapter, None, [], ids)).abs().max() < 1e-5
+
+
+def test_failed_verification_writes_nothing(
+    run_cli, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the merge is found by the export itself."""
+    import lonas_edge.network.materialize as module
+
+    faultless = module.slice_and_merge
+
+    def faulty(weight, widths, lora):
+        return faultless(weight, widths, lora) * (1.001 if widths.rank == 6 else 1)
+
+    monkeypatch.setattr(module, "slice_and_merge", faulty)
+    arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--subnet", "minimal"]
+    ran = run_cli("export", *arguments)
+    assert ran.code == 1
+    assert "Verification failed" in ran.err
+    assert not list(tmp_path.iterdir())

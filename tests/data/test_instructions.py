@@ -1,0 +1,311 @@
+"""Instruction data: reading, templates, labels and batches."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import random_model, tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from lonas_edge.data.instructions import TEMPLATES, Collator, Example, encode, read_examples
+from lonas_edge.errors import LonasEdgeError
+
+INDENT = " " * 20
+EOS = 1
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    """Writes a data file."""
+
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "data.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def adding(special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts special tokens around every text: `<s> $A` as LLaMA's, or `$A </s>`."""
+    made = tokenizer()
+    made._tokenizer.post_processor = TemplateProcessing(single=special, special_tokens=[("<s>", 0), ("</s>", EOS)])
+    return made
+
+
+def learned(encoded: dict[str, list[int]], by: PreTrainedTokenizerFast) -> str:
+    """The text that is learned."""
+    return by.decode([label for label in encoded["labels"] if label != -100])
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_reads_a_list(data: Callable, indent: int | None) -> None:
+    items = [{"instruction": "a", "input": "b", "output": "c", "answer": 3}, {"output": "e", "instruction": "d\n{}"}]
+    found = read_examples(data("\n " + json.dumps(items, indent=indent) + "\n"))
+    assert found == [Example("a", "b", "c"), Example("d\n{}", "", "e")]
+
+
+def test_reads_lines(data: Callable) -> None:
+    text = '{"instruction": "a", "output": "c", "input": null}\n\n{"instruction": "é", "input": "", "output": "[1]"}\r\n'
+    assert read_examples(data(text)) == [Example("a", "", "c"), Example("é", "", "[1]")]
+
+
+def test_a_byte_order_mark_is_no_fault(data: Callable) -> None:
+    for text in ('[{"instruction": "a", "output": "b"}]', '{"instruction": "a", "output": "b"}'):
+        assert read_examples(data(b"\xef\xbb\xbf" + text.encode())) == [Example("a", "", "b")]
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\r\n ", "[]", "[\n]\n"])
+def test_nothing_in_the_file(data: Callable, text: str) -> None:
+    path = data(text)
+    with pytest.raises(LonasEdgeError, match="holds no examples") as raised:
+        read_examples(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match=r"absent\.json: the data cannot be read"):
+        read_examples(tmp_path / "absent.json")
+    with pytest.raises(LonasEdgeError, match="cannot be read"):
+        read_examples(tmp_path)
+    with pytest.raises(LonasEdgeError, match="cannot be read"):
+        read_examples(data(b'[{"instruction": "\xff", "output": "a"}]'))
+
+
+ITEM = '{"instruction": "a", "output": "b"}'
+
+
+@pytest.mark.parametrize("text", [f"[{ITEM},\n{ITEM}", f"[{ITEM},\n{ITEM},\n", "[", "[\n\n"])
+def test_a_list_that_is_cut_off(data: Callable, text: str) -> None:
+    with pytest.raises(LonasEdgeError, match="cut off"):
+        read_examples(data(text))
+
+
+@pytest.mark.parametrize("more", [f"[{ITEM}]", ITEM, "]", "garbage"])
+def test_what_follows_a_list_is_not_lost(data: Callable, more: str) -> None:
+    with pytest.raises(LonasEdgeError, match="line 2: something follows the end of the list"):
+        read_examples(data(f"[{ITEM},\n{ITEM}]\n{more}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f'[{ITEM},\n{ITEM},\n{{"instruction": "a", "out', 3),  # cut off inside an item
+        (f"[\n{ITEM},\n{ITEM},\n{{'instruction': 1}},\n{ITEM}]", 4),
+        (f"{ITEM}\n{ITEM}\n\n\noutput: b\n{ITEM}\n", 5),
+        (f"{ITEM}\n{ITEM[:-3]}\n{ITEM}\n", 2),
+        ('[\n{"instruction": "a",\n"output": "b"},\n{"instruction": "a",\n"output": b}]', 5),
+        ("instruction,output\na,b\n", 1),
+    ],
+)
+def test_wrong_json_is_named_by_its_line(data: Callable, text: str, line: int) -> None:
+    with pytest.raises(LonasEdgeError, match=rf"line {line}: not JSON") as raised:
+        read_examples(data(text))
+    assert "Expected a JSON list" in str(raised.value)
+
+
+FAULTY = {
+    2: '{"instruction": "a"}',
+    3: '{"instruction": "a", "output": 7}',
+    4: '{"instruction": ["a"], "output": "b"}',
+    5: '"a text"',
+    7: '{"instruction": "a", "output": "b", "input": 3}',
+    8: "null",
+    9: '{"instruction": "", "output": ""}',
+}
+
+
+@pytest.mark.parametrize("opening", ["", "["])
+def test_all_faulty_items_are_listed(data: Callable, opening: str) -> None:
+    lines = [opening + ITEM, *(FAULTY.get(line, ITEM) for line in range(2, 11))]
+    with pytest.raises(LonasEdgeError) as raised:
+        read_examples(data((",\n" if opening else "\n").join(lines) + ("]" if opening else "")))
+    found = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert [line.partition(":")[0] for line in found] == [f"line {line}" for line in FAULTY]
+    expected = ["'output'", "'output'", "'instruction'", "found str", "'input'", "found NoneType", "'instruction' and 'output'"]
+    assert all(text in line for text, line in zip(expected, found, strict=True))
+
+
+def test_faulty_items_and_a_cut_off_file_are_listed_together(data: Callable) -> None:
+    """Items that span lines count from where they start."""
+    text = '[\n  {\n    "instruction": "a",\n    "output": "b"\n  },\n  {\n    "output": "b"\n  },\n  5,\n  {"a'
+    with pytest.raises(LonasEdgeError) as raised:
+        read_examples(data(text))
+    for fault in ("line 6: no text in 'instruction'", "line 9: expected an object, found int", "line 10: not JSON"):
+        assert fault in str(raised.value)
+
+
+# --- templates
+
+
+def test_lonas_is_the_prompt_of_the_reference() -> None:
+    template = TEMPLATES["lonas"]
+    example = Example("Is {this} {0} a {{test}}?\nSay so.", "", "the {answer}")
+    assert template.prompt(example) + template.answer(example) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n\n"
+        + INDENT
+        + "### Instruction:\n"
+        + INDENT
+        + "Is {this} {0} a {{test}}?\nSay so.\n\n"
+        + INDENT
+        + "### Response:\n"
+        + INDENT
+        + "the {answer}"
+    )
+    example = Example("Is it {so}?", "{input}", "{output}")
+    assert template.prompt(example) + template.answer(example) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request. \n\n"
+        + INDENT
+        + "### Instruction:\n"
+        + INDENT
+        + "Is it {so}?\n\n"
+        + INDENT
+        + "### Input:\n"
+        + INDENT
+        + "{input}\n\n"
+        + INDENT
+        + "### Response:\n"
+        + INDENT
+        + "{output}"
+    )
+
+
+def test_alpaca_and_question() -> None:
+    alone, paired = Example("{Do} it.", "", "{Done}."), Example("Do it.", "Th{is}.", "Done.")
+    assert TEMPLATES["alpaca"].prompt(alone) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{Do} it.\n\n### Response:\n"
+    )
+    assert TEMPLATES["alpaca"].prompt(paired) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nDo it.\n\n### Input:\nTh{is}.\n\n### Response:\n"
+    )
+    assert TEMPLATES["alpaca"].answer(alone) == "{Done}."
+    assert TEMPLATES["question"].prompt(alone) == "Question: {Do} it.\nAnswer:"
+    assert TEMPLATES["question"].prompt(paired) == "Th{is}.\nQuestion: Do it.\nAnswer:"
+    assert TEMPLATES["question"].answer(alone) == " {Done}."
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(("name", "response"), [("alpaca", "the end"), ("question", " the end")])
+@pytest.mark.parametrize("special", ["$A", "<s> $A", "<s> $A </s>"])
+def test_only_the_response_is_learned(name: str, response: str, special: str) -> None:
+    """The response starts on a token of its own, as at inference, and what the tokenizer adds to a text comes once."""
+    by = adding(special)
+    (found,) = encode([Example("What is it?", "", "the end")], TEMPLATES[name], by, 256)
+    plain = tokenizer()
+    prompt = ([0] if "<s>" in special else []) + plain.encode(TEMPLATES[name].prompt(Example("What is it?", "", "")))
+    assert found["input_ids"] == [*prompt, *plain.encode(response), EOS]
+    assert found["labels"] == [-100] * len(prompt) + [*plain.encode(response), EOS]
+
+
+def test_lonas_learns_everything() -> None:
+    """One text, so that the blank in front of the response joins it: `Ġthe` is one token."""
+    template, by = TEMPLATES["lonas"], adding("<s> $A")
+    (found,) = encode([Example("What is it?", "", "the end")], template, by, 1000)
+    text = template.prompt(Example("What is it?", "", "the end")) + "the end"
+    assert found["input_ids"] == found["labels"] == [0, *tokenizer().encode(text), EOS]
+    assert tokenizer().encode(" the")[0] in found["input_ids"][-6:]
+    (ended,) = encode([Example("What is it?", "", "the end")], template, adding("<s> $A </s>"), 1000)
+    assert ended == found  # no second EOS
+
+
+def test_lonas_is_cut_at_the_maximal_length() -> None:
+    template, by = TEMPLATES["lonas"], tokenizer()
+    example = Example("What?", "", "yes")
+    text = by.encode(template.prompt(example) + "yes")
+    for length in (len(text) + 5, len(text) + 1, len(text), len(text) - 1, 10):
+        (found,) = encode([example], template, by, length)
+        assert found["input_ids"] == found["labels"] == [*text, EOS][:length]
+    assert encode([example], template, by, 1) == []  # nothing predicts the first token
+
+
+def test_what_is_too_long_is_left_out() -> None:
+    by = tokenizer()
+    examples = [Example("a", "", "b" * size) for size in (3, 30, 4)]
+    prompt = len(by.encode("Question: a\nAnswer:"))
+    texts = [learned(found, by) for found in encode(examples, TEMPLATES["question"], by, prompt + 1 + 4 + 1)]
+    assert texts == [" bbb</s>", " bbbb</s>"]  # a blank, four letters, EOS: the longest that fits
+    assert len(encode(examples, TEMPLATES["question"], by, prompt + 1 + 4)) == 1
+    assert encode(examples, TEMPLATES["question"], by, 5) == []
+
+
+@pytest.mark.parametrize("name", ["alpaca", "question"])
+def test_train_on_prompt(name: str) -> None:
+    examples = [Example("Why?", "Because.", "the end"), Example("Why?", "", "no")]
+    default = encode(examples, TEMPLATES[name], tokenizer(), 256)
+    whole = encode(examples, TEMPLATES[name], tokenizer(), 256, train_on_prompt=True)
+    assert encode(examples, TEMPLATES[name], tokenizer(), 256, train_on_prompt=False) == default
+    assert [found["input_ids"] for found in whole] == [found["input_ids"] for found in default]
+    assert all(found["labels"] == found["input_ids"] for found in whole)
+    assert all(found["labels"][0] == -100 for found in default)
+
+
+def test_lonas_without_the_prompt() -> None:
+    template, by = TEMPLATES["lonas"], adding("<s> $A")
+    example = Example("What?", "", "yes")
+    (found,) = encode([example], template, by, 1000, train_on_prompt=False)
+    assert learned(found, by) == "yes</s>"
+    assert by.decode(found["input_ids"]) == "<s>" + template.prompt(example) + "yes</s>"
+    length = len(found["input_ids"])
+    (found,) = encode([example], template, by, length - 2, train_on_prompt=False)
+    assert learned(found, by) == "ye"
+    assert encode([example], template, by, length - 4, train_on_prompt=False) == []  # the prompt alone fills it
+    assert encode([example], template, by, 10, train_on_prompt=False) == []
+
+
+# --- batches
+
+
+def test_batch_by_hand() -> None:
+    batch = Collator(9)(
+        [
+            {"input_ids": [2, 3, 4, 5, 6], "labels": [-100, -100, 4, 5, -100]},
+            {"input_ids": [7, 8], "labels": [-100, 8]},
+            {"input_ids": [2, 2, 2, 5], "labels": [-100, -100, -100, 5]},
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[2, 3, 4, 5, 6], [7, 8, 9, 9, 9], [2, 2, 2, 5, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
+    assert batch["logits_to_keep"].tolist() == [0, 1, 2]  # position 3 would predict 6, 9, 9: learned by none
+    assert batch["labels"].tolist() == [[-100, 4, 5], [8, -100, -100], [-100, -100, 5]]
+    assert batch.keys() == {"input_ids", "attention_mask", "logits_to_keep", "labels"}
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_kept_positions_need_not_be_next_to_each_other() -> None:
+    batch = Collator(0)([{"input_ids": [2, 3, 4, 5, 6], "labels": [2, 3, -100, -100, 6]}])
+    assert batch["logits_to_keep"].tolist() == [0, 3]
+    assert batch["labels"].tolist() == [[3, 6]]  # nothing predicts the first token
+
+
+@pytest.mark.parametrize("train_on_prompt", [False, True])
+def test_loss_of_kept_positions_is_that_of_transformers(train_on_prompt: bool) -> None:
+    """Padding is EOS here, which the response ends with too: only the padding may be left out of the loss."""
+    by, model = tokenizer(), random_model("llama").double()
+    examples = [Example("What is the sum?", "", "the one"), Example("Why?", "In it.", "no"), Example("a", "", "b in the air")]
+    encoded = encode(examples, TEMPLATES["question"], by, 128, train_on_prompt)
+    batch = Collator(EOS)(encoded)
+    length = max(len(found["input_ids"]) for found in encoded)
+    full = torch.tensor([found["labels"] + [-100] * (length - len(found["labels"])) for found in encoded])
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        expected = model(**inputs, labels=full).loss
+        logits = model(**inputs, logits_to_keep=batch["logits_to_keep"]).logits
+    assert logits.shape[:2] == batch["labels"].shape
+    if not train_on_prompt:
+        assert logits.shape[1] < length - 5  # and others are not computed
+    found = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    assert abs(found - expected) < 1e-6  # transformers rounds the logits to fp32
+    assert expected > 1

@@ -1,0 +1,319 @@
+"""The whole export on a tiny model of every family: its IR against the oracle, its manifest, and that it can refuse."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openvino_models import ir_logits, stored_matrices
+from oracle import oracle_logits
+from tiny_models import CASES, HIDDEN, LAYERS, VOCAB, TinyModels, TinySource
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import export as export_module
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.network import adapters, materialize
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.source import open_source
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+
+# Largest allowed mean KL, in nats, between the oracle and an INT8 IR whose activations stay fp32. Rounding a weight to 8 bits
+# moves it by 0.3 % of its row's range; the tiny models show 1e-4 to 4e-4 from that.
+INT8_KL = 2e-3
+
+FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "lonas_edge.json",
+    "openvino_detokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_config.json",
+    "openvino_model.bin",
+    "openvino_model.xml",
+    "openvino_tokenizer.bin",
+    "openvino_tokenizer.xml",
+    "subnetwork.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def run_export(tiny: TinySource, widths: list[int], output: Path, **options: Any) -> dict[str, Any]:
+    """Export with the tiny source's files."""
+    source = open_source(str(tiny.adapter), str(tiny.base), tiny.space)
+    return export(source, Subnetwork(tuple(widths), "unequal"), output, ExportOptions(**options))
+
+
+def oracle_of(tiny: TinySource, widths: list[int], ids: torch.Tensor) -> torch.Tensor:
+    return oracle_logits(tiny.base, tiny.adapter, tiny.space, widths, ids)
+
+
+def mean_kl(reference: torch.Tensor, logits: torch.Tensor) -> float:
+    p, q = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean().item()
+
+
+def assert_nothing_of_this_machine(folder: Path, *private: Path) -> None:
+    """No file carries an absolute path or a temporary directory's name, in text or in binary."""
+    forbidden = {str(path.resolve()).encode() for path in private} | {str(Path.home()).encode() + b"/"}
+    forbidden |= {part.encode() for path in private for part in path.resolve().parts if "pytest" in part}
+    forbidden.add(str(Path(materialize.__file__).parents[2]).encode())
+    for path in folder.rglob("*"):
+        content = path.read_bytes()
+        assert not [text for text in forbidden if text in content], path.name
+        # a temporary directory of the export itself, or of the conversion
+        assert b".incomplete" not in content and b"graph-" not in content and b"/tmp/" not in content, path.name
+
+
+def assert_int8(folder: Path) -> None:
+    """Every linear layer, the head and the embedding multiply with a u8 matrix."""
+    stored = Counter((operation, kind) for operation, kind, _ in stored_matrices(folder))
+    assert stored == {("MatMul", "u8"): 7 * LAYERS + 1, ("Gather", "u8"): 1}
+
+
+# each family with a head of its own in fp32, and tied in INT8
+@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+def test_fp32(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
+    tiny = tiny_models.source(case)
+    widths = choose(tiny, "unequal:1")
+    run_export(tiny, widths, tmp_path / "out", weight_format="fp32")
+    found, expected = ir_logits(tmp_path / "out", ids), oracle_of(tiny, widths, ids)
+    assert (found - expected).abs().max() < 1e-3
+    assert expected.std() > 0.3, "logits so small that the bound says nothing"
+    assert_nothing_of_this_machine(tmp_path / "out", tiny.base, tiny.adapter, tmp_path)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.endswith("-tied")])
+def test_int8(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
+    tiny = tiny_models.source(case)
+    widths = choose(tiny, "unequal:2")
+    manifest = run_export(tiny, widths, tmp_path / "out", weight_format="int8")
+    found, expected = ir_logits(tmp_path / "out", ids), oracle_of(tiny, widths, ids)
+    kl, top1 = mean_kl(expected, found), (found.argmax(-1) == expected.argmax(-1)).double().mean().item()
+    print(f"{case}: INT8 mean KL {kl:.2e}, same top token {top1:.1%}")
+    assert kl < INT8_KL
+    assert top1 > 0.8
+    assert (found - expected).abs().max() > 1e-3, "nothing was rounded"
+    assert 0 < manifest["parity"]["ir"]["mean_kl"] < INT8_KL
+    assert_int8(tmp_path / "out")
+    assert_nothing_of_this_machine(tmp_path / "out", tiny.base, tiny.adapter, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySource, list[int], Path]:
+    """One INT8 export, for all that is read off it: source, widths, directory."""
+    tiny = tiny_models.source("qwen2")
+    widths = [group[index % len(group)] for index, group in enumerate(tiny.groups())]
+    output = tmp_path_factory.mktemp("exported") / "out"
+    run_export(tiny, widths, output)
+    return tiny, widths, output
+
+
+def test_files(exported: tuple[TinySource, list[int], Path]):
+    _, widths, folder = exported
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert json.loads((folder / "subnetwork.json").read_text())["widths"] == widths
+    assert [path.name for path in folder.parent.iterdir()] == ["out"], "something was left beside the output"
+
+
+def test_manifest(exported: tuple[TinySource, list[int], Path]):
+    tiny, widths, folder = exported
+    manifest = json.loads((folder / "lonas_edge.json").read_text())
+    assert manifest["stage"] == "ir"
+    assert manifest["weight_format"] == "int8"
+    assert manifest["verified"] is True
+    assert manifest["subnetwork"]["search_space"] == json.loads((folder / "subnetwork.json").read_text())["search_space"]
+    assert manifest["base"]["name"] == tiny.base.name
+    assert manifest["adapter"]["name"] == tiny.adapter.name
+    for key, root, names in (
+        ("base", tiny.base, {"config.json", "model.safetensors"}),
+        ("adapter", tiny.adapter, {"adapter_config.json", "adapter_model.safetensors"}),
+    ):
+        expected = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
+        assert manifest[key]["sha256"] == expected
+    parity = manifest["parity"]
+    assert parity["materialized"]["max_logit_difference"] < 1e-4
+    assert parity["materialized"]["positions"] == parity["ir"]["positions"] > 0
+    assert 0 < parity["ir"]["mean_kl"] < INT8_KL
+    assert manifest["versions"].keys() >= {"lonas-edge", "openvino", "nncf", "torch", "transformers", "python"}
+    for step in manifest["steps"].values():
+        assert step["seconds"] >= 0 and step["peak_rss_bytes"] > 0
+    sizes = manifest["sizes"]
+    assert sizes["unpruned"]["parameters"] == parameters(tiny, [128] * LAYERS)
+    assert sizes["subnetwork"]["parameters"] == parameters(tiny, [width for width in widths if width > 8])
+
+
+def parameters(tiny: TinySource, mlp: list[int]) -> int:
+    """Counted by hand: embedding, head, and per layer q, k, v (with biases), o, gate, up, down and two norms; a last norm."""
+    config = json.loads((tiny.base / "config.json").read_text())
+    query = config["num_attention_heads"] * HIDDEN // config["num_attention_heads"]
+    key_value = config["num_key_value_heads"] * HIDDEN // config["num_attention_heads"]
+    attention = 2 * query * HIDDEN + 2 * key_value * HIDDEN + query + 2 * key_value
+    return 2 * VOCAB * HIDDEN + HIDDEN + sum(attention + 3 * HIDDEN * width + 2 * HIDDEN for width in mlp)
+
+
+def test_bytes_on_disk(exported: tuple[TinySource, list[int], Path]):
+    """The .bin has what the manifest says, but for the constants of shape arithmetic."""
+    _, _, folder = exported
+    manifest = json.loads((folder / "lonas_edge.json").read_text())
+    found, predicted = (folder / "openvino_model.bin").stat().st_size, manifest["sizes"]["subnetwork"]["bytes"]["int8"]
+    assert 0 <= found - predicted < 10_000
+    assert math.isclose(found, predicted, rel_tol=0.05)
+
+
+def test_model_card(exported: tuple[TinySource, list[int], Path]):
+    _, _, folder = exported
+    card, manifest = (folder / "README.md").read_text(), json.loads((folder / "lonas_edge.json").read_text())
+    assert card.startswith("---\n")
+    assert "openvino_genai" in card and "AMD processor" in card
+    assert f"{manifest['sizes']['subnetwork']['parameters']:,}" in card
+    assert f"{manifest['parity']['ir']['mean_kl']:.2e}" in card
+
+
+def test_config_of_unequal_layers(exported: tuple[TinySource, list[int], Path]):
+    _, widths, folder = exported
+    config = json.loads((folder / "config.json").read_text())
+    common, unequal = config["intermediate_size"], config["per_layer_config"]
+    found = [unequal.get(str(layer), {}).get("intermediate_size", common) for layer in range(LAYERS)]
+    assert found == [width for width in widths if width > 8]
+
+
+def test_no_verify_is_recorded(llama: TinySource, choose: Choose, tmp_path: Path):
+    manifest = run_export(llama, choose(llama, "minimal"), tmp_path / "out", verify=False)
+    assert manifest == json.loads((tmp_path / "out/lonas_edge.json").read_text())
+    assert manifest["verified"] is False
+    assert manifest["parity"] == {}
+    assert "Not verified" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_base_alone(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path):
+    base = tiny_models.base("llama-tied")
+    manifest = export(open_source(str(base)), Subnetwork((), "maximal"), tmp_path / "out", ExportOptions(weight_format="fp32"))
+    assert manifest["adapter"] is None
+    assert (ir_logits(tmp_path / "out", ids) - oracle_logits(base, None, None, [], ids)).abs().max() < 1e-3
+
+
+def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """alpha divided by the sliced rank: 16/6 instead of 16/8, the mistake that `lonas.md` warns of."""
+    monkeypatch.setattr(adapters.AdapterConfig, "scale", lambda self, name: self.lora.lora_alpha / 6)
+
+
+def swapped_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last channels of one layer's down_proj where the first belong."""
+    stock = MaterializedModel.tensor
+
+    def tensor(self: MaterializedModel, name: str) -> torch.Tensor:
+        value = stock(self, name)
+        return value.flip(1) if name == "model.layers.1.mlp.down_proj.weight" else value
+
+    monkeypatch.setattr(MaterializedModel, "tensor", tensor)
+
+
+def forgotten_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole rank merged where the first 6 of 8 belong."""
+    stock = materialize.slice_and_merge
+
+    def merge(weight: torch.Tensor, widths: Any, lora: Any) -> torch.Tensor:
+        return stock(weight, type(widths)(widths.out_features, widths.in_features, None), lora)
+
+    monkeypatch.setattr(materialize, "slice_and_merge", merge)
+
+
+FAULTS = [wrong_scale, swapped_slice, forgotten_rank]
+
+
+@pytest.mark.parametrize("stage", ["checkpoint", "ir"])
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])
+def test_verification_refuses_a_wrong_model(
+    fault: Callable, stage: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    fault(monkeypatch)
+    with pytest.raises(LonasEdgeError, match=r"Verification failed.*Nothing was written"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "deep" / "out", stage=stage)
+    assert not list(tmp_path.iterdir())
+
+
+def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("kept")
+    wrong_scale(monkeypatch)
+    with pytest.raises(LonasEdgeError, match="Verification failed"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out/mine").read_text() == "kept"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_rounding_to_16_bits_hides_no_fault(
+    dtype: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A scale 0.3 % off moves the logits less than the rounding does; the verification looks before the rounding."""
+    stock = adapters.AdapterConfig.scale
+    monkeypatch.setattr(adapters.AdapterConfig, "scale", lambda self, name: 1.003 * stock(self, name))
+    with pytest.raises(LonasEdgeError, match="Verification failed: the materialized model"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_verification_reads_the_checkpoint_on_disk(
+    dtype: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    stock = export_module.write_weights
+
+    def write(model: MaterializedModel, folder: Path, *rest: Any) -> None:
+        stock(model, folder, *rest)
+        path = next(folder.glob("model*.safetensors"))
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1  # one bit of the last weight
+        path.write_bytes(content)
+
+    monkeypatch.setattr(export_module, "write_weights", write)
+    with pytest.raises(LonasEdgeError, match=r"the checkpoint does not hold the materialized model:\n  - \S+: not the"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+FORMATS = ["fp32", "fp16", "int8", "int4"]
+_FIRST, _SECOND = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_verification_refuses_a_wrong_graph(
+    weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Right weights in wrong places: two layers' matrices of one shape change places in the graph."""
+    stock = export_module.write_ir
+
+    def write(graph: Path, folder: Path, matrices: dict[str, Any], *rest: Any) -> None:
+        stock(graph, folder, {**matrices, _FIRST: matrices[_SECOND], _SECOND: matrices[_FIRST]}, *rest)
+
+    monkeypatch.setattr(export_module, "write_ir", write)
+    with pytest.raises(LonasEdgeError, match="Verification failed: the IR does not answer"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_verification_refuses_wrong_stored_weights(
+    weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A compression that hands out the rows of one matrix as those of another, as a fault in stacking would."""
+    stock = export_module.compress.compress_matrices
+
+    def swapped(*arguments: Any) -> dict[str, Any]:
+        found = dict(stock(*arguments))
+        return {**found, _FIRST: found[_SECOND], _SECOND: found[_FIRST]}
+
+    monkeypatch.setattr(export_module.compress, "compress_matrices", lambda *arguments: swapped(*arguments).items())
+    with pytest.raises(LonasEdgeError, match=r"Verification failed: the stored model\.layers\.\d\.self_attn\.q_proj\.weight"):
+        run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
+    assert not list(tmp_path.iterdir())

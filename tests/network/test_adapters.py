@@ -1,0 +1,240 @@
+"""Adapters of every supported kind, each merge compared with PEFT itself; those that cannot be merged, refused by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import TARGETS, TinyModels, TinySource
+from transformers import AutoModelForCausalLM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.adapters import AdapterConfig, load_adapter
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.source import open_source
+from lonas_edge.space.subnetwork import Subnetwork
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+# name -> (case, LoraConfig options)
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", {}),
+    "bin": ("llama", {"safe": False}),
+    "rank_pattern": (
+        "llama",
+        {"rank_pattern": {"k_proj": 12, r"model\.layers\.1\.mlp\.up_proj": 10, "layers.2.mlp.gate_proj": 3}},
+    ),
+    "alpha_pattern": ("llama", {"alpha_pattern": {"down_proj": 4, "layers.1.self_attn.q_proj": 40}}),
+    "both patterns": ("llama", {"rank_pattern": {"v_proj": 12}, "alpha_pattern": {"v_proj": 6, "up_proj": 3}}),
+    "rslora": ("llama", {"use_rslora": True}),
+    "rslora and patterns": ("llama", {"use_rslora": True, "rank_pattern": {"v_proj": 3}, "alpha_pattern": {"v_proj": 7}}),
+    "fan_in_fan_out": ("llama", {"fan_in_fan_out": True}),
+    "all-linear": ("llama", {"target_modules": "all-linear"}),
+    "regular expression": ("llama", {"target_modules": r".*\.layers\.[02]\..*(q_proj|down_proj)"}),
+    "one layer": ("llama", {"layers_to_transform": [1], "layers_pattern": "layers"}),
+    "excluded": ("llama", {"exclude_modules": ["down_proj"]}),
+    "bias all": ("llama-biased", {"bias": "all"}),
+    "bias lora_only": ("llama-biased", {"bias": "lora_only"}),
+    "bias all, qwen2": ("qwen2-tied", {"bias": "all"}),
+    "lora_bias": ("llama-biased", {"lora_bias": True}),
+    "lora_bias, qwen2": ("qwen2", {"lora_bias": True, "target_modules": ["q_proj", "v_proj"]}),
+    "saved head": ("llama", {"modules_to_save": ["lm_head"]}),
+    "saved head, tied": ("llama-tied", {"modules_to_save": ["lm_head"]}),
+    "saved embedding": ("llama", {"modules_to_save": ["embed_tokens"]}),
+    "saved embedding, tied": ("llama-tied", {"modules_to_save": ["embed_tokens"]}),
+    "saved both, tied": ("gemma-tied", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "saved embedding, kept tied": ("llama-tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "saved norms": ("qwen3", {"modules_to_save": ["norm"]}),
+    "head": ("llama", {"target_modules": [*TARGETS, "lm_head"]}),
+    "head, tied": ("llama-tied", {"target_modules": [*TARGETS, "lm_head"]}),
+}
+
+
+def peft_logits(base: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor:
+    """What PEFT computes, in float64."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).double().eval()
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def plain(base: Path, adapter: Path) -> MaterializedModel:
+    """The adapter merged whole."""
+    return MaterializedModel(open_source(str(adapter), str(base)), Subnetwork((), "maximal"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merge_equals_peft(kind: str, tiny_models: TinyModels, materialize: Callable, ids: torch.Tensor) -> None:
+    case, options = KINDS[kind]
+    base, adapter = tiny_models.base(case), tiny_models.adapter(case, **options)
+    expected = peft_logits(base, adapter, ids)
+    with torch.no_grad():
+        without = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)(input_ids=ids).logits
+        logits = load_checkpoint(materialize(open_source(str(adapter), str(base)), []), torch.float64)(input_ids=ids).logits
+    assert (expected - without).abs().max() > 0.1  # the adapter matters
+    assert (logits - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["plain", "rank_pattern", "rslora", "bias all", "lora_bias", "all-linear"])
+def test_tensors_equal_merge_and_unload(kind: str, tiny_models: TinyModels) -> None:
+    case, options = KINDS[kind]
+    base, adapter = tiny_models.base(case), tiny_models.adapter(case, **options)
+    merged = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
+    ).merge_and_unload()
+    model = plain(base, adapter)
+    expected = dict(merged.named_parameters())
+    assert set(expected) == set(model.shapes)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(model.tensor(name), tensor.data, atol=1e-6, rtol=1e-5)
+
+
+def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
+    """Rank 28 of 32 at alpha 64: 2.0, not 64 / 28."""
+    base = tiny_models.base("llama")
+    adapter = tiny_models.adapter("llama", r=32, lora_alpha=64)
+    space = json.loads(tiny_models.space("llama").read_text())
+    elastic = space["bootstrapNAS"]["training"]["elasticity"]["width"]
+    elastic["overwrite_groups_widths"] = [[32, 28] if max(w) == 8 else w for w in elastic["overwrite_groups_widths"]]
+    path = adapter.parent / "space-32-28.json"
+    path.write_text(json.dumps(space))
+    source = open_source(str(adapter), str(base), path)
+    model = MaterializedModel(source, Subnetwork((28, 28, 28, 128, 128, 128, 28, 28, 28), "test"))
+    weights, tensors = load_file(base / "model.safetensors"), load_file(adapter / WEIGHTS)
+    for name, rank in (("self_attn.q_proj", 28), ("mlp.up_proj", 28), ("mlp.down_proj", 32)):
+        a, b = (tensors[f"base_model.model.model.layers.1.{name}.lora_{f}.weight"].double() for f in "AB")
+        key = f"model.layers.1.{name}.weight"
+        expected = weights[key].double() + 2.0 * b[:, :rank] @ a[:rank]
+        assert (model.tensor(key).double() - expected).abs().max() < 1e-6
+    assert source.adapter_config is not None
+    assert source.adapter_config.scale("model.layers.1.self_attn.q_proj") == 2.0
+
+
+def test_inputs_are_not_changed(llama: TinySource, choose: Callable) -> None:
+    source = llama.opened()
+    model = MaterializedModel(source, Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    before = {name: (f.a.clone(), f.b.clone()) for name, f in model.adapter.factors.items()}
+    first = {name: model.tensor(name) for name in model.shapes}
+    for name, factors in model.adapter.factors.items():
+        assert torch.equal(factors.a, before[name][0])
+        assert torch.equal(factors.b, before[name][1])
+    assert all(torch.equal(model.tensor(name), tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_dora": True}, "use_dora = True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
+        ({"target_modules": [*TARGETS, "embed_tokens"]}, "an adapter on model.embed_tokens"),
+        ({"trainable_token_indices": [3, 5]}, "trainable_token_indices = [3, 5]"),
+        ({"target_parameters": ["mlp.gate_proj.weight"], "target_modules": ["q_proj"]}, "target_parameters"),
+        ({"modules_to_save": ["down_proj"], "target_modules": ["q_proj"]}, "model.layers.0.mlp.down_proj.weight"),
+        ({"lora_bias": True}, "model.layers.0.self_attn.q_proj.lora_B.bias: the base layer has no bias"),
+    ],
+)
+def test_refused_by_name(options: dict[str, Any], named: str, tiny_models: TinyModels) -> None:
+    base, adapter = tiny_models.base("llama"), tiny_models.adapter("llama", **options)
+    with pytest.raises(LonasEdgeError) as caught:
+        plain(base, adapter)
+    assert named in str(caught.value)
+
+
+def test_tied_adapter_on_the_head_is_refused(tiny_models: TinyModels) -> None:
+    """With ensure_weight_tying PEFT puts an adapter on the embedding too."""
+    options = {"target_modules": [*TARGETS, "lm_head"], "ensure_weight_tying": True}
+    with pytest.raises(LonasEdgeError, match="embed_tokens"):
+        plain(tiny_models.base("llama-tied"), tiny_models.adapter("llama-tied", **options))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
+        peft.LoHaConfig(target_modules=["k_proj"]),
+    ],
+)
+def test_other_peft_types_are_refused(other: peft.PeftConfig, tiny_models: TinyModels, tmp_path: Path) -> None:
+    base = tiny_models.base("llama")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), other).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(LonasEdgeError, match=r"adapter_config.json: peft_type '(IA3|LOHA)' is not supported; expected 'LORA'"):
+        plain(base, tmp_path / "adapter")
+
+
+def edit_config(adapter: Path, **fields: Any) -> None:
+    """Change fields of an adapter's configuration."""
+    content = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(content | fields))
+
+
+def test_a_field_of_a_future_method_is_refused(llama_copy: TinySource) -> None:
+    edit_config(llama_copy.adapter, use_better_lora=True, harmless_default=None, another=False)
+    with pytest.raises(LonasEdgeError) as caught:
+        AdapterConfig.read(llama_copy.adapter)
+    assert "use_better_lora = True" in str(caught.value)
+    assert "harmless" not in str(caught.value)
+    assert "another" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("saved head", "lm_head.weight"),
+        ("saved norms", "model.layers.1.input_layernorm.weight"),
+        ("bias all", "model.layers.2.self_attn.o_proj.bias"),
+        ("bias lora_only", "model.layers.0.mlp.up_proj.bias"),
+        ("lora_bias", "model.layers.0.mlp.up_proj.lora_B.bias"),
+        ("plain", "model.layers.0.mlp.up_proj.lora_B.weight"),
+        ("all-linear", "model.layers.0.self_attn.o_proj.lora_A.weight"),
+    ],
+)
+def test_missing_tensors_are_errors(kind: str, lost: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """PEFT only warns, and goes on with the base's weight or a fresh factor."""
+    case, options = KINDS[kind]
+    source = tiny_models.source(case, **options).copied_to(tmp_path)
+    tensors = load_file(source.adapter / WEIGHTS)
+    keys = [key for key in tensors if key.replace(".base_layer", "").removeprefix("base_model.model.") == lost]
+    assert len(keys) == 1
+    save_file({key: tensor for key, tensor in tensors.items() if key not in keys}, source.adapter / WEIGHTS)
+    with pytest.raises(LonasEdgeError) as caught:
+        plain(source.base, source.adapter)
+    assert f"{lost}: missing" in str(caught.value)
+    assert str(source.adapter / WEIGHTS) in str(caught.value)
+
+
+def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> None:
+    """Some tools save `lora_A.default.weight`; the tensors are the same."""
+    expected = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().elasticity)
+    tensors = load_file(llama_copy.adapter / WEIGHTS)
+    renamed = {
+        key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): t for key, t in tensors.items()
+    }
+    save_file(renamed, llama_copy.adapter / WEIGHTS)
+    found = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().elasticity)
+    assert found.factors.keys() == expected.factors.keys()
+    assert all(torch.equal(found.factors[name].a, factors.a) for name, factors in expected.factors.items())
+
+
+def test_targets_that_are_not_there(llama_copy: TinySource) -> None:
+    edit_config(llama_copy.adapter, target_modules=["c_attn"])
+    with pytest.raises(LonasEdgeError, match=r"target_modules .*c_attn.* name no linear layer of this llama model"):
+        llama_copy.opened()
+
+
+def test_search_space_wider_than_the_adapter(tiny_models: TinyModels) -> None:
+    adapter = tiny_models.adapter("llama", r=7, target_modules=["q_proj", "k_proj", "up_proj", "gate_proj", "down_proj"])
+    with pytest.raises(LonasEdgeError) as caught:
+        open_source(str(adapter), str(tiny_models.base("llama")), tiny_models.space("llama"))
+    for text in (
+        "group 0: rank 8 of model.layers.0.self_attn.q_proj, but the adapter's rank there is 7",
+        "group 2: elastic rank of model.layers.2.self_attn.v_proj, on which the adapter has nothing",
+        "space-llama.json",
+        "adapter_config.json",
+    ):
+        assert text in str(caught.value)

@@ -1,0 +1,403 @@
+"""The order of channels: permutations in live models and files, and the importance they come from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import merge, read_groups
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_models import LAYERS, MLP, TinyModels, TinySource, random_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from lonas_edge import load_checkpoint
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.adapters import LoraFactors
+from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, read_channel_order
+from lonas_edge.network.elastic import load_super_network
+from lonas_edge.network.source import open_source
+
+EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
+DOWN = [f"model.layers.{index}.mlp.down_proj" for index in range(LAYERS)]
+
+
+def producers_of(consumer: str) -> tuple[str, str]:
+    """The layers whose output a down_proj takes."""
+    return consumer.replace("down_proj", "gate_proj"), consumer.replace("down_proj", "up_proj")
+
+
+def permutations(seed: int = 0, consumers: list[str] = DOWN) -> dict[str, torch.Tensor]:
+    """A random permutation for each consumer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randperm(MLP, generator=generator) for name in consumers}
+
+
+def order_of(columns: dict[str, torch.Tensor]) -> ChannelOrder:
+    """An order for decoder layers' MLPs."""
+    return ChannelOrder(columns, {name: producers_of(name) for name in columns})
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a live model."""
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def live(base: Path, adapter: Path | None = None, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A base model, or a PEFT model on it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
+    return PeftModel.from_pretrained(model, adapter).to(dtype).eval() if adapter else model
+
+
+# --- a tensor
+
+
+SMALL = ChannelOrder({"a.mlp.down_proj": torch.tensor([2, 0, 1])}, {"a.mlp.down_proj": ("a.mlp.gate_proj", "a.mlp.up_proj")})
+MATRIX = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
+ROWS = [[7, 8, 9], [1, 2, 3], [4, 5, 6]]
+COLUMNS = [[3, 1, 2], [6, 4, 5], [9, 7, 8]]
+UNTOUCHED = MATRIX.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.mlp.gate_proj.weight", ROWS),
+        ("a.mlp.up_proj.weight", ROWS),
+        ("a.mlp.down_proj.weight", COLUMNS),
+        ("a.mlp.gate_proj.lora_B.weight", ROWS),
+        ("a.mlp.gate_proj.lora_A.weight", UNTOUCHED),
+        ("a.mlp.down_proj.lora_A.weight", COLUMNS),
+        ("a.mlp.down_proj.lora_B.weight", UNTOUCHED),
+        ("a.self_attn.q_proj.weight", UNTOUCHED),
+        ("b.mlp.down_proj.weight", UNTOUCHED),
+        ("base_model.model.a.mlp.up_proj.base_layer.weight", ROWS),
+        ("base_model.model.a.mlp.up_proj.lora_B.default.weight", ROWS),
+        ("base_model.model.a.mlp.up_proj.lora_A.default.weight", UNTOUCHED),
+        ("base_model.model.a.mlp.down_proj.base_layer.weight", COLUMNS),
+        ("base_model.model.a.mlp.down_proj.lora_A.default.weight", COLUMNS),
+    ],
+)
+def test_which_axis_is_permuted(name: str, expected: list) -> None:
+    assert SMALL.apply(name, MATRIX).tolist() == expected
+    assert SMALL.touches(name) == (expected is not UNTOUCHED)
+    assert SMALL.inverse().apply(name, SMALL.apply(name, MATRIX)).tolist() == UNTOUCHED
+    assert MATRIX.tolist() == UNTOUCHED
+
+
+def test_biases() -> None:
+    bias = torch.tensor([1.0, 2, 3])
+    for name in ("gate_proj.bias", "up_proj.base_layer.bias", "gate_proj.lora_B.bias", "gate_proj.lora_B.default.bias"):
+        assert SMALL.apply(f"a.mlp.{name}", bias).tolist() == [3, 1, 2]
+    for name in ("down_proj.bias", "down_proj.lora_B.bias", "down_proj.base_layer.bias"):  # of the output, not the input
+        assert SMALL.apply(f"a.mlp.{name}", bias).tolist() == [1, 2, 3]
+
+
+def test_factors_of_an_adapter() -> None:
+    bias = torch.tensor([1.0, 2, 3])
+    gate = SMALL.apply_to_factors("a.mlp.gate_proj", LoraFactors(MATRIX[:2], MATRIX[:, :2], 0.5, bias))
+    assert gate.a.tolist() == UNTOUCHED[:2]
+    assert gate.b.tolist() == [row[:2] for row in ROWS]
+    assert gate.bias.tolist() == [3, 1, 2]
+    assert gate.scale == 0.5
+    down = SMALL.apply_to_factors("a.mlp.down_proj", LoraFactors(MATRIX[:2], MATRIX[:, :2], 0.5))
+    assert down.a.tolist() == COLUMNS[:2]
+    assert down.b.tolist() == [row[:2] for row in UNTOUCHED]
+    assert down.bias is None
+
+
+def test_the_order_of_the_base() -> None:
+    assert not ChannelOrder()
+    assert SMALL
+    assert ChannelOrder().apply("a.mlp.gate_proj.weight", MATRIX).tolist() == UNTOUCHED
+
+
+# --- a live model
+
+
+def test_a_base_computes_the_same(any_source: TinySource, ids: torch.Tensor) -> None:
+    model = live(any_source.base)
+    expected, before = logits_of(model, ids), {name: p.clone() for name, p in model.named_parameters()}
+    columns = permutations()
+    order_of(columns).apply_to_model(model)
+    after = dict(model.named_parameters())
+    for name, order in columns.items():
+        gate, up = producers_of(name)
+        assert torch.equal(after[f"{name}.weight"], before[f"{name}.weight"][:, order])
+        assert torch.equal(after[f"{gate}.weight"], before[f"{gate}.weight"][order])
+        assert torch.equal(after[f"{up}.weight"], before[f"{up}.weight"][order])
+    assert (logits_of(model, ids) - expected).abs().max() < EXACT
+    order_of(columns).inverse().apply_to_model(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_an_adapter_computes_the_same(any_source: TinySource, ids: torch.Tensor) -> None:
+    model = live(any_source.base, any_source.adapter)
+    expected, before = logits_of(model, ids), {name: p.clone() for name, p in model.named_parameters()}
+    order = order_of(permutations(1))
+    order.apply_to_model(model)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert len(changed) >= LAYERS * (3 + 3)  # three weights and three factors a layer
+    assert all(".mlp." in name for name in changed)
+    assert (logits_of(model, ids) - expected).abs().max() < EXACT
+    order.inverse().apply_to_model(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"lora_bias": True}])
+def test_an_adapter_with_biases_computes_the_same(options: dict, tiny_models: TinyModels, ids: torch.Tensor) -> None:
+    source = tiny_models.source("llama-biased", **options)
+    model = live(source.base, source.adapter)
+    expected = logits_of(model, ids)
+    order_of(permutations(2)).apply_to_model(model)
+    assert (logits_of(model, ids) - expected).abs().max() < EXACT
+
+
+def test_only_what_is_wanted(llama: TinySource) -> None:
+    model = live(llama.base, llama.adapter)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    order_of(permutations()).apply_to_model(model, lambda name: ".lora_" in name)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert len(changed) == 3 * LAYERS
+    assert all(".lora_" in name for name in changed)
+
+
+# --- importance
+
+
+def importance(model: nn.Module, prompts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """RMS of each channel times the norm of its column, by the definition; the prompts [tokens] go one at a time, unpadded."""
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in DOWN}
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, inputs, __, name=name: seen[name].append(inputs[0][0]))
+        for name in DOWN
+    ]
+    for prompt in prompts:
+        logits_of(model, prompt[None])
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for name, activations in seen.items():
+        weight = model.get_submodule(name).weight.detach().double()
+        found[name] = torch.cat(activations).double().pow(2).mean(0).sqrt() * weight.pow(2).sum(0).sqrt()
+    return found
+
+
+def padded(prompts: list[torch.Tensor], pad: int, left: bool = False) -> dict[str, torch.Tensor]:
+    """A batch."""
+    length = max(map(len, prompts))
+    rows, mask = torch.full((len(prompts), length), pad), torch.zeros(len(prompts), length, dtype=torch.int64)
+    for index, prompt in enumerate(prompts):
+        part = slice(length - len(prompt), length) if left else slice(len(prompt))
+        rows[index, part], mask[index, part] = prompt, 1
+    return {"input_ids": rows, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen2-tied", "gemma2", "gemma3-tied", "llama-biased"])
+@pytest.mark.parametrize("left", [False, True])
+def test_importance(case: str, left: bool, tiny_models: TinyModels, ids: torch.Tensor) -> None:
+    model = random_model(case).double()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prompts = [ids[0], ids[1, :3], ids[1, 3:8], ids[0, 5:6]]
+    batches = [padded(prompts[:3], 5, left), padded(prompts[3:], 5)]
+    expected = {name: value.argsort(descending=True).tolist() for name, value in importance(model, prompts).items()}
+    order = by_importance(model, tiny_models.source(case).opened().elasticity, iter(batches))
+    assert {name: columns.tolist() for name, columns in order.columns.items()} == expected
+    assert order.producers == {name: producers_of(name) for name in DOWN}
+    with_padding = importance(model, [row for batch in batches for row in batch["input_ids"]])
+    assert all(value.argsort(descending=True).tolist() != expected[name] for name, value in with_padding.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_importance_of_a_16_bit_model(llama: TinySource, ids: torch.Tensor) -> None:
+    """Squares of its activations overflow fp16."""
+    model = random_model("llama")
+    with torch.no_grad():
+        for name in DOWN:
+            model.get_submodule(producers_of(name)[1]).weight *= 1000
+    model = model.half()
+    expected = {name: value.argsort(descending=True).tolist() for name, value in importance(model, [ids[0]]).items()}
+    order = by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
+    assert {name: columns.tolist() for name, columns in order.columns.items()} == expected
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_importance_is_without_dropout(training: bool, llama: TinySource, ids: torch.Tensor) -> None:
+    """And leaves the model in the mode it was in."""
+    model = random_model("llama")
+    expected = {name: value.argsort(descending=True).tolist() for name, value in importance(model, [ids[0]]).items()}
+    for index in range(LAYERS):
+        model.get_submodule(f"model.layers.{index}.self_attn").attention_dropout = 0.5
+    model.train(training)
+    order = by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
+    assert {name: columns.tolist() for name, columns in order.columns.items()} == expected
+    assert all(module.training == training for module in model.modules())
+
+
+def test_equal_channels_stay_in_place(llama: TinySource, ids: torch.Tensor) -> None:
+    model = random_model("llama")
+    with torch.no_grad():
+        model.get_submodule(DOWN[1]).weight[:, [77, 3, 20, 127]] = 0
+    order = by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
+    assert order.columns[DOWN[1]][-4:].tolist() == [3, 20, 77, 127]
+
+
+def test_only_elastic_layers_are_ordered(llama_copy: TinySource, ids: torch.Tensor) -> None:
+    content = json.loads(llama_copy.space.read_text())
+    width = content["bootstrapNAS"]["training"]["elasticity"]["width"]
+    groups = width["overwrite_groups"]
+    (group,) = [i for i, nodes in enumerate(groups) if "[1]" in nodes[0] and "mlp" in nodes[0] and "lora_A" not in nodes[0]]
+    del groups[group], width["overwrite_groups_widths"][group]
+    llama_copy.space.write_text(json.dumps(content))
+    model = random_model("llama")
+    order = by_importance(model, llama_copy.opened().elasticity, [padded([ids[0]], 1)])
+    assert order.columns.keys() == {DOWN[0], DOWN[2]}
+    assert by_importance(model, open_source(str(llama_copy.base)).elasticity, [padded([ids[0]], 1)]).columns == {}
+
+
+def test_without_prompts_the_order_is_that_of_the_base(llama: TinySource) -> None:
+    order = by_importance(random_model("llama"), llama.opened().elasticity, [])
+    assert not order
+    assert torch.equal(order.apply(f"{DOWN[0]}.weight", MATRIX), MATRIX)
+
+
+def test_activations_that_are_not_finite(llama: TinySource, ids: torch.Tensor) -> None:
+    model = random_model("llama")
+    with torch.no_grad():
+        model.get_submodule(DOWN[0]).weight[0, 5] = torch.nan
+    with pytest.raises(LonasEdgeError, match="NaN or Inf") as raised:
+        by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
+    assert all(name in str(raised.value) for name in DOWN)  # the later ones see its result
+
+
+# --- an adapter with a file
+
+
+def ordered_oracle(source: TinySource, columns: dict[str, torch.Tensor], widths: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a sub-network of an ordered super-network: full size, original order, channels order[width:] set to zero."""
+    model = AutoModelForCausalLM.from_pretrained(source.base, dtype=torch.float64).eval()
+    weights = dict(model.named_parameters())
+    ranks, outputs = read_groups(source.space, widths)
+    config = json.loads((source.adapter / "adapter_config.json").read_text())
+    with torch.no_grad():
+        merge(weights, source.adapter, ranks)
+        for key, tensor in load_file(source.adapter / "adapter_model.safetensors").items():
+            name = key.removeprefix("base_model.model.")
+            if name.endswith(".lora_B.bias"):
+                weights[name.replace(".lora_B.", ".")] += config["lora_alpha"] / config["r"] * tensor.double()
+            elif name.endswith(".bias"):  # trained in place
+                weights[name.replace(".base_layer.", ".")].copy_(tensor)
+        for layer, width in outputs.items():
+            consumer = f"{layer.rpartition('.')[0]}.down_proj"
+            gone = columns[consumer][width:] if consumer in columns else torch.arange(width, MLP)
+            for name in (f"{layer}.weight", f"{layer}.bias"):
+                if name in weights:
+                    weights[name][gone] = 0
+            weights[f"{consumer}.weight"][:, gone] = 0
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def ordered(source: TinySource, columns: dict[str, torch.Tensor], folder: Path) -> TinySource:
+    """A copy of `source` whose adapter has a channel order."""
+    copied = source.copied_to(folder)
+    save_file(columns, copied.adapter / "channel_order.safetensors")
+    return copied
+
+
+def check_against_the_oracle(source: TinySource, columns, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
+    """Materialized and activated, three sub-networks and the whole."""
+    opened = open_source(str(source.adapter), str(source.base), source.space)
+    network = load_super_network(opened)
+    network.model.double()
+    whole = ordered_oracle(source, {}, choose(source, "maximal"), ids)
+    assert (logits_of(network.model, ids) - whole).abs().max() < EXACT  # no order changes what all channels compute
+    for name in ("heuristic", "minimal", "unequal:1"):
+        widths = choose(source, name)
+        expected = ordered_oracle(source, columns, widths, ids)
+        assert (expected - ordered_oracle(source, {}, widths, ids)).abs().max() > 0.1  # the order decides what is cut
+        found = logits_of(load_checkpoint(materialize(opened, widths), torch.float64), ids)
+        assert (found - expected).abs().max() < EXACT, name
+        network.activate(widths)
+        assert (logits_of(network.model, ids) - expected).abs().max() < EXACT, name
+
+
+def test_an_ordered_adapter(any_source: TinySource, tmp_path, choose, materialize, ids) -> None:
+    source = ordered(any_source, permutations(3), tmp_path)
+    check_against_the_oracle(source, permutations(3), choose, materialize, ids)
+
+
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])
+def test_an_ordered_adapter_with_biases(options: dict, tiny_models, tmp_path, choose, materialize, ids) -> None:
+    source = ordered(tiny_models.source("llama-biased", **options), permutations(4), tmp_path)
+    check_against_the_oracle(source, permutations(4), choose, materialize, ids)
+
+
+def test_an_adapter_that_orders_some_layers(llama: TinySource, tmp_path, choose, materialize, ids) -> None:
+    columns = permutations(5, [DOWN[0], DOWN[2]])
+    check_against_the_oracle(ordered(llama, columns, tmp_path), columns, choose, materialize, ids)
+
+
+# --- files
+
+
+def test_saved_and_read(llama: TinySource, tmp_path: Path) -> None:
+    architecture = llama.opened().architecture
+    assert not read_channel_order(tmp_path, architecture)
+    columns = permutations(6, DOWN[:2])
+    order_of(columns).save(tmp_path)
+    assert FILE == "channel_order.safetensors"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    stored = load_file(tmp_path / FILE)
+    read = read_channel_order(tmp_path, architecture)
+    for found in (stored, read.columns):
+        assert found.keys() == columns.keys()
+        assert all(torch.equal(found[name], order) for name, order in columns.items())
+    assert read.producers == {name: producers_of(name) for name in columns}
+
+
+def test_an_adapter_without_a_file_has_the_order_of_the_base(llama: TinySource) -> None:
+    assert not llama.opened().order
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", "half", "short"])
+def test_damaged_files(content: bytes | str, llama_copy: TinySource) -> None:
+    path = llama_copy.adapter / FILE
+    save_file(permutations(), path)
+    whole = path.read_bytes()
+    path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2] if content == "half" else whole[:-1])
+    with pytest.raises(LonasEdgeError, match="damaged or truncated") as raised:
+        llama_copy.opened()
+    assert str(path) in str(raised.value)
+
+
+def test_all_misfits_are_listed(llama_copy: TinySource) -> None:
+    right, twice = torch.arange(MLP), torch.arange(MLP)
+    twice[3] = 4
+    wrong = {
+        DOWN[0]: twice,
+        DOWN[1]: torch.arange(MLP - 1),
+        DOWN[2]: right.to(torch.int32),
+        "model.layers.7.mlp.down_proj": right.clone(),
+        "model.layers.0.mlp.gate_proj": torch.arange(64),
+        "lm_head": torch.arange(64),
+    }
+    save_file(wrong, llama_copy.adapter / FILE)
+    with pytest.raises(LonasEdgeError, match="does not fit the model") as raised:
+        llama_copy.opened()
+    listed = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert {line.partition(":")[0] for line in listed} == set(wrong)
+    assert len(listed) == len(wrong)
+    assert sum("not a permutation" in line for line in listed) == 3
+
+
+@pytest.mark.parametrize(
+    "order", [torch.arange(1, MLP + 1), torch.arange(MLP)[None], torch.arange(MLP) - 1, torch.arange(MLP + 1), torch.tensor(0)]
+)
+def test_not_a_permutation(order: torch.Tensor, llama: TinySource, tmp_path: Path) -> None:
+    save_file({DOWN[0]: order}, tmp_path / FILE)
+    with pytest.raises(LonasEdgeError, match=rf"{DOWN[0]}: not a permutation of its {MLP}"):
+        read_channel_order(tmp_path, llama.opened().architecture)

@@ -1,0 +1,159 @@
+"""Sub-networks activated in a live, unpatched PEFT model."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracle import oracle_logits
+from peft import PeftModel, set_peft_model_state_dict
+from tiny_models import TinyModels, TinySource
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.elastic import SuperNetwork
+
+LAYER = "model.layers.1"
+
+
+def live(source: TinySource, dtype: torch.dtype = torch.float64) -> PeftModel:
+    """The super-network as a user loads it."""
+    base = AutoModelForCausalLM.from_pretrained(source.base, dtype=dtype)
+    return PeftModel.from_pretrained(base, source.adapter, autocast_adapter_dtype=False).to(dtype).eval()
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a live model."""
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def test_maximal_equals_plain_peft_exactly(any_source: TinySource, choose: Callable, ids: torch.Tensor) -> None:
+    model = live(any_source, torch.float32)
+    expected = logits_of(model, ids)
+    network = SuperNetwork(model, any_source.opened().elasticity)
+    assert torch.equal(logits_of(model, ids), expected)  # all is active at first
+    network.activate(choose(any_source, "minimal"))
+    assert not torch.equal(logits_of(model, ids), expected)
+    network.activate(choose(any_source, "maximal"))
+    assert torch.equal(logits_of(model, ids), expected)
+
+
+def test_activated_equals_the_oracle(any_source: TinySource, choose: Callable, ids: torch.Tensor) -> None:
+    model = live(any_source)
+    network = SuperNetwork(model, any_source.opened().elasticity)
+    for name in ("minimal", "unequal:0", "heuristic", "unequal:5", "maximal"):  # one after the other in the same model
+        widths = choose(any_source, name)
+        network.activate(widths)
+        expected = oracle_logits(any_source.base, any_source.adapter, any_source.space, widths, ids)
+        assert (logits_of(model, ids) - expected).abs().max() < 1e-5, name
+
+
+def test_modules_parameters_and_keys_stay(llama: TinySource, choose: Callable) -> None:
+    model = live(llama, torch.float32)
+    keys, places = list(model.state_dict()), {name: p.data_ptr() for name, p in model.named_parameters()}
+    values = {name: p.clone() for name, p in model.named_parameters()}
+    parameters = {name: id(p) for name, p in model.named_parameters()}
+    SuperNetwork(model, llama.opened().elasticity).activate(choose(llama, "minimal"))
+    assert list(model.state_dict()) == keys
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == places
+    assert {name: id(p) for name, p in model.named_parameters()} == parameters
+    assert all(torch.equal(p, values[name]) for name, p in model.named_parameters())
+
+
+def test_weights_are_used_as_views(llama: TinySource, choose: Callable, ids, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix that a linear layer multiplies with lies in the memory of a parameter, and has the active size."""
+    model = live(llama, torch.float32)
+    network = SuperNetwork(model, llama.opened().elasticity)
+    network.activate([6, 8, 8, 96, 64, 128, 8, 6, 8])
+    storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    used, original = [], F.linear
+
+    def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        assert weight.untyped_storage().data_ptr() in storages
+        used.append(tuple(weight.shape))
+        return original(inputs, weight, bias)
+
+    monkeypatch.setattr(F, "linear", linear)
+    logits_of(model, ids)
+    assert len(used) == 3 * (7 + 6 * 2) + 1
+    for width in (96, 64, 128):
+        assert used.count((width, 64)) >= 2  # gate, up
+        assert used.count((64, width)) >= 1  # down
+    assert {shape for shape in used if shape[0] == 6} == {(6, 64)}  # lora_A of rank 6
+    assert (8, 96) in used  # lora_A of down_proj lost the same columns
+    assert (8, 64) in used
+
+
+def test_inactive_part_is_not_computed(llama: TinySource, choose: Callable, ids: torch.Tensor) -> None:
+    """NaN in everything that is cut away does not reach the result, as 0 * NaN would."""
+    model = live(llama)
+    network = SuperNetwork(model, llama.opened().elasticity)
+    network.activate(choose(llama, "minimal"))
+    expected = logits_of(model, ids)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate_proj" in name or "up_proj" in name:
+                if "lora_A" in name:
+                    parameter[6:] = torch.nan
+                else:
+                    parameter[64:] = torch.nan
+                    if "lora_B" in name:
+                        parameter[:, 6:] = torch.nan
+            elif "down_proj" in name and "lora_B" not in name:
+                parameter[:, 64:] = torch.nan
+            elif "lora_A" in name and "down_proj" not in name:
+                parameter[6:] = torch.nan
+            elif "lora_B" in name and "down_proj" not in name:
+                parameter[:, 6:] = torch.nan
+    assert torch.equal(logits_of(model, ids), expected)
+
+
+@pytest.mark.parametrize("options", [{"lora_bias": True}, {"use_rslora": True}, {"bias": "all"}])
+def test_kinds_of_adapters(options, tiny_models: TinyModels, ids: torch.Tensor, choose: Callable) -> None:
+    source = tiny_models.source("llama-biased", **options)
+    model = live(source, torch.float32)
+    expected = logits_of(model, ids)
+    network = SuperNetwork(model, source.opened().elasticity)
+    assert torch.equal(logits_of(model, ids), expected)
+    network.activate(choose(source, "minimal"))
+    assert logits_of(model, ids).isfinite().all()
+
+
+def test_a_base_without_adapter(llama: TinySource, choose: Callable, ids: torch.Tensor) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama.base, dtype=torch.float64)
+    network = SuperNetwork(model, llama.opened().elasticity)
+    widths = choose(llama, "unequal:1")
+    network.activate(widths)
+    assert (logits_of(model, ids) - oracle_logits(llama.base, None, llama.space, widths, ids)).abs().max() < 1e-5
+
+
+def test_disabled_adapter_is_the_narrowed_base(llama: TinySource, choose: Callable, ids: torch.Tensor) -> None:
+    model = live(llama)
+    widths = choose(llama, "unequal:2")
+    SuperNetwork(model, llama.opened().elasticity).activate(widths)
+    with model.disable_adapter():
+        found = logits_of(model, ids)
+    assert (found - oracle_logits(llama.base, None, llama.space, widths, ids)).abs().max() < 1e-5
+
+
+def test_saves_and_loads_as_an_ordinary_adapter(llama: TinySource, choose: Callable, ids, tmp_path) -> None:
+    model = live(llama, torch.float32)
+    expected = logits_of(model, ids)
+    SuperNetwork(model, llama.opened().elasticity).activate(choose(llama, "minimal"))
+    model.save_pretrained(tmp_path / "again")
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama.base), tmp_path / "again").eval()
+    assert torch.equal(logits_of(again, ids), expected)
+    assert not set_peft_model_state_dict(again, {}).unexpected_keys
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"merged": True}])
+def test_what_cannot_be_made_elastic_is_refused(options, tiny_models: TinyModels, llama: TinySource) -> None:
+    merged = options.pop("merged", False) if options else False
+    adapter = tiny_models.adapter("llama", **options)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama.base), adapter)
+    if merged:
+        model.merge_adapter()
+    with pytest.raises(LonasEdgeError, match=r"model\.layers\.\d.*cannot be made elastic"):
+        SuperNetwork(model, llama.opened().elasticity)

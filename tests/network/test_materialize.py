@@ -1,0 +1,182 @@
+"""Materialized checkpoints against the oracle: every family, every kind of sub-network, every dtype."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle_logits
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_models import TinyModels, TinySource
+from transformers import AutoModelForCausalLM
+
+import lonas_edge.network.materialize
+from lonas_edge import load_checkpoint
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.adapters import LoraFactors
+from lonas_edge.network.materialize import slice_and_merge, slice_and_merge_bias
+from lonas_edge.network.source import open_source
+from lonas_edge.space.architecture import Widths
+
+EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
+
+
+def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a materialized checkpoint, computed in float64."""
+    with torch.no_grad():
+        return load_checkpoint(folder, torch.float64)(input_ids=ids).logits
+
+
+def expected_logits(source: TinySource, widths: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """What the oracle says."""
+    return oracle_logits(source.base, source.adapter, source.space, widths, ids)
+
+
+@pytest.mark.parametrize("name", ["maximal", "heuristic", "minimal", "unequal:0", "unequal:1"])
+def test_every_family(any_source: TinySource, name: str, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
+    widths = choose(any_source, name)
+    folder = materialize(any_source, widths)
+    expected = expected_logits(any_source, widths, ids)
+    assert (logits_of(folder, ids) - expected).abs().max() < EXACT
+    if name != "maximal":  # and it is not the full network's answer
+        assert (expected - expected_logits(any_source, choose(any_source, "maximal"), ids)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["maximal", "heuristic", "minimal"])
+def test_equal_widths_open_with_transformers(
+    any_source: TinySource, name: str, choose: Callable, materialize: Callable, ids
+) -> None:
+    widths = choose(any_source, name)
+    folder = materialize(any_source, widths)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    with torch.no_grad():
+        assert (model(input_ids=ids).logits - expected_logits(any_source, widths, ids)).abs().max() < EXACT
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)])
+@pytest.mark.parametrize("case", ["llama", "qwen2-tied"])
+def test_one_rounding(case, dtype, bits, tiny_models: TinyModels, choose: Callable, materialize: Callable) -> None:
+    """A 16-bit checkpoint is the fp32 one rounded once: a rounding before the merge, or two, would show here."""
+    source = tiny_models.source(case)
+    widths = choose(source, "unequal:3")
+    exact, rounded = (load_file(materialize(source, widths, kind) / "model.safetensors") for kind in (torch.float32, dtype))
+    assert exact.keys() == rounded.keys()
+    for name, tensor in exact.items():
+        assert rounded[name].dtype == dtype
+        assert torch.equal(rounded[name], tensor.to(dtype)), name
+    config = json.loads((materialize(source, widths, dtype) / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_base_is_merged_in_fp32(
+    dtype: torch.dtype, tiny_models: TinyModels, choose, materialize, ids, tmp_path
+) -> None:
+    source = tiny_models.source("llama").copied_to(tmp_path)
+    AutoModelForCausalLM.from_pretrained(source.base, dtype=dtype).save_pretrained(source.base)
+    widths = choose(source, "unequal:2")
+    assert (logits_of(materialize(source, widths), ids) - expected_logits(source, widths, ids)).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2-tied"])
+def test_sharded_base(case: str, tiny_models: TinyModels, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
+    source = tiny_models.source(case, sharded=True)
+    assert len(list(source.base.glob("*.safetensors"))) > 3
+    widths = choose(source, "unequal:4")
+    assert (logits_of(materialize(source, widths), ids) - expected_logits(source, widths, ids)).abs().max() < EXACT
+
+
+def test_pickled_base(tiny_models: TinyModels, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
+    source = tiny_models.source("llama")
+    opened = open_source(str(source.adapter), str(tiny_models.base("llama", pickled=True)), source.space)
+    widths = choose(source, "heuristic")
+    assert (logits_of(materialize(opened, widths), ids) - expected_logits(source, widths, ids)).abs().max() < EXACT
+
+
+def test_sharded_output(llama: TinySource, choose, materialize, ids, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = choose(llama, "heuristic")
+    single = load_file(materialize(llama, widths) / "model.safetensors")
+    monkeypatch.setattr(lonas_edge.network.materialize, "MAX_SHARD_BYTES", 100_000)
+    folder = materialize(llama, widths)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 3
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert {folder / name for name in index["weight_map"].values()} == set(files)
+    assert index["metadata"]["total_size"] == sum(tensor.numel() * 4 for tensor in single.values())
+    sharded = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            assert file.metadata() == {"format": "pt"}
+        sharded |= load_file(path)
+    assert sharded.keys() == single.keys() == index["weight_map"].keys()
+    assert all(torch.equal(tensor, single[name]) for name, tensor in sharded.items())
+    expected = expected_logits(llama, widths, ids)
+    assert (logits_of(folder, ids) - expected).abs().max() < EXACT
+    with torch.no_grad():
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(input_ids=ids).logits
+    assert (stock - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize(
+    ("mlp", "common", "unequal"),
+    [
+        ([96, 96, 96], 96, None),
+        ([128, 128, 128], 128, None),
+        ([96, 64, 96], 96, {"1": {"intermediate_size": 64}}),
+        ([64, 128, 64], 64, {"1": {"intermediate_size": 128}}),
+    ],
+)
+def test_widths_in_the_configuration(llama: TinySource, materialize: Callable, mlp, common, unequal) -> None:
+    config = json.loads((materialize(llama, [8, 6, 8, *mlp, 6, 8, 6]) / "config.json").read_text())
+    assert config["intermediate_size"] == common
+    assert config.get("per_layer_config") == unequal
+    assert "_name_or_path" not in config
+    before = json.loads((llama.base / "config.json").read_text())
+    changed = {"intermediate_size", "per_layer_config", "dtype", "torch_dtype", "_name_or_path"}
+    assert {k: v for k, v in config.items() if k not in changed} == {k: v for k, v in before.items() if k not in changed}
+
+
+def test_unequal_ranks_alone_leave_the_configuration_uniform(llama: TinySource, materialize: Callable) -> None:
+    config = json.loads((materialize(llama, [8, 6, 8, 96, 96, 96, 6, 8, 6]) / "config.json").read_text())
+    assert "per_layer_config" not in config
+
+
+def test_tied_head_is_not_stored_and_untied_says_so(tiny_models: TinyModels, materialize: Callable) -> None:
+    source = tiny_models.source("gemma-tied")
+    folder = materialize(source, [8] * 3 + [96] * 3 + [8] * 3)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    adapter = tiny_models.adapter("gemma-tied", modules_to_save=["lm_head"])
+    folder = materialize(open_source(str(adapter), str(source.base), source.space), [8] * 3 + [96] * 3 + [8] * 3)
+    assert "lm_head.weight" in load_file(folder / "model.safetensors")
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_slices_are_the_first_channels() -> None:
+    weight, a, b = torch.randn(6, 5), torch.randn(4, 5), torch.randn(6, 4)
+    copies = weight.clone(), a.clone(), b.clone()
+    found = slice_and_merge(weight, Widths(3, 2, 2), LoraFactors(a, b, 0.5))
+    expected = [[weight[i, j] + 0.5 * sum(b[i, k] * a[k, j] for k in range(2)) for j in range(2)] for i in range(3)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert all(torch.equal(now, before) for now, before in zip((weight, a, b), copies, strict=True))
+    torch.testing.assert_close(slice_and_merge(weight, Widths(6, 5, None), LoraFactors(a, b, 2.0)), weight + 2 * b @ a)
+    assert torch.equal(slice_and_merge(weight, Widths(3, 2, 2), None), weight[:3, :2])
+
+
+def test_bias_slices() -> None:
+    bias, of_b = torch.randn(6), torch.randn(6)
+    factors = LoraFactors(torch.zeros(1, 1), torch.zeros(6, 1), 0.5, of_b)
+    torch.testing.assert_close(slice_and_merge_bias(bias, Widths(4, 1, 1), factors), bias[:4] + 0.5 * of_b[:4])
+    assert torch.equal(slice_and_merge_bias(bias, Widths(4, 1, 1), None), bias[:4])
+
+
+def test_overflow_of_fp16_is_an_error(tiny_models: TinyModels, materialize: Callable, tmp_path: Path) -> None:
+    source = tiny_models.source("llama").copied_to(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(source.base)
+    with torch.no_grad():
+        model.model.norm.weight[3] = 1e5
+    model.save_pretrained(source.base)
+    with pytest.raises(LonasEdgeError, match=r"model.norm.weight: overflows fp16(.|\n)*Choose fp32 or bf16"):
+        materialize(source, [8] * 3 + [96] * 3 + [8] * 3, torch.float16)
+    materialize(source, [8] * 3 + [96] * 3 + [8] * 3, torch.bfloat16)

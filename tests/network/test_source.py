@@ -1,0 +1,93 @@
+"""What SOURCE may be: super-adapter, PEFT adapter, plain LoRA, base model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import TinySource
+
+import lonas_edge.network.source
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.source import open_source
+
+
+def test_super_adapter_brings_base_and_search_space(llama_copy: TinySource) -> None:
+    shutil.copy(llama_copy.space, llama_copy.adapter / "nncf_config.json")
+    source = open_source(str(llama_copy.adapter))
+    recorded = json.loads((llama_copy.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert source.base.folder == Path(recorded)
+    assert len(source.space.groups) == 9
+    assert source.base.name == Path(recorded).name  # no absolute path in what may be published
+
+
+def test_given_search_space_goes_before_the_recorded_one(llama_copy: TinySource) -> None:
+    (llama_copy.adapter / "nncf_config.json").write_text("{")
+    assert len(llama_copy.opened().space.groups) == 9
+
+
+def test_plain_lora_and_base_alone(llama: TinySource) -> None:
+    lora = open_source(str(llama.adapter), str(llama.base))
+    assert not lora.space.groups
+    assert len(lora.ranks()) == 18
+    for base in (open_source(str(llama.base)), open_source(None, str(llama.base))):
+        assert base.adapter is None
+        assert base.ranks() == {}
+
+
+def test_base_with_a_search_space(llama: TinySource) -> None:
+    source = open_source(str(llama.base), None, llama.space)
+    assert len(source.space.groups) == 9
+    assert source.adapter is None
+
+
+def test_model_with_a_base_as_source(llama: TinySource) -> None:
+    with pytest.raises(LonasEdgeError, match=r"no adapter_config.json; with --model, SOURCE is a PEFT adapter"):
+        open_source(str(llama.base), str(llama.adapter))
+
+
+def test_adapter_whose_base_is_gone(llama_copy: TinySource) -> None:
+    path = llama_copy.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/nowhere/base"}))
+    with pytest.raises(LonasEdgeError, match=r"/nowhere/base.*named by .*adapter_config.json; --model gives another place"):
+        open_source(str(llama_copy.adapter))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(LonasEdgeError, match=r"names no base model; give it with --model"):
+        open_source(str(llama_copy.adapter))
+
+
+def test_neither_directory_nor_hub_id() -> None:
+    with pytest.raises(LonasEdgeError, match="no such directory"):
+        open_source("/no/such/directory")
+    with pytest.raises(LonasEdgeError, match="nobody/nothing: no such directory, and the hub does not give it"):
+        open_source("nobody/nothing")  # offline
+
+
+def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked[repo] = (revision, allow_patterns)
+        return str({"me/base": llama.base, "me/adapter": llama.adapter}[repo])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = open_source("me/adapter", "me/base", llama.space, revision="v2", weights=False)
+    assert (source.base.name, source.adapter and source.adapter.name) == ("me/base", "me/adapter")
+    assert asked["me/base"][0] == "v2"  # --revision is the base's
+    assert asked["me/adapter"][0] is None
+    assert not any("*.safetensors" in pattern for _, patterns in asked.values() for pattern in patterns)
+    open_source("me/adapter", "me/base", llama.space)
+    assert all("*.safetensors" in patterns for _, patterns in asked.values())
+
+
+@pytest.mark.parametrize("content", ["{", '{"model_type": "no_such_model"}', "{}"])
+def test_configurations_that_cannot_be_read(llama_copy: TinySource, content: str) -> None:
+    (llama_copy.base / "config.json").write_text(content)
+    with pytest.raises(LonasEdgeError, match=r"base/config\.json|model_type"):
+        llama_copy.opened()
+
+
+def test_directory_without_configuration(tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match=r"no config\.json"):
+        open_source(str(tmp_path))
+    assert lonas_edge.network.source.SEARCH_SPACE == "nncf_config.json"

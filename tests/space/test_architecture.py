@@ -1,0 +1,118 @@
+"""Laying a search space over a model: what a width reaches, and what does not fit."""
+
+import json
+from typing import Any
+
+import pytest
+from tiny_models import CASES, TinyModels
+from transformers import AutoConfig
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import SUPPORTED_MODEL_TYPES
+from lonas_edge.space.architecture import Architecture, Elasticity, Widths, bind
+from lonas_edge.space.search_space import parse_search_space
+
+LAYER = (
+    "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
+)
+ENDINGS = {
+    "base": "NNCFUserSelfLinear[self_linear]",
+    "lora_A": "ModuleDict[lora_A]/NNCFLinear[default]",
+    "lora_B": "ModuleDict[lora_B]/NNCFLinear[default]",
+}
+
+
+def node(name: str, role: str = "base", layer: int = 0) -> str:
+    """An NNCF node name, spelt out by hand."""
+    block = "LlamaMLP[mlp]" if name in ("gate_proj", "up_proj", "down_proj") else "LlamaAttention[self_attn]"
+    return f"{LAYER}[{layer}]/{block}/Linear[{name}]/{ENDINGS[role]}/linear_0"
+
+
+def bound(groups: list[list[str]], widths: list[list[int]], **width: Any) -> Elasticity:
+    """The tiny LLaMA with this search space."""
+    elastic = {"overwrite_groups": groups, "overwrite_groups_widths": widths, **width}
+    space, problems = parse_search_space({"bootstrapNAS": {"training": {"elasticity": {"width": elastic}}}})
+    assert not problems
+    return bind(Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "base"), space, "space.json")
+
+
+def test_supported_model_types() -> None:
+    assert set(SUPPORTED_MODEL_TYPES) == {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
+
+
+def test_a_width_reaches_producers_and_consumer() -> None:
+    elasticity = bound(
+        [[node("gate_proj"), node("up_proj")], [node("q_proj", "lora_A")], [node("down_proj", "lora_A")]],
+        [[128, 64], [8, 6], [8, 4]],
+    )
+    widths = elasticity.widths([64, 6, 4])
+    assert widths["model.layers.0.mlp.gate_proj"] == Widths(64, 64, None)
+    assert widths["model.layers.0.mlp.up_proj"] == Widths(64, 64, None)
+    assert widths["model.layers.0.mlp.down_proj"] == Widths(64, 64, 4)
+    assert widths["model.layers.0.self_attn.q_proj"] == Widths(64, 64, 6)
+    assert widths["model.layers.0.self_attn.k_proj"] == Widths(32, 64, None)
+    assert widths["model.layers.1.mlp.down_proj"] == Widths(64, 128, None)
+    assert widths["lm_head"] == Widths(288, 64, None)
+    assert elasticity.layer_config([64, 6, 4]) == [{"intermediate_size": w} for w in (64, 128, 128)]
+
+
+def test_one_group_may_span_layers() -> None:
+    nodes = [node(name, role, layer) for layer in (0, 2) for name in ("gate_proj", "up_proj") for role in ("base", "lora_B")]
+    widths = bound([nodes], [[128, 64]]).widths([64])
+    assert [widths[f"model.layers.{layer}.mlp.down_proj"].in_features for layer in range(3)] == [64, 128, 64]
+
+
+@pytest.mark.parametrize(
+    ("groups", "widths", "faults"),
+    [
+        ([[node("gate_proj", layer=3)]], [[8]], ["group 0: unknown node", "LlamaDecoderLayer[3]", "decoder layers 0 to 2"]),
+        ([[node("fc_proj", "lora_A")]], [[8]], ["unknown node", "fc_proj"]),
+        ([[node("gate_proj"), node("up_proj")]], [[129, 64]], ["width 129 of model.layers.0.mlp.gate_proj", "has 128"]),
+        ([[node("q_proj")]], [[64, 40]], ["[40]", "model.layers.0.self_attn.q_proj", "split a head", "multiples of 16"]),
+        ([[node("q_proj")]], [[64, 32]], ["output width of model.layers.0.self_attn.q_proj is not supported for llama"]),
+        ([[node("o_proj")]], [[64, 32]], ["self_attn.o_proj is not supported", "hidden state"]),
+        ([[node("down_proj")]], [[64, 32]], ["mlp.down_proj is not supported", "hidden state"]),
+        ([[node("gate_proj")]], [[128, 64]], ["mlp.gate_proj is elastic without mlp.up_proj"]),
+        (
+            [[node("gate_proj"), node("up_proj")], [node("gate_proj", "lora_B"), node("up_proj", "lora_B")]],
+            [[128, 64], [128, 64]],
+            ["group 1", "model.layers.0.mlp.gate_proj", "group 0"],
+        ),
+    ],
+)
+def test_misfits(groups: list[list[str]], widths: list[list[int]], faults: list[str]) -> None:
+    with pytest.raises(LonasEdgeError) as caught:
+        bound(groups, widths)
+    for text in (*faults, "space.json", "(llama)", "lonas-edge space"):
+        assert text in str(caught.value)
+
+
+def test_all_misfits_are_listed_together() -> None:
+    with pytest.raises(LonasEdgeError) as caught:
+        bound([[node("gate_proj", layer=7)], [node("q_proj", "lora_A")], [node("o_proj")]], [[8], [8], [64]])
+    assert "group 0" in str(caught.value)
+    assert "group 1" not in str(caught.value)
+    assert "group 2" in str(caught.value)
+
+
+def test_dynamic_inputs_are_refused_by_name() -> None:
+    with pytest.raises(LonasEdgeError, match="add_dynamic_inputs"):
+        bound([[node("q_proj", "lora_A")]], [[8]], add_dynamic_inputs=["x"])
+
+
+def test_head_of_its_own_size(tiny_models: TinyModels) -> None:
+    """Qwen3's heads have 24 channels on a hidden size of 64: 48 is two heads, 32 splits one."""
+    content = json.loads(tiny_models.space("qwen3").read_text())
+    elastic = content["bootstrapNAS"]["training"]["elasticity"]["width"]
+    elastic["overwrite_groups"] = [
+        [elastic["overwrite_groups"][0][0].replace("ModuleDict[lora_A]/NNCFLinear[default]", "X[self_linear]")]
+    ]
+    elastic["overwrite_groups_widths"] = [[48, 32]]
+    space, _ = parse_search_space(content)
+    with pytest.raises(LonasEdgeError, match=r"widths \[32\] of model.layers.0.self_attn.q_proj split a head"):
+        bind(Architecture.from_config(AutoConfig.for_model(**CASES["qwen3"]), "base"), space, "space.json")
+
+
+def test_unsupported_family() -> None:
+    with pytest.raises(LonasEdgeError, match=r"base: model_type 'gpt2' is not supported. Supported: llama, mistral"):
+        Architecture.from_config(AutoConfig.for_model("gpt2"), "base")

@@ -1,0 +1,99 @@
+"""Generated search spaces: the published one for LLaMA-7B, and readable ones for every family."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import CASES, TinyModels
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.space.architecture import Architecture, bind
+from lonas_edge.space.generate import generate_space
+from lonas_edge.space.search_space import parse_search_space
+
+
+def test_equals_the_published_one(run_cli, llama_7b: tuple[Path, Path], published_space: Path, tmp_path: Path) -> None:
+    assert run_cli("space", "--model", llama_7b[0], "--output", tmp_path / "space.json").code == 0
+    published, generated = (
+        json.loads(path.read_text())["bootstrapNAS"]["training"]["elasticity"]["width"]
+        for path in (published_space, tmp_path / "space.json")
+    )
+    assert generated["overwrite_groups"] == published["overwrite_groups"]
+    assert generated["overwrite_groups_widths"] == published["overwrite_groups_widths"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_node_is_a_linear_layer_of_the_model(case: str, tiny_models: TinyModels) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CASES[case]))
+    content = json.loads(tiny_models.space(case).read_text())
+    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
+    for node in (node for group in groups for node in group):
+        parts = re.findall(r"(\w+)\[(\w+)\]", node)
+        assert parts[:2] == [("LoraModel", "base_model"), (type(model).__name__, "model")]
+        module = model
+        for class_name, name in parts[2:]:
+            if class_name in ("ModuleDict", "NNCFUserSelfLinear"):
+                break
+            module = module.get_submodule(name)
+            assert type(module).__name__ == class_name, node
+        assert type(module) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reads_back(case: str, tiny_models: TinyModels) -> None:
+    space, problems = parse_search_space(json.loads(tiny_models.space(case).read_text()))
+    assert not problems
+    elasticity = bind(Architecture.from_config(AutoConfig.for_model(**CASES[case]), case), space, case)
+    assert [group.kind for group in space.groups] == ["rank"] * 3 + ["width"] * 3 + ["rank"] * 3
+    assert set(elasticity.in_group) == {f"model.layers.{layer}.mlp.down_proj" for layer in range(3)}
+
+
+def test_shipped_spaces_are_readable() -> None:
+    for path in (Path(__file__).parents[2] / "nncf_config").glob("*.json"):
+        space, problems = parse_search_space(json.loads(path.read_text()))
+        assert not problems, path
+        assert space.groups, path
+
+
+def test_widths_are_whole_and_sorted() -> None:
+    architecture = Architecture.from_config(AutoConfig.for_model(**{**CASES["llama"], "intermediate_size": 100}), "llama")
+    content = generate_space(architecture, (0.5, 1, 0.333), (4, 8))
+    widths = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    assert widths[0] == [8, 4]
+    assert widths[3] == [100, 50, 33]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "ranks", "fault"),
+    [
+        ((1.5, -0.5), (8,), "ratio 1.5: expected more than 0 and at most 1"),
+        ((1.5, -0.5), (0,), "rank 0: expected at least 1"),
+        ((1, 0.9999, 1), (8,), "must differ"),
+        ((1,), (8, 8), "ranks must differ"),
+        ((0.001,), (8,), "at least 1"),
+    ],
+)
+def test_impossible_ones_are_refused(ratios, ranks, fault) -> None:
+    architecture = Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "llama")
+    with pytest.raises(LonasEdgeError, match=fault):
+        generate_space(architecture, ratios, ranks)
+
+
+def test_existing_file_is_kept(run_cli, llama_7b: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "space.json"
+    output.write_text("mine")
+    ran = run_cli("space", "--model", llama_7b[0], "--output", output)
+    assert ran.code == 1
+    assert "--overwrite" in ran.err
+    assert output.read_text() == "mine"
+    assert run_cli("space", "--model", llama_7b[0], "--output", output, "--overwrite").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["space.json"]
+
+
+@pytest.mark.parametrize("option", [("--ratios", "1,half"), ("--ranks", "8;6")])
+def test_not_numbers_is_wrong_usage(run_cli, llama_7b: tuple[Path, Path], tmp_path: Path, option: tuple[str, str]) -> None:
+    assert run_cli("space", "--model", llama_7b[0], "--output", tmp_path / "space.json", *option).code == 2
+    assert not list(tmp_path.iterdir())

@@ -22,8 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.commonsense import read_samples
 from lonas_edge.evaluate.compare import Z_95
-from lonas_edge.evaluate.tasks import documents, read_samples
+from lonas_edge.evaluate.tasks import documents
 
 # An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a
 # forward pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.

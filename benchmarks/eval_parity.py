@@ -23,8 +23,9 @@ from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lonas_edge.data.commonsense import read_samples
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.evaluate.tasks import documents, read_samples
+from lonas_edge.evaluate.tasks import documents
 
 TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}

@@ -26,8 +26,9 @@ from lm_eval.models.optimum_lm import OptimumLM
 from transformers import AutoTokenizer
 
 from lonas_edge import load_checkpoint
+from lonas_edge.data.commonsense import read_samples
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.evaluate.tasks import documents, read_samples
+from lonas_edge.evaluate.tasks import documents
 from lonas_edge.evaluate.torch_lm import TorchLM
 
 TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")

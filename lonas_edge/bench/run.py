@@ -22,9 +22,9 @@ from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule
 from lonas_edge.bench.session import run_session
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.exporting.exported import WEIGHTS, Exported, open_exported
-from lonas_edge.ir import runtime
-from lonas_edge.network.checkpoints import sha256
+from lonas_edge.exporting.exported import Exported, open_exported
+from lonas_edge.files import sha256
+from lonas_edge.ir import WEIGHTS, runtime
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.versions import versions
 

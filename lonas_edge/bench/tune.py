@@ -23,8 +23,8 @@ from lonas_edge.bench.statistics import MIN_PAIRS, Speedup, speedup
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import RUNTIME, WEIGHTS, Exported, open_exported
-from lonas_edge.ir import runtime
+from lonas_edge.exporting.exported import Exported, open_exported, restore_properties, store_properties
+from lonas_edge.ir import RUNTIME, WEIGHTS, runtime
 from lonas_edge.versions import versions
 
 FIRST_LOOK, FIRST_LOOK_STARTS = Schedule(rounds=3, warmup=1), 1
@@ -116,7 +116,7 @@ def tune(exported: Exported, options: BenchOptions, objective: str, tolerance: f
     if not table:
         raise LonasEdgeError(f"--device {options.device}: no properties to tune are known for it; CPU and GPU have some.")
     if (exported.folder / RUNTIME).exists():
-        runtime.restore(exported.folder)
+        restore_properties(exported.folder)
         exported = open_exported(exported.folder)
     search = _Search(exported, options, objective, tolerance, place, progress)
     best: dict[str, str] = {}
@@ -131,7 +131,7 @@ def tune(exported: Exported, options: BenchOptions, objective: str, tolerance: f
     inside = sorted(set(best) & set(runtime.IN_IR))
     found = Tuned(objective, best, inside, search.trials, gains, search.kl(best), conditions)
     kept = {key: value for key, value in found.to_json().items() if key not in ("trials", "in_ir")}
-    runtime.store(exported.folder, {"format": 1, "device": options.device, "date": time.strftime("%Y-%m-%d"), **kept})
+    store_properties(exported.folder, {"format": 1, "device": options.device, "date": time.strftime("%Y-%m-%d"), **kept})
     return found
 
 
@@ -229,7 +229,8 @@ class _Search:
         """Mean KL divergence of the answers under these properties from those by default, in nats."""
         import torch
 
-        from lonas_edge.exporting.verify import compare, prompts
+        from lonas_edge.data.calibration import prompts
+        from lonas_edge.network.divergence import compare
         from lonas_edge.network.tokenizer import load_tokenizer
 
         self.progress("Comparing answers", None)

@@ -148,7 +148,7 @@ def command(
         from lonas_edge.bench.measure import Schedule
         from lonas_edge.bench.run import BenchOptions, bench, uninterrupted
         from lonas_edge.exporting.exported import open_exported
-        from lonas_edge.network.checkpoints import OutputDirectory
+        from lonas_edge.output import OutputDirectory
 
         opened = open_exported(exported)
         directory = OutputDirectory(output, overwrite) if output else None

@@ -139,7 +139,7 @@ def command(
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with _progress() as report:
         report("Loading", None)
-        from lonas_edge.evaluate.tasks import TASKS, resolve, there
+        from lonas_edge.data.commonsense import TASKS, resolve, there
 
         names = resolve([name.strip() for name in tasks.split(",") if name.strip()]) if tasks else there(datasets)
         if not names:
@@ -148,7 +148,7 @@ def command(
         from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
         from lonas_edge.evaluate.targets import RunOptions, open_targets
         from lonas_edge.ir.runtime import check_device
-        from lonas_edge.network.checkpoints import OutputDirectory
+        from lonas_edge.output import OutputDirectory
 
         directory = OutputDirectory(output, overwrite) if output else None
         if directory:
@@ -180,7 +180,7 @@ def command(
     print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
     if card:
         from lonas_edge.evaluate.report import for_card
-        from lonas_edge.exporting.model_card import store_evaluation
+        from lonas_edge.exporting.exported import store_evaluation
 
         for target, told in zip(opened, found.targets, strict=True):
             if target.folder:

@@ -71,8 +71,8 @@ def command(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with _progress() as report:
         report("Loading", None)
-        from lonas_edge.network.checkpoints import OutputDirectory
         from lonas_edge.network.source import open_source
+        from lonas_edge.output import OutputDirectory
         from lonas_edge.space.subnetwork import select
 
         OutputDirectory(output, overwrite).check(0)

@@ -209,8 +209,8 @@ def _train(
     from lonas_edge.data.instructions import read_examples
 
     examples = read_examples(data)
-    from lonas_edge.network.checkpoints import OutputDirectory
     from lonas_edge.network.source import locate, read_model_config
+    from lonas_edge.output import OutputDirectory
     from lonas_edge.space.architecture import Architecture, bind
     from lonas_edge.space.search_space import SearchSpace, read_search_space
 

@@ -20,7 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
-from lonas_edge.exporting.exported import MODEL
+from lonas_edge.ir import MODEL
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -16,13 +16,14 @@ from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from transformers.utils.logging import disable_progress_bar
 
+from lonas_edge.data.commonsense import TASKS, read_samples, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answer_log import AnswerLog, Progress, ResumingLM, Told
 from lonas_edge.evaluate.compare import Answered, compare
 from lonas_edge.evaluate.report import NEW_TOKENS, OPTION_TEXT_PROMPT, SHARES, LeftOut, Report, TargetReport, TaskResult
 from lonas_edge.evaluate.targets import Target, cache_folder
-from lonas_edge.evaluate.tasks import METRIC, TASKS, read_samples, unknown_task
+from lonas_edge.evaluate.tasks import METRIC
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "transformers", "peft")

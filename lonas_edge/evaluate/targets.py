@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lonas_edge.data.instructions import EVALUATION_TEMPLATES
+from lonas_edge.data.templates import EVALUATION_TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import EVALUATION, MANIFEST, MODEL, RUNTIME, Exported, open_exported
-from lonas_edge.network.checkpoints import read_json, sha256
+from lonas_edge.exporting.exported import EVALUATION, MANIFEST, Exported, open_exported
+from lonas_edge.files import read_json, sha256
+from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.network.materialize import DTYPES
 from lonas_edge.network.source import TRAINING, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer

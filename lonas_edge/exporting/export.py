@@ -16,18 +16,21 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from lonas_edge.data.calibration import prompts
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.exported import MANIFEST
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.ir import compress
-from lonas_edge.ir.convert import MODEL, write_ir
+from lonas_edge.files import sha256
+from lonas_edge.ir import MODEL, compress
+from lonas_edge.ir.convert import write_ir
 from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.network import adapters
-from lonas_edge.network.checkpoints import OutputDirectory, sha256
+from lonas_edge.network.divergence import compare
 from lonas_edge.network.materialize import DTYPES, MaterializedModel, write_weights
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.output import OutputDirectory
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
 
@@ -160,7 +163,7 @@ class _Export:
             with self.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
                 verify.check_checkpoint(self.model, self.folder, dtype)
                 answers = verify.checkpoint_logits(self.folder, self._prompts())
-                self.parity["stored"] = verify.compare(materialized, answers).to_json()
+                self.parity["stored"] = compare(materialized, answers).to_json()
 
     def write_ir(self) -> None:
         """The graph is converted in its own process while the weights are made and compressed in this one."""
@@ -187,10 +190,10 @@ class _Export:
                 stored = verify.stored_logits(self.model, matrices, ids)
                 matrices.clear()  # the compiled IR takes their room
                 logits = verify.ir_logits(self.folder / MODEL, ids)
-                answers = verify.compare(stored, logits)
+                answers = compare(stored, logits)
                 verify.check_ir(answers, stored)
                 self.parity["ir_stored"] = answers.to_json()
-                self.parity["ir"] = verify.compare(materialized, logits).to_json()
+                self.parity["ir"] = compare(materialized, logits).to_json()
 
     def _graph_job(self, scratch: Path) -> Job:
         vectors = scratch / "vectors.safetensors"
@@ -206,13 +209,13 @@ class _Export:
             ids = self._prompts()
             reference = verify.super_network_logits(self.model, ids)
             materialized = verify.materialized_logits(self.model, ids)
-            answers = verify.compare(reference, materialized)
+            answers = compare(reference, materialized)
             verify.check_materialized(answers, reference)
             self.parity["materialized"] = answers.to_json()
         return materialized
 
     def _prompts(self) -> torch.Tensor:
-        return verify.prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)
+        return prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)
 
     def _write_configs(self, dtype: str) -> None:
         (self.folder / "config.json").write_text(json.dumps(self.model.config(dtype), indent=2) + "\n")

@@ -1,5 +1,6 @@
 """An exported directory, opened: what a command that runs an IR needs to know, and whether the files are whole."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.network.checkpoints import read_json
+from lonas_edge.exporting.model_card import model_card
+from lonas_edge.files import read_json, replace_text
+from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 
-MANIFEST, MODEL, WEIGHTS = "lonas_edge.json", "openvino_model.xml", "openvino_model.bin"
-RUNTIME = "lonas_edge_runtime.json"  # run-time properties that `bench --tune` chose
+MANIFEST = "lonas_edge.json"
 EVALUATION = "lonas_edge_eval.json"  # what `eval --card` found
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 
@@ -92,3 +94,47 @@ def _ir_faults(folder: Path) -> list[str]:
     if ends and found < max(ends):
         return [f"{WEIGHTS}: expected at least {max(ends):,} bytes, found {found:,}"]
     return []
+
+
+def write_card(folder: Path) -> None:
+    """Write the model card of an exported directory anew, from what is in it.
+
+    Args:
+        folder: The directory.
+    """
+    runtime, evaluation = (read_json(folder / name) if (folder / name).exists() else None for name in (RUNTIME, EVALUATION))
+    replace_text(folder / "README.md", model_card(read_json(folder / MANIFEST), runtime, evaluation))
+
+
+def store_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Keep an evaluation with an exported directory, and show it in its model card. One for each protocol is kept.
+
+    Args:
+        folder: The directory, one that `lonas-edge export` wrote.
+        evaluation: What `evaluate.report.for_card` gives.
+    """
+    path = folder / EVALUATION
+    kept = read_json(path) if path.exists() else {}
+    replace_text(path, json.dumps({**kept, evaluation["protocol"]: evaluation}, indent=1) + "\n")
+    write_card(folder)
+
+
+def store_properties(folder: Path, chosen: Mapping[str, Any]) -> None:
+    """Keep run-time properties with an exported directory, and show them in its model card.
+
+    Args:
+        folder: The directory.
+        chosen: Content of `lonas_edge_runtime.json`; `properties` by name are in it.
+    """
+    runtime.store(folder, chosen)
+    write_card(folder)
+
+
+def restore_properties(folder: Path) -> None:
+    """Take back what `store_properties` did.
+
+    Args:
+        folder: The directory.
+    """
+    runtime.restore(folder)
+    write_card(folder)

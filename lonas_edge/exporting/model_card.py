@@ -2,46 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from lonas_edge.exporting.exported import EVALUATION, MANIFEST, RUNTIME
-from lonas_edge.network.checkpoints import read_json
-
-
-def write_card(folder: Path) -> None:
-    """Write the model card of an exported directory anew, from what is in it.
-
-    Args:
-        folder: The directory.
-    """
-    runtime, evaluation = (read_json(folder / name) if (folder / name).exists() else None for name in (RUNTIME, EVALUATION))
-    replace_text(folder / "README.md", model_card(read_json(folder / MANIFEST), runtime, evaluation))
-
-
-def store_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    """Keep an evaluation with an exported directory, and show it in its model card. One for each protocol is kept.
-
-    Args:
-        folder: The directory, one that `lonas-edge export` wrote.
-        evaluation: What `evaluate.report.for_card` gives.
-    """
-    path = folder / EVALUATION
-    kept = read_json(path) if path.exists() else {}
-    replace_text(path, json.dumps({**kept, evaluation["protocol"]: evaluation}, indent=1) + "\n")
-    write_card(folder)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file whole or not at all.
-
-    Args:
-        path: The file.
-        text: Its new content.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def model_card(

@@ -13,9 +13,7 @@ computed in float64: fp32 arithmetic alone differs by up to 5e-4 between the mer
 (SmolLM2-135M, logits up to 40), which would hide what is looked for.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
-from lonas_edge.network.checkpoints import open_tensors, read_json
+from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.divergence import Parity
 from lonas_edge.network.elastic import SuperNetwork
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter, stream_weights, untouched_zeros
-
-TEXTS = (
-    "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
-    "Question: Which of these is a renewable resource?\nAnswer: Wind, because it is not used up when it turns a turbine.",
-    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4, 5, 6]))",
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
-)
-PROMPT_TOKENS = 16
 
 # What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.
@@ -44,68 +36,6 @@ LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-4
 STORED_TOLERANCE = {"fp32": 0.0, "fp16": 1.0, "int8": 1.0, "int4": 1.0}  # units of Compressed.error
 IR_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How two models' logits compare over the tokens of the prompts.
-
-    Attributes:
-        max_logit_difference: Largest absolute difference.
-        mean_kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats.
-        top1_agreement: Share of positions at which both prefer the same token.
-        positions: Positions compared.
-    """
-
-    max_logit_difference: float
-    mean_kl: float
-    top1_agreement: float
-    positions: int
-
-    def to_json(self) -> dict[str, float]:
-        """As a JSON object."""
-        return asdict(self)
-
-
-def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
-    """Compare logits with those of a reference.
-
-    Args:
-        reference: [prompts, tokens, vocabulary].
-        logits: The same shape.
-
-    Returns:
-        The comparison.
-    """
-    difference, kl, agreeing = 0.0, 0.0, 0
-    for expected, found in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
-        expected, found = expected.double(), found.double()
-        p, q = expected.log_softmax(-1), found.log_softmax(-1)
-        largest = (expected - found).abs().max().item()
-        difference = largest if math.isnan(largest) else max(difference, largest)
-        kl += (p.exp() * (p - q)).sum().item()
-        agreeing += int((expected.argmax(-1) == found.argmax(-1)).sum())
-    positions = reference[..., 0].numel()
-    return Parity(difference, kl / positions, agreeing / positions, positions)
-
-
-def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
-    """Token ids of the prompts that are compared, all of one length: [prompts, tokens].
-
-    Args:
-        tokenizer: The model's tokenizer, or None: seeded random ids then.
-        vocab_size: Size of the vocabulary.
-
-    Returns:
-        The ids.
-    """
-    if tokenizer is not None:
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-        length = min(PROMPT_TOKENS, *map(len, encoded))
-        ids = torch.tensor([row[:length] for row in encoded])
-        if length and int(ids.max()) < vocab_size:
-            return ids
-    return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
 
 
 def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,8 @@ import openvino as ov
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
-
-MODEL = "openvino_model.xml"
 
 
 def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:

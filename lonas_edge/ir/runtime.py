@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import MODEL, RUNTIME
-from lonas_edge.exporting.model_card import replace_text, write_card
-from lonas_edge.network.checkpoints import read_json
+from lonas_edge.files import read_json, replace_text
+from lonas_edge.ir import MODEL, RUNTIME
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
 PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole
@@ -112,7 +111,7 @@ def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Seque
 
 
 def store(folder: Path, runtime: Mapping[str, Any]) -> None:
-    """Keep properties with an exported directory: in the IR, in a file for our runtime, and in the model card.
+    """Keep properties with an exported directory: in the IR, and in a file for our runtime.
 
     Args:
         folder: An exported directory.
@@ -125,7 +124,6 @@ def store(folder: Path, runtime: Mapping[str, Any]) -> None:
     # the file first: with it, `restore` finds the way back whatever happens between
     replace_text(folder / RUNTIME, json.dumps(content, indent=2) + "\n")
     _write_model(folder, tree)
-    write_card(folder)
 
 
 def restore(folder: Path) -> None:
@@ -141,7 +139,6 @@ def restore(folder: Path) -> None:
     _set_options(tree, content["replaced_in_ir"])
     _write_model(folder, tree)
     (folder / RUNTIME).unlink()
-    write_card(folder)
 
 
 def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -11,7 +11,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.network.checkpoints import load_pickle, read_json
+from lonas_edge.files import read_json
+from lonas_edge.network.checkpoints import load_pickle
 from lonas_edge.space.architecture import Architecture, Elasticity
 
 CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -11,8 +11,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
+from lonas_edge.files import read_json
 from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
-from lonas_edge.network.checkpoints import TensorFiles, open_base, read_json
+from lonas_edge.network.checkpoints import TensorFiles, open_base
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import Widths
 from lonas_edge.space.complexity import materialized_shapes

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lonas_edge.errors import raise_all
-from lonas_edge.network.checkpoints import open_tensors, read_json
+from lonas_edge.files import read_json
+from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.space.architecture import Architecture
 
 Fetch = Callable[[str], torch.Tensor]

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
-from lonas_edge.network.checkpoints import read_json, sha256
 from lonas_edge.space.architecture import Architecture, Elasticity, bind
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.space.search_space import SearchSpace, read_search_space

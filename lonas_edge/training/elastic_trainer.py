@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lonas_edge.data.instructions import IGNORED
+from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.elastic import SuperNetwork
 from lonas_edge.training.plan import Plan

@@ -11,7 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from lonas_edge.data.instructions import TEMPLATES, Collator, Example, encode, read_examples
+from lonas_edge.data.encoding import Collator, encode
+from lonas_edge.data.instructions import read_examples
+from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 
 INDENT = " " * 20

@@ -13,8 +13,8 @@ from lm_eval.tasks import TaskManager
 from tiny_models import TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.evaluate.tasks import TASKS
-from lonas_edge.ir import runtime
+from lonas_edge.data.commonsense import TASKS
+from lonas_edge.exporting.exported import restore_properties, store_properties
 
 DATA = Path(__file__).parent / "data"
 F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
@@ -254,9 +254,9 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "## Answers" in card
     assert f"{average:.1f}" in card
     assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
-    runtime.store(exported, tuned())
+    store_properties(exported, tuned())
     assert "## Answers" in (exported / "README.md").read_text()
-    runtime.restore(exported)
+    restore_properties(exported)
     assert "## Answers" in (exported / "README.md").read_text()
     assert "Run-time properties" not in (exported / "README.md").read_text()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lonas_edge.data.instructions import EVALUATION_TEMPLATES, Example
+from lonas_edge.data.templates import EVALUATION_TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import tasks
 

@@ -17,8 +17,9 @@ from tiny_models import TinyModels
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
-from lonas_edge.ir.convert import MODEL, fill_graph
+from lonas_edge.ir.convert import fill_graph
 from lonas_edge.ir.graph import GraphConversion, Job
 
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinySource
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.checkpoints import OutputDirectory, TensorFiles, load_pickle, open_base, open_tensors, read_json, sha256
+from lonas_edge.files import read_json, sha256
+from lonas_edge.network.checkpoints import TensorFiles, load_pickle, open_base, open_tensors
+from lonas_edge.output import OutputDirectory
 
 
 class Bomb:

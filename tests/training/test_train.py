@@ -22,7 +22,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import lonas_edge.training.train
-from lonas_edge.data.instructions import Collator, read_examples
+from lonas_edge.data.encoding import Collator
+from lonas_edge.data.instructions import read_examples
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.channel_order import read_channel_order
 from lonas_edge.network.elastic import SuperNetwork, load_super_network

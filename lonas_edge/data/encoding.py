@@ -1,0 +1,84 @@
+"""Examples as token batches: what is learned, and the positions whose logits are needed for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lonas_edge.data.templates import Example, Template
+
+IGNORED = -100  # a label that is not learned
+
+
+def encode(
+    examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int, train_on_prompt: bool | None = None
+) -> list[dict[str, list[int]]]:
+    """Tokenize examples by a template's rules.
+
+    Args:
+        examples: The examples.
+        template: The template.
+        tokenizer: The model's.
+        max_length: Tokens of the longest example.
+        train_on_prompt: Whether the prompt is learned too; the template's own rule when None.
+
+    Returns:
+        `input_ids` and `labels`, each [tokens], for every example that has something to learn within `max_length`.
+    """
+    learn_prompt = template.train_on_prompt if train_on_prompt is None else train_on_prompt
+    tokenize = _whole if template.whole_text else _apart
+    encoded = []
+    for example in examples:
+        ids, prompt = tokenize(template.prompt(example), template.answer(example), tokenizer, max_length)
+        labels = list(ids) if learn_prompt else [IGNORED] * min(prompt, len(ids)) + ids[prompt:]
+        if ids and any(label != IGNORED for label in labels[1:]):
+            encoded.append({"input_ids": ids, "labels": labels})
+    return encoded
+
+
+def _apart(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple[list[int], int]:
+    first = tokenizer(prompt)["input_ids"]
+    if first and first[-1] == tokenizer.eos_token_id and len(first) > 1:
+        first = first[:-1]  # some tokenizers end every text
+    whole = tokenizer(prompt + response, add_special_tokens=True)["input_ids"]
+    whole = whole[:-1] if whole[-1:] == [tokenizer.eos_token_id] else whole
+    if whole[: len(first)] != first:  # a token would span the boundary: the prompt ends as it does at inference
+        whole = first + tokenizer(response, add_special_tokens=False)["input_ids"]
+    ids = [*whole, tokenizer.eos_token_id]
+    return (ids, len(first)) if len(ids) <= max_length else ([], 0)
+
+
+def _whole(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple[list[int], int]:
+    ids = tokenizer(prompt + response, truncation=True, max_length=max_length)["input_ids"]
+    if len(ids) < max_length and ids[-1:] != [tokenizer.eos_token_id]:
+        ids = [*ids, tokenizer.eos_token_id]
+    return ids, len(tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"])
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads examples on the right and keeps the positions that predict something learned: logits of others are not computed."""
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: `input_ids` and `labels` of each, [tokens].
+
+        Returns:
+            `input_ids` and `attention_mask` [examples, tokens]; `logits_to_keep` [positions], the positions kept; `labels`
+            [examples, positions], the token that follows each, or -100.
+        """
+        length = max(len(example["input_ids"]) for example in examples)
+
+        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+        ids = padded([example["input_ids"] for example in examples], self.pad_token_id)
+        mask = padded([[1] * len(example["input_ids"]) for example in examples], 0)
+        following = padded([example["labels"] for example in examples], IGNORED)[:, 1:]
+        kept = (following != IGNORED).any(0).nonzero().flatten()
+        return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": kept, "labels": following[:, kept].contiguous()}

@@ -1,8 +1,10 @@
 """Options that several commands share."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 if TYPE_CHECKING:
@@ -14,6 +16,18 @@ def loading() -> "Status":
     from rich.console import Console
 
     return Console(stderr=True).status("Loading")
+
+
+def choice(names: Iterable[str]) -> click.Choice:
+    """The values of an option, from the registry that knows them: `typer.Option(click_type=choice(FORMATS))`.
+
+    Args:
+        names: The values.
+
+    Returns:
+        The option's type.
+    """
+    return click.Choice(list(names))
 
 
 SourceArgument = Annotated[

@@ -13,8 +13,8 @@ from lonas_edge.data.templates import EVALUATION_TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import EVALUATION, MANIFEST, Exported, open_exported
 from lonas_edge.files import read_json, sha256
+from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
-from lonas_edge.network.materialize import DTYPES
 from lonas_edge.network.source import TRAINING, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.subnetwork import select
@@ -193,7 +193,7 @@ def _checkpoint(folder: Path, run: RunOptions) -> Target:
 
     manifest = read_json(folder / MANIFEST)
     files = {"checkpoint": _hashes(folder)}
-    load = partial(load_checkpoint, folder, DTYPES[run.torch_dtype])
+    load = partial(load_checkpoint, folder, DTYPES[run.torch_dtype].torch)
     name, sizes = folder.resolve().name, manifest["sizes"]["subnetwork"]
     return replace(_torch_target(name, folder, load, files, sizes, _prompt_of(manifest), run), folder=folder)
 
@@ -205,7 +205,7 @@ def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
     name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
 
     def load() -> Any:
-        network = load_super_network(source, DTYPES[run.torch_dtype])
+        network = load_super_network(source, DTYPES[run.torch_dtype].torch)
         network.activate(chosen.widths)
         return network.model.get_base_model() if source.adapter else network.model
 

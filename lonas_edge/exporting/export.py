@@ -22,12 +22,13 @@ from lonas_edge.exporting import verify
 from lonas_edge.exporting.exported import MANIFEST
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.files import sha256
+from lonas_edge.formats import DTYPES, FORMATS, dtype_of
 from lonas_edge.ir import MODEL, compress
 from lonas_edge.ir.convert import write_ir
 from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.network import adapters
 from lonas_edge.network.divergence import compare
-from lonas_edge.network.materialize import DTYPES, MaterializedModel, write_weights
+from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.output import OutputDirectory
@@ -40,7 +41,6 @@ _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nn
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _ROOM_BYTES = 50_000_000  # tokenizers and temporary files
 
-WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 Stage = Literal["checkpoint", "ir"]
 Progress = Callable[[str, float | None], None]  # the step, and the share of it that is done, where known
 
@@ -50,14 +50,14 @@ class ExportOptions:
     """What to write.
 
     Attributes:
-        weight_format: How the IR's weights are stored.
+        weight_format: How the IR's weights are stored, one of `FORMATS`.
         stage: `ir`, or `checkpoint` to stop at the sliced and merged Hugging Face checkpoint.
         dtype: Stored dtype of a checkpoint, fp32, fp16 or bf16; that of the base when None.
         verify: Whether to compare logits and refuse a model beyond the tolerance.
         overwrite: Whether an existing output is replaced.
     """
 
-    weight_format: WeightFormat = "int8"
+    weight_format: str = "int8"
     stage: Stage = "ir"
     dtype: str | None = None
     verify: bool = True
@@ -152,7 +152,7 @@ class _Export:
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write_checkpoint(self) -> None:
-        dtype = DTYPES[self.stored]
+        dtype = DTYPES[self.stored].torch
         with self.steps.step("materialize", "Slicing and merging") as done:
             write_weights(self.model, self.folder, dtype, done)
             self._write_configs(str(dtype).removeprefix("torch."))
@@ -172,7 +172,7 @@ class _Export:
             job = self._graph_job(scratch)
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
-                schemes = compress.schemes(self.model, self.options.weight_format)
+                schemes = compress.schemes(self.model, FORMATS[self.options.weight_format])
                 matrices = {}
                 for name, matrix in compress.compress_matrices(self.model, schemes):
                     matrices[name] = matrix
@@ -183,7 +183,7 @@ class _Export:
             with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
-                write_ir(Path(job.graph), self.folder, matrices, schemes, self.options.weight_format)
+                write_ir(Path(job.graph), self.folder, matrices, schemes, FORMATS[self.options.weight_format])
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
                 ids = self._prompts()
@@ -226,7 +226,7 @@ class _Export:
 
 def _base_dtype(source: Source) -> str:
     """The base's dtype as its config.json names it; fp32 where it does not."""
-    return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(source.architecture.config.dtype, "fp32")
+    return dtype_of(source.architecture.config.dtype).name
 
 
 def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:

@@ -34,7 +34,6 @@ from lonas_edge.network.modeling import empty_model, set_parameter, stream_weigh
 # LOGIT_RANGE and grow in proportion beyond it.
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-4
-STORED_TOLERANCE = {"fp32": 0.0, "fp16": 1.0, "int8": 1.0, "int4": 1.0}  # units of Compressed.error
 IR_TOLERANCE = 1e-3
 
 
@@ -122,8 +121,8 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
             return value
         matrix = matrices[name]
         restored, error = matrix.restored(value.numpy())
-        what = f"the stored {name} is not the materialized one, in units of its {matrix.scheme.weight_format} rounding"
-        _require(what, error, STORED_TOLERANCE[matrix.scheme.weight_format])
+        what = f"the stored {name} is not the materialized one, in units of its {matrix.scheme.weight_format.name} rounding"
+        _require(what, error, matrix.scheme.weight_format.tolerance)
         return torch.from_numpy(restored)
 
     network = empty_model(model.config())

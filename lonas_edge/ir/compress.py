@@ -19,9 +19,9 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import compress_model_transformation
 
+from lonas_edge.formats import WeightFormat
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import BLOCK_ELEMENTS
-from lonas_edge.space.complexity import int4_group_size
 
 STACK_ELEMENTS = 2**24  # at least so many elements are compressed at once (67 MB in fp32),
 MAX_STACKS = 64  # and more where that would take more calls than this
@@ -29,9 +29,9 @@ MAX_STACKS = 64  # and more where that would take more calls than this
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one weight matrix is stored. `group_size` is for INT4; None compresses whole rows to INT8."""
+    """How one weight matrix is stored. `group_size` columns share a scale; whole rows do where it is None."""
 
-    weight_format: str
+    weight_format: WeightFormat
     group_size: int | None = None
 
 
@@ -74,7 +74,7 @@ class Compressed:
                 difference = largest / np.maximum(unit, np.finfo(np.float16).tiny)
             else:
                 difference = np.abs(block - matrix[part])
-                if self.scheme.weight_format == "fp16":
+                if self.scheme.weight_format.name == "fp16":
                     smallest = np.float32(2.0**-14)  # below it fp16 is denormal
                     difference *= 2**11 / np.maximum(np.abs(matrix[part]), smallest)
             error = float(np.maximum(error, difference.max()))  # NaN stays NaN
@@ -90,9 +90,9 @@ class Compressed:
             The subgraph's last node.
         """
         codes = ops.constant(self.codes, shared_memory=True, name=name)
-        if self.scheme.weight_format == "fp32":
+        if self.scheme.weight_format.name == "fp32":
             return codes
-        if self.scheme.weight_format == "fp16":
+        if self.scheme.weight_format.name == "fp16":
             widened = _decompression()
             widened.input(0).replace_source_output(codes.output(0))
             widened.set_friendly_name(f"{name}/convert")
@@ -118,13 +118,12 @@ def _decompression() -> Any:
     return next(node for node in model.get_ops() if node.get_type_name() == "Convert")
 
 
-def schemes(model: MaterializedModel, weight_format: str) -> dict[str, Scheme]:
+def schemes(model: MaterializedModel, weight_format: WeightFormat) -> dict[str, Scheme]:
     """The scheme of every weight matrix.
 
     Args:
         model: The materialized model.
-        weight_format: fp32, fp16, int8 or int4. With int4 the embedding and the head stay INT8 (NNCF's default), and the
-            group size is the largest that divides every layer's input width; INT8 if there is none.
+        weight_format: The format of the whole model; it says which other one embedding and head get.
 
     Returns:
         Schemes by tensor name.
@@ -132,11 +131,13 @@ def schemes(model: MaterializedModel, weight_format: str) -> dict[str, Scheme]:
     family = model.source.architecture.family
     outer = {f"{family.embedding}.weight", f"{family.head}.weight"}
     matrices = {name: shape for name, shape in model.shapes.items() if len(shape) == 2}
-    if weight_format != "int4":
-        return dict.fromkeys(matrices, Scheme(weight_format))
-    group = int4_group_size([shape[1] for name, shape in matrices.items() if name not in outer])
-    inner = Scheme("int4", group) if group else Scheme("int8")
-    return {name: Scheme("int8") if name in outer else inner for name in matrices}
+    group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)
+
+    def scheme(name: str) -> Scheme:
+        chosen = weight_format.chosen(name in outer, group)
+        return Scheme(chosen, group if chosen.group_sizes else None)
+
+    return {name: scheme(name) for name in matrices}
 
 
 def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) -> Iterator[tuple[str, Compressed]]:
@@ -153,8 +154,8 @@ def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) ->
     stacks: dict[tuple[Scheme, int], list[tuple[str, np.ndarray]]] = {}
     for name, scheme in chosen.items():
         matrix = model.tensor(name).numpy()
-        if scheme.weight_format in ("fp32", "fp16"):
-            stored = matrix.astype(np.float16) if scheme.weight_format == "fp16" else np.ascontiguousarray(matrix)
+        if scheme.weight_format.mode is None:
+            stored = matrix.astype(np.float16) if scheme.weight_format.bits == 16 else np.ascontiguousarray(matrix)
             yield name, Compressed(scheme, matrix.shape, ov.Tensor(stored, shared_memory=True))
             continue
         stack = stacks.setdefault((scheme, matrix.shape[1]), [])
@@ -181,9 +182,9 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
     values = ops.parameter([-1, matrix.shape[1]], np.float32)
     weight = ops.constant(np.ascontiguousarray(matrix), shared_memory=True, name="w")
     model = ov.Model([ops.matmul(values, weight, False, True)], [values])
-    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[str(scheme.weight_format.mode)]}
     if scheme.group_size:
-        options = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": scheme.group_size, "all_layers": True}
+        options |= {"group_size": scheme.group_size, "all_layers": True}
     with _quiet():
         compressed = nncf.compress_weights(model, **options)
     return {node.friendly_name: node for node in compressed.get_ops() if node.get_type_name() == "Constant"}

@@ -8,6 +8,7 @@ import openvino as ov
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.formats import WeightFormat
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 
@@ -40,7 +41,7 @@ def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:
 
 
 def write_ir(
-    graph: Path, folder: Path, matrices: Mapping[str, Compressed], schemes: Mapping[str, Scheme], weight_format: str
+    graph: Path, folder: Path, matrices: Mapping[str, Compressed], schemes: Mapping[str, Scheme], weight_format: WeightFormat
 ) -> None:
     """Fill a graph and write it as `openvino_model.xml` and `.bin`, `openvino_config.json` beside it.
 
@@ -49,7 +50,7 @@ def write_ir(
         folder: An existing directory.
         matrices: The compressed matrix of each of the graph's inputs that stands for one.
         schemes: The scheme of each matrix.
-        weight_format: fp32, fp16, int8 or int4.
+        weight_format: The format of the whole model.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
@@ -57,8 +58,8 @@ def write_ir(
     model = fill_graph(graph, matrices)
     record_format(model, schemes, weight_format)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    if weight_format in ("fp32", "fp16"):
-        OVConfig(dtype=weight_format).save_pretrained(folder)
+    if weight_format.mode is None:
+        OVConfig(dtype=weight_format.name).save_pretrained(folder)
         return
     group = _group_size(schemes)
     bits = {"bits": 8} if group < 0 else {"bits": 4, "group_size": group, "ratio": 1.0}
@@ -71,15 +72,15 @@ def _group_size(schemes: Mapping[str, Scheme]) -> int:
     return next((scheme.group_size for scheme in schemes.values() if scheme.group_size), -1)
 
 
-def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: str) -> None:
+def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: WeightFormat) -> None:
     """Write into the IR what stock exporters write: how its weights are stored, and the run-time options that go with it.
 
     Args:
         model: The whole model.
         schemes: The scheme of each matrix.
-        weight_format: fp32, fp16, int8 or int4.
+        weight_format: The format of the whole model.
     """
-    if weight_format in ("fp32", "fp16"):
+    if weight_format.mode is None:
         model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
         return
     group = _group_size(schemes)

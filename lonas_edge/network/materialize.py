@@ -20,7 +20,6 @@ from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.subnetwork import Subnetwork
 
 MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def slice_and_merge(weight: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:

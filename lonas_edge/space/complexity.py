@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 
+from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.space.architecture import Architecture, Elasticity
 
-WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 DEFAULT_SEQUENCE_LENGTH = 256  # `sample_size` of the published search spaces
-INT4_GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,6 @@ class Sizes:
         return asdict(self)
 
 
-def int4_group_size(in_features: Sequence[int]) -> int | None:
-    """The largest INT4 group size that divides the input width of every layer, or None if none does."""
-    return next((size for size in INT4_GROUP_SIZES if all(width % size == 0 for width in in_features)), None)
-
-
 def measure(
     elasticity: Elasticity, ranks: Mapping[str, int], chosen: Sequence[int] | None, seq_len: int, untied: bool = False
 ) -> Sizes:
@@ -63,7 +57,7 @@ def measure(
         linear_weights=linear_weights,
         macs=linear_weights * seq_len,
         seq_len=seq_len,
-        bytes={weight_format: _bytes(architecture, shapes, weight_format) for weight_format in WEIGHT_FORMATS},
+        bytes={name: _bytes(architecture, shapes, weight_format) for name, weight_format in FORMATS.items()},
     )
 
 
@@ -107,22 +101,14 @@ def materialized_shapes(
     return shapes
 
 
-def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: str) -> int:
-    """Bytes of the weights in the IR: matrices in the format, everything else in fp32.
-
-    INT8 keeps an fp16 scale and a u8 zero point a row (NNCF INT8_ASYM); INT4 an fp16 scale and a 4-bit zero point a group,
-    embedding and head in INT8 (NNCF's default for both).
-    """
+def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: WeightFormat) -> int:
+    """Bytes of the weights in the IR: matrices in the format, everything else in fp32."""
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     outer = (f"{architecture.family.embedding}.weight", f"{architecture.family.head}.weight")
-    group = int4_group_size([shape[1] for name, shape in matrices.items() if name not in outer])
+    group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)
     rest = sum(prod(shape) for name, shape in shapes.items() if name not in matrices)
-    total = 0.0
-    for name, (rows, columns) in matrices.items():
-        if weight_format in ("fp32", "fp16"):
-            total += rows * columns * (4 if weight_format == "fp32" else 2)
-        elif weight_format == "int8" or name in outer or group is None:
-            total += rows * columns + rows * 3
-        else:
-            total += rows * columns / 2 + rows * (columns // group) * 2.5
+    total = sum(
+        weight_format.chosen(name in outer, group).matrix_bytes(rows, columns, group)
+        for name, (rows, columns) in matrices.items()
+    )
     return round(total) + rest * 4

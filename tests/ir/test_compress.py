@@ -15,13 +15,14 @@ from openvino_models import constants, model_logits
 from tiny_models import TinyModels
 
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.formats import FORMATS
 from lonas_edge.ir import compress
 from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
 from lonas_edge.network.source import open_source
 from lonas_edge.space.subnetwork import Subnetwork
 
 GROUP = 32
-INT8, INT4 = Scheme("int8"), Scheme("int4", GROUP)
+INT8, INT4 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], GROUP)
 STOCK = {
     INT8: {"mode": nncf.CompressWeightsMode.INT8_ASYM},
     INT4: {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "all_layers": True},
@@ -107,7 +108,7 @@ def evaluate(node: Any) -> np.ndarray:
 
 
 def test_fp16_constants_stay_fp16_on_disk(matrices: dict[str, np.ndarray], tmp_path: Path):
-    found = compressed(matrices, Scheme("fp16"))
+    found = compressed(matrices, Scheme(FORMATS["fp16"]))
     inputs = [ops.parameter([-1, matrix.shape[1]], np.float32, name=f"in{name}") for name, matrix in matrices.items()]
     products = [ops.matmul(value, found[name].node(name), False, True) for value, name in zip(inputs, matrices, strict=True)]
     ov.save_model(ov.Model(products, inputs), tmp_path / "model.xml", compress_to_fp16=False)
@@ -118,7 +119,7 @@ def test_fp16_constants_stay_fp16_on_disk(matrices: dict[str, np.ndarray], tmp_p
 
 
 def test_fp32_constants_are_the_matrices(matrices: dict[str, np.ndarray]):
-    found = compressed(matrices, Scheme("fp32"))
+    found = compressed(matrices, Scheme(FORMATS["fp32"]))
     assert all(np.array_equal(found[name].codes.data, matrix) for name, matrix in matrices.items())
 
 

@@ -17,6 +17,7 @@ from tiny_models import TinyModels
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.formats import FORMATS
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import fill_graph
@@ -44,7 +45,7 @@ def test_filled_with_the_weights_it_is_the_model(case: str, tiny_models: TinyMod
     filled = fill_graph(
         Path(job.graph),
         {
-            name: Compressed(Scheme("fp32"), tuple(matrix.shape), ov.Tensor(matrix.numpy(), shared_memory=True))
+            name: Compressed(Scheme(FORMATS["fp32"]), tuple(matrix.shape), ov.Tensor(matrix.numpy(), shared_memory=True))
             for name, matrix in matrices.items()
         },
     )
@@ -61,7 +62,7 @@ def test_a_matrix_without_a_place_is_refused(tiny_models: TinyModels, tmp_path: 
     value = ov.opset13.parameter([1, 64], ov.Type.f32)
     product = ov.opset13.matmul(value, wrong, False, True)
     ov.save_model(ov.Model([product], [wrong, value]), tmp_path / MODEL, compress_to_fp16=False)
-    narrower = Compressed(Scheme("fp32"), (64, 64), ov.Tensor(ov.Type.f32, [64, 64]))
+    narrower = Compressed(Scheme(FORMATS["fp32"]), (64, 64), ov.Tensor(ov.Type.f32, [64, 64]))
     with pytest.raises(LonasEdgeError, match=r"gate_proj\.weight \[64, 64\]"):
         fill_graph(tmp_path / MODEL, {name: narrower})
     with pytest.raises(LonasEdgeError, match=r"up_proj\.weight"):

@@ -8,8 +8,9 @@ import pytest
 from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lonas_edge.formats import FORMATS
 from lonas_edge.space.architecture import Architecture, bind
-from lonas_edge.space.complexity import int4_group_size, measure
+from lonas_edge.space.complexity import measure
 from lonas_edge.space.search_space import SearchSpace
 
 
@@ -84,10 +85,10 @@ def test_linear_weights_of_an_unequal_subnetwork(tiny_models: TinyModels) -> Non
 
 
 def test_int4_groups() -> None:
-    assert int4_group_size([256, 384]) == 128
-    assert int4_group_size([256, 8256]) == 64  # the published heuristic width
-    assert int4_group_size([64, 96]) == 32
-    assert int4_group_size([64, 100]) is None
+    assert FORMATS["int4"].group_size([256, 384]) == 128
+    assert FORMATS["int4"].group_size([256, 8256]) == 64  # the published heuristic width
+    assert FORMATS["int4"].group_size([64, 96]) == 32
+    assert FORMATS["int4"].group_size([64, 100]) is None
 
 
 def test_inspect_reads_no_weights(run_cli, tiny_models: TinyModels, tmp_path: Path) -> None:

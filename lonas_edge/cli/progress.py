@@ -1,0 +1,44 @@
+"""The one progress bar: what is being done, the share done, the time taken and left. On standard error, gone at the end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Report = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
+
+
+@contextmanager
+def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
+    """Show a bar while the block runs.
+
+    Args:
+        left: Whether the time left is shown.
+        shown: Whether anything is.
+
+    Yields:
+        To be called with what is being done, and the share done; with a line break, what is before it stays on the terminal.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [TaskProgressColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left:"), TimeRemainingColumn()] if left else []
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2, disable=not shown) as bar:
+        task = bar.add_task("Loading", total=None)
+
+        def report(what: str, done: float | None) -> None:
+            stays, broken, what = what.rpartition("\n")
+            bar.update(task, description=what, total=None if done is None else 1, completed=done or 0)
+            if broken:
+                bar.console.print(stays, highlight=False, markup=False)
+
+        yield report

@@ -1,0 +1,132 @@
+"""How weights are stored: one object a weight format of an IR, one a dtype; the command line takes its choices from here."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A floating-point type of weights.
+
+    Attributes:
+        name: What it is called on the command line and in records.
+        torch_name: What PyTorch calls it.
+        bytes: Bytes of an element.
+        kv_name: What OpenVINO calls it, as of a KV cache.
+    """
+
+    name: str
+    torch_name: str
+    bytes: int
+    kv_name: str
+
+    @property
+    def torch(self) -> "torch.dtype":
+        """PyTorch's own."""
+        import torch
+
+        return getattr(torch, self.torch_name)
+
+
+DTYPES = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype("fp32", "float32", 4, "f32"),
+        Dtype("fp16", "float16", 2, "f16"),
+        Dtype("bf16", "bfloat16", 2, "bf16"),
+    )
+}
+
+
+def dtype_of(torch_dtype: object) -> Dtype:
+    """The dtype that PyTorch calls so; fp32 for what is none of ours, which is how configurations that name none are meant.
+
+    Args:
+        torch_dtype: A `torch.dtype`, its name, or None.
+
+    Returns:
+        The dtype.
+    """
+    name = str(torch_dtype).removeprefix("torch.")
+    return next((dtype for dtype in DTYPES.values() if dtype.torch_name == name), DTYPES["fp32"])
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How an IR stores weight matrices.
+
+    Attributes:
+        name: What it is called on the command line and in records.
+        bits: Bits of a weight.
+        mode: NNCF's name of it, a `nncf.CompressWeightsMode`; None where weights are stored as numbers, not as codes.
+        zero_point_bits: Bits of the zero point of each row or group; scales have 16.
+        group_sizes: Columns that share a scale, the preferred number first; none where whole rows do.
+        outer: Name of the format of embedding and head, and of every layer where no group size divides all input widths;
+            None where it is the format itself.
+        tolerance: How far a faultless stored weight is from what it was made of, at most, in the units of
+            `ir.compress.Compressed.restored`.
+        kv_cache: OpenVINO's name of the KV cache's precision that stock clients give such an IR on a CPU (2026.4.1).
+    """
+
+    name: str
+    bits: int
+    mode: str | None = None
+    zero_point_bits: int = 0
+    group_sizes: tuple[int, ...] = ()
+    outer: str | None = None
+    tolerance: float = 0.0
+    kv_cache: str = "f16"
+
+    def group_size(self, in_features: Iterable[int]) -> int | None:
+        """The first of its group sizes that divides the input width of every layer, or None.
+
+        Args:
+            in_features: Input widths of the layers, embedding and head left out.
+
+        Returns:
+            Columns of a group.
+        """
+        widths = set(in_features)
+        return next((size for size in self.group_sizes if all(width % size == 0 for width in widths)), None)
+
+    def chosen(self, outer: bool, group_size: int | None) -> "WeightFormat":
+        """The format that one matrix gets: this one, or that of embedding and head.
+
+        Args:
+            outer: Whether it is embedding or head.
+            group_size: What `group_size` gives for the whole model.
+
+        Returns:
+            The format.
+        """
+        return FORMATS[self.outer] if self.outer and (outer or group_size is None) else self
+
+    def matrix_bytes(self, rows: int, columns: int, group_size: int | None) -> float:
+        """Bytes of a matrix [rows, columns], scales and zero points included.
+
+        Args:
+            rows: Its rows.
+            columns: Its columns.
+            group_size: Columns that share a scale; whole rows where the format has no groups.
+
+        Returns:
+            The bytes; those of a part of a byte included.
+        """
+        groups = columns // group_size if self.group_sizes and group_size else 1
+        each = (16 + self.zero_point_bits) / 8 if self.mode else 0
+        return rows * columns * self.bits / 8 + rows * groups * each
+
+
+FORMATS = {
+    weight_format.name: weight_format
+    for weight_format in (
+        WeightFormat("fp32", 32),
+        WeightFormat("fp16", 16, tolerance=1.0),
+        WeightFormat("int8", 8, "INT8_ASYM", 8, tolerance=1.0, kv_cache="u8"),
+        WeightFormat("int4", 4, "INT4_ASYM", 4, (128, 64, 32), outer="int8", tolerance=1.0, kv_cache="u8"),
+    )
+}

@@ -1,7 +1,7 @@
 """What is written to disk: typed, versioned, and checked when it is read.
 
-A record is a frozen dataclass. Its JSON says `"schema": "lonas-edge/NAME/VERSION"`. A newer version than this program's is refused
-by name; an older one is migrated step by step, or refused with the way out. pydantic does the checking.
+A record is a frozen dataclass. Its JSON says `"schema": "lonas-edge/NAME/VERSION"`. A newer version than this program's is
+refused by name; an older one is migrated step by step, or refused with the way out. pydantic does the checking.
 """
 
 import json

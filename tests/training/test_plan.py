@@ -155,7 +155,7 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
 
 def test_draws_are_the_same_in_another_process() -> None:
     """Data-parallel processes must train the same sub-network; the hash of a text differs between them."""
-    code = "import test_training_plan as t; print(t.many(t.Stage(epochs=1), steps=20))"
+    code = "import test_plan as t; print(t.many(t.Stage(epochs=1), steps=20))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     expected = f"{many(Stage(epochs=1), steps=20)}\n".encode()
     for seed in ("1", "2"):

@@ -126,8 +126,8 @@ def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero
     from transformers import AutoTokenizer
 
     from lonas_edge.evaluate.torch_lm import TorchLM
-    from lonas_edge.network.elastic import load_super_network
     from lonas_edge.network.source import open_source
+    from lonas_edge.network.super_network import load_super_network
     from lonas_edge.space.subnetwork import select
 
     opened = open_source(str(source))

@@ -49,8 +49,8 @@ class Arm:
         from peft import get_peft_model
         from torch.optim import AdamW
 
-        from lonas_edge.network.elastic import SuperNetwork, load_base
         from lonas_edge.network.source import locate, read_model_config
+        from lonas_edge.network.super_network import SuperNetwork, load_base
         from lonas_edge.space.architecture import Architecture, bind
         from lonas_edge.space.search_space import read_search_space
         from lonas_edge.training.plan import TrainOptions

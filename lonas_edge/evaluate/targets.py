@@ -199,7 +199,7 @@ def _checkpoint(folder: Path, run: RunOptions) -> Target:
 
 
 def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
-    from lonas_edge.network.elastic import load_super_network
+    from lonas_edge.network.super_network import load_super_network
 
     chosen = select(source.space, subnet)
     name = (source.adapter or source.base).name.rsplit("/", 1)[-1]

@@ -26,9 +26,9 @@ from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
-from lonas_edge.network.elastic import SuperNetwork
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter, stream_weights, untouched_zeros
+from lonas_edge.network.super_network import SuperNetwork
 
 # What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.

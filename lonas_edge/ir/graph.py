@@ -30,9 +30,11 @@ from optimum.intel import OVConfig, OVWeightQuantizationConfig
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import Family
 from lonas_edge.ir.tokenizer import save_tokenizer
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.architecture import Architecture
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -107,9 +109,9 @@ def _run(job: Job, log: Path, parent: int) -> None:
     code = 1
     try:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
-        convert(job.config, Path(job.vectors), Path(job.graph))
+        family = convert(job.config, Path(job.vectors), Path(job.graph))
         if job.tokenizer is not None:
-            save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder))
+            save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder), family.task)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())
@@ -149,7 +151,7 @@ def _matrices_to_inputs(model: Any, names: list[str]) -> None:
     model.add_parameters(inputs)
 
 
-def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
+def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     """Convert a model to an IR whose weight matrices are inputs.
 
     Args:
@@ -157,10 +159,14 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
         vectors: A safetensors file with its one-dimensional parameters, fp32.
         output: The .xml file.
 
+    Returns:
+        The model's family.
+
     Raises:
         RuntimeError: If the conversion gives a graph in which a weight cannot be found.
     """
     model = _model_without_matrices(config, vectors)
+    family = Architecture.from_config(model.config, "config.json").family
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     saved = []
 
@@ -171,12 +177,14 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
 
     stock_save, optimum_convert.save_model = optimum_convert.save_model, save
     optimum_convert.allow_skip_tracing_check = lambda *_: True
-    model_configs.GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = "5.99"
+    for guarded in family.raised_guards:
+        getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
     # the stock run-time options of an IR with compressed weights; `ir.convert` adds the one of uncompressed IRs
     quantized = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
     try:
-        export_from_model(model, output.parent, task="text-generation-with-past", ov_config=quantized, stateful=True)
+        export_from_model(model, output.parent, task=family.task.conversion, ov_config=quantized, stateful=True)
     finally:
         optimum_convert.save_model = stock_save  # the tokenizer is saved by it, too
     if not saved:
         raise RuntimeError("optimum-intel saved no model: is it version 2.2?")
+    return family

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,30 @@ def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
         agreeing += int((expected.argmax(-1) == found.argmax(-1)).sum())
     positions = reference[..., 0].numel()
     return Parity(difference, kl / positions, agreeing / positions, positions)
+
+
+def kl_divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of next-token distributions from a reference, summed over positions: KL(reference || logits).
+
+    Args:
+        reference: [positions, vocabulary].
+        logits: The same shape.
+
+    Returns:
+        The sum, in nats.
+    """
+    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    return F.kl_div(q, p, reduction="sum", log_target=True)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the tokens that follow, summed over positions.
+
+    Args:
+        logits: [positions, vocabulary].
+        labels: [positions].
+
+    Returns:
+        The sum, in nats.
+    """
+    return F.cross_entropy(logits.float(), labels, reduction="sum")

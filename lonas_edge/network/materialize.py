@@ -11,9 +11,11 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
+from lonas_edge.families import Part
 from lonas_edge.files import read_json
 from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, open_base
+from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import Widths
 from lonas_edge.space.complexity import materialized_shapes
@@ -22,39 +24,38 @@ from lonas_edge.space.subnetwork import Subnetwork
 MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
-def slice_and_merge(weight: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
-    """Cut a linear layer's weight to its active part and add its adapter: W[:out, :in] + scale · B[:out, :r] A[:r, :in].
+def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Add a linear layer's adapter to its weight, which is cut already: W + scale · B[rows, :r] A[:r, columns].
 
     Args:
-        weight: [at least out, at least in], any float dtype; not changed.
+        sliced: [out, in], any float dtype; not changed.
         widths: The active part.
         lora: The layer's whole adapter, or None.
 
     Returns:
         [out, in] in fp32.
     """
-    out, columns, rank = widths.out_features, widths.in_features, widths.rank
-    sliced = weight[:out, :columns].float()
+    sliced = sliced.float()
     if lora is None:
         return sliced
-    return torch.addmm(sliced, lora.b[:out, :rank].float(), lora.a[:rank, :columns].float(), alpha=lora.scale)
+    b, a = take(lora.b, widths.rows)[:, : widths.rank], take(lora.a, None, widths.columns)[: widths.rank]
+    return torch.addmm(sliced, b.float(), a.float(), alpha=lora.scale)
 
 
-def slice_and_merge_bias(bias: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
-    """Cut a bias to its active part and add that of lora_B, if there is one.
+def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Add the bias of lora_B, if there is one, to a layer's bias, which is cut already.
 
     Args:
-        bias: [at least out]; not changed.
+        sliced: [out]; not changed.
         widths: The active part.
         lora: The layer's whole adapter, or None.
 
     Returns:
         [out] in fp32.
     """
-    sliced = bias[: widths.out_features].float()
     if lora is None or lora.bias is None:
-        return sliced
-    return sliced + lora.scale * lora.bias[: widths.out_features].float()
+        return sliced.float()
+    return sliced.float() + lora.scale * take(lora.bias, widths.rows).float()
 
 
 class MaterializedModel:
@@ -91,32 +92,28 @@ class MaterializedModel:
         ]
         raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
 
-    def base_tensor(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
+    def base_tensor(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         """A tensor before slicing and merging, in the super-network's channel order, what the adapter replaces in place.
 
         Args:
             name: The tensor; the head of a tied base is its embedding.
-            rows: How many rows; all when None.
-            columns: How many columns; all when None.
+            rows: Ranges of rows; all when None.
+            columns: Ranges of columns; all when None.
 
         Returns:
             The tensor, as stored.
         """
         if self.source.order.touches(name):
-            return self._part(self.source.order.apply(name, self._stored(name)), rows, columns)
+            return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
 
-    def _stored(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
+    def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
-            return self._part(self.adapter.replaced[name], rows, columns)
+            return take(self.adapter.replaced[name], rows, columns)
         architecture = self.source.architecture
         if architecture.tied and name == f"{architecture.family.head}.weight":
             name = f"{architecture.family.embedding}.weight"
         return self.base.read(name, rows, columns)
-
-    @staticmethod
-    def _part(tensor: torch.Tensor, rows: int | None, columns: int | None) -> torch.Tensor:
-        return tensor[(slice(rows), slice(columns))[: tensor.dim()]]
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model.
@@ -132,9 +129,9 @@ class MaterializedModel:
         if widths is None:
             value = self.base_tensor(name).float()
         elif leaf == "bias":
-            value = slice_and_merge_bias(self.base_tensor(name), widths, lora)
+            value = merge_bias(self.base_tensor(name, widths.rows), widths, lora)
         else:
-            value = slice_and_merge(self.base_tensor(name, widths.out_features, widths.in_features), widths, lora)
+            value = merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # the sum is the quick look
             self._not_finite.append(name)
         return value
@@ -151,7 +148,7 @@ class MaterializedModel:
     def config(self, dtype: str = "float32") -> dict[str, Any]:
         """Content of the materialized model's config.json.
 
-        A width that all layers share is written as `intermediate_size`; unequal ones go to `per_layer_config`
+        A width that all layers share is written in its own field; unequal ones go to `per_layer_config`
         (transformers 5.6), for the layers that differ from the most frequent one.
 
         Args:

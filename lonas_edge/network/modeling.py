@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
+from lonas_edge.families import Task
 from lonas_edge.files import read_json
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.space.architecture import Architecture
@@ -40,7 +42,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     parsed = AutoConfig.for_model(**config)
     architecture = Architecture.from_config(parsed, where)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
+        model = auto_model(architecture.family.task).from_config(parsed, dtype=torch.float32)
     for index, changes in (config.get("per_layer_config") or {}).items():
         changed = copy.copy(parsed)
         for field, value in changes.items():
@@ -50,6 +52,11 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
             _resize(layer, linear.out_features, linear.in_features)
     model.tie_weights()
     return model.eval()
+
+
+def auto_model(task: Task) -> Any:
+    """The class of transformers that loads models for a task."""
+    return getattr(transformers, task.auto_model)
 
 
 def _resize(layer: nn.Linear, out_features: int, in_features: int) -> None:

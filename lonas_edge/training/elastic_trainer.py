@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.elastic import SuperNetwork
+from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.plan import Plan
 
 COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed

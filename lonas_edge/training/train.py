@@ -38,8 +38,8 @@ from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig, rank_misfits
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.elastic import SuperNetwork, load_base
 from lonas_edge.network.source import SEARCH_SPACE, TRAINING, Located
+from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.output import OutputDirectory, locked
 from lonas_edge.space.architecture import Elasticity
@@ -415,7 +415,7 @@ class _Run:
 
     def _base(self) -> Any:
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        base = load_base(self.inputs.base, dtypes[_precision(self.options)])
+        base = load_base(self.inputs.base, self.inputs.elasticity.architecture.family.task, dtypes[_precision(self.options)])
         base.config.use_cache = False
         return base
 

@@ -128,12 +128,12 @@ def test_failed_verification_writes_nothing(
     """A fault in the merge is found by the export itself."""
     import lonas_edge.network.materialize as module
 
-    faultless = module.slice_and_merge
+    faultless = module.merge
 
     def faulty(weight, widths, lora):
         return faultless(weight, widths, lora) * (1.001 if widths.rank == 6 else 1)
 
-    monkeypatch.setattr(module, "slice_and_merge", faulty)
+    monkeypatch.setattr(module, "merge", faulty)
     arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--subnet", "minimal"]
     ran = run_cli("export", *arguments)
     assert ran.code == 1

@@ -358,7 +358,7 @@ def test_faulty_data_is_refused_before_a_model_is_loaded(
         samples = json.loads((DATA / task / "test.json").read_text())
         del samples[2]["answer"]
         (tmp_path / task / "test.json").write_text(json.dumps(samples))
-    monkeypatch.setattr("lonas_edge.network.elastic.load_super_network", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lonas_edge.network.super_network.load_super_network", lambda *_: pytest.fail("a model was loaded"))
     ran = run_cli("eval", roomy.base, "--datasets", tmp_path, "--tasks", "boolq,piqa")
     assert ran.code == 1
     assert ran.err.count("sample 2: no text in 'answer'") == 2

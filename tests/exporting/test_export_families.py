@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,8 @@ def swapped_slice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forgotten_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole rank merged where the first 6 of 8 belong."""
-    stock = materialize.slice_and_merge
-
-    def merge(weight: torch.Tensor, widths: Any, lora: Any) -> torch.Tensor:
-        return stock(weight, type(widths)(widths.out_features, widths.in_features, None), lora)
-
-    monkeypatch.setattr(materialize, "slice_and_merge", merge)
+    stock = materialize.merge
+    monkeypatch.setattr(materialize, "merge", lambda sliced, widths, lora: stock(sliced, replace(widths, rank=None), lora))
 
 
 FAULTS = [wrong_scale, swapped_slice, forgotten_rank]

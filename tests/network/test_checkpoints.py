@@ -42,8 +42,8 @@ def test_reads_the_rows_and_columns_asked_for(tmp_path: Path) -> None:
     assert tensors.shapes == {"matrix": (6, 5), "vector": (6,)}
     assert tensors.dtypes == {"matrix": "float32", "vector": "bfloat16"}
     assert torch.equal(tensors.read("matrix"), matrix)
-    assert torch.equal(tensors.read("matrix", 2, 3), matrix[:2, :3])
-    assert torch.equal(tensors.read("vector", 4, 1), vector[:4])
+    assert torch.equal(tensors.read("matrix", ((0, 2),), ((0, 3),)), matrix[:2, :3])
+    assert torch.equal(tensors.read("vector", ((0, 4),), ((0, 1),)), vector[:4])
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -52,7 +52,7 @@ def test_pickles_of_tensors(tmp_path: Path, legacy: bool) -> None:
     torch.save({"matrix": matrix}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
     tensors = open_tensors(tmp_path)
     assert tensors.dtypes == {"matrix": "float32"}
-    assert torch.equal(tensors.read("matrix", 2, 3), matrix[:2, :3])
+    assert torch.equal(tensors.read("matrix", ((0, 2),), ((0, 3),)), matrix[:2, :3])
 
 
 def test_sharded_pickles_and_safetensors_preferred(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from lonas_edge.data.encoding import Collator
 from lonas_edge.data.instructions import read_examples
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.channel_order import read_channel_order
-from lonas_edge.network.elastic import SuperNetwork, load_super_network
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import Located, open_source, read_model_config
+from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.space.architecture import Architecture, bind
 from lonas_edge.space.search_space import read_search_space
 from lonas_edge.training.plan import TrainOptions

@@ -29,7 +29,8 @@ class Dtype:
         """PyTorch's own."""
         import torch
 
-        return getattr(torch, self.torch_name)
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
 
 
 DTYPES = {

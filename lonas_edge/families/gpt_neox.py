@@ -64,4 +64,4 @@ class GPTNeoX(Family):
 
     def kv_width(self, config: Any) -> int:
         """See `Family`."""
-        return 2 * config.hidden_size
+        return 2 * int(config.hidden_size)

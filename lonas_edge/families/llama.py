@@ -19,12 +19,12 @@ ATTENTION = "the width of an attention projection decides heads that the rest of
 
 def head_dim(config: Any) -> int:
     """Channels of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def key_value_channels(config: Any) -> int:
     """Output channels of the key projection, and of the value projection."""
-    return (config.num_key_value_heads or config.num_attention_heads) * head_dim(config)
+    return int(config.num_key_value_heads or config.num_attention_heads) * head_dim(config)
 
 
 def class_names(prefix: str, body: str = "") -> dict[str, str]:

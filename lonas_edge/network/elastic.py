@@ -40,7 +40,7 @@ class ElasticLinear(nn.Linear):
         return F.linear(input, take(self.weight, self.active.rows, self.active.columns), bias)
 
 
-class ElasticLoraLinear(LoraLinear):
+class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
     """PEFT's `lora.Linear` of which the part `active` is active; its base layer is an ElasticLinear.
 
     y = W[rows, columns] x + scale · B[rows, :rank] A[:rank, columns] x, with the scale of the whole adapter.
@@ -58,7 +58,7 @@ class ElasticLoraLinear(LoraLinear):
         Returns:
             [..., active rows], in the base layer's dtype.
         """
-        result = self.base_layer(x)
+        result: torch.Tensor = self.base_layer(x)
         if self.disable_adapters or self.merged:
             return result
         dtype = result.dtype
@@ -71,7 +71,8 @@ class ElasticLoraLinear(LoraLinear):
         rows, columns, rank = self.active.rows, self.active.columns, self.active.rank
         down = take(self.lora_A[name].weight[:rank], None, columns)
         up = take(self.lora_B[name].weight, rows)[:, :rank]
-        bias, scale = self.lora_B[name].bias, self.scaling[name]
+        bias: torch.Tensor | None = self.lora_B[name].bias
+        scale = float(self.scaling[name])
         if not torch.is_autocast_enabled(x.device.type):  # autocast would cast back
             x = x.to(down.dtype)
         inner = F.linear(self.lora_dropout[name](x), down)
@@ -132,8 +133,9 @@ def make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
         raise LonasEdgeError(
             f"{name}: a {type(layer).__name__} cannot be made elastic; expected nn.Linear or PEFT's unmerged plain LoRA layer"
         )
-    activate(layer, Widths.first(layer.out_features, layer.in_features))
-    return layer
+    elastic: ElasticLinear | ElasticLoraLinear = layer
+    activate(elastic, Widths.first(layer.out_features, layer.in_features))
+    return elastic
 
 
 def activate(layer: ElasticLinear | ElasticLoraLinear, widths: Widths) -> None:

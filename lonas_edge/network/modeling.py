@@ -23,6 +23,7 @@ from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.space.architecture import Architecture
 
 Fetch = Callable[[str], torch.Tensor]
+Hook = Callable[..., Any]
 BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 
@@ -153,7 +154,7 @@ def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str],
         module.register_forward_hook(_drop(places))
 
 
-def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Callable:
+def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Hook:
     def hook(module: nn.Module, _inputs: Any) -> None:
         for leaf in leaves:
             module._parameters[leaf] = nn.Parameter(fetch(f"{path}.{leaf}").to(dtype), requires_grad=False)
@@ -161,7 +162,7 @@ def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None)
     return hook
 
 
-def _drop(places: dict[str, nn.Parameter]) -> Callable:
+def _drop(places: dict[str, nn.Parameter]) -> Hook:
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         module._parameters.update(places)
         return output.double()
@@ -173,7 +174,7 @@ def _in_blocks(path: str, fetch: Fetch, has_bias: bool) -> Callable[[torch.Tenso
     def forward(input: torch.Tensor) -> torch.Tensor:
         weight = fetch(f"{path}.weight")
         rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
-        output = torch.cat([nn.functional.linear(input, block.double()) for block in weight.split(rows)], dim=-1)
+        output = torch.cat([nn.functional.linear(input, block.double()) for block in torch.split(weight, rows)], dim=-1)
         return output + fetch(f"{path}.bias").double() if has_bias else output
 
     return forward

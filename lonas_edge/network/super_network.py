@@ -87,7 +87,7 @@ class SuperNetwork:
         reference = [states.hidden for states in self._states(self.elasticity.maximal, batches)]
 
         def score(found: _States, place: int) -> torch.Tensor:
-            parts = zip(reference[place].split(HEAD_POSITIONS), found.hidden.split(HEAD_POSITIONS), strict=True)
+            parts = zip(torch.split(reference[place], HEAD_POSITIONS), torch.split(found.hidden, HEAD_POSITIONS), strict=True)
             return sum((kl_divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
 
         return self._means(chosen, batches, score)
@@ -104,7 +104,7 @@ class SuperNetwork:
         """
 
         def score(found: _States, _place: int) -> torch.Tensor:
-            parts = zip(found.hidden.split(HEAD_POSITIONS), found.labels.split(HEAD_POSITIONS), strict=True)
+            parts = zip(torch.split(found.hidden, HEAD_POSITIONS), torch.split(found.labels, HEAD_POSITIONS), strict=True)
             return sum((cross_entropy(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
 
         return self._means(chosen, batches, score)
@@ -135,7 +135,8 @@ class SuperNetwork:
             yield _States(hidden[counted], labels[counted])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.family.logits(self.base, hidden)
+        logits: torch.Tensor = self.family.logits(self.base, hidden)
+        return logits
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Architecture:
     @property
     def model_type(self) -> str:
         """The configuration's `model_type`."""
-        return self.config.model_type
+        return str(self.config.model_type)
 
     @property
     def tied(self) -> bool:
@@ -94,7 +94,7 @@ class Architecture:
 
     def kv_elements(self) -> int:
         """Elements of keys and values that a token adds to the cache, over all layers."""
-        return self.family.kv_width(self.config) * self.config.num_hidden_layers
+        return self.family.kv_width(self.config) * int(self.config.num_hidden_layers)
 
     def inner_width(self) -> int:
         """The widest that a token becomes inside a decoder layer: outputs of the layers that an elastic width narrows."""

@@ -90,11 +90,19 @@ class Record:
         for older in range(version, cls.VERSION):
             values = cls._migrated(older, values, where)
         try:
-            return _checker(cls).validate_json(json.dumps(values), strict=True)  # type: ignore[no-any-return]
+            return cls._checker().validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             problems = [_told(fault) for fault in error.errors(include_url=False)]
             raise_all(f"{where}: not a {cls.NAME} of lonas-edge:", problems, cls.AGAIN)
             raise  # never reached: there is at least one fault
+
+    @classmethod
+    @cache
+    def _checker(cls) -> "TypeAdapter[Self]":
+        """pydantic is imported, and a record's checks are made, when the first one is read."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls)
 
     @classmethod
     def _version(cls, content: Mapping[str, Any], where: str) -> int:
@@ -118,14 +126,6 @@ class Record:
             return cls.MIGRATIONS[older](deepcopy(values))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LonasEdgeError(f"{where}: damaged: {type(error).__name__}: {error}. {cls.AGAIN}") from error
-
-
-@cache
-def _checker(record: type[Record]) -> "TypeAdapter[Any]":
-    """pydantic is imported, and a record's checks are made, when the first one is read."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(record)
 
 
 def _told(fault: Mapping[str, Any]) -> str:

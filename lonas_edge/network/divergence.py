@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Parity:
         return asdict(self)
 
 
-def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
+def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
     """Compare logits with those of a reference.
 
     Args:

@@ -110,7 +110,9 @@ SpaceOption = Annotated[
         help="Search space, an NNCF configuration. Default: the one in the super-adapter's directory; none for plain LoRA.",
     ),
 ]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of the base model on the hub.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Revision of the base model on the hub. Default: the newest.")
+]
 SubnetOption = Annotated[
     str | None,
     typer.Option(

@@ -130,7 +130,9 @@ def bench(
     compared = report.comparisons(measured, [arm.name for arm in arms], options.cases)
     load = {key: max((one[key] for one in others), default=0.0) for key in ("others", "stolen")}
     return report.Report(
-        model={key: exported.manifest[key] for key in ("base", "adapter", "subnetwork", "weight_format", "sizes")},
+        model={
+            key: exported.own_manifest.to_json()[key] for key in ("base", "adapter", "subnetwork", "weight_format", "sizes")
+        },
         conditions=_conditions(options, place, groups),
         load=load,
         bandwidth=bandwidth,
@@ -196,7 +198,7 @@ def make_arms(
     problems += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
     if GGUF in names:
         problems += _gguf_faults(options.gguf)
-    if not exported.manifest["adapter"]:
+    if not exported.own_manifest.adapter:
         problems += [
             f"{name}: {exported.folder} was exported without an adapter" for name in (LORA, LORA_MERGED) if name in names
         ]
@@ -245,14 +247,13 @@ def _ir_properties(exported: Exported, options: BenchOptions) -> dict[str, str]:
 
 
 def _ir_arm(name: str, opened: Exported, device: str, properties: Mapping[str, str]) -> Arm:
-    sizes = opened.manifest.get("sizes", {})
-    parameters = sizes.get("subnetwork", {}).get("parameters")
+    parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
     size = (opened.folder / WEIGHTS).stat().st_size
     return Arm(name, "ir", opened.folder, device, opened.weight_format, None, False, properties, parameters, size)
 
 
 def _torch_arm(name: str, source: Source, options: BenchOptions, exported: Exported) -> Arm:
-    parameters = exported.manifest["sizes"]["unpruned"]["parameters"]
+    parameters = exported.own_manifest.sizes.unpruned.parameters
     adapter = source.adapter.folder if source.adapter else None
     return Arm(
         name,
@@ -282,22 +283,22 @@ def find_source(exported: Exported, model: str | None, adapter: str | None, revi
     Raises:
         LonasEdgeError: If one is not to be had, or is another one; every file that differs is listed.
     """
-    base, tuned = exported.manifest["base"], exported.manifest["adapter"]
+    base, tuned = exported.own_manifest.base, exported.own_manifest.adapter
     if tuned and adapter is None:
-        if tuned["revision"] is None:
+        if tuned.revision is None:
             raise LonasEdgeError(
-                f"{exported.folder}: exported with the adapter {tuned['name']!r}, a directory whose place is not recorded. "
+                f"{exported.folder}: exported with the adapter {tuned.name!r}, a directory whose place is not recorded. "
                 "Name it with --adapter (and the base with --model, unless the adapter names it)."
             )
-        adapter = tuned["name"]
-    if model is None and base["revision"] is not None:
-        model, revision = base["name"], revision or base["revision"]
+        adapter = tuned.name
+    if model is None and base.revision is not None:
+        model, revision = base.name, revision or base.revision
     if not tuned and model is None:
-        raise LonasEdgeError(f"{exported.folder}: exported from {base['name']!r}; name its directory with --model.")
+        raise LonasEdgeError(f"{exported.folder}: exported from {base.name!r}; name its directory with --model.")
     source = open_source(adapter, model, None, revision) if tuned else open_source(model, None, None, revision)
-    problems = _differing("base", source.base.folder, base["sha256"])
+    problems = _differing("base", source.base.folder, base.sha256)
     if tuned and source.adapter:
-        problems += _differing("adapter", source.adapter.folder, tuned["sha256"])
+        problems += _differing("adapter", source.adapter.folder, tuned.sha256)
     raise_all(f"{exported.folder}: not exported from these:", problems, "--model and --adapter name the right ones.")
     return source
 
@@ -315,8 +316,8 @@ def _differing(what: str, folder: Path, recorded: Mapping[str, str]) -> list[str
 
 def _unpruned(source: Source, exported: Exported, options: BenchOptions, progress: Progress) -> Path:
     """The maximal network at the same weight format; exported once and kept."""
-    manifest = exported.manifest
-    identity = [manifest["base"]["sha256"], (manifest["adapter"] or {}).get("sha256"), manifest["weight_format"]]
+    manifest = exported.own_manifest
+    identity: list[Any] = [manifest.base.sha256, manifest.adapter and manifest.adapter.sha256, manifest.weight_format]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = options.cache / f"unpruned-{key}"
@@ -326,7 +327,7 @@ def _unpruned(source: Source, exported: Exported, options: BenchOptions, progres
     found = source.adapter or source.base
     command = [sys.executable, "-m", "lonas_edge", "export", str(found.folder), "--output", str(folder), "--subnet", "maximal"]
     command += ["--model", str(source.base.folder)] if source.adapter else []
-    command += ["--weight-format", manifest["weight_format"], "--no-verify"]
+    command += ["--weight-format", manifest.weight_format, "--no-verify"]
     ran = subprocess.run(command, check=False, capture_output=True, text=True)
     if ran.returncode:
         raise LonasEdgeError(f"unpruned: the export failed:\n{ran.stderr.strip()[-2000:]}")

@@ -11,7 +11,8 @@ import torch
 
 from lonas_edge.data.templates import EVALUATION_TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import EVALUATION, MANIFEST, Exported, open_exported
+from lonas_edge.exporting.exported import EVALUATION, Exported, open_exported
+from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.files import read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
@@ -126,7 +127,7 @@ def open_targets(
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() and read_json(folder / MANIFEST).get("stage") == "checkpoint"
+    return (folder / MANIFEST).exists() and Manifest.read(folder / MANIFEST).stage == "checkpoint"
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -147,11 +148,14 @@ def _batch_size(weight_bytes: int, run: RunOptions) -> int:
     return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
 
 
-def _prompt_of(manifest: Mapping[str, Any]) -> str:
-    known = manifest.get("prompt")
+def _prompt_of(known: str | None, elastic: object) -> str:
     if known in EVALUATION_TEMPLATES:
         return str(known)
-    return PUBLISHED if manifest.get("subnetwork", {}).get("search_space") else CLEAN
+    return PUBLISHED if elastic else CLEAN
+
+
+def _prompt_in(manifest: Manifest | None) -> str:
+    return _prompt_of(manifest.prompt, manifest.subnetwork.search_space) if manifest else CLEAN
 
 
 def _exported(folder: Path, run: RunOptions) -> Target:
@@ -173,10 +177,10 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         name=folder.resolve().name,
         kind="ir",
         precision=exported.weight_format,
-        prompt=_prompt_of(exported.manifest),
+        prompt=_prompt_in(exported.manifest),
         max_length=max_length,
         tokenizer=tokenizer,
-        sizes=exported.manifest.get("sizes", {}).get("subnetwork", {}),
+        sizes=exported.manifest.sizes.subnetwork.to_json() if exported.manifest else {},
         identity={
             **identity,
             "batch_size": batch_size,
@@ -191,11 +195,11 @@ def _exported(folder: Path, run: RunOptions) -> Target:
 def _checkpoint(folder: Path, run: RunOptions) -> Target:
     from lonas_edge.network.modeling import load_checkpoint
 
-    manifest = read_json(folder / MANIFEST)
+    manifest = Manifest.read(folder / MANIFEST)
     files = {"checkpoint": _hashes(folder)}
     load = partial(load_checkpoint, folder, DTYPES[run.torch_dtype].torch)
-    name, sizes = folder.resolve().name, manifest["sizes"]["subnetwork"]
-    return replace(_torch_target(name, folder, load, files, sizes, _prompt_of(manifest), run), folder=folder)
+    name, sizes = folder.resolve().name, manifest.sizes.subnetwork.to_json()
+    return replace(_torch_target(name, folder, load, files, sizes, _prompt_in(manifest), run), folder=folder)
 
 
 def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
@@ -215,7 +219,7 @@ def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
     if source.adapter:
         files["adapter"] = _hashes(source.adapter.folder)
     recorded = source.training.get("prompt", {}).get("name")
-    prompt = _prompt_of({"prompt": recorded, "subnetwork": {"search_space": source.space.groups and source.adapter}})
+    prompt = _prompt_of(recorded, source.space.groups and source.adapter)
     label = f"{name}:{chosen.name}" if source.space.groups else name
     return _torch_target(label, source.base.folder, load, files, source.sizes(chosen.widths).to_json(), prompt, run)
 

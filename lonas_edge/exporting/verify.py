@@ -39,7 +39,8 @@ IR_TOLERANCE = 1e-3
 
 def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=ids, use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:

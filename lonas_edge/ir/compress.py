@@ -192,9 +192,10 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
 
 def _values(tensor: ov.Tensor) -> np.ndarray:
     """A stored tensor's values, u4 unpacked to u8."""
+    stored: np.ndarray = tensor.data
     if tensor.element_type != ov.Type.u4:
-        return tensor.data
-    return _unpacked(tensor.data)[: math.prod(tensor.shape)].reshape(list(tensor.shape))
+        return stored
+    return _unpacked(stored)[: math.prod(tensor.shape)].reshape(list(tensor.shape))
 
 
 def _unpacked(packed: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional as F
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Parity:
         return asdict(self)
 
 
-def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
+def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
     """Compare logits with those of a reference.
 
     Args:
@@ -50,7 +51,7 @@ def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
     return Parity(difference, kl / positions, agreeing / positions, positions)
 
 
-def kl_divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
     """Kullback-Leibler divergence of next-token distributions from a reference, summed over positions: KL(reference || logits).
 
     Args:
@@ -60,11 +61,13 @@ def kl_divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor
     Returns:
         The sum, in nats.
     """
+    from torch.nn import functional as F
+
     p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
     return F.kl_div(q, p, reduction="sum", log_target=True)
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
     """Cross-entropy of the tokens that follow, summed over positions.
 
     Args:
@@ -74,4 +77,6 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns:
         The sum, in nats.
     """
+    from torch.nn import functional as F
+
     return F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -32,7 +32,6 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from lonas_edge.data.encoding import Collator, encode
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.exporting.model_card import super_adapter_card
 from lonas_edge.files import read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig, rank_misfits
@@ -43,6 +42,7 @@ from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.output import OutputDirectory, locked
 from lonas_edge.space.architecture import Elasticity
+from lonas_edge.training.card import super_adapter_card
 from lonas_edge.training.elastic_trainer import COMPLETE, ElasticTrainer, InactiveKept, NotFiniteError, Progress, Watch
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
 from lonas_edge.versions import versions

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lonas_edge.space.architecture import Widths
 from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.subnetwork import Subnetwork
 
+BLOCK_ELEMENTS = 2**20  # 8 MB in float64
 MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
@@ -33,13 +35,13 @@ def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> tor
         lora: The layer's whole adapter, or None.
 
     Returns:
-        [out, in] in fp32.
+        [out, in] in float64: nothing is rounded yet.
     """
-    sliced = sliced.float()
+    sliced = sliced.double()
     if lora is None:
         return sliced
     b, a = take(lora.b, widths.rows)[:, : widths.rank], take(lora.a, None, widths.columns)[: widths.rank]
-    return torch.addmm(sliced, b.float(), a.float(), alpha=lora.scale)
+    return torch.addmm(sliced, b.double(), a.double(), alpha=lora.scale)
 
 
 def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
@@ -51,11 +53,23 @@ def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -
         lora: The layer's whole adapter, or None.
 
     Returns:
-        [out] in fp32.
+        [out] in float64.
     """
     if lora is None or lora.bias is None:
+        return sliced.double()
+    return sliced.double() + lora.scale * take(lora.bias, widths.rows).double()
+
+
+def _merged_in_blocks(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """As `merge`, rounded to fp32 block of rows by block, so that it is never there whole in float64."""
+    if lora is None:
         return sliced.float()
-    return sliced.float() + lora.scale * take(lora.bias, widths.rows).float()
+    merged, rows = torch.empty(sliced.shape), max(1, BLOCK_ELEMENTS // sliced.shape[1])
+    lora = replace(lora, b=take(lora.b, widths.rows))
+    for start in range(0, len(sliced), rows):
+        part = ((start, min(start + rows, len(sliced))),)
+        merged[start : start + rows] = merge(take(sliced, part), replace(widths, rows=part), lora)
+    return merged
 
 
 class MaterializedModel:
@@ -115,6 +129,23 @@ class MaterializedModel:
             name = f"{architecture.family.embedding}.weight"
         return self.base.read(name, rows, columns)
 
+    def exact(self, name: str) -> torch.Tensor:
+        """A tensor of the materialized model before it is rounded.
+
+        Args:
+            name: One of `shapes`.
+
+        Returns:
+            The tensor in float64.
+        """
+        layer, _, leaf = name.rpartition(".")
+        widths, lora = self._widths.get(layer), self._factors.get(layer)
+        if widths is None:
+            return self.base_tensor(name).double()
+        if leaf == "bias":
+            return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
+        return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
+
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model.
 
@@ -122,16 +153,14 @@ class MaterializedModel:
             name: One of `shapes`.
 
         Returns:
-            The tensor in fp32.
+            The tensor in fp32, rounded once.
         """
         layer, _, leaf = name.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
-        if widths is None:
-            value = self.base_tensor(name).float()
-        elif leaf == "bias":
-            value = merge_bias(self.base_tensor(name, widths.rows), widths, lora)
+        if widths is None or leaf == "bias":
+            value = self.exact(name).float() if leaf == "bias" else self.base_tensor(name).float()
         else:
-            value = merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
+            value = _merged_in_blocks(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # the sum is the quick look
             self._not_finite.append(name)
         return value

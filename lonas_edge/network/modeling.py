@@ -14,6 +14,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
@@ -128,6 +129,57 @@ def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
         The tensor.
     """
     return torch.from_numpy(np.zeros(tuple(shape), np.float32))
+
+
+class Float64(TorchFunctionMode):
+    """Computes in float64 what a model of transformers asks to be computed in fp32: norms, rotary tables, softmax.
+
+    `paused` while something else is done inside, such as fetching a weight.
+    """
+
+    paused = False
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `torch.overrides.TorchFunctionMode`."""
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        return func(*args, **{name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()})
+
+    def outside(self, fetch: Fetch) -> Fetch:
+        """The same fetch, done outside of this mode."""
+
+        def paused(name: str) -> torch.Tensor:
+            self.paused = True
+            try:
+                return fetch(name)
+            finally:
+                self.paused = False
+
+        return paused
+
+
+def float64_logits(
+    model: PreTrainedModel, ids: torch.Tensor, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
+) -> torch.Tensor:
+    """Logits of an empty model, all arithmetic in float64, its weights streamed.
+
+    Args:
+        model: The model; its own parameters only hold the places.
+        ids: [prompts, tokens].
+        fetch: As of `stream_weights`.
+        wanted: As of `stream_weights`.
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    with torch.inference_mode(), Float64() as mode:
+        stream_weights(model, mode.outside(fetch), wanted)
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:

@@ -51,6 +51,7 @@ class Family:
             groups before the width groups, then groups after them.
         linears: Linear layers of one decoder layer, paths relative to it, from a model configuration.
         norms: Sizes of the one-dimensional weights of one decoder layer, by relative name.
+        default_targets: Last parts of the names of the layers that get an adapter where the user names none.
     """
 
     class_names: dict[str, dict[str, str]]
@@ -63,6 +64,7 @@ class Family:
     rank_groups: tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]
     linears: Callable[[Any], list[Linear]]
     norms: Callable[[Any], dict[str, int]]
+    default_targets: tuple[str, ...]
 
     @property
     def model_types(self) -> tuple[str, ...]:

@@ -99,4 +99,5 @@ FAMILY = Family(
     ),
     linears=linears,
     norms=norms,
+    default_targets=("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"),  # those of the published adapters
 )

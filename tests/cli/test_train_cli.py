@@ -18,7 +18,7 @@ from tiny_models import TinySource
 import lonas_edge.training.train
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
-from lonas_edge.training.train import ElasticTrainer
+from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 ADAPTER, RECORD, TOKENIZER = "adapter_model.safetensors", "training.json", ("tokenizer.json", "tokenizer_config.json")
 OPTIONS = {
@@ -361,7 +361,7 @@ def test_what_a_person_reads(llama: TinySource, data: Path, tmp_path: Path, run_
 
 STALLED = """
 import time
-from lonas_edge.training.train import ElasticTrainer
+from lonas_edge.training.elastic_trainer import ElasticTrainer
 training_step = ElasticTrainer.training_step
 
 def stall(self, *arguments, **options):  # the real command, stopped in the middle

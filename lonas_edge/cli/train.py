@@ -173,7 +173,7 @@ def command(  # the options are read from the context, by the names they have in
 
 def _refuse_what_does_nothing(context: typer.Context) -> None:
     given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    elastic, idle = context.params["elastic"], [name for name in given if name in _OF_ELASTIC_TRAINING]
+    elastic, idle = context.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if name in given]
     if elastic and not context.params["nncf_config"]:
         raise typer.BadParameter(
             "--nncf-config FILE is needed (`lonas-edge space --model M --output FILE` writes one), or --no-elastic"

@@ -64,7 +64,9 @@ def open_inputs(
     space = space if elastic else replace(space, groups=())  # its stages stay, so that the baseline is trained as long
     source = open_source(None, model, revision=revision)
     if source.adapter:
-        raise LonasEdgeError(f"{source.adapter.folder}: an adapter; --model is the base model that gets a new one")
+        raise LonasEdgeError(
+            f"{source.adapter.folder}: holds an adapter, which training would not go on with; --model is the base model alone"
+        )
     return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, data, examples)
 
 

@@ -218,7 +218,7 @@ def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
         files["search_space"] = source.space.hash
     if source.adapter:
         files["adapter"] = _hashes(source.adapter.folder)
-    recorded = source.training.get("prompt", {}).get("name")
+    recorded = source.training.prompt.name if source.training else None
     prompt = _prompt_of(recorded, source.space.groups and source.adapter)
     label = f"{name}:{chosen.name}" if source.space.groups else name
     return _torch_target(label, source.base.folder, load, files, source.sizes(chosen.widths).to_json(), prompt, run)

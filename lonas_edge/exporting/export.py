@@ -229,7 +229,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
         subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
-        prompt=source.training.get("prompt", {}).get("name"),
+        prompt=source.training.prompt.name if source.training else None,
         sizes=BothSizes(source.sizes(None), source.sizes(widths)),
         verified=options.verify,
         parity=job.parity,

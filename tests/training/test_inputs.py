@@ -49,7 +49,7 @@ def test_target_modules(llama: TinySource, data: Path) -> None:
     assert resolved(TrainOptions(target_modules=("o_proj",)), architecture).target_modules == ("o_proj",)
     assert resolved(TrainOptions(target_modules=()), architecture).target_modules == ()
     options = resolved(TrainOptions(rank=5, alpha=7, dropout=0.25), architecture)
-    config = lora_config(options)
+    config = lora_config(options, architecture.family.task)
     assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (5, 7, 0.25, set(TARGETS))
     layers = [f"model.layers.{i}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}" for i in range(3) for name in TARGETS]
     assert adapter_ranks(options, architecture) == dict.fromkeys(layers, 5)

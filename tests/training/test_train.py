@@ -689,7 +689,7 @@ def test_output_appears_when_it_is_done(llama: TinySource, data: Path, tmp_path:
 
     def look(step: int, steps: int, _log: Any) -> None:
         seen.append((step, steps))
-        assert [path.name for path in tmp_path.iterdir()] == ["out.training"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.training.lock", "out.training"]
 
     run(llama, data, tmp_path / "out", report=look)
     assert seen[0] == (1, 8)

@@ -13,7 +13,7 @@ computed in float64: fp32 arithmetic alone differs by up to 5e-4 between the mer
 (SmolLM2-135M, logits up to 40), which would hide what is looked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
+from lonas_edge.ir.infer import open_ir
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.elastic import SuperNetwork
@@ -35,12 +36,25 @@ from lonas_edge.network.modeling import empty_model, set_parameter, stream_weigh
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-4
 IR_TOLERANCE = 1e-3
+_FP32 = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "PERFORMANCE_HINT": "LATENCY",
+}
 
 
 def _logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
+
+
+def _streamed_logits(model: MaterializedModel, read: Callable[[str], torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a network of the materialized model's shapes, its weights read a layer at a time."""
+    network = empty_model(model.config())
+    stream_weights(network, read)
+    return _logits(network, ids)
 
 
 def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -94,9 +108,7 @@ def materialized_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Te
     Returns:
         [prompts, tokens, vocabulary], float64.
     """
-    network = empty_model(model.config())
-    stream_weights(network, model.tensor)
-    return _logits(network, ids)
+    return _streamed_logits(model, model.tensor, ids)
 
 
 def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], ids: torch.Tensor) -> torch.Tensor:
@@ -126,9 +138,7 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
         _require(what, error, matrix.scheme.weight_format.tolerance)
         return torch.from_numpy(restored)
 
-    network = empty_model(model.config())
-    stream_weights(network, stored)
-    return _logits(network, ids)
+    return _streamed_logits(model, stored, ids)
 
 
 def checkpoint_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -158,26 +168,8 @@ def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     Returns:
         [prompts, tokens, vocabulary], fp32.
     """
-    import numpy as np
-    import openvino as ov
-
-    properties = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = ov.Core().compile_model(path, "CPU", properties)
-    batch, length = ids.shape
-    inputs = {
-        "input_ids": ids.numpy(),
-        "attention_mask": np.ones((batch, length), np.int64),
-        "position_ids": np.broadcast_to(np.arange(length), (batch, length)),
-        "beam_idx": np.arange(batch, dtype=np.int32),
-    }
-    names = {name for port in compiled.inputs for name in port.get_names()}
-    result = compiled.create_infer_request().infer({k: v for k, v in inputs.items() if k in names})
-    return torch.from_numpy(result["logits"].copy())
+    logits = open_ir(path, "CPU", _FP32)
+    return torch.from_numpy(logits(ids.numpy(), 0))
 
 
 def check_materialized(parity: Parity, reference: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from lonas_edge.cli.options import (
     USER_PATH,
     JsonOption,
     ModelOption,
+    OverwriteOption,
     RevisionOption,
     SourceArgument,
     SpaceOption,
@@ -60,7 +61,7 @@ def command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits, and refuse to finish when they differ.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export a sub-network as a directory that OpenVINO clients run as it is.

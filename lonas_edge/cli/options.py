@@ -140,6 +140,7 @@ SubnetOption = Annotated[
         help="heuristic, maximal, minimal, random:SEED or a sub-network JSON file. Default: heuristic; maximal for plain LoRA.",
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 

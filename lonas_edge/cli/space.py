@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, RevisionOption, loading, refuse_revision
+from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, OverwriteOption, RevisionOption, loading, refuse_revision
 
 _Number = TypeVar("_Number", int, float)
 
@@ -33,7 +33,7 @@ def command(
     ranks: Annotated[str, typer.Option("--ranks", help="Admissible LoRA ranks.")] = "32,28",
     seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at.")] = 256,
     revision: RevisionOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths."""
     parsed_ratios, parsed_ranks = _numbers(float, ratios), _numbers(int, ranks)

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
+from lonas_edge.ir.infer import open_ir
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
@@ -36,6 +37,12 @@ LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8
 IR_TOLERANCE = 1e-3
 _WAY_OUT = "Nothing was written. Please report it; --no-verify exports all the same, and records that."
+_FP32 = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "PERFORMANCE_HINT": "LATENCY",
+}
 
 
 def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
@@ -147,26 +154,8 @@ def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     Returns:
         [prompts, tokens, vocabulary], fp32.
     """
-    import numpy as np
-    import openvino as ov
-
-    properties = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = ov.Core().compile_model(path, "CPU", properties)
-    batch, length = ids.shape
-    inputs = {
-        "input_ids": ids.numpy(),
-        "attention_mask": np.ones((batch, length), np.int64),
-        "position_ids": np.broadcast_to(np.arange(length), (batch, length)),
-        "beam_idx": np.arange(batch, dtype=np.int32),
-    }
-    names = {name for port in compiled.inputs for name in port.get_names()}
-    result = compiled.create_infer_request().infer({k: v for k, v in inputs.items() if k in names})
-    return torch.from_numpy(result["logits"].copy())
+    logits = open_ir(path, "CPU", _FP32)
+    return torch.from_numpy(logits(ids.numpy(), 0))
 
 
 def check_materialized(parity: Parity, reference: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir import MODEL, RUNTIME
+from lonas_edge.ir.infer import open_ir
 from lonas_edge.schema import Migration, Record
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
@@ -137,24 +138,13 @@ def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Seque
         Logits [prompts, tokens, vocabulary], an fp32 array.
     """
     import numpy as np
-    import openvino as ov
 
-    compiled = ov.Core().compile_model(folder / MODEL, device, dict(properties))
-    request, prompts = compiled.create_infer_request(), np.array(ids, np.int64)
-    names = {name for port in compiled.inputs for name in port.get_names()}
-    batch, length = prompts.shape
-    ends = [length // 2, *range(length // 2 + 1, length + 1)]
-    found = []
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        inputs = {
-            "input_ids": prompts[:, start:end],
-            "attention_mask": np.ones((batch, end), np.int64),
-            "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
-            "beam_idx": np.arange(batch, dtype=np.int32),
-        }
-        result = request.infer({name: value for name, value in inputs.items() if name in names})
-        found.append(result["logits"].copy())
-    return np.concatenate(found, axis=1)
+    prompts = np.array(ids, np.int64)
+    logits, length = open_ir(folder / MODEL, device, properties), prompts.shape[1]
+    starts = [0, *range(length // 2, length)]
+    return np.concatenate(
+        [logits(prompts[:, :end], start) for start, end in zip(starts, [*starts[1:], length], strict=True)], axis=1
+    )
 
 
 def store(folder: Path, chosen: RuntimeProperties) -> None:

@@ -24,6 +24,7 @@ from lonas_edge.evaluate import targets
 from lonas_edge.evaluate.record import Report
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.exported import restore_properties, store_properties
+from lonas_edge.ir.runtime import Gain, RuntimeProperties
 
 DATA = Path(__file__).parent / "data"
 F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
@@ -273,10 +274,10 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "Run-time properties" not in (exported / "README.md").read_text()
 
 
-def tuned() -> dict[str, Any]:
-    machine = {"device_name": "a processor", "threads": 2}
-    kept = {"device": "CPU", "date": "2026-01-01", "mean_kl": 0.001, "conditions": {"machine": machine}}
-    return {**kept, "properties": {"KV_CACHE_PRECISION": "u8"}, "speedups": {"tpot": {"ratio": 1.1}}, "in_ir": []}
+def tuned() -> RuntimeProperties:
+    conditions = {"machine": {"device_name": "a processor", "threads": 2}}
+    gains = {"tpot": Gain(1.1, None, None, 3, 1)}
+    return RuntimeProperties("CPU", "2026-01-01", "tpot", {"KV_CACHE_PRECISION": "u8"}, gains, 0.001, conditions)
 
 
 def test_finished_answers_are_used_again(roomy: TinySource, run_cli: Callable, cache: Path):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lonas_edge.cli.bench import TorchDeviceChoice, TorchDtypeChoice
-from lonas_edge.cli.options import JsonOption, RevisionOption, SpaceOption, parse_properties
+from lonas_edge.cli.options import JsonOption, RevisionOption, SpaceOption, choice, parse_properties
 from lonas_edge.cli.tables import print_table
+from lonas_edge.formats import DTYPES
 
 if TYPE_CHECKING:
     from lonas_edge.evaluate.report import Report
@@ -94,11 +94,11 @@ def command(
     revision: RevisionOption = None,
     device: Annotated[str, typer.Option("--device", help="OpenVINO device of exported directories.")] = "CPU",
     torch_device: Annotated[
-        TorchDeviceChoice, typer.Option("--torch-device", help="Device of what runs in PyTorch.")
-    ] = TorchDeviceChoice.CPU,
+        str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of what runs in PyTorch.")
+    ] = "cpu",
     torch_dtype: Annotated[
-        TorchDtypeChoice, typer.Option("--torch-dtype", help="Dtype of what runs in PyTorch.")
-    ] = TorchDtypeChoice.FP32,
+        str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of what runs in PyTorch.")
+    ] = "fp32",
     properties: Annotated[
         list[str] | None,
         typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property, over tuned ones; may be repeated."),
@@ -163,7 +163,7 @@ def command(
             seed=seed,
             resume=not fresh,
         )
-        run = RunOptions(device, parse_properties(properties or []), torch_device.value, torch_dtype.value, batch_size)
+        run = RunOptions(device, parse_properties(properties or []), torch_device, torch_dtype, batch_size)
         chosen = [name.strip() for name in subnet.split(",")] if subnet else [None]
         report("Opening", None)
         check_device(device)

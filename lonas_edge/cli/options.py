@@ -38,7 +38,7 @@ def require_extra(extra: str, *modules: str) -> None:
 
     Args:
         extra: The extra.
-        modules: What it brings, by the names that are imported.
+        *modules: What it brings, by the names that are imported.
 
     Raises:
         LonasEdgeError: If one is missing; all that are missing are named.

@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case
 from lonas_edge.bench.measure import PromptSource, Schedule, measure
 from lonas_edge.bench.runners import GenaiRunner, runtime_properties
-from lonas_edge.bench.session import run_session
+from lonas_edge.bench.session import Plan, run_session
 from lonas_edge.bench.statistics import speedup
 from lonas_edge.bench.timing import Timing, generate_greedy
 from lonas_edge.bench.worker import ArmProcess
@@ -161,7 +161,7 @@ def agreement(arm: Arm, threads: int, vocabulary: int, rounds: int) -> dict[str,
     for other in ("bare", "genai"):
         for metric in ("ttft", "tpot"):
             gain = speedup(*found.paired("ours", other, CASE, lambda timing, name=metric: getattr(timing, name)))
-            result[f"{metric}_over_{other}"] = gain.to_json()
+            result[f"{metric}_over_{other}"] = asdict(gain)
     return result
 
 
@@ -172,12 +172,12 @@ def against_itself(
     for run in range(runs):
         pair = [replace(arm, name="a"), replace(arm, name="b")]
         schedule, prompts = Schedule(rounds, 2, run), PromptSource(vocabulary, run)
-        done = run_session(pair, config, [CASE], schedule, starts, placement, prompts, lambda *_: None).measured
+        done = run_session(pair, Plan(config, [CASE], schedule, starts, placement, prompts)).measured
         gains = {
             metric: speedup(*done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name)))
             for metric in ("ttft", "tpot")
         }
-        found.append({metric: {**gain.to_json(), "half_width": gain.half_width} for metric, gain in gains.items()})
+        found.append({metric: {**asdict(gain), "half_width": gain.half_width} for metric, gain in gains.items()})
         for metric in gains:
             other, one, starts_of = done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name))
             found[-1][metric]["ratios"] = [[start, a / b] for a, b, start in zip(other, one, starts_of, strict=True)]
@@ -198,7 +198,7 @@ def swapped(arm: Arm, other: Arm, placement: machine.Placement, vocabulary: int,
             schedule = Fixed(rounds, 2, 0, reverse)
             done = measure({"a": first, "b": second}, [CASE], schedule, PromptSource(vocabulary, 5))
         gains = {
-            metric: speedup(*done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name))).to_json()
+            metric: asdict(speedup(*done.paired("b", "a", CASE, lambda timing, name=metric: getattr(timing, name))))
             for metric in ("ttft", "tpot")
         }
         found["other first" if reverse else "subnet first"] = gains

@@ -10,7 +10,6 @@ has the properties that were chosen.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -20,14 +19,17 @@ from pathlib import Path
 from export_cost import smollm2
 from random_models import random_source
 
+from lonas_edge.bench.making import ARMS as ARM_KINDS
+from lonas_edge.bench.report import Report
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 
-# Per shape: options of `lonas-edge bench`. Fewer tokens and rounds where a round takes a minute.
+# Per shape: options of `lonas-edge bench`, and the dtype of PyTorch. Fewer tokens and rounds where a round takes a minute.
 SETTINGS = {
-    "smollm2-135m": "--prompt-len 64,256,512 --new-tokens 64 --rounds 16 --warmup 1 --starts 8 --torch-dtype fp32",
-    "llama-1.1b": "--prompt-len 256 --new-tokens 32 --rounds 8 --warmup 1 --starts 2 --torch-dtype bf16",
-    "llama-7b": "--prompt-len 256 --new-tokens 16 --rounds 6 --warmup 1 --starts 1 --torch-dtype bf16",
+    "smollm2-135m": ("--prompt-len 64,256,512 --new-tokens 64 --rounds 16 --warmup 1 --starts 8", "fp32"),
+    "llama-1.1b": ("--prompt-len 256 --new-tokens 32 --rounds 8 --warmup 1 --starts 2", "bf16"),
+    "llama-7b": ("--prompt-len 256 --new-tokens 16 --rounds 6 --warmup 1 --starts 1", "bf16"),
 }
 TUNING = {
     "llama-1.1b": ["--new-tokens", "32", "--rounds", "8"],
@@ -64,6 +66,15 @@ def q8_0(source: list[str | Path], work: Path, shape: str) -> Path:
     return file
 
 
+def made_from(source: list[str | Path], arms: str, work: Path, shape: str, dtype: str) -> list[str | Path]:
+    """Options of `lonas-edge bench` that the arms need; one that would do nothing is wrong usage."""
+    adapter, model, base = source[:3]
+    known = [ARM_KINDS[name] for name in arms.split(",") if name in ARM_KINDS]
+    options: list[str | Path] = ["--adapter", adapter, model, base] if any(arm.needs_source for arm in known) else []
+    options += ["--torch-dtype", dtype] if any(arm.kind == "torch" for arm in known) else []
+    return options + (["--gguf", q8_0(source, work, shape)] if any(arm.kind == "gguf" for arm in known) else [])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="scratch directory; models made for it are kept there")
@@ -77,34 +88,18 @@ def main() -> None:
     os.environ["XDG_CACHE_HOME"] = str(arguments.work.resolve() / "cache")
     shape, arms = arguments.shape, arguments.arms or ARMS[arguments.shape]
     source = smollm2(arguments.work) if shape == "smollm2-135m" else random_source(shape, arguments.work)
-    adapter, model, base = source[:3]
     folder = exported(source, arguments.work / f"{shape}-heuristic-int8{'-tuned' if arguments.tune else ''}")
     if arguments.tune and not (folder / "lonas_edge_runtime.json").exists():
         lonas_edge("bench", folder, "--tune", "--prompt-len", "256", *TUNING.get(shape, []))
-    gguf = ["--gguf", q8_0(source, arguments.work, shape)] if "gguf" in arms else []
-    options = [*SETTINGS[shape].split(), *gguf, *arguments.options]
-    lonas_edge(
-        *(
-            "bench",
-            folder,
-            "--adapter",
-            adapter,
-            model,
-            base,
-            "--arms",
-            arms,
-            "--output",
-            arguments.output,
-            "--overwrite",
-            *options,
-        )
-    )
-    report = json.loads((arguments.output / "bench.json").read_text())
-    size = {arm["name"]: arm["facts"]["weight_bytes_per_token"] for arm in report["arms"] if arm["facts"]}
-    for found in report["comparisons"]:
-        if found["arm"] == "unpruned" and found["metric"] != "generate_duration":
-            share = found["speedup"]["ratio"] / (size["unpruned"] / size["subnet"])
-            print(f"{found['case']['prompt_len']} tokens, {found['metric']}: {share:.1%} of the ratio of bytes")
+    settings, dtype = SETTINGS[shape]
+    options = [*settings.split(), *made_from(source, arms, arguments.work, shape, dtype), *arguments.options]
+    lonas_edge("bench", folder, "--arms", arms, "--output", arguments.output, "--overwrite", *options)
+    report = Report.read(arguments.output / "bench.json")
+    size = {arm.name: arm.facts.weight_bytes_per_token for arm in report.arms if arm.facts}
+    for found in report.comparisons:
+        if found.arm == "unpruned" and found.metric != "generate_duration":
+            share = found.speedup.ratio / (size["unpruned"] / size["subnet"])
+            print(f"{found.case.prompt_len} tokens, {found.metric}: {share:.1%} of the ratio of bytes")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal["ir", "torch", "gguf"]
-TorchDtype = Literal["fp32", "bf16", "fp16"]
 
-SUBNET, LORA, LORA_MERGED, UNPRUNED, GGUF = NAMED = ("subnet", "lora", "lora-merged", "unpruned", "gguf")
+SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the arms by default; `making.ARMS` has all
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Arm:
 
     Attributes:
         name: What it is called in reports.
-        kind: What runs it: `ir` openvino_genai, `torch` PyTorch, `gguf` llama.cpp.
+        kind: What runs it, one of `runners.ENGINES`.
         path: Directory of the IR or of the base model, or the GGUF file.
         device: OpenVINO device, or cpu or cuda for PyTorch.
         precision: Weight format of an IR, dtype of a PyTorch model, or what the GGUF file holds; for the report.
@@ -65,7 +64,7 @@ class Facts:
 
     Attributes:
         load_seconds: From its files to ready to run, imports not counted.
-        compile_seconds: Of those, reading and compiling the IR alone, measured apart; None for other kinds.
+        compile_seconds: Of those, reading and compiling the IR alone; None for other kinds, and where it was not measured.
         peak_memory_bytes: Largest resident memory of a process that loads it and runs the largest case once; None where
             that was not measured.
         disk_bytes: Its files.
@@ -83,7 +82,3 @@ class Facts:
     macs_per_token: int | None
     weight_bytes_per_token: int | None
     kv_precision: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dict(vars(self))

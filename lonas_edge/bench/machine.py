@@ -32,7 +32,7 @@ def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: 
     Raises:
         LonasEdgeError: If there are fewer processors than threads.
     """
-    usable = sorted(os.sched_getaffinity(0) if allowed is None else allowed)
+    usable = sorted(_usable() if allowed is None else allowed)
     first: dict[tuple[str, ...], int] = {}
     for cpu in usable:
         topology = sysfs / f"cpu{cpu}" / "topology"
@@ -45,6 +45,13 @@ def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: 
     if threads > len(usable):
         raise LonasEdgeError(f"--threads {threads}: this process may use {len(usable)} processors")
     return Placement(tuple((physical if threads <= len(physical) else usable)[:threads]), threads)
+
+
+def _usable() -> list[int]:
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):  # macOS has none
+        return list(process.cpu_affinity())
+    return list(range(os.cpu_count() or 1))
 
 
 def describe(device: str) -> dict[str, Any]:

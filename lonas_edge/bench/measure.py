@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from lonas_edge.bench.arms import Case
 from lonas_edge.bench.timing import Timing
@@ -188,12 +188,3 @@ def measure(
     except KeyboardInterrupt:
         found.interrupted = True
     return found
-
-
-def to_json(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Samples as JSON objects."""
-    return [
-        {"arm": s.arm, **vars(s.case), "start": s.start, "round": s.round}
-        | {**s.timing.to_json(), "ttft": s.timing.ttft, "tpot": s.timing.tpot}
-        for s in samples
-    ]

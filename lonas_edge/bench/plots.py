@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.arms import SUBNET, Case
-from lonas_edge.bench.report import TITLES, Report, Row
+from lonas_edge.bench.report import TITLES, Generation, Report, Row
 
 
 def write_plots(report: Report, folder: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def _distributions(report: Report) -> Any:
     figure, axes = _figure(2, 1.2 + 0.6 * len(names))
     for axis, metric in zip(axes, ("ttft", "tpot"), strict=True):
         for position, name in enumerate(names):
-            values = [1e3 * s[metric] for s in report.samples if s["arm"] == name and _is(s, case)]
+            values = [1e3 * getattr(s, metric) for s in report.samples if s.arm == name and _is(s, case)]
             axis.boxplot(values, positions=[position], orientation="horizontal", widths=0.6, showfliers=False)
             axis.plot(values, [position] * len(values), "o", color=colors[name], alpha=0.5, markersize=4)
         axis.set(xlabel=f"{TITLES[metric]} in ms (log scale)", xscale="log", yticks=range(len(names)), yticklabels=names)
@@ -78,8 +78,8 @@ def _plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _is(sample: Any, case: Case) -> bool:
-    return all(sample[name] == value for name, value in vars(case).items())
+def _is(sample: Generation, case: Case) -> bool:
+    return all(getattr(sample, name) == value for name, value in vars(case).items())
 
 
 def _over_prompt_length(report: Report) -> Any:

@@ -2,19 +2,18 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.arms import SUBNET, Arm, Case, Facts
-from lonas_edge.bench.measure import Measured, to_json
+from lonas_edge.bench.measure import Measured
+from lonas_edge.bench.memory import kv_bytes
+from lonas_edge.bench.runners import ENGINES
 from lonas_edge.bench.statistics import MIN_PAIRS, NOISY_HALF_WIDTH, NOISY_OTHERS, Speedup, Summary, speedup, summarize
 from lonas_edge.bench.timing import Timing
-
-SCHEMA = "lonas-edge/bench/2"
-FRAMEWORKS = {"ir": "openvino_genai", "torch": "pytorch", "gguf": "llama.cpp"}
+from lonas_edge.schema import Record
 
 # Names as in openvino_genai's PerfMetrics; milliseconds.
 METRICS: dict[str, Callable[[Timing], float]] = {
@@ -22,6 +21,7 @@ METRICS: dict[str, Callable[[Timing], float]] = {
     "tpot": lambda timing: 1e3 * timing.tpot,
     "generate_duration": lambda timing: 1e3 * timing.end_to_end,
 }
+MODEL_FIELDS = ("base", "adapter", "subnetwork", "weight_format", "sizes")  # of the manifest, that a report repeats
 TITLES = {"ttft": "TTFT", "tpot": "TPOT", "generate_duration": "end to end"}
 
 
@@ -67,7 +67,35 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Report:
+class Failure:
+    """What could not be measured, and why."""
+
+    arm: str
+    prompt_len: int
+    new_tokens: int
+    batch_size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation that counts; seconds. `round` and `start` count from 0 over its session."""
+
+    session: int
+    arm: str
+    prompt_len: int
+    new_tokens: int
+    batch_size: int
+    start: int
+    round: int
+    token_times: tuple[float, ...]
+    end_to_end: float
+    ttft: float
+    tpot: float
+
+
+@dataclass(frozen=True)
+class Report(Record):
     """A benchmark.
 
     Attributes:
@@ -84,6 +112,10 @@ class Report:
         samples: Every generation that counts.
     """
 
+    NAME = "bench"
+    VERSION = 2
+    AGAIN = "Run `lonas-edge bench` again."
+
     model: Mapping[str, Any]
     conditions: Mapping[str, Any]
     load: Mapping[str, float]
@@ -91,37 +123,17 @@ class Report:
     arms: Sequence[ArmReport]
     rows: Sequence[Row]
     comparisons: Sequence[Comparison]
-    failures: Sequence[Mapping[str, Any]]
+    failures: Sequence[Failure]
     warnings: Sequence[str]
     interrupted: bool
-    samples: Sequence[Mapping[str, Any]] = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object; `schema` says its version."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-
-def kv_bytes(config: Mapping[str, Any], tokens: float, precision: str) -> float:
-    """Bytes of the KV cache of one sequence.
-
-    Args:
-        config: Content of the model's config.json.
-        tokens: Tokens in it.
-        precision: f32, f16, bf16, u8 or i8; others count as two bytes.
-
-    Returns:
-        The bytes.
-    """
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    width = (config.get("num_key_value_heads") or heads) * head_dim
-    size = {"f32": 4, "float32": 4, "u8": 1, "i8": 1, "uint8_t": 1, "int8_t": 1}.get(precision, 2)
-    return 2.0 * config["num_hidden_layers"] * width * tokens * size
+    samples: Sequence[Generation] = field(repr=False)
 
 
 def arm_report(arm: Arm, facts: Facts | None) -> ArmReport:
     """Describe an arm; nothing in it carries a path."""
-    return ArmReport(arm.name, FRAMEWORKS[arm.kind], arm.device, arm.precision, arm.path.name, dict(arm.properties), facts)
+    return ArmReport(
+        arm.name, ENGINES[arm.kind].framework, arm.device, arm.precision, arm.path.name, dict(arm.properties), facts
+    )
 
 
 def rows(
@@ -231,16 +243,18 @@ def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted
     return told
 
 
-def failures(sessions: Sequence[Measured]) -> list[dict[str, Any]]:
+def failures(sessions: Sequence[Measured]) -> list[Failure]:
     """What could not be measured."""
-    return [
-        {"arm": arm, **asdict(case), "reason": why} for session in sessions for (arm, case), why in session.failures.items()
-    ]
+    return [Failure(arm, **vars(case), reason=why) for s in sessions for (arm, case), why in s.failures.items()]
 
 
-def samples(sessions: Sequence[Measured]) -> list[dict[str, Any]]:
+def samples(sessions: Sequence[Measured]) -> list[Generation]:
     """Every generation that counts, with its session."""
-    return [{"session": n, **sample} for n, session in enumerate(sessions) for sample in to_json(session.samples)]
+    return [
+        Generation(number, s.arm, **vars(s.case), start=s.start, round=s.round, **vars(t), ttft=t.ttft, tpot=t.tpot)
+        for number, session in enumerate(sessions)
+        for s, t in ((sample, sample.timing) for sample in session.samples)
+    ]
 
 
 def write(report: Report, folder: Path) -> None:
@@ -250,7 +264,7 @@ def write(report: Report, folder: Path) -> None:
         report: The benchmark.
         folder: An existing directory.
     """
-    (folder / "bench.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    report.write(folder / "bench.json")
     (folder / "bench.csv").write_text(to_csv(report))
     (folder / "bench.md").write_text(to_markdown(report))
 
@@ -357,7 +371,7 @@ def to_markdown(report: Report) -> str:
     lines += ["", f"{EXPLAINED}", ""]
     lines += ["## Arms", "", *_markdown(ARM_HEADINGS, arm_table(report)), ""]
     if report.failures:
-        lines += ["## Not measured", "", *[f"- {f['reason']}" for f in report.failures], ""]
+        lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]
     properties = [f"- {arm.name}: {_properties(arm.properties)}" for arm in report.arms if arm.properties]
     return "\n".join([*lines, "## Conditions", "", *[f"- {line}" for line in describe_conditions(report)], *properties, ""])
 

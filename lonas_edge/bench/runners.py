@@ -5,11 +5,14 @@ A cached prompt prefix is impossible: openvino_genai's prefix cache is switched 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lonas_edge.bench.arms import Arm
 from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
+from lonas_edge.formats import DTYPES
+from lonas_edge.ir import MODEL, WEIGHTS
 
 Prompts = Sequence[Sequence[int]]  # [batch, prompt_len]
 _DEQUANTIZE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
@@ -23,33 +26,19 @@ class Runner(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Fields of `Facts` that need the loaded model."""
+        """Fields of `Facts` that its files and the loaded model give."""
         ...
 
-
-def load(arm: Arm, threads: int) -> Runner:
-    """Load an arm.
-
-    Args:
-        arm: What to load.
-        threads: Threads of its computations on a CPU.
-
-    Returns:
-        The loaded arm.
-    """
-    kinds: dict[str, type[GenaiRunner] | type[TorchRunner] | type[GgufRunner]] = {
-        "ir": GenaiRunner,
-        "torch": TorchRunner,
-        "gguf": GgufRunner,
-    }
-    return kinds[arm.kind](arm, threads)
+    def compiled(self) -> dict[str, Any]:
+        """Fields of `Facts` that compiling it once more gives, where anything is; nothing can be run afterwards."""
+        return {}
 
 
-class GenaiRunner:
+class GenaiRunner(Runner):
     """An IR in `openvino_genai.LLMPipeline`, as deployed."""
 
     def __init__(self, arm: Arm, threads: int):
-        """Read and compile; see `load`."""
+        """Read and compile; see `Engine`."""
         import openvino_genai
 
         self._arm, self._threads = arm, threads
@@ -84,22 +73,27 @@ class GenaiRunner:
         """See `Runner`."""
         import openvino as ov
 
+        elements, size = matmul_weights(ov.Core().read_model(self._arm.path / MODEL))
+        return {
+            "macs_per_token": elements,
+            "weight_bytes_per_token": size,
+            "kv_precision": self._arm.properties.get("KV_CACHE_PRECISION", "default"),
+            "disk_bytes": sum((self._arm.path / name).stat().st_size for name in (MODEL, WEIGHTS)),
+        }
+
+    def compiled(self) -> dict[str, Any]:
+        """See `Runner`."""
+        import openvino as ov
+
         del self._pipeline
         core = ov.Core()
         start = time.perf_counter()
-        model = core.read_model(self._arm.path / "openvino_model.xml")
+        model = core.read_model(self._arm.path / MODEL)
         compiled = core.compile_model(model, self._arm.device, dict(runtime_properties(self._arm, self._threads)))
-        seconds = time.perf_counter() - start
-        kv = str(compiled.get_property("KV_CACHE_PRECISION").get_type_name()) if "CPU" in self._arm.device else ""
-        elements, size = matmul_weights(model)
-        kv = kv or self._arm.properties.get("KV_CACHE_PRECISION", "default")
-        return {
-            "compile_seconds": seconds,
-            "macs_per_token": elements,
-            "weight_bytes_per_token": size,
-            "kv_precision": kv,
-            "disk_bytes": sum(file.stat().st_size for file in self._arm.path.glob("openvino_model.*")),
-        }
+        found: dict[str, Any] = {"compile_seconds": time.perf_counter() - start}
+        if "CPU" in self._arm.device:
+            found["kv_precision"] = str(compiled.get_property("KV_CACHE_PRECISION").get_type_name())
+        return found
 
 
 def runtime_properties(arm: Arm, threads: int) -> Mapping[str, str]:
@@ -150,18 +144,18 @@ def _constants_behind(node: Any) -> list[Any]:
     return [constant for constants in found for constant in constants] if found[0] else []
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """A base model with a PEFT adapter, unmerged or merged, in PyTorch. The loop is bare: less than `generate()` costs."""
 
     def __init__(self, arm: Arm, threads: int):
-        """Load; see `load`."""
+        """Load; see `Engine`."""
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
         self._torch, self._arm = torch, arm
         torch.set_num_threads(threads)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arm.precision]
+        dtype = DTYPES[arm.precision].torch
         model: Any = AutoModelForCausalLM.from_pretrained(arm.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
         if arm.adapter:
             # an adapter in fp32 on a 16-bit base would be cast at every layer: unfair to the baseline
@@ -197,23 +191,22 @@ class TorchRunner:
         files = [*self._arm.path.glob("*.safetensors"), *self._arm.path.glob("pytorch_model*.bin")]
         files += [] if self._arm.adapter is None else list(self._arm.adapter.glob("adapter_model.*"))
         return {
-            "compile_seconds": None,
             "macs_per_token": sum(weight.numel() for weight in linears),
             "weight_bytes_per_token": sum(p.numel() * p.element_size() for p in parameters) - skipped,
             "parameters": sum(p.numel() for p in parameters),
-            "kv_precision": {"fp32": "f32", "fp16": "f16"}.get(self._arm.precision, self._arm.precision),
+            "kv_precision": DTYPES[self._arm.precision].kv_name,
             "disk_bytes": sum(file.stat().st_size for file in files),
         }
 
 
-class GgufRunner:
+class GgufRunner(Runner):
     """A GGUF file in llama.cpp, by llama-cpp-python's C interface: `Llama.eval` copies all logits at every token.
 
     llama.cpp's own defaults otherwise: flash attention as it chooses, KV cache in f16, micro-batches of 512 tokens.
     """
 
     def __init__(self, arm: Arm, threads: int):
-        """Load; see `load`."""
+        """Load; see `Engine`."""
         import llama_cpp
 
         self._arm, self._threads, self._api = arm, threads, llama_cpp
@@ -279,10 +272,33 @@ class GgufRunner:
         untied = "output.weight" in tensors
         read = [t for name, t in tensors.items() if not (untied and name == "token_embd.weight")]
         return {
-            "compile_seconds": None,
             "macs_per_token": sum(int(t.n_elements) for t in read if len(t.shape) > 1),
             "weight_bytes_per_token": sum(int(t.n_bytes) for t in read),
             "parameters": sum(int(t.n_elements) for t in tensors.values()),
             "kv_precision": "f16",
             "disk_bytes": self._arm.path.stat().st_size,
         }
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs an arm.
+
+    Attributes:
+        framework: Its name in reports.
+        modules: What it imports.
+        extra: The extra of lonas-edge that brings them, where they are not always there.
+        runner: Loads an arm; takes the arm and the threads of its computations on a CPU.
+    """
+
+    framework: str
+    modules: tuple[str, ...]
+    extra: str | None
+    runner: Callable[[Arm, int], Runner]
+
+
+ENGINES = {
+    "ir": Engine("openvino_genai", ("openvino_genai",), "bench", GenaiRunner),
+    "torch": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchRunner),
+    "gguf": Engine("llama.cpp", ("llama_cpp", "gguf"), "llama-cpp", GgufRunner),
+}

@@ -7,15 +7,39 @@ takes out. So the rounds are spread over several starts, as pyperf does, and int
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 
-from lonas_edge.bench import machine, report
-from lonas_edge.bench.arms import Arm, Case
+from lonas_edge.bench import machine
+from lonas_edge.bench.arms import Arm, Case, Facts
 from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule, measure
+from lonas_edge.bench.memory import run_bytes
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, how often, and where.
+
+    Attributes:
+        config: Content of the sub-network's config.json, which says what a generation takes of memory.
+        cases: The settings.
+        schedule: Rounds in all, warm-ups at every start, seed.
+        starts: How often the arms are started afresh; the rounds are divided among the starts.
+        place: Where the arms compute.
+        prompts: Gives the prompts.
+        progress: Called with what is being done, and with the share done.
+    """
+
+    config: Mapping[str, Any]
+    cases: Sequence[Case]
+    schedule: Schedule
+    starts: int
+    place: Placement
+    prompts: PromptSource
+    progress: Progress = lambda _what, _done: None
 
 
 @dataclass
@@ -23,96 +47,83 @@ class Session:
     """What a session gave.
 
     Attributes:
+        arms: Names of the arms that were together.
         measured: The samples and failures.
-        load_seconds: Seconds that each arm took to load, the first time.
+        facts: What is known of each arm that was loaded.
         bandwidths: Bytes a second read from memory, before each round.
         others: Shares of the processor that others took, for each start.
     """
 
+    arms: list[str]
     measured: Measured = field(default_factory=Measured)
-    load_seconds: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
     bandwidths: list[float] = field(default_factory=list)
     others: list[dict[str, float]] = field(default_factory=list)
 
 
-def run_session(
-    group: Sequence[Arm],
-    config: Mapping[str, Any],
-    cases: Sequence[Case],
-    schedule: Schedule,
-    starts: int,
-    place: Placement,
-    prompts: PromptSource,
-    progress: Progress,
-) -> Session:
+def run_session(group: Sequence[Arm], plan: Plan) -> Session:
     """Measure arms that are loaded together.
 
     Args:
         group: The arms.
-        config: Content of the sub-network's config.json, which says what a generation takes of memory.
-        cases: The settings.
-        schedule: Rounds in all, warm-ups at every start, seed.
-        starts: How often the arms are started afresh; the rounds are divided among the starts.
-        place: Where they compute.
-        prompts: Gives the prompts.
-        progress: Called with what is being done, and with the share done.
+        plan: What is measured of them.
 
     Returns:
         What was measured, until the end or until Ctrl-C. What failed at one start is not tried at the next.
     """
-    session = Session()
-    parts = schedule.split(starts)
+    session = Session([arm.name for arm in group])
+    parts = plan.schedule.split(plan.starts)
     for number, part in enumerate(parts):
 
         def reported(what: str, done: float | None, number: int = number) -> None:
             start = f"start {number + 1} of {len(parts)}, " if len(parts) > 1 else ""
-            progress(f"{start}{what}", None if done is None else (number + done) / len(parts))
+            plan.progress(f"{start}{what}", None if done is None else (number + done) / len(parts))
 
-        session.measured.add(_start(group, config, cases, part, place, prompts, reported, session))
+        session.measured.add(_start(group, replace(plan, schedule=part, progress=reported), session))
         if session.measured.interrupted:
             break
     return session
 
 
-def _start(
-    group: Sequence[Arm],
-    config: Mapping[str, Any],
-    cases: Sequence[Case],
-    schedule: Schedule,
-    place: Placement,
-    prompts: PromptSource,
-    progress: Progress,
-    session: Session,
-) -> Measured:
+def _start(group: Sequence[Arm], plan: Plan, session: Session) -> Measured:
     failures = dict(session.measured.failures)
-    loaded: dict[str, ArmProcess] = {}
     with ExitStack() as stack:
         try:
-            for arm in group:
-                if all((arm.name, case) in failures for case in cases):
-                    continue
-                progress(f"loading {arm.name}", None)
-                process = stack.enter_context(ArmProcess(arm, place))
-                try:
-                    process.wait_loaded()
-                except ArmFailedError as error:
-                    failures.update({(arm.name, case): str(error) for case in cases})
-                    continue
-                loaded[arm.name] = process
-                session.load_seconds.setdefault(arm.name, process.load_seconds)
+            loaded = _load(group, plan, session, failures, stack)
         except KeyboardInterrupt:
             return Measured(failures=failures, interrupted=True)
-        failures |= {key: why for key, why in too_large(group, config, cases).items() if key not in failures}
+        failures = too_large(group, plan.config, plan.cases) | failures
         pids = [process.pid for process in loaded.values() if process.pid]
         before = machine.CpuTimes.now(pids)
 
         def bandwidth() -> None:
             """Beside the rounds, because it changes with what else the host does."""
-            session.bandwidths.append(machine.memory_bandwidth(place.threads))
+            session.bandwidths.append(machine.memory_bandwidth(plan.place.threads))
 
-        measured = measure(loaded, cases, schedule, prompts, progress, failures, bandwidth)
+        measured = measure(loaded, plan.cases, plan.schedule, plan.prompts, plan.progress, failures, bandwidth)
         session.others.append(machine.others_share(before, machine.CpuTimes.now(pids), os.cpu_count() or 1))
     return measured
+
+
+def _load(
+    group: Sequence[Arm], plan: Plan, session: Session, failures: dict[tuple[str, Case], str], stack: ExitStack
+) -> dict[str, ArmProcess]:
+    """Start every arm that can still do a case; the first time, ask what is known of it."""
+    loaded = {}
+    for arm in group:
+        if all((arm.name, case) in failures for case in plan.cases):
+            continue
+        plan.progress(f"loading {arm.name}", None)
+        process = stack.enter_context(ArmProcess(arm, plan.place))
+        try:
+            seconds = process.wait_loaded()
+            if arm.name not in session.facts:
+                session.facts[arm.name] = Facts(seconds, None, None, **{"parameters": arm.parameters, **process.facts()})
+        except ArmFailedError as error:
+            failures.update({(arm.name, case): str(error) for case in plan.cases})
+            continue
+        loaded[arm.name] = process
+    return loaded
 
 
 def too_large(group: Sequence[Arm], config: Mapping[str, Any], cases: Sequence[Case]) -> dict[tuple[str, Case], str]:
@@ -137,18 +148,3 @@ def too_large(group: Sequence[Arm], config: Mapping[str, Any], cases: Sequence[C
                     f"{available / 1e9:.1f} GB free. Choose a smaller --batch-size."
                 )
     return faults
-
-
-def run_bytes(config: Mapping[str, Any], case: Case) -> float:
-    """Least memory of one generation beside the weights: KV cache in 16 bits, and the MLP's activations of one layer in fp32.
-
-    Args:
-        config: Content of the model's config.json.
-        case: Says how long and how many.
-
-    Returns:
-        Bytes.
-    """
-    cache = report.kv_bytes(config, case.prompt_len + case.new_tokens, "f16")
-    activations = 4.0 * case.prompt_len * (config["hidden_size"] + 2 * config["intermediate_size"])
-    return case.batch_size * (cache + activations + 4.0 * config["vocab_size"])

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations_with_replacement, groupby
 
 CONFIDENCE = 0.95
@@ -24,10 +24,6 @@ class Summary:
     min: float
     max: float
     count: int
-
-    def to_json(self) -> dict[str, float]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -81,10 +77,6 @@ class Speedup:
     def noisy(self) -> bool:
         """Whether the interval is too wide for a claim, or there is none."""
         return self.half_width is None or self.half_width > NOISY_HALF_WIDTH
-
-    def to_json(self) -> dict[str, float | None]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def speedup(other: Sequence[float], subnet: Sequence[float], starts: Sequence[int]) -> Speedup:

@@ -1,7 +1,7 @@
 """What one generation took, and a greedy generation loop with its clock passed in. No heavy imports."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 Clock = Callable[[], float]  # seconds
@@ -29,9 +29,9 @@ class Timing:
         """Time per output token, seconds: mean interval between tokens after the first."""
         return (self.token_times[-1] - self.token_times[0]) / (len(self.token_times) - 1)
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
+
+# What can be asked to be small, by name: seconds.
+OBJECTIVES: dict[str, Callable[[Timing], float]] = {"tpot": lambda timing: timing.tpot, "ttft": lambda timing: timing.ttft}
 
 
 def generate_greedy(

@@ -1,10 +1,11 @@
 """An arm in a process of its own: its threads, its memory and its faults are nobody else's.
 
-The process ends with its parent, is the first to go when memory runs out, and leaves Ctrl-C to its parent. What its libraries
-print goes to a file.
+The process ends with its parent and leaves Ctrl-C to it; on Linux it is also the first to go when memory runs out. What its
+libraries print goes to a file.
 """
 
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -12,19 +13,24 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from lonas_edge.bench import runners
 from lonas_edge.bench.arms import Arm
+from lonas_edge.bench.runners import ENGINES
 from lonas_edge.bench.timing import Timing
 from lonas_edge.errors import LonasEdgeError
 
+T = TypeVar("T")
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_KILLED = 9  # SIGKILL, which Windows has no name for
 _GRACE_SECONDS = 10
+_OUT_OF_MEMORY = "its process was killed; most likely memory ran out"
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,11 @@ class ArmProcess:
             arm: What it runs.
             placement: Where.
         """
-        self.arm, self.load_seconds = arm, 0.0
-        self._log = tempfile.NamedTemporaryFile(prefix="lonas-edge-bench-", suffix=".log")  # noqa: SIM115 - lives as long as self
+        self.arm = arm
+        self._log = _log_file()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, arm, placement, self._log.name, os.getpid())
+        arguments = (theirs, arm, placement, self._log, os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -68,13 +74,17 @@ class ArmProcess:
         """The process's id."""
         return self._process.pid
 
-    def wait_loaded(self) -> None:
+    def wait_loaded(self) -> float:
         """Wait until it is loaded.
+
+        Returns:
+            Seconds that loading took, imports not counted.
 
         Raises:
             ArmFailedError: If it cannot be.
         """
-        self.load_seconds = self._answer()
+        seconds: float = self._answer()
+        return seconds
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timing:
         """Generate once.
@@ -89,18 +99,18 @@ class ArmProcess:
         Raises:
             ArmFailedError: If it failed; `alive` says whether the process can go on.
         """
-        return self._ask("run", prompts, new_tokens)
+        timing: Timing = self._ask("run", prompts, new_tokens)
+        return timing
 
     def facts(self) -> dict[str, Any]:
-        """Its peak memory so far and what its runner knows; nothing can be run afterwards.
+        """Fields of `Facts` that its runner knows; `ArmFailedError` where it fails."""
+        found: dict[str, Any] = self._ask("facts")
+        return found
 
-        Returns:
-            Fields of `Facts`.
-
-        Raises:
-            ArmFailedError: If it failed.
-        """
-        return self._ask("facts")
+    def peak(self) -> dict[str, Any]:
+        """Its peak memory so far, and what compiling it once more gives; likewise. Nothing can be run afterwards."""
+        found: dict[str, Any] = self._ask("peak")
+        return found
 
     @property
     def alive(self) -> bool:
@@ -126,10 +136,10 @@ class ArmProcess:
     def _died(self) -> ArmFailedError:
         self._process.join(10)
         code = self._process.exitcode
-        said = Path(self._log.name).read_text(errors="replace").strip()[-500:]
-        if code == -signal.SIGKILL:
-            return ArmFailedError(f"{self.arm.name}: its process was killed; most likely memory ran out")
-        return ArmFailedError(f"{self.arm.name}: its process ended (exit code {code}): {said or 'it said nothing'}")
+        if code == -_KILLED:
+            return ArmFailedError(f"{self.arm.name}: {_OUT_OF_MEMORY}")
+        said = _last_words(self._log) or "it said nothing"
+        return ArmFailedError(f"{self.arm.name}: its process ended (exit code {code}): {said}")
 
     def __enter__(self) -> Self:
         """Nothing to do: the process runs already."""
@@ -141,72 +151,123 @@ class ArmProcess:
         self._process.join(_GRACE_SECONDS)
         self._process.kill()
         self._process.join()
-        self._log.close()
+        self._log.unlink(missing_ok=True)
 
 
-def _serve(pipe: Connection, arm: Arm, placement: Placement, log: str, parent: int) -> None:
-    """The process: load the arm, then run what is asked for, until the parent goes."""
-    _set_up(placement, log, parent)
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a process of its own: its memory goes with it, and what it prints is not seen.
+
+    Args:
+        function: A function of a module.
+        *arguments: What it takes.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        LonasEdgeError: If it failed; the message says why.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context, log = multiprocessing.get_context("spawn"), _log_file()
     try:
-        _import(arm)
+        with ProcessPoolExecutor(1, context, _detach, (log, os.getpid())) as pool:
+            return pool.submit(function, *arguments).result()
+    except LonasEdgeError:
+        raise
+    except BrokenProcessPool:
+        raise LonasEdgeError(_last_words(log) or _OUT_OF_MEMORY) from None
+    except Exception as error:
+        raise LonasEdgeError(f"{type(error).__name__}: {error}") from error
+    finally:
+        log.unlink(missing_ok=True)
+
+
+def _log_file() -> Path:
+    handle, name = tempfile.mkstemp(prefix="lonas-edge-bench-", suffix=".log")
+    os.close(handle)
+    return Path(name)
+
+
+def _last_words(log: Path) -> str:
+    return log.read_text(errors="replace").strip()[-500:]
+
+
+def _serve(pipe: Connection, arm: Arm, placement: Placement, log: Path, parent: int) -> None:
+    """The process: load the arm, then run what is asked for, until the parent goes."""
+    _detach(log, parent)
+    _place(placement)
+    engine = ENGINES[arm.kind]
+    try:
+        for module in engine.modules:  # so that loading is the model's alone
+            importlib.import_module(module)
         start = time.perf_counter()
-        runner = runners.load(arm, placement.threads)
+        runner = engine.runner(arm, placement.threads)
         pipe.send(("loaded", time.perf_counter() - start))
     except BaseException as error:
         pipe.send(("failed", _told(error)))
         return
+    answers: dict[str, Callable[..., Any]] = {
+        "run": runner.run,
+        "facts": runner.facts,
+        "peak": lambda: {"peak_memory_bytes": peak_memory(), **runner.compiled()},
+    }
     while True:
         try:
             verb, *arguments = pipe.recv()
         except EOFError:
             return
         try:
-            if verb == "run":
-                pipe.send(("timing", runner.run(*arguments)))
-            else:
-                peak = peak_memory()
-                pipe.send(("facts", {"peak_memory_bytes": peak, **runner.facts()}))
+            pipe.send((verb, answers[verb](*arguments)))
         except BaseException as error:
             pipe.send(("failed", _told(error)))
 
 
-def _set_up(placement: Placement, log: str, parent: int) -> None:
+def _detach(log: Path, parent: int) -> None:
+    """Print to a file, and go when the parent goes: on other systems than Linux, the closed pipe says so."""
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _KILLED)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def _place(placement: Placement) -> None:
+    import psutil
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
         Path("/proc/self/oom_score_adj").write_text("1000")
-        os.sched_setaffinity(0, placement.cores)
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):  # macOS has none
+        process.cpu_affinity(list(placement.cores))
     os.environ["OMP_NUM_THREADS"] = str(placement.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _import(arm: Arm) -> None:
-    """Import what the arm needs, so that loading is the model's alone."""
-    if arm.kind == "ir":
-        import openvino_genai  # noqa: F401
-    elif arm.kind == "torch":
-        import transformers  # noqa: F401
-    else:
-        import llama_cpp  # noqa: F401
 
 
 def _told(error: BaseException) -> str:
     traceback.print_exception(error)  # into the log
     first = str(error).strip().splitlines()
-    short = first[-1] if first and "openvino" in str(error).lower() else (first[0] if first else "")
+    from_openvino = "openvino" in str(error).lower() or "Exception from" in str(error)  # which says last what is wrong
+    short = (first[-1] if from_openvino else first[0]) if first else ""
     if isinstance(error, MemoryError) or "alloc" in str(error).lower():
         return f"not enough memory ({short or type(error).__name__})"
     return f"{type(error).__name__}: {short}"
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, bytes, memory-mapped file pages included (VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    """Largest resident memory of this process so far, bytes, memory-mapped file pages included."""
+    if _STATUS.exists():  # Linux, whose ru_maxrss begins with what the parent had
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    import psutil
+
+    usage = psutil.Process().memory_info()
+    if hasattr(usage, "peak_wset"):  # Windows
+        return int(usage.peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

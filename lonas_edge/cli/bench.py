@@ -1,61 +1,44 @@
 """`lonas-edge bench`: the latency of a sub-network beside the unpruned LoRA model."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 
-from lonas_edge.cli.options import JsonOption, RevisionOption, parse_properties
+from lonas_edge.bench.arms import Case
+from lonas_edge.bench.making import ARMS, ArmKind
+from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.memory import KV_BYTES
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.runners import ENGINES
+from lonas_edge.bench.timing import OBJECTIVES
+from lonas_edge.cli.options import JsonOption, RevisionOption, choice, parse_properties, require_extra
+from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
+from lonas_edge.formats import DTYPES
 
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
     from lonas_edge.bench.tune import Tuned
 
-
-class TorchDtypeChoice(StrEnum):
-    """Dtype of the PyTorch arms."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class TorchDeviceChoice(StrEnum):
-    """Device of the PyTorch arms."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class KvChoice(StrEnum):
-    """Precision of the KV cache."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    U8 = "u8"
-
-
-class ObjectiveChoice(StrEnum):
-    """What `--tune` makes small."""
-
-    TPOT = "tpot"
-    TTFT = "ttft"
+_TOLD_ARMS = ", ".join(f"{arm.name} ({arm.told})" for arm in ARMS.values())
+_NOT_TO_TUNE = (
+    *("arms", "model", "adapter", "revision", "torch_device", "torch_dtype", "kv_precision", "properties", "gguf"),
+    *("memory", "output", "overwrite"),
+)
 
 
 def command(
+    context: typer.Context,
     exported: Annotated[Path, typer.Argument(help="A directory that `lonas-edge export` wrote.", show_default=False)],
     arms: Annotated[
         str,
         typer.Option(
             "--arms",
-            help="What subnet is compared with, separated by commas: lora (PyTorch, adapter unmerged), lora-merged, unpruned "
-            "(the maximal network as IR at the same weight format), gguf (llama.cpp), and further exported directories.",
+            help=f"What is compared, separated by commas: {_TOLD_ARMS}, and further exported directories.",
         ),
     ] = "subnet,lora,unpruned",
     model: Annotated[
@@ -87,20 +70,21 @@ def command(
         typer.Option("--device", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO, …; those present are listed if not."),
     ] = "CPU",
     torch_device: Annotated[
-        TorchDeviceChoice, typer.Option("--torch-device", help="Device of the PyTorch arms.")
-    ] = TorchDeviceChoice.CPU,
+        str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of the PyTorch arms.")
+    ] = "cpu",
     torch_dtype: Annotated[
-        TorchDtypeChoice, typer.Option("--torch-dtype", help="Dtype of the PyTorch arms.")
-    ] = TorchDtypeChoice.FP32,
+        str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of the PyTorch arms.")
+    ] = "fp32",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of every arm on a CPU. Default: one for each physical core.")
     ] = None,
     kv_precision: Annotated[
-        KvChoice | None,
+        str | None,
         typer.Option(
             "--kv-precision",
-            help="KV cache of every IR, unless a tuned or given property says it. Default: what stock clients give EXPORTED, "
-            "u8 where its weights are quantized, f16 where not.",
+            click_type=choice(KV_BYTES),
+            help="KV cache of every IR. Default: that of the tuned properties, or what stock clients give EXPORTED, u8 where "
+            "its weights are quantized, f16 where not.",
         ),
     ] = None,
     properties: Annotated[
@@ -121,8 +105,13 @@ def command(
         typer.Option("--tune", help="Search run-time properties for the lowest latency and store them in EXPORTED instead."),
     ] = False,
     objective: Annotated[
-        ObjectiveChoice, typer.Option("--objective", help="What --tune makes small; the other may not grow by more than 10 %.")
-    ] = ObjectiveChoice.TPOT,
+        str,
+        typer.Option(
+            "--objective",
+            click_type=choice(OBJECTIVES),
+            help="What --tune makes small; the other may not grow by more than 10 %.",
+        ),
+    ] = "tpot",
     tolerance: Annotated[
         float,
         typer.Option(
@@ -136,57 +125,35 @@ def command(
     EXPORTED is a directory that `lonas-edge export` wrote. Every arm runs in a process of its own, in turn, on prompts that are
     never repeated, generating a fixed number of tokens. Ctrl-C ends the run; the rounds done so far are reported.
     """
-    from lonas_edge.bench.arms import Case
-
     lengths, news, batches = (
         _numbers(*pair)
         for pair in (("--prompt-len", prompt_len, 1), ("--new-tokens", new_tokens, 2), ("--batch-size", batch_size, 1))
     )
-    given = parse_properties(properties or [])
-    with _progress() as report:
-        report("Loading", None)
-        from lonas_edge.bench.measure import Schedule
-        from lonas_edge.bench.run import BenchOptions, bench, uninterrupted
-        from lonas_edge.exporting.exported import open_exported
-        from lonas_edge.output import OutputDirectory
-
-        opened = open_exported(exported)
-        directory = OutputDirectory(output, overwrite) if output else None
-        if directory:
-            directory.check(10_000_000)
-        options = BenchOptions(
-            arms=tuple(name.strip() for name in arms.split(",") if name.strip()),
-            cases=tuple(Case(length, new, batch) for batch in batches for length in lengths for new in news),
-            schedule=Schedule(rounds, warmup, seed),
-            starts=starts,
-            device=device,
-            torch_device=torch_device.value,
-            torch_dtype=torch_dtype.value,
-            threads=threads,
-            kv_precision=kv_precision.value if kv_precision else None,
-            properties=given,
-            gguf=gguf,
-            memory=memory,
-        )
-        if tune:
-            from lonas_edge.bench.tune import tune as search
-
-            chosen = search(opened, options, objective.value, tolerance, report)
-        else:
-            found = bench(opened, options, model, adapter, revision, report)
-            if directory:
-                from lonas_edge.bench.plots import write_plots
-                from lonas_edge.bench.report import write
-
-                with uninterrupted(), directory.open() as folder:
-                    write(found, folder)
-                    write_plots(found, folder)
+    names = tuple(name.strip() for name in arms.split(",") if name.strip())
+    cases = tuple(Case(length, new, batch) for batch in batches for length in lengths for new in news)
+    options = BenchOptions(
+        arms=names,
+        cases=cases,
+        schedule=Schedule(rounds, warmup, seed),
+        starts=starts,
+        device=device,
+        torch_device=torch_device,
+        torch_dtype=torch_dtype,
+        threads=threads,
+        kv_precision=kv_precision,
+        properties=parse_properties(properties or []),
+        gguf=gguf,
+        memory=memory,
+        model=model,
+        adapter=adapter,
+        revision=revision,
+    )
+    _refuse_idle(context, options, tune, output)
+    _require_extras(options)
     if tune:
-        print(json.dumps(chosen.to_json(), indent=1)) if as_json else _print_tuned(chosen, exported)
+        _tune(exported, options, objective, tolerance, as_json)
     else:
-        print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
-    if not tune and (found.failures or found.interrupted):
-        raise typer.Exit(1)
+        _bench(exported, options, output, overwrite, as_json)
 
 
 def _numbers(option: str, text: str, least: int) -> list[int]:
@@ -199,20 +166,72 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on standard error: what is measured, the share done, and the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, output: Path | None) -> None:
+    """Refuse options that would do nothing beside the others."""
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
-        task = bar.add_task("", total=None)
+    def without(able: Callable[[ArmKind], bool]) -> str:
+        names = [arm.name for arm in ARMS.values() if able(arm)]
+        return "" if set(names) & set(options.arms) else f"goes with --arms {' or '.join(names)}"
 
-        def report(what: str, done: float | None) -> None:
-            bar.update(task, description=what, total=None if done is None else 1, completed=done or 0)
+    idle = (
+        (_NOT_TO_TUNE, "does nothing with --tune" if tune else ""),
+        (("objective", "tolerance"), "" if tune else "goes with --tune"),
+        (("overwrite",), "" if output else "goes with --output"),
+        (("gguf",), without(lambda arm: arm.kind == "gguf")),
+        (("torch_device", "torch_dtype"), without(lambda arm: arm.kind == "torch")),
+        (("model", "adapter", "revision"), without(lambda arm: arm.needs_source)),
+        (("kv_precision",), "is not for an NPU" if options.device.startswith("NPU") else ""),
+        (("kv_precision",), "--property says it" if "KV_CACHE_PRECISION" in options.properties else ""),
+    )
+    spelled = {param.name: "/".join((*param.opts, *param.secondary_opts)) for param in context.command.params}
+    for names, why in idle:
+        for name in names:
+            if why and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise typer.BadParameter(f"{spelled[name]}: {why}")
+    if tune and len(options.cases) > 1:
+        raise typer.BadParameter("--tune is at one length and batch size: give one --prompt-len, --new-tokens, --batch-size")
 
-        yield report
+
+def _require_extras(options: BenchOptions) -> None:
+    require_extra("bench", "openvino_genai", "matplotlib")
+    for arm in (ARMS[name] for name in options.arms if name in ARMS):
+        engine = ENGINES[arm.kind]
+        if engine.extra:
+            require_extra(engine.extra, *engine.modules)
+
+
+def _tune(exported: Path, options: BenchOptions, objective: str, tolerance: float, as_json: bool) -> None:
+    with progress() as report:
+        from lonas_edge.bench.tune import TuneOptions, tune
+        from lonas_edge.exporting.exported import open_exported
+
+        asked = TuneOptions(
+            options.cases[0], options.schedule, options.starts, options.device, options.threads, objective, tolerance
+        )
+        chosen = tune(open_exported(exported), asked, report)
+    print(json.dumps(chosen.to_json(), indent=1)) if as_json else _print_tuned(chosen, exported)
+
+
+def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite: bool, as_json: bool) -> None:
+    with progress() as report:
+        from lonas_edge.bench.plots import write_plots
+        from lonas_edge.bench.report import write
+        from lonas_edge.bench.run import bench, uninterrupted
+        from lonas_edge.exporting.exported import open_exported
+        from lonas_edge.output import OutputDirectory
+
+        opened = open_exported(exported)
+        directory = OutputDirectory(output, overwrite) if output else None
+        if directory:
+            directory.check(10_000_000)
+        found = bench(opened, options, report)
+        if directory:
+            with uninterrupted(), directory.open() as folder:
+                write(found, folder)
+                write_plots(found, folder)
+    print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
+    if found.failures or found.interrupted:
+        raise typer.Exit(1)
 
 
 def _print(found: "Report", output: Path | None) -> None:
@@ -231,7 +250,7 @@ def _print(found: "Report", output: Path | None) -> None:
     for warning in found.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
     for failure in found.failures:
-        console.print(f"not measured: {failure['reason']}", style="red", markup=False, highlight=False)
+        console.print(f"not measured: {failure.reason}", style="red", markup=False, highlight=False)
     if output:
         console.print(f"\n{output}: bench.json, bench.csv, bench.md and plots", markup=False, highlight=False)
 

@@ -1,50 +1,23 @@
 """`lonas-edge bench` itself, on a tiny exported model: real processes, real openvino_genai and PyTorch, and bad input."""
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinyModels, TinySource
+from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
 
-from lonas_edge.bench.arms import Arm, Case
-from lonas_edge.bench.measure import PromptSource
-from lonas_edge.bench.run import find_source, sessions
-from lonas_edge.bench.session import run_bytes, too_large
-from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
-from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.exporting.exported import open_exported
-from lonas_edge.space.subnetwork import select
+from lonas_edge.bench.worker import Placement
 
 SHORT = ("--prompt-len", "8", "--new-tokens", "4", "--rounds", "2", "--warmup", "1", "--starts", "1")
 PLACE = Placement((0,), 1)
-
-
-@pytest.fixture(scope="module")
-def source(tiny_models: TinyModels) -> TinySource:
-    return tiny_models.source("llama")
-
-
-@pytest.fixture(scope="module")
-def int8(source: TinySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The minimal sub-network of the tiny LLaMA, INT8. Not to be changed."""
-    folder, opened = tmp_path_factory.mktemp("bench") / "minimal-int8", source.opened()
-    export(opened, select(opened.space, "minimal"), folder, ExportOptions(verify=False))
-    return folder
-
-
-@pytest.fixture
-def copy(int8: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
-    return Path(shutil.copytree(int8, tmp_path / "copy"))
 
 
 def given(source: TinySource) -> list[str]:
@@ -66,9 +39,8 @@ def test_arms_side_by_side(run_cli: Callable, int8: Path, source: TinySource, tm
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"bench.json", "bench.csv", "bench.md", "distributions.png", "prompt_length.png", "speedup.png"}
     facts = {arm["name"]: arm["facts"] for arm in found["arms"]}
-    attention = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // 4)  # q and o; k and v of half the heads
     for name, mlp in (("subnet", 64), ("lora-merged", 128)):
-        assert facts[name]["macs_per_token"] == LAYERS * (attention + 3 * HIDDEN * mlp) + HIDDEN * VOCAB
+        assert facts[name]["macs_per_token"] == macs(mlp)
     assert facts["lora"]["macs_per_token"] > facts["lora-merged"]["macs_per_token"]
     rows = [HIDDEN, HIDDEN // 2, HIDDEN // 2, HIDDEN, 64, 64, HIDDEN]  # INT8: a scale in fp16 and a zero point a row
     stored = facts["subnet"]["macs_per_token"] + 3 * (LAYERS * sum(rows) + VOCAB)
@@ -78,11 +50,45 @@ def test_arms_side_by_side(run_cli: Callable, int8: Path, source: TinySource, tm
     assert facts["subnet"]["compile_seconds"] > 0 and facts["subnet"]["kv_precision"] == "u8"
 
 
-def test_what_a_person_sees(run_cli: Callable, int8: Path, tmp_path: Path) -> None:
-    ran = run_cli("bench", int8, "--arms", "subnet", *SHORT, "--no-memory")
+def test_what_a_person_sees(run_cli: Callable, int8: Path, copy: Path) -> None:
+    ran = run_cli("bench", int8, "--arms", copy, *SHORT, "--no-memory")
     assert ran.code == 0, ran.err
-    assert "8+4 tokens, batch 1" in ran.out and "TTFT ms" in ran.out and "AMD" in ran.out + "AMD"
-    assert max(map(len, ran.out.splitlines())) <= 80
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ["8+4", "tokens,", "batch", "1"] in lines
+    for name in ("subnet", "copy"):
+        latency, arm = (line for line in lines if line[:1] == [name] and line[1:2] != ["over"] and "x" not in line)
+        assert all(float(cell) > 0 for cell in latency[1:6]) and latency[6].endswith("%")
+        assert arm[1:4] == ["openvino", "int8,", "u8"] and float(arm[-1]) > 0  # no compile time beside that of loading
+    (gain,) = (line for line in lines if line[:1] == ["copy"] and "x" in line)
+    assert gain[2::2] == ["x", "x", "x"] and all(float(ratio) > 0 for ratio in gain[1::2])
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    told = " ".join(ran.out.split())
+    assert f"{processor}, " in told and "2 rounds in 1 starts, 1 warm-ups each" in told
+    assert "warning: 2 rounds give no 95 % interval; 6 are the least." in told
+    assert "…" not in ran.out  # nothing is cut off on a terminal of 80 columns
+
+
+def test_without_memory_the_rest_is_known(run_cli: Callable, int8: Path, source: TinySource) -> None:
+    """Only what a run of its own gives is missing."""
+    ran = run_cli("bench", int8, *given(source), "--arms", "lora-merged", *SHORT, "--no-memory", "--json")
+    found = json.loads(ran.out)
+    files = {"subnet": [*int8.glob("openvino_model.*")]}
+    files["lora-merged"] = [*source.base.glob("*.safetensors"), source.adapter / "adapter_model.safetensors"]
+    sizes = json.loads((int8 / "lonas_edge.json").read_text())["sizes"]
+    for arm, kind, kv in zip(found["arms"], ("subnetwork", "unpruned"), ("u8", "f32"), strict=True):
+        facts = arm["facts"]
+        assert facts["disk_bytes"] == sum(file.stat().st_size for file in files[arm["name"]])
+        assert (facts["macs_per_token"], facts["kv_precision"]) == (macs({"subnet": 64}.get(arm["name"], 128)), kv)
+        assert facts["parameters"] == sizes[kind]["parameters"] and facts["weight_bytes_per_token"] > facts["macs_per_token"]
+        assert facts["peak_memory_bytes"] is facts["compile_seconds"] is None and facts["load_seconds"] > 0
+    assert [row["decode_share_of_limit"] > 0 for row in found["rows"]] == [True, True]
+
+
+def macs(mlp: int) -> int:
+    """Of one token: q and o; k and v of half the heads; three matrices of the MLP; the head."""
+    attention = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // 4)
+    return LAYERS * (attention + 3 * HIDDEN * mlp) + HIDDEN * VOCAB
 
 
 def test_another_directory_and_a_batch(run_cli: Callable, int8: Path, copy: Path) -> None:
@@ -132,12 +138,71 @@ def test_wrong_usage(run_cli: Callable, int8: Path, options: list[str], told: st
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        *[
+            (["--tune", *option], f"{option[0]}: does nothing with --tune")
+            for option in (
+                *(["--arms", "subnet"], ["--property", "A=B"], ["--kv-precision", "u8"], ["--output", "x"], ["--gguf", "x"]),
+                *(["--model", "x"], ["--adapter", "x"], ["--revision", "x"], ["--torch-dtype", "bf16"], ["--overwrite"]),
+                ["--torch-device", "cpu"],
+            )
+        ],
+        (["--tune", "--no-memory"], "--memory/--no-memory: does nothing with --tune"),
+        (["--tune", "--prompt-len", "8,16"], "--tune is at one length and batch size"),
+        (["--tune", "--batch-size", "1,2"], "--tune is at one length and batch size"),
+        (["--objective", "ttft"], "--objective: goes with --tune"),
+        (["--tolerance", "0.1"], "--tolerance: goes with --tune"),
+        (["--overwrite"], "--overwrite: goes with --output"),
+        (["--gguf", "x"], "--gguf: goes with --arms gguf"),
+        (["--arms", "unpruned", "--torch-dtype", "fp32"], "--torch-dtype: goes with --arms lora or lora-merged"),
+        (["--arms", "unpruned", "--torch-device", "cpu"], "--torch-device: goes with --arms lora or lora-merged"),
+        (["--arms", "subnet", "--model", "x"], "--model: goes with --arms lora or lora-merged or unpruned"),
+        (["--arms", "subnet", "--adapter", "x"], "--adapter: goes with"),
+        (["--arms", "subnet", "--revision", "x"], "--revision: goes with"),
+        (["--device", "NPU", "--kv-precision", "u8"], "--kv-precision: is not for an NPU"),
+        (["--property", "KV_CACHE_PRECISION=u8", "--kv-precision", "u8"], "--kv-precision: --property says it"),
+    ],
+)
+def test_what_would_do_nothing_is_wrong_usage(run_cli: Callable, int8: Path, options: list[str], told: str) -> None:
+    ran = run_cli("bench", int8, *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert told in " ".join(ran.err.split()), ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "module", "told"),
+    [
+        ([], "openvino_genai", "openvino-genai is not installed; pip install 'lonas-edge[bench]'"),
+        (["--tune"], "openvino_genai", "openvino-genai is not installed; pip install 'lonas-edge[bench]'"),
+        ([], "matplotlib", "matplotlib is not installed; pip install 'lonas-edge[bench]'"),
+        (["--arms", "gguf", "--gguf", "x"], "llama_cpp", "llama-cpp is not installed; pip install 'lonas-edge[llama-cpp]'"),
+    ],
+)
+def test_an_extra_that_is_missing(
+    run_cli: Callable, int8: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], module: str, told: str
+) -> None:
+    for name in ("openvino_genai", "matplotlib", "llama_cpp", "gguf"):
+        monkeypatch.setitem(sys.modules, name, None if name == module else ModuleSpecced(name))
+    ran = run_cli("bench", int8, *options)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"error: {told}" in " ".join(ran.err.split()), ran.err
+
+
+class ModuleSpecced(ModuleType):
+    """As if it were installed."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
         (["--prompt-len", "126"], "126+4 tokens, batch 1: 130 tokens, the context holds 128"),
         (["--device", "TPU"], "--device TPU: not on this machine. Present: CPU, AUTO."),
         (["--device", "AUTO:GPU,CPU"], "--device AUTO:GPU,CPU: not on this machine"),
         (["--threads", "4096"], "--threads 4096: this process may use"),
-        (["--arms", "subnet,gguf"], "gguf: --gguf names the file"),
-        (["--arms", "subnet,nothing"], "nothing: no such directory"),
+        (["--arms", "subnet,nothing"], "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf) nor a directory"),
         (["--arms", "subnet,lora"], "a directory whose place is not recorded. Name it with --adapter"),
         (["--arms", "subnet,lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),
     ],
@@ -160,70 +225,12 @@ def test_an_output_that_exists_is_refused_first(run_cli: Callable, int8: Path, t
     assert ran.code == 1 and "exists and is kept as it is" in ran.err
 
 
-def test_another_adapter_is_refused(int8: Path, source: TinySource, tiny_models: TinyModels) -> None:
-    other = tiny_models.adapter("llama", lora_alpha=4)
-    with pytest.raises(LonasEdgeError, match=r"(?s)not exported from these.*adapter: .*adapter_config\.json: expected SHA-256"):
-        find_source(open_exported(int8), str(source.base), str(other), None)
-    assert find_source(open_exported(int8), str(source.base), str(source.adapter), None).adapter is not None
-
-
 def test_a_batch_larger_than_memory_keeps_the_other_results(run_cli: Callable, int8: Path) -> None:
     ran = run_cli("bench", int8, "--arms", "subnet", *SHORT, "--batch-size", "1,100000000", "--no-memory", "--json")
     found = json.loads(ran.out)
     assert ran.code == 1  # not all that was asked for
     assert {row["case"]["batch_size"] for row in found["rows"]} == {1}
     assert "not enough memory" in found["failures"][0]["reason"] and "Choose a smaller" in found["failures"][0]["reason"]
-
-
-def test_memory_of_a_run_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 100}
-    expected = 3 * (2 * 2 * 64 * 12 * 2 + 4 * 8 * (64 + 256) + 400)
-    assert run_bytes(config, Case(8, 4, 3)) == expected
-    memory = type("Memory", (), {"available": expected - 1})
-    monkeypatch.setattr("lonas_edge.bench.session.psutil.virtual_memory", lambda: memory)
-    arm = Arm("subnet", "ir", Path(), "CPU")
-    assert list(too_large([arm], config, [Case(8, 4, 3), Case(8, 4, 2)])) == [("subnet", Case(8, 4, 3))]
-
-
-def test_arms_that_do_not_fit_together_are_paired() -> None:
-    arms = [Arm(name, "ir", Path(), bytes_estimate=5 * 10**9) for name in ("subnet", "lora", "unpruned")]
-    assert [[a.name for a in group] for group in sessions(arms, 30 * 10**9)] == [["subnet", "lora", "unpruned"]]
-    assert [[a.name for a in group] for group in sessions(arms, 12 * 10**9)] == [["subnet", "lora"], ["subnet", "unpruned"]]
-
-
-class TestProcess:
-    """An arm's own process."""
-
-    def test_a_killed_process_is_told(self, int8: Path) -> None:
-        with ArmProcess(Arm("subnet", "ir", int8, "CPU"), PLACE) as process:
-            process.wait_loaded()
-            assert len(process.run(PromptSource(VOCAB, 0).next(Case(8, 4)), 4).token_times) == 4
-            assert process.pid
-            os.kill(process.pid, signal.SIGKILL)
-            with pytest.raises(ArmFailedError, match="subnet: its process was killed; most likely memory ran out"):
-                process.run([[1, 2]], 4)
-            assert not process.alive
-
-    def test_an_arm_that_cannot_be_loaded(self, copy: Path) -> None:
-        (copy / "openvino_model.xml").write_text("nonsense</net>")
-        with (
-            ArmProcess(Arm("subnet", "ir", copy, "CPU"), PLACE) as process,
-            pytest.raises(ArmFailedError, match="subnet: RuntimeError"),
-        ):
-            process.wait_loaded()
-
-    def test_the_prefix_cache_is_off(self, int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By default LLMPipeline answers a repeated prompt from its cache; `benchmarks/bench_of_bench.py` has the seconds."""
-        import openvino_genai
-
-        from lonas_edge.bench.runners import GenaiRunner
-
-        seen: dict[str, Any] = {}
-        monkeypatch.setattr(openvino_genai, "LLMPipeline", lambda *_args, **options: seen.update(options))
-        GenaiRunner(Arm("subnet", "ir", int8, "CPU", properties={"KV_CACHE_PRECISION": "u8"}), 3)
-        assert seen["scheduler_config"].enable_prefix_caching is False
-        assert seen["scheduler_config"].max_num_batched_tokens > 100_000  # the prompt in one pass
-        assert (seen["KV_CACHE_PRECISION"], seen["INFERENCE_NUM_THREADS"]) == ("u8", "3")
 
 
 def test_ctrl_c_reports_the_rounds_done(int8: Path, tmp_path: Path) -> None:

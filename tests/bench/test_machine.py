@@ -1,7 +1,9 @@
 """Placement on a described machine, and what others took of it."""
 
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -35,6 +37,17 @@ def test_only_processors_that_this_process_may_use(sysfs: Path) -> None:
 
 def test_a_kernel_that_says_nothing(tmp_path: Path) -> None:
     assert placement(None, [0, 1], tmp_path) == Placement((0, 1), 2)
+
+
+@pytest.mark.parametrize("affinity", [True, False])
+def test_processors_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: bool) -> None:
+    """Without affinities, as on macOS, all of the machine's."""
+    expected = sorted(os.sched_getaffinity(0)) if affinity else [0, 1, 2]
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    if not affinity:
+        monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    assert placement(None, sysfs=tmp_path) == Placement(tuple(expected), len(expected))
 
 
 def test_what_others_took() -> None:

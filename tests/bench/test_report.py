@@ -10,9 +10,10 @@ from lonas_edge.bench import report as module
 from lonas_edge.bench.arms import Arm, Case, Facts
 from lonas_edge.bench.measure import Measured, Sample
 from lonas_edge.bench.plots import write_plots
-from lonas_edge.bench.report import Report, arm_report, comparisons, kv_bytes, rows, to_csv, to_markdown, warnings, write
+from lonas_edge.bench.report import Report, arm_report, comparisons, rows, to_csv, to_markdown, warnings, write
 from lonas_edge.bench.statistics import Speedup
 from lonas_edge.bench.timing import Timing
+from lonas_edge.errors import LonasEdgeError
 
 SMOLLM2 = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
 CASES = [Case(128, 11), Case(256, 11)]
@@ -62,12 +63,6 @@ def made() -> Report:
     )
 
 
-def test_kv_cache_of_smollm2_by_hand() -> None:
-    assert kv_bytes(SMOLLM2, 100, "f16") == 2 * 30 * 192 * 100 * 2
-    assert kv_bytes(SMOLLM2, 100, "f32") == 2 * kv_bytes(SMOLLM2, 100, "f16") == 4 * kv_bytes(SMOLLM2, 100, "u8")
-    assert kv_bytes({**SMOLLM2, "head_dim": 128}, 1, "f16") == 2 * 30 * 3 * 128 * 2
-
-
 def test_figures_by_hand(made: Report) -> None:
     subnet, lora = made.rows[2:]
     assert (subnet.arm, lora.arm, subnet.case) == ("subnet", "lora", CASES[1])
@@ -89,6 +84,7 @@ def test_files(made: Report, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
     assert content["schema"] == "lonas-edge/bench/2"
+    assert Report.read(tmp_path / "bench.json") == made
     assert content["rows"][0]["ttft"]["p99"] == pytest.approx(made.rows[0].ttft.p99)
     assert len(content["samples"]) == 24 and content["samples"][0]["token_times"]
     lines = list(csv.DictReader((tmp_path / "bench.csv").open()))
@@ -100,6 +96,18 @@ def test_files(made: Report, tmp_path: Path) -> None:
     assert "8.00 x [8.00, 8.00]" in markdown and "lora: not enough memory" in markdown and "20.0 GB/s" in markdown
     for path in tmp_path.iterdir():
         assert SECRET not in path.read_text(), path
+
+
+def test_what_is_no_report_is_refused(made: Report, tmp_path: Path) -> None:
+    """Each fault of a damaged one is named; versions that are not read say how to get one that is."""
+    content = json.loads(json.dumps(made.to_json()))
+    for older, newer in (("bench/1", "no longer reads. Run `lonas-edge bench` again"), ("bench/99", "written by a newer")):
+        with pytest.raises(LonasEdgeError, match=newer):
+            Report.from_json({**content, "schema": f"lonas-edge/{older}"}, "bench.json")
+    del content["rows"][0]["ttft"]["p50"]
+    content["samples"][3]["token_times"][1] = "soon"
+    with pytest.raises(LonasEdgeError, match=r"(?s)bench.json: not a bench.*rows\.0\.ttft\.p50.*samples\.3\.token_times\.1"):
+        Report.from_json(content, "bench.json")
 
 
 def test_plots(made: Report, tmp_path: Path) -> None:

@@ -1,40 +1,28 @@
 """The search of run-time properties with made-up latencies, and what it leaves in a real exported directory."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import openvino as ov
 import pytest
 import torch
-from tiny_models import VOCAB, TinyModels
+from tiny_models import VOCAB
 
 from lonas_edge.bench import tune as module
 from lonas_edge.bench.arms import Case
 from lonas_edge.bench.measure import Measured, Sample, Schedule
-from lonas_edge.bench.run import BenchOptions
 from lonas_edge.bench.timing import Timing
-from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import runtime
-from lonas_edge.space.subnetwork import select
 
 TABLE = {"KV_CACHE_PRECISION": ("u8", "f16"), "INFERENCE_PRECISION_HINT": ("f32",), "ENABLE_CPU_PINNING": ("NO",)}
 CASE = Case(8, 3)
 
 
-@pytest.fixture(scope="module")
-def int8(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    opened = tiny_models.source("llama").opened()
-    folder = tmp_path_factory.mktemp("tune") / "int8"
-    export(opened, select(opened.space, "minimal"), folder, ExportOptions(verify=False))
-    return folder
-
-
 @pytest.fixture
-def folder(int8: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(int8, tmp_path / "copy"))
+def folder(copy: Path) -> Path:
+    return copy
 
 
 @pytest.fixture
@@ -51,7 +39,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float], M
                         first, each = first * ttft.get(value, 1), each * tpot.get(value, 1)
                     noise = 1 + 0.001 * number
                     times = tuple(noise * (first + each * index) for index in range(3))
-                    samples.append(Sample(name, self.case, number, Timing(times, times[-1])))
+                    samples.append(Sample(name, CASE, number, Timing(times, times[-1])))
             return Measured(samples)
 
         monkeypatch.setattr(module._Search, "beside", beside)
@@ -62,8 +50,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float], M
 
 
 def search(folder: Path, objective: str = "tpot", rounds: int = 8) -> module.Tuned:
-    options = BenchOptions(cases=(CASE,), schedule=Schedule(rounds=rounds), threads=1)
-    return module.tune(open_exported(folder), options, objective, 0.02, lambda *_: None)
+    options = module.TuneOptions(CASE, Schedule(rounds=rounds), threads=1, objective=objective)
+    return module.tune(open_exported(folder), options, lambda *_: None)
 
 
 def verdicts(found: module.Tuned) -> dict[str, str]:

@@ -1,0 +1,260 @@
+"""Where the arms come from: one object for each that the command line knows by name, found or made from what is exported.
+
+Nothing heavy is imported before an arm is made: the command line takes its help from here.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lonas_edge.bench.arms import LORA, SUBNET, UNPRUNED, Arm, Kind
+from lonas_edge.bench.measure import Progress
+from lonas_edge.bench.memory import weight_bytes
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.worker import apart
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import sha256
+from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.versions import versions
+
+if TYPE_CHECKING:
+    from lonas_edge.exporting.exported import Exported
+    from lonas_edge.network.source import Source
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What arms are made of.
+
+    Attributes:
+        exported: The sub-network.
+        options: What to measure.
+        progress: Called with what is being done.
+        source: Base and adapter, where an arm needs them.
+    """
+
+    exported: "Exported"
+    options: BenchOptions
+    progress: Progress
+    source: "Source | None" = None
+
+
+@dataclass(frozen=True)
+class ArmKind:
+    """An arm that the command line knows by name.
+
+    Attributes:
+        name: What it is called.
+        told: What it is, for the help.
+        kind: What runs it, one of `runners.ENGINES`.
+        make: Makes it; takes its name.
+        needs_source: Whether base and adapter are needed.
+        needs_adapter: Whether it is there only of what was exported with an adapter.
+        faults: What its options lack.
+    """
+
+    name: str
+    told: str
+    kind: Kind
+    make: Callable[[str, Ingredients], Arm]
+    needs_source: bool = False
+    needs_adapter: bool = False
+    faults: Callable[[BenchOptions], list[str]] = lambda _: []
+
+
+def make_arms(exported: "Exported", options: BenchOptions, progress: Progress) -> list[Arm]:
+    """Find or make what each arm runs.
+
+    Args:
+        exported: The sub-network.
+        options: Names the arms, and what they are made of.
+        progress: Called with what is being done.
+
+    Returns:
+        The arms, `subnet` first.
+
+    Raises:
+        LonasEdgeError: If one cannot be had; every fault is listed where they are independent.
+    """
+    from lonas_edge.exporting.exported import open_exported
+
+    names = list(dict.fromkeys((SUBNET, *options.arms)))
+    raise_all("These arms cannot be measured:", _faults(names, exported, options), "--arms names those that are measured.")
+    known = [ARMS[name] for name in names if name in ARMS]
+    opened = {name: open_exported(Path(name), ours=False) for name in names if name not in ARMS}
+    source = None
+    if any(arm.needs_source for arm in known):
+        progress("Checking base and adapter", None)
+        source = find_source(exported, options.model, options.adapter, options.revision)
+    ingredients = Ingredients(exported, options, progress, source)
+    return [
+        ARMS[name].make(name, ingredients) if name in ARMS else _ir_arm(_label(name), opened[name], ingredients)
+        for name in names
+    ]
+
+
+def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
+    faults = [
+        f"{name}: neither an arm ({', '.join(ARMS)}) nor a directory"
+        for name in names
+        if name not in ARMS and not Path(name).is_dir()
+    ]
+    labels = Counter(map(_label, names))
+    faults += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
+    for arm in (ARMS[name] for name in names if name in ARMS):
+        faults += arm.faults(options)
+        if arm.needs_adapter and not exported.own_manifest.adapter:
+            faults.append(f"{arm.name}: {exported.folder} was exported without an adapter")
+    return faults
+
+
+def _label(name: str) -> str:
+    return name if name in ARMS else Path(name).resolve().name
+
+
+def _ir_arm(name: str, opened: "Exported", given: Ingredients) -> Arm:
+    """An IR; the properties tuned for the sub-network are those of all."""
+    exported, options = given.exported, given.options
+    kv = "KV_CACHE_PRECISION"
+    properties = {} if options.device.startswith("NPU") else {kv: FORMATS[exported.weight_format].kv_cache}
+    properties |= exported.properties
+    properties |= {kv: options.kv_precision} if options.kv_precision else {}
+    properties |= options.properties
+    parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
+    size = weight_bytes(opened.folder)
+    return Arm(name, "ir", opened.folder, options.device, opened.weight_format, None, False, properties, parameters, size)
+
+
+def _subnet(name: str, given: Ingredients) -> Arm:
+    return _ir_arm(name, given.exported, given)
+
+
+def _unpruned(name: str, given: Ingredients) -> Arm:
+    """The maximal network at the same weight format; exported once and kept."""
+    from lonas_edge.exporting.exported import open_exported
+
+    manifest, source = given.exported.own_manifest, given.source
+    assert source  # it is needed
+    adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
+    identity = [manifest.base.sha256, adapter_hashes, manifest.weight_format]
+    identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = given.options.cache / f"unpruned-{key}"
+    if not folder.exists():
+        given.progress("Exporting the unpruned network (kept for the next time)", None)
+        adapter = str(source.adapter.folder) if source.adapter else None
+        try:
+            apart(_export_maximal, adapter, str(source.base.folder), folder, manifest.weight_format)
+        except LonasEdgeError as error:
+            raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
+    return _ir_arm(name, open_exported(folder), given)
+
+
+def _export_maximal(adapter: str | None, base: str, folder: Path, weight_format: str) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `lonas-edge export` does
+    from lonas_edge.exporting.export import ExportOptions, export
+    from lonas_edge.network.source import open_source
+    from lonas_edge.space.subnetwork import select
+
+    source = open_source(adapter, base)
+    export(source, select(source.space, "maximal"), folder, ExportOptions(weight_format, verify=False))
+
+
+def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:
+    source, options = given.source, given.options
+    assert source  # it is needed
+    parameters = given.exported.own_manifest.sizes.unpruned.parameters
+    return Arm(
+        name,
+        "torch",
+        source.base.folder,
+        options.torch_device,
+        options.torch_dtype,
+        source.adapter.folder if source.adapter else None,
+        merged,
+        parameters=parameters,
+        bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes if options.torch_device == "cpu" else 0,
+    )
+
+
+def _gguf(name: str, given: Ingredients) -> Arm:
+    file = given.options.gguf or Path()
+    return Arm(name, "gguf", file, precision=file.stem.split(".")[-1], bytes_estimate=file.stat().st_size)
+
+
+def _gguf_faults(options: BenchOptions) -> list[str]:
+    file = options.gguf
+    if file is None:
+        return ["gguf: --gguf names the file"]
+    if not file.is_file():
+        return [f"gguf: {file}: no such file"]
+    with file.open("rb") as content:
+        return [] if content.read(4) == b"GGUF" else [f"gguf: {file}: not a GGUF file"]
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        ArmKind(SUBNET, "EXPORTED, always there", "ir", _subnet),
+        ArmKind(LORA, "PyTorch, adapter unmerged", "torch", partial(_torch_arm, merged=False), True, True),
+        ArmKind("lora-merged", "PyTorch, adapter merged", "torch", partial(_torch_arm, merged=True), True, True),
+        ArmKind(UNPRUNED, "the maximal network as IR at the same weight format", "ir", _unpruned, True),
+        ArmKind("gguf", "llama.cpp", "gguf", _gguf, faults=_gguf_faults),
+    )
+}
+
+
+def find_source(exported: "Exported", model: str | None, adapter: str | None, revision: str | None) -> "Source":
+    """Find the base and the adapter that a directory was exported from, and check that they are those.
+
+    Args:
+        exported: The directory; it records both by name, revision and hash.
+        model: The base, a directory or hub id; when None, the hub's, or the one the adapter names.
+        adapter: The adapter, likewise.
+        revision: The base's revision on the hub.
+
+    Returns:
+        The source.
+
+    Raises:
+        LonasEdgeError: If one is not to be had, or is another one; every file that differs is listed.
+    """
+    from lonas_edge.network.source import open_source
+
+    base, tuned = exported.own_manifest.base, exported.own_manifest.adapter
+    if tuned and adapter is None:
+        if tuned.revision is None:
+            raise LonasEdgeError(
+                f"{exported.folder}: exported with the adapter {tuned.name!r}, a directory whose place is not recorded. "
+                "Name it with --adapter (and the base with --model, unless the adapter names it)."
+            )
+        adapter = tuned.name
+    if adapter and not tuned:
+        raise LonasEdgeError(f"{exported.folder}: exported without an adapter; leave out --adapter {adapter}.")
+    if model is None and base.revision is not None:
+        model, revision = base.name, revision or base.revision
+    if not tuned and model is None:
+        raise LonasEdgeError(f"{exported.folder}: exported from {base.name!r}; name its directory with --model.")
+    source = open_source(adapter, model, None, revision)
+    problems = _differing("base", source.base.folder, base.sha256)
+    if tuned and source.adapter:
+        problems += _differing("adapter", source.adapter.folder, tuned.sha256)
+    raise_all(f"{exported.folder}: not exported from these:", problems, "--model and --adapter name the right ones.")
+    return source
+
+
+def _differing(what: str, folder: Path, recorded: Mapping[str, str]) -> list[str]:
+    faults = []
+    for name, expected in recorded.items():
+        path = folder / name
+        found = sha256(path) if path.exists() else None
+        if found != expected:
+            told = "missing" if found is None else f"SHA-256 {found[:12]}"
+            faults.append(f"{what}: {path}: expected SHA-256 {expected[:12]}, found {told}")
+    return faults

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -146,11 +147,9 @@ class ArmProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process: by itself, where it is not in the middle of something."""
+        """End the process."""
         self._pipe.close()
-        self._process.join(_GRACE_SECONDS)
-        self._process.kill()
-        self._process.join()
+        _end(self._process)
         self._log.unlink(missing_ok=True)
 
 
@@ -167,21 +166,39 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
     Raises:
         LonasEdgeError: If it failed; the message says why.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
     context, log = multiprocessing.get_context("spawn"), _log_file()
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_call, args=(theirs, log, os.getpid(), function, arguments))
+    process.start()
+    theirs.close()
     try:
-        with ProcessPoolExecutor(1, context, _detach, (log, os.getpid())) as pool:
-            return pool.submit(function, *arguments).result()
-    except LonasEdgeError:
-        raise
-    except BrokenProcessPool:
+        failed, found = pipe.recv()
+    except EOFError:
         raise LonasEdgeError(_last_words(log) or _OUT_OF_MEMORY) from None
-    except Exception as error:
-        raise LonasEdgeError(f"{type(error).__name__}: {error}") from error
     finally:
+        _end(process)
         log.unlink(missing_ok=True)
+    if failed:
+        raise LonasEdgeError(found)
+    result: T = found
+    return result
+
+
+def _call(pipe: Connection, log: Path, parent: int, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    _detach(log, parent)
+    try:
+        pipe.send((False, function(*arguments)))
+    except LonasEdgeError as error:
+        pipe.send((True, str(error)))
+    except BaseException as error:
+        pipe.send((True, f"{type(error).__name__}: {error}"))
+
+
+def _end(process: BaseProcess) -> None:
+    """By itself, where it is not in the middle of something."""
+    process.join(_GRACE_SECONDS)
+    process.kill()
+    process.join()
 
 
 def _log_file() -> Path:

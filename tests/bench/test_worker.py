@@ -1,10 +1,13 @@
 """An arm's own process, and the same on systems that are not Linux."""
 
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +85,13 @@ class TestApart:
             apart(os.listdir, tmp_path / "nothing")
         with pytest.raises(LonasEdgeError, match="most likely memory ran out"):
             apart(signal.raise_signal, signal.SIGKILL)
+
+    def test_ctrl_c_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker, "_GRACE_SECONDS", 0.1)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            apart(time.sleep, 100_000)
+        assert not multiprocessing.active_children()
 
 
 class TestOtherSystems:

@@ -1,11 +1,14 @@
 """Options that several commands share."""
 
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
+
+from lonas_edge.errors import LonasEdgeError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -30,6 +33,22 @@ def choice(names: Iterable[str]) -> "click.Choice[str]":
         The option's type.
     """
     return click.Choice(list(names))
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Refuse to go on where an extra of lonas-edge is not installed.
+
+    Args:
+        extra: The extra.
+        *modules: What it brings, by the names that are imported.
+
+    Raises:
+        LonasEdgeError: If one is missing; all that are missing are named.
+    """
+    missing = [name.replace("_", "-") for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        told = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        raise LonasEdgeError(f"{told}; pip install 'lonas-edge[{extra}]'")
 
 
 def user_path(text: str) -> str:

@@ -9,7 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
 
 
-class TorchLM(RankingLM, HFLM):
+class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
     """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
 
     A continuation sees its context and itself, at the positions it would have alone.
@@ -20,7 +20,8 @@ class TorchLM(RankingLM, HFLM):
         window = getattr(self.model.config, "sliding_window", None)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
         if window and longest > window:
-            return HFLM._loglikelihood_tokens(self, list(requests), **options)
+            found: list[Likelihood] = HFLM._loglikelihood_tokens(self, list(requests), **options)
+            return found
         return super()._loglikelihood_tokens(requests, **options)
 
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:

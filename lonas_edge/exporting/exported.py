@@ -1,6 +1,5 @@
 """An exported directory, opened: what a command that runs an IR needs to know, and whether the files are whole."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.files import read_json, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
 
-EVALUATION = "lonas_edge_eval.json"  # what `eval --card` found
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 
 
@@ -116,20 +115,19 @@ def write_card(folder: Path) -> None:
     Args:
         folder: The directory.
     """
-    evaluation = read_json(folder / EVALUATION) if (folder / EVALUATION).exists() else None
-    replace_text(folder / "README.md", model_card(Manifest.read(folder / MANIFEST), _properties(folder), evaluation))
+    manifest, evaluations = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
+    replace_text(folder / "README.md", model_card(manifest, _properties(folder), evaluations))
 
 
-def store_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
     """Keep an evaluation with an exported directory, and show it in its model card. One for each protocol is kept.
 
     Args:
         folder: The directory, one that `lonas-edge export` wrote.
-        evaluation: What `evaluate.report.for_card` gives.
+        protocol: Name of the protocol.
+        evaluation: What was found.
     """
-    path = folder / EVALUATION
-    kept = read_json(path) if path.exists() else {}
-    replace_text(path, json.dumps({**kept, evaluation["protocol"]: evaluation}, indent=1) + "\n")
+    Evaluations.of(folder).with_one(protocol, evaluation).write(folder / FILE)
     write_card(folder)
 
 

@@ -1,23 +1,22 @@
 """The model card of an exported directory, its README.md."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
+from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import COMPARED, BothSizes, Manifest
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.ir.runtime import RuntimeProperties
 
 
 def model_card(
-    manifest: Manifest, runtime: RuntimeProperties | None = None, evaluation: Mapping[str, Any] | None = None
+    manifest: Manifest, runtime: RuntimeProperties | None = None, evaluations: Evaluations | None = None
 ) -> str:
     """Write the model card of an exported directory.
 
     Args:
         manifest: Its manifest.
         runtime: Its run-time properties, where `bench --tune` chose some.
-        evaluation: Content of its `lonas_edge_eval.json`, where `eval --card` wrote one.
+        evaluations: What `eval --card` found.
 
     Returns:
         Markdown, with the metadata block that model hubs read.
@@ -42,7 +41,7 @@ def model_card(
         *stage.run,
         "",
         *(_tuned(runtime) if runtime else []),
-        *(_evaluated(evaluation) if evaluation else []),
+        *(_evaluated(evaluations) if evaluations and evaluations.by_protocol else []),
         "## Checked",
         "",
         *(_checked(manifest) if manifest.verified else ["Not verified (`--no-verify`)."]),
@@ -82,15 +81,15 @@ def _tuned(runtime: RuntimeProperties) -> list[str]:
     return lines
 
 
-def _evaluated(evaluation: Mapping[str, Any]) -> list[str]:
+def _evaluated(evaluations: Evaluations) -> list[str]:
     lines = ["## Answers", "", "Accuracy in percent ± standard error, by `lonas-edge eval`.", ""]
-    for found in evaluation.values():
-        (target,) = found["targets"]
-        cells = [(task["task"], task["accuracy"], task["accuracy_stderr"]) for task in target["tasks"]]
-        cells += [("average", target["average"], target["average_stderr"])] if target["average"] is not None else []
-        properties = ", ".join(f"{name}={value}" for name, value in (target["identity"].get("properties") or {}).items())
+    for found in evaluations.by_protocol.values():
+        target = found.target
+        cells = [(task.task, task.accuracy, task.accuracy_stderr) for task in target.tasks]
+        cells += [("average", target.average, target.average_stderr)] if target.average is not None else []
+        properties = ", ".join(f"{name}={value}" for name, value in target.properties.items())
         lines += [
-            f"{found['protocol_described']}. {found['conditions']['processor'].strip()}, {found['conditions']['date']}"
+            f"{found.described}. {found.conditions.processor.strip()}, {found.conditions.date}"
             + (f"; run-time properties {properties}." if properties else ", default run-time properties."),
             "",
             f"| {' | '.join(name for name, _, _ in cells)} |",

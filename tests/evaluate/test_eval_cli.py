@@ -409,7 +409,7 @@ def test_a_missing_extra_is_told(missing: str, roomy: TinySource, run_cli: Calla
 
 
 def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
-    roomy: TinySource, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+    roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Loaded once, each file hashed once, and let go before the next target is loaded; answers are those of each alone."""
     from lonas_edge.network import elastic
@@ -417,7 +417,10 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
     source = [roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space]
     options = [*QUICK, "--tasks", "boolq,piqa", "--fresh"]
     names = ("minimal", "maximal", "random:3")
-    alone = [result(run_cli("eval", *source, "--subnet", name, *options))["targets"][0] for name in names]
+    alone = []
+    for number, name in enumerate(names):
+        output = ["--output", tmp_path / f"alone{number}"]
+        alone += result(run_cli("eval", *source, "--subnet", name, *options, *output))["targets"]
     networks: list[weakref.ref] = []
     left: list[bool] = []
     hashed: list[Path] = []
@@ -433,13 +436,18 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
     monkeypatch.setattr(elastic, "load_super_network", counted)
     monkeypatch.setattr(targets, "sha256", lambda path: hashed.append(path) or sha256(path))
     other = shutil.copytree(roomy.adapter, roomy.adapter.with_name("other"))
-    found = result(run_cli("eval", other, *source, "--subnet", ",".join(names), *options))["targets"]
+    found = result(run_cli("eval", other, *source, "--subnet", ",".join(names), *options, "--output", tmp_path / "all"))[
+        "targets"
+    ]
     assert [target["name"].split(":", 1)[1] for target in found] == [*names, *names]
     assert (len(networks), left) == (2, [False, False])
     assert len(hashed) == len(set(hashed)) > 4
     for together, single in zip(found[3:], alone, strict=True):
         assert (together["tasks"], together["identity"]) == (single["tasks"], single["identity"])
-    assert len({json.dumps(target["identity"]["files"]["widths"]) for target in found}) == 3
+    logs = [log.read_text() for number in range(len(names)) for log in tmp_path.glob(f"alone{number}/samples/*/*_piqa.jsonl")]
+    assert len(set(logs)) == len(names)  # log-likelihoods differ
+    folders = [tmp_path / "all/samples" / target["name"].replace(":", "_") for target in found[3:]]
+    assert [(folder / "samples_piqa.jsonl").read_text() for folder in folders] == logs
 
 
 def test_choices_of_the_command_line():

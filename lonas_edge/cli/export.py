@@ -69,10 +69,7 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id. A plain
     LoRA adapter needs no --nncf-config and has the maximal network only.
     """
-    if dtype and stage != "checkpoint":
-        raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
-    if stage == "checkpoint" and given(ctx, "weight_format"):
-        raise typer.BadParameter("--weight-format is an IR's; --stage checkpoint has --dtype")
+    _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with progress(left=False) as report:
         from lonas_edge.network.source import open_source
@@ -91,6 +88,13 @@ def command(
         print(json.dumps(manifest.to_json(), indent=2))
     else:
         _print(manifest, output)
+
+
+def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given: bool) -> None:
+    if dtype and stage != "checkpoint":
+        raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
+    if stage == "checkpoint" and weight_format_given:
+        raise typer.BadParameter("--weight-format is an IR's; --stage checkpoint has --dtype")
 
 
 def _print(manifest: "Manifest", output: Path) -> None:

@@ -94,7 +94,7 @@ def test_an_old_ir_opens(old: Path, ids: torch.Tensor) -> None:
     assert ir_logits(old / "int8", ids).shape == (2, 12, 288)
     (target,) = open_targets([str(old / "int8")], [None], RunOptions())
     assert (target.name, target.kind, target.precision, target.prompt) == ("int8", "ir", "int8", "alpaca")
-    assert target.sizes["parameters"] == 129472
+    assert target.sizes.parameters == 129472
 
 
 def test_old_run_time_properties(old: Path) -> None:

@@ -59,8 +59,9 @@ class Arm:
         source = open_source(None, str(arguments.base), arguments.space)
         self.elasticity = source.elasticity
         torch.manual_seed(0)
-        base = load_base(source.base, source.architecture.family.task, DTYPES[dtype].torch)
-        config = lora_config(resolved(TrainOptions(), source.architecture), source.architecture.family.task)
+        architecture = source.architecture
+        base = load_base(source.base, architecture.family.task, DTYPES[dtype].torch)
+        config = lora_config(resolved(TrainOptions(), architecture), architecture)
         self.model = get_peft_model(base, config).to(arguments.device).train()
         self.optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
         self.autocast = torch.autocast(arguments.device, torch.bfloat16, enabled=dtype == "bf16")

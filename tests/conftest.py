@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import published_spaces
 import pytest
 import torch
 from tiny_models import CASES, VOCAB, TinyModels, TinySource
@@ -97,12 +98,11 @@ def choose_widths(source: TinySource, name: str) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def published_space() -> Path:
-    """The published search space of LLaMA-7B (96 groups); the test is skipped where it is not at hand."""
-    path = Path(__file__).parents[1] / "../shared/reference/nncf_lonas_llama_7b.json"
-    if not path.exists():
-        pytest.skip("the published search space is not at hand")
-    return path.resolve()
+def published_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published search space of LLaMA-7B (96 groups), as `published_spaces` states it."""
+    path = tmp_path_factory.mktemp("published") / "nncf_lonas_llama_7b.json"
+    path.write_text(json.dumps(published_spaces.llama_7b()))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
-from lonas_edge.cli.options import JsonOption, RevisionOption, choice
+from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, JsonOption, RevisionOption, choice, given, refuse_revision
 from lonas_edge.cli.progress import Report, progress
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
@@ -21,14 +20,23 @@ if TYPE_CHECKING:
 _DEFAULT = TrainOptions()
 _OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "sampling", "distill", "reorder")
 
-_Model = Annotated[str, typer.Option("--model", help="Base model, a directory or hub id.")]
+_Model = Annotated[str, typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory or hub id.")]
 _Data = Annotated[
-    Path, typer.Option("--data", help="Instruction data: a JSON list of {instruction, input, output}, or one a line.")
+    Path,
+    typer.Option(
+        "--data", click_type=USER_PATH, help="Instruction data: a JSON list of {instruction, input, output}, or one a line."
+    ),
 ]
-_Output = Annotated[Path, typer.Option("--output", help="Super-adapter directory; it appears when the training is done.")]
+_Output = Annotated[
+    Path, typer.Option("--output", click_type=USER_PATH, help="Super-adapter directory; it appears when the training is done.")
+]
 _NncfConfig = Annotated[
     Path | None,
-    typer.Option("--nncf-config", help="Search space; `lonas-edge space` writes one. Needed unless --no-elastic."),
+    typer.Option(
+        "--nncf-config",
+        click_type=USER_PATH,
+        help="Search space; `lonas-edge space` writes one. Needed unless --no-elastic. Default: none.",
+    ),
 ]
 _Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")]
 _Alpha = Annotated[float, typer.Option(help="Their alpha; the scale is alpha / rank, for every elastic rank.")]
@@ -110,7 +118,7 @@ _Overwrite = Annotated[
 
 
 def command(  # the options are read from the context, by the names they have in `TrainOptions`
-    context: typer.Context,
+    ctx: typer.Context,
     model: _Model,
     data: _Data,
     output: _Output,
@@ -153,7 +161,7 @@ def command(  # the options are read from the context, by the names they have in
     OUTPUT then is a SOURCE for inspect and export. Its checkpoints lie in OUTPUT.training until it is done. On several GPUs:
     torchrun --nproc-per-node N -m lonas_edge train …
     """
-    _refuse_what_does_nothing(context)
+    _refuse_what_does_nothing(ctx)
     with progress(shown=int(os.environ.get("RANK", "0")) == 0) as report:
         from transformers.utils.logging import disable_progress_bar
 
@@ -164,29 +172,27 @@ def command(  # the options are read from the context, by the names they have in
         disable_progress_bar()
         OutputDirectory(output, overwrite).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)
-        record = train(inputs, output, _options(context.params), resume, overwrite, _told(report))
-    if record and as_json:
-        print(json.dumps(record.to_json(), indent=2))
-    elif record:
-        _print(record, output)
+        refuse_revision(revision, inputs.base)
+        record = train(inputs, output, _options(ctx.params), resume, overwrite, _told(report))
+    if record:
+        _print(record, output, as_json)
 
 
-def _refuse_what_does_nothing(context: typer.Context) -> None:
-    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    elastic, idle = context.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if name in given]
-    if elastic and not context.params["nncf_config"]:
+def _refuse_what_does_nothing(ctx: typer.Context) -> None:
+    elastic, idle = ctx.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if given(ctx, name)]
+    if elastic and not ctx.params["nncf_config"]:
         raise typer.BadParameter(
             "--nncf-config FILE is needed (`lonas-edge space --model M --output FILE` writes one), or --no-elastic"
         )
     if not elastic and idle:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise typer.BadParameter(f"{flags}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
-    if "steps" in given and "epochs" in given:
+    if given(ctx, "steps") and given(ctx, "epochs"):
         raise typer.BadParameter("--steps and --epochs: each says how long to train; give one")
 
 
-def _options(given: Mapping[str, Any]) -> TrainOptions:
-    options = {field.name: given[field.name] for field in fields(TrainOptions) if field.name in given}
+def _options(parameters: Mapping[str, Any]) -> TrainOptions:
+    options = {field.name: parameters[field.name] for field in fields(TrainOptions) if field.name in parameters}
     if options["target_modules"] is not None:
         options["target_modules"] = tuple(name.strip() for name in options["target_modules"].split(",") if name.strip())
     return TrainOptions(**options)
@@ -206,7 +212,10 @@ def _told(report: Report) -> Callable[[int, int, Mapping[str, float]], None]:
     return tell
 
 
-def _print(record: "TrainingRecord", output: Path) -> None:
+def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record.to_json(), indent=2))
+        return
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)

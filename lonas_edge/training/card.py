@@ -1,21 +1,21 @@
 """The model card of a super-adapter, the README.md in its directory."""
 
-from typing import Any
+from lonas_edge.network.training_record import TrainingRecord
 
 
-def super_adapter_card(record: dict[str, Any]) -> str:
+def super_adapter_card(record: TrainingRecord) -> str:
     """Write the model card of a super-adapter.
 
     Args:
-        record: Content of its `training.json`.
+        record: How it was trained.
 
     Returns:
         Markdown, with the metadata block that model hubs read.
     """
-    base, options, data = record["base"], record["options"], record["data"]
-    elastic = record["search_space"] is not None
+    base, options, data = record.base, record.options, record.data
+    elastic = record.search_space is not None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
-    last = f", last loss {record['losses'][-1]['loss']:.3f}" if record["losses"] else ""
+    last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     order = (
         "The MLP channels of base and adapter are put in order of importance first (`channel_order.safetensors`; lonas-edge "
         "does it on loading). The adapter itself is stored in the base's own order: plain PEFT loads it as the maximal network."
@@ -24,17 +24,17 @@ def super_adapter_card(record: dict[str, Any]) -> str:
         [
             "---",
             "library_name: peft",
-            *([f"base_model: {base['name']}"] if base["revision"] else []),
+            *([f"base_model: {base.name}"] if base.revision else []),
             f"tags: [{'lonas, ' if elastic else ''}lora, text-generation]",
             "pipeline_tag: text-generation",
             "---",
-            f"# {kind} for {base['name']}",
+            f"# {kind} for {base.name}",
             "",
-            f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record['steps']} steps of "
-            f"{options['batch_size']} examples of `{data['name']}` ({data['examples']} examples), prompt "
-            f"`{record['prompt']['name']}`{last}. `training.json` has the whole record.",
+            f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
+            f"{options['batch_size']} examples of `{data.name}` ({data.examples} examples), prompt "
+            f"`{record.prompt.name}`{last}. `training.json` has the whole record.",
             "",
-            *([order, ""] if record["reordered"] else []),
+            *([order, ""] if record.reordered else []),
             "```",
             "lonas-edge export THIS_DIRECTORY --output DIR" + (" --subnet heuristic" if elastic else ""),
             "```",
@@ -42,7 +42,7 @@ def super_adapter_card(record: dict[str, Any]) -> str:
             "The prompt it was trained with:",
             "",
             "```",
-            record["prompt"]["without_input"] + record["prompt"]["response"],
+            record.prompt.without_input + record.prompt.response,
             "```",
             "",
         ]

@@ -11,7 +11,6 @@ from lonas_edge.data.encoding import encode
 from lonas_edge.data.instructions import read_examples
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import Task
 from lonas_edge.network.adapters import AdapterConfig, rank_misfits
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.source import Located, open_source
@@ -77,20 +76,20 @@ def resolved(options: TrainOptions, architecture: Architecture) -> TrainOptions:
     return replace(options, target_modules=targets)
 
 
-def lora_config(options: TrainOptions, task: Task) -> LoraConfig:
-    """PEFT's configuration of the adapter that resolved options describe, for a model of a task."""
+def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig:
+    """PEFT's configuration of the adapter that resolved options describe."""
     return LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=list(options.target_modules or ()),
-        task_type=task.peft,
+        task_type=architecture.family.task.peft,
     )
 
 
 def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str, int]:
     """The adapter's rank on each layer that gets one, by module path, from resolved options."""
-    return AdapterConfig(Path("--target-modules"), lora_config(options, architecture.family.task)).ranks(architecture)
+    return AdapterConfig(Path("--target-modules"), lora_config(options, architecture)).ranks(architecture)
 
 
 def check(inputs: Inputs, options: TrainOptions) -> None:

@@ -37,7 +37,7 @@ def write_super_adapter(
     if order:
         order.save(folder)
     record.write(folder / TRAINING)
-    (folder / "README.md").write_text(super_adapter_card(record.to_json()))
+    (folder / "README.md").write_text(super_adapter_card(record))
 
 
 def _reference(base: Located, output: Path) -> str:

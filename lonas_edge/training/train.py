@@ -223,9 +223,8 @@ class _Run:
         base = self._base()
         order.apply_to_model(base)
         set_seed(self.options.seed)
-        return SuperNetwork(
-            get_peft_model(base, lora_config(self.options, self.inputs.architecture.family.task)), self.inputs.elasticity
-        )
+        config = lora_config(self.options, self.inputs.architecture)
+        return SuperNetwork(get_peft_model(base, config), self.inputs.elasticity)
 
     def _trainer(self, network: SuperNetwork) -> ElasticTrainer:
         trainable = [parameter for parameter in network.model.parameters() if parameter.requires_grad]

@@ -163,8 +163,8 @@ def test_killed_and_resumed(
     assert "Traceback" not in error
     if number == signal.SIGINT:
         has(error, "Training interrupted", f"The last good checkpoint is kept: {output}.training/checkpoint-3", "--resume")
-    lock = [".out.training.lock"] if number == signal.SIGKILL else []
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*lock, "data.json", "out.training"]
+    left = [] if number == signal.SIGINT else [".out.training.lock"]  # whoever takes it next removes it
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*left, "data.json", "out.training"]
     ran = run_cli(*command, "--resume")
     assert ran.code == 0, ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "out"]
@@ -205,6 +205,20 @@ def test_a_super_adapter_needs_no_other_argument(
         found = load_checkpoint("exported")(input_ids=ids, use_cache=False).logits
     expected = oracle_logits(base, tmp_path / "moved/made/out", llama_copy.space, widths, ids)
     assert (found - expected).abs().max() < 1e-4
+
+
+def test_the_home_directory_in_every_path(
+    llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell replaces the ~ of `--output=~/out`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = {"model": "~/base", "nncf_config": "~/space.json", "steps": 1}
+    ran = run_cli(*arguments(llama_copy, Path("~") / data.name, Path("~/out"), **given))
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out" / ADAPTER).exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_the_base_is_found_from_the_super_adapter(

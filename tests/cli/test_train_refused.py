@@ -212,6 +212,7 @@ def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Calla
         ({"dropout": 1}, "--dropout"),
         ({"sampling": "all"}, "--sampling"),
         ({"precision": "int8"}, "--precision"),
+        ({"revision": "main"}, "--revision main"),
     ],
 )
 def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes, text: str) -> None:

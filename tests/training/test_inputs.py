@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import TARGETS, TinySource
+from tiny_models import OTHER_TARGETS, TARGETS, TinyModels, TinySource
 from training_runs import EXAMPLES
 
 from lonas_edge.errors import LonasEdgeError
@@ -42,6 +42,15 @@ def test_plain_lora_takes_the_stages_alone(llama_copy: TinySource, data: Path) -
         open_inputs(str(llama_copy.base), data, llama_copy.space)
 
 
+@pytest.mark.parametrize(
+    ("case", "targets"), [("qwen3", TARGETS), ("neox", OTHER_TARGETS["gpt_neox"]), ("phi3", OTHER_TARGETS["phi3"])]
+)
+def test_default_target_modules(case: str, targets: list[str], tiny_models: TinyModels, data: Path) -> None:
+    architecture = open_inputs(str(tiny_models.base(case)), data, tiny_models.space(case)).architecture
+    found = resolved(TrainOptions(), architecture).target_modules
+    assert (len(found), set(found)) == (len(targets), set(targets))
+
+
 def test_target_modules(llama: TinySource, data: Path) -> None:
     """The family's where none are named; `()` names none."""
     architecture = open_inputs(str(llama.base), data, llama.space).architecture
@@ -49,7 +58,8 @@ def test_target_modules(llama: TinySource, data: Path) -> None:
     assert resolved(TrainOptions(target_modules=("o_proj",)), architecture).target_modules == ("o_proj",)
     assert resolved(TrainOptions(target_modules=()), architecture).target_modules == ()
     options = resolved(TrainOptions(rank=5, alpha=7, dropout=0.25), architecture)
-    config = lora_config(options, architecture.family.task)
+    config = lora_config(options, architecture)
+    assert config.task_type == "CAUSAL_LM"
     assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (5, 7, 0.25, set(TARGETS))
     layers = [f"model.layers.{i}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}" for i in range(3) for name in TARGETS]
     assert adapter_ranks(options, architecture) == dict.fromkeys(layers, 5)

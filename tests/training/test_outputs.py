@@ -13,6 +13,7 @@ from training_runs import (
     RECORD,
     SPACE,
     VARIANTS,
+    names_in,
     run,
     run_killed,
     same,
@@ -27,12 +28,12 @@ def test_output_appears_when_it_is_done(llama: TinySource, data: Path, tmp_path:
 
     def look(step: int, steps: int, _log: Any) -> None:
         seen.append((step, steps))
-        assert [path.name for path in tmp_path.iterdir()] == ["out.training"]
+        assert names_in(tmp_path) == ["out.training"]
 
     run(llama, data, tmp_path / "out", report=look)
     assert seen[0] == (1, 8)
     assert seen[-1] == (8, 8)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert names_in(tmp_path) == ["out"]
     expected = ["README.md", "adapter_config.json", ADAPTER, ORDER, SPACE, RECORD]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
 
@@ -69,4 +70,4 @@ def test_overwrite_replaces_output_and_unfinished_training(llama: TinySource, da
     run(llama, data, output, overwrite=True, steps=2)
     assert not (output / "mine").exists()
     assert json.loads((output / RECORD).read_text())["steps"] == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert names_in(tmp_path) == ["out"]

@@ -13,6 +13,7 @@ from training_runs import (
     VARIANTS,
     Watched,
     difference,
+    names_in,
     run,
     run_killed,
     same,
@@ -36,7 +37,7 @@ def test_resumed_equals_uninterrupted(variant: str, llama: TinySource, uninterru
     data, folder, record = uninterrupted(variant)
     output, changes = tmp_path / "out", VARIANTS[variant][1]
     run_killed(llama, data, output, at=5, **changes)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.training"]
+    assert names_in(tmp_path) == ["out.training"]
     assert [path.name for path in working(output).glob("checkpoint-*")] == ["checkpoint-3"]
     steps = []
     resumed = run(llama, data, output, resume=True, report=lambda step, _steps, log: steps.append(step), **changes)
@@ -44,7 +45,7 @@ def test_resumed_equals_uninterrupted(variant: str, llama: TinySource, uninterru
     assert steps[0] == 4
     assert record["resumed_from_step"] is None
     same(output, resumed, folder, record)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert names_in(tmp_path) == ["out"]
 
 
 def test_interrupted_before_the_first_checkpoint(llama: TinySource, data: Path, tmp_path: Path) -> None:

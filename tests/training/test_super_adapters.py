@@ -12,7 +12,7 @@ import torch
 from oracle import oracle_logits
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import CASES, TARGETS, TinyModels, TinySource
+from tiny_models import CASES, TARGETS, TinyModels, TinySource, mlp_names
 from training_runs import (
     ADAPTER,
     EXAMPLES,
@@ -91,7 +91,9 @@ def test_reordering_changes_places_but_not_the_function(any_source: TinySource, 
     read_channel_order(trained(any_source.case, True), open_source(str(any_source.base)).architecture).apply_to_model(base)
     assert (logits_of(base, ids) - expected).abs().max() < 1e-4
     changed = {name for name, p in base.named_parameters() if not torch.equal(p, before[name])}
-    modules = [name.replace("down_proj", kind) for name in order for kind in ("gate_proj", "up_proj", "down_proj")]
+    producers, consumer = mlp_names(any_source.case)
+    modules = [name.replace(consumer, kind) for name in order for kind in (*producers, consumer)]
+    assert len(order) == 3
     assert {name for name in changed if name.endswith("weight")} == {f"{module}.weight" for module in modules}
 
 

@@ -105,6 +105,11 @@ def difference(one: Path, other: Path) -> float:
     return max((left[key] - right[key]).abs().max().item() for key in left)
 
 
+def names_in(folder: Path) -> list[str]:
+    """What lies in a directory, but for locks: one is there as long as its holder runs, or until the next after a kill."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
 def working(output: Path) -> Path:
     """Where checkpoints are kept."""
     return output.with_name(f"{output.name}.training")
@@ -167,14 +172,23 @@ def divergence(tokens: list[Tokens], teacher: Callable, student: Callable) -> fl
 def active_part(name: str, shape: torch.Size, ranks: dict[str, int], outputs: dict[str, int]) -> torch.Tensor:
     """True where a sub-network has the adapter's parameter `name` of a PEFT model; `ranks`, `outputs` of `read_groups`."""
     module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
-    rank, rows = ranks.get(module), outputs.get(module)
-    columns = outputs[module.replace("down_proj", "gate_proj")] if module.endswith("down_proj") else None
+    path, _, kind = module.rpartition(".")
+    rank, rows, columns = ranks.get(module), outputs.get(module), None
+    if kind in ("down_proj", "dense_4h_to_h"):
+        columns = next(width for layer, width in outputs.items() if layer.startswith(f"{path}."))
     active = torch.zeros(shape, dtype=torch.bool)
     if factor.startswith("A"):
         active[:rank, :columns] = True
     else:
-        active[:rows, :rank] = True
+        active[rows_of(kind, rows, shape[0]), :rank] = True
     return active
+
+
+def rows_of(kind: str, width: int | None, size: int) -> torch.Tensor:
+    """Which of a layer's `size` rows a width keeps: the first ones, of each half where gate and up are fused."""
+    if kind != "gate_up_proj" or width is None:
+        return torch.arange(size)[:width]
+    return torch.cat([torch.arange(width), size // 2 + torch.arange(width)])
 
 
 @dataclass

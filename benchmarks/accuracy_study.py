@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.commonsense import read_samples
 from lonas_edge.evaluate.compare import Z_95
-from lonas_edge.evaluate.tasks import documents
+from lonas_edge.evaluate.protocols import PROTOCOLS
 
 # An arm: options of `lonas-edge train`, and what a step costs in those of plain LoRA. A backward pass costs as much as a
 # forward pass (base weights need no gradients); a random sub-network keeps 0.81 of the work, the minimal one 0.63.
@@ -104,11 +103,11 @@ def train(arguments: argparse.Namespace, arm: str, seed: int, data: Path) -> tup
 
 def read(datasets: Path, task: str, split: str, limit: int | None) -> list[dict[str, Any]]:
     """Questions of a task as the protocol `option-text` asks them; `limit` takes a seeded sample."""
-    path = datasets / task / f"{split}.json"
-    samples = read_samples(datasets, task) if split == "test" else json.loads(path.read_text())
+    path, protocol = datasets / task / f"{split}.json", PROTOCOLS["option-text"]
+    samples = protocol.read(datasets, task) if split == "test" else json.loads(path.read_text())
     if limit and limit < len(samples):
         samples = random.Random(f"0/{task}/{split}").sample(samples, limit)
-    return [{"task": task, **document} for document in documents(samples, task, "option-text", "question")]
+    return [{"task": task, **document} for document in protocol.documents(samples, task, "question")]
 
 
 def examples(asked: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -126,8 +125,8 @@ def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero
     from transformers import AutoTokenizer
 
     from lonas_edge.evaluate.torch_lm import TorchLM
-    from lonas_edge.network.elastic import load_super_network
     from lonas_edge.network.source import open_source
+    from lonas_edge.network.super_network import load_super_network
     from lonas_edge.space.subnetwork import select
 
     opened = open_source(str(source))

@@ -23,9 +23,8 @@ from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.data.commonsense import read_samples
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.evaluate.tasks import documents
+from lonas_edge.evaluate.protocols import PROTOCOLS
 
 TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
@@ -73,10 +72,11 @@ def main() -> None:
     model = PeftModel.from_pretrained(model, arguments.adapter).eval()
     ours = OpenVinoLM(arguments.exported, tokenizer, 2048, properties=F32)
     results: dict[str, Any] = {}
+    ranks, generates = PROTOCOLS["option-text"], PROTOCOLS["generate"]
     for task in TASKS:
-        samples = random.Random(0).sample(read_samples(arguments.datasets, task), arguments.samples)
+        samples = random.Random(0).sample(ranks.read(arguments.datasets, task), arguments.samples)
         results[task] = found = {}
-        questions = documents(samples, task, "option-text", arguments.prompt)
+        questions = ranks.documents(samples, task, arguments.prompt)
         asked = [
             Instance("loglikelihood", {}, (d["prompt"], f" {choice}"), place, (task, index, 1))
             for index, d in enumerate(questions)
@@ -86,7 +86,7 @@ def main() -> None:
         pairs = list(zip(ours.loglikelihood(asked, True), reference.loglikelihood(asked, True), strict=True))
         found["largest_log_likelihood_difference"] = max(abs(one - other) for (one, _), (other, _) in pairs)
         found["choices"] = len(pairs)
-        prompts = [d["prompt"] for d in documents(samples, task, "generate", arguments.prompt)]
+        prompts = [d["prompt"] for d in generates.documents(samples, task, arguments.prompt)]
         for num_beams in (1, 4):
             start = time.perf_counter()
             make = partial(generated, model, tokenizer, prompts, num_beams)

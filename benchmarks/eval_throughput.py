@@ -26,9 +26,8 @@ from lm_eval.models.optimum_lm import OptimumLM
 from transformers import AutoTokenizer
 
 from lonas_edge import load_checkpoint
-from lonas_edge.data.commonsense import read_samples
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.evaluate.tasks import documents
+from lonas_edge.evaluate.protocols import PROTOCOLS
 from lonas_edge.evaluate.torch_lm import TorchLM
 
 TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
@@ -117,9 +116,10 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     tokenizer = AutoTokenizer.from_pretrained(arguments.exported)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    samples = {task: read_samples(arguments.datasets, task) for task in TASKS}
-    prompts = [d for task in TASKS for d in documents(samples[task], task, "generate", arguments.prompt)]
-    questions = [d for task in TASKS for d in documents(samples[task], task, "option-text", arguments.prompt)]
+    ranks, generates = PROTOCOLS["option-text"], PROTOCOLS["generate"]
+    samples = {task: ranks.read(arguments.datasets, task) for task in TASKS}
+    prompts = [d for task in TASKS for d in generates.documents(samples[task], task, arguments.prompt)]
+    questions = [d for task in TASKS for d in ranks.documents(samples[task], task, arguments.prompt)]
     for asked in (prompts, questions):
         random.Random(0).shuffle(asked)
     bf16 = load_checkpoint(arguments.checkpoint, torch.bfloat16)

@@ -49,23 +49,23 @@ class Arm:
         from peft import get_peft_model
         from torch.optim import AdamW
 
-        from lonas_edge.network.elastic import SuperNetwork, load_base
-        from lonas_edge.network.source import locate, read_model_config
-        from lonas_edge.space.architecture import Architecture, bind
-        from lonas_edge.space.search_space import read_search_space
+        from lonas_edge.formats import DTYPES
+        from lonas_edge.network.source import open_source
+        from lonas_edge.network.super_network import SuperNetwork, load_base
+        from lonas_edge.training.elastic_trainer import InactiveKept
+        from lonas_edge.training.inputs import lora_config, resolved
         from lonas_edge.training.plan import TrainOptions
-        from lonas_edge.training.train import InactiveKept, _lora_config
 
-        located = locate(str(arguments.base), None, weights=True)
+        source = open_source(None, str(arguments.base), arguments.space)
+        self.elasticity = source.elasticity
         torch.manual_seed(0)
-        base = load_base(located, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-        self.model = get_peft_model(base, _lora_config(TrainOptions())).to(arguments.device).train()
+        base = load_base(source.base, source.architecture.family.task, DTYPES[dtype].torch)
+        config = lora_config(resolved(TrainOptions(), source.architecture), source.architecture.family.task)
+        self.model = get_peft_model(base, config).to(arguments.device).train()
         self.optimizer = AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-5)
         self.autocast = torch.autocast(arguments.device, torch.bfloat16, enabled=dtype == "bf16")
         self.network, self.activation, self.kept = None, [], []
         if elastic:
-            architecture = Architecture.from_config(read_model_config(located), str(located.folder))
-            self.elasticity = bind(architecture, read_search_space(arguments.space), str(arguments.space))
             self.network = SuperNetwork(self.model, self.elasticity)
             self.chosen: tuple[int, ...] = ()
             InactiveKept(self.optimizer, lambda: self.network.inactive_parts(self.chosen))
@@ -113,24 +113,18 @@ def batches(arguments: argparse.Namespace, vocabulary: int) -> Callable[[int], d
 
 def flops_kept(arm: Arm, chosen: list[tuple[int, ...]], arguments: argparse.Namespace) -> float:
     """Mean share of the multiply-accumulates that the sub-networks keep; the head counts at the learned tokens only."""
-    tokens, head = arguments.tokens, arm.elasticity.architecture.family.head
+    family, tokens = arm.elasticity.architecture.family, arguments.tokens
 
     def macs(widths: dict[str, Any]) -> int:
         total = 0
         for name, w in widths.items():
-            adapter = (w.rank or 32) * (w.in_features + w.out_features) if name.endswith(_targets()) else 0
-            total += (w.in_features * w.out_features + adapter) * (arguments.learned if name == head else tokens)
+            adapter = (w.rank or 32) * (w.in_features + w.out_features) if name.endswith(family.default_targets) else 0
+            total += (w.in_features * w.out_features + adapter) * (arguments.learned if name == family.head else tokens)
         return total
 
     groups = arm.elasticity.space.groups
     whole = macs(arm.elasticity.widths([group.widths[0] for group in groups]))
     return statistics.mean(macs(arm.elasticity.widths(widths)) / whole for widths in chosen)
-
-
-def _targets() -> tuple[str, ...]:
-    from lonas_edge.training.plan import TARGETS
-
-    return TARGETS
 
 
 def compare(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,15 @@ def replace_text(path: Path, text: str) -> None:
     Args:
         path: The file.
         text: Its new content.
+
+    Raises:
+        LonasEdgeError: If it cannot be written; what was there is as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise LonasEdgeError(f"{path}: cannot be written: {error}") from error

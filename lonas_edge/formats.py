@@ -29,7 +29,8 @@ class Dtype:
         """PyTorch's own."""
         import torch
 
-        return getattr(torch, self.torch_name)
+        dtype: torch.dtype = getattr(torch, self.torch_name)
+        return dtype
 
 
 DTYPES = {
@@ -124,7 +125,7 @@ class WeightFormat:
 FORMATS = {
     weight_format.name: weight_format
     for weight_format in (
-        WeightFormat("fp32", 32),
+        WeightFormat("fp32", 32, tolerance=1.0),
         WeightFormat("fp16", 16, tolerance=1.0),
         WeightFormat("int8", 8, "INT8_ASYM", 8, tolerance=1.0, kv_cache="u8"),
         WeightFormat("int4", 4, "INT4_ASYM", 4, (128, 64, 32), outer="int8", tolerance=1.0, kv_cache="u8"),

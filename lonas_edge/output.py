@@ -1,6 +1,5 @@
 """Outputs that appear whole or not at all: written beside their place, renamed last."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,9 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from lonas_edge.errors import LonasEdgeError
 
 _KEPT = "kept"  # the name of a replaced output inside the directory that sets it aside
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class OutputDirectory:
                     parent.rmdir()
 
     def _publish(self, partial: Path) -> None:
-        partial.chmod(0o777 & ~_umask())
+        if os.name == "posix":  # a temporary directory is its owner's alone; an output is as the user's other files
+            partial.chmod(0o777 & ~_umask())
         if not self.path.exists():
             partial.rename(self.path)
             return
@@ -112,33 +115,38 @@ def _existing_parent(path: Path) -> Path:
 def locked(folder: Path) -> Iterator[bool]:
     """Hold a directory's lock, as long as its writer lives.
 
+    The lock is on a file beside the directory: open files in it would keep some systems from renaming it, and it would get
+    into what is published. The system frees it when the process ends, however it ends.
+
     Args:
         folder: The directory.
 
     Yields:
         Whether it is held: False where another process holds it, or the directory has gone.
     """
+    file = folder.with_name(f".{folder.name.removeprefix('.')}{_LOCK}")
+    lock = FileLock(file)
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
+        file.parent.stat()  # filelock would make it
+        lock.acquire(timeout=0)
+    except (Timeout, FileNotFoundError):
         yield False
         return
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield folder.is_dir()
     finally:
-        os.close(handle)
+        with suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
+            file.unlink()  # before the release: after it, the file may be another's
+        lock.release()
 
 
 def _settle(path: Path) -> None:
     """Clear what killed runs left for this output; an output that one had set aside returns to its place."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.(incomplete|old)")
+    ours = re.compile(rf"(\.{re.escape(path.name)}\.[^.]+\.(?:incomplete|old))(?:{re.escape(_LOCK)})?")
     with suppress(OSError):  # what cannot be cleared is in nobody's way
-        for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
+        found = [ours.fullmatch(entry.name) for entry in path.parent.iterdir()]
+        for name in {match[1] for match in found if match}:
+            left = path.with_name(name)
             with locked(left) as abandoned:
                 if abandoned and (left / _KEPT).exists() and not path.exists():
                     (left / _KEPT).rename(path)

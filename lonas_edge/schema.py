@@ -6,12 +6,18 @@ refused by name; an older one is migrated step by step, or refused with the way 
 
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json, replace_text
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]  # content of one version, without `schema`, to that of the next
 
@@ -76,22 +82,27 @@ class Record:
         Raises:
             LonasEdgeError: As of `read`.
         """
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         version = cls._version(content, where)
-        values = {name: value for name, value in content.items() if name not in ("schema", "format")}
+        left_out = "schema" if "schema" in content else "format"
+        values = {name: value for name, value in content.items() if name != left_out}
         for older in range(version, cls.VERSION):
-            if older not in cls.MIGRATIONS:
-                raise LonasEdgeError(
-                    f"{where}: version {older} of {cls.NAME}, which this lonas-edge no longer reads. {cls.AGAIN}"
-                )
-            values = _migrated(cls.MIGRATIONS[older], values, where, cls.AGAIN)
+            values = cls._migrated(older, values, where)
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+            return cls._checker().validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
+            problems = [_told(fault) for fault in error.errors(include_url=False)]
             raise_all(f"{where}: not a {cls.NAME} of lonas-edge:", problems, cls.AGAIN)
             raise  # never reached: there is at least one fault
+
+    @classmethod
+    @cache
+    def _checker(cls) -> "TypeAdapter[Self]":
+        """pydantic is imported, and a record's checks are made, when the first one is read."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls)
 
     @classmethod
     def _version(cls, content: Mapping[str, Any], where: str) -> int:
@@ -107,9 +118,18 @@ class Record:
             )
         return int(version)
 
+    @classmethod
+    def _migrated(cls, older: int, values: dict[str, Any], where: str) -> dict[str, Any]:
+        if older not in cls.MIGRATIONS:
+            raise LonasEdgeError(f"{where}: version {older} of {cls.NAME}, which this lonas-edge no longer reads. {cls.AGAIN}")
+        try:
+            return cls.MIGRATIONS[older](deepcopy(values))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise LonasEdgeError(f"{where}: damaged: {type(error).__name__}: {error}. {cls.AGAIN}") from error
 
-def _migrated(migration: Migration, values: dict[str, Any], where: str, again: str) -> dict[str, Any]:
-    try:
-        return migration(dict(values))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise LonasEdgeError(f"{where}: damaged: {type(error).__name__}: {error}. {again}") from error
+
+def _told(fault: Mapping[str, Any]) -> str:
+    """A fault of pydantic's: the field, what is wrong, and what was found where the message alone does not say it."""
+    field = ".".join(map(str, fault["loc"]))
+    found = "" if fault["type"] in ("missing", "unexpected_keyword_argument") else f", found {shortened(fault['input'])}"
+    return f"{field}: {fault['msg']}{found}" if field else str(fault["msg"])

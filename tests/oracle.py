@@ -1,8 +1,8 @@
 """The oracle: the logits a sub-network must have, in plain torch and float64, written from the definition of LoNAS.
 
 It does not import the package. The full Hugging Face model is kept at its full size: adapters are merged with their first r
-ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For a gated MLP, act(gate) * up, that is
-the same as removing it, since act(0) is 0 for the activations in use.
+ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For an MLP, act(gate) * up or act(up), that
+is the same as removing it, since act(0) is 0 for the activations in use.
 """
 
 import json
@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 ORDER = "channel_order.safetensors"  # beside the adapter: place i of the order holds that channel of the base
-_CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj"}
+_CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
+_ENDINGS = ("self_linear", "lora_A", "lora_B")  # of a node name's bracketed parts, after the layer's own
 
 
 def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: list[int], ids: torch.Tensor) -> torch.Tensor:
@@ -39,10 +40,10 @@ def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[st
     for nodes, allowed, width in zip(elastic["overwrite_groups"], elastic["overwrite_groups_widths"], widths, strict=True):
         assert width in allowed
         for node in nodes:
-            layer, projection = re.search(r"DecoderLayer\[(\d+)\].*?\[(\w+_proj)\]", node).groups()
-            block = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-            target = ranks if "[lora_A]" in node else outputs
-            target[f"model.layers.{layer}.{block}.{projection}"] = width
+            parts = re.findall(r"\[(\w+)\]", node)[2:]  # without base_model and model
+            end = next(place for place, part in enumerate(parts) if part in _ENDINGS)
+            target = ranks if parts[end] == "lora_A" else outputs
+            target[".".join(parts[:end])] = width
     return ranks, outputs
 
 
@@ -64,8 +65,10 @@ def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.
     """Zero the channels of a layer from place `width` of the order on, and the same columns of the layer that consumes them."""
     path, _, name = layer.rpartition(".")
     consumer = f"{path}.{_CONSUMER[name]}"
-    channels = order.get(consumer, torch.arange(len(weights[f"{layer}.weight"])))[width:]
-    weights[f"{layer}.weight"][channels] = 0
+    full = weights[f"{consumer}.weight"].shape[1]
+    channels = order.get(consumer, torch.arange(full))[width:]
+    rows = torch.cat([channels, full + channels]) if name == "gate_up_proj" else channels  # [gate; up]
+    weights[f"{layer}.weight"][rows] = 0
     if f"{layer}.bias" in weights:
-        weights[f"{layer}.bias"][channels] = 0
+        weights[f"{layer}.bias"][rows] = 0
     weights[f"{consumer}.weight"][:, channels] = 0

@@ -25,6 +25,10 @@ RANKS = (8, 6)
 RATIOS = (1, 0.75, 0.5)
 MLP_WIDTHS = (128, 96, 64)  # 32 divides each: an INT4 group size fits
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"]  # as published
+OTHER_TARGETS = {  # where layers have other names
+    "gpt_neox": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+}
 
 _COMMON = {
     "num_hidden_layers": LAYERS,
@@ -51,6 +55,8 @@ _FAMILIES = {
         "query_pre_attn_scalar": 16,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
+    "phi3": {"model_type": "phi3", "original_max_position_embeddings": 128},
 }
 
 # name of a case -> its model configuration. `-tied` shares head and embedding, the others do not; `llama-biased` has a bias
@@ -61,6 +67,18 @@ CASES = {
     for suffix, tied in (("", False), ("-tied", True))
 }
 CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
+
+
+def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
+    """Names of the layers that widen a case's MLP, and of the one that narrows it again."""
+    others = {"gpt_neox": (("dense_h_to_4h",), "dense_4h_to_h"), "phi3": (("gate_up_proj",), "down_proj")}
+    return others.get(CASES[case]["model_type"], (("gate_proj", "up_proj"), "down_proj"))
+
+
+def mlp_consumers(case: str) -> list[str]:
+    """Paths of the layers that narrow the MLPs again, decoder layer by decoder layer."""
+    layers = "gpt_neox.layers" if CASES[case]["model_type"] == "gpt_neox" else "model.layers"
+    return [f"{layers}.{layer}.mlp.{mlp_names(case)[1]}" for layer in range(LAYERS)]
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,8 @@ class TinyModels:
         label = "-".join([case, *(f"{key}={value}" for key, value in sorted(options.items())), *([] if safe else ["bin"])])
         folder = self.folder / "adapters" / "".join(c if c.isalnum() or c in "-_=." else "_" for c in label)
         if not folder.exists():
-            settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "task_type": "CAUSAL_LM"}
+            targets = OTHER_TARGETS.get(CASES[case]["model_type"], TARGETS)
+            settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": list(targets), "task_type": "CAUSAL_LM"}
             settings |= copy.deepcopy(options)  # LoraConfig and PEFT change the lists they are given
             model = AutoModelForCausalLM.from_pretrained(self.base(case), dtype=torch.float32)
             model = get_peft_model(model, LoraConfig(**settings))

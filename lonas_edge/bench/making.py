@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lonas_edge.bench.arms import LORA, SUBNET, UNPRUNED, Arm, Kind
 from lonas_edge.bench.measure import Progress
@@ -109,7 +109,7 @@ def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -
     faults += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
     for arm in (ARMS[name] for name in names if name in ARMS):
         faults += arm.faults(options)
-        if arm.needs_adapter and not exported.manifest["adapter"]:
+        if arm.needs_adapter and not exported.own_manifest.adapter:
             faults.append(f"{arm.name}: {exported.folder} was exported without an adapter")
     return faults
 
@@ -126,7 +126,7 @@ def _ir_arm(name: str, opened: "Exported", given: Ingredients) -> Arm:
     properties |= exported.properties
     properties |= {kv: options.kv_precision} if options.kv_precision else {}
     properties |= options.properties
-    parameters = opened.manifest.get("sizes", {}).get("subnetwork", {}).get("parameters")
+    parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
     size = weight_bytes(opened.folder)
     return Arm(name, "ir", opened.folder, options.device, opened.weight_format, None, False, properties, parameters, size)
 
@@ -139,9 +139,9 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
     """The maximal network at the same weight format; exported once and kept."""
     from lonas_edge.exporting.exported import open_exported
 
-    manifest, source = given.exported.manifest, given.source
+    manifest, source = given.exported.own_manifest, given.source
     assert source  # it is needed
-    identity = [manifest["base"]["sha256"], (manifest["adapter"] or {}).get("sha256"), manifest["weight_format"]]
+    identity: list[Any] = [manifest.base.sha256, manifest.adapter and manifest.adapter.sha256, manifest.weight_format]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = given.options.cache / f"unpruned-{key}"
@@ -149,7 +149,7 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
         given.progress("Exporting the unpruned network (kept for the next time)", None)
         adapter = str(source.adapter.folder) if source.adapter else None
         try:
-            apart(_export_maximal, adapter, str(source.base.folder), folder, manifest["weight_format"])
+            apart(_export_maximal, adapter, str(source.base.folder), folder, manifest.weight_format)
         except LonasEdgeError as error:
             raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
     return _ir_arm(name, open_exported(folder), given)
@@ -168,7 +168,7 @@ def _export_maximal(adapter: str | None, base: str, folder: Path, weight_format:
 def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:
     source, options = given.source, given.options
     assert source  # it is needed
-    parameters: int = given.exported.manifest["sizes"]["unpruned"]["parameters"]
+    parameters = given.exported.own_manifest.sizes.unpruned.parameters
     return Arm(
         name,
         "torch",
@@ -226,24 +226,28 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None, re
     """
     from lonas_edge.network.source import open_source
 
-    base, tuned = exported.manifest["base"], exported.manifest["adapter"]
+    base, tuned = exported.own_manifest.base, exported.own_manifest.adapter
     if tuned and adapter is None:
-        if tuned["revision"] is None:
+        if tuned.revision is None:
             raise LonasEdgeError(
-                f"{exported.folder}: exported with the adapter {tuned['name']!r}, a directory whose place is not recorded. "
+                f"{exported.folder}: exported with the adapter {tuned.name!r}, a directory whose place is not recorded. "
                 "Name it with --adapter (and the base with --model, unless the adapter names it)."
             )
-        adapter = tuned["name"]
+        adapter = tuned.name
     if adapter and not tuned:
         raise LonasEdgeError(f"{exported.folder}: exported without an adapter; leave out --adapter {adapter}.")
-    if model is None and base["revision"] is not None:
-        model, revision = base["name"], revision or base["revision"]
+    if model is None and base.revision is not None:
+        model, revision = base.name, revision or base.revision
     if not tuned and model is None:
-        raise LonasEdgeError(f"{exported.folder}: exported from {base['name']!r}; name its directory with --model.")
+        raise LonasEdgeError(f"{exported.folder}: exported from {base.name!r}; name its directory with --model.")
     source = open_source(adapter, model, None, revision)
-    problems = _differing("base", source.base.folder, base["sha256"])
+    if revision and source.base.revision is None:
+        raise LonasEdgeError(
+            f"--revision {revision}: {source.base.folder} is a directory; revisions are the hub's. Leave it out."
+        )
+    problems = _differing("base", source.base.folder, base.sha256)
     if tuned and source.adapter:
-        problems += _differing("adapter", source.adapter.folder, tuned["sha256"])
+        problems += _differing("adapter", source.adapter.folder, tuned.sha256)
     raise_all(f"{exported.folder}: not exported from these:", problems, "--model and --adapter name the right ones.")
     return source
 

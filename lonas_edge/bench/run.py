@@ -73,8 +73,9 @@ def _report(
     others = [one for session in sessions for one in session.others]
     load = {key: max((one[key] for one in others), default=0.0) for key in ("others", "stolen")}
     compared = report.comparisons(measured, [arm.name for arm in arms], options.cases)
+    manifest = exported.own_manifest.to_json()
     return report.Report(
-        model={key: exported.manifest[key] for key in ("base", "adapter", "subnetwork", "weight_format", "sizes")},
+        model={key: manifest[key] for key in ("base", "adapter", "subnetwork", "weight_format", "sizes")},
         conditions=_conditions(options, place, sessions),
         load=load,
         bandwidth=bandwidth,

@@ -141,8 +141,10 @@ def tune(exported: Exported, options: TuneOptions, progress: Progress) -> Tuned:
     conditions["versions"] = versions(PACKAGES)
     inside = sorted(set(best) & set(runtime.IN_IR))
     found = Tuned(options.objective, best, inside, search.trials, gains, search.kl(best), conditions)
-    kept = {key: value for key, value in found.to_json().items() if key not in ("trials", "in_ir")}
-    store_properties(exported.folder, {"format": 1, "device": options.device, "date": time.strftime("%Y-%m-%d"), **kept})
+    kept = {metric: runtime.Gain(**asdict(gain)) for metric, gain in gains.items()}
+    date = time.strftime("%Y-%m-%d")
+    chosen = runtime.RuntimeProperties(options.device, date, options.objective, best, kept, found.mean_kl, conditions)
+    store_properties(exported.folder, chosen)
     return found
 
 

@@ -1,45 +1,55 @@
 """`lonas-edge eval`: answers of one or several models on the commonsense tasks."""
 
-import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lonas_edge.cli.options import JsonOption, RevisionOption, SpaceOption, choice, parse_properties
+from lonas_edge.cli.options import (
+    USER_PATH,
+    USER_PATH_OR_NAME,
+    JsonOption,
+    RevisionOption,
+    SpaceOption,
+    choice,
+    given,
+    parse_properties,
+    require_extra,
+    user_path,
+)
+from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
+from lonas_edge.data.commonsense import TASKS
+from lonas_edge.data.templates import PROMPTS
+from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, Protocol
 from lonas_edge.formats import DTYPES
 
 if TYPE_CHECKING:
-    from lonas_edge.evaluate.report import Report
+    from lonas_edge.evaluate.record import Report
+    from lonas_edge.evaluate.targets import Target
 
-
-class ProtocolChoice(StrEnum):
-    """How an answer is found."""
-
-    GENERATE = "generate"
-    ANSWER_WORD = "answer-word"
-    OPTION_TEXT = "option-text"
-
-
-class PromptChoice(StrEnum):
-    """Prompt templates."""
-
-    ALPACA = "alpaca"
-    QUESTION = "question"
-    LONAS = "lonas"
-    LONAS_TRAIN = "lonas-train"
+_NO_IR, _NO_TORCH = "no TARGET is an IR", "no TARGET runs in PyTorch"
+_NO_SOURCE = "no TARGET is an adapter or a base"
+_HEEDED = {  # options that only some targets heed, and what is said where none does
+    "device": _NO_IR,
+    "properties": _NO_IR,
+    "torch_device": _NO_TORCH,
+    "torch_dtype": _NO_TORCH,
+    "model": _NO_SOURCE,
+    "nncf_config": _NO_SOURCE,
+    "revision": "no TARGET's base is the hub's",
+    "subnet": "there is no search space: no TARGET is a super-adapter",
+}
 
 
 def command(
+    ctx: typer.Context,
     targets: Annotated[
         list[str] | None,
         typer.Argument(
+            click_type=USER_PATH_OR_NAME,
             help="Exported directories (run by OpenVINO), super-adapters or PEFT adapters (in PyTorch, --subnet activated), "
             "base models. The others are compared with the first.",
             show_default=False,
@@ -49,33 +59,44 @@ def command(
         str | None,
         typer.Option(
             "--tasks",
-            help="Separated by commas: boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa, "
-            "or all of them; any other task of lm-evaluation-harness by its name (harness:boolq for its own boolq). Default: "
-            "those of the eight that --datasets has.",
+            help=f"Separated by commas: {', '.join(TASKS)}, or all of them; any other task of lm-evaluation-harness by its "
+            "name (harness:boolq for its own boolq). Default: those that --datasets has.",
         ),
     ] = None,
     datasets: Annotated[
         Path | None,
-        typer.Option("--datasets", help="Directory with TASK/test.json, in the format of the LLM-Adapters collection."),
+        typer.Option(
+            "--datasets",
+            click_type=USER_PATH,
+            help="Directory with TASK/test.json, in the format of the LLM-Adapters collection.",
+        ),
     ] = None,
     protocol: Annotated[
-        ProtocolChoice,
+        str,
         typer.Option(
             "--protocol",
-            help="generate: the reference's, generates and takes the first answer word. answer-word: ranks 'the correct answer "
-            "is WORD'. option-text: ranks the options' texts, the sensitive one for small models.",
+            click_type=choice(PROTOCOLS),
+            help=" ".join(f"{known.name}: {known.about}." for known in PROTOCOLS.values()),
         ),
-    ] = ProtocolChoice.GENERATE,
+    ] = DEFAULT,
     prompt: Annotated[
-        PromptChoice | None,
+        str | None,
         typer.Option(
             "--prompt",
-            help="Template of the prompt: alpaca (clean), question, lonas (the reference's evaluation prompt, byte for byte), "
-            "lonas-train (its training prompt). Default: the one the super-adapter was trained with (lonas in its evaluation "
-            "form); lonas for other adapters with a search space, alpaca for the rest. option-text has its own.",
+            click_type=choice(PROMPTS),
+            help=f"Template of the prompt: {'; '.join(known.described for known in PROMPTS.values())}. Default: the one the "
+            "super-adapter was trained with (lonas in its evaluation form); lonas for other adapters with a search space, "
+            "alpaca for the rest. option-text has its own.",
         ),
     ] = None,
-    num_beams: Annotated[int, typer.Option("--num-beams", min=1, help="Beams of the protocol generate; 1 is greedy.")] = 4,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(
+            "--num-beams",
+            min=1,
+            help=f"Beams of a protocol that generates; 1 is greedy. Default: {PROTOCOLS[DEFAULT].num_beams}.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Samples of each task, a seeded choice. Default: all.")
     ] = None,
@@ -88,8 +109,13 @@ def command(
             "file. Default: heuristic; maximal for plain LoRA.",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Base model of adapters; alone, it is evaluated itself.")] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="An adapter to evaluate on --model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model of adapters; alone, it is evaluated itself."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", click_type=USER_PATH_OR_NAME, help="An adapter to evaluate on --model.")
+    ] = None,
     nncf_config: SpaceOption = None,
     revision: RevisionOption = None,
     device: Annotated[str, typer.Option("--device", help="OpenVINO device of exported directories.")] = "CPU",
@@ -117,7 +143,8 @@ def command(
         typer.Option("--card", help="Write the result into the model cards of the directories that `lonas-edge export` wrote."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Directory for eval.json, eval.csv, eval.md and the sample logs.")
+        Path | None,
+        typer.Option("--output", click_type=USER_PATH, help="Directory for eval.json, eval.csv, eval.md and the sample logs."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     as_json: JsonOption = False,
@@ -134,89 +161,79 @@ def command(
         raise typer.BadParameter("a TARGET is needed, or --model BASE")
     if card and limit is not None:
         raise typer.BadParameter("--card is for whole test sets; leave out --limit")
-    if importlib.util.find_spec("lm_eval") is None:
-        raise typer.BadParameter("lm-eval is not installed; pip install 'lonas-edge[eval]'")
+    asked = PROTOCOLS[protocol]
+    _refuse_idle(ctx, {**_idle(asked), **_alone(limit, output)})
+    require_extra("eval", "lm_eval", "openvino_genai", "scipy")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
-    with _progress() as report:
-        report("Loading", None)
-        from lonas_edge.data.commonsense import TASKS, resolve, there
-
-        names = resolve([name.strip() for name in tasks.split(",") if name.strip()]) if tasks else there(datasets)
-        if not names:
-            raise typer.BadParameter(f"--tasks: name one of {', '.join(TASKS)}")
+    with progress() as report:
+        names = _tasks(asked, tasks, datasets)
         from lonas_edge.errors import LonasEdgeError
+        from lonas_edge.evaluate.report import for_card, write
         from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
         from lonas_edge.evaluate.targets import RunOptions, open_targets
+        from lonas_edge.exporting.exported import store_evaluation
         from lonas_edge.ir.runtime import check_device
         from lonas_edge.output import OutputDirectory
 
         directory = OutputDirectory(output, overwrite) if output else None
         if directory:
             directory.check(100_000_000)
-        options = EvalOptions(
-            tasks=tuple(names),
-            datasets=datasets,
-            protocol=protocol.value,
-            prompt=prompt.value if prompt else None,
-            num_beams=num_beams,
-            limit=limit,
-            seed=seed,
-            resume=not fresh,
-        )
+        options = EvalOptions(tuple(names), datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
         run = RunOptions(device, parse_properties(properties or []), torch_device, torch_dtype, batch_size)
-        chosen = [name.strip() for name in subnet.split(",")] if subnet else [None]
+        chosen = [user_path(name.strip()) for name in subnet.split(",")] if subnet else [None]
         report("Opening", None)
         check_device(device)
         opened = open_targets(references, chosen, run, model, nncf_config, revision)
+        _refuse_idle(ctx, _unheeded(opened))
         if card and not any(target.folder for target in opened):
             raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
         with resumable():
-            found = evaluate(opened, options, report)
+            found, samples = evaluate(opened, options, report)
         if directory:
-            from lonas_edge.evaluate.report import write
-
             with directory.open() as folder:
-                write(found, folder)
+                write(found, samples, folder)
     print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
-    if card:
-        from lonas_edge.evaluate.report import for_card
-        from lonas_edge.exporting.exported import store_evaluation
-
-        for target, told in zip(opened, found.targets, strict=True):
-            if target.folder:
-                store_evaluation(target.folder, for_card(found, told))
+    for target, told in zip(opened, found.targets, strict=True) if card else ():
+        if target.folder:
+            store_evaluation(target.folder, asked.name, for_card(found, told))
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on standard error: target and task, the share done, and the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        SpinnerColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
+def _tasks(protocol: Protocol, tasks: str | None, datasets: Path | None) -> list[str]:
+    from lonas_edge.data.tasks import resolve, there
+
+    if tasks is None:
+        return there(protocol.tasks, datasets)
+    names = resolve(protocol.tasks, [name.strip() for name in tasks.split(",") if name.strip()])
+    if not names:
+        raise typer.BadParameter(f"--tasks: name one of {', '.join(protocol.tasks)}")
+    return names
+
+
+def _refuse_idle(ctx: typer.Context, idle: dict[str, str]) -> None:
+    """An option that was given and would do nothing is wrong usage; `idle` says why, by parameter."""
+    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    wrong = [f"{flags[name]} does nothing: {reason}" for name, reason in idle.items() if given(ctx, name)]
+    if wrong:
+        raise typer.BadParameter("; ".join(wrong))
+
+
+def _idle(protocol: Protocol) -> dict[str, str]:
+    """What a protocol does not look at."""
+    idle = {} if protocol.generates else {"num_beams": f"{protocol.name} ranks, it generates nothing"}
+    return idle | ({"prompt": f"{protocol.name} has its own"} if protocol.prompt else {})
+
+
+def _alone(limit: int | None, output: Path | None) -> dict[str, str]:
+    """What needs another option."""
+    return ({"seed": "there is no --limit"} if limit is None else {}) | (
+        {} if output else {"overwrite": "there is no --output"}
     )
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as bar:
-        task = bar.add_task("", total=None)
 
-        def report(what: str, done: float | None) -> None:
-            bar.update(task, description=what, total=None if done is None else 1, completed=done or 0)
-
-        yield report
+def _unheeded(targets: "list[Target]") -> dict[str, str]:
+    """What no target looks at."""
+    heeded = frozenset[str]().union(*(target.heeds for target in targets))
+    return {name: reason for name, reason in _HEEDED.items() if name not in heeded}
 
 
 def _print(found: "Report", output: Path | None) -> None:
@@ -225,7 +242,7 @@ def _print(found: "Report", output: Path | None) -> None:
     from lonas_edge.evaluate import report
 
     console = Console()
-    console.print(f"Protocol: {report.describe_protocol(found)}", markup=False, highlight=False)
+    console.print(f"Protocol: {report.describe(found)}", markup=False, highlight=False)
     print_table(console, "", report.headings(found), report.card_rows(found), turn=True)
     if found.differences:
         print_table(console, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))

@@ -1,11 +1,27 @@
 """`lonas-edge inspect`: sizes of a sub-network beside the unpruned LoRA model, from configurations alone."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lonas_edge.cli.options import JsonOption, ModelOption, RevisionOption, SourceArgument, SpaceOption, SubnetOption, loading
+from lonas_edge.cli.options import (
+    JsonOption,
+    ModelOption,
+    RevisionOption,
+    SourceArgument,
+    SpaceOption,
+    SubnetOption,
+    loading,
+    refuse_revision,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lonas_edge.network.source import Source
+    from lonas_edge.space.complexity import Sizes
+    from lonas_edge.space.subnetwork import Subnetwork
 
 
 def command(
@@ -33,6 +49,7 @@ def command(
         from lonas_edge.space.subnetwork import select
 
         opened = open_source(source, model, nncf_config, revision, weights=False)
+    refuse_revision(revision, opened.base)
     chosen = select(opened.space, subnet)
     unpruned, small = opened.sizes(None, seq_len), opened.sizes(chosen.widths, seq_len)
     if as_json:
@@ -45,7 +62,7 @@ def command(
     _print(opened, chosen, unpruned, small)
 
 
-def _print(opened: Any, chosen: Any, unpruned: Any, small: Any) -> None:
+def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -72,12 +89,12 @@ def _print(opened: Any, chosen: Any, unpruned: Any, small: Any) -> None:
         console.print(_groups_table(opened, chosen))
 
 
-def _groups_table(opened: Any, chosen: Any) -> Any:
+def _groups_table(opened: "Source", chosen: "Subnetwork") -> "Table":
     """Groups that differ only in the layer are one row."""
     from rich.table import Table
 
     prefix = opened.architecture.family.layers + "."
-    folded: dict[tuple, list[int]] = {}
+    folded: dict[tuple[str, tuple[str, ...], tuple[int, ...], int], list[int]] = {}
     for group, width in zip(opened.space.groups, chosen.widths, strict=True):
         layer = group.modules[0].removeprefix(prefix).split(".")[0]
         names = tuple(module.removeprefix(f"{prefix}{layer}.") for module in group.modules)

@@ -13,6 +13,8 @@ from lonas_edge.errors import LonasEdgeError
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from lonas_edge.network.source import Located
+
 
 def loading() -> "Status":
     """A spinner on standard error, for the seconds that heavy imports take."""
@@ -21,7 +23,7 @@ def loading() -> "Status":
     return Console(stderr=True).status("Loading")
 
 
-def choice(names: Iterable[str]) -> click.Choice:
+def choice(names: Iterable[str]) -> "click.Choice[str]":
     """The values of an option, from the registry that knows them: `typer.Option(click_type=choice(FORMATS))`.
 
     Args:
@@ -49,32 +51,96 @@ def require_extra(extra: str, *modules: str) -> None:
         raise LonasEdgeError(f"{told}; pip install 'lonas-edge[{extra}]'")
 
 
+def user_path(text: str) -> str:
+    """A path in which `~` is the user's home: the shell leaves it as it is in `--output=~/exported`.
+
+    Args:
+        text: As on the command line; a hub id or another name, too.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadParameter: If there is no such home.
+    """
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise typer.BadParameter(f"{text}: no such user's home directory; ./{text} is a file of that name") from None
+
+
+# of every option that is a path, `typer.Option(click_type=USER_PATH)`, and of one that may be a hub id or another name instead
+USER_PATH: "click.ParamType[Path]" = click.types.FuncParamType(lambda text: Path(user_path(str(text))))
+USER_PATH_OR_NAME: "click.ParamType[str]" = click.types.FuncParamType(lambda text: user_path(str(text)))
+USER_PATH.name, USER_PATH_OR_NAME.name = "path", "text"
+
+
+def given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left at its default.
+
+    Args:
+        ctx: The command's context.
+        name: The parameter's name.
+
+    Returns:
+        Whether it was.
+    """
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_revision(revision: str | None, located: "Located") -> None:
+    """Refuse --revision where the model is not on a hub.
+
+    Args:
+        revision: As on the command line.
+        located: The base model.
+
+    Raises:
+        BadParameter: If it would do nothing.
+    """
+    if revision and located.revision is None:
+        raise typer.BadParameter(f"--revision {revision}: {located.folder} is a directory; revisions are the hub's")
+
+
 SourceArgument = Annotated[
     str,
     typer.Argument(
+        click_type=USER_PATH_OR_NAME,
         help="A super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.",
         show_default=False,
     ),
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Base model, a directory or hub id. Default: the one the adapter's configuration names."),
+    typer.Option(
+        "--model",
+        click_type=USER_PATH_OR_NAME,
+        help="Base model, a directory or hub id. Default: the one the adapter's configuration names.",
+    ),
 ]
 SpaceOption = Annotated[
     Path | None,
     typer.Option(
         "--nncf-config",
+        click_type=USER_PATH,
         help="Search space, an NNCF configuration. Default: the one in the super-adapter's directory; none for plain LoRA.",
     ),
 ]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of the base model on the hub.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Revision of the base model on the hub. Default: the newest.")
+]
 SubnetOption = Annotated[
     str | None,
     typer.Option(
         "--subnet",
+        click_type=USER_PATH_OR_NAME,
         help="heuristic, maximal, minimal, random:SEED or a sub-network JSON file. Default: heuristic; maximal for plain LoRA.",
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 

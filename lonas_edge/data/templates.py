@@ -1,4 +1,4 @@
-"""Prompt templates: how an example becomes text."""
+"""Prompts: how an example becomes text, to learn from and to be asked. One object each, in `PROMPTS`."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Template:
     """How an example becomes text: a prompt, and the response that follows it.
 
     Attributes:
-        name: What it is called on the command line and in a super-adapter's record.
+        name: What it is called in a super-adapter's record.
         without_input: The prompt, with {instruction}.
         with_input: The prompt of an example that has an input, with {instruction} and {input}.
         response: The response, with {output}.
@@ -44,59 +44,67 @@ class Template:
         return self.response.format(output=example.output)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt by its name.
+
+    Attributes:
+        name: What it is called on the command line and in records.
+        evaluation: What `eval` asks with.
+        training: What `train` learns from; None where it is for asking only.
+        about: What the command line's help says of it.
+    """
+
+    name: str
+    evaluation: Template
+    training: Template | None = None
+    about: str = ""
+
+    @property
+    def described(self) -> str:
+        """Its name, with what it is where that needs saying."""
+        return f"{self.name} ({self.about})" if self.about else self.name
+
+
 _ALPACA = "Below is an instruction that describes a task"
-
-
 _PAIRED = f"{_ALPACA}, paired with an input that provides further context"
-
-
 _WRITE = "Write a response that appropriately completes the request."
+_CLEAN = Template(
+    "alpaca",
+    f"{_ALPACA}. {_WRITE}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n",
+    f"{_PAIRED}. {_WRITE}\n\n### Instruction:\n{{instruction}}\n\n### Input:\n{{input}}\n\n### Response:\n",
+)
+_QUESTION = Template(
+    "question",
+    "Question: {instruction}\nAnswer:",
+    "{input}\nQuestion: {instruction}\nAnswer:",
+    response=" {output}",
+)
 
 
-_INDENT = "\n\n" + 20 * " "  # the reference's source code indents the later lines of its prompt
+def _reference(indent: int, blanks: int, training: bool) -> Template:
+    """A prompt of the reference, whose source code indents the later lines and has blanks at the end of the first."""
+    line, text = f"\n\n{indent * ' '}### ", f":\n{indent * ' '}"
+    instruction, response = f"{line}Instruction{text}{{instruction}}", f"{line}Response{text}"
+    return Template(
+        "lonas",
+        f"{_ALPACA}. {_WRITE}{blanks * ' '}{instruction}{response}",
+        f"{_PAIRED}. {_WRITE}{(blanks - 1) * ' '}{instruction}{line}Input{text}{{input}}{response}",
+        train_on_prompt=training,
+        whole_text=training,
+    )
 
 
-# `lonas` is the training prompt of the reference, byte for byte (IntelLabs/Hardware-Aware-Automated-Machine-Learning,
-# LoNAS/run_commonsense.py), two blanks and indentation included; `alpaca` (Taori et al. 2023) is what it was meant to be.
-TEMPLATES = {
-    template.name: template
-    for template in (
-        Template(
-            "alpaca",
-            f"{_ALPACA}. {_WRITE}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n",
-            f"{_PAIRED}. {_WRITE}\n\n### Instruction:\n{{instruction}}\n\n### Input:\n{{input}}\n\n### Response:\n",
-        ),
-        Template(
-            "question",
-            "Question: {instruction}\nAnswer:",
-            "{input}\nQuestion: {instruction}\nAnswer:",
-            response=" {output}",
-        ),
-        Template(
-            "lonas",
-            f"{_ALPACA}. {_WRITE}  {_INDENT}### Instruction:\n{20 * ' '}{{instruction}}{_INDENT}### Response:\n{20 * ' '}",
-            f"{_PAIRED}. {_WRITE} {_INDENT}### Instruction:\n{20 * ' '}{{instruction}}{_INDENT}### Input:\n{20 * ' '}{{input}}"
-            f"{_INDENT}### Response:\n{20 * ' '}",
-            train_on_prompt=True,
-            whole_text=True,
-        ),
+# The reference's, byte for byte (IntelLabs/Hardware-Aware-Automated-Machine-Learning, LoNAS/run_commonsense.py): it evaluates
+# with another indentation and other blanks than it trains with. `alpaca` (Taori et al. 2023) is what it was meant to be.
+_LONAS = _reference(20, 2, training=True)
+PROMPTS = {
+    prompt.name: prompt
+    for prompt in (
+        Prompt("alpaca", _CLEAN, _CLEAN, "clean"),
+        Prompt("question", _QUESTION, _QUESTION),
+        Prompt("lonas", _reference(24, 1, training=False), _LONAS, "the reference's evaluation prompt, byte for byte"),
+        Prompt("lonas-train", _LONAS, about="its training prompt"),
     )
 }
-
-
-_INDENT_EVALUATION = "\n\n" + 24 * " "
-
-
-# What `eval` asks with. The reference evaluates with another indentation and other blanks than it trains with
-# (run_commonsense.py); its prompt of the training is `lonas-train` here.
-EVALUATION_TEMPLATES = {
-    **TEMPLATES,
-    "lonas": Template(
-        "lonas",
-        f"{_ALPACA}. {_WRITE} {_INDENT_EVALUATION}### Instruction:\n{24 * ' '}{{instruction}}"
-        f"{_INDENT_EVALUATION}### Response:\n{24 * ' '}",
-        f"{_PAIRED}. {_WRITE}{_INDENT_EVALUATION}### Instruction:\n{24 * ' '}{{instruction}}"
-        f"{_INDENT_EVALUATION}### Input:\n{24 * ' '}{{input}}{_INDENT_EVALUATION}### Response:\n{24 * ' '}",
-    ),
-    "lonas-train": TEMPLATES["lonas"],
-}
+TEMPLATES = {name: prompt.training for name, prompt in PROMPTS.items() if prompt.training}

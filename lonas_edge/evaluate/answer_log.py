@@ -4,7 +4,6 @@ lm-evaluation-harness 0.4.13 has a request cache too (`use_cache`). It is not us
 is left after a kill is then computed in other batches than it would have been, whose last bits may differ.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from lm_eval.api.model import LM
 
 from lonas_edge.errors import LonasEdgeError
@@ -27,7 +27,7 @@ Told = Callable[[str, float, float | None], None]  # the task, the share of all 
 class AnswerLog:
     """A file of answered batches, one a line: {"batch": hash of its requests, "answers": […]}.
 
-    A line is written and synced as a whole; one that a kill cut short is not counted and is written again.
+    A line is written and synced as a whole; one that a kill cut short or that is damaged is not counted and is asked again.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], fresh: bool = False):
@@ -41,31 +41,31 @@ class AnswerLog:
         Raises:
             LonasEdgeError: If another process holds it, or it cannot be written.
         """
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
             self._file = path.open("a+b")
-        except OSError as error:
-            raise LonasEdgeError(f"{path}: finished answers cannot be kept there: {error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
+        except Timeout:
             raise LonasEdgeError(f"{path}: another evaluation of the same model is running; wait for it") from None
-        self.batches: dict[str, list[Any]] = {}
+        except OSError as error:
+            self._lock.release()
+            raise LonasEdgeError(f"{path}: finished answers cannot be kept there: {error}") from error
+        kept = dict(self._entries())
+        self.batches: dict[str, list[Any]] = {} if fresh else kept
+        if not self._file.tell():
+            self._write({"identity": identity})
+
+    def _entries(self) -> Iterator[tuple[str, list[Any]]]:
+        """The answers that are there; a last line that is not whole is cut off."""
         self._file.seek(0)
         whole = 0
         for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            entry = json.loads(line)
-            if "batch" in entry:
-                self.batches[entry["batch"]] = entry["answers"]
+            if line.endswith(b"\n"):
+                whole += len(line)
+                yield from _entry(line)
         self._file.truncate(whole)
-        if fresh:
-            self.batches = {}
-        if not whole:
-            self._write({"identity": identity})
+        self._file.seek(whole)
 
     def add(self, batch: str, answers: list[Any]) -> None:
         """Keep a batch's answers.
@@ -78,8 +78,9 @@ class AnswerLog:
         self.batches[batch] = answers
 
     def close(self) -> None:
-        """Let the file go."""
+        """Let the file go. Its lock file stays, and locks nothing."""
         self._file.close()
+        self._lock.release()
 
     def _write(self, entry: dict[str, Any]) -> None:
         try:
@@ -90,7 +91,17 @@ class AnswerLog:
             raise LonasEdgeError(f"{self._file.name}: the answers so far are kept, but no more: {error}") from error
 
 
-class ResumingLM(LM):
+def _entry(line: bytes) -> Iterator[tuple[str, list[Any]]]:
+    """A line's batch and answers. A damaged line has none, so that its batch is asked again."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(entry, dict) and isinstance(entry.get("batch"), str) and isinstance(entry.get("answers"), list):
+        yield entry["batch"], entry["answers"]
+
+
+class ResumingLM(LM):  # type: ignore[misc]
     """A model whose answers are kept: requests reach it in batches that depend on nothing but the task and the batch size."""
 
     def __init__(self, load: Callable[[], LM], log: AnswerLog, batch_size: int, report: Told):
@@ -132,7 +143,7 @@ class ResumingLM(LM):
             self._report(requests[batch[0]].task_name or kind, done / total, rate)
             key = _hash(kind, [requests[place] for place in batch])
             answers = self._log.batches.get(key)
-            if answers is None:
+            if answers is None or len(answers) != len(batch):
                 self._model = self._model or self._load()
                 start = time.perf_counter()
                 answers = getattr(self._model, kind)([requests[place] for place in batch], disable_tqdm=True)

@@ -58,7 +58,7 @@ class OpenVinoLM(RankingLM):
     @property
     def eot_token_id(self) -> int:
         """End of text."""
-        return self.tokenizer.eos_token_id
+        return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
@@ -77,7 +77,7 @@ class OpenVinoLM(RankingLM):
         if add_special_tokens is None and bos and string.startswith(bos):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **options)
+        return list(self.tokenizer.encode(string, **options))
 
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
         """See `RankingLM`."""

@@ -25,7 +25,7 @@ class Ranked:
         return sum(map(len, self.continuations))
 
 
-class RankingLM(TemplateLM):
+class RankingLM(TemplateLM):  # type: ignore[misc]
     """A model of lm-evaluation-harness that computes a context once; `rank` is the backend's.
 
     The harness's own backends compute context and continuation together, once for every continuation. Requests come here a

@@ -1,194 +1,44 @@
-"""The report of an evaluation: typed, versioned, as JSON, CSV and Markdown, in the layout of the adapter cards."""
+"""An evaluation as people read it: Markdown and CSV, in the layout of the adapter cards; and the files of `--output`."""
 
 import csv
 import io
 import json
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.evaluate.compare import AVERAGE, Answered, Difference
+from lonas_edge.evaluate.compare import AVERAGE
+from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.evaluate.record import Report
+from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 
-SCHEMA = "lonas-edge/eval/1"
-NEW_TOKENS = 32  # of the protocol `generate`
-CARD_NAMES = {  # the reference card's headings
-    "boolq": "BoolQ",
-    "piqa": "PIQA",
-    "social_i_qa": "SIQA",
-    "hellaswag": "HellaSwag",
-    "winogrande": "WinoG",
-    "ARC-Easy": "ARC-e",
-    "ARC-Challenge": "ARC-c",
-    "openbookqa": "OBQA",
-}
-SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of right answers; the first that a task has counts
-OPTION_TEXT_PROMPT = "Question: …, Answer:"
 EXPLAINED = (
     "Accuracy in percent ± standard error. Total params: weights of the linear layers, head and unmerged adapters included, "
     "embeddings not. TFLOPs: their multiply-accumulates for one sequence, as the adapter cards count them."
 )
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A sample whose prompt and answer do not fit the model's context; it is not asked, and not counted."""
-
-    task: str
-    sample: int
-    tokens: int
-    context: int
-
-    def named(self, task: str) -> "LeftOut":
-        """The same, of a task named otherwise."""
-        return replace(self, task=task)
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One task.
-
-    Attributes:
-        task: Its name.
-        metric: The metric that counts as its accuracy.
-        metrics: Value and standard error by metric, as the harness gives them (shares, not percent).
-        questions: Samples that were asked.
-        left_out: Samples that were not.
-        harness: Whether it is one of the harness's own tasks, which the protocol does not govern.
-    """
-
-    task: str
-    metric: str
-    metrics: Mapping[str, tuple[float, float | None]]
-    questions: int
-    left_out: Sequence[LeftOut] = ()
-    harness: bool = False
-
-    @property
-    def is_share(self) -> bool:
-        """Whether its metric is a share of right answers."""
-        return self.metric in SHARES
-
-    @property
-    def accuracy(self) -> float:
-        """Percent; another metric's value as it is."""
-        return (100 if self.is_share else 1) * self.metrics[self.metric][0]
-
-    @property
-    def stderr(self) -> float | None:
-        """In the same unit."""
-        error = self.metrics[self.metric][1]
-        return None if error is None else (100 if self.is_share else 1) * error
-
-
-@dataclass(frozen=True)
-class TargetReport:
-    """One target; `asked` prompts were answered in this run, in `seconds`, the others in earlier ones."""
-
-    name: str
-    kind: str
-    precision: str
-    prompt: str
-    sizes: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    tasks: Sequence[TaskResult]
-    asked: int
-    seconds: float
-    answers: Sequence[Answered] = field(repr=False, default=())
-    samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(repr=False, default_factory=dict)
-
-    @property
-    def average(self) -> float | None:
-        """Mean accuracy over the tasks that have one, in percent."""
-        return statistics.mean(task.accuracy for task in self._shares) if self._shares else None
-
-    @property
-    def average_stderr(self) -> float | None:
-        """Its standard error, in percentage points; the tasks are independent samples."""
-        errors = [task.stderr for task in self._shares]
-        known = [error for error in errors if error is not None]
-        return sum(error**2 for error in known) ** 0.5 / len(known) if known and len(known) == len(errors) else None
-
-    @property
-    def _shares(self) -> list[TaskResult]:
-        return [task for task in self.tasks if task.is_share]
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object; answers are in the sample logs."""
-        tasks = [
-            {
-                "task": task.task,
-                "metric": task.metric,
-                "accuracy": task.accuracy,
-                "accuracy_stderr": task.stderr,
-                "questions": task.questions,
-                "left_out": [asdict(one) for one in task.left_out],
-                "metrics": {name: {"value": value, "stderr": error} for name, (value, error) in task.metrics.items()},
-            }
-            for task in self.tasks
-        ]
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "precision": self.precision,
-            "prompt": self.prompt,
-            "sizes": dict(self.sizes),
-            "average": self.average,
-            "average_stderr": self.average_stderr,
-            "tasks": tasks,
-            "asked": self.asked,
-            "seconds": self.seconds,
-            "identity": dict(self.identity),
-        }
-
-
-@dataclass(frozen=True)
-class Report:
-    """An evaluation. The first target is what the others are compared with."""
-
-    protocol: str
-    num_beams: int | None
-    limit: int | None
-    seed: int
-    targets: Sequence[TargetReport]
-    differences: Sequence[Difference]
-    conditions: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {
-            "schema": SCHEMA,
-            "protocol": self.protocol,
-            "num_beams": self.num_beams,
-            "limit": self.limit,
-            "seed": self.seed,
-            "targets": [target.to_json() for target in self.targets],
-            "differences": [asdict(found) for found in self.differences],
-            "conditions": dict(self.conditions),
-        }
-
-
-def describe_protocol(report: Report) -> str:
+def describe(report: Report) -> str:
     """The protocol in one line."""
     tasks = report.targets[0].tasks
     told = []
     if not all(task.harness for task in tasks):
-        beams = "greedy" if report.num_beams == 1 else f"{report.num_beams} beams"
-        protocol = {
-            "generate": f"generate: {beams}, {NEW_TOKENS} new tokens, first answer word",
-            "answer-word": 'answer-word: ranks "the correct answer is WORD"',
-            "option-text": 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)',
-        }[report.protocol]
-        told.append(f"{protocol}; prompt {' or '.join(sorted({target.prompt for target in report.targets}))}")
+        prompts = " or ".join(sorted({target.prompt for target in report.targets}))
+        told.append(f"{PROTOCOLS[report.protocol].describe(report.num_beams)}; prompt {prompts}")
     told += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]
     limit = [f"{report.limit} samples of each task, seed {report.seed}"] if report.limit is not None else []
     return "; ".join([*told, *limit])
 
 
+def _heading(report: Report, scope: str) -> str:
+    task = PROTOCOLS[report.protocol].tasks.get(scope)
+    return task.heading if task else scope
+
+
 def headings(report: Report) -> list[str]:
     """Of the card's table."""
-    tasks = [CARD_NAMES.get(task.task, task.task) for task in report.targets[0].tasks]
+    tasks = [_heading(report, task.task) for task in report.targets[0].tasks]
     return ["Method", "Total params", "TFLOPs", *tasks, "Average"]
 
 
@@ -198,9 +48,9 @@ def card_rows(report: Report) -> list[list[str]]:
     return [
         [
             f"{target.name} ({target.precision}{f', prompt {target.prompt}' if len(prompts) > 1 else ''})",
-            f"{target.sizes['linear_weights'] / 1e9:.3g}B" if target.sizes else "–",
-            f"{target.sizes['macs'] / 1e12:.2g}" if target.sizes else "–",
-            *(percent(task.accuracy, task.stderr) for task in target.tasks),
+            f"{target.sizes.linear_weights / 1e9:.3g}B" if target.sizes else "–",
+            f"{target.sizes.macs / 1e12:.2g}" if target.sizes else "–",
+            *(percent(task.accuracy, task.accuracy_stderr) for task in target.tasks),
             percent(target.average, target.average_stderr),
         ]
         for target in report.targets
@@ -240,7 +90,7 @@ def difference_rows(report: Report, every: bool = False) -> list[list[str]]:
             half = found.half_width_95
             interval = "–" if half is None else f"{found.points - half:+.1f} … {found.points + half:+.1f}"
             counts = f"{found.only_target} : {found.only_against}"
-            scope = f", {CARD_NAMES.get(found.scope, found.scope)}" if every else ""
+            scope = f", {_heading(report, found.scope)}" if every else ""
             shown = [f"{found.points:+.1f}", interval, counts, f"{found.mcnemar_p:.2g}", f"{found.identical:.1%}"]
             rows.append([name + scope, *shown])
     return rows
@@ -248,7 +98,7 @@ def difference_rows(report: Report, every: bool = False) -> list[list[str]]:
 
 def markdown(report: Report) -> str:
     """The whole report as Markdown."""
-    lines = ["# Evaluation", "", f"Protocol: {describe_protocol(report)}.", "", *table(headings(report), card_rows(report)), ""]
+    lines = ["# Evaluation", "", f"Protocol: {describe(report)}.", "", *table(headings(report), card_rows(report)), ""]
     if report.differences:
         lines += [f"{difference_title(report)}:", "", *table(DIFFERENCE_HEADINGS, difference_rows(report, every=True)), ""]
     lines += [EXPLAINED, "", *conditions(report), *left_out(report), ""]
@@ -263,10 +113,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def conditions(report: Report) -> list[str]:
     """What the figures were taken on, and how each target ran."""
     found = report.conditions
-    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [f"{found['processor'].strip()}; {packages}; {found['date']}.", ""]
+    packages = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    lines = [f"{found.processor.strip()}; {packages}; {found.date}.", ""]
     for target in report.targets:
-        properties = ", ".join(f"{name}={value}" for name, value in (target.identity.get("properties") or {}).items())
+        properties = ", ".join(f"{name}={value}" for name, value in target.properties.items())
         runs_in = "OpenVINO" if target.kind == "ir" else f"PyTorch, {target.precision}"
         where = f"{runs_in} on {target.identity['device']}"
         told = f"; properties {properties}" if properties else "; the device's default properties" * (target.kind == "ir")
@@ -291,42 +141,55 @@ def to_csv(report: Report) -> str:
     sizes = ("linear_weights", "macs", "parameters")
     writer.writerow(["target", "precision", "protocol", "prompt", *sizes, "task", "metric", "value", "stderr", "questions"])
     for target in report.targets:
-        what = [target.name, target.precision, report.protocol, target.prompt, *(target.sizes.get(size, "") for size in sizes)]
+        known = [getattr(target.sizes, size, "") for size in sizes]
+        what = [target.name, target.precision, report.protocol, target.prompt, *known]
         for task in target.tasks:
-            for name, (value, error) in task.metrics.items():
-                writer.writerow([*what, task.task, name, value, "" if error is None else error, task.questions])
+            for name, metric in task.metrics.items():
+                writer.writerow([*what, task.task, name, metric.value, _or_empty(metric.stderr), task.questions])
         if target.average is not None:
-            error = target.average_stderr
+            error = None if target.average_stderr is None else target.average_stderr / 100
             total = sum(task.questions for task in target.tasks)
-            writer.writerow([*what, AVERAGE, "accuracy", target.average / 100, "" if error is None else error / 100, total])
+            writer.writerow([*what, AVERAGE, "accuracy", target.average / 100, _or_empty(error), total])
     return text.getvalue()
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write eval.json, eval.csv, eval.md and the harness's sample logs.
+def _or_empty(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
+Samples = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # the harness's sample logs by target and task
+
+
+def write(report: Report, samples: Samples, folder: Path) -> None:
+    """Write eval.json, eval.csv, eval.md and the sample logs.
 
     Args:
         report: The report.
+        samples: The sample logs.
         folder: Where to.
     """
+    report.write(folder / "eval.json")
+    (folder / "eval.csv").write_text(to_csv(report), encoding="utf-8", newline="")
+    (folder / "eval.md").write_text(markdown(report), encoding="utf-8")
+    for target, tasks in samples.items():
+        logs = folder / "samples" / _file_name(target)
+        logs.mkdir(parents=True)
+        for task, asked in tasks.items():
+            _write_samples(logs / f"samples_{_file_name(task)}.jsonl", asked)
+
+
+def _write_samples(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     from lm_eval.utils import handle_non_serializable
 
-    (folder / "eval.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    (folder / "eval.csv").write_text(to_csv(report))
-    (folder / "eval.md").write_text(markdown(report))
-    for target in report.targets:
-        logs = folder / "samples" / _file_name(target.name)
-        logs.mkdir(parents=True)
-        for task, samples in target.samples.items():
-            lines = (json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in samples)
-            (logs / f"samples_{_file_name(task)}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    lines = (json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in samples)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _file_name(name: str) -> str:
     return name.replace("/", "_").replace(":", "_")
 
 
-def for_card(report: Report, target: TargetReport) -> dict[str, Any]:
+def for_card(report: Report, target: TargetResult) -> Evaluation:
     """What an exported directory keeps of an evaluation of it; its model card shows it.
 
     Args:
@@ -334,7 +197,7 @@ def for_card(report: Report, target: TargetReport) -> dict[str, Any]:
         target: Which of its targets the directory is.
 
     Returns:
-        A JSON object.
+        The evaluation.
     """
-    alone = replace(report, targets=[target], differences=[])
-    return {"protocol_described": describe_protocol(alone), **alone.to_json()}
+    described = describe(replace(report, targets=(target,), differences=()))
+    return Evaluation(described, report.num_beams, report.limit, report.seed, target, report.conditions)

@@ -9,24 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lonas_edge.data.templates import EVALUATION_TEMPLATES
+from lonas_edge.data.templates import PROMPTS
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import EVALUATION, MANIFEST, Exported, open_exported
+from lonas_edge.exporting.evaluations import FILE as EVALUATION
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.files import read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.network.source import TRAINING, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from lonas_edge.network.super_network import SuperNetwork
+
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # what a model is loaded from
 _RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # what says how it came to be
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights, from where on a batch is smaller: a finished one is what a kill leaves
+_IN_PYTORCH = frozenset({"torch_device", "torch_dtype"})
 PUBLISHED, CLEAN = "lonas", "alpaca"  # prompts of adapters that say nothing: published LoNAS adapters, and others
 
 
@@ -60,11 +66,13 @@ class Target:
         prompt: The template it was trained with, as far as is known.
         max_length: The longest sequence in tokens.
         tokenizer: Its transformers tokenizer.
-        sizes: `linear_weights`, `macs`, `seq_len`, `parameters`; empty where they are not known.
+        sizes: Its sizes, where they are known.
         identity: What its answers depend on: hashes of files, sub-network, properties, versions.
         batch_size: Prompts of a batch.
         folder: Of a directory that `lonas-edge export` wrote, whose model card can be added to; None for others.
         load: Loads it as a model of lm-evaluation-harness.
+        heeds: Arguments of `open_targets` and fields of `RunOptions` that can change it.
+        close: Lets go what it shares with other targets; to be called once, when it will not be asked again.
     """
 
     name: str
@@ -73,11 +81,13 @@ class Target:
     prompt: str
     max_length: int
     tokenizer: Any
-    sizes: Mapping[str, Any]
+    sizes: Sizes | None
     identity: Mapping[str, Any]
     batch_size: int
     folder: Path | None
     load: "Callable[[], LM]"
+    heeds: frozenset[str]
+    close: Callable[[], None] = lambda: None
 
 
 def open_targets(
@@ -92,7 +102,7 @@ def open_targets(
 
     Args:
         references: Exported directories, super-adapters, PEFT adapters, bases.
-        subnets: Sub-networks of each super-adapter among them.
+        subnets: Sub-networks of each super-adapter among them; they share the network, which is loaded once.
         run: How they are run.
         model: The base of the adapters among them.
         nncf_config: The search space of the adapters among them.
@@ -105,19 +115,14 @@ def open_targets(
         LonasEdgeError: If one cannot be opened, or two are the same.
     """
     found: list[Target] = []
-    elastic = False
+    opener = _Opener(run)
     for reference in references:
         folder = Path(reference)
         if (folder / MODEL).exists() or (folder / MANIFEST).exists():
-            found.append(_checkpoint(folder, run) if _is_checkpoint(folder) else _exported(folder, run))
+            found.append(opener.checkpoint(folder) if _is_checkpoint(folder) else opener.exported(folder))
         else:
             source = open_source(reference, model if reference != model else None, nncf_config, revision)
-            chosen = subnets if source.space.groups else [None]
-            elastic |= bool(source.space.groups)
-            found += [_in_pytorch(source, name, run) for name in chosen]
-    given = [name for name in subnets if name]
-    if given and not elastic:
-        raise LonasEdgeError(f"--subnet {','.join(given)}: there is no search space: no TARGET is a super-adapter")
+            found += opener.subnetworks(source, subnets if source.space.groups else [None])
     names = [target.name for target in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -125,8 +130,146 @@ def open_targets(
     return found
 
 
+class _SharedNetwork:
+    """A super-network for all its sub-networks: loaded when the first is asked, let go after the last."""
+
+    def __init__(self, source: Source, run: RunOptions, users: int):
+        self._source, self._run, self._users = source, run, users
+        self._network: SuperNetwork | None = None
+
+    def activated(self, widths: Sequence[int]) -> Any:
+        """The live model, a sub-network switched on."""
+        from lonas_edge.network.super_network import load_super_network
+
+        if self._network is None:
+            self._network = load_super_network(self._source, DTYPES[self._run.torch_dtype].torch)
+        self._network.activate(widths)
+        model = self._network.model
+        return model.get_base_model() if self._source.adapter else model
+
+    def close(self) -> None:
+        """One of those that share it needs it no more."""
+        self._users -= 1
+        if not self._users:
+            self._network = None
+
+
+class _Opener:
+    """Opens targets; a directory's files are hashed once, however many targets are loaded from them."""
+
+    def __init__(self, run: RunOptions):
+        self.run = run
+        self._hashed: dict[Path, dict[str, str]] = {}
+
+    def exported(self, folder: Path) -> Target:
+        """An IR."""
+        run = self.run
+        if run.device.startswith("NPU"):
+            raise LonasEdgeError(f"{folder}: an NPU answers one prompt at a time; --device CPU or GPU evaluates")
+        exported = open_exported(folder, ours=(folder / MANIFEST).exists())
+        properties = {**exported.properties, **run.properties}
+        tokenizer, max_length = _tokenizer(folder), exported.context or 2048
+
+        def load() -> "LM":
+            from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+
+            return OpenVinoLM(folder, tokenizer, max_length, run.device, properties)
+
+        batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
+        packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
+        conditions = {"device": run.device, "properties": properties, "batch_size": batch_size}
+        return Target(
+            name=folder.resolve().name,
+            kind="ir",
+            precision=exported.weight_format,
+            prompt=_prompt_of(exported.manifest),
+            max_length=max_length,
+            tokenizer=tokenizer,
+            sizes=exported.manifest.sizes.subnetwork if exported.manifest else None,
+            identity={"files": self._hashes(folder), **conditions, "versions": versions(packages)},
+            batch_size=batch_size,
+            folder=folder if exported.manifest else None,
+            load=load,
+            heeds=frozenset({"device", "properties"}),
+        )
+
+    def checkpoint(self, folder: Path) -> Target:
+        """What `export --stage checkpoint` wrote."""
+        from lonas_edge.network.modeling import load_checkpoint
+
+        manifest = Manifest.read(folder / MANIFEST)
+        load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
+        files = {"checkpoint": self._hashes(folder)}
+        name, sizes, prompt = folder.resolve().name, manifest.sizes.subnetwork, _prompt_of(manifest)
+        return replace(self._torch(name, folder, load, files, sizes, prompt), folder=folder)
+
+    def subnetworks(self, source: Source, subnets: Sequence[str | None]) -> list[Target]:
+        """Sub-networks of one SOURCE."""
+        shared = _SharedNetwork(source, self.run, len(subnets))
+        return [self._subnetwork(source, name, shared) for name in subnets]
+
+    def _subnetwork(self, source: Source, subnet: str | None, shared: _SharedNetwork) -> Target:
+        chosen, elastic = select(source.space, subnet), bool(source.space.groups)
+        name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
+        files: dict[str, Any] = {"base": self._hashes(source.base.folder), "widths": list(chosen.widths)}
+        if elastic:
+            files["search_space"] = source.space.hash
+        if source.adapter:
+            files["adapter"] = self._hashes(source.adapter.folder)
+        recorded = source.training.prompt.name if source.training else None
+        target = self._torch(
+            f"{name}:{chosen.name}" if elastic else name,
+            source.base.folder,
+            partial(shared.activated, chosen.widths),
+            files,
+            source.sizes(chosen.widths),
+            _prompt(recorded, published=elastic and source.adapter is not None),
+        )
+        heeds = (
+            {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
+        )
+        return replace(target, heeds=target.heeds | heeds, close=shared.close)
+
+    def _torch(
+        self, name: str, folder: Path, load_model: Callable[[], Any], files: Mapping[str, Any], sizes: Sizes, prompt: str
+    ) -> Target:
+        run = self.run
+        if run.torch_device == "cuda" and not torch.cuda.is_available():
+            raise LonasEdgeError(f"{name}: --torch-device cuda: PyTorch finds no CUDA device here")
+        tokenizer = _tokenizer(folder)
+        batch_size = _batch_size(sizes.bytes["fp16"], run)
+
+        def load() -> "LM":
+            from lonas_edge.evaluate.torch_lm import TorchLM
+
+            model = load_model().to(run.torch_device)
+            return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+
+        conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
+        return Target(
+            name=name,
+            kind="torch",
+            precision=run.torch_dtype,
+            prompt=prompt,
+            max_length=read_json(folder / "config.json").get("max_position_embeddings") or 2048,
+            tokenizer=tokenizer,
+            sizes=sizes,
+            identity={"files": files, **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
+            batch_size=batch_size,
+            folder=None,
+            load=load,
+            heeds=_IN_PYTORCH,
+        )
+
+    def _hashes(self, folder: Path) -> dict[str, str]:
+        if folder not in self._hashed:
+            kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
+            self._hashed[folder] = {path.name: sha256(path) for path in kept}
+        return self._hashed[folder]
+
+
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() and read_json(folder / MANIFEST).get("stage") == "checkpoint"
+    return (folder / MANIFEST).exists() and Manifest.read(folder / MANIFEST).stage == "checkpoint"
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -138,123 +281,18 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
-    return {path.name: sha256(path) for path in kept}
-
-
 def _batch_size(weight_bytes: int, run: RunOptions) -> int:
     return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
 
 
-def _prompt_of(manifest: Mapping[str, Any]) -> str:
-    known = manifest.get("prompt")
-    if known in EVALUATION_TEMPLATES:
-        return str(known)
-    return PUBLISHED if manifest.get("subnetwork", {}).get("search_space") else CLEAN
+def _prompt_of(manifest: Manifest | None) -> str:
+    if manifest is None:
+        return _prompt(None, published=False)
+    return _prompt(manifest.prompt, published=manifest.subnetwork.search_space is not None)
 
 
-def _exported(folder: Path, run: RunOptions) -> Target:
-    if run.device.startswith("NPU"):
-        raise LonasEdgeError(f"{folder}: an NPU answers one prompt at a time; --device CPU or GPU evaluates")
-    exported: Exported = open_exported(folder, ours=(folder / MANIFEST).exists())
-    properties = {**exported.properties, **run.properties}
-    tokenizer, max_length = _tokenizer(folder), exported.context or 2048
-
-    def load() -> "LM":
-        from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-
-        return OpenVinoLM(folder, tokenizer, max_length, run.device, properties)
-
-    weights = (folder / MODEL).with_suffix(".bin")
-    batch_size = _batch_size(weights.stat().st_size, run)
-    identity = {"files": _hashes(folder), "device": run.device, "properties": properties}
-    return Target(
-        name=folder.resolve().name,
-        kind="ir",
-        precision=exported.weight_format,
-        prompt=_prompt_of(exported.manifest),
-        max_length=max_length,
-        tokenizer=tokenizer,
-        sizes=exported.manifest.get("sizes", {}).get("subnetwork", {}),
-        identity={
-            **identity,
-            "batch_size": batch_size,
-            "versions": versions((*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")),
-        },
-        batch_size=batch_size,
-        folder=folder if exported.manifest else None,
-        load=load,
-    )
-
-
-def _checkpoint(folder: Path, run: RunOptions) -> Target:
-    from lonas_edge.network.modeling import load_checkpoint
-
-    manifest = read_json(folder / MANIFEST)
-    files = {"checkpoint": _hashes(folder)}
-    load = partial(load_checkpoint, folder, DTYPES[run.torch_dtype].torch)
-    name, sizes = folder.resolve().name, manifest["sizes"]["subnetwork"]
-    return replace(_torch_target(name, folder, load, files, sizes, _prompt_of(manifest), run), folder=folder)
-
-
-def _in_pytorch(source: Source, subnet: str | None, run: RunOptions) -> Target:
-    from lonas_edge.network.elastic import load_super_network
-
-    chosen = select(source.space, subnet)
-    name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
-
-    def load() -> Any:
-        network = load_super_network(source, DTYPES[run.torch_dtype].torch)
-        network.activate(chosen.widths)
-        return network.model.get_base_model() if source.adapter else network.model
-
-    files: dict[str, Any] = {"base": _hashes(source.base.folder), "widths": list(chosen.widths)}
-    if source.space.groups:
-        files["search_space"] = source.space.hash
-    if source.adapter:
-        files["adapter"] = _hashes(source.adapter.folder)
-    recorded = source.training.get("prompt", {}).get("name")
-    prompt = _prompt_of({"prompt": recorded, "subnetwork": {"search_space": source.space.groups and source.adapter}})
-    label = f"{name}:{chosen.name}" if source.space.groups else name
-    return _torch_target(label, source.base.folder, load, files, source.sizes(chosen.widths).to_json(), prompt, run)
-
-
-def _torch_target(
-    name: str,
-    folder: Path,
-    load_model: Callable[[], Any],
-    files: Mapping[str, Any],
-    sizes: Mapping[str, Any],
-    prompt: str,
-    run: RunOptions,
-) -> Target:
-    if run.torch_device == "cuda" and not torch.cuda.is_available():
-        raise LonasEdgeError(f"{name}: --torch-device cuda: PyTorch finds no CUDA device here")
-    tokenizer = _tokenizer(folder)
-    batch_size = _batch_size(sizes["bytes"]["fp16"], run)
-
-    def load() -> "LM":
-        from lonas_edge.evaluate.torch_lm import TorchLM
-
-        model = load_model().to(run.torch_device)
-        return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-
-    config = read_json(folder / "config.json")
-    conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
-    return Target(
-        name=name,
-        kind="torch",
-        precision=run.torch_dtype,
-        prompt=prompt,
-        max_length=config.get("max_position_embeddings") or 2048,
-        tokenizer=tokenizer,
-        sizes=sizes,
-        identity={"files": files, **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
-        batch_size=batch_size,
-        folder=None,
-        load=load,
-    )
+def _prompt(recorded: str | None, published: bool) -> str:
+    return recorded if recorded in PROMPTS else PUBLISHED if published else CLEAN
 
 
 def cache_folder() -> Path:

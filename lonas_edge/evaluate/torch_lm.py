@@ -7,9 +7,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
+from lonas_edge.families import Family
+from lonas_edge.space.architecture import Architecture
 
 
-class TorchLM(RankingLM, HFLM):
+class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
     """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
 
     A continuation sees its context and itself, at the positions it would have alone.
@@ -20,7 +22,8 @@ class TorchLM(RankingLM, HFLM):
         window = getattr(self.model.config, "sliding_window", None)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
         if window and longest > window:
-            return HFLM._loglikelihood_tokens(self, list(requests), **options)
+            found: list[Likelihood] = HFLM._loglikelihood_tokens(self, list(requests), **options)
+            return found
         return super()._loglikelihood_tokens(requests, **options)
 
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
@@ -34,16 +37,17 @@ class TorchLM(RankingLM, HFLM):
         ids, part = padded([item.ids for item in packed], 0), padded([item.part for item in packed], -1)
         position = padded([item.position for item in packed], 0)
         mask = _mask(part)
-        model: Any = self.model
         with torch.inference_mode():
-            hidden = model.model(input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False)[0]
-            return [self._likelihoods(model, hidden[row], item) for row, item in enumerate(packed)]
+            hidden = self._family.hidden(self.model, input_ids=ids, position_ids=position, attention_mask=mask)
+            return [self._likelihoods(hidden[row], item) for row, item in enumerate(packed)]
 
-    def _likelihoods(self, model: Any, hidden: torch.Tensor, item: "_Packed") -> list[Likelihood]:
+    @property
+    def _family(self) -> Family:
+        return Architecture.from_config(self.model.config, "the model").family
+
+    def _likelihoods(self, hidden: torch.Tensor, item: "_Packed") -> list[Likelihood]:
         targets = torch.tensor(item.ids[item.context :], device=hidden.device)
-        logits = model.lm_head(hidden[torch.tensor(item.predictors, device=hidden.device)]).float()
-        cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = self._family.logits(self.model, hidden[torch.tensor(item.predictors, device=hidden.device)]).float()
         chosen = logits.gather(1, targets[:, None])[:, 0]
         values = (chosen.double() - logits.logsumexp(-1).double()).split(item.lengths)
         greedy = (chosen == logits.amax(-1)).split(item.lengths)

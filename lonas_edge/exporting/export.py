@@ -2,16 +2,13 @@
 
 import ctypes
 import json
-import resource
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -19,30 +16,28 @@ from safetensors.torch import save_file
 from lonas_edge.data.calibration import prompts
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
-from lonas_edge.exporting.exported import MANIFEST
+from lonas_edge.exporting.manifest import MANIFEST, BothSizes, Chosen, Manifest, Origin
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.files import sha256
+from lonas_edge.exporting.steps import Progress, Steps, peak_memory
+from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DTYPES, FORMATS, dtype_of
 from lonas_edge.ir import MODEL, compress
 from lonas_edge.ir.convert import write_ir
 from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.network import adapters
-from lonas_edge.network.divergence import compare
+from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.output import OutputDirectory
+from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
 
-SUBNETWORK = "subnetwork.json"
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _ROOM_BYTES = 50_000_000  # tokenizers and temporary files
-
-Stage = Literal["checkpoint", "ir"]
-Progress = Callable[[str, float | None], None]  # the step, and the share of it that is done, where known
 
 
 @dataclass(frozen=True)
@@ -51,36 +46,17 @@ class ExportOptions:
 
     Attributes:
         weight_format: How the IR's weights are stored, one of `FORMATS`.
-        stage: `ir`, or `checkpoint` to stop at the sliced and merged Hugging Face checkpoint.
+        stage: Where to stop, one of `STAGES`.
         dtype: Stored dtype of a checkpoint, fp32, fp16 or bf16; that of the base when None.
         verify: Whether to compare logits and refuse a model beyond the tolerance.
         overwrite: Whether an existing output is replaced.
     """
 
     weight_format: str = "int8"
-    stage: Stage = "ir"
+    stage: str = "ir"
     dtype: str | None = None
     verify: bool = True
     overwrite: bool = False
-
-
-@dataclass
-class _Steps:
-    """Seconds of each step, and the largest resident memory of this process by the end of it, in bytes."""
-
-    report: Progress
-    taken: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str, shown: str) -> Iterator[Callable[[float], None]]:
-        self.report(shown, None)
-        start = time.perf_counter()
-        yield lambda done: self.report(shown, done)
-        self.taken[name] = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_bytes": _peak_rss()}
-
-
-def _peak_rss(who: int = resource.RUSAGE_SELF) -> int:
-    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def export(
@@ -89,7 +65,7 @@ def export(
     output: Path,
     options: ExportOptions,
     report: Progress = lambda _step, _done: None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Export a sub-network.
 
     Args:
@@ -110,16 +86,13 @@ def export(
     directory = OutputDirectory(output, options.overwrite)
     directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
-        steps = _Steps(report)
+        steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
             tokenizer = load_tokenizer(source.base.folder)
         hashes = background.submit(_hashes, model)
         job = _Export(model, tokenizer, folder, options, stored, steps)
-        if options.stage == "checkpoint":
-            job.write_checkpoint()
-        else:
-            job.write_ir()
+        _WRITERS[options.stage](job)
         misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
         raise_all(
             f"{source.base.folder}: not the base that the super-adapter was trained on:",
@@ -127,16 +100,17 @@ def export(
             "--model names the right one; --no-verify exports all the same.",
         )
         manifest = _manifest(job, hashes.result())
-        (folder / SUBNETWORK).write_text(json.dumps(subnetwork.to_json(source.space), indent=2) + "\n")
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        (folder / "README.md").write_text(model_card(manifest))
+        subnetwork.record(source.space).write(folder / SUBNETWORK)
+        manifest.write(folder / MANIFEST)
+        replace_text(folder / "README.md", model_card(manifest))
     return manifest
 
 
 def _return_freed_memory() -> None:
     """Let glibc give back tensors of over 1 MB when they are freed: it keeps up to 32 MB each otherwise, 0.3 GB in all."""
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 @dataclass
@@ -148,8 +122,8 @@ class _Export:
     folder: Path
     options: ExportOptions
     stored: str
-    steps: _Steps
-    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: Steps
+    parity: dict[str, Parity] = field(default_factory=dict)
 
     def write_checkpoint(self) -> None:
         dtype = DTYPES[self.stored].torch
@@ -163,7 +137,7 @@ class _Export:
             with self.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
                 verify.check_checkpoint(self.model, self.folder, dtype)
                 answers = verify.checkpoint_logits(self.folder, self._prompts())
-                self.parity["stored"] = compare(materialized, answers).to_json()
+                self.parity["stored"] = compare(materialized, answers)
 
     def write_ir(self) -> None:
         """The graph is converted in its own process while the weights are made and compressed in this one."""
@@ -192,8 +166,8 @@ class _Export:
                 logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = compare(stored, logits)
                 verify.check_ir(answers, stored)
-                self.parity["ir_stored"] = answers.to_json()
-                self.parity["ir"] = compare(materialized, logits).to_json()
+                self.parity["ir_stored"] = answers
+                self.parity["ir"] = compare(materialized, logits)
 
     def _graph_job(self, scratch: Path) -> Job:
         vectors = scratch / "vectors.safetensors"
@@ -211,17 +185,20 @@ class _Export:
             materialized = verify.materialized_logits(self.model, ids)
             answers = compare(reference, materialized)
             verify.check_materialized(answers, reference)
-            self.parity["materialized"] = answers.to_json()
+            self.parity["materialized"] = answers
         return materialized
 
     def _prompts(self) -> torch.Tensor:
         return prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)
 
     def _write_configs(self, dtype: str) -> None:
-        (self.folder / "config.json").write_text(json.dumps(self.model.config(dtype), indent=2) + "\n")
+        replace_text(self.folder / "config.json", json.dumps(self.model.config(dtype), indent=2) + "\n")
         generation = self.model.source.base.folder / "generation_config.json"
         if generation.exists():
             (self.folder / generation.name).write_bytes(generation.read_bytes())
+
+
+_WRITERS = {"checkpoint": _Export.write_checkpoint, "ir": _Export.write_ir}  # by the names of `STAGES`
 
 
 def _base_dtype(source: Source) -> str:
@@ -239,25 +216,24 @@ def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
     return found
 
 
-def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> dict[str, Any]:
-    model, options = job.model, job.options
-    source, widths = model.source, model.subnetwork.widths
+def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
+    model, options, source = job.model, job.options, job.model.source
+    widths = model.subnetwork.widths
 
-    def described(located: Located | None, key: str) -> dict[str, Any] | None:
-        return None if located is None else {"name": located.name, "revision": located.revision, "sha256": hashes[key]}
+    def origin(located: Located, key: str) -> Origin:
+        return Origin(located.name, located.revision, hashes[key])
 
-    return {
-        "format": 1,
-        "stage": options.stage,
-        "weight_format": job.stored,
-        "subnetwork": {"name": model.subnetwork.name, "search_space": source.space.hash if widths else None},
-        "base": described(source.base, "base"),
-        "adapter": described(source.adapter, "adapter"),
-        "prompt": source.training.get("prompt", {}).get("name"),
-        "sizes": {"unpruned": source.sizes(None).to_json(), "subnetwork": source.sizes(widths).to_json()},
-        "verified": options.verify,
-        "parity": job.parity,
-        "steps": job.steps.taken,
-        "graph_process_peak_rss_bytes": _peak_rss(resource.RUSAGE_CHILDREN) if options.stage == "ir" else None,
-        "versions": versions(_PACKAGES),
-    }
+    return Manifest(
+        stage=options.stage,
+        weight_format=job.stored,
+        subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None),
+        base=origin(source.base, "base"),
+        adapter=origin(source.adapter, "adapter") if source.adapter else None,
+        prompt=source.training.prompt.name if source.training else None,
+        sizes=BothSizes(source.sizes(None), source.sizes(widths)),
+        verified=options.verify,
+        parity=job.parity,
+        steps=job.steps.taken,
+        graph_process_peak_rss_bytes=peak_memory(children=True) if options.stage == "ir" else None,
+        versions=versions(_PACKAGES),
+    )

@@ -1,6 +1,5 @@
 """An exported directory, opened: what a command that runs an IR needs to know, and whether the files are whole."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
+from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.files import read_json, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
+from lonas_edge.ir.runtime import RuntimeProperties
 
-MANIFEST = "lonas_edge.json"
-EVALUATION = "lonas_edge_eval.json"  # what `eval --card` found
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 
 
@@ -23,13 +23,13 @@ class Exported:
 
     Attributes:
         folder: The directory.
-        manifest: Content of `lonas_edge.json`; empty for a directory that another tool wrote.
+        manifest: Content of `lonas_edge.json`; None for a directory that another tool wrote.
         config: Content of `config.json`.
         properties: Run-time properties that `bench --tune` chose for it, those in the IR included.
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest | None
     config: Mapping[str, Any]
     properties: Mapping[str, str]
 
@@ -44,10 +44,17 @@ class Exported:
         return self.config.get("max_position_embeddings")
 
     @property
+    def own_manifest(self) -> Manifest:
+        """Its manifest; an error where another tool wrote the directory."""
+        if self.manifest is None:
+            raise _not_ours(self.folder)
+        return self.manifest
+
+    @property
     def weight_format(self) -> str:
         """How its weights are stored."""
         if self.manifest:
-            return str(self.manifest["weight_format"])
+            return self.manifest.weight_format
         stored = read_json(self.folder / "openvino_config.json") if (self.folder / "openvino_config.json").exists() else {}
         return str(stored.get("dtype") or "as stored")
 
@@ -68,20 +75,26 @@ def open_exported(folder: Path, ours: bool = True) -> Exported:
     if not folder.is_dir():
         raise LonasEdgeError(f"{folder}: no such directory; expected one that `lonas-edge export` wrote")
     if ours and not (folder / MANIFEST).exists():
-        raise LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote")
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
-    if manifest and manifest.get("stage") != "ir":
-        raise LonasEdgeError(
-            f"{folder}: a {manifest.get('stage')} export; an IR is needed. Export again without --stage checkpoint."
-        )
+        raise _not_ours(folder)
+    manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    if manifest and manifest.stage != "ir":
+        raise LonasEdgeError(f"{folder}: a {manifest.stage} export; an IR is needed. Export again without --stage checkpoint.")
     problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
     problems += [] if problems else _ir_faults(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if config and "vocab_size" not in config:
         problems.append("config.json: no vocab_size")
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
-    runtime = read_json(folder / RUNTIME) if (folder / RUNTIME).exists() else {}
-    return Exported(folder, manifest, config, runtime.get("properties", {}))
+    chosen = _properties(folder)
+    return Exported(folder, manifest, config, chosen.properties if chosen else {})
+
+
+def _not_ours(folder: Path) -> LonasEdgeError:
+    return LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote")
+
+
+def _properties(folder: Path) -> RuntimeProperties | None:
+    return RuntimeProperties.read(folder / RUNTIME) if (folder / RUNTIME).exists() else None
 
 
 def _ir_faults(folder: Path) -> list[str]:
@@ -102,29 +115,29 @@ def write_card(folder: Path) -> None:
     Args:
         folder: The directory.
     """
-    runtime, evaluation = (read_json(folder / name) if (folder / name).exists() else None for name in (RUNTIME, EVALUATION))
-    replace_text(folder / "README.md", model_card(read_json(folder / MANIFEST), runtime, evaluation))
+    replace_text(
+        folder / "README.md", model_card(Manifest.read(folder / MANIFEST), _properties(folder), Evaluations.of(folder))
+    )
 
 
-def store_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
     """Keep an evaluation with an exported directory, and show it in its model card. One for each protocol is kept.
 
     Args:
         folder: The directory, one that `lonas-edge export` wrote.
-        evaluation: What `evaluate.report.for_card` gives.
+        protocol: Name of the protocol.
+        evaluation: What was found.
     """
-    path = folder / EVALUATION
-    kept = read_json(path) if path.exists() else {}
-    replace_text(path, json.dumps({**kept, evaluation["protocol"]: evaluation}, indent=1) + "\n")
+    Evaluations.of(folder).with_one(protocol, evaluation).write(folder / FILE)
     write_card(folder)
 
 
-def store_properties(folder: Path, chosen: Mapping[str, Any]) -> None:
+def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
     """Keep run-time properties with an exported directory, and show them in its model card.
 
     Args:
         folder: The directory.
-        chosen: Content of `lonas_edge_runtime.json`; `properties` by name are in it.
+        chosen: The properties.
     """
     runtime.store(folder, chosen)
     write_card(folder)

@@ -1,23 +1,86 @@
-"""What a model family has to tell: its linear layers, its other weights, and what consumes an elastic width."""
+"""What a model family is: its tensors, what an elastic dimension does to them, its configuration, its task.
 
-from collections.abc import Callable
+A family is behaviour. Everything that knows a layer's name, what shrinks with what, where embedding and head are, or which
+field of a configuration holds a width is asked here, from configurations alone: no torch. Paths are those of the Hugging Face
+modules.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is for.
+
+    Attributes:
+        name: What it is called in messages.
+        auto_model: The class of transformers that loads such a model.
+        peft: PEFT's `task_type`.
+        conversion: The task of optimum-intel that converts it.
+        pipeline_tag: What model hubs call it.
+    """
+
+    name: str
+    auto_model: str
+    peft: str
+    conversion: str
+    pipeline_tag: str
+
+
+CAUSAL_LM = Task("causal language model", "AutoModelForCausalLM", "CAUSAL_LM", "text-generation-with-past", "text-generation")
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer, `weight` [out_features, in_features], at module path `name`."""
+    """A linear layer, `weight` [out_features, in_features], at module path `name`.
+
+    Attributes:
+        name: Its path, from the decoder layer or from the model.
+        out_features: Rows of its weight.
+        in_features: Columns of its weight.
+        bias: Whether it has a bias.
+        blocks: Sizes of the parts that a fused layer's output is made of, in order; none where it is one part. An elastic width
+            keeps the first share of each.
+    """
 
     name: str
     out_features: int
     in_features: int
     bias: bool = False
+    blocks: tuple[int, ...] = ()
 
     @property
     def weights(self) -> int:
         """Number of weights, biases not counted."""
         return self.out_features * self.in_features
+
+    def rows(self, width: int, full: int) -> Part:
+        """The rows that an elastic output width keeps.
+
+        Args:
+            width: The width.
+            full: The whole width.
+
+        Returns:
+            The first `width / full` of each block.
+        """
+        return _shares(self.blocks or (self.out_features,), width, full)
+
+    def columns(self, width: int, full: int) -> Part:
+        """The columns that an elastic input width keeps; as of `rows`."""
+        return _shares((self.in_features,), width, full)
+
+
+def _shares(blocks: tuple[int, ...], width: int, full: int) -> Part:
+    if width == full:
+        return ((0, sum(blocks)),)
+    starts = [sum(blocks[:index]) for index in range(len(blocks))]
+    return tuple((start, start + size * width // full) for start, size in zip(starts, blocks, strict=True))
 
 
 @dataclass(frozen=True)
@@ -25,7 +88,7 @@ class WidthRule:
     """An elastic output width inside a decoder layer.
 
     Attributes:
-        producers: Layers whose output is narrowed; they must share one width, since their outputs meet elementwise.
+        producers: Layers whose output is narrowed; they must share one width, since their outputs meet.
         consumer: The layer that loses the same input columns, in its base weight and in its own lora_A.
         config_field: The field of the model's configuration that holds the width.
     """
@@ -34,35 +97,56 @@ class WidthRule:
     consumer: str
     config_field: str
 
+    def full(self, config: Any) -> int:
+        """The whole width."""
+        return int(getattr(config, self.config_field))
+
 
 @dataclass(frozen=True)
-class Family:
-    """One table per model family. Paths are those of the Hugging Face modules.
+class GroupKind:
+    """A kind of elastic group that generated search spaces have, one of it in every decoder layer.
 
     Attributes:
-        class_names: For each `model_type`, the classes an NNCF node name spells: the model with its head, its body, a
-            decoder layer, attention, MLP.
-        layers: Path of the list of decoder layers.
-        embedding: Path of the token embedding.
-        head: Path of the language-model head.
-        width_rules: The output widths that can be elastic.
-        refused_widths: Layers whose output width cannot be, with the reason.
-        rank_groups: Layers whose adapters share one elastic rank in generated search spaces, in the published order:
-            groups before the width groups, then groups after them.
-        linears: Linear layers of one decoder layer, paths relative to it, from a model configuration.
-        norms: Sizes of the one-dimensional weights of one decoder layer, by relative name.
+        rule: The elastic width; None for an elastic rank.
+        layers: Layers whose adapters share one elastic rank; none for a width.
     """
 
-    class_names: dict[str, dict[str, str]]
-    layers: str
-    embedding: str
-    head: str
-    final_norm: str
-    width_rules: tuple[WidthRule, ...]
-    refused_widths: dict[str, str]
-    rank_groups: tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]
-    linears: Callable[[Any], list[Linear]]
-    norms: Callable[[Any], dict[str, int]]
+    rule: WidthRule | None = None
+    layers: tuple[str, ...] = ()
+
+
+class Family(ABC):
+    """One family of models; a subclass is one file of this package, its instance one entry of `FAMILIES`.
+
+    Attributes:
+        class_names: For each `model_type`, the classes that an NNCF node name spells, by module: `model` with its head, `body`,
+            a decoder `layer`, and the modules inside it.
+        task: What its models are for.
+        layers: Path of the list of decoder layers; its first part is the body's name in the model.
+        embedding: Path of the token embedding.
+        head: Path of the language-model head.
+        final_norm: Path of the norm in front of the head.
+        width_rules: The output widths that can be elastic.
+        refused_widths: Layers whose output width cannot be, with the reason.
+        generated_groups: The groups of generated search spaces, in the published order.
+        default_targets: Names of the layers that get an adapter in training by default, as the published adapters have them.
+        legacy_buffers: Endings of tensors that older checkpoints hold and nobody reads any more.
+        raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version with which the
+            converted model is right.
+    """
+
+    class_names: ClassVar[Mapping[str, Mapping[str, str]]]
+    task: ClassVar[Task] = CAUSAL_LM
+    layers: ClassVar[str]
+    embedding: ClassVar[str]
+    head: ClassVar[str]
+    final_norm: ClassVar[str]
+    width_rules: ClassVar[tuple[WidthRule, ...]]
+    refused_widths: ClassVar[Mapping[str, str]]
+    generated_groups: ClassVar[tuple[GroupKind, ...]]
+    default_targets: ClassVar[tuple[str, ...]]
+    legacy_buffers: ClassVar[tuple[str, ...]] = ()
+    raised_guards: ClassVar[tuple[str, ...]] = ()
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -72,3 +156,63 @@ class Family:
     def layer(self, index: int) -> str:
         """Path of decoder layer `index`."""
         return f"{self.layers}.{index}"
+
+    @abstractmethod
+    def linears(self, config: Any) -> list[Linear]:
+        """Linear layers of one decoder layer, paths relative to it."""
+
+    @abstractmethod
+    def vectors(self, config: Any) -> dict[str, int]:
+        """Sizes of the one-dimensional parameters of one decoder layer, by relative name, biases of linear layers left out."""
+
+    @abstractmethod
+    def outer_vectors(self, config: Any) -> dict[str, int]:
+        """Sizes of the one-dimensional parameters outside the decoder layers, by name."""
+
+    @abstractmethod
+    def kv_width(self, config: Any) -> int:
+        """Elements of keys and values that a token adds to the cache of one decoder layer."""
+
+    def hidden(self, model: Any, **inputs: Any) -> Any:
+        """What the head of a live model is given.
+
+        Args:
+            model: A Hugging Face model of this family.
+            **inputs: As of its body.
+
+        Returns:
+            [batch, tokens, hidden].
+        """
+        return model.base_model(**inputs, use_cache=False)[0]
+
+    def logits(self, model: Any, hidden: Any) -> Any:
+        """What a live model's head makes of its hidden states.
+
+        Args:
+            model: A Hugging Face model of this family.
+            hidden: [..., hidden].
+
+        Returns:
+            [..., vocabulary].
+        """
+        return model.get_output_embeddings()(hidden)
+
+    def node_name(self, model_type: str, layer: int, module: str, ending: str) -> str:
+        """The name that NNCF 2.x gave a weight of a PEFT model with an adapter on `module`.
+
+        Args:
+            model_type: The configuration's.
+            layer: Index of the decoder layer.
+            module: Path relative to it.
+            ending: What follows the layer's own name.
+
+        Returns:
+            The node name.
+        """
+        names = self.class_names[model_type]
+        body, _, layers = self.layers.rpartition(".")
+        parent, leaf = module.split(".")
+        return (
+            f"PeftModelForCausalLM/LoraModel[base_model]/{names['model']}[model]/{names['body']}[{body}]/ModuleList[{layers}]/"
+            f"{names['layer']}[{layer}]/{names[parent]}[{parent}]/Linear[{leaf}]/{ending}/linear_0"
+        )

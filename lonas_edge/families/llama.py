@@ -3,19 +3,113 @@
     mlp(x) = down_proj(act(gate_proj(x)) * up_proj(x))
 
 gate and up meet elementwise, so they share one width, and down_proj loses the same input columns. The relatives differ in
-biases, head sizes and norms (the tables below), in the activation, and in Gemma's scaled embeddings and offset norms; none
-of that is touched by a width of the MLP.
+biases, head sizes and norms (the tables below), in the activation, and in Gemma's scaled embeddings, offset norms and capped
+logits; none of that is touched by a width of the MLP.
 
 Sources: the configuration and modeling files of transformers 5.5 for each model type.
 """
 
 from typing import Any
 
-from lonas_edge.families.base import Family, Linear, WidthRule
+from lonas_edge.families.base import Family, GroupKind, Linear, WidthRule
+
+HIDDEN_STATE = "its output is the hidden state, which every layer shares"
+ATTENTION = "the width of an attention projection decides heads that the rest of the layer must match"
 
 
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def head_dim(config: Any) -> int:
+    """Channels of an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def key_value_channels(config: Any) -> int:
+    """Output channels of the key projection, and of the value projection."""
+    return int(config.num_key_value_heads or config.num_attention_heads) * head_dim(config)
+
+
+def class_names(prefix: str, body: str = "") -> dict[str, str]:
+    """The classes that an NNCF node name spells, as transformers names them."""
+    return {
+        "model": f"{prefix}ForCausalLM",
+        "body": body or f"{prefix}Model",
+        "layer": f"{prefix}DecoderLayer",
+        "self_attn": f"{prefix}Attention",
+        "mlp": f"{prefix}MLP",
+    }
+
+
+class Llama(Family):
+    """LLaMA, Mistral, Qwen 2 and 3, Gemma 1 to 3 (text)."""
+
+    class_names = {
+        "llama": class_names("Llama"),
+        "mistral": class_names("Mistral"),
+        "qwen2": class_names("Qwen2"),
+        "qwen3": class_names("Qwen3"),
+        "gemma": class_names("Gemma"),
+        "gemma2": class_names("Gemma2"),
+        "gemma3_text": class_names("Gemma3", body="Gemma3TextModel"),
+    }
+    layers = "model.layers"
+    embedding = "model.embed_tokens"
+    head = "lm_head"
+    final_norm = "model.norm"
+    width_rules = (WidthRule(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "intermediate_size"),)
+    refused_widths = {
+        "self_attn.q_proj": ATTENTION,
+        "self_attn.k_proj": ATTENTION,
+        "self_attn.v_proj": ATTENTION,
+        "self_attn.o_proj": HIDDEN_STATE,
+        "mlp.down_proj": HIDDEN_STATE,
+    }
+    generated_groups = (
+        GroupKind(layers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        GroupKind(width_rules[0]),
+        GroupKind(layers=("mlp.gate_proj", "mlp.up_proj")),
+    )
+    default_targets = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")
+    legacy_buffers = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
+    raised_guards = ("GemmaOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2; Gemma 2 and 3 inherit it
+
+    def linears(self, config: Any) -> list[Linear]:
+        """See `Family`."""
+        hidden, mlp = config.hidden_size, config.intermediate_size
+        query, key_value = config.num_attention_heads * head_dim(config), key_value_channels(config)
+        qkv_bias, o_bias = _attention_biases(config)
+        mlp_bias = bool(getattr(config, "mlp_bias", False))
+        return [
+            Linear("self_attn.q_proj", query, hidden, qkv_bias),
+            Linear("self_attn.k_proj", key_value, hidden, qkv_bias),
+            Linear("self_attn.v_proj", key_value, hidden, qkv_bias),
+            Linear("self_attn.o_proj", hidden, query, o_bias),
+            Linear("mlp.gate_proj", mlp, hidden, mlp_bias),
+            Linear("mlp.up_proj", mlp, hidden, mlp_bias),
+            Linear("mlp.down_proj", hidden, mlp, mlp_bias),
+        ]
+
+    def vectors(self, config: Any) -> dict[str, int]:
+        """See `Family`."""
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        if config.model_type in ("gemma2", "gemma3_text"):
+            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        sizes = {f"{name}.weight": config.hidden_size for name in norms}
+        if config.model_type in ("qwen3", "gemma3_text"):
+            sizes |= {"self_attn.q_norm.weight": head_dim(config), "self_attn.k_norm.weight": head_dim(config)}
+        return sizes
+
+    def outer_vectors(self, config: Any) -> dict[str, int]:
+        """See `Family`."""
+        return {f"{self.final_norm}.weight": config.hidden_size}
+
+    def kv_width(self, config: Any) -> int:
+        """See `Family`."""
+        return 2 * key_value_channels(config)
+
+    def logits(self, model: Any, hidden: Any) -> Any:
+        """See `Family`; Gemma 2 caps them."""
+        logits = super().logits(model, hidden)
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def _attention_biases(config: Any) -> tuple[bool, bool]:
@@ -26,77 +120,3 @@ def _attention_biases(config: Any) -> tuple[bool, bool]:
         return False, False
     both = bool(getattr(config, "attention_bias", False))
     return both, both
-
-
-def linears(config: Any) -> list[Linear]:
-    """Linear layers of one decoder layer."""
-    hidden, mlp, head_dim = config.hidden_size, config.intermediate_size, _head_dim(config)
-    query = config.num_attention_heads * head_dim
-    key_value = (config.num_key_value_heads or config.num_attention_heads) * head_dim
-    qkv_bias, o_bias = _attention_biases(config)
-    mlp_bias = bool(getattr(config, "mlp_bias", False))
-    return [
-        Linear("self_attn.q_proj", query, hidden, qkv_bias),
-        Linear("self_attn.k_proj", key_value, hidden, qkv_bias),
-        Linear("self_attn.v_proj", key_value, hidden, qkv_bias),
-        Linear("self_attn.o_proj", hidden, query, o_bias),
-        Linear("mlp.gate_proj", mlp, hidden, mlp_bias),
-        Linear("mlp.up_proj", mlp, hidden, mlp_bias),
-        Linear("mlp.down_proj", hidden, mlp, mlp_bias),
-    ]
-
-
-def norms(config: Any) -> dict[str, int]:
-    """Norm weights of one decoder layer."""
-    sizes = {"input_layernorm.weight": config.hidden_size, "post_attention_layernorm.weight": config.hidden_size}
-    if config.model_type in ("qwen3", "gemma3_text"):
-        sizes |= {"self_attn.q_norm.weight": _head_dim(config), "self_attn.k_norm.weight": _head_dim(config)}
-    if config.model_type in ("gemma2", "gemma3_text"):
-        sizes |= {
-            "pre_feedforward_layernorm.weight": config.hidden_size,
-            "post_feedforward_layernorm.weight": config.hidden_size,
-        }
-    return sizes
-
-
-def _class_names(prefix: str, body: str = "") -> dict[str, str]:
-    return {
-        "model": f"{prefix}ForCausalLM",
-        "body": body or f"{prefix}Model",
-        "layer": f"{prefix}DecoderLayer",
-        "self_attn": f"{prefix}Attention",
-        "mlp": f"{prefix}MLP",
-    }
-
-
-_ATTENTION = "the width of an attention projection decides heads that the rest of the layer must match"
-
-FAMILY = Family(
-    class_names={
-        "llama": _class_names("Llama"),
-        "mistral": _class_names("Mistral"),
-        "qwen2": _class_names("Qwen2"),
-        "qwen3": _class_names("Qwen3"),
-        "gemma": _class_names("Gemma"),
-        "gemma2": _class_names("Gemma2"),
-        "gemma3_text": _class_names("Gemma3", body="Gemma3TextModel"),
-    },
-    layers="model.layers",
-    embedding="model.embed_tokens",
-    head="lm_head",
-    final_norm="model.norm",
-    width_rules=(WidthRule(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "intermediate_size"),),
-    refused_widths={
-        "self_attn.q_proj": _ATTENTION,
-        "self_attn.k_proj": _ATTENTION,
-        "self_attn.v_proj": _ATTENTION,
-        "self_attn.o_proj": "its output is the hidden state, which every layer shares",
-        "mlp.down_proj": "its output is the hidden state, which every layer shares",
-    },
-    rank_groups=(
-        (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),),
-        (("mlp.gate_proj", "mlp.up_proj"),),
-    ),
-    linears=linears,
-    norms=norms,
-)

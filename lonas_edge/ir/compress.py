@@ -57,7 +57,7 @@ class Compressed:
 
         Returns:
             The stored matrix [rows, columns] in fp32, and the largest difference of an element: in quantization steps (scales)
-            for INT8 and INT4, in units of 2^-11 of the element for fp16, absolute for fp32.
+            for INT8 and INT4, in units of 2^-11 of the element for fp16 and of 2^-23 for fp32.
         """
         restored, error = np.empty(self.shape, np.float32), 0.0
         codes = _values(self.codes)
@@ -73,10 +73,9 @@ class Compressed:
                 largest = np.maximum(difference.max(-1, keepdims=True), -difference.min(-1, keepdims=True))
                 difference = largest / np.maximum(unit, np.finfo(np.float16).tiny)
             else:
-                difference = np.abs(block - matrix[part])
-                if self.scheme.weight_format.name == "fp16":
-                    smallest = np.float32(2.0**-14)  # below it fp16 is denormal
-                    difference *= 2**11 / np.maximum(np.abs(matrix[part]), smallest)
+                digits, smallest = (11, 2.0**-14) if self.scheme.weight_format.bits == 16 else (23, 2.0**-126)
+                difference = np.abs(block - matrix[part]) * np.float32(2**digits)
+                difference /= np.maximum(np.abs(matrix[part]), np.float32(smallest))  # below it the format is denormal
             error = float(np.maximum(error, difference.max()))  # NaN stays NaN
         return restored, error
 
@@ -192,9 +191,10 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
 
 def _values(tensor: ov.Tensor) -> np.ndarray:
     """A stored tensor's values, u4 unpacked to u8."""
+    stored: np.ndarray = tensor.data
     if tensor.element_type != ov.Type.u4:
-        return tensor.data
-    return _unpacked(tensor.data)[: math.prod(tensor.shape)].reshape(list(tensor.shape))
+        return stored
+    return _unpacked(stored)[: math.prod(tensor.shape)].reshape(list(tensor.shape))
 
 
 def _unpacked(packed: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ optimum-intel converts the model; every weight matrix of the graph is then an in
 untouched zero pages meanwhile, so converting a 7B model takes 1 GB; norms and biases are real, as they may be folded.
 
 A process of its own, because conversion patches transformers while it runs and is single-threaded Python: the parent slices,
-merges and compresses the weights at the same time. It ends when its parent does (Linux).
+merges and compresses the weights at the same time. It ends when its parent does.
 
 What is worked around, in this process only (optimum-intel 2.2, transformers 5.5):
 - `export_from_model` hands nobody the converted model but writes it: its `save_model` is intercepted.
@@ -17,6 +17,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,23 @@ from optimum.intel import OVConfig, OVWeightQuantizationConfig
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import Family
 from lonas_edge.ir.tokenizer import save_tokenizer
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.architecture import Architecture
 
+SPAWN = "LONAS_EDGE_SPAWN"  # an environment variable; 1 has Linux do what other systems do, for tests
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def forks() -> bool:
+    """Whether the process is forked: the two then share what importing torch, transformers and openvino took, 5 s and 0.5 GB.
+
+    Returns:
+        True on Linux; elsewhere a process with threads may not be forked.
+    """
+    return sys.platform == "linux" and os.environ.get(SPAWN) != "1"
 
 
 @dataclass(frozen=True)
@@ -66,11 +80,12 @@ class GraphConversion:
             job: What to convert.
         """
         self._log = Path(job.graph).with_suffix(".log")
-        # forked: the two share what importing torch, transformers and openvino took, 5 s and 0.5 GB
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_run, args=(job, self._log, os.getpid()), daemon=True
-        )
-        gc.freeze()  # a collection in the parent would touch, so copy, every page the two share
+        self._forked = forks()
+        context = multiprocessing.get_context("fork") if self._forked else multiprocessing.get_context("spawn")
+        parent = os.getpid() if self._forked else None
+        self._process = context.Process(target=_run, args=(job, self._log, parent), daemon=True)
+        if self._forked:
+            gc.freeze()  # a collection in the parent would touch, so copy, every page the two share
         self._process.start()
 
     def wait(self) -> None:
@@ -92,29 +107,45 @@ class GraphConversion:
         """End the process if it is still running."""
         self._process.kill()
         self._process.join()
-        gc.unfreeze()
+        if self._forked:
+            gc.unfreeze()
 
 
-def _run(job: Job, log: Path, parent: int) -> None:
+def _run(job: Job, log: Path, parent: int | None) -> None:
     """The process: one thread, no garbage collection, its output in a file; never returns to the parent's code."""
     with log.open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this process could ask to be told
-        os._exit(1)
+    _end_with(parent)
     gc.disable()  # it lives for seconds
     code = 1
     try:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
-        convert(job.config, Path(job.vectors), Path(job.graph))
+        family = convert(job.config, Path(job.vectors), Path(job.graph))
         if job.tokenizer is not None:
-            save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder))
+            save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder), family.task)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)  # nothing is left to clean up, and tearing down torch takes a second
+
+
+def _end_with(parent: int | None) -> None:
+    """Have this process end when its parent does: by the system where it was forked, by a thread where it was spawned."""
+    if parent is None:
+        threading.Thread(target=_outlive_nobody, daemon=True).start()
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this process could ask to be told
+        os._exit(1)
+
+
+def _outlive_nobody() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _model_without_matrices(config: dict[str, Any], vectors: Path) -> Any:
@@ -149,7 +180,7 @@ def _matrices_to_inputs(model: Any, names: list[str]) -> None:
     model.add_parameters(inputs)
 
 
-def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
+def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     """Convert a model to an IR whose weight matrices are inputs.
 
     Args:
@@ -157,10 +188,14 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
         vectors: A safetensors file with its one-dimensional parameters, fp32.
         output: The .xml file.
 
+    Returns:
+        The model's family.
+
     Raises:
         RuntimeError: If the conversion gives a graph in which a weight cannot be found.
     """
     model = _model_without_matrices(config, vectors)
+    family = Architecture.from_config(model.config, "config.json").family
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     saved = []
 
@@ -171,12 +206,14 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> None:
 
     stock_save, optimum_convert.save_model = optimum_convert.save_model, save
     optimum_convert.allow_skip_tracing_check = lambda *_: True
-    model_configs.GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = "5.99"
+    for guarded in family.raised_guards:
+        getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
     # the stock run-time options of an IR with compressed weights; `ir.convert` adds the one of uncompressed IRs
     quantized = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
     try:
-        export_from_model(model, output.parent, task="text-generation-with-past", ov_config=quantized, stateful=True)
+        export_from_model(model, output.parent, task=family.task.conversion, ov_config=quantized, stateful=True)
     finally:
         optimum_convert.save_model = stock_save  # the tokenizer is saved by it, too
     if not saved:
         raise RuntimeError("optimum-intel saved no model: is it version 2.2?")
+    return family

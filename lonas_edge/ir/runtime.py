@@ -4,15 +4,16 @@ openvino 2026.4.1 takes properties from `rt_info/runtime_options` of the IR for 
 client has to pass. `lonas_edge_runtime.json` holds all of them.
 """
 
-import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import read_json, replace_text
 from lonas_edge.ir import MODEL, RUNTIME
+from lonas_edge.ir.infer import open_ir
+from lonas_edge.schema import Migration, Record
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
 PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole
@@ -28,6 +29,53 @@ _CPU = {
 _GPU = {name: _CPU[name] for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")} | {
     "INFERENCE_PRECISION_HINT": ("f16", "f32")
 }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times faster than by default; the ends of the 95 % interval, where there is one; what it was paired over."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+    rounds: int
+    starts: int
+
+
+def _second(content: dict[str, Any]) -> dict[str, Any]:
+    """At first, version 1 was of one start."""
+    return {**content, "speedups": {metric: {"starts": 1, **gain} for metric, gain in content["speedups"].items()}}
+
+
+@dataclass(frozen=True)
+class RuntimeProperties(Record):
+    """What `lonas_edge_runtime.json` holds.
+
+    Attributes:
+        device: The OpenVINO device they were chosen on.
+        date: When.
+        objective: tpot or ttft.
+        properties: Values by name.
+        speedups: Gains over the defaults, for tpot and ttft.
+        mean_kl: Mean KL divergence of the answers from those by default, in nats.
+        conditions: Machine, versions, case, tolerance.
+        in_ir: Those of the properties that are in the IR.
+        replaced_in_ir: What was there before; None for what was not.
+    """
+
+    NAME: ClassVar[str] = "runtime"
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
+    AGAIN: ClassVar[str] = "Export it again, and choose properties with `lonas-edge bench --tune`."
+    device: str
+    date: str
+    objective: str
+    properties: dict[str, str]
+    speedups: dict[str, Gain]
+    mean_kl: float
+    conditions: dict[str, Any]
+    in_ir: tuple[str, ...] = ()
+    replaced_in_ir: dict[str, str | None] = field(default_factory=dict)
 
 
 def check_device(device: str) -> None:
@@ -90,39 +138,27 @@ def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Seque
         Logits [prompts, tokens, vocabulary], an fp32 array.
     """
     import numpy as np
-    import openvino as ov
 
-    compiled = ov.Core().compile_model(folder / MODEL, device, dict(properties))
-    request, prompts = compiled.create_infer_request(), np.array(ids, np.int64)
-    names = {name for port in compiled.inputs for name in port.get_names()}
-    batch, length = prompts.shape
-    ends = [length // 2, *range(length // 2 + 1, length + 1)]
-    found = []
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        inputs = {
-            "input_ids": prompts[:, start:end],
-            "attention_mask": np.ones((batch, end), np.int64),
-            "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
-            "beam_idx": np.arange(batch, dtype=np.int32),
-        }
-        result = request.infer({name: value for name, value in inputs.items() if name in names})
-        found.append(result["logits"].copy())
-    return np.concatenate(found, axis=1)
+    prompts = np.array(ids, np.int64)
+    logits, length = open_ir(folder / MODEL, device, properties), prompts.shape[1]
+    starts = [0, *range(length // 2, length)]
+    return np.concatenate(
+        [logits(prompts[:, :end], start) for start, end in zip(starts, [*starts[1:], length], strict=True)], axis=1
+    )
 
 
-def store(folder: Path, runtime: Mapping[str, Any]) -> None:
+def store(folder: Path, chosen: RuntimeProperties) -> None:
     """Keep properties with an exported directory: in the IR, and in a file for our runtime.
 
     Args:
         folder: An exported directory.
-        runtime: Content of the file; `properties` by name are in it.
+        chosen: The properties; which of them are in the IR, and what was there, is filled in.
     """
-    inside = {name: value for name, value in runtime["properties"].items() if name in IN_IR}
+    inside = {name: value for name, value in chosen.properties.items() if name in IN_IR}
     tree = ET.parse(folder / MODEL)
     replaced = _set_options(tree, inside)
-    content = {**runtime, "in_ir": sorted(inside), "replaced_in_ir": replaced}
     # the file first: with it, `restore` finds the way back whatever happens between
-    replace_text(folder / RUNTIME, json.dumps(content, indent=2) + "\n")
+    replace(chosen, in_ir=tuple(sorted(inside)), replaced_in_ir=replaced).write(folder / RUNTIME)
     _write_model(folder, tree)
 
 
@@ -134,9 +170,8 @@ def restore(folder: Path) -> None:
     """
     if not (folder / RUNTIME).exists():
         return
-    content = read_json(folder / RUNTIME)
     tree = ET.parse(folder / MODEL)
-    _set_options(tree, content["replaced_in_ir"])
+    _set_options(tree, RuntimeProperties.read(folder / RUNTIME).replaced_in_ir)
     _write_model(folder, tree)
     (folder / RUNTIME).unlink()
 

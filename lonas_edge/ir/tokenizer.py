@@ -6,22 +6,24 @@ from typing import Any
 from optimum.exporters.openvino.convert import export_tokenizer
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import Task
 
 TOKENIZER = "openvino_tokenizer.xml"
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path, task: Task) -> None:
     """Write a tokenizer's files, and the same as OpenVINO models for clients without transformers.
 
     Args:
         tokenizer: A transformers tokenizer.
         folder: An existing directory.
+        task: What the model is for.
 
     Raises:
         LonasEdgeError: If OpenVINO cannot express it.
     """
     tokenizer.save_pretrained(folder)
-    export_tokenizer(tokenizer, folder, task="text-generation-with-past")
+    export_tokenizer(tokenizer, folder, task=task.conversion)
     if not (folder / TOKENIZER).exists():
         raise LonasEdgeError(
             f"{type(tokenizer).__name__}: openvino_tokenizers cannot express this tokenizer. Save it as a fast tokenizer "

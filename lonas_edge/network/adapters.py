@@ -121,10 +121,10 @@ class AdapterConfig:
     def scale(self, name: str) -> float:
         """The factor of B·A: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023).
 
-        It is that of the super-adapter for every elastic rank: slicing a rank does not change it (`lonas.md`, "The scale").
+        It is that of the super-adapter for every elastic rank: slicing a rank does not change it.
         """
         rank, alpha = self._pattern("rank", name), self._pattern("alpha", name)
-        return alpha / rank**0.5 if self.lora.use_rslora else alpha / rank
+        return float(alpha / rank**0.5 if self.lora.use_rslora else alpha / rank)
 
     def unties(self, architecture: Architecture) -> bool:
         """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""

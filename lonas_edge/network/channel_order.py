@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.network.adapters import LoraFactors, plain_name
+from lonas_edge.network.calibration import second_moments
 from lonas_edge.space.architecture import Architecture, Elasticity
 
 FILE = "channel_order.safetensors"
@@ -32,21 +33,28 @@ class ChannelOrder:
     Attributes:
         columns: For a consumer's module path, int64 [in_features]: place i of the new order holds that channel of the base.
         producers: For a consumer's module path, those of the layers that produce its input.
+        blocks: For a fused producer's module path, how many blocks of those channels its output is made of; one elsewhere.
     """
 
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, architecture: Architecture, columns: Mapping[str, torch.Tensor]) -> "ChannelOrder":
         """The order of a model's channels, by consumer."""
-        producers = consumers(architecture)
-        return cls(columns, {name: producers[name] for name in columns})
+        producers = {name: architecture.producers[name] for name in columns}
+        fused = {name: len(architecture.linears[name].blocks) for names in producers.values() for name in names}
+        return cls(columns, producers, {name: blocks for name, blocks in fused.items() if blocks})
 
     @cached_property
     def rows(self) -> dict[str, torch.Tensor]:
         """The permutation of a producer's output channels, by module path."""
-        return {producer: self.columns[name] for name, producers in self.producers.items() for producer in producers}
+        return {
+            producer: torch.cat([block * len(order) + order for block in range(self.blocks.get(producer, 1))])
+            for name, order in self.columns.items()
+            for producer in self.producers[name]
+        }
 
     def __bool__(self) -> bool:
         """Whether anything is permuted."""
@@ -120,16 +128,6 @@ class ChannelOrder:
         partial.replace(folder / FILE)
 
 
-def consumers(architecture: Architecture) -> dict[str, tuple[str, ...]]:
-    """The layers whose input channels may be reordered, each with the layers that produce them."""
-    family = architecture.family
-    return {
-        f"{family.layer(index)}.{rule.consumer}": tuple(f"{family.layer(index)}.{name}" for name in rule.producers)
-        for index in range(architecture.config.num_hidden_layers)
-        for rule in family.width_rules
-    }
-
-
 def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
     """Read a super-adapter's channel order.
 
@@ -150,7 +148,7 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
         columns = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Copy it again.") from error
-    producers = consumers(architecture)
+    producers = architecture.producers
     problems = []
     for name, order in columns.items():
         if name not in producers:
@@ -177,32 +175,10 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
     Raises:
         LonasEdgeError: If activations are not finite.
     """
-    ordered = [name for name in consumers(elasticity.architecture) if name in elasticity.in_group]
-    squares: dict[str, torch.Tensor] = {}
-    mask = torch.ones(0)
-
-    def observe(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            total = inputs[0].detach()[mask.bool()].double().square().sum(0)
-            squares[name] = squares[name] + total if name in squares else total
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(observe(name)) for name in ordered]
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                mask = batch["attention_mask"]
-                model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False, logits_to_keep=1)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    consumers = [name for name in elasticity.architecture.producers if name in elasticity.in_group]
     columns, damaged = {}, []
-    for name, total in squares.items():
-        importance = total.sqrt() * model.get_submodule(name).weight.detach().double().norm(dim=0)
+    for name, moments in second_moments(model, consumers, batches).items():
+        importance = moments.squares.sqrt() * model.get_submodule(name).weight.detach().double().norm(dim=0)
         columns[name] = importance.argsort(descending=True, stable=True).clone().cpu()
         damaged += [] if importance.isfinite().all() else [f"{name}: its input or weight holds NaN or Inf"]
     raise_all("The channels cannot be ordered:", damaged, "Is the base checkpoint damaged? In fp16, try bf16 or fp32.")

@@ -1,4 +1,4 @@
-"""Safe readers and writers: lazily read base checkpoints, plain tensor files, output directories that appear whole.
+"""Safe readers: base checkpoints and plain tensor files, lazily read.
 
 Nothing here executes what came with a model: safetensors holds no code, and `.bin` files (pickles) are opened with
 `weights_only=True` only.
@@ -16,13 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import Part
 from lonas_edge.files import read_json
+from lonas_edge.network.parts import shifted, take
 from lonas_edge.space.architecture import Architecture
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_LEGACY_BUFFERS = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 
 
 def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
@@ -110,13 +111,13 @@ class TensorFiles:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()}
 
-    def read(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
-        """Read the first rows and columns of a tensor.
+    def read(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
+        """Read the active part of a tensor.
 
         Args:
             name: The tensor.
-            rows: How many rows; all when None.
-            columns: How many columns; all when None, or when the tensor has one dimension.
+            rows: Ranges of rows; all when None.
+            columns: Ranges of columns; all when None, or when the tensor has one dimension.
 
         Returns:
             The tensor [rows, columns] or [rows], as stored.
@@ -125,11 +126,16 @@ class TensorFiles:
             LonasEdgeError: If its file cannot be read.
         """
         path = self._files[name]
-        index = (slice(rows), slice(columns))[: len(self.shapes[name])]
         if path in self._pickles:
-            return self._pickles[path][name][index]
+            return take(self._pickles[path][name], rows, columns)
+        shape = self.shapes[name]
+        rows = rows or ((0, shape[0]),)
+        inner = (slice(columns[0][0], columns[-1][1]) if columns else slice(None),)[: len(shape) - 1]
         with _opened(path) as file:
-            return file.get_slice(name)[index]
+            stored = file.get_slice(name)
+            parts = [stored[(slice(start, stop), *inner)] for start, stop in rows]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return take(tensor, None, shifted(columns)) if columns else tensor
 
 
 def _indexed_files(index: Path) -> dict[str, Path]:
@@ -193,7 +199,7 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
     ignored = {head} if architecture.tied else set()
     problems = [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors.shapes]
     for name, shape in tensors.shapes.items():
-        if name in ignored or name.endswith(_LEGACY_BUFFERS):
+        if name in ignored or name.endswith(architecture.family.legacy_buffers):
             continue
         if name not in expected:
             problems.append(f"{name}: unknown to {architecture.model_type}; found {list(shape)}")

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Parity:
         return asdict(self)
 
 
-def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
+def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
     """Compare logits with those of a reference.
 
     Args:
@@ -47,3 +49,34 @@ def compare(reference: torch.Tensor, logits: torch.Tensor) -> Parity:
         agreeing += int((expected.argmax(-1) == found.argmax(-1)).sum())
     positions = reference[..., 0].numel()
     return Parity(difference, kl / positions, agreeing / positions, positions)
+
+
+def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+    """Kullback-Leibler divergence of next-token distributions from a reference, summed over positions: KL(reference || logits).
+
+    Args:
+        reference: [positions, vocabulary].
+        logits: The same shape.
+
+    Returns:
+        The sum, in nats.
+    """
+    from torch.nn import functional as F
+
+    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    return F.kl_div(q, p, reduction="sum", log_target=True)
+
+
+def cross_entropy(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+    """Cross-entropy of the tokens that follow, summed over positions.
+
+    Args:
+        logits: [positions, vocabulary].
+        labels: [positions].
+
+    Returns:
+        The sum, in nats.
+    """
+    from torch.nn import functional as F
+
+    return F.cross_entropy(logits.float(), labels, reduction="sum")

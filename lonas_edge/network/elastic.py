@@ -1,68 +1,64 @@
 """Elastic layers: a sub-network switched on in a live, unpatched PEFT model.
 
 A layer is made elastic by giving it a subclass of its own class; modules, parameters and state-dict keys stay as they were.
-`activate` then sets three integers a layer. The forward pass computes with views of the first rows, columns and ranks, so
-that the inactive part costs nothing, and neither weights nor masks are copied.
+The forward pass computes with views of the active rows, columns and ranks, so that the inactive part costs nothing, and neither
+weights nor masks are copied (those of fused layers, whose active part is several ranges, are).
 
 Width semantics: Muñoz et al., "LoNAS" (LREC-COLING 2024), "always the first w channels, in stored order".
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.source import Located, Source
-from lonas_edge.space.architecture import Elasticity, Widths
+from lonas_edge.families import Part
+from lonas_edge.network.parts import outside, take
+from lonas_edge.space.architecture import Widths
 
 
 class ElasticLinear(nn.Linear):
-    """`nn.Linear` whose first `active_out` rows and `active_in` columns are active."""
+    """`nn.Linear` of which the part `active` is active."""
 
-    active_out: int
-    active_in: int
+    active: Widths
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute the active outputs.
 
         Args:
-            input: [..., active_in].
+            input: [..., active columns].
 
         Returns:
-            [..., active_out].
+            [..., active rows].
         """
-        bias = None if self.bias is None else self.bias[: self.active_out]
-        return F.linear(input, self.weight[: self.active_out, : self.active_in], bias)
+        bias = None if self.bias is None else take(self.bias, self.active.rows)
+        return F.linear(input, take(self.weight, self.active.rows, self.active.columns), bias)
 
 
-class ElasticLoraLinear(LoraLinear):
-    """PEFT's `lora.Linear` whose adapter is active in its first `active_rank` ranks; its base layer is an ElasticLinear.
+class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
+    """PEFT's `lora.Linear` of which the part `active` is active; its base layer is an ElasticLinear.
 
-    y = W[:out, :in] x + scale · B[:out, :rank] A[:rank, :in] x, with the scale of the whole adapter.
+    y = W[rows, columns] x + scale · B[rows, :rank] A[:rank, columns] x, with the scale of the whole adapter.
     """
 
-    active_out: int
-    active_in: int
-    active_rank: int | None
+    active: Widths
     base_layer: ElasticLinear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the active outputs.
 
         Args:
-            x: [..., active_in].
+            x: [..., active columns].
 
         Returns:
-            [..., active_out], in the base layer's dtype.
+            [..., active rows], in the base layer's dtype.
         """
-        result = self.base_layer(x)
+        result: torch.Tensor = self.base_layer(x)
         if self.disable_adapters or self.merged:
             return result
         dtype = result.dtype
@@ -72,118 +68,62 @@ class ElasticLoraLinear(LoraLinear):
         return result.to(dtype)
 
     def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        down = self.lora_A[name].weight[: self.active_rank, : self.active_in]
-        up = self.lora_B[name].weight[: self.active_out, : self.active_rank]
-        bias, scale = self.lora_B[name].bias, self.scaling[name]
+        rows, columns, rank = self.active.rows, self.active.columns, self.active.rank
+        down = take(self.lora_A[name].weight[:rank], None, columns)
+        up = take(self.lora_B[name].weight, rows)[:, :rank]
+        bias: torch.Tensor | None = self.lora_B[name].bias
+        scale = float(self.scaling[name])
         if not torch.is_autocast_enabled(x.device.type):  # autocast would cast back
             x = x.to(down.dtype)
         inner = F.linear(self.lora_dropout[name](x), down)
         if bias is None and math.frexp(scale)[0] == 0.5:  # a power of two: exact wherever it is multiplied, cheapest here
             return F.linear(inner * scale, up)
-        return F.linear(inner, up, None if bias is None else bias[: self.active_out]) * scale
+        return F.linear(inner, up, None if bias is None else take(bias, rows)) * scale
 
-
-class SuperNetwork:
-    """A live model with elastic layers, in which sub-networks are switched on.
-
-    The model stays an ordinary `PeftModel` (or a plain causal language model): it saves, loads and trains as before.
-    """
-
-    def __init__(self, model: Any, elasticity: Elasticity):
-        """Make the elastic layers of `model` elastic; all of each layer is active at first.
+    def outside(self, widths: Widths) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+        """What a part of the layer leaves out of the adapters' parameters.
 
         Args:
-            model: A PEFT model with unmerged LoRA adapters, or a base model.
-            elasticity: The search space laid over the base model.
-
-        Raises:
-            LonasEdgeError: If an elastic layer is neither `nn.Linear` nor PEFT's plain LoRA layer, or is merged.
-        """
-        self.model = model
-        self.elasticity = elasticity
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
-        self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
-            name: _make_elastic(name, base.get_submodule(name)) for name in sorted(elastic)
-        }
-
-    def activate(self, chosen: Sequence[int]) -> None:
-        """Switch a sub-network on.
-
-        Args:
-            chosen: One width a group, in group order.
-        """
-        widths = self.elasticity.widths(chosen)
-        for name, layer in self._layers.items():
-            _set_widths(layer, widths[name])
-
-    def inactive_parts(self, chosen: Sequence[int]) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
-        """The parts of the adapters' parameters that a sub-network does not have.
-
-        Args:
-            chosen: One width a group, in group order.
+            widths: The part.
 
         Yields:
             A parameter and the index of a part of it; parts do not overlap.
         """
-        widths = self.elasticity.widths(chosen)
-        for name, layer in self._layers.items():
-            if not isinstance(layer, ElasticLoraLinear):
+        rows, columns, rank = widths.rows, widths.columns, widths.rank
+        for adapter in self.active_adapters:
+            if adapter not in self.lora_A:
                 continue
-            rows, columns, rank = widths[name].out_features, widths[name].in_features, widths[name].rank
-            for adapter in layer.active_adapters:
-                if adapter not in layer.lora_A:
-                    continue
-                down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter]
-                yield from _outside(down, down.shape[0] if rank is None else rank, columns)
-                yield from _outside(up.weight, rows, up.weight.shape[1] if rank is None else rank)
-                if up.bias is not None:
-                    yield from _outside(up.bias, rows)
+            down, up = self.lora_A[adapter].weight, self.lora_B[adapter]
+            ranks = ((0, down.shape[0] if rank is None else rank),)
+            yield from _outside(down, ranks, columns)
+            yield from _outside(up.weight, rows, ranks)
+            if up.bias is not None:
+                yield from _outside(up.bias, rows)
 
 
 def _outside(
-    parameter: nn.Parameter, rows: int, columns: int | None = None
+    parameter: nn.Parameter, rows: Part, columns: Part | None = None
 ) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
-    if rows < parameter.shape[0]:
-        yield parameter, (slice(rows, None),)
-    if columns is not None and columns < parameter.shape[1]:
-        yield parameter, (slice(rows), slice(columns, None))
+    for start, stop in outside(rows, parameter.shape[0]):
+        yield parameter, (slice(start, stop),)
+    for start, stop in outside(columns, parameter.shape[1]) if columns is not None else ():
+        for first, last in rows:
+            yield parameter, (slice(first, last), slice(start, stop))
 
 
-def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> SuperNetwork:
-    """Load a super-adapter on its base, channels in the super-network's order, all of it active.
+def make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
+    """Make a live layer elastic, in place; all of it is active at first.
 
     Args:
-        source: Base model, adapter and search space.
-        dtype: The base's dtype; the adapter stays in fp32.
+        name: Its module path, for the error.
+        layer: `nn.Linear`, or PEFT's plain LoRA layer on one.
 
     Returns:
-        The super-network, on the CPU, in eval mode.
+        The layer.
 
     Raises:
-        LonasEdgeError: If base, adapter and search space do not fit.
+        LonasEdgeError: If it is another kind of layer, or merged.
     """
-    model: Any = load_base(source.base, dtype)
-    if source.adapter:
-        model = PeftModel.from_pretrained(model, str(source.adapter.folder))
-    source.order.apply_to_model(model)
-    return SuperNetwork(model.eval(), source.elasticity)
-
-
-def load_base(base: Located, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base model from its directory, through transformers.
-
-    Args:
-        base: Where it lies.
-        dtype: The dtype to load in.
-
-    Returns:
-        The model, on the CPU.
-    """
-    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
-
-
-def _make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
     if type(layer) is LoraLinear and type(layer.base_layer) is nn.Linear and not layer.merged and not layer.lora_variant:
         layer.base_layer.__class__ = ElasticLinear
         layer.__class__ = ElasticLoraLinear
@@ -193,12 +133,18 @@ def _make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
         raise LonasEdgeError(
             f"{name}: a {type(layer).__name__} cannot be made elastic; expected nn.Linear or PEFT's unmerged plain LoRA layer"
         )
-    _set_widths(layer, Widths(layer.out_features, layer.in_features))
-    return layer
+    elastic: ElasticLinear | ElasticLoraLinear = layer
+    activate(elastic, Widths.first(layer.out_features, layer.in_features))
+    return elastic
 
 
-def _set_widths(layer: ElasticLinear | ElasticLoraLinear, widths: Widths) -> None:
-    layer.active_out, layer.active_in = widths.out_features, widths.in_features
+def activate(layer: ElasticLinear | ElasticLoraLinear, widths: Widths) -> None:
+    """Set a layer's active part.
+
+    Args:
+        layer: An elastic layer.
+        widths: Its active part.
+    """
+    layer.active = widths
     if isinstance(layer, ElasticLoraLinear):
-        layer.active_rank = widths.rank
-        _set_widths(layer.base_layer, widths)
+        layer.base_layer.active = widths

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +12,64 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
+from lonas_edge.families import Part
 from lonas_edge.files import read_json
 from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, open_base
+from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import Widths
 from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.subnetwork import Subnetwork
 
+BLOCK_ELEMENTS = 2**20  # 8 MB in float64
 MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
-def slice_and_merge(weight: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
-    """Cut a linear layer's weight to its active part and add its adapter: W[:out, :in] + scale · B[:out, :r] A[:r, :in].
+def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Add a linear layer's adapter to its weight, which is cut already: W + scale · B[rows, :r] A[:r, columns].
 
     Args:
-        weight: [at least out, at least in], any float dtype; not changed.
+        sliced: [out, in], any float dtype; not changed.
         widths: The active part.
         lora: The layer's whole adapter, or None.
 
     Returns:
-        [out, in] in fp32.
+        [out, in] in float64: nothing is rounded yet.
     """
-    out, columns, rank = widths.out_features, widths.in_features, widths.rank
-    sliced = weight[:out, :columns].float()
+    sliced = sliced.double()
     if lora is None:
         return sliced
-    return torch.addmm(sliced, lora.b[:out, :rank].float(), lora.a[:rank, :columns].float(), alpha=lora.scale)
+    b, a = take(lora.b, widths.rows)[:, : widths.rank], take(lora.a, None, widths.columns)[: widths.rank]
+    return torch.addmm(sliced, b.double(), a.double(), alpha=lora.scale)
 
 
-def slice_and_merge_bias(bias: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
-    """Cut a bias to its active part and add that of lora_B, if there is one.
+def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Add the bias of lora_B, if there is one, to a layer's bias, which is cut already.
 
     Args:
-        bias: [at least out]; not changed.
+        sliced: [out]; not changed.
         widths: The active part.
         lora: The layer's whole adapter, or None.
 
     Returns:
-        [out] in fp32.
+        [out] in float64.
     """
-    sliced = bias[: widths.out_features].float()
     if lora is None or lora.bias is None:
-        return sliced
-    return sliced + lora.scale * lora.bias[: widths.out_features].float()
+        return sliced.double()
+    return sliced.double() + lora.scale * take(lora.bias, widths.rows).double()
+
+
+def _merged_in_blocks(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """As `merge`, rounded to fp32 block of rows by block, so that it is never there whole in float64."""
+    if lora is None:
+        return sliced.float()
+    merged, rows = torch.empty(sliced.shape), max(1, BLOCK_ELEMENTS // sliced.shape[1])
+    lora = replace(lora, b=take(lora.b, widths.rows))
+    for start in range(0, len(sliced), rows):
+        part = ((start, min(start + rows, len(sliced))),)
+        merged[start : start + rows] = merge(take(sliced, part), replace(widths, rows=part), lora)
+    return merged
 
 
 class MaterializedModel:
@@ -91,32 +106,45 @@ class MaterializedModel:
         ]
         raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
 
-    def base_tensor(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
+    def base_tensor(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         """A tensor before slicing and merging, in the super-network's channel order, what the adapter replaces in place.
 
         Args:
             name: The tensor; the head of a tied base is its embedding.
-            rows: How many rows; all when None.
-            columns: How many columns; all when None.
+            rows: Ranges of rows; all when None.
+            columns: Ranges of columns; all when None.
 
         Returns:
             The tensor, as stored.
         """
         if self.source.order.touches(name):
-            return self._part(self.source.order.apply(name, self._stored(name)), rows, columns)
+            return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
 
-    def _stored(self, name: str, rows: int | None = None, columns: int | None = None) -> torch.Tensor:
+    def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
-            return self._part(self.adapter.replaced[name], rows, columns)
+            return take(self.adapter.replaced[name], rows, columns)
         architecture = self.source.architecture
         if architecture.tied and name == f"{architecture.family.head}.weight":
             name = f"{architecture.family.embedding}.weight"
         return self.base.read(name, rows, columns)
 
-    @staticmethod
-    def _part(tensor: torch.Tensor, rows: int | None, columns: int | None) -> torch.Tensor:
-        return tensor[(slice(rows), slice(columns))[: tensor.dim()]]
+    def exact(self, name: str) -> torch.Tensor:
+        """A tensor of the materialized model before it is rounded.
+
+        Args:
+            name: One of `shapes`.
+
+        Returns:
+            The tensor in float64.
+        """
+        layer, _, leaf = name.rpartition(".")
+        widths, lora = self._widths.get(layer), self._factors.get(layer)
+        if widths is None:
+            return self.base_tensor(name).double()
+        if leaf == "bias":
+            return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
+        return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model.
@@ -125,16 +153,14 @@ class MaterializedModel:
             name: One of `shapes`.
 
         Returns:
-            The tensor in fp32.
+            The tensor in fp32, rounded once.
         """
         layer, _, leaf = name.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
-        if widths is None:
-            value = self.base_tensor(name).float()
-        elif leaf == "bias":
-            value = slice_and_merge_bias(self.base_tensor(name), widths, lora)
+        if widths is None or leaf == "bias":
+            value = self.exact(name).float() if leaf == "bias" else self.base_tensor(name).float()
         else:
-            value = slice_and_merge(self.base_tensor(name, widths.out_features, widths.in_features), widths, lora)
+            value = _merged_in_blocks(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # the sum is the quick look
             self._not_finite.append(name)
         return value
@@ -151,7 +177,7 @@ class MaterializedModel:
     def config(self, dtype: str = "float32") -> dict[str, Any]:
         """Content of the materialized model's config.json.
 
-        A width that all layers share is written as `intermediate_size`; unequal ones go to `per_layer_config`
+        A width that all layers share is written in its own field; unequal ones go to `per_layer_config`
         (transformers 5.6), for the layers that differ from the most frequent one.
 
         Args:

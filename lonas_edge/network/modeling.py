@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
+from lonas_edge.families import Task
 from lonas_edge.files import read_json
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.space.architecture import Architecture
 
 Fetch = Callable[[str], torch.Tensor]
+Hook = Callable[..., Any]
 BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 
@@ -40,7 +44,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     parsed = AutoConfig.for_model(**config)
     architecture = Architecture.from_config(parsed, where)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
+        model = auto_model(architecture.family.task).from_config(parsed, dtype=torch.float32)
     for index, changes in (config.get("per_layer_config") or {}).items():
         changed = copy.copy(parsed)
         for field, value in changes.items():
@@ -50,6 +54,11 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
             _resize(layer, linear.out_features, linear.in_features)
     model.tie_weights()
     return model.eval()
+
+
+def auto_model(task: Task) -> Any:
+    """The class of transformers that loads models for a task."""
+    return getattr(transformers, task.auto_model)
 
 
 def _resize(layer: nn.Linear, out_features: int, in_features: int) -> None:
@@ -122,6 +131,57 @@ def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.zeros(tuple(shape), np.float32))
 
 
+class Float64(TorchFunctionMode):
+    """Computes in float64 what a model of transformers asks to be computed in fp32: norms, rotary tables, softmax.
+
+    `paused` while something else is done inside, such as fetching a weight.
+    """
+
+    paused = False
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `torch.overrides.TorchFunctionMode`."""
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        return func(*args, **{name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()})
+
+    def outside(self, fetch: Fetch) -> Fetch:
+        """The same fetch, done outside of this mode."""
+
+        def paused(name: str) -> torch.Tensor:
+            self.paused = True
+            try:
+                return fetch(name)
+            finally:
+                self.paused = False
+
+        return paused
+
+
+def float64_logits(
+    model: PreTrainedModel, ids: torch.Tensor, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
+) -> torch.Tensor:
+    """Logits of an empty model, all arithmetic in float64, its weights streamed.
+
+    Args:
+        model: The model; its own parameters only hold the places.
+        ids: [prompts, tokens].
+        fetch: As of `stream_weights`.
+        wanted: As of `stream_weights`.
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+    """
+    with torch.inference_mode(), Float64() as mode:
+        stream_weights(model, mode.outside(fetch), wanted)
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
 def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
     """Let an empty model run in float64: each module's weights are fetched when it is called and dropped afterwards.
 
@@ -146,7 +206,7 @@ def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str],
         module.register_forward_hook(_drop(places))
 
 
-def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Callable:
+def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Hook:
     def hook(module: nn.Module, _inputs: Any) -> None:
         for leaf in leaves:
             module._parameters[leaf] = nn.Parameter(fetch(f"{path}.{leaf}").to(dtype), requires_grad=False)
@@ -154,7 +214,7 @@ def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None)
     return hook
 
 
-def _drop(places: dict[str, nn.Parameter]) -> Callable:
+def _drop(places: dict[str, nn.Parameter]) -> Hook:
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         module._parameters.update(places)
         return output.double()
@@ -166,7 +226,7 @@ def _in_blocks(path: str, fetch: Fetch, has_bias: bool) -> Callable[[torch.Tenso
     def forward(input: torch.Tensor) -> torch.Tensor:
         weight = fetch(f"{path}.weight")
         rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
-        output = torch.cat([nn.functional.linear(input, block.double()) for block in weight.split(rows)], dim=-1)
+        output = torch.cat([nn.functional.linear(input, block.double()) for block in torch.split(weight, rows)], dim=-1)
         return output + fetch(f"{path}.bias").double() if has_bias else output
 
     return forward

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_json, sha256
+from lonas_edge.files import sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
+from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import Architecture, Elasticity, bind
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.space.search_space import SearchSpace, read_search_space
@@ -47,7 +48,7 @@ class Source:
     adapter_config: AdapterConfig | None
     elasticity: Elasticity
     order: ChannelOrder = field(default_factory=ChannelOrder)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingRecord | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -162,8 +163,8 @@ def open_source(
     if adapter_config is None and source is not None and model not in (None, source):
         raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = found if adapter_config else None
-    training = read_json(found.folder / TRAINING) if adapter and (found.folder / TRAINING).exists() else {}
-    base = found if adapter_config is None else _locate_base(adapter_config, bool(training), model, revision, weights)
+    training = TrainingRecord.read(found.folder / TRAINING) if adapter and (found.folder / TRAINING).exists() else None
+    base = found if adapter_config is None else _locate_base(adapter_config, training is not None, model, revision, weights)
     if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
@@ -179,17 +180,17 @@ def open_source(
     return opened
 
 
-def base_misfits(training: Mapping[str, Any], hashes: Mapping[str, str]) -> list[str]:
+def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> list[str]:
     """Files of a base that are not those that a super-adapter was trained on.
 
     Args:
-        training: The record of the training, or nothing.
+        training: The record of the training, if there is one.
         hashes: SHA-256 of the base's files by name.
 
     Returns:
         What differs; files that only one side has are not compared.
     """
-    trained = training.get("base", {}).get("sha256", {})
+    trained = training.base.sha256 if training else {}
     return [
         f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"
         for name in sorted(trained.keys() & hashes.keys())

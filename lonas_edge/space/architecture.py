@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Family, Linear, family_of
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Family, Linear, Part, WidthRule, family_of
 from lonas_edge.space.search_space import Group, SearchSpace
 
 
@@ -46,7 +46,7 @@ class Architecture:
     @property
     def model_type(self) -> str:
         """The configuration's `model_type`."""
-        return self.config.model_type
+        return str(self.config.model_type)
 
     @property
     def tied(self) -> bool:
@@ -69,43 +69,99 @@ class Architecture:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by its name in a checkpoint. A tied head is not listed: it is the embedding."""
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{self.family.embedding}.weight": (self.config.vocab_size, self.config.hidden_size)
-        }
-        for index in range(self.config.num_hidden_layers):
-            prefix = self.family.layer(index)
-            shapes |= {f"{prefix}.{name}": (size,) for name, size in self.family.norms(self.config).items()}
-        shapes[f"{self.family.final_norm}.weight"] = (self.config.hidden_size,)
+        family, config = self.family, self.config
+        shapes: dict[str, tuple[int, ...]] = {f"{family.embedding}.weight": (config.vocab_size, config.hidden_size)}
+        for index in range(config.num_hidden_layers):
+            shapes |= {f"{family.layer(index)}.{name}": (size,) for name, size in family.vectors(config).items()}
+        shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}
         for linear in self.linears.values():
-            if linear.name == self.family.head and self.tied:
+            if linear.name == family.head and self.tied:
                 continue
             shapes[f"{linear.name}.weight"] = (linear.out_features, linear.in_features)
             if linear.bias:
                 shapes[f"{linear.name}.bias"] = (linear.out_features,)
         return shapes
 
+    @cached_property
+    def producers(self) -> dict[str, tuple[str, ...]]:
+        """For each layer whose input width can be elastic, the layers that produce its input; module paths."""
+        layers = map(self.family.layer, range(self.config.num_hidden_layers))
+        return {
+            f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers)
+            for layer in layers
+            for rule in self.family.width_rules
+        }
+
+    def kv_elements(self) -> int:
+        """Elements of keys and values that a token adds to the cache, over all layers."""
+        return self.family.kv_width(self.config) * int(self.config.num_hidden_layers)
+
+    def inner_width(self) -> int:
+        """The widest that a token becomes inside a decoder layer: outputs of the layers that an elastic width narrows."""
+        layers = {linear.name: linear for linear in self.family.linears(self.config)}
+        return max((sum(layers[name].out_features for name in rule.producers) for rule in self.family.width_rules), default=0)
+
+    def split(self, module: str) -> tuple[str, str]:
+        """Split a module path after its decoder layer.
+
+        Args:
+            module: Such as `model.layers.3.mlp.gate_proj`.
+
+        Returns:
+            Path of the decoder layer, and the rest; a module outside the layers has no layer.
+        """
+        layers = self.family.layers + "."
+        if not module.startswith(layers):
+            return "", module
+        index, _, relative = module.removeprefix(layers).partition(".")
+        return layers + index, relative
+
 
 @dataclass(frozen=True)
 class Widths:
-    """The active part of one linear layer: its first `out_features` rows, `in_features` columns and `rank` ranks.
+    """The active part of one linear layer: ranges of rows and of columns, and its first `rank` ranks.
 
     `rank` is None where no group decides it: the adapter's own rank stands.
     """
 
-    out_features: int
-    in_features: int
+    rows: Part
+    columns: Part
     rank: int | None = None
+
+    @classmethod
+    def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "Widths":
+        """The first rows and columns, which is what a width is where nothing is fused."""
+        return cls(((0, out_features),), ((0, in_features),), rank)
+
+    @property
+    def out_features(self) -> int:
+        """Active rows."""
+        return sum(stop - start for start, stop in self.rows)
+
+    @property
+    def in_features(self) -> int:
+        """Active columns."""
+        return sum(stop - start for start, stop in self.columns)
 
 
 @dataclass(frozen=True)
 class Elasticity:
-    """A search space laid over an architecture. The three maps give, for a module path, the index of a group."""
+    """A search space laid over an architecture. The three maps give, for a module path, the index of a group.
+
+    `rules` are those of the layers in `out_group` and `in_group`.
+    """
 
     architecture: Architecture
     space: SearchSpace
     out_group: Mapping[str, int]
     in_group: Mapping[str, int]
     rank_group: Mapping[str, int]
+    rules: Mapping[str, WidthRule]
+
+    @cached_property
+    def maximal(self) -> tuple[int, ...]:
+        """The widths of the maximal network."""
+        return tuple(group.widths[0] for group in self.space.groups)
 
     def widths(self, chosen: Sequence[int]) -> dict[str, Widths]:
         """The active part of every linear layer under one choice of widths.
@@ -116,27 +172,27 @@ class Elasticity:
         Returns:
             Widths by module path, for every linear layer.
         """
+        config = self.architecture.config
 
-        def pick(groups: Mapping[str, int], module: str, full: int | None) -> int | None:
-            return chosen[groups[module]] if module in groups else full
+        def active(linear: Linear) -> Widths:
+            name = linear.name
+            full = self.rules[name].full(config) if name in self.rules else 1
+            rows = linear.rows(chosen[self.out_group[name]] if name in self.out_group else full, full)
+            columns = linear.columns(chosen[self.in_group[name]] if name in self.in_group else full, full)
+            return Widths(rows, columns, chosen[self.rank_group[name]] if name in self.rank_group else None)
 
-        return {
-            name: Widths(
-                pick(self.out_group, name, linear.out_features) or 0,
-                pick(self.in_group, name, linear.in_features) or 0,
-                pick(self.rank_group, name, None),
-            )
-            for name, linear in self.architecture.linears.items()
-        }
+        return {name: active(linear) for name, linear in self.architecture.linears.items()}
 
     def layer_config(self, chosen: Sequence[int]) -> list[dict[str, int]]:
-        """For each decoder layer, the configuration fields that the chosen widths change (`intermediate_size`)."""
-        family, widths = self.architecture.family, self.widths(chosen)
-        layers = range(self.architecture.config.num_hidden_layers)
-        return [
-            {rule.config_field: widths[f"{family.layer(index)}.{rule.consumer}"].in_features for rule in family.width_rules}
-            for index in layers
-        ]
+        """For each decoder layer, the configuration fields that the chosen widths change."""
+        family, config = self.architecture.family, self.architecture.config
+
+        def field(layer: str, rule: WidthRule) -> int:
+            consumer = f"{layer}.{rule.consumer}"
+            return chosen[self.in_group[consumer]] if consumer in self.in_group else rule.full(config)
+
+        layers = map(family.layer, range(config.num_hidden_layers))
+        return [{rule.config_field: field(layer, rule) for rule in family.width_rules} for layer in layers]
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
@@ -153,19 +209,21 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
     Raises:
         LonasEdgeError: If the space does not fit the model; every misfit is listed.
     """
-    out_group: dict[str, int] = {}
-    in_group: dict[str, int] = {}
-    rank_group: dict[str, int] = {}
+    out: dict[str, int] = {}
+    inputs: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    rules: dict[str, WidthRule] = {}
     problems: list[str] = []
     for index, group in enumerate(space.groups):
         faults = _unknown_nodes(architecture, group)
         if not faults and group.kind == "rank":
-            rank_group |= dict.fromkeys(group.modules, index)
+            ranks |= dict.fromkeys(group.modules, index)
         elif not faults:
-            faults, consumers = _bind_width(architecture, group)
-            faults += [f"{m} has its width from group {out_group[m]} already" for m in group.modules if m in out_group]
-            out_group |= dict.fromkeys(group.modules, index)
-            in_group |= dict.fromkeys(consumers, index)
+            faults, found = _bind_width(architecture, group)
+            faults += [f"{m} has its width from group {out[m]} already" for m in group.modules if m in out]
+            out |= dict.fromkeys(group.modules, index)
+            inputs |= {name: index for name in found if name not in group.modules}
+            rules |= found
         problems += [f"group {index}: {fault}" for fault in faults]
     if space.dynamic_inputs:
         problems.append(f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it")
@@ -174,7 +232,7 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         problems,
         "Take the configuration the adapter was trained with, or write one with `lonas-edge space`.",
     )
-    return Elasticity(architecture, space, out_group, in_group, rank_group)
+    return Elasticity(architecture, space, out, inputs, ranks, rules)
 
 
 def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:
@@ -186,50 +244,21 @@ def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:
     ]
 
 
-def _split_layer_path(architecture: Architecture, module: str) -> tuple[str, str]:
-    """`model.layers.3.mlp.gate_proj` -> (`model.layers.3`, `mlp.gate_proj`); a module outside the layers has no prefix."""
-    layers = architecture.family.layers + "."
-    if not module.startswith(layers):
-        return "", module
-    index, _, relative = module.removeprefix(layers).partition(".")
-    return layers + index, relative
-
-
-def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], list[str]]:
-    """Check an output-width group against the family's rules; returns faults and the consumers that shrink with it."""
-    family = architecture.family
-    by_layer: dict[str, list[str]] = {}
+def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], dict[str, WidthRule]]:
+    """Check an output-width group against the family's rules; returns faults, and the rule of each layer that it narrows."""
+    rules: dict[str, WidthRule] = {}
+    faults: list[str] = []
     for module in group.modules:
-        prefix, relative = _split_layer_path(architecture, module)
-        by_layer.setdefault(prefix, []).append(relative)
-    faults = _width_misfits(architecture, group)
-    consumers = []
-    for prefix, names in by_layer.items():
-        for relative in names:
-            rule = next((rule for rule in family.width_rules if relative in rule.producers), None)
-            if rule is None:
-                reason = family.refused_widths.get(relative, "no rule says what consumes it")
-                faults.append(
-                    f"elastic output width of {prefix}.{relative} is not supported for {architecture.model_type}: {reason}"
-                )
-                continue
-            missing = sorted(set(rule.producers) - set(names))
-            if missing:
-                faults.append(f"{prefix}.{relative} is elastic without {', '.join(missing)}, which must share its width")
-            consumers.append(f"{prefix}.{rule.consumer}")
-    return faults, list(dict.fromkeys(consumers))
-
-
-def _width_misfits(architecture: Architecture, group: Group) -> list[str]:
-    faults = []
-    for module in group.modules:
-        full = architecture.linears[module].out_features
+        layer, relative = architecture.split(module)
+        rule = next((rule for rule in architecture.family.width_rules if relative in rule.producers), None)
+        if rule is None:
+            reason = architecture.family.refused_widths.get(relative, "no rule says what consumes it")
+            faults.append(f"elastic output width of {module} is not supported for {architecture.model_type}: {reason}")
+            continue
+        missing = sorted(name for name in rule.producers if f"{layer}.{name}" not in group.modules)
+        if missing:
+            faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
+        full = rule.full(architecture.config)
         faults += [f"width {w} of {module} is larger than the layer, which has {full}" for w in group.widths if w > full]
-        head_dim = getattr(architecture.config, "head_dim", None) or (
-            architecture.config.hidden_size // architecture.config.num_attention_heads
-        )
-        if _split_layer_path(architecture, module)[1].startswith("self_attn."):
-            splits = [width for width in group.widths if width % head_dim]
-            if splits:
-                faults.append(f"widths {splits} of {module} split a head; expected multiples of {head_dim}")
-    return faults
+        rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
+    return faults, rules

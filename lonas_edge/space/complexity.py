@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.space.architecture import Architecture, Elasticity
@@ -29,7 +30,7 @@ class Sizes:
     seq_len: int
     bytes: dict[str, int]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
 

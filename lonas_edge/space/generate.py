@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import WidthRule
+from lonas_edge.families import GroupKind
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH
 from lonas_edge.space.search_space import Role
@@ -19,10 +19,9 @@ def generate_space(
     ranks: Sequence[int] = DEFAULT_RANKS,
     seq_len: int = DEFAULT_SEQUENCE_LENGTH,
 ) -> dict[str, Any]:
-    """Generate a search space: the published LLaMA-7B groups, for any supported model.
+    """Generate a search space: the published groups of LLaMA-7B, or what they are in another family.
 
-    Groups, in order: the shared rank of q, k, v of each layer; the width of each gated MLP; the shared rank of its gate and
-    up projections.
+    Groups, in order: the shared rank of each layer's q, k, v; the width of each MLP; the shared rank of what widens it.
 
     Args:
         architecture: The model.
@@ -39,31 +38,25 @@ def generate_space(
     problems = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]
     problems += [f"rank {rank}: expected at least 1" for rank in ranks if rank < 1]
     raise_all("The search space cannot be generated:", problems)
-    attention, mlp = architecture.family.rank_groups
     groups: list[list[str]] = []
     widths: list[list[int]] = []
-    layers = range(architecture.config.num_hidden_layers)
-
-    def add_ranks(names: Sequence[str]) -> None:
-        for layer in layers:
-            groups.append([node_name(architecture, layer, name, "lora_A") for name in names])
-            widths.append(_falling(ranks, "ranks"))
-
-    def add_widths(rule: WidthRule) -> None:
-        full = getattr(architecture.config, rule.config_field)
-        values = _falling([int(full * ratio) for ratio in ratios], f"widths of {rule.config_field} {full}")
-        roles: tuple[Role, Role] = ("base", "lora_B")
-        for layer in layers:
-            groups.append([node_name(architecture, layer, name, role) for name in rule.producers for role in roles])
+    for kind in architecture.family.generated_groups:
+        names, roles, values = _kind(architecture, kind, ratios, ranks)
+        for layer in range(architecture.config.num_hidden_layers):
+            groups.append([node_name(architecture, layer, name, role) for name in names for role in roles])
             widths.append(values)
-
-    for names in attention:
-        add_ranks(names)
-    for rule in architecture.family.width_rules:
-        add_widths(rule)
-    for names in mlp:
-        add_ranks(names)
     return _configuration(groups, widths, seq_len)
+
+
+def _kind(
+    architecture: Architecture, kind: GroupKind, ratios: Sequence[float], ranks: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[Role, ...], list[int]]:
+    """Members, their roles and the values of one kind of group."""
+    if kind.rule is None:
+        return kind.layers, ("lora_A",), _falling(ranks, "ranks")
+    full = kind.rule.full(architecture.config)
+    values = _falling([int(full * ratio) for ratio in ratios], f"widths of {kind.rule.config_field} {full}")
+    return kind.rule.producers, ("base", "lora_B"), values
 
 
 def node_name(architecture: Architecture, layer: int, module: str, role: Role) -> str:
@@ -78,13 +71,8 @@ def node_name(architecture: Architecture, layer: int, module: str, role: Role) -
     Returns:
         The node name.
     """
-    names = architecture.family.class_names[architecture.model_type]
-    parent, leaf = module.split(".")
     ending = "NNCFUserSelfLinear[self_linear]" if role == "base" else f"ModuleDict[{role}]/NNCFLinear[default]"
-    return (
-        f"PeftModelForCausalLM/LoraModel[base_model]/{names['model']}[model]/{names['body']}[model]/ModuleList[layers]/"
-        f"{names['layer']}[{layer}]/{names[parent]}[{parent}]/Linear[{leaf}]/{ending}/linear_0"
-    )
+    return architecture.family.node_name(architecture.model_type, layer, module, ending)
 
 
 def _falling(values: Sequence[int], what: str) -> list[int]:

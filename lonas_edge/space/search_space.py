@@ -20,6 +20,7 @@ Role = Literal["base", "lora_A", "lora_B"]
 
 _NODE_PART = re.compile(r"[^/\[\]]+\[([^\[\]]+)\]")
 _PEFT_PREFIX = ["base_model", "model"]
+_OTHER_DIMENSIONS = ("depth", "kernel")  # NNCF's dimensions of elasticity beside `width`
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ class SearchSettings:
 class SearchSpace:
     """All sub-networks of a super-network: one width is picked from each group.
 
-    A space without groups is that of a plain LoRA adapter: it has the maximal network only.
+    A space without groups is that of a plain LoRA adapter: it has the maximal network only. `search` is read through
+    `search_settings`: `search_faults` says what is wrong in the file, which nothing but a search minds.
     """
 
     groups: tuple[Group, ...] = ()
     stages: tuple[Stage, ...] = ()
     search: SearchSettings = field(default_factory=SearchSettings)
+    search_faults: tuple[str, ...] = ()
     sequence_length: int | None = None
     dynamic_inputs: tuple[str, ...] = ()
 
@@ -97,6 +100,19 @@ class SearchSpace:
         """SHA-256 over the groups: members as (module, role), and widths, in order."""
         content = [[[[m.module, m.role] for m in g.members], list(g.widths)] for g in self.groups]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def search_settings(self) -> SearchSettings:
+        """Check and give the settings of the sub-network search.
+
+        Returns:
+            The settings.
+
+        Raises:
+            LonasEdgeError: If the file's cannot be used; every fault is listed.
+        """
+        way_out = "Mend them in the NNCF configuration, or leave them out: each has a default."
+        raise_all("The search space's search settings cannot be used:", self.search_faults, way_out)
+        return self.search
 
 
 def parse_node(node: str) -> Member:
@@ -139,7 +155,8 @@ def read_search_space(path: Path) -> SearchSpace:
         The search space, checked as far as the file alone allows.
 
     Raises:
-        LonasEdgeError: If the file is missing, is not JSON, or does not describe a search space; all faults are listed.
+        LonasEdgeError: If the file is missing, is not JSON, or does not describe a search space; all faults are listed, those
+            of the search settings apart.
     """
     try:
         content = pyjson5.decode(Path(path).read_text(encoding="utf-8"))
@@ -159,28 +176,45 @@ def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
         content: The decoded configuration.
 
     Returns:
-        The space, and the list of everything that is wrong with it (empty when it is usable).
+        The space, and the list of everything that makes it unusable (empty when it is usable).
     """
     section = content.get("bootstrapNAS") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         return SearchSpace(), ['no "bootstrapNAS" section; expected an NNCF configuration of a LoNAS super-network']
     training = _mapping(section, "training")
-    width = _mapping(_mapping(training, "elasticity"), "width")
+    elasticity = _mapping(training, "elasticity")
+    width = _mapping(elasticity, "width")
     groups, problems = _parse_groups(width.get("overwrite_groups"), width.get("overwrite_groups_widths"))
     stages, stage_problems = _parse_stages(_mapping(training, "schedule").get("list_stage_descriptions", []))
-    search, search_problems = _parse_settings(SearchSettings, section.get("search", {}), "bootstrapNAS.search")
+    search, search_faults = _parse_settings(SearchSettings, section.get("search", {}), "bootstrapNAS.search")
     dynamic_inputs, dynamic_problems = _parse_dynamic_inputs(width.get("add_dynamic_inputs", []))
     space = SearchSpace(
         groups=groups,
         stages=stages,
         search=search,
+        search_faults=tuple(search_faults),
         sequence_length=_sequence_length(content.get("input_info")),
         dynamic_inputs=dynamic_inputs,
     )
-    return space, problems + dynamic_problems + stage_problems + search_problems
+    return space, _dimension_faults(elasticity) + problems + dynamic_problems + stage_problems
 
 
-def _mapping(parent: dict, key: str) -> dict:
+def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
+    """Elasticity that the groups do not hold: without it, sub-networks would be other networks than the file describes."""
+    where, key = "bootstrapNAS.training.elasticity", "available_elasticity_dims"
+    listed = elasticity.get(key, [])
+    if not isinstance(listed, list):
+        return [f"{where}.{key} must be a list, found {listed!r}"]
+    found = [(dimension, key) for dimension in listed if dimension != "width"]
+    found += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
+    return [
+        f"{where}: elastic {dimension} ({place}) is not supported, elastic widths and ranks are. Take it out of the file, and "
+        f"every sub-network keeps the full {dimension}"
+        for dimension, place in found
+    ]
+
+
+def _mapping(parent: dict[str, Any], key: str) -> dict[str, Any]:
     value = parent.get(key)
     return value if isinstance(value, dict) else {}
 

@@ -1,16 +1,35 @@
 """A sub-network: one width picked from each group of a search space."""
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.schema import Record
 from lonas_edge.space.search_space import SearchSpace
 
-NAMES = ("heuristic", "maximal", "minimal")
+FILE = "subnetwork.json"  # an exported directory keeps its sub-network under this name
 DEFAULT = "heuristic"
+
+
+@dataclass(frozen=True)
+class SubnetworkRecord(Record):
+    """A sub-network file. `{"widths": [w0, w1, …]}` is one, written by hand or by other programs; other fields may be there.
+
+    Attributes:
+        widths: In group order.
+        name: What it is called; a file without is called by its own name.
+        search_space: Hash of the search space it is of, checked where there is one.
+    """
+
+    NAME: ClassVar[str] = "subnetwork"
+    VERSION: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = 'Expected {"widths": [w0, w1, …]}, whole numbers in group order.'
+    __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
+    widths: tuple[int, ...]
+    name: str | None = None
+    search_space: str | None = None
 
 
 @dataclass(frozen=True)
@@ -20,9 +39,9 @@ class Subnetwork:
     widths: tuple[int, ...]
     name: str
 
-    def to_json(self, space: SearchSpace) -> dict[str, Any]:
-        """The sub-network file's content; `search_space` is the space's hash."""
-        return {"widths": list(self.widths), "name": self.name, "search_space": space.hash}
+    def record(self, space: SearchSpace) -> SubnetworkRecord:
+        """As it is written to disk, with the hash of its search space."""
+        return SubnetworkRecord(self.widths, self.name, space.hash)
 
 
 def select(space: SearchSpace, choice: str | None = None) -> Subnetwork:
@@ -70,7 +89,7 @@ def _random(space: SearchSpace, choice: str) -> Subnetwork:
 
 
 def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
-    """Read `{"widths": [w0, w1, …]}`; a `search_space` hash beside it is checked where there is one.
+    """Read a sub-network file, and check that it is of a search space.
 
     Args:
         path: The file.
@@ -86,23 +105,17 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
         raise LonasEdgeError(
             f"sub-network {str(path)!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        widths = content["widths"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LonasEdgeError(f'{path}: not a sub-network file ({error}); expected {{"widths": [w0, w1, …]}}') from error
-    recorded = content.get("search_space")
+    record = SubnetworkRecord.read(path)
     problems = []
-    if recorded is not None and recorded != space.hash:
-        problems.append(f"it was written for search space {str(recorded)[:12]}, and this one is {space.hash[:12]}")
-    if not isinstance(widths, list) or len(widths) != len(space.groups):
-        found = len(widths) if isinstance(widths, list) else repr(widths)
-        problems.append(f"{found} widths; the search space has {len(space.groups)} groups")
+    if record.search_space not in (None, space.hash):
+        problems.append(f"it was written for search space {str(record.search_space)[:12]}, and this one is {space.hash[:12]}")
+    if len(record.widths) != len(space.groups):
+        problems.append(f"{len(record.widths)} widths; the search space has {len(space.groups)} groups")
     else:
         problems += [
-            f"group {index} ({group.modules[0]}, …): width {width!r} is not one of {list(group.widths)}"
-            for index, (width, group) in enumerate(zip(widths, space.groups, strict=True))
-            if type(width) is not int or width not in group.widths
+            f"group {index} ({group.modules[0]}, …): width {width} is not one of {list(group.widths)}"
+            for index, (width, group) in enumerate(zip(record.widths, space.groups, strict=True))
+            if width not in group.widths
         ]
     raise_all(f"{path}: not a sub-network of this search space:", problems)
-    return Subnetwork(tuple(widths), content.get("name") or path.name)
+    return Subnetwork(record.widths, record.name or path.name)

@@ -1,5 +1,8 @@
 """A training step of a super-network: the Hugging Face Trainer, unpatched, with sub-networks activated around its own step."""
 
+# mypy: disallow-subclassing-any=False
+# (transformers has no types that mypy reads)
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.elastic import SuperNetwork
+from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.plan import Plan
 
 COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
@@ -114,7 +117,8 @@ class ElasticTrainer(Trainer):
         self.network.activate(self._maximal)
         model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            return model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False).logits
+            logits: torch.Tensor = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).logits
+        return logits
 
     def compute_loss(
         self,

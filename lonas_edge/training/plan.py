@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.space.search_space import SearchSpace, Stage
@@ -16,10 +16,12 @@ from lonas_edge.space.search_space import SearchSpace, Stage
 Sampling = Literal["random", "sandwich"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+DEVICES: tuple[Device, ...] = get_args(Device)
 
 DEFAULT_LR = 3e-4  # where neither the command line nor the search space says it
 DEFAULT_EPOCHS = 3.0
-TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")  # those of the published adapters
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class TrainOptions:
         rank: Rank of the LoRA adapters.
         alpha: Their alpha; the scale is alpha / rank, for every elastic rank.
         dropout: Dropout in front of the adapters.
-        target_modules: Names of the linear layers that get one.
+        target_modules: Names of the linear layers that get one; those of the model's family when None.
         steps: Optimizer steps in all; from `epochs` when None.
         epochs: Passes over the data in all; the sum of the stages' when None.
         batch_size: Examples an optimizer step, over all devices.
@@ -61,7 +63,7 @@ class TrainOptions:
     rank: int = 32
     alpha: float = 64
     dropout: float = 0.0
-    target_modules: tuple[str, ...] = TARGETS
+    target_modules: tuple[str, ...] | None = None
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 16
@@ -177,23 +179,25 @@ class Plan:
         return [tuple(w[0] for w in widths), tuple(w[-1] for w in widths), self.drawn(step)]
 
 
-def make_plan(space: SearchSpace, options: TrainOptions, examples: int) -> Plan:
+def make_plan(space: SearchSpace, options: TrainOptions, examples: int, where: str = "The search space") -> Plan:
     """Turn the search space's stages into steps, with the command line's overrides.
 
     Args:
         space: The search space; without groups for plain LoRA.
         options: The overrides.
         examples: How many there are.
+        where: What to call the search space in an error.
 
     Returns:
         The plan.
 
     Raises:
-        LonasEdgeError: If there would be nothing to do, or a stage is senseless.
+        LonasEdgeError: If there would be nothing to do, or a stage is senseless or asks for what is not done.
     """
     stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS),)
-    problems = [f"stage {index}: {fault}" for index, stage in enumerate(stages) for fault in _stage_faults(stage)]
-    raise_all("The search space's training stages cannot be used:", problems, "Mend them, or write a new search space.")
+    checks = (_stage_faults, _elastic_faults) if space.groups else (_stage_faults,)  # plain LoRA takes epochs and rates only
+    problems = [f"stage {i}: {fault}" for i, stage in enumerate(stages) for check in checks for fault in check(stage)]
+    raise_all(f"{where}: the training stages cannot be used:", problems, "Mend them, or write a new search space.")
     if options.epochs is not None and not (0 < options.epochs < math.inf):
         raise LonasEdgeError(f"--epochs {options.epochs}: must be positive")
     total_epochs = sum(stage.epochs for stage in stages)
@@ -213,6 +217,16 @@ def _stage_faults(stage: Stage) -> list[str]:
         for name, value in counts.items()
         if value is not None and (not isinstance(value, int) or value < 1)
     ]
+
+
+def _elastic_faults(stage: Stage) -> list[str]:
+    """What NNCF does in a stage and this training does not."""
+    faults = []
+    if stage.train_dims != ("width",):
+        faults.append(f'train_dims = {stage.train_dims!r}; widths and ranks alone are elastic, write ["width"]')
+    if stage.reorg_weights:
+        faults.append("reorg_weights: channels are put in order once, before the first stage (--reorder); take it out")
+    return faults
 
 
 def _planned(stages: Sequence[Stage], options: TrainOptions, steps_an_epoch: float) -> tuple[PlannedStage, ...]:

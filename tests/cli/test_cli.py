@@ -7,13 +7,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import torch
+import typer
 from oracle import oracle_logits
 from tiny_models import TinyModels, TinySource
 from transformers import AutoTokenizer
 
 import lonas_edge
+from lonas_edge.cli import app
+
+COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -27,14 +32,31 @@ def test_help_imports_nothing_heavy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr.strip() == "[]"
-    assert all(command in ran.stdout for command in ("inspect", "space", "export"))
+    listed = ran.stdout.partition("Commands:")[2]
+    assert all(f"  {command} " in listed for command in ("inspect", "space", "export", "bench", "eval", "train"))
 
 
-@pytest.mark.parametrize("command", ["inspect", "space", "export"])
-def test_every_option_has_help(run_cli: Callable, command: str) -> None:
-    ran = run_cli(command, "-h")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(run_cli: Callable, name: str) -> None:
+    ran = run_cli(name, "-h")
     assert ran.code == 0
-    assert "--" in ran.out
+    shown = "".join(ran.out.split())  # lines are broken in the middle of words with a hyphen
+    options = [option for option in COMMANDS[name].params if isinstance(option, click.Option)]
+    assert len(options) > 5
+    for option in options:
+        assert option.help and len(option.help.split()) > 1, option.name
+        for text in (*option.opts, option.help):
+            assert "".join(text.split()) in shown, option.name
+
+
+@pytest.mark.parametrize("name", ["inspect", "space", "export"])
+def test_every_default_is_told(run_cli: Callable, name: str) -> None:
+    shown = run_cli(name, "-h").out.replace("\n   ", " ")
+    explained = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  --")}
+    optional = [option for option in COMMANDS[name].params if isinstance(option, click.Option) and not option.required]
+    for option in optional:
+        if not option.is_flag or option.secondary_opts:
+            assert "default: " in explained[option.opts[0]].lower(), option.name
 
 
 def test_version(run_cli: Callable) -> None:
@@ -51,12 +73,62 @@ def test_version(run_cli: Callable) -> None:
         ["export", "SOURCE", "--output", "x", "--weight-format", "int3"],
         ["export", "SOURCE", "--output", "x", "--stage", "none"],
         ["export", "SOURCE", "--output", "x", "--dtype", "fp16"],
+        ["export", "SOURCE", "--output", "x", "--dtype", "fp64", "--stage", "checkpoint"],
+        ["export", "SOURCE", "--output", "x", "--stage", "checkpoint", "--weight-format", "int8"],
+        ["inspect", "~nobody-of-this-name/adapter"],
         ["inspect", "SOURCE", "--seq-len", "0"],
         ["space", "--model", "x"],
     ],
 )
 def test_wrong_usage_is_2(run_cli: Callable, arguments: list[str]) -> None:
     assert run_cli(*arguments).code == 2
+
+
+@pytest.mark.parametrize("command", ["inspect", "export", "space"])
+def test_a_revision_of_a_directory_is_wrong_usage(run_cli: Callable, llama: TinySource, tmp_path: Path, command: str) -> None:
+    source = ["--model", llama.base] if command == "space" else llama.arguments()
+    output = [] if command == "inspect" else ["--output", tmp_path / "out"]
+    ran = run_cli(command, *source, *output, "--revision", "main")
+    assert ran.code == 2
+    assert "--revision main" in ran.err and "is a directory" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_directory_in_every_path(
+    run_cli: Callable, llama_copy: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell replaces the ~ of `--output=~/out`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "found.json").write_text(json.dumps({"widths": [values[-1] for values in llama_copy.groups()]}))
+    source = ["~/adapter", "--model=~/base", "--nncf-config=~/space.json", "--subnet=~/found.json"]
+    ran = run_cli("inspect", *source, "--json")
+    assert ran.code == 0, ran.err
+    assert [group["width"] for group in json.loads(ran.out)["groups"]] == [values[-1] for values in llama_copy.groups()]
+    ran = run_cli("export", *source, "--output=~/out", "--stage", "checkpoint", "--no-verify")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out/model.safetensors").exists()
+    assert run_cli("space", "--model=~/base", "--output=~/made.json").code == 0
+    assert (tmp_path / "made.json").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_search_space_that_cannot_be_written(
+    run_cli: Callable, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = run_cli("space", "--model", llama.base, "--output", tmp_path / "none/space.json")
+    assert ran.code == 1
+    assert f"error: {tmp_path}/none/space.json: cannot be written: " in ran.err
+
+    def full(self: Path, _target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    ran = run_cli("space", "--model", llama.base, "--output", tmp_path / "space.json")
+    assert ran.code == 1
+    assert "No space left on device" in ran.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("case", ["llama-biased", "gemma2-tied"])
@@ -128,12 +200,12 @@ def test_failed_verification_writes_nothing(
     """A fault in the merge is found by the export itself."""
     import lonas_edge.network.materialize as module
 
-    faultless = module.slice_and_merge
+    faultless = module.merge
 
     def faulty(weight, widths, lora):
         return faultless(weight, widths, lora) * (1.001 if widths.rank == 6 else 1)
 
-    monkeypatch.setattr(module, "slice_and_merge", faulty)
+    monkeypatch.setattr(module, "merge", faulty)
     arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--subnet", "minimal"]
     ran = run_cli("export", *arguments)
     assert ran.code == 1

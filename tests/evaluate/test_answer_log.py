@@ -1,6 +1,8 @@
 """Answers survive a kill at any point, and what follows is what an uninterrupted run would have computed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,33 @@ def test_a_line_cut_short_is_not_counted(lost: int, tmp_path: Path):
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"garbage",
+        b"",
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b"3",
+        b'{"answers": ["x"]}',
+        b'{"batch": 3, "answers": ["x"]}',
+        b'{"batch": "HASH", "answers": "x"}',
+        b'{"batch": "HASH", "answers": ["only one"]}',
+    ],
+)
+def test_the_batch_of_a_damaged_line_is_asked_again(damaged: bytes, tmp_path: Path):
+    path, first = tmp_path / "log.jsonl", Recorder()
+    expected = run(path, first)
+    lines = path.read_bytes().splitlines()
+    lines[3] = damaged.replace(b"HASH", json.loads(lines[3])["batch"].encode())
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    again = Recorder()
+    assert run(path, again) == expected
+    assert again.batches == [first.batches[2]]  # the identity is the first line
+    assert path.read_bytes().splitlines()[: len(lines)] == lines  # what was there is left as it was
+    assert run(path, Recorder(dies_at=0)) == expected  # nothing is left to ask
+
+
 def test_batches_do_not_mix_tasks_and_do_not_depend_on_others(tmp_path: Path):
     model = Recorder()
     run(tmp_path / "log.jsonl", model, [request for request in requests() if request.task_name == "one"], size=4)
@@ -115,3 +144,32 @@ def test_two_runs_at_once_are_refused(tmp_path: Path):
         AnswerLog(tmp_path / "log.jsonl", {}, fresh=True)
     log.close()
     AnswerLog(tmp_path / "log.jsonl", {}).close()
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from lonas_edge.evaluate.answer_log import AnswerLog
+log = AnswerLog(Path(sys.argv[1]), {})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_process_is_refused_and_a_killed_one_locks_nothing(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(LonasEdgeError, match="another evaluation of the same model is running"):
+            AnswerLog(path, {})
+    finally:
+        other.kill()
+        other.communicate()
+    AnswerLog(path, {}).close()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LonasEdgeError, match="finished answers cannot be kept there"):
+        AnswerLog(tmp_path / "file/log.jsonl", {})

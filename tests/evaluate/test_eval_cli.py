@@ -1,7 +1,11 @@
 """`lonas-edge eval` on tiny models and a few samples of every task; accuracies are worked out again from plain transformers."""
 
 import csv
+import gc
+import importlib.util
 import json
+import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,15 @@ from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 from tiny_models import TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.main import get_command
 
+from lonas_edge.cli import app
 from lonas_edge.data.commonsense import TASKS
+from lonas_edge.evaluate import targets
+from lonas_edge.evaluate.record import Report
+from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.exported import restore_properties, store_properties
+from lonas_edge.ir.runtime import Gain, RuntimeProperties
 
 DATA = Path(__file__).parent / "data"
 F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
@@ -242,7 +252,8 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "Total params" in ran.out
     assert "Less ir" in ran.out
     saved = json.loads((tmp_path / "out/eval.json").read_text())
-    assert saved["schema"] == "lonas-edge/eval/1"
+    assert saved["schema"] == "lonas-edge/eval/2"
+    assert Report.read(tmp_path / "out/eval.json").to_json() == Report.from_json(saved, "saved").to_json()
     rows = list(csv.DictReader((tmp_path / "out/eval.csv").open()))
     assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
         (target, task, metric) for target in ("ir", "base") for task in ("boolq", "ARC-Easy") for metric in ("acc", "acc_norm")
@@ -254,6 +265,8 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "## Answers" in card
     assert f"{average:.1f}" in card
     assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
+    kept = Evaluations.of(exported).by_protocol["option-text"]
+    assert kept.target == Report.read(tmp_path / "out/eval.json").targets[0]
     store_properties(exported, tuned())
     assert "## Answers" in (exported / "README.md").read_text()
     restore_properties(exported)
@@ -261,16 +274,16 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "Run-time properties" not in (exported / "README.md").read_text()
 
 
-def tuned() -> dict[str, Any]:
-    machine = {"device_name": "a processor", "threads": 2}
-    kept = {"device": "CPU", "date": "2026-01-01", "mean_kl": 0.001, "conditions": {"machine": machine}}
-    return {**kept, "properties": {"KV_CACHE_PRECISION": "u8"}, "speedups": {"tpot": {"ratio": 1.1}}, "in_ir": []}
+def tuned() -> RuntimeProperties:
+    conditions = {"machine": {"device_name": "a processor", "threads": 2}}
+    gains = {"tpot": Gain(1.1, None, None, 3, 1)}
+    return RuntimeProperties("CPU", "2026-01-01", "tpot", {"KV_CACHE_PRECISION": "u8"}, gains, 0.001, conditions)
 
 
 def test_finished_answers_are_used_again(roomy: TinySource, run_cli: Callable, cache: Path):
     first = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq"))
     assert first["targets"][0]["asked"] == 6
-    (log,) = cache.iterdir()
+    (log,) = cache.glob("*.jsonl")
     again = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq"))
     assert again["targets"][0]["asked"] == 0
     assert again["targets"][0]["tasks"] == first["targets"][0]["tasks"]
@@ -301,7 +314,7 @@ def test_and_of_nothing_else(change: str, roomy: TinySource, exported: Path, run
         "property": F32,
     }.get(change, [])
     assert result(run_cli(*command))["targets"][0]["asked"] == 6
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.jsonl"))) == 2
 
 
 def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, run_cli: Callable):
@@ -333,7 +346,6 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
         (["--tasks", "boolq", "--datasets", "nowhere"], ["nowhere: no such directory"]),
         (["--torch-device", "cuda", "--tasks", "boolq"], ["PyTorch finds no CUDA device"]),
         (["--device", "XPU"], ["--device XPU: not on this machine", "CPU"]),
-        (["--tasks", "boolq", "--subnet", "minimal"], ["there is no search space"]),
     ],
 )
 def test_bad_input(arguments: list[str], told: list[str], roomy: TinySource, run_cli: Callable):
@@ -341,6 +353,120 @@ def test_bad_input(arguments: list[str], told: list[str], roomy: TinySource, run
     assert ran.code == 1
     for fault in told:
         assert fault in ran.err
+
+
+RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "told"),
+    [
+        ("base", (*RANKS, "--num-beams", "4"), "--num-beams does nothing: answer-word ranks"),
+        ("base", ("--protocol", "option-text", "--num-beams", "1"), "--num-beams does nothing: option-text ranks"),
+        ("base", ("--protocol", "option-text", "--prompt", "alpaca"), "--prompt does nothing: option-text has its own"),
+        ("base", ("--seed", "0"), "--seed does nothing: there is no --limit"),
+        ("base", ("--overwrite",), "--overwrite does nothing: there is no --output"),
+        ("base", ("--seed", "1", "--overwrite"), "no --limit; --overwrite does nothing"),  # all at once
+        ("base", (*RANKS, "--subnet", "minimal"), "--subnet does nothing: there is no search space"),
+        ("base", (*RANKS, "--device", "CPU"), "--device does nothing: no TARGET is an IR"),
+        ("base", (*RANKS, "--property", "A=B"), "--property does nothing: no TARGET is an IR"),
+        ("ir", (*RANKS, "--torch-dtype", "fp32"), "--torch-dtype does nothing: no TARGET runs in PyTorch"),
+        ("ir", (*RANKS, "--torch-device", "cpu"), "--torch-device does nothing: no TARGET runs in PyTorch"),
+        ("ir", (*RANKS, "--model", "BASE"), "--model does nothing: no TARGET is an adapter or a base"),
+        ("ir", (*RANKS, "--nncf-config", "SPACE"), "--nncf-config does nothing: no TARGET is an adapter or a base"),
+        ("ir", (*RANKS, "--revision", "main"), "--revision does nothing: no TARGET's base is the hub's"),
+        ("base", (*RANKS, "--revision", "main"), "--revision does nothing: no TARGET's base is the hub's"),
+    ],
+)
+def test_options_that_would_do_nothing_are_wrong_usage(
+    target: str, arguments: tuple[str, ...], told: str, roomy: TinySource, exported: Path, run_cli: Callable, cache: Path
+):
+    places = {"BASE": roomy.base, "SPACE": roomy.space}
+    given = [places.get(argument, argument) for argument in arguments]
+    ran = run_cli("eval", {"base": roomy.base, "ir": exported}[target], "--datasets", DATA, "--tasks", "boolq", *given)
+    assert (ran.code, ran.out) == (2, "")
+    assert told in " ".join(ran.err.split())
+    assert not cache.exists()  # nothing was asked
+
+
+def test_and_those_that_do_something_are_not(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
+    sources = [exported, roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space, "--subnet", "minimal"]
+    where = ["--device", "CPU", "--torch-device", "cpu", "--torch-dtype", "bf16", *F32]
+    asked = [*GENERATES, "--num-beams", 2, "--prompt", "lonas-train", "--limit", 2, "--seed", 1, "--tasks", "boolq"]
+    output = ["--output", tmp_path / "out", "--overwrite", "--datasets", DATA, "--json"]
+    found = result(run_cli("eval", *sources, *where, *asked, *output))
+    assert [target["precision"] for target in found["targets"]] == ["fp32", "bf16"]
+    assert {target["prompt"] for target in found["targets"]} == {"lonas-train"}
+
+
+@pytest.mark.parametrize("missing", ["lm_eval", "openvino_genai", "scipy"])
+def test_a_missing_extra_is_told(missing: str, roomy: TinySource, run_cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *others: None if name == missing else find(name, *others))
+    ran = run_cli("eval", roomy.base, "--datasets", DATA)
+    assert ran.code == 1
+    assert "pip install 'lonas-edge[eval]'" in ran.err
+    assert missing.replace("_", "-") in ran.err.replace("_", "-")
+
+
+def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
+    roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Loaded once, each file hashed once, and let go before the next target is loaded; answers are those of each alone."""
+    from lonas_edge.network import elastic
+
+    source = [roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space]
+    options = [*QUICK, "--tasks", "boolq,piqa", "--fresh"]
+    names = ("minimal", "maximal", "random:3")
+    alone = []
+    for number, name in enumerate(names):
+        output = ["--output", tmp_path / f"alone{number}"]
+        alone += result(run_cli("eval", *source, "--subnet", name, *options, *output))["targets"]
+    networks: list[weakref.ref] = []
+    left: list[bool] = []
+    hashed: list[Path] = []
+    load, sha256 = elastic.load_super_network, targets.sha256
+
+    def counted(*arguments: Any) -> Any:
+        gc.collect()
+        left.append(any(network() is not None for network in networks))
+        network = load(*arguments)
+        networks.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(elastic, "load_super_network", counted)
+    monkeypatch.setattr(targets, "sha256", lambda path: hashed.append(path) or sha256(path))
+    other = shutil.copytree(roomy.adapter, roomy.adapter.with_name("other"))
+    found = result(run_cli("eval", other, *source, "--subnet", ",".join(names), *options, "--output", tmp_path / "all"))[
+        "targets"
+    ]
+    assert [target["name"].split(":", 1)[1] for target in found] == [*names, *names]
+    assert (len(networks), left) == (2, [False, False])
+    assert len(hashed) == len(set(hashed)) > 4
+    for together, single in zip(found[3:], alone, strict=True):
+        assert (together["tasks"], together["identity"]) == (single["tasks"], single["identity"])
+    logs = [log.read_text() for number in range(len(names)) for log in tmp_path.glob(f"alone{number}/samples/*/*_piqa.jsonl")]
+    assert len(set(logs)) == len(names)  # log-likelihoods differ
+    folders = [tmp_path / "all/samples" / target["name"].replace(":", "_") for target in found[3:]]
+    assert [(folder / "samples_piqa.jsonl").read_text() for folder in folders] == logs
+
+
+def test_choices_of_the_command_line():
+    parameters = {parameter.name: parameter for parameter in get_command(app).commands["eval"].params}
+    assert list(parameters["protocol"].type.choices) == ["generate", "answer-word", "option-text"]
+    assert list(parameters["prompt"].type.choices) == ["alpaca", "question", "lonas", "lonas-train"]
+    assert list(parameters["torch_dtype"].type.choices) == ["fp32", "fp16", "bf16"]
+    assert parameters["protocol"].default == "generate"
+
+
+def test_a_path_of_the_home_directory(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(DATA / "boolq", tmp_path / "data/boolq")
+    home = f"~/{roomy.adapter.relative_to(tmp_path)}", f"--model=~/{roomy.base.relative_to(tmp_path)}"
+    options = ["--datasets=~/data", "--protocol", "option-text", "--output=~/out"]
+    ran = run_cli("eval", *home, *options)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out/eval.md").exists()
 
 
 def test_needs_a_target_and_datasets(roomy: TinySource, run_cli: Callable):
@@ -358,7 +484,7 @@ def test_faulty_data_is_refused_before_a_model_is_loaded(
         samples = json.loads((DATA / task / "test.json").read_text())
         del samples[2]["answer"]
         (tmp_path / task / "test.json").write_text(json.dumps(samples))
-    monkeypatch.setattr("lonas_edge.network.elastic.load_super_network", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lonas_edge.network.super_network.load_super_network", lambda *_: pytest.fail("a model was loaded"))
     ran = run_cli("eval", roomy.base, "--datasets", tmp_path, "--tasks", "boolq,piqa")
     assert ran.code == 1
     assert ran.err.count("sample 2: no text in 'answer'") == 2

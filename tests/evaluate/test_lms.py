@@ -238,7 +238,7 @@ def test_a_stop_text_is_not_looked_for_in_the_prompt(exported: Callable[[str], P
 
 
 def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choose: Callable, materialize: Callable):
-    from lonas_edge.network.elastic import load_super_network
+    from lonas_edge.network.super_network import load_super_network
 
     widths = choose(llama, "unequal:1")
     network = load_super_network(llama.opened())

@@ -8,13 +8,41 @@ import pytest
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 
+SIZES = {"parameters": 5, "linear_weights": 4, "macs": 8, "seq_len": 2, "bytes": {"fp32": 20, "int8": 5}}
+MANIFEST = {
+    "schema": "lonas-edge/manifest/2",
+    "stage": "ir",
+    "weight_format": "int8",
+    "subnetwork": {"name": "minimal", "search_space": "ab12"},
+    "base": {"name": "owner/base", "revision": "main", "sha256": {"config.json": "cd34"}},
+    "adapter": None,
+    "prompt": "alpaca",
+    "sizes": {"unpruned": {**SIZES, "parameters": 7}, "subnetwork": SIZES},
+    "verified": True,
+    "parity": {"ir": {"max_logit_difference": 0.5, "mean_kl": 1e-3, "top1_agreement": 1.0, "positions": 64}},
+    "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},
+    "graph_process_peak_rss_bytes": None,
+    "versions": {"python": "3.11.7"},
+}
+RUNTIME = {
+    "schema": "lonas-edge/runtime/2",
+    "device": "CPU",
+    "date": "2026-11-25",
+    "objective": "tpot",
+    "properties": {"ENABLE_CPU_PINNING": "NO"},
+    "speedups": {"tpot": {"ratio": 1.5, "low": None, "high": None, "rounds": 3, "starts": 1}},
+    "mean_kl": 0.0,
+    "conditions": {},
+    "in_ir": [],
+    "replaced_in_ir": {},
+}
 DATA = '<data element_type="u8" shape="4" offset="6" size="4" />'
 XML = f'<?xml version="1.0"?>\n<net><layers><layer>{DATA}</layer></layers></net>\n'
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "lonas_edge.json").write_text(json.dumps({"stage": "ir", "weight_format": "int8"}))
+    (tmp_path / "lonas_edge.json").write_text(json.dumps(MANIFEST))
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 288, "max_position_embeddings": 128}))
     (tmp_path / "openvino_model.xml").write_text(XML)
     (tmp_path / "openvino_model.bin").write_bytes(bytes(10))
@@ -38,7 +66,7 @@ def test_not_one(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint(folder: Path) -> None:
-    (folder / "lonas_edge.json").write_text(json.dumps({"stage": "checkpoint"}))
+    (folder / "lonas_edge.json").write_text(json.dumps({**MANIFEST, "stage": "checkpoint"}))
     with pytest.raises(LonasEdgeError, match="a checkpoint export; an IR is needed"):
         open_exported(folder)
 
@@ -63,3 +91,41 @@ def test_unreadable_manifest(folder: Path) -> None:
     (folder / "lonas_edge.json").write_text("{")
     with pytest.raises(LonasEdgeError, match=r"lonas_edge\.json: not readable as JSON"):
         open_exported(folder)
+
+
+def test_what_the_manifest_says(folder: Path) -> None:
+    found = open_exported(folder).own_manifest
+    assert (found.base.name, found.base.revision, found.base.sha256) == ("owner/base", "main", {"config.json": "cd34"})
+    assert found.adapter is None
+    assert (found.sizes.unpruned.parameters, found.sizes.subnetwork.parameters) == (7, 5)
+    assert found.parity["ir"].mean_kl == 1e-3
+    assert found.to_json() == MANIFEST
+
+
+def test_run_time_properties(folder: Path) -> None:
+    (folder / "lonas_edge_runtime.json").write_text(json.dumps(RUNTIME))
+    assert open_exported(folder).properties == {"ENABLE_CPU_PINNING": "NO"}
+    (folder / "lonas_edge_runtime.json").write_text(
+        json.dumps({**RUNTIME, "properties": {"ENABLE_CPU_PINNING": 1}, "in_ir": 3})
+    )
+    with pytest.raises(LonasEdgeError, match=r"(?s)lonas_edge_runtime\.json: .*ENABLE_CPU_PINNING: .*in_ir: .*bench --tune"):
+        open_exported(folder)
+
+
+@pytest.mark.parametrize("file", ["lonas_edge.json", "lonas_edge_runtime.json"])
+def test_records_of_a_newer_version(folder: Path, file: str) -> None:
+    kind = {"lonas_edge.json": "manifest", "lonas_edge_runtime.json": "runtime"}[file]
+    (folder / file).write_text(json.dumps({"schema": f"lonas-edge/{kind}/3", "what": "ever"}))
+    with pytest.raises(LonasEdgeError, match=rf"{file}: written by a newer lonas-edge \(lonas-edge/{kind}/3.*Update"):
+        open_exported(folder)
+
+
+def test_every_damaged_field_of_a_manifest_is_told(folder: Path) -> None:
+    damaged = {**MANIFEST, "verified": "yes", "base": {"name": 5, "sha256": {}}, "sizes": {"unpruned": SIZES}}
+    del damaged["versions"]
+    (folder / "lonas_edge.json").write_text(json.dumps(damaged))
+    with pytest.raises(LonasEdgeError) as caught:
+        open_exported(folder)
+    told = [line.split(":")[0].strip(" -") for line in str(caught.value).splitlines()[1:-1]]
+    assert sorted(told) == ["base.name", "base.revision", "sizes.subnetwork", "verified", "versions"]
+    assert str(caught.value).endswith("Export it again.")

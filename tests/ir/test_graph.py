@@ -1,6 +1,7 @@
 """The conversion process: its graph, its end when the parent is killed, its failures."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,6 +23,20 @@ from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import fill_graph
 from lonas_edge.ir.graph import GraphConversion, Job
+
+
+@pytest.fixture(params=["fork", "spawn"])
+def start_method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What holds for a forked process (Linux) and a spawned one (elsewhere); `test_export_families` compares their IRs."""
+    if request.param == "fork" and sys.platform != "linux":
+        pytest.skip("processes are forked on Linux only")
+    monkeypatch.setenv("LONAS_EDGE_SPAWN", "1" if request.param == "spawn" else "")
+    return str(request.param)
+
+
+def test_the_start_method_is_the_one_asked_for(start_method: str, tiny_models: TinyModels, tmp_path: Path):
+    with GraphConversion(job_of(tiny_models.base("llama"), tmp_path)) as conversion:
+        assert type(conversion._process) is multiprocessing.get_context(start_method).Process
 
 
 def job_of(base: Path, folder: Path) -> Job:
@@ -69,7 +84,7 @@ def test_a_matrix_without_a_place_is_refused(tiny_models: TinyModels, tmp_path: 
         fill_graph(tmp_path / MODEL, {"model.layers.0.mlp.up_proj.weight": narrower})
 
 
-def test_a_failing_conversion_says_why(tiny_models: TinyModels, tmp_path: Path):
+def test_a_failing_conversion_says_why(start_method: str, tiny_models: TinyModels, tmp_path: Path):
     job = job_of(tiny_models.base("llama"), tmp_path)
     Path(job.vectors).unlink()
     with (
@@ -113,8 +128,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_it_ends_when_its_parent_is_killed(tiny_models: TinyModels, tmp_path: Path):
+def test_it_ends_when_its_parent_is_killed(start_method: str, tiny_models: TinyModels, tmp_path: Path):
     job = job_of(tiny_models.base("llama"), tmp_path)
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, json.dumps(asdict(job))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import merge, read_groups
+from oracle import cut, merge, read_groups
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import LAYERS, MLP, TinyModels, TinySource, random_model
+from tiny_models import LAYERS, MLP, TinyModels, TinySource, mlp_consumers, mlp_names, random_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -17,8 +17,8 @@ from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.adapters import LoraFactors
 from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, read_channel_order
-from lonas_edge.network.elastic import load_super_network
 from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
 DOWN = [f"model.layers.{index}.mlp.down_proj" for index in range(LAYERS)]
@@ -35,9 +35,12 @@ def permutations(seed: int = 0, consumers: list[str] = DOWN) -> dict[str, torch.
     return {name: torch.randperm(MLP, generator=generator) for name in consumers}
 
 
-def order_of(columns: dict[str, torch.Tensor]) -> ChannelOrder:
+def order_of(columns: dict[str, torch.Tensor], case: str = "llama") -> ChannelOrder:
     """An order for decoder layers' MLPs."""
-    return ChannelOrder(columns, {name: producers_of(name) for name in columns})
+    names, last = mlp_names(case)
+    producers = {name: tuple(name.replace(last, producer) for producer in names) for name in columns}
+    fused = {name: 2 for names in producers.values() for name in names if name.endswith("gate_up_proj")}
+    return ChannelOrder(columns, producers, fused)
 
 
 def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -121,26 +124,28 @@ def test_the_order_of_the_base() -> None:
 def test_a_base_computes_the_same(any_source: TinySource, ids: torch.Tensor) -> None:
     model = live(any_source.base)
     expected, before = logits_of(model, ids), {name: p.clone() for name, p in model.named_parameters()}
-    columns = permutations()
-    order_of(columns).apply_to_model(model)
+    columns = permutations(consumers=mlp_consumers(any_source.case))
+    order_of(columns, any_source.case).apply_to_model(model)
     after = dict(model.named_parameters())
+    names, last = mlp_names(any_source.case)
     for name, order in columns.items():
-        gate, up = producers_of(name)
         assert torch.equal(after[f"{name}.weight"], before[f"{name}.weight"][:, order])
-        assert torch.equal(after[f"{gate}.weight"], before[f"{gate}.weight"][order])
-        assert torch.equal(after[f"{up}.weight"], before[f"{up}.weight"][order])
+        for producer in (f"{name.replace(last, wide)}.weight" for wide in names):
+            rows = torch.cat([order, MLP + order]) if len(before[producer]) == 2 * MLP else order  # [gate; up]
+            assert torch.equal(after[producer], before[producer][rows])
     assert (logits_of(model, ids) - expected).abs().max() < EXACT
-    order_of(columns).inverse().apply_to_model(model)
+    order_of(columns, any_source.case).inverse().apply_to_model(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_an_adapter_computes_the_same(any_source: TinySource, ids: torch.Tensor) -> None:
     model = live(any_source.base, any_source.adapter)
     expected, before = logits_of(model, ids), {name: p.clone() for name, p in model.named_parameters()}
-    order = order_of(permutations(1))
+    order = order_of(permutations(1, mlp_consumers(any_source.case)), any_source.case)
     order.apply_to_model(model)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert len(changed) >= LAYERS * (3 + 3)  # three weights and three factors a layer
+    layers = len(mlp_names(any_source.case)[0]) + 1
+    assert len(changed) >= LAYERS * 2 * layers  # a weight and a factor of each layer of an MLP
     assert all(".mlp." in name for name in changed)
     assert (logits_of(model, ids) - expected).abs().max() < EXACT
     order.inverse().apply_to_model(model)
@@ -292,12 +297,7 @@ def ordered_oracle(source: TinySource, columns: dict[str, torch.Tensor], widths:
             elif name.endswith(".bias"):  # trained in place
                 weights[name.replace(".base_layer.", ".")].copy_(tensor)
         for layer, width in outputs.items():
-            consumer = f"{layer.rpartition('.')[0]}.down_proj"
-            gone = columns[consumer][width:] if consumer in columns else torch.arange(width, MLP)
-            for name in (f"{layer}.weight", f"{layer}.bias"):
-                if name in weights:
-                    weights[name][gone] = 0
-            weights[f"{consumer}.weight"][:, gone] = 0
+            cut(weights, layer, width, columns)
         return model(input_ids=ids, use_cache=False).logits
 
 
@@ -326,8 +326,8 @@ def check_against_the_oracle(source: TinySource, columns, choose: Callable, mate
 
 
 def test_an_ordered_adapter(any_source: TinySource, tmp_path, choose, materialize, ids) -> None:
-    source = ordered(any_source, permutations(3), tmp_path)
-    check_against_the_oracle(source, permutations(3), choose, materialize, ids)
+    columns = permutations(3, mlp_consumers(any_source.case))
+    check_against_the_oracle(ordered(any_source, columns, tmp_path), columns, choose, materialize, ids)
 
 
 @pytest.mark.parametrize("options", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.elastic import SuperNetwork
+from lonas_edge.network.super_network import SuperNetwork
 
 LAYER = "model.layers.1"
 

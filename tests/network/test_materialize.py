@@ -16,7 +16,7 @@ import lonas_edge.network.materialize
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.adapters import LoraFactors
-from lonas_edge.network.materialize import slice_and_merge, slice_and_merge_bias
+from lonas_edge.network.materialize import merge, merge_bias
 from lonas_edge.network.source import open_source
 from lonas_edge.space.architecture import Widths
 
@@ -153,22 +153,34 @@ def test_tied_head_is_not_stored_and_untied_says_so(tiny_models: TinyModels, mat
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
 
 
-def test_slices_are_the_first_channels() -> None:
-    weight, a, b = torch.randn(6, 5), torch.randn(4, 5), torch.randn(6, 4)
+def test_merges_the_active_part_of_the_factors() -> None:
+    weight, a, b = torch.randn(3, 2), torch.randn(4, 5), torch.randn(6, 4)
     copies = weight.clone(), a.clone(), b.clone()
-    found = slice_and_merge(weight, Widths(3, 2, 2), LoraFactors(a, b, 0.5))
+    found = merge(weight, Widths.first(3, 2, 2), LoraFactors(a, b, 0.5))
     expected = [[weight[i, j] + 0.5 * sum(b[i, k] * a[k, j] for k in range(2)) for j in range(2)] for i in range(3)]
     torch.testing.assert_close(found, torch.tensor(expected))
     assert all(torch.equal(now, before) for now, before in zip((weight, a, b), copies, strict=True))
-    torch.testing.assert_close(slice_and_merge(weight, Widths(6, 5, None), LoraFactors(a, b, 2.0)), weight + 2 * b @ a)
-    assert torch.equal(slice_and_merge(weight, Widths(3, 2, 2), None), weight[:3, :2])
+    whole = torch.randn(6, 5)
+    torch.testing.assert_close(merge(whole, Widths.first(6, 5), LoraFactors(a, b, 2.0)), whole + 2 * b @ a)
+    assert torch.equal(merge(weight, Widths.first(3, 2, 2), None), weight)
 
 
-def test_bias_slices() -> None:
-    bias, of_b = torch.randn(6), torch.randn(6)
+def test_merges_ranges_of_the_factors() -> None:
+    """A fused layer: rows 0, 1 and 3, 4 of six, columns 1 and 3, 4 of five."""
+    rows, columns = [0, 1, 3, 4], [1, 3, 4]
+    weight, a, b, of_b = torch.randn(4, 3), torch.randn(2, 5), torch.randn(6, 2), torch.randn(6)
+    widths = Widths(((0, 2), (3, 5)), ((1, 2), (3, 5)))
+    expected = weight + 2 * torch.tensor([[sum(b[r, k] * a[k, c] for k in range(2)) for c in columns] for r in rows])
+    torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected)
+    bias = torch.randn(4)
+    torch.testing.assert_close(merge_bias(bias, widths, LoraFactors(a, b, 2.0, of_b)), bias + 2 * of_b[rows])
+
+
+def test_merges_biases() -> None:
+    bias, of_b = torch.randn(4), torch.randn(6)
     factors = LoraFactors(torch.zeros(1, 1), torch.zeros(6, 1), 0.5, of_b)
-    torch.testing.assert_close(slice_and_merge_bias(bias, Widths(4, 1, 1), factors), bias[:4] + 0.5 * of_b[:4])
-    assert torch.equal(slice_and_merge_bias(bias, Widths(4, 1, 1), None), bias[:4])
+    torch.testing.assert_close(merge_bias(bias, Widths.first(4, 1, 1), factors), bias + 0.5 * of_b[:4])
+    assert torch.equal(merge_bias(bias, Widths.first(4, 1, 1), None), bias)
 
 
 def test_overflow_of_fp16_is_an_error(tiny_models: TinyModels, materialize: Callable, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyModels, TinySource
+from tiny_models import TinyModels, TinySource, mlp_names
 from transformers import AutoModelForCausalLM
 
 import lonas_edge
@@ -25,12 +25,16 @@ def test_is_public() -> None:
 def test_layers_have_the_widths_of_the_configuration(any_source: TinySource, materialize: Callable) -> None:
     model = lonas_edge.load_checkpoint(materialize(any_source, UNEQUAL))
     assert not model.training
-    for layer, width in zip(model.model.layers, UNEQUAL[3:6], strict=True):
-        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
-            assert (linear.out_features, *linear.weight.shape) == (width, width, 64)
-        assert (layer.mlp.down_proj.in_features, *layer.mlp.down_proj.weight.shape) == (width, 64, width)
+    names, last = mlp_names(any_source.case)
+    for layer, width in zip(model.base_model.layers, UNEQUAL[3:6], strict=True):
+        rows = 2 * width if "gate_up_proj" in names else width
+        for linear in (getattr(layer.mlp, name) for name in names):
+            assert (linear.out_features, *linear.weight.shape) == (rows, rows, 64)
+        narrows = getattr(layer.mlp, last)
+        assert (narrows.in_features, *narrows.weight.shape) == (width, 64, width)
     tied = model.config.tie_word_embeddings
-    assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert (head.weight.data_ptr() == embedding.weight.data_ptr()) == tied
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_spaces import bert_base_rte, bloomz_7b, llama_7b
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.space.search_space import Member, parse_node, parse_search_space, read_search_space
+from lonas_edge.space.search_space import Member, SearchSpace, parse_node, parse_search_space, read_search_space
 
 LAYER = (
     "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
@@ -27,8 +28,15 @@ def configuration(groups: Any, widths: Any, **width: Any) -> dict[str, Any]:
 GOOD = configuration([[RANK_NODE], WIDTH_NODES], [[8, 6], [128, 64]])
 
 
-def test_published_file(published_space: Path) -> None:
-    space = read_search_space(published_space)
+def read(content: dict[str, Any], folder: Path) -> SearchSpace:
+    """The space of a file with this content."""
+    path = folder / "space.json"
+    path.write_text(json.dumps(content))
+    return read_search_space(path)
+
+
+def test_published_llama_7b(tmp_path: Path) -> None:
+    space = read(llama_7b(), tmp_path)
     assert [group.kind for group in space.groups] == ["rank"] * 32 + ["width"] * 32 + ["rank"] * 32
     assert space.groups[3].modules == tuple(f"model.layers.3.self_attn.{name}_proj" for name in "qkv")
     assert space.groups[35].modules == ("model.layers.3.mlp.gate_proj", "model.layers.3.mlp.up_proj")
@@ -40,10 +48,34 @@ def test_published_file(published_space: Path) -> None:
     (stage,) = space.stages
     assert (stage.epochs, stage.init_lr, stage.epochs_lr, stage.width_indicator, stage.sample_rate) == (6, 3e-4, 6, 5, 1)
     assert (stage.train_dims, stage.reorg_weights) == (("width",), False)
-    search = space.search
+    search = space.search_settings()
     assert (search.algorithm, search.num_evals, search.population, search.ref_acc) == ("NSGA2", 200, 8, 0.45)
     assert (search.seed, search.crossover_prob, search.crossover_eta) == (0, 0.9, 10)
     assert (search.mutation_prob, search.mutation_eta) == (0.02, 3)
+
+
+def test_published_bloomz_7b(tmp_path: Path) -> None:
+    space = read(bloomz_7b(), tmp_path)
+    assert [group.kind for group in space.groups] == ["rank"] * 30 + ["width"] * 30 + ["rank"] * 30
+    assert space.groups[29].modules == ("transformer.h.29.self_attention.query_key_value",)
+    assert space.groups[31].modules == space.groups[61].modules == ("transformer.h.1.mlp.dense_h_to_4h",)
+    assert [member.role for member in space.groups[31].members] == ["base", "lora_B"]
+    assert {group.widths for group in space.groups} == {(32, 28), (16384, 14336, 12288, 10240, 8192)}
+    assert (space.stages[0].epochs, space.stages[0].width_indicator) == (8, 5)
+    assert space.search_settings().eval_metric_name == "eval_accuracy"
+
+
+def test_published_bert_base_rte(tmp_path: Path) -> None:
+    space = read(bert_base_rte(), tmp_path)
+    assert [group.kind for group in space.groups] == ["width"] * 12 + ["rank"] * 12 + ["width"] * 12
+    heads, layer = space.groups[10], "bert.encoder.layer.10"
+    assert heads.modules == tuple(f"{layer}.attention.self.{name}" for name in ("query", "key", "value"))
+    assert [member.role for member in heads.members] == ["base", "lora_B", "base", "base", "lora_B"]
+    assert (heads.widths, space.groups[22].widths, space.groups[34].widths) == ((768, 704, 192), (8, 4, 2), (3072, 2198, 163))
+    assert space.groups[34].modules == (f"{layer}.intermediate.dense",)
+    assert len(space.dynamic_inputs) == 12
+    assert parse_node(space.dynamic_inputs[10]).module == f"{layer}.attention.output.dense"
+    assert (space.sequence_length, space.stages[0].epochs, space.search_settings().num_evals) == (128, 80, 1000)
 
 
 def test_comments_trailing_commas_and_scientific_notation(tmp_path: Path) -> None:
@@ -96,8 +128,8 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
         [[RANK_NODE], [RANK_NODE, WIDTH_NODES[0]], WIDTH_NODES, [], ["nonsense"], [WIDTH_NODES[1]]],
         [[6, 8], [8, 4], [128, 0], [4], [4], "all"],
     )
-    content["bootstrapNAS"]["search"] = {"population": "many"}
     content["bootstrapNAS"]["training"]["schedule"] = {"list_stage_descriptions": [{"epochs": "six"}, 7]}
+    content["bootstrapNAS"]["training"]["elasticity"]["available_elasticity_dims"] = ["width", "depth"]
     path = tmp_path / "space.json"
     path.write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as caught:
@@ -114,7 +146,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
         "group 5: expected a list of widths, found 'all'",
         "stage 0: epochs must be a number, found 'six'",
         "stage 1: expected an object, found 7",
-        "bootstrapNAS.search: population must be a number, found 'many'",
+        "elastic depth (available_elasticity_dims) is not supported",
     ):
         assert any(fault in line for line in lines), fault
 
@@ -131,6 +163,63 @@ def test_dynamic_inputs_of_a_wrong_kind_are_a_fault(dynamic: Any) -> None:
     _, problems = parse_search_space(configuration([[RANK_NODE]], [[8]], add_dynamic_inputs=dynamic))
     assert len(problems) == 1
     assert "add_dynamic_inputs" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("search", "faults"),
+    [
+        ({"population": "many", "num_evals": [], "seed": 3}, ["num_evals must be a number", "population must be a number"]),
+        (7, ["bootstrapNAS.search: expected an object, found 7"]),
+    ],
+)
+def test_faults_of_search_settings_concern_the_search_alone(search: Any, faults: list[str], tmp_path: Path) -> None:
+    content = copy.deepcopy(GOOD)
+    content["bootstrapNAS"]["search"] = search
+    space = read(content, tmp_path)
+    assert [group.widths for group in space.groups] == [(8, 6), (128, 64)]
+    with pytest.raises(LonasEdgeError, match="search settings cannot be used") as caught:
+        space.search_settings()
+    listed = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert len(listed) == len(faults)
+    assert all(fault in line for fault, line in zip(faults, listed, strict=True))
+
+
+DEPTH = {"min_block_size": 5, "max_block_size": 50}
+
+
+@pytest.mark.parametrize(
+    ("elasticity", "faults"),
+    [
+        ({"available_elasticity_dims": ["width", "depth"]}, ["elastic depth (available_elasticity_dims)"]),
+        ({"depth": DEPTH}, ['elastic depth (the section "depth")']),
+        ({"available_elasticity_dims": ["width"], "depth": {}}, ['elastic depth (the section "depth")']),
+        (
+            {"available_elasticity_dims": ["kernel", "depth"], "depth": DEPTH},
+            ["elastic kernel (available", "elastic depth (available", 'elastic depth (the section "depth")'],
+        ),
+        ({"kernel": {"max_num_kernels": 3}}, ['elastic kernel (the section "kernel")']),
+        ({"available_elasticity_dims": "depth"}, ["available_elasticity_dims must be a list, found 'depth'"]),
+    ],
+)
+def test_elasticity_beside_widths_is_refused(elasticity: dict[str, Any], faults: list[str]) -> None:
+    """NNCF's other dimensions: sub-networks without them would not be those of the file."""
+    content = copy.deepcopy(GOOD)
+    content["bootstrapNAS"]["training"]["elasticity"] |= elasticity
+    _, problems = parse_search_space(content)
+    assert len(problems) == len(faults)
+    assert all(fault in problem for fault, problem in zip(faults, problems, strict=True))
+    assert all("Take it out" in problem for problem in problems if "must be a list" not in problem)
+
+
+def test_what_is_not_elastic_may_be_mentioned(tmp_path: Path) -> None:
+    """What a stage trains is for the training to refuse, an order of dimensions that are not there says nothing."""
+    content = copy.deepcopy(GOOD)
+    training = content["bootstrapNAS"]["training"]
+    training["progressivity_of_elasticity"] = ["depth", "width"]
+    training["elasticity"]["available_elasticity_dims"] = ["width"]
+    training["schedule"] = {"list_stage_descriptions": [{"train_dims": ["depth"], "reorg_weights": True, "bn_adapt": True}]}
+    (stage,) = read(content, tmp_path).stages
+    assert (stage.train_dims, stage.reorg_weights) == (("depth",), True)
 
 
 def test_hash_depends_on_groups_alone() -> None:

@@ -1,6 +1,8 @@
 """Sub-networks by name, by seed and from files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,35 @@ def test_file_and_back(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     path.write_text(json.dumps({"widths": [28, 90, 7, 6]}))
     assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "found.json")
-    path.write_text(json.dumps(Subnetwork((28, 90, 7, 6), "mine").to_json(SPACE)))
-    assert json.loads(path.read_text())["search_space"] == SPACE.hash
+    Subnetwork((28, 90, 7, 6), "mine").record(SPACE).write(path)
+    assert json.loads(path.read_text()) == {
+        "schema": "lonas-edge/subnetwork/1",
+        "widths": [28, 90, 7, 6],
+        "name": "mine",
+        "search_space": SPACE.hash,
+    }
     assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "mine")
+
+
+def test_what_other_programs_write_beside_the_widths_is_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"widths": [28, 90, 7, 6], "name": "", "search_space": None, "accuracy": {"boolq": 62.5}}))
+    assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "found.json")
+
+
+def test_a_file_of_a_newer_version(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/2", "layers": []}))
+    with pytest.raises(LonasEdgeError, match=r"found\.json: written by a newer lonas-edge .*subnetwork/2"):
+        select(SPACE, str(path))
+
+
+def test_it_needs_no_torch() -> None:
+    code = (
+        "import sys; from lonas_edge.space.subnetwork import *; SubnetworkRecord.from_json({'widths': [1]}, 'here')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +82,13 @@ def test_file_and_back(tmp_path: Path) -> None:
     [
         ({"widths": [32, 100]}, ["2 widths; the search space has 4 groups"]),
         ({"widths": [31, 100, 7, 5]}, ["group 0 (layer0, …): width 31 is not one of [32, 28]", "group 3", "width 5"]),
-        ({"widths": [32.0, 100, 7, 9]}, ["group 0", "32.0"]),
+        ({"widths": [32.0, 100, "7", 9]}, ["widths.0", "32.0", "widths.2", "'7'", '{"widths": [w0, w1, …]}']),
         ({"widths": [32, 100, 7, 9], "search_space": "0" * 64}, ["written for search space 000000000000"]),
-        ({"widths": [32, 100, 7, 9], "search_space": 5}, ["search space"]),
+        ({"widths": [32, 100, 7, 9], "search_space": 5}, ["search_space", "5"]),
         ({"widths": [32, 100], "search_space": "0" * 64}, ["2 widths", "written for"]),
-        ({"widths": "all"}, ["'all' widths"]),
-        ({"width": []}, ["not a sub-network file"]),
-        ([32, 100, 7, 9], ["not a sub-network file"]),
+        ({"widths": "all"}, ["widths: ", "'all'"]),
+        ({"width": []}, ["widths: Field required"]),
+        ([32, 100, 7, 9], ["expected a JSON object, found list"]),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) -> None:
@@ -74,7 +102,7 @@ def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) 
 
 def test_file_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text("{")
-    with pytest.raises(LonasEdgeError, match="not a sub-network file"):
+    with pytest.raises(LonasEdgeError, match="not readable as JSON"):
         select(SPACE, str(tmp_path / "found.json"))
 
 

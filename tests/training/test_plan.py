@@ -8,9 +8,10 @@ import sys
 from collections import Counter
 
 import pytest
+from published_spaces import bert_base_rte, bloomz_7b, llama_7b
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.space.search_space import Group, Member, SearchSpace, Stage
+from lonas_edge.space.search_space import Group, Member, SearchSpace, Stage, parse_search_space
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
 
 HALF_SQRT = math.sqrt(2) / 2
@@ -222,6 +223,41 @@ def test_senseless_stages_are_refused() -> None:
 def test_one_senseless_stage_is_enough(wrong: dict) -> None:
     with pytest.raises(LonasEdgeError, match=f"stage 0: {next(iter(wrong))}"):
         plan_of(Stage(**wrong))
+
+
+NOT_DONE = [
+    ({"train_dims": ("depth",)}, "train_dims = ('depth',)"),
+    ({"train_dims": ("width", "depth")}, "train_dims = ('width', 'depth')"),
+    ({"train_dims": ()}, "train_dims = ()"),
+    ({"train_dims": "width"}, "train_dims = 'width'"),
+    ({"reorg_weights": True}, "reorg_weights"),
+]
+
+
+def test_what_nncf_does_in_a_stage_and_this_training_does_not_is_refused() -> None:
+    """All are listed at once, beside what is senseless."""
+    stages = [Stage(**wrong) for wrong, _ in NOT_DONE]
+    space = space_of(Stage(), *stages, Stage(epochs=0, reorg_weights=True))
+    with pytest.raises(LonasEdgeError, match=r"space\.json: the training stages cannot be used") as raised:
+        make_plan(space, TrainOptions(), 160, "space.json")
+    listed = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    expected = [f"stage {index}: {text}" for index, (_, text) in enumerate(NOT_DONE, 1)]
+    expected += ["stage 6: epochs = 0", "stage 6: reorg_weights"]
+    assert len(listed) == len(expected)
+    assert all(line.startswith(text) for line, text in zip(listed, expected, strict=True))
+
+
+@pytest.mark.parametrize(("content", "epochs"), [(llama_7b(), 6), (bloomz_7b(), 8), (bert_base_rte(), 80)])
+def test_published_stages_can_be_trained(content: dict, epochs: int) -> None:
+    space, _ = parse_search_space(content)
+    assert make_plan(space, TrainOptions(), 160).steps == 10 * epochs
+
+
+@pytest.mark.parametrize("wrong", [wrong for wrong, _ in NOT_DONE])
+def test_plain_lora_has_nothing_elastic_to_refuse(wrong: dict) -> None:
+    """Its stages say how long and at which rate alone."""
+    plan = make_plan(SearchSpace(stages=(Stage(epochs=2, init_lr=0.5, **wrong),)), TrainOptions(), 160)
+    assert [(stage.steps, stage.lr) for stage in plan.stages] == [(20, 0.5)]
 
 
 @pytest.mark.parametrize("epochs", [0, -1, math.nan, math.inf])

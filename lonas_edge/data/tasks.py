@@ -1,0 +1,125 @@
+"""Test sets in the format of the LLM-Adapters collection (Hu et al. 2023, AGI-Edgerunners/LLM-Adapters), and their names.
+
+A task is `NAME/test.json`, a list of {instruction, input, output, answer}. A set of tasks is a mapping by name.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError
+
+EXPECTED = 'Expected a list of {"instruction": "…", "input": "", "output": "…", "answer": "…"}.'
+
+
+@dataclass(frozen=True)
+class Task:
+    """A test set.
+
+    Attributes:
+        name: Its name, and its folder's.
+        heading: Its short name, as in the adapter cards' tables; the command line takes it, too.
+        metric: The metric that is its accuracy, whatever the protocol; the protocol's own when None.
+    """
+
+    name: str
+    heading: str
+    metric: str | None = None
+
+    def path(self, datasets: Path) -> Path:
+        """Its file in a directory with a folder for each task."""
+        return datasets / self.name / "test.json"
+
+    def items(self, datasets: Path) -> list[Any]:
+        """Read its file.
+
+        Args:
+            datasets: The directory with a folder for each task.
+
+        Returns:
+            The samples, not checked yet.
+
+        Raises:
+            LonasEdgeError: If the file is missing, empty or not a JSON list.
+        """
+        path = self.path(datasets)
+        if not datasets.is_dir():
+            raise LonasEdgeError(f"--datasets {datasets}: no such directory; expected one with a folder for each task")
+        if not path.is_file():
+            there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
+            raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
+        try:
+            items = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise LonasEdgeError(f"{path}: not readable as JSON: {error}") from error
+        if not isinstance(items, list) or not items:
+            found = f"a {type(items).__name__}" if not isinstance(items, list) else "an empty one"
+            raise LonasEdgeError(f"{path}: expected a list of samples, found {found}")
+        return items
+
+    def fault(self, item: Any) -> str | None:
+        """What is wrong with a sample as it was read, whatever is done with it; None where nothing is."""
+        if not isinstance(item, dict):
+            return f"expected an object, found {type(item).__name__}"
+        missing = [name for name in ("instruction", "answer") if not isinstance(item.get(name), str) or not item[name].strip()]
+        if missing:
+            return f"no text in {' and '.join(map(repr, missing))}"
+        return None if isinstance(item.get("input") or "", str) else "'input' is not text"
+
+
+def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
+    """Names of tasks as given on the command line.
+
+    Args:
+        tasks: The tasks there are.
+        names: Their names or headings in any case; `all` for all of them.
+
+    Returns:
+        The tasks, each once; names that are none of them stay as they are, for the harness.
+    """
+    known = {task.heading.lower(): task.name for task in tasks.values()} | {name.lower(): name for name in tasks}
+    found: list[str] = []
+    for name in names:
+        found += tasks if name.lower() == "all" else [known.get(name.lower(), name)]
+    return list(dict.fromkeys(found))
+
+
+def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
+    """The tasks that a directory of test sets has.
+
+    Args:
+        tasks: The tasks there are.
+        datasets: The directory.
+
+    Returns:
+        Their names.
+
+    Raises:
+        LonasEdgeError: If it has none.
+    """
+    if datasets is None:
+        raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task")
+    found = [task.name for task in tasks.values() if task.path(datasets).is_file()]
+    if not found:
+        raise LonasEdgeError(f"--datasets {datasets}: no TASK/test.json of {', '.join(tasks)}")
+    return found
+
+
+def unknown_task(tasks: Mapping[str, Task], name: str, others: Iterable[str] = ()) -> str:
+    """What to say of a task that nobody knows.
+
+    Args:
+        tasks: The tasks there are.
+        name: The task.
+        others: Names of the harness's own tasks.
+
+    Returns:
+        That it is unknown, with the nearest known one.
+    """
+    near = difflib.get_close_matches(name.lower(), [known.lower() for known in tasks], 1, 0.5)
+    near = [known for known in tasks if known.lower() in near] or difflib.get_close_matches(name, list(others), 1, 0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name}: no such task{hint}"

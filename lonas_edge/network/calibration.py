@@ -1,0 +1,92 @@
+"""Calibration: what the layers of a live network are given, over prompts, a batch at a time.
+
+The order of channels needs the second moments of each channel; solving what a cut leaves needs their whole matrix. Inputs are
+never kept: moments are summed as the batches pass, in float64.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Batch = Mapping[str, torch.Tensor]  # input_ids and attention_mask, each [prompts, tokens]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's input x over the tokens seen.
+
+    Attributes:
+        tokens: How many tokens; padding does not count.
+        total: Sum of x x^T, float64 [in, in]; of its diagonal alone, [in].
+    """
+
+    tokens: int
+    total: torch.Tensor
+
+    @property
+    def squares(self) -> torch.Tensor:
+        """Sum of x^2 of each channel, float64 [in]."""
+        return self.total.diagonal() if self.total.dim() == 2 else self.total
+
+
+@contextmanager
+def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[Callable[[Batch], None]]:
+    """See what layers are given.
+
+    Args:
+        model: A Hugging Face model.
+        layers: Module paths.
+        see: Called with a layer's path and its input, [tokens, in], padding left out.
+
+    Yields:
+        Runs a batch through the model, in eval mode, without gradients.
+    """
+    mask = torch.ones(0)
+
+    def hook(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        return lambda _module, inputs: see(name, inputs[0].detach()[mask.bool()])
+
+    def run(batch: Batch) -> None:
+        nonlocal mask
+        mask = batch["attention_mask"]
+        with torch.inference_mode():
+            model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False, logits_to_keep=1)
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
+    training = model.training
+    model.eval()
+    try:
+        yield run
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+def second_moments(model: Any, layers: Sequence[str], batches: Iterable[Batch], whole: bool = False) -> dict[str, Moments]:
+    """Sum the second moments of what layers are given.
+
+    Args:
+        model: A Hugging Face model.
+        layers: Module paths. With `whole`, each takes in^2 numbers of 8 bytes.
+        batches: The prompts.
+        whole: Whether the whole matrix is summed, or its diagonal.
+
+    Returns:
+        Moments by module path; none where there are no batches.
+    """
+    found: dict[str, Moments] = {}
+
+    def see(name: str, inputs: torch.Tensor) -> None:
+        x = inputs.double()
+        total = x.T @ x if whole else x.square().sum(0)
+        before = found.get(name)
+        found[name] = Moments(len(x), total) if before is None else Moments(before.tokens + len(x), before.total + total)
+
+    with observed(model, layers, see) as run:
+        for batch in batches:
+            run(batch)
+    return found

@@ -1,0 +1,49 @@
+"""The active part of a tensor: ranges of its rows and columns, as views wherever it is one range."""
+
+import torch
+
+from lonas_edge.families import Part
+
+
+def take(tensor: torch.Tensor, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
+    """The active part of a tensor.
+
+    Args:
+        tensor: [out, in], or [out].
+        rows: Ranges of rows; all when None.
+        columns: Ranges of columns; all when None, or when the tensor has one dimension.
+
+    Returns:
+        A view where both are one range, a copy elsewhere.
+    """
+    if rows is not None:
+        tensor = _taken(tensor, rows, 0)
+    if columns is not None and tensor.dim() > 1:
+        tensor = _taken(tensor, columns, 1)
+    return tensor
+
+
+def _taken(tensor: torch.Tensor, ranges: Part, axis: int) -> torch.Tensor:
+    parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def outside(ranges: Part, size: int) -> Part:
+    """What a part leaves out.
+
+    Args:
+        ranges: The part.
+        size: Extent of the axis.
+
+    Returns:
+        The ranges between.
+    """
+    ends = [0, *(stop for _, stop in ranges)]
+    starts = [*(start for start, _ in ranges), size]
+    return tuple((end, start) for end, start in zip(ends, starts, strict=True) if end < start)
+
+
+def shifted(ranges: Part) -> Part:
+    """The same part of an axis that begins where the part does."""
+    first = ranges[0][0]
+    return tuple((start - first, stop - first) for start, stop in ranges)

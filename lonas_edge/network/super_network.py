@@ -1,0 +1,181 @@
+"""A super-network that is asked many things: loaded once, then sub-networks are switched on and scored in it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from lonas_edge.data.encoding import IGNORED
+from lonas_edge.families import Task
+from lonas_edge.network.divergence import cross_entropy, kl_divergence
+from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
+from lonas_edge.network.modeling import auto_model
+from lonas_edge.network.source import Located, Source
+from lonas_edge.space.architecture import Elasticity
+
+Batch = Mapping[str, torch.Tensor]  # as of `data.encoding.Collator`
+HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabulary of 49,152
+
+
+class SuperNetwork:
+    """A live model with elastic layers, in which sub-networks are switched on.
+
+    The model stays an ordinary `PeftModel` (or a plain Hugging Face model): it saves, loads and trains as before.
+    """
+
+    def __init__(self, model: Any, elasticity: Elasticity):
+        """Make the elastic layers of `model` elastic; all of each layer is active at first.
+
+        Args:
+            model: A PEFT model with unmerged LoRA adapters, or a base model.
+            elasticity: The search space laid over the base model.
+
+        Raises:
+            LonasEdgeError: If an elastic layer is neither `nn.Linear` nor PEFT's plain LoRA layer, or is merged.
+        """
+        self.model = model
+        self.elasticity = elasticity
+        self.family = elasticity.architecture.family
+        elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
+        self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
+            name: make_elastic(name, self.base.get_submodule(name)) for name in sorted(elastic)
+        }
+
+    @property
+    def base(self) -> Any:
+        """The Hugging Face model, with what PEFT put into it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def activate(self, chosen: Sequence[int]) -> None:
+        """Switch a sub-network on.
+
+        Args:
+            chosen: One width a group, in group order.
+        """
+        widths = self.elasticity.widths(chosen)
+        for name, layer in self._layers.items():
+            activate(layer, widths[name])
+
+    def inactive_parts(self, chosen: Sequence[int]) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+        """The parts of the adapters' parameters that a sub-network does not have.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Yields:
+            A parameter and the index of a part of it; parts do not overlap.
+        """
+        widths = self.elasticity.widths(chosen)
+        for name, layer in self._layers.items():
+            if isinstance(layer, ElasticLoraLinear):
+                yield from layer.outside(widths[name])
+
+    def kl(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
+        """Mean Kullback-Leibler divergence of sub-networks from the maximal network, in nats a position.
+
+        Args:
+            chosen: The sub-networks, one width a group each.
+            batches: Prompts with the positions that count.
+
+        Returns:
+            One figure a sub-network. The maximal network's answers are computed once for all of them.
+        """
+        reference = [states.hidden for states in self._states(self.elasticity.maximal, batches)]
+
+        def score(found: _States, place: int) -> torch.Tensor:
+            parts = zip(torch.split(reference[place], HEAD_POSITIONS), torch.split(found.hidden, HEAD_POSITIONS), strict=True)
+            return sum((kl_divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
+
+        return self._means(chosen, batches, score)
+
+    def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
+        """Mean cross-entropy of sub-networks on the tokens that batches have learned, in nats a token.
+
+        Args:
+            chosen: The sub-networks, one width a group each.
+            batches: Prompts with the positions that count, and the token that follows each.
+
+        Returns:
+            One figure a sub-network.
+        """
+
+        def score(found: _States, _place: int) -> torch.Tensor:
+            parts = zip(torch.split(found.hidden, HEAD_POSITIONS), torch.split(found.labels, HEAD_POSITIONS), strict=True)
+            return sum((cross_entropy(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
+
+        return self._means(chosen, batches, score)
+
+    def _means(
+        self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch], score: "Callable[[_States, int], torch.Tensor]"
+    ) -> list[float]:
+        found = []
+        for widths in chosen:
+            total, positions = 0.0, 0
+            with torch.inference_mode():
+                for place, states in enumerate(self._states(widths, batches)):
+                    total += score(states, place).item()
+                    positions += len(states.labels)
+            found.append(total / positions)
+        return found
+
+    def _states(self, chosen: Sequence[int], batches: Sequence[Batch]) -> "Iterator[_States]":
+        """What the head of a sub-network is given at the positions that count."""
+        self.activate(chosen)
+        self.model.eval()
+        for batch in batches:
+            labels = batch["labels"]
+            with torch.inference_mode():
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                hidden = self.family.hidden(self.base, **inputs)[:, batch["logits_to_keep"]]
+            counted = labels != IGNORED
+            yield _States(hidden[counted], labels[counted])
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.family.logits(self.base, hidden)
+        return logits
+
+
+@dataclass(frozen=True)
+class _States:
+    """Hidden states in front of the head [positions, hidden], and the token that follows each [positions]."""
+
+    hidden: torch.Tensor
+    labels: torch.Tensor
+
+
+def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> SuperNetwork:
+    """Load a super-adapter on its base, channels in the super-network's order, all of it active.
+
+    Args:
+        source: Base model, adapter and search space.
+        dtype: The base's dtype; the adapter stays in fp32.
+
+    Returns:
+        The super-network, on the CPU, in eval mode.
+
+    Raises:
+        LonasEdgeError: If base, adapter and search space do not fit.
+    """
+    model: Any = load_base(source.base, source.architecture.family.task, dtype)
+    if source.adapter:
+        model = PeftModel.from_pretrained(model, str(source.adapter.folder))
+    source.order.apply_to_model(model)
+    return SuperNetwork(model.eval(), source.elasticity)
+
+
+def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a base model from its directory, through transformers.
+
+    Args:
+        base: Where it lies.
+        task: What it is for.
+        dtype: The dtype to load in.
+
+    Returns:
+        The model, on the CPU.
+    """
+    return auto_model(task).from_pretrained(base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False)

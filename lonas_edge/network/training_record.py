@@ -1,0 +1,82 @@
+"""The record of a training: `training.json` of a super-adapter."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lonas_edge.data.templates import Template
+from lonas_edge.schema import Record
+
+
+@dataclass(frozen=True)
+class TrainedBase:
+    """The base model that was trained on: its name, its revision on the hub, and SHA-256 of its files."""
+
+    name: str
+    revision: str | None
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainedData:
+    """What was learned: the file, its SHA-256, how many examples were taken of it, and how many left out as too long."""
+
+    name: str
+    sha256: str
+    examples: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An entry of the log. None is what JSON cannot say: with fp16 a step whose gradients are not finite is skipped."""
+
+    step: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRecord(Record):
+    """How a super-adapter came to be.
+
+    Attributes:
+        base: The base model.
+        search_space: Hash of the search space; None for plain LoRA.
+        data: The examples.
+        prompt: The prompt template.
+        options: The `TrainOptions`, as the version that trained had them.
+        reordered: Whether channels were put in order of importance.
+        stages: The `PlannedStage`s.
+        warmup_steps: Steps of the linear warm-up.
+        steps: Optimizer steps in all.
+        resumed_from_step: Where this run went on; None if it began at the beginning.
+        seconds: Those of this run, since it went on.
+        device: The CUDA device's name, or cpu.
+        precision: fp32, bf16 or fp16.
+        processes: How many trained in parallel.
+        losses: The log.
+        versions: Versions of the packages by name.
+    """
+
+    NAME: ClassVar = "training"
+    VERSION: ClassVar = 2
+    MIGRATIONS: ClassVar = {1: dict}  # nothing but the schema is new
+    AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
+
+    base: TrainedBase
+    search_space: str | None
+    data: TrainedData
+    prompt: Template
+    options: dict[str, Any]
+    reordered: bool
+    stages: tuple[dict[str, int | float | None], ...]
+    warmup_steps: int
+    steps: int
+    resumed_from_step: int | None
+    seconds: float
+    device: str
+    precision: str
+    processes: int
+    losses: tuple[Logged, ...]
+    versions: dict[str, str]

@@ -1,0 +1,70 @@
+"""`training.json`: what a training was and how it went."""
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import TrainerState
+
+from lonas_edge.data.templates import TEMPLATES
+from lonas_edge.network.training_record import Logged, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.training.inputs import Inputs, device_of, precision_of
+from lonas_edge.training.plan import Plan
+from lonas_edge.training.working import Settings
+from lonas_edge.versions import versions
+
+_PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "accelerate")
+
+
+def make_record(
+    inputs: Inputs,
+    plan: Plan,
+    settings: Settings,
+    state: TrainerState,
+    learned: int,
+    reordered: bool,
+    resumed_from_step: int | None,
+    seconds: float,
+) -> TrainingRecord:
+    """Make the record of a training that is done.
+
+    Args:
+        inputs: What it worked on.
+        plan: Its steps.
+        settings: Its settings, as they were at the start.
+        state: The Trainer's, at the end.
+        learned: How many examples were not too long.
+        reordered: Whether channels were put in order.
+        resumed_from_step: Where this run went on, if it did.
+        seconds: Of this run.
+
+    Returns:
+        The record.
+    """
+    options = settings.options
+    return TrainingRecord(
+        base=TrainedBase(inputs.base.name, inputs.base.revision, settings.base),
+        search_space=settings.search_space if inputs.space.groups else None,
+        data=TrainedData(inputs.data.name, settings.data, learned, len(inputs.examples) - learned),
+        prompt=TEMPLATES[options.prompt],
+        options=json.loads(json.dumps(asdict(options))),
+        reordered=reordered,
+        stages=tuple(asdict(stage) for stage in plan.stages),
+        warmup_steps=plan.warmup_steps,
+        steps=state.global_step,
+        resumed_from_step=resumed_from_step,
+        seconds=round(seconds, 1),
+        device=torch.cuda.get_device_name() if device_of(options) == "cuda" else "cpu",
+        precision=precision_of(options),
+        processes=settings.processes,
+        losses=tuple(logged(entry) for entry in state.log_history if "loss" in entry),
+        versions=versions(_PACKAGES),
+    )
+
+
+def logged(entry: dict[str, Any]) -> Logged:
+    """What is kept of an entry of the Trainer's log. With fp16 a step may be skipped, its gradients not finite."""
+    names = ("loss", "learning_rate", "grad_norm")
+    return Logged(entry["step"], **{name: entry[name] for name in names if name in entry and math.isfinite(entry[name])})

@@ -1,0 +1,48 @@
+"""The directory of a super-adapter, as a training leaves it: any PEFT client loads it on the base."""
+
+import json
+import os
+from pathlib import Path
+
+from peft import PeftModel
+
+from lonas_edge.files import read_json
+from lonas_edge.network import adapters
+from lonas_edge.network.channel_order import ChannelOrder
+from lonas_edge.network.source import TRAINING, Located
+from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.training.card import super_adapter_card
+
+
+def write_super_adapter(
+    folder: Path, model: PeftModel, base: Located, output: Path, order: ChannelOrder, record: TrainingRecord
+) -> None:
+    """Write adapter, order and record. The adapter goes back to the base's own channel order.
+
+    Args:
+        folder: Where to write.
+        model: The trained model; it is changed.
+        base: The base model.
+        output: Where the folder will be in the end.
+        order: The channel order that was trained in.
+        record: How it was trained.
+    """
+    order.inverse().apply_to_model(model, lambda name: ".lora_" in name)
+    config = next(iter(model.peft_config.values()))
+    config.base_model_name_or_path, config.revision = _reference(base, output), base.revision
+    model.save_pretrained(folder, save_embedding_layers=False)
+    written = read_json(folder / adapters.CONFIG)
+    written["target_modules"] = sorted(written["target_modules"])  # PEFT writes a set, in any order
+    (folder / adapters.CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    if order:
+        order.save(folder)
+    record.write(folder / TRAINING)
+    (folder / "README.md").write_text(super_adapter_card(record.to_json()))
+
+
+def _reference(base: Located, output: Path) -> str:
+    """A hub id; or the path to a directory on this disk from the super-adapter, so that both can be moved together."""
+    if base.revision is not None:
+        return base.name
+    place = output.absolute().parent.resolve() / output.name
+    return os.path.relpath(base.folder.absolute(), place)

@@ -1,0 +1,236 @@
+"""`lonas-edge train` refuses what it cannot do, before the model is loaded: data, model, machine, wrong usage."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import TinySource
+from train_commands import arguments, has
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+# the data
+
+
+def test_no_such_data(llama: TinySource, tmp_path: Path, refused: Callable) -> None:
+    missing = tmp_path / "missing.json"
+    has(refused(arguments(llama, missing, tmp_path / "out")), f"{missing}: the data cannot be read", "No such file")
+
+
+@pytest.mark.parametrize("content", ["", "[]", " \n"])
+def test_empty_data(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, content: str) -> None:
+    data.write_text(content)
+    has(refused(arguments(llama, data, tmp_path / "out")), f"{data}: holds no examples")
+
+
+GOOD = '{"instruction": "a", "output": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        (f'[{GOOD},\n {{"question": "a", "answer": "b"}},\n\n 7]', ["line 2: no text in 'instruction' and 'output'", "line 4"]),
+        (f'{GOOD}\n{GOOD}\n{{"instruction": "a", "output": ""}}\n', ["line 3: no text in 'output'"]),
+        (f"{GOOD}\n{GOOD[:-2]}\n", ["line 2: not JSON"]),
+        (f'[{GOOD},\n{{"instruction": "a", "input": ["b"], "output": "c"}}]', ["line 2: 'input' is not text"]),
+        (f"[{GOOD},\n{GOOD}", ["the list is not closed"]),
+        ("instruction,output\na,b\n", ["line 1: not JSON"]),
+    ],
+)
+def test_data_of_another_format(llama: TinySource, data: Path, tmp_path: Path, refused, content: str, texts) -> None:
+    data.write_text(content)
+    error = refused(arguments(llama, data, tmp_path / "out"))
+    has(error, f"{data}: not instruction data", *texts, 'Expected a JSON list of {"instruction": "…"', "one such object a line")
+
+
+def test_all_examples_too_long(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", max_length=12))
+    has(error, data, "each of its 40 examples is longer than --max-length 12 tokens", "Raise it")
+
+
+# what does not fit the model
+
+
+def test_search_space_of_another_model(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    """A deeper and wider one: every misfit is listed."""
+    content = json.loads(llama_copy.space.read_text())
+    width = content["bootstrapNAS"]["training"]["elasticity"]["width"]
+    width["overwrite_groups"][8] = [
+        node.replace("DecoderLayer[2]", "DecoderLayer[31]") for node in width["overwrite_groups"][8]
+    ]
+    width["overwrite_groups_widths"][4] = [11008, 8256]
+    llama_copy.space.write_text(json.dumps(content))
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, llama_copy.space, "group 4: width 11008 of model.layers.1.mlp.gate_proj", "group 8", "DecoderLayer[31]")
+
+
+def test_ranks_larger_than_rank(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", rank=4))
+    has(error, llama.space, "does not fit --rank and --target-modules", "Raise --rank")
+    for group, layer in enumerate(("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")):
+        has(error, f"group {group}: rank 8 of {layer}, but the adapter's rank there is 4")
+    has(error, "group 8: rank 8 of model.layers.2.mlp.gate_proj")
+
+
+def test_elastic_ranks_without_an_adapter(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", target_modules="q_proj,v_proj"))
+    has(error, "group 0: elastic rank of model.layers.0.self_attn.k_proj, on which the adapter has nothing", "add the module")
+    has(error, "group 6: elastic rank of model.layers.0.mlp.up_proj")
+
+
+def test_target_modules_of_another_model(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", target_modules="q_proj,c_attn,proj"))
+    has(error, "--target-modules", "target module 'c_attn': the model has no such linear layer", "target module 'proj'")
+    has(error, "It has down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj.")
+    assert "'q_proj'" not in error
+
+
+def test_no_target_modules(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", target_modules=" ,")), "--target-modules")
+
+
+def test_base_without_tokenizer(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    for name in TOKENIZER:
+        (llama_copy.base / name).unlink()
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, llama_copy.base, "training needs the model's tokenizer")
+
+
+def test_tokens_beyond_the_vocabulary(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    """A tokenizer of another model, seen in the sixth example only; the tiny vocabulary has 288 entries."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama_copy.base)
+    tokenizer.add_tokens([f"zz{index}" for index in range(40)])
+    tokenizer.save_pretrained(llama_copy.base)
+    examples = json.loads(data.read_text())
+    examples[5]["output"] = "zz39"
+    data.write_text(json.dumps(examples))
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, llama_copy.base, "gives token 3", "288 entries")
+
+
+def test_tokenizer_without_eos(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    path = llama_copy.base / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, llama_copy.base, "no EOS token", "tokenizer_config.json")
+
+
+def test_truncated_base(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    weights = llama_copy.base / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    has(refused(arguments(llama_copy, data, tmp_path / "out")), weights, "truncated")
+
+
+def test_no_such_model(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", model=tmp_path / "nothing"))
+    has(error, tmp_path / "nothing", "no such directory")
+
+
+def test_an_adapter_as_the_model(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama_copy, data, tmp_path / "out", model=llama_copy.adapter))
+    has(error, f"{llama_copy.adapter}: no config.json; expected a Hugging Face model directory")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # beside a base, where it would be left out
+        shutil.copy(llama_copy.adapter / name, llama_copy.base)
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, f"{llama_copy.base}: holds an adapter", "the base model alone")
+
+
+def test_stages_that_ask_for_what_is_not_done(
+    llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable, run_cli: Callable
+) -> None:
+    """Training alone minds them."""
+    content = json.loads(llama_copy.space.read_text())
+    stages = [{"train_dims": ["depth", "width"], "epochs": 2}, {"train_dims": ["width"], "reorg_weights": True}]
+    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"] = stages
+    llama_copy.space.write_text(json.dumps(content))
+    error = refused(arguments(llama_copy, data, tmp_path / "out"))
+    has(error, f"{llama_copy.space}: the training stages cannot be used", "stage 0: train_dims = ('depth', 'width')")
+    has(error, "stage 1: reorg_weights", "--reorder")
+    assert run_cli("inspect", *llama_copy.arguments(), "--json").code == 0
+
+
+def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    """Every command minds it: a sub-network would be another than the file's."""
+    content = json.loads(llama_copy.space.read_text())
+    content["bootstrapNAS"]["training"]["elasticity"]["available_elasticity_dims"] = ["width", "depth"]
+    llama_copy.space.write_text(json.dumps(content))
+    commands = arguments(llama_copy, data, tmp_path / "out"), ["inspect", *llama_copy.arguments()]
+    commands += (["export", *llama_copy.arguments(), "--output", str(tmp_path / "exported")],)
+    for command in commands:
+        has(refused(command), llama_copy.space, "elastic depth (available_elasticity_dims) is not supported", "Take it out")
+
+
+# the machine
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", device="cuda")), "--device cuda", "take --device cpu")
+
+
+def test_fp16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", precision="fp16")), "--precision fp16 needs CUDA", "bf16 or fp32")
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 6, "micro_batch_size": 4}, {"batch_size": 2, "micro_batch_size": 4}])
+def test_batch_that_cannot_be_divided(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", **changes))
+    has(error, f"--batch-size {changes['batch_size']} cannot be divided", "micro-batches of 4", "Choose a multiple")
+
+
+def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
+    has(refused(arguments(llama, data, tmp_path / "out")), tmp_path / "out", "not enough room")
+
+
+def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", report_to="nonsense")), "nonsense is not supported")
+
+
+@pytest.mark.parametrize("epochs", [0, -1, "inf"])
+def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, epochs: float | str) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", steps=None, epochs=epochs)), "--epochs", "must be positive")
+
+
+# wrong usage
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"nncf_config": None}, "--nncf-config"),
+        ({"data": None}, "--data"),
+        ({"steps": 0}, "--steps"),
+        ({"rank": 0}, "--rank"),
+        ({"distill": 1.5}, "--distill"),
+        ({"dropout": 1}, "--dropout"),
+        ({"sampling": "all"}, "--sampling"),
+        ({"precision": "int8"}, "--precision"),
+    ],
+)
+def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes, text: str) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", **changes), code=2), text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "texts"),
+    [
+        (["--no-elastic", "--reorder"], ["--reorder: plain LoRA (--no-elastic) has no sub-networks"]),
+        (["--no-elastic", "--no-reorder"], ["--reorder: plain LoRA"]),
+        (["--no-elastic", "--sampling", "random"], ["--sampling: plain LoRA"]),
+        (["--no-elastic", "--distill", "0.5", "--sample-rate", "2"], ["--sample-rate, --distill: plain LoRA"]),
+        (["--width-indicator", "2", "--no-elastic"], ["--width-indicator: plain LoRA"]),
+        (["--epochs", "2"], ["--steps and --epochs", "give one"]),
+    ],
+)
+def test_options_that_would_do_nothing(
+    llama: TinySource, data: Path, tmp_path: Path, refused: Callable, flags: list[str], texts: list[str]
+) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", *flags), code=2)
+    has(" ".join(error.split()), *texts)

@@ -1,0 +1,99 @@
+"""Prompts, byte for byte: the reference's are its scripts' (LoNAS/run_commonsense.py), indentation and blanks included."""
+
+import pytest
+
+from lonas_edge.data.templates import PROMPTS, TEMPLATES, Example
+
+ALONE, PAIRED = Example("Ask {this}.", "", "{42}"), Example("Ask.", "In %s {it}.", "yes")
+SPACES_20, SPACES_24 = " " * 20, " " * 24
+
+# the reference trains with two blanks after "request." (one where there is an input), and evaluates with one (none)
+LONAS_TRAINING = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n"
+    "\n"
+    f"{SPACES_20}### Instruction:\n"
+    f"{SPACES_20}Ask {{this}}.\n"
+    "\n"
+    f"{SPACES_20}### Response:\n"
+    f"{SPACES_20}"
+)
+LONAS_TRAINING_PAIRED = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+    "appropriately completes the request. \n"
+    "\n"
+    f"{SPACES_20}### Instruction:\n"
+    f"{SPACES_20}Ask.\n"
+    "\n"
+    f"{SPACES_20}### Input:\n"
+    f"{SPACES_20}In %s {{it}}.\n"
+    "\n"
+    f"{SPACES_20}### Response:\n"
+    f"{SPACES_20}"
+)
+LONAS_EVALUATION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
+    "\n"
+    f"{SPACES_24}### Instruction:\n"
+    f"{SPACES_24}Ask {{this}}.\n"
+    "\n"
+    f"{SPACES_24}### Response:\n"
+    f"{SPACES_24}"
+)
+LONAS_EVALUATION_PAIRED = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+    "appropriately completes the request.\n"
+    "\n"
+    f"{SPACES_24}### Instruction:\n"
+    f"{SPACES_24}Ask.\n"
+    "\n"
+    f"{SPACES_24}### Input:\n"
+    f"{SPACES_24}In %s {{it}}.\n"
+    "\n"
+    f"{SPACES_24}### Response:\n"
+    f"{SPACES_24}"
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nAsk {this}.\n\n### Response:\n"
+)
+ALPACA_PAIRED = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+    "appropriately completes the request.\n\n### Instruction:\nAsk.\n\n### Input:\nIn %s {it}.\n\n### Response:\n"
+)
+QUESTION, QUESTION_PAIRED = "Question: Ask {this}.\nAnswer:", "In %s {it}.\nQuestion: Ask.\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "paired", "answer"),
+    [
+        ("alpaca", ALPACA, ALPACA_PAIRED, "{42}"),
+        ("question", QUESTION, QUESTION_PAIRED, " {42}"),
+        ("lonas", LONAS_EVALUATION, LONAS_EVALUATION_PAIRED, "{42}"),
+        ("lonas-train", LONAS_TRAINING, LONAS_TRAINING_PAIRED, "{42}"),
+    ],
+)
+def test_what_an_evaluation_asks(name: str, alone: str, paired: str, answer: str):
+    template = PROMPTS[name].evaluation
+    assert template.prompt(ALONE) == alone
+    assert template.prompt(PAIRED) == paired
+    assert template.answer(ALONE) == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "paired"),
+    [
+        ("alpaca", ALPACA, ALPACA_PAIRED),
+        ("question", QUESTION, QUESTION_PAIRED),
+        ("lonas", LONAS_TRAINING, LONAS_TRAINING_PAIRED),
+    ],
+)
+def test_what_a_training_learns(name: str, alone: str, paired: str):
+    template = TEMPLATES[name]
+    assert (template.name, template.prompt(ALONE), template.prompt(PAIRED)) == (name, alone, paired)
+    assert (template.train_on_prompt, template.whole_text) == (name == "lonas", name == "lonas")
+
+
+def test_every_prompt_is_in_the_registry_by_its_name():
+    assert list(PROMPTS) == ["alpaca", "question", "lonas", "lonas-train"]
+    assert [prompt.name for prompt in PROMPTS.values()] == list(PROMPTS)
+    assert list(TEMPLATES) == ["alpaca", "question", "lonas"]

@@ -1,0 +1,185 @@
+"""Protocols: what a sample becomes, which samples are refused, and that the harness's definitions say the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lonas_edge.data.commonsense import TASKS
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate import HARNESS_TASKS
+from lonas_edge.evaluate.protocols import PROTOCOLS
+
+DATA = Path(__file__).parent / "data"
+INSTRUCTION = (
+    "Please choose the correct answer to the question: What is 1 : 2?\n\nAnswer1: a half Answer2: two: three\n\n"
+    "Answer format: answer1/answer2"
+)
+GOOD = {"instruction": INSTRUCTION, "input": "", "output": "", "answer": "answer1"}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_task_has_samples_that_every_protocol_can_ask(protocol: str):
+    assert sorted(path.name for path in DATA.iterdir()) == sorted(TASKS)
+    for task in TASKS:
+        stored = json.loads((DATA / task / "test.json").read_text())
+        assert len(stored) >= 5
+        assert PROTOCOLS[protocol].read(DATA, task) == stored
+
+
+def test_documents_of_each_protocol():
+    sample = GOOD | {"answer": "answer2"}
+
+    def asked(protocol: str, prompt: str) -> dict[str, Any]:
+        (document,) = PROTOCOLS[protocol].documents([sample], "ARC-Easy", prompt)
+        return document
+
+    generate, word = asked("generate", "question"), asked("answer-word", "question")
+    assert generate["prompt"] == f"Question: {INSTRUCTION}\nAnswer:"
+    assert generate["words"] == ["answer1", "answer2", "answer3", "answer4", "answer5"]
+    assert word["prompt"] == generate["prompt"]
+    assert word["choices"] == [" the correct answer is answer1", " the correct answer is answer2"]
+    assert asked("answer-word", "alpaca")["choices"][0] == "the correct answer is answer1"
+    text = asked("option-text", "lonas")
+    assert text["prompt"] == "Question: What is 1 : 2?\nAnswer:"
+    assert text["choices"] == ["a half", "two: three"]
+    assert text["words"] == ["answer1", "answer2"]
+    assert {generate["label"], word["label"], text["label"]} == {1}
+    assert generate["answer"] == "answer2"
+
+
+def test_an_input_is_part_of_the_prompt():
+    (document,) = PROTOCOLS["generate"].documents([GOOD | {"input": "Given this."}], "ARC-Easy", "question")
+    assert document["prompt"] == f"Given this.\nQuestion: {INSTRUCTION}\nAnswer:"
+
+
+def test_accuracy_is_plain_where_length_says_nothing():
+    metrics = {name: {task: protocol.metric_of(task) for task in TASKS} for name, protocol in PROTOCOLS.items()}
+    assert set(metrics["generate"].values()) == set(metrics["answer-word"].values()) == {"acc"}
+    assert [task for task, metric in metrics["option-text"].items() if metric == "acc"] == ["boolq"]
+    assert set(metrics["option-text"].values()) == {"acc", "acc_norm"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "beams", "told"),
+    [
+        ("generate", 4, "generate: 4 beams, 32 new tokens, first answer word"),
+        ("generate", 1, "generate: greedy, 32 new tokens, first answer word"),
+        ("answer-word", None, 'answer-word: ranks "the correct answer is WORD"'),
+        ("option-text", None, 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)'),
+    ],
+)
+def test_a_protocol_in_one_line(protocol: str, beams: int | None, told: str):
+    assert PROTOCOLS[protocol].describe(beams) == told
+
+
+def test_room_for_the_answer():
+    document = {"choices": ["no", "not at all"]}
+    assert PROTOCOLS["option-text"].longest_answer(document, len) == len(" not at all")
+    assert PROTOCOLS["generate"].longest_answer(document, len) == 32
+
+
+class Loader(yaml.SafeLoader):
+    """Reads `!function NAME` as the name."""
+
+
+Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def definition(name: str) -> dict[str, Any]:
+    return yaml.load((HARNESS_TASKS / f"{name}.yaml").read_text(), Loader)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_stock_lm_eval_asks_as_the_protocol_does(protocol: Any):
+    common = definition(f"_{protocol.name}")
+    assert common["metadata"]["protocol"] == protocol.name
+    assert common["output_type"] == ("generate_until" if protocol.generates else "multiple_choice")
+    assert protocol.metric in [metric["metric"] for metric in common["metric_list"]]
+    generation = common.get("generation_kwargs", {})
+    assert generation.get("max_gen_toks") == protocol.new_tokens
+    assert generation.get("num_beams") == protocol.num_beams
+    for task in protocol.tasks:
+        own = definition(f"lonas_{task}_{protocol.name}")
+        assert own["include"] == f"_{protocol.name}.yaml"
+        assert (own["task"], own["dataset_kwargs"]) == (f"lonas_{task}_{protocol.name}", {"task": task})
+
+
+def test_there_is_no_definition_without_a_protocol():
+    expected = {f"lonas_{task}_{name}" for name, protocol in PROTOCOLS.items() for task in protocol.tasks}
+    assert {path.stem for path in HARNESS_TASKS.glob("*.yaml")} == expected | {f"_{name}" for name in PROTOCOLS}
+
+
+def test_the_registries_are_there_without_torch_and_the_harness():
+    program = (
+        "import sys, lonas_edge.evaluate.protocols, lonas_edge.data.templates; "
+        "print([name for name in ('torch', 'lm_eval', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def damaged(tmp_path: Path, content: object) -> Path:
+    (tmp_path / "ARC-Easy").mkdir(exist_ok=True)
+    (tmp_path / "ARC-Easy/test.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return tmp_path
+
+
+FAULTS = [
+    ("[{", ["not readable as JSON"]),
+    ([], ["expected a list of samples, found an empty one"]),
+    ({}, ["expected a list of samples, found a dict"]),
+    (
+        [GOOD, "x", {**GOOD, "answer": "answer9"}],
+        ["sample 1: expected an object", "sample 2: answer 'answer9' is not one of"],
+    ),
+    (
+        [{"answer": "answer1"}, {"instruction": "x"}],
+        ["sample 0: no text in 'instruction'", "sample 1: no text in 'answer'"],
+    ),
+    ([{**GOOD, "input": 3}], ["sample 0: 'input' is not text"]),
+]
+RANKING_FAULTS = [
+    ([{**GOOD, "answer": "answer3"}], ["sample 0: answer 'answer3' is not among its options"]),
+    ([{**GOOD, "instruction": "Hello"}], ["sample 0: the instruction does not end with"]),
+    ([{**GOOD, "instruction": INSTRUCTION.replace("Answer1:", "answer1:")}], ["sample 0: no option is spelled out"]),
+    (
+        [{**GOOD, "instruction": f"{INSTRUCTION}/answer6".replace("three", "three Answer6: six")}],
+        ["sample 0: answer format 'answer6' is not one of answer1, answer2"],
+    ),
+]
+
+
+def refused(protocol: str, content: object, tmp_path: Path) -> str:
+    with pytest.raises(LonasEdgeError) as error:
+        PROTOCOLS[protocol].read(damaged(tmp_path, content), "ARC-Easy")
+    assert str(tmp_path / "ARC-Easy/test.json") in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("content", "told"), FAULTS)
+def test_bad_files_are_refused_with_every_fault(protocol: str, content: object, told: list[str], tmp_path: Path):
+    error = refused(protocol, content, tmp_path)
+    for fault in told:
+        assert fault in error
+
+
+@pytest.mark.parametrize("protocol", ["answer-word", "option-text"])
+@pytest.mark.parametrize(("content", "told"), RANKING_FAULTS)
+def test_ranking_needs_options(protocol: str, content: list[dict[str, str]], told: list[str], tmp_path: Path):
+    error = refused(protocol, content, tmp_path)
+    for fault in told:
+        assert fault in error
+    assert PROTOCOLS["generate"].read(tmp_path, "ARC-Easy") == content
+
+
+def test_missing_data_names_what_is_there(tmp_path: Path):
+    with pytest.raises(LonasEdgeError, match="no such directory"):
+        PROTOCOLS["generate"].read(tmp_path / "nowhere", "boolq")
+    with pytest.raises(LonasEdgeError, match=r"missing\. Test sets in .*: ARC-Easy"):
+        PROTOCOLS["generate"].read(damaged(tmp_path, [GOOD]), "boolq")

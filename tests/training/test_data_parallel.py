@@ -1,0 +1,69 @@
+"""Two processes under torchrun."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import TinySource
+from training_runs import (
+    OPTIONS,
+    RECORD,
+    TWELVE,
+    difference,
+    run,
+    write_data,
+)
+
+KILLED = """
+import os
+from lonas_edge.training.elastic_trainer import ElasticTrainer
+training_step = ElasticTrainer.training_step
+
+def kill(self, *arguments, **options):  # the real command, killed in its 6th step
+    if self.state.global_step == 5:
+        os._exit(9)
+    return training_step(self, *arguments, **options)
+
+ElasticTrainer.training_step = kill
+from lonas_edge.cli import main
+main()
+"""
+
+
+def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
+    """Each step has the same examples on one process and on two: rank 0 takes the first half of them, rank 1 the second.
+
+    The two are killed and resumed on the way.
+    """
+    data = write_data(tmp_path / "data.json", TWELVE)  # 3 steps an epoch
+    settings = {**OPTIONS, "sampling": "sandwich", "distill": 0.5, "weight_decay": 0.1}
+    settings["micro_batch_size"] = 1  # two micro-batches on each of two processes, four on one
+    one = run(llama, data, tmp_path / "one", **settings)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["train", "--model", str(llama.base), "--nncf-config", str(llama.space), "--data", str(data), "--json"]
+    command += ["--output", str(tmp_path / "two")]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    ran = subprocess.run([*torchrun, str(script), *command], check=False, capture_output=True, text=True, timeout=300)
+    assert ran.returncode != 0
+    assert not ran.stdout
+    assert not (tmp_path / "two").exists()
+    assert (tmp_path / "two.training/checkpoint-3/complete").exists()
+
+    resuming = [*torchrun, "-m", "lonas_edge", *command, "--resume"]
+    ran = subprocess.run(resuming, check=False, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    two = json.loads(ran.stdout)  # one document: only the first process prints
+    assert two == json.loads((tmp_path / "two" / RECORD).read_text())
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert (one["resumed_from_step"], two["resumed_from_step"]) == (None, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "killed.py", "one", "two"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    for left, right in zip(one["losses"], two["losses"], strict=True):
+        assert left == pytest.approx(right, abs=1e-4)

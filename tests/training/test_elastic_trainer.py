@@ -1,0 +1,180 @@
+"""One step: loss and gradients against plain PEFT on the sliced model, and by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracle import oracle_logits, read_groups
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from tiny_models import TARGETS, TinyModels, TinySource
+from torch import nn
+from training_runs import (
+    EOS,
+    EXAMPLES,
+    Tokens,
+    active_part,
+    cross_entropy,
+    divergence,
+    plain_base,
+    tensors_of,
+)
+from transformers import TrainingArguments
+
+from lonas_edge.data.encoding import Collator
+from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.training.elastic_trainer import ElasticTrainer
+
+
+def elastic_trainer(source: TinySource, trained: list[list[int]], folder: Path, distill: float = 0.0) -> ElasticTrainer:
+    """The trainer on the tiny adapter in float64, with a plan that trains the given sub-networks in every step."""
+    model = PeftModel.from_pretrained(
+        plain_base(source, torch.float64), source.adapter, is_trainable=True, autocast_adapter_dtype=False
+    ).to(torch.float64)
+    network = SuperNetwork(model, source.opened().elasticity)
+    plan = SimpleNamespace(space=source.opened().space, trained=lambda _step: [tuple(widths) for widths in trained])
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", remove_unused_columns=False)
+    return ElasticTrainer(network, plan, distill, args=arguments)
+
+
+def step(trainer: ElasticTrainer, tokens: list[Tokens], learned: int | None = None) -> float:
+    """Forward and backward of a batch; `learned` tokens are in the whole optimizer step, all of them here when None."""
+    batch = Collator(EOS)([t.for_training() for t in tokens])
+    return trainer.training_step(trainer.network.model, batch, learned or sum(t.learned for t in tokens)).item()
+
+
+def sliced_peft(source: TinySource, widths: list[int]) -> PeftModel:
+    """The sub-network as a smaller Hugging Face model with a plain, unmerged PEFT adapter on it, in float64."""
+    ranks, outputs = read_groups(source.space, widths)
+    model = plain_base(source, torch.float64)
+    for name, module in list(model.named_modules()):
+        if not name.endswith(("gate_proj", "up_proj", "down_proj")):
+            continue
+        path, _, kind = name.rpartition(".")
+        rows, columns = (None, outputs[f"{path}.gate_proj"]) if kind == "down_proj" else (outputs[name], None)
+        weight = module.weight.detach()[:rows, :columns]
+        small = nn.Linear(weight.shape[1], weight.shape[0], module.bias is not None, dtype=torch.float64)
+        small.weight.data = weight.clone()
+        if module.bias is not None:
+            small.bias.data = module.bias.detach()[:rows].clone()
+        model.get_submodule(path)._modules[kind] = small
+    config = LoraConfig(r=8, lora_alpha=16, rank_pattern=dict(ranks), target_modules=list(TARGETS))
+    peft = get_peft_model(model, config, autocast_adapter_dtype=False)
+    tensors = tensors_of(source.adapter)
+    for name, parameter in peft.named_parameters():
+        if parameter.requires_grad:
+            whole = tensors[name.replace(".default.", ".")]
+            parameter.data = whole[tuple(slice(size) for size in parameter.shape)].double().clone()
+    for module in peft.modules():
+        if isinstance(module, LoraLinear):
+            module.scaling["default"] = 16 / 8  # that of the whole adapter, whatever the rank
+    return peft.train()
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-biased", "gemma2-tied", "qwen3", "qwen2-tied"])
+def test_gradients_equal_plain_peft_on_the_sliced_model(
+    case: str, tiny_models: TinyModels, choose: Callable, tmp_path: Path
+) -> None:
+    source = tiny_models.source(case)
+    widths = choose(source, "unequal:11")
+    assert len(set(widths[3:6])) == 3
+    tokens = [Tokens.of(source, example) for example in EXAMPLES[:6]]
+    trainer = elastic_trainer(source, [widths], tmp_path)
+    step(trainer, tokens)
+
+    reference = sliced_peft(source, widths)
+    loss = sum(t.cross_entropy(lambda ids: reference(input_ids=ids, use_cache=False).logits) for t in tokens)
+    (loss / sum(t.learned for t in tokens)).backward()
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+    found = {name: p.grad for name, p in trainer.network.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    assert len(found) == 3 * 6 * 2
+    smaller = 0
+    for name, gradient in found.items():
+        inside = tuple(slice(size) for size in expected[name].shape)
+        assert (gradient[inside] - expected[name]).abs().max() < 1e-5, name
+        assert expected[name].abs().max() > 1e-4, name
+        outside = gradient.clone()
+        outside[inside] = 0
+        assert not outside.any(), name
+        smaller += expected[name].shape != gradient.shape
+    assert smaller > 10
+    assert all(p.grad is None for p in trainer.network.model.parameters() if not p.requires_grad)
+
+
+def test_loss_of_a_step_by_hand(llama: TinySource, choose: Callable, tmp_path: Path) -> None:
+    """Averaged over the learned tokens of examples of unequal length, padded in one batch."""
+    widths = choose(llama, "unequal:4")
+    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:6]]
+    assert len({t.learned for t in tokens}) >= 3
+    trainer = elastic_trainer(llama, [widths], tmp_path)
+    found = step(trainer, tokens)
+    expected = cross_entropy(tokens, lambda ids: oracle_logits(llama.base, llama.adapter, llama.space, widths, ids))
+    assert found == pytest.approx(expected, abs=1e-5)
+    # with the tokens of the whole optimizer step, of which this micro-batch has a part
+    assert step(trainer, tokens, 200) == pytest.approx(expected * sum(t.learned for t in tokens) / 200, abs=1e-5)
+
+
+@pytest.mark.parametrize("sandwich", [False, True])
+def test_distilled_loss_by_hand(llama: TinySource, choose: Callable, tmp_path: Path, sandwich: bool) -> None:
+    """The maximal network has the cross-entropy alone; the others (1 - λ) CE + λ KL(maximal ‖ sub-network)."""
+    share = 0.3
+    maximal, minimal, drawn = (choose(llama, name) for name in ("maximal", "minimal", "unequal:4"))
+    networks = [maximal, minimal, drawn] if sandwich else [drawn]
+    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:5]]
+    trainer = elastic_trainer(llama, networks, tmp_path, distill=share)
+    found = step(trainer, tokens)
+
+    def network(widths: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda ids: oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
+
+    losses = []
+    for widths in networks:
+        loss = cross_entropy(tokens, network(widths))
+        if widths != maximal:
+            kl = divergence(tokens, network(maximal), network(widths))
+            assert kl > 0.01
+            loss = (1 - share) * loss + share * kl
+        losses.append(loss)
+    assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_no_gradient_flows_through_the_teacher(llama: TinySource, choose: Callable, tmp_path: Path) -> None:
+    """With distillation too, what the sub-network does not have gets no gradient."""
+    widths = choose(llama, "minimal")
+    trainer = elastic_trainer(llama, [widths], tmp_path, distill=0.5)
+    step(trainer, [Tokens.of(llama, EXAMPLES[0])])
+    for name, parameter in trainer.network.model.named_parameters():
+        if parameter.requires_grad:
+            active = active_part(name, parameter.shape, *read_groups(llama.space, widths))
+            assert parameter.grad[active].any()
+            assert not parameter.grad[~active].any()
+
+
+def test_gradients_of_the_sandwich_add_up(llama: TinySource, choose: Callable, tmp_path: Path) -> None:
+    """The teacher is the sandwich's own maximal pass: its gradient is that of its cross-entropy alone."""
+    maximal, minimal = choose(llama, "maximal"), choose(llama, "minimal")
+    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:4]]
+
+    def gradients(networks: list[list[int]]) -> dict[str, torch.Tensor]:
+        trainer = elastic_trainer(llama, networks, tmp_path, distill=0.5)
+        step(trainer, tokens)
+        return {name: p.grad for name, p in trainer.network.model.named_parameters() if p.requires_grad}
+
+    wide, narrow, both = gradients([maximal]), gradients([minimal]), gradients([maximal, minimal])
+    assert all((both[name] - (wide[name] + narrow[name]) / 2).abs().max() < 1e-6 for name in both)
+
+
+def test_a_drawn_maximal_network_is_not_distilled(llama: TinySource, choose: Callable, tmp_path: Path) -> None:
+    """Also where the sandwich draws the maximal network, after the teacher has been computed for the minimal one."""
+    maximal, minimal = choose(llama, "maximal"), choose(llama, "minimal")
+    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:5]]
+
+    def loss(networks: list[list[int]]) -> float:
+        return step(elastic_trainer(llama, networks, tmp_path, distill=0.5), tokens) * len(networks)
+
+    alone = cross_entropy(tokens, lambda ids: oracle_logits(llama.base, llama.adapter, llama.space, maximal, ids))
+    assert loss([maximal]) == pytest.approx(alone, abs=1e-5)
+    assert loss([maximal, minimal, maximal]) == pytest.approx(loss([maximal, minimal]) + alone, abs=1e-5)

@@ -1,0 +1,64 @@
+"""What a training works on: opened, checked, made tokens."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import TARGETS, TinySource
+from training_runs import EXAMPLES
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.training.inputs import adapter_ranks, lora_config, open_inputs, resolved
+from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
+
+
+def test_opened(llama: TinySource, data: Path) -> None:
+    inputs = open_inputs(str(llama.base), data, llama.space)
+    assert (inputs.base.name, inputs.base.folder, inputs.base.revision) == ("base-llama", llama.base, None)
+    assert [list(group.widths) for group in inputs.space.groups] == llama.groups()
+    assert [(e.instruction, e.output) for e in inputs.examples] == [(e["instruction"], e["output"]) for e in EXAMPLES]
+
+
+def test_faults_of_search_settings_do_not_matter(llama_copy: TinySource, data: Path) -> None:
+    content = json.loads(llama_copy.space.read_text())
+    content["bootstrapNAS"]["search"] = {"population": "many"}
+    llama_copy.space.write_text(json.dumps(content))
+    space = open_inputs(str(llama_copy.base), data, llama_copy.space).space
+    assert len(space.groups) == 9
+    with pytest.raises(LonasEdgeError, match="population must be a number, found 'many'"):
+        space.search_settings()
+
+
+def test_plain_lora_takes_the_stages_alone(llama_copy: TinySource, data: Path) -> None:
+    """Also those of a search space whose groups do not fit."""
+    content = json.loads(llama_copy.space.read_text())
+    content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][4] = [11008, 8256]
+    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"] = [{"epochs": 7}]
+    llama_copy.space.write_text(json.dumps(content))
+    inputs = open_inputs(str(llama_copy.base), data, llama_copy.space, elastic=False)
+    assert (inputs.space.groups, inputs.elasticity.in_group) == ((), {})
+    assert [stage.epochs for stage in inputs.space.stages] == [7]
+    with pytest.raises(LonasEdgeError, match="width 11008"):
+        open_inputs(str(llama_copy.base), data, llama_copy.space)
+
+
+def test_target_modules(llama: TinySource, data: Path) -> None:
+    """The family's where none are named; `()` names none."""
+    architecture = open_inputs(str(llama.base), data, llama.space).architecture
+    assert resolved(TrainOptions(), architecture).target_modules == tuple(TARGETS)
+    assert resolved(TrainOptions(target_modules=("o_proj",)), architecture).target_modules == ("o_proj",)
+    assert resolved(TrainOptions(target_modules=()), architecture).target_modules == ()
+    options = resolved(TrainOptions(rank=5, alpha=7, dropout=0.25), architecture)
+    config = lora_config(options, architecture.family.task)
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (5, 7, 0.25, set(TARGETS))
+    layers = [f"model.layers.{i}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}" for i in range(3) for name in TARGETS]
+    assert adapter_ranks(options, architecture) == dict.fromkeys(layers, 5)
+
+
+def test_values_of_the_options() -> None:
+    """What the command line offers; the defaults are among them."""
+    assert set(SAMPLINGS) == {"random", "sandwich"}
+    assert set(PRECISIONS) == {"auto", "fp32", "bf16", "fp16"}
+    assert set(DEVICES) == {"auto", "cpu", "cuda"}
+    default = TrainOptions()
+    assert (SAMPLINGS[0], PRECISIONS[0], DEVICES[0]) == (default.sampling, default.precision, default.device)

@@ -1,0 +1,187 @@
+"""A trained super-adapter against the oracle, plain PEFT and the live network; its files and its record."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import oracle_logits
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_models import CASES, TARGETS, TinyModels, TinySource
+from training_runs import (
+    ADAPTER,
+    EXAMPLES,
+    OPTIONS,
+    ORDER,
+    RECORD,
+    SPACE,
+    TWELVE,
+    Watched,
+    logits_of,
+    plain_adamw,
+    plain_base,
+    run,
+    tensors_of,
+    write_data,
+)
+from transformers import AutoTokenizer
+
+from lonas_edge.network.channel_order import read_channel_order
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.network.training_record import Logged
+from lonas_edge.training.inputs import open_inputs
+from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.record import logged
+from lonas_edge.training.train import train
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_activated_equals_materialized_and_oracle(
+    case: str, reorder: bool, tiny_models: TinyModels, trained, materialize: Callable, choose: Callable, ids: torch.Tensor
+) -> None:
+    source, folder = tiny_models.source(case), trained(case, reorder)
+    assert (folder / ORDER).exists() == reorder
+    assert (folder / SPACE).read_bytes() == source.space.read_bytes()
+    adapter = tensors_of(folder)
+    assert all(tensor.abs().max() > 1e-3 for tensor in adapter.values())  # lora_B started at 0: it was trained
+    opened = open_source(str(folder))
+    network = load_super_network(opened)
+    found = {}
+    for name in ("heuristic", "minimal", "unequal:3"):
+        widths = choose(source, name)
+        network.activate(widths)
+        found[name] = logits_of(network.model, ids)
+        materialized = logits_of(load_checkpoint(materialize(opened, widths)), ids)
+        assert (found[name] - materialized).abs().max() < 1e-4, name
+        expected = oracle_logits(source.base, folder, folder / SPACE, widths, ids)  # in the order recorded, where there is one
+        assert (found[name] - expected).abs().max() < 1e-4, name
+    assert (found["heuristic"] - found["minimal"]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_plain_peft_loads_the_maximal_network(
+    case: str, reorder: bool, tiny_models: TinyModels, trained: Callable, choose: Callable, ids: torch.Tensor
+) -> None:
+    source, folder = tiny_models.source(case), trained(case, reorder)
+    model = PeftModel.from_pretrained(plain_base(source), folder).eval()
+    expected = logits_of(model, ids)
+    network = load_super_network(open_source(str(folder)))
+    assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
+    network.activate(choose(source, "maximal"))
+    assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
+    full = oracle_logits(source.base, folder, None, [], ids)  # merged by hand, in the base's order
+    assert (expected - full).abs().max() < 1e-4
+    with model.disable_adapter():
+        assert (logits_of(model, ids) - expected).abs().max() > 1e-2
+
+
+def test_reordering_changes_places_but_not_the_function(any_source: TinySource, trained, ids: torch.Tensor) -> None:
+    base = plain_base(any_source)
+    expected, before = logits_of(base, ids), {name: p.clone() for name, p in base.named_parameters()}
+    order = load_file(trained(any_source.case, True) / ORDER)
+    read_channel_order(trained(any_source.case, True), open_source(str(any_source.base)).architecture).apply_to_model(base)
+    assert (logits_of(base, ids) - expected).abs().max() < 1e-4
+    changed = {name for name, p in base.named_parameters() if not torch.equal(p, before[name])}
+    modules = [name.replace("down_proj", kind) for name in order for kind in ("gate_proj", "up_proj", "down_proj")]
+    assert {name for name in changed if name.endswith("weight")} == {f"{module}.weight" for module in modules}
+
+
+def test_channels_are_in_order_of_importance(llama: TinySource, trained: Callable) -> None:
+    """RMS of the activations over the prompts times the norm of the column, from a plain model with hooks."""
+    order = load_file(trained("llama", True) / ORDER)
+    model, tokenizer = plain_base(llama), AutoTokenizer.from_pretrained(llama.base)
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in order}
+    for name in order:
+        model.get_submodule(name).register_forward_pre_hook(lambda _m, inputs, name=name: seen[name].append(inputs[0][0]))
+    for example in EXAMPLES:
+        logits_of(model, torch.tensor([tokenizer(f"Question: {example['instruction']}\nAnswer:")["input_ids"]]))
+    assert len(order) == 3
+    for name, found in order.items():
+        rms = torch.cat(seen[name]).double().square().mean(0).sqrt()
+        importance = (rms * model.get_submodule(name).weight.detach().double().square().sum(0).sqrt())[found]
+        assert sorted(found.tolist()) == list(range(128))
+        assert bool((importance[:-1] >= importance[1:] * (1 - 1e-6)).all())
+
+
+def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor, watched) -> None:
+    """A search space without groups: no order, no widths, the whole adapter in every step."""
+    inputs, output = open_inputs(str(llama.base), data, elastic=False), tmp_path / "out"
+    record = train(inputs, output, TrainOptions(**{**OPTIONS, "steps": 3, "sampling": "sandwich", "distill": 0.5}))
+    assert (record.search_space, record.reordered) == (None, False)
+    assert sorted(path.name for path in output.iterdir()) == sorted(["README.md", "adapter_config.json", ADAPTER, RECORD])
+    assert [step for step, _ in watched.passes] == [0, 1, 2]
+    assert all(torch.equal(plain_adamw(u, name, 0)[0], after) for u in watched.updates for name, after in u.after.items())
+    found = logits_of(load_super_network(open_source(str(output))).model, ids)
+    assert (found - oracle_logits(llama.base, output, None, [], ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+@pytest.mark.parametrize("case", ["llama-biased", "gemma2-tied"])
+def test_what_is_written_is_what_was_trained(
+    case: str, reorder: bool, tiny_models: TinyModels, data: Path, tmp_path: Path, watched: Watched, choose, ids
+) -> None:
+    """The files against the live network at the end of its training."""
+    source, live = tiny_models.source(case), {}
+
+    def look(step: int, steps: int, log: Any) -> None:
+        if step == steps and not log:
+            watched.model.eval()
+            for name in ("maximal", "minimal", "unequal:8"):
+                watched.network.activate(choose(source, name))
+                live[name] = logits_of(watched.model, ids)
+
+    run(source, data, tmp_path / "out", report=look, reorder=reorder, steps=4)
+    assert len(live) == 3
+    network = load_super_network(open_source(str(tmp_path / "out")))
+    for name, expected in live.items():
+        network.activate(choose(source, name))
+        assert (logits_of(network.model, ids) - expected).abs().max() < 1e-5, name
+    peft = PeftModel.from_pretrained(plain_base(source), tmp_path / "out").eval()
+    assert (logits_of(peft, ids) - live["maximal"]).abs().max() < 1e-4
+
+
+def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = trained("llama", True)
+    record = json.loads((folder / RECORD).read_text())
+    files = ("config.json", "model.safetensors")
+    hashes = {name: hashlib.sha256((llama.base / name).read_bytes()).hexdigest() for name in files}
+    assert record["base"] == {"name": "base-llama", "revision": None, "sha256": hashes}
+    data_sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
+    assert record["data"] == {"name": "data.json", "sha256": data_sha256, "examples": 40, "left_out": 0}
+    assert record["prompt"]["without_input"] == "Question: {instruction}\nAnswer:"
+    assert record["prompt"]["response"] == " {output}"
+    assert record["options"]["lr"] == 0.02
+    assert record["options"]["seed"] == 42
+    assert record["reordered"] is True
+    assert (record["steps"], record["device"], record["precision"], record["processes"]) == (3, "cpu", "fp32", 1)
+    assert record["versions"]["torch"] == torch.__version__
+    for entry in record["losses"]:
+        assert entry.keys() == {"step", "loss", "learning_rate", "grad_norm"}
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (folder / config["base_model_name_or_path"]).resolve() == llama.base.resolve()
+    assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (8, 16, sorted(TARGETS))
+    root = str(tmp_path_factory.getbasetemp()).encode()
+    for path in folder.iterdir():
+        assert root not in path.read_bytes(), path
+        assert str(Path.cwd()).encode() not in path.read_bytes(), path
+
+
+def test_examples_that_are_too_long_are_counted(llama: TinySource, tmp_path: Path, watched: Watched) -> None:
+    long = {"instruction": "What is 1 plus 1?", "output": "2 " * 200}
+    record = run(llama, write_data(tmp_path / "data.json", [*TWELVE, long]), tmp_path / "out", steps=1)
+    assert (record["data"]["examples"], record["data"]["left_out"]) == (12, 1)
+
+
+def test_a_skipped_step_is_recorded_as_json() -> None:
+    """fp16 skips steps whose gradients are not finite; Infinity is not JSON."""
+    found = logged({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
+    assert found == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)

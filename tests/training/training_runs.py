@@ -1,0 +1,215 @@
+"""Trainings of tiny models: runs, what is expected of them, and what a test watches in one."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import TinySource
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.training.inputs import open_inputs
+from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.train import train
+
+ADAPTER, SPACE, ORDER, RECORD = "adapter_model.safetensors", "nncf_config.json", "channel_order.safetensors", "training.json"
+EOS, IGNORED = 1, -100
+OPTIONS = {
+    "rank": 8,
+    "alpha": 16,
+    "steps": 8,
+    "save_steps": 3,
+    "log_steps": 1,
+    "batch_size": 4,
+    "lr": 0.01,
+    "warmup_steps": 2,
+    "prompt": "question",
+    "device": "cpu",
+}
+EXAMPLES = [
+    {"instruction": f"What is {a} plus {b}?", "output": " ".join(["It", "is"] * (b % 3) + [str(a + b)])}
+    for a in range(8)
+    for b in range(5)
+]
+TWELVE = EXAMPLES[:12]  # 3 steps an epoch: a checkpoint at step 3 or 6 is the end of one
+EIGHT = EXAMPLES[:8]  # 2 steps an epoch: a checkpoint at step 3 is in the middle of the second
+TEN = EXAMPLES[:10]  # 3 steps an epoch, the last of 2 examples
+VARIANTS: dict[str, tuple[Sequence[dict[str, str]], dict[str, Any]]] = {
+    "middle-of-epoch": (EIGHT, {"dropout": 0.1, "group_by_length": False}),
+    "end-of-epoch": (TWELVE, {"weight_decay": 0.1, "reorder": False}),
+    "accumulated": (TEN, {"micro_batch_size": 2, "group_by_length": False}),
+    "sandwich": (EIGHT, {"sampling": "sandwich", "distill": 0.5, "dropout": 0.1, "micro_batch_size": 2}),
+}
+
+
+def write_data(path: Path, examples: Sequence[dict[str, str]] = EXAMPLES) -> Path:
+    """An instruction data file."""
+    path.write_text(json.dumps(list(examples)))
+    return path
+
+
+def run(
+    source: TinySource,
+    data: Path,
+    output: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[..., None] = lambda *_: None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Train on a tiny model; `changes` go to `TrainOptions`, over `OPTIONS`. Returns the record as it is written."""
+    inputs = open_inputs(str(source.base), data, source.space)
+    record = train(inputs, output, TrainOptions(**{**OPTIONS, **changes}), resume, overwrite, report)
+    assert TrainingRecord.read(output / RECORD) == record
+    return json.loads((output / RECORD).read_text())
+
+
+def run_killed(*arguments: Any, at: int, **changes: Any) -> None:
+    """Train until step `at` has ended."""
+
+    def kill(step: int, _steps: int, _log: Any) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(LonasEdgeError, match=r"Training interrupted\."):
+        run(*arguments, report=kill, **changes)
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a live model."""
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def plain_base(source: TinySource, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The base as a user of transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(source.base, dtype=dtype).eval()
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors."""
+    return load_file(folder / ADAPTER)
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference between two adapters."""
+    left, right = tensors_of(one), tensors_of(other)
+    assert left.keys() == right.keys()
+    return max((left[key] - right[key]).abs().max().item() for key in left)
+
+
+def working(output: Path) -> Path:
+    """Where checkpoints are kept."""
+    return output.with_name(f"{output.name}.training")
+
+
+def same(folder: Path, record: dict[str, Any], other: Path, other_record: dict[str, Any]) -> None:
+    """Bitwise the same adapter, the same history."""
+    assert (folder / ADAPTER).read_bytes() == (other / ADAPTER).read_bytes()
+    assert record["losses"] == other_record["losses"]
+    assert [entry["step"] for entry in record["losses"]] == list(range(1, 9))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An example, tokenized by hand from the `question` template."""
+
+    ids: list[int]
+    prompt: int
+
+    @classmethod
+    def of(cls, source: TinySource, example: dict[str, str]) -> "Tokens":
+        tokenizer = AutoTokenizer.from_pretrained(source.base)
+        prompt = tokenizer(f"Question: {example['instruction']}\nAnswer:")["input_ids"]
+        return cls([*prompt, *tokenizer(f" {example['output']}")["input_ids"], EOS], len(prompt))
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are learned."""
+        return len(self.ids) - self.prompt
+
+    def for_training(self) -> dict[str, list[int]]:
+        """What the Trainer gets."""
+        return {"input_ids": self.ids, "labels": [IGNORED] * self.prompt + self.ids[self.prompt :]}
+
+    def log_probabilities(self, logits_of_ids: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """[learned, vocabulary]: log-probabilities at the places in front of each learned token."""
+        logits = logits_of_ids(torch.tensor([self.ids]))[0, self.prompt - 1 : -1]
+        return logits - logits.logsumexp(-1, keepdim=True)
+
+    def cross_entropy(self, logits_of_ids: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """-log p, summed over the learned tokens."""
+        chosen = torch.tensor(self.ids[self.prompt :])
+        return -self.log_probabilities(logits_of_ids)[torch.arange(self.learned), chosen].sum()
+
+
+def cross_entropy(tokens: list[Tokens], logits_of_ids: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    """Averaged over the learned tokens of all examples."""
+    return sum(t.cross_entropy(logits_of_ids).item() for t in tokens) / sum(t.learned for t in tokens)
+
+
+def divergence(tokens: list[Tokens], teacher: Callable, student: Callable) -> float:
+    """KL(teacher ‖ student), averaged over the learned tokens."""
+    total = 0.0
+    for one in tokens:
+        log_p, log_q = one.log_probabilities(teacher), one.log_probabilities(student)
+        total += (log_p.exp() * (log_p - log_q)).sum().item()
+    return total / sum(t.learned for t in tokens)
+
+
+def active_part(name: str, shape: torch.Size, ranks: dict[str, int], outputs: dict[str, int]) -> torch.Tensor:
+    """True where a sub-network has the adapter's parameter `name` of a PEFT model; `ranks`, `outputs` of `read_groups`."""
+    module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+    rank, rows = ranks.get(module), outputs.get(module)
+    columns = outputs[module.replace("down_proj", "gate_proj")] if module.endswith("down_proj") else None
+    active = torch.zeros(shape, dtype=torch.bool)
+    if factor.startswith("A"):
+        active[:rank, :columns] = True
+    else:
+        active[:rows, :rank] = True
+    return active
+
+
+@dataclass
+class Update:
+    """One call of the optimizer: parameters, gradients and AdamW's state by name, before and after."""
+
+    step: int
+    lr: float
+    before: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    states: dict[str, dict[str, torch.Tensor]]
+    after: dict[str, torch.Tensor] = field(default_factory=dict)
+    states_after: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class Watched:
+    """What happened in a run: its model, every pass (step, widths), every optimizer step, and what was autocast to."""
+
+    model: Any = None
+    network: Any = None
+    passes: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    autocast: set[torch.dtype | None] = field(default_factory=set)
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+
+def plain_adamw(update: Update, name: str, weight_decay: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What a plain AdamW makes of a whole parameter."""
+    parameter = nn.Parameter(update.before[name].clone())
+    parameter.grad = update.gradients[name].clone()
+    optimizer = torch.optim.AdamW([parameter], lr=update.lr, weight_decay=weight_decay)
+    if update.states[name]:
+        optimizer.state[parameter] = {key: value.clone() for key, value in update.states[name].items()}
+    optimizer.step()
+    return parameter.detach(), optimizer.state[parameter]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lonas_edge.bench.arms import LORA, SUBNET, UNPRUNED, Arm, Kind
 from lonas_edge.bench.measure import Progress
@@ -141,7 +141,8 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
 
     manifest, source = given.exported.own_manifest, given.source
     assert source  # it is needed
-    identity: list[Any] = [manifest.base.sha256, manifest.adapter and manifest.adapter.sha256, manifest.weight_format]
+    adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
+    identity = [manifest.base.sha256, adapter_hashes, manifest.weight_format]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = given.options.cache / f"unpruned-{key}"
@@ -242,9 +243,7 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None, re
         raise LonasEdgeError(f"{exported.folder}: exported from {base.name!r}; name its directory with --model.")
     source = open_source(adapter, model, None, revision)
     if revision and source.base.revision is None:
-        raise LonasEdgeError(
-            f"--revision {revision}: {source.base.folder} is a directory; revisions are the hub's. Leave it out."
-        )
+        raise LonasEdgeError(f"--revision {revision}: {source.base.folder} is a directory; revisions are the hub's.")
     problems = _differing("base", source.base.folder, base.sha256)
     if tuned and source.adapter:
         problems += _differing("adapter", source.adapter.folder, tuned.sha256)

@@ -7,6 +7,7 @@ from typing import Any
 from lonas_edge.bench.arms import Case
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import WEIGHTS
+from lonas_edge.space.architecture import Architecture
 
 KV_BYTES = {dtype.kv_name: dtype.bytes for dtype in DTYPES.values()} | {"u8": 1}  # of an element, by precision
 
@@ -27,15 +28,11 @@ def kv_bytes(config: Mapping[str, Any], tokens: float, precision: str) -> float:
     Returns:
         The bytes.
     """
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    width: int = (config.get("num_key_value_heads") or heads) * head_dim
-    layers: int = config["num_hidden_layers"]
-    return 2 * layers * width * tokens * KV_BYTES.get(precision, 2)
+    return _architecture(config).kv_elements() * tokens * KV_BYTES.get(precision, 2)
 
 
 def run_bytes(config: Mapping[str, Any], case: Case) -> float:
-    """Least memory of one generation beside the weights: KV cache in 16 bits, and the MLP's activations of one layer in fp32.
+    """Least memory of one generation beside the weights: KV cache in 16 bits, and the activations of one layer in fp32.
 
     Args:
         config: Content of the model's config.json.
@@ -45,6 +42,12 @@ def run_bytes(config: Mapping[str, Any], case: Case) -> float:
         Bytes.
     """
     cache = kv_bytes(config, case.prompt_len + case.new_tokens, "f16")
-    width: int = config["hidden_size"] + 2 * config["intermediate_size"]
-    vocabulary: int = config["vocab_size"]
-    return case.batch_size * (cache + 4.0 * case.prompt_len * width + 4.0 * vocabulary)
+    architecture = _architecture(config)
+    width = int(architecture.config.hidden_size) + architecture.inner_width()
+    return case.batch_size * (cache + 4.0 * case.prompt_len * width + 4.0 * int(architecture.config.vocab_size))
+
+
+def _architecture(config: Mapping[str, Any]) -> Architecture:
+    from transformers import AutoConfig
+
+    return Architecture.from_config(AutoConfig.for_model(**config), "config.json")

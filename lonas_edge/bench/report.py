@@ -21,6 +21,7 @@ METRICS: dict[str, Callable[[Timing], float]] = {
     "tpot": lambda timing: 1e3 * timing.tpot,
     "generate_duration": lambda timing: 1e3 * timing.end_to_end,
 }
+MODEL_FIELDS = ("base", "adapter", "subnetwork", "weight_format", "sizes")  # of the manifest, that a report repeats
 TITLES = {"ttft": "TTFT", "tpot": "TPOT", "generate_duration": "end to end"}
 
 

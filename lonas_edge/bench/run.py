@@ -73,9 +73,8 @@ def _report(
     others = [one for session in sessions for one in session.others]
     load = {key: max((one[key] for one in others), default=0.0) for key in ("others", "stolen")}
     compared = report.comparisons(measured, [arm.name for arm in arms], options.cases)
-    manifest = exported.own_manifest.to_json()
     return report.Report(
-        model={key: manifest[key] for key in ("base", "adapter", "subnetwork", "weight_format", "sizes")},
+        model={key: exported.own_manifest.to_json()[key] for key in report.MODEL_FIELDS},
         conditions=_conditions(options, place, sessions),
         load=load,
         bandwidth=bandwidth,

@@ -144,8 +144,7 @@ class _SharedNetwork:
         if self._network is None:
             self._network = load_super_network(self._source, DTYPES[self._run.torch_dtype].torch)
         self._network.activate(widths)
-        model = self._network.model
-        return model.get_base_model() if self._source.adapter else model
+        return self._network.base
 
     def close(self) -> None:
         """One of those that share it needs it no more."""
@@ -182,7 +181,7 @@ class _Opener:
             name=folder.resolve().name,
             kind="ir",
             precision=exported.weight_format,
-            prompt=_prompt_of(exported.manifest),
+            prompt=_prompt_in(exported.manifest),
             max_length=max_length,
             tokenizer=tokenizer,
             sizes=exported.manifest.sizes.subnetwork if exported.manifest else None,
@@ -200,8 +199,8 @@ class _Opener:
         manifest = Manifest.read(folder / MANIFEST)
         load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
         files = {"checkpoint": self._hashes(folder)}
-        name, sizes, prompt = folder.resolve().name, manifest.sizes.subnetwork, _prompt_of(manifest)
-        return replace(self._torch(name, folder, load, files, sizes, prompt), folder=folder)
+        name, sizes = folder.resolve().name, manifest.sizes.subnetwork
+        return replace(self._torch(name, folder, load, files, sizes, _prompt_in(manifest)), folder=folder)
 
     def subnetworks(self, source: Source, subnets: Sequence[str | None]) -> list[Target]:
         """Sub-networks of one SOURCE."""
@@ -285,10 +284,8 @@ def _batch_size(weight_bytes: int, run: RunOptions) -> int:
     return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
 
 
-def _prompt_of(manifest: Manifest | None) -> str:
-    if manifest is None:
-        return _prompt(None, published=False)
-    return _prompt(manifest.prompt, published=manifest.subnetwork.search_space is not None)
+def _prompt_in(manifest: Manifest | None) -> str:
+    return _prompt(manifest.prompt, published=manifest.subnetwork.search_space is not None) if manifest else CLEAN
 
 
 def _prompt(recorded: str | None, published: bool) -> str:

@@ -115,9 +115,8 @@ def write_card(folder: Path) -> None:
     Args:
         folder: The directory.
     """
-    replace_text(
-        folder / "README.md", model_card(Manifest.read(folder / MANIFEST), _properties(folder), Evaluations.of(folder))
-    )
+    manifest, evaluations = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
+    replace_text(folder / "README.md", model_card(manifest, _properties(folder), evaluations))
 
 
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:

@@ -1,7 +1,7 @@
 """How far two networks' answers are apart: differences of logits, Kullback-Leibler divergence, equal top tokens."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ class Parity:
     mean_kl: float
     top1_agreement: float
     positions: int
-
-    def to_json(self) -> dict[str, float]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:

@@ -413,7 +413,7 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
     roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Loaded once, each file hashed once, and let go before the next target is loaded; answers are those of each alone."""
-    from lonas_edge.network import elastic
+    from lonas_edge.network import super_network
 
     source = [roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space]
     options = [*QUICK, "--tasks", "boolq,piqa", "--fresh"]
@@ -425,7 +425,7 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
     networks: list[weakref.ref] = []
     left: list[bool] = []
     hashed: list[Path] = []
-    load, sha256 = elastic.load_super_network, targets.sha256
+    load, sha256 = super_network.load_super_network, targets.sha256
 
     def counted(*arguments: Any) -> Any:
         gc.collect()
@@ -434,7 +434,7 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
         networks.append(weakref.ref(network))
         return network
 
-    monkeypatch.setattr(elastic, "load_super_network", counted)
+    monkeypatch.setattr(super_network, "load_super_network", counted)
     monkeypatch.setattr(targets, "sha256", lambda path: hashed.append(path) or sha256(path))
     other = shutil.copytree(roomy.adapter, roomy.adapter.with_name("other"))
     found = result(run_cli("eval", other, *source, "--subnet", ",".join(names), *options, "--output", tmp_path / "all"))[

@@ -166,6 +166,7 @@ def test_manifest(exported: tuple[TinySource, list[int], Path]):
     assert manifest["versions"].keys() >= {"lonas-edge", "openvino", "nncf", "torch", "transformers", "python"}
     for step in manifest["steps"].values():
         assert step["seconds"] >= 0 and step["peak_rss_bytes"] > 0
+    assert manifest["graph_process_peak_rss_bytes"] > 10**8
     sizes = manifest["sizes"]
     assert sizes["unpruned"]["parameters"] == parameters(tiny, [128] * LAYERS)
     assert sizes["subnetwork"]["parameters"] == parameters(tiny, [width for width in widths if width > 8])

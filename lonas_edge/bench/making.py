@@ -242,6 +242,8 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None, re
     if not tuned and model is None:
         raise LonasEdgeError(f"{exported.folder}: exported from {base.name!r}; name its directory with --model.")
     source = open_source(adapter, model, None, revision)
+    if revision and source.base.revision is None:
+        raise LonasEdgeError(f"--revision {revision}: {source.base.folder} is a directory; revisions are the hub's.")
     problems = _differing("base", source.base.folder, base.sha256)
     if tuned and source.adapter:
         problems += _differing("adapter", source.adapter.folder, tuned.sha256)

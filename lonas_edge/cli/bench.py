@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click.core import ParameterSource
 
 from lonas_edge.bench.arms import Case
 from lonas_edge.bench.making import ARMS, ArmKind
@@ -15,7 +14,18 @@ from lonas_edge.bench.memory import KV_BYTES
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.runners import ENGINES
 from lonas_edge.bench.timing import OBJECTIVES
-from lonas_edge.cli.options import JsonOption, RevisionOption, choice, parse_properties, require_extra
+from lonas_edge.cli.options import (
+    USER_PATH,
+    USER_PATH_OR_NAME,
+    JsonOption,
+    OverwriteOption,
+    RevisionOption,
+    choice,
+    given,
+    parse_properties,
+    require_extra,
+    user_path,
+)
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.formats import DTYPES
@@ -33,7 +43,9 @@ _NOT_TO_TUNE = (
 
 def command(
     context: typer.Context,
-    exported: Annotated[Path, typer.Argument(help="A directory that `lonas-edge export` wrote.", show_default=False)],
+    exported: Annotated[
+        Path, typer.Argument(click_type=USER_PATH, help="A directory that `lonas-edge export` wrote.", show_default=False)
+    ],
     arms: Annotated[
         str,
         typer.Option(
@@ -42,10 +54,18 @@ def command(
         ),
     ] = "subnet,lora,unpruned",
     model: Annotated[
-        str | None, typer.Option("--model", help="Base model, a directory or hub id. Default: where it was, if on the hub.")
+        str | None,
+        typer.Option(
+            "--model",
+            click_type=USER_PATH_OR_NAME,
+            help="Base model, a directory or hub id. Default: where it was, if on the hub.",
+        ),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="Adapter or super-adapter. Default: where it was, if on the hub.")
+        str | None,
+        typer.Option(
+            "--adapter", click_type=USER_PATH_OR_NAME, help="Adapter or super-adapter. Default: where it was, if on the hub."
+        ),
     ] = None,
     revision: RevisionOption = None,
     prompt_len: Annotated[str, typer.Option("--prompt-len", help="Tokens of the prompt; several separated by commas.")] = "256",
@@ -91,15 +111,16 @@ def command(
         list[str] | None,
         typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property of every IR; may be repeated."),
     ] = None,
-    gguf: Annotated[Path | None, typer.Option("--gguf", help="The GGUF file of the arm gguf.")] = None,
+    gguf: Annotated[Path | None, typer.Option("--gguf", click_type=USER_PATH, help="The GGUF file of the arm gguf.")] = None,
     memory: Annotated[
         bool,
         typer.Option("--memory/--no-memory", help="Measure peak memory and compile time, in a run of its own for each arm."),
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Directory for bench.json, bench.csv, bench.md and plots.")
+        Path | None,
+        typer.Option("--output", click_type=USER_PATH, help="Directory for bench.json, bench.csv, bench.md and plots."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: OverwriteOption = False,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Search run-time properties for the lowest latency and store them in EXPORTED instead."),
@@ -129,7 +150,7 @@ def command(
         _numbers(*pair)
         for pair in (("--prompt-len", prompt_len, 1), ("--new-tokens", new_tokens, 2), ("--batch-size", batch_size, 1))
     )
-    names = tuple(name.strip() for name in arms.split(",") if name.strip())
+    names = tuple(user_path(name.strip()) for name in arms.split(",") if name.strip())
     cases = tuple(Case(length, new, batch) for batch in batches for length in lengths for new in news)
     options = BenchOptions(
         arms=names,
@@ -186,7 +207,7 @@ def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, outp
     spelled = {param.name: "/".join((*param.opts, *param.secondary_opts)) for param in context.command.params}
     for names, why in idle:
         for name in names:
-            if why and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            if why and given(context, name):
                 raise typer.BadParameter(f"{spelled[name]}: {why}")
     if tune and len(options.cases) > 1:
         raise typer.BadParameter("--tune is at one length and batch size: give one --prompt-len, --new-tokens, --batch-size")

@@ -219,6 +219,14 @@ def test_a_damaged_directory_and_none(run_cli: Callable, copy: Path, source: Tin
     assert "expected a directory that `lonas-edge export` wrote" in " ".join(run_cli("bench", source.base).err.split())
 
 
+def test_a_home_is_known(run_cli: Callable, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(copy.parent))
+    (copy.parent / "mine").write_text("mine")
+    ran = run_cli("bench", "~/copy", "--arms", "subnet,~/nothing", *SHORT)
+    assert f"{copy.parent}/nothing: neither an arm" in "".join(ran.err.split("\n"))
+    assert "exists and is kept as it is" in run_cli("bench", "~/copy", "--arms", "subnet", "--output", "~/mine").err
+
+
 def test_an_output_that_exists_is_refused_first(run_cli: Callable, int8: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     ran = run_cli("bench", int8, "--arms", "subnet", *SHORT, "--output", tmp_path / "mine")

@@ -29,9 +29,14 @@ def test_another_adapter_is_refused(int8: Path, source: TinySource, tiny_models:
     assert find_source(open_exported(int8), str(source.base), str(source.adapter), None).adapter is not None
 
 
+def test_a_revision_of_a_directory_is_refused(int8: Path, source: TinySource) -> None:
+    with pytest.raises(LonasEdgeError, match=r"--revision main: .* is a directory; revisions are the hub's"):
+        find_source(open_exported(int8), str(source.base), str(source.adapter), "main")
+
+
 def test_an_adapter_of_what_has_none_is_refused(int8: Path, source: TinySource) -> None:
     opened = open_exported(int8)
-    alone = replace(opened, manifest={**opened.manifest, "adapter": None})
+    alone = replace(opened, manifest=replace(opened.own_manifest, adapter=None))
     with pytest.raises(LonasEdgeError, match="exported without an adapter; leave out --adapter"):
         find_source(alone, str(source.base), str(source.adapter), None)
     assert find_source(alone, str(source.base), None, None).adapter is None

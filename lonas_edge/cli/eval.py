@@ -11,6 +11,7 @@ from lonas_edge.cli.options import (
     USER_PATH,
     USER_PATH_OR_NAME,
     JsonOption,
+    OverwriteOption,
     RevisionOption,
     SpaceOption,
     choice,
@@ -22,6 +23,7 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.data.commonsense import TASKS
+from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import PROMPTS
 from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, Protocol
 from lonas_edge.formats import DTYPES
@@ -146,7 +148,7 @@ def command(
         Path | None,
         typer.Option("--output", click_type=USER_PATH, help="Directory for eval.json, eval.csv, eval.md and the sample logs."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the answers of models: accuracy with standard errors, and paired differences from the first TARGET.
@@ -199,8 +201,6 @@ def command(
 
 
 def _tasks(protocol: Protocol, tasks: str | None, datasets: Path | None) -> list[str]:
-    from lonas_edge.data.tasks import resolve, there
-
     if tasks is None:
         return there(protocol.tasks, datasets)
     names = resolve(protocol.tasks, [name.strip() for name in tasks.split(",") if name.strip()])

@@ -48,7 +48,7 @@ def test_export_an_old_super_adapter(run_cli: Callable, old: Path, ids: torch.Te
     with torch.no_grad():
         before = lonas_edge.load_checkpoint(old / "checkpoint", torch.float64)(input_ids=ids).logits
         now = lonas_edge.load_checkpoint(tmp_path / "new", torch.float64)(input_ids=ids).logits
-    assert torch.equal(before, now)
+    assert (before - now).abs().max() < 1e-6  # merged in fp32 then, in float64 and rounded once now
     manifests = [json.loads((folder / "lonas_edge.json").read_text()) for folder in (old / "checkpoint", tmp_path / "new")]
     for key in ("stage", "weight_format", "subnetwork", "base", "adapter", "prompt", "sizes", "verified"):
         assert manifests[0][key] == manifests[1][key]

@@ -256,6 +256,15 @@ def _shortened(error: BaseException) -> str:
     return text if len(text) <= 500 else f"{text[:500]}…"
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; nothing is at a path that the system cannot have, which `Path.exists` raises for."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:

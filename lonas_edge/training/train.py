@@ -79,7 +79,8 @@ def train(
     arguments = _arguments(plan, options, state.num_processes, working.path)
     run = _Run(inputs, options, plan, tokenizer, encoded, working, state, arguments, report)
     if state.is_main_process:
-        return run.lead(OutputDirectory(output, overwrite), resume)
+        used = (inputs.base.folder, inputs.data, inputs.nncf_config)
+        return run.lead(OutputDirectory(output, overwrite, used), resume)
     run.trained()
     state.wait_for_everyone()
     return None

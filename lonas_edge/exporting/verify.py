@@ -196,6 +196,8 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
         for name in model.shapes
         if name not in tensors.shapes or not right(name)
     ]
+    if read_json(folder / "config.json") != model.config(str(dtype).removeprefix("torch.")):
+        wrong.append("config.json: not the materialized model's")
     raise_all("Verification failed: the checkpoint does not hold the materialized model:", wrong, _WAY_OUT)
 
 

@@ -29,6 +29,6 @@ def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
         length = min(PROMPT_TOKENS, *map(len, encoded))
         ids = torch.tensor([row[:length] for row in encoded])
-        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(ids.unique()) > len(TEXTS):
+        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(TEXTS):
             return ids
     return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))

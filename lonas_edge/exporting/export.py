@@ -166,7 +166,7 @@ class _Export:
                 matrices.clear()  # the compiled IR takes their room
                 logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = compare(stored, logits)
-                verify.check_ir(answers, stored)
+                verify.check_ir(answers, stored, lambda: verify.arithmetic_noise(self.model, ids, materialized))
                 self.parity["ir_stored"] = answers
                 self.parity["ir"] = compare(materialized, logits)
 

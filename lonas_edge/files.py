@@ -1,88 +1,259 @@
 """Files of the user's: JSON read with its faults told, content by hash, text replaced whole."""
 
-import codecs
 import hashlib
 import json
+import math
+import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
+
+TEXT_LIMIT = 64 * 2**20  # bytes; the configuration and the search space of a 7B model have 0.2 MB
+DEPTH_LIMIT = 200  # of lists and objects in each other; Python's own reader ends in a RecursionError at about 1,000
+
+_READ_OF_A_MODEL = {  # the files that are read of a model's directory, by us or by what we call, and the bytes they may have
+    "*.safetensors": math.inf,
+    "*.bin": math.inf,
+    "*.xml": math.inf,
+    "tokenizer.json": 2**28,
+    "*.json": TEXT_LIMIT,
+    "*.model": TEXT_LIMIT,
+    "*.txt": TEXT_LIMIT,
+    "*.jinja": 2**20,
+}
+_TEMPLATES = "additional_chat_templates"  # the one directory inside a model's that transformers reads
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def regular(path: Path, what: str = "the file") -> Path:
-    """Refuse what is not a file: a directory, a pipe, a device. Reading one of these may never end.
+def regular(path: Path, what: str) -> None:
+    """Refuse what is no file, before it is opened: opening a FIFO or reading a device may never end.
 
     Args:
-        path: What to look at; a link is followed.
-        what: What it holds, for an error.
-
-    Returns:
-        The same path.
+        path: The file.
+        what: What it is, for the message.
 
     Raises:
-        LonasEdgeError: If it is something else, or not there.
+        LonasEdgeError: If it is missing or not a regular file.
     """
     try:
-        mode = path.stat().st_mode
+        _check(path, math.inf)
     except (OSError, ValueError) as error:
-        raise LonasEdgeError(f"{path}: {what} cannot be read: {error}") from error
-    if not stat.S_ISREG(mode):
-        found = "a directory" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-        raise LonasEdgeError(f"{path}: {what} cannot be read: expected a file, found {found}")
-    return path
+        raise LonasEdgeError(f"{path}: {what} cannot be read: {_reason(error)}") from error
 
 
-def read_text(path: Path, what: str, limit: int = 2**31) -> str:
-    """Read a text file, a byte order mark left out.
+def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
+    """Read a text file, UTF-8 with or without a byte order mark.
 
     Args:
         path: The file.
-        what: What it holds, for an error.
-        limit: Bytes that it may have.
-
-    Returns:
-        Its text.
-
-    Raises:
-        LonasEdgeError: If it is missing, not a file, larger than the limit, or not UTF-8.
-    """
-    try:
-        with regular(path, what).open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise LonasEdgeError(f"{path}: {what} cannot be read: {error}") from error
-    if len(content) > limit:
-        raise LonasEdgeError(f"{path}: {what} cannot be read: larger than {limit:,} bytes")
-    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise LonasEdgeError(f"{path}: {what} cannot be read: it is UTF-16. Save it as UTF-8.")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise LonasEdgeError(f"{path}: {what} cannot be read: line {line} is not UTF-8: {error}. Save it as UTF-8.") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
+        what: What it is, for the message.
+        limit: The bytes it may have.
 
     Returns:
         Its content.
 
     Raises:
-        LonasEdgeError: If it cannot be read or is not a JSON object.
+        LonasEdgeError: If it is missing, not a regular file, larger, or not UTF-8.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _text(path, limit)
     except (OSError, ValueError) as error:
-        raise LonasEdgeError(f"{path}: not readable as JSON: {error}") from error
+        raise LonasEdgeError(f"{path}: {what} cannot be read: {_reason(error)}") from error
+
+
+def read_json(path: Path, limit: float = TEXT_LIMIT) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+        limit: The bytes it may have.
+
+    Returns:
+        Its content.
+
+    Raises:
+        LonasEdgeError: If it cannot be read or is not a JSON object; as of `decode_json`.
+    """
+    try:
+        text = _text(path, limit)
+    except (OSError, ValueError) as error:
+        raise LonasEdgeError(f"{path}: not readable as JSON: {_reason(error)}") from error
+    content = decode_json(text, str(path))
     if not isinstance(content, dict):
         raise LonasEdgeError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def decode_json(text: str, where: str) -> Any:
+    """Decode JSON, and refuse what JSON's readers take differently or cannot take.
+
+    Args:
+        text: The JSON.
+        where: What to call it in an error.
+
+    Returns:
+        The value.
+
+    Raises:
+        LonasEdgeError: If it is not JSON, holds NaN, Infinity, half a surrogate pair or two values of one name, or is nested
+            deeper than `DEPTH_LIMIT`.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise LonasEdgeError(f"{where}: not readable as JSON: {_TOO_DEEP}") from None
+    except ValueError as error:
+        raise LonasEdgeError(f"{where}: not readable as JSON: {error}") from error
+    check_decoded(content, where)
+    if _SURROGATE.search(text):
+        raise_all(f"{where}: not readable as JSON:", list(_halves(content, "")))
+    return content
+
+
+def check_decoded(content: Any, where: str) -> None:
+    """Refuse decoded JSON that is nested deeper than `DEPTH_LIMIT`.
+
+    Args:
+        content: The value.
+        where: What to call it in an error.
+
+    Raises:
+        LonasEdgeError: If it is.
+    """
+    level = [content]
+    for _ in range(DEPTH_LIMIT + 1):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise LonasEdgeError(f"{where}: not readable as JSON: {_TOO_DEEP}")
+
+
+_TOO_DEEP = f"lists and objects are nested more than {DEPTH_LIMIT} deep"
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _halves(value: Any, place: str) -> Iterator[str]:
+    """Where text holds half of a surrogate pair: it comes of escapes alone, and cannot be written again."""
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        yield f"{place}: {ascii(value)[:80]}: half of a surrogate pair, which is no text"
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in named:
+        yield from _halves(name, f"the name of a field in {place or 'the object'}")
+        yield from _halves(inner, f"{place}.{name}".lstrip(".").encode("ascii", "backslashreplace").decode())
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # readers differ in which of them they take
+        twice = next((name for name, value in pairs if value != found[name]), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is there twice, with different values")
+    return found
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON; expected a finite number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
+
+
+@contextmanager
+def read_by(reader: str, path: Path) -> Iterator[None]:
+    """Tell as the user's whatever a library raises while it reads a file: such libraries raise dozens of types.
+
+    Args:
+        reader: The library.
+        path: The file or directory.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        LonasEdgeError: If it raises anything.
+    """
+    try:
+        yield
+    except (LonasEdgeError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, of tokenizers
+            raise
+        raise LonasEdgeError(f"{path}: {reader} cannot read it: {type(error).__name__}: {_shortened(error)}") from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Look at the files of a directory with a model before any of them is opened, by us or by a library.
+
+    A link must not lead out of the directory: what it leads to would be read, and published with an export. The links of a hub
+    cache lead to the blobs of their own repository.
+
+    Args:
+        folder: The directory of a model, an adapter or an export.
+
+    Raises:
+        LonasEdgeError: Lists every file that is missing behind a link, no regular file, too large, or outside.
+    """
+    try:
+        entries = [*folder.iterdir(), *((folder / _TEMPLATES).iterdir() if (folder / _TEMPLATES).is_dir() else ())]
+    except OSError as error:
+        raise LonasEdgeError(f"{folder}: cannot be read: {_reason(error)}") from error
+    homes, problems = _homes(folder), []
+    for path in sorted(entries):
+        limit = next((limit for pattern, limit in _READ_OF_A_MODEL.items() if fnmatch(path.name, pattern)), None)
+        if path.name == _TEMPLATES:
+            limit = math.inf if path.is_symlink() else None
+        if limit is None:
+            continue
+        try:
+            if not any(path.resolve().is_relative_to(home) for home in homes):
+                raise ValueError(f"a link out of the directory, to {path.resolve()}; put the file itself there")
+            _check(path, limit)
+        except (OSError, ValueError, RuntimeError) as error:
+            problems.append(f"{path.relative_to(folder)}: {_reason(error)}")
+    raise_all(f"{folder}: files that cannot be used:", problems)
+
+
+def _homes(folder: Path) -> list[Path]:
+    """Where the files of a directory may lie: in it, or, in a snapshot of a hub cache, among the repository's blobs."""
+    real = folder.resolve()
+    snapshots = (parent for parent in real.parents if parent.name == "snapshots" and "--" in parent.parent.name)
+    return [real, *(parent.parent / "blobs" for parent in snapshots)]
+
+
+def _text(path: Path, limit: float) -> str:
+    _check(path, limit)
+    return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def _check(path: Path, limit: float) -> None:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a device, pipe or socket"
+        raise ValueError(f"{kind}; expected a file")
+    if found.st_size > limit:
+        raise ValueError(f"{found.st_size:,} bytes; expected {limit:,.0f} at most")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 (byte {error.start}: 0x{error.object[error.start]:02x})"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _shortened(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else f"{text[:500]}…"
 
 
 def sha256(path: Path) -> str:

@@ -4,15 +4,13 @@ A task is `NAME/test.json`, a list of {instruction, input, output, answer}. A se
 """
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.instructions import half_character
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import read_text
+from lonas_edge.files import decode_json, read_text
 
 EXPECTED = 'Expected a list of {"instruction": "…", "input": "", "output": "…", "answer": "…"}.'
 
@@ -54,13 +52,9 @@ class Task:
             if not path.exists():
                 there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
                 raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
-            items = json.loads(read_text(path, "the test set"))
+            items = decode_json(read_text(path, "the test set"), str(path))
         except OSError as error:
             raise LonasEdgeError(f"{path}: the test set cannot be read: {error}") from error
-        except RecursionError:
-            raise LonasEdgeError(f"{path}: not readable as JSON: nested too deeply") from None
-        except ValueError as error:
-            raise LonasEdgeError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(items, list) or not items:
             found = f"a {type(items).__name__}" if not isinstance(items, list) else "an empty one"
             raise LonasEdgeError(f"{path}: expected a list of samples, found {found}")
@@ -73,9 +67,7 @@ class Task:
         missing = [name for name in ("instruction", "answer") if not isinstance(item.get(name), str) or not item[name].strip()]
         if missing:
             return f"no text in {' and '.join(map(repr, missing))}"
-        if not isinstance(item.get("input") or "", str):
-            return "'input' is not text"
-        return half_character(item, ("instruction", "input", "answer"))
+        return None if isinstance(item.get("input") or "", str) else "'input' is not text"
 
 
 def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:

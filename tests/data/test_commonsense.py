@@ -123,7 +123,7 @@ def test_the_tasks_that_a_directory_has(tmp_path: Path):
         there(TASKS, None)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, f"[{'1' * 5000}]", "[\0]", b"\xff\xfe[\0]\0", b'["\xff"]'])
+@pytest.mark.parametrize("content", ["[" * 100_000, f"[{'1' * 5000}]", '["\\ud800"]', "[\0]", b"\xff\xfe[\0]\0", b'["\xff"]'])
 def test_hostile_test_sets(content: str | bytes, tmp_path: Path):
     path = TASKS["boolq"].path(tmp_path)
     path.parent.mkdir()
@@ -137,11 +137,5 @@ def test_a_test_set_that_is_no_file(tmp_path: Path):
     path = TASKS["boolq"].path(tmp_path)
     path.parent.mkdir()
     os.mkfifo(path)
-    with pytest.raises(LonasEdgeError, match=f"{path}: the test set cannot be read: expected a file, found a pipe"):
+    with pytest.raises(LonasEdgeError, match=f"{path}: the test set cannot be read: a device, pipe"):
         TASKS["boolq"].items(tmp_path)
-
-
-@pytest.mark.parametrize("field", ["instruction", "input", "answer"])
-def test_half_a_character_in_a_sample(field: str):
-    sample = {"instruction": INSTRUCTION, "input": "", "answer": "true", field: "true\ud800"}
-    assert f"lone surrogate, in '{field}'" in TASKS["boolq"].fault(sample)

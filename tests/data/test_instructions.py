@@ -89,7 +89,7 @@ ITEM = '{"instruction": "a", "output": "b"}'
 def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: expected a file"):
+        with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: a device, pipe"):
             read_examples(path)
 
 
@@ -118,11 +118,9 @@ def test_hostile_json(data: Callable, text: str, expected: str) -> None:
         read_examples(data(text))
 
 
-@pytest.mark.parametrize(
-    ("encoding", "expected"), [("utf-16", "UTF-16"), ("utf-16-le", "line 2 is not UTF-8"), ("latin-1", "line 2 is not UTF-8")]
-)
-def test_other_encodings(data: Callable, encoding: str, expected: str) -> None:
-    with pytest.raises(LonasEdgeError, match=expected):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_other_encodings(data: Callable, encoding: str) -> None:
+    with pytest.raises(LonasEdgeError, match="the data cannot be read: not UTF-8"):
         read_examples(data(f'{ITEM}\n{{"instruction": "é", "output": "b"}}'.encode(encoding)))
 
 

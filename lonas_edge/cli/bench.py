@@ -242,7 +242,8 @@ def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite
         from lonas_edge.output import OutputDirectory
 
         opened = open_exported(exported)
-        directory = OutputDirectory(output, overwrite) if output else None
+        used = (exported, options.model, options.adapter, options.gguf, *(name for name in options.arms if name not in ARMS))
+        directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(10_000_000)
         found = bench(opened, options, report)

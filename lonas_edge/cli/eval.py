@@ -15,6 +15,7 @@ from lonas_edge.cli.options import (
     RevisionOption,
     SpaceOption,
     choice,
+    files,
     given,
     parse_properties,
     require_extra,
@@ -177,12 +178,13 @@ def command(
         from lonas_edge.ir.runtime import check_device
         from lonas_edge.output import OutputDirectory
 
-        directory = OutputDirectory(output, overwrite) if output else None
+        chosen = [user_path(name.strip()) for name in subnet.split(",")] if subnet else [None]
+        used = (*references, model, nncf_config, datasets, *files(chosen))
+        directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(100_000_000)
         options = EvalOptions(tuple(names), datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
         run = RunOptions(device, parse_properties(properties or []), torch_device, torch_dtype, batch_size)
-        chosen = [user_path(name.strip()) for name in subnet.split(",")] if subnet else [None]
         report("Opening", None)
         check_device(device)
         opened = open_targets(references, chosen, run, model, nncf_config, revision)

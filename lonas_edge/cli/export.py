@@ -17,6 +17,7 @@ from lonas_edge.cli.options import (
     SpaceOption,
     SubnetOption,
     choice,
+    files,
     given,
     refuse_revision,
 )
@@ -76,7 +77,7 @@ def command(
         from lonas_edge.output import OutputDirectory
         from lonas_edge.space.subnetwork import select
 
-        OutputDirectory(output, overwrite).check(0)
+        OutputDirectory(output, overwrite, (source, model, nncf_config, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
         chosen = select(opened.space, subnet)

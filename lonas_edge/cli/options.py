@@ -91,6 +91,18 @@ def given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def files(choices: Iterable[str | None]) -> list[str]:
+    """Those values of --subnet that are files; a directory may well be called `minimal`.
+
+    Args:
+        choices: The values.
+
+    Returns:
+        The files.
+    """
+    return [one for one in choices if one and Path(one).is_file()]
+
+
 def refuse_revision(revision: str | None, located: "Located") -> None:
     """Refuse --revision where the model is not on a hub.
 

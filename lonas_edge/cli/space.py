@@ -38,14 +38,13 @@ def command(
     """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths."""
     parsed_ratios, parsed_ranks = _numbers(float, ratios), _numbers(int, ranks)
     with loading():
-        from lonas_edge.errors import LonasEdgeError
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import locate, read_model_config
+        from lonas_edge.output import check_output_file
         from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space
 
-    if output.exists() and not overwrite:
-        raise LonasEdgeError(f"{output}: exists and is kept as it is. Choose another --output, or give --overwrite.")
+    check_output_file(output, overwrite, (model,))
     located = locate(model, revision, weights=False)
     refuse_revision(revision, located)
     architecture = Architecture.from_config(read_model_config(located), str(located.folder))

@@ -170,10 +170,18 @@ def command(  # the options are read from the context, by the names they have in
         from lonas_edge.training.train import train
 
         disable_progress_bar()
-        OutputDirectory(output, overwrite).check(0)  # before a base is downloaded
+        OutputDirectory(output, overwrite, (model, data, nncf_config)).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)
         refuse_revision(revision, inputs.base)
-        record = train(inputs, output, _options(ctx.params), resume, overwrite, _told(report))
+        record = train(
+            inputs,
+            output,
+            _options(ctx.params),
+            resume,
+            overwrite,
+            _told(report),
+            lambda line: report(f"{line}\nLoading", None),
+        )
     if record:
         _print(record, output, as_json)
 

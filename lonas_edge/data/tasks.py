@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.instructions import half_character
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.files import read_text
 
 EXPECTED = 'Expected a list of {"instruction": "…", "input": "", "output": "…", "answer": "…"}.'
 
@@ -46,14 +48,18 @@ class Task:
             LonasEdgeError: If the file is missing, empty or not a JSON list.
         """
         path = self.path(datasets)
-        if not datasets.is_dir():
-            raise LonasEdgeError(f"--datasets {datasets}: no such directory; expected one with a folder for each task")
-        if not path.is_file():
-            there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
-            raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
         try:
-            items = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+            if not datasets.is_dir():
+                raise LonasEdgeError(f"--datasets {datasets}: no such directory; expected one with a folder for each task")
+            if not path.exists():
+                there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
+                raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
+            items = json.loads(read_text(path, "the test set"))
+        except OSError as error:
+            raise LonasEdgeError(f"{path}: the test set cannot be read: {error}") from error
+        except RecursionError:
+            raise LonasEdgeError(f"{path}: not readable as JSON: nested too deeply") from None
+        except ValueError as error:
             raise LonasEdgeError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(items, list) or not items:
             found = f"a {type(items).__name__}" if not isinstance(items, list) else "an empty one"
@@ -67,7 +73,9 @@ class Task:
         missing = [name for name in ("instruction", "answer") if not isinstance(item.get(name), str) or not item[name].strip()]
         if missing:
             return f"no text in {' and '.join(map(repr, missing))}"
-        return None if isinstance(item.get("input") or "", str) else "'input' is not text"
+        if not isinstance(item.get("input") or "", str):
+            return "'input' is not text"
+        return half_character(item, ("instruction", "input", "answer"))
 
 
 def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ in float64, norms, rotary tables and the merge too: rounding the merged weights 
 fp32 arithmetic by 5e-4 (SmolLM2-135M, logits up to 40), which either hides what is looked for or refuses what is right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
 
 
 def arithmetic_noise(model: MaterializedModel, ids: torch.Tensor, exact: torch.Tensor) -> float:
-    """What computing in fp32 alone changes: the largest difference of the materialized model's logits in fp32 from those in float64.
+    """What computing in fp32 alone changes: the largest difference of a materialized model's logits from those in float64.
 
     Args:
         model: The materialized model.
@@ -215,7 +215,7 @@ def arithmetic_noise(model: MaterializedModel, ids: torch.Tensor, exact: torch.T
     network = empty_model(model.config())
     stream_weights(network, model.tensor, dtype=torch.float32)
     with torch.inference_mode():
-        return (network(input_ids=ids, use_cache=False).logits - exact).abs().max().item()
+        return float((network(input_ids=ids, use_cache=False).logits - exact).abs().max())
 
 
 def check_ir(parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:

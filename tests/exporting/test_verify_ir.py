@@ -21,7 +21,10 @@ def test_within_the_tolerance_nothing_is_computed() -> None:
     verify.check_ir(parity(9e-4), REFERENCE, lambda: pytest.fail("not needed"))
 
 
-@pytest.mark.parametrize(("difference", "noise", "right"), [(2e-3, 5e-4, True), (2e-3, 1e-4, False), (float("nan"), 1.0, False)])
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("difference", "noise", "right"), [(2e-3, 5e-4, True), (2e-3, 1e-4, False), (NAN, 1.0, False)])
 def test_a_touchy_network_may_differ_by_what_arithmetic_does(difference: float, noise: float, right: bool) -> None:
     if right:
         verify.check_ir(parity(difference), REFERENCE, lambda: noise)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-MEMORY = 8 * 2**30  # beyond what is mapped at the start; a device that never ends is read until then
+MEMORY = 4 * 2**30  # beyond what is mapped at the start; a device that never ends is read until then
 _HEAVY = (
     "lonas_edge.cli",
     "lonas_edge.bench.run",

@@ -45,7 +45,8 @@ def _file(folder: Path, name: str) -> Path:
         torch.save({"a": torch.ones(3, 4), "b": torch.zeros(3, 4)}, path)
     else:
         lines = [{"model_type": "llama", "sizes": [1, 2.5, {"deep": 3}]}, {"text": "é"}]
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) if path.suffix == ".jsonl" else json.dumps(lines[0]))
+        whole = json.dumps(lines[0], indent=1)
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) if path.suffix == ".jsonl" else whole)
     return path
 
 

@@ -55,7 +55,7 @@ class Command:
     weight: int
     writes: list[str] = field(default_factory=lambda: ["in/out", "in/out/*"])
     families: tuple[str, ...] = ("llama",)
-    seconds: float = 90
+    seconds: float = 45
 
     def needs(self, home: Path) -> list[str]:
         """What is copied of a family's directory: what the command line names, and what is damaged."""

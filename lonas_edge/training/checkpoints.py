@@ -120,13 +120,15 @@ def check_files(checkpoint: Path) -> None:
     Raises:
         LonasEdgeError: Names the first file that is missing, or is not what was saved.
     """
-    if not regular(checkpoint / COMPLETE).stat().st_size:
+    regular(checkpoint / COMPLETE, "its record")
+    if not (checkpoint / COMPLETE).stat().st_size:
         return
     recorded = CheckpointRecord.read(checkpoint / COMPLETE)
     if recorded.step != step_of(checkpoint):
         raise LonasEdgeError(f"{checkpoint / COMPLETE}: of step {recorded.step}")
     for name, expected in recorded.sha256.items():
-        if sha256(regular(checkpoint / name)) != expected:
+        regular(checkpoint / name, "a part of the checkpoint")
+        if sha256(checkpoint / name) != expected:
             raise LonasEdgeError(f"{checkpoint / name}: not what was saved; its SHA-256 is another")
 
 
@@ -146,8 +148,8 @@ def check(checkpoint: Path, processes: int, steps: int) -> None:
         random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{process}.pth" for process in range(processes)]
         for name in (OPTIMIZER, SCHEDULER, *random):
             load(checkpoint / name)
-        _check_adapter(regular(checkpoint / ADAPTER))
-        _check_state(regular(checkpoint / STATE), step_of(checkpoint), steps)
+        _check_adapter(checkpoint / ADAPTER)
+        _check_state(checkpoint / STATE, step_of(checkpoint), steps)
     except OSError as error:
         raise LonasEdgeError(f"{checkpoint}: cannot be read: {error}") from error
 
@@ -164,7 +166,8 @@ def load(path: Path) -> Any:
     Raises:
         LonasEdgeError: If it holds something else.
     """
-    with loading(regular(path)), safe_globals():
+    regular(path, "a part of the checkpoint")
+    with loading(path), safe_globals():
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -191,6 +194,7 @@ def loading(path: Path) -> Iterator[None]:
 
 
 def _check_adapter(path: Path) -> None:
+    regular(path, "the adapter")
     with loading(path), safe_open(path, "pt") as tensors:
         tensors.keys()
 

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, JsonOption, RevisionOption, choice, given, refuse_revision
+from lonas_edge.cli.options import (
+    USER_PATH,
+    USER_PATH_OR_NAME,
+    JsonOption,
+    RevisionOption,
+    choice,
+    given,
+    refuse_revision,
+    seed_option,
+)
 from lonas_edge.cli.progress import Report, progress
+from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
 
@@ -97,7 +107,7 @@ _GroupByLength = Annotated[
     bool,
     typer.Option("--group-by-length/--no-group-by-length", help="Batch examples of similar length: less padding."),
 ]
-_Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same adapter.")]
+_Seed = Annotated[int, seed_option("Two runs with one seed give the same adapter.")]
 _Device = Annotated[str, typer.Option(click_type=choice(DEVICES), help="auto takes CUDA where there is one.")]
 _Precision = Annotated[
     str,
@@ -170,10 +180,18 @@ def command(  # the options are read from the context, by the names they have in
         from lonas_edge.training.train import train
 
         disable_progress_bar()
-        OutputDirectory(output, overwrite).check(0)  # before a base is downloaded
+        OutputDirectory(output, overwrite, (model, data, nncf_config)).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)
         refuse_revision(revision, inputs.base)
-        record = train(inputs, output, _options(ctx.params), resume, overwrite, _told(report))
+        record = train(
+            inputs,
+            output,
+            _options(ctx.params),
+            resume,
+            overwrite,
+            _told(report),
+            lambda line: report(f"{line}\nLoading", None),
+        )
     if record:
         _print(record, output, as_json)
 
@@ -216,23 +234,21 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record.to_json(), indent=2))
         return
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
+    shown = console(soft_wrap=True)
     options, data, losses = record.options, record.data, record.losses
     kind = "super-adapter" if record.search_space else "LoRA adapter"
     run = record.steps - (record.resumed_from_step or 0)
     pace = f"{record.seconds:.0f} s" + (f", {record.seconds / run:.2f} s a step" if run else "")
-    console.print(
+    shown.print(
         f"{output}: {kind}, rank {options['rank']}, {record.steps} steps of {options['batch_size']} examples on "
         f"{record.device} ({record.precision}), {pace}"
     )
     if losses:
-        console.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
+        shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
     if data.left_out:
-        console.print(
+        shown.print(
             f"{data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
             f"--max-length {options['max_length']}"
         )
     if record.search_space:
-        console.print(f"next: lonas-edge export {output} --subnet heuristic --output DIR")
+        shown.print(f"next: lonas-edge export {output} --subnet heuristic --output DIR")

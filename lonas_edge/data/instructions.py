@@ -6,8 +6,10 @@ from typing import Any
 
 from lonas_edge.data.templates import Example
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import read_text
 
 FIELDS = ("instruction", "output")
+_LIMIT = 2**31  # bytes; the reference's 170,000 examples have 0.2 GB
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -22,11 +24,7 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         LonasEdgeError: If the file is missing, empty or not of that format; faults are listed with their line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LonasEdgeError(f"{path}: the data cannot be read: {error}") from error
-    items, problems = _decode(text)
+    items, problems = _decode(read_text(path, "the data", _LIMIT))
     examples = []
     for line, item in items:
         fault = _fault(item)
@@ -65,6 +63,8 @@ def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
             return items, [f"line {line}: nested too deeply"]
         except json.JSONDecodeError as error:
             return items, [f"line {error.lineno}: not JSON: {error.msg} (in the example that starts in line {line})"]
+        except ValueError as error:  # a number of more digits than Python reads
+            return items, [f"line {line}: not JSON: {error}"]
         items.append((line, item))
 
 
@@ -74,4 +74,15 @@ def _fault(item: Any) -> str | None:
     missing = [name for name in FIELDS if not isinstance(item.get(name), str) or not item[name]]
     if missing:
         return f"no text in {' and '.join(map(repr, missing))}"
-    return None if isinstance(item.get("input"), str | None) else "'input' is not text"
+    if not isinstance(item.get("input"), str | None):
+        return "'input' is not text"
+    return next((fault for name in (*FIELDS, "input") if (fault := _half_character(name, item.get(name) or ""))), None)
+
+
+def _half_character(name: str, text: str) -> str | None:
+    """JSON can say a lone surrogate (`\\ud800` without its second half); no tokenizer and no file can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a character, a lone surrogate, in {name!r} at {error.start}: {error.object[error.start]!a}"
+    return None

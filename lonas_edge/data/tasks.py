@@ -4,13 +4,13 @@ A task is `NAME/test.json`, a list of {instruction, input, output, answer}. A se
 """
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.files import decode_json, read_text
 
 EXPECTED = 'Expected a list of {"instruction": "…", "input": "", "output": "…", "answer": "…"}.'
 
@@ -46,15 +46,15 @@ class Task:
             LonasEdgeError: If the file is missing, empty or not a JSON list.
         """
         path = self.path(datasets)
-        if not datasets.is_dir():
-            raise LonasEdgeError(f"--datasets {datasets}: no such directory; expected one with a folder for each task")
-        if not path.is_file():
-            there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
-            raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
         try:
-            items = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise LonasEdgeError(f"{path}: not readable as JSON: {error}") from error
+            if not datasets.is_dir():
+                raise LonasEdgeError(f"--datasets {datasets}: no such directory; expected one with a folder for each task")
+            if not path.exists():
+                there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
+                raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
+            items = decode_json(read_text(path, "the test set"), str(path))
+        except OSError as error:
+            raise LonasEdgeError(f"{path}: the test set cannot be read: {error}") from error
         if not isinstance(items, list) or not items:
             found = f"a {type(items).__name__}" if not isinstance(items, list) else "an empty one"
             raise LonasEdgeError(f"{path}: expected a list of samples, found {found}")

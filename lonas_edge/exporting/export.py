@@ -84,7 +84,8 @@ def export(
     """
     _return_freed_memory()
     stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
-    directory = OutputDirectory(output, options.overwrite)
+    used = (source.base.folder, source.adapter.folder if source.adapter else None)
+    directory = OutputDirectory(output, options.overwrite, used)
     directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
@@ -187,7 +188,7 @@ class _Export:
                 matrices.clear()  # the compiled IR takes their room
                 logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = compare(stored, logits)
-                verify.check_ir(answers, stored)
+                verify.check_ir(answers, stored, lambda: verify.arithmetic_noise(self.model, ids, materialized))
                 self.parity["ir_stored"] = answers
                 self.parity["ir"] = compare(materialized, logits)
 

@@ -221,8 +221,10 @@ def float64_logits(
     return logits
 
 
-def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Let an empty model run in float64: each module's weights are fetched when it is called and dropped afterwards.
+def stream_weights(
+    model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True, dtype: torch.dtype = torch.float64
+) -> None:
+    """Let an empty model run: each module's weights are fetched when it is called and dropped afterwards.
 
     The memory of a forward pass is then that of the largest layer, not of the model. Embeddings look up in fp32, which is
     exact, and the language-model head goes block by block, so that neither is ever there whole in float64.
@@ -231,6 +233,7 @@ def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str],
         model: The model; its own parameters only hold the places.
         fetch: Gives a parameter's value by its name in `model`, in any float dtype.
         wanted: Whether a parameter is streamed; the others are left alone.
+        dtype: What is computed in.
     """
     head = model.get_output_embeddings()
     for path, module in model.named_modules():
@@ -238,11 +241,11 @@ def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str],
         if not places:
             continue
         if module is head and type(module) is nn.Linear:
-            module.forward = _in_blocks(path, fetch, module.bias is not None)  # type: ignore[method-assign,assignment]
+            module.forward = _in_blocks(path, fetch, module.bias is not None, dtype)  # type: ignore[method-assign,assignment]
             continue
-        dtype = None if isinstance(module, nn.Embedding) else torch.float64
-        module.register_forward_pre_hook(_fill(path, list(places), fetch, dtype))
-        module.register_forward_hook(_drop(places))
+        stored = None if isinstance(module, nn.Embedding) else dtype
+        module.register_forward_pre_hook(_fill(path, list(places), fetch, stored))
+        module.register_forward_hook(_drop(places, dtype))
 
 
 def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Hook:
@@ -253,19 +256,19 @@ def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None)
     return hook
 
 
-def _drop(places: dict[str, nn.Parameter]) -> Hook:
+def _drop(places: dict[str, nn.Parameter], dtype: torch.dtype) -> Hook:
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         module._parameters.update(places)
-        return output.double()
+        return output.to(dtype)
 
     return hook
 
 
-def _in_blocks(path: str, fetch: Fetch, has_bias: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _in_blocks(path: str, fetch: Fetch, has_bias: bool, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(input: torch.Tensor) -> torch.Tensor:
         weight = fetch(f"{path}.weight")
         rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
-        output = torch.cat([nn.functional.linear(input, block.double()) for block in torch.split(weight, rows)], dim=-1)
-        return output + fetch(f"{path}.bias").double() if has_bias else output
+        output = torch.cat([nn.functional.linear(input, block.to(dtype)) for block in torch.split(weight, rows)], dim=-1)
+        return output + fetch(f"{path}.bias").to(dtype) if has_bias else output
 
     return forward

@@ -1,6 +1,7 @@
 """The eight tasks: files, instructions, names. Expectations are spelled out."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,21 @@ def test_the_tasks_that_a_directory_has(tmp_path: Path):
     assert there(TASKS, tmp_path) == ["piqa"]
     with pytest.raises(LonasEdgeError, match="--datasets DIR is needed"):
         there(TASKS, None)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, f"[{'1' * 5000}]", '["\\ud800"]', "[\0]", b"\xff\xfe[\0]\0", b'["\xff"]'])
+def test_hostile_test_sets(content: str | bytes, tmp_path: Path):
+    path = TASKS["boolq"].path(tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(LonasEdgeError, match=f"{path}: "):
+        TASKS["boolq"].items(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX systems")
+def test_a_test_set_that_is_no_file(tmp_path: Path):
+    path = TASKS["boolq"].path(tmp_path)
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(LonasEdgeError, match=f"{path}: the test set cannot be read: a device, pipe"):
+        TASKS["boolq"].items(tmp_path)

@@ -1,6 +1,7 @@
 """Instruction data: reading, templates, labels and batches."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,45 @@ def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
 
 
 ITEM = '{"instruction": "a", "output": "b"}'
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX systems")
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: a device, pipe"):
+            read_examples(path)
+
+
+@pytest.mark.parametrize("field", ["instruction", "input", "output"])
+def test_half_a_character(data: Callable, field: str) -> None:
+    """JSON can say it, and no tokenizer takes it; a whole pair is a character as any other."""
+    item = {"instruction": "a", "input": "b", "output": "c"}
+    lines = [json.dumps({**item, field: "x\U0001f600"}), json.dumps({**item, field: "ab\ud800"})]
+    with pytest.raises(LonasEdgeError, match=rf"line 2: half a character, a lone surrogate, in '{field}' at 2: '\\ud800'"):
+        read_examples(data("\n".join(lines)))
+    assert getattr(read_examples(data(lines[0]))[0], field) == "x\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f'{ITEM}\n{{"instruction": {"[" * 100_000}', "line 2: nested too deeply"),
+        (f'{ITEM}\n{{"instruction": {"1" * 5000}}}', "line 2: not JSON"),
+        (f"{ITEM}\n\0\0\0", "line 2: not JSON"),
+        (f'{ITEM}\n{{"instruction": "a\0", "output": "b"}}', "line 2: not JSON"),
+    ],
+    ids=["nested", "digits", "zeros", "zero"],
+)
+def test_hostile_json(data: Callable, text: str, expected: str) -> None:
+    with pytest.raises(LonasEdgeError, match=expected):
+        read_examples(data(text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_other_encodings(data: Callable, encoding: str) -> None:
+    with pytest.raises(LonasEdgeError, match="the data cannot be read: not UTF-8"):
+        read_examples(data(f'{ITEM}\n{{"instruction": "é", "output": "b"}}'.encode(encoding)))
 
 
 @pytest.mark.parametrize("text", [f"[{ITEM},\n{ITEM}", f"[{ITEM},\n{ITEM},\n", "[", "[\n\n"])

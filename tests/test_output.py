@@ -115,9 +115,11 @@ def start_holder(folder: Path) -> subprocess.Popen[str]:
 
 def test_the_writer_holds_its_lock(tmp_path: Path) -> None:
     with OutputDirectory(tmp_path / "out").open() as folder:
-        asked = subprocess.run([sys.executable, "-c", HOLD, folder], input="", capture_output=True, text=True, check=True)
+        asked = subprocess.run(
+            [sys.executable, "-c", HOLD, folder.parent], input="", capture_output=True, text=True, check=True
+        )
         assert asked.stdout == "not held\n"
-        with locked(folder) as held:  # nor this process once more
+        with locked(folder.parent) as held:  # nor this process once more
             assert not held
         assert names(folder) == []
     assert names(tmp_path) == ["out"]

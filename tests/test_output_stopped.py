@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def fault() -> None:
 
 
 STOPPED, DONE, HALF = 9, 0, 1
+EACH = 5  # instructions: there are 1,500, which take a minute
 WAYS: dict[str, tuple[Callable[[], None], bool]] = {
     "killed": (lambda: os._exit(STOPPED), False),
     "interrupted": (interrupt, False),
@@ -76,16 +78,17 @@ def in_a_process(run: Callable[[], int]) -> int:
 def stopped(output: Path, stop: Stop, at_once: bool) -> int:
     """Run `publish` until it is stopped; where that can be caught, the output must be whole by then."""
     before = found(output)
-    exit_now, listed = os._exit, os.path.lexists  # as they are without the counting
     stop.install()
-    try:
+    ended = False
+    with suppress(KeyboardInterrupt, LonasEdgeError, OSError):
         publish(output)
-    except (KeyboardInterrupt, LonasEdgeError, OSError):
-        stop.at, stop.on = -1, False
-        exit_now(STOPPED if not at_once or found(output) in (before, "new") else HALF)
-    if not listed(output):
-        exit_now(HALF)
-    return STOPPED if 0 < stop.at <= stop.count else DONE
+        ended = True
+    reached = stop.count >= stop.at
+    stop.at, stop.on = -1, False  # what is called from here on is not the run's
+    whole = found(output) in (("new",) if ended else (before, "new"))
+    if not whole and (ended or at_once):
+        return HALF
+    return STOPPED if reached else DONE
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -142,20 +145,18 @@ def test_interrupted_at_each_instruction(exchange: bool, tmp_path: Path, monkeyp
                     raise KeyboardInterrupt
             return trace
 
-        try:
+        with suppress(KeyboardInterrupt):
             with OutputDirectory(output, overwrite=True).open() as folder:
                 folder.rmdir()
                 write_whole(folder, "new")
                 sys.settrace(trace)
                 sys._getframe().f_trace = trace
-        except KeyboardInterrupt:
-            pass
-        sys.settrace(None)
+            sys.settrace(None)
         return HALF if found(output) not in ("old", "new") else STOPPED if count >= at else DONE
 
-    at, code, seen = 0, STOPPED, []
+    at, code, seen = int(exchange), STOPPED, []
     while code == STOPPED:
-        at += 1
+        at += EACH
         folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
         write_whole(output, "old")
         code = in_a_process(lambda at=at, output=output: run(output, at))

@@ -260,7 +260,8 @@ def test_verification_refuses_a_wrong_model(
 
 def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine").write_text("kept")
+    for name in ("mine", "lonas_edge.json"):
+        (tmp_path / "out" / name).write_text("kept")
     wrong_scale(monkeypatch)
     with pytest.raises(LonasEdgeError, match="Verification failed"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", overwrite=True)

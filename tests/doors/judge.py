@@ -71,7 +71,7 @@ def _unforeseen(err: str) -> str:
     """The line that tells of an error that nobody foresaw."""
     if "Traceback (most recent call last)" in err:
         return err.strip().splitlines()[-1][:300]
-    found = re.search(r"^.*(unexpected error|not foreseen|--debug).*$", err, re.MULTILINE | re.IGNORECASE)
+    found = re.search(r"^.*(error: unexpected: |lonas-edge --debug).*$", err, re.MULTILINE | re.IGNORECASE)
     return found.group()[:300] if found else ""
 
 
@@ -108,8 +108,8 @@ def _names(error: str, case: Case) -> bool:
     checkpoint = re.search(r"checkpoint-\d+", case.file)
     if checkpoint and checkpoint.group() in error:
         return True
-    shard = re.sub(r"model-\d+-of-\d+\.safetensors", "model.safetensors", name)
-    return any(other in error for group in _TOGETHER if shard in group for other in group)
+    whole, said = (re.sub(r"model-\d+-of-\d+\.safetensors", "model.safetensors", text) for text in (name, error))
+    return any(other in said for group in _TOGETHER if whole in group for other in group)
 
 
 def _judge_success(case: Case) -> Verdict:

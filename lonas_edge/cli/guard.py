@@ -33,6 +33,7 @@ _NEEDS_LESS = {
     "eval": "A smaller --batch-size, --num-beams 1 or --torch-dtype bf16 needs less",
     "train": "A smaller --micro-batch-size, a shorter --max-length or --gradient-checkpointing needs less",
 }
+_NEARLY = 0.9
 _DISK = re.compile(r"no space left on device|read-only file system|disk quota exceeded|file write failed", re.IGNORECASE)
 _LIBRARIES = {  # read by libraries when they are imported, here and in processes started from here
     "TQDM_DISABLE": "1",
@@ -114,10 +115,22 @@ def _line(error: BaseException) -> str:
         return f"error: {escaped(str(error))}"
     if interrupted:
         return _INTERRUPTED
-    if out_of_memory(error):
+    of_environment = _of_environment(error) or _of_environment(error.__cause__)
+    if out_of_memory(error) or (of_environment is None and _at_the_limit()):
         needs_less = _NEEDS_LESS.get(now.command or "", "Close other programs")
         return f"error: out of memory while {_doing()}. {needs_less}; or raise the limit (ulimit -v), if there is one."
-    return _of_environment(error) or _of_environment(error.__cause__) or _unexpected(error)
+    return of_environment or _unexpected(error)
+
+
+def _at_the_limit() -> bool:
+    """Whether this process took nearly all the memory it may: what libraries say then is anything."""
+    with suppress(ImportError, OSError, StopIteration):
+        import resource  # Windows has none
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmPeak"))
+        return limit != resource.RLIM_INFINITY and int(peak.split()[1]) * 1024 > _NEARLY * limit
+    return False
 
 
 def _doing() -> str:

@@ -272,8 +272,8 @@ def parse_properties(given: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     wrong = []
     for one in given:
-        name, _, value = (part.strip() for part in one.partition("="))
-        if not (_NAME.fullmatch(name) and value.isprintable()):
+        name, equals, value = (part.strip() for part in one.partition("="))
+        if not (equals and _NAME.fullmatch(name) and one.isprintable()):
             wrong.append(f"--property {one_line(ascii(one)[1:-1])}: expected NAME=VALUE")
         elif name in found:
             wrong.append(f"--property {name}: given twice")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
 
 _DEFAULT = TrainOptions()
+_LARGEST = 1e6  # far beyond what learns anything, and a float32
 _OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "sampling", "distill", "reorder")
 
 _Model = Annotated[str, typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory or hub id.")]
@@ -49,7 +50,7 @@ _NncfConfig = Annotated[
     ),
 ]
 _Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")]
-_Alpha = Annotated[float, typer.Option(help="Their alpha; the scale is alpha / rank, for every elastic rank.")]
+_Alpha = Annotated[float, typer.Option(max=_LARGEST, help="Their alpha; the scale is alpha / rank, for every elastic rank.")]
 _Dropout = Annotated[
     float,
     typer.Option(
@@ -68,12 +69,13 @@ _MicroBatchSize = Annotated[
     int | None, typer.Option(min=1, help="Examples a device computes at once; gradients accumulate. Default: all.")
 ]
 _Lr = Annotated[
-    float | None, typer.Option(min=0, help="Initial learning rate of each stage. Default: the stage's own, or 3e-4.")
+    float | None,
+    typer.Option(min=0, max=_LARGEST, help="Initial learning rate of each stage. Default: the stage's own, or 3e-4."),
 ]
 _WarmupSteps = Annotated[
     int | None, typer.Option(min=0, help="Linear warm-up. Default: 100, or 5 % of the steps when that is less.")
 ]
-_WeightDecay = Annotated[float, typer.Option(min=0, help="AdamW's, on the active part.")]
+_WeightDecay = Annotated[float, typer.Option(min=0, max=_LARGEST, help="AdamW's, on the active part.")]
 _WidthIndicator = Annotated[
     int | None, typer.Option(min=1, help="Values of each group that may be drawn, widest first. Default: the stage's own.")
 ]
@@ -197,6 +199,8 @@ def command(  # the options are read from the context, by the names they have in
 
 
 def _refuse_what_does_nothing(ctx: typer.Context) -> None:
+    if ctx.params["alpha"] <= 0:
+        raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
     elastic, idle = ctx.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if given(ctx, name)]
     if elastic and not ctx.params["nncf_config"]:
         raise typer.BadParameter(

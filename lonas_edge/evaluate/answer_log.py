@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from lm_eval.api.model import LM
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.files import regular
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -25,47 +26,70 @@ Told = Callable[[str, float, float | None], None]  # the task, the share of all 
 
 
 class AnswerLog:
-    """A file of answered batches, one a line: {"batch": hash of its requests, "answers": […]}.
+    """A file of answered batches, one a line: {"batch": hash of its requests, "answers": […], "check": hash of the line}.
 
-    A line is written and synced as a whole; one that a kill cut short or that is damaged is not counted and is asked again.
+    A line is written and synced as a whole. One that is not as it was written counts for nothing, and its batch is asked again:
+    cut short by a kill, damaged, of another model's log (the file's name is in the hash), or of a version before.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], fresh: bool = False):
         """Open or begin the file, and hold it until `close`.
 
         Args:
-            path: The file.
-            identity: What the answers depend on; kept in the first line, to be read by people.
+            path: The file; its name says what the answers depend on.
+            identity: The same, to be read by people; kept in the first line.
             fresh: Whether the answers that are there are left alone; what is asked then is added and counts from then on.
 
         Raises:
-            LonasEdgeError: If another process holds it, or it cannot be written.
+            LonasEdgeError: If another process holds it, it is no file, or it cannot be written.
         """
+        self._path, self._file = path, -1
         self._lock = FileLock(path.with_name(f"{path.name}.lock"), blocking=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-            self._file = path.open("a+b")
+            begun = self._open()
+            kept = dict(self._entries()) if begun and not fresh else {}
         except Timeout:
             raise LonasEdgeError(f"{path}: another evaluation of the same model is running; wait for it") from None
-        except OSError as error:
-            self._lock.release()
+        except (OSError, LonasEdgeError) as error:
+            self.close()
             raise LonasEdgeError(f"{path}: finished answers cannot be kept there: {error}") from error
-        kept = dict(self._entries())
-        self.batches: dict[str, list[Any]] = {} if fresh else kept
-        if not self._file.tell():
+        self.batches: dict[str, list[Any]] = kept
+        if not begun:
             self._write({"identity": identity})
 
+    def _open(self) -> int:
+        """Open it and cut off a last line that is not whole. Returns the bytes that are there."""
+        if self._path.exists():
+            regular(self._path, "the answer log")  # a pipe would be waited for
+        # a descriptor: a buffer that could not be written would be written again when it is closed
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        size = os.fstat(self._file).st_size
+        whole = _end_of_last_line(self._path) if size else 0
+        if whole < size:
+            os.ftruncate(self._file, whole)
+        return whole
+
     def _entries(self) -> Iterator[tuple[str, list[Any]]]:
-        """The answers that are there; a last line that is not whole is cut off."""
-        self._file.seek(0)
-        whole = 0
-        for line in self._file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-                yield from _entry(line)
-        self._file.truncate(whole)
-        self._file.seek(whole)
+        """The answers that are there."""
+        with self._path.open("rb") as file:
+            for line in file:
+                yield from self._entry(line)
+
+    def _entry(self, line: bytes) -> Iterator[tuple[str, list[Any]]]:
+        """A line's batch and answers; nothing of a line that is not as it was written."""
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(entry, dict) or entry.keys() != {"batch", "answers", "check"}:
+            return
+        if entry["check"] == self._check(entry["batch"], entry["answers"]):
+            yield entry["batch"], entry["answers"]
+
+    def _check(self, batch: Any, answers: Any) -> str:
+        return hashlib.sha256(json.dumps([self._path.stem, batch, answers]).encode()).hexdigest()[:16]
 
     def add(self, batch: str, answers: list[Any]) -> None:
         """Keep a batch's answers.
@@ -74,31 +98,30 @@ class AnswerLog:
             batch: Its hash.
             answers: One for each request, as JSON can hold them.
         """
-        self._write({"batch": batch, "answers": answers})
+        self._write({"batch": batch, "answers": answers, "check": self._check(batch, answers)})
         self.batches[batch] = answers
 
     def close(self) -> None:
         """Let the file go. Its lock file stays, and locks nothing."""
-        self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
         self._lock.release()
 
     def _write(self, entry: dict[str, Any]) -> None:
+        left = memoryview(json.dumps(entry).encode() + b"\n")
         try:
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
         except OSError as error:
-            raise LonasEdgeError(f"{self._file.name}: the answers so far are kept, but no more: {error}") from error
+            self.close()
+            raise LonasEdgeError(f"{self._path}: the answers so far are kept, but no more: {error}") from error
 
 
-def _entry(line: bytes) -> Iterator[tuple[str, list[Any]]]:
-    """A line's batch and answers. A damaged line has none, so that its batch is asked again."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(entry, dict) and isinstance(entry.get("batch"), str) and isinstance(entry.get("answers"), list):
-        yield entry["batch"], entry["answers"]
+def _end_of_last_line(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
 
 
 class ResumingLM(LM):  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """Answers survive a kill at any point, and what follows is what an uninterrupted run would have computed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,9 @@ def test_a_line_cut_short_is_not_counted(lost: int, tmp_path: Path):
         b'{"batch": 3, "answers": ["x"]}',
         b'{"batch": "HASH", "answers": "x"}',
         b'{"batch": "HASH", "answers": ["only one"]}',
+        b'{"batch": "HASH", "answers": ["wrong", "wrong"]}',
+        b'{"batch": "HASH", "answers": ["wrong", "wrong"], "check": "0123456789abcdef"}',
+        b'{"batch": "HASH", "answers": ["wrong", "wrong"], "check": null}',
     ],
 )
 def test_the_batch_of_a_damaged_line_is_asked_again(damaged: bytes, tmp_path: Path):
@@ -173,3 +177,81 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LonasEdgeError, match="finished answers cannot be kept there"):
         AnswerLog(tmp_path / "file/log.jsonl", {})
+
+
+def test_no_flipped_bit_makes_a_wrong_answer(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    expected = run(path, Recorder())
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        assert run(path, Recorder()) == expected, place
+
+
+def test_answers_of_another_model_are_not_taken(tmp_path: Path):
+    """The file's name says what answers depend on."""
+    run(tmp_path / "other.jsonl", Recorder())
+    (tmp_path / "other.jsonl").rename(tmp_path / "log.jsonl")
+    model = Recorder()
+    run(tmp_path / "log.jsonl", model)
+    assert sum(map(len, model.batches)) == 11
+
+
+def test_lines_of_the_version_before_are_asked_again(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    expected = run(path, Recorder())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "check"}) + "\n" for line in lines))
+    model = Recorder()
+    assert run(path, model) == expected
+    assert sum(map(len, model.batches)) == 11
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX systems")
+def test_a_log_that_is_no_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    for name in ("pipe", "folder", "full"):
+        path = tmp_path / f"{name}.jsonl"
+        with pytest.raises(LonasEdgeError, match=rf"{path}: finished answers cannot be kept there: ") as raised:
+            AnswerLog(path, {})
+        assert "\n" not in str(raised.value)
+    (tmp_path / "folder.jsonl").rmdir()
+    AnswerLog(tmp_path / "folder.jsonl", {}).close()  # the lock had been let go
+
+
+def test_a_disk_that_fills_up(tmp_path: Path):
+    """A line of which a part was written counts for nothing; the answers before it are kept."""
+    resource = pytest.importorskip("resource")
+    path, limits = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = run(tmp_path / "whole" / "log.jsonl", Recorder())
+    size = sum(map(len, (tmp_path / "whole/log.jsonl").read_bytes().splitlines(keepends=True)[:3])) + 20
+    first, second = Recorder(), Recorder()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(LonasEdgeError, match=rf"{path}: the answers so far are kept, but no more: "):
+            run(path, first)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.stat().st_size == size
+    assert run(path, second) == expected
+    assert second.batches == first.batches[2:] + [batch for batch in second.batches if batch not in first.batches]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "open", "ftruncate"])
+def test_a_disk_that_fails(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "log.jsonl"
+    expected = run(path, Recorder(), [requests()[0]])
+    path.write_bytes(path.read_bytes() + b"cut off")
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(LonasEdgeError, match=rf"{path}: .*: \[Errno 5\] Input/output error$"):
+        patch.setattr(os, call, fails)
+        run(path, Recorder())
+    assert run(path, Recorder(dies_at=0), [requests()[0]]) == expected

@@ -93,11 +93,9 @@ def test_resume_with_damaged_settings(
     has(refused(arguments(llama, data, output, "--resume")), f"{output}.training/settings.json: ", *texts)
 
 
-def test_not_finite(llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    content = json.loads(llama_copy.space.read_text())  # --lr takes no such rate
-    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0]["init_lr"] = 1e30
-    llama_copy.space.write_text(json.dumps(content))
-    ran = run_cli(*arguments(llama_copy, data, tmp_path / "out", lr=None, save_steps=1))
+def test_not_finite(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch) -> None:
+    monkeypatch.setattr("lonas_edge.training.plan.Plan.learning_rate", lambda *_: 1e30)  # no option takes such a rate
+    ran = run_cli(*arguments(llama, data, tmp_path / "out", save_steps=1))
     assert ran.code == 1
     assert not ran.out
     assert "Traceback" not in ran.err

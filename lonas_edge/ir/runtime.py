@@ -45,6 +45,7 @@ KNOWN = {  # every property that a search may choose, and the values that it may
     "PERFORMANCE_HINT": "LATENCY|THROUGHPUT",
     "SCHEDULING_CORE_TYPE": "ANY_CORE|PCORE_ONLY|ECORE_ONLY",
 }
+_STOCK = {"ACTIVATIONS_SCALE_FACTOR": r"[0-9]{1,6}(\.[0-9]{1,6})?"}  # what optimum-intel 2.2 puts into an IR, beside the above
 _DEVICE = re.compile(r"[A-Z]+(\.[0-9]+)?(:[A-Z0-9.,]+)?")
 
 
@@ -62,12 +63,13 @@ def property_faults(properties: Mapping[str, str | None], names: Iterable[str] =
 
     Args:
         properties: Values by name; None for one that is not set.
-        names: The properties that may be there, of `KNOWN`.
+        names: The properties that may be there.
 
     Returns:
         One line a fault.
     """
-    allowed = {name: KNOWN[name] for name in names}
+    known = KNOWN | _STOCK
+    allowed = {name: known[name] for name in names}
     return [
         f"{name} = {value!r}: expected {allowed[name]}"
         if name in allowed
@@ -219,7 +221,7 @@ def ir_faults(text: str) -> list[str]:
         options = ET.fromstring(text).findall("rt_info/runtime_options/*")
     except ET.ParseError as error:
         return [f"not XML: {error}"]
-    return property_faults({option.tag: option.get("value", "") for option in options}, IN_IR)
+    return property_faults({option.tag: option.get("value", "") for option in options}, (*IN_IR, *_STOCK))
 
 
 def store(folder: Path, chosen: RuntimeProperties, rewritten: Rewritten = lambda _: None) -> None:

@@ -295,7 +295,7 @@ def test_patterns_of_real_adapters_are_taken(llama_copy: TinySource) -> None:
         (lambda t: t.to(torch.int8), "dtype torch.int8"),
         (lambda t: t.to(torch.float8_e4m3fn), "dtype torch.float8_e4m3fn"),
         (lambda t: t * torch.nan, "holds NaN or Inf"),
-        (lambda t: t[:0], r"expected \[8, 64\], found \[0, 64\]"),
+        (lambda t: t[:0], r"expected \[8, \d+\], found \[0, \d+\]"),
     ],
 )
 def test_factors_that_are_no_factors(llama_copy: TinySource, change: Callable, told: str) -> None:

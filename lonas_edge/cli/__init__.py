@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lonas_edge import __version__
-from lonas_edge.cli import bench, eval, export, inspect, space, train
+from lonas_edge.cli import bench, eval, export, inspect, search, space, train
 from lonas_edge.errors import LonasEdgeError
 
 _TYPER_INTERRUPTED = 130  # the exit code typer turns Ctrl-C into
@@ -29,6 +29,7 @@ app.command("export")(export.command)
 app.command("bench")(bench.command)
 app.command("eval")(eval.command)
 app.command("train")(train.command)
+app.command("search")(search.command)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,5 @@
+"""Search: from a search space to evaluated sub-networks, their front, and the picks worth exporting."""
+
+SEARCH = "search.json"  # what a search found, in its output directory
+STUDY = "study.log"  # Optuna's trials, where no other storage is named
+SUBNETWORKS = "subnetworks"  # the networks of the front and the picks, for --subnet

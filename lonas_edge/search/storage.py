@@ -86,9 +86,9 @@ def open_file(path: Path) -> "BaseStorage":
         LonasEdgeError: If it is damaged.
     """
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend
 
-    class Lock(BaseJournalFileLock):  # type: ignore[misc]
+    class Lock:
         """Freed with the process, where Optuna's own outlives a killed one."""
 
         def __init__(self) -> None:

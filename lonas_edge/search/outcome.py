@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +10,9 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Origin
 from lonas_edge.search import SEARCH, SUBNETWORKS
-from lonas_edge.search.cost import COSTS, CostSettings, cost_function
+from lonas_edge.search.cost import COSTS, CostFunction
 from lonas_edge.search.picks import resolve
-from lonas_edge.search.plan import CONFIGURED, Plan
+from lonas_edge.search.plan import Plan, configured_costs
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
 from lonas_edge.search.seeds import named
@@ -131,19 +131,13 @@ class Outcome:
 
 def measures(plan: Plan) -> dict[str, Value]:
     """Every measure that a pick may bound: the objectives, and what configurations tell."""
-    settings = counted(plan)
 
-    def value(name: str) -> Value:
-        cost = functools.cache(cost_function(name, plan.source, settings))
-        return lambda one: cost(one.widths, one.weight_format)
+    def value(cost: CostFunction) -> Value:
+        known = functools.cache(cost)
+        return lambda one: known(one.widths, one.weight_format)
 
-    found = {name: value(name) for name in CONFIGURED}
+    found = {name: value(cost) for name, cost in configured_costs(plan).items()}
     return found | {plan.options.cost: lambda one: one.cost, plan.options.quality: lambda one: one.quality}
-
-
-def counted(plan: Plan) -> CostSettings:
-    """The settings of costs that configurations tell."""
-    return replace(plan.options.cost_settings, weight_formats=plan.dimensions.formats)
 
 
 def _searched(plan: Plan) -> Searched:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from lonas_edge.files import sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.network import adapters
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import COSTS, CostSettings
+from lonas_edge.search.cost import COSTS, CostFunction, CostSettings, cost_function
 from lonas_edge.search.damage import evaluations, first_layer
 from lonas_edge.search.dimensions import Dimensions, find_dimensions
 from lonas_edge.search.heldout import MAX_LENGTH, HeldOut, read_held_out
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.samplers import SamplerSettings
+from lonas_edge.search.seeds import named
 from lonas_edge.space.search_space import SearchSpace
 
 REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler
@@ -244,7 +245,39 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
         from lonas_edge.search.accuracy import read_questions
 
         read_questions(options.data, options.protocol, held.order[: held.prompts])
-    return Plan(source, options, dimensions, held, evals, settings, tuple(picks))
+    plan = Plan(source, options, dimensions, held, evals, settings, tuple(picks))
+    refuse_hopeless(plan, configured_costs(plan))
+    return plan
+
+
+def configured_costs(plan: Plan) -> dict[str, CostFunction]:
+    """The costs that configurations tell, by name."""
+    settings = replace(plan.options.cost_settings, weight_formats=plan.dimensions.formats)
+    return {name: cost_function(name, plan.source, settings) for name in CONFIGURED}
+
+
+def refuse_hopeless(plan: Plan, costs: Mapping[str, CostFunction]) -> None:
+    """Refuse a pick below what the cheapest network costs.
+
+    Args:
+        plan: The plan.
+        costs: Costs by name; picks of others are not looked at.
+
+    Raises:
+        LonasEdgeError: If there is one; the nearest is named.
+    """
+    known = named(plan.dimensions)
+    for pick in plan.picks:
+        if pick.measure not in costs:
+            continue
+        cost = costs[pick.measure]
+        least = min(cost(known["minimal"][0], name) for name in plan.dimensions.formats)
+        whole = cost(*known["maximal"])
+        if not pick.meets(least, whole):
+            raise LonasEdgeError(
+                f"--pick {pick.expression}: nothing meets it; the nearest is the minimal network with {pick.measure} "
+                f"{least:.6g} ({least / whole:.3g}x)"
+            )
 
 
 def _settings(space: SearchSpace, options: SearchOptions) -> tuple[int, SamplerSettings]:

@@ -15,10 +15,10 @@ from lonas_edge.search import STUDY
 from lonas_edge.search.cost import CostFunction, cost_function
 from lonas_edge.search.damage import DamageTable, measure_damage
 from lonas_edge.search.dimensions import Network
-from lonas_edge.search.outcome import Outcome, counted
+from lonas_edge.search.outcome import Outcome
 from lonas_edge.search.place import check, place
-from lonas_edge.search.plan import REFINED, Plan
-from lonas_edge.search.quality import QUALITIES, Score, likelihood_score
+from lonas_edge.search.plan import REFINED, Plan, refuse_hopeless
+from lonas_edge.search.quality import Score, likelihood_score
 from lonas_edge.search.record import Evaluation, SearchRecord, front
 from lonas_edge.search.refine import proposer
 from lonas_edge.search.samplers import reseeded
@@ -29,7 +29,7 @@ from lonas_edge.search.study import Rules, Worker
 if TYPE_CHECKING:
     from optuna import Study
 
-    from lonas_edge.network.super_network import SuperNetwork
+    from lonas_edge.network.super_network import Batch, SuperNetwork
 
 Progress = Callable[[str, float | None], None]
 _TABLE, _COSTS = "table", "costs"  # attributes of the study
@@ -52,6 +52,10 @@ def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> Search
     """
     options = plan.options
     check(options.output, options.resume, options.storage is not None)
+    tokenizer = load_tokenizer(plan.source.base.folder)
+    if tokenizer is None:
+        raise LonasEdgeError(f"{plan.source.base.folder}: no tokenizer; a search needs one")
+    batches = plan.held.batches(tokenizer)
     storage = open_storage(options.storage) if options.storage else None  # before a directory is made, or a model loaded
     with place(options.output, options.resume, options.overwrite, storage is not None) as before:
         where = shown(options.storage) if options.storage else str(options.output / STUDY)
@@ -59,7 +63,7 @@ def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> Search
         name = options.study or ("search" if storage is None else _name(identity))
         storage = storage or open_file(options.output / STUDY)
         study = open_study(storage, name, identity, reseeded(options.sampler, plan.settings), where)
-        running = _Search(plan, study, progress, dict(before.seconds) if before else {})
+        running = _Search(plan, study, progress, tokenizer, batches, dict(before.seconds) if before else {})
         try:
             running.run()
         except KeyboardInterrupt:
@@ -82,6 +86,8 @@ class _Search:
     plan: Plan
     study: "Study"
     progress: Progress
+    tokenizer: Any
+    batches: "Sequence[Batch]"
     seconds: dict[str, float]
     table: DamageTable | None = None
     formats: dict[str, float] = field(default_factory=dict)
@@ -93,7 +99,7 @@ class _Search:
         with self._step("cost"):
             cost = cost_function(options.cost, plan.source, options.cost_settings, self.progress)
             self._refuse_other_costs(cost)
-            self._refuse_hopeless(cost)
+            refuse_hopeless(plan, {options.cost: cost})
         with self._step("load"):
             self.progress("Loading the super-network", None)
             score = self._scorer()
@@ -111,28 +117,24 @@ class _Search:
         """Load the super-network, make or find the table, and score."""
         from lonas_edge.network.super_network import load_super_network
 
-        plan, options = self.plan, self.plan.options
-        tokenizer = load_tokenizer(plan.source.base.folder)
-        if tokenizer is None:
-            raise LonasEdgeError(f"{plan.source.base.folder}: no tokenizer; a search needs one")
-        batches = plan.held.batches(tokenizer)
+        plan, options, batches = self.plan, self.plan.options, self.batches
         network = load_super_network(plan.source, DTYPES[options.dtype].torch)
         self.progress("Answers of the maximal network", None)
         reference = network.reference(batches)
-        self._find_table(network, batches, reference)
+        self._find_table(network, reference)
         if options.quality == "accuracy":
             from lonas_edge.search.accuracy import accuracy_score, read_questions
 
             questions = read_questions(options.data, options.protocol, plan.held.order[: plan.held.prompts])
-            uncompressed = accuracy_score(network, questions, options.protocol, plan.held.template.name, tokenizer)
+            uncompressed = accuracy_score(network, questions, options.protocol, plan.held.template.name, self.tokenizer)
         else:
             uncompressed = likelihood_score(options.quality, network, batches, reference)
         kept: Score = functools.cache(uncompressed)  # a network is scored once, whatever the formats
         return lambda one: kept(one[0]) + self.formats.get(one[1], 0.0)
 
-    def _find_table(self, network: "SuperNetwork", batches: Sequence[Any], reference: Sequence[Any]) -> None:
+    def _find_table(self, network: "SuperNetwork", reference: Sequence[Any]) -> None:
         """The damage table, and what formats add: the study's, else measured here and kept there."""
-        plan = self.plan
+        plan, batches = self.plan, self.batches
         if _TABLE not in self.study.user_attrs:
             with self._step("damage table"):
                 table: dict[str, Any] = {"damage": [], "formats": {}}
@@ -164,22 +166,6 @@ class _Search:
                 f"The study {self.study.study_name!r} has other costs than this machine ({self.plan.options.cost}: {told}). "
                 "Workers share one latency table: copy it here, or begin a study of its own (--study NAME)."
             )
-
-    def _refuse_hopeless(self, cost: CostFunction) -> None:
-        """A bound below the cheapest network is told before anything is computed."""
-        plan = self.plan
-        known = named(plan.dimensions)
-        for pick in plan.picks:
-            if pick.measure in QUALITIES:
-                continue
-            value = cost if pick.measure == plan.options.cost else cost_function(pick.measure, plan.source, counted(plan))
-            least = min(value(known["minimal"][0], one) for one in plan.dimensions.formats)
-            whole = value(*known["maximal"])
-            if not pick.meets(least, whole):
-                raise LonasEdgeError(
-                    f"--pick {pick.expression}: nothing meets it; the nearest is the minimal network with {pick.measure} "
-                    f"{least:.6g} ({least / whole:.3g}x)"
-                )
 
     def _told(self, evaluations: list[Evaluation]) -> None:
         """Keep and show what is evaluated."""

@@ -1,5 +1,6 @@
 """Where trials are kept: a file in the output directory, or any Optuna storage that several workers share."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 IDENTITY = "lonas_edge"  # the study's attribute that says what it is of
 _GRPC = "grpc://"
 _CONNECT_SECONDS = 10
+_PIP_NAMES = {
+    "grpc": "grpcio protobuf",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
 
 
 def shown(url: str) -> str:
@@ -47,7 +54,8 @@ def open_storage(url: str) -> "BaseStorage":
     try:
         return _proxy(url.removeprefix(_GRPC)) if url.startswith(_GRPC) else _database(url)
     except ModuleNotFoundError as error:
-        raise LonasEdgeError(f"--storage {shown(url)}: its driver is not installed: pip install {error.name}") from error
+        missing = _PIP_NAMES.get(str(error.name), error.name)
+        raise LonasEdgeError(f"--storage {shown(url)}: its driver is not installed: pip install {missing}") from error
     except Exception as error:  # each database has exceptions of its own; all mean that it is not to be had
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise LonasEdgeError(
@@ -65,10 +73,13 @@ def _database(url: str) -> "BaseStorage":
 
 
 def _proxy(address: str) -> "BaseStorage":
+    from optuna.exceptions import ExperimentalWarning
     from optuna.storages import GrpcStorageProxy
 
     host, _, port = address.rpartition(":")
-    proxy = GrpcStorageProxy(host=host, port=int(port))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=host, port=int(port))
     proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
     return proxy
 
@@ -110,7 +121,8 @@ def open_file(path: Path) -> "BaseStorage":
 def _cut_off(path: Path) -> None:
     with suppress(FileNotFoundError), path.open("r+b") as file:
         content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def open_study(storage: "BaseStorage", name: str, identity: Mapping[str, Any], sampler: "BaseSampler", where: str) -> "Study":
@@ -133,9 +145,12 @@ def open_study(storage: "BaseStorage", name: str, identity: Mapping[str, Any], s
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(
-            study_name=name, storage=storage, directions=["minimize"] * 2, sampler=sampler, load_if_exists=True
-        )
+        if name in optuna.get_all_study_names(storage):  # one that is there is read, nothing is written
+            study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+        else:
+            study = optuna.create_study(
+                study_name=name, storage=storage, directions=["minimize"] * 2, sampler=sampler, load_if_exists=True
+            )
         found = study.user_attrs.get(IDENTITY)
         if found is None and not study.get_trials(deepcopy=False):
             study.set_user_attr(IDENTITY, dict(identity))

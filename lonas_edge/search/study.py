@@ -93,7 +93,7 @@ class Worker:
 
         Args:
             measure: Evaluates one.
-            told: Called with all evaluations after each.
+            told: Called with all evaluations before the first, after each, and in the end, with the last ones of others.
         """
         told(self.evaluations())
         while (trial := self._next()) is not None:
@@ -108,6 +108,7 @@ class Worker:
                 trial.set_user_attr("seconds", time.perf_counter() - start)
             self.study.tell(trial.number, [self._rules.sign * quality, cost], skip_if_finished=True)
             told(self.evaluations())
+        told(self.evaluations())
 
     def _next(self) -> Trial | None:
         """The next trial: one whose worker died, one that waits, a proposed one, or a drawn one. None at the end."""

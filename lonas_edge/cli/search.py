@@ -130,6 +130,14 @@ def command(
     study: Annotated[
         str | None, typer.Option("--study", help="Name of the study in --storage. Default: by what is searched.")
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Export members of the front and measure them on the device in the end. Default: where the cost is a latency.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin: there must be a search to go on with.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and about how long; configurations are enough.")
@@ -147,10 +155,18 @@ def command(
     """
     if overwrite and resume:
         raise typer.BadParameter("--overwrite begins anew, --resume goes on")
+    measured = COSTS[cost].needs_device if measure is None else measure
+    timed = COSTS[cost].needs_device or measured
+    idle = [name for name in ("device", "prompt_len", "new_tokens", "threads") if given(ctx, name) and not timed]
+    if idle:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise typer.BadParameter(f"{told}: does nothing: no latency is measured (--cost {cost}, no --measure)")
     if given(ctx, "protocol") and quality != "accuracy":
         raise typer.BadParameter(f"--protocol does nothing: --quality {quality} asks no questions")
     formats = _formats(weight_format)
-    require_extra("search", "optuna")
+    require_extra("search", "optuna", "matplotlib")
+    if timed:
+        require_extra("bench", "openvino_genai")
     if quality == "accuracy":
         require_extra("eval", "lm_eval")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -160,7 +176,7 @@ def command(
         from lonas_edge.search.plan import SearchOptions, make_plan
 
         report("Reading configurations", None)
-        if COSTS[cost].needs_device:
+        if timed:
             from lonas_edge.ir.runtime import check_device
 
             check_device(device)
@@ -189,6 +205,7 @@ def command(
             picks=tuple(picks or ()),
             resume=resume,
             overwrite=overwrite,
+            measured=measured,
         )
         plan = make_plan(opened, options)
         if not dry_run:
@@ -235,6 +252,10 @@ def _time(seconds: float) -> str:
 def _print(record: "SearchRecord", options: "SearchOptions") -> None:
     from rich.console import Console
 
+    from lonas_edge.search import LATENCY, SUBNETWORKS
+    from lonas_edge.search.latency_table import LatencyTable
+    from lonas_edge.search.report import latency_shown, tables
+
     console = Console()
     console.print(
         f"{options.output}: {len(record.evaluations)} networks evaluated, {len(record.front)} in the front; "
@@ -245,10 +266,9 @@ def _print(record: "SearchRecord", options: "SearchOptions") -> None:
     if record.data.unseen is False:
         told = "The prompts are of the file that the super-adapter was trained on: give others for a better choice."
         console.print(told, style="yellow")
-    cells = []
-    for one in (*record.named, *record.picks):
-        found = record.evaluations[one.evaluation]
-        figures = f"{found.quality:.4g}", f"{found.cost:.6g}", found.weight_format, found.origin
-        cells.append([one.name, *figures, f"subnetworks/{one.file}.json" if one.file else ""])
-    headings = ["network", f"{record.quality}, {record.units[record.quality]}", f"{record.cost}, {record.units[record.cost]}"]
-    print_table(console, "", [*headings, "format", "from", "file"], cells)
+    told = f"{options.output / SUBNETWORKS}: a file of each network of the front and each pick, for --subnet"
+    console.print(told, markup=False, highlight=False)
+    for table in tables(record):
+        print_table(console, *table)
+    if (options.output / LATENCY).exists():
+        print_table(console, *latency_shown(LatencyTable.read(options.output / LATENCY)))

@@ -9,12 +9,12 @@ from typing import Any
 from lonas_edge.bench.machine import describe
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Origin
-from lonas_edge.search import SEARCH, SUBNETWORKS
+from lonas_edge.search import SEARCH, SUBNETWORKS, report
 from lonas_edge.search.cost import COSTS, CostFunction
 from lonas_edge.search.picks import resolve
 from lonas_edge.search.plan import Plan, configured_costs
 from lonas_edge.search.quality import QUALITIES
-from lonas_edge.search.record import Evaluation, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
+from lonas_edge.search.record import Evaluation, Measured, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
 from lonas_edge.search.seeds import named
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
@@ -33,6 +33,7 @@ class Outcome:
         evaluations: In the order of the trials.
         table: Rows of the damage table; none where there is none.
         formats: What each weight format adds to the quality.
+        measured: Members of the front as they were measured.
         seconds: By step.
         finished: Whether it ran to its end.
     """
@@ -42,29 +43,38 @@ class Outcome:
     evaluations: tuple[Evaluation, ...]
     table: tuple[tuple[float, ...], ...]
     formats: Mapping[str, float]
+    measured: tuple[Measured, ...]
     seconds: Mapping[str, float]
     finished: bool
 
-    def write(self, told: bool = False) -> SearchRecord:
-        """Write record and sub-networks.
+    def write(self, drawn: bool = False) -> None:
+        """Write record and sub-networks; nothing where nothing is evaluated.
 
         Args:
-            told: Whether a pick that nothing meets is an error, once all is written.
+            drawn: Whether progression and front are drawn, too, which takes a second.
+        """
+        record, folder = self.record(), self.plan.options.output
+        if not self.evaluations:
+            return
+        self._write_subnetworks(record)
+        record.write(folder / SEARCH)
+        if drawn:
+            report.write(record, folder)
+
+    def finish(self) -> SearchRecord:
+        """Write everything.
 
         Returns:
             The record.
 
         Raises:
-            LonasEdgeError: If nothing meets a pick; the nearest is named.
+            LonasEdgeError: If nothing meets a pick; the nearest is named. All is written then, too.
         """
-        picks, missed = self._picks()
-        record = self._record(picks)
-        if self.evaluations:
-            self._write_subnetworks(record)
-            record.write(self.plan.options.output / SEARCH)
-        if told and missed:
+        self.write(drawn=True)
+        _, missed = self._picks
+        if missed:
             raise LonasEdgeError("\n".join(missed))
-        return record
+        return self.record()
 
     def _write_subnetworks(self, record: SearchRecord) -> None:
         folder = self.plan.options.output / SUBNETWORKS
@@ -83,7 +93,8 @@ class Outcome:
         places = {(one.widths, one.weight_format): one for one in self.evaluations}
         return {name: places[network] for name, network in named(self.plan.dimensions).items() if network in places}
 
-    def _record(self, picks: tuple[Named, ...]) -> SearchRecord:
+    def record(self) -> SearchRecord:
+        """The record, as it is written to `search.json`."""
         plan, options = self.plan, self.plan.options
         members = front(self.evaluations, plan.sign)
         return SearchRecord(
@@ -102,13 +113,15 @@ class Outcome:
                 *(Named(name, one.number) for name, one in self._known.items()),
                 *(Named(f"front:{place}", one.number, f"front-{place:02}") for place, one in enumerate(members, 1)),
             ),
-            picks=picks,
+            picks=self._picks[0],
             hypervolume=tuple(self._hypervolume()),
             conditions=_conditions(),
             seconds=dict(self.seconds),
             finished=self.finished,
+            measured=self.measured,
         )
 
+    @cached_property
     def _picks(self) -> tuple[tuple[Named, ...], list[str]]:
         """The picks, and what is to say of those that nothing meets."""
         found, missed = [], []

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search import STUDY
-from lonas_edge.search.cost import CostFunction, cost_function
+from lonas_edge.search import LATENCY, STUDY
+from lonas_edge.search.cost import COSTS, CostFunction, cost_function
 from lonas_edge.search.damage import DamageTable, measure_damage
 from lonas_edge.search.dimensions import Network
 from lonas_edge.search.outcome import Outcome
 from lonas_edge.search.place import check, place
 from lonas_edge.search.plan import REFINED, Plan, refuse_hopeless
 from lonas_edge.search.quality import Score, likelihood_score
-from lonas_edge.search.record import Evaluation, SearchRecord, front
+from lonas_edge.search.record import Evaluation, Measured, SearchRecord, front
 from lonas_edge.search.refine import proposer
 from lonas_edge.search.samplers import reseeded
-from lonas_edge.search.seeds import named, seeds
+from lonas_edge.search.seeds import seeds
 from lonas_edge.search.storage import open_file, open_storage, open_study, shown
 from lonas_edge.search.study import Rules, Worker
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from lonas_edge.network.super_network import Batch, SuperNetwork
+    from lonas_edge.search.latency_table import LatencyTable
 
 Progress = Callable[[str, float | None], None]
-_TABLE, _COSTS = "table", "costs"  # attributes of the study
+_TABLE, _LATENCY = "table", "latency_table"  # attributes of the study
 _SAVE_SECONDS = 2.0  # the record is written so often at most
 
 
@@ -67,12 +68,12 @@ def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> Search
         try:
             running.run()
         except KeyboardInterrupt:
-            running.outcome(finished=False).write()
+            running.outcome(finished=False).write(drawn=True)
             raise LonasEdgeError(
                 f"interrupted: {len(running.evaluations)} evaluations are kept in {options.output}; the same command goes on "
                 "from there"
             ) from None
-        return running.outcome(finished=True).write(told=True)
+        return running.outcome(finished=True).finish()
 
 
 def _name(identity: Mapping[str, Any]) -> str:
@@ -92,17 +93,16 @@ class _Search:
     table: DamageTable | None = None
     formats: dict[str, float] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
+    latency: "LatencyTable | None" = None
+    measured: tuple[Measured, ...] = ()
     saved: float = 0.0
 
     def run(self) -> None:
         plan, options = self.plan, self.plan.options
         with self._step("cost"):
-            cost = cost_function(options.cost, plan.source, options.cost_settings, self.progress)
-            self._refuse_other_costs(cost)
+            cost = self._cost()
             refuse_hopeless(plan, {options.cost: cost})
-        with self._step("load"):
-            self.progress("Loading the super-network", None)
-            score = self._scorer()
+        score = self._scorer()
         propose = None
         if self.table and options.refined:
             propose = proposer(plan.dimensions, self.table, cost, plan.sign)
@@ -112,15 +112,36 @@ class _Search:
         worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost))
         with self._step("evaluations"):
             worker.run(lambda network: (score(network), cost(*network)), self._told)
+        if options.measured:
+            self.outcome(finished=False).write()
+            self._measure()
+
+    def _cost(self) -> CostFunction:
+        """The cost. A device's latency is that of the machine which began the study, so that all workers mean the same."""
+        options, source = self.plan.options, self.plan.source
+        settings = options.cost_settings
+        if not COSTS[options.cost].needs_device:
+            return cost_function(options.cost, source, settings)
+        from lonas_edge.search.latency_table import LatencyTable, open_table
+
+        if _LATENCY not in self.study.user_attrs:
+            found = open_table(source, settings, self.progress).to_json()
+            if _LATENCY not in self.study.user_attrs:
+                self.study.set_user_attr(_LATENCY, found)
+        self.latency = LatencyTable.from_json(self.study.user_attrs[_LATENCY], f"the study {self.study.study_name!r}")
+        self.latency.write(options.output / LATENCY)
+        return cost_function(options.cost, source, settings, self.progress, self.latency)
 
     def _scorer(self) -> Callable[[Network], float]:
         """Load the super-network, make or find the table, and score."""
         from lonas_edge.network.super_network import load_super_network
 
         plan, options, batches = self.plan, self.plan.options, self.batches
-        network = load_super_network(plan.source, DTYPES[options.dtype].torch)
-        self.progress("Answers of the maximal network", None)
-        reference = network.reference(batches)
+        with self._step("load"):
+            self.progress("Loading the super-network", None)
+            network = load_super_network(plan.source, DTYPES[options.dtype].torch)
+            self.progress("Answers of the maximal network", None)
+            reference = network.reference(batches)
         self._find_table(network, reference)
         if options.quality == "accuracy":
             from lonas_edge.search.accuracy import accuracy_score, read_questions
@@ -131,6 +152,22 @@ class _Search:
             uncompressed = likelihood_score(options.quality, network, batches, reference)
         kept: Score = functools.cache(uncompressed)  # a network is scored once, whatever the formats
         return lambda one: kept(one[0]) + self.formats.get(one[1], 0.0)
+
+    def _measure(self) -> None:
+        """Members of the front and the picks on the device, beside what the table predicts."""
+        from lonas_edge.search.measured import measure_front, spread
+
+        record, evaluations = self.outcome(finished=False).record(), self.evaluations
+        chosen = {one.name: evaluations[one.evaluation] for one in record.named if one.name in ("maximal", "heuristic")}
+        names = {one.evaluation: one.file or one.name for one in (*record.named, *record.picks)}
+        members = [evaluations[number] for number in record.front]
+        for one in (*spread(members), *(evaluations[pick.evaluation] for pick in record.picks)):
+            if one not in chosen.values():
+                chosen[names[one.number]] = one
+        with self._step("measured"):
+            settings, output = self.plan.options.cost_settings, self.plan.options.output
+            found = measure_front(self.plan.source, list(chosen.items()), settings, output, self.progress, table=self.latency)
+        self.measured = tuple(found)
 
     def _find_table(self, network: "SuperNetwork", reference: Sequence[Any]) -> None:
         """The damage table, and what formats add: the study's, else measured here and kept there."""
@@ -153,19 +190,6 @@ class _Search:
         kept = self.study.user_attrs[_TABLE]
         self.formats = kept["formats"]
         self.table = DamageTable(tuple(map(tuple, kept["damage"]))) if kept["damage"] else None
-
-    def _refuse_other_costs(self, cost: CostFunction) -> None:
-        """Workers of one study must agree on what a network costs: a device's latency is another machine's."""
-        found = {name: cost(*network) for name, network in named(self.plan.dimensions).items()}
-        kept = self.study.user_attrs.get(_COSTS)
-        if kept is None:
-            self.study.set_user_attr(_COSTS, found)
-        elif any(abs(kept[name] - value) > 1e-6 * abs(value) for name, value in found.items()):
-            told = ", ".join(f"{name} {kept[name]:.6g} and here {value:.6g}" for name, value in found.items())
-            raise LonasEdgeError(
-                f"The study {self.study.study_name!r} has other costs than this machine ({self.plan.options.cost}: {told}). "
-                "Workers share one latency table: copy it here, or begin a study of its own (--study NAME)."
-            )
 
     def _told(self, evaluations: list[Evaluation]) -> None:
         """Keep and show what is evaluated."""
@@ -190,5 +214,12 @@ class _Search:
         """What there is so far."""
         table = self.table.rows if self.table else ()
         return Outcome(
-            self.plan, self.study.study_name, tuple(self.evaluations), table, self.formats, dict(self.seconds), finished
+            plan=self.plan,
+            study=self.study.study_name,
+            evaluations=tuple(self.evaluations),
+            table=table,
+            formats=self.formats,
+            measured=self.measured,
+            seconds=dict(self.seconds),
+            finished=finished,
         )

@@ -150,6 +150,10 @@ def test_unknown_names(option: str, value: str, command: Callable, refused: Call
     has(refused(command(option, value), code=2), value, "is not one of")
 
 
+def test_unknown_device(command: Callable, refused: Callable) -> None:
+    has(refused(command("--cost", "tpot", "--device", "XPU")), "XPU", "CPU")
+
+
 def test_unknown_weight_format(command: Callable, refused: Callable) -> None:
     has(refused(command("--weight-format", "int8,int3"), code=2), "int8,int3", "expected one or several of")
 
@@ -201,6 +205,7 @@ def test_a_damaged_record(run_cli: Callable, command: Callable, tmp_path: Path, 
 
 def test_options_that_do_nothing(command: Callable, refused: Callable) -> None:
     has(refused(command("--protocol", "generate"), code=2), "--protocol does nothing")
+    has(refused(command("--device", "CPU", "--threads", "1"), code=2), "--device, --threads", "no latency is measured")
     has(refused(command("--overwrite", "--resume"), code=2), "--overwrite begins anew")
 
 

@@ -70,6 +70,8 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     record = searched(run_cli, command("--pick", "bytes<=0.95x"))
     folder = tmp_path / "out/subnetworks"
     assert len(list(folder.iterdir())) == len(record["front"]) + 1
+    written = {"search.json", "search_progression.csv", "search_progression.png", "front.png", "study.log", "subnetworks"}
+    assert written <= {path.name for path in (tmp_path / "out").iterdir()}
     pick = folder / "bytes-0.95x.json"
     content = json.loads(pick.read_text())
     assert content["name"] == "search:pick:bytes<=0.95x"

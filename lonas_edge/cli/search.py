@@ -155,6 +155,8 @@ def command(
     """
     if overwrite and resume:
         raise typer.BadParameter("--overwrite begins anew, --resume goes on")
+    if overwrite and storage:
+        raise typer.BadParameter("--overwrite is of the study in --output; with --storage, begin another one (--study NAME)")
     measured = COSTS[cost].needs_device if measure is None else measure
     timed = COSTS[cost].needs_device or measured
     idle = [name for name in ("device", "prompt_len", "new_tokens", "threads") if given(ctx, name) and not timed]

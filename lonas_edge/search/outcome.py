@@ -12,7 +12,7 @@ from lonas_edge.exporting.manifest import Origin
 from lonas_edge.search import SEARCH, SUBNETWORKS, report
 from lonas_edge.search.cost import COSTS, CostFunction
 from lonas_edge.search.picks import resolve
-from lonas_edge.search.plan import Plan, configured_costs
+from lonas_edge.search.plan import Plan
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Measured, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
 from lonas_edge.search.seeds import named
@@ -146,10 +146,9 @@ def measures(plan: Plan) -> dict[str, Value]:
     """Every measure that a pick may bound: the objectives, and what configurations tell."""
 
     def value(cost: CostFunction) -> Value:
-        known = functools.cache(cost)
-        return lambda one: known(one.widths, one.weight_format)
+        return lambda one: cost(one.widths, one.weight_format)
 
-    found = {name: value(cost) for name, cost in configured_costs(plan).items()}
+    found = {name: value(cost) for name, cost in plan.configured_costs.items()}
     return found | {plan.options.cost: lambda one: one.cost, plan.options.quality: lambda one: one.quality}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.output import locked
-from lonas_edge.search import SEARCH, STUDY, SUBNETWORKS
+from lonas_edge.search import LATENCY, SEARCH, STUDY, SUBNETWORKS
 from lonas_edge.search.record import SearchRecord
 
 
@@ -55,7 +55,7 @@ def check(output: Path, resume: bool, shared: bool) -> None:
     Raises:
         LonasEdgeError: If it is so.
     """
-    there = any((output / name).exists() for name in (SEARCH, STUDY))
+    there = any((output / name).exists() for name in (SEARCH, STUDY, LATENCY, SUBNETWORKS))
     if resume and not there and not shared:
         raise LonasEdgeError(f"--resume: {output} holds no search. Leave it out to begin one.")
     if output.exists() and not there and (not output.is_dir() or any(output.iterdir())):

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,11 @@ class Plan:
     def needs_table(self) -> bool:
         """Whether the damage table is asked for anything."""
         return self.options.seeded or self.options.refined
+
+    @cached_property
+    def configured_costs(self) -> dict[str, CostFunction]:
+        """The costs that configurations tell, by name; each network's are counted once."""
+        return {name: cache(cost_function(name, self.source, self.options.cost_settings)) for name in CONFIGURED}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -246,14 +251,8 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
 
         read_questions(options.data, options.protocol, held.order[: held.prompts])
     plan = Plan(source, options, dimensions, held, evals, settings, tuple(picks))
-    refuse_hopeless(plan, configured_costs(plan))
+    refuse_hopeless(plan, plan.configured_costs)
     return plan
-
-
-def configured_costs(plan: Plan) -> dict[str, CostFunction]:
-    """The costs that configurations tell, by name."""
-    settings = replace(plan.options.cost_settings, weight_formats=plan.dimensions.formats)
-    return {name: cost_function(name, plan.source, settings) for name in CONFIGURED}
 
 
 def refuse_hopeless(plan: Plan, costs: Mapping[str, CostFunction]) -> None:

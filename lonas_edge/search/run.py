@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256 as digest
 from typing import TYPE_CHECKING, Any
 
+from optuna.exceptions import StorageInternalError
+
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -73,6 +75,11 @@ def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> Search
                 f"interrupted: {len(running.evaluations)} evaluations are kept in {options.output}; the same command goes on "
                 "from there"
             ) from None
+        except StorageInternalError as error:
+            raise LonasEdgeError(
+                f"{where}: the storage can no longer be reached; what is evaluated is kept there, and the same command goes on "
+                f"from it: {next(iter(str(error).splitlines()), '')}"
+            ) from error
         return running.outcome(finished=True).finish()
 
 
@@ -102,6 +109,14 @@ class _Search:
         with self._step("cost"):
             cost = self._cost()
             refuse_hopeless(plan, {options.cost: cost})
+        self._evaluate(cost)
+        if options.measured:
+            self.outcome(finished=False).write()
+            self._measure()
+
+    def _evaluate(self, cost: CostFunction) -> None:
+        """Networks, until there are enough; the super-network is let go afterwards."""
+        plan, options = self.plan, self.plan.options
         score = self._scorer()
         propose = None
         if self.table and options.refined:
@@ -112,9 +127,6 @@ class _Search:
         worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost))
         with self._step("evaluations"):
             worker.run(lambda network: (score(network), cost(*network)), self._told)
-        if options.measured:
-            self.outcome(finished=False).write()
-            self._measure()
 
     def _cost(self) -> CostFunction:
         """The cost. A device's latency is that of the machine which began the study, so that all workers mean the same."""

@@ -4,6 +4,7 @@ Everything is decided by the trials that the storage has, so that a worker can d
 is taken over as it is, with its number and its network: the search goes on as if nothing had happened.
 """
 
+import math
 import random
 import socket
 import threading
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from optuna.trial import Trial, TrialState
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search.dimensions import Dimensions, Network
 from lonas_edge.search.record import Evaluation
 
@@ -94,6 +96,9 @@ class Worker:
         Args:
             measure: Evaluates one.
             told: Called with all evaluations before the first, after each, and in the end, with the last ones of others.
+
+        Raises:
+            LonasEdgeError: If a quality is not finite.
         """
         told(self.evaluations())
         while (trial := self._next()) is not None:
@@ -105,6 +110,11 @@ class Worker:
                     continue
                 start = time.perf_counter()
                 quality, cost = measure(network)
+                if not math.isfinite(quality):
+                    raise LonasEdgeError(
+                        f"The network of widths {list(network[0])} has the quality {quality}: the weights are damaged, or too "
+                        "large for --torch-dtype"
+                    )
                 trial.set_user_attr("seconds", time.perf_counter() - start)
             self.study.tell(trial.number, [self._rules.sign * quality, cost], skip_if_finished=True)
             told(self.evaluations())
@@ -119,7 +129,7 @@ class Worker:
                 return Trial(self.study, left._trial_id)
             done = self.evaluations()
             taken = {(one.widths, one.weight_format) for one in done} | self._networks(running)
-            if len(taken) >= min(self._rules.evals, self.dimensions.size):
+            if len(done) + len(running) >= min(self._rules.evals, self.dimensions.size):
                 if not running:
                     return None
                 time.sleep(min(1.0, STALE_SECONDS / 4))  # another worker's last one, which may have to be taken over

@@ -207,6 +207,7 @@ def test_options_that_do_nothing(command: Callable, refused: Callable) -> None:
     has(refused(command("--protocol", "generate"), code=2), "--protocol does nothing")
     has(refused(command("--device", "CPU", "--threads", "1"), code=2), "--device, --threads", "no latency is measured")
     has(refused(command("--overwrite", "--resume"), code=2), "--overwrite begins anew")
+    has(refused(command("--overwrite", "--storage", "sqlite:///x.db"), code=2), "--study NAME")
 
 
 def test_accuracy_of_data_that_asks_nothing(command: Callable, refused: Callable) -> None:

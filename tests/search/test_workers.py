@@ -15,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 from tiny_models import TinySource
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search import study as study_module
 from lonas_edge.search.dimensions import Dimensions, find_dimensions
 from lonas_edge.search.samplers import SamplerSettings, reseeded
@@ -169,6 +170,12 @@ def test_claims_are_renewed(joined: Callable, monkeypatch: pytest.MonkeyPatch) -
 
     worker.run(slow, lambda _: None)
     assert worker.study.trials[0].user_attrs["beat"] >= 3
+
+
+def test_a_quality_that_is_not_finite(joined: Callable) -> None:
+    worker, _ = joined(3)
+    with pytest.raises(LonasEdgeError, match="has the quality nan"):
+        worker.run(lambda _: (float("nan"), 1.0), lambda _: None)
 
 
 def test_every_network_of_a_space_is_found_and_none_twice(joined: Callable) -> None:

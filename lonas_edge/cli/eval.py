@@ -176,7 +176,7 @@ def command(
         from lonas_edge.evaluate.report import for_card, write
         from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
         from lonas_edge.evaluate.targets import RunOptions, open_targets
-        from lonas_edge.exporting.exported import store_evaluation
+        from lonas_edge.exporting.exported import changed, store_evaluation
         from lonas_edge.ir.runtime import check_device
         from lonas_edge.output import OutputDirectory
 
@@ -193,6 +193,10 @@ def command(
         _refuse_idle(ctx, _unheeded(opened))
         if card and not any(target.folder for target in opened):
             raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
+        for target in opened if card else ():
+            if target.folder:
+                with changed(target.folder):  # so that what cannot be written to is refused before the long part
+                    pass
         with resumable():
             found, samples = evaluate(opened, options, report)
         if directory:

@@ -1,7 +1,11 @@
 """An exported directory, opened: what a command that runs an IR needs to know, and whether the files are whole."""
 
+import filecmp
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +19,13 @@ from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import MANIFEST, Manifest, Written, record_rewritten
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
+from lonas_edge.interrupts import held
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.schema import field_faults
 
+_LATER = (RUNTIME, MODEL, FILE, "README.md", MANIFEST)  # what later commands write, in the order that they are replaced
+_CHANGING, _UNTUNED = ".changing", ".untuned"
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
 
@@ -172,19 +179,22 @@ def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> Non
         protocol: Name of the protocol.
         evaluation: What was found.
     """
-    Evaluations.of(folder).with_one(protocol, evaluation).write(folder / FILE)
-    write_card(folder)
+    with changed(folder) as new:
+        Evaluations.of(new).with_one(protocol, evaluation).write(new / FILE)
+        write_card(new)
 
 
 def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
-    """Keep run-time properties with an exported directory, and show them in its model card.
+    """Keep run-time properties with an exported directory instead of earlier ones, and show them in its model card.
 
     Args:
         folder: The directory.
         chosen: The properties.
     """
-    runtime.store(folder, chosen, lambda new: record_rewritten(folder, MODEL, new))
-    write_card(folder)
+    with changed(folder) as new:
+        runtime.restore(new)
+        runtime.store(new, chosen)
+        write_card(new)
 
 
 def restore_properties(folder: Path) -> None:
@@ -193,5 +203,87 @@ def restore_properties(folder: Path) -> None:
     Args:
         folder: The directory.
     """
-    runtime.restore(folder, lambda new: record_rewritten(folder, MODEL, new))
-    write_card(folder)
+    with changed(folder) as new:
+        runtime.restore(new)
+        write_card(new)
+
+
+@contextmanager
+def changed(folder: Path) -> Iterator[Path]:
+    """Change the small files of an exported directory together: what fails, fails before one of them is another.
+
+    Args:
+        folder: The directory.
+
+    Yields:
+        A directory with copies of the files that later commands write; they are moved to their places when the block ends.
+
+    Raises:
+        LonasEdgeError: If the directory cannot be written to; it is as it was.
+    """
+    try:
+        with _beside(folder, _CHANGING) as new:
+            for path in filter(Path.exists, (folder / name for name in _LATER)):
+                shutil.copyfile(path, new / path.name)
+            yield new
+            _move(new, folder)
+    except OSError as error:
+        raise LonasEdgeError(f"{folder}: cannot be changed, and is as it was: {error}") from error
+
+
+def _move(new: Path, folder: Path) -> None:
+    """Each of the files may be the last: `restore` finds the way back, and the manifest knows both IRs."""
+    with held():
+        found = [new / name for name in _LATER if name != MANIFEST and (new / name).exists()]
+        if new / MODEL in found and not filecmp.cmp(new / MODEL, folder / MODEL, shallow=False):
+            record_rewritten(folder, MODEL, new / MODEL)
+        for path in found:
+            path.replace(folder / path.name)
+        if new / RUNTIME not in found:
+            (folder / RUNTIME).unlink(missing_ok=True)
+
+
+@contextmanager
+def untuned(exported: Exported) -> Iterator[Exported]:
+    """An exported directory as it was before `bench --tune`: itself, or one for the time being that shares its weights.
+
+    Args:
+        exported: The directory.
+
+    Yields:
+        The same without run-time properties of its own.
+
+    Raises:
+        LonasEdgeError: If the directory cannot be written to.
+    """
+    folder = exported.folder
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(_beside(folder, _UNTUNED))
+            if exists(folder / RUNTIME):
+                for path in filter(Path.is_file, folder.iterdir()):
+                    _link(path, copy / path.name)
+                runtime.restore(copy, lambda new: record_rewritten(copy, MODEL, new))
+                exported = open_exported(copy)
+        except OSError as error:
+            raise LonasEdgeError(f"{folder}: cannot be written to: {error}") from error
+        yield exported
+
+
+def _link(path: Path, link: Path) -> None:
+    try:
+        os.link(path, link)
+    except OSError:  # a file system that has no links
+        shutil.copyfile(path, link)
+
+
+@contextmanager
+def _beside(folder: Path, name: str) -> Iterator[Path]:
+    """A directory inside an exported one, on the same disk; what a killed run left of it is cleared first."""
+    new = folder / name
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

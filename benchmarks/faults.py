@@ -176,6 +176,7 @@ def caught_on_disk(files: Files, networks: int, seed: int, work: Path) -> dict[s
         model, folder = MaterializedModel(source, random_subnetwork(source, seed + number)), work / "checkpoint"
         folder.mkdir()
         write_weights(model, folder, torch.float32)
+        (folder / "config.json").write_text(json.dumps(model.config()))
         verify.check_checkpoint(model, folder, torch.float32)
         file = next(folder.glob("model*.safetensors"))
         kept, name = file.read_bytes(), random.Random(f"{seed}:{number}").choice(sorted(load_file(file)))

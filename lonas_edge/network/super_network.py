@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.families import Task
+from lonas_edge.network.adapters import load_adapter
+from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model
@@ -185,6 +187,9 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     Raises:
         LonasEdgeError: If base, adapter and search space do not fit.
     """
+    open_base(source.base.folder, source.architecture)  # transformers and PEFT say less of what does not fit
+    if source.adapter and source.adapter_config:
+        load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
     model: Any = load_base(source.base, source.architecture.family.task, dtype)
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from lonas_edge.errors import LonasEdgeError
@@ -115,7 +116,8 @@ class Worker:
                         f"The network of widths {list(network[0])} has the quality {quality}: the weights are damaged, or too "
                         "large for --torch-dtype"
                     )
-                trial.set_user_attr("seconds", time.perf_counter() - start)
+                with suppress(UpdateFinishedTrialError):  # it was taken for dead, and another worker has done it
+                    trial.set_user_attr("seconds", time.perf_counter() - start)
             self.study.tell(trial.number, [self._rules.sign * quality, cost], skip_if_finished=True)
             told(self.evaluations())
         told(self.evaluations())

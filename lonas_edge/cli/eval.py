@@ -176,6 +176,7 @@ def command(
         from lonas_edge.evaluate.report import for_card, write
         from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
         from lonas_edge.evaluate.targets import RunOptions, open_targets
+        from lonas_edge.exporting.evaluations import Evaluations
         from lonas_edge.exporting.exported import changed, store_evaluation
         from lonas_edge.ir.runtime import check_device
         from lonas_edge.output import OutputDirectory
@@ -195,6 +196,7 @@ def command(
             raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
         for target in opened if card else ():
             if target.folder:
+                Evaluations.of(target.folder)
                 with changed(target.folder):  # so that what cannot be written to is refused before the long part
                     pass
         with resumable():

@@ -238,7 +238,9 @@ def _move(new: Path, folder: Path) -> None:
         if new / MODEL in found and not filecmp.cmp(new / MODEL, folder / MODEL, shallow=False):
             record_rewritten(folder, MODEL, new / MODEL)
         for path in found:
-            path.replace(folder / path.name)
+            place = folder / path.name
+            if not place.exists() or not filecmp.cmp(path, place, shallow=False):
+                path.replace(place)
         if new / RUNTIME not in found:
             (folder / RUNTIME).unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Required
 
-from annotated_types import Ge
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -31,8 +31,8 @@ _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
 
 
 class _ConfigFields(TypedDict, total=False):
-    vocab_size: Required[Annotated[int, Ge(1)]]
-    max_position_embeddings: Annotated[int, Ge(1)] | None
+    vocab_size: Required[Annotated[int, Field(ge=1)]]
+    max_position_embeddings: Annotated[int, Field(ge=1)] | None
 
 
 @dataclass(frozen=True)

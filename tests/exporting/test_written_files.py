@@ -99,7 +99,7 @@ def test_run_time_properties_stored_and_taken_back(folder: Path) -> None:
     assert open_exported(folder).properties == CHOSEN.properties
     restore_properties(folder)
     assert open_exported(folder).properties == {}
-    (folder / "openvino_model.xml").write_bytes(first)  # neither what it is nor what it was when it was last written
+    (folder / "openvino_model.xml").write_bytes(first + b" ")  # neither what it is nor what it was when it was last written
     with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: not what was exported"):
         open_exported(folder)
 

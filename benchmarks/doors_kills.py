@@ -222,7 +222,8 @@ def _well(ran: Ran, arguments: list[str]) -> None:
 
 
 def _traceback(case: Path) -> str:
-    said = (case / "logs/err").read_text(errors="replace")
+    err = case / "logs/err"  # not there where the kill came first
+    said = err.read_text(errors="replace") if err.exists() else ""
     return f"a traceback: {said.strip().splitlines()[-1][:300]}" if "Traceback (most recent call last)" in said else ""
 
 

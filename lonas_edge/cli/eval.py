@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -193,6 +194,9 @@ def command(
         _refuse_idle(ctx, _unheeded(opened))
         if card and not any(target.folder for target in opened):
             raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
+        if directory:  # an adapter may name its base
+            directory = replace(directory, inputs=(*used, *(target.base for target in opened)))
+            directory.check(100_000_000)
         with resumable():
             found, samples = evaluate(opened, options, report)
         if directory:

@@ -10,7 +10,7 @@ import typer
 
 from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, OverwriteOption, RevisionOption, loading, refuse_revision
 from lonas_edge.cli.terminal import console
-from lonas_edge.errors import LonasEdgeError, one_line
+from lonas_edge.errors import one_line
 
 _Number = TypeVar("_Number", int, float)
 

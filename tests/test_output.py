@@ -313,7 +313,7 @@ def test_a_disk_that_fills_up_is_told_whoever_meets_it(
 def test_a_fault_that_is_not_the_room_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))  # as of /proc
     with (
-        pytest.raises(LonasEdgeError, match="nothing was changed: .*Input/output error"),
+        pytest.raises(LonasEdgeError, match=r"nothing was changed: .*Input/output error"),
         OutputDirectory(tmp_path / "out").open(),
     ):
         raise OSError(5, "Input/output error")

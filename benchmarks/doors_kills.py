@@ -222,7 +222,8 @@ def _well(ran: Ran, arguments: list[str]) -> None:
 
 
 def _traceback(case: Path) -> str:
-    said = (case / "logs/err").read_text(errors="replace")
+    err = case / "logs/err"  # not there where the kill came first
+    said = err.read_text(errors="replace") if err.exists() else ""
     return f"a traceback: {said.strip().splitlines()[-1][:300]}" if "Traceback (most recent call last)" in said else ""
 
 
@@ -266,7 +267,12 @@ def killed(arguments: list[str], case: Path, moment: float, how: signal.Signals)
     start = time.monotonic()
     child = os.fork()
     if not child:
-        _command(arguments, case)
+        try:
+            _command(arguments, case)
+        finally:
+            os._exit(1)
+    with suppress(OSError):  # the child does it, too: whoever comes first
+        os.setpgid(child, child)
     time.sleep(max(0.0, start + moment - time.monotonic()))
     ended, status = os.waitpid(child, os.WNOHANG)
     if not ended:
@@ -279,7 +285,7 @@ def _command(arguments: list[str], case: Path) -> None:
     """The child: as a shell starts it, in a group of its own."""
     code = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(case / "logs" / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -371,6 +377,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     start = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has its background jobs ignore it
     import_all()
     from world import make_world
 

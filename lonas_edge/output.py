@@ -134,8 +134,8 @@ class OutputDirectory:
         """Say so where the disk is at fault; libraries have errors of their own for that."""
         said = (str(error).strip() or type(error).__name__).splitlines()
         full = [line for line in said if _NO_ROOM.search(line)]
-        ours = isinstance(error, LonasEdgeError)
-        if full or (not ours and shutil.disk_usage(self.path.parent).free < _FULL_BYTES):
+        known = isinstance(error, LonasEdgeError) or getattr(error, "errno", None) is not None  # says itself what is wrong
+        if full or (not known and shutil.disk_usage(self.path.parent).free < _FULL_BYTES):
             reason = f"no room is left on the disk ({(full or said)[-1].strip()}). Free some, or choose another --output."
         elif isinstance(error, OSError):
             reason = str(error)

@@ -310,6 +310,15 @@ def test_a_disk_that_fills_up_is_told_whoever_meets_it(
     assert names(tmp_path) == []
 
 
+def test_a_fault_that_is_not_the_room_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))  # as of /proc
+    with (
+        pytest.raises(LonasEdgeError, match=r"nothing was changed: .*Input/output error"),
+        OutputDirectory(tmp_path / "out").open(),
+    ):
+        raise OSError(5, "Input/output error")
+
+
 def test_other_errors_are_not_the_disk_s(tmp_path: Path) -> None:
     for error in (RuntimeError("a fault of ours"), LonasEdgeError("Verification failed:\n - no")):
         with pytest.raises(type(error)) as raised, OutputDirectory(tmp_path / "out").open():

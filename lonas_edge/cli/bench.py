@@ -239,11 +239,11 @@ def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite
         from lonas_edge.exporting.exported import open_exported
         from lonas_edge.output import OutputDirectory
 
-        opened = open_exported(exported)
         used = (exported, options.model, options.adapter, options.gguf, *(name for name in options.arms if name not in ARMS))
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(10_000_000)
+        opened = open_exported(exported)
         found = bench(opened, options, report)
         if directory:
             with uninterrupted(), directory.open() as folder:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -199,6 +200,9 @@ def command(
                 Evaluations.of(target.folder)
                 with changed(target.folder):  # so that what cannot be written to is refused before the long part
                     pass
+        if directory:  # an adapter may name its base
+            directory = replace(directory, inputs=(*used, *(target.base for target in opened)))
+            directory.check(100_000_000)
         with resumable():
             found, samples = evaluate(opened, options, report)
         if directory:

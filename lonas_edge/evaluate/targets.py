@@ -72,6 +72,7 @@ class Target:
         folder: Of a directory that `lonas-edge export` wrote, whose model card can be added to; None for others.
         load: Loads it as a model of lm-evaluation-harness.
         heeds: Arguments of `open_targets` and fields of `RunOptions` that can change it.
+        base: The base model's directory, where it is not the target itself; an adapter may name it.
         close: Lets go what it shares with other targets; to be called once, when it will not be asked again.
     """
 
@@ -87,6 +88,7 @@ class Target:
     folder: Path | None
     load: "Callable[[], LM]"
     heeds: frozenset[str]
+    base: Path | None = None
     close: Callable[[], None] = lambda: None
 
 
@@ -228,7 +230,7 @@ class _Opener:
         heeds = (
             {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
         )
-        return replace(target, heeds=target.heeds | heeds, close=shared.close)
+        return replace(target, heeds=target.heeds | heeds, base=source.base.folder, close=shared.close)
 
     def _torch(
         self, name: str, folder: Path, load_model: Callable[[], Any], files: Mapping[str, Any], sizes: Sizes, prompt: str

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -173,7 +174,8 @@ def command(  # the options are read from the context, by the names they have in
         OutputDirectory(output, overwrite).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)
         refuse_revision(revision, inputs.base)
-        record = train(inputs, output, _options(ctx.params), resume, overwrite, _told(report))
+        inform = partial(_inform, report)
+        record = train(inputs, output, _options(ctx.params), resume, overwrite, _told(report), inform)
     if record:
         _print(record, output, as_json)
 
@@ -210,6 +212,10 @@ def _told(report: Report) -> Callable[[int, int, Mapping[str, float]], None]:
         report(f"{now}\n{now}" if "loss" in log else now, step / steps)
 
     return tell
+
+
+def _inform(report: Report, line: str) -> None:
+    report(f"{line}\nLoading", None)  # the line stays on the terminal
 
 
 def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:

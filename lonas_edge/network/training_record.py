@@ -51,6 +51,7 @@ class TrainingRecord(Record):
         warmup_steps: Steps of the linear warm-up.
         steps: Optimizer steps in all.
         resumed_from_step: Where this run went on; None if it began at the beginning.
+        damaged_checkpoints: What was wrong with newer checkpoints than that.
         seconds: Those of this run, since it went on.
         device: The CUDA device's name, or cpu.
         precision: fp32, bf16 or fp16.
@@ -60,8 +61,8 @@ class TrainingRecord(Record):
     """
 
     NAME: ClassVar = "training"
-    VERSION: ClassVar = 2
-    MIGRATIONS: ClassVar = {1: dict}  # nothing but the schema is new
+    VERSION: ClassVar = 3
+    MIGRATIONS: ClassVar = {1: dict, 2: lambda before: {**before, "damaged_checkpoints": []}}  # of 2 only the schema was new
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
     base: TrainedBase
@@ -74,6 +75,7 @@ class TrainingRecord(Record):
     warmup_steps: int
     steps: int
     resumed_from_step: int | None
+    damaged_checkpoints: tuple[str, ...]
     seconds: float
     device: str
     precision: str

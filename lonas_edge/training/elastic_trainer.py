@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
@@ -17,9 +19,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
 from lonas_edge.training.plan import Plan
-
-COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
 
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, the last record of the log
 
@@ -68,16 +69,37 @@ class ElasticTrainer(Trainer):
         lengths = [len(example["input_ids"]) for example in self.train_dataset]
         return EpochSampler(lengths, self.batch_examples, self.plan.seed, self.group_by_length)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The adapter alone, whatever else lies in the directory."""
+        restore_adapter(self.network.model, Path(resume_from_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load both on the CPU: transformers 5.5 asks for "cpu:0" under torchrun, which torch refuses. The rate is ours."""
+        """Load both. The rate is ours."""
         if checkpoint is None:
             return
-        for name, part in (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler)):
-            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
+        for name, part in ((OPTIMIZER, self.optimizer), (SCHEDULER, self.lr_scheduler)):
+            with loading(Path(checkpoint) / name):
+                part.load_state_dict(load(Path(checkpoint) / name))
         rate = self.plan.learning_rate(self.lr_scheduler.last_epoch)
         self.lr_scheduler._last_lr = [rate] * len(self.optimizer.param_groups)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, and mark it once every process has written its part; only then the older ones go, but for one."""
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        with saving(checkpoint):
+            super()._save_checkpoint(model, trial)
+            PartialState().wait_for_everyone()
+            if self.state.is_world_process_zero:
+                mark(checkpoint)
+                for older in checkpoints(folder)[2:]:
+                    discard(older)
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -158,6 +180,25 @@ class ElasticTrainer(Trainer):
         return tuple(max(widths) for widths in zip(*self.plan.trained(self.state.global_step), strict=True))
 
 
+def restore_adapter(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Give a model the adapter of a checkpoint.
+
+    Args:
+        model: The PEFT model.
+        checkpoint: The directory.
+
+    Raises:
+        LonasEdgeError: If the adapter cannot be loaded or is another network's.
+    """
+    path = checkpoint / ADAPTER
+    with loading(path):
+        tensors = load_file(path)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        if tensors.keys() != expected.keys():
+            raise LonasEdgeError(f"{path}: holds other tensors than this training's adapter")
+        set_peft_model_state_dict(model, tensors)
+
+
 class InactiveKept:
     """Optimizer hooks that leave inactive parts of the parameters as they were, with their moments.
 
@@ -223,7 +264,7 @@ class EpochSampler(Sampler[int]):
 
 
 class Watch(TrainerCallback):
-    """Reports progress, refuses to save what is not finite, and marks checkpoints that are whole."""
+    """Reports progress, and refuses to save what is not finite."""
 
     def __init__(self, report: Progress):
         """Set up.
@@ -248,9 +289,3 @@ class Watch(TrainerCallback):
         """Report the loss."""
         if state.is_world_process_zero and logs and "loss" in logs:
             self._report(state.global_step, state.max_steps, logs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint, once every process has written its part."""
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

@@ -1,5 +1,6 @@
 """What a training works on: base model, search space, data and machine, opened and checked before the model is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,14 +157,29 @@ def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[dict[str
             f"{inputs.data}: each of its {len(inputs.examples)} examples is longer than --max-length {options.max_length} "
             "tokens. Raise it."
         )
-    size = inputs.architecture.config.vocab_size
-    largest = max(max(example["input_ids"]) for example in encoded)
+    for example in encoded:
+        refuse_beyond_vocabulary(example["input_ids"], inputs)
+    pad = tokenizer.pad_token_id  # shorter examples are filled with it, and the model looks it up
+    refuse_beyond_vocabulary([tokenizer.eos_token_id, *([] if pad is None else [pad])], inputs)
+    return tokenizer, encoded
+
+
+def refuse_beyond_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
+    """Refuse tokens that the model does not have.
+
+    Args:
+        ids: Token ids.
+        inputs: Says the model.
+
+    Raises:
+        LonasEdgeError: If one is larger than the model's vocabulary.
+    """
+    size, largest = inputs.architecture.config.vocab_size, max(ids, default=0)
     if largest >= size:
         raise LonasEdgeError(
             f"{inputs.base.folder}: the tokenizer gives token {largest}, and the model's vocabulary has {size} entries. "
             "Do tokenizer and model belong together?"
         )
-    return tokenizer, encoded
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.network.training_record import Logged, TrainedBase, TrainedData, TrainingRecord
 from lonas_edge.training.inputs import Inputs, device_of, precision_of
 from lonas_edge.training.plan import Plan
-from lonas_edge.training.working import Settings
+from lonas_edge.training.working import Resumption, Settings
 from lonas_edge.versions import versions
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "accelerate")
@@ -25,7 +25,7 @@ def make_record(
     state: TrainerState,
     learned: int,
     reordered: bool,
-    resumed_from_step: int | None,
+    resumption: Resumption,
     seconds: float,
 ) -> TrainingRecord:
     """Make the record of a training that is done.
@@ -37,7 +37,7 @@ def make_record(
         state: The Trainer's, at the end.
         learned: How many examples were not too long.
         reordered: Whether channels were put in order.
-        resumed_from_step: Where this run went on, if it did.
+        resumption: Where this run went on, if it did.
         seconds: Of this run.
 
     Returns:
@@ -54,7 +54,8 @@ def make_record(
         stages=tuple(asdict(stage) for stage in plan.stages),
         warmup_steps=plan.warmup_steps,
         steps=state.global_step,
-        resumed_from_step=resumed_from_step,
+        resumed_from_step=resumption.step,
+        damaged_checkpoints=resumption.damaged,
         seconds=round(seconds, 1),
         device=torch.cuda.get_device_name() if device_of(options) == "cuda" else "cpu",
         precision=precision_of(options),

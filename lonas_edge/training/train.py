@@ -7,7 +7,8 @@ checkpointing, data parallelism under torchrun, logging, resuming) is the Huggin
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import get_peft_model
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
@@ -28,19 +28,29 @@ from lonas_edge.data.encoding import Collator
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DTYPES
-from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.source import SEARCH_SPACE
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch
-from lonas_edge.training.inputs import Inputs, adapter_ranks, check, device_of, lora_config, precision_of, resolved, tokenized
+from lonas_edge.training.checkpoints import STATE, step_of
+from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
+from lonas_edge.training.inputs import (
+    Inputs,
+    adapter_ranks,
+    check,
+    device_of,
+    lora_config,
+    precision_of,
+    refuse_beyond_vocabulary,
+    resolved,
+    tokenized,
+)
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
 from lonas_edge.training.record import make_record
 from lonas_edge.training.super_adapter import write_super_adapter
-from lonas_edge.training.working import Settings, WorkingDirectory, step_of
+from lonas_edge.training.working import RUNS, Settings, WorkingDirectory
 
 _PATIENCE = timedelta(hours=6)  # how long processes wait while the first loads, hashes and calibrates
 
@@ -52,6 +62,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     report: Progress = lambda _step, _steps, _log: None,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> TrainingRecord | None:
     """Train a super-adapter and write its directory.
 
@@ -62,27 +73,35 @@ def train(
         resume: Whether to go on from the last checkpoint of a training that was killed or stopped.
         overwrite: Whether an existing output is replaced; without `resume` an unfinished training of it, too.
         report: Called after every step.
+        tell: Called with where a resumed training goes on, and why.
 
     Returns:
         The record, as written to `training.json`; None in every process but the first.
 
     Raises:
-        LonasEdgeError: If the inputs do not fit, the output exists, or the loss is not finite.
+        LonasEdgeError: If the inputs do not fit, the output exists, the loss is not finite, or something ends it early.
     """
     options = resolved(options, inputs.architecture)
     check(inputs, options)
     working = WorkingDirectory.of(output)
+    with working.kept():
+        run = _prepared(inputs, options, working, report, tell)
+        if run.state.is_main_process:
+            return run.lead(OutputDirectory(output, overwrite), resume)
+        run.trained()
+        run.state.wait_for_everyone()
+    return None
+
+
+def _prepared(
+    inputs: Inputs, options: TrainOptions, working: WorkingDirectory, report: Progress, tell: Callable[[str], None]
+) -> "_Run":
     state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
     set_seed(options.seed)
     tokenizer, encoded = tokenized(inputs, options)
     plan = make_plan(inputs.space, options, len(encoded), str(inputs.nncf_config))
     arguments = _arguments(plan, options, state.num_processes, working.path)
-    run = _Run(inputs, options, plan, tokenizer, encoded, working, state, arguments, report)
-    if state.is_main_process:
-        return run.lead(OutputDirectory(output, overwrite), resume)
-    run.trained()
-    state.wait_for_everyone()
-    return None
+    return _Run(inputs, options, plan, tokenizer, encoded, working, state, arguments, report, tell)
 
 
 def _arguments(plan: Plan, options: TrainOptions, processes: int, working: Path) -> TrainingArguments:
@@ -108,7 +127,6 @@ def _arguments(plan: Plan, options: TrainOptions, processes: int, working: Path)
             logging_steps=log_steps,
             logging_nan_inf_filter=False,
             save_steps=options.save_steps or -(-tenth // log_steps) * log_steps,  # a log's interval is not cut by a checkpoint
-            save_total_limit=2,
             report_to=options.report_to,
             seed=options.seed,
             disable_tqdm=True,
@@ -129,12 +147,11 @@ def _needed_bytes(options: TrainOptions, architecture: Architecture) -> int:
 
 
 class _Trained(NamedTuple):
-    """What a process has at the end; `resumed` is the checkpoint that it went on from."""
+    """What a process has at the end."""
 
     network: SuperNetwork
     order: ChannelOrder
     state: TrainerState
-    resumed: Path | None
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,7 @@ class _Run:
     state: PartialState
     arguments: TrainingArguments
     report: Progress
+    tell: Callable[[str], None]
 
     def lead(self, directory: OutputDirectory, resume: bool) -> TrainingRecord:
         """The first process alone has the working directory and the output; inputs are recorded as they were at the start."""
@@ -157,37 +175,39 @@ class _Run:
         directory.check(0 if resume else _needed_bytes(options, inputs.architecture))
         nncf_config = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
         settings = Settings.of(inputs, options, self.plan, self.state.num_processes)
-        with self.working.held(settings, resume, directory.overwrite):
+        with self.working.held(settings, resume, directory.overwrite) as resumption:
+            if resume:
+                self.tell(resumption.told())
             start = time.perf_counter()
-            network, order, state, resumed = self.trained()
-            step, seconds = step_of(resumed) if resumed else None, time.perf_counter() - start
-            record = make_record(inputs, self.plan, settings, state, len(self.encoded), bool(order), step, seconds)
+            network, order, state = self.trained(resumption.checkpoint)
+            seconds = time.perf_counter() - start
+            record = make_record(inputs, self.plan, settings, state, len(self.encoded), bool(order), resumption, seconds)
             with directory.open() as folder:
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
-                if (self.working.path / "runs").exists():  # of a logging integration
-                    shutil.copytree(self.working.path / "runs", folder / "runs")
-            shutil.rmtree(self.working.path, ignore_errors=True)
+                if (self.working.path / RUNS).exists():
+                    shutil.copytree(self.working.path / RUNS, folder / RUNS)
+            with suppress(OSError):  # the output is there, whatever is left here
+                self.working.remove()
             self.state.wait_for_everyone()
         return record
 
-    def trained(self) -> _Trained:
-        """Load and train."""
-        checkpoint, order = self._agreed()
+    def trained(self, checkpoint: Path | None = None) -> _Trained:
+        """Load and train; the first process says from where."""
+        checkpoint, order = self._agreed(checkpoint)
         network = self._super_network(order)
         trainer = self._trainer(network)
-        if checkpoint and step_of(checkpoint) >= self.plan.steps:  # killed between the last step and the output
-            set_peft_model_state_dict(network.model, load_file(checkpoint / adapters.SAFETENSORS))
-            return _Trained(network, order, TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), checkpoint)
+        if checkpoint and step_of(checkpoint) == self.plan.steps:  # killed between the last step and the output
+            restore_adapter(network.model, checkpoint)
+            return _Trained(network, order, TrainerState.load_from_json(str(checkpoint / STATE)))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return _Trained(network, order, trainer.state, checkpoint)
+        return _Trained(network, order, trainer.state)
 
-    def _agreed(self) -> tuple[Path | None, ChannelOrder]:
+    def _agreed(self, checkpoint: Path | None) -> tuple[Path | None, ChannelOrder]:
         """The checkpoint to go on from and the channel order, as the first process finds them: all must have the same."""
         agreed: list[Any] = [None, None]
         if self.state.is_main_process:
-            checkpoint = self.working.last_checkpoint()
             agreed = [checkpoint and str(checkpoint), dict(self._order(checkpoint is not None).columns)]
         broadcast_object_list(agreed)
         found = ChannelOrder.of(self.inputs.architecture, agreed[1] or {})
@@ -212,6 +232,7 @@ class _Run:
         template, length = TEMPLATES[self.options.prompt], self.options.max_length
         for example in examples:
             encoded = self.tokenizer(template.prompt(example), truncation=True, max_length=length, return_tensors="pt")
+            refuse_beyond_vocabulary(encoded["input_ids"].flatten().tolist(), self.inputs)
             yield {name: encoded[name].to(self.state.device) for name in ("input_ids", "attention_mask")}
 
     def _base(self) -> Any:

@@ -3,9 +3,10 @@
 It holds the settings, the channel order, and checkpoints. Its lock is held as long as the training runs.
 """
 
-import shutil
+import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -18,13 +19,16 @@ from lonas_edge.files import sha256
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.output import locked
 from lonas_edge.schema import Record
-from lonas_edge.training.elastic_trainer import COMPLETE, NotFiniteError
+from lonas_edge.training.checkpoints import NotSavedError, check, check_files, checkpoints, discard, step_of, unfinished
+from lonas_edge.training.elastic_trainer import NotFiniteError
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.plan import Plan, TrainOptions
 
 SETTINGS = "settings.json"
 _FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
-_WAY_OUT = "Give the same; or start again, with --overwrite and without --resume."
+_AGAIN = "--overwrite, without --resume, starts again."
+RUNS = "runs"  # what a logging integration writes
+_OURS = re.compile(r"(\.?settings\.json(\.partial)?|channel_order\.safetensors(\.incomplete)?|runs|(checkpoint|damaged)-\d+)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Settings(Record):
 
     NAME: ClassVar = "training-settings"
     VERSION: ClassVar = 1
-    AGAIN: ClassVar = "Start again, with --overwrite and without --resume."
+    AGAIN: ClassVar = "The training cannot be resumed."
 
     base: dict[str, str]
     tokenizer: dict[str, str]
@@ -79,6 +83,29 @@ class Settings(Record):
 
 
 @dataclass(frozen=True)
+class Resumption:
+    """Where a training goes on.
+
+    Attributes:
+        checkpoint: The newest whole checkpoint; None where the training begins at its first step.
+        damaged: What is wrong with each newer one.
+    """
+
+    checkpoint: Path | None = None
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int | None:
+        """The step that it goes on from."""
+        return step_of(self.checkpoint) if self.checkpoint else None
+
+    def told(self) -> str:
+        """What a person reads of it."""
+        start = f"from {self.checkpoint}" if self.checkpoint else "from the first step: no checkpoint had been written"
+        return "\n".join([*(f"damaged, not used: {fault}" for fault in self.damaged), f"going on {start}"])
+
+
+@dataclass(frozen=True)
 class WorkingDirectory:
     """A directory beside the output, which itself appears whole."""
 
@@ -92,13 +119,8 @@ class WorkingDirectory:
             raise LonasEdgeError(f"{output}: not a place for a super-adapter; choose another --output")
         return cls(path.with_name(f"{path.name}.training"))
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
-        found = [path for path in self.path.glob("checkpoint-*") if (path / COMPLETE).exists()]
-        return max(found, key=step_of, default=None)
-
     @contextmanager
-    def held(self, settings: Settings, resume: bool, overwrite: bool) -> Iterator[None]:
+    def held(self, settings: Settings, resume: bool, overwrite: bool) -> Iterator[Resumption]:
         """Open it and hold it while a training runs. What ends the training says what is kept; what is of no use is not left.
 
         Args:
@@ -107,62 +129,40 @@ class WorkingDirectory:
             overwrite: Whether, if not, such a one is thrown away.
 
         Yields:
-            Once the directory is there and locked.
+            Where the training goes on, once the directory is there and locked.
 
         Raises:
             LonasEdgeError: If it cannot be had, or the training ended early.
         """
-        if resume:
-            self._reopen(settings)
-        else:
-            self._make(settings, overwrite)
-        with locked(self.path) as ours:
-            if not ours:
-                raise self._busy()
-            try:
-                with self._ended():
-                    self._clear_incomplete()
-                    yield
-            finally:
-                if self.last_checkpoint() is None:
-                    shutil.rmtree(self.path, ignore_errors=True)
-
-    def _reopen(self, settings: Settings) -> None:
-        if not (self.path / SETTINGS).exists():
-            raise LonasEdgeError(f"{self.path}: there is no unfinished training to --resume")
-        changes = settings.changes(Settings.read(self.path / SETTINGS))
-        raise_all(f"{self.path}: cannot be resumed with other settings:", changes, _WAY_OUT)
-
-    def _make(self, settings: Settings, overwrite: bool) -> None:
-        path = self.path
-        if path.exists() and not (path / SETTINGS).exists():
-            raise LonasEdgeError(f"{path}: is needed for checkpoints, and is not ours. Move it, or choose another --output.")
-        if path.exists() and not overwrite:
-            raise LonasEdgeError(
-                f"{path}: an unfinished training is kept there. --resume goes on with it; --overwrite starts again."
-            )
-        if path.exists():
-            with locked(path) as free:
-                if not free:
-                    raise self._busy()
-                shutil.rmtree(path)
         try:
-            path.mkdir(parents=True)
-            settings.write(path / SETTINGS)
+            if resume:
+                self._reopen(settings)
+            else:
+                self._make(settings, overwrite)
+            with self._locked():
+                found = self._newest_whole(settings) if resume else Resumption()
+                try:
+                    with self._written():
+                        self._clear_unfinished()
+                        yield found
+                finally:
+                    with suppress(OSError):  # another disk error would hide the first
+                        self._clear_unfinished()
+                        if not checkpoints(self.path):
+                            self.remove()
         except OSError as error:
-            raise LonasEdgeError(f"{path}: cannot be written: {error}") from error
-
-    def _busy(self) -> LonasEdgeError:
-        return LonasEdgeError(f"{self.path}: another training is writing there; wait for it, or choose another --output")
-
-    def _clear_incomplete(self) -> None:
-        for path in self.path.glob("checkpoint-*"):
-            if not (path / COMPLETE).exists():
-                shutil.rmtree(path)
+            raise LonasEdgeError(f"{self.path}: cannot be written: {error}") from error
 
     @contextmanager
-    def _ended(self) -> Iterator[None]:
-        """Say of what ends a training early what is kept of it."""
+    def kept(self) -> Iterator[None]:
+        """Say of what ends a training early, wherever it was, what is kept of it.
+
+        Yields:
+            While it runs.
+
+        Raises:
+            LonasEdgeError: If it was interrupted, has no memory left, or is not finite.
+        """
         try:
             yield
         except KeyboardInterrupt:
@@ -170,19 +170,111 @@ class WorkingDirectory:
         except NotFiniteError as error:
             kept = self._kept("With a lower --lr, or another --precision from the start, it may not happen again.")
             raise LonasEdgeError(f"Training stopped: {error}. {kept}") from error
-        except (OSError, SafetensorError) as error:
-            raise LonasEdgeError(f"Training stopped: writing failed: {error}. {self._kept()}") from error
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
             advice = "A smaller --micro-batch-size or --gradient-checkpointing needs less."
             raise LonasEdgeError(f"Training stopped: out of memory. {advice} {self._kept()}") from error
 
+    def remove(self) -> None:
+        """Remove what a training leaves in it, and the directory if nothing else is there."""
+        names = [entry for entry in self.path.iterdir() if _OURS.fullmatch(entry.name)]
+        for entry in sorted(names, key=lambda entry: entry.name == SETTINGS):  # while it is there, --resume knows what is left
+            discard(entry)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def _reopen(self, settings: Settings) -> None:
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            raise LonasEdgeError(f"{self.path}: there is no unfinished training to --resume; leave --resume out")
+        if not (self.path / SETTINGS).exists():
+            self._refuse_foreign()
+            raise LonasEdgeError(f"{self.path}: its {SETTINGS} is missing, so that it cannot be resumed. {_AGAIN}")
+        try:
+            before = Settings.read(self.path / SETTINGS)
+        except LonasEdgeError as error:
+            raise LonasEdgeError(f"{error}\n{_AGAIN}") from error
+        raise_all(f"{self.path}: cannot be resumed with other settings:", settings.changes(before), f"Give the same. {_AGAIN}")
+
+    def _make(self, settings: Settings, overwrite: bool) -> None:
+        path = self.path
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            known = (path / SETTINGS).exists()
+            if not known:
+                self._refuse_foreign()
+            if not overwrite and known:
+                raise LonasEdgeError(f"{path}: an unfinished training is kept there. --resume goes on with it. {_AGAIN}")
+            if not overwrite:
+                raise LonasEdgeError(f"{path}: holds what a training left, without its {SETTINGS}: no --resume. {_AGAIN}")
+            with self._locked():
+                self.remove()
+            path.mkdir(exist_ok=True)
+        settings.write(path / SETTINGS)
+
+    def _refuse_foreign(self) -> None:
+        """Whatever is asked: a directory that is the user's is left alone."""
+        foreign = sorted(entry.name for entry in self.path.iterdir() if not _OURS.fullmatch(entry.name))
+        if foreign:
+            raise LonasEdgeError(
+                f"{self.path}: is needed for checkpoints, and {foreign[0]} in it is not ours. "
+                "Move what is not a training's away, or choose another --output."
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with locked(self.path) as ours:
+            if not ours:
+                raise LonasEdgeError(f"{self.path}: another training is writing there; wait for it, or choose another --output")
+            yield
+
+    def _newest_whole(self, settings: Settings) -> Resumption:
+        """The checkpoint to go on from; damaged newer ones are set aside, so that new ones can take their places."""
+        found, damaged, steps = checkpoints(self.path), [], sum(stage["steps"] or 0 for stage in settings.stages)
+        for position, checkpoint in enumerate(found):
+            try:
+                check(checkpoint, settings.processes, steps)
+            except LonasEdgeError as error:
+                damaged.append(" ".join(str(error).split()).replace(f"{self.path}{os.sep}", ""))
+                continue
+            for newer in found[:position]:
+                aside = newer.with_name(newer.name.replace("checkpoint", "damaged"))
+                discard(aside)
+                newer.rename(aside)
+            return Resumption(checkpoint, tuple(damaged))
+        raise_all(f"{self.path}: no checkpoint is whole:", damaged, f"The training cannot be resumed. {_AGAIN}")
+        return Resumption()
+
+    def _clear_unfinished(self) -> None:
+        for path in unfinished(self.path):
+            discard(path)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            with self.kept():
+                yield
+        except NotSavedError as error:
+            raise LonasEdgeError(f"Training stopped: {error}. {self._kept()}") from error
+        except (OSError, SafetensorError) as error:
+            raise LonasEdgeError(f"Training stopped: writing failed: {error}. {self._kept()}") from error
+
     def _kept(self, advice: str = "") -> str:
-        last = self.last_checkpoint()
+        last = next(filter(_as_saved, checkpoints(self.path)), None)
         if last is None:
             return f"No checkpoint had been written yet; nothing is kept. {advice}".strip()
         return f"The last good checkpoint is kept: {last}. The same command with --resume goes on from it. {advice}".strip()
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint was written after."""
-    return int(checkpoint.name.rpartition("-")[2])
+def _as_saved(checkpoint: Path) -> bool:
+    try:
+        check_files(checkpoint)
+    except (LonasEdgeError, OSError):
+        return False
+    return True
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has an error of its own for CUDA only; on a CPU it says so in a RuntimeError."""
+    told = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)

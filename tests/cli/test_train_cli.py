@@ -14,6 +14,7 @@ from oracle import oracle_logits
 from tiny_models import TARGETS, TinySource
 from train_commands import arguments, has
 
+import lonas_edge.training.train
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 
@@ -35,7 +36,12 @@ def test_unfinished_training_is_kept(llama: TinySource, data: Path, tmp_path: Pa
     output = tmp_path / "out"
     unfinished(arguments(llama, data, output))
     error = refused(arguments(llama, data, output))
-    has(error, f"{output}.training: an unfinished training is kept there", "--resume goes on", "--overwrite starts again")
+    has(
+        error,
+        f"{output}.training: an unfinished training is kept there",
+        "--resume goes on",
+        "--overwrite, without --resume, starts",
+    )
 
 
 def test_nothing_to_resume(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
@@ -59,7 +65,11 @@ def test_resume_with_other_settings(
     changes |= {"batch_size": 8, "micro_batch_size": 2}
     free = {"lr": 0.001, "save_steps": 2, "log_steps": 2}
     error = refused(arguments(llama_copy, data, output, "--resume", "--no-reorder", **changes, **free))
-    has(error, f"{output}.training: cannot be resumed with other settings", "Give the same; or start again, with --overwrite")
+    has(
+        error,
+        f"{output}.training: cannot be resumed with other settings",
+        "Give the same. --overwrite, without --resume, starts again.",
+    )
     has(error, *(f"{key}: not the same as before" for key in ("base", "data", "search_space", "stages")))
     has(error, "rank: was 8, is 16", "alpha: was 16.0, is 32.0", "steps: was 8, is 9", "seed: was 42, is 1")
     has(error, "sampling: was 'random', is 'sandwich'", "distill: was 0.0, is 0.5", "batch_size: was 4, is 8")
@@ -84,6 +94,43 @@ def test_resume_with_damaged_settings(
     has(refused(arguments(llama, data, output, "--resume")), f"{output}.training/settings.json: ", *texts)
 
 
+def test_an_empty_working_directory_is_taken(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    (tmp_path / "out.training").mkdir()
+    assert run_cli(*arguments(llama, data, tmp_path / "out")).code == 0
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_damaged_checkpoint_is_told(
+    llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, unfinished: Callable
+) -> None:
+    output = tmp_path / "out"
+    unfinished(arguments(llama, data, output, save_steps=2))
+    (tmp_path / "out.training/checkpoint-4/rng_state.pth").unlink()
+    ran = run_cli(*arguments(llama, data, output, "--resume"))
+    assert ran.code == 0, ran.err
+    told = "".join(ran.err.split())  # the terminal breaks a long path into lines
+    has(told, "damaged,notused:checkpoint-4/rng_state.pth:", f"goingonfrom{output}.training/checkpoint-2".replace(" ", ""))
+    record = json.loads((output / RECORD).read_text())
+    assert record["resumed_from_step"] == 2
+    assert str(tmp_path) not in record["damaged_checkpoints"][0]
+
+
+@pytest.mark.parametrize("place", ["tokenized", "load_base", "write_super_adapter"])
+def test_interrupted_in_one_line(
+    llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lonas_edge.training.train, place, interrupted)
+    ran = run_cli(*arguments(llama, data, tmp_path / "out"))
+    assert ran.code == 1
+    assert not ran.out
+    told = [line for line in ran.err.splitlines() if line and not line.startswith(("step ", "Loading weights"))]
+    assert len(told) == 1
+    has(told[0], "Training interrupted. ", "checkpoint-8" if place == "write_super_adapter" else "nothing is kept")
+
+
 def test_not_finite(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
     ran = run_cli(*arguments(llama, data, tmp_path / "out", lr=1e30, save_steps=1))
     assert ran.code == 1
@@ -103,6 +150,9 @@ def test_json_is_one_document(llama: TinySource, data: Path, tmp_path: Path, run
     assert ran.code == 0, ran.err
     assert json.loads(ran.out) == json.loads((output / RECORD).read_text())
     told = [line for line in ran.err.splitlines() if line]
+    first = next(place for place, line in enumerate(told) if line.startswith("step"))
+    told, start = told[first:], "".join(told[:first])  # the terminal breaks a long path into lines
+    assert start.replace(" ", "") == f"goingonfrom{output}.training/checkpoint-3".replace(" ", "")
     assert [line.partition("  ")[0] for line in told] == ["step 4/8", "step 6/8", "step 8/8"]
     assert all("  loss " in line and "  lr " in line for line in told)
 

@@ -56,13 +56,21 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     assert record.stages[0] == OF_VERSION_1["stages"][0]
 
 
+def test_version_2_is_read(tmp_path: Path) -> None:
+    """It had a schema, and no damaged checkpoints."""
+    content = {"schema": "lonas-edge/training/2"} | {k: v for k, v in OF_VERSION_1.items() if k != "format"}
+    record = TrainingRecord.read(written(tmp_path, content))
+    assert record == TrainingRecord.read(written(tmp_path, OF_VERSION_1))
+    assert record.damaged_checkpoints == ()
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, OF_VERSION_1))
     record.write(tmp_path / "again.json")
     content = json.loads((tmp_path / "again.json").read_text())
-    assert content["schema"] == "lonas-edge/training/2"
+    assert content["schema"] == "lonas-edge/training/3"
     full = {"learning_rate": None, "grad_norm": None}  # what the log did not have
-    expected = {**OF_VERSION_1, "losses": [{**full, **entry} for entry in OF_VERSION_1["losses"]]}
+    expected = {**OF_VERSION_1, "damaged_checkpoints": [], "losses": [{**full, **entry} for entry in OF_VERSION_1["losses"]]}
     assert {name: content[name] for name in content if name != "schema"} == {n: expected[n] for n in expected if n != "format"}
     assert TrainingRecord.read(tmp_path / "again.json") == record
 
@@ -70,9 +78,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"schema": "lonas-edge/training/3"}, ["newer lonas-edge", "lonas-edge/training/3", "Update lonas-edge"]),
-        ({"format": 3}, ["newer lonas-edge", "Update lonas-edge"]),
-        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/2", "lonas-edge/manifest/2"]),
+        ({"schema": "lonas-edge/training/4"}, ["newer lonas-edge", "lonas-edge/training/4", "Update lonas-edge"]),
+        ({"format": 4}, ["newer lonas-edge", "Update lonas-edge"]),
+        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/3", "lonas-edge/manifest/2"]),
         ({"steps": "two", "base": {"name": "base"}}, ["steps: ", "base.revision: ", "base.sha256: "]),
         ({"mine": 1}, ["mine: ", "train again"]),
     ],

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import TinySource
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.training.checkpoints import mark
 from lonas_edge.training.inputs import open_inputs
 from lonas_edge.training.plan import TrainOptions
 from lonas_edge.training.train import train
@@ -113,6 +114,18 @@ def names_in(folder: Path) -> list[str]:
 def working(output: Path) -> Path:
     """Where checkpoints are kept."""
     return output.with_name(f"{output.name}.training")
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    """A whole checkpoint of a training of one process, with next to nothing in it."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    save_file({"a": torch.zeros(2)}, path / ADAPTER)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": torch.zeros(3)}, path / name)
+    TrainerState(global_step=step).save_to_json(str(path / "trainer_state.json"))
+    mark(path)
+    return path
 
 
 def same(folder: Path, record: dict[str, Any], other: Path, other_record: dict[str, Any]) -> None:

@@ -1,6 +1,14 @@
-"""Errors a user can act on. Only the command line turns them into an exit code."""
+"""Errors a user can act on, and how any error is told. Only the command line turns them into an exit code."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+
+_LONGEST = 500  # characters of a line that tells somebody else's error
+_NO_MEMORY = re.compile(
+    r"bad.?alloc|out of memory|cannot allocate memory|(can't|cannot|could not|unable to|failed to|failed) alloc|"
+    r"memory allocation of|failed to map segment|can't start new thread|resource temporarily unavailable",
+    re.IGNORECASE,
+)
 
 
 class LonasEdgeError(Exception):
@@ -27,3 +35,32 @@ def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None
     if way_out:
         lines.append(way_out)
     raise LonasEdgeError("\n".join(lines))
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python says so by a class, PyTorch, OpenVINO and the loader of libraries by their words."""
+    return any(isinstance(one, MemoryError) or bool(_NO_MEMORY.search(str(one))) for one in chain(error))
+
+
+def escaped(text: str) -> str:
+    """A text of somebody else's for a terminal: control characters, which could change it, are shown instead; lines stay."""
+    return "".join(c if c in "\n\t" or not _is_control(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return ord(character) < 32 or 127 <= ord(character) < 160
+
+
+def one_line(text: str) -> str:
+    """A text of somebody else's in one line of bearable length, control characters shown."""
+    line = " ".join(escaped(text).split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

@@ -30,12 +30,15 @@ _TEMPLATES = "additional_chat_templates"  # the one directory inside a model's t
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def regular(path: Path, what: str) -> None:
+def regular(path: Path, what: str = "the file") -> Path:
     """Refuse what is no file, before it is opened: opening a FIFO or reading a device may never end.
 
     Args:
         path: The file.
         what: What it is, for the message.
+
+    Returns:
+        The same path.
 
     Raises:
         LonasEdgeError: If it is missing or not a regular file.
@@ -44,6 +47,7 @@ def regular(path: Path, what: str) -> None:
         _check(path, math.inf)
     except (OSError, ValueError) as error:
         raise LonasEdgeError(f"{path}: {what} cannot be read: {_reason(error)}") from error
+    return path
 
 
 def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
@@ -254,6 +258,15 @@ def _reason(error: Exception) -> str:
 def _shortened(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else f"{text[:500]}…"
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; nothing is at a path that the system cannot have, which `Path.exists` raises for."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

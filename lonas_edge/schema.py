@@ -128,6 +128,32 @@ class Record:
             raise LonasEdgeError(f"{where}: damaged: {type(error).__name__}: {error}. {cls.AGAIN}") from error
 
 
+def field_faults(kind: Any, content: Mapping[str, Any]) -> list[str]:
+    """Faults of the fields of a JSON object that somebody else wrote; fields that `kind` does not name are left alone.
+
+    Args:
+        kind: A `TypedDict` with the types that fields must have.
+        content: The object.
+
+    Returns:
+        One line a fault: the field, what is wrong, and what was found.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _typed(kind).validate_python(content, strict=True)
+    except ValidationError as error:
+        return [_told(fault) for fault in error.errors(include_url=False)]
+    return []
+
+
+@cache
+def _typed(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def _told(fault: Mapping[str, Any]) -> str:
     """A fault of pydantic's: the field, what is wrong, and what was found where the message alone does not say it."""
     field = ".".join(map(str, fault["loc"]))

@@ -223,7 +223,7 @@ def test_fp32_ir_answers_as_the_oracle(subnet: str, command_line: CommandLine, o
     folder = command_line.export(subnet, "--weight-format", "fp32")
     difference = (ir_logits(folder, tokens) - oracle(widths_of(folder))).abs().max().item()
     print(f"{subnet}: fp32 IR, largest logit difference {difference:.1e}")
-    assert difference < 1e-3
+    assert difference < 3e-3  # fp32 arithmetic: 0.9e-4 to 4.8e-4 on an AMD EPYC, up to 1.1e-3 on an Intel Xeon
 
 
 # Largest mean KL (nats) from the oracle, and smallest share of equal top tokens, of an INT8 IR. Seen: 0.005 to 0.010, and 92 to
@@ -549,11 +549,14 @@ def test_stock_lm_eval_runs_the_tasks_and_ranks_alike(command_line: CommandLine,
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, tasks = command_line.export("heuristic"), ["ARC-Easy", "piqa"]
+    # in bf16, which is the default of some CPUs, what is computed together changes which of two close options wins
+    fp32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    (tmp_path / "properties.json").write_text(json.dumps(fp32))
     arguments = [
         "--model",
         "openvino",
         "--model_args",
-        f"pretrained={folder}",
+        f"pretrained={folder},ov_config={tmp_path / 'properties.json'}",
         "--device",
         "cpu",
         "--output_path",
@@ -569,6 +572,7 @@ def test_stock_lm_eval_runs_the_tasks_and_ranks_alike(command_line: CommandLine,
     (results,) = tmp_path.rglob("results_*.json")
     expected = json.loads(results.read_text())["results"]
     options = ["--datasets", str(SAMPLES), "--protocol", "option-text", "--tasks", ",".join(tasks)]
+    options += [part for name, value in fp32.items() for part in ("--property", f"{name}={value}")]
     (target,) = command_line.json("eval", str(folder), *options)["targets"]
     for task in target["tasks"]:
         for metric, found in task["metrics"].items():

@@ -1,11 +1,13 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are read with their faults told, and files that are replaced whole or not at all."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import replace_text
+from lonas_edge.files import check_model_folder, read_by, read_json, read_text, regular, replace_text
 
 
 def test_replaced_in_utf8_with_plain_line_ends(tmp_path: Path) -> None:
@@ -31,3 +33,142 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_no_such_directory(tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"none/card\.md: cannot be written"):
         replace_text(tmp_path / "none/card.md", "new")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"a": [1, 2.5, "x"]}', {"a": [1, 2.5, "x"]}),
+        (b'\xef\xbb\xbf{"a": "\xc3\xa4"}', {"a": "ä"}),  # a byte order mark
+        (b'{"a": "\\ud83d\\ude00"}', {"a": "😀"}),  # both halves
+        (b'{"a": "\\\\ud800"}', {"a": "\\ud800"}),  # a backslash, and five letters
+        (b'{"a": 1, "a": 1}', {"a": 1}),
+        (b'{"a": ' + b"[" * 190 + b"]" * 190 + b"}", None),
+    ],
+)
+def test_json_that_is_right(tmp_path: Path, content: bytes, found: dict | None) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    read = read_json(tmp_path / "a.json")
+    assert read == found or (found is None and set(read) == {"a"})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": ', "Expecting value"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b'{"a": "\xff"}', r"not UTF-8 \(byte 7: 0xff\)"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+        (b'{"a": [0, {"b": "x\\ud800"}]}', r"a\.1\.b: .*half of a surrogate pair"),
+        (b'{"a": {"\\udc00": 1}}', r"name of a field in a: .*half of a surrogate pair"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'{"a": -Infinity}', "-Infinity is not JSON"),
+        (b'{"a": 1e999}', "1e999 is not JSON; expected a finite number"),
+        (b'{"a": 1, "a": 2}', "'a' is there twice, with different values"),
+        (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", "nested more than 200 deep"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 200 deep"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "4300 digits"),
+    ],
+)
+def test_json_that_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(LonasEdgeError, match=rf"(?s)^{tmp_path}/a\.json: .*{told}"):
+        read_json(tmp_path / "a.json")
+
+
+def special_files(folder: Path) -> dict[str, Path]:
+    """What is no file, by what is said of it."""
+    os.mkfifo(folder / "pipe.json")
+    (folder / "link.json").symlink_to(folder / "none")
+    return {
+        "a device, pipe or socket; expected a file": folder / "pipe.json",
+        "a directory; expected a file": folder,
+        "No such file": folder / "link.json",
+        "File name too long": folder / ("x" * 300),
+        "null byte": folder / "a\0b",
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have names on POSIX")
+@pytest.mark.parametrize(
+    "read",
+    [read_json, lambda path: read_text(path, "the space"), lambda path: regular(path, "it")],
+    ids=["json", "text", "any"],
+)
+def test_what_is_no_file_is_not_opened(tmp_path: Path, read: Callable) -> None:
+    for told, path in {**special_files(tmp_path), "device": Path("/dev/zero")}.items():
+        with pytest.raises(LonasEdgeError, match=told):
+            read(path)
+
+
+def test_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf1\r\n2\n")
+    assert read_text(tmp_path / "a", "the list") == "1\n2\n"
+    with pytest.raises(LonasEdgeError, match=r"a: the list cannot be read: 8 bytes; expected 7 at most"):
+        read_text(tmp_path / "a", "the list", limit=7)
+
+
+def test_what_a_library_raises_names_the_file(tmp_path: Path) -> None:
+    class PanicException(BaseException):
+        """As Rust's."""
+
+    for error in (KeyError("rope"), RecursionError("deep"), PanicException("index out of bounds")):
+        with pytest.raises(LonasEdgeError, match=rf"a\.json: peft cannot read it: {type(error).__name__}: ") as caught:  # noqa: SIM117
+            with read_by("peft", tmp_path / "a.json"):
+                raise error
+        assert str(error) in str(caught.value)
+    for passed in (KeyboardInterrupt, MemoryError):
+        with pytest.raises(passed), read_by("peft", tmp_path):
+            raise passed
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege on Windows")
+class TestModelFolder:
+    """What the files of a model's directory may be."""
+
+    def test_links_inside(self, tmp_path: Path) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/real.json").write_text("{}")
+        (tmp_path / "model/config.json").symlink_to("real.json")
+        (tmp_path / "model/notes").symlink_to("/etc")  # not read
+        check_model_folder(tmp_path / "model")
+        (tmp_path / "other").symlink_to(tmp_path / "model")  # the directory itself is the user's choice
+        check_model_folder(tmp_path / "other")
+
+    def test_a_hub_cache(self, tmp_path: Path) -> None:
+        repository = tmp_path / "hub/models--owner--name"
+        snapshot = repository / "snapshots/0123"
+        snapshot.mkdir(parents=True)
+        (repository / "blobs").mkdir()
+        (repository / "blobs/abc").write_text("{}")
+        (snapshot / "config.json").symlink_to("../../blobs/abc")
+        check_model_folder(snapshot)
+        (tmp_path / "hub/models--other--name/blobs").mkdir(parents=True)
+        (tmp_path / "hub/models--other--name/blobs/abc").write_text("secret")
+        (snapshot / "generation_config.json").symlink_to("../../../models--other--name/blobs/abc")
+        with pytest.raises(LonasEdgeError, match=r"generation_config\.json: a link out of the directory"):
+            check_model_folder(snapshot)
+
+    def test_all_faults_are_told(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("s")
+        folder = tmp_path / "model"
+        (folder / "additional_chat_templates").mkdir(parents=True)
+        (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+        (folder / "additional_chat_templates/tool.jinja").symlink_to(tmp_path / "secret")
+        (folder / "model.safetensors").symlink_to("/dev/zero")
+        (folder / "tokenizer.json").symlink_to("tokenizer.json")
+        (folder / "vocab.json").mkdir()
+        os.mkfifo(folder / "merges.txt")
+        with (folder / "config.json").open("wb") as file:
+            file.truncate(2**30)  # takes no room
+        with pytest.raises(LonasEdgeError) as caught:
+            check_model_folder(folder)
+        told = [line.removeprefix("  - ").split(":")[0] for line in str(caught.value).splitlines()[1:]]
+        assert sorted(told) == sorted(
+            [
+                *("additional_chat_templates/tool.jinja", "chat_template.jinja", "config.json", "merges.txt"),
+                *("model.safetensors", "tokenizer.json", "vocab.json"),
+            ]
+        )
+        assert "1,073,741,824 bytes; expected 67,108,864 at most" in str(caught.value)

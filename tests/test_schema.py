@@ -183,4 +183,5 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_text_that_is_not_unicode(refused: Any) -> None:
-    assert refused('{"schema": "lonas-edge/sample/3", "title": "\\ud800"}')[0] == "not a sample of lonas-edge:"
+    told = refused('{"schema": "lonas-edge/sample/3", "title": "\\ud800"}')
+    assert told[0] == "not readable as JSON:" and told[1].startswith("  - title: ")

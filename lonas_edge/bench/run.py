@@ -1,6 +1,5 @@
 """A benchmark from its inputs to its report."""
 
-import json
 import signal
 import statistics
 import threading
@@ -18,8 +17,9 @@ from lonas_edge.bench.measure import Measured, Progress, PromptSource
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.session import Plan, Session
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
-from lonas_edge.errors import raise_all
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
+from lonas_edge.files import read_json
 from lonas_edge.ir import runtime
 from lonas_edge.versions import versions
 
@@ -112,7 +112,12 @@ def check_cases(exported: Exported, cases: Sequence[Case]) -> None:
 def _vocabulary(arm: Arm) -> int:
     """Size of the vocabulary of an arm's model; without limit where its file does not say it."""
     config = arm.path / "config.json"
-    return int(json.loads(config.read_text())["vocab_size"]) if config.exists() else 2**31
+    if not config.exists():
+        return 2**31
+    found = read_json(config).get("vocab_size")
+    if type(found) is not int or found < 1:
+        raise LonasEdgeError(f"{config}: vocab_size: expected a whole number, found {found!r}")
+    return found
 
 
 def _measure_memory(arms: Sequence[Arm], plan: Plan, facts: dict[str, Facts], done: Sequence[Measured]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lonas_edge.bench import damage
 from lonas_edge.bench.arms import Arm
 from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
 from lonas_edge.formats import DTYPES
@@ -289,16 +290,18 @@ class Engine:
         modules: What it imports.
         extra: The extra of lonas-edge that brings them, where they are not always there.
         runner: Loads an arm; takes the arm and the threads of its computations on a CPU.
+        damage: The file of an arm that is damaged, and what is wrong; None where none is.
     """
 
     framework: str
     modules: tuple[str, ...]
     extra: str | None
     runner: Callable[[Arm, int], Runner]
+    damage: Callable[[Arm], str | None]
 
 
 ENGINES = {
-    "ir": Engine("openvino_genai", ("openvino_genai",), "bench", GenaiRunner),
-    "torch": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchRunner),
-    "gguf": Engine("llama.cpp", ("llama_cpp", "gguf"), "llama-cpp", GgufRunner),
+    "ir": Engine("openvino_genai", ("openvino_genai",), "bench", GenaiRunner, damage.in_ir),
+    "torch": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchRunner, damage.in_checkpoint),
+    "gguf": Engine("llama.cpp", ("llama_cpp", "gguf"), "llama-cpp", GgufRunner, damage.in_gguf),
 }

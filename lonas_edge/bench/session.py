@@ -90,9 +90,9 @@ def _start(group: Sequence[Arm], plan: Plan, session: Session) -> Measured:
     with ExitStack() as stack:
         try:
             loaded = _load(group, plan, session, failures, stack)
+            failures = too_large(group, plan.config, plan.cases) | failures
         except KeyboardInterrupt:
             return Measured(failures=failures, interrupted=True)
-        failures = too_large(group, plan.config, plan.cases) | failures
         pids = [process.pid for process in loaded.values() if process.pid]
         before = machine.CpuTimes.now(pids)
 

@@ -22,8 +22,8 @@ from lonas_edge.bench.statistics import MIN_PAIRS, Speedup, speedup
 from lonas_edge.bench.timing import OBJECTIVES, Timing
 from lonas_edge.bench.worker import Placement, apart
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import Exported, open_exported, restore_properties, store_properties
-from lonas_edge.ir import RUNTIME, runtime
+from lonas_edge.exporting.exported import Exported, restore_properties, store_properties, untuned
+from lonas_edge.ir import runtime
 from lonas_edge.versions import versions
 
 FIRST_LOOK, FIRST_LOOK_STARTS = Schedule(rounds=3, warmup=1), 1
@@ -109,7 +109,7 @@ def tune(exported: Exported, options: TuneOptions, progress: Progress) -> Tuned:
     """Search run-time properties and store them in the exported directory.
 
     Args:
-        exported: The directory. What an earlier search stored is taken back first.
+        exported: The directory. What an earlier search stored is not looked at, and replaced in the end.
         options: What to search for.
         progress: Called with what is being done.
 
@@ -125,10 +125,19 @@ def tune(exported: Exported, options: TuneOptions, progress: Progress) -> Tuned:
     table = runtime.candidates(options.device, place.threads, os.cpu_count() or 1)
     if not table:
         raise LonasEdgeError(f"--device {options.device}: no properties to tune are known for it; CPU and GPU have some.")
-    if (exported.folder / RUNTIME).exists():
+    with untuned(exported) as defaults:
+        found = _searched(_Search(defaults, options, place, progress), table)
+    if found.properties:
+        kept = {metric: runtime.Gain(**asdict(gain)) for metric, gain in found.speedups.items()}
+        told = (options.device, time.strftime("%Y-%m-%d"), options.objective, found.properties)
+        store_properties(exported.folder, runtime.RuntimeProperties(*told, kept, found.mean_kl, found.conditions))
+    elif exported.properties:
         restore_properties(exported.folder)
-        exported = open_exported(exported.folder)
-    search = _Search(exported, options, place, progress)
+    return found
+
+
+def _searched(search: "_Search", table: Mapping[str, Sequence[str]]) -> Tuned:
+    options = search.options
     best: dict[str, str] = {}
     for name, values in table.items():
         best |= search.property(name, values, best)
@@ -136,16 +145,11 @@ def tune(exported: Exported, options: TuneOptions, progress: Progress) -> Tuned:
         return Tuned(options.objective, {}, [], search.trials)
     final = search.beside({}, {"tuned": best}, options.schedule, "confirming")
     gains = {metric: speedup(*final.paired(BEST, "tuned", options.case, value)) for metric, value in OBJECTIVES.items()}
-    machine_told = {**machine.describe(options.device), "threads": place.threads}
+    machine_told = {**machine.describe(options.device), "threads": search.place.threads}
     conditions = {"machine": machine_told, "case": vars(options.case), "tolerance": options.tolerance}
     conditions["versions"] = versions(PACKAGES)
     inside = sorted(set(best) & set(runtime.IN_IR))
-    found = Tuned(options.objective, best, inside, search.trials, gains, search.kl(best), conditions)
-    kept = {metric: runtime.Gain(**asdict(gain)) for metric, gain in gains.items()}
-    date = time.strftime("%Y-%m-%d")
-    chosen = runtime.RuntimeProperties(options.device, date, options.objective, best, kept, found.mean_kl, conditions)
-    store_properties(exported.folder, chosen)
-    return found
+    return Tuned(options.objective, best, inside, search.trials, gains, search.kl(best), conditions)
 
 
 @dataclass

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from lonas_edge.bench.arms import Arm
+from lonas_edge.bench.damage import reason
 from lonas_edge.bench.runners import ENGINES
 from lonas_edge.bench.timing import Timing
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, one_line, out_of_memory
+from lonas_edge.interrupts import held
 
 T = TypeVar("T")
 
@@ -61,13 +63,14 @@ class ArmProcess:
             arm: What it runs.
             placement: Where.
         """
-        self.arm = arm
+        self.arm, self._busy = arm, True
         self._log = _log_file()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, arm, placement, self._log, os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        with held():
+            self._process.start()
         theirs.close()
 
     @property
@@ -119,6 +122,7 @@ class ArmProcess:
         return self._process.is_alive()
 
     def _ask(self, *message: Any) -> Any:
+        self._busy = True
         try:
             self._pipe.send(message)
         except OSError:
@@ -130,6 +134,7 @@ class ArmProcess:
             kind, content = self._pipe.recv()
         except (EOFError, OSError):
             raise self._died() from None
+        self._busy = False
         if kind == "failed":
             raise ArmFailedError(f"{self.arm.name}: {content}")
         return content
@@ -149,7 +154,7 @@ class ArmProcess:
     def __exit__(self, *_: object) -> None:
         """End the process."""
         self._pipe.close()
-        _end(self._process)
+        _end(self._process, 0 if self._busy else _GRACE_SECONDS)
         self._log.unlink(missing_ok=True)
 
 
@@ -169,14 +174,17 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
     context, log = multiprocessing.get_context("spawn"), _log_file()
     pipe, theirs = context.Pipe()
     process = context.Process(target=_call, args=(theirs, log, os.getpid(), function, arguments))
-    process.start()
-    theirs.close()
+    grace = 0
     try:
+        with held():
+            process.start()
+        theirs.close()
         failed, found = pipe.recv()
+        grace = _GRACE_SECONDS
     except EOFError:
         raise LonasEdgeError(_last_words(log) or _OUT_OF_MEMORY) from None
     finally:
-        _end(process)
+        _end(process, grace)
         log.unlink(missing_ok=True)
     if failed:
         raise LonasEdgeError(found)
@@ -191,14 +199,18 @@ def _call(pipe: Connection, log: Path, parent: int, function: Callable[..., Any]
     except LonasEdgeError as error:
         pipe.send((True, str(error)))
     except BaseException as error:
-        pipe.send((True, f"{type(error).__name__}: {error}"))
+        pipe.send((True, _told(error)))
 
 
-def _end(process: BaseProcess) -> None:
-    """By itself, where it is not in the middle of something."""
-    process.join(_GRACE_SECONDS)
-    process.kill()
-    process.join()
+def _end(process: BaseProcess, grace: float) -> None:
+    """By itself, where it is not in the middle of something; by force after so many seconds, or at Ctrl-C."""
+    if process.pid is None:
+        return  # it could not be started
+    try:
+        process.join(grace)
+    finally:
+        process.kill()
+        process.join()
 
 
 def _log_file() -> Path:
@@ -208,7 +220,9 @@ def _log_file() -> Path:
 
 
 def _last_words(log: Path) -> str:
-    return log.read_text(errors="replace").strip()[-500:]
+    """What it said last: of a traceback, the error."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return one_line(lines[-1] if lines else "")
 
 
 def _serve(pipe: Connection, arm: Arm, placement: Placement, log: Path, parent: int) -> None:
@@ -223,7 +237,7 @@ def _serve(pipe: Connection, arm: Arm, placement: Placement, log: Path, parent: 
         runner = engine.runner(arm, placement.threads)
         pipe.send(("loaded", time.perf_counter() - start))
     except BaseException as error:
-        pipe.send(("failed", _told(error)))
+        pipe.send(("failed", _not_loaded(arm, error)))
         return
     answers: dict[str, Callable[..., Any]] = {
         "run": runner.run,
@@ -265,14 +279,19 @@ def _place(placement: Placement) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def _not_loaded(arm: Arm, error: BaseException) -> str:
+    """The file that is damaged, where one is; the directory or file that was to be loaded, where not."""
+    told = _told(error)
+    if out_of_memory(error):
+        return told
+    return ENGINES[arm.kind].damage(arm) or f"{arm.path}: cannot be run: {told}"
+
+
 def _told(error: BaseException) -> str:
     traceback.print_exception(error)  # into the log
-    first = str(error).strip().splitlines()
-    from_openvino = "openvino" in str(error).lower() or "Exception from" in str(error)  # which says last what is wrong
-    short = (first[-1] if from_openvino else first[0]) if first else ""
-    if isinstance(error, MemoryError) or "alloc" in str(error).lower():
-        return f"not enough memory ({short or type(error).__name__})"
-    return f"{type(error).__name__}: {short}"
+    if out_of_memory(error):
+        return f"not enough memory ({reason(error) or type(error).__name__})"
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def peak_memory() -> int:

@@ -22,18 +22,22 @@ from lonas_edge.cli.options import (
     RevisionOption,
     choice,
     given,
+    names,
+    numbers,
     parse_properties,
     require_extra,
-    user_path,
+    seed_option,
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
+from lonas_edge.cli.terminal import console
 from lonas_edge.formats import DTYPES
 
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
     from lonas_edge.bench.tune import Tuned
 
+_MOST_ROUNDS = 1_000_000
 _TOLD_ARMS = ", ".join(f"{arm.name} ({arm.told})" for arm in ARMS.values())
 _NOT_TO_TUNE = (
     *("arms", "model", "adapter", "revision", "torch_device", "torch_dtype", "kv_precision", "properties", "gguf"),
@@ -73,18 +77,23 @@ def command(
         str, typer.Option("--new-tokens", help="Tokens to generate, at least 2; several separated by commas.")
     ] = "64",
     batch_size: Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")] = "1",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count; 6 are the least for an interval.")] = 24,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds at every start that do not count.")] = 2,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=_MOST_ROUNDS, help="Rounds that count; 6 are the least for an interval.")
+    ] = 24,
+    warmup: Annotated[
+        int, typer.Option("--warmup", min=0, max=_MOST_ROUNDS, help="Rounds at every start that do not count.")
+    ] = 2,
     starts: Annotated[
         int,
         typer.Option(
             "--starts",
             min=1,
+            max=_MOST_ROUNDS,
             help="How often all arms are started afresh; the rounds are divided among the starts. From 6 on, intervals are "
             "over the starts, which differ more than rounds do.",
         ),
     ] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of prompts and of the order of arms.")] = 0,
+    seed: Annotated[int, seed_option("Seed of prompts and of the order of arms.")] = 0,
     device: Annotated[
         str,
         typer.Option("--device", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO, …; those present are listed if not."),
@@ -147,13 +156,12 @@ def command(
     never repeated, generating a fixed number of tokens. Ctrl-C ends the run; the rounds done so far are reported.
     """
     lengths, news, batches = (
-        _numbers(*pair)
+        numbers(*pair)
         for pair in (("--prompt-len", prompt_len, 1), ("--new-tokens", new_tokens, 2), ("--batch-size", batch_size, 1))
     )
-    names = tuple(user_path(name.strip()) for name in arms.split(",") if name.strip())
     cases = tuple(Case(length, new, batch) for batch in batches for length in lengths for new in news)
     options = BenchOptions(
-        arms=names,
+        arms=tuple(names("--arms", arms)),
         cases=cases,
         schedule=Schedule(rounds, warmup, seed),
         starts=starts,
@@ -177,22 +185,12 @@ def command(
         _bench(exported, options, output, overwrite, as_json)
 
 
-def _numbers(option: str, text: str, least: int) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{option} {text}: expected whole numbers, separated by commas") from None
-    if min(numbers) < least:
-        raise typer.BadParameter(f"{option} {text}: must be {least} or more")
-    return list(dict.fromkeys(numbers))
-
-
 def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, output: Path | None) -> None:
     """Refuse options that would do nothing beside the others."""
 
     def without(able: Callable[[ArmKind], bool]) -> str:
-        names = [arm.name for arm in ARMS.values() if able(arm)]
-        return "" if set(names) & set(options.arms) else f"goes with --arms {' or '.join(names)}"
+        those = [arm.name for arm in ARMS.values() if able(arm)]
+        return "" if set(those) & set(options.arms) else f"goes with --arms {' or '.join(those)}"
 
     idle = (
         (_NOT_TO_TUNE, "does nothing with --tune" if tune else ""),
@@ -205,8 +203,8 @@ def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, outp
         (("kv_precision",), "--property says it" if "KV_CACHE_PRECISION" in options.properties else ""),
     )
     spelled = {param.name: "/".join((*param.opts, *param.secondary_opts)) for param in context.command.params}
-    for names, why in idle:
-        for name in names:
+    for idle_ones, why in idle:
+        for name in idle_ones:
             if why and given(context, name):
                 raise typer.BadParameter(f"{spelled[name]}: {why}")
     if tune and len(options.cases) > 1:
@@ -242,7 +240,8 @@ def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite
         from lonas_edge.output import OutputDirectory
 
         opened = open_exported(exported)
-        directory = OutputDirectory(output, overwrite) if output else None
+        used = (exported, options.model, options.adapter, options.gguf, *(name for name in options.arms if name not in ARMS))
+        directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(10_000_000)
         found = bench(opened, options, report)
@@ -256,39 +255,33 @@ def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite
 
 
 def _print(found: "Report", output: Path | None) -> None:
-    from rich.console import Console
-
     from lonas_edge.bench import report
 
-    console = Console()
+    shown = console()
     for case in dict.fromkeys(row.case for row in found.rows):
-        print_table(console, f"{case}", report.HEADINGS, report.latency_table(found, case))
-        print_table(console, "", report.SPEEDUP_HEADINGS, report.speedup_table(found, case))
-    print_table(console, "Arms", report.ARM_HEADINGS, report.arm_table(found))
-    console.print(report.EXPLAINED + "\n", highlight=False)
+        print_table(shown, f"{case}", report.HEADINGS, report.latency_table(found, case))
+        print_table(shown, "", report.SPEEDUP_HEADINGS, report.speedup_table(found, case))
+    print_table(shown, "Arms", report.ARM_HEADINGS, report.arm_table(found))
+    shown.print(report.EXPLAINED + "\n")
     for line in report.describe_conditions(found):
-        console.print(line, highlight=False)
+        shown.print(line)
     for warning in found.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        shown.print(f"warning: {warning}", style="yellow")
     for failure in found.failures:
-        console.print(f"not measured: {failure.reason}", style="red", markup=False, highlight=False)
+        shown.print(f"not measured: {failure.reason}", style="red")
     if output:
-        console.print(f"\n{output}: bench.json, bench.csv, bench.md and plots", markup=False, highlight=False)
+        shown.print(f"\n{output}: bench.json, bench.csv, bench.md and plots")
 
 
 def _print_tuned(chosen: "Tuned", exported: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
+    shown = console()
     headings = ("value", "TTFT ms", "TPOT ms", f"{chosen.objective.upper()} x", "KL (nats)", "")
-    console.print("Tried, each beside the best so far; speed-up over that, and mean KL from the answers by default")
+    shown.print("Tried, each beside the best so far; speed-up over that, and mean KL from the answers by default")
     for name in dict.fromkeys(trial.name for trial in chosen.trials):
-        print_table(console, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])
+        print_table(shown, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])
     if not chosen.properties:
-        console.print("Nothing is faster than the defaults within the tolerance; nothing was written.")
+        shown.print("Nothing is faster than the defaults within the tolerance; nothing was written.")
         return
     told = ", ".join(f"{name}={value}" for name, value in chosen.properties.items())
-    console.print(f"Stored in {exported}: {told}", markup=False, highlight=False)
-    console.print(
-        f"{chosen.speedup_shown()}; stock clients find {', '.join(chosen.in_ir) or 'none of them'} in the IR.", markup=False
-    )
+    shown.print(f"Stored in {exported}: {told}")
+    shown.print(f"{chosen.speedup_shown()}; stock clients find {', '.join(chosen.in_ir) or 'none of them'} in the IR.")

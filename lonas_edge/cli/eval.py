@@ -15,13 +15,16 @@ from lonas_edge.cli.options import (
     RevisionOption,
     SpaceOption,
     choice,
+    files,
     given,
+    names,
     parse_properties,
     require_extra,
-    user_path,
+    seed_option,
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
+from lonas_edge.cli.terminal import console
 from lonas_edge.data.commonsense import TASKS
 from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import PROMPTS
@@ -102,7 +105,7 @@ def command(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Samples of each task, a seeded choice. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of --limit.")] = 0,
+    seed: Annotated[int, seed_option("Seed of --limit.")] = 0,
     subnet: Annotated[
         str | None,
         typer.Option(
@@ -168,27 +171,34 @@ def command(
     require_extra("eval", "lm_eval", "openvino_genai", "scipy")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with progress() as report:
-        names = _tasks(asked, tasks, datasets)
+        wanted = _tasks(asked, tasks, datasets)
         from lonas_edge.errors import LonasEdgeError
         from lonas_edge.evaluate.report import for_card, write
         from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
         from lonas_edge.evaluate.targets import RunOptions, open_targets
-        from lonas_edge.exporting.exported import store_evaluation
+        from lonas_edge.exporting.evaluations import Evaluations
+        from lonas_edge.exporting.exported import changed, store_evaluation
         from lonas_edge.ir.runtime import check_device
         from lonas_edge.output import OutputDirectory
 
-        directory = OutputDirectory(output, overwrite) if output else None
+        chosen: list[str | None] = [*names("--subnet", subnet)] if subnet else [None]
+        used = (*references, model, nncf_config, datasets, *files(chosen))
+        directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(100_000_000)
-        options = EvalOptions(tuple(names), datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
+        options = EvalOptions(tuple(wanted), datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
         run = RunOptions(device, parse_properties(properties or []), torch_device, torch_dtype, batch_size)
-        chosen = [user_path(name.strip()) for name in subnet.split(",")] if subnet else [None]
         report("Opening", None)
         check_device(device)
         opened = open_targets(references, chosen, run, model, nncf_config, revision)
         _refuse_idle(ctx, _unheeded(opened))
         if card and not any(target.folder for target in opened):
             raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
+        for target in opened if card else ():
+            if target.folder:
+                Evaluations.of(target.folder)
+                with changed(target.folder):  # so that what cannot be written to is refused before the long part
+                    pass
         with resumable():
             found, samples = evaluate(opened, options, report)
         if directory:
@@ -203,10 +213,10 @@ def command(
 def _tasks(protocol: Protocol, tasks: str | None, datasets: Path | None) -> list[str]:
     if tasks is None:
         return there(protocol.tasks, datasets)
-    names = resolve(protocol.tasks, [name.strip() for name in tasks.split(",") if name.strip()])
-    if not names:
+    named = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not named:
         raise typer.BadParameter(f"--tasks: name one of {', '.join(protocol.tasks)}")
-    return names
+    return resolve(protocol.tasks, named)
 
 
 def _refuse_idle(ctx: typer.Context, idle: dict[str, str]) -> None:
@@ -237,22 +247,20 @@ def _unheeded(targets: "list[Target]") -> dict[str, str]:
 
 
 def _print(found: "Report", output: Path | None) -> None:
-    from rich.console import Console
-
     from lonas_edge.evaluate import report
 
-    console = Console()
-    console.print(f"Protocol: {report.describe(found)}", markup=False, highlight=False)
-    print_table(console, "", report.headings(found), report.card_rows(found), turn=True)
+    shown = console()
+    shown.print(f"Protocol: {report.describe(found)}")
+    print_table(shown, "", report.headings(found), report.card_rows(found), turn=True)
     if found.differences:
-        print_table(console, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))
-    console.print(report.EXPLAINED, highlight=False)
+        print_table(shown, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))
+    shown.print(report.EXPLAINED)
     for target in found.targets:
         if target.asked:
             rate = target.asked / target.seconds
             told = f"{target.name}: {target.asked:,} prompts in {target.seconds:.0f} s, {rate:.1f} a second"
-            console.print(told, markup=False, highlight=False)
+            shown.print(told)
     for line in report.left_out(found):
-        console.print(line, style="yellow", markup=False, highlight=False)
+        shown.print(line, style="yellow")
     if output:
-        console.print(f"{output}: eval.json, eval.csv, eval.md and samples", markup=False, highlight=False)
+        shown.print(f"{output}: eval.json, eval.csv, eval.md and samples")

@@ -17,10 +17,12 @@ from lonas_edge.cli.options import (
     SpaceOption,
     SubnetOption,
     choice,
+    files,
     given,
     refuse_revision,
 )
 from lonas_edge.cli.progress import progress
+from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.formats import DTYPES, FORMATS
 
@@ -76,7 +78,7 @@ def command(
         from lonas_edge.output import OutputDirectory
         from lonas_edge.space.subnetwork import select
 
-        OutputDirectory(output, overwrite).check(0)
+        OutputDirectory(output, overwrite, (source, model, nncf_config, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
         chosen = select(opened.space, subnet)
@@ -98,17 +100,15 @@ def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given
 
 
 def _print(manifest: "Manifest", output: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from lonas_edge.exporting.manifest import COMPARED
 
-    console = Console()
+    shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
-    console.print(
+    shown.print(
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.weight_format}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
-        highlight=False,
     )
     table = Table(title="Parity", title_justify="left")
     for column in ("logits", "largest difference", "mean KL, nats", "same top token"):
@@ -116,6 +116,6 @@ def _print(manifest: "Manifest", output: Path) -> None:
     for name, parity in manifest.parity.items():
         figures = f"{parity.max_logit_difference:.1e}", f"{parity.mean_kl:.1e}", f"{parity.top1_agreement:.1%}"
         table.add_row(COMPARED[name], *figures)
-    console.print(table if manifest.parity else "not verified (--no-verify)")
+    shown.print(table if manifest.parity else "not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
-    console.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), highlight=False)
+    shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

@@ -15,6 +15,7 @@ from lonas_edge.cli.options import (
     loading,
     refuse_revision,
 )
+from lonas_edge.cli.terminal import console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +64,6 @@ def command(
 
 
 def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{opened.base.name}, {chosen.name} sub-network", title_justify="left")
@@ -83,10 +83,10 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Si
     ]
     for name, before, after, style in rows:
         table.add_row(name, style.format(before), style.format(after), f"{after / before:.3f}")
-    console = Console()
-    console.print(table)
+    shown = console()
+    shown.print(table)
     if opened.space.groups:
-        console.print(_groups_table(opened, chosen))
+        shown.print(_groups_table(opened, chosen))
 
 
 def _groups_table(opened: "Source", chosen: "Subnetwork") -> "Table":

@@ -1,26 +1,68 @@
 """Options that several commands share."""
 
 import importlib.util
+import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
+from typer.core import TyperCommand
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, one_line
 
 if TYPE_CHECKING:
     from rich.status import Status
 
     from lonas_edge.network.source import Located
 
+_LARGEST = 2**53  # whole numbers beyond it are not the same in every JSON reader
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+_NAME = re.compile(r"\w+", re.ASCII)  # of a run-time property
+
+
+class CheckedCommand(TyperCommand):
+    """A command whose values are checked for what no option of ours takes: nothing, what is not finite, what is absurd."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it, and checked.
+
+        Args:
+            ctx: The command's context.
+            args: Its arguments.
+
+        Returns:
+            Arguments that are left over.
+
+        Raises:
+            BadParameter: If a value is wrong.
+        """
+        left = super().parse_args(ctx, args)
+        for param in self.params:
+            given = ctx.params.get(param.name or "")
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if fault := _fault(value):
+                    raise click.BadParameter(fault, ctx, param)
+        return left
+
+
+def _fault(value: Any) -> str | None:
+    if isinstance(value, str) and not value.strip():
+        return "is empty"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"must be {_LARGEST} at most"
+    return None
+
 
 def loading() -> "Status":
     """A spinner on standard error, for the seconds that heavy imports take."""
-    from rich.console import Console
+    from lonas_edge.cli.terminal import console
 
-    return Console(stderr=True).status("Loading")
+    return console(stderr=True).status("Loading")
 
 
 def choice(names: Iterable[str]) -> "click.Choice[str]":
@@ -61,8 +103,10 @@ def user_path(text: str) -> str:
         The path.
 
     Raises:
-        BadParameter: If there is no such home.
+        BadParameter: If it is empty, or there is no such home.
     """
+    if not text:
+        raise typer.BadParameter("is empty")  # and would be the working directory
     if not text.startswith("~"):
         return text
     try:
@@ -89,6 +133,18 @@ def given(ctx: typer.Context, name: str) -> bool:
     """
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def files(choices: Iterable[str | None]) -> list[str]:
+    """Those values of --subnet that are files; a directory may well be called `minimal`.
+
+    Args:
+        choices: The values.
+
+    Returns:
+        The files.
+    """
+    return [one for one in choices if one and Path(one).is_file()]
 
 
 def refuse_revision(revision: str | None, located: "Located") -> None:
@@ -144,6 +200,63 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an e
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
+def seed_option(told: str) -> Any:
+    """The option --seed.
+
+    Args:
+        told: What it is the seed of.
+
+    Returns:
+        The option; its values are those that every library takes.
+    """
+    return typer.Option("--seed", min=0, max=_LARGEST_SEED, help=told)
+
+
+def numbers(option: str, text: str, least: int, most: int = _LARGEST) -> list[int]:
+    """Whole numbers from a list with commas.
+
+    Args:
+        option: The option, for the error.
+        text: As on the command line.
+        least: The least number that will do.
+        most: The largest.
+
+    Returns:
+        The numbers, each once.
+
+    Raises:
+        BadParameter: If it is no such list.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option} {one_line(text)}: expected whole numbers, separated by commas") from None
+    if min(found) < least:
+        raise typer.BadParameter(f"{option} {text}: must be {least} or more")
+    if max(found) > most:
+        raise typer.BadParameter(f"{option} {text}: must be {most} or less")
+    return list(dict.fromkeys(found))
+
+
+def names(option: str, text: str) -> list[str]:
+    """Names or paths from a list with commas.
+
+    Args:
+        option: The option, for the error.
+        text: As on the command line.
+
+    Returns:
+        The names, at least one.
+
+    Raises:
+        BadParameter: If there is none.
+    """
+    found = [user_path(name.strip()) for name in text.split(",") if name.strip()]
+    if not found:
+        raise typer.BadParameter(f"{option} {one_line(text)}: names nothing")
+    return found
+
+
 def parse_properties(given: list[str]) -> dict[str, str]:
     """OpenVINO run-time properties from NAME=VALUE.
 
@@ -154,9 +267,17 @@ def parse_properties(given: list[str]) -> dict[str, str]:
         Values by name.
 
     Raises:
-        BadParameter: If one has another form.
+        BadParameter: If one has another form, or is there twice; every wrong one is listed.
     """
-    wrong = [one for one in given if "=" not in one]
+    found: dict[str, str] = {}
+    wrong = []
+    for one in given:
+        name, equals, value = (part.strip() for part in one.partition("="))
+        if not (equals and _NAME.fullmatch(name) and one.isprintable()):
+            wrong.append(f"--property {one_line(ascii(one)[1:-1])}: expected NAME=VALUE")
+        elif name in found:
+            wrong.append(f"--property {name}: given twice")
+        found[name] = value
     if wrong:
-        raise typer.BadParameter(f"--property {wrong[0]}: expected NAME=VALUE")
-    return {name.strip(): value.strip() for name, value in (one.split("=", 1) for one in given)}
+        raise typer.BadParameter("; ".join(wrong))
+    return found

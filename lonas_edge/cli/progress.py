@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lonas_edge.cli.guard import now
+from lonas_edge.cli.terminal import console
+from lonas_edge.errors import escaped
+
 Report = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
 
 
@@ -17,7 +21,6 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
     Yields:
         To be called with what is being done, and the share done; with a line break, what is before it stays on the terminal.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -32,13 +35,15 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [TaskProgressColumn(), TimeElapsedColumn()]
     columns += [TextColumn("left:"), TimeRemainingColumn()] if left else []
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2, disable=not shown) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True, refresh_per_second=2, disable=not shown) as bar:
         task = bar.add_task("Loading", total=None)
+        now.doing = "Loading"
 
         def report(what: str, done: float | None) -> None:
-            stays, broken, what = what.rpartition("\n")
+            stays, broken, what = escaped(what).rpartition("\n")
+            now.doing = what
             bar.update(task, description=what, total=None if done is None else 1, completed=done or 0)
             if broken:
-                bar.console.print(stays, highlight=False, markup=False)
+                bar.console.print(stays)
 
         yield report

@@ -1,6 +1,7 @@
 """`lonas-edge space`: write a search space for a model."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -8,15 +9,20 @@ from typing import Annotated, TypeVar
 import typer
 
 from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, OverwriteOption, RevisionOption, loading, refuse_revision
+from lonas_edge.cli.terminal import console
+from lonas_edge.errors import one_line
 
 _Number = TypeVar("_Number", int, float)
 
 
 def _numbers(kind: Callable[[str], _Number], text: str) -> list[_Number]:
     try:
-        return [kind(part) for part in text.split(",")]
+        found = [kind(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"expected numbers separated by commas, found {text!r}") from None
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise typer.BadParameter(f"expected finite numbers separated by commas, found {one_line(repr(text))}")
+    return found
 
 
 def command(
@@ -38,20 +44,17 @@ def command(
     """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths."""
     parsed_ratios, parsed_ranks = _numbers(float, ratios), _numbers(int, ranks)
     with loading():
-        from lonas_edge.errors import LonasEdgeError
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import locate, read_model_config
+        from lonas_edge.output import check_output_file
         from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space
 
-    if output.exists() and not overwrite:
-        raise LonasEdgeError(f"{output}: exists and is kept as it is. Choose another --output, or give --overwrite.")
+    check_output_file(output, overwrite, (model,))
     located = locate(model, revision, weights=False)
     refuse_revision(revision, located)
     architecture = Architecture.from_config(read_model_config(located), str(located.folder))
     content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len)
     replace_text(output, json.dumps(content, indent=2) + "\n")
-    from rich.console import Console
-
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
-    Console(stderr=True).print(f"{output}: {len(groups)} elastic groups for {located.name}", highlight=False)
+    console(stderr=True).print(f"{output}: {len(groups)} elastic groups for {located.name}")

@@ -4,14 +4,23 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, JsonOption, RevisionOption, choice, given, refuse_revision
+from lonas_edge.cli.options import (
+    USER_PATH,
+    USER_PATH_OR_NAME,
+    JsonOption,
+    RevisionOption,
+    choice,
+    given,
+    refuse_revision,
+    seed_option,
+)
 from lonas_edge.cli.progress import Report, progress
+from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
 
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
 
 _DEFAULT = TrainOptions()
+_LARGEST = 1e6  # far beyond what learns anything, and a float32
 _OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "sampling", "distill", "reorder")
 
 _Model = Annotated[str, typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory or hub id.")]
@@ -40,7 +50,7 @@ _NncfConfig = Annotated[
     ),
 ]
 _Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")]
-_Alpha = Annotated[float, typer.Option(help="Their alpha; the scale is alpha / rank, for every elastic rank.")]
+_Alpha = Annotated[float, typer.Option(max=_LARGEST, help="Their alpha; the scale is alpha / rank, for every elastic rank.")]
 _Dropout = Annotated[
     float,
     typer.Option(
@@ -59,12 +69,13 @@ _MicroBatchSize = Annotated[
     int | None, typer.Option(min=1, help="Examples a device computes at once; gradients accumulate. Default: all.")
 ]
 _Lr = Annotated[
-    float | None, typer.Option(min=0, help="Initial learning rate of each stage. Default: the stage's own, or 3e-4.")
+    float | None,
+    typer.Option(min=0, max=_LARGEST, help="Initial learning rate of each stage. Default: the stage's own, or 3e-4."),
 ]
 _WarmupSteps = Annotated[
     int | None, typer.Option(min=0, help="Linear warm-up. Default: 100, or 5 % of the steps when that is less.")
 ]
-_WeightDecay = Annotated[float, typer.Option(min=0, help="AdamW's, on the active part.")]
+_WeightDecay = Annotated[float, typer.Option(min=0, max=_LARGEST, help="AdamW's, on the active part.")]
 _WidthIndicator = Annotated[
     int | None, typer.Option(min=1, help="Values of each group that may be drawn, widest first. Default: the stage's own.")
 ]
@@ -98,7 +109,7 @@ _GroupByLength = Annotated[
     bool,
     typer.Option("--group-by-length/--no-group-by-length", help="Batch examples of similar length: less padding."),
 ]
-_Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same adapter.")]
+_Seed = Annotated[int, seed_option("Two runs with one seed give the same adapter.")]
 _Device = Annotated[str, typer.Option(click_type=choice(DEVICES), help="auto takes CUDA where there is one.")]
 _Precision = Annotated[
     str,
@@ -171,16 +182,25 @@ def command(  # the options are read from the context, by the names they have in
         from lonas_edge.training.train import train
 
         disable_progress_bar()
-        OutputDirectory(output, overwrite).check(0)  # before a base is downloaded
+        OutputDirectory(output, overwrite, (model, data, nncf_config)).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)
         refuse_revision(revision, inputs.base)
-        inform = partial(_inform, report)
-        record = train(inputs, output, _options(ctx.params), resume, overwrite, _told(report), inform)
+        record = train(
+            inputs,
+            output,
+            _options(ctx.params),
+            resume,
+            overwrite,
+            _told(report),
+            lambda line: report(f"{line}\nLoading", None),
+        )
     if record:
         _print(record, output, as_json)
 
 
 def _refuse_what_does_nothing(ctx: typer.Context) -> None:
+    if ctx.params["alpha"] <= 0:
+        raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
     elastic, idle = ctx.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if given(ctx, name)]
     if elastic and not ctx.params["nncf_config"]:
         raise typer.BadParameter(
@@ -214,31 +234,25 @@ def _told(report: Report) -> Callable[[int, int, Mapping[str, float]], None]:
     return tell
 
 
-def _inform(report: Report, line: str) -> None:
-    report(f"{line}\nLoading", None)  # the line stays on the terminal
-
-
 def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record.to_json(), indent=2))
         return
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
+    shown = console(soft_wrap=True)
     options, data, losses = record.options, record.data, record.losses
     kind = "super-adapter" if record.search_space else "LoRA adapter"
     run = record.steps - (record.resumed_from_step or 0)
     pace = f"{record.seconds:.0f} s" + (f", {record.seconds / run:.2f} s a step" if run else "")
-    console.print(
+    shown.print(
         f"{output}: {kind}, rank {options['rank']}, {record.steps} steps of {options['batch_size']} examples on "
         f"{record.device} ({record.precision}), {pace}"
     )
     if losses:
-        console.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
+        shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
     if data.left_out:
-        console.print(
+        shown.print(
             f"{data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
             f"--max-length {options['max_length']}"
         )
     if record.search_space:
-        console.print(f"next: lonas-edge export {output} --subnet heuristic --output DIR")
+        shown.print(f"next: lonas-edge export {output} --subnet heuristic --output DIR")

@@ -12,14 +12,14 @@ TEXTS = (
 )
 
 
-PROMPT_TOKENS = 16
+PROMPT_TOKENS, FEWEST_TOKENS = 16, 4  # with one or two, rotary tables and attention say nothing
 
 
 def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
     """Token ids of the prompts that are compared, all of one length: [prompts, tokens].
 
     Args:
-        tokenizer: The model's tokenizer, or None: seeded random ids then.
+        tokenizer: The model's tokenizer, or None. Seeded random ids then, and where it makes too few tokens of the texts.
         vocab_size: Size of the vocabulary.
 
     Returns:
@@ -29,6 +29,6 @@ def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
         length = min(PROMPT_TOKENS, *map(len, encoded))
         ids = torch.tensor([row[:length] for row in encoded])
-        if length and int(ids.max()) < vocab_size:
+        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(TEXTS):
             return ids
     return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.files import read_json, sha256
+from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.network.source import TRAINING, Source, open_source
@@ -196,6 +196,7 @@ class _Opener:
         """What `export --stage checkpoint` wrote."""
         from lonas_edge.network.modeling import load_checkpoint
 
+        check_model_folder(folder)
         manifest = Manifest.read(folder / MANIFEST)
         load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
         files = {"checkpoint": self._hashes(folder)}

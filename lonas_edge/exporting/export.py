@@ -4,7 +4,7 @@ import ctypes
 import json
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from lonas_edge.data.calibration import prompts
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
-from lonas_edge.exporting.manifest import MANIFEST, BothSizes, Chosen, Manifest, Origin
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Written, written_files
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.files import replace_text, sha256
@@ -25,10 +25,11 @@ from lonas_edge.ir import MODEL, compress
 from lonas_edge.ir.convert import write_ir
 from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.network import adapters
+from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Located, Source, base_misfits
-from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
@@ -83,15 +84,20 @@ def export(
     """
     _return_freed_memory()
     stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
-    directory = OutputDirectory(output, options.overwrite)
+    used = (source.base.folder, source.adapter.folder if source.adapter else None)
+    directory = OutputDirectory(output, options.overwrite, used)
     directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
             tokenizer = load_tokenizer(source.base.folder)
+            if tokenizer is not None:
+                check_vocabulary(tokenizer, source.architecture.config.vocab_size, source.base.folder)
+            generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
         hashes = background.submit(_hashes, model)
-        job = _Export(model, tokenizer, folder, options, stored, steps)
+        subnetwork.record(source.space).write(folder / SUBNETWORK)
+        job = _Export(model, tokenizer, generation, folder, options, stored, steps, background)
         _WRITERS[options.stage](job)
         misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
         raise_all(
@@ -100,9 +106,8 @@ def export(
             "--model names the right one; --no-verify exports all the same.",
         )
         manifest = _manifest(job, hashes.result())
-        subnetwork.record(source.space).write(folder / SUBNETWORK)
         manifest.write(folder / MANIFEST)
-        replace_text(folder / "README.md", model_card(manifest))
+        replace_text(folder / CARD, model_card(manifest))
     return manifest
 
 
@@ -115,15 +120,31 @@ def _return_freed_memory() -> None:
 
 @dataclass
 class _Export:
-    """One export under way. `stored` is how weights are stored: the IR's format, or the checkpoint's dtype."""
+    """One export under way.
+
+    Attributes:
+        model: What is exported.
+        tokenizer: The base's, or None.
+        generation: Content of the base's generation_config.json, or None.
+        folder: Where it is written.
+        options: What to write.
+        stored: How weights are stored: the IR's format, or the checkpoint's dtype.
+        steps: The steps so far.
+        background: Computes hashes meanwhile.
+        parity: What the comparisons gave.
+        written: What the files are, once they are written.
+    """
 
     model: MaterializedModel
     tokenizer: Any
+    generation: dict[str, Any] | None
     folder: Path
     options: ExportOptions
     stored: str
     steps: Steps
+    background: ThreadPoolExecutor
     parity: dict[str, Parity] = field(default_factory=dict)
+    written: Future[dict[str, tuple[Written, ...]]] | None = None
 
     def write_checkpoint(self) -> None:
         dtype = DTYPES[self.stored].torch
@@ -132,6 +153,7 @@ class _Export:
             self._write_configs(str(dtype).removeprefix("torch."))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(self.folder)
+        self._hash_files()
         if self.options.verify:
             materialized = self._verify_weights()
             with self.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
@@ -158,6 +180,7 @@ class _Export:
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
                 write_ir(Path(job.graph), self.folder, matrices, schemes, FORMATS[self.options.weight_format])
+        self._hash_files()
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
                 ids = self._prompts()
@@ -165,7 +188,7 @@ class _Export:
                 matrices.clear()  # the compiled IR takes their room
                 logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = compare(stored, logits)
-                verify.check_ir(answers, stored)
+                verify.check_ir(answers, stored, lambda: verify.arithmetic_noise(self.model, ids, materialized))
                 self.parity["ir_stored"] = answers
                 self.parity["ir"] = compare(materialized, logits)
 
@@ -193,9 +216,12 @@ class _Export:
 
     def _write_configs(self, dtype: str) -> None:
         replace_text(self.folder / "config.json", json.dumps(self.model.config(dtype), indent=2) + "\n")
-        generation = self.model.source.base.folder / "generation_config.json"
-        if generation.exists():
-            (self.folder / generation.name).write_bytes(generation.read_bytes())
+        if self.generation is not None:
+            replace_text(self.folder / GENERATION, json.dumps(self.generation, indent=2) + "\n")
+
+    def _hash_files(self) -> None:
+        """Begin to hash the files, all that are written by now, while they are verified."""
+        self.written = self.background.submit(written_files, self.folder)
 
 
 _WRITERS = {"checkpoint": _Export.write_checkpoint, "ir": _Export.write_ir}  # by the names of `STAGES`
@@ -236,4 +262,5 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
         steps=job.steps.taken,
         graph_process_peak_rss_bytes=peak_memory(children=True) if options.stage == "ir" else None,
         versions=versions(_PACKAGES),
+        files=job.written.result() if job.written else None,
     )

@@ -1,14 +1,20 @@
 """The manifest of an exported directory, `lonas_edge.json`: what it was made of, and what its making found and took."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
+from lonas_edge.files import sha256
+from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity
 from lonas_edge.schema import Migration, Record
 from lonas_edge.space.complexity import Sizes
 
 MANIFEST = "lonas_edge.json"
+CARD = "README.md"
+REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # written anew by later commands; no hash of them is kept
 COMPARED = {  # the parity figures, as people read them
     "materialized": "materialized model against the activated super-network",
     "stored": "this checkpoint against the materialized model",
@@ -50,10 +56,56 @@ class Step:
     peak_rss_bytes: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file of the output, as it was written."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Written":
+        """As it is now."""
+        return cls(path.stat().st_size, sha256(path))
+
+
+def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:
+    """What is to be kept of an output's files.
+
+    Args:
+        folder: The output, all written but what is `REWRITTEN`.
+
+    Returns:
+        By path from the directory.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    kept = {path.relative_to(folder).as_posix(): path for path in files if path.name not in REWRITTEN}
+    return {name: (Written.of(path),) for name, path in kept.items()}
+
+
+def record_rewritten(folder: Path, name: str, new: Path) -> None:
+    """Keep what a file of an output is about to be, and what it was: whenever this is interrupted, it is one of them.
+
+    Args:
+        folder: An exported directory.
+        name: The file, there.
+        new: What takes its place.
+    """
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest.files is not None:
+        files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
+        replace(manifest, files=files).write(folder / MANIFEST)
+
+
 def _second(content: dict[str, Any]) -> dict[str, Any]:
     """Version 1 was written with fewer fields at first, and one under another name."""
     graph = content.pop("child_peak_rss_bytes", None)
     return {"prompt": None, "graph_process_peak_rss_bytes": graph, **content}
+
+
+def _third(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 kept no hashes of the output."""
+    return {**content, "files": None}
 
 
 @dataclass(frozen=True)
@@ -73,11 +125,13 @@ class Manifest(Record):
         steps: Seconds and memory by step.
         graph_process_peak_rss_bytes: Memory of the process that converted the graph, where it is known.
         versions: Of what the result depends on.
+        files: What each file of the output is, by path; of one that `bench --tune` wrote anew, what it was before, too. None
+            where an older version wrote it.
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
+    VERSION: ClassVar[int] = 3
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third}
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str
@@ -91,3 +145,4 @@ class Manifest(Record):
     steps: dict[str, Step]
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]
+    files: dict[str, tuple[Written, ...]] | None

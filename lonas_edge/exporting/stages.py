@@ -47,8 +47,8 @@ _IR = Stage(
         "```",
         "",
         "`OVModelForCausalLM.from_pretrained`, OpenVINO Model Server and `lm_eval --model openvino --device cpu` take the "
-        "directory as it is, too. The development machine has an AMD processor; the model was not run on an Intel CPU, GPU "
-        "or NPU there.",
+        "directory as it is, too. lonas-edge is developed and measured on AMD and Intel CPUs; nothing was run on an Intel GPU "
+        "or NPU.",
     ),
 )
 STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR)}

@@ -1,19 +1,25 @@
 """Run-time properties of an IR: which there are to choose from, what answers they give, and where they are kept.
 
 openvino 2026.4.1 takes properties from `rt_info/runtime_options` of the IR for some of them only (`IN_IR`); the others, the
-client has to pass. `lonas_edge_runtime.json` holds all of them.
+client has to pass. `lonas_edge_runtime.json` holds all of them. Both may have come with a download: only properties that
+`bench --tune` may choose are taken from them, since others (CACHE_DIR, …) reach beyond the model.
 """
 
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Required, Self
 
-from lonas_edge.errors import LonasEdgeError
+from typing_extensions import TypedDict
+
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.ir.infer import open_ir
-from lonas_edge.schema import Migration, Record
+from lonas_edge.schema import Migration, Record, field_faults
+
+Rewritten = Callable[[Path], None]
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
 PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole
@@ -29,6 +35,48 @@ _CPU = {
 _GPU = {name: _CPU[name] for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")} | {
     "INFERENCE_PRECISION_HINT": ("f16", "f32")
 }
+
+KNOWN = {  # every property that a search may choose, and the values that it may have: a pattern
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": r"[0-9]{1,20}",
+    "KV_CACHE_PRECISION": "u8|f16|bf16|f32",
+    "INFERENCE_PRECISION_HINT": "f32|bf16|f16",
+    "INFERENCE_NUM_THREADS": r"[1-9][0-9]{0,4}",
+    "ENABLE_CPU_PINNING": "NO|YES",
+    "PERFORMANCE_HINT": "LATENCY|THROUGHPUT",
+    "SCHEDULING_CORE_TYPE": "ANY_CORE|PCORE_ONLY|ECORE_ONLY",
+}
+_STOCK = {"ACTIVATIONS_SCALE_FACTOR": r"[0-9]{1,6}(\.[0-9]{1,6})?"}  # what optimum-intel 2.2 puts into an IR, beside the above
+_DEVICE = re.compile(r"[A-Z]+(\.[0-9]+)?(:[A-Z0-9.,]+)?")
+
+
+class _Machine(TypedDict, total=False):
+    device_name: Required[str]
+    threads: Required[int]
+
+
+class _Conditions(TypedDict, total=False):
+    machine: Required[_Machine]
+
+
+def property_faults(properties: Mapping[str, str | None], names: Iterable[str] = KNOWN) -> list[str]:
+    """Properties that nobody should have chosen.
+
+    Args:
+        properties: Values by name; None for one that is not set.
+        names: The properties that may be there.
+
+    Returns:
+        One line a fault.
+    """
+    known = KNOWN | _STOCK
+    allowed = {name: known[name] for name in names}
+    return [
+        f"{name} = {value!r}: expected {allowed[name]}"
+        if name in allowed
+        else f"{name} = {value!r}: not a property that is taken from a file; expected one of {', '.join(allowed)}"
+        for name, value in properties.items()
+        if name not in allowed or (value is not None and not re.fullmatch(allowed[name], value))
+    ]
 
 
 @dataclass(frozen=True)
@@ -76,6 +124,17 @@ class RuntimeProperties(Record):
     conditions: dict[str, Any]
     in_ir: tuple[str, ...] = ()
     replaced_in_ir: dict[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str) -> Self:
+        """See `Record`; a device, property or value that no search chooses is refused."""
+        found = super().from_json(content, where)
+        faults = property_faults(found.properties) + property_faults(found.replaced_in_ir, IN_IR)
+        faults += [f"in_ir: {name}: expected one of {', '.join(IN_IR)}" for name in set(found.in_ir) - set(IN_IR)]
+        faults += [] if _DEVICE.fullmatch(found.device) else [f"device: {found.device!r} is none"]
+        faults += [f"conditions.{fault}" for fault in field_faults(_Conditions, found.conditions)]
+        raise_all(f"{where}: run-time properties that are not used:", faults, cls.AGAIN)
+        return found
 
 
 def check_device(device: str) -> None:
@@ -147,32 +206,52 @@ def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Seque
     )
 
 
-def store(folder: Path, chosen: RuntimeProperties) -> None:
+def ir_faults(text: str) -> list[str]:
+    """Run-time options inside an IR that `export` and `bench --tune` do not write.
+
+    Args:
+        text: The .xml file.
+
+    Returns:
+        One line a fault.
+    """
+    if "runtime_options" not in text:
+        return []
+    try:
+        options = ET.fromstring(text).findall("rt_info/runtime_options/*")
+    except ET.ParseError as error:
+        return [f"not XML: {error}"]
+    return property_faults({option.tag: option.get("value", "") for option in options}, (*IN_IR, *_STOCK))
+
+
+def store(folder: Path, chosen: RuntimeProperties, rewritten: Rewritten = lambda _: None) -> None:
     """Keep properties with an exported directory: in the IR, and in a file for our runtime.
 
     Args:
         folder: An exported directory.
         chosen: The properties; which of them are in the IR, and what was there, is filled in.
+        rewritten: Called with the new .xml before it takes the place of the old one.
     """
     inside = {name: value for name, value in chosen.properties.items() if name in IN_IR}
     tree = ET.parse(folder / MODEL)
     replaced = _set_options(tree, inside)
     # the file first: with it, `restore` finds the way back whatever happens between
     replace(chosen, in_ir=tuple(sorted(inside)), replaced_in_ir=replaced).write(folder / RUNTIME)
-    _write_model(folder, tree)
+    _write_model(folder, tree, rewritten)
 
 
-def restore(folder: Path) -> None:
+def restore(folder: Path, rewritten: Rewritten = lambda _: None) -> None:
     """Take back what `store` did.
 
     Args:
         folder: An exported directory.
+        rewritten: As of `store`.
     """
     if not (folder / RUNTIME).exists():
         return
     tree = ET.parse(folder / MODEL)
     _set_options(tree, RuntimeProperties.read(folder / RUNTIME).replaced_in_ir)
-    _write_model(folder, tree)
+    _write_model(folder, tree, rewritten)
     (folder / RUNTIME).unlink()
 
 
@@ -194,7 +273,12 @@ def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str |
     return before
 
 
-def _write_model(folder: Path, tree: Any) -> None:
+def _write_model(folder: Path, tree: Any, rewritten: Rewritten) -> None:
     partial = folder / f".{MODEL}.partial"
-    tree.write(partial, encoding="utf-8", xml_declaration=True)
-    partial.replace(folder / MODEL)
+    try:
+        tree.write(partial, encoding="utf-8", xml_declaration=True)
+        rewritten(partial)
+        partial.replace(folder / MODEL)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise LonasEdgeError(f"{folder / MODEL}: cannot be written: {error}") from error

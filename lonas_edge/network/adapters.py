@@ -1,7 +1,12 @@
 """PEFT LoRA adapters: what their configuration says, and their factors. What cannot be merged rightly is refused by name."""
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from re import _parser  # type: ignore[attr-defined]
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -11,8 +16,10 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_json
-from lonas_edge.network.checkpoints import load_pickle
+from lonas_edge.files import read_by, read_json
+from lonas_edge.network.checkpoints import FLOATS, load_pickle, read_damaged
+from lonas_edge.network.configuration import AdapterFields
+from lonas_edge.schema import field_faults
 from lonas_edge.space.architecture import Architecture, Elasticity
 
 CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -68,6 +75,8 @@ class AdapterConfig:
             for name, value in content.items()
             if name not in _HONOURED and value not in (None, False, 0, "", [], {})
         ]
+        faults = field_faults(AdapterFields, content) or _pattern_faults(content)
+        raise_all(f"{path}: not a valid LoRA configuration:", faults, "Take the file that was saved with the adapter.")
         initialization = content.get("init_lora_weights", True)
         if initialization not in _PLAIN_INITIALIZATIONS:
             refused.append(
@@ -80,10 +89,8 @@ class AdapterConfig:
             "Merge it with PEFT first, or train plain LoRA.",
         )
         known = {name: value for name, value in content.items() if name in LoraConfig.__dataclass_fields__}
-        try:
+        with read_by("peft", path):
             return cls(path, LoraConfig(**known))
-        except (TypeError, ValueError) as error:
-            raise LonasEdgeError(f"{path}: not a valid LoRA configuration: {error}") from error
 
     def ranks(self, architecture: Architecture) -> dict[str, int]:
         """The rank of the adapter on each linear layer that has one.
@@ -136,6 +143,37 @@ class AdapterConfig:
         return head in ranks or f"{head}.weight" in replaced or embedding in replaced
 
 
+def _pattern_faults(content: Mapping[str, Any]) -> list[str]:
+    """PEFT matches names of modules with these: each must be a regular expression whose matching ends."""
+    whole = [content.get(name) for name in ("target_modules", "exclude_modules")]
+    patterns = [pattern for pattern in whole if isinstance(pattern, str)] + list(content.get("modules_to_save") or ())
+    patterns += [*(content.get("rank_pattern") or ()), *(content.get("alpha_pattern") or ())]
+    listed = content.get("layers_pattern") or ()
+    patterns += [listed] if isinstance(listed, str) else listed
+    faults = []
+    for pattern in patterns:
+        try:
+            if _explodes(_parser.parse(pattern)):
+                faults.append(f"{shortened(pattern)}: matching it may never end; expected no repetition inside a repetition")
+        except (re.error, RecursionError, OverflowError) as error:
+            faults.append(f"{shortened(pattern)}: not a regular expression: {error}")
+    return faults
+
+
+def _explodes(parsed: Any, repeated: bool = False) -> bool:
+    """Whether something of several ways to match is repeated without bound: the ways multiply with each character."""
+    for kind, argument in parsed:
+        unbounded = kind in (_parser.MAX_REPEAT, _parser.MIN_REPEAT) and argument[1] > 10
+        if repeated and (unbounded or kind is _parser.BRANCH):
+            return True
+        parts = argument if isinstance(argument, (tuple, list)) else (argument,)
+        inner = [part for part in parts if isinstance(part, _parser.SubPattern)]
+        inner += [part for parts in parts if isinstance(parts, list) for part in parts if isinstance(part, _parser.SubPattern)]
+        if any(_explodes(part, repeated or unbounded) for part in inner):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class LoraFactors:
     """One layer's adapter: `a` [rank, in], `b` [out, rank], `bias` [out] of lora_B or None, and the scale of b·a."""
@@ -175,10 +213,8 @@ def adapter_file(folder: Path) -> Path:
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix != ".safetensors":
         return load_pickle(path)
-    try:
+    with read_damaged(path):
         return load_file(path)
-    except Exception as error:  # safetensors raises its own error type, OSError or ValueError for damaged files
-        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Copy it again.") from error
 
 
 def plain_name(key: str) -> str:
@@ -208,11 +244,13 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
     """
     path = adapter_file(folder)
     architecture, ranks = elasticity.architecture, config.ranks(elasticity.architecture)
-    tensors = {plain_name(key): tensor for key, tensor in _read_tensors(path).items()}
+    stored = _read_tensors(path)
+    tensors = {plain_name(key): tensor for key, tensor in stored.items()}
+    twice = [name for name, count in Counter(map(plain_name, stored)).items() if count > 1]
     saved = _replaced_shapes(architecture, config, ranks)
     expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
     optional = _repeated_head(architecture, config, ranks, saved)
-    problems = rank_misfits(elasticity, ranks)
+    problems = rank_misfits(elasticity, ranks) + [f"{name}: there more than once" for name in twice]
     problems += [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         wanted = expected.get(name, optional.get(name))
@@ -220,6 +258,8 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
             problems.append(f"{name}: not expected by the configuration or the base model; found {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted:
             problems.append(f"{name}: expected {list(wanted)}, found {list(tensor.shape)}")
+        elif str(tensor.dtype).removeprefix("torch.") not in FLOATS:
+            problems.append(f"{name}: dtype {tensor.dtype}; expected {', '.join(FLOATS)}")
         elif not torch.isfinite(tensor).all():
             problems.append(f"{name}: holds NaN or Inf")
     raise_all(

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import raise_all
 from lonas_edge.network.adapters import LoraFactors, plain_name
 from lonas_edge.network.calibration import second_moments
+from lonas_edge.network.checkpoints import read_damaged
 from lonas_edge.space.architecture import Architecture, Elasticity
 
 FILE = "channel_order.safetensors"
@@ -144,10 +144,8 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
     path = folder / FILE
     if not path.exists():
         return ChannelOrder()
-    try:
+    with read_damaged(path):
         columns = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Copy it again.") from error
     producers = architecture.producers
     problems = []
     for name, order in columns.items():

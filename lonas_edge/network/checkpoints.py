@@ -10,20 +10,22 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import Part
-from lonas_edge.files import read_json
+from lonas_edge.files import check_model_folder, exists, read_json, regular
 from lonas_edge.network.parts import shifted, take
 from lonas_edge.space.architecture import Architecture
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
+FLOATS = tuple(_DTYPES.values())  # the dtypes that weights may have
 
 
 def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
@@ -39,6 +41,7 @@ def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
     Raises:
         LonasEdgeError: If the file holds anything but tensors, or cannot be read.
     """
+    regular(path, "the weights")
     try:
         mmap = mmap and zipfile.is_zipfile(path)  # files older than torch 1.6 cannot be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -47,21 +50,55 @@ def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
             f"{path}: refused: this pickle holds more than tensors, and loading it could execute code. "
             "Ask its author for safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise LonasEdgeError(f"{path}: not a readable PyTorch file: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise LonasEdgeError(f"{path}: expected tensors by name")
-    return content
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files end in a dozen types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LonasEdgeError(f"{path}: not a readable PyTorch file: {reason}") from error
+    if not isinstance(content, dict):
+        raise LonasEdgeError(f"{path}: expected tensors by name, found {type(content).__name__}")
+    raise_all(f"{path}: expected tensors by name:", [fault for item in content.items() for fault in _pickled_faults(*item)])
+    return dict(content)
+
+
+def _pickled_faults(name: Any, value: Any) -> list[str]:
+    if not isinstance(name, str):
+        return [f"{shortened(name)}: a name that is no text"]
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return [f"{name}: {type(value).__name__}; expected a tensor"]
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+        return [f"{name}: a {kind} tensor on {value.device}; expected a plain one with its values"]
+    return []
+
+
+@contextmanager
+def read_damaged(path: Path) -> Iterator[None]:
+    """Tell as the user's whatever reading a safetensors file raises.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        LonasEdgeError: If it is missing, no file, or not a whole safetensors file.
+    """
+    regular(path, "the weights")
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # its own type, OSError, ValueError, TypeError
+        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Download or copy it again.") from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, with its faults told as the user's. Closed at once, so that its pages do not stay mapped."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Download or copy it again.") from error
+    """A safetensors file. Closed at once, so that its pages do not stay mapped."""
+    with read_damaged(path), safe_open(path, framework="pt") as file:
+        yield file
 
 
 class TensorFiles:
@@ -146,9 +183,9 @@ def _indexed_files(index: Path) -> dict[str, Path]:
     problems, files = [], {}
     for name in sorted(set(map(str, weight_map.values()))):
         path = folder / name
-        if Path(os.path.normpath(path)).parent != folder:
+        if "\0" in name or Path(os.path.normpath(path)).parent != folder:
             problems.append(f"{name}: lies outside the checkpoint's folder")
-        elif not path.exists():
+        elif not exists(path):
             problems.append(f"{name}: does not exist")
         files[name] = path
     raise_all(f"{index}: the index names files that cannot be used:", problems, "Download the checkpoint again.")
@@ -167,6 +204,7 @@ def open_tensors(folder: Path) -> TensorFiles:
     Raises:
         LonasEdgeError: If there are no weights or the files are damaged; every fault is listed.
     """
+    check_model_folder(folder)
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
         if (folder / index).exists():
             tensors = TensorFiles(_indexed_files(folder / index))
@@ -205,7 +243,8 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
             problems.append(f"{name}: unknown to {architecture.model_type}; found {list(shape)}")
         elif shape != expected[name]:
             problems.append(f"{name}: expected {list(expected[name])} from config.json, found {list(shape)}")
-        elif tensors.dtypes[name] not in _DTYPES.values():
-            problems.append(f"{name}: dtype {tensors.dtypes[name]}; expected a float type (quantized bases are not supported)")
+        elif tensors.dtypes[name] not in FLOATS:
+            floats = ", ".join(FLOATS)
+            problems.append(f"{name}: dtype {tensors.dtypes[name]}; expected {floats} (quantized bases are not supported)")
     raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems)
     return tensors

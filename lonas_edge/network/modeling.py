@@ -19,8 +19,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Task
-from lonas_edge.files import read_json
+from lonas_edge.files import check_model_folder, read_by, read_json
 from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.configuration import check_model_config
 from lonas_edge.space.architecture import Architecture
 
 Fetch = Callable[[str], torch.Tensor]
@@ -39,13 +40,16 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
         The model, in eval mode, tied as its configuration says.
 
     Raises:
-        LonasEdgeError: If the family is not supported.
+        LonasEdgeError: If the family is not supported, or the configuration is not one.
     """
-    parsed = AutoConfig.for_model(**config)
+    check_model_config(config, where)
+    with read_by("transformers", Path(where)):
+        parsed = AutoConfig.for_model(**config)
     architecture = Architecture.from_config(parsed, where)
-    with init_empty_weights(include_buffers=False):
-        model = auto_model(architecture.family.task).from_config(parsed, dtype=torch.float32)
-    for index, changes in (config.get("per_layer_config") or {}).items():
+    per_layer = config.get("per_layer_config") or {}
+    raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
+    model = _built(architecture, parsed, Path(where))
+    for index, changes in per_layer.items():
         changed = copy.copy(parsed)
         for field, value in changes.items():
             setattr(changed, field, value)
@@ -54,6 +58,40 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
             _resize(layer, linear.out_features, linear.in_features)
     model.tie_weights()
     return model.eval()
+
+
+def check_builds(architecture: Architecture, path: Path) -> None:
+    """Refuse a configuration that no model can be built of, by building one decoder layer without weights.
+
+    Args:
+        architecture: The model's shapes, however large.
+        path: Its config.json.
+
+    Raises:
+        LonasEdgeError: If it cannot be built, or positions have no finite frequencies.
+    """
+    one = copy.deepcopy(architecture.config)
+    with read_by("transformers", path):
+        one.num_hidden_layers = 1
+        if getattr(one, "layer_types", None):
+            one.layer_types = one.layer_types[:1]
+    _built(architecture, one, path)
+
+
+def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedModel:
+    with read_by("transformers", path), init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = auto_model(architecture.family.task).from_config(config, dtype=torch.float32)
+    wrong = [f"{name}: not finite, of the rope fields" for name, buffer in model.named_buffers() if not buffer.isfinite().all()]
+    raise_all(f"{path}: positions cannot be computed:", wrong, "Take the file that came with the weights.")
+    return model
+
+
+def _per_layer_faults(architecture: Architecture, per_layer: dict[str, dict[str, int]]) -> list[str]:
+    layers = {str(index) for index in range(architecture.config.num_hidden_layers)}
+    widths = {rule.config_field for rule in architecture.family.width_rules}
+    faults = [f"{index!r}: the model has no such decoder layer" for index in per_layer if index not in layers]
+    changed = {field for changes in per_layer.values() for field in changes}
+    return faults + [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]
 
 
 def auto_model(task: Task) -> Any:
@@ -84,6 +122,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Pre
         LonasEdgeError: If files are missing or damaged, or tensors do not match the configuration; all are listed.
     """
     folder = Path(folder)
+    check_model_folder(folder)
     config = read_json(folder / "config.json")
     tensors = open_tensors(folder)
     model = empty_model(config, str(folder))
@@ -182,8 +221,10 @@ def float64_logits(
     return logits
 
 
-def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Let an empty model run in float64: each module's weights are fetched when it is called and dropped afterwards.
+def stream_weights(
+    model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True, dtype: torch.dtype = torch.float64
+) -> None:
+    """Let an empty model run: each module's weights are fetched when it is called and dropped afterwards.
 
     The memory of a forward pass is then that of the largest layer, not of the model. Embeddings look up in fp32, which is
     exact, and the language-model head goes block by block, so that neither is ever there whole in float64.
@@ -192,6 +233,7 @@ def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str],
         model: The model; its own parameters only hold the places.
         fetch: Gives a parameter's value by its name in `model`, in any float dtype.
         wanted: Whether a parameter is streamed; the others are left alone.
+        dtype: What is computed in.
     """
     head = model.get_output_embeddings()
     for path, module in model.named_modules():
@@ -199,11 +241,11 @@ def stream_weights(model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str],
         if not places:
             continue
         if module is head and type(module) is nn.Linear:
-            module.forward = _in_blocks(path, fetch, module.bias is not None)  # type: ignore[method-assign,assignment]
+            module.forward = _in_blocks(path, fetch, module.bias is not None, dtype)  # type: ignore[method-assign,assignment]
             continue
-        dtype = None if isinstance(module, nn.Embedding) else torch.float64
-        module.register_forward_pre_hook(_fill(path, list(places), fetch, dtype))
-        module.register_forward_hook(_drop(places))
+        stored = None if isinstance(module, nn.Embedding) else dtype
+        module.register_forward_pre_hook(_fill(path, list(places), fetch, stored))
+        module.register_forward_hook(_drop(places, dtype))
 
 
 def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Hook:
@@ -214,19 +256,19 @@ def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None)
     return hook
 
 
-def _drop(places: dict[str, nn.Parameter]) -> Hook:
+def _drop(places: dict[str, nn.Parameter], dtype: torch.dtype) -> Hook:
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         module._parameters.update(places)
-        return output.double()
+        return output.to(dtype)
 
     return hook
 
 
-def _in_blocks(path: str, fetch: Fetch, has_bias: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _in_blocks(path: str, fetch: Fetch, has_bias: bool, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(input: torch.Tensor) -> torch.Tensor:
         weight = fetch(f"{path}.weight")
         rows = max(1, BLOCK_ELEMENTS // weight.shape[1])
-        output = torch.cat([nn.functional.linear(input, block.double()) for block in torch.split(weight, rows)], dim=-1)
-        return output + fetch(f"{path}.bias").double() if has_bias else output
+        output = torch.cat([nn.functional.linear(input, block.to(dtype)) for block in torch.split(weight, rows)], dim=-1)
+        return output + fetch(f"{path}.bias").to(dtype) if has_bias else output
 
     return forward

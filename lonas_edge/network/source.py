@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import sha256
+from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
+from lonas_edge.network.configuration import check_model_config
+from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import Architecture, Elasticity, bind
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
@@ -95,22 +97,28 @@ def locate(reference: str, revision: str | None, weights: bool) -> Located:
         Where it lies.
 
     Raises:
-        LonasEdgeError: If it is neither.
+        LonasEdgeError: If it is neither, or its files cannot be used.
     """
+    found = _found(reference, revision, weights)
+    check_model_folder(found.folder)
+    return found
+
+
+def _found(reference: str, revision: str | None, weights: bool) -> Located:
     folder = Path(reference)
-    if folder.is_dir():
+    if exists(folder) and folder.is_dir():
         return Located(folder.resolve().name, folder)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = snapshot_download(reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES)
+        snapshot = snapshot_download(reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES)
     except HFValidationError:
         raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LonasEdgeError(f"{reference}: no such directory, and the hub does not give it: {reason}") from error
-    return Located(reference, Path(found), Path(found).name)
+    return Located(reference, Path(snapshot), Path(snapshot).name)
 
 
 def read_model_config(located: Located) -> Any:
@@ -130,10 +138,9 @@ def read_model_config(located: Located) -> Any:
     path = located.folder / "config.json"
     if not path.exists():
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
-    try:
+    check_model_config(read_json(path), str(path))
+    with read_by("transformers", path):
         return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise LonasEdgeError(f"{path}: transformers cannot read it as a model configuration: {error}") from error
 
 
 def open_source(
@@ -169,6 +176,8 @@ def open_source(
         nncf_config = adapter.folder / SEARCH_SPACE
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     architecture = Architecture.from_config(read_model_config(base), str(base.folder))
+    if weights:
+        check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     misfits = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
@@ -203,7 +212,8 @@ def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision:
     if not reference:
         raise LonasEdgeError(f"{config.path}: names no base model; give it with --model")
     there = config.path.parent / reference
-    if ours and not model and (there / "config.json").exists():
+    if ours and not model and exists(there / "config.json"):
+        check_model_folder(there)
         return Located(there.resolve().name, there)  # `train` names a base on this disk by its path from the super-adapter
     try:
         return locate(reference, revision or (None if model else config.lora.revision), weights)

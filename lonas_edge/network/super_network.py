@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.families import Task
+from lonas_edge.network.adapters import load_adapter
+from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model
@@ -74,23 +76,48 @@ class SuperNetwork:
             if isinstance(layer, ElasticLoraLinear):
                 yield from layer.outside(widths[name])
 
-    def kl(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
+    def reference(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """What the maximal network's head is given, to compare sub-networks with.
+
+        Args:
+            batches: Prompts with the positions that count.
+
+        Returns:
+            [positions, hidden] for each batch.
+        """
+        return [states.hidden for states in self._states(self.elasticity.maximal, batches)]
+
+    def kl(
+        self,
+        chosen: Iterable[Sequence[int]],
+        batches: Sequence[Batch],
+        reference: Sequence[torch.Tensor] | None = None,
+    ) -> list[float]:
         """Mean Kullback-Leibler divergence of sub-networks from the maximal network, in nats a position.
 
         Args:
             chosen: The sub-networks, one width a group each.
             batches: Prompts with the positions that count.
+            reference: As of `reference`, where it is kept; computed here otherwise, once for all sub-networks.
 
         Returns:
-            One figure a sub-network. The maximal network's answers are computed once for all of them.
+            One figure a sub-network.
         """
-        reference = [states.hidden for states in self._states(self.elasticity.maximal, batches)]
+        kept = self.reference(batches) if reference is None else reference
+        return self._means(chosen, batches, lambda found, place: self.divergence(kept[place], found.hidden))
 
-        def score(found: _States, place: int) -> torch.Tensor:
-            parts = zip(torch.split(reference[place], HEAD_POSITIONS), torch.split(found.hidden, HEAD_POSITIONS), strict=True)
-            return sum((kl_divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
+    def divergence(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of what the head makes of hidden states from what it makes of a reference, summed.
 
-        return self._means(chosen, batches, score)
+        Args:
+            reference: [positions, hidden].
+            hidden: The same shape.
+
+        Returns:
+            The sum over positions, in nats.
+        """
+        parts = zip(torch.split(reference, HEAD_POSITIONS), torch.split(hidden, HEAD_POSITIONS), strict=True)
+        return sum((kl_divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
 
     def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
         """Mean cross-entropy of sub-networks on the tokens that batches have learned, in nats a token.
@@ -160,6 +187,9 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     Raises:
         LonasEdgeError: If base, adapter and search space do not fit.
     """
+    open_base(source.base.folder, source.architecture)  # transformers and PEFT say less of what does not fit
+    if source.adapter and source.adapter_config:
+        load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
     model: Any = load_base(source.base, source.architecture.family.task, dtype)
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))

@@ -5,7 +5,13 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import raise_all
+from lonas_edge.files import check_model_folder, read_by, read_json, read_text
+from lonas_edge.network.configuration import TokenizerFields
+from lonas_edge.schema import field_faults
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_OBJECTS = ("special_tokens_map.json", "added_tokens.json", "chat_template.json")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -20,10 +26,44 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         LonasEdgeError: If there is one and it cannot be read.
     """
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).exists() for name in names):
+    check_model_folder(folder)
+    present = [name for name in _FILES if (folder / name).exists()]
+    if not present:
         return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, ImportError, TypeError, KeyError) as error:
-        raise LonasEdgeError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    configuration = folder / "tokenizer_config.json"
+    if configuration.exists():
+        faults = field_faults(TokenizerFields, read_json(configuration))
+        raise_all(f"{configuration}: not a usable tokenizer configuration:", faults, "Take the file that came with the model.")
+    for name in _OBJECTS:
+        if (folder / name).exists():
+            read_json(folder / name)
+    for template in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")):
+        read_text(template, "the chat template")
+    with read_by("transformers", folder / present[0]):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("The sun is")["input_ids"]  # some faults show when it is used
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
+    """Refuse a tokenizer that gives tokens which the model has no embedding for.
+
+    Special tokens that nothing but their own name in a text gives may lie beyond: Gemma 3's text models have one for images.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        vocabulary: Size of the model's vocabulary.
+        folder: Where it lies, for the message.
+
+    Raises:
+        LonasEdgeError: If there are such tokens.
+    """
+    used = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "unk")}
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - used
+    beyond = {token: name for name, token in tokenizer.get_vocab().items() if token >= vocabulary and token not in special}
+    problems = [f"token {token} ({beyond[token]!r})" for token in sorted(beyond)]
+    raise_all(
+        f"{folder}: the tokenizer has tokens beyond the model's vocabulary, 0 to {vocabulary - 1} (vocab_size in config.json):",
+        problems,
+        "Do tokenizer and model belong together?",
+    )

@@ -7,14 +7,17 @@ has no code for it any more, so the reader lives here. No torch, so that `inspec
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, Literal
 
 import pyjson5
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import DEPTH_LIMIT, read_text
 
 Role = Literal["base", "lora_A", "lora_B"]
 
@@ -158,12 +161,12 @@ def read_search_space(path: Path) -> SearchSpace:
         LonasEdgeError: If the file is missing, is not JSON, or does not describe a search space; all faults are listed, those
             of the search settings apart.
     """
+    text = read_text(Path(path), "the NNCF configuration")
     try:
-        content = pyjson5.decode(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LonasEdgeError(f"{path}: the NNCF configuration cannot be read: {error}") from error
-    except pyjson5.Json5Exception as error:
-        raise LonasEdgeError(f"{path}: not JSON: {error}. Comments and trailing commas are allowed.") from error
+        content = pyjson5.decode(text, maxdepth=DEPTH_LIMIT)
+    except (pyjson5.Json5Exception, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise LonasEdgeError(f"{path}: not JSON: {reason}. Comments and trailing commas are allowed.") from error
     space, problems = parse_search_space(content)
     raise_all(f"{path}: not a usable NNCF search space:", problems)
     return space
@@ -204,7 +207,7 @@ def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
     where, key = "bootstrapNAS.training.elasticity", "available_elasticity_dims"
     listed = elasticity.get(key, [])
     if not isinstance(listed, list):
-        return [f"{where}.{key} must be a list, found {listed!r}"]
+        return [f"{where}.{key} must be a list, found {shortened(listed)}"]
     found = [(dimension, key) for dimension in listed if dimension != "width"]
     found += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
     return [
@@ -243,13 +246,13 @@ def _parse_groups(groups: Any, widths: Any) -> tuple[tuple[Group, ...], list[str
 
 def _parse_members(nodes: Any) -> tuple[list[Member], list[str]]:
     if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) for node in nodes):
-        return [], [f"expected a list of node names, found {nodes!r}"]
+        return [], [f"expected a list of node names, found {shortened(nodes)}"]
     members, faults = [], []
     for node in nodes:
         try:
             members.append(parse_node(node))
         except ValueError as error:
-            faults.append(f"unknown node {node!r}: {error}")
+            faults.append(f"unknown node {node[:300]!r}: {error}")
     roles = {member.role for member in members}
     if "lora_A" in roles and len(roles) > 1:
         faults.append("mixes lora_A (a rank) with base or lora_B weights (an output width)")
@@ -258,11 +261,11 @@ def _parse_members(nodes: Any) -> tuple[list[Member], list[str]]:
 
 def _width_faults(values: Any) -> list[str]:
     if not isinstance(values, list) or not values:
-        return [f"expected a list of widths, found {values!r}"]
+        return [f"expected a list of widths, found {shortened(values)}"]
     if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values):
-        return [f"widths must be positive whole numbers, found {values}"]
+        return [f"widths must be positive whole numbers, found {shortened(values)}"]
     if any(left <= right for left, right in pairwise(values)):
-        return [f"widths must fall from widest to narrowest, found {values}"]
+        return [f"widths must fall from widest to narrowest, found {shortened(values)}"]
     return []
 
 
@@ -276,23 +279,35 @@ def _parse_stages(descriptions: Any) -> tuple[tuple[Stage, ...], list[str]]:
 def _parse_settings(kind: Any, values: Any, where: str) -> tuple[Any, list[str]]:
     """Fill a settings dataclass from the keys it knows; other keys of the file belong to other tools and are left alone."""
     if not isinstance(values, dict):
-        return kind(), [f"{where}: expected an object, found {values!r}"]
+        return kind(), [f"{where}: expected an object, found {shortened(values)}"]
     known, faults = {}, []
     for name, definition in kind.__dataclass_fields__.items():
         if name not in values:
             continue
-        value, default = values[name], definition.default
-        wants_number = isinstance(default, (int, float)) or (default is None and name != "eval_metric_name")
-        if wants_number and not isinstance(value, (int, float, bool)):
-            faults.append(f"{where}: {name} must be a number, found {value!r}")
+        wanted, fits = _wanted(name, definition.default)
+        if fits(values[name]):
+            known[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
         else:
-            known[name] = tuple(value) if isinstance(value, list) else value
+            faults.append(f"{where}: {name} must be {wanted}, found {shortened(values[name])}")
     return kind(**known), faults
+
+
+def _wanted(name: str, default: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What a setting must be, told and tested. None stands for one that is not set."""
+    if isinstance(default, tuple):
+        return "a list of names", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(default, str) or name == "eval_metric_name":
+        return "a name", lambda value: isinstance(value, str) or (value is None and default is None)
+    return "a number", lambda value: _is_number(value) or (value is None and default is None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 2**53  # false for NaN
 
 
 def _parse_dynamic_inputs(nodes: Any) -> tuple[tuple[str, ...], list[str]]:
     if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
-        return (), [f"add_dynamic_inputs must be a list of node names, found {nodes!r}"]
+        return (), [f"add_dynamic_inputs must be a list of node names, found {shortened(nodes)}"]
     return tuple(nodes), []
 
 
@@ -300,6 +315,6 @@ def _sequence_length(input_info: Any) -> int | None:
     entries = input_info if isinstance(input_info, list) else [input_info]
     for entry in entries:
         shape = entry.get("sample_size") if isinstance(entry, dict) else None
-        if isinstance(shape, list) and len(shape) > 1 and isinstance(shape[1], int):
-            return shape[1]
+        if isinstance(shape, list) and len(shape) > 1 and _is_number(shape[1]) and shape[1] == int(shape[1]) > 0:
+            return int(shape[1])
     return None

@@ -3,14 +3,17 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import exists
 from lonas_edge.schema import Record
 from lonas_edge.space.search_space import SearchSpace
 
 FILE = "subnetwork.json"  # an exported directory keeps its sub-network under this name
 DEFAULT = "heuristic"
+MAX_NAME = 200  # characters; model cards and tables show it
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,9 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
     Raises:
         LonasEdgeError: If the file cannot be read or does not belong to the space; every fault is listed.
     """
-    if not path.exists():
+    if not exists(path):
         raise LonasEdgeError(
-            f"sub-network {str(path)!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
+            f"sub-network {str(path)[:300]!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
         )
     record = SubnetworkRecord.read(path)
     problems = []
@@ -113,9 +116,11 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
         problems.append(f"{len(record.widths)} widths; the search space has {len(space.groups)} groups")
     else:
         problems += [
-            f"group {index} ({group.modules[0]}, …): width {width} is not one of {list(group.widths)}"
+            f"group {index} ({group.modules[0]}, …): width {shortened(width)} is not one of {list(group.widths)}"
             for index, (width, group) in enumerate(zip(record.widths, space.groups, strict=True))
             if width not in group.widths
         ]
+    if record.name is not None and not (record.name.isprintable() and len(record.name) <= MAX_NAME):
+        problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
     raise_all(f"{path}: not a sub-network of this search space:", problems)
     return Subnetwork(record.widths, record.name or path.name)

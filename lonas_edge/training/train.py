@@ -87,7 +87,8 @@ def train(
     with working.kept():
         run = _prepared(inputs, options, working, report, tell)
         if run.state.is_main_process:
-            return run.lead(OutputDirectory(output, overwrite), resume)
+            used = (inputs.base.folder, inputs.data, inputs.nncf_config)
+            return run.lead(OutputDirectory(output, overwrite, used), resume)
         run.trained()
         run.state.wait_for_everyone()
     return None

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
+from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.output import locked
 from lonas_edge.schema import Record
@@ -28,7 +29,9 @@ SETTINGS = "settings.json"
 _FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
 _AGAIN = "--overwrite, without --resume, starts again."
 RUNS = "runs"  # what a logging integration writes
-_OURS = re.compile(r"(\.?settings\.json(\.partial)?|channel_order\.safetensors(\.incomplete)?|runs|(checkpoint|damaged)-\d+)")
+_OURS = re.compile(
+    rf"{re.escape(SETTINGS)}|\.{re.escape(SETTINGS)}\.partial|{re.escape(ORDER)}(\.incomplete)?|{RUNS}|(checkpoint|damaged)-[0-9]+"
+)
 
 
 @dataclass(frozen=True)

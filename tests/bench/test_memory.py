@@ -8,11 +8,18 @@ from lonas_edge.bench.arms import Arm, Case
 from lonas_edge.bench.memory import kv_bytes, run_bytes
 from lonas_edge.bench.session import too_large
 
-SMOLLM2 = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+SMOLLM2 = {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_size": 576,
+}
 
 
 def test_memory_of_a_run_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 100}
+    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    config |= {"intermediate_size": 128, "vocab_size": 100}
     expected = 3 * (2 * 2 * 64 * 12 * 2 + 4 * 8 * (64 + 256) + 400)
     assert run_bytes(config, Case(8, 4, 3)) == expected
     memory = type("Memory", (), {"available": expected - 1})

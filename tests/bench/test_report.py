@@ -15,7 +15,13 @@ from lonas_edge.bench.statistics import Speedup
 from lonas_edge.bench.timing import Timing
 from lonas_edge.errors import LonasEdgeError
 
-SMOLLM2 = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+SMOLLM2 = {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_size": 576,
+}
 CASES = [Case(128, 11), Case(256, 11)]
 SECRET = "/somewhere/private"
 

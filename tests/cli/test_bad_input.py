@@ -298,7 +298,8 @@ def test_existing_output(llama_copy: TinySource, refused: Callable, tmp_path: Pa
 
 def test_overwrite_keeps_the_old_output_when_it_fails(llama_copy: TinySource, run_cli: Callable, tmp_path: Path) -> None:
     (tmp_path / "new/out").mkdir(parents=True)
-    (tmp_path / "new/out/mine").write_text("mine")
+    for name in ("mine", "lonas_edge.json"):
+        (tmp_path / "new/out" / name).write_text("mine")
     edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors["model.norm.weight"].fill_(torch.nan))
     arguments = [*llama_copy.arguments(), "--output", tmp_path / "new/out", "--stage", "checkpoint", "--overwrite"]
     ran = run_cli("export", *arguments)
@@ -372,7 +373,8 @@ def test_killed_in_the_middle(
     arguments = ["export", *llama.arguments(), "--output", str(output), "--stage", "checkpoint", "--no-verify"]
     if existing:
         output.mkdir()
-        (output / "mine").write_text("mine")
+        for name in ("mine", "lonas_edge.json"):
+            (output / name).write_text("mine")
         arguments.append("--overwrite")
     process = subprocess.Popen(
         [sys.executable, "-c", STALLED, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -384,7 +386,7 @@ def test_killed_in_the_middle(
     assert process.returncode == (1 if number == signal.SIGINT else -number)
     assert output.exists() == existing
     if existing:
-        assert [path.name for path in output.iterdir()] == ["mine"]
+        assert {path.name: path.read_text() for path in output.iterdir()} == {"mine": "mine", "lonas_edge.json": "mine"}
     visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert visible == (["out"] if existing else [])
     if number == signal.SIGINT:

@@ -180,7 +180,11 @@ def test_overwrite(run_cli: Callable, llama: TinySource, tmp_path: Path) -> None
     (tmp_path / "out/mine").write_text("mine")
     arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--no-verify"]
     assert run_cli("export", *arguments).code == 1
+    ran = run_cli("export", *arguments, "--overwrite")
+    assert ran.code == 1
+    assert "--overwrite replaces only what lonas-edge wrote; this holds mine" in " ".join(ran.err.split())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    (tmp_path / "out/lonas_edge.json").write_text("{}")
     assert run_cli("export", *arguments, "--overwrite").code == 0
     assert not (tmp_path / "out/mine").exists()
     assert (tmp_path / "out/model.safetensors").exists()

@@ -40,7 +40,7 @@ def test_unfinished_training_is_kept(llama: TinySource, data: Path, tmp_path: Pa
         error,
         f"{output}.training: an unfinished training is kept there",
         "--resume goes on",
-        "--overwrite, without --resume, starts",
+        "--overwrite, without --resume, starts again",
     )
 
 
@@ -68,7 +68,7 @@ def test_resume_with_other_settings(
     has(
         error,
         f"{output}.training: cannot be resumed with other settings",
-        "Give the same. --overwrite, without --resume, starts again.",
+        "Give the same. --overwrite, without --resume, starts again",
     )
     has(error, *(f"{key}: not the same as before" for key in ("base", "data", "search_space", "stages")))
     has(error, "rank: was 8, is 16", "alpha: was 16.0, is 32.0", "steps: was 8, is 9", "seed: was 42, is 1")
@@ -131,8 +131,9 @@ def test_interrupted_in_one_line(
     has(told[0], "Training interrupted. ", "checkpoint-8" if place == "write_super_adapter" else "nothing is kept")
 
 
-def test_not_finite(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    ran = run_cli(*arguments(llama, data, tmp_path / "out", lr=1e30, save_steps=1))
+def test_not_finite(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch) -> None:
+    monkeypatch.setattr("lonas_edge.training.plan.Plan.learning_rate", lambda *_: 1e30)  # no option takes such a rate
+    ran = run_cli(*arguments(llama, data, tmp_path / "out", save_steps=1))
     assert ran.code == 1
     assert not ran.out
     assert "Traceback" not in ran.err
@@ -150,11 +151,10 @@ def test_json_is_one_document(llama: TinySource, data: Path, tmp_path: Path, run
     assert ran.code == 0, ran.err
     assert json.loads(ran.out) == json.loads((output / RECORD).read_text())
     told = [line for line in ran.err.splitlines() if line]
-    first = next(place for place, line in enumerate(told) if line.startswith("step"))
-    told, start = told[first:], "".join(told[:first])  # the terminal breaks a long path into lines
-    assert start.replace(" ", "") == f"goingonfrom{output}.training/checkpoint-3".replace(" ", "")
-    assert [line.partition("  ")[0] for line in told] == ["step 4/8", "step 6/8", "step 8/8"]
-    assert all("  loss " in line and "  lr " in line for line in told)
+    steps = [line for line in told if line.startswith("step ")]
+    assert [line.partition("  ")[0] for line in steps] == ["step 4/8", "step 6/8", "step 8/8"]
+    assert all("  loss " in line and "  lr " in line for line in steps)
+    assert told[0].startswith("going on from")
 
 
 def test_what_a_person_reads(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:

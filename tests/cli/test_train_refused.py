@@ -193,7 +193,7 @@ def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refuse
     has(refused(arguments(llama, data, tmp_path / "out", report_to="nonsense")), "nonsense is not supported")
 
 
-@pytest.mark.parametrize("epochs", [0, -1, "inf"])
+@pytest.mark.parametrize("epochs", [0, -1])
 def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, epochs: float | str) -> None:
     has(refused(arguments(llama, data, tmp_path / "out", steps=None, epochs=epochs)), "--epochs", "must be positive")
 

@@ -146,7 +146,7 @@ def test_files(exported: tuple[TinySource, list[int], Path]):
 def test_manifest(exported: tuple[TinySource, list[int], Path]):
     tiny, widths, folder = exported
     manifest = json.loads((folder / "lonas_edge.json").read_text())
-    assert manifest["schema"] == "lonas-edge/manifest/2"
+    assert manifest["schema"] == "lonas-edge/manifest/3"
     assert manifest["stage"] == "ir"
     assert manifest["weight_format"] == "int8"
     assert manifest["verified"] is True
@@ -194,7 +194,7 @@ def test_model_card(exported: tuple[TinySource, list[int], Path]):
     _, _, folder = exported
     card, manifest = (folder / "README.md").read_text(), json.loads((folder / "lonas_edge.json").read_text())
     assert card.startswith("---\n")
-    assert "openvino_genai" in card and "AMD processor" in card
+    assert "openvino_genai" in card and "Intel GPU" in card
     assert f"{manifest['sizes']['subnetwork']['parameters']:,}" in card
     assert f"{manifest['parity']['ir']['mean_kl']:.2e}" in card
 
@@ -260,7 +260,8 @@ def test_verification_refuses_a_wrong_model(
 
 def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine").write_text("kept")
+    for name in ("mine", "lonas_edge.json"):
+        (tmp_path / "out" / name).write_text("kept")
     wrong_scale(monkeypatch)
     with pytest.raises(LonasEdgeError, match="Verification failed"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", overwrite=True)

@@ -10,7 +10,7 @@ from lonas_edge.exporting.exported import open_exported
 
 SIZES = {"parameters": 5, "linear_weights": 4, "macs": 8, "seq_len": 2, "bytes": {"fp32": 20, "int8": 5}}
 MANIFEST = {
-    "schema": "lonas-edge/manifest/2",
+    "schema": "lonas-edge/manifest/3",
     "stage": "ir",
     "weight_format": "int8",
     "subnetwork": {"name": "minimal", "search_space": "ab12"},
@@ -23,6 +23,7 @@ MANIFEST = {
     "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},
     "graph_process_peak_rss_bytes": None,
     "versions": {"python": "3.11.7"},
+    "files": None,
 }
 RUNTIME = {
     "schema": "lonas-edge/runtime/2",
@@ -32,7 +33,7 @@ RUNTIME = {
     "properties": {"ENABLE_CPU_PINNING": "NO"},
     "speedups": {"tpot": {"ratio": 1.5, "low": None, "high": None, "rounds": 3, "starts": 1}},
     "mean_kl": 0.0,
-    "conditions": {},
+    "conditions": {"machine": {"device_name": "a CPU", "threads": 4}},
     "in_ir": [],
     "replaced_in_ir": {},
 }
@@ -115,8 +116,8 @@ def test_run_time_properties(folder: Path) -> None:
 @pytest.mark.parametrize("file", ["lonas_edge.json", "lonas_edge_runtime.json"])
 def test_records_of_a_newer_version(folder: Path, file: str) -> None:
     kind = {"lonas_edge.json": "manifest", "lonas_edge_runtime.json": "runtime"}[file]
-    (folder / file).write_text(json.dumps({"schema": f"lonas-edge/{kind}/3", "what": "ever"}))
-    with pytest.raises(LonasEdgeError, match=rf"{file}: written by a newer lonas-edge \(lonas-edge/{kind}/3.*Update"):
+    (folder / file).write_text(json.dumps({"schema": f"lonas-edge/{kind}/4", "what": "ever"}))
+    with pytest.raises(LonasEdgeError, match=rf"{file}: written by a newer lonas-edge \(lonas-edge/{kind}/4.*Update"):
         open_exported(folder)
 
 

@@ -238,3 +238,78 @@ def test_search_space_wider_than_the_adapter(tiny_models: TinyModels) -> None:
         "adapter_config.json",
     ):
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"r": "8"}, "r: Input should be a valid integer, found '8'"),
+        ({"r": 0}, "r: .*greater than or equal to 1"),
+        ({"r": 8.5}, "r: "),
+        ({"r": 10**12}, "r: "),
+        ({"lora_alpha": "16"}, "lora_alpha: "),
+        ({"lora_alpha": None}, "lora_alpha: "),
+        ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern.q_proj: "),
+        ({"rank_pattern": [8]}, "rank_pattern: "),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern.q_proj: "),
+        ({"bias": "some"}, "bias: "),
+        ({"target_modules": 3}, "target_modules"),
+        ({"target_modules": [1, 2]}, "target_modules"),
+        ({"target_modules": "(q_proj"}, r"'\(q_proj': not a regular expression"),
+        ({"rank_pattern": {"*q": 8}}, r"'\*q': not a regular expression"),
+        ({"modules_to_save": ["[head"]}, r"'\[head': not a regular expression"),
+        ({"target_modules": "(.+)+x"}, r"'\(\.\+\)\+x': matching it may never end"),
+        ({"target_modules": "(.|q)*x"}, "matching it may never end"),
+        ({"exclude_modules": "((a|b)c*){2,}"}, "matching it may never end"),
+        ({"layers_to_transform": "1"}, "layers_to_transform"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save"),
+        ({"use_rslora": "yes"}, "use_rslora"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path"),
+        ({"lora_dropout": 2}, "lora_dropout"),
+        ({"init_lora_weights": ["gaussian"]}, "init_lora_weights"),
+        ({"layers_pattern": "layers", "layers_to_transform": None}, "peft cannot read it: ValueError: .*layers_to_transform"),
+    ],
+)
+def test_a_configuration_that_is_wrong(llama_copy: TinySource, fields: dict[str, Any], told: str) -> None:
+    edit_config(llama_copy.adapter, **fields)
+    with pytest.raises(LonasEdgeError, match=rf"(?s)adapter/adapter_config\.json: .*{told}"):
+        llama_copy.opened()
+
+
+def test_patterns_of_real_adapters_are_taken(llama_copy: TinySource) -> None:
+    """As unsloth writes them, and a bounded repetition."""
+    unsloth = (
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:k_proj|v_proj|q_proj).*?)|"
+        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|mlp)\.(?:(?:k_proj|v_proj|q_proj|up_proj|gate_proj|down_proj)))"
+    )
+    edit_config(llama_copy.adapter, target_modules=unsloth)
+    assert len(llama_copy.opened().ranks()) == 18
+    edit_config(llama_copy.adapter, target_modules=r"model\.layers\.(0|[1-9]\d*)\.(self_attn|mlp)\.[a-z]{1,4}_proj")
+    assert len(llama_copy.opened().ranks()) == 21
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.to(torch.complex64), "dtype torch.complex64; expected float64, float32"),
+        (lambda t: t.to(torch.int8), "dtype torch.int8"),
+        (lambda t: t.to(torch.float8_e4m3fn), "dtype torch.float8_e4m3fn"),
+        (lambda t: t * torch.nan, "holds NaN or Inf"),
+        (lambda t: t[:0], r"expected \[8, \d+\], found \[0, \d+\]"),
+    ],
+)
+def test_factors_that_are_no_factors(llama_copy: TinySource, change: Callable, told: str) -> None:
+    tensors = load_file(llama_copy.adapter / WEIGHTS)
+    key = next(key for key in tensors if "lora_A" in key)
+    save_file(tensors | {key: change(tensors[key])}, llama_copy.adapter / WEIGHTS)
+    with pytest.raises(LonasEdgeError, match=rf"adapter_model\.safetensors: (?s:.*)\n  - model\.layers\S+\.weight: {told}"):
+        plain(llama_copy.base, llama_copy.adapter)
+
+
+def test_a_factor_that_is_there_twice(llama_copy: TinySource) -> None:
+    tensors = load_file(llama_copy.adapter / WEIGHTS)
+    key = next(key for key in tensors if "lora_A" in key)
+    again = {key.replace("lora_A.", "lora_A.default."): 2 * tensors[key]}
+    save_file(tensors | again, llama_copy.adapter / WEIGHTS)
+    with pytest.raises(LonasEdgeError, match=r"lora_A\.weight: there more than once"):
+        plain(llama_copy.base, llama_copy.adapter)

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,11 +77,83 @@ def test_malicious_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
     assert torch.equal(load_pickle(path)["weight"], torch.ones(2))
 
 
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"step": 3}])
-def test_pickles_of_something_else(tmp_path: Path, content) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([torch.ones(2)], "found list"),
+        ({"step": 3}, "step: int; expected a tensor"),
+        ({"a": None}, "a: NoneType; expected a tensor"),
+        ({3: torch.ones(2)}, "3: a name that is no text"),
+        ({None: torch.ones(2)}, "None: a name that is no text"),
+        ({"a": torch.eye(2).to_sparse()}, "a: a sparse_coo tensor on cpu; expected a plain one"),
+        ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "a: a quantized tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a: a strided tensor on meta"),
+        ({"a": {"b": torch.ones(2)}}, "a: dict; expected a tensor"),
+    ],
+)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_pickles_of_something_else(tmp_path: Path, content: Any, told: str, mmap: bool) -> None:
     torch.save(content, tmp_path / "adapter_model.bin")
-    with pytest.raises(LonasEdgeError, match="expected tensors by name"):
-        load_pickle(tmp_path / "adapter_model.bin")
+    with pytest.raises(LonasEdgeError, match=rf"(?s)adapter_model\.bin: expected tensors by name.*{told}"):
+        load_pickle(tmp_path / "adapter_model.bin", mmap)
+
+
+@pytest.mark.parametrize("size", [0, 1, 30, -1])
+def test_cut_off_pickles(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(20)}, path)
+    path.write_bytes(path.read_bytes()[:size])
+    for mmap in (False, True):
+        with pytest.raises(LonasEdgeError, match=r"pytorch_model\.bin: "):
+            load_pickle(path, mmap)
+
+
+def header(content: object, data: bytes = bytes(16), length: int | None = None) -> bytes:
+    """A safetensors file with any header."""
+    text = json.dumps(content).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+A = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        bytes(4),
+        bytes(64),
+        header({"a": A}, length=2**62),
+        header({"a": A}, data=bytes(15)),
+        header({"a": {**A, "data_offsets": [0, 1 << 60]}}),
+        header({"a": {**A, "data_offsets": [16, 0]}}),
+        header({"a": {**A, "shape": [5]}}),
+        header({"a": {**A, "shape": [-4]}}),
+        header({"a": {**A, "shape": [2**40, 2**40]}}),
+        header({"a": {**A, "dtype": "F31"}}),
+        header({"a": A, "b": A}),  # one over the other
+        header([A]),
+        header({"a": None}),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(LonasEdgeError, match=r"model\.safetensors: damaged or truncated safetensors file"):
+        open_tensors(tmp_path)
+
+
+def test_a_header_that_is_right(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(header({"a": A}))
+    assert torch.equal(open_tensors(tmp_path).read("a"), torch.zeros(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_weights_that_are_no_floats(llama_copy: TinySource, dtype: torch.dtype) -> None:
+    path = llama_copy.base / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"].to(dtype)}, path)
+    with pytest.raises(LonasEdgeError, match=r"model\.norm\.weight: dtype \S+; expected float64, float32, float16, bfloat16"):
+        open_base(llama_copy.base, llama_copy.opened().architecture)
 
 
 def test_no_weights(tmp_path: Path) -> None:
@@ -102,7 +176,7 @@ def test_broken_index(tmp_path: Path, content: str) -> None:
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/one.safetensors", ".."])
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/one.safetensors", "..", "a\0b"])
 def test_index_that_leaves_its_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)

@@ -158,11 +158,13 @@ def test_merges_the_active_part_of_the_factors() -> None:
     copies = weight.clone(), a.clone(), b.clone()
     found = merge(weight, Widths.first(3, 2, 2), LoraFactors(a, b, 0.5))
     expected = [[weight[i, j] + 0.5 * sum(b[i, k] * a[k, j] for k in range(2)) for j in range(2)] for i in range(3)]
-    torch.testing.assert_close(found, torch.tensor(expected))
+    torch.testing.assert_close(found, torch.tensor(expected).double())
     assert all(torch.equal(now, before) for now, before in zip((weight, a, b), copies, strict=True))
     whole = torch.randn(6, 5)
-    torch.testing.assert_close(merge(whole, Widths.first(6, 5), LoraFactors(a, b, 2.0)), whole + 2 * b @ a)
-    assert torch.equal(merge(weight, Widths.first(3, 2, 2), None), weight)
+    torch.testing.assert_close(
+        merge(whole, Widths.first(6, 5), LoraFactors(a, b, 2.0)), (whole.double() + 2 * b.double() @ a.double())
+    )
+    assert torch.equal(merge(weight, Widths.first(3, 2, 2), None), weight.double())
 
 
 def test_merges_ranges_of_the_factors() -> None:
@@ -171,16 +173,16 @@ def test_merges_ranges_of_the_factors() -> None:
     weight, a, b, of_b = torch.randn(4, 3), torch.randn(2, 5), torch.randn(6, 2), torch.randn(6)
     widths = Widths(((0, 2), (3, 5)), ((1, 2), (3, 5)))
     expected = weight + 2 * torch.tensor([[sum(b[r, k] * a[k, c] for k in range(2)) for c in columns] for r in rows])
-    torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected)
+    torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected.double())
     bias = torch.randn(4)
-    torch.testing.assert_close(merge_bias(bias, widths, LoraFactors(a, b, 2.0, of_b)), bias + 2 * of_b[rows])
+    torch.testing.assert_close(merge_bias(bias, widths, LoraFactors(a, b, 2.0, of_b)), (bias + 2 * of_b[rows]).double())
 
 
 def test_merges_biases() -> None:
     bias, of_b = torch.randn(4), torch.randn(6)
     factors = LoraFactors(torch.zeros(1, 1), torch.zeros(6, 1), 0.5, of_b)
-    torch.testing.assert_close(merge_bias(bias, Widths.first(4, 1, 1), factors), bias + 0.5 * of_b[:4])
-    assert torch.equal(merge_bias(bias, Widths.first(4, 1, 1), None), bias)
+    torch.testing.assert_close(merge_bias(bias, Widths.first(4, 1, 1), factors), (bias + 0.5 * of_b[:4]).double())
+    assert torch.equal(merge_bias(bias, Widths.first(4, 1, 1), None), bias.double())
 
 
 def test_overflow_of_fp16_is_an_error(tiny_models: TinyModels, materialize: Callable, tmp_path: Path) -> None:

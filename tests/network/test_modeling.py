@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import lonas_edge
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.modeling import empty_model, float64_logits
 
 UNEQUAL = [8, 6, 8, 96, 64, 128, 6, 8, 6]
 
@@ -91,3 +92,34 @@ def test_unsupported_family(tmp_path: Path, llama: TinySource, materialize: Call
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(LonasEdgeError, match="'gpt2' is not supported"):
         lonas_edge.load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3-tied", "neox", "phi3"])
+def test_float64_throughout(case: str, tiny_models: TinyModels, ids: torch.Tensor) -> None:
+    """Norms, too, which transformers computes in fp32; the logits are those of plain transformers to what fp32 norms leave."""
+    base = tiny_models.base(case)
+    weights = dict(load_file(base / "model.safetensors"))
+    model = empty_model(json.loads((base / "config.json").read_text()))
+    seen: list[torch.Tensor] = []
+    for name, module in model.named_modules():
+        if name.endswith("norm"):
+            module.register_forward_hook(lambda _, __, output: seen.append(output))
+    embedding = next(name for name in weights if "embed" in name)
+    found = float64_logits(model, ids, lambda name: weights.get(name, weights[embedding]))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)(input_ids=ids, use_cache=False).logits
+    assert found.dtype == torch.float64
+    assert (found - expected).abs().max() < 1e-4
+    assert len(seen) >= 2 and not any(torch.equal(output, output.float().double()) for output in seen)
+
+
+def test_float64_leaves_what_is_fetched_alone(llama: TinySource, ids: torch.Tensor) -> None:
+    weights = dict(load_file(llama.base / "model.safetensors"))
+    dtypes = set()
+
+    def fetch(name: str) -> torch.Tensor:
+        dtypes.add(weights[name].double().to(torch.float32).dtype)
+        return weights[name]
+
+    float64_logits(empty_model(json.loads((llama.base / "config.json").read_text())), ids, fetch)
+    assert dtypes == {torch.float32}

@@ -89,7 +89,9 @@ def test_existing_file_is_kept(run_cli, llama_7b: tuple[Path, Path], tmp_path: P
     ran = run_cli("space", "--model", llama_7b[0], "--output", output)
     assert ran.code == 1
     assert "--overwrite" in ran.err
+    assert "not a search space" in run_cli("space", "--model", llama_7b[0], "--output", output, "--overwrite").err
     assert output.read_text() == "mine"
+    output.write_text('{"bootstrapNAS": {}}')
     assert run_cli("space", "--model", llama_7b[0], "--output", output, "--overwrite").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["space.json"]
 

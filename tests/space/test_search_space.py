@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,51 @@ def test_hash_depends_on_groups_alone() -> None:
     assert parse_search_space(other)[0].hash == reference
     other["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][0] = [8, 4]
     assert parse_search_space(other)[0].hash != reference
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 3000 + b"]" * 3000, "not JSON"),
+        (b"\xff", "cannot be read: not UTF-8"),
+        (b'{"bootstrapNAS": {"training": {"elasticity": {"width": {"overwrite_groups": 3}}}}}', "needs two lists"),
+        (b'{"bootstrapNAS": ' + b"9" * 5000 + b"}", "not"),
+        (b"", "not JSON"),
+    ],
+)
+def test_files_that_are_no_search_space(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "space.json").write_bytes(content)
+    with pytest.raises(LonasEdgeError, match=rf"(?s)space\.json: .*{told}"):
+        read_search_space(tmp_path / "space.json")
+
+
+def test_what_never_ends_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.json", tmp_path):
+        with pytest.raises(LonasEdgeError, match=f"{path}: the NNCF configuration cannot be read: .*expected a file"):
+            read_search_space(path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ('{"epochs": NaN}', "epochs must be a number"),
+        ('{"epochs": -Infinity}', "epochs must be a number"),
+        ('{"train_dims": "width"}', "train_dims must be a list of names"),
+        ('{"train_dims": [1]}', "train_dims must be a list of names"),
+        ('{"sample_rate": {}}', "sample_rate must be a number"),
+    ],
+)
+def test_stages_of_a_wrong_kind(tmp_path: Path, stage: str, told: str) -> None:
+    text = json.dumps(configuration([[RANK_NODE]], [[8]]))
+    content = json.loads(text)
+    content["bootstrapNAS"]["training"]["schedule"] = {"list_stage_descriptions": ["STAGE"]}
+    (tmp_path / "space.json").write_text(json.dumps(content).replace('"STAGE"', stage))
+    with pytest.raises(LonasEdgeError, match=f"stage 0: {told}"):
+        read_search_space(tmp_path / "space.json")
+
+
+@pytest.mark.parametrize("widths", [[8.0], ["8"], [True], [0], [-8], [8, 8], [6, 8], [], None, [10**400, "x"], [[8]]])
+def test_widths_of_a_wrong_kind(widths: Any) -> None:
+    _, problems = parse_search_space(configuration([[RANK_NODE]], [widths]))
+    assert len(problems) == 1 and problems[0].startswith("group 0: ") and len(problems[0]) < 200

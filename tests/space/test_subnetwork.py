@@ -89,6 +89,11 @@ def test_it_needs_no_torch() -> None:
         ({"widths": "all"}, ["widths: ", "'all'"]),
         ({"width": []}, ["widths: Field required"]),
         ([32, 100, 7, 9], ["expected a JSON object, found list"]),
+        ({"widths": [10**300, 100, 7, 9]}, ["group 0", "is not one of [32, 28]"]),
+        ({"widths": []}, ["0 widths"]),
+        ({"widths": [32, 100, 7, None]}, ["widths.3"]),
+        ({"widths": [32, 100, 7, 6], "name": "a\n# b"}, ["name: expected at most 200 printable characters"]),
+        ({"widths": [32, 100, 7, 6], "name": "a" * 201}, ["name: expected at most 200 printable characters"]),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) -> None:

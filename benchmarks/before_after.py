@@ -1,0 +1,134 @@
+"""Two versions of the package side by side in one run: what a change cost or gave, command by command.
+
+    git worktree add ../before COMMIT
+    python benchmarks/before_after.py ../before . --base models/smollm2-135m --adapter models/synthetic-adapter \\
+        --space nncf_config/smollm2_135m.json --datasets DIR --output benchmarks/results/FILE.json
+
+Both trees run from source in the same environment, in turn, the order reversed from round to round: an INT8 export (wall time,
+peak PSS of its process tree), `eval` of the exported directory (seconds a prompt, loading not counted), a training step,
+`bench` of the exported directory (TTFT, TPOT), `--help`. Ratios are after over before, of the medians; below 1 is less.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lonas_edge.bench.machine import describe
+from lonas_edge.versions import versions
+
+Figures = dict[str, float]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--space", type=Path, required=True)
+    parser.add_argument("--datasets", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+class Tree:
+    """A source tree whose command line is run."""
+
+    def __init__(self, folder: Path, work: Path, arguments: argparse.Namespace):
+        self.folder, self.work, self.arguments = folder.resolve(), work, arguments
+        work.mkdir()
+
+    def run(self, *command: object) -> tuple[str, float, int]:
+        """Run `lonas-edge`; gives what it printed, its seconds, and the largest PSS of its process tree in bytes."""
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "XDG_CACHE_HOME": str(self.work), "HF_HUB_OFFLINE": "1"}
+        line = [sys.executable, "-m", "lonas_edge", *map(str, command)]
+        start, peak = time.perf_counter(), 0
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = psutil.Popen(line, stdout=out, stderr=err, env=environment, cwd=self.work)
+            while process.poll() is None:
+                try:
+                    family = [process, *process.children(recursive=True)]
+                    peak = max(peak, sum(one.memory_full_info().pss for one in family))
+                except psutil.Error:
+                    pass
+                time.sleep(0.1)
+            taken = time.perf_counter() - start
+            out.seek(0), err.seek(0)
+            if process.returncode:
+                raise SystemExit(f"{' '.join(line)} failed:\n{err.read()[-3000:]}")
+            return out.read(), taken, peak
+
+    def source(self) -> list[object]:
+        """What names the super-adapter."""
+        given = self.arguments
+        return [given.adapter.resolve(), "--model", given.base.resolve(), "--nncf-config", given.space.resolve()]
+
+    def export(self) -> Figures:
+        _, seconds, peak = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite")
+        return {"export, s": seconds, "export, peak GB": peak / 1e9}
+
+    def eval(self) -> Figures:
+        asked = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", "400", "--fresh", "--json"]
+        printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *asked)
+        (target,) = json.loads(printed)["targets"]
+        return {"eval, s a prompt": target["seconds"] / target["asked"]}
+
+    def train(self) -> Figures:
+        given = self.arguments
+        data = given.datasets.resolve() / "ARC-Easy/train.json"
+        command = ["--model", given.base.resolve(), "--data", data, "--nncf-config", given.space.resolve(), "--no-reorder"]
+        command += ["--steps", "8", "--batch-size", "8", "--output", self.work / "adapter", "--overwrite", "--json"]
+        printed, _, _ = self.run("train", *command)
+        record = json.loads(printed)
+        return {"train, s a step": record["seconds"] / record["steps"]}
+
+    def bench(self) -> Figures:
+        settings = ["--arms", "subnet", "--rounds", "6", "--starts", "2", "--warmup", "1", "--no-memory", "--json"]
+        (row,) = json.loads(self.run("bench", self.work / "int8", *settings)[0])["rows"]
+        return {"bench, TTFT ms": row["ttft"]["p50"], "bench, TPOT ms": row["tpot"]["p50"]}
+
+    def help(self) -> Figures:
+        start = time.perf_counter()
+        environment = {**os.environ, "PYTHONPATH": str(self.folder)}
+        subprocess.run([sys.executable, "-m", "lonas_edge", "--help"], check=True, capture_output=True, env=environment)
+        return {"--help, s": time.perf_counter() - start}
+
+
+STEPS: tuple[Callable[[Tree], Figures], ...] = (Tree.export, Tree.eval, Tree.train, Tree.bench, Tree.help)
+
+
+def main() -> None:
+    arguments = parse()
+    found: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        trees = {name: Tree(getattr(arguments, name), Path(folder) / name, arguments) for name in found}
+        for number in range(arguments.rounds):
+            for step in STEPS:
+                for name in list(found) if number % 2 == 0 else reversed(list(found)):
+                    for figure, value in step(trees[name]).items():
+                        found[name].setdefault(figure, []).append(value)
+                        print(f"round {number + 1}, {name}: {figure} {value:.3f}", flush=True)
+    report: dict[str, Any] = {"rounds": arguments.rounds, "machine": describe("CPU"), "figures": {}}
+    for figure, before in found["before"].items():
+        after = found["after"][figure]
+        pair = {"before": statistics.median(before), "after": statistics.median(after)}
+        report["figures"][figure] = {**pair, "ratio": pair["after"] / pair["before"], "samples": [before, after]}
+        print(f"{figure}: {pair['before']:.3f} before, {pair['after']:.3f} after, {report['figures'][figure]['ratio']:.3f} x")
+    report["versions"] = versions(("lonas-edge", "torch", "transformers", "openvino", "nncf", "peft"))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

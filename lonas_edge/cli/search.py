@@ -1,0 +1,276 @@
+"""`lonas-edge search`: the sub-networks worth exporting."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lonas_edge.cli.options import (
+    USER_PATH,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    RevisionOption,
+    SourceArgument,
+    SpaceOption,
+    choice,
+    given,
+    refuse_revision,
+    require_extra,
+)
+from lonas_edge.cli.progress import progress
+from lonas_edge.cli.tables import print_table
+from lonas_edge.data.templates import TEMPLATES
+from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.formats import FORMATS
+from lonas_edge.search.cost import COSTS
+from lonas_edge.search.quality import QUALITIES
+from lonas_edge.search.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from lonas_edge.search.plan import SearchOptions
+    from lonas_edge.search.record import SearchRecord
+
+_DTYPES = ("fp32", "bf16")
+
+
+def _described(registry: dict[str, Any]) -> str:
+    return "; ".join(f"{known.name}: {known.described}" for known in registry.values())
+
+
+def command(
+    ctx: typer.Context,
+    source: SourceArgument,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            click_type=USER_PATH,
+            help="Prompts with answers, instruction data as of `train`; best of all such as the training has not seen.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            click_type=USER_PATH,
+            help="Directory for search.json, plots and sub-networks. A search that is there goes on.",
+        ),
+    ],
+    quality: Annotated[str, typer.Option("--quality", click_type=choice(QUALITIES), help=f"{_described(QUALITIES)}.")] = "kl",
+    cost: Annotated[str, typer.Option("--cost", click_type=choice(COSTS), help=f"{_described(COSTS)}.")] = "macs",
+    weight_format: Annotated[
+        str,
+        typer.Option(
+            "--weight-format",
+            help=f"Of the exported network: {', '.join(FORMATS)}. Several, separated by commas, are searched together.",
+        ),
+    ] = "int8",
+    device: Annotated[str, typer.Option("--device", help="OpenVINO device of the latency.")] = "CPU",
+    prompt_len: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens of the prompt of the latency.")] = 256,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="New tokens of the latency.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of the latency. Default: one a physical core.")
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option("--val-set-size", min=1, help="Prompts of --data that networks are scored on, a seeded choice.")
+    ] = 64,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", click_type=choice(TEMPLATES), help="Template of the prompts. Default: that of the training, else lonas."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", click_type=choice(PROTOCOLS), help="How --quality accuracy asks, as `eval` does.")
+    ] = "answer-word",
+    torch_dtype: Annotated[
+        str, typer.Option("--torch-dtype", click_type=choice(_DTYPES), help="Dtype in which networks are scored.")
+    ] = "fp32",
+    evals: Annotated[
+        int | None, typer.Option("--evals", min=1, help="Networks to evaluate. Default: the search space's num_evals.")
+    ] = None,
+    population: Annotated[
+        int | None, typer.Option("--population", min=2, help="Networks of a generation. Default: the search space's.")
+    ] = None,
+    crossover_prob: Annotated[
+        float | None, typer.Option("--crossover-prob", min=0, max=1, help="Default: the search space's.")
+    ] = None,
+    mutation_prob: Annotated[
+        float | None, typer.Option("--mutation-prob", min=0, max=1, help="Default: the search space's.")
+    ] = None,
+    sampler: Annotated[str, typer.Option("--sampler", click_type=choice(SAMPLERS), help=f"{_described(SAMPLERS)}.")] = "nsga2",
+    seeds: Annotated[
+        bool, typer.Option("--seeds/--no-seeds", help="Evaluate what a knapsack over the damage of each group gives first.")
+    ] = True,
+    refine: Annotated[
+        bool, typer.Option("--refine/--no-refine", help="Move levels between groups in the last quarter of the evaluations.")
+    ] = True,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of draws and of the choice of prompts. Default: the search space's.")
+    ] = None,
+    picks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pick",
+            help="A bound, and what is best under it: 'macs<=1.43e12', 'tpot<=0.85x' (of the maximal network), 'kl<=0.05' "
+            "(then the cheapest). May be repeated.",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            help="An Optuna storage that workers share: postgresql://…, mysql://…, sqlite:///FILE, grpc://HOST:PORT. The same "
+            "command elsewhere joins, each with an --output of its own. Default: a file in --output.",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="Name of the study in --storage. Default: by what is searched.")
+    ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Export members of the front and measure them on the device in the end. Default: where the cost is a latency.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin: there must be a search to go on with.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and about how long; configurations are enough.")
+    ] = False,
+    model: ModelOption = None,
+    nncf_config: SpaceOption = None,
+    revision: RevisionOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the sub-networks with the best answers at each cost.
+
+    First the damage of each elastic group alone; then the seeds that follow from it, Optuna's sampler, and a refinement of the
+    front. Every evaluation is kept: the same command, killed and started again, goes on where it was.
+    """
+    if overwrite and resume:
+        raise typer.BadParameter("--overwrite begins anew, --resume goes on")
+    if overwrite and storage:
+        raise typer.BadParameter("--overwrite is of the study in --output; with --storage, begin another one (--study NAME)")
+    measured = COSTS[cost].needs_device if measure is None else measure
+    timed = COSTS[cost].needs_device or measured
+    idle = [name for name in ("device", "prompt_len", "new_tokens", "threads") if given(ctx, name) and not timed]
+    if idle:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise typer.BadParameter(f"{told}: does nothing: no latency is measured (--cost {cost}, no --measure)")
+    if given(ctx, "protocol") and quality != "accuracy":
+        raise typer.BadParameter(f"--protocol does nothing: --quality {quality} asks no questions")
+    formats = _formats(weight_format)
+    require_extra("search", "optuna", "matplotlib")
+    if timed:
+        require_extra("bench", "openvino_genai")
+    if quality == "accuracy":
+        require_extra("eval", "lm_eval")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    with progress() as report:
+        from lonas_edge.network.source import open_source
+        from lonas_edge.search.cost import CostSettings
+        from lonas_edge.search.plan import SearchOptions, make_plan
+
+        report("Reading configurations", None)
+        if timed:
+            from lonas_edge.ir.runtime import check_device
+
+            check_device(device)
+        opened = open_source(source, model, nncf_config, revision, weights=not dry_run)
+        refuse_revision(revision, opened.base)
+        options = SearchOptions(
+            data=data,
+            output=output,
+            quality=quality,
+            cost=cost,
+            cost_settings=CostSettings(device, prompt_len, new_tokens, formats, threads),
+            prompts=prompts,
+            prompt=prompt,
+            protocol=protocol,
+            dtype=torch_dtype,
+            evals=evals,
+            population=population,
+            crossover_prob=crossover_prob,
+            mutation_prob=mutation_prob,
+            seed=seed,
+            sampler=sampler,
+            seeded=seeds,
+            refined=refine,
+            storage=storage,
+            study=study,
+            picks=tuple(picks or ()),
+            resume=resume,
+            overwrite=overwrite,
+            measured=measured,
+        )
+        plan = make_plan(opened, options)
+        if not dry_run:
+            from lonas_edge.search.run import search
+
+            found = search(plan, report)
+    if dry_run:
+        shown = plan.to_json()
+        print(json.dumps(shown, indent=1)) if as_json else _print_plan(shown)
+    else:
+        print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, options)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        raise typer.BadParameter(f"--weight-format {text}: expected one or several of {', '.join(FORMATS)}")
+    return names
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(
+        f"{len(plan['searched'])} of {plan['groups']} groups are searched ({float(plan['networks']):.3g} networks); "
+        f"{len(plan['fixed'])} stay at their widest: they cost nothing once merged.\n"
+        f"{plan['quality']} on {plan['prompts']} prompts ({plan['template']}) and {plan['cost']}, "
+        f"{', '.join(plan['weight_formats'])}; {plan['sampler']['name']}, population {plan['sampler']['population']}.",
+        highlight=False,
+    )
+    rows = [[step["name"], str(step["count"]), _time(step["seconds"])] for step in plan["steps"]]
+    rows.append(["in all", "", _time(plan["seconds"])])
+    print_table(console, "Estimated, by the speed of this processor's matrix products", ["step", "count", "time"], rows)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _print(record: "SearchRecord", options: "SearchOptions") -> None:
+    from rich.console import Console
+
+    from lonas_edge.search import LATENCY, SUBNETWORKS
+    from lonas_edge.search.latency_table import LatencyTable
+    from lonas_edge.search.report import latency_shown, tables
+
+    console = Console()
+    console.print(
+        f"{options.output}: {len(record.evaluations)} networks evaluated, {len(record.front)} in the front; "
+        f"{sum(record.seconds.values()):.0f} s",
+        markup=False,
+        highlight=False,
+    )
+    if record.data.unseen is False:
+        told = "The prompts are of the file that the super-adapter was trained on: give others for a better choice."
+        console.print(told, style="yellow")
+    told = f"{options.output / SUBNETWORKS}: a file of each network of the front and each pick, for --subnet"
+    console.print(told, markup=False, highlight=False)
+    for table in tables(record):
+        print_table(console, *table)
+    if (options.output / LATENCY).exists():
+        print_table(console, *latency_shown(LatencyTable.read(options.output / LATENCY)))

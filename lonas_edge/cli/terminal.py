@@ -1,0 +1,33 @@
+"""The terminal: what is printed comes from anybody's files and names, so nothing in it is taken for markup or control."""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from lonas_edge.errors import escaped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(stderr: bool = False, soft_wrap: bool = False) -> "Console":
+    """Where a person reads.
+
+    Args:
+        stderr: Standard error instead of standard output.
+        soft_wrap: Whether long lines are left to the terminal.
+
+    Returns:
+        A rich console that prints texts as they are, control characters shown.
+    """
+    return _plain()(stderr=stderr, soft_wrap=soft_wrap, markup=False, highlight=False, emoji=False)
+
+
+@cache
+def _plain() -> "type[Console]":
+    from rich.console import Console  # takes a while
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Any:  # of what is printed, of a table's cells and titles
+            return super().render_str(escaped(text), **options)
+
+    return Plain

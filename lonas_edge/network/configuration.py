@@ -1,0 +1,188 @@
+"""What a model's configuration files may hold: the fields that we and the libraries below read, by type and range.
+
+They are looked at before a library reads them. A field that nobody here reads is left alone, and so is one that is missing:
+what must be there, and what fits what, is told where it is needed. No torch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Required
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
+
+from lonas_edge.errors import raise_all
+from lonas_edge.files import read_json
+from lonas_edge.schema import field_faults
+
+GENERATION = "generation_config.json"
+
+MAX_SIZE = 2**24  # of an axis; the largest vocabularies have 2^18 entries
+MAX_LAYERS = 1000  # the deepest models have 126
+
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
+TokenIds = TokenId | list[TokenId] | None
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class ModelFields(TypedDict, total=False):
+    """`config.json`."""
+
+    model_type: Required[str]
+    architectures: list[str] | None
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    num_attention_heads: Size
+    num_key_value_heads: Size | None
+    head_dim: Size | None
+    hidden_act: str | None
+    hidden_activation: str | None
+    max_position_embeddings: Annotated[int, Field(ge=1)] | None
+    original_max_position_embeddings: Annotated[int, Field(ge=1)] | None
+    rms_norm_eps: Share
+    layer_norm_eps: Share
+    rope_theta: Positive | None
+    rope_local_base_freq: Positive | None
+    rotary_emb_base: Positive | None
+    rope_scaling: dict[str, Any] | None
+    rope_parameters: dict[str, Any] | None
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None
+    rotary_pct: Annotated[float, Field(gt=0, le=1)] | None
+    query_pre_attn_scalar: Positive | None
+    attn_logit_softcapping: Positive | None
+    final_logit_softcapping: Positive | None
+    sliding_window: Annotated[int, Field(ge=1)] | None
+    layer_types: list[str] | None
+    attention_bias: bool | None
+    mlp_bias: bool | None
+    tie_word_embeddings: bool | None
+    use_parallel_residual: bool
+    dtype: str | None
+    torch_dtype: str | None
+    bos_token_id: TokenIds
+    eos_token_id: TokenIds
+    pad_token_id: TokenIds
+    per_layer_config: dict[str, dict[str, Size]] | None
+    quantization_config: None
+
+
+class GenerationFields(TypedDict, total=False):
+    """`generation_config.json`."""
+
+    bos_token_id: TokenIds
+    eos_token_id: TokenIds
+    pad_token_id: TokenIds
+    do_sample: bool | None
+    temperature: Annotated[float, Field(ge=0)] | None
+    top_k: Annotated[int, Field(ge=-1)] | None
+    top_p: Share | None
+    min_p: Share | None
+    typical_p: Share | None
+    repetition_penalty: Positive | None
+    max_length: Annotated[int, Field(ge=1)] | None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None
+    min_length: Annotated[int, Field(ge=0)] | None
+    min_new_tokens: Annotated[int, Field(ge=0)] | None
+    num_beams: Annotated[int, Field(ge=1)] | None
+    num_return_sequences: Annotated[int, Field(ge=1)] | None
+    stop_strings: str | list[str] | None
+    use_cache: bool | None
+
+
+class TokenizerFields(TypedDict, total=False):
+    """`tokenizer_config.json`."""
+
+    tokenizer_class: str | None
+    model_max_length: float | None
+    padding_side: Literal["left", "right"] | None
+    truncation_side: Literal["left", "right"] | None
+    clean_up_tokenization_spaces: bool | None
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    add_prefix_space: bool | None
+    added_tokens_decoder: dict[str, dict[str, Any]]
+    chat_template: str | list[dict[str, str]] | dict[str, str] | None
+    bos_token: str | dict[str, Any] | None
+    eos_token: str | dict[str, Any] | None
+    unk_token: str | dict[str, Any] | None
+    pad_token: str | dict[str, Any] | None
+
+
+class AdapterFields(TypedDict, total=False):
+    """`adapter_config.json`."""
+
+    task_type: str | None
+    base_model_name_or_path: str | None
+    revision: str | None
+    inference_mode: bool
+    r: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=MAX_SIZE)]] | None
+    alpha_pattern: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None
+    use_rslora: bool
+    bias: Literal["none", "all", "lora_only"]
+    lora_bias: bool
+    target_modules: str | list[str] | None
+    exclude_modules: str | list[str] | None
+    layers_to_transform: int | list[int] | None
+    layers_pattern: str | list[str] | None
+    modules_to_save: list[str] | None
+    ensure_weight_tying: bool
+    fan_in_fan_out: bool
+    runtime_config: dict[str, Any] | None
+
+
+def check_model_config(content: Mapping[str, Any], where: str) -> None:
+    """Refuse a config.json with a field of a wrong type or an absurd value.
+
+    Args:
+        content: Its content.
+        where: What to call it in an error.
+
+    Raises:
+        LonasEdgeError: Lists every such field; a quantized model is one.
+    """
+    if content.get("quantization_config"):
+        raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
+    problems = field_faults(ModelFields, {**content, "quantization_config": None})
+    if not problems and isinstance(content.get("vocab_size"), int):
+        problems = _beyond(content, content["vocab_size"])
+    raise_all(f"{where}: not a usable model configuration:", problems, "Take the file that came with the weights.")
+
+
+def read_generation_config(folder: Path, vocabulary: int) -> dict[str, Any] | None:
+    """Read `generation_config.json`.
+
+    Args:
+        folder: A model's directory.
+        vocabulary: Size of the model's vocabulary.
+
+    Returns:
+        Its content, or None where there is none.
+
+    Raises:
+        LonasEdgeError: If it is not readable, or a field has a wrong type or an absurd value.
+    """
+    path = folder / GENERATION
+    if not path.exists():
+        return None
+    content = read_json(path)
+    problems = field_faults(GenerationFields, content) or _beyond(content, vocabulary)
+    raise_all(f"{path}: not usable:", problems, "Mend it, or take it away: it is optional.")
+    return content
+
+
+def _beyond(content: Mapping[str, Any], vocabulary: int) -> list[str]:
+    ids = {name: content[name] if isinstance(content[name], list) else [content[name]] for name in _TOKENS if content.get(name)}
+    return [
+        f"{name}: expected a token of the vocabulary, 0 to {vocabulary - 1}, found {token}"
+        for name, tokens in ids.items()
+        for token in tokens
+        if token is not None and token >= vocabulary
+    ]

@@ -1,0 +1,126 @@
+"""What a network costs, lower is better: one object each. Sizes follow from configurations, latency from a device's table.
+
+A registry for the command line: nothing heavy is imported before something is counted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lonas_edge.network.source import Source
+    from lonas_edge.search.latency_table import LatencyTable
+    from lonas_edge.space.complexity import Sizes
+
+Progress = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
+CostFunction = Callable[[Sequence[int], str], float]  # of chosen widths, in group order, at a weight format
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """How a cost is counted or measured.
+
+    Attributes:
+        device: An OpenVINO device.
+        prompt_len: Tokens of the prompt of a latency.
+        new_tokens: Tokens generated.
+        weight_formats: Weight formats of the IRs that are compared.
+        threads: Threads on a CPU; one for each physical core when None.
+        cache: Where tables and the networks that they are measured on are kept; the user's cache when None.
+        rounds: How often every network is measured, over all starts.
+        starts: How often all are started afresh.
+    """
+
+    device: str = "CPU"
+    prompt_len: int = 256
+    new_tokens: int = 64
+    weight_formats: tuple[str, ...] = ("int8",)
+    threads: int | None = None
+    cache: Path | None = None
+    rounds: int = 12
+    starts: int = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cost of one network at one weight format; lower is better.
+
+    Attributes:
+        name: What it is called on the command line and in records.
+        unit: Of the figure.
+        described: What the command line's help says of it.
+        title: What it is called in plots and tables.
+        needs_device: Whether it is measured on an OpenVINO device.
+        count: How it is counted where it is not: from sizes and the weight format.
+    """
+
+    name: str
+    unit: str
+    described: str
+    title: str
+    needs_device: bool = False
+    count: "Callable[[Sizes, str], float] | None" = None
+
+
+COSTS = {
+    cost.name: cost
+    for cost in (
+        Cost(
+            "macs",
+            "MACs",
+            "multiply-accumulates of the linear layers for one sequence, adapters unmerged",
+            "MACs",
+            count=lambda sizes, _: sizes.macs,
+        ),
+        Cost(
+            "weights",
+            "weights",
+            "weights of the linear layers, adapters unmerged",
+            "linear weights",
+            count=lambda sizes, _: sizes.linear_weights,
+        ),
+        Cost(
+            "bytes",
+            "bytes",
+            "bytes of the merged weights at the weight format",
+            "bytes",
+            count=lambda sizes, weight_format: sizes.bytes[weight_format],
+        ),
+        Cost("ttft", "ms", "time to first token on --device, from its latency table", "TTFT", needs_device=True),
+        Cost("tpot", "ms", "time per output token on --device, from its latency table", "TPOT", needs_device=True),
+    )
+}
+
+
+def cost_function(
+    name: str,
+    source: "Source",
+    settings: CostSettings,
+    progress: Progress = lambda _what, _done: None,
+    table: "LatencyTable | None" = None,
+) -> CostFunction:
+    """How a cost is found.
+
+    Args:
+        name: One of `COSTS`.
+        source: Base model, adapter and search space.
+        settings: How it is counted or measured.
+        progress: Called with what is being done, and with the share done.
+        table: The latency table to use, such as that of the study that other machines share; when None, this machine's, which
+            is measured where there is none yet.
+
+    Returns:
+        The cost of chosen widths, in group order, at a weight format; latency in milliseconds.
+
+    Raises:
+        LonasEdgeError: If the device is not there, or its latency cannot be measured.
+    """
+    count = COSTS[name].count
+    if count is not None:
+        return lambda chosen, weight_format: float(count(source.sizes(chosen), weight_format))
+    from lonas_edge.search.latency_table import open_table
+    from lonas_edge.search.uniform import find_kinds
+
+    known, kinds = table or open_table(source, settings, progress), find_kinds(source)
+    return lambda chosen, weight_format: known.predict(name, kinds, chosen, weight_format)

@@ -1,0 +1,237 @@
+"""A search from its plan to its record; here the steps meet."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256 as digest
+from typing import TYPE_CHECKING, Any
+
+from optuna.exceptions import StorageInternalError
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.formats import DTYPES
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.search import LATENCY, STUDY
+from lonas_edge.search.cost import COSTS, CostFunction, cost_function
+from lonas_edge.search.damage import DamageTable, measure_damage
+from lonas_edge.search.dimensions import Network
+from lonas_edge.search.outcome import Outcome
+from lonas_edge.search.place import check, place
+from lonas_edge.search.plan import REFINED, Plan, refuse_hopeless
+from lonas_edge.search.quality import Score, likelihood_score
+from lonas_edge.search.record import Evaluation, Measured, SearchRecord, front
+from lonas_edge.search.refine import proposer
+from lonas_edge.search.samplers import reseeded
+from lonas_edge.search.seeds import seeds
+from lonas_edge.search.storage import open_file, open_storage, open_study, shown
+from lonas_edge.search.study import Rules, Worker
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from lonas_edge.network.super_network import Batch, SuperNetwork
+    from lonas_edge.search.latency_table import LatencyTable
+
+Progress = Callable[[str, float | None], None]
+_TABLE, _LATENCY = "table", "latency_table"  # attributes of the study
+_SAVE_SECONDS = 2.0  # the record is written so often at most
+
+
+def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> SearchRecord:
+    """Search.
+
+    Args:
+        plan: What to search.
+        progress: Called with what is being done, and the share of it that is done.
+
+    Returns:
+        The record, as written to `search.json`.
+
+    Raises:
+        LonasEdgeError: If the storage or the study cannot be used, nothing meets a pick, or it is interrupted; what is
+            evaluated is kept.
+    """
+    options = plan.options
+    check(options.output, options.resume, options.storage is not None)
+    tokenizer = load_tokenizer(plan.source.base.folder)
+    if tokenizer is None:
+        raise LonasEdgeError(f"{plan.source.base.folder}: no tokenizer; a search needs one")
+    batches = plan.held.batches(tokenizer)
+    storage = open_storage(options.storage) if options.storage else None  # before a directory is made, or a model loaded
+    with place(options.output, options.resume, options.overwrite, storage is not None) as before:
+        where = shown(options.storage) if options.storage else str(options.output / STUDY)
+        identity = plan.identity
+        name = options.study or ("search" if storage is None else _name(identity))
+        storage = storage or open_file(options.output / STUDY)
+        study = open_study(storage, name, identity, reseeded(options.sampler, plan.settings), where)
+        running = _Search(plan, study, progress, tokenizer, batches, dict(before.seconds) if before else {})
+        try:
+            running.run()
+        except KeyboardInterrupt:
+            running.outcome(finished=False).write(drawn=True)
+            raise LonasEdgeError(
+                f"interrupted: {len(running.evaluations)} evaluations are kept in {options.output}; the same command goes on "
+                "from there"
+            ) from None
+        except StorageInternalError as error:
+            raise LonasEdgeError(
+                f"{where}: the storage can no longer be reached; what is evaluated is kept there, and the same command goes on "
+                f"from it: {next(iter(str(error).splitlines()), '')}"
+            ) from error
+        return running.outcome(finished=True).finish()
+
+
+def _name(identity: Mapping[str, Any]) -> str:
+    return f"lonas-edge-{digest(repr(sorted(identity.items())).encode()).hexdigest()[:16]}"
+
+
+@dataclass
+class _Search:
+    """One search under way."""
+
+    plan: Plan
+    study: "Study"
+    progress: Progress
+    tokenizer: Any
+    batches: "Sequence[Batch]"
+    seconds: dict[str, float]
+    table: DamageTable | None = None
+    formats: dict[str, float] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    latency: "LatencyTable | None" = None
+    measured: tuple[Measured, ...] = ()
+    saved: float = 0.0
+
+    def run(self) -> None:
+        plan, options = self.plan, self.plan.options
+        with self._step("cost"):
+            cost = self._cost()
+            refuse_hopeless(plan, {options.cost: cost})
+        self._evaluate(cost)
+        if options.measured:
+            self.outcome(finished=False).write()
+            self._measure()
+
+    def _evaluate(self, cost: CostFunction) -> None:
+        """Networks, until there are enough; the super-network is let go afterwards."""
+        plan, options = self.plan, self.plan.options
+        score = self._scorer()
+        propose = None
+        if self.table and options.refined:
+            propose = proposer(plan.dimensions, self.table, cost, plan.sign)
+        refine_from = round(plan.evals * (1 - REFINED))
+        rules = Rules(plan.evals, options.sampler, refine_from, plan.settings.seed, plan.sign)
+        worker = Worker(self.study, plan.dimensions, rules, alone=options.storage is None, propose=propose)
+        worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost))
+        with self._step("evaluations"):
+            worker.run(lambda network: (score(network), cost(*network)), self._told)
+
+    def _cost(self) -> CostFunction:
+        """The cost. A device's latency is that of the machine which began the study, so that all workers mean the same."""
+        options, source = self.plan.options, self.plan.source
+        settings = options.cost_settings
+        if not COSTS[options.cost].needs_device:
+            return cost_function(options.cost, source, settings)
+        from lonas_edge.search.latency_table import LatencyTable, open_table
+
+        if _LATENCY not in self.study.user_attrs:
+            found = open_table(source, settings, self.progress).to_json()
+            if _LATENCY not in self.study.user_attrs:
+                self.study.set_user_attr(_LATENCY, found)
+        self.latency = LatencyTable.from_json(self.study.user_attrs[_LATENCY], f"the study {self.study.study_name!r}")
+        self.latency.write(options.output / LATENCY)
+        return cost_function(options.cost, source, settings, self.progress, self.latency)
+
+    def _scorer(self) -> Callable[[Network], float]:
+        """Load the super-network, make or find the table, and score."""
+        from lonas_edge.network.super_network import load_super_network
+
+        plan, options, batches = self.plan, self.plan.options, self.batches
+        with self._step("load"):
+            self.progress("Loading the super-network", None)
+            network = load_super_network(plan.source, DTYPES[options.dtype].torch)
+            self.progress("Answers of the maximal network", None)
+            reference = network.reference(batches)
+        self._find_table(network, reference)
+        if options.quality == "accuracy":
+            from lonas_edge.search.accuracy import accuracy_score, read_questions
+
+            questions = read_questions(options.data, options.protocol, plan.held.order[: plan.held.prompts])
+            uncompressed = accuracy_score(network, questions, options.protocol, plan.held.template.name, self.tokenizer)
+        else:
+            uncompressed = likelihood_score(options.quality, network, batches, reference)
+        kept: Score = functools.cache(uncompressed)  # a network is scored once, whatever the formats
+        return lambda one: kept(one[0]) + self.formats.get(one[1], 0.0)
+
+    def _measure(self) -> None:
+        """Members of the front and the picks on the device, beside what the table predicts."""
+        from lonas_edge.search.measured import measure_front, spread
+
+        record, evaluations = self.outcome(finished=False).record(), self.evaluations
+        chosen = {one.name: evaluations[one.evaluation] for one in record.named if one.name in ("maximal", "heuristic")}
+        names = {one.evaluation: one.file or one.name for one in (*record.named, *record.picks)}
+        members = [evaluations[number] for number in record.front]
+        for one in (*spread(members), *(evaluations[pick.evaluation] for pick in record.picks)):
+            if one not in chosen.values():
+                chosen[names[one.number]] = one
+        with self._step("measured"):
+            settings, output = self.plan.options.cost_settings, self.plan.options.output
+            found = measure_front(self.plan.source, list(chosen.items()), settings, output, self.progress, table=self.latency)
+        self.measured = tuple(found)
+
+    def _find_table(self, network: "SuperNetwork", reference: Sequence[Any]) -> None:
+        """The damage table, and what formats add: the study's, else measured here and kept there."""
+        plan, batches = self.plan, self.batches
+        if _TABLE not in self.study.user_attrs:
+            with self._step("damage table"):
+                table: dict[str, Any] = {"damage": [], "formats": {}}
+                if plan.needs_table:
+                    done = functools.partial(self.progress, "Damage of each group")
+                    measured = measure_damage(network, batches, reference, plan.dimensions.searched, done)
+                    table["damage"] = [list(row) for row in measured.rows]
+                for name in plan.dimensions.formats if len(plan.dimensions.formats) > 1 else ():
+                    from lonas_edge.search.compressed import format_damage
+
+                    self.progress(f"Damage of {name}", None)
+                    quality = plan.options.quality
+                    table["formats"][name] = format_damage(quality, plan.source, name, network, batches, reference)
+            if _TABLE not in self.study.user_attrs:  # another worker may have been quicker: all use one
+                self.study.set_user_attr(_TABLE, table)
+        kept = self.study.user_attrs[_TABLE]
+        self.formats = kept["formats"]
+        self.table = DamageTable(tuple(map(tuple, kept["damage"]))) if kept["damage"] else None
+
+    def _told(self, evaluations: list[Evaluation]) -> None:
+        """Keep and show what is evaluated."""
+        self.evaluations = evaluations
+        plan = self.plan
+        total = min(plan.evals, plan.dimensions.size)
+        members = len(front(evaluations, plan.sign))
+        self.progress(f"{len(evaluations)} of {total} networks, {members} in the front", len(evaluations) / total)
+        if time.monotonic() - self.saved > _SAVE_SECONDS:
+            self.outcome(finished=False).write()
+            self.saved = time.monotonic()
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        start, before = time.perf_counter(), self.seconds.get(name, 0.0)
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(before + time.perf_counter() - start, 3)
+
+    def outcome(self, finished: bool) -> Outcome:
+        """What there is so far."""
+        table = self.table.rows if self.table else ()
+        return Outcome(
+            plan=self.plan,
+            study=self.study.study_name,
+            evaluations=tuple(self.evaluations),
+            table=table,
+            formats=self.formats,
+            measured=self.measured,
+            seconds=dict(self.seconds),
+            finished=finished,
+        )

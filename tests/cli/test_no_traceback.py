@@ -1,0 +1,362 @@
+"""However a command ends, it is told in a line: what is raised, what is asked, what the terminal and the memory are like."""
+
+import builtins
+import io
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydantic import TypeAdapter
+from rich.table import Table
+from tiny_models import TinySource
+
+from lonas_edge.cli.guard import guarded
+from lonas_edge.cli.progress import progress
+from lonas_edge.cli.terminal import console
+from lonas_edge.errors import LonasEdgeError
+
+DATASETS = Path(__file__).parents[1] / "evaluate/data"
+UNEXPECTED = r"error: unexpected: {}: {} \(in lonas_edge\.cli\.inspect:\d+\)\. Please report it .*--version.*--debug.*"
+
+
+def interrupted_import() -> ImportError:
+    """What a library makes of Ctrl-C while it imports another."""
+    error = ImportError("numpy cannot be imported")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
+def validation_error() -> Exception:
+    with pytest.raises(ValueError) as caught:
+        TypeAdapter(dict[str, int]).validate_python({"a": "b", "c": []})
+    return caught.value
+
+
+RAISED = [
+    (RuntimeError("odd\n news"), UNEXPECTED.format("RuntimeError", "odd news")),
+    (KeyError("\x1b[31m"), UNEXPECTED.format("KeyError", r"'\\x1b\[31m'")),
+    (validation_error(), UNEXPECTED.format("ValidationError", "2 validation errors for dict.*")),
+    (MemoryError(), r"error: out of memory while lonas-edge inspect was starting\. Close other programs; .*"),
+    (RuntimeError("std::bad_alloc"), r"error: out of memory while .*"),
+    (OSError(28, "No space left on device", "/a/b"), r"error: /a/b: No space left on device"),
+    (OSError(30, "Read-only file system", "/a", None, "/b"), r"error: /a: /b: Read-only file system"),
+    (OSError(28, "No space left on device"), r"error: while lonas-edge inspect .*: No space left on device, on the disk of .*"),
+    (PermissionError(13, "Permission denied", b"/a\x1b"), r"error: /a\\x1b: Permission denied"),
+    (
+        RuntimeError("PytorchStreamWriter: data/0: file write failed"),
+        r"error: writing failed while .*data/0.*",
+    ),
+    (FileNotFoundError(2, "No usable temporary directory found in ['/a']"), r"error: No usable .*\['/a'\]: none .* TMPDIR .*"),
+    (KeyboardInterrupt(), "interrupted: nothing was written"),
+    (interrupted_import(), "interrupted: nothing was written"),
+    (LonasEdgeError("/a\x1b]0;b\x07: wrong"), r"error: /a\\x1b\]0;b\\x07: wrong"),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), RAISED, ids=lambda value: value[:30] if isinstance(value, str) else "")
+def test_whatever_is_raised(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str) -> None:
+    def fails(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lonas_edge.network.source.open_source", fails)
+    ran = run_cli("inspect", "SOURCE")
+    assert (ran.code, ran.out) == (1, "")
+    assert re.fullmatch(told + "\n", ran.err), ran.err
+    ran = run_cli("--debug", "inspect", "SOURCE")
+    assert ran.code == 1 and "Traceback" in ran.err and re.search(told + "\n$", ran.err)
+    monkeypatch.setenv("LONAS_EDGE_DEBUG", "1")
+    assert "Traceback" in run_cli("inspect", "SOURCE").err
+
+
+def test_a_signal_that_a_library_swallows_comes_again(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def slow(*_arguments: object, **_options: object) -> None:
+        Swallows()
+        time.sleep(20)
+
+    monkeypatch.setattr("lonas_edge.network.source.open_source", slow)
+    ran = run_cli("inspect", "SOURCE")
+    assert (ran.code, ran.err) == (1, "interrupted: nothing was written\n")
+
+
+def test_handlers_are_as_before() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    hooks = sys.unraisablehook
+    with pytest.raises(SystemExit) as ended:
+        guarded(lambda: signal.raise_signal(signal.SIGTERM))
+    assert ended.value.code == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert sys.unraisablehook is hooks
+
+
+# wrong values
+
+SPACE = ("space", "--model", "base", "--output", "new.json")
+TRAIN = ("train", "--model", "base", "--data", "data.json", "--nncf-config", "space.json", "--output", "new")
+EVAL, BENCH = ("eval", "exported", "--datasets", "data"), ("bench", "exported")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("inspect", ""), "is empty"),
+        (("inspect", "a", "--subnet", ""), "--subnet.*is empty"),
+        (("inspect", "a", "--seq-len", "9" * 30), "--seq-len.*at most"),
+        (("inspect", "a", "--seq-len", "9" * 5000), "--seq-len"),
+        (("export", "a", "--output", ""), "--output.*is empty"),
+        ((*SPACE, "--ratios", "nan"), "finite numbers"),
+        ((*SPACE, "--ratios", "1e400"), "finite numbers"),
+        ((*SPACE, "--ranks", "8,,6"), "numbers separated by commas"),
+        ((*TRAIN, "--lr", "nan"), "--lr.*not a finite number"),
+        ((*TRAIN, "--lr", "1e300"), "--lr"),
+        ((*TRAIN, "--epochs", "1e400"), "--epochs.*not a finite number"),
+        ((*TRAIN, "--alpha", "0"), "--alpha 0: must be more than 0"),
+        ((*TRAIN, "--seed", "-1"), "--seed"),
+        ((*EVAL, "--tasks", ""), "--tasks.*is empty"),
+        ((*EVAL, "--tasks", ","), "--tasks: name one of"),
+        ((*EVAL, "--limit", "0"), "--limit"),
+        ((*EVAL, "--limit", "1", "--seed", str(2**32)), "--seed"),
+        ((*EVAL, "--subnet", " , "), "--subnet  , : names nothing"),
+        ((*EVAL, "--property", "="), "--property =: expected NAME=VALUE"),
+        ((*EVAL, "--property", "X"), "--property X: expected NAME=VALUE"),
+        ((*EVAL, "--property", "a\n=b"), r"--property a\\n=b: expected NAME=VALUE"),
+        ((*EVAL, "--property", "A=1", "--property", "A=2"), "--property A: given twice"),
+        ((*BENCH, "--prompt-len", "0"), "--prompt-len 0: must be 1 or more"),
+        ((*BENCH, "--prompt-len", "9" * 20), "--prompt-len.*or less"),
+        ((*BENCH, "--batch-size", "1,"), "--batch-size 1,: expected whole numbers"),
+        ((*BENCH, "--arms", ","), "--arms ,: names nothing"),
+        ((*BENCH, "--rounds", "9" * 30), "--rounds"),
+        ((*BENCH, "--seed", "-1"), "--seed"),
+        ((*BENCH, "--tune", "--tolerance", "nan"), "--tolerance.*not a finite number"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
+)
+def test_wrong_values(
+    run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run_cli(*command)
+    assert (ran.code, ran.out) == (2, ""), ran
+    assert re.search(told, ran.err.splitlines()[-1]), ran.err
+    assert not list(tmp_path.iterdir())
+
+
+# the terminal
+
+
+def test_names_are_neither_markup_nor_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "[bold]a[/nope] :smile: \x1b]0;title\x07"
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    table = Table(title=hostile)
+    table.add_column(hostile)
+    table.add_row(hostile)
+    console().print(hostile)
+    console().print(table)
+    assert shown.getvalue().count(r"[bold]a[/nope] :smile: \x1b]0;title\x07") == 4
+    assert not {"\x1b", "\x07"} & set(shown.getvalue())
+
+
+def test_what_is_being_done_may_be_hostile(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress() as report:
+        report("[/nope] \x1b[31m", 0.5)
+        report("[/stays] \x1b[31m\nnext", 0.5)
+    assert r"[/stays] \x1b[31m" in capfd.readouterr().err
+
+
+def test_a_terminal_of_few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    table = Table(title="“1.0 ± 0.1” …")
+    table.add_column("–")
+    table.add_row("家\udcff")
+
+    def prints() -> None:
+        console().print(table)
+        print("×")
+
+    with pytest.raises(SystemExit) as ended:
+        guarded(prints)
+    assert ended.value.code == 0
+    shown = raw.getvalue().decode("ascii")
+    assert '"1.0 +- 0.1" ...' in shown and "\\u5bb6\\udcff" in shown and shown.endswith("x\n")
+
+
+def run(*arguments: object, shell: str = "", **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Runs `python -m lonas_edge …`, with redirections by a shell."""
+    words = " ".join(f"'{word}'" for word in (sys.executable, "-m", "lonas_edge", *arguments))
+    return subprocess.run(["bash", "-c", f"{words} {shell}"], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "error"),
+    [
+        ("| true; exit ${PIPESTATUS[0]}", None, ""),
+        (">/dev/full", 1, "error: standard output: No space left on device\n"),
+        (">&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+    ],
+)
+def test_where_output_cannot_go(shell: str, code: int | None, error: str) -> None:
+    ran = run("bench", "--help", shell=shell)
+    assert ran.returncode in ((0, 1) if code is None else (code,))
+    assert ran.stderr == error
+
+
+def test_help_in_ascii() -> None:
+    ran = run("bench", "--help", env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "NPU, AUTO, ..." in ran.stdout and ran.stdout.isascii()
+
+
+# memory
+
+
+def commands(source: TinySource, exported: Path, folder: Path) -> dict[str, list[object]]:
+    """Every command on tiny models, writing below `folder`."""
+    train = ["--model", source.base, "--data", folder.parent / "data.json", "--nncf-config", source.space]
+    model = ["--model", source.base, "--adapter", source.adapter]
+    short = ["--prompt-len", "8", "--new-tokens", "4"]
+    return {
+        "inspect": ["inspect", *source.arguments()],
+        "space": ["space", "--model", source.base, "--output", folder / "new.json", "--ranks", "8,6"],
+        "export": ["export", *source.arguments(), "--output", folder / "new"],
+        "train": ["train", *train, "--output", folder / "new", "--steps", "2", "--rank", "8"],
+        "eval": ["eval", exported, "--datasets", DATASETS, "--tasks", "ARC-Easy", "--protocol", "option-text", "--fresh"],
+        "bench": ["bench", exported, "--arms", "lora", *model, *short, "--output", folder / "new"],
+    }
+
+
+@pytest.fixture
+def world(
+    exported: Path, llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[object]]:
+    """Commands that can run, by name; what they write is below `tmp_path / "outputs"`."""
+    assert data.parent == tmp_path
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return commands(llama, exported, tmp_path / "outputs")
+
+
+@pytest.mark.parametrize("megabytes", [400, 1300])
+@pytest.mark.parametrize("command", ["inspect", "space", "export", "train", "eval", "bench"])
+def test_too_little_memory(world: dict[str, list[object]], tmp_path: Path, command: str, megabytes: int) -> None:
+    """So little that libraries can be imported in part only; how much is enough depends on the machine."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6,) * 2)
+
+    ran = run(*world[command], preexec_fn=limit)
+    if megabytes < 1000 or ran.returncode:
+        assert ran.returncode == 1
+        assert re.fullmatch(rf"error: out of memory while lonas-edge {command} was .*\n", ran.stderr), ran.stderr
+        assert ran.stdout == ""
+        assert not list((tmp_path / "outputs").iterdir())
+
+
+# Ctrl-C
+
+AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.killpg(0, signal.SIGINT)
+if {name!r}:
+    sys.meta_path.insert(0, Finder())
+from lonas_edge.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+def started(arguments: list[object], name: str = "", **environment: str) -> "subprocess.Popen[str]":
+    """A command in a session of its own, as in a terminal; it gets Ctrl-C when it imports `name`."""
+    command = [sys.executable, "-c", AT_IMPORT.format(name=name), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, start_new_session=True, env={**os.environ, **environment}, **pipes)
+
+
+def told_in_a_line(process: "subprocess.Popen[str]") -> None:
+    """It ends with one line and code 1, and leaves no process."""
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 1, error
+    assert "Traceback" not in error and "Exception" not in error, error
+    assert error.strip().splitlines()[-1].startswith(("interrupted: nothing was written", "error: interrupted"))
+    deadline = time.monotonic() + 10
+    while left := [one for one in psutil.pids() if of_session(one, process.pid)]:
+        assert time.monotonic() < deadline, [psutil.Process(one).cmdline() for one in left]
+        time.sleep(0.1)
+    assert not out
+
+
+def of_session(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.Error):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("inspect", "rich.status"),
+        ("export", "torch"),
+        ("export", "transformers.utils"),
+        ("export", "openvino"),
+        ("eval", "lm_eval"),
+        ("bench", "matplotlib"),
+        ("train", "accelerate"),
+        ("export", "lonas_edge.cli.commands"),
+    ],
+)
+def test_ctrl_c_while_a_library_is_imported(world: dict[str, list[object]], tmp_path: Path, command: str, name: str) -> None:
+    told_in_a_line(started(world[command], name))
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.3, 1.5])
+@pytest.mark.parametrize("command", ["export", "bench"])
+def test_ctrl_c_while_a_process_starts(world: dict[str, list[object]], tmp_path: Path, command: str, moment: float) -> None:
+    process = started(world[command], LONAS_EDGE_SPAWN="1")
+    deadline = time.monotonic() + 60
+    while not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    time.sleep(moment)
+    if moment == 0.3:
+        process.terminate()  # SIGTERM, to the parent alone
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    told_in_a_line(process)
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_an_import_is_not_needed_to_tell(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where memory has run out, nothing more can be imported."""
+    real = builtins.__import__
+
+    def refuses(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("rich"):
+            raise MemoryError
+        return real(name, *arguments, **options)
+
+    def fails() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(builtins, "__import__", refuses)
+    with pytest.raises(SystemExit):
+        guarded(fails)
+    assert capfd.readouterr().err.startswith("error: out of memory while lonas-edge was starting.")

@@ -1,0 +1,325 @@
+"""The undamaged files that commands read, made once, and the commands: what each reads, writes and answers."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from runner import Ran, run_command, run_forked
+from tiny_models import TinyModels, random_model, tokenizer
+
+FAMILIES = ("llama", "neox", "phi3", "gemma")
+OTHERS = ("llama-seed", "llama-tied", "llama-biased", "qwen2", "mistral", "neox", "phi3")
+_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+_CONTEXT = 1024  # the prompts of the tasks fit
+_TASKS = Path(__file__).parent.parent / "evaluate" / "data"
+
+_SOURCE = ["adapter", "--model", "base", "--nncf-config", "space.json"]
+_CONFIGS = ["base/config.json", "adapter/adapter_config.json", "space.json"]
+_TOKENIZER = ["base/tokenizer.json", "base/tokenizer_config.json"]
+_BASE = ["base/config.json", "base/model.safetensors", "base/generation_config.json", "base/chat_template.jinja", *_TOKENIZER]
+_ADAPTER = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+_SUPER = [f"super/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "training.json")]
+_SUPER += ["super/channel_order.safetensors", "super/nncf_config.json"]
+_TRAIN = ["train", "--model", "base", "--nncf-config", "space.json", "--rank", "8", "--alpha", "16", "--steps", "4"]
+_TRAIN += ["--save-steps", "1", "--log-steps", "1", "--batch-size", "2", "--lr", "0.01", "--prompt", "question"]
+_TRAIN += ["--device", "cpu", "--max-length", "64"]
+_QUICK = ["--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "4", "--json"]
+_BENCH = ["--rounds", "1", "--starts", "1", "--warmup", "0", "--prompt-len", "4", "--new-tokens", "2", "--json"]
+_IR = ["ir/*.xml", "ir/*.bin", "ir/*.json", "ir/*.jinja"]
+_RECORDS = ("ir/subnetwork.json", "ir/openvino_config.json")  # of an exported directory; no command reads them
+_CHECKPOINTS = [f"out.training/checkpoint-{step}/*" for step in (2, 3)]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that a case runs.
+
+    Attributes:
+        arguments: The command line.
+        reads: Patterns of the files that it reads, one of which is damaged; what is before the first slash is copied.
+        writes: What it may leave: patterns of paths.
+        kind: How its success is judged.
+        weight: How often it is drawn.
+        families: The families that it is drawn for.
+        seconds: When it counts as hanging.
+    """
+
+    arguments: list[str]
+    reads: list[str]
+    kind: str
+    weight: int
+    writes: list[str] = field(default_factory=lambda: ["in/out", "in/out/*"])
+    families: tuple[str, ...] = ("llama",)
+    seconds: float = 45
+
+    def needs(self, home: Path) -> list[str]:
+        """What is copied of a family's directory: what the command line names, and what is damaged."""
+        named = {pattern.partition("/")[0] for pattern in self.reads} | {*self.arguments}
+        named |= {"base"} if "super" in named else set()  # which it was trained on
+        return sorted(path.name for path in home.iterdir() if path.name in named and path.name != "cache")
+
+
+COMMANDS = {
+    "inspect": Command(
+        ["inspect", *_SOURCE, "--subnet", "subnet.json", "--json"], [*_CONFIGS, "subnet.json"], "inspect", 8, [], FAMILIES
+    ),
+    "inspect-super": Command(["inspect", "super", "--json"], [*_SUPER, "base/config.json"], "inspect", 5, []),
+    "space": Command(
+        ["space", "--model", "base", "--output", "out.json"], ["base/config.json"], "space", 4, ["in/out.json"], FAMILIES
+    ),
+    "export-checkpoint": Command(
+        ["export", *_SOURCE, "--subnet", "heuristic", "--stage", "checkpoint", "--output", "out"],
+        [*_BASE, *_ADAPTER, "space.json"],
+        "checkpoint",
+        18,
+        families=FAMILIES,
+    ),
+    "export-subnet": Command(
+        ["export", *_SOURCE, "--subnet", "subnet.json", "--stage", "checkpoint", "--output", "out"],
+        ["subnet.json", "space.json"],
+        "checkpoint",
+        4,
+    ),
+    "export-super": Command(
+        ["export", "super", "--stage", "checkpoint", "--output", "out"],
+        [*_SUPER, "base/config.json", "base/model.safetensors"],
+        "checkpoint",
+        10,
+    ),
+    "export-sharded": Command(
+        [
+            "export",
+            "adapter",
+            "--model",
+            "base-sharded",
+            "--nncf-config",
+            "space.json",
+            "--stage",
+            "checkpoint",
+            "--output",
+            "out",
+        ],
+        [
+            "base-sharded/*.safetensors",
+            *["base-sharded/model.safetensors.index.json"] * 3,
+            "adapter/adapter_config.json",
+            "space.json",
+        ],
+        "checkpoint",
+        6,
+    ),
+    "export-pickled": Command(
+        [
+            "export",
+            "adapter-pickled",
+            "--model",
+            "base-pickled",
+            "--nncf-config",
+            "space.json",
+            "--stage",
+            "checkpoint",
+            "--output",
+            "out",
+        ],
+        ["base-pickled/pytorch_model.bin", "adapter-pickled/adapter_model.bin", "space.json"],
+        "checkpoint",
+        8,
+    ),
+    "export-ir": Command(
+        ["export", *_SOURCE, "--weight-format", "fp32", "--output", "out"], [*_BASE, *_ADAPTER, "space.json"], "ir", 8
+    ),
+    "export-base": Command(
+        ["export", "base", "--stage", "checkpoint", "--output", "out"], _BASE, "checkpoint", 4, families=FAMILIES
+    ),
+    "train": Command(
+        [*_TRAIN, "--data", "data.json", "--output", "out"], [*_BASE, "space.json", *["data.json"] * 3], "adapter", 9
+    ),
+    "train-lines": Command([*_TRAIN, "--data", "data.jsonl", "--output", "out"], ["data.jsonl", "space.json"], "adapter", 3),
+    "train-resume": Command(
+        [*_TRAIN, "--data", "data.json", "--output", "out", "--resume"],
+        [
+            *_CHECKPOINTS,
+            *["out.training/settings.json", "out.training/channel_order.safetensors"] * 3,
+            "data.json",
+            "base/config.json",
+            "space.json",
+        ],
+        "resumed",
+        14,
+        ["in/out", "in/out/*", "in/out.training", "in/out.training/*"],
+    ),
+    "eval-ir": Command(["eval", "ir", *_QUICK, "--fresh"], [*_IR, "datasets/boolq/test.json"], "eval", 10, []),
+    "eval-log": Command(["eval", "ir", *_QUICK], ["cache/lonas-edge/eval/*.jsonl"], "eval", 4, []),
+    "eval-card": Command(
+        ["eval", "ir", *_QUICK, "--card"],
+        ["ir/lonas_edge_eval.json", "ir/lonas_edge.json", "ir/lonas_edge_runtime.json"],
+        "eval",
+        3,
+        ["in/ir/README.md", "in/ir/lonas_edge_eval.json"],
+    ),
+    "eval-base": Command(["eval", "base", *_QUICK], [*_BASE, "datasets/boolq/test.json"], "eval", 6, []),
+    "eval-adapter": Command(["eval", *_SOURCE, *_QUICK], [*_BASE, *_ADAPTER, "space.json"], "eval", 5, []),
+    "eval-super": Command(["eval", "super", *_QUICK], [*_SUPER, "base/config.json", "base/model.safetensors"], "eval", 5, []),
+    "eval-checkpoint": Command(["eval", "checkpoint", *_QUICK], ["checkpoint/*"], "eval", 5, []),
+    "bench": Command(["bench", "ir", "--arms", "subnet", "--no-memory", *_BENCH], _IR, "bench", 3, [], seconds=180),
+    "bench-tune": Command(
+        ["bench", "ir", "--tune", *_BENCH],
+        _IR,
+        "bench",
+        1,
+        ["in/ir/openvino_model.xml", "in/ir/lonas_edge_runtime.json", "in/ir/README.md"],
+        seconds=300,
+    ),
+}
+
+
+def files_of(command: Command, home: Path) -> list[str]:
+    """The files of a family's directory that a command reads, as often as each is to be drawn."""
+    every = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+    unread = (*_RECORDS, "*.lock", "*/README.md", "*/complete")
+    return [
+        name
+        for pattern in command.reads
+        for name in every
+        if fnmatch(name, pattern) and not any(fnmatch(name, other) for other in unread)
+    ]
+
+
+def make_world(folder: Path) -> None:
+    """Write everything that the commands read, as users get it: by the libraries, and by lonas-edge itself.
+
+    Args:
+        folder: An existing directory; a directory for each family, and `others` with other models' files.
+
+    Raises:
+        RuntimeError: If an undamaged command fails.
+    """
+    models = TinyModels(folder / "tiny")
+    logs = folder / "logs"
+    logs.mkdir()
+    _done(run_forked(lambda: _by_libraries(models, folder), folder, logs, 300), "the tiny models")
+    case = folder / "making"
+    shutil.copytree(folder / "llama", case / "in")
+    train = [*_TRAIN, "--data", "data.json"]
+    made = {
+        "super": [*train, "--output", "super"],
+        "checkpoint": ["export", *_SOURCE, "--stage", "checkpoint", "--output", "checkpoint"],
+        "ir": ["export", *_SOURCE, "--weight-format", "fp32", "--output", "ir"],
+        "other-ir": ["export", *_SOURCE, "--subnet", "maximal", "--weight-format", "int8", "--output", "other-ir"],
+    }
+    for name, arguments in made.items():
+        _done(run_command(arguments, case, 300), name)
+    _done(run_forked(lambda: _unfinished(train, case), case / "in", logs, 300), "an unfinished training")
+    _done(run_forked(lambda: _tuned(case / "in/ir"), case / "in", logs, 300), "run-time properties")
+    _done(run_command(["eval", "ir", *_QUICK, "--card"], case, 300), "an evaluation")
+    for name in ("super", "checkpoint", "ir", "out.training"):
+        shutil.move(case / "in" / name, folder / "llama" / name)
+    for name in ("super/training.json", "ir/lonas_edge.json", "ir/lonas_edge_eval.json", "checkpoint/lonas_edge.json"):
+        _without_figures(folder / "llama" / name)
+    shutil.move(case / "in/other-ir", folder / "others" / "ir")
+    shutil.move(case / "cache", folder / "llama" / "cache")
+    shutil.rmtree(case)
+
+
+def _without_figures(path: Path) -> None:
+    """Seconds and memory differ each time; a case is the same only where its files are."""
+    figures = r'("(?:seconds|peak_rss_bytes|graph_process_peak_rss_bytes)": )[\d.]+'
+    path.write_text(re.sub(figures, r"\g<1>1", path.read_text()))
+
+
+def _done(ran: Ran, what: str) -> None:
+    if ran.code != 0:
+        raise RuntimeError(f"{what} cannot be made, exit code {ran.code}:\n{ran.out[-1000:]}\n{ran.err[-3000:]}")
+
+
+def _by_libraries(models: TinyModels, folder: Path) -> None:
+    for family in FAMILIES:
+        _source(models, family, folder / family)
+    _others(models, folder / "others")
+    home = folder / "llama"
+    shutil.copytree(_with_context(models.base("llama", sharded=True)), home / "base-sharded")
+    shutil.copytree(_with_context(models.base("llama", pickled=True)), home / "base-pickled")
+    shutil.copytree(models.adapter("llama", safe=False), home / "adapter-pickled")
+    examples = [
+        {"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a in range(2) for b in range(4)
+    ]
+    (home / "data.json").write_text(json.dumps(examples, indent=1))
+    (home / "data.jsonl").write_text("".join(f"{json.dumps(example)}\n" for example in examples))
+    for task in ("boolq",):
+        shutil.copytree(_TASKS / task, home / "datasets" / task)
+
+
+def _source(models: TinyModels, family: str, home: Path) -> None:
+    home.mkdir(parents=True)
+    shutil.copytree(_with_context(models.base(family)), home / "base")
+    shutil.copytree(models.adapter(family), home / "adapter")
+    shutil.copy(models.space(family), home / "space.json")
+    groups = json.loads((home / "space.json").read_text())["bootstrapNAS"]["training"]["elasticity"]["width"]
+    widths = [values[index % len(values)] for index, values in enumerate(groups["overwrite_groups_widths"])]
+    (home / "subnet.json").write_text(json.dumps({"widths": widths}))
+
+
+def _with_context(base: Path) -> Path:
+    config = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": _CONTEXT}
+    (base / "config.json").write_text(json.dumps(config, indent=2))
+    (base / "chat_template.jinja").write_text(_TEMPLATE)
+    return base
+
+
+def _others(models: TinyModels, folder: Path) -> None:
+    """Files of other models, by the same names: another seed, and other families."""
+    for case in OTHERS[1:]:
+        home = folder / case
+        home.mkdir(parents=True)
+        shutil.copytree(models.base(case), home / "base")
+        shutil.copytree(models.adapter(case), home / "adapter")
+        shutil.copy(models.space(case), home / "space.json")
+    seed = folder / OTHERS[0]
+    random_model("llama", seed=5).save_pretrained(seed / "base")
+    tokenizer().save_pretrained(seed / "base")
+    shutil.copytree(models.adapter("llama", r=4), seed / "adapter")
+
+
+def _unfinished(train: list[str], case: Path) -> None:
+    """A training that is interrupted in its 4th step, with two checkpoints."""
+    import sys
+
+    from lonas_edge.cli import main
+    from lonas_edge.training.elastic_trainer import ElasticTrainer
+
+    stock = ElasticTrainer.training_step
+
+    def interrupted(self: ElasticTrainer, *given: object, **options: object) -> torch.Tensor:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return stock(self, *given, **options)  # type: ignore[arg-type]
+
+    ElasticTrainer.training_step = interrupted  # type: ignore[method-assign]
+    os.environ["XDG_CACHE_HOME"] = str(case / "cache")
+    sys.argv = ["lonas-edge", *train, "--output", "out"]
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code == 1
+
+
+def _tuned(folder: Path) -> None:
+    from lonas_edge.exporting.exported import store_properties
+    from lonas_edge.ir.runtime import Gain, RuntimeProperties
+
+    conditions = {"machine": {"device_name": "a processor", "threads": 2}}
+    properties = {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"}
+    gains = {"tpot": Gain(1.1, None, None, 3, 1)}
+    store_properties(folder, RuntimeProperties("CPU", "2026-01-01", "tpot", properties, gains, 0.001, conditions))
+
+
+def others_of(world: Path, file: str) -> tuple[Path, ...]:
+    """Files of the same name of other models."""
+    name = Path(file).name
+    stand_in = {"nncf_config.json": "space.json"}.get(name, name)
+    return tuple(sorted(path for path in (world / "others").rglob(stand_in) if path.is_file()))

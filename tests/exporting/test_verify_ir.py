@@ -1,0 +1,40 @@
+"""What an IR may differ by: a fixed tolerance, and more only where fp32 arithmetic alone changes as much."""
+
+import pytest
+import torch
+from tiny_models import TinySource
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import verify
+from lonas_edge.network.divergence import Parity
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.space.subnetwork import select
+
+REFERENCE = torch.full((1, 1, 4), 10.0)
+
+
+def parity(difference: float) -> Parity:
+    return Parity(difference, 0.0, 1.0, 1)
+
+
+def test_within_the_tolerance_nothing_is_computed() -> None:
+    verify.check_ir(parity(9e-4), REFERENCE, lambda: pytest.fail("not needed"))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(("difference", "noise", "right"), [(2e-3, 5e-4, True), (2e-3, 1e-4, False), (NAN, 1.0, False)])
+def test_a_touchy_network_may_differ_by_what_arithmetic_does(difference: float, noise: float, right: bool) -> None:
+    if right:
+        verify.check_ir(parity(difference), REFERENCE, lambda: noise)
+        return
+    with pytest.raises(LonasEdgeError, match="the IR does not answer as the weights stored in it"):
+        verify.check_ir(parity(difference), REFERENCE, lambda: noise)
+
+
+def test_the_noise_of_a_network(llama: TinySource, ids: torch.Tensor) -> None:
+    source = llama.opened()
+    model = MaterializedModel(source, select(source.space, "minimal"))
+    noise = verify.arithmetic_noise(model, ids, verify.materialized_logits(model, ids))
+    assert 1e-8 < noise < 1e-4  # logits of order 1 in fp32, whose unit in the last place is 1.2e-7

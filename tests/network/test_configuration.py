@@ -1,0 +1,222 @@
+"""What is looked at before a library reads it: configurations of models and tokenizers, and what a model is built of."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import CASES, VOCAB, TinySource, tokenizer
+from transformers import AddedToken
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.configuration import read_generation_config
+from lonas_edge.network.modeling import check_builds, empty_model
+from lonas_edge.network.source import Located, open_source, read_model_config
+from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
+from lonas_edge.space.architecture import Architecture
+
+# of the hub: what must not be refused
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data/published_configs.json").read_text())
+
+
+@pytest.mark.parametrize("content", [*PUBLISHED.values(), *CASES.values()], ids=[*PUBLISHED, *CASES])
+def test_what_is_right_is_taken(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = read_model_config(Located("it", tmp_path))
+    check_builds(Architecture.from_config(config, "it"), tmp_path / "config.json")
+    assert config.num_hidden_layers == content["num_hidden_layers"]
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("model_type", None, "model_type"),
+    ("model_type", ["llama"], "model_type"),
+    ("hidden_size", "64", "hidden_size: Input should be a valid integer, found '64'"),
+    ("hidden_size", 64.0, "hidden_size"),
+    ("hidden_size", -1, "hidden_size: .*greater than or equal to 1, found -1"),
+    ("hidden_size", True, "hidden_size"),
+    ("hidden_size", 10**30, "hidden_size"),
+    ("intermediate_size", None, "intermediate_size"),
+    ("intermediate_size", [128], "intermediate_size"),
+    ("num_hidden_layers", 10**9, "num_hidden_layers: .*less than or equal to 1000, found 1000000000"),
+    ("num_hidden_layers", 0, "num_hidden_layers"),
+    ("vocab_size", 0, "vocab_size"),
+    ("vocab_size", 10**9, "vocab_size"),
+    ("num_attention_heads", 0, "num_attention_heads"),
+    ("num_attention_heads", 3, "attention heads"),
+    ("num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+    ("num_key_value_heads", "2", "num_key_value_heads"),
+    ("head_dim", 0, "head_dim"),
+    ("head_dim", "x", "head_dim"),
+    ("rms_norm_eps", -1e-6, "rms_norm_eps"),
+    ("rms_norm_eps", "1e-6", "rms_norm_eps"),
+    ("max_position_embeddings", -3, "max_position_embeddings"),
+    ("hidden_act", "nonsense", "nonsense"),
+    ("hidden_act", 3, "hidden_act"),
+    ("tie_word_embeddings", "yes", "tie_word_embeddings"),
+    ("attention_bias", 2, "attention_bias"),
+    ("rope_theta", 0, "rope_theta"),
+    ("rope_theta", "big", "rope_theta"),
+    ("rope_scaling", 3, "rope_scaling"),
+    ("rope_scaling", {"rope_type": "nonsense", "factor": 2.0}, "nonsense"),
+    ("rope_scaling", {"rope_type": "linear", "factor": "x"}, "config.json"),
+    ("rope_scaling", {"rope_type": "linear", "factor": 0}, "inv_freq: not finite|config.json"),
+    ("eos_token_id", "2", "eos_token_id"),
+    ("eos_token_id", VOCAB, f"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
+    ("eos_token_id", [1, VOCAB + 3], f"eos_token_id: .* found {VOCAB + 3}"),
+    ("pad_token_id", -2, "pad_token_id"),
+    ("quantization_config", {"quant_method": "gptq"}, "quantized bases are not supported"),
+    ("dtype", 32, "dtype"),
+    ("dtype", "banana", "config.json"),
+    ("per_layer_config", {"0": {"intermediate_size": "x"}}, "per_layer_config"),
+    ("architectures", "LlamaForCausalLM", "architectures"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "told"), WRONG)
+def test_a_field_that_is_wrong(llama_copy: TinySource, field: str, value: Any, told: str) -> None:
+    path = llama_copy.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(LonasEdgeError, match=rf"(?s)base.*{told}") as caught:
+        open_source(str(llama_copy.base))
+    assert "config" in str(caught.value)
+
+
+def test_every_wrong_field_is_told_at_once(llama_copy: TinySource) -> None:
+    path = llama_copy.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": "64", "vocab_size": 0, "rms_norm_eps": None}))
+    with pytest.raises(LonasEdgeError, match=r"(?s)base/config\.json: .*vocab_size: .*hidden_size: .*rms_norm_eps: "):
+        open_source(str(llama_copy.base))
+
+
+def test_more_layers_than_the_weights_have(llama_copy: TinySource) -> None:
+    path = llama_copy.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1000, "vocab_size": 2**24}))
+    with pytest.raises(LonasEdgeError, match=r"model\.layers\.999\.|and \d+ more"):
+        open_base(llama_copy.base, open_source(str(llama_copy.base)).architecture)
+
+
+@pytest.mark.parametrize(
+    ("per_layer", "told"),
+    [
+        ({"7": {"intermediate_size": 8}}, "'7': the model has no such decoder layer"),
+        ({"x": {"intermediate_size": 8}}, "'x': the model has no such decoder layer"),
+        ({"0": {"hidden_size": 8}}, "hidden_size: expected intermediate_size"),
+    ],
+)
+def test_layers_of_another_width(per_layer: dict[str, Any], told: str) -> None:
+    with pytest.raises(LonasEdgeError, match=f"(?s)here: per_layer_config cannot be used:.*{told}"):
+        empty_model({**CASES["llama"], "per_layer_config": per_layer}, "here")
+
+
+# generation_config.json
+
+
+def test_generation_as_it_is(tmp_path: Path) -> None:
+    assert read_generation_config(tmp_path, VOCAB) is None
+    content = {"eos_token_id": [1, 2], "do_sample": True, "temperature": 0.6, "top_k": 20, "chat_format": "chatml", "top_p": 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert read_generation_config(tmp_path, VOCAB) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"eos_token_id": VOCAB}, rf"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"temperature": "hot"}, "temperature: Input should be a valid number, found 'hot'"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 7}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"do_sample": "yes"}, "do_sample"),
+        ([], "expected a JSON object, found list"),
+    ],
+)
+def test_generation_that_is_wrong(tmp_path: Path, content: Any, told: str) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError, match=rf"(?s)generation_config\.json: .*{told}"):
+        read_generation_config(tmp_path, VOCAB)
+
+
+# tokenizers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory with a tokenizer."""
+    tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_tokenizer_as_it_is(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = load_tokenizer(folder)
+    assert found("the on")["input_ids"] == tokenizer()("the on")["input_ids"]
+    (folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(folder)("the on")["input_ids"] == tokenizer()("the on")["input_ids"]
+    assert load_tokenizer(tmp_path_factory.mktemp("none")) is None
+
+
+def changed(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Changes a JSON file of a directory."""
+
+    def apply(folder: Path) -> None:
+        (folder / file).write_text(json.dumps(change(json.loads((folder / file).read_text()))))
+
+    return apply
+
+
+def written(file: str, content: bytes) -> Callable[[Path], None]:
+    """Writes a file of a directory."""
+    return lambda folder: (folder / file).write_bytes(content) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (written("tokenizer.json", b"{"), r"tokenizer\.json: transformers cannot read it"),
+        (written("tokenizer.json", b"{}"), r"tokenizer\.json: transformers cannot read it"),
+        (written("tokenizer.json", b"[" * 5000), r"tokenizer\.json: transformers cannot read it"),
+        (changed("tokenizer.json", lambda c: {**c, "model": {**c["model"], "vocab": {"a": "x"}}}), r"tokenizer\.json: "),
+        (changed("tokenizer.json", lambda c: {**c, "model": {**c["model"], "merges": [["q", "zz"]]}}), r"tokenizer\.json: "),
+        (changed("tokenizer.json", lambda c: {**c, "added_tokens": 3}), r"tokenizer\.json: "),
+        (written("tokenizer_config.json", b"\xff"), r"tokenizer_config\.json: not readable as JSON: not UTF-8"),
+        (written("tokenizer_config.json", b"[]"), r"tokenizer_config\.json: expected a JSON object"),
+        (changed("tokenizer_config.json", lambda c: {**c, "eos_token": 3}), r"tokenizer_config\.json: .*eos_token"),
+        (changed("tokenizer_config.json", lambda c: {**c, "chat_template": 3}), r"tokenizer_config\.json: .*chat_template"),
+        (
+            changed("tokenizer_config.json", lambda c: {**c, "model_max_length": "x"}),
+            r"tokenizer_config\.json: .*model_max_length",
+        ),
+        (changed("tokenizer_config.json", lambda c: {**c, "added_tokens_decoder": []}), "added_tokens_decoder"),
+        (written("special_tokens_map.json", b"[" * 5000), r"special_tokens_map\.json: not readable"),
+        (written("chat_template.jinja", b"\xff\xfe"), r"chat_template\.jinja: the chat template cannot be read: not UTF-8"),
+        (
+            written("chat_template.jinja", b"x" * 2_000_000),
+            r"chat_template\.jinja: 2,000,000 bytes; expected 1,048,576 at most",
+        ),
+    ],
+)
+def test_tokenizer_that_is_damaged(folder: Path, damage: Callable[[Path], None], told: str) -> None:
+    damage(folder)
+    with pytest.raises(LonasEdgeError, match=f"(?s){folder}.*{told}"):
+        load_tokenizer(folder)
+
+
+def test_tokens_beyond_the_vocabulary(folder: Path) -> None:
+    found = load_tokenizer(folder)
+    size = len(found)
+    check_vocabulary(found, size, folder)
+    with pytest.raises(
+        LonasEdgeError, match=rf"(?s)beyond the model's vocabulary, 0 to {size - 3}.*token {size - 2}.*token {size - 1}"
+    ):
+        check_vocabulary(found, size - 2, folder)
+    found.add_special_tokens({"additional_special_tokens": [AddedToken("<image>", special=True)]})
+    check_vocabulary(found, size, folder)  # as Gemma 3's
+    found.pad_token = "<image>"
+    with pytest.raises(LonasEdgeError, match=rf"token {size} \('<image>'\)"):
+        check_vocabulary(found, size, folder)
+    found.pad_token = "</s>"
+    found.add_tokens(["ordinary"])
+    with pytest.raises(LonasEdgeError, match=rf"token {size + 1} \('ordinary'\)"):
+        check_vocabulary(found, size, folder)

@@ -1,0 +1,64 @@
+"""Fixtures of `lonas-edge search`: data, and a tiny source whose space has few networks."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import TinySource
+
+from lonas_edge.network import super_network
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """40 short examples."""
+    examples = [{"instruction": f"What is {a} plus {b}?", "output": f"the {a + b}"} for a in range(8) for b in range(5)]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(examples))
+    return path
+
+
+@pytest.fixture
+def command(llama: TinySource, data: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """A search of the tiny LLaMA: `command(*options)`; 27 networks, by bytes."""
+
+    def make(*options: object) -> list[str]:
+        return [
+            *("search", *llama.arguments(), "--data", data, "--output", tmp_path / "out"),
+            *("--cost", "bytes", "--val-set-size", "8", "--prompt", "alpaca", "--evals", "27", "--population", "4"),
+            *map(str, options),
+        ]
+
+    return make
+
+
+@pytest.fixture
+def all_networks(llama: TinySource) -> list[tuple[int, ...]]:
+    """Every choice of MLP widths, ranks at their widest."""
+    groups = llama.groups()
+    return list(itertools.product(*(values if max(values) > 8 else values[:1] for values in groups)))
+
+
+@pytest.fixture
+def refused(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command that must fail before the model is loaded, leaving everything as it was; returns the error."""
+
+    def run(command: list[str], code: int = 1) -> str:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+        with monkeypatch.context() as patch:
+            patch.setattr(super_network, "load_super_network", forbidden)
+            ran = run_cli(*command)
+        assert ran.code == code, ran
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert "Traceback" not in ran.err
+        assert not ran.out
+        return ran.err
+
+    return run
+
+
+def forbidden(*_arguments: object) -> None:
+    """In place of what takes long."""
+    raise AssertionError("the model was loaded")

@@ -1,0 +1,65 @@
+"""Picks: read, and resolved."""
+
+import pytest
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.search.picks import Pick, parse_picks, resolve
+from lonas_edge.search.record import Evaluation
+
+
+def evaluation(number: int, quality: float, cost: float) -> Evaluation:
+    """An evaluation with nothing but its figures."""
+    return Evaluation(number, (1,), "int8", quality, cost, 0.0, "random")
+
+
+FOUND = [evaluation(0, 0.0, 100.0), evaluation(1, 0.3, 80.0), evaluation(2, 0.2, 81.0), evaluation(3, 0.9, 50.0)]
+VALUES = {"kl": lambda one: one.quality, "macs": lambda one: one.cost}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("macs<=1.43e12", Pick("macs<=1.43e12", "macs", 1.43e12)),
+        (" tpot <= 0.85x ", Pick("tpot <= 0.85x", "tpot", 0.85, True)),
+        ("KL<=.05", Pick("KL<=.05", "kl", 0.05)),
+        ("accuracy>=45", Pick("accuracy>=45", "accuracy", 45, at_least=True)),
+    ],
+)
+def test_read(text: str, expected: Pick) -> None:
+    assert parse_picks([text], ["macs", "tpot", "kl", "accuracy"]) == [expected]
+
+
+def test_all_faults_are_told() -> None:
+    with pytest.raises(LonasEdgeError) as refused:
+        parse_picks(["accuracy<=3", "macs", "watts<=3"], ["macs", "accuracy"])
+    assert str(refused.value).count("\n  - ") == 3
+    assert "accuracy is to be high: >=" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("macs<=81", 2), ("macs<=80.5", 1), ("macs<=0.81x", 2), ("macs<=0.5x", 3), ("kl<=0.25", 2), ("kl<=0.3", 1), ("kl<=5", 3)],
+)
+def test_resolved(text: str, number: int) -> None:
+    [pick] = parse_picks([text], list(VALUES))
+    assert resolve(pick, FOUND, VALUES, FOUND[0], 1).number == number
+
+
+def test_where_higher_is_better() -> None:
+    values = {"accuracy": lambda one: one.quality, "macs": lambda one: one.cost}
+    found = [evaluation(0, 50.0, 100.0), evaluation(1, 45.0, 80.0), evaluation(2, 46.0, 90.0)]
+    [least, cheap] = parse_picks(["accuracy>=45", "macs<=95"], list(values))
+    assert resolve(least, found, values, found[0], -1).number == 1
+    assert resolve(cheap, found, values, found[0], -1).number == 2
+    with pytest.raises(LonasEdgeError, match="nearest is evaluation 0 with accuracy 50"):
+        resolve(Pick("accuracy>=60", "accuracy", 60, at_least=True), found, values, found[0], -1)
+
+
+def test_the_nearest_is_named() -> None:
+    with pytest.raises(LonasEdgeError, match=r"nothing meets it; the nearest is evaluation 3 with macs 50 \(0.5x\)"):
+        resolve(Pick("macs<=0.4x", "macs", 0.4, True), FOUND, VALUES, FOUND[0], 1)
+
+
+def test_names_of_files() -> None:
+    names = [pick.file for pick in parse_picks(["macs<=1.43e12", "macs<=0.85x", "kl<=0.05"], list(VALUES))]
+    assert names == ["macs-1.43e12", "macs-0.85x", "kl-0.05"]

@@ -1,0 +1,179 @@
+"""`lonas-edge search` from end to end on the tiny LLaMA, whose 27 networks can all be evaluated without it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import TinySource
+
+from lonas_edge.network.super_network import SuperNetwork, load_super_network
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.search.heldout import read_held_out
+
+Pairs = dict[tuple[int, ...], tuple[float, float]]
+
+
+@pytest.fixture
+def everything(llama: TinySource, data: Path, all_networks: list) -> Pairs:
+    """KL and bytes of every network, computed apart from the search."""
+    source = llama.opened()
+    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
+    kl = load_super_network(source).kl(all_networks, batches)
+    return {widths: (kl[place], source.sizes(widths).bytes["int8"]) for place, widths in enumerate(all_networks)}
+
+
+def unbeaten(pairs: Pairs) -> set[tuple[int, ...]]:
+    """The front by its definition."""
+    return {
+        widths
+        for widths, (kl, cost) in pairs.items()
+        if not any(other != (kl, cost) and other[0] <= kl and other[1] <= cost for other in pairs.values())
+    }
+
+
+def searched(run_cli: Callable, command: list[str]) -> dict[str, Any]:
+    """Runs a search and gives the record that it prints."""
+    ran = run_cli(*command, "--json")
+    assert ran.code == 0, ran.err
+    found: dict[str, Any] = json.loads(ran.out)
+    return found
+
+
+def test_the_front_of_all_networks(run_cli: Callable, command: Callable, tmp_path: Path, everything: Pairs) -> None:
+    record = searched(run_cli, command("--pick", "bytes<=0.95x", "--pick", "kl<=0.4"))
+    assert json.loads((tmp_path / "out/search.json").read_text()) == record
+    found = {tuple(one["widths"]): (one["quality"], one["cost"]) for one in record["evaluations"]}
+    assert len(record["evaluations"]) == len(found) == 27, "each once"
+    assert found.keys() == everything.keys()
+    for widths, (kl, cost) in found.items():
+        assert kl == pytest.approx(everything[widths][0], abs=1e-5)
+        assert cost == everything[widths][1]
+    front = [record["evaluations"][number] for number in record["front"]]
+    assert {tuple(one["widths"]) for one in front} == unbeaten(found)
+    assert [one["cost"] for one in front] == sorted(one["cost"] for one in front)
+    assert record["finished"] and record["fixed"] == [0, 1, 2, 6, 7, 8]
+    assert record["hypervolume"] == sorted(record["hypervolume"]) and 0 < record["hypervolume"][-1] <= 1
+    assert [one["origin"] for one in record["evaluations"]][:3] == ["seed:maximal", "seed:heuristic", "seed:minimal"]
+    origins = {one["origin"].partition(":")[0] for one in record["evaluations"]}
+    assert origins <= {"seed", "nsga2", "refined", "random"} and len(origins) > 2
+
+    maximal = max(cost for _, cost in found.values())
+    under = {widths: pair for widths, pair in found.items() if pair[1] <= 0.95 * maximal}
+    picks = {one["name"]: record["evaluations"][one["evaluation"]] for one in record["picks"]}
+    assert picks["pick:bytes<=0.95x"]["quality"] == min(kl for kl, _ in under.values())
+    assert picks["pick:kl<=0.4"]["cost"] == min(cost for kl, cost in found.values() if kl <= 0.4)
+
+
+def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp_path: Path, llama: TinySource) -> None:
+    record = searched(run_cli, command("--pick", "bytes<=0.95x"))
+    folder = tmp_path / "out/subnetworks"
+    assert len(list(folder.iterdir())) == len(record["front"]) + 1
+    written = {"search.json", "search_progression.csv", "search_progression.png", "front.png", "study.log", "subnetworks"}
+    assert written <= {path.name for path in (tmp_path / "out").iterdir()}
+    pick = folder / "bytes-0.95x.json"
+    content = json.loads(pick.read_text())
+    assert content["name"] == "search:pick:bytes<=0.95x"
+    assert content["widths"] == record["evaluations"][record["picks"][0]["evaluation"]]["widths"]
+    sizes = json.loads(run_cli("inspect", *llama.arguments(), "--subnet", pick, "--json").out)
+    assert [group["width"] for group in sizes["groups"]] == content["widths"]
+    exported = tmp_path / "exported"
+    made = run_cli("export", *llama.arguments(), "--subnet", pick, "--output", exported, "--stage", "checkpoint", "--no-verify")
+    assert made.code == 0, made.err
+    assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["name"] == content["name"]
+    assert content["name"] in (exported / "README.md").read_text()
+
+
+def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the scoring of a network, `count` networks after the first."""
+    kl, scored = SuperNetwork.kl, []
+
+    def interrupting(self: SuperNetwork, *given: Any, **options: Any) -> list[float]:
+        scored.append(given)
+        if len(scored) > count:
+            raise KeyboardInterrupt
+        return kl(self, *given, **options)
+
+    monkeypatch.setattr(SuperNetwork, "kl", interrupting)
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """What does not differ from run to run."""
+    evaluations = [{**one, "seconds": 0} for one in record["evaluations"]]
+    return {**record, "evaluations": evaluations, "seconds": {}, "conditions": {}}
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
+def test_interrupted_and_gone_on_with(
+    sampler: str, run_cli: Callable, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--sampler", sampler, "--evals", "20", "--no-seeds")
+    whole = searched(run_cli, command(*options, "--output", tmp_path / "whole"))
+    assert {one["origin"] for one in whole["evaluations"]} >= {sampler, "refined"}
+    for count in (2, 7, 9):
+        with monkeypatch.context() as patch:
+            interrupted_after(count, patch)
+            ran = run_cli(*command(*options))
+        assert ran.code == 1 and "evaluations are kept" in ran.err
+        kept = json.loads((tmp_path / "out/search.json").read_text())
+        assert not kept["finished"] and (tmp_path / "out/subnetworks").is_dir()
+        assert len(kept["evaluations"]) == {2: 2, 7: 9, 9: 18}[count]
+    again = searched(run_cli, command(*options, "--resume"))
+    assert without_times(again) == without_times(whole)
+
+
+def test_a_finished_search_goes_on_when_more_is_asked(run_cli: Callable, command: Callable) -> None:
+    first = searched(run_cli, command("--evals", "8"))
+    more = searched(run_cli, command("--evals", "12"))
+    assert len(first["evaluations"]) == 8 and len(more["evaluations"]) == 12
+    assert more["evaluations"][:8] == first["evaluations"]
+    assert searched(run_cli, command("--evals", "12", "--overwrite"))["evaluations"][0]["number"] == 0
+
+
+def test_no_seeds_and_no_refinement_need_no_table(run_cli: Callable, command: Callable) -> None:
+    record = searched(run_cli, command("--no-seeds", "--no-refine", "--evals", "10"))
+    assert record["table"] is None
+    origins = [one["origin"] for one in record["evaluations"]]
+    assert set(origins) <= {"seed:maximal", "seed:heuristic", "seed:minimal", "nsga2", "random"}
+
+
+def test_seeds_belong_to_the_first_generation(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
+    """Optuna 5 gives a trial without draws no generation: seeds would be evaluated and never be parents."""
+    from lonas_edge.search.storage import open_file
+
+    searched(run_cli, command("--evals", "12"))
+    storage = open_file(tmp_path / "out/study.log")
+    [study] = storage.get_all_studies()
+    trials = storage.get_all_trials(study._study_id)
+    generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in trials[:3]]
+    assert generations == [0, 0, 0]
+
+
+def test_loss(run_cli: Callable, command: Callable, llama: TinySource, data: Path) -> None:
+    record = searched(run_cli, command("--quality", "loss", "--evals", "9"))
+    source = llama.opened()
+    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
+    expected = load_super_network(source).losses([one["widths"] for one in record["evaluations"]], batches)
+    assert [one["quality"] for one in record["evaluations"]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_weight_formats_share_a_front(
+    run_cli: Callable, command: Callable, everything: Pairs, llama: TinySource
+) -> None:
+    record = searched(run_cli, command("--weight-format", "int8,int4", "--evals", "54"))
+    source, added = llama.opened(), record["table"]["formats"]
+    assert 0 <= added["int8"] < added["int4"]
+    assert len(record["evaluations"]) == 54
+    for one in record["evaluations"]:
+        widths, name = tuple(one["widths"]), one["weight_format"]
+        assert one["quality"] == pytest.approx(everything[widths][0] + added[name], abs=1e-5)
+        assert one["cost"] == source.sizes(widths).bytes[name]
+    assert {record["evaluations"][number]["weight_format"] for number in record["front"]} >= {"int4"}
+
+
+def test_what_people_read(run_cli: Callable, command: Callable) -> None:
+    ran = run_cli(*command("--evals", "8", "--pick", "bytes<=0.95x"))
+    assert ran.code == 0, ran.err
+    for text in ("8 networks evaluated", "maximal", "heuristic", "minimal", "front:1", "pick:bytes<=0.95x"):
+        assert text in ran.out.replace("\n", " ")

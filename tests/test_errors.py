@@ -1,0 +1,38 @@
+"""How errors of others are told."""
+
+import pytest
+
+from lonas_edge.errors import LonasEdgeError, escaped, one_line, out_of_memory
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(ALLOCATOR),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        OSError(12, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("Exception from src/inference/src/cpp/core.cpp:132:\nResource temporarily unavailable"),
+    ],
+)
+def test_memory_that_ran_out(error: Exception) -> None:
+    assert out_of_memory(error)
+    wrapped = ValueError("cannot be read")
+    wrapped.__cause__ = error
+    assert out_of_memory(wrapped)
+
+
+@pytest.mark.parametrize("error", [ValueError("no allocation plan"), OSError(28, "No space left"), KeyError("a")])
+def test_other_errors(error: Exception) -> None:
+    assert not out_of_memory(error)
+    assert not out_of_memory(LonasEdgeError("the allocator's name"))
+
+
+def test_control_characters_are_shown() -> None:
+    assert escaped("a\x1b[31mb\x07\x9bc\r\n d\té “±”") == "a\\x1b[31mb\\x07\\x9bc\\r\n d\té “±”"
+    assert one_line("a\n  b\x00\n" + "c" * 1000) == f"a b\\x00 {'c' * 493} …"

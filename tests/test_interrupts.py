@@ -1,0 +1,45 @@
+"""Ctrl-C while a process is started."""
+
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lonas_edge.interrupts import held
+
+
+def test_it_comes_at_the_end_of_the_block() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), held():
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    assert done == [1]
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_a_process_that_is_started_never_gets_it(way: str) -> None:
+    process = multiprocessing.get_context(way).Process(target=time.sleep, args=(60,))
+    with held():
+        process.start()
+    assert process.pid is not None
+    for _ in range(10):  # in each moment of its start
+        subprocess.run(["kill", "-INT", str(process.pid)], check=True)
+        time.sleep(0.05)
+    assert process.is_alive()
+    process.terminate()  # which it does get
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_it_is_blocked_for_the_block_alone() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with held():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    code = "from lonas_edge.interrupts import held\nimport threading\nt = threading.Thread(target=held().__enter__)\nt.start()"
+    subprocess.run([sys.executable, "-c", code], check=True)  # another thread has no signals

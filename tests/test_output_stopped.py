@@ -1,0 +1,202 @@
+"""Publishing, stopped before each call to the system and at each instruction: nothing is lost, and nothing is left."""
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outputs import found, names, publish, write_whole
+
+from lonas_edge import output as module
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.output import OutputDirectory
+
+CALLS = {
+    os: "rename replace mkdir rmdir unlink remove open close fsync scandir listdir lstat stat fstat chmod fchmod",
+    fcntl: "flock",
+    module: "_exchange",
+}
+
+
+class Stop:
+    """Counts the calls to the system and does something before the n-th, or before that and all later ones."""
+
+    def __init__(self, do: Callable[[], None], at: int, on: bool):
+        self.do, self.at, self.on, self.count = do, at, on, 0
+
+    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.at or (self.on and self.count > self.at):
+                self.do()
+            return call(*arguments, **options)
+
+        return counted
+
+    def install(self) -> None:
+        for holder, calls in CALLS.items():
+            for name in calls.split():
+                setattr(holder, name, self.before(getattr(holder, name)))
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def fault() -> None:
+    raise OSError(5, "Input/output error")
+
+
+STOPPED, DONE, HALF = 9, 0, 1
+EACH = 5  # instructions: there are 1,500, which take a minute
+WAYS: dict[str, tuple[Callable[[], None], bool]] = {
+    "killed": (lambda: os._exit(STOPPED), False),
+    "interrupted": (interrupt, False),
+    "interrupted again and again": (interrupt, True),
+    "one fault": (fault, False),
+    "the disk is gone": (fault, True),
+}
+
+
+def in_a_process(run: Callable[[], int]) -> int:
+    """Exit code of a forked process that runs a function and ends without any clearing up."""
+    child = os.fork()
+    if not child:
+        code = HALF
+        try:
+            code = run()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def stopped(output: Path, stop: Stop, at_once: bool) -> int:
+    """Run `publish` until it is stopped; where that can be caught, the output must be whole by then."""
+    before = found(output)
+    stop.install()
+    ended = False
+    with suppress(KeyboardInterrupt, LonasEdgeError, OSError):
+        publish(output)
+        ended = True
+    reached = stop.count >= stop.at
+    stop.at, stop.on = -1, False  # what is called from here on is not the run's
+    whole = found(output) in (("new",) if ended else (before, "new"))
+    if not whole and (ended or at_once):
+        return HALF
+    return STOPPED if reached else DONE
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("existing", [True, False], ids=["replaced", "first"])
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("way", WAYS)
+def test_stopped_before_each_call(
+    way: str, exchange: bool, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever call to the system a run is stopped before, the next one finds the old output or the new, whole, and no more."""
+    if not exchange:
+        monkeypatch.setattr(module, "_exchange", lambda one, other: False)
+    before, seen, left = "old" if existing else "absent", set(), set()
+    do, on = WAYS[way]
+    for at in range(1, 1000):
+        folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
+        folder.mkdir()
+        (folder / "mine").write_text("mine")
+        if existing:
+            write_whole(output, "old")
+        code = in_a_process(lambda at=at, output=output: stopped(output, Stop(do, at, on), way in ("interrupted", "one fault")))
+        assert code in (STOPPED, DONE), (at, names(folder))
+        left.add(found(output))
+        recover = OutputDirectory(output, overwrite=True)
+        recover.check(0)
+        assert found(output) in (before, "new"), (at, names(folder))
+        assert names(folder) == sorted(["mine", *(["out"] if output.exists() else [])]), at
+        seen.add(found(output))
+        shutil.rmtree(folder)
+        if code == DONE:
+            break
+    assert at > 20
+    assert seen == {before, "new"}
+    gap = existing and not exchange and way in ("killed", "interrupted again and again", "the disk is gone")
+    assert left == {before, "new", *(["absent"] if gap else [])}  # with an exchange there is no moment without an output
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_interrupted_at_each_instruction(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at any bytecode of the module, and any line of Python that it calls, while an output is replaced."""
+    if not exchange:
+        monkeypatch.setattr(module, "_exchange", lambda one, other: False)
+
+    def run(output: Path, at: int) -> int:
+        count = 0
+
+        def trace(frame: Any, event: str, _argument: object) -> Any:
+            nonlocal count
+            frame.f_trace_opcodes = frame.f_code.co_filename == module.__file__
+            if event == ("opcode" if frame.f_trace_opcodes else "line"):
+                count += 1
+                if count == at:
+                    raise KeyboardInterrupt
+            return trace
+
+        with suppress(KeyboardInterrupt):
+            with OutputDirectory(output, overwrite=True).open() as folder:
+                folder.rmdir()
+                write_whole(folder, "new")
+                sys.settrace(trace)
+                sys._getframe().f_trace = trace
+            sys.settrace(None)
+        return HALF if found(output) not in ("old", "new") else STOPPED if count >= at else DONE
+
+    at, code, seen = int(exchange), STOPPED, []
+    while code == STOPPED:
+        at += EACH
+        folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
+        write_whole(output, "old")
+        code = in_a_process(lambda at=at, output=output: run(output, at))
+        assert code != HALF, at
+        OutputDirectory(output, overwrite=True).check(0)
+        assert names(folder) == ["out"], at
+        seen.append(found(output))
+        shutil.rmtree(folder)
+    assert at > 300
+    assert set(seen) == {"old", "new"}
+
+
+def leave(folder: Path, **content: str) -> Path:
+    """What a killed run left beside `out`: `new` and `old` as they are given."""
+    holder = folder / ".out.0123abcd.incomplete"
+    holder.mkdir()
+    for name, what in content.items():
+        write_whole(holder / name, what)
+    return holder
+
+
+def test_output_of_a_run_killed_between_the_renames_is_restored(tmp_path: Path) -> None:
+    """Killed after the old output was set aside, and before the new one took its place: the next run finds the old one."""
+    leave(tmp_path, new="new", old="old")
+    with pytest.raises(LonasEdgeError, match="exists and is kept"):
+        OutputDirectory(tmp_path / "out").check(0)
+    assert found(tmp_path / "out") == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_was_replaced_does_not_return(tmp_path: Path) -> None:
+    """Killed while the replaced output was deleted: it may be half. The new one has been moved away since."""
+    holder = leave(tmp_path, old="old")
+    (holder / "old/model").unlink()
+    OutputDirectory(tmp_path / "out").check(0)
+    assert names(tmp_path) == []
+
+
+def test_an_output_set_aside_is_kept_where_its_place_is_taken(tmp_path: Path) -> None:
+    holder = leave(tmp_path, new="new", old="old")
+    write_whole(tmp_path / "out", "other")
+    OutputDirectory(tmp_path / "out", overwrite=True).check(0)
+    assert (found(tmp_path / "out"), found(holder / "old")) == ("other", "old")

@@ -106,7 +106,7 @@ def saving(checkpoint: Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, LonasEdgeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise NotSavedError(f"{checkpoint} could not be saved (is the disk full?): {reason}") from error
 

@@ -14,6 +14,7 @@ from oracle import oracle_logits
 from tiny_models import TARGETS, TinySource
 from train_commands import arguments, has
 
+import lonas_edge.training.train
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 
@@ -91,6 +92,43 @@ def test_resume_with_damaged_settings(
     unfinished(arguments(llama, data, output))
     (tmp_path / "out.training/settings.json").write_text(content)
     has(refused(arguments(llama, data, output, "--resume")), f"{output}.training/settings.json: ", *texts)
+
+
+def test_an_empty_working_directory_is_taken(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    (tmp_path / "out.training").mkdir()
+    assert run_cli(*arguments(llama, data, tmp_path / "out")).code == 0
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_damaged_checkpoint_is_told(
+    llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, unfinished: Callable
+) -> None:
+    output = tmp_path / "out"
+    unfinished(arguments(llama, data, output, save_steps=2))
+    (tmp_path / "out.training/checkpoint-4/rng_state.pth").unlink()
+    ran = run_cli(*arguments(llama, data, output, "--resume"))
+    assert ran.code == 0, ran.err
+    told = "".join(ran.err.split())  # the terminal breaks a long path into lines
+    has(told, "damaged,notused:checkpoint-4/rng_state.pth:", f"goingonfrom{output}.training/checkpoint-2".replace(" ", ""))
+    record = json.loads((output / RECORD).read_text())
+    assert record["resumed_from_step"] == 2
+    assert str(tmp_path) not in record["damaged_checkpoints"][0]
+
+
+@pytest.mark.parametrize("place", ["tokenized", "load_base", "write_super_adapter"])
+def test_interrupted_in_one_line(
+    llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lonas_edge.training.train, place, interrupted)
+    ran = run_cli(*arguments(llama, data, tmp_path / "out"))
+    assert ran.code == 1
+    assert not ran.out
+    told = [line for line in ran.err.splitlines() if line and not line.startswith(("step ", "Loading weights"))]
+    assert len(told) == 1
+    has(told[0], "Training interrupted. ", "checkpoint-8" if place == "write_super_adapter" else "nothing is kept")
 
 
 def test_not_finite(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch) -> None:

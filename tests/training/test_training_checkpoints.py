@@ -184,7 +184,12 @@ def test_half_discarded_does_not_look_whole(checkpoint: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail] . PytorchStreamWriter failed\nframe 1")]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail] . PytorchStreamWriter failed\nframe 1"),
+        LonasEdgeError("complete: cannot be written: No space left on device"),
+    ],
 )
 def test_what_cannot_be_saved(checkpoint: Path, error: Exception) -> None:
     with pytest.raises(NotSavedError) as raised, saving(checkpoint):

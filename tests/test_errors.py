@@ -35,4 +35,4 @@ def test_other_errors(error: Exception) -> None:
 
 def test_control_characters_are_shown() -> None:
     assert escaped("a\x1b[31mb\x07\x9bc\r\n d\té “±”") == "a\\x1b[31mb\\x07\\x9bc\\r\n d\té “±”"
-    assert one_line("a\n  b\x00\n" + "c" * 1000) == f"a b\\x00 {'c' * 493} …"
+    assert one_line("a\n  b\x00\n" + "c" * 1000) == f"a b\\x00 {'c' * 492} …"

@@ -25,7 +25,7 @@ from lonas_edge.bench.damage import reason
 from lonas_edge.bench.runners import ENGINES
 from lonas_edge.bench.timing import Timing
 from lonas_edge.errors import LonasEdgeError, one_line, out_of_memory
-from lonas_edge.interrupts import held
+from lonas_edge.interrupts import starting
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class ArmProcess:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, arm, placement, self._log, os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with held():
+        with starting():
             self._process.start()
         theirs.close()
 
@@ -176,7 +176,7 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
     process = context.Process(target=_call, args=(theirs, log, os.getpid(), function, arguments))
     grace = 0
     try:
-        with held():
+        with starting():
             process.start()
         theirs.close()
         failed, found = pipe.recv()

@@ -169,6 +169,8 @@ def command(
         raise typer.BadParameter("--card is for whole test sets; leave out --limit")
     asked = PROTOCOLS[protocol]
     _refuse_idle(ctx, {**_idle(asked), **_alone(limit, output)})
+    chosen: list[str | None] = [*names("--subnet", subnet)] if subnet else [None]
+    given_properties = parse_properties(properties or [])
     require_extra("eval", "lm_eval", "openvino_genai", "scipy")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with progress() as report:
@@ -182,13 +184,12 @@ def command(
         from lonas_edge.ir.runtime import check_device
         from lonas_edge.output import OutputDirectory
 
-        chosen: list[str | None] = [*names("--subnet", subnet)] if subnet else [None]
         used = (*references, model, nncf_config, datasets, *files(chosen))
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(100_000_000)
         options = EvalOptions(tuple(wanted), datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
-        run = RunOptions(device, parse_properties(properties or []), torch_device, torch_dtype, batch_size)
+        run = RunOptions(device, given_properties, torch_device, torch_dtype, batch_size)
         report("Opening", None)
         check_device(device)
         opened = open_targets(references, chosen, run, model, nncf_config, revision)

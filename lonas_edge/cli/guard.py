@@ -31,6 +31,7 @@ _NEEDS_LESS = {
     "export": "--stage checkpoint needs less than an IR, and --no-verify less than a comparison",
     "bench": "Fewer --arms, a smaller --batch-size or a shorter --prompt-len need less",
     "eval": "A smaller --batch-size, --num-beams 1 or --torch-dtype bf16 needs less",
+    "search": "--torch-dtype bf16 or a smaller --val-set-size needs less",
     "train": "A smaller --micro-batch-size, a shorter --max-length or --gradient-checkpointing needs less",
 }
 _NEARLY = 0.9

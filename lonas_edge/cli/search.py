@@ -19,9 +19,11 @@ from lonas_edge.cli.options import (
     given,
     refuse_revision,
     require_extra,
+    seed_option,
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
+from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.evaluate.protocols import PROTOCOLS
 from lonas_edge.formats import FORMATS
@@ -108,9 +110,7 @@ def command(
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Move levels between groups in the last quarter of the evaluations.")
     ] = True,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of draws and of the choice of prompts. Default: the search space's.")
-    ] = None,
+    seed: Annotated[int | None, seed_option("Of draws and of the choice of prompts. Default: the search space's.")] = None,
     picks: Annotated[
         list[str] | None,
         typer.Option(
@@ -230,19 +230,16 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(
+    shown = console()
+    shown.print(
         f"{len(plan['searched'])} of {plan['groups']} groups are searched ({float(plan['networks']):.3g} networks); "
         f"{len(plan['fixed'])} stay at their widest: they cost nothing once merged.\n"
         f"{plan['quality']} on {plan['prompts']} prompts ({plan['template']}) and {plan['cost']}, "
         f"{', '.join(plan['weight_formats'])}; {plan['sampler']['name']}, population {plan['sampler']['population']}.",
-        highlight=False,
     )
     rows = [[step["name"], str(step["count"]), _time(step["seconds"])] for step in plan["steps"]]
     rows.append(["in all", "", _time(plan["seconds"])])
-    print_table(console, "Estimated, by the speed of this processor's matrix products", ["step", "count", "time"], rows)
+    print_table(shown, "Estimated, by the speed of this processor's matrix products", ["step", "count", "time"], rows)
 
 
 def _time(seconds: float) -> str:
@@ -252,25 +249,21 @@ def _time(seconds: float) -> str:
 
 
 def _print(record: "SearchRecord", options: "SearchOptions") -> None:
-    from rich.console import Console
-
     from lonas_edge.search import LATENCY, SUBNETWORKS
     from lonas_edge.search.latency_table import LatencyTable
     from lonas_edge.search.report import latency_shown, tables
 
-    console = Console()
-    console.print(
+    shown = console()
+    shown.print(
         f"{options.output}: {len(record.evaluations)} networks evaluated, {len(record.front)} in the front; "
         f"{sum(record.seconds.values()):.0f} s",
-        markup=False,
-        highlight=False,
     )
     if record.data.unseen is False:
         told = "The prompts are of the file that the super-adapter was trained on: give others for a better choice."
-        console.print(told, style="yellow")
+        shown.print(told, style="yellow")
     told = f"{options.output / SUBNETWORKS}: a file of each network of the front and each pick, for --subnet"
-    console.print(told, markup=False, highlight=False)
+    shown.print(told)
     for table in tables(record):
-        print_table(console, *table)
+        print_table(shown, *table)
     if (options.output / LATENCY).exists():
-        print_table(console, *latency_shown(LatencyTable.read(options.output / LATENCY)))
+        print_table(shown, *latency_shown(LatencyTable.read(options.output / LATENCY)))

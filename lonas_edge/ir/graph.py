@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Family
-from lonas_edge.interrupts import held
+from lonas_edge.interrupts import starting
 from lonas_edge.ir.tokenizer import save_tokenizer
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -87,7 +87,7 @@ class GraphConversion:
         self._process = context.Process(target=_run, args=(job, self._log, parent), daemon=True)
         if self._forked:
             gc.freeze()  # a collection in the parent would touch, so copy, every page the two share
-        with held():
+        with starting():
             self._process.start()
 
     def wait(self) -> None:

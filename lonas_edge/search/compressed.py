@@ -1,7 +1,7 @@
 """The quality of a network as an IR stores it: the live super-network, each weight as it is after compression.
 
-A linear layer merges and quantizes the active part of its weight when it is asked, and forgets it again, so that it takes no memory
-but a layer's. The arithmetic is NNCF's data-free asymmetric one, in PyTorch: NNCF itself compiles a model for every matrix.
+A linear layer merges and quantizes the active part of its weight when it is asked, and forgets it again, which takes a layer's
+memory. The arithmetic is NNCF's data-free asymmetric one, in PyTorch: NNCF itself compiles a model for every matrix.
 """
 
 from collections.abc import Callable, Iterator, Sequence

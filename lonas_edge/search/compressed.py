@@ -1,75 +1,194 @@
-"""What a weight format costs in quality, measured on the maximal network and added to every other.
+"""The quality of a network as an IR stores it: the live super-network, each weight as it is after compression.
 
-Compressing each candidate anew would take longer than scoring it. INT8 costs next to nothing (0.005 to 0.01 nats); what INT4
-costs is taken to be the maximal network's, whatever the widths. That is an approximation: narrower networks suffer more.
+A linear layer merges and quantizes the active part of its weight when it is asked, and forgets it again, which takes a layer's
+memory. The arithmetic is NNCF's data-free asymmetric one, in PyTorch: NNCF itself compiles a model for every matrix.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 from lonas_edge.data.encoding import IGNORED
-from lonas_edge.formats import FORMATS
-from lonas_edge.ir import compress
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
-from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, set_parameter
-from lonas_edge.network.source import Source
-from lonas_edge.space.subnetwork import select
+from lonas_edge.network.parts import take
+from lonas_edge.network.super_network import HEAD_POSITIONS
+from lonas_edge.space.architecture import Widths
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from lonas_edge.network.super_network import Batch, SuperNetwork
 
+_MODES = (None, "INT8_ASYM", "INT4_ASYM")
 
-def format_damage(
-    quality: str,
-    source: Source,
-    weight_format: str,
-    network: "SuperNetwork",
-    batches: "Sequence[Batch]",
-    reference: Sequence[torch.Tensor],
-) -> float:
-    """What a weight format adds to the quality of the maximal network.
+
+class StoredNetwork:
+    """A super-network whose sub-networks answer as their IRs of one weight format do."""
+
+    def __init__(self, network: "SuperNetwork", weight_format: str):
+        """Compress what all sub-networks share: embedding and head.
+
+        Args:
+            network: The super-network.
+            weight_format: One of `FORMATS`.
+
+        Raises:
+            LonasEdgeError: If the format's arithmetic is not known here.
+        """
+        self._network, self._format = network, FORMATS[weight_format]
+        if self._format.mode not in _MODES:
+            raise LonasEdgeError(f"{weight_format}: the quality of compressed networks is known for {', '.join(_known())} only")
+        family, base = network.family, network.base
+        outer = self._format.chosen(outer=True, group_size=None)
+        self._embedding = _plain(base.get_submodule(family.embedding))
+        self._head = base.get_submodule(family.head)
+        with torch.no_grad():  # inference tensors could not stand in a parameter's place
+            whole = Widths.first(*_plain(self._head).weight.shape)
+            self._stored_embedding = stored(self._embedding.weight, outer, None).to(self._embedding.weight.dtype)
+            self._stored_head = stored(merged(self._head, whole), outer, None)
+
+    def score(
+        self, quality: str, chosen: Sequence[int], batches: "Sequence[Batch]", reference: Sequence[torch.Tensor]
+    ) -> float:
+        """The quality of a sub-network.
+
+        Args:
+            quality: `kl` or `loss`.
+            chosen: One width a group, in group order.
+            batches: Prompts with the positions that count.
+            reference: As of `SuperNetwork.reference`: the answers of the maximal network before compression.
+
+        Returns:
+            The quality, in nats.
+        """
+        total, positions = 0.0, 0
+        self._network.activate(chosen)
+        self._network.model.eval()
+        with torch.inference_mode():
+            for batch, kept in zip(batches, reference, strict=True):
+                counted = batch["labels"] != IGNORED
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                with self._compressed(chosen):
+                    hidden = self._network.family.hidden(self._network.base, **inputs)[:, batch["logits_to_keep"]][counted]
+                parts = (torch.split(each, HEAD_POSITIONS) for each in (kept, hidden, batch["labels"][counted]))
+                total += sum(self._distance(quality, *part) for part in zip(*parts, strict=True))
+                positions += len(hidden)
+        return total / positions
+
+    def _distance(self, quality: str, reference: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor) -> float:
+        family, base = self._network.family, self._network.base
+        with _replaced(self._head, self._answer):
+            found = family.logits(base, hidden)
+        if quality == "kl":
+            return kl_divergence(family.logits(base, reference), found).item()
+        return cross_entropy(found, labels).item()
+
+    def _answer(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self._stored_head.to(hidden.dtype), _plain(self._head).bias)
+
+    @contextmanager
+    def _compressed(self, chosen: Sequence[int]) -> Iterator[None]:
+        elasticity, base = self._network.elasticity, self._network.base
+        widths = {name: one for name, one in elasticity.widths(chosen).items() if base.get_submodule(name) is not self._head}
+        group = self._format.group_size(one.in_features for one in widths.values())
+        inner = self._format.chosen(outer=False, group_size=group)
+        group = group if inner.group_sizes else None
+        kept = self._embedding.weight.data
+        with ExitStack() as stack:
+            for name, one in widths.items():
+                layer = base.get_submodule(name)
+                stack.enter_context(_replaced(layer, _forward(layer, one, inner, group)))
+            self._embedding.weight.data = self._stored_embedding
+            try:
+                yield
+            finally:
+                self._embedding.weight.data = kept
+
+
+def _known() -> list[str]:
+    return [one.name for one in FORMATS.values() if one.mode in _MODES]
+
+
+def _forward(layer: Any, widths: Widths, weight_format: WeightFormat, group: int | None) -> Callable[..., torch.Tensor]:
+    def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        weight = stored(merged(layer, widths), weight_format, group).to(x.dtype)
+        bias = _bias(layer, widths)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    return forward
+
+
+def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
+    """A matrix as it is after compression and back, in fp32.
 
     Args:
-        quality: `kl` or `loss`.
-        source: Base model, adapter and search space.
-        weight_format: One of `FORMATS`.
-        network: The super-network.
-        batches: Prompts with the positions that count.
-        reference: As of `SuperNetwork.reference`.
+        matrix: [out, in].
+        weight_format: How it is stored.
+        group: Columns that share a scale; whole rows when None.
 
     Returns:
-        The difference, in nats.
+        The same shape.
     """
-    live = _compressed(source, weight_format)
-    family, total, positions = network.family, 0.0, 0
-    with torch.inference_mode():
-        for batch, kept in zip(batches, reference, strict=True):
-            counted = batch["labels"] != IGNORED
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            hidden = family.hidden(live, **inputs)[:, batch["logits_to_keep"]][counted]
-            whole, stored = family.logits(network.base, kept), family.logits(live, hidden)
-            if quality == "kl":
-                total += kl_divergence(whole, stored).item()
-            else:
-                labels = batch["labels"][counted]
-                total += (cross_entropy(stored, labels) - cross_entropy(whole, labels)).item()
-            positions += len(hidden)
-    return total / positions
+    matrix = matrix.float()
+    if weight_format.mode is None:
+        return matrix.half().float() if weight_format.bits == 16 else matrix
+    parts = matrix.reshape(len(matrix), -1, group or matrix.shape[1])
+    low, high = parts.amin(-1, keepdim=True).clamp(max=0), parts.amax(-1, keepdim=True).clamp(min=0)
+    most = 2**weight_format.bits - 1
+    scale = ((high - low) / most).clamp(min=torch.finfo(torch.float32).eps)
+    zero = (-(low / scale).round()).clamp(0, most)
+    codes = (parts / scale).add_(zero).round_().clamp_(0, most)
+    return codes.sub_(zero).mul_(scale.half().float()).reshape(matrix.shape)  # scales are stored in fp16
 
 
-def _compressed(source: Source, weight_format: str) -> "PreTrainedModel":
-    """The maximal network with the weights that an IR of that format stores, in fp32."""
-    model = MaterializedModel(source, select(source.space, "maximal"))
-    live = empty_model(model.config())
-    chosen = compress.schemes(model, FORMATS[weight_format])
-    for name, matrix in compress.compress_matrices(model, chosen):
-        set_parameter(live, name, torch.from_numpy(matrix.restored(model.tensor(name).numpy())[0]))
-    for name in model.shapes.keys() - chosen.keys():
-        set_parameter(live, name, model.tensor(name))
-    live.tie_weights()
-    return live
+def merged(layer: Any, widths: Widths) -> torch.Tensor:
+    """The active part of a live layer's weight with its adapter, in fp32.
+
+    Args:
+        layer: `nn.Linear`, or PEFT's LoRA layer.
+        widths: The active part.
+
+    Returns:
+        [active rows, active columns].
+    """
+    base = _plain(layer)
+    weight: torch.Tensor = take(base.weight, widths.rows, widths.columns).float()
+    for name in _adapters(layer):
+        up = take(layer.lora_B[name].weight, widths.rows)[:, : widths.rank]
+        down = take(layer.lora_A[name].weight[: widths.rank], None, widths.columns)
+        weight = torch.addmm(weight, up.float(), down.float(), alpha=float(layer.scaling[name]))
+    return weight
+
+
+def _bias(layer: Any, widths: Widths) -> torch.Tensor | None:
+    bias: torch.Tensor | None = _plain(layer).bias
+    total = None if bias is None else take(bias, widths.rows).float()
+    for name in _adapters(layer):
+        more = layer.lora_B[name].bias
+        if more is not None and total is not None:
+            total = total + float(layer.scaling[name]) * take(more, widths.rows).float()
+    return total
+
+
+def _adapters(layer: Any) -> list[str]:
+    return [name for name in getattr(layer, "active_adapters", ()) if name in getattr(layer, "lora_A", ())]
+
+
+def _plain(layer: Any) -> Any:
+    """The layer that holds the weight: PEFT wraps it for an adapter, or for training it whole."""
+    saved = getattr(layer, "modules_to_save", None)
+    if saved is not None:
+        return saved[layer.active_adapters[0]]
+    return getattr(layer, "base_layer", layer)
+
+
+@contextmanager
+def _replaced(layer: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward

@@ -32,7 +32,6 @@ class Outcome:
         study: Name of the study.
         evaluations: In the order of the trials.
         table: Rows of the damage table; none where there is none.
-        formats: What each weight format adds to the quality.
         measured: Members of the front as they were measured.
         seconds: By step.
         finished: Whether it ran to its end.
@@ -42,7 +41,6 @@ class Outcome:
     study: str
     evaluations: tuple[Evaluation, ...]
     table: tuple[tuple[float, ...], ...]
-    formats: Mapping[str, float]
     measured: tuple[Measured, ...]
     seconds: Mapping[str, float]
     finished: bool
@@ -106,7 +104,7 @@ class Outcome:
             units={options.quality: QUALITIES[options.quality].unit, options.cost: COSTS[options.cost].unit},
             settings=_settings(plan),
             fixed=plan.dimensions.fixed,
-            table=Table(self.table, dict(self.formats)) if self.table or self.formats else None,
+            table=Table(self.table) if self.table else None,
             evaluations=self.evaluations,
             front=tuple(one.number for one in members),
             named=(
@@ -174,6 +172,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "seeded": options.seeded,
         "refined": options.refined,
         "dtype": options.dtype,
+        "compressed": plan.compressed,
         "protocol": options.protocol if options.quality == "accuracy" else None,
         "weight_formats": list(plan.dimensions.formats),
         "device": costs.device,

@@ -9,7 +9,7 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
-from lonas_edge.formats import DTYPES
+from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.network import adapters
 from lonas_edge.network.source import Source
 from lonas_edge.search.cost import COSTS, CostFunction, CostSettings, cost_function
@@ -123,6 +123,12 @@ class Plan:
     def needs_table(self) -> bool:
         """Whether the damage table is asked for anything."""
         return self.options.seeded or self.options.refined
+
+    @property
+    def compressed(self) -> bool:
+        """Whether networks are scored as their IRs store them: where formats are compared, or one of them does damage."""
+        formats = self.dimensions.formats
+        return self.options.quality != "accuracy" and (len(formats) > 1 or any(FORMATS[name].bits < 8 for name in formats))
 
     @cached_property
     def configured_costs(self) -> dict[str, CostFunction]:

@@ -77,11 +77,9 @@ class Table:
 
     Attributes:
         damage: In nats.
-        formats: What each weight format adds, measured on the maximal network; nothing where there is one format.
     """
 
     damage: tuple[tuple[float, ...], ...]
-    formats: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lonas_edge.search.dimensions import Network
 from lonas_edge.search.outcome import Outcome
 from lonas_edge.search.place import check, place
 from lonas_edge.search.plan import REFINED, Plan, refuse_hopeless
-from lonas_edge.search.quality import Score, likelihood_score
+from lonas_edge.search.quality import likelihood_score
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord, front
 from lonas_edge.search.refine import proposer
 from lonas_edge.search.samplers import reseeded
@@ -98,7 +98,6 @@ class _Search:
     batches: "Sequence[Batch]"
     seconds: dict[str, float]
     table: DamageTable | None = None
-    formats: dict[str, float] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     latency: "LatencyTable | None" = None
     measured: tuple[Measured, ...] = ()
@@ -159,11 +158,15 @@ class _Search:
             from lonas_edge.search.accuracy import accuracy_score, read_questions
 
             questions = read_questions(options.data, options.protocol, plan.held.order[: plan.held.prompts])
-            uncompressed = accuracy_score(network, questions, options.protocol, plan.held.template.name, self.tokenizer)
-        else:
-            uncompressed = likelihood_score(options.quality, network, batches, reference)
-        kept: Score = functools.cache(uncompressed)  # a network is scored once, whatever the formats
-        return lambda one: kept(one[0]) + self.formats.get(one[1], 0.0)
+            score = accuracy_score(network, questions, options.protocol, plan.held.template.name, self.tokenizer)
+            return lambda one: score(one[0])
+        if plan.compressed:
+            from lonas_edge.search.compressed import StoredNetwork
+
+            known = {name: StoredNetwork(network, name) for name in plan.dimensions.formats}
+            return lambda one: known[one[1]].score(options.quality, one[0], batches, reference)
+        score = likelihood_score(options.quality, network, batches, reference)
+        return lambda one: score(one[0])
 
     def _measure(self) -> None:
         """Members of the front and the picks on the device, beside what the table predicts."""
@@ -182,26 +185,16 @@ class _Search:
         self.measured = tuple(found)
 
     def _find_table(self, network: "SuperNetwork", reference: Sequence[Any]) -> None:
-        """The damage table, and what formats add: the study's, else measured here and kept there."""
-        plan, batches = self.plan, self.batches
+        """The damage table: the study's, else measured here and kept there."""
+        if not self.plan.needs_table:
+            return
         if _TABLE not in self.study.user_attrs:
             with self._step("damage table"):
-                table: dict[str, Any] = {"damage": [], "formats": {}}
-                if plan.needs_table:
-                    done = functools.partial(self.progress, "Damage of each group")
-                    measured = measure_damage(network, batches, reference, plan.dimensions.searched, done)
-                    table["damage"] = [list(row) for row in measured.rows]
-                for name in plan.dimensions.formats if len(plan.dimensions.formats) > 1 else ():
-                    from lonas_edge.search.compressed import format_damage
-
-                    self.progress(f"Damage of {name}", None)
-                    quality = plan.options.quality
-                    table["formats"][name] = format_damage(quality, plan.source, name, network, batches, reference)
+                done = functools.partial(self.progress, "Damage of each group")
+                found = measure_damage(network, self.batches, reference, self.plan.dimensions.searched, done)
             if _TABLE not in self.study.user_attrs:  # another worker may have been quicker: all use one
-                self.study.set_user_attr(_TABLE, table)
-        kept = self.study.user_attrs[_TABLE]
-        self.formats = kept["formats"]
-        self.table = DamageTable(tuple(map(tuple, kept["damage"]))) if kept["damage"] else None
+                self.study.set_user_attr(_TABLE, found.rows)
+        self.table = DamageTable(tuple(map(tuple, self.study.user_attrs[_TABLE])))
 
     def _told(self, evaluations: list[Evaluation]) -> None:
         """Keep and show what is evaluated."""
@@ -230,7 +223,6 @@ class _Search:
             study=self.study.study_name,
             evaluations=tuple(self.evaluations),
             table=table,
-            formats=self.formats,
             measured=self.measured,
             seconds=dict(self.seconds),
             finished=finished,

@@ -49,7 +49,7 @@ def made_up(evaluations: int = 200, cost: str = "tpot", formats: tuple[str, ...]
         units={"kl": "nats", cost: "ms"},
         settings={"weight_formats": list(formats), "device": "CPU", "prompt_len": 256, "new_tokens": 64, "threads": None},
         fixed=(),
-        table=Table(damage, {}),
+        table=Table(damage),
         evaluations=tuple(found),
         front=tuple(one.number for one in members),
         named=tuple(named),

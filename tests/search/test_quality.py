@@ -2,22 +2,28 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from oracle import oracle_logits
-from tiny_models import TinySource
+from tiny_models import TinyModels, TinySource
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.formats import FORMATS
+from lonas_edge.ir import compress
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.modeling import empty_model, set_parameter
+from lonas_edge.network.source import Source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search import heldout
-from lonas_edge.search.compressed import format_damage
+from lonas_edge.search.compressed import StoredNetwork, stored
 from lonas_edge.search.heldout import read_held_out
+from lonas_edge.space.subnetwork import Subnetwork
 
 DATASETS = Path(__file__).parents[1] / "evaluate/data"
 
@@ -51,22 +57,48 @@ def test_whether_the_training_has_seen_them(llama: TinySource, data: Path) -> No
     assert read_held_out(llama.opened(), data, 8, 0).unseen is None
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "fp32"])
-@pytest.mark.parametrize("quality", ["kl", "loss"])
-def test_what_a_format_adds(name: str, quality: str, llama: TinySource, data: Path) -> None:
-    """Against the logits of the exported matrices, quantized by hand: here that fp32 adds nothing and fewer bits more."""
-    source = llama.opened()
+def ir_logits(source: Source, widths: Sequence[int], weight_format: str, batch: dict) -> torch.Tensor:
+    """Logits of the matrices that an export stores, compressed by NNCF, at the positions that count."""
+    model = MaterializedModel(source, Subnetwork(tuple(widths), "test"))
+    live, schemes = empty_model(model.config()), compress.schemes(model, FORMATS[weight_format])
+    for name, matrix in compress.compress_matrices(model, schemes):
+        set_parameter(live, name, torch.from_numpy(matrix.restored(model.tensor(name).numpy())[0]))
+    for name in model.shapes.keys() - schemes.keys():
+        set_parameter(live, name, model.tensor(name))
+    live.tie_weights()
+    with torch.inference_mode():
+        logits = live(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "llama-biased", "neox", "phi3-tied", "gemma3", "gemma2-tied"])
+@pytest.mark.parametrize("name", ["int8", "int4", "fp16"])
+def test_quality_of_compressed_networks(case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:
+    tiny = tiny_models.source(case)
+    source = tiny.opened()
     network = load_super_network(source)
-    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
-    reference = network.reference(batches)
-    added = format_damage(quality, source, name, network, batches, reference)
-    if name == "fp32":
-        assert abs(added) < 1e-5
-    else:
-        assert abs(added) > 1e-6
-        if quality == "kl":
-            assert added > 0
-            assert (added > 1e-3) == (name == "int4")
+    [batch] = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(tiny.base))
+    reference, found = network.reference([batch]), StoredNetwork(network, name)
+    plain = network.kl([choose(tiny, "unequal:3")], [batch])
+    whole = network.family.logits(network.base, reference[0]).log_softmax(-1)
+    for which in ("maximal", "unequal:3", "minimal"):
+        widths = choose(tiny, which)
+        log_q = ir_logits(source, widths, name, batch).log_softmax(-1)
+        expected = (whole.exp() * (whole - log_q)).sum(-1).mean().item()
+        assert found.score("kl", widths, [batch], reference) == pytest.approx(expected, rel=2e-2, abs=1e-5)
+        loss = -log_q.gather(1, batch["labels"][batch["labels"] != IGNORED][:, None]).mean().item()
+        assert found.score("loss", widths, [batch], reference) == pytest.approx(loss, rel=2e-3)
+    assert network.kl([choose(tiny, "unequal:3")], [batch]) == plain, "the super-network is as it was"
+
+
+@pytest.mark.parametrize(("name", "group"), [("int8", None), ("int4", 32), ("int4", 64)])
+def test_the_arithmetic_is_nncf_s(name: str, group: int | None) -> None:
+    matrix = torch.randn(48, 192, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.001, 3, 48)[:, None]
+    matrix[3], matrix[4], matrix[5] = matrix[3].abs(), -matrix[4].abs(), 0
+    scheme = compress.Scheme(FORMATS[name], group)
+    [(_, expected)] = compress._compress_stack(scheme, [("w", matrix.numpy())])
+    restored, found = expected.restored(matrix.numpy())[0], stored(matrix, FORMATS[name], group).numpy()
+    assert (restored != found).mean() < 1e-3, "but for ties"
 
 
 @pytest.fixture

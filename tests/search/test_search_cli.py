@@ -159,17 +159,25 @@ def test_loss(run_cli: Callable, command: Callable, llama: TinySource, data: Pat
 
 
 def test_several_weight_formats_share_a_front(
-    run_cli: Callable, command: Callable, everything: Pairs, llama: TinySource
+    run_cli: Callable, command: Callable, llama: TinySource, everything: Pairs
 ) -> None:
     record = searched(run_cli, command("--weight-format", "int8,int4", "--evals", "54"))
-    source, added = llama.opened(), record["table"]["formats"]
-    assert 0 <= added["int8"] < added["int4"]
-    assert len(record["evaluations"]) == 54
-    for one in record["evaluations"]:
-        widths, name = tuple(one["widths"]), one["weight_format"]
-        assert one["quality"] == pytest.approx(everything[widths][0] + added[name], abs=1e-5)
-        assert one["cost"] == source.sizes(widths).bytes[name]
-    assert {record["evaluations"][number]["weight_format"] for number in record["front"]} >= {"int4"}
+    source, evaluations = llama.opened(), record["evaluations"]
+    assert record["settings"]["compressed"] and len(evaluations) == 54
+    quality = {(tuple(one["widths"]), one["weight_format"]): one["quality"] for one in evaluations}
+    for one in evaluations:
+        assert one["cost"] == source.sizes(one["widths"]).bytes[one["weight_format"]]
+    for widths, (kl, _) in everything.items():
+        assert quality[widths, "int8"] == pytest.approx(kl, rel=0.1, abs=2e-3), "INT8 costs next to nothing"
+        assert quality[widths, "int4"] > quality[widths, "int8"]
+    assert {evaluations[number]["weight_format"] for number in record["front"]} >= {"int4"}
+
+
+def test_one_format_is_scored_compressed_where_it_does_damage(run_cli: Callable, command: Callable) -> None:
+    for name, compressed in (("int8", False), ("int4", True)):
+        record = searched(run_cli, command("--weight-format", name, "--evals", "4", "--overwrite"))
+        assert record["settings"]["compressed"] == compressed
+        assert (record["evaluations"][0]["quality"] > 1e-3) == compressed, "of the maximal network"
 
 
 def test_what_people_read(run_cli: Callable, command: Callable) -> None:

@@ -141,7 +141,8 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
     scale = ((high - low) / most).clamp(min=torch.finfo(torch.float32).eps)
     zero = (-(low / scale).round()).clamp(0, most)
     codes = (parts / scale).add_(zero).round_().clamp_(0, most)
-    return codes.sub_(zero).mul_(scale.half().float()).reshape(matrix.shape)  # scales are stored in fp16
+    restored: torch.Tensor = codes.sub_(zero).mul_(scale.half().float())  # scales are stored in fp16
+    return restored.reshape(matrix.shape)
 
 
 def merged(layer: Any, widths: Widths) -> torch.Tensor:

@@ -54,7 +54,8 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = lambda
         interrupted = _measure_memory(arms, plan, facts, measured)
     if not any(session.samples for session in measured):
         reasons = [failure.reason for failure in report.failures(measured)]
-        raise_all("Nothing could be measured:", reasons or ["interrupted"])
+        raise_all("Nothing could be measured:", reasons)
+        raise LonasEdgeError("interrupted before anything was measured")
     described = [report.arm_report(arm, facts.get(arm.name)) for arm in arms]
     return _report(exported, options, place, described, sessions, interrupted)
 

@@ -35,7 +35,9 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [TaskProgressColumn(), TimeElapsedColumn()]
     columns += [TextColumn("left:"), TimeRemainingColumn()] if left else []
-    with Progress(*columns, console=console(stderr=True), transient=True, refresh_per_second=2, disable=not shown) as bar:
+    shown_on = console(stderr=True)
+    hidden = not shown or not shown_on.is_terminal  # into a file it would leave an empty line
+    with Progress(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
         task = bar.add_task("Loading", total=None)
         now.doing = "Loading"
 

@@ -47,6 +47,11 @@ LLAMA_7B_ADAPTER = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take the longest module first, so that no process is left alone with it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Makes tiny models on disk: `.base(case)`, `.adapter(case, **LoraConfig)`, `.space(case)`, `.source(case)`."""

@@ -46,6 +46,6 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
             now.doing = what
             bar.update(task, description=what, total=None if done is None else 1, completed=done or 0)
             if broken:
-                bar.console.print(stays)
+                bar.console.print(stays, soft_wrap=True)
 
         yield report

@@ -7,7 +7,6 @@ The harness's own `openvino` backend runs `OVModelForCausalLM`, one padded batch
 computed once for each of its options, and every position's logits are computed and copied (lm-eval 0.4.13, optimum-intel 2.2).
 """
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
+from lonas_edge.files import read_json
 from lonas_edge.ir import MODEL
+from lonas_edge.network.configuration import read_generation_config
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -172,8 +173,8 @@ class OpenVinoLM(RankingLM):
 
     def _stops(self) -> set[int]:
         """Tokens that end a generation: as in transformers, those of the generation configuration."""
-        path = self.folder / "generation_config.json"
-        named = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        vocabulary = read_json(self.folder / "config.json")["vocab_size"]  # checked when the directory was opened
+        named = (read_generation_config(self.folder, vocabulary) or {}).get("eos_token_id")
         named = self.eot_token_id if named is None else named
         return set(named if isinstance(named, list) else [named])
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lonas_edge.data.templates import PROMPTS
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
-from lonas_edge.exporting.exported import open_exported
+from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
@@ -200,6 +200,7 @@ class _Opener:
 
         check_model_folder(folder)
         manifest = Manifest.read(folder / MANIFEST)
+        raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
         load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
         files = {"checkpoint": self._hashes(folder)}
         name, sizes = folder.resolve().name, manifest.sizes.subnetwork

@@ -120,6 +120,10 @@ class TensorFiles:
         """The files, each once."""
         return list(dict.fromkeys(self._files.values()))
 
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._files[name]
+
     def scan(self) -> list[str]:
         """Read the headers of all files.
 

@@ -124,10 +124,12 @@ class MaterializedModel:
     def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
             return take(self.adapter.replaced[name], rows, columns)
+        return self.base.read(self._name_in_base(name), rows, columns)
+
+    def _name_in_base(self, name: str) -> str:
         architecture = self.source.architecture
-        if architecture.tied and name == f"{architecture.family.head}.weight":
-            name = f"{architecture.family.embedding}.weight"
-        return self.base.read(name, rows, columns)
+        tied = architecture.tied and name == f"{architecture.family.head}.weight"
+        return f"{architecture.family.embedding}.weight" if tied else name
 
     def exact(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model before it is rounded.
@@ -171,7 +173,8 @@ class MaterializedModel:
         Raises:
             LonasEdgeError: Lists all of them.
         """
-        problems = [f"{name}: holds NaN or Inf" for name in dict.fromkeys(self._not_finite)]
+        found = {name: self.base.file_of(self._name_in_base(name)).name for name in self._not_finite}
+        problems = [f"{name}: holds NaN or Inf, in {file}" for name, file in found.items()]
         raise_all(f"{self.source.base.folder}: the base checkpoint is damaged:", problems, "Download it again.")
 
     def config(self, dtype: str = "float32") -> dict[str, Any]:

@@ -181,7 +181,7 @@ def test_dora(tiny_models: TinyModels, tmp_path: Path, refused: Callable) -> Non
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
 def test_not_finite_base(llama_copy: TinySource, refused: Callable, name: str, value: float) -> None:
     edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors[name][..., 0].fill_(value))
-    has(refused(llama_copy), llama_copy.base, f"{name}: holds NaN or Inf", "Download it again")
+    has(refused(llama_copy), llama_copy.base, f"{name}: holds NaN or Inf, in {WEIGHTS}", "Download it again")
 
 
 @pytest.mark.parametrize("share", [0.5, 0.999])

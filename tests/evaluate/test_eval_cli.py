@@ -510,6 +510,12 @@ def test_a_checkpoint_export_runs_in_pytorch(roomy: TinySource, run_cli: Callabl
     found = result(run_cli("eval", tmp_path / "cut", roomy.adapter, *options))
     assert found["targets"][0]["kind"] == "torch"
     assert {one["identical"] for one in found["differences"]} == {1.0}
+    weights = tmp_path / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    ran = run_cli("eval", tmp_path / "cut", *QUICK, "--tasks", "boolq")
+    assert ran.code == 1
+    assert f"{tmp_path / 'cut'}: the exported checkpoint is damaged" in ran.err
+    assert "model.safetensors: not what was exported" in ran.err
 
 
 @pytest.mark.gpu

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from postgresql import postgresql
 from tiny_models import TinySource
 
 from lonas_edge.errors import LonasEdgeError
@@ -40,8 +41,18 @@ main()
 """
 
 
-def test_three_workers_of_which_one_is_killed(command: Callable, tmp_path: Path) -> None:
-    url, hangs = f"sqlite:///{tmp_path}/study.db", tmp_path / "hangs"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A storage."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/study.db"
+        return
+    with postgresql() as address:
+        yield address
+
+
+def test_three_workers_of_which_one_is_killed(url: str, command: Callable, tmp_path: Path) -> None:
+    hangs = tmp_path / "hangs"
 
     def start(name: str, marker: Path) -> subprocess.Popen[str]:
         options = ("--storage", url, "--output", tmp_path / name, "--json")

@@ -1,0 +1,242 @@
+"""Is the network that `lonas-edge search` finds better than the heuristic one of equal size? And what front does it give?
+
+    python benchmarks/search_study.py models/smollm2-135m nncf_config/smollm2_135m.json --datasets DIR --work DIR \\
+        --output benchmarks/results/search_study.json
+
+DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and boolq (LLM-Adapters' format). A super-adapter is
+trained with each seed as in `accuracy_study.py` ("order": `--reorder`), but for the examples that are held out for the search.
+One search a seed, with `--cost tpot` on this machine, gives the network of at most the heuristic one's linear weights, and four
+others of the front. They, the maximal and the heuristic one are exported as INT8, measured in turn by `bench`, and answer the
+whole test sets by `option-text`; differences are paired by question and averaged over the seeds. Finished steps are kept in
+--work, so that a study that was stopped goes on.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from accuracy_study import TASKS, TRAINING, examples, lonas_edge, read
+
+from lonas_edge.bench.machine import describe
+from lonas_edge.evaluate.compare import Z_95
+from lonas_edge.network.source import open_source
+from lonas_edge.space.subnetwork import select
+from lonas_edge.versions import versions
+
+STEPS = 222  # what `accuracy_study.py` gives a random sub-network's training for 180 steps of LoRA
+HELD_OUT = 100  # training examples of each task that the search asks
+PACKAGES = ("lonas-edge", "torch", "transformers", "openvino", "nncf", "optuna")
+EQUAL = "at equal weights"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path)
+    parser.add_argument("space", type=Path)
+    parser.add_argument("--datasets", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--quality", default="kl")
+    parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that networks are scored on")
+    parser.add_argument("--evals", type=int, default=200)
+    parser.add_argument("--torch-dtype", default="fp32")
+    parser.add_argument("--only", choices=["train", "search", "answers", "bench"], help="stop after this step")
+    return parser.parse_args()
+
+
+def write_data(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The training's mixture, and what is held out of it."""
+    train, held_out = arguments.work / "train.json", arguments.work / "held_out.json"
+    if not held_out.exists():
+        mixture, held = [], []
+        for task, count in TRAINING.items():
+            asked = examples(read(arguments.datasets, task, "train", None))
+            random.Random(f"held out/{task}").shuffle(asked)
+            held += asked[:HELD_OUT]
+            mixture += asked[HELD_OUT : HELD_OUT + count] if count else asked[HELD_OUT:]
+        train.write_text(json.dumps(mixture))
+        held_out.write_text(json.dumps(held))
+    return train, held_out
+
+
+def train(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
+    """A super-adapter."""
+    output = arguments.work / f"super-{seed}"
+    if not output.exists():
+        command = ["train", "--model", arguments.base, "--data", data, "--output", output, "--nncf-config", arguments.space]
+        command += ["--steps", arguments.steps, "--seed", seed, "--prompt", "question", "--lr", 3e-4, "--precision", "bf16"]
+        lonas_edge(*command, "--reorder", *(["--resume"] if output.with_name(f"{output.name}.training").exists() else []))
+    return output
+
+
+def search(arguments: argparse.Namespace, seed: int, super_adapter: Path, data: Path) -> Path:
+    """A search on this machine, with the picks."""
+    output, cache = arguments.work / f"search-{seed}", arguments.work / f"cache-{seed}"
+    source = open_source(str(super_adapter))
+    equal = source.sizes(select(source.space, "heuristic").widths).linear_weights
+    picks = [f"weights<={equal}", "tpot<=0.97x", "tpot<=0.94x", "tpot<=0.91x", "tpot<=0.88x"]
+    if not (output / "search.json").exists() or not json.loads((output / "search.json").read_text())["finished"]:
+        command = [
+            "search",
+            super_adapter,
+            "--data",
+            data,
+            "--output",
+            output,
+            "--quality",
+            arguments.quality,
+            "--cost",
+            "tpot",
+        ]
+        command += ["--val-set-size", arguments.prompts, "--evals", arguments.evals, "--torch-dtype", arguments.torch_dtype]
+        os.environ["XDG_CACHE_HOME"] = str(cache.resolve())  # the latency table is measured anew: it counts
+        start = time.monotonic()
+        lonas_edge(*command, *(part for pick in picks for part in ("--pick", pick)), "--no-measure", "--seed", seed)
+        output.with_suffix(".seconds").write_text(f"{time.monotonic() - start:.0f}")
+    return output
+
+
+def picked(pick: dict[str, Any]) -> str:
+    """What a pick is called here."""
+    name: str = pick["name"].removeprefix("pick:")
+    return EQUAL if name.startswith("weights") else name
+
+
+def networks(found: Path) -> dict[str, str]:
+    """What is compared: name and --subnet."""
+    record = json.loads((found / "search.json").read_text())
+    picks = {
+        pick["name"].removeprefix("pick:"): str(found / "subnetworks" / f"{pick['file']}.json") for pick in record["picks"]
+    }
+    named = {EQUAL if name.startswith("weights") else name: file for name, file in picks.items()}
+    return {"maximal": "maximal", "heuristic": "heuristic", **named}
+
+
+def export(super_adapter: Path, subnets: dict[str, str], work: Path) -> dict[str, Path]:
+    """INT8 IRs by name."""
+    folders = {name: work / name.replace(" ", "-").replace("<=", "-") for name in subnets}
+    for name, folder in folders.items():
+        if not folder.exists():
+            lonas_edge("export", super_adapter, "--subnet", subnets[name], "--output", folder)
+    return folders
+
+
+def answer(arguments: argparse.Namespace, folders: dict[str, Path], output: Path) -> dict[str, dict[str, list[float]]]:
+    """For each network and task, 100 for each right answer and 0 for each wrong one, in the order of the questions."""
+    if not output.exists():
+        options = ["--tasks", ",".join(TASKS), "--datasets", arguments.datasets, "--protocol", "option-text"]
+        lonas_edge("eval", *folders.values(), *options, "--output", output)
+    report = json.loads((output / "eval.json").read_text())
+    found = {}
+    for name, target in zip(folders, report["targets"], strict=True):
+        found[name] = {}
+        for task in target["tasks"]:
+            (log,) = (output / "samples").rglob(f"*{target['name']}*/{task['task']}.jsonl")
+            rows = sorted(map(json.loads, log.read_text().splitlines()), key=lambda row: row["doc_id"])
+            found[name][task["task"]] = [100.0 * row[task["metric"]] for row in rows]
+    return found
+
+
+def time_networks(folders: dict[str, Path], output: Path) -> dict[str, dict[str, float]]:
+    """TTFT and TPOT of all in one run, in turn."""
+    first, *others = folders.values()
+    if not output.exists():
+        settings = ["--rounds", 12, "--warmup", 1, "--starts", 4, "--no-memory", "--output", output]
+        lonas_edge("bench", first, "--arms", ",".join(["subnet", *map(str, others)]), *settings)
+    rows = json.loads((output / "bench.json").read_text())["rows"]
+    return {
+        name: {"ttft_ms": row["ttft"]["p50"], "tpot_ms": row["tpot"]["p50"]} for name, row in zip(folders, rows, strict=True)
+    }
+
+
+def against(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, float]:
+    """first - second in points of average accuracy, paired by question; 95 % interval."""
+    mean, variance = 0.0, 0.0
+    for task in TASKS:
+        differences = [a - b for a, b in zip(first[task], second[task], strict=True)]
+        mean += statistics.mean(differences) / len(TASKS)
+        variance += statistics.variance(differences) / len(differences) / len(TASKS) ** 2
+    return {"difference": mean, "half_width_95": Z_95 * math.sqrt(variance)}
+
+
+def over_seeds(seeds: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Each question's mean over the seeds."""
+    return {task: [statistics.mean(values) for values in zip(*(one[task] for one in seeds), strict=True)] for task in TASKS}
+
+
+def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path]) -> dict[str, Any]:
+    """One seed from the training to the answers."""
+    super_adapter = train(arguments, seed, data[0])
+    if arguments.only == "train":
+        return {}
+    found = search(arguments, seed, super_adapter, data[1])
+    if arguments.only == "search":
+        return {}
+    folders = export(super_adapter, networks(found), arguments.work / f"ir-{seed}")
+    result: dict[str, Any] = {"answers": answer(arguments, folders, arguments.work / f"answers-{seed}")}
+    if arguments.only == "answers":
+        return result
+    record = json.loads((found / "search.json").read_text())
+    known = {one["name"]: record["evaluations"][one["evaluation"]] for one in record["named"]}
+    known |= {picked(pick): record["evaluations"][pick["evaluation"]] for pick in record["picks"]}
+    source = open_source(str(super_adapter))
+    times = time_networks(folders, arguments.work / f"bench-{seed}")
+    result["networks"] = {
+        name: {
+            "average": statistics.mean(statistics.mean(values) for values in result["answers"][name].values()),
+            "linear_weights": source.sizes(tuple(one["widths"])).linear_weights,
+            arguments.quality: one["quality"],
+            "tpot_ms_predicted": one["cost"],
+            **times[name],
+        }
+        for name, one in ((name, known[name]) for name in folders)
+    }
+    result["search_seconds"] = {"all": float(found.with_suffix(".seconds").read_text()), **record["seconds"]}
+    return result
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    data = write_data(arguments)
+    seeds = {seed: study(arguments, seed, data) for seed in map(int, arguments.seeds.split(","))}
+    if arguments.only:
+        return
+    answers = {
+        name: over_seeds([one["answers"][name] for one in seeds.values()]) for name in next(iter(seeds.values()))["answers"]
+    }
+    differences = {
+        name: {
+            f"against {other}": against(answers[name], answers[other]) for other in ("maximal", "heuristic") if other != name
+        }
+        for name in answers
+    }
+    settings = {name: getattr(arguments, name) for name in ("steps", "quality", "prompts", "evals", "torch_dtype")}
+    report = {
+        "conditions": {
+            **describe("CPU"),
+            "versions": versions(("lonas-edge", "torch", "transformers", "openvino", "nncf", "optuna")),
+        },
+        "settings": {**settings, "base": arguments.base.name, "space": arguments.space.name, "held_out": 4 * HELD_OUT},
+        "seeds": {str(seed): {key: one[key] for key in ("networks", "search_seconds")} for seed, one in seeds.items()},
+        "differences": differences,
+    }
+    for name, compared in differences.items():
+        rows = [one["networks"][name] for one in seeds.values()]
+        figures = [f"{row['average']:.1f} % {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms" for row in rows]
+        figures += [f"{key} {value['difference']:+.1f} ± {value['half_width_95']:.1f}" for key, value in compared.items()]
+        print(f"{name:18} {'  '.join(figures)}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

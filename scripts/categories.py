@@ -1,8 +1,8 @@
-"""A small instruction data set of our own: to which kind does a thing belong? One file to train on, one to ask from.
+"""A small instruction data set of our own: to which kind does a thing belong? Files to train on, to search with, to ask from.
 
     python scripts/categories.py models/categories
 
-Writes train.json and test.json, lists of {instruction, input, output, answer}. No word of the test is in the training file.
+Writes train.json, validation.json and test.json, lists of {instruction, input, output, answer}. No thing is in two of them.
 """
 
 import argparse
@@ -56,25 +56,26 @@ QUESTIONS = (
     "To which group does {thing} belong?",
     "Which word says what {thing} is?",
 )
-HELD_OUT = 6  # things of each kind that are asked about only
+TEST, VALIDATION = 6, 2  # things of each kind that the training does not name; each is asked about once
 
 
-def build(seed: int = 0) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and test items, in the format of the reference's data."""
+def build(seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Items of each file, in the format of the reference's data."""
     draw = random.Random(seed)
-    train, test = [], []
+    found: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     for kind, words in KINDS.items():
         things = words.split()
         draw.shuffle(things)
         for index, word in enumerate(things):
             thing = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-            asked = QUESTIONS[:1] if index < HELD_OUT else QUESTIONS
-            for question in asked:
-                item = {"instruction": question.format(thing=thing), "input": "", "output": kind, "answer": kind}
-                (test if index < HELD_OUT else train).append(item)
-    draw.shuffle(train)
-    assert not {i["instruction"] for i in train} & {i["instruction"] for i in test}
-    return train, test
+            name = "test" if index < TEST else "validation" if index < TEST + VALIDATION else "train"
+            for question in QUESTIONS if name == "train" else QUESTIONS[:1]:
+                instruction = question.format(thing=thing)
+                found[name].append({"instruction": instruction, "input": "", "output": kind, "answer": kind})
+    draw.shuffle(found["train"])
+    asked = [item["instruction"] for items in found.values() for item in items]
+    assert len(asked) == len(set(asked))
+    return found
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, items in zip(("train", "test"), build(), strict=True):
+    for name, items in build().items():
         (arguments.output / f"{name}.json").write_text(json.dumps(items, indent=1) + "\n")
         print(f"{arguments.output}/{name}.json: {len(items)} questions")
 

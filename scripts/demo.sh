@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a smaller model that answers: environment, real model, data, train, inspect, export, genai, eval, bench.
+# From nothing to a smaller model that answers: environment, real model, data, train, search, export, genai, eval, bench.
 #
 #   bash scripts/demo.sh
 #
@@ -49,16 +49,24 @@ run lonas-edge train --model "$MODEL" --data "$DATA/train.json" --nncf-config "$
 heading "Inspect: sizes of the heuristic sub-network, from configurations alone"
 run lonas-edge inspect "$SUPER_ADAPTER" --subnet heuristic
 
+heading "Search: unequal sub-networks, from questions that the training never names; the best at the heuristic one's size is picked"
+run lonas-edge search "$SUPER_ADAPTER" --data "$DATA/validation.json" --val-set-size 20 --cost bytes --evals 40 \
+  --pick "bytes<=0.853x" --output "$EXPORTS/search" --overwrite
+
+heading "Export: the found sub-network, sliced, merged, INT8, verified"
+run lonas-edge export "$SUPER_ADAPTER" --subnet "$EXPORTS/search/subnetworks/bytes-0.853x.json" --output "$EXPORTS/found-int8" \
+  --overwrite
+
 for subnet in heuristic maximal minimal; do
   heading "Export: the $subnet sub-network, sliced, merged, INT8, verified"
   run lonas-edge export "$SUPER_ADAPTER" --subnet "$subnet" --output "$EXPORTS/$subnet-int8" --overwrite
 done
 
 heading "Answers: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
-run python scripts/ask.py --data "$DATA/test.json" "$EXPORTS"/{maximal,heuristic,minimal}-int8
+run python scripts/ask.py --data "$DATA/test.json" "$EXPORTS"/{maximal,found,heuristic,minimal}-int8
 
 heading "Eval: 42 questions of the eight commonsense tasks, options ranked; too few for more than a look"
-run lonas-edge eval "$EXPORTS"/{maximal,heuristic,minimal}-int8 --datasets tests/evaluate/data --protocol option-text \
+run lonas-edge eval "$EXPORTS"/{maximal,found,heuristic,minimal}-int8 --datasets tests/evaluate/data --protocol option-text \
   --output "$EXPORTS/eval" --overwrite
 
 heading "Latency: the heuristic sub-network beside the LoRA model in PyTorch and the maximal network, in turn"

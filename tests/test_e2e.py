@@ -482,6 +482,55 @@ def test_an_explicit_subnetwork_file_gives_the_same_export(command_line: Command
     assert (by_file / "model.safetensors").read_bytes() == (named / "model.safetensors").read_bytes()
 
 
+def test_search_finds_a_network_that_export_takes(command_line: CommandLine):
+    """The recorded KL is that of the definition: from the maximal network's answers, where an answer's token is predicted."""
+    found, data = command_line.folder / "search", command_line.folder / "data/validation.json"
+    options = ["--data", str(data), "--val-set-size", "20", "--evals", "12", "--pick", "bytes<=0.93x", "--output", str(found)]
+    record = command_line.json("search", str(command_line.adapter), *options)
+    assert len(record["evaluations"]) == 12
+    [pick] = record["picks"]
+    best, chosen = record["evaluations"][pick["evaluation"]], found / "subnetworks/bytes-0.93x.json"
+    heuristic = next(record["evaluations"][one["evaluation"]] for one in record["named"] if one["name"] == "heuristic")
+    assert json.loads(chosen.read_text())["widths"] == best["widths"]
+
+    ids, places = validation_tokens(command_line.model, data)
+    kl = divergence_from(command_line, [max(allowed) for allowed in groups()], ids, places)
+    for one in (best, heuristic):
+        assert one["quality"] == pytest.approx(kl(one["widths"]), rel=1e-3)
+
+    output = command_line.export(str(chosen))
+    assert widths_of(output) == best["widths"]
+    assert "search:pick:bytes<=0.93x" in (output / "README.md").read_text()
+
+
+def validation_tokens(model: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The questions with their answers, padded [questions, tokens], and which positions predict a token of an answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = []
+    for item in json.loads(data.read_text()):
+        prompt = tokenizer(f"Question: {item['instruction']}\nAnswer:")["input_ids"]
+        answer = tokenizer(f" {item['output']}")["input_ids"]
+        rows.append((len(prompt), [*prompt, *answer, tokenizer.eos_token_id]))
+    longest = max(len(ids) for _, ids in rows)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in rows])
+    places = torch.tensor([[start - 1 <= place < len(ids) - 1 for place in range(longest)] for start, ids in rows])
+    return ids, places
+
+
+def divergence_from(
+    command_line: CommandLine, maximal: list[int], ids: torch.Tensor, places: torch.Tensor
+) -> Callable[[list[int]], float]:
+    """Mean KL of a sub-network from the maximal one, in nats a position, by the oracle."""
+
+    def logarithms(widths: list[int]) -> torch.Tensor:
+        return oracle_logits(command_line.model, command_line.adapter, SPACE, widths, ids)[places].log_softmax(-1)
+
+    whole = logarithms(maximal)
+    return lambda widths: float((whole.exp() * (whole - logarithms(widths))).sum(-1).mean())
+
+
 def test_nothing_of_this_machine_is_in_the_exports(command_line: CommandLine):
     command_line.export("random:1")
     forbidden = [str(command_line.folder).encode(), str(ROOT).encode(), b"/tmp/"]

@@ -61,6 +61,8 @@ class AnswerLog:
 
     def _open(self) -> int:
         """Open it and cut off a last line that is not whole. Returns the bytes that are there."""
+        if self._path.is_symlink():
+            raise LonasEdgeError("it is a link, and what it leads to is not written to; remove it")
         if self._path.exists():
             regular(self._path, "the answer log")  # a pipe would be waited for
         # a descriptor: a buffer that could not be written would be written again when it is closed

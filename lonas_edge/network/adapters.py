@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_by, read_json
-from lonas_edge.network.checkpoints import FLOATS, load_pickle, read_damaged
+from lonas_edge.network.checkpoints import FLOATS, load_pickle, number_fault, read_damaged
 from lonas_edge.network.configuration import AdapterFields
 from lonas_edge.schema import field_faults
 from lonas_edge.space.architecture import Architecture, Elasticity
@@ -260,8 +260,8 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
             problems.append(f"{name}: expected {list(wanted)}, found {list(tensor.shape)}")
         elif str(tensor.dtype).removeprefix("torch.") not in FLOATS:
             problems.append(f"{name}: dtype {tensor.dtype}; expected {', '.join(FLOATS)}")
-        elif not torch.isfinite(tensor).all():
-            problems.append(f"{name}: holds NaN or Inf")
+        elif fault := number_fault(tensor):
+            problems.append(f"{name}: {fault}")
     raise_all(
         f"{path}: the adapter does not fit the base model ({architecture.model_type}):",
         problems,

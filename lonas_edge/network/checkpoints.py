@@ -72,6 +72,21 @@ def _pickled_faults(name: Any, value: Any) -> list[str]:
     return []
 
 
+def number_fault(tensor: torch.Tensor) -> str | None:
+    """What keeps a network from computing with a weight.
+
+    Args:
+        tensor: Any shape and floating-point dtype.
+
+    Returns:
+        That it holds NaN or Inf, or values whose squares are beyond fp32 (1.8e19), so that a norm or a product of two is; None
+        where it is sound. Trained weights are below 1e4.
+    """
+    if torch.linalg.vector_norm(tensor, dtype=torch.float32).isfinite():
+        return None
+    return "holds values too large to compute with" if tensor.isfinite().all() else "holds NaN or Inf"
+
+
 @contextmanager
 def read_damaged(path: Path) -> Iterator[None]:
     """Tell as the user's whatever reading a safetensors file raises.

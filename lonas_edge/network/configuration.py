@@ -156,12 +156,12 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
     raise_all(f"{where}: not a usable model configuration:", problems, "Take the file that came with the weights.")
 
 
-def read_generation_config(folder: Path, vocabulary: int) -> dict[str, Any] | None:
+def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[str, Any] | None:
     """Read `generation_config.json`.
 
     Args:
         folder: A model's directory.
-        vocabulary: Size of the model's vocabulary.
+        vocabulary: Size of the model's vocabulary; tokens are not looked at when None.
 
     Returns:
         Its content, or None where there is none.
@@ -173,7 +173,7 @@ def read_generation_config(folder: Path, vocabulary: int) -> dict[str, Any] | No
     if not path.exists():
         return None
     content = read_json(path)
-    problems = field_faults(GenerationFields, content) or _beyond(content, vocabulary)
+    problems = field_faults(GenerationFields, content) or ([] if vocabulary is None else _beyond(content, vocabulary))
     raise_all(f"{path}: not usable:", problems, "Mend it, or take it away: it is optional.")
     return content
 

@@ -15,7 +15,7 @@ from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
 from lonas_edge.files import read_json
 from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
-from lonas_edge.network.checkpoints import TensorFiles, open_base
+from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import Widths
@@ -94,7 +94,7 @@ class MaterializedModel:
         self.untied = source.unties
         self.shapes = materialized_shapes(source.elasticity, subnetwork.widths, self.untied)
         self._widths = source.elasticity.widths(subnetwork.widths)
-        self._not_finite: list[str] = []
+        self._faults: dict[str, str] = {}
         self._refuse_bias_without_base()
 
     def _refuse_bias_without_base(self) -> None:
@@ -163,19 +163,23 @@ class MaterializedModel:
             value = self.exact(name).float() if leaf == "bias" else self.base_tensor(name).float()
         else:
             value = _merged_in_blocks(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
-        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():  # the sum is the quick look
-            self._not_finite.append(name)
+        if fault := number_fault(value):
+            self._faults[name] = fault
         return value
 
     def refuse_not_finite(self) -> None:
-        """Raise if a tensor evaluated so far holds NaN or Inf.
+        """Raise if a tensor evaluated so far holds NaN, Inf or numbers near them.
 
         Raises:
-            LonasEdgeError: Lists all of them.
+            LonasEdgeError: Lists all of them, each with its file.
         """
-        found = {name: self.base.file_of(self._name_in_base(name)).name for name in self._not_finite}
-        problems = [f"{name}: holds NaN or Inf, in {file}" for name, file in found.items()]
-        raise_all(f"{self.source.base.folder}: the base checkpoint is damaged:", problems, "Download it again.")
+        problems = []
+        for name, fault in self._faults.items():
+            stored = self._name_in_base(name)
+            merged = name in self.adapter.replaced or not number_fault(self.base.read(stored))
+            where = f"after merging {self.source.adapter.folder}" if merged and self.source.adapter else None
+            problems.append(f"{name}: {fault}, {where or f'in {self.base.file_of(stored).name}'}")
+        raise_all(f"{self.source.base.folder}: the weights are damaged:", problems, "Download or train them again.")
 
     def config(self, dtype: str = "float32") -> dict[str, Any]:
         """Content of the materialized model's config.json.

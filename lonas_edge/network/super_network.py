@@ -10,9 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lonas_edge.data.encoding import IGNORED
+from lonas_edge.errors import raise_all
 from lonas_edge.families import Task
 from lonas_edge.network.adapters import load_adapter
-from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.checkpoints import number_fault, open_base
+from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model
@@ -207,5 +209,14 @@ def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:
 
     Returns:
         The model, on the CPU.
+
+    Raises:
+        LonasEdgeError: If its generation configuration is not usable, or fp32 cannot compute with a weight; all are listed.
     """
-    return auto_model(task).from_pretrained(base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
+    read_generation_config(base.folder)  # transformers reads it, too
+    model: PreTrainedModel = auto_model(task).from_pretrained(
+        base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+    )
+    faults = [f"{name}: {fault}" for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))]
+    raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again.")
+    return model

@@ -14,6 +14,7 @@ from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.network.adapters import AdapterConfig, rank_misfits
 from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.source import Located, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.architecture import Architecture, Elasticity, bind
@@ -68,6 +69,7 @@ def open_inputs(
         raise LonasEdgeError(
             f"{source.adapter.folder}: holds an adapter, which training would not go on with; --model is the base model alone"
         )
+    read_generation_config(source.base.folder)  # transformers reads it with the weights
     return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, data, examples)
 
 

@@ -176,7 +176,9 @@ class _Run:
         directory.check(0 if resume else _needed_bytes(options, inputs.architecture))
         nncf_config = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
         settings = Settings.of(inputs, options, self.plan, self.state.num_processes)
-        with self.working.held(settings, resume, directory.overwrite) as resumption:
+        files = {"base": inputs.base.folder, "tokenizer": inputs.base.folder, "data": inputs.data}
+        files |= {"search_space": inputs.nncf_config, "stages": inputs.nncf_config} if inputs.nncf_config else {}
+        with self.working.held(settings, resume, directory.overwrite, files) as resumption:
             if resume:
                 self.tell(resumption.told())
             start = time.perf_counter()

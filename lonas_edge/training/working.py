@@ -5,10 +5,11 @@ It holds the settings, the channel order, and checkpoints. Its lock is held as l
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -76,10 +77,11 @@ class Settings(Record):
             options=options,
         )
 
-    def changes(self, before: "Settings") -> list[str]:
-        """What differs from before, and may not."""
+    def changes(self, before: "Settings", files: Mapping[str, Path]) -> list[str]:
+        """What differs from before, and may not; with the files that some settings are hashes of."""
         names = [field.name for field in fields(self) if field.name != "options"]
-        found = [f"{name}: not the same as before" for name in names if getattr(self, name) != getattr(before, name)]
+        names = [name for name in names if getattr(self, name) != getattr(before, name)]
+        found = [f"{name}: not the same as before{f', {files[name]}' if name in files else ''}" for name in names]
         was, now = vars(before.options), vars(self.options)
         names = [name for name in now if name not in _FREE_TO_CHANGE and was[name] != now[name]]
         return found + [f"{name}: was {was[name]!r}, is {now[name]!r}" for name in names]
@@ -123,13 +125,16 @@ class WorkingDirectory:
         return cls(path.with_name(f"{path.name}.training"))
 
     @contextmanager
-    def held(self, settings: Settings, resume: bool, overwrite: bool) -> Iterator[Resumption]:
+    def held(
+        self, settings: Settings, resume: bool, overwrite: bool, files: Mapping[str, Path] = MappingProxyType({})
+    ) -> Iterator[Resumption]:
         """Open it and hold it while a training runs. What ends the training says what is kept; what is of no use is not left.
 
         Args:
             settings: The training's.
             resume: Whether it goes on with the one that was killed or stopped.
             overwrite: Whether, if not, such a one is thrown away.
+            files: Where the settings that are hashes come from, by name, for the messages.
 
         Yields:
             Where the training goes on, once the directory is there and locked.
@@ -139,7 +144,7 @@ class WorkingDirectory:
         """
         try:
             if resume:
-                self._reopen(settings)
+                self._reopen(settings, files)
             else:
                 self._make(settings, overwrite)
             with self._locked():
@@ -187,7 +192,7 @@ class WorkingDirectory:
         with suppress(OSError):
             self.path.rmdir()
 
-    def _reopen(self, settings: Settings) -> None:
+    def _reopen(self, settings: Settings, files: Mapping[str, Path]) -> None:
         if not self.path.is_dir() or not any(self.path.iterdir()):
             raise LonasEdgeError(f"{self.path}: there is no unfinished training to --resume; leave --resume out")
         if not (self.path / SETTINGS).exists():
@@ -197,7 +202,10 @@ class WorkingDirectory:
             before = Settings.read(self.path / SETTINGS)
         except LonasEdgeError as error:
             raise LonasEdgeError(f"{error}\n{_AGAIN}") from error
-        raise_all(f"{self.path}: cannot be resumed with other settings:", settings.changes(before), f"Give the same. {_AGAIN}")
+        changes = settings.changes(before, files)
+        raise_all(
+            f"{self.path}: cannot be resumed with other settings than its {SETTINGS} has:", changes, f"Give the same. {_AGAIN}"
+        )
 
     def _make(self, settings: Settings, overwrite: bool) -> None:
         path = self.path

@@ -177,11 +177,24 @@ def test_dora(tiny_models: TinyModels, tmp_path: Path, refused: Callable) -> Non
 # the base
 
 
+def test_numbers_that_fp32_cannot_compute_with(llama_copy: TinySource, refused: Callable) -> None:
+    """They are finite, and so is all of float64's arithmetic, which the verification uses."""
+    key = "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight"
+    edit_tensors(llama_copy.adapter / ADAPTER, lambda tensors: tensors[key][0].fill_(3e38))
+    has(refused(llama_copy), llama_copy.adapter / ADAPTER, "down_proj.lora_B.weight: holds values too large to compute with")
+    other = key.replace("lora_B", "lora_A")
+    edit_tensors(llama_copy.adapter / ADAPTER, lambda tensors: [tensors[name].fill_(1e12) for name in (key, other)])
+    has(refused(llama_copy), "down_proj.weight: holds values too large to compute with, after merging", llama_copy.adapter)
+    edit_tensors(llama_copy.adapter / ADAPTER, lambda tensors: [tensors[name].fill_(0) for name in (key, other)])
+    edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors["model.layers.1.self_attn.v_proj.weight"][0, 0].fill_(3e38))
+    has(refused(llama_copy), llama_copy.base, f"v_proj.weight: holds values too large to compute with, in {WEIGHTS}")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
 def test_not_finite_base(llama_copy: TinySource, refused: Callable, name: str, value: float) -> None:
     edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors[name][..., 0].fill_(value))
-    has(refused(llama_copy), llama_copy.base, f"{name}: holds NaN or Inf, in {WEIGHTS}", "Download it again")
+    has(refused(llama_copy), llama_copy.base, f"{name}: holds NaN or Inf, in {WEIGHTS}", "Download or train them again")
 
 
 @pytest.mark.parametrize("share", [0.5, 0.999])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import oracle_logits
+from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, TinySource
 from train_commands import arguments, has
 
@@ -129,6 +130,25 @@ def test_interrupted_in_one_line(
     told = [line for line in ran.err.splitlines() if line and not line.startswith(("step ", "Loading weights"))]
     assert len(told) == 1
     has(told[0], "Training interrupted. ", "checkpoint-8" if place == "write_super_adapter" else "nothing is kept")
+
+
+def test_a_base_that_cannot_be_computed_with(llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    name = "model.layers.0.mlp.gate_proj.weight"
+    weights = load_file(llama_copy.base / "model.safetensors")
+    weights[name][3, 3] = 3e38
+    save_file(weights, llama_copy.base / "model.safetensors")
+    ran = run_cli(*arguments(llama_copy, data, tmp_path / "out"))
+    assert ran.code == 1
+    has(ran.err, f"{llama_copy.base}: the base checkpoint is damaged", f"{name}: holds values too large to compute with")
+
+
+@pytest.mark.parametrize("value", ['"1"', "[" * 900 + "]" * 900])
+def test_a_damaged_generation_configuration(
+    llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable, value: str
+) -> None:
+    path = llama_copy.base / "generation_config.json"
+    path.write_text(f'{{"pad_token_id": {value}}}')
+    has(refused(arguments(llama_copy, data, tmp_path / "out")), path)
 
 
 def test_not_finite(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch) -> None:

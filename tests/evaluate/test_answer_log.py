@@ -214,11 +214,14 @@ def test_a_log_that_is_no_file(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
-    for name in ("pipe", "folder", "full"):
+    (tmp_path / "letter").write_text("dear")
+    (tmp_path / "link.jsonl").symlink_to("letter")
+    for name in ("pipe", "folder", "full", "link"):
         path = tmp_path / f"{name}.jsonl"
         with pytest.raises(LonasEdgeError, match=rf"{path}: finished answers cannot be kept there: ") as raised:
             AnswerLog(path, {})
         assert "\n" not in str(raised.value)
+    assert (tmp_path / "letter").read_text() == "dear"
     (tmp_path / "folder.jsonl").rmdir()
     AnswerLog(tmp_path / "folder.jsonl", {}).close()  # the lock had been let go
 

@@ -47,7 +47,7 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
     path = directory(tmp_path).path / "settings.json"
     assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/1"
     assert Settings.read(path) == SETTINGS
-    assert SETTINGS.changes(Settings.read(path)) == []
+    assert SETTINGS.changes(Settings.read(path), {}) == []
 
 
 def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
@@ -67,13 +67,17 @@ def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
             {},
             ["base: not the same", "processes: not the same"],
         ),
-        ({"stages": ({**STAGE, "steps": 9},), "data": "z"}, {}, ["data: not the same", "stages: not the same as before"]),
+        (
+            {"stages": ({**STAGE, "steps": 9},), "data": "z"},
+            {},
+            ["data: not the same as before, its/data.json", "stages: not the same as before"],
+        ),
         ({"tokenizer": {}, "search_space": "z"}, {"rank": 4}, ["tokenizer: ", "search_space: ", "rank: was 32, is 4"]),
     ],
 )
 def test_what_may_not_change(changes: dict[str, Any], options: dict[str, Any], expected: list[str]) -> None:
     now = dataclasses.replace(SETTINGS, **changes, options=dataclasses.replace(SETTINGS.options, **options))
-    found = now.changes(SETTINGS)
+    found = now.changes(SETTINGS, {"data": Path("its/data.json")})
     assert len(found) == len(expected)
     assert all(line.startswith(text) for line, text in zip(found, expected, strict=True))
 

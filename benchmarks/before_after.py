@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--space", type=Path, required=True)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="commands, separated by commas; all by default")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -111,10 +112,11 @@ STEPS: tuple[Callable[[Tree], Figures], ...] = (Tree.export, Tree.eval, Tree.tra
 def main() -> None:
     arguments = parse()
     found: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
+    steps = [step for step in STEPS if step.__name__ in (arguments.only or step.__name__).split(",")]
     with tempfile.TemporaryDirectory() as folder:
         trees = {name: Tree(getattr(arguments, name), Path(folder) / name, arguments) for name in found}
         for number in range(arguments.rounds):
-            for step in STEPS:
+            for step in steps:
                 for name in list(found) if number % 2 == 0 else reversed(list(found)):
                     for figure, value in step(trees[name]).items():
                         found[name].setdefault(figure, []).append(value)

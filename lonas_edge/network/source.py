@@ -174,6 +174,11 @@ def open_source(
     base = found if adapter_config is None else _locate_base(adapter_config, training is not None, model, revision, weights)
     if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
+    if nncf_config is None and training and training.search_space:
+        raise LonasEdgeError(
+            f"{found.folder / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the "
+            "super-adapter again, whole, or name the search space (--nncf-config FILE)."
+        )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     architecture = Architecture.from_config(read_model_config(base), str(base.folder))
     if weights:

@@ -300,6 +300,13 @@ def test_base_that_does_not_match_its_configuration(llama_copy: TinySource, refu
         has(error, f"model.layers.{layer}.self_attn.k_proj.weight: expected [64, 64] from config.json, found [32, 64]")
 
 
+@pytest.mark.parametrize("name", ["base/config.json", "adapter/adapter_config.json"])
+def test_a_byte_order_mark_where_libraries_read_none(llama_copy: TinySource, refused: Callable, name: str) -> None:
+    path = llama_copy.base.parent / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    has(refused(llama_copy), path.parent, f"{path.name}: begins with a byte order mark")
+
+
 # the output
 
 

@@ -364,3 +364,24 @@ def test_an_import_is_not_needed_to_tell(monkeypatch: pytest.MonkeyPatch, capfd:
     with pytest.raises(SystemExit):
         guarded(fails)
     assert capfd.readouterr().err.startswith("error: out of memory while lonas-edge was starting.")
+
+
+def test_what_libraries_print_is_no_output(capfd: pytest.CaptureFixture[str]) -> None:
+    """tokenizers writes a warning to the descriptor of standard output, in the middle of a JSON document."""
+
+    def run() -> None:
+        print("{")
+        os.write(1, b"a warning\n")
+        print("}")
+
+    with pytest.raises(SystemExit):
+        guarded(run)
+    os.write(1, b"after\n")
+    assert capfd.readouterr() == ("{\n}\nafter\n", "a warning\n")
+
+
+def test_what_libraries_print_is_no_output_of_a_process() -> None:
+    program = "import os\nfrom lonas_edge.cli.guard import guarded\n"
+    program += "guarded(lambda: (print('{'), os.write(1, b'a warning\\n'), print('ü}'))[:0] or 0)"
+    ran = subprocess.run([sys.executable, "-X", "utf8", "-c", program], capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout.decode(), ran.stderr) == (0, "{\nü}\n", b"a warning\n")

@@ -75,7 +75,8 @@ def _scale(tensors: dict[Any, Any], name: str, rng: random.Random) -> str:
 
 
 def _swap(tensors: dict[Any, Any], name: str, rng: random.Random) -> str:
-    alike = [other for other, value in tensors.items() if other != name and value.shape == tensors[name].shape]
+    others = {other: value for other, value in tensors.items() if other != name and isinstance(value, torch.Tensor)}
+    alike = [other for other, value in others.items() if value.shape == tensors[name].shape]
     if not alike:
         raise NotApplicableError
     other = rng.choice(alike)

@@ -211,6 +211,16 @@ def test_base_is_compared_with_its_configuration(llama_copy: TinySource) -> None
     assert "inv_freq" not in str(caught.value)
 
 
+def test_a_head_that_is_not_the_embedding_it_is_said_to_be(llama_copy: TinySource) -> None:
+    config, weights = llama_copy.base / "config.json", llama_copy.base / "model.safetensors"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
+    with pytest.raises(LonasEdgeError, match=r"lm_head\.weight in model\.safetensors: another matrix than model\.embed_tokens"):
+        open_base(llama_copy.base, llama_copy.opened().architecture)
+    tensors = load_file(weights)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, weights)
+    assert "lm_head.weight" in open_base(llama_copy.base, llama_copy.opened().architecture).shapes  # many a file has it twice
+
+
 def test_read_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(LonasEdgeError, match="expected a JSON object, found list"):

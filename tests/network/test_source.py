@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import TinySource
@@ -24,6 +25,15 @@ def test_super_adapter_brings_base_and_search_space(llama_copy: TinySource) -> N
 def test_given_search_space_goes_before_the_recorded_one(llama_copy: TinySource) -> None:
     (llama_copy.adapter / "nncf_config.json").write_text("{")
     assert len(llama_copy.opened().space.groups) == 9
+
+
+def test_a_super_adapter_whose_search_space_is_gone(llama_copy: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be taken for plain LoRA, and answer as the maximal network."""
+    record = SimpleNamespace(search_space="0123", base=SimpleNamespace(sha256={}))
+    monkeypatch.setattr(lonas_edge.network.source.TrainingRecord, "read", lambda _path: record)
+    (llama_copy.adapter / "training.json").write_text("{}")
+    with pytest.raises(LonasEdgeError, match=rf"{llama_copy.adapter / 'nncf_config.json'}: missing; .*--nncf-config"):
+        open_source(str(llama_copy.adapter), str(llama_copy.base))
 
 
 def test_plain_lora_and_base_alone(llama: TinySource) -> None:

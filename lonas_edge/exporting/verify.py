@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_json
+from lonas_edge.files import read_by, read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.infer import open_ir
 from lonas_edge.network.checkpoints import open_tensors
@@ -62,7 +62,8 @@ def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.T
         for name, place in list(network.named_parameters()):
             set_parameter(network, name, untouched_zeros(place.shape))
         network.tie_weights()
-        network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
+        with read_by("peft", source.adapter.folder / "adapter_config.json"):
+            network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
         _adapter_to_double(network)
         source.order.apply_to_model(network, _is_adapter)
     base: PreTrainedModel = network.get_base_model() if source.adapter else network

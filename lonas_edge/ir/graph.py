@@ -115,9 +115,12 @@ class GraphConversion:
 
 def _run(job: Job, log: Path, parent: int | None) -> None:
     """The process: one thread, no garbage collection, its output in a file; never returns to the parent's code."""
-    with log.open("w") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+    try:
+        with log.open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+    except FileNotFoundError:  # the parent was interrupted meanwhile, and has taken the directory away
+        os._exit(1)
     _end_with(parent)
     gc.disable()  # it lives for seconds
     code = 1

@@ -33,11 +33,11 @@ class ModelFields(TypedDict, total=False):
 
     model_type: Required[str]
     architectures: list[str] | None
-    vocab_size: Size
-    hidden_size: Size
-    intermediate_size: Size
-    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-    num_attention_heads: Size
+    vocab_size: Required[Size]
+    hidden_size: Required[Size]
+    intermediate_size: Required[Size]
+    num_hidden_layers: Required[Annotated[int, Field(ge=1, le=MAX_LAYERS)]]
+    num_attention_heads: Required[Size]
     num_key_value_heads: Size | None
     head_dim: Size | None
     hidden_act: str | None

@@ -377,11 +377,14 @@ def test_what_libraries_print_is_no_output(capfd: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         guarded(run)
     os.write(1, b"after\n")
-    assert capfd.readouterr() == ("{\n}\nafter\n", "a warning\n")
+    assert capfd.readouterr() == ("{\n}\nafter\n", "")
 
 
-def test_what_libraries_print_is_no_output_of_a_process() -> None:
+@pytest.mark.parametrize("debug", [True, False])
+def test_what_libraries_print_is_no_output_of_a_process(debug: bool) -> None:
     program = "import os\nfrom lonas_edge.cli.guard import guarded\n"
     program += "guarded(lambda: (print('{'), os.write(1, b'a warning\\n'), print('ü}'))[:0] or 0)"
-    ran = subprocess.run([sys.executable, "-X", "utf8", "-c", program], capture_output=True, check=False)
-    assert (ran.returncode, ran.stdout.decode(), ran.stderr) == (0, "{\nü}\n", b"a warning\n")
+    environment = {**os.environ, "LONAS_EDGE_DEBUG": str(int(debug))}
+    command = [sys.executable, "-X", "utf8", "-c", program]
+    ran = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert (ran.returncode, ran.stdout.decode(), ran.stderr) == (0, "{\nü}\n", b"a warning\n" if debug else b"")

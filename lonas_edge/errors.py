@@ -31,7 +31,8 @@ def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None
     shown = list(problems[:20])
     if len(problems) > len(shown):
         shown.append(f"… and {len(problems) - len(shown)} more")
-    lines = [headline, *(f"  - {problem}" for problem in shown)]
+    longest = 2 * _LONGEST  # a file's own value may stand in it
+    lines = [headline, *(f"  - {problem[:longest]}{' …' * (len(problem) > longest)}" for problem in shown)]
     if way_out:
         lines.append(way_out)
     raise LonasEdgeError("\n".join(lines))

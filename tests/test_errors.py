@@ -2,7 +2,7 @@
 
 import pytest
 
-from lonas_edge.errors import LonasEdgeError, escaped, one_line, out_of_memory
+from lonas_edge.errors import LonasEdgeError, escaped, one_line, out_of_memory, raise_all
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"
 
@@ -36,3 +36,10 @@ def test_other_errors(error: Exception) -> None:
 def test_control_characters_are_shown() -> None:
     assert escaped("a\x1b[31mb\x07\x9bc\r\n d\té “±”") == "a\\x1b[31mb\\x07\\x9bc\\r\n d\té “±”"
     assert one_line("a\n  b\x00\n" + "c" * 1000) == f"a b\\x00 {'c' * 492} …"
+
+
+def test_a_problem_of_any_length_is_shown_at_a_bearable_one() -> None:
+    with pytest.raises(LonasEdgeError) as raised:
+        raise_all("The file cannot be used:", [f"field = {'x' * 100_000}"])
+    assert len(str(raised.value)) < 2_000
+    assert str(raised.value).endswith("x …")

@@ -12,7 +12,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
 from lonas_edge.errors import raise_all
-from lonas_edge.files import read_json
+from lonas_edge.files import read_by, read_json
 from lonas_edge.schema import field_faults
 
 GENERATION = "generation_config.json"
@@ -175,6 +175,10 @@ def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[
     content = read_json(path)
     problems = field_faults(GenerationFields, content) or ([] if vocabulary is None else _beyond(content, vocabulary))
     raise_all(f"{path}: not usable:", problems, "Mend it, or take it away: it is optional.")
+    from transformers import GenerationConfig  # takes a while
+
+    with read_by("transformers", path):  # which knows more fields
+        GenerationConfig.from_dict(content)
     return content
 
 

@@ -79,9 +79,15 @@ class Settings(Record):
 
     def changes(self, before: "Settings", files: Mapping[str, Path]) -> list[str]:
         """What differs from before, and may not; with the files that some settings are hashes of."""
-        names = [field.name for field in fields(self) if field.name != "options"]
-        names = [name for name in names if getattr(self, name) != getattr(before, name)]
-        found = [f"{name}: not the same as before{f', {files[name]}' if name in files else ''}" for name in names]
+        found = []
+        for name in (field.name for field in fields(self) if field.name != "options"):
+            ours, theirs = getattr(self, name), getattr(before, name)
+            if ours == theirs:
+                continue
+            told = [str(files[name])] if name in files else []
+            if isinstance(ours, dict):  # hashes by file
+                told += sorted(file for file in ours.keys() | theirs.keys() if ours.get(file) != theirs.get(file))
+            found.append(": ".join([f"{name}: not the same as before", *([", ".join(told)] if told else [])]))
         was, now = vars(before.options), vars(self.options)
         names = [name for name in now if name not in _FREE_TO_CHANGE and was[name] != now[name]]
         return found + [f"{name}: was {was[name]!r}, is {now[name]!r}" for name in names]

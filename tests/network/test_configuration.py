@@ -130,6 +130,7 @@ def test_generation_as_it_is(tmp_path: Path) -> None:
         ({"top_p": 7}, "top_p"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"do_sample": "yes"}, "do_sample"),
+        ({"cache_implementation": "none"}, "transformers cannot read it: ValueError: Invalid `cache_implementation`"),
         ([], "expected a JSON object, found list"),
     ],
 )

@@ -65,12 +65,12 @@ def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
         (
             {"base": {"config.json": "z"}, "processes": 2},
             {},
-            ["base: not the same", "processes: not the same"],
+            ["base: not the same as before: config.json", "processes: not the same"],
         ),
         (
             {"stages": ({**STAGE, "steps": 9},), "data": "z"},
             {},
-            ["data: not the same as before, its/data.json", "stages: not the same as before"],
+            ["data: not the same as before: its/data.json", "stages: not the same as before"],
         ),
         ({"tokenizer": {}, "search_space": "z"}, {"rank": 4}, ["tokenizer: ", "search_space: ", "rank: was 32, is 4"]),
     ],

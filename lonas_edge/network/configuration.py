@@ -1,7 +1,7 @@
 """What a model's configuration files may hold: the fields that we and the libraries below read, by type and range.
 
-They are looked at before a library reads them. A field that nobody here reads is left alone, and so is one that is missing:
-what must be there, and what fits what, is told where it is needed. No torch.
+They are looked at before a library reads them. A field that nobody here reads is left alone, and so is one that is missing but
+for a model's sizes: what must be there, and what fits what, is told where it is needed. No torch.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
 from lonas_edge.errors import raise_all
+from lonas_edge.families import SUPPORTED_MODEL_TYPES
 from lonas_edge.files import read_by, read_json
 from lonas_edge.schema import field_faults
 
@@ -25,6 +26,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
 TokenIds = TokenId | list[TokenId] | None
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -33,11 +35,11 @@ class ModelFields(TypedDict, total=False):
 
     model_type: Required[str]
     architectures: list[str] | None
-    vocab_size: Required[Size]
-    hidden_size: Required[Size]
-    intermediate_size: Required[Size]
-    num_hidden_layers: Required[Annotated[int, Field(ge=1, le=MAX_LAYERS)]]
-    num_attention_heads: Required[Size]
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    num_attention_heads: Size
     num_key_value_heads: Size | None
     head_dim: Size | None
     hidden_act: str | None
@@ -151,6 +153,8 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
     if content.get("quantization_config"):
         raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
     problems = field_faults(ModelFields, {**content, "quantization_config": None})
+    if content.get("model_type") in SUPPORTED_MODEL_TYPES:  # transformers would take those of the first LLaMA
+        problems += [f"{name}: missing" for name in _SIZES if name not in content]
     if not problems and isinstance(content.get("vocab_size"), int):
         problems = _beyond(content, content["vocab_size"])
     raise_all(f"{where}: not a usable model configuration:", problems, "Take the file that came with the weights.")

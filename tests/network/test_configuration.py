@@ -11,7 +11,7 @@ from transformers import AddedToken
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.configuration import read_generation_config
+from lonas_edge.network.configuration import check_model_config, read_generation_config
 from lonas_edge.network.modeling import check_builds, empty_model
 from lonas_edge.network.source import Located, open_source, read_model_config
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
@@ -108,6 +108,13 @@ def test_more_layers_than_the_weights_have(llama_copy: TinySource) -> None:
 def test_layers_of_another_width(per_layer: dict[str, Any], told: str) -> None:
     with pytest.raises(LonasEdgeError, match=f"(?s)here: per_layer_config cannot be used:.*{told}"):
         empty_model({**CASES["llama"], "per_layer_config": per_layer}, "here")
+
+
+def test_sizes_that_are_left_out() -> None:
+    with pytest.raises(LonasEdgeError) as raised:
+        check_model_config({k: v for k, v in CASES["llama"].items() if k != "num_hidden_layers"}, "here")
+    assert "num_hidden_layers: missing" in str(raised.value)
+    check_model_config({"model_type": "gpt2", "n_layer": 2}, "here")  # not supported, which is told elsewhere
 
 
 # generation_config.json

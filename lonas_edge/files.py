@@ -27,7 +27,7 @@ _READ_OF_A_MODEL = {  # the files that are read of a model's directory, by us or
     "*.txt": TEXT_LIMIT,
     "*.jinja": 2**20,
 }
-_NO_MARK = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_NO_MARK = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
 _TEMPLATES = "additional_chat_templates"  # the one directory inside a model's that transformers reads
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 

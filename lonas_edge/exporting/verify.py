@@ -117,7 +117,7 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
 
     def stored(name: str) -> torch.Tensor:
         name = name if name in model.shapes else embedding  # a tied head
-        value = model.tensor(name)
+        value = model.exact(name).float()  # not `tensor`, by which what is stored was made
         if name not in matrices:
             return value
         matrix = matrices[name]

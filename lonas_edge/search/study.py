@@ -103,24 +103,33 @@ class Worker:
         """
         told(self.evaluations())
         while (trial := self._next()) is not None:
-            with self._claimed(trial):
-                _ = trial.relative_params  # a seed would belong to no generation otherwise: Optuna 5 draws only when asked
-                network = self.dimensions.suggested(trial)
-                if self._repeated(network, trial.number):
-                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                    continue
-                start = time.perf_counter()
-                quality, cost = measure(network)
-                if not math.isfinite(quality):
-                    raise LonasEdgeError(
-                        f"The network of widths {list(network[0])} has the quality {quality}: the weights are damaged, or too "
-                        "large for --torch-dtype"
-                    )
-                with suppress(UpdateFinishedTrialError):  # it was taken for dead, and another worker has done it
-                    trial.set_user_attr("seconds", time.perf_counter() - start)
-            self.study.tell(trial.number, [self._rules.sign * quality, cost], skip_if_finished=True)
+            try:
+                values = self._measured(trial, measure)
+            except UpdateFinishedTrialError:  # another worker has taken it over, too, and was quicker
+                continue
+            if values is None:
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                continue
+            self.study.tell(trial.number, values, skip_if_finished=True)
             told(self.evaluations())
         told(self.evaluations())
+
+    def _measured(self, trial: Trial, measure: Measure) -> list[float] | None:
+        """What a trial's network gives, to be minimized; None where another trial has that network."""
+        with self._claimed(trial):
+            _ = trial.relative_params  # a seed would belong to no generation otherwise: Optuna 5 draws only when asked
+            network = self.dimensions.suggested(trial)
+            if self._repeated(network, trial.number):
+                return None
+            start = time.perf_counter()
+            quality, cost = measure(network)
+            if not math.isfinite(quality):
+                raise LonasEdgeError(
+                    f"The network of widths {list(network[0])} has the quality {quality}: the weights are damaged, or too "
+                    "large for --torch-dtype"
+                )
+            trial.set_user_attr("seconds", time.perf_counter() - start)
+        return [self._rules.sign * quality, cost]
 
     def _next(self) -> Trial | None:
         """The next trial: one whose worker died, one that waits, a proposed one, or a drawn one. None at the end."""

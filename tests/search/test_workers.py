@@ -195,3 +195,19 @@ def test_every_network_of_a_space_is_found_and_none_twice(joined: Callable) -> N
     worker.run(measure, lambda _: None)
     assert len(seen) == len(set(seen)) == dimensions.size == 27
     assert [one.number for one in worker.evaluations()] == list(range(27))
+
+
+def test_a_trial_that_two_have_taken_over(joined: Callable) -> None:
+    """Of two that find a dead worker's trial, the slower one finds it finished, whenever that is."""
+    worker, dimensions = joined(4, alone=True)
+    number = begun(worker, "elsewhere")
+    seen, measure = measured(dimensions)
+
+    def quicker(network: Any) -> tuple[float, float]:
+        if len(seen) == 0:
+            worker.study.tell(number, [9.0, 9.0])
+        return measure(network)
+
+    worker.run(quicker, lambda _: None)
+    assert worker.study.trials[number].values == [9.0, 9.0]
+    assert len(worker.evaluations()) == 4

@@ -82,7 +82,8 @@ def number_fault(tensor: torch.Tensor) -> str | None:
         That it holds NaN or Inf, or values whose squares are beyond fp32 (1.8e19), so that a norm or a product of two is; None
         where it is sound. Trained weights are below 1e4.
     """
-    if torch.linalg.vector_norm(tensor, dtype=torch.float32).isfinite():
+    narrowed = tensor.float() if tensor.dtype == torch.float64 else tensor  # torch 2.13 refuses to narrow by itself
+    if torch.linalg.vector_norm(narrowed, dtype=torch.float32).isfinite():
         return None
     return "holds values too large to compute with" if tensor.isfinite().all() else "holds NaN or Inf"
 

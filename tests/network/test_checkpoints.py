@@ -13,7 +13,7 @@ from tiny_models import TinySource
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_json, sha256
-from lonas_edge.network.checkpoints import TensorFiles, load_pickle, open_base, open_tensors
+from lonas_edge.network.checkpoints import TensorFiles, load_pickle, number_fault, open_base, open_tensors
 
 
 class Bomb:
@@ -209,6 +209,16 @@ def test_base_is_compared_with_its_configuration(llama_copy: TinySource) -> None
     ):
         assert text in str(caught.value)
     assert "inv_freq" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_are_sound_and_those_that_are_not(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max  # of fp16 it is 65504, whose square fp32 has
+    assert number_fault(torch.full((4, 4), 100.0, dtype=dtype)) is None
+    told = None if dtype == torch.float16 else "holds values too large to compute with"
+    assert number_fault(torch.full((4, 4), largest, dtype=dtype)) == told
+    assert number_fault(torch.tensor([1.0, float("nan")], dtype=dtype)) == "holds NaN or Inf"
+    assert number_fault(torch.tensor([1.0, float("-inf")], dtype=dtype)) == "holds NaN or Inf"
 
 
 def test_a_head_that_is_not_the_embedding_it_is_said_to_be(llama_copy: TinySource) -> None:

@@ -13,7 +13,6 @@ whole test sets by `option-text`; differences are paired by question and average
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -21,10 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accuracy_study import TASKS, TRAINING, examples, lonas_edge, read
+from accuracy_study import TASKS, TRAINING, examples, lonas_edge, paired_difference, read
 
 from lonas_edge.bench.machine import describe
-from lonas_edge.evaluate.compare import Z_95
 from lonas_edge.network.source import open_source
 from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
@@ -113,11 +111,8 @@ def picked(pick: dict[str, Any]) -> str:
 def networks(found: Path) -> dict[str, str]:
     """What is compared: name and --subnet."""
     record = json.loads((found / "search.json").read_text())
-    picks = {
-        pick["name"].removeprefix("pick:"): str(found / "subnetworks" / f"{pick['file']}.json") for pick in record["picks"]
-    }
-    named = {EQUAL if name.startswith("weights") else name: file for name, file in picks.items()}
-    return {"maximal": "maximal", "heuristic": "heuristic", **named}
+    picks = {picked(pick): str(found / "subnetworks" / f"{pick['file']}.json") for pick in record["picks"]}
+    return {"maximal": "maximal", "heuristic": "heuristic", **picks}
 
 
 def export(super_adapter: Path, subnets: dict[str, str], work: Path) -> dict[str, Path]:
@@ -159,12 +154,10 @@ def time_networks(folders: dict[str, Path], output: Path) -> dict[str, dict[str,
 
 def against(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, float]:
     """first - second in points of average accuracy, paired by question; 95 % interval."""
-    mean, variance = 0.0, 0.0
-    for task in TASKS:
-        differences = [a - b for a, b in zip(first[task], second[task], strict=True)]
-        mean += statistics.mean(differences) / len(TASKS)
-        variance += statistics.variance(differences) / len(differences) / len(TASKS) ** 2
-    return {"difference": mean, "half_width_95": Z_95 * math.sqrt(variance)}
+    groups = [task for task in TASKS for _ in first[task]]
+    flat = [[value for task in TASKS for value in one[task]] for one in (first, second)]
+    mean, half = paired_difference(*flat, groups)
+    return {"difference": mean, "half_width_95": half}
 
 
 def over_seeds(seeds: list[dict[str, list[float]]]) -> dict[str, list[float]]:
@@ -223,9 +216,9 @@ def main() -> None:
     report = {
         "conditions": {
             **describe("CPU"),
-            "versions": versions(("lonas-edge", "torch", "transformers", "openvino", "nncf", "optuna")),
+            "versions": versions(PACKAGES),
         },
-        "settings": {**settings, "base": arguments.base.name, "space": arguments.space.name, "held_out": 4 * HELD_OUT},
+        "settings": {**settings, "base": arguments.base.name, "space": arguments.space.name, "held_out": len(TASKS) * HELD_OUT},
         "seeds": {str(seed): {key: one[key] for key in ("networks", "search_seconds")} for seed, one in seeds.items()},
         "differences": differences,
     }

@@ -218,5 +218,5 @@ def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:
         base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False
     )
     faults = [f"{name}: {fault}" for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))]
-    raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again.")
+    raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again. In fp16, try bf16 or fp32.")
     return model

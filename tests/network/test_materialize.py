@@ -157,8 +157,8 @@ def test_merges_the_active_part_of_the_factors() -> None:
     weight, a, b = torch.randn(3, 2), torch.randn(4, 5), torch.randn(6, 4)
     copies = weight.clone(), a.clone(), b.clone()
     found = merge(weight, Widths.first(3, 2, 2), LoraFactors(a, b, 0.5))
-    expected = [[weight[i, j] + 0.5 * sum(b[i, k] * a[k, j] for k in range(2)) for j in range(2)] for i in range(3)]
-    torch.testing.assert_close(found, torch.tensor(expected).double())
+    products = [[sum(float(b[i, k]) * float(a[k, j]) for k in range(2)) for j in range(2)] for i in range(3)]
+    torch.testing.assert_close(found, weight.double() + 0.5 * torch.tensor(products, dtype=torch.float64))
     assert all(torch.equal(now, before) for now, before in zip((weight, a, b), copies, strict=True))
     whole = torch.randn(6, 5)
     torch.testing.assert_close(
@@ -172,8 +172,9 @@ def test_merges_ranges_of_the_factors() -> None:
     rows, columns = [0, 1, 3, 4], [1, 3, 4]
     weight, a, b, of_b = torch.randn(4, 3), torch.randn(2, 5), torch.randn(6, 2), torch.randn(6)
     widths = Widths(((0, 2), (3, 5)), ((1, 2), (3, 5)))
-    expected = weight + 2 * torch.tensor([[sum(b[r, k] * a[k, c] for k in range(2)) for c in columns] for r in rows])
-    torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected.double())
+    products = [[sum(float(b[r, k]) * float(a[k, c]) for k in range(2)) for c in columns] for r in rows]
+    expected = weight.double() + 2 * torch.tensor(products, dtype=torch.float64)
+    torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected)
     bias = torch.randn(4)
     torch.testing.assert_close(merge_bias(bias, widths, LoraFactors(a, b, 2.0, of_b)), (bias + 2 * of_b[rows]).double())
 

@@ -2,7 +2,8 @@
 
 It does not import the package. The full Hugging Face model is kept at its full size: adapters are merged with their first r
 ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For an MLP, act(gate) * up or act(up), that
-is the same as removing it, since act(0) is 0 for the activations in use.
+is the same as removing it, since act(0) is 0 for the activations in use. A block that is left out adds nothing to the residual: its
+last layer is zero, and so is what a norm behind it makes of that.
 """
 
 import json
@@ -30,6 +31,8 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
             merge(weights, adapter, ranks)
         for layer, width in outputs.items():
             cut(weights, layer, width, order)
+        for block in read_left_out(space, widths) if space else []:
+            silence(weights, block)
         return model(input_ids=ids, use_cache=False).logits
 
 
@@ -37,7 +40,8 @@ def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[st
     """The rank of each adapter and the output width of each layer that the search space names, by module path."""
     elastic = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]["width"]
     ranks, outputs = {}, {}
-    for nodes, allowed, width in zip(elastic["overwrite_groups"], elastic["overwrite_groups_widths"], widths, strict=True):
+    groups = elastic["overwrite_groups"]
+    for nodes, allowed, width in zip(groups, elastic["overwrite_groups_widths"], widths[: len(groups)], strict=True):
         assert width in allowed
         for node in nodes:
             parts = re.findall(r"\[(\w+)\]", node)[2:]  # without base_model and model
@@ -45,6 +49,21 @@ def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[st
             target = ranks if parts[end] == "lora_A" else outputs
             target[".".join(parts[:end])] = width
     return ranks, outputs
+
+
+def read_left_out(space: Path, widths: list[int]) -> list[str]:
+    """The blocks whose group has the width 0; their groups follow those of widths and ranks."""
+    elasticity = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]
+    groups, before = elasticity.get("lonas_edge", {}).get("blocks", []), len(elasticity["width"]["overwrite_groups"])
+    return [block for group, width in zip(groups, widths[before:], strict=True) if width == 0 for block in group]
+
+
+def silence(weights: dict[str, Any], block: str) -> None:
+    """Zero the layer of a block that writes into the residual."""
+    (last,) = (name for name in ("o_proj", "dense", "down_proj", "dense_4h_to_h") if f"{block}.{name}.weight" in weights)
+    for leaf in ("weight", "bias"):
+        if f"{block}.{last}.{leaf}" in weights:
+            weights[f"{block}.{last}.{leaf}"].zero_()
 
 
 def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None:

@@ -81,6 +81,20 @@ def mlp_consumers(case: str) -> list[str]:
     return [f"{layers}.{layer}.mlp.{mlp_names(case)[1]}" for layer in range(LAYERS)]
 
 
+BLOCKS = (  # groups of elastic depth: the first layer's attention, a whole layer, an MLP
+    ((0, "attention"),),
+    ((1, "attention"), (1, "mlp")),
+    ((2, "mlp"),),
+)
+
+
+def block_path(case: str, layer: int, kind: str) -> str:
+    """Path of a layer's attention or MLP."""
+    neox = CASES[case]["model_type"] == "gpt_neox"
+    layers, attention = ("gpt_neox.layers", "attention") if neox else ("model.layers", "self_attn")
+    return f"{layers}.{layer}.{attention if kind == 'attention' else 'mlp'}"
+
+
 @dataclass(frozen=True)
 class TinySource:
     """Directories of a base and of an adapter on it, and the search space file: what `open_source` takes."""
@@ -92,8 +106,8 @@ class TinySource:
 
     def groups(self) -> list[list[int]]:
         """The admissible widths of each group, from the file."""
-        content = json.loads(self.space.read_text())
-        return content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+        elasticity = json.loads(self.space.read_text())["bootstrapNAS"]["training"]["elasticity"]
+        return elasticity["width"]["overwrite_groups_widths"] + [[1, 0] for _ in elasticity.get("lonas_edge", {}).get("blocks", [])]
 
     def arguments(self) -> list[str]:
         """SOURCE and its options on the command line."""
@@ -150,6 +164,22 @@ class TinyModels:
             architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
             path.write_text(json.dumps(generate_space(architecture, RATIOS, RANKS)))
         return path
+
+    def deep_space(self, case: str) -> Path:
+        """The search space, with blocks that may be left out behind its 9 groups, those of `BLOCKS`."""
+        path = self.folder / f"deep-space-{case}.json"
+        if not path.exists():
+            content = json.loads(self.space(case).read_text())
+            content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = {
+                "version": 1,
+                "blocks": [[block_path(case, layer, kind) for layer, kind in group] for group in BLOCKS],
+            }
+            path.write_text(json.dumps(content))
+        return path
+
+    def deep_source(self, case: str) -> TinySource:
+        """As `source`, with elastic depth."""
+        return replace(self.source(case), space=self.deep_space(case))
 
     def source(self, case: str, sharded: bool = False, **options: object) -> TinySource:
         """Base, adapter and search space of a case."""

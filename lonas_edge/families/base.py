@@ -103,6 +103,25 @@ class WidthRule:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A part of a decoder layer that can be left out: the residual then passes by it.
+
+    Attributes:
+        kind: What the command line calls it: attention or mlp.
+        module: Its path, from the decoder layer.
+        norms: Norms in front of it and behind it, which serve it alone; paths from the decoder layer.
+        results: How many things it returns, its output first; 0 where it returns the output by itself.
+        cached: Whether a token adds keys and values to a cache here.
+    """
+
+    kind: str
+    module: str
+    norms: tuple[str, ...]
+    results: int = 0
+    cached: bool = False
+
+
+@dataclass(frozen=True)
 class GroupKind:
     """A kind of elastic group that generated search spaces have, one of it in every decoder layer.
 
@@ -156,6 +175,10 @@ class Family(ABC):
     def layer(self, index: int) -> str:
         """Path of decoder layer `index`."""
         return f"{self.layers}.{index}"
+
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """The parts of a decoder layer that can be left out; none where leaving them out is not supported."""
+        return ()
 
     @abstractmethod
     def linears(self, config: Any) -> list[Linear]:

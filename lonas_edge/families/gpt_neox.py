@@ -9,7 +9,7 @@ Source: the configuration and modeling files of transformers 5.5.
 
 from typing import Any
 
-from lonas_edge.families.base import Family, GroupKind, Linear, WidthRule
+from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule
 from lonas_edge.families.llama import ATTENTION, HIDDEN_STATE
 
 
@@ -42,6 +42,11 @@ class GPTNeoX(Family):
     )
     default_targets = ("query_key_value", "dense_h_to_4h", "dense_4h_to_h")
     legacy_buffers = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
+
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """See `Family`."""
+        attention = Block("attention", "attention", ("input_layernorm",), 2, cached=True)
+        return attention, Block("mlp", "mlp", ("post_attention_layernorm",))
 
     def linears(self, config: Any) -> list[Linear]:
         """See `Family`."""

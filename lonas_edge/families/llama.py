@@ -11,9 +11,11 @@ Sources: the configuration and modeling files of transformers 5.5 for each model
 
 from typing import Any
 
-from lonas_edge.families.base import Family, GroupKind, Linear, WidthRule
+from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule
 
 HIDDEN_STATE = "its output is the hidden state, which every layer shares"
+_NORMS_BEHIND = ("gemma2", "gemma3_text")
+_MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 ATTENTION = "the width of an attention projection decides heads that the rest of the layer must match"
 
 
@@ -71,6 +73,14 @@ class Llama(Family):
     legacy_buffers = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
     raised_guards = ("GemmaOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2; Gemma 2 and 3 inherit it
 
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """See `Family`; Gemma 2 and 3 have a norm behind each block, too."""
+        if config.model_type in _NORMS_BEHIND:
+            attention, mlp = ("input_layernorm", "post_attention_layernorm"), _MLP_NORMS
+        else:
+            attention, mlp = ("input_layernorm",), ("post_attention_layernorm",)
+        return Block("attention", "self_attn", attention, 2, cached=True), Block("mlp", "mlp", mlp)
+
     def linears(self, config: Any) -> list[Linear]:
         """See `Family`."""
         hidden, mlp = config.hidden_size, config.intermediate_size
@@ -90,8 +100,8 @@ class Llama(Family):
     def vectors(self, config: Any) -> dict[str, int]:
         """See `Family`."""
         norms = ["input_layernorm", "post_attention_layernorm"]
-        if config.model_type in ("gemma2", "gemma3_text"):
-            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        if config.model_type in _NORMS_BEHIND:
+            norms += _MLP_NORMS
         sizes = {f"{name}.weight": config.hidden_size for name in norms}
         if config.model_type in ("qwen3", "gemma3_text"):
             sizes |= {"self_attn.q_norm.weight": head_dim(config), "self_attn.k_norm.weight": head_dim(config)}

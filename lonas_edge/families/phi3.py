@@ -11,7 +11,7 @@ Source: the configuration and modeling files of transformers 5.5.
 
 from typing import Any
 
-from lonas_edge.families.base import Family, GroupKind, Linear, WidthRule
+from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule
 from lonas_edge.families.llama import ATTENTION, HIDDEN_STATE, class_names, head_dim, key_value_channels
 
 
@@ -35,6 +35,11 @@ class Phi3(Family):
         GroupKind(layers=("mlp.gate_up_proj",)),
     )
     default_targets = ("qkv_proj", "gate_up_proj", "down_proj")
+
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """See `Family`."""
+        attention = Block("attention", "self_attn", ("input_layernorm",), 2, cached=True)
+        return attention, Block("mlp", "mlp", ("post_attention_layernorm",))
 
     def linears(self, config: Any) -> list[Linear]:
         """See `Family`."""

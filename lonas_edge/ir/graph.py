@@ -35,6 +35,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Family
 from lonas_edge.interrupts import starting
 from lonas_edge.ir.tokenizer import save_tokenizer
+from lonas_edge.network.depth import without_caches
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.architecture import Architecture
@@ -200,7 +201,9 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
         RuntimeError: If the conversion gives a graph in which a weight cannot be found.
     """
     model = _model_without_matrices(config, vectors)
-    family = Architecture.from_config(model.config, "config.json").family
+    architecture = Architecture.from_config(model.config, "config.json")
+    family = architecture.family
+    without_caches(model, architecture)
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     saved = []
 

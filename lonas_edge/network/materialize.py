@@ -18,7 +18,7 @@ from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
-from lonas_edge.space.architecture import Widths
+from lonas_edge.space.architecture import LEFT_OUT, Widths
 from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -185,7 +185,8 @@ class MaterializedModel:
         """Content of the materialized model's config.json.
 
         A width that all layers share is written in its own field; unequal ones go to `per_layer_config`
-        (transformers 5.6), for the layers that differ from the most frequent one.
+        (transformers 5.6), for the layers that differ from the most frequent one; blocks that are left out to a field of
+        our own.
 
         Args:
             dtype: The stored dtype.
@@ -200,15 +201,18 @@ class MaterializedModel:
         if self.untied:
             content["tie_word_embeddings"] = False
         layers = self.source.elasticity.layer_config(self.subnetwork.widths)
-        common = {field: Counter(layer[field] for layer in layers).most_common(1)[0][0] for field in layers[0]}
+        fields = dict.fromkeys(field for layer in layers for field in layer)
+        common = {name: Counter(layer[name] for layer in layers if name in layer).most_common(1)[0][0] for name in fields}
         content |= common
         unequal = {
             str(index): {field: value for field, value in layer.items() if value != common[field]}
             for index, layer in enumerate(layers)
-            if layer != common
+            if any(value != common[field] for field, value in layer.items())
         }
         if unequal:
             content["per_layer_config"] = unequal
+        if left_out := self.source.elasticity.left_out(self.subnetwork.widths):
+            content[LEFT_OUT] = list(left_out)
         return content
 
 

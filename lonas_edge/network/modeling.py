@@ -1,4 +1,4 @@
-"""Live models of a configuration, layers of unequal widths included: built empty, then filled whole or streamed.
+"""Live models of a configuration, unequal widths and left out blocks included: built empty, then filled whole or streamed.
 
 `per_layer_config` in config.json is transformers' field for unequal layers from 5.6 on. LLaMA modeling in 5.5 does not read
 it, and `AutoModelForCausalLM` refuses such a checkpoint; so the layers are resized here.
@@ -22,7 +22,8 @@ from lonas_edge.families import Task
 from lonas_edge.files import check_model_folder, read_by, read_json
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.configuration import check_model_config
-from lonas_edge.space.architecture import Architecture
+from lonas_edge.network.depth import leave_out
+from lonas_edge.space.architecture import LEFT_OUT, Architecture
 
 Fetch = Callable[[str], torch.Tensor]
 Hook = Callable[..., Any]
@@ -48,6 +49,8 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     architecture = Architecture.from_config(parsed, where)
     per_layer = config.get("per_layer_config") or {}
     raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
+    unknown = [f"{block!r}: the model has no such block" for block in architecture.left_out() if block not in architecture.blocks]
+    raise_all(f"{where}: {LEFT_OUT} cannot be used:", unknown)
     model = _built(architecture, parsed, Path(where))
     for index, changes in per_layer.items():
         changed = copy.copy(parsed)
@@ -56,6 +59,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
         for linear in architecture.family.linears(changed):
             layer = model.get_submodule(f"{architecture.family.layer(int(index))}.{linear.name}")
             _resize(layer, linear.out_features, linear.in_features)
+    leave_out(model, architecture, architecture.left_out())
     model.tie_weights()
     return model.eval()
 

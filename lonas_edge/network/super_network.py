@@ -15,6 +15,7 @@ from lonas_edge.families import Task
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.checkpoints import number_fault, open_base
 from lonas_edge.network.configuration import read_generation_config
+from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model
@@ -32,7 +33,7 @@ class SuperNetwork:
     """
 
     def __init__(self, model: Any, elasticity: Elasticity):
-        """Make the elastic layers of `model` elastic; all of each layer is active at first.
+        """Make the elastic layers and blocks of `model` elastic; all of each is active at first.
 
         Args:
             model: A PEFT model with unmerged LoRA adapters, or a base model.
@@ -47,6 +48,10 @@ class SuperNetwork:
         elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
         self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
             name: make_elastic(name, self.base.get_submodule(name)) for name in sorted(elastic)
+        }
+        blocks = elasticity.architecture.blocks
+        self._blocks: dict[str, ElasticBlock] = {
+            name: make_block_elastic(self.base.get_submodule(name), blocks[name]) for name in elasticity.block_group
         }
 
     @property
@@ -63,6 +68,9 @@ class SuperNetwork:
         widths = self.elasticity.widths(chosen)
         for name, layer in self._layers.items():
             activate(layer, widths[name])
+        left_out = set(self.elasticity.left_out(chosen))
+        for name, block in self._blocks.items():
+            block.left_out = name in left_out
 
     def inactive_parts(self, chosen: Sequence[int]) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
         """The parts of the adapters' parameters that a sub-network does not have.

@@ -5,14 +5,17 @@ output width, the input width and the rank of which linear layer. Everything dow
 `Elasticity.widths(subnetwork)` and does not look at groups again.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Family, Linear, Part, WidthRule, family_of
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Part, WidthRule, family_of
 from lonas_edge.space.search_space import Group, SearchSpace
+
+
+LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,32 @@ class Architecture:
             for rule in self.family.width_rules
         }
 
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The parts of decoder layers that can be left out, by module path."""
+        layers = map(self.family.layer, range(self.config.num_hidden_layers))
+        return {f"{layer}.{block.module}": block for layer in layers for block in self.family.blocks(self.config)}
+
+    def left_out(self) -> tuple[str, ...]:
+        """The blocks that a materialized model lacks, module paths, as its configuration says."""
+        return tuple(getattr(self.config, LEFT_OUT, None) or ())
+
+    def absent(self, left_out: Collection[str]) -> tuple[str, ...]:
+        """What goes when blocks are left out: they and the norms that serve them alone.
+
+        Args:
+            left_out: Module paths of the blocks.
+
+        Returns:
+            Module paths; parameters of these modules and of those inside them are not there.
+        """
+        layers = {block: self.split(block)[0] for block in left_out}
+        return tuple(p for b in left_out for p in (b, *(f"{layers[b]}.{norm}" for norm in self.blocks[b].norms)))
+
     def kv_elements(self) -> int:
-        """Elements of keys and values that a token adds to the cache, over all layers."""
-        return self.family.kv_width(self.config) * int(self.config.num_hidden_layers)
+        """Elements of keys and values that a token adds to the cache, over all layers that have one."""
+        caches = int(self.config.num_hidden_layers) - sum(self.blocks[block].cached for block in self.left_out())
+        return self.family.kv_width(self.config) * caches
 
     def inner_width(self) -> int:
         """The widest that a token becomes inside a decoder layer: outputs of the layers that an elastic width narrows."""
@@ -154,11 +180,14 @@ class Widths:
         return sum(stop - start for start, stop in self.columns)
 
 
+NOTHING = Widths((), (), 0)  # of a layer in a block that is left out
+
+
 @dataclass(frozen=True)
 class Elasticity:
-    """A search space laid over an architecture. The three maps give, for a module path, the index of a group.
+    """A search space laid over an architecture. The maps give, for a module path, the index of a group.
 
-    `rules` are those of the layers in `out_group` and `in_group`.
+    `rules` are those of the layers in `out_group` and `in_group`; `block_group` is of the blocks that may be left out.
     """
 
     architecture: Architecture
@@ -167,6 +196,7 @@ class Elasticity:
     in_group: Mapping[str, int]
     rank_group: Mapping[str, int]
     rules: Mapping[str, WidthRule]
+    block_group: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def maximal(self) -> tuple[int, ...]:
@@ -180,12 +210,14 @@ class Elasticity:
             chosen: One width a group, in group order.
 
         Returns:
-            Widths by module path, for every linear layer.
+            Widths by module path, for every linear layer; nothing of a layer in a block that is left out.
         """
-        config = self.architecture.config
+        config, left_out = self.architecture.config, tuple(f"{block}." for block in self.left_out(chosen))
 
         def active(linear: Linear) -> Widths:
             name = linear.name
+            if name.startswith(left_out):
+                return NOTHING
             full = self.rules[name].full(config) if name in self.rules else 1
             rows = linear.rows(chosen[self.out_group[name]] if name in self.out_group else full, full)
             columns = linear.columns(chosen[self.in_group[name]] if name in self.in_group else full, full)
@@ -193,16 +225,51 @@ class Elasticity:
 
         return {name: active(linear) for name, linear in self.architecture.linears.items()}
 
+    def left_out(self, chosen: Sequence[int]) -> tuple[str, ...]:
+        """The blocks that one choice of widths leaves out.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Returns:
+            Their module paths, in the model's order.
+        """
+        return tuple(block for block in self.architecture.blocks if chosen_of(self.block_group, block, chosen) == 0)
+
+    def plain(self, chosen: Sequence[int]) -> tuple[int, ...]:
+        """The same network as it is written plainly: a width inside a block that is left out decides nothing, so it is the widest.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Returns:
+            One width a group; two choices are the same network where these are equal.
+        """
+        left_out = tuple(f"{block}." for block in self.left_out(chosen))
+        gone = (
+            group.kind != "block" and all(module.startswith(left_out) for module in group.modules)
+            for group in self.space.groups
+        )
+        return tuple(most if nothing else own for most, own, nothing in zip(self.maximal, chosen, gone, strict=True))
+
     def layer_config(self, chosen: Sequence[int]) -> list[dict[str, int]]:
         """For each decoder layer, the configuration fields that the chosen widths change."""
-        family, config = self.architecture.family, self.architecture.config
+        family, config, left_out = self.architecture.family, self.architecture.config, self.left_out(chosen)
 
         def field(layer: str, rule: WidthRule) -> int:
             consumer = f"{layer}.{rule.consumer}"
             return chosen[self.in_group[consumer]] if consumer in self.in_group else rule.full(config)
 
+        def there(layer: str, rule: WidthRule) -> bool:
+            return not any(f"{layer}.{rule.consumer}".startswith(f"{block}.") for block in left_out)
+
         layers = map(family.layer, range(config.num_hidden_layers))
-        return [{rule.config_field: field(layer, rule) for rule in family.width_rules} for layer in layers]
+        return [{rule.config_field: field(layer, rule) for rule in family.width_rules if there(layer, rule)} for layer in layers]
+
+
+def chosen_of(groups: Mapping[str, int], module: str, chosen: Sequence[int]) -> int | None:
+    """The width that a group decides for a module; None where no group does."""
+    return chosen[groups[module]] if module in groups else None
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
@@ -223,11 +290,14 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
     inputs: dict[str, int] = {}
     ranks: dict[str, int] = {}
     rules: dict[str, WidthRule] = {}
+    blocks: dict[str, int] = {}
     problems: list[str] = []
     for index, group in enumerate(space.groups):
-        faults = _unknown_nodes(architecture, group)
+        faults = _unknown_blocks(architecture, group) if group.kind == "block" else _unknown_nodes(architecture, group)
         if not faults and group.kind == "rank":
             ranks |= dict.fromkeys(group.modules, index)
+        elif not faults and group.kind == "block":
+            blocks |= dict.fromkeys(group.modules, index)
         elif not faults:
             faults, found = _bind_width(architecture, group)
             faults += [f"{m} has its width from group {out[m]} already" for m in group.modules if m in out]
@@ -235,6 +305,8 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
             inputs |= {name: index for name in found if name not in group.modules}
             rules |= found
         problems += [f"group {index}: {fault}" for fault in faults]
+    if blocks and all(name in blocks for name, block in architecture.blocks.items() if block.cached):
+        problems.append("every layer's attention may be left out; the minimal network would have none. Keep one out of the groups")
     if space.dynamic_inputs:
         problems.append(f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it")
     raise_all(
@@ -242,7 +314,18 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         problems,
         "Take the configuration the adapter was trained with, or write one with `lonas-edge space`.",
     )
-    return Elasticity(architecture, space, out, inputs, ranks, rules)
+    return Elasticity(architecture, space, out, inputs, ranks, rules, blocks)
+
+
+def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
+    if not architecture.blocks:
+        return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be left out"]
+    last, known = architecture.config.num_hidden_layers - 1, [block.module for block in architecture.family.blocks(architecture.config)]
+    return [
+        f"unknown block {module[:300]!r}: expected {architecture.family.layer(0)} to {last} with {' or '.join(known)}"
+        for module in group.modules
+        if module not in architecture.blocks
+    ]
 
 
 def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:

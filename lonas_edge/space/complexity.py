@@ -69,7 +69,7 @@ def _linear_weights(elasticity: Elasticity, ranks: Mapping[str, int], chosen: Se
         out, columns, rank = linear.out_features, linear.in_features, ranks.get(name, 0)
         if widths:
             out, columns = widths[name].out_features, widths[name].in_features
-            rank = min(rank, widths[name].rank or rank)
+            rank = min(rank, rank if widths[name].rank is None else widths[name].rank)
         total += out * columns + rank * (out + columns)
     return total
 
@@ -94,6 +94,9 @@ def materialized_shapes(
         shapes[f"{head.name}.weight"] = (head.out_features, head.in_features)
     if chosen is None:
         return shapes
+    absent = architecture.absent(elasticity.left_out(chosen))
+    inside = tuple(f"{module}." for module in absent)
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(inside)}
     for name, active in elasticity.widths(chosen).items():
         if f"{name}.weight" in shapes:
             shapes[f"{name}.weight"] = (active.out_features, active.in_features)

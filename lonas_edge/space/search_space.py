@@ -1,7 +1,12 @@
 """The search space: which widths and ranks a super-network offers, read from (and written as) NNCF configuration JSON.
 
 The format is NNCF 2.x's `bootstrapNAS` section as the LoNAS authors published it (Muñoz et al., LREC-COLING 2024). NNCF 3
-has no code for it any more, so the reader lives here. No torch, so that `inspect` and `space` stay quick.
+has no code for it any more, so the reader lives here. What it has no place for, blocks that may be left out, stands in a section
+of our own beside `width`:
+
+    "lonas_edge": {"version": 1, "blocks": [["model.layers.7.self_attn"], ["model.layers.9.self_attn", "model.layers.9.mlp"]]}
+
+Each list is a group of the widths 1 and 0, behind the groups of `width`: 0 leaves its blocks out. No torch, so that `inspect` and `space` stay quick.
 """
 
 import hashlib
@@ -19,16 +24,19 @@ import pyjson5
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import DEPTH_LIMIT, read_text
 
-Role = Literal["base", "lora_A", "lora_B"]
+Role = Literal["base", "lora_A", "lora_B", "block"]
 
 _NODE_PART = re.compile(r"[^/\[\]]+\[([^\[\]]+)\]")
 _PEFT_PREFIX = ["base_model", "model"]
 _OTHER_DIMENSIONS = ("depth", "kernel")  # NNCF's dimensions of elasticity beside `width`
+_INSTEAD = {"depth": "; blocks that may be left out are lonas-edge's own section (`lonas-edge space --depth`)"}
+EXTENSION, EXTENSION_VERSION = "lonas_edge", 1  # our own section of `elasticity`
+BLOCK_WIDTHS = (1, 0)  # there, and left out
 
 
 @dataclass(frozen=True)
 class Member:
-    """One weight in an elastic group: `role` of the linear layer `module`, named `node` by NNCF."""
+    """One weight in an elastic group: `role` of the linear layer `module`, named `node` by NNCF; or a block, named by its path."""
 
     module: str
     role: Role
@@ -43,8 +51,10 @@ class Group:
     widths: tuple[int, ...]
 
     @property
-    def kind(self) -> Literal["rank", "width"]:
-        """An elastic LoRA rank, or an elastic output width."""
+    def kind(self) -> Literal["rank", "width", "block"]:
+        """An elastic LoRA rank, an elastic output width, or blocks that may be left out."""
+        if self.members[0].role == "block":
+            return "block"
         return "rank" if self.members[0].role == "lora_A" else "width"
 
     @property
@@ -188,18 +198,19 @@ def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
     elasticity = _mapping(training, "elasticity")
     width = _mapping(elasticity, "width")
     groups, problems = _parse_groups(width.get("overwrite_groups"), width.get("overwrite_groups_widths"))
+    blocks, block_problems = _parse_blocks(elasticity.get(EXTENSION), len(groups))
     stages, stage_problems = _parse_stages(_mapping(training, "schedule").get("list_stage_descriptions", []))
     search, search_faults = _parse_settings(SearchSettings, section.get("search", {}), "bootstrapNAS.search")
     dynamic_inputs, dynamic_problems = _parse_dynamic_inputs(width.get("add_dynamic_inputs", []))
     space = SearchSpace(
-        groups=groups,
+        groups=groups + blocks,
         stages=stages,
         search=search,
         search_faults=tuple(search_faults),
         sequence_length=_sequence_length(content.get("input_info")),
         dynamic_inputs=dynamic_inputs,
     )
-    return space, _dimension_faults(elasticity) + problems + dynamic_problems + stage_problems
+    return space, _dimension_faults(elasticity) + problems + block_problems + dynamic_problems + stage_problems
 
 
 def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
@@ -212,9 +223,33 @@ def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
     found += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
     return [
         f"{where}: elastic {dimension} ({place}) is not supported, elastic widths and ranks are. Take it out of the file, and "
-        f"every sub-network keeps the full {dimension}"
+        f"every sub-network keeps the full {dimension}{_INSTEAD.get(dimension, '')}"
         for dimension, place in found
     ]
+
+
+def _parse_blocks(section: Any, before: int) -> tuple[tuple[Group, ...], list[str]]:
+    """The groups of our own section; they stand behind `before` others."""
+    where = f"bootstrapNAS.training.elasticity.{EXTENSION}"
+    if section is None:
+        return (), []
+    if not isinstance(section, dict) or section.get("version") != EXTENSION_VERSION:
+        found = section.get("version") if isinstance(section, dict) else section
+        return (), [f"{where}: expected version {EXTENSION_VERSION}, found {shortened(found)}. A newer lonas-edge reads others"]
+    listed, unknown = section.get("blocks", []), sorted(section.keys() - {"version", "blocks"})
+    problems = [f"{where}: unknown field {shortened(name)}" for name in unknown]
+    if not isinstance(listed, list):
+        return (), [*problems, f"{where}.blocks must be a list of lists of module paths, found {shortened(listed)}"]
+    groups: list[Group] = []
+    seen: dict[str, int] = {}
+    for index, paths in enumerate(listed, before):
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
+            problems.append(f"group {index}: expected a list of module paths of blocks, found {shortened(paths)}")
+            continue
+        twice = [path for path in paths if seen.setdefault(path, index) != index]
+        problems += [f"group {index}: {path[:300]} is in group {seen[path]} too" for path in twice]
+        groups.append(Group(tuple(Member(path, "block", path) for path in dict.fromkeys(paths)), BLOCK_WIDTHS))
+    return tuple(groups), problems
 
 
 def _mapping(parent: dict[str, Any], key: str) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""IRs of networks without some of their blocks: they answer as defined, in stock clients, and have no cache where there is none."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import openvino as ov
+import openvino_genai
+import pytest
+import torch
+from openvino_models import ir_logits
+from optimum.intel import OVModelForCausalLM
+from oracle import oracle_logits
+from tiny_models import CASES, LAYERS, TinyModels, TinySource
+from transformers import AutoTokenizer
+
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+DEPTHS = {"llama": [0, 0, 0], "gemma2": [0, 1, 0], "gemma3": [1, 0, 0], "neox": [0, 0, 1], "phi3": [0, 1, 1]}
+NEW = 16
+PROMPTS = ["the inner ones", "a", "there is another one in the attic"]
+
+
+def exported(source: TinySource, widths: list[int], output: Path, **options: object) -> Path:
+    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))  # type: ignore[arg-type]
+    return output
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+def test_answers_as_defined(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+    source = tiny_models.deep_source(case)
+    depth = DEPTHS.get(case, [0, 0, 1])
+    widths = choose(source, "unequal:1")[:-3] + depth
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3
+    model = ov.Core().read_model(folder / "openvino_model.xml")
+    assert len(model.get_sinks()) == 2 * (LAYERS - depth[:2].count(0))  # the third group is an MLP
+    left_out = {0: depth[0] == 0, 1: depth[1] == 0}
+    names = [op.get_friendly_name() for op in model.get_ops()]
+    for layer, gone in left_out.items():
+        assert bool([n for n in names if f"layers.{layer}.self_attn" in n or f"layers.{layer}.attention" in n]) != gone
+
+
+@pytest.mark.parametrize("case", list(DEPTHS))
+def test_stock_clients_answer_alike(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    """Greedy tokens of openvino_genai, a prompt at a time and in a batch, of optimum-intel and of PyTorch; and beams.
+
+    Beams of openvino_genai are not compared: of whole networks, too, they are others than those of transformers.
+    """
+    source = tiny_models.deep_source(case)
+    widths = choose(source, "unequal:1")[:-3] + DEPTHS[case]
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    network = load_super_network(source.opened())
+    network.activate(widths)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    stock = OVModelForCausalLM.from_pretrained(folder, ov_config=exact)
+    answers = []
+    for prompt in PROMPTS:
+        tokens = tokenizer(prompt, return_tensors="pt")
+        for beams in (4, 1):
+            settings = {"max_new_tokens": NEW, "num_beams": beams, "do_sample": False, "eos_token_id": None}
+            expected = network.base.generate(**tokens, **settings)
+            assert torch.equal(stock.generate(**tokens, **settings), expected)
+        answers.append(expected[0, -NEW:].tolist())
+    pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND="SDPA", **exact)
+    config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW)
+    for prompts, expected in (*(([prompt], [answer]) for prompt, answer in zip(PROMPTS, answers, strict=True)), (PROMPTS, answers)):
+        batch = {name: ov.Tensor(tensor.numpy()) for name, tensor in tokenizer(prompts, return_tensors="pt", padding=True).items()}
+        inputs = openvino_genai.TokenizedInputs(batch["input_ids"], batch["attention_mask"])
+        assert list(pipeline.generate(inputs, config).tokens) == expected
+        assert len(pipeline.generate(inputs, beams_config()).tokens) == len(prompts)
+
+
+def beams_config() -> openvino_genai.GenerationConfig:
+    return openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW, num_beams=4)

@@ -1,0 +1,107 @@
+"""Blocks that are left out, against the definition: activated in a super-network, and materialized."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle_logits
+from safetensors import safe_open
+from tiny_models import BLOCKS, CASES, TinyModels, TinySource, block_path
+
+from lonas_edge.network.materialize import MaterializedModel, write_weights
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+DEPTHS = [list(kept) for kept in itertools.product((1, 0), repeat=len(BLOCKS))]
+
+
+def widths_of(source: TinySource, choose: Choose, depth: list[int], name: str = "unequal:3") -> list[int]:
+    """Unequal widths with the blocks of `depth`."""
+    return choose(source, name)[: -len(depth)] + depth
+
+
+def materialize(source: TinySource, widths: list[int], folder: Path) -> Path:
+    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "chosen"))
+    (folder / "config.json").write_text(json.dumps(model.config()))
+    write_weights(model, folder, torch.float32)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_left_out_blocks_answer_as_defined(
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    source = tiny_models.deep_source(case)
+    network = load_super_network(source.opened())
+    for number, depth in enumerate(DEPTHS):
+        widths = widths_of(source, choose, depth)
+        expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+        network.activate(widths)
+        with torch.inference_mode():
+            activated = network.model(input_ids=ids).logits
+        torch.testing.assert_close(activated.double(), expected, rtol=0, atol=1e-4)
+        (folder := tmp_path / str(number)).mkdir()
+        with torch.inference_mode():
+            materialized = load_checkpoint(materialize(source, widths, folder))(input_ids=ids).logits
+        torch.testing.assert_close(materialized.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_generates_as_without_a_cache(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Positions and masks come from the caches, whose first layer may be one that is left out."""
+    source = tiny_models.deep_source(case)
+    network = load_super_network(source.opened())
+    widths = widths_of(source, choose, [0, 1, 0])
+    network.activate(widths)
+    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "num_beams": 2}
+    for model in (network.base, load_checkpoint(materialize(source, widths, tmp_path))):
+        cached = model.generate(ids, use_cache=True, **settings)
+        assert torch.equal(cached, model.generate(ids, use_cache=False, **settings))
+        logits = oracle_logits(source.base, source.adapter, source.space, widths, cached)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(input_ids=cached).logits.double(), logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["llama-biased", "gemma3", "neox", "phi3"])
+def test_the_checkpoint_lacks_them(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    source = tiny_models.deep_source(case)
+    folder = materialize(source, widths_of(source, choose, [0, 0, 1]), tmp_path)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    gone = [block_path(case, 0, "attention"), block_path(case, 1, "attention"), block_path(case, 1, "mlp")]
+    assert not [name for name in stored if name.startswith(tuple(f"{path}." for path in gone))]
+    layer = block_path(case, 1, "mlp").rpartition(".")[0]
+    assert not [name for name in stored if name.startswith(f"{layer}.")]  # nor its norms
+    first = block_path(case, 0, "mlp").rpartition(".")[0]
+    norms = {name for name in stored if name.startswith(first) and "layernorm" in name}
+    assert f"{first}.input_layernorm.weight" not in norms and norms
+    assert json.loads((folder / "config.json").read_text())["left_out_blocks"] == gone
+    assert len(load_checkpoint(folder).state_dict()) >= len(stored)
+
+
+def test_a_block_is_back_when_it_is_chosen_again(tiny_models: TinyModels, choose: Choose, ids: torch.Tensor) -> None:
+    source = tiny_models.deep_source("llama")
+    network = load_super_network(source.opened())
+    with torch.inference_mode():
+        before = network.model(input_ids=ids).logits
+        network.activate(widths_of(source, choose, [0, 0, 0]))
+        assert not torch.allclose(network.model(input_ids=ids).logits, before)
+        network.activate(choose(source, "maximal"))
+        assert torch.equal(network.model(input_ids=ids).logits, before)
+
+
+def test_widths_inside_a_left_out_block_decide_nothing(tiny_models: TinyModels, choose: Choose) -> None:
+    source = tiny_models.deep_source("llama")
+    elasticity = source.opened().elasticity
+    narrow, wide = choose(source, "minimal"), choose(source, "maximal")
+    narrow[-3:] = wide[-3:] = [1, 0, 1]
+    kept = elasticity.plain(narrow)
+    inside = [index for index, group in enumerate(elasticity.space.groups[:-3]) if "layers.1." in group.modules[0]]
+    assert [kept[index] for index in inside] == [wide[index] for index in inside]
+    others = [index for index in range(len(narrow)) if index not in inside]
+    assert [kept[index] for index in others] == [narrow[index] for index in others]

@@ -2,8 +2,8 @@
 
 It does not import the package. The full Hugging Face model is kept at its full size: adapters are merged with their first r
 ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For an MLP, act(gate) * up or act(up), that
-is the same as removing it, since act(0) is 0 for the activations in use. A block that is left out adds nothing to the residual: its
-last layer is zero, and so is what a norm behind it makes of that.
+is the same as removing it, since act(0) is 0 for the activations in use. A block that is left out adds nothing to the residual:
+its last layer is zero, and so is what a norm behind it makes of that.
 """
 
 import json

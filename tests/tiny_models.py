@@ -107,7 +107,9 @@ class TinySource:
     def groups(self) -> list[list[int]]:
         """The admissible widths of each group, from the file."""
         elasticity = json.loads(self.space.read_text())["bootstrapNAS"]["training"]["elasticity"]
-        return elasticity["width"]["overwrite_groups_widths"] + [[1, 0] for _ in elasticity.get("lonas_edge", {}).get("blocks", [])]
+        return elasticity["width"]["overwrite_groups_widths"] + [
+            [1, 0] for _ in elasticity.get("lonas_edge", {}).get("blocks", [])
+        ]
 
     def arguments(self) -> list[str]:
         """SOURCE and its options on the command line."""

@@ -2,16 +2,32 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from lonas_edge.cli.options import USER_PATH, USER_PATH_OR_NAME, OverwriteOption, RevisionOption, loading, refuse_revision
+from lonas_edge.cli.options import (
+    USER_PATH,
+    USER_PATH_OR_NAME,
+    OverwriteOption,
+    RevisionOption,
+    choice,
+    given,
+    loading,
+    refuse_revision,
+)
+from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
+from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import one_line
+from lonas_edge.families import BLOCK_KINDS
 
+if TYPE_CHECKING:
+    from lonas_edge.search.depth import BlockCost
+
+_SEED = 0  # of the choice of prompts
 _Number = TypeVar("_Number", int, float)
 
 
@@ -26,6 +42,7 @@ def _numbers(kind: Callable[[str], _Number], text: str) -> list[_Number]:
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -38,23 +55,77 @@ def command(
     ] = "1,.875,.75,.625,.5",
     ranks: Annotated[str, typer.Option("--ranks", help="Admissible LoRA ranks.")] = "32,28",
     seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at.")] = 256,
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            "--depth", help="Blocks that may be left out: attention, mlp, or both with a comma between them. Default: none."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            click_type=USER_PATH,
+            help="With --depth: prompts with answers, as of `train`, on which it is measured what each block costs; dear ones "
+            "are kept. Default: not measured; those of the first and last layer are kept.",
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option("--val-set-size", min=1, help="With --data: how many of them, a seeded choice.")] = 32,
+    prompt: Annotated[
+        str, typer.Option("--prompt", click_type=choice(TEMPLATES), help="With --data: their template.")
+    ] = "alpaca",
     revision: RevisionOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths."""
+    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths; blocks that may be left out."""
     parsed_ratios, parsed_ranks = _numbers(float, ratios), _numbers(int, ranks)
+    kinds = tuple(dict.fromkeys(part.strip() for part in depth.split(","))) if depth is not None else ()
+    _refuse_what_does_nothing(ctx, kinds, data)
     with loading():
         from lonas_edge.files import replace_text
-        from lonas_edge.network.source import locate, read_model_config
+        from lonas_edge.network.source import locate, open_source, read_model_config
         from lonas_edge.output import check_output_file
+        from lonas_edge.search.depth import candidates, measured, offered
         from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space
 
     check_output_file(output, overwrite, (model,))
-    located = locate(model, revision, weights=False)
+    located = locate(model, revision, weights=data is not None)
     refuse_revision(revision, located)
     architecture = Architecture.from_config(read_model_config(located), str(located.folder))
-    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len)
+    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len)  # refuses before anything is measured
+    blocks = candidates(architecture, kinds, str(located.folder))
+    if data is not None:
+        with progress() as report:
+            blocks = measured(open_source(model, revision=revision), blocks, data, prompts, prompt, _SEED, report)
+    chosen, kept = offered(architecture, blocks) if blocks else ([], [])
+    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, [block.path for block in chosen])
     replace_text(output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
-    console(stderr=True).print(f"{output}: {len(groups)} elastic groups for {located.name}")
+    shown = console(stderr=True, soft_wrap=True)
+    shown.print(f"{output}: {len(groups) + len(chosen)} elastic groups for {located.name}")
+    for kind in kinds:
+        shown.print(f"{kind}: {_told(chosen, kind)} may be left out, cheapest first; {_told(kept, kind)} kept", markup=False)
+    if kinds and data is None:
+        shown.print("What they cost was not measured: --data FILE.json orders them and keeps the dear ones.")
+
+
+def _refuse_what_does_nothing(ctx: typer.Context, kinds: tuple[str, ...], data: Path | None) -> None:
+    if unknown := [kind for kind in kinds if kind not in BLOCK_KINDS]:
+        raise typer.BadParameter(f"--depth: expected {' or '.join(BLOCK_KINDS)}, found {one_line(repr(', '.join(unknown)))}")
+    if data is not None and not kinds:
+        raise typer.BadParameter("--data: measures what blocks cost; give --depth, too")
+    if data is None and (idle := [name for name in ("prompts", "prompt") if given(ctx, name)]):
+        flags = {"prompts": "--val-set-size", "prompt": "--prompt"}
+        raise typer.BadParameter(f"{', '.join(flags[name] for name in idle)}: of --data, which is not given")
+
+
+def _told(blocks: "Sequence[BlockCost]", kind: str) -> str:
+    """Layers of a kind of blocks, with what each costs where that was measured."""
+    layers = [
+        f"{next(part for part in block.path.split('.') if part.isdigit())}"
+        + (f" ({block.kl:.2g})" if block.kl is not None else "")
+        for block in blocks
+        if block.kind == kind
+    ]
+    return f"layer{'s' * (len(layers) != 1)} {', '.join(layers)}" if layers else "none"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = TrainOptions()
 _LARGEST = 1e6  # far beyond what learns anything, and a float32
-_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "sampling", "distill", "reorder")
+_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "sampling", "distill", "reorder")
 
 _Model = Annotated[str, typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory or hub id.")]
 _Data = Annotated[
@@ -80,6 +80,9 @@ _WidthIndicator = Annotated[
     int | None, typer.Option(min=1, help="Values of each group that may be drawn, widest first. Default: the stage's own.")
 ]
 _SampleRate = Annotated[int | None, typer.Option(min=1, help="Optimizer steps between two draws. Default: the stage's own.")]
+_DepthRate = Annotated[
+    float, typer.Option(min=0, max=1, help="Chance that a group of blocks is left out of a drawn sub-network.")
+]
 _Sampling = Annotated[
     str,
     typer.Option(
@@ -148,6 +151,7 @@ def command(  # the options are read from the context, by the names they have in
     weight_decay: _WeightDecay = _DEFAULT.weight_decay,
     width_indicator: _WidthIndicator = None,
     sample_rate: _SampleRate = None,
+    depth_rate: _DepthRate = _DEFAULT.depth_rate,
     sampling: _Sampling = _DEFAULT.sampling,
     distill: _Distill = _DEFAULT.distill,
     reorder: _Reorder = _DEFAULT.reorder,

@@ -31,6 +31,7 @@ from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
+from lonas_edge.space.picture import picture_of
 from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
@@ -252,11 +253,12 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
     return Manifest(
         stage=options.stage,
         weight_format=job.stored,
-        subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None),
+        subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None, model.subnetwork.found),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
         prompt=source.training.prompt.name if source.training else None,
         sizes=BothSizes(source.sizes(None), source.sizes(widths)),
+        layers=picture_of(source.elasticity, widths),
         verified=options.verify,
         parity=job.parity,
         steps=job.steps.taken,

@@ -11,6 +11,8 @@ from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity
 from lonas_edge.schema import Migration, Record
 from lonas_edge.space.complexity import Sizes
+from lonas_edge.space.picture import Layer
+from lonas_edge.space.subnetwork import Found
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
@@ -34,10 +36,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The sub-network's name, and the hash of the search space it is of; None where there is none."""
+    """The sub-network.
+
+    Attributes:
+        name: What it is called.
+        search_space: Hash of the search space it is of; None where there is none.
+        found: How a search found it, if one did.
+    """
 
     name: str
     search_space: str | None
+    found: Found | None
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,11 @@ def _third(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "files": None}
 
 
+def _fourth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 said neither how the sub-network was found nor what is left of each layer."""
+    return {**content, "subnetwork": {**content["subnetwork"], "found": None}, "layers": []}
+
+
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -120,6 +134,7 @@ class Manifest(Record):
         adapter: The adapter; None where the base was exported alone.
         prompt: Name of the prompt that the adapter was trained with, where that is known.
         sizes: Of both networks.
+        layers: What is left of each decoder layer; none where an older version wrote it.
         verified: Whether logits were compared.
         parity: What the comparisons gave, by the names in `COMPARED`.
         steps: Seconds and memory by step.
@@ -130,8 +145,8 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 3
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third}
+    VERSION: ClassVar[int] = 4
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth}
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str
@@ -140,6 +155,7 @@ class Manifest(Record):
     adapter: Origin | None
     prompt: str | None
     sizes: BothSizes
+    layers: tuple[Layer, ...]
     verified: bool
     parity: dict[str, Parity]
     steps: dict[str, Step]

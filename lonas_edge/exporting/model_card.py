@@ -6,6 +6,8 @@ from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import COMPARED, BothSizes, Manifest
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.ir.runtime import RuntimeProperties
+from lonas_edge.space.picture import lines
+from lonas_edge.space.subnetwork import Found
 
 
 def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, evaluations: Evaluations | None = None) -> str:
@@ -32,8 +34,10 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         f"`{base}`{fine_tuned}: its `{name}` LoNAS sub-network, sliced and merged by "
         "lonas-edge. `subnetwork.json` has the widths, `lonas_edge.json` versions, input hashes, sizes and parity.",
         "",
+        *(_found(found) if (found := manifest.subnetwork.found) else []),
         *_sizes(manifest.sizes),
         "",
+        *_picture(manifest),
         "## Run",
         "",
         *stage.run,
@@ -48,6 +52,16 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
     return "\n".join(lines)
 
 
+def _found(found: Found) -> list[str]:
+    unit = {name: "" if unit == name else f" {unit}" for name, unit in found.units.items()}
+    return [
+        f"`lonas-edge search` found it: {found.quality} {found.quality_value:.4g}{unit[found.quality]} on {found.prompts} "
+        f"held-out prompts at {found.cost} {found.cost_value:.4g}{unit[found.cost]} in {found.weight_format}, evaluation "
+        f"{found.evaluation + 1} of {found.evaluations} ({found.origin}).",
+        "",
+    ]
+
+
 def _sizes(sizes: BothSizes) -> list[str]:
     unpruned, chosen = sizes.unpruned, sizes.subnetwork
     return [
@@ -57,6 +71,11 @@ def _sizes(sizes: BothSizes) -> list[str]:
         f"| linear weights (adapters unmerged) | {unpruned.linear_weights:,} | {chosen.linear_weights:,} |",
         f"| MACs, {chosen.seq_len} tokens | {unpruned.macs:.3e} | {chosen.macs:.3e} |",
     ]
+
+
+def _picture(manifest: Manifest) -> list[str]:
+    drawn = lines(manifest.layers)
+    return ["What is left of each layer:", "", "```text", *drawn, "```", ""] if drawn else []
 
 
 def _tuned(runtime: RuntimeProperties) -> list[str]:

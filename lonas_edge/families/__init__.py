@@ -1,6 +1,6 @@
 """Model families as behaviour, one file a family. A new family is a new file and a line in `FAMILIES`."""
 
-from lonas_edge.families.base import Block, Family, GroupKind, Linear, Part, Task, WidthRule
+from lonas_edge.families.base import BLOCK_KINDS, Block, Family, GroupKind, Linear, Part, Task, WidthRule
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.phi3 import Phi3
@@ -9,7 +9,19 @@ FAMILIES: tuple[Family, ...] = (Llama(), GPTNeoX(), Phi3())
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES for kind in family.model_types)
 
-__all__ = ["FAMILIES", "SUPPORTED_MODEL_TYPES", "Block", "Family", "GroupKind", "Linear", "Part", "Task", "WidthRule", "family_of"]
+__all__ = [
+    "BLOCK_KINDS",
+    "FAMILIES",
+    "SUPPORTED_MODEL_TYPES",
+    "Block",
+    "Family",
+    "GroupKind",
+    "Linear",
+    "Part",
+    "Task",
+    "WidthRule",
+    "family_of",
+]
 
 
 def family_of(model_type: str) -> Family | None:

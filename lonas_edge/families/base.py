@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+BLOCK_KINDS = ("attention", "mlp")
 Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
 
 

@@ -75,11 +75,11 @@ class Llama(Family):
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """See `Family`; Gemma 2 and 3 have a norm behind each block, too."""
+        in_front, behind = "input_layernorm", "post_attention_layernorm"
         if config.model_type in _NORMS_BEHIND:
-            attention, mlp = ("input_layernorm", "post_attention_layernorm"), _MLP_NORMS
-        else:
-            attention, mlp = ("input_layernorm",), ("post_attention_layernorm",)
-        return Block("attention", "self_attn", attention, 2, cached=True), Block("mlp", "mlp", mlp)
+            attention = Block("attention", "self_attn", (in_front, behind), 2, cached=True)
+            return attention, Block("mlp", "mlp", _MLP_NORMS)
+        return Block("attention", "self_attn", (in_front,), 2, cached=True), Block("mlp", "mlp", (behind,))
 
     def linears(self, config: Any) -> list[Linear]:
         """See `Family`."""

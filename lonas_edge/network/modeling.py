@@ -49,7 +49,9 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     architecture = Architecture.from_config(parsed, where)
     per_layer = config.get("per_layer_config") or {}
     raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
-    unknown = [f"{block!r}: the model has no such block" for block in architecture.left_out() if block not in architecture.blocks]
+    unknown = [
+        f"{block!r}: the model has no such block" for block in architecture.left_out() if block not in architecture.blocks
+    ]
     raise_all(f"{where}: {LEFT_OUT} cannot be used:", unknown)
     model = _built(architecture, parsed, Path(where))
     for index, changes in per_layer.items():

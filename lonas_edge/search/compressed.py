@@ -92,7 +92,8 @@ class StoredNetwork:
     @contextmanager
     def _compressed(self, chosen: Sequence[int]) -> Iterator[None]:
         elasticity, base = self._network.elasticity, self._network.base
-        widths = {name: one for name, one in elasticity.widths(chosen).items() if base.get_submodule(name) is not self._head}
+        there = {name: one for name, one in elasticity.widths(chosen).items() if one.in_features}
+        widths = {name: one for name, one in there.items() if base.get_submodule(name) is not self._head}
         group = self._format.group_size(one.in_features for one in widths.values())
         inner = self._format.chosen(outer=False, group_size=group)
         group = group if inner.group_sizes else None

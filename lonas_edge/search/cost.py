@@ -123,4 +123,5 @@ def cost_function(
     from lonas_edge.search.uniform import find_kinds
 
     known, kinds = table or open_table(source, settings, progress), find_kinds(source)
-    return lambda chosen, weight_format: known.predict(name, kinds, chosen, weight_format)
+    plain = source.elasticity.plain  # a width inside a block that is left out costs nothing more
+    return lambda chosen, weight_format: known.predict(name, kinds, plain(chosen), weight_format)

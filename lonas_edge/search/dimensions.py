@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,15 @@ class Dimensions:
         space: The search space.
         searched: Indices of the groups that are searched; the others stay at their widest.
         formats: Weight formats; a dimension where there are several.
+        plain: Writes a choice of widths plainly, so that one network is one choice: `Elasticity.plain`.
+        inside: For a group whose layers lie in blocks that another group may leave out, that group: `Elasticity.inside`.
     """
 
     space: SearchSpace
     searched: tuple[int, ...]
     formats: tuple[str, ...]
+    plain: Callable[[Sequence[int]], tuple[int, ...]] = tuple
+    inside: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def fixed(self) -> tuple[int, ...]:
@@ -39,15 +43,19 @@ class Dimensions:
 
     @cached_property
     def size(self) -> int:
-        """How many networks there are to evaluate."""
-        return math.prod(len(self.space.groups[index].widths) for index in self.searched) * len(self.formats)
+        """How many networks there are to evaluate: without a block, one for all the widths inside it."""
+        choices = {index: len(self.space.groups[index].widths) for index in self.searched}
+        for group, block in self.inside.items():
+            if group in choices and block in choices:
+                choices[block] = (choices[block] - 1) * choices.pop(group) + 1
+        return math.prod(choices.values()) * len(self.formats)
 
     def network(self, levels: Sequence[int], weight_format: str) -> Network:
         """A network from the place of each searched group's width."""
         widths = [group.widths[0] for group in self.space.groups]
         for index, level in zip(self.searched, levels, strict=True):
             widths[index] = self.space.groups[index].widths[level]
-        return tuple(widths), weight_format
+        return self.plain(widths), weight_format
 
     def levels(self, widths: Sequence[int]) -> list[int]:
         """The place of each searched group's width."""
@@ -105,7 +113,7 @@ def find_dimensions(source: Source, formats: Sequence[str]) -> Dimensions:
         narrowest = (*maximal[:index], group.widths[-1], *maximal[index + 1 :])
         if len(group.widths) > 1 and source.sizes(narrowest).parameters < whole:
             searched.append(index)
-    return Dimensions(source.space, tuple(searched), tuple(formats))
+    return Dimensions(source.space, tuple(searched), tuple(formats), source.elasticity.plain, source.elasticity.inside)
 
 
 def costs_by_width(

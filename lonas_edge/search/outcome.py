@@ -16,7 +16,7 @@ from lonas_edge.search.plan import Plan
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Measured, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
 from lonas_edge.search.seeds import named
-from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.space.subnetwork import Found, Subnetwork
 from lonas_edge.versions import versions
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optuna", "openvino", "nncf")
@@ -79,8 +79,9 @@ class Outcome:
         folder.mkdir(exist_ok=True)
         files = {f"{one.file}.json": one for one in (*record.named, *record.picks) if one.file}
         for name, one in files.items():
-            widths = record.evaluations[one.evaluation].widths
-            Subnetwork(widths, f"search:{one.name}").record(self.plan.source.space).write(folder / name)
+            evaluation = record.evaluations[one.evaluation]
+            found = Subnetwork(evaluation.widths, f"search:{one.name}", _found(record, evaluation))
+            found.record(self.plan.source.space).write(folder / name)
         for path in folder.glob("*.json"):  # the front was longer before
             if path.name not in files:
                 path.unlink()
@@ -138,6 +139,12 @@ class Outcome:
         points = [(self.plan.sign * one.quality, one.cost) for one in self.evaluations]
         maximal, minimal = (points[self._known[name].number] for name in ("maximal", "minimal"))
         return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
+
+
+def _found(record: SearchRecord, one: Evaluation) -> Found:
+    counts = (one.number, len(record.evaluations), record.data.prompts)
+    values = (record.quality, one.quality, record.cost, one.cost)
+    return Found(*values, record.units, one.weight_format, one.origin, *counts)
 
 
 def measures(plan: Plan) -> dict[str, Value]:

@@ -1,7 +1,8 @@
 """Networks of equal widths: what the latency of every other network of a search space is put together from.
 
 Layers of one shape cost the same wherever they are. So groups that narrow the same layers of their decoder layers are of one
-kind, and what a width costs is seen in the network in which every group of a kind has it.
+kind, and what a width costs is seen in the network in which every group of a kind has it. So are blocks that may be left out:
+what one costs is seen where all of its kind are left out.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def find_kinds(source: Source) -> tuple[Kind, ...]:
     architecture, groups = source.architecture, source.space.groups
     layers: dict[str, dict[int, int]] = {}
     for index, group in enumerate(groups):
-        if group.kind == "width":
+        if group.kind != "rank":
             parts = [architecture.split(module) for module in group.modules]
             name = ", ".join(sorted({relative for _, relative in parts}))
             layers.setdefault(name, {})[index] = len({layer for layer, _ in parts})

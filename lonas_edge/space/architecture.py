@@ -14,7 +14,6 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Part, WidthRule, family_of
 from lonas_edge.space.search_space import Group, SearchSpace
 
-
 LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
 
 
@@ -237,7 +236,7 @@ class Elasticity:
         return tuple(block for block in self.architecture.blocks if chosen_of(self.block_group, block, chosen) == 0)
 
     def plain(self, chosen: Sequence[int]) -> tuple[int, ...]:
-        """The same network as it is written plainly: a width inside a block that is left out decides nothing, so it is the widest.
+        """The same network, written plainly: a width inside a block that is left out decides nothing, so it is the widest.
 
         Args:
             chosen: One width a group, in group order.
@@ -252,6 +251,17 @@ class Elasticity:
         )
         return tuple(most if nothing else own for most, own, nothing in zip(self.maximal, chosen, gone, strict=True))
 
+    @cached_property
+    def inside(self) -> dict[int, int]:
+        """For a group of widths or ranks all of whose layers lie in the blocks of one group, the index of that group."""
+        blocks = {f"{block}.": index for block, index in self.block_group.items()}
+        found: dict[int, int] = {}
+        for index, group in enumerate(self.space.groups):
+            around = {next((i for b, i in blocks.items() if module.startswith(b)), None) for module in group.modules}
+            if group.kind != "block" and len(around) == 1 and (only := around.pop()) is not None:
+                found[index] = only
+        return found
+
     def layer_config(self, chosen: Sequence[int]) -> list[dict[str, int]]:
         """For each decoder layer, the configuration fields that the chosen widths change."""
         family, config, left_out = self.architecture.family, self.architecture.config, self.left_out(chosen)
@@ -264,7 +274,9 @@ class Elasticity:
             return not any(f"{layer}.{rule.consumer}".startswith(f"{block}.") for block in left_out)
 
         layers = map(family.layer, range(config.num_hidden_layers))
-        return [{rule.config_field: field(layer, rule) for rule in family.width_rules if there(layer, rule)} for layer in layers]
+        return [
+            {rule.config_field: field(layer, rule) for rule in family.width_rules if there(layer, rule)} for layer in layers
+        ]
 
 
 def chosen_of(groups: Mapping[str, int], module: str, chosen: Sequence[int]) -> int | None:
@@ -306,7 +318,9 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
             rules |= found
         problems += [f"group {index}: {fault}" for fault in faults]
     if blocks and all(name in blocks for name, block in architecture.blocks.items() if block.cached):
-        problems.append("every layer's attention may be left out; the minimal network would have none. Keep one out of the groups")
+        problems.append(
+            "every layer's attention may be left out; the minimal network would have none. Keep one out of the groups"
+        )
     if space.dynamic_inputs:
         problems.append(f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it")
     raise_all(
@@ -320,7 +334,10 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
 def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
     if not architecture.blocks:
         return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be left out"]
-    last, known = architecture.config.num_hidden_layers - 1, [block.module for block in architecture.family.blocks(architecture.config)]
+    last, known = (
+        architecture.config.num_hidden_layers - 1,
+        [block.module for block in architecture.family.blocks(architecture.config)],
+    )
     return [
         f"unknown block {module[:300]!r}: expected {architecture.family.layer(0)} to {last} with {' or '.join(known)}"
         for module in group.modules

@@ -69,7 +69,8 @@ def _linear_weights(elasticity: Elasticity, ranks: Mapping[str, int], chosen: Se
         out, columns, rank = linear.out_features, linear.in_features, ranks.get(name, 0)
         if widths:
             out, columns = widths[name].out_features, widths[name].in_features
-            rank = min(rank, rank if widths[name].rank is None else widths[name].rank)
+            chosen_rank = widths[name].rank
+            rank = rank if chosen_rank is None else min(rank, chosen_rank)
         total += out * columns + rank * (out + columns)
     return total
 

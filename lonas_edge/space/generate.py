@@ -7,7 +7,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import GroupKind
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH
-from lonas_edge.space.search_space import Role
+from lonas_edge.space.search_space import EXTENSION, EXTENSION_VERSION, Role
 
 DEFAULT_RATIOS = (1, 0.875, 0.75, 0.625, 0.5)
 DEFAULT_RANKS = (32, 28)
@@ -18,16 +18,19 @@ def generate_space(
     ratios: Sequence[float] = DEFAULT_RATIOS,
     ranks: Sequence[int] = DEFAULT_RANKS,
     seq_len: int = DEFAULT_SEQUENCE_LENGTH,
+    blocks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Generate a search space: the published groups of LLaMA-7B, or what they are in another family.
 
-    Groups, in order: the shared rank of each layer's q, k, v; the width of each MLP; the shared rank of what widens it.
+    Groups, in order: the shared rank of each layer's q, k, v; the width of each MLP; the shared rank of what widens it; each
+    block that may be left out, in the section of our own (see `search_space`).
 
     Args:
         architecture: The model.
         ratios: Admissible widths of the MLP as shares of the full one; made whole numbers.
         ranks: Admissible ranks.
         seq_len: The sequence length that sizes are counted at.
+        blocks: Module paths of the blocks that may be left out.
 
     Returns:
         The NNCF configuration, ready for `json.dump`.
@@ -45,7 +48,12 @@ def generate_space(
         for layer in range(architecture.config.num_hidden_layers):
             groups.append([node_name(architecture, layer, name, role) for name in names for role in roles])
             widths.append(values)
-    return _configuration(groups, widths, seq_len)
+    content = _configuration(groups, widths, seq_len)
+    if blocks:
+        training = content["bootstrapNAS"]["training"]
+        training["elasticity"][EXTENSION] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
+        training["schedule"]["list_stage_descriptions"][0]["train_dims"] = ["width", "depth"]
+    return content
 
 
 def _kind(

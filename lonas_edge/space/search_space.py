@@ -1,12 +1,13 @@
 """The search space: which widths and ranks a super-network offers, read from (and written as) NNCF configuration JSON.
 
 The format is NNCF 2.x's `bootstrapNAS` section as the LoNAS authors published it (Muñoz et al., LREC-COLING 2024). NNCF 3
-has no code for it any more, so the reader lives here. What it has no place for, blocks that may be left out, stands in a section
-of our own beside `width`:
+has no code for it any more, so the reader lives here. No torch, so that `inspect` and `space` stay quick.
+
+The published format has no place for blocks that may be left out. They stand in a section of our own beside `width`:
 
     "lonas_edge": {"version": 1, "blocks": [["model.layers.7.self_attn"], ["model.layers.9.self_attn", "model.layers.9.mlp"]]}
 
-Each list is a group of the widths 1 and 0, behind the groups of `width`: 0 leaves its blocks out. No torch, so that `inspect` and `space` stay quick.
+Each list is a group of the widths 1 and 0, behind the groups of `width`; 0 leaves its blocks out.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ BLOCK_WIDTHS = (1, 0)  # there, and left out
 
 @dataclass(frozen=True)
 class Member:
-    """One weight in an elastic group: `role` of the linear layer `module`, named `node` by NNCF; or a block, named by its path."""
+    """One weight in an elastic group: `role` of the linear layer `module`, named `node` by NNCF. A block's name is its path."""
 
     module: str
     role: Role
@@ -113,6 +114,11 @@ class SearchSpace:
         """SHA-256 over the groups: members as (module, role), and widths, in order."""
         content = [[[[m.module, m.role] for m in g.members], list(g.widths)] for g in self.groups]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there are blocks that may be left out."""
+        return any(group.kind == "block" for group in self.groups)
 
     def search_settings(self) -> SearchSettings:
         """Check and give the settings of the sub-network search.

@@ -1,6 +1,7 @@
 """A sub-network: one width picked from each group of a search space."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -8,12 +9,46 @@ from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import exists
-from lonas_edge.schema import Record
+from lonas_edge.schema import Migration, Record
 from lonas_edge.space.search_space import SearchSpace
 
 FILE = "subnetwork.json"  # an exported directory keeps its sub-network under this name
 DEFAULT = "heuristic"
 MAX_NAME = 200  # characters; model cards and tables show it
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a search found a sub-network.
+
+    Attributes:
+        quality: Name of the quality.
+        quality_value: In its unit.
+        cost: Name of the cost.
+        cost_value: In its unit.
+        units: Of both, by name.
+        weight_format: Of the IR that both are of.
+        origin: What proposed it: `seed:…`, a sampler, `refined`.
+        evaluation: Its place among the evaluations, from 0 on.
+        evaluations: How many there were.
+        prompts: How many prompts each was scored on.
+    """
+
+    quality: str
+    quality_value: float
+    cost: str
+    cost_value: float
+    units: dict[str, str]
+    weight_format: str
+    origin: str
+    evaluation: int
+    evaluations: int
+    prompts: int
+
+
+def _second(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 1, and what others write, do not say how it was found."""
+    return {"found": None, **content}
 
 
 @dataclass(frozen=True)
@@ -24,27 +59,31 @@ class SubnetworkRecord(Record):
         widths: In group order.
         name: What it is called; a file without is called by its own name.
         search_space: Hash of the search space it is of, checked where there is one.
+        found: How a search found it, if one did.
     """
 
     NAME: ClassVar[str] = "subnetwork"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
     AGAIN: ClassVar[str] = 'Expected {"widths": [w0, w1, …]}, whole numbers in group order.'
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
     widths: tuple[int, ...]
     name: str | None = None
     search_space: str | None = None
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """The chosen widths, in group order, and the name they were chosen by."""
+    """The chosen widths, in group order, the name they were chosen by, and how a search found them, if one did."""
 
     widths: tuple[int, ...]
     name: str
+    found: Found | None = None
 
     def record(self, space: SearchSpace) -> SubnetworkRecord:
         """As it is written to disk, with the hash of its search space."""
-        return SubnetworkRecord(self.widths, self.name, space.hash)
+        return SubnetworkRecord(self.widths, self.name, space.hash, self.found)
 
 
 def select(space: SearchSpace, choice: str | None = None) -> Subnetwork:
@@ -123,4 +162,4 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
     if record.name is not None and not (record.name.isprintable() and len(record.name) <= MAX_NAME):
         problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
     raise_all(f"{path}: not a sub-network of this search space:", problems)
-    return Subnetwork(record.widths, record.name or path.name)
+    return Subnetwork(record.widths, record.name or path.name, record.found)

@@ -4,6 +4,7 @@ Stages are NNCF's (`list_stage_descriptions`, progressive shrinking): a learning
 each stage, and the widths that may be drawn in it. A flag wins over the file.
 """
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.space.search_space import SearchSpace, Stage
+from lonas_edge.space.search_space import Group, SearchSpace, Stage
 
 Sampling = Literal["random", "sandwich"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -43,6 +44,7 @@ class TrainOptions:
         max_grad_norm: Gradients are scaled down to this norm.
         width_indicator: How many values of each group may be drawn, widest first; the stage's own when None.
         sample_rate: Optimizer steps between two draws; the stage's own when None.
+        depth_rate: Chance that a group of blocks is left out of a drawn sub-network, where the stage trains depth.
         sampling: `random` trains one drawn sub-network a step; `sandwich` the maximal, the minimal and a drawn one.
         distill: Share of the loss that is the KL divergence from the maximal network's answers, 0 to 1.
         reorder: Whether channels are put in order of importance before training.
@@ -74,6 +76,7 @@ class TrainOptions:
     max_grad_norm: float = 1.0
     width_indicator: int | None = None
     sample_rate: int | None = None
+    depth_rate: float = 0.2
     sampling: Sampling = "random"
     distill: float = 0.0
     reorder: bool = True
@@ -122,6 +125,7 @@ class PlannedStage:
         lr_steps: Steps over which the cosine falls to 0; it stays there.
         width_indicator: How many values of each group may be drawn, widest first; all when None.
         sample_rate: Steps between two draws.
+        depth_rate: Chance that a group of blocks is left out; 0 where depth is held back.
     """
 
     first: int
@@ -130,6 +134,7 @@ class PlannedStage:
     lr_steps: int
     width_indicator: int | None
     sample_rate: int
+    depth_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,20 +167,27 @@ class Plan:
         return stage.lr * 0.5 * (1 + math.cos(math.pi * progress)) * warmup
 
     def drawn(self, step: int) -> tuple[int, ...]:
-        """The sub-network drawn for a step: uniformly, each group for itself, among the widths of the stage."""
+        """The sub-network drawn for a step, each group for itself: a width uniformly among the stage's, blocks by its rate."""
         stage = self.stage(step)
         draw = random.Random(f"{self.seed}/{stage.first}/{(step - stage.first) // stage.sample_rate}")
-        return tuple(draw.choice(group.widths[: stage.width_indicator]) for group in self.space.groups)
+
+        def width(group: Group) -> int:
+            if group.kind == "block":
+                return int(draw.random() >= stage.depth_rate)
+            return draw.choice(group.widths[: stage.width_indicator])
+
+        return tuple(map(width, self.space.groups))
 
     def trained(self, step: int) -> list[tuple[int, ...]]:
         """The sub-networks trained in a step, one width a group each.
 
         `sandwich` (Yu & Huang, "Universally Slimmable Networks", ICCV 2019): the widest, the narrowest of the stage, and the
-        drawn one, on the same batch.
+        drawn one, on the same batch. The narrowest keeps its blocks: without all that may be left out, no network is left.
         """
         if self.sampling == "random" or not self.space.groups:
             return [self.drawn(step)]
-        widths = [group.widths[: self.stage(step).width_indicator] for group in self.space.groups]
+        narrow = self.stage(step).width_indicator
+        widths = [group.widths[: 1 if group.kind == "block" else narrow] for group in self.space.groups]
         return [tuple(w[0] for w in widths), tuple(w[-1] for w in widths), self.drawn(step)]
 
 
@@ -196,7 +208,7 @@ def make_plan(space: SearchSpace, options: TrainOptions, examples: int, where: s
     """
     stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS),)
     checks = (_stage_faults, _elastic_faults) if space.groups else (_stage_faults,)  # plain LoRA takes epochs and rates only
-    problems = [f"stage {i}: {fault}" for i, stage in enumerate(stages) for check in checks for fault in check(stage)]
+    problems = [f"stage {i}: {fault}" for i, stage in enumerate(stages) for check in checks for fault in check(stage, space)]
     raise_all(f"{where}: the training stages cannot be used:", problems, "Mend them, or write a new search space.")
     if options.epochs is not None and not (0 < options.epochs < math.inf):
         raise LonasEdgeError(f"--epochs {options.epochs}: must be positive")
@@ -208,7 +220,7 @@ def make_plan(space: SearchSpace, options: TrainOptions, examples: int, where: s
     return Plan(space, planned, warmup, options.seed, options.sampling)
 
 
-def _stage_faults(stage: Stage) -> list[str]:
+def _stage_faults(stage: Stage, _space: SearchSpace) -> list[str]:
     numbers = {"epochs": stage.epochs, "epochs_lr": stage.epochs_lr, "init_lr": stage.init_lr}
     counts = {"width_indicator": stage.width_indicator, "sample_rate": stage.sample_rate}
     faults = [f"{n} = {v!r}; must be positive" for n, v in numbers.items() if v is not None and not 0 < v < math.inf]
@@ -219,11 +231,13 @@ def _stage_faults(stage: Stage) -> list[str]:
     ]
 
 
-def _elastic_faults(stage: Stage) -> list[str]:
+def _elastic_faults(stage: Stage, space: SearchSpace) -> list[str]:
     """What NNCF does in a stage and this training does not."""
     faults = []
-    if stage.train_dims != ("width",):
-        faults.append(f'train_dims = {stage.train_dims!r}; widths and ranks alone are elastic, write ["width"]')
+    allowed = [("width",), ("width", "depth")] if space.has_blocks else [("width",)]
+    if tuple(sorted(stage.train_dims, reverse=True)) not in allowed:
+        wanted = " or ".join(json.dumps(dims) for dims in allowed)
+        faults.append(f"train_dims = {stage.train_dims!r}; expected {wanted}, which is what this search space has")
     if stage.reorg_weights:
         faults.append("reorg_weights: channels are put in order once, before the first stage (--reorder); take it out")
     return faults
@@ -240,6 +254,7 @@ def _planned(stages: Sequence[Stage], options: TrainOptions, steps_an_epoch: flo
             lr_steps = max(1, round((stage.epochs_lr or stage.epochs) * steps_an_epoch))
             indicator = options.width_indicator or stage.width_indicator
             rate = options.sample_rate or stage.sample_rate
-            planned.append(PlannedStage(first, end - first, lr, lr_steps, indicator, rate))
+            depth = options.depth_rate if "depth" in stage.train_dims else 0.0
+            planned.append(PlannedStage(first, end - first, lr, lr_steps, indicator, rate, depth))
         first = end
     return tuple(planned)

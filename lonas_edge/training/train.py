@@ -131,7 +131,7 @@ def _arguments(plan: Plan, options: TrainOptions, processes: int, working: Path)
             report_to=options.report_to,
             seed=options.seed,
             disable_tqdm=True,
-            ddp_find_unused_parameters=False,
+            ddp_find_unused_parameters=plan.space.has_blocks,  # those of a block that a step leaves out
             dataloader_pin_memory=device_of(options) == "cuda",
         )
     except (ValueError, RuntimeError) as error:  # an integration that is not known or installed, bf16 that the card lacks

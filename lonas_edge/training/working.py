@@ -24,7 +24,7 @@ from lonas_edge.schema import Record
 from lonas_edge.training.checkpoints import NotSavedError, check, check_files, checkpoints, discard, step_of, unfinished
 from lonas_edge.training.elastic_trainer import NotFiniteError
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.plan import Plan, TrainOptions
+from lonas_edge.training.plan import Plan, PlannedStage, TrainOptions
 
 SETTINGS = "settings.json"
 _FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
@@ -57,7 +57,7 @@ class Settings(Record):
     tokenizer: dict[str, str]
     data: str
     search_space: str
-    stages: tuple[dict[str, int | None], ...]
+    stages: tuple[dict[str, int | float | None], ...]
     processes: int
     options: TrainOptions
 
@@ -72,7 +72,7 @@ class Settings(Record):
             tokenizer={path.name: sha256(path) for path in tokenizer},
             data=sha256(inputs.data),
             search_space=inputs.space.hash,
-            stages=tuple({k: v for k, v in asdict(stage).items() if k != "lr"} for stage in plan.stages),
+            stages=tuple(_compared(stage) for stage in plan.stages),
             processes=processes,
             options=options,
         )
@@ -247,7 +247,7 @@ class WorkingDirectory:
 
     def _newest_whole(self, settings: Settings) -> Resumption:
         """The checkpoint to go on from; damaged newer ones are set aside, so that new ones can take their places."""
-        found, damaged, steps = checkpoints(self.path), [], sum(stage["steps"] or 0 for stage in settings.stages)
+        found, damaged, steps = checkpoints(self.path), [], sum(int(stage["steps"] or 0) for stage in settings.stages)
         for position, checkpoint in enumerate(found):
             try:
                 check(checkpoint, settings.processes, steps)
@@ -295,3 +295,8 @@ def _out_of_memory(error: Exception) -> bool:
     """torch has an error of its own for CUDA only; on a CPU it says so in a RuntimeError."""
     told = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)
+
+
+def _compared(stage: PlannedStage) -> dict[str, int | float | None]:
+    """What of a stage must not change: not its rate; nor is a depth that is held back told, as earlier versions did not."""
+    return {name: value for name, value in asdict(stage).items() if name != "lr" and (name, value) != ("depth_rate", 0)}

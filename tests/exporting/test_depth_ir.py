@@ -1,4 +1,4 @@
-"""IRs of networks without some of their blocks: they answer as defined, in stock clients, and have no cache where there is none."""
+"""IRs of networks without some of their blocks: they answer as defined, in stock clients, without caches of what is gone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -68,8 +68,13 @@ def test_stock_clients_answer_alike(case: str, tiny_models: TinyModels, choose: 
         answers.append(expected[0, -NEW:].tolist())
     pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND="SDPA", **exact)
     config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW)
-    for prompts, expected in (*(([prompt], [answer]) for prompt, answer in zip(PROMPTS, answers, strict=True)), (PROMPTS, answers)):
-        batch = {name: ov.Tensor(tensor.numpy()) for name, tensor in tokenizer(prompts, return_tensors="pt", padding=True).items()}
+    for prompts, expected in (
+        *(([prompt], [answer]) for prompt, answer in zip(PROMPTS, answers, strict=True)),
+        (PROMPTS, answers),
+    ):
+        batch = {
+            name: ov.Tensor(tensor.numpy()) for name, tensor in tokenizer(prompts, return_tensors="pt", padding=True).items()
+        }
         inputs = openvino_genai.TokenizedInputs(batch["input_ids"], batch["attention_mask"])
         assert list(pipeline.generate(inputs, config).tokens) == expected
         assert len(pipeline.generate(inputs, beams_config()).tokens) == len(prompts)

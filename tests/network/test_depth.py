@@ -52,7 +52,9 @@ def test_left_out_blocks_answer_as_defined(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_generates_as_without_a_cache(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_generates_as_without_a_cache(
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
     """Positions and masks come from the caches, whose first layer may be one that is left out."""
     source = tiny_models.deep_source(case)
     network = load_super_network(source.opened())

@@ -82,7 +82,15 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     made = run_cli("export", *llama.arguments(), "--subnet", pick, "--output", exported, "--stage", "checkpoint", "--no-verify")
     assert made.code == 0, made.err
     assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["name"] == content["name"]
-    assert content["name"] in (exported / "README.md").read_text()
+    card = (exported / "README.md").read_text()
+    assert content["name"] in card
+    best = record["evaluations"][record["picks"][0]["evaluation"]]
+    found = {"quality": "kl", "quality_value": best["quality"], "cost": "bytes", "cost_value": best["cost"]}
+    found |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8", "origin": best["origin"]}
+    found |= {"evaluation": best["number"], "evaluations": 27, "prompts": 8}
+    assert json.loads((exported / "subnetwork.json").read_text())["found"] == found
+    assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["found"] == found
+    assert f"found it: kl {best['quality']:.4g} nats on 8 held-out prompts at bytes {best['cost']:.4g} in int8" in card
 
 
 def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,10 +48,11 @@ def test_file_and_back(tmp_path: Path) -> None:
     assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "found.json")
     Subnetwork((28, 90, 7, 6), "mine").record(SPACE).write(path)
     assert json.loads(path.read_text()) == {
-        "schema": "lonas-edge/subnetwork/1",
+        "schema": "lonas-edge/subnetwork/2",
         "widths": [28, 90, 7, 6],
         "name": "mine",
         "search_space": SPACE.hash,
+        "found": None,
     }
     assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "mine")
 
@@ -64,8 +65,8 @@ def test_what_other_programs_write_beside_the_widths_is_theirs(tmp_path: Path) -
 
 def test_a_file_of_a_newer_version(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/2", "layers": []}))
-    with pytest.raises(LonasEdgeError, match=r"found\.json: written by a newer lonas-edge .*subnetwork/2"):
+    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/3", "layers": []}))
+    with pytest.raises(LonasEdgeError, match=r"found\.json: written by a newer lonas-edge .*subnetwork/3"):
         select(SPACE, str(path))
 
 

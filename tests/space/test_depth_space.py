@@ -1,0 +1,175 @@
+"""Search spaces with blocks that may be left out: the file's section, sub-networks, sizes, pictures; what is refused."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import BLOCKS, CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, VOCAB, TinyModels, TinySource, block_path
+from transformers import AutoConfig
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import FAMILIES
+from lonas_edge.families.llama import Llama
+from lonas_edge.space.architecture import Architecture, bind
+from lonas_edge.space.picture import lines, picture_of
+from lonas_edge.space.search_space import parse_search_space
+from lonas_edge.space.subnetwork import select
+
+ATTENTION = "model.layers.{}.self_attn"
+
+
+def content_of(source: TinySource) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(source.space.read_text())
+    return found
+
+
+def with_section(source: TinySource, section: Any) -> tuple[Any, list[str]]:
+    content = content_of(source)
+    content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = section
+    return parse_search_space(content)
+
+
+def test_groups_stand_behind_the_others(tiny_models: TinyModels) -> None:
+    source = tiny_models.deep_source("llama")
+    space = source.opened().space
+    assert [group.kind for group in space.groups[9:]] == ["block"] * 3
+    assert [group.widths for group in space.groups[9:]] == [(1, 0)] * 3
+    assert space.groups[10].modules == ("model.layers.1.self_attn", "model.layers.1.mlp")
+    plain = tiny_models.source("llama").opened().space
+    assert space.groups[:9] == plain.groups
+    assert space.hash != plain.hash and not plain.has_blocks and space.has_blocks
+
+
+def test_named_sub_networks(tiny_models: TinyModels) -> None:
+    space = tiny_models.deep_source("llama").opened().space
+    depths = {name: select(space, name).widths[9:] for name in ("maximal", "heuristic", "minimal")}
+    assert depths == {"maximal": (1, 1, 1), "heuristic": (1, 1, 1), "minimal": (0, 0, 0)}
+    assert {select(space, f"random:{seed}").widths[9:] for seed in range(40)} == {
+        (a, b, c) for a in (1, 0) for b in (1, 0) for c in (1, 0)
+    }
+
+
+SECTIONS = [
+    ({"version": 2, "blocks": []}, "elasticity.lonas_edge: expected version 1, found 2"),
+    ({"blocks": []}, "elasticity.lonas_edge: expected version 1, found None"),
+    ([["model.layers.0.mlp"]], "elasticity.lonas_edge: expected version 1, found"),
+    ({"version": 1, "blocks": "all"}, "elasticity.lonas_edge.blocks must be a list"),
+    ({"version": 1, "blocks": [], "heads": []}, "unknown field 'heads'"),
+    ({"version": 1, "blocks": [[]]}, "group 9: expected a list of module paths"),
+    ({"version": 1, "blocks": [[3]]}, "group 9: expected a list of module paths"),
+    ({"version": 1, "blocks": [["a"], ["b", "a"]]}, "group 10: a is in group 9 too"),
+]
+
+
+@pytest.mark.parametrize(("section", "fault"), SECTIONS)
+def test_a_section_that_cannot_be_read(section: Any, fault: str, llama: TinySource) -> None:
+    _, problems = with_section(llama, section)
+    assert len(problems) == 1 and fault in problems[0]
+
+
+MISFITS = [
+    ([["model.layers.3.mlp"]], ["group 9: unknown block 'model.layers.3.mlp'", "model.layers.0 to 2 with self_attn or mlp"]),
+    ([["model.layers.1.mlp.down_proj"]], ["unknown block 'model.layers.1.mlp.down_proj'"]),
+    ([[ATTENTION.format(layer)] for layer in range(LAYERS)], ["every layer's attention may be left out"]),
+    ([[ATTENTION.format(layer) for layer in range(LAYERS)]], ["every layer's attention may be left out"]),
+]
+
+
+@pytest.mark.parametrize(("blocks", "told"), MISFITS)
+def test_a_section_that_does_not_fit(blocks: list, told: list[str], llama: TinySource) -> None:
+    space, problems = with_section(llama, {"version": 1, "blocks": blocks})
+    assert not problems
+    with pytest.raises(LonasEdgeError) as raised:
+        bind(Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "m"), space, "space.json")
+    assert all(text in str(raised.value) for text in ["space.json", *told])
+
+
+def test_a_family_without_blocks(llama: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, _ = with_section(llama, {"version": 1, "blocks": [["model.layers.1.mlp"]]})
+    architecture = Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "m")
+    monkeypatch.setattr(Llama, "blocks", lambda _self, _config: ())
+    with pytest.raises(LonasEdgeError, match="elastic depth is not supported for llama"):
+        bind(architecture, space, "space.json")
+
+
+def test_every_family_says_what_its_blocks_are() -> None:
+    for case, config in CASES.items():
+        architecture = Architecture.from_config(AutoConfig.for_model(**config), case)
+        assert set(architecture.blocks) == {
+            block_path(case, layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")
+        }
+        norms = {norm for block in architecture.family.blocks(architecture.config) for norm in block.norms}
+        vectors = architecture.family.vectors(architecture.config)
+        assert {name.rpartition(".")[0] for name in vectors if "norm" in name and "self_attn" not in name} == norms
+    assert {type(family) for family in FAMILIES} == {
+        type(Architecture.from_config(AutoConfig.for_model(**c), "").family) for c in CASES.values()
+    }
+
+
+def test_an_old_sub_network_file(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> None:
+    (tmp_path / "old.json").write_text(json.dumps({"widths": [group[0] for group in tiny_models.source("llama").groups()]}))
+    ran = run_cli("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", tmp_path / "old.json")
+    assert ran.code == 1 and "9 widths; the search space has 12 groups" in ran.err
+
+
+def test_a_width_0_where_there_is_no_block(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> None:
+    widths = [group[0] for group in tiny_models.deep_source("llama").groups()]
+    (tmp_path / "cut.json").write_text(json.dumps({"widths": [*widths[:3], 0, *widths[4:]]}))
+    ran = run_cli("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", tmp_path / "cut.json")
+    assert ran.code == 1 and "group 3 (model.layers.0.mlp.gate_proj, …): width 0 is not one of [128, 96, 64]" in ran.err
+
+
+def test_sizes(tiny_models: TinyModels) -> None:
+    """Counted by hand: without the first attention, the second layer, and the third MLP."""
+    source = tiny_models.deep_source("llama").opened()
+    whole = source.sizes(select(source.space, "maximal").widths)
+    cut = source.sizes((*select(source.space, "maximal").widths[:9], 0, 0, 0))
+    query, key_value, rank = HIDDEN, HIDDEN * KV_HEADS // HEADS, 8
+    attention, mlp = 2 * HIDDEN * query + 2 * HIDDEN * key_value, 3 * HIDDEN * MLP
+    assert whole.parameters - cut.parameters == 2 * (attention + HIDDEN) + 2 * (mlp + HIDDEN)  # with the norms in front
+    adapters = rank * (HIDDEN + query) + 2 * rank * (HIDDEN + key_value), 3 * rank * (HIDDEN + MLP)
+    assert whole.linear_weights - cut.linear_weights == 2 * (attention + adapters[0]) + 2 * (mlp + adapters[1])
+    assert cut.macs == cut.linear_weights * 256
+    assert whole.bytes["fp32"] - cut.bytes["fp32"] == 4 * (whole.parameters - cut.parameters)
+    assert cut.parameters > 2 * VOCAB * HIDDEN
+
+
+def test_cache(tiny_models: TinyModels) -> None:
+    """What a materialized model's configuration says of it."""
+    config = copy.deepcopy(CASES["llama"])
+    whole = Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements()
+    config["left_out_blocks"] = ["model.layers.0.self_attn", "model.layers.1.self_attn", "model.layers.1.mlp"]
+    assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == whole // 3
+
+
+def test_picture(tiny_models: TinyModels) -> None:
+    elasticity = tiny_models.deep_source("llama").opened().elasticity
+    widths = [8] * 3 + [128, 96, 64] + [8] * 3
+    assert lines(picture_of(elasticity, [*widths, 0, 1, 0])) == [
+        "layer  attention heads               MLP width",
+        f"    0  {'·' * 24}   0  {'█' * 24} 128",
+        f"    1  {'█' * 24}   4  {'█' * 18}{'·' * 6}  96",
+        f"    2  {'█' * 24}   4  {'·' * 24}   0",
+    ]
+    alike = lines(picture_of(elasticity, elasticity.maximal))
+    assert alike == ["layer  attention heads               MLP width", f"  0-2  {'█' * 24}   4  {'█' * 24} 128"]
+
+
+def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:
+    ran = run_cli("inspect", *tiny_models.deep_source("neox").arguments(), "--subnet", "minimal")
+    assert ran.code == 0, ran.err
+    assert f"    1  {'·' * 24}   0  {'·' * 24}   0" in ran.out
+    assert "block" in ran.out and "attention" in ran.out
+
+
+def test_replaced_groups_bind_alike(tiny_models: TinyModels) -> None:
+    """Blocks alone, without widths."""
+    source = tiny_models.deep_source("llama").opened()
+    space = replace(source.space, groups=source.space.groups[9:])
+    elasticity = bind(source.architecture, space, "space")
+    assert elasticity.left_out((1, 0, 1)) == ("model.layers.1.self_attn", "model.layers.1.mlp")
+    assert len(BLOCKS) == len(space.groups)

@@ -75,7 +75,12 @@ def _sizes(sizes: BothSizes) -> list[str]:
 
 def _picture(manifest: Manifest) -> list[str]:
     drawn = lines(manifest.layers)
-    return ["What is left of each layer:", "", "```text", *drawn, "```", ""] if drawn else []
+    if not drawn:
+        return []
+    left_out = any(part.kept == 0 for layer in manifest.layers for part in layer)
+    warned = ["Stock transformers would fill the blocks that are left out with random weights.", ""]
+    picture = ["What is left of each layer:", "", "```text", *drawn, "```", ""]
+    return picture + (warned if left_out and manifest.stage == "checkpoint" else [])
 
 
 def _tuned(runtime: RuntimeProperties) -> list[str]:

@@ -82,3 +82,10 @@ def test_stock_clients_answer_alike(case: str, tiny_models: TinyModels, choose: 
 
 def beams_config() -> openvino_genai.GenerationConfig:
     return openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW, num_beams=4)
+
+
+def test_a_checkpoint_warns_of_stock_transformers(tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    source = tiny_models.deep_source("llama")
+    for depth, warned in (([1, 1, 1], False), ([1, 1, 0], True)):
+        folder = exported(source, choose(source, "maximal")[:-3] + depth, tmp_path / str(warned), stage="checkpoint")
+        assert ("random weights" in (folder / "README.md").read_text()) == warned

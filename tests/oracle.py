@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 ORDER = "channel_order.safetensors"  # beside the adapter: place i of the order holds that channel of the base
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
+_READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv_proj": "o_proj", "query_key_value": "dense"}
 _ENDINGS = ("self_linear", "lora_A", "lora_B")  # of a node name's bracketed parts, after the layer's own
 
 
@@ -83,6 +84,11 @@ def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None
 def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.Tensor]) -> None:
     """Zero the channels of a layer from place `width` of the order on, and the same columns of the layer that consumes them."""
     path, _, name = layer.rpartition(".")
+    if name in _READS_HEADS:  # heads do not meet before the layer that reads them all
+        reader = f"{path}.{_READS_HEADS[name]}"
+        full = weights[f"{reader}.weight"].shape[1]
+        weights[f"{reader}.weight"][:, order.get(reader, torch.arange(full))[width:]] = 0
+        return
     consumer = f"{path}.{_CONSUMER[name]}"
     full = weights[f"{consumer}.weight"].shape[1]
     channels = order.get(consumer, torch.arange(full))[width:]

@@ -66,6 +66,8 @@ CASES = {
     for name, family in _FAMILIES.items()
     for suffix, tied in (("", False), ("-tied", True))
 }
+for _name in ("neox", "neox-tied"):
+    del CASES[_name]["num_key_value_heads"]  # it has no such field
 CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
 
 
@@ -178,6 +180,17 @@ class TinyModels:
             }
             path.write_text(json.dumps(content))
         return path
+
+    def heads_source(self, case: str) -> TinySource:
+        """As `deep_source`, with elastic heads between the widths of MLPs and the blocks: 12 groups of widths and ranks."""
+        path = self.folder / f"heads-space-{case}.json"
+        if not path.exists():
+            architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
+            content = generate_space(architecture, RATIOS, RANKS, heads=True)
+            deep = json.loads(self.deep_space(case).read_text())["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]
+            content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = deep
+            path.write_text(json.dumps(content))
+        return replace(self.source(case), space=path)
 
     def deep_source(self, case: str) -> TinySource:
         """As `source`, with elastic depth."""

@@ -61,6 +61,10 @@ def command(
             "--depth", help="Blocks that may be left out: attention, mlp, or both with a comma between them. Default: none."
         ),
     ] = None,
+    heads: Annotated[
+        bool,
+        typer.Option("--heads", help="Elastic heads, at the shares of --ratios: query heads with their key-value head."),
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -77,7 +81,7 @@ def command(
     revision: RevisionOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths; blocks that may be left out."""
+    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths and heads; blocks to leave out."""
     parsed_ratios, parsed_ranks = _numbers(float, ratios), _numbers(int, ranks)
     kinds = tuple(dict.fromkeys(part.strip() for part in depth.split(","))) if depth is not None else ()
     _refuse_what_does_nothing(ctx, kinds, data)
@@ -93,13 +97,14 @@ def command(
     located = locate(model, revision, weights=data is not None)
     refuse_revision(revision, located)
     architecture = Architecture.from_config(read_model_config(located), str(located.folder))
-    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len)  # refuses before anything is measured
+    generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, heads=heads)  # refuses before anything is measured
     blocks = candidates(architecture, kinds, str(located.folder))
     if data is not None:
         with progress() as report:
             blocks = measured(open_source(model, revision=revision), blocks, data, prompts, prompt, _SEED, report)
     chosen, kept = offered(architecture, blocks) if blocks else ([], [])
-    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, [block.path for block in chosen])
+    paths = [block.path for block in chosen]
+    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, paths, heads)
     replace_text(output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)

@@ -1,6 +1,18 @@
 """Model families as behaviour, one file a family. A new family is a new file and a line in `FAMILIES`."""
 
-from lonas_edge.families.base import BLOCK_KINDS, Block, Family, GroupKind, Linear, Part, Task, WidthRule
+from lonas_edge.families.base import (
+    BLOCK_KINDS,
+    Block,
+    Family,
+    GroupKind,
+    HeadRule,
+    Linear,
+    Part,
+    Task,
+    WidthRule,
+    head_dim,
+    key_value_heads,
+)
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.phi3 import Phi3
@@ -16,11 +28,14 @@ __all__ = [
     "Block",
     "Family",
     "GroupKind",
+    "HeadRule",
     "Linear",
     "Part",
     "Task",
     "WidthRule",
     "family_of",
+    "head_dim",
+    "key_value_heads",
 ]
 
 

@@ -86,7 +86,7 @@ def _shares(blocks: tuple[int, ...], width: int, full: int) -> Part:
 
 @dataclass(frozen=True)
 class WidthRule:
-    """An elastic output width inside a decoder layer.
+    """An elastic output width inside a decoder layer, of an MLP unless a subclass says otherwise.
 
     Attributes:
         producers: Layers whose output is narrowed; they must share one width, since their outputs meet.
@@ -101,6 +101,58 @@ class WidthRule:
     def full(self, config: Any) -> int:
         """The whole width."""
         return int(getattr(config, self.config_field))
+
+    def unit(self, config: Any) -> int:
+        """Channels that only go together; every width is a multiple."""
+        return 1
+
+    def fields(self, config: Any, width: int) -> dict[str, int]:
+        """The fields of a layer's configuration that a width changes, with what they then are."""
+        return {self.config_field: width}
+
+    @property
+    def written_alone(self) -> bool:
+        """Whether a width that all layers share may be written in the model's own field."""
+        return True
+
+
+@dataclass(frozen=True)
+class HeadRule(WidthRule):
+    """Elastic heads: query heads with the key-value head that they share, so that the ratio of both stays.
+
+    The width is counted in output channels of the query projection; key and value keep the same share of theirs. It is not
+    written in the model's own field even where all layers share it: other things are derived from that, as a head's channels.
+    """
+
+    def full(self, config: Any) -> int:
+        """Output channels of all query heads."""
+        return int(config.num_attention_heads) * head_dim(config)
+
+    def unit(self, config: Any) -> int:
+        """Channels of the query heads that share a key-value head."""
+        return self.full(config) // key_value_heads(config)
+
+    def fields(self, config: Any, width: int) -> dict[str, int]:
+        """Numbers of heads."""
+        kept = {"num_attention_heads": width // head_dim(config)}
+        if hasattr(config, "num_key_value_heads"):
+            kept["num_key_value_heads"] = width // self.unit(config)
+        return kept
+
+    @property
+    def written_alone(self) -> bool:
+        """No."""
+        return False
+
+
+def head_dim(config: Any) -> int:
+    """Channels of an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def key_value_heads(config: Any) -> int:
+    """Heads of keys, and of values."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 @dataclass(frozen=True)
@@ -173,6 +225,20 @@ class Family(ABC):
         """The `model_type` values of the configurations this family serves."""
         return tuple(self.class_names)
 
+    @property
+    def own_fields(self) -> frozenset[str]:
+        """Fields of a model's configuration in which a width that all layers share is written."""
+        return frozenset(rule.config_field for rule in self.width_rules if rule.written_alone)
+
+    def whole_fields(self, config: Any) -> dict[str, int]:
+        """The fields of a layer's configuration that widths can change, as they are in the whole network."""
+        return {name: value for rule in self.width_rules for name, value in rule.fields(config, rule.full(config)).items()}
+
+    @property
+    def head_rule(self) -> HeadRule | None:
+        """The rule of elastic heads; None where heads cannot be."""
+        return next((rule for rule in self.width_rules if isinstance(rule, HeadRule)), None)
+
     def layer(self, index: int) -> str:
         """Path of decoder layer `index`."""
         return f"{self.layers}.{index}"
@@ -196,6 +262,15 @@ class Family(ABC):
     @abstractmethod
     def kv_width(self, config: Any) -> int:
         """Elements of keys and values that a token adds to the cache of one decoder layer."""
+
+    def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
+        """Tell a live attention how many heads it has; most tell it from what their projections give.
+
+        Args:
+            attention: The module.
+            fields: As of `HeadRule.fields`.
+        """
+        return
 
     def hidden(self, model: Any, **inputs: Any) -> Any:
         """What the head of a live model is given.

@@ -2,15 +2,15 @@
 
     mlp(x) = dense_4h_to_h(act(dense_h_to_4h(x)))
 
-`query_key_value` is fused as [heads, 3, head_dim]; its rank is elastic, its width is not.
+`query_key_value` is fused as [heads, 3, head_dim]: its first heads are its first rows.
 
 Source: the configuration and modeling files of transformers 5.5.
 """
 
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule
-from lonas_edge.families.llama import ATTENTION, HIDDEN_STATE
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim
+from lonas_edge.families.llama import HIDDEN_STATE
 
 
 class GPTNeoX(Family):
@@ -29,12 +29,11 @@ class GPTNeoX(Family):
     embedding = "gpt_neox.embed_in"
     head = "embed_out"
     final_norm = "gpt_neox.final_layer_norm"
-    width_rules = (WidthRule(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "intermediate_size"),)
-    refused_widths = {
-        "attention.query_key_value": ATTENTION,
-        "attention.dense": HIDDEN_STATE,
-        "mlp.dense_4h_to_h": HIDDEN_STATE,
-    }
+    width_rules = (
+        WidthRule(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "intermediate_size"),
+        HeadRule(("attention.query_key_value",), "attention.dense", "num_attention_heads"),
+    )
+    refused_widths = {"attention.dense": HIDDEN_STATE, "mlp.dense_4h_to_h": HIDDEN_STATE}
     generated_groups = (
         GroupKind(layers=("attention.query_key_value",)),
         GroupKind(width_rules[0]),
@@ -51,9 +50,10 @@ class GPTNeoX(Family):
     def linears(self, config: Any) -> list[Linear]:
         """See `Family`."""
         hidden, mlp, bias = config.hidden_size, config.intermediate_size, bool(config.attention_bias)
+        heads = config.num_attention_heads * head_dim(config)
         return [
-            Linear("attention.query_key_value", 3 * hidden, hidden, bias),
-            Linear("attention.dense", hidden, hidden, bias),
+            Linear("attention.query_key_value", 3 * heads, hidden, bias),
+            Linear("attention.dense", hidden, heads, bias),
             Linear("mlp.dense_h_to_4h", mlp, hidden, True),
             Linear("mlp.dense_4h_to_h", hidden, mlp, True),
         ]
@@ -69,4 +69,4 @@ class GPTNeoX(Family):
 
     def kv_width(self, config: Any) -> int:
         """See `Family`."""
-        return 2 * int(config.hidden_size)
+        return 2 * int(config.num_attention_heads) * head_dim(config)

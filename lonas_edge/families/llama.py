@@ -11,22 +11,16 @@ Sources: the configuration and modeling files of transformers 5.5 for each model
 
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
 
 HIDDEN_STATE = "its output is the hidden state, which every layer shares"
 _NORMS_BEHIND = ("gemma2", "gemma3_text")
 _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-ATTENTION = "the width of an attention projection decides heads that the rest of the layer must match"
-
-
-def head_dim(config: Any) -> int:
-    """Channels of an attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def key_value_channels(config: Any) -> int:
     """Output channels of the key projection, and of the value projection."""
-    return int(config.num_key_value_heads or config.num_attention_heads) * head_dim(config)
+    return key_value_heads(config) * head_dim(config)
 
 
 def class_names(prefix: str, body: str = "") -> dict[str, str]:
@@ -56,14 +50,11 @@ class Llama(Family):
     embedding = "model.embed_tokens"
     head = "lm_head"
     final_norm = "model.norm"
-    width_rules = (WidthRule(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "intermediate_size"),)
-    refused_widths = {
-        "self_attn.q_proj": ATTENTION,
-        "self_attn.k_proj": ATTENTION,
-        "self_attn.v_proj": ATTENTION,
-        "self_attn.o_proj": HIDDEN_STATE,
-        "mlp.down_proj": HIDDEN_STATE,
-    }
+    width_rules = (
+        WidthRule(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "intermediate_size"),
+        HeadRule(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj", "num_attention_heads"),
+    )
+    refused_widths = {"self_attn.o_proj": HIDDEN_STATE, "mlp.down_proj": HIDDEN_STATE}
     generated_groups = (
         GroupKind(layers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         GroupKind(width_rules[0]),

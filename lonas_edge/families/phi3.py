@@ -9,10 +9,11 @@ elastic.
 Source: the configuration and modeling files of transformers 5.5.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule
-from lonas_edge.families.llama import ATTENTION, HIDDEN_STATE, class_names, head_dim, key_value_channels
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
+from lonas_edge.families.llama import HIDDEN_STATE, class_names, key_value_channels
 
 
 class Phi3(Family):
@@ -23,12 +24,11 @@ class Phi3(Family):
     embedding = "model.embed_tokens"
     head = "lm_head"
     final_norm = "model.norm"
-    width_rules = (WidthRule(("mlp.gate_up_proj",), "mlp.down_proj", "intermediate_size"),)
-    refused_widths = {
-        "self_attn.qkv_proj": ATTENTION,
-        "self_attn.o_proj": HIDDEN_STATE,
-        "mlp.down_proj": HIDDEN_STATE,
-    }
+    width_rules = (
+        WidthRule(("mlp.gate_up_proj",), "mlp.down_proj", "intermediate_size"),
+        HeadRule(("self_attn.qkv_proj",), "self_attn.o_proj", "num_attention_heads"),
+    )
+    refused_widths = {"self_attn.o_proj": HIDDEN_STATE, "mlp.down_proj": HIDDEN_STATE}
     generated_groups = (
         GroupKind(layers=("self_attn.qkv_proj",)),
         GroupKind(width_rules[0]),
@@ -64,3 +64,20 @@ class Phi3(Family):
     def kv_width(self, config: Any) -> int:
         """See `Family`."""
         return 2 * key_value_channels(config)
+
+    def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
+        """See `Family`; it splits q, k and v by numbers of heads, and by a configuration that all layers share."""
+        config = getattr(attention.config, "whole", attention.config)
+        attention.config = _Narrowed(config, fields)
+        attention.num_key_value_heads = fields.get("num_key_value_heads", key_value_heads(config))
+
+
+class _Narrowed:
+    """A configuration with other numbers of heads; all else is asked of the whole one, whenever it is asked."""
+
+    def __init__(self, whole: Any, fields: Mapping[str, int]):
+        self.whole = whole
+        vars(self).update(fields)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["whole"], name)

@@ -9,6 +9,7 @@ merges and compresses the weights at the same time. It ends when its parent does
 What is worked around, in this process only (optimum-intel 2.2, transformers 5.5):
 - `export_from_model` hands nobody the converted model but writes it: its `save_model` is intercepted.
 - the trace is traced again to check it, a third of the time; `verify.py` compares logits instead, which says more.
+- every layer's cache is given the same number of heads: those of the trace are narrowed (`_dummy_caches`).
 - Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/test_export_families.py`).
 """
 
@@ -20,6 +21,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +31,7 @@ import torch
 from optimum.exporters.openvino import convert as optimum_convert
 from optimum.exporters.openvino import export_from_model, model_configs
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
+from optimum.utils.input_generators import DummyPastKeyValuesGenerator
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
@@ -186,6 +189,24 @@ def _matrices_to_inputs(model: Any, names: list[str]) -> None:
     model.add_parameters(inputs)
 
 
+def _dummy_caches(heads: list[int]) -> None:
+    """Have the caches that a trace is given hold each layer's own number of heads; optimum-intel knows one for all."""
+
+    def narrowed(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def generate(self: Any, input_name: str, *args: Any, **kwargs: Any) -> Any:
+            caches = stock(self, input_name, *args, **kwargs)
+            return [tuple(part[:, :own] for part in cache) for cache, own in zip(caches, heads, strict=True)]
+
+        return generate
+
+    pending = [DummyPastKeyValuesGenerator]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if "generate" in vars(kind):
+            kind.generate = narrowed(kind.generate)
+
+
 def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     """Convert a model to an IR whose weight matrices are inputs.
 
@@ -203,7 +224,7 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     model = _model_without_matrices(config, vectors)
     architecture = Architecture.from_config(model.config, "config.json")
     family = architecture.family
-    without_caches(model, architecture)
+    _dummy_caches(without_caches(model, architecture))
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     saved = []
 

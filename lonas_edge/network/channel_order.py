@@ -8,7 +8,7 @@ Files keep the base's own order. A super-adapter directory records its order in 
 it applies it to base and adapter.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,25 +33,29 @@ class ChannelOrder:
     Attributes:
         columns: For a consumer's module path, int64 [in_features]: place i of the new order holds that channel of the base.
         producers: For a consumer's module path, those of the layers that produce its input.
-        blocks: For a fused producer's module path, how many blocks of those channels its output is made of; one elsewhere.
+        blocks: For a producer's module path, the sizes of the parts that its output is made of, one part where it is missing.
+            Each has its own number of channels to a unit: keys and values fewer, fused heads more.
+        units: For a consumer's module path, how many channels only go together: those of the heads that share keys and values.
     """
 
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    blocks: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, architecture: Architecture, columns: Mapping[str, torch.Tensor]) -> "ChannelOrder":
         """The order of a model's channels, by consumer."""
         producers = {name: architecture.producers[name] for name in columns}
-        fused = {name: len(architecture.linears[name].blocks) for names in producers.values() for name in names}
-        return cls(columns, producers, {name: blocks for name, blocks in fused.items() if blocks})
+        linears = [architecture.linears[name] for names in producers.values() for name in names]
+        blocks = {linear.name: linear.blocks or (linear.out_features,) for linear in linears}
+        return cls(columns, producers, blocks, {name: architecture.units[name] for name in columns})
 
     @cached_property
     def rows(self) -> dict[str, torch.Tensor]:
         """The permutation of a producer's output channels, by module path."""
         return {
-            producer: torch.cat([block * len(order) + order for block in range(self.blocks.get(producer, 1))])
+            producer: _rows(order, self.units.get(name, 1), self.blocks.get(producer, (len(order),)))
             for name, order in self.columns.items()
             for producer in self.producers[name]
         }
@@ -128,6 +132,17 @@ class ChannelOrder:
         partial.replace(folder / FILE)
 
 
+def _rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
+    """The same order of a producer's output channels, which has its own number of them to a unit, in each of its parts."""
+    units = order[::unit] // unit
+    found, start = [], 0
+    for size in blocks:
+        own = size * unit // len(order)
+        found.append(start + (units[:, None] * own + torch.arange(own)).flatten())
+        start += size
+    return torch.cat(found)
+
+
 def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
     """Read a super-adapter's channel order.
 
@@ -155,8 +170,15 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
         size = architecture.linears[name].in_features
         if order.dtype != torch.int64 or not torch.equal(order.sort().values, torch.arange(size)):
             problems.append(f"{name}: not a permutation of its {size} input channels; found {order.dtype} {list(order.shape)}")
+        elif not _keeps_units(order, architecture.units[name]):
+            problems.append(f"{name}: splits units of {architecture.units[name]} channels (heads that share keys and values)")
     raise_all(f"{path}: the channel order does not fit the model:", problems, "Copy the super-adapter again, whole.")
     return ChannelOrder.of(architecture, columns)
+
+
+def _keeps_units(order: torch.Tensor, unit: int) -> bool:
+    places = order.view(-1, unit)
+    return bool((places[:, :1] % unit == 0).all()) and torch.equal(places, places[:, :1] + torch.arange(unit))
 
 
 def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:
@@ -168,7 +190,8 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
         batches: `input_ids` and `attention_mask`, each [prompts, tokens]; padding does not count.
 
     Returns:
-        The order, most important channel first; equal ones stay in place.
+        The order, most important channel first, or unit of channels by the root of their summed squares; equal ones stay in
+        place.
 
     Raises:
         LonasEdgeError: If activations are not finite.
@@ -177,7 +200,12 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
     columns, damaged = {}, []
     for name, moments in second_moments(model, consumers, batches).items():
         importance = moments.squares.sqrt() * model.get_submodule(name).weight.detach().double().norm(dim=0)
-        columns[name] = importance.argsort(descending=True, stable=True).clone().cpu()
+        columns[name] = _ordered(importance, elasticity.architecture.units[name]).cpu()
         damaged += [] if importance.isfinite().all() else [f"{name}: its input or weight holds NaN or Inf"]
     raise_all("The channels cannot be ordered:", damaged, "Is the base checkpoint damaged? In fp16, try bf16 or fp32.")
     return ChannelOrder.of(elasticity.architecture, columns)
+
+
+def _ordered(importance: torch.Tensor, unit: int) -> torch.Tensor:
+    units = importance.view(-1, unit).square().sum(1).argsort(descending=True, stable=True)
+    return (units[:, None] * unit + torch.arange(unit, device=units.device)).flatten()

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import Cache
 
-from lonas_edge.families import Block
+from lonas_edge.families import Block, key_value_heads
 from lonas_edge.space.architecture import Architecture
 
 
@@ -103,12 +103,15 @@ def leave_out(model: Any, architecture: Architecture, left_out: Collection[str])
         setattr(model.get_submodule(owner), leaf, LeftOut(block, place) if block else nn.Identity())
 
 
-def without_caches(model: Any, architecture: Architecture) -> None:
+def without_caches(model: Any, architecture: Architecture) -> list[int]:
     """Number the caches of a live model so that only attention that is there has one. It is converted then, and no more.
 
     Args:
         model: A Hugging Face model without some of its blocks.
         architecture: What it is built by.
+
+    Returns:
+        Heads of keys and values in each of the caches.
     """
     kept = []
     for path, block in architecture.blocks.items():
@@ -118,9 +121,11 @@ def without_caches(model: Any, architecture: Architecture) -> None:
         elif block.cached:
             kept.append(module.layer_idx)
             module.layer_idx = len(kept) - 1
+    heads = [key_value_heads(architecture.layer_config(index)) for index in kept]
     if len(kept) == architecture.config.num_hidden_layers:
-        return
+        return heads
     model.config = copy.copy(model.config)  # the body keeps its own, and walks all layers
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[index] for index in kept]
+    return heads

@@ -200,10 +200,12 @@ class MaterializedModel:
         content["dtype"] = dtype
         if self.untied:
             content["tie_word_embeddings"] = False
-        layers = self.source.elasticity.layer_config(self.subnetwork.widths)
-        fields = dict.fromkeys(field for layer in layers for field in layer)
-        common = {name: Counter(layer[name] for layer in layers if name in layer).most_common(1)[0][0] for name in fields}
-        content |= common
+        architecture = self.source.architecture
+        layers = self.source.elasticity.layer_fields(self.subnetwork.widths)
+        common = architecture.family.whole_fields(architecture.config)
+        for name in architecture.family.own_fields:
+            common[name] = Counter(layer[name] for layer in layers if name in layer).most_common(1)[0][0]
+            content[name] = common[name]
         unequal = {
             str(index): {field: value for field, value in layer.items() if value != common[field]}
             for index, layer in enumerate(layers)

@@ -55,12 +55,11 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     raise_all(f"{where}: {LEFT_OUT} cannot be used:", unknown)
     model = _built(architecture, parsed, Path(where))
     for index, changes in per_layer.items():
-        changed = copy.copy(parsed)
-        for field, value in changes.items():
-            setattr(changed, field, value)
+        changed, path = architecture.layer_config(int(index)), architecture.family.layer(int(index))
         for linear in architecture.family.linears(changed):
-            layer = model.get_submodule(f"{architecture.family.layer(int(index))}.{linear.name}")
-            _resize(layer, linear.out_features, linear.in_features)
+            _resize(model.get_submodule(f"{path}.{linear.name}"), linear.out_features, linear.in_features)
+        for block in (block for block in architecture.family.blocks(parsed) if block.cached):
+            architecture.family.narrow_attention(model.get_submodule(f"{path}.{block.module}"), changes)
     leave_out(model, architecture, architecture.left_out())
     model.tie_weights()
     return model.eval()
@@ -94,7 +93,7 @@ def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedMod
 
 def _per_layer_faults(architecture: Architecture, per_layer: dict[str, dict[str, int]]) -> list[str]:
     layers = {str(index) for index in range(architecture.config.num_hidden_layers)}
-    widths = {rule.config_field for rule in architecture.family.width_rules}
+    widths = architecture.family.whole_fields(architecture.config).keys()
     faults = [f"{index!r}: the model has no such decoder layer" for index in per_layer if index not in layers]
     changed = {field for changes in per_layer.values() for field in changes}
     return faults + [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]

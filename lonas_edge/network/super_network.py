@@ -13,7 +13,7 @@ from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Task
 from lonas_edge.network.adapters import load_adapter
-from lonas_edge.network.checkpoints import number_fault, open_base
+from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
@@ -68,6 +68,8 @@ class SuperNetwork:
         widths = self.elasticity.widths(chosen)
         for name, layer in self._layers.items():
             activate(layer, widths[name])
+        for name, fields in self.elasticity.narrowed_attention(chosen).items():
+            self.family.narrow_attention(self.base.get_submodule(name), fields)
         left_out = set(self.elasticity.left_out(chosen))
         for name, block in self._blocks.items():
             block.left_out = name in left_out
@@ -225,6 +227,9 @@ def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = auto_model(task).from_pretrained(
         base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False
     )
-    faults = [f"{name}: {fault}" for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))]
+    found = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
+    stored = open_tensors(base.folder) if found else None
+    places = {name: f", in {stored.file_of(name).name}" for name in found if stored and name in stored.shapes}
+    faults = [f"{name}: {fault}{places.get(name, '')}" for name, fault in found.items()]
     raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again. In fp16, try bf16 or fp32.")
     return model

@@ -5,13 +5,24 @@ output width, the input width and the rank of which linear layer. Everything dow
 `Elasticity.widths(subnetwork)` and does not look at groups again.
 """
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Part, WidthRule, family_of
+from lonas_edge.families import (
+    SUPPORTED_MODEL_TYPES,
+    Block,
+    Family,
+    HeadRule,
+    Linear,
+    Part,
+    WidthRule,
+    family_of,
+    head_dim,
+)
 from lonas_edge.space.search_space import Group, SearchSpace
 
 LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
@@ -86,6 +97,12 @@ class Architecture:
         return shapes
 
     @cached_property
+    def units(self) -> dict[str, int]:
+        """For each layer whose input width can be elastic, the input channels that only go together; by module path."""
+        layers = map(self.family.layer, range(self.config.num_hidden_layers))
+        return {f"{layer}.{rule.consumer}": rule.unit(self.config) for layer in layers for rule in self.family.width_rules}
+
+    @cached_property
     def producers(self) -> dict[str, tuple[str, ...]]:
         """For each layer whose input width can be elastic, the layers that produce its input; module paths."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
@@ -119,8 +136,25 @@ class Architecture:
 
     def kv_elements(self) -> int:
         """Elements of keys and values that a token adds to the cache, over all layers that have one."""
-        caches = int(self.config.num_hidden_layers) - sum(self.blocks[block].cached for block in self.left_out())
-        return self.family.kv_width(self.config) * caches
+        gone = {self.split(block)[0] for block in self.left_out() if self.blocks[block].cached}
+        layers = [index for index in range(self.config.num_hidden_layers) if self.family.layer(index) not in gone]
+        return sum(self.family.kv_width(self.layer_config(index)) for index in layers)
+
+    def layer_config(self, index: int) -> Any:
+        """The configuration of one decoder layer of a materialized model, whose layers may be unequal.
+
+        Args:
+            index: Of the layer.
+
+        Returns:
+            A copy of the model's, its fields those of the layer; the channels of a head are stated.
+        """
+        changed = copy.copy(self.config)
+        changed.head_dim = head_dim(self.config)
+        per_layer = getattr(self.config, "per_layer_config", None) or {}
+        for name, value in per_layer.get(str(index), {}).items():
+            setattr(changed, name, value)
+        return changed
 
     def inner_width(self) -> int:
         """The widest that a token becomes inside a decoder layer: outputs of the layers that an elastic width narrows."""
@@ -262,21 +296,28 @@ class Elasticity:
                 found[index] = only
         return found
 
-    def layer_config(self, chosen: Sequence[int]) -> list[dict[str, int]]:
-        """For each decoder layer, the configuration fields that the chosen widths change."""
+    def layer_fields(self, chosen: Sequence[int]) -> list[dict[str, int]]:
+        """For each decoder layer, the configuration fields that widths decide; a block that is left out has none."""
         family, config, left_out = self.architecture.family, self.architecture.config, self.left_out(chosen)
 
-        def field(layer: str, rule: WidthRule) -> int:
+        def fields(layer: str, rule: WidthRule) -> dict[str, int]:
             consumer = f"{layer}.{rule.consumer}"
-            return chosen[self.in_group[consumer]] if consumer in self.in_group else rule.full(config)
-
-        def there(layer: str, rule: WidthRule) -> bool:
-            return not any(f"{layer}.{rule.consumer}".startswith(f"{block}.") for block in left_out)
+            if consumer.startswith(tuple(f"{block}." for block in left_out)):
+                return {}
+            return rule.fields(config, chosen[self.in_group[consumer]] if consumer in self.in_group else rule.full(config))
 
         layers = map(family.layer, range(config.num_hidden_layers))
-        return [
-            {rule.config_field: field(layer, rule) for rule in family.width_rules if there(layer, rule)} for layer in layers
-        ]
+        return [{k: v for rule in family.width_rules for k, v in fields(layer, rule).items()} for layer in layers]
+
+    def narrowed_attention(self, chosen: Sequence[int]) -> dict[str, dict[str, int]]:
+        """For each attention whose heads are elastic, the fields that say how many it has; by module path."""
+        rule, config = self.architecture.family.head_rule, self.architecture.config
+        found = {}
+        for path, block in self.architecture.blocks.items():
+            consumer = f"{self.architecture.split(path)[0]}.{rule.consumer}" if rule else ""
+            if rule and block.cached and consumer in self.in_group:
+                found[path] = rule.fields(config, chosen[self.in_group[consumer]])
+        return found
 
 
 def chosen_of(groups: Mapping[str, int], module: str, chosen: Sequence[int]) -> int | None:
@@ -312,6 +353,7 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
             blocks |= dict.fromkeys(group.modules, index)
         elif not faults:
             faults, found = _bind_width(architecture, group)
+            faults = list(dict.fromkeys(faults))
             faults += [f"{m} has its width from group {out[m]} already" for m in group.modules if m in out]
             out |= dict.fromkeys(group.modules, index)
             inputs |= {name: index for name in found if name not in group.modules}
@@ -370,5 +412,14 @@ def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], di
             faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
         full = rule.full(architecture.config)
         faults += [f"width {w} of {module} is larger than the layer, which has {full}" for w in group.widths if w > full]
+        faults += _split_heads(rule, architecture.config, module, group.widths)
         rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
     return faults, rules
+
+
+def _split_heads(rule: WidthRule, config: Any, module: str, widths: Sequence[int]) -> list[str]:
+    unit = rule.unit(config)
+    if not isinstance(rule, HeadRule):
+        return []
+    told = f"heads of {head_dim(config)} channels, {unit // head_dim(config)} to a key-value head: expected multiples of {unit}"
+    return [f"width {width} of {module} splits {told}" for width in widths if width % unit]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import GroupKind
+from lonas_edge.families import GroupKind, key_value_heads
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH
 from lonas_edge.space.search_space import EXTENSION, EXTENSION_VERSION, Role
@@ -19,11 +19,12 @@ def generate_space(
     ranks: Sequence[int] = DEFAULT_RANKS,
     seq_len: int = DEFAULT_SEQUENCE_LENGTH,
     blocks: Sequence[str] = (),
+    heads: bool = False,
 ) -> dict[str, Any]:
     """Generate a search space: the published groups of LLaMA-7B, or what they are in another family.
 
-    Groups, in order: the shared rank of each layer's q, k, v; the width of each MLP; the shared rank of what widens it; each
-    block that may be left out, in the section of our own (see `search_space`).
+    Groups, in order: the shared rank of each layer's q, k, v; the width of each MLP; the shared rank of what widens it; the
+    heads of each attention; each block that may be left out, in the section of our own (see `search_space`).
 
     Args:
         architecture: The model.
@@ -31,19 +32,25 @@ def generate_space(
         ranks: Admissible ranks.
         seq_len: The sequence length that sizes are counted at.
         blocks: Module paths of the blocks that may be left out.
+        heads: Whether heads are elastic, at the same shares as the MLP, query heads with the key-value head they share.
 
     Returns:
         The NNCF configuration, ready for `json.dump`.
 
     Raises:
-        LonasEdgeError: If a ratio is not in (0, 1], or widths or ranks coincide.
+        LonasEdgeError: If a ratio is not in (0, 1], widths or ranks coincide, or heads cannot be elastic.
     """
     problems = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]
     problems += [f"rank {rank}: expected at least 1" for rank in ranks if rank < 1]
+    if heads and architecture.family.head_rule is None:
+        problems.append(f"the heads of {architecture.model_type} cannot be elastic")
+    elif heads and key_value_heads(architecture.config) == 1:
+        problems.append("all heads share one key-value head: there are no heads to choose from")
     raise_all("The search space cannot be generated:", problems)
     groups: list[list[str]] = []
     widths: list[list[int]] = []
-    for kind in architecture.family.generated_groups:
+    rule = architecture.family.head_rule if heads else None
+    for kind in (*architecture.family.generated_groups, *([GroupKind(rule)] if rule else [])):
         names, roles, values = _kind(architecture, kind, ratios, ranks)
         for layer in range(architecture.config.num_hidden_layers):
             groups.append([node_name(architecture, layer, name, role) for name in names for role in roles])
@@ -62,7 +69,10 @@ def _kind(
     """Members, their roles and the values of one kind of group."""
     if kind.rule is None:
         return kind.layers, ("lora_A",), _falling(ranks, "ranks")
-    full = kind.rule.full(architecture.config)
+    full, unit = kind.rule.full(architecture.config), kind.rule.unit(architecture.config)
+    if unit > 1:
+        shares = {max(1, int(full // unit * ratio)) for ratio in ratios}
+        return kind.rule.producers, ("base", "lora_B"), _falling([unit * share for share in shares], "numbers of heads")
     values = _falling([int(full * ratio) for ratio in ratios], f"widths of {kind.rule.config_field} {full}")
     return kind.rule.producers, ("base", "lora_B"), values
 

@@ -51,8 +51,10 @@ def picture_of(elasticity: Elasticity, chosen: Sequence[int]) -> tuple[Layer, ..
 def _full(architecture: Architecture, path: str) -> int:
     """Heads of an attention, width of an MLP."""
     layer, _ = architecture.split(path)
+    if architecture.blocks[path].cached:
+        return int(architecture.config.num_attention_heads)
     rules = [rule for rule in architecture.family.width_rules if f"{layer}.{rule.consumer}".startswith(f"{path}.")]
-    return rules[0].full(architecture.config) if rules else int(architecture.config.num_attention_heads)
+    return rules[0].full(architecture.config)
 
 
 def lines(picture: Sequence[Layer]) -> list[str]:

@@ -139,7 +139,11 @@ def test_a_base_that_cannot_be_computed_with(llama_copy: TinySource, data: Path,
     save_file(weights, llama_copy.base / "model.safetensors")
     ran = run_cli(*arguments(llama_copy, data, tmp_path / "out"))
     assert ran.code == 1
-    has(ran.err, f"{llama_copy.base}: the base checkpoint is damaged", f"{name}: holds values too large to compute with")
+    has(
+        ran.err,
+        f"{llama_copy.base}: the base checkpoint is damaged",
+        f"{name}: holds values too large to compute with, in model.safetensors",
+    )
 
 
 @pytest.mark.parametrize("value", ['"1"', "[" * 900 + "]" * 900])

@@ -39,7 +39,7 @@ def order_of(columns: dict[str, torch.Tensor], case: str = "llama") -> ChannelOr
     """An order for decoder layers' MLPs."""
     names, last = mlp_names(case)
     producers = {name: tuple(name.replace(last, producer) for producer in names) for name in columns}
-    fused = {name: 2 for names in producers.values() for name in names if name.endswith("gate_up_proj")}
+    fused = {name: (MLP, MLP) for names in producers.values() for name in names if name.endswith("gate_up_proj")}
     return ChannelOrder(columns, producers, fused)
 
 

@@ -62,7 +62,8 @@ def test_a_width_reaches_producers_and_consumer() -> None:
     assert widths["model.layers.0.self_attn.k_proj"] == Widths.first(32, 64)
     assert widths["model.layers.1.mlp.down_proj"] == Widths.first(64, 128)
     assert widths["lm_head"] == Widths.first(288, 64)
-    assert elasticity.layer_config([64, 6, 4]) == [{"intermediate_size": w} for w in (64, 128, 128)]
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    assert elasticity.layer_fields([64, 6, 4]) == [{"intermediate_size": w, **heads} for w in (64, 128, 128)]
 
 
 def test_one_group_may_span_layers() -> None:
@@ -77,7 +78,7 @@ def test_one_group_may_span_layers() -> None:
         ([[node("gate_proj", layer=3)]], [[8]], ["group 0: unknown node", "LlamaDecoderLayer[3]", "decoder layers 0 to 2"]),
         ([[node("fc_proj", "lora_A")]], [[8]], ["unknown node", "fc_proj"]),
         ([[node("gate_proj"), node("up_proj")]], [[129, 64]], ["width 129 of model.layers.0.mlp.gate_proj", "has 128"]),
-        ([[node("q_proj")]], [[64, 32]], ["output width of model.layers.0.self_attn.q_proj is not supported for llama"]),
+        ([[node("q_proj")]], [[64, 32]], ["self_attn.q_proj is elastic without self_attn.k_proj, self_attn.v_proj"]),
         ([[node("o_proj")]], [[64, 32]], ["self_attn.o_proj is not supported", "hidden state"]),
         ([[node("down_proj")]], [[64, 32]], ["mlp.down_proj is not supported", "hidden state"]),
         ([[node("gate_proj")]], [[128, 64]], ["mlp.gate_proj is elastic without mlp.up_proj"]),

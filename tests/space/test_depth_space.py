@@ -159,6 +159,14 @@ def test_picture(tiny_models: TinyModels) -> None:
     assert alike == ["layer  attention heads               MLP width", f"  0-2  {'█' * 24}   4  {'█' * 24} 128"]
 
 
+def test_picture_of_heads(tiny_models: TinyModels) -> None:
+    source = tiny_models.heads_source("llama")
+    elasticity = source.opened().elasticity
+    drawn = lines(picture_of(elasticity, [group[0] for group in source.groups()[:9]] + [64, 32, 32] + [1, 1, 1]))
+    assert [line.split()[2] for line in drawn[1:]] == ["4", "2", "2"]
+    assert drawn[2] == f"    1  {'█' * 12}{'·' * 12}   2  {'█' * 24} 128"
+
+
 def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:
     ran = run_cli("inspect", *tiny_models.deep_source("neox").arguments(), "--subnet", "minimal")
     assert ran.code == 0, ran.err

@@ -52,6 +52,29 @@ def test_reads_back(case: str, tiny_models: TinyModels) -> None:
     assert set(elasticity.in_group) == {narrowed.format(layer) for layer in range(3)}
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_heads(case: str) -> None:
+    """At the shares of the MLP, in whole groups of query heads with their key-value head; behind all other groups."""
+    architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
+    content = generate_space(architecture, (1, 0.75, 0.5), (8,), heads=True)
+    space, problems = parse_search_space(content)
+    assert not problems
+    channels = 4 * (CASES[case].get("head_dim") or 16)
+    expected = (channels, channels * 3 // 4, channels // 2) if "neox" in case else (channels, channels // 2)
+    assert [group.widths for group in space.groups[9:]] == [expected] * 3
+    elasticity = bind(architecture, space, case)
+    plain = generate_space(architecture, (1, 0.75, 0.5), (8,))
+    assert parse_search_space(plain)[0].groups == space.groups[:9]
+    reader = "gpt_neox.layers.1.attention.dense" if "neox" in case else "model.layers.1.self_attn.o_proj"
+    assert elasticity.in_group[reader] == 10
+
+
+def test_one_key_value_head_for_all() -> None:
+    config = AutoConfig.for_model(**{**CASES["llama"], "num_key_value_heads": 1})
+    with pytest.raises(LonasEdgeError, match="all heads share one key-value head"):
+        generate_space(Architecture.from_config(config, "m"), heads=True)
+
+
 def test_shipped_spaces_are_readable() -> None:
     for path in (Path(__file__).parents[2] / "nncf_config").glob("*.json"):
         space, problems = parse_search_space(json.loads(path.read_text()))

@@ -58,10 +58,10 @@ def test_depth_of_a_space_without_blocks_is_refused() -> None:
 
 @pytest.fixture
 def deep(tiny_models: TinyModels, tmp_path: Path) -> Callable:
-    """`deep(case)`: a source whose stage trains depth."""
+    """`deep(case)`: a source whose stage trains depth; `deep(case, heads=True)` has elastic heads, too."""
 
-    def make(case: str) -> object:
-        source = tiny_models.deep_source(case)
+    def make(case: str, heads: bool = False) -> object:
+        source = tiny_models.heads_source(case) if heads else tiny_models.deep_source(case)
         content = json.loads(source.space.read_text())
         content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0]["train_dims"] = ["width", "depth"]
         (tmp_path / "deep.json").write_text(json.dumps(content))
@@ -80,6 +80,25 @@ def test_trained_networks_answer_as_defined(
     network = load_super_network(open_source(str(output)))
     for depth in ([1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]):
         widths = choose(source, "unequal:3")[:-3] + depth
+        network.activate(widths)
+        with torch.inference_mode():
+            found = network.model(input_ids=ids).logits
+        expected = oracle_logits(source.base, output, output / SPACE, widths, ids)
+        assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3", "neox", "phi3"])
+def test_trained_heads_answer_as_defined(case: str, deep: Callable, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Trained with heads in order of importance, widths and blocks drawn, too."""
+    source, output = deep(case, heads=True), tmp_path / "out"
+    run(source, write_data(tmp_path / "data.json", TWELVE), output, depth_rate=0.3)
+    opened = open_source(str(output))
+    assert {name for name in opened.order.columns if opened.architecture.units[name] > 1}, "heads were ordered"
+    network = load_super_network(opened)
+    groups = source.groups()
+    for heads in ([0, 0, 0], [-1, 0, -1], [-1, -1, -1]):
+        cut = [group[place] for group, place in zip(groups[9:12], heads, strict=True)]
+        widths = [group[-1] for group in groups[:9]] + cut + [1, 1, 0]
         network.activate(widths)
         with torch.inference_mode():
             found = network.model(input_ids=ids).logits

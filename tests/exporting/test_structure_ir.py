@@ -1,4 +1,4 @@
-"""IRs of networks without some of their blocks: they answer as defined, in stock clients, without caches of what is gone."""
+"""IRs of networks without some heads and blocks: they answer as defined, in stock clients, without caches of what is gone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +10,8 @@ import torch
 from openvino_models import ir_logits
 from optimum.intel import OVModelForCausalLM
 from oracle import oracle_logits
-from tiny_models import CASES, LAYERS, TinyModels, TinySource
-from transformers import AutoTokenizer
+from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.super_network import load_super_network
@@ -44,14 +44,38 @@ def test_answers_as_defined(case: str, tiny_models: TinyModels, choose: Choose, 
         assert bool([n for n in names if f"layers.{layer}.self_attn" in n or f"layers.{layer}.attention" in n]) != gone
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+def test_heads_answer_as_defined(case: str, tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Half of the heads in the second layer and in the third; the third's MLP left out in some."""
+    source = tiny_models.heads_source(case)
+    groups = source.groups()
+    widths = [group[index % len(group)] for index, group in enumerate(groups[:9])] + [
+        groups[9][0],
+        groups[10][-1],
+        groups[11][-1],
+    ]
+    widths += [1, 1, case not in DEPTHS]
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3
+    states = [sink.get_input_partial_shape(0)[1] for sink in ov.Core().read_model(folder / "openvino_model.xml").get_sinks()]
+    heads = CASES[case].get("num_key_value_heads", HEADS)
+    assert sorted(state.get_length() for state in states) == sorted([heads] * 2 + [max(1, heads // 2)] * 4)
+
+
+@pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("case", list(DEPTHS))
-def test_stock_clients_answer_alike(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+def test_stock_clients_answer_alike(case: str, heads: bool, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
     """Greedy tokens of openvino_genai, a prompt at a time and in a batch, of optimum-intel and of PyTorch; and beams.
 
     Beams of openvino_genai are not compared: of whole networks, too, they are others than those of transformers.
     """
     source = tiny_models.deep_source(case)
-    widths = choose(source, "unequal:1")[:-3] + DEPTHS[case]
+    widths = choose(source, "unequal:1")[:-3]
+    if heads:
+        source = tiny_models.heads_source(case)
+        widths += [source.groups()[9][-1], source.groups()[10][0], source.groups()[11][-1]]
+    widths += DEPTHS[case]
     folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
     network = load_super_network(source.opened())
     network.activate(widths)
@@ -66,7 +90,13 @@ def test_stock_clients_answer_alike(case: str, tiny_models: TinyModels, choose: 
             expected = network.base.generate(**tokens, **settings)
             assert torch.equal(stock.generate(**tokens, **settings), expected)
         answers.append(expected[0, -NEW:].tolist())
-    pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND="SDPA", **exact)
+    for backend in ("SDPA", "PA"):
+        pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND=backend, **exact)
+        check_tokens(pipeline, tokenizer, answers)
+
+
+def check_tokens(pipeline: openvino_genai.LLMPipeline, tokenizer: PreTrainedTokenizerBase, answers: list[list[int]]) -> None:
+    """Greedy tokens of each prompt alone and of all together; and that beams can be asked for."""
     config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW)
     for prompts, expected in (
         *(([prompt], [answer]) for prompt, answer in zip(PROMPTS, answers, strict=True)),

@@ -1,0 +1,182 @@
+"""Elastic heads, alone and with everything else, against the definition: activated and materialized, reordered or not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle_logits
+from safetensors.torch import load_file, save_file
+from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.materialize import MaterializedModel, write_weights
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+CUTS = [  # of 12 groups of ranks, MLPs, ranks and heads, and 3 of blocks: heads (1: all, 0: half of them) and blocks
+    ((0, 0, 0), (1, 1, 1)),
+    ((0, 1, 0), (1, 1, 1)),
+    ((1, 0, 0), (0, 1, 0)),
+    ((0, 1, 0), (1, 0, 1)),
+]
+
+
+def widths_of(source: TinySource, choose: Choose, heads: tuple[int, ...], depth: tuple[int, ...], name: str) -> list[int]:
+    groups = source.groups()
+    widths = [*choose_ranks_and_mlps(choose, source, name)]
+    return widths + [groups[9 + layer][0 if kept else -1] for layer, kept in enumerate(heads)] + list(depth)
+
+
+def choose_ranks_and_mlps(choose: Choose, source: TinySource, name: str) -> list[int]:
+    """Of the first nine groups, which are those of the source without heads."""
+    position = {"maximal": 0, "minimal": -1}
+    if name in position:
+        return [group[position[name]] for group in source.groups()[:9]]
+    return [group[(index + 1) % len(group)] for index, group in enumerate(source.groups()[:9])]
+
+
+def materialize(source: object, widths: list[int], folder: Path) -> Path:
+    model = MaterializedModel(source, Subnetwork(tuple(widths), "chosen"))  # type: ignore[arg-type]
+    (folder / "config.json").write_text(json.dumps(model.config()))
+    write_weights(model, folder, torch.float32)
+    return folder
+
+
+def shuffled(source: TinySource, folder: Path) -> Path:
+    """The adapter with a random order of heads and MLP channels beside it."""
+    generator = torch.Generator().manual_seed(3)
+    opened = source.opened()
+    columns = {}
+    for name, unit in opened.architecture.units.items():
+        size = opened.architecture.linears[name].in_features
+        order = torch.randperm(size // unit, generator=generator)
+        columns[name] = (order[:, None] * unit + torch.arange(unit)).flatten()
+    folder.mkdir()
+    for path in source.adapter.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    save_file(columns, folder / "channel_order.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_answers_as_defined(
+    case: str, ordered: bool, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    tiny = tiny_models.heads_source(case)
+    adapter = shuffled(tiny, tmp_path / "ordered") if ordered else tiny.adapter
+    source = open_source(str(adapter), str(tiny.base), tiny.space)
+    network = load_super_network(source)
+    for number, (heads, depth) in enumerate(CUTS):
+        widths = widths_of(tiny, choose, heads, depth, "maximal" if number == 0 else "unequal")
+        expected = oracle_logits(tiny.base, adapter, tiny.space, widths, ids)
+        network.activate(widths)
+        with torch.inference_mode():
+            activated = network.model(input_ids=ids).logits
+        torch.testing.assert_close(activated.double(), expected, rtol=0, atol=1e-4)
+        (folder := tmp_path / str(number)).mkdir()
+        with torch.inference_mode():
+            materialized = load_checkpoint(materialize(source, widths, folder))(input_ids=ids).logits
+        torch.testing.assert_close(materialized.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "neox", "phi3", "qwen3"])
+def test_generates_as_without_a_cache(
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    tiny = tiny_models.heads_source(case)
+    widths = widths_of(tiny, choose, (0, 1, 0), (1, 0, 1), "unequal")
+    network = load_super_network(tiny.opened())
+    network.activate(widths)
+    settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "num_beams": 2}
+    found = []
+    for model in (network.base, load_checkpoint(materialize(tiny.opened(), widths, tmp_path))):
+        found.append(model.generate(ids, use_cache=True, **settings))
+        assert torch.equal(found[-1], model.generate(ids, use_cache=False, **settings))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("case", ["llama", "neox", "phi3"])
+def test_shapes_and_configuration(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    tiny = tiny_models.heads_source(case)
+    folder = materialize(tiny.opened(), widths_of(tiny, choose, (0, 1, 1), (1, 1, 1), "maximal"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_attention_heads"] == HEADS
+    halved = {"num_attention_heads": 2} if case == "neox" else {"num_attention_heads": 2, "num_key_value_heads": 1}
+    assert config["per_layer_config"] == {"0": halved}
+    tensors = load_file(folder / "model.safetensors")
+    rows = {  # of the first layer and of the second: 4 heads of 16 channels; llama and phi3 have 2 of keys and values
+        "llama": {"self_attn.q_proj": (32, 64), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32)},
+        "phi3": {"self_attn.qkv_proj": (64, 128)},
+        "neox": {"attention.query_key_value": (96, 192)},
+    }[case]
+    layers = "gpt_neox.layers" if case == "neox" else "model.layers"
+    for name, sizes in rows.items():
+        assert tuple(len(tensors[f"{layers}.{layer}.{name}.weight"]) for layer in (0, 1)) == sizes
+    reader = "attention.dense" if case == "neox" else "self_attn.o_proj"
+    assert [tensors[f"{layers}.{layer}.{reader}.weight"].shape[1] for layer in (0, 1)] == [32, 64]
+
+
+def test_widths_that_split_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
+    tiny = tiny_models.heads_source("llama")
+    content = json.loads(tiny.space.read_text())
+    values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    values[9], values[10] = [64, 48], [64, 40, 32]  # one of two query heads of a key-value head; half a head
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError) as raised:
+        open_source(str(tiny.adapter), str(tiny.base), tmp_path / "space.json")
+    told = "heads of 16 channels, 2 to a key-value head: expected multiples of 32"
+    assert f"group 9: width 48 of model.layers.0.self_attn.q_proj splits {told}" in str(raised.value)
+    assert f"group 10: width 40 of model.layers.1.self_attn.v_proj splits {told}" in str(raised.value)
+
+
+def test_heads_without_their_keys(tiny_models: TinyModels, tmp_path: Path) -> None:
+    tiny = tiny_models.heads_source("llama")
+    content = json.loads(tiny.space.read_text())
+    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
+    groups[9] = [node for node in groups[9] if "k_proj" not in node]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError, match=r"self_attn\.q_proj is elastic without self_attn\.k_proj"):
+        open_source(str(tiny.adapter), str(tiny.base), tmp_path / "space.json")
+
+
+def test_an_order_that_splits_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
+    tiny = tiny_models.heads_source("llama")
+    adapter = shuffled(tiny, tmp_path / "ordered")
+    columns = load_file(adapter / "channel_order.safetensors")
+    name = "model.layers.1.self_attn.o_proj"
+    columns[name] = torch.arange(64).flip(0).contiguous()
+    save_file(columns, adapter / "channel_order.safetensors")
+    with pytest.raises(LonasEdgeError, match=rf"{name}: splits units of 32 channels"):
+        open_source(str(adapter), str(tiny.base), tiny.space)
+
+
+def test_heads_are_ordered_by_importance(tiny_models: TinyModels) -> None:
+    """Root of the summed squares of RMS of the input times the column's norm, over the heads of a key-value head."""
+    from lonas_edge.network.channel_order import by_importance
+
+    tiny = tiny_models.heads_source("llama")
+    source = tiny.opened()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.base, dtype=torch.float32).eval()
+    ids = torch.arange(2, 42).view(2, 20)
+    seen: dict[int, torch.Tensor] = {}
+    for layer, block in enumerate(model.model.layers):
+        block.self_attn.o_proj.register_forward_pre_hook(
+            lambda _m, args, layer=layer: seen.__setitem__(layer, args[0].double())
+        )
+    with torch.no_grad():
+        model(input_ids=ids)
+    order = by_importance(model, source.elasticity, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    for layer in range(LAYERS):
+        norms = model.model.layers[layer].self_attn.o_proj.weight.double().norm(dim=0)
+        importance = seen[layer].flatten(0, 1).square().mean(0).sqrt() * norms
+        first = importance[:32].square().sum() >= importance[32:].square().sum()
+        expected = torch.arange(64) if first else torch.cat([torch.arange(32, 64), torch.arange(32)])
+        assert torch.equal(order.columns[f"model.layers.{layer}.self_attn.o_proj"], expected)

@@ -20,7 +20,8 @@ from lonas_edge.files import read_by, read_json
 from lonas_edge.network.checkpoints import FLOATS, load_pickle, number_fault, read_damaged
 from lonas_edge.network.configuration import AdapterFields
 from lonas_edge.schema import field_faults
-from lonas_edge.space.architecture import Architecture, Elasticity
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity
 
 CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 

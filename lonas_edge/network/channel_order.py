@@ -21,7 +21,8 @@ from lonas_edge.errors import raise_all
 from lonas_edge.network.adapters import LoraFactors, plain_name
 from lonas_edge.network.calibration import second_moments
 from lonas_edge.network.checkpoints import read_damaged
-from lonas_edge.space.architecture import Architecture, Elasticity
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity
 
 FILE = "channel_order.safetensors"
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Part
 from lonas_edge.network.parts import outside, take
-from lonas_edge.space.architecture import Widths
+from lonas_edge.space.elasticity import Widths
 
 
 class ElasticLinear(nn.Linear):

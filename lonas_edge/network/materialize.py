@@ -18,8 +18,9 @@ from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
-from lonas_edge.space.architecture import LEFT_OUT, Widths
+from lonas_edge.space.architecture import LEFT_OUT
 from lonas_edge.space.complexity import materialized_shapes
+from lonas_edge.space.elasticity import Widths
 from lonas_edge.space.subnetwork import Subnetwork
 
 BLOCK_ELEMENTS = 2**20  # 8 MB in float64

@@ -18,8 +18,9 @@ from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
-from lonas_edge.space.architecture import Architecture, Elasticity, bind
+from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
+from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name

@@ -20,7 +20,7 @@ from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model
 from lonas_edge.network.source import Located, Source
-from lonas_edge.space.architecture import Elasticity
+from lonas_edge.space.elasticity import Elasticity
 
 Batch = Mapping[str, torch.Tensor]  # as of `data.encoding.Collator`
 HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabulary of 49,152

@@ -17,7 +17,7 @@ from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.parts import take
 from lonas_edge.network.super_network import HEAD_POSITIONS
-from lonas_edge.space.architecture import Widths
+from lonas_edge.space.elasticity import Widths
 
 if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch, SuperNetwork

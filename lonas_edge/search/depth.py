@@ -13,7 +13,8 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import Source
 from lonas_edge.search.damage import measure_damage
 from lonas_edge.search.heldout import read_held_out
-from lonas_edge.space.architecture import Architecture, Elasticity
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace
 
 DEAR = 5.0  # times the median of its kind: such a block is kept

@@ -6,7 +6,8 @@ from math import prod
 from typing import Any
 
 from lonas_edge.formats import FORMATS, WeightFormat
-from lonas_edge.space.architecture import Architecture, Elasticity
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity
 
 DEFAULT_SEQUENCE_LENGTH = 256  # `sample_size` of the published search spaces
 

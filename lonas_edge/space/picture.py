@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lonas_edge.space.architecture import Architecture, Elasticity
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity
 
 BAR = 24  # characters of a whole block
 FULL, EMPTY = "█", "·"

@@ -17,7 +17,8 @@ from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.source import Located, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.space.architecture import Architecture, Elasticity, bind
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.training.plan import TrainOptions
 

@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.adapters import LoraFactors
 from lonas_edge.network.materialize import merge, merge_bias
 from lonas_edge.network.source import open_source
-from lonas_edge.space.architecture import Widths
+from lonas_edge.space.elasticity import Widths
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
 

@@ -16,7 +16,7 @@ from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.heldout import read_held_out
 from lonas_edge.search.latency_table import format_table
 from lonas_edge.search.uniform import find_kinds, uniform_networks
-from lonas_edge.space.architecture import Elasticity
+from lonas_edge.space.elasticity import Elasticity
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import SUPPORTED_MODEL_TYPES
-from lonas_edge.space.architecture import Architecture, Elasticity, Widths, bind
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity, Widths, bind
 from lonas_edge.space.search_space import parse_search_space
 
 LAYER = (

@@ -9,8 +9,9 @@ from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.formats import FORMATS
-from lonas_edge.space.architecture import Architecture, bind
+from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import measure
+from lonas_edge.space.elasticity import bind
 from lonas_edge.space.search_space import SearchSpace
 
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import FAMILIES
 from lonas_edge.families.llama import Llama
-from lonas_edge.space.architecture import Architecture, bind
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import bind
 from lonas_edge.space.picture import lines, picture_of
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.subnetwork import select

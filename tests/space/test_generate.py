@@ -10,7 +10,8 @@ from tiny_models import CASES, TinyModels
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.space.architecture import Architecture, bind
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space
 from lonas_edge.space.search_space import parse_search_space
 

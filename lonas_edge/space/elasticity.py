@@ -1,0 +1,254 @@
+"""A search space laid over a model's shapes: which group decides the output width, the input width and the rank of which linear
+layer, and which blocks may be left out.
+
+Everything downstream (sizes, activation, slicing) asks `Elasticity.widths(subnetwork)` and does not look at groups again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from lonas_edge.errors import raise_all
+from lonas_edge.families import HeadRule, Linear, Part, WidthRule, head_dim
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.search_space import Group, SearchSpace
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The active part of one linear layer: ranges of rows and of columns, and its first `rank` ranks.
+
+    `rank` is None where no group decides it: the adapter's own rank stands.
+    """
+
+    rows: Part
+    columns: Part
+    rank: int | None = None
+
+    @classmethod
+    def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "Widths":
+        """The first rows and columns, which is what a width is where nothing is fused."""
+        return cls(((0, out_features),), ((0, in_features),), rank)
+
+    @property
+    def out_features(self) -> int:
+        """Active rows."""
+        return sum(stop - start for start, stop in self.rows)
+
+    @property
+    def in_features(self) -> int:
+        """Active columns."""
+        return sum(stop - start for start, stop in self.columns)
+
+
+NOTHING = Widths((), (), 0)  # of a layer in a block that is left out
+
+
+@dataclass(frozen=True)
+class Elasticity:
+    """A search space laid over an architecture. The maps give, for a module path, the index of a group.
+
+    `rules` are those of the layers in `out_group` and `in_group`; `block_group` is of the blocks that may be left out.
+    """
+
+    architecture: Architecture
+    space: SearchSpace
+    out_group: Mapping[str, int]
+    in_group: Mapping[str, int]
+    rank_group: Mapping[str, int]
+    rules: Mapping[str, WidthRule]
+    block_group: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def maximal(self) -> tuple[int, ...]:
+        """The widths of the maximal network."""
+        return tuple(group.widths[0] for group in self.space.groups)
+
+    def widths(self, chosen: Sequence[int]) -> dict[str, Widths]:
+        """The active part of every linear layer under one choice of widths.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Returns:
+            Widths by module path, for every linear layer; nothing of a layer in a block that is left out.
+        """
+        config, left_out = self.architecture.config, tuple(f"{block}." for block in self.left_out(chosen))
+
+        def active(linear: Linear) -> Widths:
+            name = linear.name
+            if name.startswith(left_out):
+                return NOTHING
+            full = self.rules[name].full(config) if name in self.rules else 1
+            rows = linear.rows(chosen[self.out_group[name]] if name in self.out_group else full, full)
+            columns = linear.columns(chosen[self.in_group[name]] if name in self.in_group else full, full)
+            return Widths(rows, columns, chosen[self.rank_group[name]] if name in self.rank_group else None)
+
+        return {name: active(linear) for name, linear in self.architecture.linears.items()}
+
+    def left_out(self, chosen: Sequence[int]) -> tuple[str, ...]:
+        """The blocks that one choice of widths leaves out.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Returns:
+            Their module paths, in the model's order.
+        """
+        return tuple(block for block in self.architecture.blocks if chosen_of(self.block_group, block, chosen) == 0)
+
+    def plain(self, chosen: Sequence[int]) -> tuple[int, ...]:
+        """The same network, written plainly: a width inside a block that is left out decides nothing, so it is the widest.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Returns:
+            One width a group; two choices are the same network where these are equal.
+        """
+        left_out = tuple(f"{block}." for block in self.left_out(chosen))
+        gone = (
+            group.kind != "block" and all(module.startswith(left_out) for module in group.modules)
+            for group in self.space.groups
+        )
+        return tuple(most if nothing else own for most, own, nothing in zip(self.maximal, chosen, gone, strict=True))
+
+    @cached_property
+    def inside(self) -> dict[int, int]:
+        """For a group of widths or ranks all of whose layers lie in the blocks of one group, the index of that group."""
+        blocks = {f"{block}.": index for block, index in self.block_group.items()}
+        found: dict[int, int] = {}
+        for index, group in enumerate(self.space.groups):
+            around = {next((i for b, i in blocks.items() if module.startswith(b)), None) for module in group.modules}
+            if group.kind != "block" and len(around) == 1 and (only := around.pop()) is not None:
+                found[index] = only
+        return found
+
+    def layer_fields(self, chosen: Sequence[int]) -> list[dict[str, int]]:
+        """For each decoder layer, the configuration fields that widths decide; a block that is left out has none."""
+        family, config, left_out = self.architecture.family, self.architecture.config, self.left_out(chosen)
+
+        def fields(layer: str, rule: WidthRule) -> dict[str, int]:
+            consumer = f"{layer}.{rule.consumer}"
+            if consumer.startswith(tuple(f"{block}." for block in left_out)):
+                return {}
+            return rule.fields(config, chosen[self.in_group[consumer]] if consumer in self.in_group else rule.full(config))
+
+        layers = map(family.layer, range(config.num_hidden_layers))
+        return [{k: v for rule in family.width_rules for k, v in fields(layer, rule).items()} for layer in layers]
+
+    def narrowed_attention(self, chosen: Sequence[int]) -> dict[str, dict[str, int]]:
+        """For each attention whose heads are elastic, the fields that say how many it has; by module path."""
+        rule, config = self.architecture.family.head_rule, self.architecture.config
+        found = {}
+        for path, block in self.architecture.blocks.items():
+            consumer = f"{self.architecture.split(path)[0]}.{rule.consumer}" if rule else ""
+            if rule and block.cached and consumer in self.in_group:
+                found[path] = rule.fields(config, chosen[self.in_group[consumer]])
+        return found
+
+
+def chosen_of(groups: Mapping[str, int], module: str, chosen: Sequence[int]) -> int | None:
+    """The width that a group decides for a module; None where no group does."""
+    return chosen[groups[module]] if module in groups else None
+
+
+def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
+    """Lay a search space over a model.
+
+    Args:
+        architecture: The model.
+        space: The search space.
+        where: What to call the search space in an error.
+
+    Returns:
+        Which group decides what.
+
+    Raises:
+        LonasEdgeError: If the space does not fit the model; every misfit is listed.
+    """
+    out: dict[str, int] = {}
+    inputs: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    rules: dict[str, WidthRule] = {}
+    blocks: dict[str, int] = {}
+    problems: list[str] = []
+    for index, group in enumerate(space.groups):
+        faults = _unknown_blocks(architecture, group) if group.kind == "block" else _unknown_nodes(architecture, group)
+        if not faults and group.kind == "rank":
+            ranks |= dict.fromkeys(group.modules, index)
+        elif not faults and group.kind == "block":
+            blocks |= dict.fromkeys(group.modules, index)
+        elif not faults:
+            faults, found = _bind_width(architecture, group)
+            faults = list(dict.fromkeys(faults))
+            faults += [f"{m} has its width from group {out[m]} already" for m in group.modules if m in out]
+            out |= dict.fromkeys(group.modules, index)
+            inputs |= {name: index for name in found if name not in group.modules}
+            rules |= found
+        problems += [f"group {index}: {fault}" for fault in faults]
+    if blocks and all(name in blocks for name, block in architecture.blocks.items() if block.cached):
+        problems.append(
+            "every layer's attention may be left out; the minimal network would have none. Keep one out of the groups"
+        )
+    if space.dynamic_inputs:
+        problems.append(f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it")
+    raise_all(
+        f"{where}: the search space does not fit the model ({architecture.model_type}):",
+        problems,
+        "Take the configuration the adapter was trained with, or write one with `lonas-edge space`.",
+    )
+    return Elasticity(architecture, space, out, inputs, ranks, rules, blocks)
+
+
+def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
+    if not architecture.blocks:
+        return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be left out"]
+    last, known = (
+        architecture.config.num_hidden_layers - 1,
+        [block.module for block in architecture.family.blocks(architecture.config)],
+    )
+    return [
+        f"unknown block {module[:300]!r}: expected {architecture.family.layer(0)} to {last} with {' or '.join(known)}"
+        for module in group.modules
+        if module not in architecture.blocks
+    ]
+
+
+def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:
+    last = architecture.config.num_hidden_layers - 1
+    return [
+        f"unknown node {member.node!r}: the model has no linear layer {member.module!r} (decoder layers 0 to {last})"
+        for member in group.members
+        if member.module not in architecture.linears
+    ]
+
+
+def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], dict[str, WidthRule]]:
+    """Check an output-width group against the family's rules; returns faults, and the rule of each layer that it narrows."""
+    rules: dict[str, WidthRule] = {}
+    faults: list[str] = []
+    for module in group.modules:
+        layer, relative = architecture.split(module)
+        rule = next((rule for rule in architecture.family.width_rules if relative in rule.producers), None)
+        if rule is None:
+            reason = architecture.family.refused_widths.get(relative, "no rule says what consumes it")
+            faults.append(f"elastic output width of {module} is not supported for {architecture.model_type}: {reason}")
+            continue
+        missing = sorted(name for name in rule.producers if f"{layer}.{name}" not in group.modules)
+        if missing:
+            faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
+        full = rule.full(architecture.config)
+        faults += [f"width {w} of {module} is larger than the layer, which has {full}" for w in group.widths if w > full]
+        faults += _split_heads(rule, architecture.config, module, group.widths)
+        rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
+    return faults, rules
+
+
+def _split_heads(rule: WidthRule, config: Any, module: str, widths: Sequence[int]) -> list[str]:
+    unit = rule.unit(config)
+    if not isinstance(rule, HeadRule):
+        return []
+    told = f"heads of {head_dim(config)} channels, {unit // head_dim(config)} to a key-value head: expected multiples of {unit}"
+    return [f"width {width} of {module} splits {told}" for width in widths if width % unit]

@@ -3,10 +3,10 @@
     python benchmarks/block_costs.py models/smollm2-135m --work models/bench --output benchmarks/results/block_costs.json
     python benchmarks/block_costs.py llama-1.1b --work models/bench --output benchmarks/results/block_costs.json
 
-A model is a directory, or a shape of `random_models.py`, whose weights are random: time does not depend on them. One network is
-measured for each kind of block and width, with all the groups of that kind at it, beside the whole network, in turn in one run a
-weight format and prompt length; a block's cost is its share of the difference. IRs are kept in --work. What was measured before is
-kept in --output, by model, format and length.
+A model is a directory, or a shape of `random_models.py`, whose weights are random: time does not depend on them. One network
+is measured for each kind of block and width, with all the groups of that kind at it, beside the whole network, in turn in one
+run a weight format and prompt length; a block's cost is its share of the difference. IRs are kept in --work. What was measured
+before is kept in --output, by model, format and length.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def main() -> None:
             print(f"{arguments.model} {name}, {length} tokens: {found['whole_ms']}")
             for kind, row in found["kinds"].items():
                 for width, saved in row["saved_ms_by_width"].items():
-                    print(f"  {kind} at {width}: {saved['ttft']:.3f} ms of a prompt, {saved['tpot']:.4f} ms of a token", flush=True)
+                    print(f"  {kind} at {width}: prompt {saved['ttft']:.3f} ms, token {saved['tpot']:.4f} ms", flush=True)
 
 
 if __name__ == "__main__":

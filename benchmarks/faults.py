@@ -1,7 +1,7 @@
 """The verification of an export: that it refuses nothing right, and lets nothing wrong pass.
 
     python benchmarks/faults.py --networks 100 --output benchmarks/results/faults.json
-    python benchmarks/faults.py --tiny --networks 20                    each family of `tests/tiny_models.py` instead
+    python benchmarks/faults.py --tiny --networks 20                    each family of `tests/tiny_models.py` instead, twice
 
 1. `export --stage checkpoint` of random sub-networks: adapters untrained (lora_B zero) and random, bases in fp32 and bf16,
    channels as stored and in a random order, in turn. Counted: refused; the largest difference between super-network and merge.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,9 @@ def _adapter(files: Files, trained: bool, ordered: bool, work: Path) -> Path:
         save_file(zeroed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if ordered:
         architecture, generator = files.opened().architecture, torch.Generator().manual_seed(3)
-        sizes = {name: architecture.linears[name].in_features for name in architecture.producers}
-        order = {name: torch.randperm(size, generator=generator) for name, size in sizes.items()}
+        units = {name: (unit, architecture.linears[name].in_features // unit) for name, unit in architecture.units.items()}
+        drawn = {name: (unit, torch.randperm(count, generator=generator)) for name, (unit, count) in units.items()}
+        order = {name: (one[:, None] * unit + torch.arange(unit)).flatten() for name, (unit, one) in drawn.items()}
         save_file(order, folder / "channel_order.safetensors")
     return folder
 
@@ -203,11 +204,15 @@ def missed_of(found: dict[str, Any]) -> list[str]:
 
 
 def tiny_sources(work: Path) -> list[Files]:
-    """A source of each family of the tests."""
+    """A source of each family of the tests, and one of each with elastic heads and depth."""
     from tiny_models import CASES, TinyModels
 
     models = TinyModels(work / "tiny")
-    return [Files(case, models.base(case), models.adapter(case), models.space(case)) for case in CASES]
+    found = [Files(case, models.base(case), models.adapter(case), models.space(case)) for case in CASES]
+    structured = [replace(files, name=f"{files.name}, heads and depth") for files in found]
+    return found + [
+        replace(files, space=models.heads_source(case).space) for files, case in zip(structured, CASES, strict=True)
+    ]
 
 
 def main() -> None:

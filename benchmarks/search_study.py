@@ -75,12 +75,16 @@ def train(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
     return output
 
 
-def search(arguments: argparse.Namespace, seed: int, super_adapter: Path, data: Path) -> Path:
-    """A search on this machine, with the picks."""
-    output, cache = arguments.work / f"search-{seed}", arguments.work / f"cache-{seed}"
+def picks_of(super_adapter: Path) -> list[str]:
+    """At the heuristic network's linear weights, and along the front."""
     source = open_source(str(super_adapter))
     equal = source.sizes(select(source.space, "heuristic").widths).linear_weights
-    picks = [f"weights<={equal}", "tpot<=0.97x", "tpot<=0.94x", "tpot<=0.91x", "tpot<=0.88x"]
+    return [f"weights<={equal}", "tpot<=0.97x", "tpot<=0.94x", "tpot<=0.91x", "tpot<=0.88x"]
+
+
+def search(arguments: argparse.Namespace, seed: int, super_adapter: Path, data: Path, picks: list[str]) -> Path:
+    """A search on this machine, with the picks."""
+    output, cache = arguments.work / f"search-{seed}", arguments.work / f"cache-{seed}"
     if not (output / "search.json").exists() or not json.loads((output / "search.json").read_text())["finished"]:
         command = [
             "search",
@@ -170,7 +174,7 @@ def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path]) -> 
     super_adapter = train(arguments, seed, data[0])
     if arguments.only == "train":
         return {}
-    found = search(arguments, seed, super_adapter, data[1])
+    found = search(arguments, seed, super_adapter, data[1], picks_of(super_adapter))
     if arguments.only == "search":
         return {}
     folders = export(super_adapter, networks(found), arguments.work / f"ir-{seed}")

@@ -6,9 +6,9 @@
 DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and boolq (LLM-Adapters' format). A super-adapter is
 trained with each seed as in `accuracy_study.py` ("order": `--reorder`), but for the examples that are held out for the search.
 One search a seed, with `--cost tpot` on this machine, gives the network of at most the heuristic one's linear weights, and four
-others of the front. They, the maximal and the heuristic one are exported as INT8, measured in turn by `bench`, and answer the
-whole test sets by `option-text`; differences are paired by question and averaged over the seeds. Finished steps are kept in
---work, so that a study that was stopped goes on.
+others of the front. It, the maximal and the heuristic one are exported as INT8 and answer the whole test sets by `option-text`;
+differences are paired by question and averaged over the seeds. The four others do so with the first seed, and all of that are
+measured in turn by `bench`. Finished steps are kept in --work, so that a study that was stopped goes on.
 """
 
 import argparse
@@ -31,6 +31,7 @@ STEPS = 222  # what `accuracy_study.py` gives a random sub-network's training fo
 HELD_OUT = 100  # training examples of each task that the search asks
 PACKAGES = ("lonas-edge", "torch", "transformers", "openvino", "nncf", "optuna")
 EQUAL = "at equal weights"
+BOTH = ("maximal", "heuristic", EQUAL)  # answered with every seed
 
 
 def parse() -> argparse.Namespace:
@@ -112,11 +113,15 @@ def picked(pick: dict[str, Any]) -> str:
     return EQUAL if name.startswith("weights") else name
 
 
-def networks(found: Path) -> dict[str, str]:
-    """What is compared: name and --subnet."""
+def networks(found: Path, front: bool = True) -> dict[str, str]:
+    """What is compared: name and --subnet; of the picks the one at equal weights alone without `front`."""
     record = json.loads((found / "search.json").read_text())
     picks = {picked(pick): str(found / "subnetworks" / f"{pick['file']}.json") for pick in record["picks"]}
-    return {"maximal": "maximal", "heuristic": "heuristic", **picks}
+    return {
+        "maximal": "maximal",
+        "heuristic": "heuristic",
+        **{name: file for name, file in picks.items() if front or name == EQUAL},
+    }
 
 
 def export(super_adapter: Path, subnets: dict[str, str], work: Path) -> dict[str, Path]:
@@ -169,15 +174,15 @@ def over_seeds(seeds: list[dict[str, list[float]]]) -> dict[str, list[float]]:
     return {task: [statistics.mean(values) for values in zip(*(one[task] for one in seeds), strict=True)] for task in TASKS}
 
 
-def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path]) -> dict[str, Any]:
-    """One seed from the training to the answers."""
+def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path], first: bool) -> dict[str, Any]:
+    """One seed from the training to the answers; of the first one the whole front, with its latency."""
     super_adapter = train(arguments, seed, data[0])
     if arguments.only == "train":
         return {}
     found = search(arguments, seed, super_adapter, data[1], picks_of(super_adapter))
     if arguments.only == "search":
         return {}
-    folders = export(super_adapter, networks(found), arguments.work / f"ir-{seed}")
+    folders = export(super_adapter, networks(found, first), arguments.work / f"ir-{seed}")
     result: dict[str, Any] = {"answers": answer(arguments, folders, arguments.work / f"answers-{seed}")}
     if arguments.only == "answers":
         return result
@@ -185,14 +190,14 @@ def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path]) -> 
     known = {one["name"]: record["evaluations"][one["evaluation"]] for one in record["named"]}
     known |= {picked(pick): record["evaluations"][pick["evaluation"]] for pick in record["picks"]}
     source = open_source(str(super_adapter))
-    times = time_networks(folders, arguments.work / f"bench-{seed}")
+    times = time_networks(folders, arguments.work / f"bench-{seed}") if first else {}
     result["networks"] = {
         name: {
             "average": statistics.mean(statistics.mean(values) for values in result["answers"][name].values()),
             "linear_weights": source.sizes(tuple(one["widths"])).linear_weights,
             arguments.quality: one["quality"],
             "tpot_ms_predicted": one["cost"],
-            **times[name],
+            **times.get(name, {}),
         }
         for name, one in ((name, known[name]) for name in folders)
     }
@@ -204,15 +209,18 @@ def main() -> None:
     arguments = parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = write_data(arguments)
-    seeds = {seed: study(arguments, seed, data) for seed in map(int, arguments.seeds.split(","))}
+    numbers = list(map(int, arguments.seeds.split(",")))
+    seeds = {seed: study(arguments, seed, data, seed == numbers[0]) for seed in numbers}
     if arguments.only:
         return
-    answers = {
-        name: over_seeds([one["answers"][name] for one in seeds.values()]) for name in next(iter(seeds.values()))["answers"]
-    }
+    named = list(next(iter(seeds.values()))["answers"])
+    answers = {name: over_seeds([one["answers"][name] for one in seeds.values() if name in one["answers"]]) for name in named}
+    common = {name: over_seeds([one["answers"][name] for one in list(seeds.values())[:1]]) for name in ("maximal", "heuristic")}
     differences = {
         name: {
-            f"against {other}": against(answers[name], answers[other]) for other in ("maximal", "heuristic") if other != name
+            f"against {other}": against(answers[name], (answers if name in BOTH else common)[other])
+            for other in ("maximal", "heuristic")
+            if other != name
         }
         for name in answers
     }
@@ -227,8 +235,11 @@ def main() -> None:
         "differences": differences,
     }
     for name, compared in differences.items():
-        rows = [one["networks"][name] for one in seeds.values()]
-        figures = [f"{row['average']:.1f} % {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms" for row in rows]
+        rows = [one["networks"][name] for one in seeds.values() if name in one["networks"]]
+        figures = [
+            f"{row['average']:.1f} %" + (f" {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms" if "ttft_ms" in row else "")
+            for row in rows
+        ]
         figures += [f"{key} {value['difference']:+.1f} ± {value['half_width_95']:.1f}" for key, value in compared.items()]
         print(f"{name:18} {'  '.join(figures)}")
     if arguments.output:

@@ -27,6 +27,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
 TokenIds = TokenId | list[TokenId] | None
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+TokenText = Annotated[str, Field(max_length=1000)]  # real ones have 50 characters; tokenizers takes minutes to match a huge one
+AddedToken = dict[str, TokenText | bool | int | None]
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -107,12 +109,12 @@ class TokenizerFields(TypedDict, total=False):
     add_bos_token: bool | None
     add_eos_token: bool | None
     add_prefix_space: bool | None
-    added_tokens_decoder: dict[str, dict[str, Any]]
+    added_tokens_decoder: dict[str, AddedToken]
     chat_template: str | list[dict[str, str]] | dict[str, str] | None
-    bos_token: str | dict[str, Any] | None
-    eos_token: str | dict[str, Any] | None
-    unk_token: str | dict[str, Any] | None
-    pad_token: str | dict[str, Any] | None
+    bos_token: TokenText | AddedToken | None
+    eos_token: TokenText | AddedToken | None
+    unk_token: TokenText | AddedToken | None
+    pad_token: TokenText | AddedToken | None
 
 
 class AdapterFields(TypedDict, total=False):

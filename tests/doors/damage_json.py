@@ -88,7 +88,7 @@ HOSTILE: dict[str, dict[str, tuple[Any, ...]]] = {
         "auto_map": ({"AutoTokenizer": ["mine.Mine", None]},),
         "extra_special_tokens": (5,),
         "backend": (5,),
-        "bos_token": (5,),
+        "bos_token": (5, "x" * 200_000, {"content": "x" * 200_000}),
         "clean_up_tokenization_spaces": ("x",),
         "additional_special_tokens": ([5],),
     },

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Task
+from lonas_edge.families import Task, key_value_heads
 from lonas_edge.files import check_model_folder, read_by, read_json
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.configuration import check_model_config
@@ -96,7 +96,18 @@ def _per_layer_faults(architecture: Architecture, per_layer: dict[str, dict[str,
     widths = architecture.family.whole_fields(architecture.config).keys()
     faults = [f"{index!r}: the model has no such decoder layer" for index in per_layer if index not in layers]
     changed = {field for changes in per_layer.values() for field in changes}
-    return faults + [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]
+    faults += [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]
+    return faults or [fault for index in sorted(per_layer) for fault in _head_faults(architecture, index)]
+
+
+def _head_faults(architecture: Architecture, index: str) -> list[str]:
+    """Query heads to a key-value head are as many in every layer: attention computes with the model's own number."""
+    own, whole = architecture.layer_config(int(index)), architecture.config
+    heads, groups = own.num_attention_heads, key_value_heads(own)
+    ratio = whole.num_attention_heads // key_value_heads(whole)
+    wanted = f"expected {ratio} query heads to each of at most {key_value_heads(whole)} key-value heads"
+    fits = heads == ratio * groups and groups <= key_value_heads(whole)
+    return [] if fits else [f"layer {index}: {wanted}, found {heads} to {groups}"]
 
 
 def auto_model(task: Task) -> Any:

@@ -18,7 +18,7 @@ from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
-from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.architecture import LEFT_OUT, Architecture
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
@@ -132,14 +132,18 @@ def read_model_config(located: Located) -> Any:
         A `PretrainedConfig`.
 
     Raises:
-        LonasEdgeError: If there is none or it is not one of a supported model.
+        LonasEdgeError: If there is none, or it is not one of a supported model, or one of a network that was cut out of it.
     """
     from transformers import AutoConfig
 
     path = located.folder / "config.json"
     if not path.exists():
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
-    check_model_config(read_json(path), str(path))
+    content = read_json(path)
+    check_model_config(content, str(path))
+    cut = [name for name in ("per_layer_config", LEFT_OUT) if content.get(name)]
+    if cut:
+        raise LonasEdgeError(f"{path}: a sub-network that was cut out ({', '.join(cut)}); name the whole base model instead")
     with read_by("transformers", path):
         return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
 

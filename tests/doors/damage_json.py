@@ -17,6 +17,7 @@ VALUES: tuple[Any, ...] = (
 HOSTILE: dict[str, dict[str, tuple[Any, ...]]] = {
     "config.json": {
         "per_layer_config": ({"0": {"intermediate_size": 7}}, [1], {"x": 1}, {"99": {"a": 1}}, "no"),
+        "left_out_blocks": (["model.layers.0.mlp"], ["model.layers.9.mlp"], [1], "no"),
         "model_type": ("gpt2", "phi3", "qwen2", 7, None),
         "dtype": ("int8", "float8_e4m3fn", "float16", "complex64", 5),
         "head_dim": (0, 7, 10**9),

@@ -258,9 +258,9 @@ def _source(models: TinyModels, family: str, home: Path) -> None:
     home.mkdir(parents=True)
     shutil.copytree(_with_context(models.base(family)), home / "base")
     shutil.copytree(models.adapter(family), home / "adapter")
-    shutil.copy(models.space(family), home / "space.json")
-    groups = json.loads((home / "space.json").read_text())["bootstrapNAS"]["training"]["elasticity"]["width"]
-    widths = [values[index % len(values)] for index, values in enumerate(groups["overwrite_groups_widths"])]
+    source = models.heads_source(family)  # every dimension that is elastic
+    shutil.copy(source.space, home / "space.json")
+    widths = [values[index % len(values)] for index, values in enumerate(source.groups())]
     (home / "subnet.json").write_text(json.dumps({"widths": widths}))
 
 

@@ -103,11 +103,40 @@ def test_more_layers_than_the_weights_have(llama_copy: TinySource) -> None:
         ({"7": {"intermediate_size": 8}}, "'7': the model has no such decoder layer"),
         ({"x": {"intermediate_size": 8}}, "'x': the model has no such decoder layer"),
         ({"0": {"hidden_size": 8}}, "hidden_size: expected intermediate_size"),
+        (
+            {"1": {"num_attention_heads": 2}},
+            "layer 1: expected 2 query heads to each of at most 2 key-value heads, found 2 to 2",
+        ),
+        ({"1": {"num_attention_heads": 6, "num_key_value_heads": 3}}, "layer 1: .* found 6 to 3"),
     ],
 )
 def test_layers_of_another_width(per_layer: dict[str, Any], told: str) -> None:
     with pytest.raises(LonasEdgeError, match=f"(?s)here: per_layer_config cannot be used:.*{told}"):
         empty_model({**CASES["llama"], "per_layer_config": per_layer}, "here")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "told"),
+    [
+        (["model.layers.3.mlp"], "left_out_blocks cannot be used:.*'model.layers.3.mlp': the model has no such block"),
+        (["model.layers.0"], "'model.layers.0': the model has no such block"),
+        ("model.layers.0.mlp", "left_out_blocks"),
+        ([1], "left_out_blocks"),
+    ],
+)
+def test_blocks_that_are_not_there(left_out: Any, told: str) -> None:
+    with pytest.raises(LonasEdgeError, match=f"(?s)here: .*{told}"):
+        empty_model({**CASES["llama"], "left_out_blocks": left_out}, "here")
+
+
+@pytest.mark.parametrize(
+    "cut", [{"left_out_blocks": ["model.layers.0.mlp"]}, {"per_layer_config": {"0": {"intermediate_size": 64}}}]
+)
+def test_a_network_that_was_cut_out_is_no_base(cut: dict[str, Any], llama_copy: TinySource) -> None:
+    path = llama_copy.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | cut))
+    with pytest.raises(LonasEdgeError, match=rf"a sub-network that was cut out \({next(iter(cut))}\); name the whole base"):
+        open_source(str(llama_copy.base))
 
 
 def test_sizes_that_are_left_out() -> None:

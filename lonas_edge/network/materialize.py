@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
 from lonas_edge.files import read_json
-from lonas_edge.network.adapters import Adapter, LoraFactors, load_adapter
+from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
@@ -178,7 +178,8 @@ class MaterializedModel:
         for name, fault in self._faults.items():
             stored = self._name_in_base(name)
             merged = name in self.adapter.replaced or not number_fault(self.base.read(stored))
-            where = f"after merging {self.source.adapter.folder}" if merged and self.source.adapter else None
+            adapter = self.source.adapter.folder if merged and self.source.adapter else None
+            where = f"after merging {adapter_file(adapter)} at the scale in {CONFIG}" if adapter else None
             problems.append(f"{name}: {fault}, {where or f'in {self.base.file_of(stored).name}'}")
         raise_all(f"{self.source.base.folder}: the weights are damaged:", problems, "Download or train them again.")
 

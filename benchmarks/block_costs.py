@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
 
 
 def opened(arguments: argparse.Namespace) -> Source:
-    """The base alone, with a space in which every block but the first layer's attention may be left out."""
+    """The base alone, with a space in which every block but the first layer's may be left out."""
     base = Path(arguments.model)
     if arguments.model in SHAPES:
         random_source(arguments.model, arguments.work)

@@ -24,7 +24,6 @@ from search_study import (
     against,
     answer,
     export,
-    networks,
     over_seeds,
     search,
     time_networks,
@@ -36,7 +35,7 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.versions import versions
 
 FREEDOMS = ("widths", "depth", "heads", "all")
-PICKS = ["tpot<=0.88x", "tpot<=0.78x", "tpot<=0.70x"]
+SHARES = (0.88, 0.78, 0.70)  # of the maximal network's TPOT
 LORA_STEPS = 180  # what `STEPS` of random sub-networks cost
 
 
@@ -88,6 +87,23 @@ def within(arguments: argparse.Namespace, freedom: str, space: Path | None) -> a
     return own
 
 
+def best_within(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The best of the front at each share of the maximal network's cost that this freedom can reach."""
+    evaluations = record["evaluations"]
+    places = {one["name"]: one for one in record["named"]}
+    whole = evaluations[places["maximal"]["evaluation"]]["cost"]
+    found = {}
+    for share in SHARES:
+        under = [
+            {**evaluations[one["evaluation"]], "file": one["file"]}
+            for name, one in places.items()
+            if name.startswith("front:") and evaluations[one["evaluation"]]["cost"] <= share * whole
+        ]
+        if under:
+            found[f"tpot<={share:.2f}x"] = min(under, key=lambda one: one["quality"])
+    return found
+
+
 def train_lora(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
     """Plain LoRA at equal compute."""
     output = arguments.work / f"lora-{seed}"
@@ -119,14 +135,14 @@ def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path], fou
     predicted: dict[str, float] = {}
     for freedom, space in found_spaces.items():
         own = within(arguments, freedom, space)
-        found = search(own, seed, adapters[freedom], data[1], PICKS)
+        found = search(own, seed, adapters[freedom], data[1], [])
+        best = best_within(json.loads((found / "search.json").read_text()))
         if arguments.only != "search":
-            made = export(adapters[freedom], networks(found), own.work / f"ir-{seed}")
+            files = {name: str(found / "subnetworks" / f"{one['file']}.json") for name, one in best.items()}
+            subnets = {"maximal": "maximal", "heuristic": "heuristic", **files}
+            made = export(adapters[freedom], subnets, own.work / f"ir-{seed}")
             folders |= {f"{freedom}: {name}": folder for name, folder in made.items()}
-        record = json.loads((found / "search.json").read_text())
-        for pick in record["picks"]:
-            name = pick["name"].removeprefix("pick:")
-            predicted[f"{freedom}: {name}"] = record["evaluations"][pick["evaluation"]]["quality"]
+        predicted |= {f"{freedom}: {name}": one["quality"] for name, one in best.items()}
     if arguments.only == "search":
         return {}
     answers = answer(arguments, folders, arguments.work / f"answers-{seed}")

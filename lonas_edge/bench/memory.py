@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.bench.arms import Case
+from lonas_edge.bench.arms import Arm, Case
+from lonas_edge.files import read_json
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import WEIGHTS
 from lonas_edge.space.architecture import Architecture
@@ -15,6 +16,20 @@ KV_BYTES = {dtype.kv_name: dtype.bytes for dtype in DTYPES.values()} | {"u8": 1}
 def weight_bytes(folder: Path) -> int:
     """Bytes of an IR's weights, in the directory given."""
     return (folder / WEIGHTS).stat().st_size
+
+
+def config_of(arm: Arm, otherwise: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of an arm's model: layers without attention, or with fewer heads, have smaller caches.
+
+    Args:
+        arm: The arm.
+        otherwise: What is taken where it has none, as a GGUF file.
+
+    Returns:
+        Content of its config.json.
+    """
+    path = arm.path / "config.json"
+    return read_json(path) if path.is_file() else otherwise
 
 
 def kv_bytes(config: Mapping[str, Any], tokens: float, precision: str) -> float:

@@ -140,7 +140,7 @@ def rows(
     sessions: Sequence[Measured],
     arms: Sequence[ArmReport],
     cases: Sequence[Case],
-    config: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
     bandwidth: float | None,
 ) -> list[Row]:
     """Summarize every arm in every case that has samples.
@@ -149,7 +149,7 @@ def rows(
         sessions: What was measured; an arm in several of them is pooled.
         arms: The arms.
         cases: The settings.
-        config: Content of the sub-network's config.json, for the size of the KV cache.
+        configs: Content of each arm's config.json, for the size of its KV cache.
         bandwidth: Bytes a second read from memory.
 
     Returns:
@@ -160,7 +160,7 @@ def rows(
         for arm in arms:
             timings = [timing for session in sessions for timing in session.timings(arm.name, case)]
             if timings:
-                found.append(_row(arm, case, timings, config, bandwidth))
+                found.append(_row(arm, case, timings, configs[arm.name], bandwidth))
     return found
 
 

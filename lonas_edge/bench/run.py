@@ -4,7 +4,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from lonas_edge.bench.arms import Arm, Case, Facts
 from lonas_edge.bench.latency import measure_latency
 from lonas_edge.bench.making import make_arms
 from lonas_edge.bench.measure import Measured, Progress, PromptSource
+from lonas_edge.bench.memory import config_of
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.session import Plan, Session
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
@@ -45,6 +46,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = lambda
     place = machine.placement(options.threads)
     arms = make_arms(exported, options, progress)
     prompts = PromptSource(min(exported.vocabulary, *map(_vocabulary, arms)), options.schedule.seed)
+    configs = {arm.name: config_of(arm, exported.config) for arm in arms}
     plan = Plan(exported.config, options.cases, options.schedule, options.starts, place, prompts, progress)
     sessions = measure_latency(arms, plan)
     facts = {name: known for session in reversed(sessions) for name, known in session.facts.items()}
@@ -57,7 +59,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = lambda
         raise_all("Nothing could be measured:", reasons)
         raise LonasEdgeError("interrupted before anything was measured")
     described = [report.arm_report(arm, facts.get(arm.name)) for arm in arms]
-    return _report(exported, options, place, described, sessions, interrupted)
+    return _report(exported, options, place, described, configs, sessions, interrupted)
 
 
 def _report(
@@ -65,6 +67,7 @@ def _report(
     options: BenchOptions,
     place: Placement,
     arms: Sequence[report.ArmReport],
+    configs: Mapping[str, Mapping[str, Any]],
     sessions: Sequence[Session],
     interrupted: bool,
 ) -> report.Report:
@@ -80,7 +83,7 @@ def _report(
         load=load,
         bandwidth=bandwidth,
         arms=arms,
-        rows=report.rows(measured, arms, options.cases, exported.config, bandwidth),
+        rows=report.rows(measured, arms, options.cases, configs, bandwidth),
         comparisons=compared,
         failures=report.failures(measured),
         warnings=report.warnings(compared, load, interrupted, options.schedule.rounds, options.starts_done),

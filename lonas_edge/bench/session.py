@@ -15,7 +15,7 @@ import psutil
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case, Facts
 from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule, measure
-from lonas_edge.bench.memory import run_bytes
+from lonas_edge.bench.memory import config_of, run_bytes
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
 
 
@@ -24,7 +24,7 @@ class Plan:
     """What is measured, how often, and where.
 
     Attributes:
-        config: Content of the sub-network's config.json, which says what a generation takes of memory.
+        config: Content of a config.json that says what a generation takes of memory, where an arm has none of its own.
         cases: The settings.
         schedule: Rounds in all, warm-ups at every start, seed.
         starts: How often the arms are started afresh; the rounds are divided among the starts.
@@ -131,7 +131,7 @@ def too_large(group: Sequence[Arm], config: Mapping[str, Any], cases: Sequence[C
 
     Args:
         group: The arms.
-        config: Content of the sub-network's config.json.
+        config: As of `Plan`.
         cases: The settings.
 
     Returns:
@@ -140,8 +140,9 @@ def too_large(group: Sequence[Arm], config: Mapping[str, Any], cases: Sequence[C
     available = psutil.virtual_memory().available
     faults = {}
     for arm in group:
+        own = config_of(arm, config)
         for case in cases:
-            needed = run_bytes(config, case)
+            needed = run_bytes(own, case)
             if needed > available and arm.device.lower() == "cpu":
                 faults[arm.name, case] = (
                     f"{arm.name}: {case}: not enough memory: about {needed / 1e9:.1f} GB needed, "

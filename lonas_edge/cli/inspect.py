@@ -66,7 +66,7 @@ def command(
 def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes") -> None:
     from rich.table import Table
 
-    from lonas_edge.space.picture import lines, picture_of
+    from lonas_edge.space.picture import EMPTY, FULL, lines, picture_of
 
     table = Table(title=f"{opened.base.name}, {chosen.name} sub-network", title_justify="left")
     table.add_column("")
@@ -89,7 +89,8 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Si
     shown.print(table)
     if opened.space.groups:
         shown.print(_groups_table(opened, chosen))
-        for line in lines(picture_of(opened.elasticity, chosen.widths)):
+        marks = (FULL, EMPTY) if shown.encoding.lower().startswith("utf") else ("#", ".")
+        for line in lines(picture_of(opened.elasticity, chosen.widths), marks):
             shown.print(line, overflow="crop", no_wrap=True)
 
 

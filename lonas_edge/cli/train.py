@@ -1,6 +1,7 @@
 """`lonas-edge train`: a super-adapter, or a plain LoRA adapter as its baseline."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -22,6 +23,7 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import Report, progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import TEMPLATES
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
 
 if TYPE_CHECKING:
@@ -189,6 +191,8 @@ def command(  # the options are read from the context, by the names they have in
         OutputDirectory(output, overwrite, (model, data, nncf_config)).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)
         refuse_revision(revision, inputs.base)
+        if given(ctx, "depth_rate") and not inputs.space.has_blocks:
+            raise LonasEdgeError(f"--depth-rate: {nncf_config} has no blocks that may be left out (`lonas-edge space --depth`)")
         record = train(
             inputs,
             output,
@@ -205,6 +209,8 @@ def command(  # the options are read from the context, by the names they have in
 def _refuse_what_does_nothing(ctx: typer.Context) -> None:
     if ctx.params["alpha"] <= 0:
         raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
+    if math.isnan(ctx.params["depth_rate"]):
+        raise typer.BadParameter("--depth-rate nan: must be between 0 and 1")
     elastic, idle = ctx.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if given(ctx, name)]
     if elastic and not ctx.params["nncf_config"]:
         raise typer.BadParameter(

@@ -245,7 +245,9 @@ def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
 
 def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
     model, options, source = job.model, job.options, job.model.source
-    widths = model.subnetwork.widths
+    widths, found = model.subnetwork.widths, model.subnetwork.found
+    if found and found.super_adapter != hashes.get("adapter"):
+        found = None  # it was found for another adapter of the same search space
 
     def origin(located: Located, key: str) -> Origin:
         return Origin(located.name, located.revision, hashes[key])
@@ -253,7 +255,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
     return Manifest(
         stage=options.stage,
         weight_format=job.stored,
-        subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None, model.subnetwork.found),
+        subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None, found),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
         prompt=source.training.prompt.name if source.training else None,

@@ -53,11 +53,14 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
 
 
 def _found(found: Found) -> list[str]:
-    unit = {name: "" if unit == name else f" {unit}" for name, unit in found.units.items()}
+    quality, cost = (
+        f"{name} {value:.4g} {found.units.get(name, name)}".removesuffix(f" {name}")
+        for name, value in ((found.quality, found.quality_value), (found.cost, found.cost_value))
+    )
+    stored = "as the IR stores it" if found.compressed else "before compression"
     return [
-        f"`lonas-edge search` found it: {found.quality} {found.quality_value:.4g}{unit[found.quality]} on {found.prompts} "
-        f"held-out prompts at {found.cost} {found.cost_value:.4g}{unit[found.cost]} in {found.weight_format}, evaluation "
-        f"{found.evaluation + 1} of {found.evaluations} ({found.origin}).",
+        f"`lonas-edge search` found it: {quality} on {found.prompts} held-out prompts ({stored}) at {cost} in "
+        f"{found.weight_format}, evaluation {found.evaluation + 1} of {found.evaluations} ({found.origin}).",
         "",
     ]
 

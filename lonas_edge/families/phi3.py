@@ -80,4 +80,6 @@ class _Narrowed:
         vars(self).update(fields)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["whole"], name)
+        if "whole" not in vars(self):  # a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.whole, name)

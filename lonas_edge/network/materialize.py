@@ -206,7 +206,8 @@ class MaterializedModel:
         layers = self.source.elasticity.layer_fields(self.subnetwork.widths)
         common = architecture.family.whole_fields(architecture.config)
         for name in architecture.family.own_fields:
-            common[name] = Counter(layer[name] for layer in layers if name in layer).most_common(1)[0][0]
+            counts = Counter(layer[name] for layer in layers if name in layer)
+            common[name] = counts.most_common(1)[0][0] if counts else common[name]
             content[name] = common[name]
         unequal = {
             str(index): {field: value for field, value in layer.items() if value != common[field]}

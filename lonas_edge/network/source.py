@@ -172,6 +172,8 @@ def open_source(
     """
     found = locate(source or model or "", revision if source in (None, model) else None, weights)
     adapter_config = AdapterConfig.read(found.folder) if (found.folder / adapters.CONFIG).exists() else None
+    if adapter_config is None and revision and source is not None and model is None:
+        found = locate(source, revision, weights)  # a base by itself: the revision is its own
     if adapter_config is None and source is not None and model not in (None, source):
         raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = found if adapter_config else None

@@ -4,12 +4,13 @@ KL orders blocks of one kind well before training; it does not compare kinds (do
 among the blocks of its own kind.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.network.source import Source
 from lonas_edge.search.damage import measure_damage
 from lonas_edge.search.heldout import read_held_out
@@ -81,7 +82,10 @@ def measured(
     from lonas_edge.network.super_network import load_super_network
     from lonas_edge.network.tokenizer import load_tokenizer
 
-    batches = held.batches(load_tokenizer(base.base.folder))
+    tokenizer = load_tokenizer(base.base.folder)
+    if tokenizer is None:
+        raise LonasEdgeError(f"{base.base.folder}: no tokenizer; measuring needs one")
+    batches = held.batches(tokenizer)
     groups = tuple(Group((Member(block.path, "block", block.path),), BLOCK_WIDTHS) for block in blocks)
     places = {block.path: index for index, block in enumerate(blocks)}
     elasticity = Elasticity(base.architecture, SearchSpace(groups), {}, {}, {}, {}, places)
@@ -94,7 +98,10 @@ def measured(
         range(len(blocks)),
         lambda done: progress("Measuring what each block costs", done),
     )
-    return [replace(block, kl=table.of(index, 1)) for index, block in enumerate(blocks)]
+    found = [replace(block, kl=table.of(index, 1)) for index, block in enumerate(blocks)]
+    damaged = [f"without {block.path}: {block.kl}" for block in found if not math.isfinite(block.kl or 0.0)]
+    raise_all(f"{base.base.folder}: answers are not finite:", damaged, "Is the base checkpoint damaged?")
+    return found
 
 
 def offered(architecture: Architecture, blocks: Sequence[BlockCost]) -> tuple[list[BlockCost], list[BlockCost]]:
@@ -105,8 +112,8 @@ def offered(architecture: Architecture, blocks: Sequence[BlockCost]) -> tuple[li
         blocks: The blocks, in the model's order; either all measured or none.
 
     Returns:
-        Those that are offered, the cheapest first, or in the model's order where nothing was measured; and those that are kept:
-        the dear ones, or, unmeasured, those of the first and last layer.
+        Those that are offered, kind by kind, the cheapest first, or in the model's order where nothing was measured; and those
+        that are kept: the dear ones, or, unmeasured, those of the first and last layer.
     """
     kinds = {
         block.kind: [other.kl for other in blocks if other.kind == block.kind and other.kl is not None] for block in blocks

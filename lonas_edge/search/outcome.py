@@ -80,7 +80,7 @@ class Outcome:
         files = {f"{one.file}.json": one for one in (*record.named, *record.picks) if one.file}
         for name, one in files.items():
             evaluation = record.evaluations[one.evaluation]
-            found = Subnetwork(evaluation.widths, f"search:{one.name}", _found(record, evaluation))
+            found = Subnetwork(evaluation.widths, f"search:{one.name}", _found(self.plan, record, evaluation))
             found.record(self.plan.source.space).write(folder / name)
         for path in folder.glob("*.json"):  # the front was longer before
             if path.name not in files:
@@ -141,10 +141,21 @@ class Outcome:
         return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
 
 
-def _found(record: SearchRecord, one: Evaluation) -> Found:
-    counts = (one.number, len(record.evaluations), record.data.prompts)
-    values = (record.quality, one.quality, record.cost, one.cost)
-    return Found(*values, record.units, one.weight_format, one.origin, *counts)
+def _found(plan: Plan, record: SearchRecord, one: Evaluation) -> Found:
+    return Found(
+        quality=record.quality,
+        quality_value=one.quality,
+        cost=record.cost,
+        cost_value=one.cost,
+        units=record.units,
+        weight_format=one.weight_format,
+        compressed=plan.compressed,
+        origin=one.origin,
+        evaluation=one.number,
+        evaluations=len(record.evaluations),
+        prompts=record.data.prompts,
+        super_adapter=plan.identity["super_adapter"],
+    )
 
 
 def measures(plan: Plan) -> dict[str, Value]:

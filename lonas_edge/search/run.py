@@ -123,7 +123,9 @@ class _Search:
         refine_from = round(plan.evals * (1 - REFINED))
         rules = Rules(plan.evals, options.sampler, refine_from, plan.settings.seed, plan.sign)
         worker = Worker(self.study, plan.dimensions, rules, alone=options.storage is None, propose=propose)
-        worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost))
+        costs = {**plan.configured_costs, options.cost: cost}
+        aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
+        worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost, aims))
         with self._step("evaluations"):
             worker.run(lambda network: (score(network), cost(*network)), self._told)
 

@@ -1,10 +1,12 @@
-"""Seeds of a search: maximal, heuristic and minimal, and the knapsack's solutions for a ladder of budgets."""
+"""Seeds of a search: maximal, heuristic and minimal, and the knapsack's solutions for the picks and for a ladder of budgets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from lonas_edge.search.damage import DamageTable
 from lonas_edge.search.dimensions import Dimensions, Network, costs_by_width
 from lonas_edge.search.knapsack import ladder, solve
+from lonas_edge.search.picks import Pick
 from lonas_edge.space.subnetwork import select
 
 NAMES = ("maximal", "heuristic", "minimal")
@@ -22,6 +24,7 @@ def seeds(
     evals: int,
     table: DamageTable | None = None,
     cost: Callable[[Sequence[int], str], float] | None = None,
+    aims: Mapping[Pick, Callable[[Sequence[int], str], float]] = MappingProxyType({}),
 ) -> dict[Network, str]:
     """The networks that are evaluated first.
 
@@ -30,6 +33,7 @@ def seeds(
         evals: Evaluations in all; the ladder takes half of them at most.
         table: The damage of each group alone; only the named networks without it.
         cost: Of a network; needed with `table`.
+        aims: Picks, each with the cost that it bounds; solved exactly, since no rung of the ladder need be near.
 
     Returns:
         Where each comes from, by network.
@@ -38,6 +42,11 @@ def seeds(
     for weight_format in dimensions.formats:
         for name, (widths, _) in named(dimensions).items():
             found.setdefault((widths, weight_format), f"seed:{name}")
+    for weight_format in dimensions.formats if table else ():
+        for pick, bounded in aims.items():
+            assert table
+            levels = _aimed(dimensions, table, pick, bounded, weight_format)
+            found.setdefault(dimensions.network(levels, weight_format), f"seed:pick:{pick.expression}")
     rungs = min(RUNGS, evals // (2 * len(dimensions.formats)))
     for weight_format in dimensions.formats if table and cost else ():
         assert table and cost
@@ -48,3 +57,19 @@ def seeds(
         for budget, levels in zip(budgets, solve(damage, costs, budgets), strict=True):
             found.setdefault(dimensions.network(levels, weight_format), f"seed:knapsack:{budget / whole:.3f}")
     return found
+
+
+def _aimed(
+    dimensions: Dimensions,
+    table: DamageTable,
+    pick: Pick,
+    cost: Callable[[Sequence[int], str], float],
+    weight_format: str,
+) -> list[int]:
+    """The network of least predicted damage under a pick's bound."""
+    costs = costs_by_width(dimensions, cost, weight_format)
+    narrowest = [len(row) - 1 for row in costs]
+    maximal = cost(dimensions.network([0] * len(costs), weight_format)[0], weight_format)
+    least = cost(dimensions.network(narrowest, weight_format)[0], weight_format)
+    damage = [table.rows[index] for index in dimensions.searched]
+    return solve(damage, costs, [pick.limit(maximal) - least])[0]

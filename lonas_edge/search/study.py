@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 10.0  # a worker renews its claim so often,
 STALE_SECONDS = 60.0  # and is taken for dead when it has not for so long
 REPEATS = 10  # networks drawn in a row that are known already, after which one is drawn that is not
+DRAWS = 10_000  # for a network that is not taken
 _SEEDED = "seeded"
 Measure = Callable[[Network], tuple[float, float]]  # a network's quality and cost
 Propose = Callable[[Sequence[Evaluation], set[Network]], Network | None]  # from what is evaluated, and what is taken
@@ -145,30 +146,36 @@ class Worker:
                     return None
                 time.sleep(min(1.0, STALE_SECONDS / 4))  # another worker's last one, which may have to be taken over
                 continue
-            if not self._trials(TrialState.WAITING):
-                self._suggest(done, taken)
+            if not self._trials(TrialState.WAITING) and not self._suggest(done, taken):
+                return None
             return self.study.ask()
 
-    def _suggest(self, done: Sequence[Evaluation], taken: set[Network]) -> None:
-        """Put a network in front of what the sampler would draw, where there is reason to."""
+    def _suggest(self, done: Sequence[Evaluation], taken: set[Network]) -> bool:
+        """Put a network in front of what the sampler would draw, where there is reason to; False where none can be found."""
         if self._propose and len(taken) >= self._rules.refine_from:
             network = self._propose(done, taken)
             if network:
                 self._enqueue(network, "refined")
-                return
+                return True
         trials = self.study.get_trials(deepcopy=False)
         last = trials[-REPEATS:]
         if len(last) == REPEATS and all(trial.state == TrialState.FAIL for trial in last):
-            self._enqueue(self._untaken(taken, len(trials)), "random")
+            untaken = self._untaken(taken, len(trials))
+            if untaken is None:
+                return False
+            self._enqueue(untaken, "random")
+        return True
 
-    def _untaken(self, taken: set[Network], number: int) -> Network:
+    def _untaken(self, taken: set[Network], number: int) -> Network | None:
+        """A network drawn at random that is not taken; None where none is found, though there may be very few left."""
         draw = random.Random(f"{self._rules.seed}/{number}")
         groups = [self.dimensions.space.groups[index] for index in self.dimensions.searched]
-        while True:
+        for _ in range(DRAWS):
             levels = [draw.randrange(len(group.widths)) for group in groups]
             network = self.dimensions.network(levels, draw.choice(self.dimensions.formats))
             if network not in taken:
                 return network
+        return None
 
     def _enqueue(self, network: Network, origin: str) -> None:
         self.study.enqueue_trial(self.dimensions.parameters(network), {"origin": origin}, skip_if_exists=True)

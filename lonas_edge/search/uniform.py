@@ -41,9 +41,13 @@ def find_kinds(source: Source) -> tuple[Kind, ...]:
     layers: dict[str, dict[int, int]] = {}
     for index, group in enumerate(groups):
         if group.kind != "rank":
-            parts = [architecture.split(module) for module in group.modules]
-            name = ", ".join(sorted({relative for _, relative in parts}))
-            layers.setdefault(name, {})[index] = len({layer for layer, _ in parts})
+            parts: dict[str, list[str]] = {}
+            for module in group.modules:
+                layer, relative = architecture.split(module)
+                parts.setdefault(layer, []).append(relative)
+            names = sorted(", ".join(sorted(own)) for own in parts.values())
+            alike = len(set(names)) == 1  # layers that lose the same share a kind with groups of one of them
+            layers.setdefault(names[0] if alike else "; ".join(names), {})[index] = len(names) if alike else 1
     widths = {name: {width for index in own for width in groups[index].widths} for name, own in layers.items()}
     return tuple(
         Kind(name, own, _thinned(sorted(widths[name], reverse=True))) for name, own in layers.items() if len(widths[name]) > 1

@@ -1,7 +1,8 @@
-"""A search space laid over a model's shapes: which group decides the output width, the input width and the rank of which linear
-layer, and which blocks may be left out.
+"""A search space laid over a model's shapes: which group decides the output width, the input width and the rank of which
+linear layer, and which blocks may be left out.
 
-Everything downstream (sizes, activation, slicing) asks `Elasticity.widths(subnetwork)` and does not look at groups again.
+Everything downstream (sizes, activation, slicing) asks `Elasticity` what a choice of widths makes of the model, and does not
+look at groups again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -240,7 +241,7 @@ def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], di
         if missing:
             faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
         full = rule.full(architecture.config)
-        faults += [f"width {w} of {module} is larger than the layer, which has {full}" for w in group.widths if w > full]
+        faults += [f"width {w} of {module} is larger than the whole, which is {full}" for w in group.widths if w > full]
         faults += _split_heads(rule, architecture.config, module, group.widths)
         rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
     return faults, rules

@@ -58,11 +58,12 @@ def _full(architecture: Architecture, path: str) -> int:
     return rules[0].full(architecture.config)
 
 
-def lines(picture: Sequence[Layer]) -> list[str]:
+def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> list[str]:
     """The picture as text.
 
     Args:
         picture: As of `picture_of`.
+        marks: The characters of what is there and of what is not.
 
     Returns:
         A heading and a line a layer; one line where all layers are alike.
@@ -73,17 +74,17 @@ def lines(picture: Sequence[Layer]) -> list[str]:
     names = [f"0-{len(picture) - 1}"] if alike and len(picture) > 1 else [str(index) for index in range(len(picture))]
     units = {"attention": "attention heads", "mlp": "MLP width"}
     number = max(len(str(part.full)) for layer in picture for part in layer)
-    heading = "  ".join(units[part.kind].ljust(BAR + 1 + number) for part in picture[0])
+    heading = "  ".join(units.get(part.kind, part.kind).ljust(BAR + 1 + number) for part in picture[0])
     first = max(5, *map(len, names))
     found = [f"{'layer':>{first}}  {heading}".rstrip()]
     for name, layer in zip(names, picture[:1] if alike else picture, strict=True):
-        bars = [f"{_bar(part)} {part.kept:>{number}}" for part in layer]
+        bars = [f"{_bar(part, *marks)} {part.kept:>{number}}" for part in layer]
         found.append(f"{name:>{first}}  {'  '.join(bars)}")
     return found
 
 
-def _bar(part: Part) -> str:
+def _bar(part: Part, there: str, gone: str) -> str:
     """A block that is there has a character at least; one that is cut lacks one at least."""
-    filled = round(BAR * part.kept / part.full)
+    filled = round(BAR * part.kept / max(part.full, 1))
     filled = min(max(filled, part.kept > 0), BAR - (part.kept < part.full))
-    return FULL * filled + EMPTY * (BAR - filled)
+    return there * filled + gone * (BAR - filled)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, ClassVar
@@ -27,11 +27,13 @@ class Found:
         cost: Name of the cost.
         cost_value: In its unit.
         units: Of both, by name.
-        weight_format: Of the IR that both are of.
+        weight_format: Of the IR whose cost it is.
+        compressed: Whether the quality is that of the network as the IR stores it, or before compression.
         origin: What proposed it: `seed:…`, a sampler, `refined`.
         evaluation: Its place among the evaluations, from 0 on.
         evaluations: How many there were.
         prompts: How many prompts each was scored on.
+        super_adapter: SHA-256 of the adapter's files by name, where there is one; another adapter's sub-network is another.
     """
 
     quality: str
@@ -40,15 +42,17 @@ class Found:
     cost_value: float
     units: dict[str, str]
     weight_format: str
+    compressed: bool
     origin: str
     evaluation: int
     evaluations: int
     prompts: int
+    super_adapter: dict[str, str] | None
 
 
 def _second(content: dict[str, Any]) -> dict[str, Any]:
     """Version 1, and what others write, do not say how it was found."""
-    return {"found": None, **content}
+    return {**content, "found": None}
 
 
 @dataclass(frozen=True)
@@ -161,5 +165,17 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
         ]
     if record.name is not None and not (record.name.isprintable() and len(record.name) <= MAX_NAME):
         problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
+    problems += _found_faults(record.found) if record.found else []
     raise_all(f"{path}: not a sub-network of this search space:", problems)
     return Subnetwork(record.widths, record.name or path.name, record.found)
+
+
+def _found_faults(found: Found) -> list[str]:
+    """Model cards show all of it."""
+    texts = {name: value for name, value in asdict(found).items() if isinstance(value, str)}
+    texts |= {f"units.{name}": unit for name, unit in found.units.items()}
+    return [
+        f"found.{name}: expected at most {MAX_NAME} printable characters, found {shortened(text)}"
+        for name, text in texts.items()
+        if not (text.isprintable() and len(text) <= MAX_NAME)
+    ]

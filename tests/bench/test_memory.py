@@ -1,11 +1,12 @@
 """Memory of KV caches and of generations, by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lonas_edge.bench.arms import Arm, Case
-from lonas_edge.bench.memory import kv_bytes, run_bytes
+from lonas_edge.bench.memory import config_of, kv_bytes, run_bytes
 from lonas_edge.bench.session import too_large
 
 SMOLLM2 = {
@@ -32,3 +33,14 @@ def test_kv_cache_of_smollm2_by_hand() -> None:
     assert kv_bytes(SMOLLM2, 100, "f16") == 2 * 30 * 192 * 100 * 2
     assert kv_bytes(SMOLLM2, 100, "f32") == 2 * kv_bytes(SMOLLM2, 100, "f16") == 4 * kv_bytes(SMOLLM2, 100, "u8")
     assert kv_bytes({**SMOLLM2, "head_dim": 128}, 1, "f16") == 2 * 30 * 3 * 128 * 2
+
+
+def test_each_arm_has_its_own_cache(tmp_path: Path) -> None:
+    """Half of the layers have no attention in one arm's model."""
+    config = {**SMOLLM2, "left_out_blocks": [f"model.layers.{layer}.self_attn" for layer in range(15)]}
+    for name, content in (("cut", config), ("whole", SMOLLM2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    cut, whole = (config_of(Arm(name, "ir", tmp_path / name), SMOLLM2) for name in ("cut", "whole"))
+    assert kv_bytes(whole, 100, "f16") == 2 * kv_bytes(cut, 100, "f16")
+    assert config_of(Arm("gguf", "gguf", tmp_path / "a.gguf"), SMOLLM2) is SMOLLM2

@@ -60,7 +60,7 @@ def made() -> Report:
         load={"others": 0.01, "stolen": 0.0},
         bandwidth=20e9,
         arms=arms,
-        rows=rows(sessions, arms, CASES, SMOLLM2, 20e9),
+        rows=rows(sessions, arms, CASES, {arm.name: SMOLLM2 for arm in arms}, 20e9),
         comparisons=compared,
         failures=module.failures(sessions),
         warnings=[],

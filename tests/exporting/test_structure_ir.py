@@ -1,6 +1,8 @@
 """IRs of networks without some heads and blocks: they answer as defined, in stock clients, without caches of what is gone."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import openvino as ov
@@ -119,3 +121,16 @@ def test_a_checkpoint_warns_of_stock_transformers(tiny_models: TinyModels, choos
     for depth, warned in (([1, 1, 1], False), ([1, 1, 0], True)):
         folder = exported(source, choose(source, "maximal")[:-3] + depth, tmp_path / str(warned), stage="checkpoint")
         assert ("random weights" in (folder / "README.md").read_text()) == warned
+
+
+def test_without_any_mlp(tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+    source = tiny_models.source("llama")
+    content = json.loads(source.space.read_text())
+    blocks = [[f"model.layers.{layer}.mlp"] for layer in range(LAYERS)]
+    content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = {"version": 1, "blocks": blocks}
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    source = replace(source, space=tmp_path / "space.json")
+    widths = choose(tiny_models.source("llama"), "minimal") + [0] * LAYERS
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.heldout import read_held_out
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 Pairs = dict[tuple[int, ...], tuple[float, float]]
 
 
@@ -87,10 +89,12 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     best = record["evaluations"][record["picks"][0]["evaluation"]]
     found = {"quality": "kl", "quality_value": best["quality"], "cost": "bytes", "cost_value": best["cost"]}
     found |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8", "origin": best["origin"]}
-    found |= {"evaluation": best["number"], "evaluations": 27, "prompts": 8}
+    found |= {"evaluation": best["number"], "evaluations": 27, "prompts": 8, "compressed": False}
+    found["super_adapter"] = {name: sha256((llama.adapter / name).read_bytes()).hexdigest() for name in ADAPTER_FILES}
     assert json.loads((exported / "subnetwork.json").read_text())["found"] == found
     assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["found"] == found
-    assert f"found it: kl {best['quality']:.4g} nats on 8 held-out prompts at bytes {best['cost']:.4g} in int8" in card
+    told = f"found it: kl {best['quality']:.4g} nats on 8 held-out prompts (before compression) at bytes {best['cost']:.4g}"
+    assert f"{told} in int8" in card
 
 
 def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:

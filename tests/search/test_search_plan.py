@@ -1,7 +1,9 @@
 """The plan: which groups are searched, whose settings count, and a dry run from configurations alone."""
 
+import itertools
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from lonas_edge.network import checkpoints
 from lonas_edge.search.cost import CostSettings, cost_function
 from lonas_edge.search.damage import DamageTable
 from lonas_edge.search.dimensions import costs_by_width, find_dimensions
+from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.seeds import seeds
 from lonas_edge.space.search_space import parse_search_space
 
@@ -103,6 +106,38 @@ def test_seeds(llama: TinySource) -> None:
     assert (8, 8, 8, 64, 128, 64, 8, 8, 8) in ladder
     assert not any(widths[4] < 128 and widths[3] > 64 for widths in ladder)
     assert len(seeds(dimensions, 4, DamageTable(rows), cost)) <= 5 and len(seeds(dimensions, 100)) == 3
+
+
+def test_seeds_at_the_picks(llama: TinySource) -> None:
+    """The least summed damage under each bound, by trying everything; a pick of another measure than the search's cost, too."""
+    source = llama.opened()
+    dimensions, space = find_dimensions(source, ["int8"]), source.space
+    draw = random.Random(5)
+    rows = tuple(
+        tuple(sorted(draw.random() for _ in group.widths)) if index in dimensions.searched else ()
+        for index, group in enumerate(space.groups)
+    )
+
+    def weights(widths: Sequence[int], _weight_format: str) -> float:
+        return source.sizes(widths).linear_weights
+
+    def cost(widths: Sequence[int], weight_format: str) -> float:
+        return source.sizes(widths).bytes[weight_format]
+
+    networks = {tuple(place) for place in itertools.product(range(3), repeat=3)}
+    picks = parse_picks(["weights<=0.95x", "weights<=0.9x", "weights<=0.99x"], ["weights"])
+    found = seeds(dimensions, 100, DamageTable(rows), cost, dict.fromkeys(picks, weights))
+    whole = weights(dimensions.network([0, 0, 0], "int8")[0], "int8")
+    for pick in picks:
+        (network,) = [network for network, origin in found.items() if origin == f"seed:pick:{pick.expression}"]
+        bound = pick.bound * whole
+        under = [levels for levels in networks if weights(dimensions.network(levels, "int8")[0], "int8") <= bound]
+        damage = {
+            levels: sum(rows[3 + place][level] - rows[3 + place][0] for place, level in enumerate(levels)) for levels in under
+        }
+        assert weights(network[0], "int8") <= bound
+        levels = tuple(dimensions.levels(network[0]))
+        assert damage[levels] == pytest.approx(min(damage.values()))
 
 
 def test_costs_by_width_add_up(llama: TinySource) -> None:

@@ -78,7 +78,11 @@ def test_one_group_may_span_layers() -> None:
     [
         ([[node("gate_proj", layer=3)]], [[8]], ["group 0: unknown node", "LlamaDecoderLayer[3]", "decoder layers 0 to 2"]),
         ([[node("fc_proj", "lora_A")]], [[8]], ["unknown node", "fc_proj"]),
-        ([[node("gate_proj"), node("up_proj")]], [[129, 64]], ["width 129 of model.layers.0.mlp.gate_proj", "has 128"]),
+        (
+            [[node("gate_proj"), node("up_proj")]],
+            [[129, 64]],
+            ["width 129 of model.layers.0.mlp.gate_proj", "larger than the whole, which is 128"],
+        ),
         ([[node("q_proj")]], [[64, 32]], ["self_attn.q_proj is elastic without self_attn.k_proj, self_attn.v_proj"]),
         ([[node("o_proj")]], [[64, 32]], ["self_attn.o_proj is not supported", "hidden state"]),
         ([[node("down_proj")]], [[64, 32]], ["mlp.down_proj is not supported", "hidden state"]),

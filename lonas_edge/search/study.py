@@ -74,16 +74,17 @@ class Worker:
         self._seen: dict[int, tuple[Any, float]] = {}  # of others' trials: their last beat, and when it was first seen
 
     def seed(self, seeds: Mapping[Network, str]) -> None:
-        """Have networks evaluated before any is drawn, once a study.
+        """Have networks evaluated before any is drawn, each once a study; a search that goes on may have more picks.
 
         Args:
             seeds: The networks, each with its origin.
         """
-        if self.study.user_attrs.get(_SEEDED):
-            return
-        for network, origin in seeds.items():
+        seeded = self.study.user_attrs.get(_SEEDED, [])
+        new = {network: origin for network, origin in seeds.items() if origin not in seeded}
+        for network, origin in new.items():
             self._enqueue(network, origin)
-        self.study.set_user_attr(_SEEDED, True)
+        if new:
+            self.study.set_user_attr(_SEEDED, [*seeded, *new.values()])
 
     def evaluations(self) -> list[Evaluation]:
         """What is evaluated so far, in the order of the trials."""

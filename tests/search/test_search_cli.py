@@ -197,3 +197,15 @@ def test_what_people_read(run_cli: Callable, command: Callable) -> None:
     assert ran.code == 0, ran.err
     for text in ("8 networks evaluated", "maximal", "heuristic", "minimal", "front:1", "pick:bytes<=0.95x"):
         assert text in " ".join(ran.out.split())
+
+
+def test_more_picks_when_it_goes_on(run_cli: Callable, command: Callable) -> None:
+    """Networks at bounds that the first run did not have are solved and evaluated; what was evaluated stays."""
+    first = searched(run_cli, command("--evals", "8", "--sampler", "random", "--no-refine"))
+    more = searched(
+        run_cli, command("--evals", "10", "--sampler", "random", "--no-refine", "--pick", "weights<=0.97x", "--resume")
+    )
+    assert [one["widths"] for one in more["evaluations"][:8]] == [one["widths"] for one in first["evaluations"]]
+    origins = [one["origin"] for one in more["evaluations"]]
+    assert not any("pick" in origin for origin in origins[:8])
+    assert origins[8] == "seed:pick:weights<=0.97x"

@@ -7,8 +7,8 @@ DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and bo
 trained with each seed as in `accuracy_study.py` ("order": `--reorder`), but for the examples that are held out for the search.
 One search a seed, with `--cost tpot` on this machine, gives the network of at most the heuristic one's linear weights, and four
 others of the front. It, the maximal and the heuristic one are exported as INT8 and answer the whole test sets by `option-text`;
-differences are paired by question and averaged over the seeds. The four others do so with the first seed, and all of that are
-measured in turn by `bench`. Finished steps are kept in --work, so that a study that was stopped goes on.
+differences are paired by question and averaged over the seeds. With --front the four others do so with the first seed, too, and
+all of that are measured in turn by `bench`. Finished steps are kept in --work, so that a study that was stopped goes on.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that networks are scored on")
     parser.add_argument("--evals", type=int, default=200)
     parser.add_argument("--torch-dtype", default="fp32")
+    parser.add_argument("--front", action="store_true", help="answer and measure the whole front of the first seed")
     parser.add_argument("--only", choices=["train", "search", "answers", "bench"], help="stop after this step")
     return parser.parse_args()
 
@@ -210,7 +211,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = write_data(arguments)
     numbers = list(map(int, arguments.seeds.split(",")))
-    seeds = {seed: study(arguments, seed, data, seed == numbers[0]) for seed in numbers}
+    seeds = {seed: study(arguments, seed, data, arguments.front and seed == numbers[0]) for seed in numbers}
     if arguments.only:
         return
     named = list(next(iter(seeds.values()))["answers"])

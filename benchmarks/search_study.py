@@ -46,6 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that networks are scored on")
     parser.add_argument("--evals", type=int, default=200)
     parser.add_argument("--torch-dtype", default="fp32")
+    parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--front", action="store_true", help="answer and measure the whole front of the first seed")
     parser.add_argument("--only", choices=["train", "search", "answers", "bench"], help="stop after this step")
     return parser.parse_args()
@@ -135,6 +136,7 @@ def answer(arguments: argparse.Namespace, folders: dict[str, Path], output: Path
     """For each network and task, 100 for each right answer and 0 for each wrong one, in the order of the questions."""
     if not output.exists():
         options = ["--tasks", ",".join(TASKS), "--datasets", arguments.datasets, "--protocol", "option-text"]
+        options += ["--limit", arguments.limit] if arguments.limit else []
         lonas_edge("eval", *folders.values(), *options, "--output", output)
     report = json.loads((output / "eval.json").read_text())
     found = {}
@@ -222,7 +224,7 @@ def main() -> None:
         }
         for name in answers
     }
-    settings = {name: getattr(arguments, name) for name in ("steps", "quality", "prompts", "evals", "torch_dtype")}
+    settings = {name: getattr(arguments, name) for name in ("steps", "quality", "prompts", "evals", "torch_dtype", "limit")}
     report = {
         "conditions": {
             **describe("CPU"),

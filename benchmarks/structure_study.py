@@ -52,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--evals", type=int, default=120)
     parser.add_argument("--torch-dtype", default="bf16")
+    parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--only", choices=["spaces", "train", "search", "answers"], help="stop after this step")
     return parser.parse_args()
 
@@ -167,7 +168,7 @@ def main() -> None:
     names = list(next(iter(seeds.values()))["networks"])
     answers = {name: over_seeds([one["answers"][name] for one in seeds.values()]) for name in names}
     differences = {name: against(answers[name], answers["lora"]) for name in names if name != "lora"}
-    settings = {name: getattr(arguments, name) for name in ("steps", "quality", "prompts", "evals", "torch_dtype")}
+    settings = {name: getattr(arguments, name) for name in ("steps", "quality", "prompts", "evals", "torch_dtype", "limit")}
     report = {
         "conditions": {**describe("CPU"), "versions": versions(PACKAGES)},
         "settings": {**settings, "base": arguments.base.name, "tasks": list(TASKS), "lora_steps": LORA_STEPS},

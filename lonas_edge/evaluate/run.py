@@ -247,7 +247,7 @@ def _leave_out(
         for one in found[name]:
             samples[name].remove(one.sample)
     empty = [f"{label(name, protocol)}: every prompt that was chosen is too long" for name in samples if not samples[name]]
-    raise_all(f"{target.name}: nothing is left to ask (context: {target.max_length} tokens):", empty)
+    raise_all(f"{target.name}: nothing is left to ask (context: {target.max_length} tokens, by config.json):", empty)
     return found
 
 

@@ -143,7 +143,7 @@ def answer(arguments: argparse.Namespace, folders: dict[str, Path], output: Path
     for name, target in zip(folders, report["targets"], strict=True):
         found[name] = {}
         for task in target["tasks"]:
-            (log,) = (output / "samples").rglob(f"*{target['name']}*/{task['task']}.jsonl")
+            log = output / "samples" / target["name"] / f"samples_{task['task']}.jsonl"
             rows = sorted(map(json.loads, log.read_text().splitlines()), key=lambda row: row["doc_id"])
             found[name][task["task"]] = [100.0 * row[task["metric"]] for row in rows]
     return found

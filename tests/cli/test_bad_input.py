@@ -107,7 +107,8 @@ def test_elastic_attention_widths(llama_copy: TinySource, refused: Callable) -> 
 
     edit(llama_copy.space, change)
     error = refused(llama_copy)
-    has(error, llama_copy.space, "group 0", "output width of model.layers.0.self_attn.q_proj is not supported for llama")
+    has(error, llama_copy.space, "group 0", "model.layers.0.self_attn.q_proj is elastic without self_attn.k_proj")
+    has(error, "width 40 of model.layers.0.self_attn.q_proj splits heads of 16 channels")
 
 
 # the sub-network

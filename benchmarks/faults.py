@@ -40,6 +40,7 @@ from lonas_edge.network.source import Source, open_source  # noqa: E402
 from lonas_edge.space.subnetwork import Subnetwork  # noqa: E402
 from lonas_edge.versions import versions  # noqa: E402
 
+STRUCTURED = ", heads and depth"  # of the name of a source with both
 PACKAGES = ("lonas-edge", "torch", "transformers", "peft")
 # sub-networks and sources
 
@@ -209,7 +210,7 @@ def tiny_sources(work: Path) -> list[Files]:
 
     models = TinyModels(work / "tiny")
     found = [Files(case, models.base(case), models.adapter(case), models.space(case)) for case in CASES]
-    structured = [replace(files, name=f"{files.name}, heads and depth") for files in found]
+    structured = [replace(files, name=f"{files.name}{STRUCTURED}") for files in found]
     return found + [
         replace(files, space=models.heads_source(case).space) for files, case in zip(structured, CASES, strict=True)
     ]
@@ -224,7 +225,7 @@ def main() -> None:
     for files in tiny_sources(work) if options.tiny else [given]:
         start = time.monotonic()
         found = refused_networks(variants(files, work), options.networks, options.seed, work) if options.networks else {}
-        if options.faulty:
+        if options.faulty and not files.name.endswith(STRUCTURED):  # the faults are written for whole attentions
             found |= caught_faults(files, options.faulty, options.seed)
             found["on_disk"] = caught_on_disk(files, min(options.faulty, 3), options.seed, work)
         results[files.name] = found | {"seconds": round(time.monotonic() - start, 1)}

@@ -191,7 +191,8 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
         exact, stored = model.exact(name), tensors.read(name)
         if exact.dtype != torch.float64:  # nothing was merged into it
             return stored.dtype == dtype and torch.equal(stored, exact.to(dtype))
-        allowed = exact.abs() * (0.51 * unit.eps) + unit.smallest_normal * unit.eps
+        last_place = torch.minimum(exact.abs(), torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1)) * unit.eps
+        allowed = 0.51 * last_place + unit.smallest_normal * unit.eps
         return stored.dtype == dtype and bool(((stored.double() - exact).abs() <= allowed).all())
 
     wrong = [

@@ -173,7 +173,9 @@ def _lora_fault(adapter: Path) -> str:
 
 def _width_lists(space: Path) -> list[list[Any]]:
     content = json.loads(space.read_text(encoding="utf-8-sig"))
-    return content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    elasticity = content["bootstrapNAS"]["training"]["elasticity"]
+    blocks = elasticity.get("lonas_edge", {}).get("blocks", [])
+    return [*elasticity["width"]["overwrite_groups_widths"], *([1, 0] for _ in blocks)]
 
 
 def _parameters(base: Path) -> int:

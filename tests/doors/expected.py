@@ -154,7 +154,7 @@ def _inspect_explained(case: Case, found: Any) -> str:
     if found["unpruned"]["parameters"] != parameters:
         return f"{found['unpruned']['parameters']:,} parameters, and transformers counts {parameters:,}"
     if space is not None:
-        lists = _width_lists(space)
+        lists = _width_lists(space) + _block_lists(space)
         shown = [group["widths"] for group in found["groups"]]
         if [sorted(set(widths)) for widths in lists] != [sorted(set(widths)) for widths in shown]:
             return f"the file's widths are {lists}, shown {shown}"
@@ -173,9 +173,12 @@ def _lora_fault(adapter: Path) -> str:
 
 def _width_lists(space: Path) -> list[list[Any]]:
     content = json.loads(space.read_text(encoding="utf-8-sig"))
-    elasticity = content["bootstrapNAS"]["training"]["elasticity"]
-    blocks = elasticity.get("lonas_edge", {}).get("blocks", [])
-    return [*elasticity["width"]["overwrite_groups_widths"], *([1, 0] for _ in blocks)]
+    return content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+
+
+def _block_lists(space: Path) -> list[list[Any]]:
+    content = json.loads(space.read_text(encoding="utf-8-sig"))
+    return [[1, 0] for _ in content["bootstrapNAS"]["training"]["elasticity"].get("lonas_edge", {}).get("blocks", [])]
 
 
 def _parameters(base: Path) -> int:

@@ -3,8 +3,7 @@
     [gate; up] = gate_up_proj(x)
     mlp(x) = down_proj(up * act(gate))
 
-A width of the MLP is two blocks of rows of `gate_up_proj`. `qkv_proj` holds q, k and v one after the other; its rank is
-elastic.
+A width of the MLP is two blocks of rows of `gate_up_proj`. `qkv_proj` holds q, k and v one after the other: heads are three.
 
 Source: the configuration and modeling files of transformers 5.5.
 """

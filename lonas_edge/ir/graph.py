@@ -10,7 +10,7 @@ What is worked around, in this process only (optimum-intel 2.2, transformers 5.5
 - `export_from_model` hands nobody the converted model but writes it: its `save_model` is intercepted.
 - the trace is traced again to check it, a third of the time; `verify.py` compares logits instead, which says more.
 - every layer's cache is given the same number of heads: those of the trace are narrowed (`_dummy_caches`).
-- Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/test_export_families.py`).
+- Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/exporting/test_export_families.py`).
 """
 
 import ctypes

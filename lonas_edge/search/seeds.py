@@ -1,5 +1,6 @@
 """Seeds of a search: maximal, heuristic and minimal, and the knapsack's solutions for the picks and for a ladder of budgets."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -42,14 +43,13 @@ def seeds(
     for weight_format in dimensions.formats:
         for name, (widths, _) in named(dimensions).items():
             found.setdefault((widths, weight_format), f"seed:{name}")
-    for weight_format in dimensions.formats if table else ():
-        for pick, bounded in aims.items():
-            assert table
-            levels = _aimed(dimensions, table, pick, bounded, weight_format)
-            found.setdefault(dimensions.network(levels, weight_format), f"seed:pick:{pick.expression}")
+    if table is None or cost is None:
+        return found
+    for weight_format, (pick, bounded) in itertools.product(dimensions.formats, aims.items()):
+        levels = _aimed(dimensions, table, pick, bounded, weight_format)
+        found.setdefault(dimensions.network(levels, weight_format), f"seed:pick:{pick.expression}")
     rungs = min(RUNGS, evals // (2 * len(dimensions.formats)))
-    for weight_format in dimensions.formats if table and cost else ():
-        assert table and cost
+    for weight_format in dimensions.formats:
         costs = costs_by_width(dimensions, cost, weight_format)
         damage = [table.rows[index] for index in dimensions.searched]
         whole = sum(row[0] for row in costs)

@@ -31,7 +31,7 @@ BEAT_SECONDS = 10.0  # a worker renews its claim so often,
 STALE_SECONDS = 60.0  # and is taken for dead when it has not for so long
 REPEATS = 10  # networks drawn in a row that are known already, after which one is drawn that is not
 DRAWS = 10_000  # for a network that is not taken
-_SEEDED = "seeded"
+_SEEDED = "seeds"  # origins of the networks that were enqueued
 Measure = Callable[[Network], tuple[float, float]]  # a network's quality and cost
 Propose = Callable[[Sequence[Evaluation], set[Network]], Network | None]  # from what is evaluated, and what is taken
 

@@ -97,7 +97,8 @@ class Elasticity:
         Returns:
             Their module paths, in the model's order.
         """
-        return tuple(block for block in self.architecture.blocks if chosen_of(self.block_group, block, chosen) == 0)
+        groups = self.block_group
+        return tuple(block for block in self.architecture.blocks if block in groups and chosen[groups[block]] == 0)
 
     def plain(self, chosen: Sequence[int]) -> tuple[int, ...]:
         """The same network, written plainly: a width inside a block that is left out decides nothing, so it is the widest.
@@ -148,11 +149,6 @@ class Elasticity:
             if rule and block.cached and consumer in self.in_group:
                 found[path] = rule.fields(config, chosen[self.in_group[consumer]])
         return found
-
-
-def chosen_of(groups: Mapping[str, int], module: str, chosen: Sequence[int]) -> int | None:
-    """The width that a group decides for a module; None where no group does."""
-    return chosen[groups[module]] if module in groups else None
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
@@ -206,10 +202,8 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
 def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
     if not architecture.blocks:
         return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be left out"]
-    last, known = (
-        architecture.config.num_hidden_layers - 1,
-        [block.module for block in architecture.family.blocks(architecture.config)],
-    )
+    last = architecture.config.num_hidden_layers - 1
+    known = [block.module for block in architecture.family.blocks(architecture.config)]
     return [
         f"unknown block {module[:300]!r}: expected {architecture.family.layer(0)} to {last} with {' or '.join(known)}"
         for module in group.modules

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import oracle_logits
 from safetensors import safe_open
+from structured import assert_as_defined, assert_generates_alike
 from tiny_models import BLOCKS, CASES, TinyModels, TinySource, block_path
 
-from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 DEPTHS = [list(kept) for kept in itertools.product((1, 0), repeat=len(BLOCKS))]
@@ -25,54 +23,34 @@ def widths_of(source: TinySource, choose: Choose, depth: list[int], name: str = 
     return choose(source, name)[: -len(depth)] + depth
 
 
-def materialize(source: TinySource, widths: list[int], folder: Path) -> Path:
-    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "chosen"))
-    (folder / "config.json").write_text(json.dumps(model.config()))
-    write_weights(model, folder, torch.float32)
-    return folder
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_left_out_blocks_answer_as_defined(
-    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
-    source = tiny_models.deep_source(case)
-    network = load_super_network(source.opened())
-    for number, depth in enumerate(DEPTHS):
-        widths = widths_of(source, choose, depth)
-        expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-        network.activate(widths)
-        with torch.inference_mode():
-            activated = network.model(input_ids=ids).logits
-        torch.testing.assert_close(activated.double(), expected, rtol=0, atol=1e-4)
-        (folder := tmp_path / str(number)).mkdir()
-        with torch.inference_mode():
-            materialized = load_checkpoint(materialize(source, widths, folder))(input_ids=ids).logits
-        torch.testing.assert_close(materialized.double(), expected, rtol=0, atol=1e-4)
+    tiny = tiny_models.deep_source(case)
+    network = load_super_network(tiny.opened())
+    for depth in DEPTHS:
+        widths = widths_of(tiny, choose, depth)
+        assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, ids)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_generates_as_without_a_cache(
-    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
     """Positions and masks come from the caches, whose first layer may be one that is left out."""
-    source = tiny_models.deep_source(case)
-    network = load_super_network(source.opened())
-    widths = widths_of(source, choose, [0, 1, 0])
-    network.activate(widths)
-    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "num_beams": 2}
-    for model in (network.base, load_checkpoint(materialize(source, widths, tmp_path))):
-        cached = model.generate(ids, use_cache=True, **settings)
-        assert torch.equal(cached, model.generate(ids, use_cache=False, **settings))
-        logits = oracle_logits(source.base, source.adapter, source.space, widths, cached)
-        with torch.inference_mode():
-            torch.testing.assert_close(model(input_ids=cached).logits.double(), logits, rtol=0, atol=1e-4)
+    tiny = tiny_models.deep_source(case)
+    network, widths = load_super_network(tiny.opened()), widths_of(tiny, choose, [0, 1, 0])
+    tokens = assert_generates_alike(tiny.opened(), network, materialize, widths, ids)
+    assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, tokens)
 
 
 @pytest.mark.parametrize("case", ["llama-biased", "gemma3", "neox", "phi3"])
-def test_the_checkpoint_lacks_them(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+def test_the_checkpoint_lacks_them(
+    case: str, tiny_models: TinyModels, choose: Choose, materialize: Callable[..., Path]
+) -> None:
     source = tiny_models.deep_source(case)
-    folder = materialize(source, widths_of(source, choose, [0, 0, 1]), tmp_path)
+    folder = materialize(source, widths_of(source, choose, [0, 0, 1]))
     with safe_open(folder / "model.safetensors", "pt") as file:
         stored = set(file.keys())
     gone = [block_path(case, 0, "attention"), block_path(case, 1, "attention"), block_path(case, 1, "mlp")]

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import oracle_logits
 from safetensors.torch import load_file, save_file
+from structured import assert_as_defined, assert_generates_alike
 from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.materialize import MaterializedModel, write_weights
-from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 CUTS = [  # of 12 groups of ranks, MLPs, ranks and heads, and 3 of blocks: heads (1: all, 0: half of them) and blocks
@@ -40,13 +37,6 @@ def choose_ranks_and_mlps(choose: Choose, source: TinySource, name: str) -> list
     return [group[(index + 1) % len(group)] for index, group in enumerate(source.groups()[:9])]
 
 
-def materialize(source: object, widths: list[int], folder: Path) -> Path:
-    model = MaterializedModel(source, Subnetwork(tuple(widths), "chosen"))  # type: ignore[arg-type]
-    (folder / "config.json").write_text(json.dumps(model.config()))
-    write_weights(model, folder, torch.float32)
-    return folder
-
-
 def shuffled(source: TinySource, folder: Path) -> Path:
     """The adapter with a random order of heads and MLP channels beside it."""
     generator = torch.Generator().manual_seed(3)
@@ -66,7 +56,13 @@ def shuffled(source: TinySource, folder: Path) -> Path:
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_answers_as_defined(
-    case: str, ordered: bool, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+    case: str,
+    ordered: bool,
+    tiny_models: TinyModels,
+    choose: Choose,
+    ids: torch.Tensor,
+    materialize: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     tiny = tiny_models.heads_source(case)
     adapter = shuffled(tiny, tmp_path / "ordered") if ordered else tiny.adapter
@@ -74,37 +70,22 @@ def test_answers_as_defined(
     network = load_super_network(source)
     for number, (heads, depth) in enumerate(CUTS):
         widths = widths_of(tiny, choose, heads, depth, "maximal" if number == 0 else "unequal")
-        expected = oracle_logits(tiny.base, adapter, tiny.space, widths, ids)
-        network.activate(widths)
-        with torch.inference_mode():
-            activated = network.model(input_ids=ids).logits
-        torch.testing.assert_close(activated.double(), expected, rtol=0, atol=1e-4)
-        (folder := tmp_path / str(number)).mkdir()
-        with torch.inference_mode():
-            materialized = load_checkpoint(materialize(source, widths, folder))(input_ids=ids).logits
-        torch.testing.assert_close(materialized.double(), expected, rtol=0, atol=1e-4)
+        assert_as_defined(tiny, adapter, network, materialize(source, widths), widths, ids)
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "neox", "phi3", "qwen3"])
 def test_generates_as_without_a_cache(
-    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
     tiny = tiny_models.heads_source(case)
     widths = widths_of(tiny, choose, (0, 1, 0), (1, 0, 1), "unequal")
-    network = load_super_network(tiny.opened())
-    network.activate(widths)
-    settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "num_beams": 2}
-    found = []
-    for model in (network.base, load_checkpoint(materialize(tiny.opened(), widths, tmp_path))):
-        found.append(model.generate(ids, use_cache=True, **settings))
-        assert torch.equal(found[-1], model.generate(ids, use_cache=False, **settings))
-    assert torch.equal(*found)
+    assert_generates_alike(tiny.opened(), load_super_network(tiny.opened()), materialize, widths, ids)
 
 
 @pytest.mark.parametrize("case", ["llama", "neox", "phi3"])
-def test_shapes_and_configuration(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+def test_shapes_and_configuration(case: str, tiny_models: TinyModels, choose: Choose, materialize: Callable[..., Path]) -> None:
     tiny = tiny_models.heads_source(case)
-    folder = materialize(tiny.opened(), widths_of(tiny, choose, (0, 1, 1), (1, 1, 1), "maximal"), tmp_path)
+    folder = materialize(tiny, widths_of(tiny, choose, (0, 1, 1), (1, 1, 1), "maximal"))
     config = json.loads((folder / "config.json").read_text())
     assert config["num_attention_heads"] == HEADS
     halved = {"num_attention_heads": 2} if case == "neox" else {"num_attention_heads": 2, "num_key_value_heads": 1}

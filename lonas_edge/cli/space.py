@@ -87,9 +87,9 @@ def command(
     _refuse_what_does_nothing(ctx, kinds, data)
     with loading():
         from lonas_edge.files import replace_text
-        from lonas_edge.network.source import locate, open_source, read_model_config
+        from lonas_edge.network.source import locate, read_model_config
         from lonas_edge.output import check_output_file
-        from lonas_edge.search.depth import candidates, measured, offered
+        from lonas_edge.search.depth import candidates, offered
         from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space
 
@@ -100,19 +100,28 @@ def command(
     generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, heads=heads)  # refuses before anything is measured
     blocks = candidates(architecture, kinds, str(located.folder))
     if data is not None:
-        with progress() as report:
-            blocks = measured(open_source(model, revision=revision), blocks, data, prompts, prompt, _SEED, report)
-    chosen, kept = offered(architecture, blocks) if blocks else ([], [])
-    paths = [block.path for block in chosen]
-    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, paths, heads)
+        blocks = _measured(model, revision, blocks, data, prompts, prompt)
+    chosen, kept = offered(architecture, blocks)
+    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, [block.path for block in chosen], heads)
     replace_text(output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)
     shown.print(f"{output}: {len(groups) + len(chosen)} elastic groups for {located.name}")
+    order = "in the model's order" if data is None else "cheapest first"
     for kind in kinds:
-        shown.print(f"{kind}: {_told(chosen, kind)} may be left out, cheapest first; {_told(kept, kind)} kept", markup=False)
+        shown.print(f"{kind}: {_told(chosen, kind)} may be left out, {order}; {_told(kept, kind)} kept")
     if kinds and data is None:
         shown.print("What they cost was not measured: --data FILE.json orders them and keeps the dear ones.")
+
+
+def _measured(
+    model: str, revision: str | None, blocks: "Sequence[BlockCost]", data: Path, prompts: int, prompt: str
+) -> "list[BlockCost]":
+    from lonas_edge.network.source import open_source
+    from lonas_edge.search.depth import measured
+
+    with progress() as report:
+        return measured(open_source(model, revision=revision), blocks, data, prompts, prompt, _SEED, report)
 
 
 def _refuse_what_does_nothing(ctx: typer.Context, kinds: tuple[str, ...], data: Path | None) -> None:

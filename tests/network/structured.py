@@ -26,10 +26,17 @@ def assert_as_defined(
 def assert_generates_alike(
     source: Source, network: SuperNetwork, materialize: Callable[..., Path], widths: list[int], ids: torch.Tensor
 ) -> torch.Tensor:
-    """Activated and materialized, with a cache and without one, two beams: the same tokens, which are returned."""
+    """Activated and materialized, with a cache and without one, two beams: the same tokens, which are returned.
+
+    Prompts of unequal length in one batch and alone: a mask is of the caches' length only where there is padding.
+    """
     network.activate(widths)
     settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "num_beams": 2}
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
     models = (network.base, load_checkpoint(materialize(source, widths)))
-    found = [model.generate(ids, use_cache=cached, **settings) for model in models for cached in (True, False)]
-    assert all(torch.equal(tokens, found[0]) for tokens in found)
+    for attended in (mask, torch.ones_like(ids)):
+        inputs = {"input_ids": ids, "attention_mask": attended}
+        found = [model.generate(**inputs, use_cache=cached, **settings) for model in models for cached in (True, False)]
+        assert all(torch.equal(tokens, found[0]) for tokens in found)
     return found[0]

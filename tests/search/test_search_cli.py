@@ -97,6 +97,18 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     assert f"{told} in int8" in card
 
 
+def test_another_adapter_was_not_searched(run_cli: Callable, command: Callable, tmp_path: Path, llama_copy: TinySource) -> None:
+    """A sub-network of the same space is taken; how it was found is not said of an adapter that it was not found for."""
+    searched(run_cli, command("--pick", "bytes<=0.95x"))
+    path = llama_copy.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 8}))
+    options = ["--subnet", tmp_path / "out/subnetworks/bytes-0.95x.json", "--stage", "checkpoint", "--no-verify"]
+    made = run_cli("export", *llama_copy.arguments(), *options, "--output", tmp_path / "exported")
+    assert made.code == 0, made.err
+    assert json.loads((tmp_path / "exported/lonas_edge.json").read_text())["subnetwork"]["found"] is None
+    assert "found it" not in (tmp_path / "exported/README.md").read_text()
+
+
 def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the scoring of a network, `count` networks after the first."""
     kl, scored = SuperNetwork.kl, []

@@ -68,8 +68,7 @@ def _aimed(
 ) -> list[int]:
     """The network of least predicted damage under a pick's bound."""
     costs = costs_by_width(dimensions, cost, weight_format)
-    narrowest = [len(row) - 1 for row in costs]
     maximal = cost(dimensions.network([0] * len(costs), weight_format)[0], weight_format)
-    least = cost(dimensions.network(narrowest, weight_format)[0], weight_format)
+    to_be_saved = maximal - pick.limit(maximal)
     damage = [table.rows[index] for index in dimensions.searched]
-    return solve(damage, costs, [pick.limit(maximal) - least])[0]
+    return solve(damage, costs, [sum(row[0] for row in costs) - to_be_saved])[0]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from lonas_edge.search.damage import DamageTable
@@ -46,29 +47,65 @@ def seeds(
     if table is None or cost is None:
         return found
     for weight_format, (pick, bounded) in itertools.product(dimensions.formats, aims.items()):
-        levels = _aimed(dimensions, table, pick, bounded, weight_format)
+        choices = _choices(dimensions, table, bounded, weight_format)
+        whole = bounded(dimensions.network([0] * len(dimensions.searched), weight_format)[0], weight_format)
+        levels = _solved(choices, [_dearest(choices) - (whole - pick.limit(whole))])[0]
         found.setdefault(dimensions.network(levels, weight_format), f"seed:pick:{pick.expression}")
     rungs = min(RUNGS, evals // (2 * len(dimensions.formats)))
     for weight_format in dimensions.formats:
-        costs = costs_by_width(dimensions, cost, weight_format)
-        damage = [table.rows[index] for index in dimensions.searched]
-        whole = sum(row[0] for row in costs)
-        budgets = ladder(0.0, whole, rungs)
-        for budget, levels in zip(budgets, solve(damage, costs, budgets), strict=True):
-            found.setdefault(dimensions.network(levels, weight_format), f"seed:knapsack:{budget / whole:.3f}")
+        choices = _choices(dimensions, table, cost, weight_format)
+        budgets = ladder(0.0, _dearest(choices), rungs)
+        for budget, levels in zip(budgets, _solved(choices, budgets), strict=True):
+            found.setdefault(dimensions.network(levels, weight_format), f"seed:knapsack:{budget / _dearest(choices):.3f}")
     return found
 
 
-def _aimed(
-    dimensions: Dimensions,
-    table: DamageTable,
-    pick: Pick,
-    cost: Callable[[Sequence[int], str], float],
-    weight_format: str,
-) -> list[int]:
-    """The network of least predicted damage under a pick's bound."""
+@dataclass(frozen=True)
+class _Choice:
+    """What is chosen for groups that belong together: places of widths, the damage, and the cost beside the cheapest choice."""
+
+    levels: Mapping[int, int]
+    damage: float
+    cost: float
+
+
+def _choices(
+    dimensions: Dimensions, table: DamageTable, cost: Callable[[Sequence[int], str], float], weight_format: str
+) -> list[list[_Choice]]:
+    """For each group its widths; for blocks that hold others, all of theirs or none: what is left out saves once.
+
+    The first choice is the maximal one.
+    """
     costs = costs_by_width(dimensions, cost, weight_format)
-    maximal = cost(dimensions.network([0] * len(costs), weight_format)[0], weight_format)
-    to_be_saved = maximal - pick.limit(maximal)
-    damage = [table.rows[index] for index in dimensions.searched]
-    return solve(damage, costs, [sum(row[0] for row in costs) - to_be_saved])[0]
+    damages = [table.rows[index] for index in dimensions.searched]
+    places = {index: place for place, index in enumerate(dimensions.searched)}
+    held: dict[int, list[int]] = {}
+    for group, block in dimensions.inside.items():
+        if group in places and block in places:
+            held.setdefault(places[block], []).append(places[group])
+    alone = set(range(len(costs))) - held.keys() - {place for inner in held.values() for place in inner}
+    found = [[_Choice({p: level}, damages[p][level], value) for level, value in enumerate(costs[p])] for p in sorted(alone)]
+    for block, inner in held.items():
+        kept = []
+        for levels in itertools.product(*(range(len(costs[place])) for place in inner)):
+            chosen = dict(zip(inner, levels, strict=True))
+            saved = sum(costs[place][0] - costs[place][level] for place, level in chosen.items())
+            damage = sum(damages[place][level] for place, level in chosen.items())
+            kept.append(_Choice({block: 0, **chosen}, damage, costs[block][0] - saved))
+        found.append([*kept, _Choice({block: 1, **dict.fromkeys(inner, 0)}, damages[block][1], 0.0)])
+    return found
+
+
+def _dearest(choices: Sequence[Sequence[_Choice]]) -> float:
+    """What the maximal network costs beside the cheapest one."""
+    return sum(row[0].cost for row in choices)
+
+
+def _solved(choices: Sequence[Sequence[_Choice]], budgets: Sequence[float]) -> list[list[int]]:
+    """The places of the widths of least predicted damage, for each budget."""
+    damage, costs = ([[getattr(one, name) for one in row] for row in choices] for name in ("damage", "cost"))
+    found = []
+    for solution in solve(damage, costs, budgets):
+        levels = {p: level for row, chosen in zip(choices, solution, strict=True) for p, level in row[chosen].levels.items()}
+        found.append([levels[place] for place in range(len(levels))])
+    return found

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from tiny_models import TinyModels, TinySource
 from lonas_edge.bench.latency import Latency
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.damage import measure_damage
+from lonas_edge.search.damage import DamageTable, measure_damage
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.heldout import read_held_out
 from lonas_edge.search.latency_table import format_table
+from lonas_edge.search.picks import parse_picks
+from lonas_edge.search.seeds import seeds
 from lonas_edge.search.uniform import find_kinds, uniform_networks
 from lonas_edge.space.elasticity import Elasticity
 
@@ -99,3 +102,29 @@ def test_latency_adds_up(deep: TinySource) -> None:
     assert ttft([128, 128, 128], [1, 1, 1]) == pytest.approx(10)
     assert ttft([64, 128, 128], [0, 1, 1]) == pytest.approx(10 - 0.1 - 0.2)
     assert ttft([128, 64, 96], [1, 0, 0]) == pytest.approx(10 - 0.5 - 0.4)  # widths that are left out save nothing more
+
+
+@pytest.mark.parametrize("share", [0.95, 0.85, 0.75, 0.7, 0.65])
+def test_a_pick_is_solved_where_blocks_hold_widths(share: float, deep: TinySource) -> None:
+    """The least summed damage under a bound, by trying every network; a width inside a block that is left out saves nothing."""
+    source, groups = deep.opened(), deep.groups()
+    dimensions, draw = find_dimensions(source, ["int8"]), random.Random(3)
+    rows = tuple(
+        (0.0, *sorted(draw.random() for _ in values[1:])) if index in dimensions.searched else ()
+        for index, values in enumerate(groups)
+    )
+    table = DamageTable(rows)
+
+    def cost(widths: Sequence[int], weight_format: str) -> float:
+        return source.sizes(widths).bytes[weight_format]
+
+    def damage(widths: Sequence[int]) -> float:
+        return table.predicted([values.index(width) for values, width in zip(groups, widths, strict=True)])
+
+    (pick,) = parse_picks([f"bytes<={share}x"], ["bytes"])
+    found = seeds(dimensions, 100, table, cost, {pick: cost})
+    (chosen,) = [widths for (widths, _), origin in found.items() if origin == f"seed:pick:{pick.expression}"]
+    bound = share * cost(source.elasticity.maximal, "int8")
+    under = [widths for widths in distinct(source.elasticity, groups) if cost(widths, "int8") <= bound]
+    assert cost(chosen, "int8") <= bound
+    assert damage(chosen) == pytest.approx(min(map(damage, under)), rel=1e-6)

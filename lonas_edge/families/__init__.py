@@ -11,6 +11,7 @@ from lonas_edge.families.base import (
     Task,
     WidthRule,
     head_dim,
+    head_faults,
     key_value_heads,
 )
 from lonas_edge.families.gpt_neox import GPTNeoX
@@ -35,6 +36,7 @@ __all__ = [
     "WidthRule",
     "family_of",
     "head_dim",
+    "head_faults",
     "key_value_heads",
 ]
 

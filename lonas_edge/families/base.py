@@ -155,6 +155,15 @@ def key_value_heads(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
+def head_faults(config: Any) -> list[str]:
+    """What does not fit of the numbers of heads; a line a fault."""
+    heads, groups, channels = config.num_attention_heads, key_value_heads(config), getattr(config, "head_dim", None)
+    faults = [] if heads % groups == 0 else [f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"]
+    if not channels and config.hidden_size % heads:
+        faults.append(f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}")
+    return faults
+
+
 @dataclass(frozen=True)
 class Block:
     """A part of a decoder layer that can be left out: the residual then passes by it.

@@ -1,79 +1,28 @@
 """What a model's configuration files may hold: the fields that we and the libraries below read, by type and range.
 
-They are looked at before a library reads them. A field that nobody here reads is left alone, and so is one that is missing but
-for a model's sizes: what must be there, and what fits what, is told where it is needed. No torch.
+Those of config.json are in `families/fields.py`. They are looked at before a library reads them. A field that nobody here reads
+is left alone, and so is one that is missing but for a model's sizes: what must be there, and what fits what, is told where it is
+needed. No torch.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import SUPPORTED_MODEL_TYPES
+from lonas_edge.families.fields import MAX_SIZE, SIZES, ModelFields, Positive, Share, TokenIds
 from lonas_edge.files import read_by, read_json
 from lonas_edge.schema import field_faults
 
 GENERATION = "generation_config.json"
 
-MAX_SIZE = 2**24  # of an axis; the largest vocabularies have 2^18 entries
-MAX_LAYERS = 1000  # the deepest models have 126
-
-Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
-TokenIds = TokenId | list[TokenId] | None
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TokenText = Annotated[str, Field(max_length=1000)]  # real ones have 50 characters; tokenizers takes minutes to match a huge one
 AddedToken = dict[str, TokenText | bool | int | None]
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-class ModelFields(TypedDict, total=False):
-    """`config.json`."""
-
-    model_type: Required[str]
-    architectures: list[str] | None
-    vocab_size: Size
-    hidden_size: Size
-    intermediate_size: Size
-    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-    num_attention_heads: Size
-    num_key_value_heads: Size | None
-    head_dim: Size | None
-    hidden_act: str | None
-    hidden_activation: str | None
-    max_position_embeddings: Annotated[int, Field(ge=1)] | None
-    original_max_position_embeddings: Annotated[int, Field(ge=1)] | None
-    rms_norm_eps: Share
-    layer_norm_eps: Share
-    rope_theta: Positive | None
-    rope_local_base_freq: Positive | None
-    rotary_emb_base: Positive | None
-    rope_scaling: dict[str, Any] | None
-    rope_parameters: dict[str, Any] | None
-    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None
-    rotary_pct: Annotated[float, Field(gt=0, le=1)] | None
-    query_pre_attn_scalar: Positive | None
-    attn_logit_softcapping: Positive | None
-    final_logit_softcapping: Positive | None
-    sliding_window: Annotated[int, Field(ge=1)] | None
-    layer_types: list[str] | None
-    attention_bias: bool | None
-    mlp_bias: bool | None
-    tie_word_embeddings: bool | None
-    use_parallel_residual: bool
-    dtype: str | None
-    torch_dtype: str | None
-    bos_token_id: TokenIds
-    eos_token_id: TokenIds
-    pad_token_id: TokenIds
-    per_layer_config: dict[str, dict[str, Size]] | None
-    left_out_blocks: list[str] | None
-    quantization_config: None
 
 
 class GenerationFields(TypedDict, total=False):
@@ -157,7 +106,7 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
         raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
     problems = field_faults(ModelFields, {**content, "quantization_config": None})
     if content.get("model_type") in SUPPORTED_MODEL_TYPES:  # transformers would take those of the first LLaMA
-        problems += [f"{name}: missing" for name in _SIZES if name not in content]
+        problems += [f"{name}: missing" for name in SIZES if name not in content]
     if not problems and isinstance(content.get("vocab_size"), int):
         problems = _beyond(content, content["vocab_size"])
     raise_all(f"{where}: not a usable model configuration:", problems, "Take the file that came with the weights.")

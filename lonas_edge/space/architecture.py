@@ -14,6 +14,7 @@ from lonas_edge.families import (
     Linear,
     family_of,
     head_dim,
+    head_faults,
 )
 
 LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
@@ -45,7 +46,7 @@ class Architecture:
             raise LonasEdgeError(
                 f"{where}: model_type {config.model_type!r} is not supported. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}."
             )
-        raise_all(f"{where}: not a usable model configuration:", _head_faults(config))
+        raise_all(f"{where}: not a usable model configuration:", head_faults(config))
         return cls(family, config)
 
     @property
@@ -166,12 +167,3 @@ class Architecture:
             return "", module
         index, _, relative = module.removeprefix(layers).partition(".")
         return layers + index, relative
-
-
-def _head_faults(config: Any) -> list[str]:
-    heads = config.num_attention_heads
-    groups, channels = getattr(config, "num_key_value_heads", None) or heads, getattr(config, "head_dim", None)
-    faults = [] if heads % groups == 0 else [f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"]
-    if not channels and config.hidden_size % heads:
-        faults.append(f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}")
-    return faults

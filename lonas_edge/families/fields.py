@@ -1,0 +1,63 @@
+"""What the config.json of a supported family may hold: the fields that we and the libraries below read, by type and range.
+
+No torch; pydantic, so it is not imported with the families.
+"""
+
+from typing import Annotated, Any, Required
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
+
+MAX_SIZE = 2**24  # of an axis; the largest vocabularies have 2^18 entries
+MAX_LAYERS = 1000  # the deepest models have 126
+
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
+TokenIds = TokenId | list[TokenId] | None
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+class ModelFields(TypedDict, total=False):
+    """`config.json`."""
+
+    model_type: Required[str]
+    architectures: list[str] | None
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    num_attention_heads: Size
+    num_key_value_heads: Size | None
+    head_dim: Size | None
+    hidden_act: str | None
+    hidden_activation: str | None
+    max_position_embeddings: Annotated[int, Field(ge=1)] | None
+    original_max_position_embeddings: Annotated[int, Field(ge=1)] | None
+    rms_norm_eps: Share
+    layer_norm_eps: Share
+    rope_theta: Positive | None
+    rope_local_base_freq: Positive | None
+    rotary_emb_base: Positive | None
+    rope_scaling: dict[str, Any] | None
+    rope_parameters: dict[str, Any] | None
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None
+    rotary_pct: Annotated[float, Field(gt=0, le=1)] | None
+    query_pre_attn_scalar: Positive | None
+    attn_logit_softcapping: Positive | None
+    final_logit_softcapping: Positive | None
+    sliding_window: Annotated[int, Field(ge=1)] | None
+    layer_types: list[str] | None
+    attention_bias: bool | None
+    mlp_bias: bool | None
+    tie_word_embeddings: bool | None
+    use_parallel_residual: bool
+    dtype: str | None
+    torch_dtype: str | None
+    bos_token_id: TokenIds
+    eos_token_id: TokenIds
+    pad_token_id: TokenIds
+    per_layer_config: dict[str, dict[str, Size]] | None
+    left_out_blocks: list[str] | None
+    quantization_config: None

@@ -1,8 +1,8 @@
 """What a model's configuration files may hold: the fields that we and the libraries below read, by type and range.
 
-Those of config.json are in `families/fields.py`. They are looked at before a library reads them. A field that nobody here reads
-is left alone, and so is one that is missing but for a model's sizes: what must be there, and what fits what, is told where it is
-needed. No torch.
+Those of config.json are in `families/fields.py`. They are looked at before a library reads them. A field that nobody here
+reads is left alone, and so is one that is missing but for a model's sizes: what must be there, and what fits what, is told
+where it is needed. No torch.
 """
 
 from collections.abc import Mapping

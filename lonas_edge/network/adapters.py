@@ -105,9 +105,11 @@ class AdapterConfig:
         Raises:
             LonasEdgeError: If no layer of the model is targeted, or the embedding is.
         """
-        if check_target_module_exists(self.lora, architecture.family.embedding) is True:
+        named = bool(self.lora.target_modules)  # PEFT writes what it chose where nothing was named
+        if named and check_target_module_exists(self.lora, architecture.family.embedding) is True:
             raise LonasEdgeError(f"{self.path}: an adapter on {architecture.family.embedding} is not supported; merge it first")
-        ranks = {name: self._pattern("rank", name) for name in architecture.linears if self._targets(architecture, name)}
+        targeted = [name for name in architecture.linears if named and self._targets(architecture, name)]
+        ranks = {name: self._pattern("rank", name) for name in targeted}
         if not ranks:
             raise LonasEdgeError(
                 f"{self.path}: target_modules {self.lora.target_modules!r} name no linear layer of this "

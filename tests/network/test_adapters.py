@@ -221,9 +221,12 @@ def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> 
     assert all(torch.equal(found.factors[name].a, factors.a) for name, factors in expected.factors.items())
 
 
-def test_targets_that_are_not_there(llama_copy: TinySource) -> None:
-    edit_config(llama_copy.adapter, target_modules=["c_attn"])
-    with pytest.raises(LonasEdgeError, match=r"target_modules .*c_attn.* name no linear layer of this llama model"):
+@pytest.mark.parametrize("targets", [["c_attn"], [], None, ""])
+def test_targets_that_are_not_there(targets: object, llama_copy: TinySource) -> None:
+    edit_config(llama_copy.adapter, target_modules=targets)
+    with pytest.raises(
+        LonasEdgeError, match=r"adapter_config\.json: target_modules .* name no linear layer of this llama model"
+    ):
         llama_copy.opened()
 
 

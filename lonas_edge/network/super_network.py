@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Task
+from lonas_edge.files import sha256
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
@@ -19,7 +20,7 @@ from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model
-from lonas_edge.network.source import Located, Source
+from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.elasticity import Elasticity
 
 Batch = Mapping[str, torch.Tensor]  # as of `data.encoding.Collator`
@@ -197,9 +198,12 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
         The super-network, on the CPU, in eval mode.
 
     Raises:
-        LonasEdgeError: If base, adapter and search space do not fit.
+        LonasEdgeError: If base, adapter and search space do not fit, or the base is not the one that was trained on.
     """
-    open_base(source.base.folder, source.architecture)  # transformers and PEFT say less of what does not fit
+    stored = open_base(source.base.folder, source.architecture)  # transformers and PEFT say less of what does not fit
+    hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
+    misfits = base_misfits(source.training, hashes)
+    raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "--model names the right one.")
     if source.adapter and source.adapter_config:
         load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
     model: Any = load_base(source.base, source.architecture.family.task, dtype)

@@ -139,7 +139,9 @@ class Worker:
             running = self._trials(TrialState.RUNNING)
             left = next((trial for trial in running if self._abandoned(trial)), None)
             if left is not None:
-                return Trial(self.study, left._trial_id)
+                with suppress(UpdateFinishedTrialError):  # another worker was quicker; the sampler writes to what it begins
+                    return Trial(self.study, left._trial_id)
+                continue
             done = self.evaluations()
             taken = {(one.widths, one.weight_format) for one in done} | self._networks(running)
             if len(done) + len(running) >= min(self._rules.evals, self.dimensions.size):

@@ -99,11 +99,11 @@ def test_three_workers_of_which_one_is_killed(url: str, command: Callable, tmp_p
 def joined(llama: TinySource) -> Callable[..., tuple[Worker, Dimensions]]:
     """A worker on a study in memory: `joined(evals, propose)`."""
     dimensions = find_dimensions(llama.opened(), ["int8"])
-    sampler = reseeded("random", SamplerSettings(4, 0.9, 0.02, 0))
-    shared = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
 
-    def join(evals: int, alone: bool = False) -> tuple[Worker, Dimensions]:
-        return Worker(shared, dimensions, Rules(evals, "random", evals, 0), alone), dimensions
+    def join(evals: int, alone: bool = False, sampler: str = "random") -> tuple[Worker, Dimensions]:
+        drawn = reseeded(sampler, SamplerSettings(4, 0.9, 0.02, 0))
+        shared = optuna.create_study(directions=["minimize"] * 2, sampler=drawn)
+        return Worker(shared, dimensions, Rules(evals, sampler, evals, 0), alone), dimensions
 
     return join
 
@@ -209,5 +209,21 @@ def test_a_trial_that_two_have_taken_over(joined: Callable) -> None:
         return measure(network)
 
     worker.run(quicker, lambda _: None)
+    assert worker.study.trials[number].values == [9.0, 9.0]
+    assert len(worker.evaluations()) == 4
+
+
+def test_a_trial_that_another_finishes_before_it_is_taken_over(joined: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler writes to a trial that it begins, which storage refuses where the trial has ended meanwhile."""
+    worker, dimensions = joined(4, sampler="nsga2")
+    number = begun(worker, "elsewhere")
+
+    def quicker(_worker: Worker, trial: Any) -> bool:
+        worker.study.tell(trial.number, [9.0, 9.0])
+        return True
+
+    monkeypatch.setattr(Worker, "_abandoned", quicker)
+    _, measure = measured(dimensions)
+    worker.run(measure, lambda _: None)
     assert worker.study.trials[number].values == [9.0, 9.0]
     assert len(worker.evaluations()) == 4

@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracle import oracle_logits
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import CASES, TARGETS, TinyModels, TinySource, mlp_names
 from training_runs import (
     ADAPTER,
@@ -31,6 +31,7 @@ from training_runs import (
 )
 from transformers import AutoTokenizer
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.channel_order import read_channel_order
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
@@ -187,3 +188,16 @@ def test_a_skipped_step_is_recorded_as_json() -> None:
     """fp16 skips steps whose gradients are not finite; Infinity is not JSON."""
     found = logged({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
     assert found == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)
+
+
+def test_weights_that_were_not_trained_on(llama_copy: TinySource, tmp_path: Path) -> None:
+    """A super-adapter answers on the base that it was trained on alone; the base's configuration is the same here."""
+    data, output = write_data(tmp_path / "data.json"), tmp_path / "super"
+    run(llama_copy, data, output)
+    load_super_network(open_source(str(output)))
+    file = llama_copy.base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"].neg_()
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(LonasEdgeError, match=r"not the base that was trained on:\s+- model\.safetensors: SHA-256"):
+        load_super_network(open_source(str(output)))

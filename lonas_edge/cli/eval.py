@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lonas_edge.cli.importing import importing
 from lonas_edge.cli.options import (
     USER_PATH,
     USER_PATH_OR_NAME,
@@ -175,15 +176,15 @@ def command(
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with progress() as report:
         wanted = _tasks(asked, tasks, datasets)
-        from lonas_edge.errors import LonasEdgeError
-        from lonas_edge.evaluate.report import for_card, write
-        from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
-        from lonas_edge.evaluate.targets import RunOptions, open_targets
-        from lonas_edge.exporting.evaluations import Evaluations
-        from lonas_edge.exporting.exported import changed, store_evaluation
-        from lonas_edge.ir.runtime import check_device
-        from lonas_edge.output import OutputDirectory
-
+        with importing():
+            from lonas_edge.errors import LonasEdgeError
+            from lonas_edge.evaluate.report import for_card, write
+            from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
+            from lonas_edge.evaluate.targets import RunOptions, open_targets
+            from lonas_edge.exporting.evaluations import Evaluations
+            from lonas_edge.exporting.exported import changed, store_evaluation
+            from lonas_edge.ir.runtime import check_device
+            from lonas_edge.output import OutputDirectory
         used = (*references, model, nncf_config, datasets, *files(chosen))
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lonas_edge.cli.importing import importing
 from lonas_edge.cli.options import (
     USER_PATH,
     JsonOption,
@@ -74,16 +75,16 @@ def command(
     _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with progress(left=False) as report:
-        from lonas_edge.network.source import open_source
-        from lonas_edge.output import OutputDirectory
-        from lonas_edge.space.subnetwork import select
-
+        with importing():
+            from lonas_edge.network.source import open_source
+            from lonas_edge.output import OutputDirectory
+            from lonas_edge.space.subnetwork import select
         OutputDirectory(output, overwrite, (source, model, nncf_config, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
         chosen = select(opened.space, subnet)
-        from lonas_edge.exporting.export import ExportOptions, export
-
+        with importing():
+            from lonas_edge.exporting.export import ExportOptions, export
         options = ExportOptions(weight_format, stage, dtype, verify, overwrite)
         manifest = export(opened, chosen, output, options, report)
     if as_json:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lonas_edge.cli.importing import importing
 from lonas_edge.cli.options import (
     JsonOption,
     ModelOption,
@@ -46,9 +47,9 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.
     """
     with loading():
-        from lonas_edge.network.source import open_source
-        from lonas_edge.space.subnetwork import select
-
+        with importing():
+            from lonas_edge.network.source import open_source
+            from lonas_edge.space.subnetwork import select
         opened = open_source(source, model, nncf_config, revision, weights=False)
     refuse_revision(revision, opened.base)
     chosen = select(opened.space, subnet)

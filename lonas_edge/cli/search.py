@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lonas_edge.cli.importing import importing
 from lonas_edge.cli.options import (
     USER_PATH,
     JsonOption,
@@ -173,10 +174,10 @@ def command(
         require_extra("eval", "lm_eval")
     os.environ.setdefault("TQDM_DISABLE", "1")
     with progress() as report:
-        from lonas_edge.network.source import open_source
-        from lonas_edge.search.cost import CostSettings
-        from lonas_edge.search.plan import SearchOptions, make_plan
-
+        with importing():
+            from lonas_edge.network.source import open_source
+            from lonas_edge.search.cost import CostSettings
+            from lonas_edge.search.plan import SearchOptions, make_plan
         report("Reading configurations", None)
         if timed:
             from lonas_edge.ir.runtime import check_device
@@ -211,8 +212,8 @@ def command(
         )
         plan = make_plan(opened, options)
         if not dry_run:
-            from lonas_edge.search.run import search
-
+            with importing():
+                from lonas_edge.search.run import search
             found = search(plan, report)
     if dry_run:
         shown = plan.to_json()

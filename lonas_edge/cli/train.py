@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lonas_edge.cli.importing import importing
 from lonas_edge.cli.options import (
     USER_PATH,
     USER_PATH_OR_NAME,
@@ -181,12 +182,12 @@ def command(  # the options are read from the context, by the names they have in
     """
     _refuse_what_does_nothing(ctx)
     with progress(shown=int(os.environ.get("RANK", "0")) == 0) as report:
-        from transformers.utils.logging import disable_progress_bar
+        with importing():
+            from transformers.utils.logging import disable_progress_bar
 
-        from lonas_edge.output import OutputDirectory
-        from lonas_edge.training.inputs import open_inputs
-        from lonas_edge.training.train import train
-
+            from lonas_edge.output import OutputDirectory
+            from lonas_edge.training.inputs import open_inputs
+            from lonas_edge.training.train import train
         disable_progress_bar()
         OutputDirectory(output, overwrite, (model, data, nncf_config)).check(0)  # before a base is downloaded
         inputs = open_inputs(model, data, nncf_config, revision, elastic)

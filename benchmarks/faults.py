@@ -153,7 +153,9 @@ def caught_faults(files: Files, networks: int, seed: int) -> dict[str, Any]:
         model = MaterializedModel(source, visible_subnetwork(source, seed + number))
         ids = prompt_ids(model)
         reference = verify.super_network_logits(model, ids)
-        verify.check_materialized(compare(reference, verify.materialized_logits(model, ids)), reference)  # right is right
+        verify.check_materialized(
+            model.source.folder, compare(reference, verify.materialized_logits(model, ids)), reference
+        )  # right is right
         for name, make in (FAULTS | BLIND).items():
             wrong = make(model, random.Random(f"{seed}:{number}:{name}"))
             if wrong is None:
@@ -162,7 +164,7 @@ def caught_faults(files: Files, networks: int, seed: int) -> dict[str, Any]:
             with wrong.injected():
                 parity = compare(reference, verify.materialized_logits(model, ids))
             smallest[name] = min(parity.max_logit_difference, smallest.get(name, float("inf")))
-            found[name][_outcome(verify.check_materialized, parity, reference)] += 1
+            found[name][_outcome(verify.check_materialized, model.source.folder, parity, reference)] += 1
     return {"faults": {name: counts | {"smallest_difference": smallest.get(name)} for name, counts in found.items()}}
 
 

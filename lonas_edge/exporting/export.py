@@ -189,7 +189,9 @@ class _Export:
                 matrices.clear()  # the compiled IR takes their room
                 logits = verify.ir_logits(self.folder / MODEL, ids)
                 answers = compare(stored, logits)
-                verify.check_ir(answers, stored, lambda: verify.arithmetic_noise(self.model, ids, materialized))
+                verify.check_ir(
+                    self.model.source.folder, answers, stored, lambda: verify.arithmetic_noise(self.model, ids, materialized)
+                )
                 self.parity["ir_stored"] = answers
                 self.parity["ir"] = compare(materialized, logits)
 
@@ -208,7 +210,7 @@ class _Export:
             reference = verify.super_network_logits(self.model, ids)
             materialized = verify.materialized_logits(self.model, ids)
             answers = compare(reference, materialized)
-            verify.check_materialized(answers, reference)
+            verify.check_materialized(self.model.source.folder, answers, reference)
             self.parity["materialized"] = answers
         return materialized
 

@@ -123,7 +123,7 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
         matrix = matrices[name]
         restored, error = matrix.restored(value.numpy())
         what = f"the stored {name} is not the materialized one, in units of its {matrix.scheme.weight_format.name} rounding"
-        _require(what, error, matrix.scheme.weight_format.tolerance)
+        _require(model.source.folder, what, error, matrix.scheme.weight_format.tolerance)
         return torch.from_numpy(restored)
 
     return float64_logits(empty_model(model.config()), ids, stored)
@@ -159,10 +159,11 @@ def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(logits(ids.numpy(), 0))
 
 
-def check_materialized(parity: Parity, reference: torch.Tensor) -> None:
+def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:
     """Refuse a materialized model that does not answer as the activated super-network.
 
     Args:
+        of: The directory it was made from, for the message.
         parity: The comparison, before any rounding to a storage format.
         reference: The super-network's logits.
 
@@ -170,7 +171,7 @@ def check_materialized(parity: Parity, reference: torch.Tensor) -> None:
         LonasEdgeError: If it is beyond the tolerance.
     """
     what = "the materialized model does not answer as the activated super-network"
-    _require(what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
+    _require(of, what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
 
 
 def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype) -> None:
@@ -202,7 +203,9 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     ]
     if read_json(folder / "config.json") != model.config(str(dtype).removeprefix("torch.")):
         wrong.append("config.json: not the materialized model's")
-    raise_all("Verification failed: the checkpoint does not hold the materialized model:", wrong, _WAY_OUT)
+    raise_all(
+        f"{model.source.folder}: verification failed: the checkpoint does not hold the materialized model:", wrong, _WAY_OUT
+    )
 
 
 def arithmetic_noise(model: MaterializedModel, ids: torch.Tensor, exact: torch.Tensor) -> float:
@@ -222,10 +225,11 @@ def arithmetic_noise(model: MaterializedModel, ids: torch.Tensor, exact: torch.T
         return float((network(input_ids=ids, use_cache=False).logits - exact).abs().max())
 
 
-def check_ir(parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:
+def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:
     """Refuse an IR that does not compute what its stored weights say.
 
     Args:
+        of: The directory it was made from, for the message.
         parity: The comparison.
         reference: Logits of the stored weights.
         noise: As of `arithmetic_noise`; asked only beyond the tolerance, since a touchy network needs more.
@@ -236,14 +240,14 @@ def check_ir(parity: Parity, reference: torch.Tensor, noise: Callable[[], float]
     what, tolerance = "the IR does not answer as the weights stored in it", IR_TOLERANCE * _scale(reference)
     if parity.max_logit_difference > tolerance:
         tolerance = max(tolerance, NOISE_ALLOWED * noise())
-    _require(what, parity.max_logit_difference, tolerance)
+    _require(of, what, parity.max_logit_difference, tolerance)
 
 
 def _scale(reference: torch.Tensor) -> float:
     return max(1.0, reference.abs().max().item() / LOGIT_RANGE)
 
 
-def _require(what: str, value: float, tolerance: float) -> None:
+def _require(of: Path, what: str, value: float, tolerance: float) -> None:
     if value <= tolerance:  # false for NaN
         return
-    raise LonasEdgeError(f"Verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. {_WAY_OUT}")
+    raise LonasEdgeError(f"{of}: verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. {_WAY_OUT}")

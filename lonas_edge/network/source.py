@@ -63,6 +63,11 @@ class Source:
         """The search space; without groups for a plain LoRA adapter or a base model."""
         return self.elasticity.space
 
+    @property
+    def folder(self) -> Path:
+        """What a message about all of it names: the adapter's directory, or the base's where there is none."""
+        return (self.adapter or self.base).folder
+
     def ranks(self) -> dict[str, int]:
         """The adapter's rank on each layer that has one."""
         return self.adapter_config.ranks(self.architecture) if self.adapter_config else {}

@@ -213,5 +213,5 @@ def test_failed_verification_writes_nothing(
     arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--subnet", "minimal"]
     ran = run_cli("export", *arguments)
     assert ran.code == 1
-    assert "Verification failed" in ran.err
+    assert "verification failed" in ran.err
     assert not list(tmp_path.iterdir())

@@ -46,4 +46,4 @@ def test_a_refusal_is_counted(tiny_models: TinyModels, tmp_path: Path, monkeypat
     monkeypatch.setattr(faults.verify, "CHECKPOINT_TOLERANCE", 0.0)
     found = refused_networks([files(tiny_models, "llama")], 2, 0, tmp_path)
     assert found["refused"] == 2
-    assert "Verification failed" in found["refusals"][0]
+    assert "verification failed" in found["refusals"][0]

@@ -253,7 +253,7 @@ def test_verification_refuses_a_wrong_model(
     fault: Callable, stage: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     fault(monkeypatch)
-    with pytest.raises(LonasEdgeError, match=r"Verification failed(.|\n)*Nothing was written"):
+    with pytest.raises(LonasEdgeError, match=r"verification failed(.|\n)*Nothing was written"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "deep" / "out", stage=stage)
     assert not list(tmp_path.iterdir())
 
@@ -263,7 +263,7 @@ def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, mo
     for name in ("mine", "lonas_edge.json"):
         (tmp_path / "out" / name).write_text("kept")
     wrong_scale(monkeypatch)
-    with pytest.raises(LonasEdgeError, match="Verification failed"):
+    with pytest.raises(LonasEdgeError, match="verification failed"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out/mine").read_text() == "kept"
@@ -276,7 +276,7 @@ def test_rounding_to_16_bits_hides_no_fault(
     """A scale 0.3 % off moves the logits less than the rounding does; the verification looks before the rounding."""
     stock = adapters.AdapterConfig.scale
     monkeypatch.setattr(adapters.AdapterConfig, "scale", lambda self, name: 1.003 * stock(self, name))
-    with pytest.raises(LonasEdgeError, match="Verification failed: the materialized model"):
+    with pytest.raises(LonasEdgeError, match="verification failed: the materialized model"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
     assert not list(tmp_path.iterdir())
 
@@ -315,7 +315,7 @@ def test_verification_refuses_a_wrong_graph(
         stock(graph, folder, {**matrices, _FIRST: matrices[_SECOND], _SECOND: matrices[_FIRST]}, *rest)
 
     monkeypatch.setattr(export_module, "write_ir", write)
-    with pytest.raises(LonasEdgeError, match="Verification failed: the IR does not answer"):
+    with pytest.raises(LonasEdgeError, match="verification failed: the IR does not answer"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())
 
@@ -332,6 +332,6 @@ def test_verification_refuses_wrong_stored_weights(
         return {**found, _FIRST: found[_SECOND], _SECOND: found[_FIRST]}
 
     monkeypatch.setattr(export_module.compress, "compress_matrices", lambda *arguments: swapped(*arguments).items())
-    with pytest.raises(LonasEdgeError, match=r"Verification failed: the stored model\.layers\.\d\.self_attn\.q_proj\.weight"):
+    with pytest.raises(LonasEdgeError, match=r"verification failed: the stored model\.layers\.\d\.self_attn\.q_proj\.weight"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())

@@ -51,6 +51,13 @@ class ModelFields(TypedDict, total=False):
     layer_types: list[str] | None
     attention_bias: bool | None
     mlp_bias: bool | None
+    attention_dropout: Share | None
+    hidden_dropout: Share | None
+    attn_pdrop: Share | None
+    classifier_dropout: Share | None
+    embd_pdrop: Share | None
+    resid_pdrop: Share | None
+    initializer_range: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     tie_word_embeddings: bool | None
     use_parallel_residual: bool
     dtype: str | None

@@ -51,6 +51,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("head_dim", "x", "head_dim"),
     ("rms_norm_eps", -1e-6, "rms_norm_eps"),
     ("rms_norm_eps", "1e-6", "rms_norm_eps"),
+    ("attention_dropout", 2**63 - 1, "attention_dropout"),
+    ("initializer_range", -0.02, "initializer_range"),
     ("max_position_embeddings", -3, "max_position_embeddings"),
     ("hidden_act", "nonsense", "nonsense"),
     ("hidden_act", 3, "hidden_act"),

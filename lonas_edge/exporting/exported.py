@@ -149,9 +149,9 @@ def file_faults(folder: Path, manifest: Manifest) -> list[str]:
             faults.append(f"{name}: missing")
         elif there[name].stat().st_size not in sizes:
             told = " or ".join(f"{size:,}" for size in sorted(sizes))
-            faults.append(f"{name}: not what was exported: expected {told} bytes, found {there[name].stat().st_size:,}")
+            faults.append(f"{name}: not what was exported: {MANIFEST} says {told} bytes, found {there[name].stat().st_size:,}")
         elif _written(there[name], there[name].stat().st_mtime_ns) not in either:
-            faults.append(f"{name}: not what was exported: its SHA-256 is not the manifest's, {either[0].sha256[:12]}…")
+            faults.append(f"{name}: not what was exported: its SHA-256 is not the one in {MANIFEST}, {either[0].sha256[:12]}…")
     return faults
 
 

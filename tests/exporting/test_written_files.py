@@ -67,8 +67,8 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "change", "told"),
     [
-        ("openvino_model.bin", inserted, r"not what was exported: expected [\d,]+ bytes, found [\d,]+"),
-        ("openvino_model.bin", flipped, "not what was exported: its SHA-256 is not the manifest's"),
+        ("openvino_model.bin", inserted, r"not what was exported: lonas_edge.json says [\d,]+ bytes, found [\d,]+"),
+        ("openvino_model.bin", flipped, "not what was exported: its SHA-256 is not the one in lonas_edge.json"),
         ("openvino_model.xml", lambda content: content.replace(b"</net>", b" </net>"), "not what was exported"),
         ("openvino_tokenizer.bin", flipped, "not what was exported"),
         ("tokenizer.json", lambda content: content.replace(b"the", b"hte"), "not what was exported"),

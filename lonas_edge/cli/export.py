@@ -61,6 +61,24 @@ def command(
     model: ModelOption = None,
     nncf_config: SpaceOption = None,
     revision: RevisionOption = None,
+    solve: Annotated[
+        Path | None,
+        typer.Option(
+            "--solve",
+            click_type=USER_PATH,
+            metavar="DATA",
+            help="Instruction data to solve what is cut on: the weights behind each cut answer as nearly as they can as the "
+            "uncut layer does. Default: nothing is solved.",
+        ),
+    ] = None,
+    solve_prompts: Annotated[
+        int | None,
+        typer.Option(
+            "--solve-prompts",
+            min=1,
+            help="Prompts to solve on; a quarter as many more are held out, to see what it gives.  [default: 512]",
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits, and refuse to finish when they differ.")
     ] = True,
@@ -73,19 +91,22 @@ def command(
     LoRA adapter needs no --nncf-config and has the maximal network only.
     """
     _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"))
+    if solve_prompts and not solve:
+        raise typer.BadParameter("--solve-prompts goes with --solve")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with progress(left=False) as report:
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
             from lonas_edge.space.subnetwork import select
-        OutputDirectory(output, overwrite, (source, model, nncf_config, *files([subnet]))).check(0)
+        OutputDirectory(output, overwrite, (source, model, nncf_config, solve, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
         chosen = select(opened.space, subnet)
         with importing():
             from lonas_edge.exporting.export import ExportOptions, export
-        options = ExportOptions(weight_format, stage, dtype, verify, overwrite)
+            from lonas_edge.exporting.solved import SOLVE_PROMPTS
+        options = ExportOptions(weight_format, stage, dtype, verify, overwrite, solve, solve_prompts or SOLVE_PROMPTS)
         manifest = export(opened, chosen, output, options, report)
     if as_json:
         print(json.dumps(manifest.to_json(), indent=2))
@@ -111,6 +132,12 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.weight_format}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
+    if solved := manifest.solved:
+        outcome = "" if solved.kept else ": no better, the cut is plain"
+        shown.print(
+            f"solved on {solved.prompts:,} prompts: mean KL from the maximal network {solved.before:.3f} nats before, "
+            f"{solved.after:.3f} after{outcome}"
+        )
     table = Table(title="Parity", title_justify="left")
     for column in ("logits", "largest difference", "mean KL, nats", "same top token"):
         table.add_column(column, justify="left" if column == "logits" else "right")

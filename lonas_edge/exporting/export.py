@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from lonas_edge.data.calibration import prompts
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Written, written_files
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Solved, Written, written_files
 from lonas_edge.exporting.model_card import model_card
+from lonas_edge.exporting.solved import SOLVE_PROMPTS, read_texts, solve_model
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DTYPES, FORMATS, dtype_of
@@ -52,6 +53,8 @@ class ExportOptions:
         dtype: Stored dtype of a checkpoint, fp32, fp16 or bf16; that of the base when None.
         verify: Whether to compare logits and refuse a model beyond the tolerance.
         overwrite: Whether an existing output is replaced.
+        solve: Instruction data to solve what is cut on; nothing is solved when None.
+        solve_prompts: How many prompts of it; a quarter as many more are held out, to see what it gives.
     """
 
     weight_format: str = "int8"
@@ -59,6 +62,8 @@ class ExportOptions:
     dtype: str | None = None
     verify: bool = True
     overwrite: bool = False
+    solve: Path | None = None
+    solve_prompts: int = SOLVE_PROMPTS
 
 
 def export(
@@ -85,7 +90,7 @@ def export(
     """
     _return_freed_memory()
     stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
-    used = (source.base.folder, source.adapter.folder if source.adapter else None)
+    used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve)
     directory = OutputDirectory(output, options.overwrite, used)
     directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
@@ -96,8 +101,13 @@ def export(
             if tokenizer is not None:
                 check_vocabulary(tokenizer, source.architecture.config.vocab_size, source.base.folder)
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
+            texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
         hashes = background.submit(_hashes, model)
         subnetwork.record(source.space).write(folder / SUBNETWORK)
+        solved = None
+        if texts is not None:
+            with steps.step("solve", "Solving what is cut") as done:
+                model, solved = solve_model(model, texts, tokenizer, done)
         job = _Export(model, tokenizer, generation, folder, options, stored, steps, background)
         _WRITERS[options.stage](job)
         misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
@@ -106,7 +116,7 @@ def export(
             misfits,
             "--model names the right one; --no-verify exports all the same.",
         )
-        manifest = _manifest(job, hashes.result())
+        manifest = _manifest(job, hashes.result(), solved)
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
     return manifest
@@ -151,6 +161,8 @@ class _Export:
         dtype = DTYPES[self.stored].torch
         with self.steps.step("materialize", "Slicing and merging") as done:
             write_weights(self.model, self.folder, dtype, done)
+            if self.model.correction:
+                self.model.correction.save(self.folder)
             self._write_configs(str(dtype).removeprefix("torch."))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(self.folder)
@@ -245,7 +257,7 @@ def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
     return found
 
 
-def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
+def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | None) -> Manifest:
     model, options, source = job.model, job.options, job.model.source
     widths, found = model.subnetwork.widths, model.subnetwork.found
     if found and found.super_adapter != hashes.get("adapter"):
@@ -260,6 +272,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]]) -> Manifest:
         subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None, found),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
+        solved=solved,
         prompt=source.training.prompt.name if source.training else None,
         sizes=BothSizes(source.sizes(None), source.sizes(widths)),
         layers=picture_of(source.elasticity, widths),

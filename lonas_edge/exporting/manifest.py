@@ -50,6 +50,33 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """What solving the sub-network gave.
+
+    Attributes:
+        data: Name of the file of prompts.
+        sha256: Its hash.
+        prompts: How many it was solved on.
+        tokens: How many tokens those have.
+        shrinkage: How strongly weights were drawn to those that they had.
+        held_out: How many prompts told what it gives.
+        before: Mean KL from the maximal network on those, in nats a position, without the correction.
+        after: With it.
+        kept: Whether the correction was taken: not where it made the KL worse.
+    """
+
+    data: str
+    sha256: str
+    prompts: int
+    tokens: int
+    shrinkage: float
+    held_out: int
+    before: float
+    after: float
+    kept: bool
+
+
+@dataclass(frozen=True)
 class BothSizes:
     """Sizes of the unpruned network and of the sub-network."""
 
@@ -122,6 +149,11 @@ def _fourth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "subnetwork": {**content["subnetwork"], "found": None}, "layers": []}
 
 
+def _fifth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 solved nothing."""
+    return {**content, "solved": None}
+
+
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -132,6 +164,7 @@ class Manifest(Record):
         subnetwork: The sub-network; `subnetwork.json` has its widths.
         base: The base model.
         adapter: The adapter; None where the base was exported alone.
+        solved: What solving gave; None where nothing was solved.
         prompt: Name of the prompt that the adapter was trained with, where that is known.
         sizes: Of both networks.
         layers: What is left of each decoder layer; none where an older version wrote it.
@@ -145,14 +178,15 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 4
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth}
+    VERSION: ClassVar[int] = 5
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth, 4: _fifth}
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str
     subnetwork: Chosen
     base: Origin
     adapter: Origin | None
+    solved: Solved | None
     prompt: str | None
     sizes: BothSizes
     layers: tuple[Layer, ...]

@@ -3,7 +3,7 @@
 import json
 
 from lonas_edge.exporting.evaluations import Evaluations
-from lonas_edge.exporting.manifest import COMPARED, BothSizes, Manifest
+from lonas_edge.exporting.manifest import COMPARED, BothSizes, Manifest, Solved
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.space.picture import lines
@@ -35,6 +35,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "lonas-edge. `subnetwork.json` has the widths, `lonas_edge.json` versions, input hashes, sizes and parity.",
         "",
         *(_found(found) if (found := manifest.subnetwork.found) else []),
+        *(_solved(manifest.solved) if manifest.solved else []),
         *_sizes(manifest.sizes),
         "",
         *_picture(manifest),
@@ -63,6 +64,13 @@ def _found(found: Found) -> list[str]:
         f"{found.weight_format}, evaluation {found.evaluation + 1} of {found.evaluations} ({found.origin}).",
         "",
     ]
+
+
+def _solved(solved: Solved) -> list[str]:
+    effect = f"mean KL from the maximal network, {solved.held_out} held-out prompts: {solved.before:.3f} nats without, "
+    effect += f"{solved.after:.3f} with"
+    kept = "What is cut was solved" if solved.kept else "The cut is plain: solving made it no better"
+    return [f"{kept} (least squares on {solved.prompts:,} prompts of `{solved.data}`; {effect}).", ""]
 
 
 def _sizes(sizes: BothSizes) -> list[str]:

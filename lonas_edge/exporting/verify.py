@@ -15,21 +15,18 @@ fp32 arithmetic by 5e-4 (SmolLM2-135M, logits up to 40), which either hides what
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_by, read_json
+from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.infer import open_ir
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, float64_logits, set_parameter, stream_weights, untouched_zeros
-from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.network.modeling import empty_model, float64_logits, stream_weights
+from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped
 
 # What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.
@@ -55,35 +52,13 @@ def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.T
     Returns:
         [prompts, tokens, vocabulary], float64.
     """
-    source = model.source
-    network: Any = empty_model(read_json(source.base.folder / "config.json"), str(source.base.folder))
-    if source.adapter:
-        # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
-        for name, place in list(network.named_parameters()):
-            set_parameter(network, name, untouched_zeros(place.shape))
-        network.tie_weights()
-        with read_by("peft", source.adapter.folder / "adapter_config.json"):
-            network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
-        _adapter_to_double(network)
-        source.order.apply_to_model(network, _is_adapter)
-    base: PreTrainedModel = network.get_base_model() if source.adapter else network
-    SuperNetwork(network, source.elasticity).activate(model.subnetwork.widths)
-    return float64_logits(base, ids, lambda name: model.base_tensor(_unwrapped(name)), lambda name: not _is_adapter(name))
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in name or ".modules_to_save." in name
-
-
-def _unwrapped(name: str) -> str:
-    """A parameter's name without the wrappers that PEFT puts around layers."""
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
-def _adapter_to_double(network: torch.nn.Module) -> None:
-    for name, parameter in network.named_parameters():
-        if _is_adapter(name):
+    network = empty_super_network(model.source)
+    for name, parameter in network.model.named_parameters():
+        if of_adapter(name):
             parameter.data = parameter.data.double()
+    network.activate(model.subnetwork.widths)
+    base = network.base
+    return float64_logits(base, ids, lambda name: model.corrected_base(unwrapped(name)), lambda name: not of_adapter(name))
 
 
 def materialized_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:

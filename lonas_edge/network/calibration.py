@@ -1,7 +1,7 @@
 """Calibration: what the layers of a live network are given, over prompts, a batch at a time.
 
 The order of channels needs the second moments of each channel; solving what a cut leaves needs their whole matrix. Inputs are
-never kept: moments are summed as the batches pass, in float64.
+never kept: moments are summed as the batches pass, in float64; within a batch, the whole matrix in the inputs' own dtype.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,28 +42,49 @@ def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor
         see: Called with a layer's path and its input, [tokens, in], padding left out.
 
     Yields:
-        Runs a batch through the model, in eval mode, without gradients.
+        To be told the batch that runs next.
     """
     mask = torch.ones(0)
 
     def hook(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         return lambda _module, inputs: see(name, inputs[0].detach()[mask.bool()])
 
-    def run(batch: Batch) -> None:
+    def runs(batch: Batch) -> None:
         nonlocal mask
         mask = batch["attention_mask"]
-        with torch.inference_mode():
-            model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False, logits_to_keep=1)
 
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
-    training = model.training
-    model.eval()
     try:
-        yield run
+        yield runs
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def summed_moments(
+    model: Any, layers: Sequence[str], whole: bool = False
+) -> Iterator[tuple[dict[str, Moments], Callable[[Batch], None]]]:
+    """Sum the second moments of what layers are given while a model runs.
+
+    Args:
+        model: A Hugging Face model.
+        layers: Module paths. With `whole`, each takes in^2 numbers of 8 bytes.
+        whole: Whether the whole matrix is summed, or its diagonal.
+
+    Yields:
+        Moments by module path, as far as they are summed, and what is to be told the batch that runs next.
+    """
+    found: dict[str, Moments] = {}
+
+    def see(name: str, inputs: torch.Tensor) -> None:
+        total = (inputs.T @ inputs).double() if whole else inputs.double().square().sum(0)
+        before = found.get(name)
+        count = len(inputs) + (before.tokens if before else 0)
+        found[name] = Moments(count, total if before is None else before.total + total)
+
+    with observed(model, layers, see) as runs:
+        yield found, runs
 
 
 def second_moments(model: Any, layers: Sequence[str], batches: Iterable[Batch], whole: bool = False) -> dict[str, Moments]:
@@ -78,15 +99,14 @@ def second_moments(model: Any, layers: Sequence[str], batches: Iterable[Batch], 
     Returns:
         Moments by module path; none where there are no batches.
     """
-    found: dict[str, Moments] = {}
-
-    def see(name: str, inputs: torch.Tensor) -> None:
-        x = inputs.double()
-        total = x.T @ x if whole else x.square().sum(0)
-        before = found.get(name)
-        found[name] = Moments(len(x), total) if before is None else Moments(before.tokens + len(x), before.total + total)
-
-    with observed(model, layers, see) as run:
-        for batch in batches:
-            run(batch)
+    training = model.training
+    model.eval()
+    try:
+        with summed_moments(model, layers, whole) as (found, runs), torch.inference_mode():
+            for batch in batches:
+                runs(batch)
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                model(**inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        model.train(training)
     return found

@@ -16,6 +16,7 @@ from lonas_edge.families import Part
 from lonas_edge.files import read_json
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
+from lonas_edge.network.correction import Correction
 from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import LEFT_OUT
@@ -27,18 +28,19 @@ BLOCK_ELEMENTS = 2**20  # 8 MB in float64
 MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
-def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
-    """Add a linear layer's adapter to its weight, which is cut already: W + scale · B[rows, :r] A[:r, columns].
+def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None = None) -> torch.Tensor:
+    """Add a linear layer's adapter to its weight, which is cut already: W + delta + scale · B[rows, :r] A[:r, columns].
 
     Args:
         sliced: [out, in], any float dtype; not changed.
         widths: The active part.
         lora: The layer's whole adapter, or None.
+        delta: What solving changes, [out, in], or None.
 
     Returns:
         [out, in] in float64: nothing is rounded yet.
     """
-    sliced = sliced.double()
+    sliced = sliced.double() if delta is None else sliced.double() + delta
     if lora is None:
         return sliced
     b, a = take(lora.b, widths.rows)[:, : widths.rank], take(lora.a, None, widths.columns)[: widths.rank]
@@ -61,32 +63,36 @@ def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -
     return sliced.double() + lora.scale * take(lora.bias, widths.rows).double()
 
 
-def _merged_in_blocks(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+def _merged_in_blocks(
+    sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None
+) -> torch.Tensor:
     """As `merge`, rounded to fp32 block of rows by block, so that it is never there whole in float64."""
-    if lora is None:
+    if lora is None and delta is None:
         return sliced.float()
     merged, rows = torch.empty(sliced.shape), max(1, BLOCK_ELEMENTS // sliced.shape[1])
-    lora = replace(lora, b=take(lora.b, widths.rows))
+    lora = lora and replace(lora, b=take(lora.b, widths.rows))
     for start in range(0, len(sliced), rows):
         part = ((start, min(start + rows, len(sliced))),)
-        merged[start : start + rows] = merge(take(sliced, part), replace(widths, rows=part), lora)
+        own = None if delta is None else take(delta, part)
+        merged[start : start + rows] = merge(take(sliced, part), replace(widths, rows=part), lora, own)
     return merged
 
 
 class MaterializedModel:
     """The materialized model, evaluated tensor by tensor: nothing is read before it is asked for, and nothing is kept."""
 
-    def __init__(self, source: Source, subnetwork: Subnetwork):
+    def __init__(self, source: Source, subnetwork: Subnetwork, correction: Correction | None = None):
         """Open the base and the adapter and check that they fit.
 
         Args:
             source: Base model, adapter and search space.
             subnetwork: The chosen widths.
+            correction: What solving changes in it.
 
         Raises:
             LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
         """
-        self.source, self.subnetwork = source, subnetwork
+        self.source, self.subnetwork, self.correction = source, subnetwork, correction or Correction()
         self.base: TensorFiles = open_base(source.base.folder, source.architecture)
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
@@ -122,6 +128,17 @@ class MaterializedModel:
             return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
 
+    def corrected_base(self, name: str) -> torch.Tensor:
+        """A whole tensor of the super-network's base, with what solving changes in the part that is active.
+
+        Args:
+            name: The tensor; as of `base_tensor`.
+
+        Returns:
+            The tensor, as stored; in float64 where it is changed.
+        """
+        return self.correction.onto(name, self.base_tensor(name), self._widths)
+
     def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
             return take(self.adapter.replaced[name], rows, columns)
@@ -147,7 +164,7 @@ class MaterializedModel:
             return self.base_tensor(name)
         if leaf == "bias":
             return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
-        return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
+        return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora, self.correction.of(name))
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model.
@@ -163,7 +180,8 @@ class MaterializedModel:
         if widths is None or leaf == "bias":
             value = self.exact(name).float() if leaf == "bias" else self.base_tensor(name).float()
         else:
-            value = _merged_in_blocks(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
+            sliced = self.base_tensor(name, widths.rows, widths.columns)
+            value = _merged_in_blocks(sliced, widths, lora, self.correction.of(name))
         if fault := number_fault(value):
             self._faults[name] = fault
         return value

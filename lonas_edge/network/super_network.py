@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Task
-from lonas_edge.files import sha256
+from lonas_edge.files import read_by, read_json, sha256
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
-from lonas_edge.network.modeling import auto_model
+from lonas_edge.network.modeling import auto_model, empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.elasticity import Elasticity
 
@@ -211,6 +211,37 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
     return SuperNetwork(model.eval(), source.elasticity)
+
+
+def empty_super_network(source: Source) -> SuperNetwork:
+    """A super-adapter as PEFT itself loads it, on a base that only has the places of its weights, for them to be streamed.
+
+    Args:
+        source: Base model, adapter and search space.
+
+    Returns:
+        The super-network, channels in its order; `of_adapter` tells the parameters that are there.
+    """
+    network: Any = empty_model(read_json(source.base.folder / "config.json"), str(source.base.folder))
+    if source.adapter:
+        # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
+        for name, place in list(network.named_parameters()):
+            set_parameter(network, name, untouched_zeros(place.shape))
+        network.tie_weights()
+        with read_by("peft", source.adapter.folder / "adapter_config.json"):
+            network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
+        source.order.apply_to_model(network, of_adapter)
+    return SuperNetwork(network, source.elasticity)
+
+
+def of_adapter(name: str) -> bool:
+    """Whether a parameter of a PEFT model is the adapter's."""
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name in the base, from that in a PEFT model: without the wrappers that PEFT puts around layers."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:

@@ -5,10 +5,9 @@ kept for all prompts, and each width is evaluated from there to the end: half of
 of one layer's inputs. The sums over groups predict whole networks (not narrow ones), which is what a knapsack needs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lonas_edge.space.search_space import SearchSpace
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from lonas_edge.network.super_network import Batch, SuperNetwork
+    from lonas_edge.network.walk import Walk
     from lonas_edge.space.architecture import Architecture
 
 
@@ -73,18 +73,23 @@ def measure_damage(
     Returns:
         The table; each figure is that of `SuperNetwork.kl` for the same widths.
     """
+    from lonas_edge.network.walk import Walk
+
     elasticity = network.elasticity
     groups, architecture = elasticity.space.groups, elasticity.architecture
     places = {index: first_layer(architecture, groups[index].modules) for index in searched}
     rows: dict[int, tuple[float, ...]] = {}
-    walk = _Walk(network, batches, reference)
-    layers = int(architecture.config.num_hidden_layers)
+    walk = Walk(network, batches)
+    layers = len(walk)
     work = {index: (layers - places[index]) * (len(groups[index].widths) - 1) for index in searched}
     done, total = 0, sum(work.values()) or 1
     for layer in range(layers):
         for index in (index for index in searched if places[index] == layer):
-            narrower = groups[index].widths[1:]
-            rows[index] = (0.0, *(walk.kl(_with(elasticity.maximal, index, width)) for width in narrower))
+            damage = [0.0]
+            for width in groups[index].widths[1:]:
+                network.activate(_with(elasticity.maximal, index, width))
+                damage.append(_kl(walk, network, batches, reference))
+            rows[index] = tuple(damage)
             done += work[index]
             progress(done / total)
         network.activate(elasticity.maximal)
@@ -96,89 +101,16 @@ def _with(widths: Sequence[int], group: int, width: int) -> tuple[int, ...]:
     return (*widths[:group], width, *widths[group + 1 :])
 
 
-class _Walk:
-    """The decoder layers, walked from the first to the last; `_inputs` are those of the current one, a tensor a batch."""
+def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]") -> float:
+    """Mean KL of the active sub-network, which is maximal before the walk's current layer."""
+    import torch
 
-    def __init__(self, network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]"):
-        self._network, self._batches, self._reference = network, batches, reference
-        self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
-        self._current = 0
-        self._inputs: list[torch.Tensor] | None = None  # None: what the embedding gives
+    from lonas_edge.data.encoding import IGNORED
 
-    def kl(self, widths: Sequence[int]) -> float:
-        """Mean KL of a sub-network that is maximal before the current layer."""
-        from lonas_edge.data.encoding import IGNORED
-
-        self._network.activate(widths)
-        total, positions = 0.0, 0
-        for place, batch in enumerate(self._batches):
-            hidden = self._run(place, range(self._current, len(self._layers)))[:, batch["logits_to_keep"]]
-            counted = hidden[batch["labels"] != IGNORED]
-            total += self._divergence(place, counted)
-            positions += len(counted)
-        return total / positions
-
-    def step(self) -> None:
-        """Go on to the next layer."""
-        seen: list[torch.Tensor] = []
-        handle = self._layers[self._current].register_forward_hook(lambda _layer, _inputs, output: seen.append(_first(output)))
-        try:
-            for place in range(len(self._batches)):
-                self._run(place, range(self._current, self._current + 1))
-        finally:
-            handle.remove()
-        self._inputs = seen
-        self._current += 1
-
-    def _run(self, place: int, running: range) -> "torch.Tensor":
-        """What the head is given when only `running` of the layers run, the first of them on the kept input."""
-        import torch
-
-        batch = self._batches[place]
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        self._network.model.eval()
-        with torch.inference_mode(), _only(self._layers, running, self._inputs[place] if self._inputs else None):
-            hidden: torch.Tensor = self._network.family.hidden(self._network.base, **inputs)
-        return hidden
-
-    def _divergence(self, place: int, hidden: "torch.Tensor") -> float:
-        import torch
-
+    total, positions = 0.0, 0
+    for place, batch in enumerate(batches):
+        counted = walk.hidden(place)[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
         with torch.inference_mode():
-            return self._network.divergence(self._reference[place], hidden).item()
-
-
-@contextmanager
-def _only(layers: Sequence[Any], running: range, given: "torch.Tensor | None") -> Iterator[None]:
-    """Layers outside `running` hand on what they are given; the first inside is given `given` instead, where there is one."""
-    passed = [layer for index, layer in enumerate(layers) if index not in running]
-    handle = layers[running.start].register_forward_pre_hook(_replacing(given), with_kwargs=True) if given is not None else None
-    kept = [vars(layer).get("forward") for layer in passed]
-    for layer in passed:
-        layer.forward = _pass_by
-    try:
-        yield
-    finally:
-        if handle:
-            handle.remove()
-        for layer, forward in zip(passed, kept, strict=True):
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
-
-
-def _pass_by(hidden_states: Any, *_args: Any, **_kwargs: Any) -> Any:
-    return hidden_states
-
-
-def _replacing(given: Any) -> Callable[..., Any]:
-    def hook(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
-
-    return hook
-
-
-def _first(output: Any) -> Any:
-    """The hidden states of what a layer gives: alone, or the first of several things."""
-    return output[0] if isinstance(output, tuple) else output
+            total += network.divergence(reference[place], counted).item()
+        positions += len(counted)
+    return total / positions

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source
 from lonas_edge.search.damage import measure_damage
-from lonas_edge.search.heldout import read_held_out
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace

@@ -206,8 +206,8 @@ def test_failed_verification_writes_nothing(
 
     faultless = module.merge
 
-    def faulty(weight, widths, lora):
-        return faultless(weight, widths, lora) * (1.001 if widths.rank == 6 else 1)
+    def faulty(weight, widths, *more):
+        return faultless(weight, widths, *more) * (1.001 if widths.rank == 6 else 1)
 
     monkeypatch.setattr(module, "merge", faulty)
     arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--subnet", "minimal"]

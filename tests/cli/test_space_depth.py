@@ -10,10 +10,10 @@ from oracle import silence
 from tiny_models import LAYERS, TinyModels, block_path
 from transformers import AutoModelForCausalLM
 
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search import depth
 from lonas_edge.search.depth import BlockCost, offered
-from lonas_edge.search.heldout import read_held_out
 from lonas_edge.space.search_space import read_search_space
 
 

@@ -146,7 +146,7 @@ def test_files(exported: tuple[TinySource, list[int], Path]):
 def test_manifest(exported: tuple[TinySource, list[int], Path]):
     tiny, widths, folder = exported
     manifest = json.loads((folder / "lonas_edge.json").read_text())
-    assert manifest["schema"] == "lonas-edge/manifest/4"
+    assert manifest["schema"] == "lonas-edge/manifest/5"
     assert manifest["stage"] == "ir"
     assert manifest["weight_format"] == "int8"
     assert manifest["verified"] is True
@@ -241,7 +241,7 @@ def swapped_slice(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgotten_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole rank merged where the first 6 of 8 belong."""
     stock = materialize.merge
-    monkeypatch.setattr(materialize, "merge", lambda sliced, widths, lora: stock(sliced, replace(widths, rank=None), lora))
+    monkeypatch.setattr(materialize, "merge", lambda sliced, widths, *more: stock(sliced, replace(widths, rank=None), *more))
 
 
 FAULTS = [wrong_scale, swapped_slice, forgotten_rank]

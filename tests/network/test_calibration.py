@@ -46,9 +46,10 @@ def test_nothing_is_left_behind(ids: torch.Tensor) -> None:
     name = mlp_consumers("llama")[0]
     with (
         pytest.raises(RuntimeError, match="stop"),
-        observed(model, [name], lambda *_: (_ for _ in ()).throw(RuntimeError("stop"))) as run,
+        observed(model, [name], lambda *_: (_ for _ in ()).throw(RuntimeError("stop"))) as runs,
     ):
-        run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    assert model.training
+        runs({"attention_mask": torch.ones_like(ids)})
+        model(input_ids=ids)
     assert not model.get_submodule(name)._forward_pre_hooks
     assert second_moments(model, [name], []) == {}
+    assert model.training

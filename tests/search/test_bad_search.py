@@ -63,7 +63,7 @@ def test_fewer_prompts_than_asked(command: Callable, data: Path, refused: Callab
 
 
 def test_fewer_prompts_that_fit(command: Callable, data: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lonas_edge.search.heldout.MAX_LENGTH", 20)
+    monkeypatch.setattr("lonas_edge.network.heldout.MAX_LENGTH", 20)
     has(refused(command()), data, "0 of 40 prompts have an answer within 20 tokens")
 
 

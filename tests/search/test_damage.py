@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_models import LAYERS, TinyModels, TinySource
 
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.damage import DamageTable, evaluations, measure_damage
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.heldout import read_held_out
 
 
 def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:

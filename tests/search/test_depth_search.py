@@ -10,11 +10,11 @@ import pytest
 from tiny_models import TinyModels, TinySource
 
 from lonas_edge.bench.latency import Latency
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.damage import DamageTable, measure_damage
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.heldout import read_held_out
 from lonas_edge.search.latency_table import format_table
 from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.seeds import seeds

@@ -15,14 +15,14 @@ from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import compress
+from lonas_edge.network import heldout
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import Source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search import heldout
 from lonas_edge.search.compressed import StoredNetwork, stored
-from lonas_edge.search.heldout import read_held_out
 from lonas_edge.space.subnetwork import Subnetwork
 
 DATASETS = Path(__file__).parents[1] / "evaluate/data"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_models import TinySource
 
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.heldout import read_held_out
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 Pairs = dict[tuple[int, ...], tuple[float, float]]

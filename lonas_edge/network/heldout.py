@@ -1,8 +1,8 @@
-"""The prompts that sub-networks are scored on: a seeded choice of the data, checked before any weight is read."""
+"""The prompts that sub-networks are scored or solved on: a seeded choice of the data, checked before any weight is read."""
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class HeldOut:
         prompts: How many are scored.
         seed: Of the choice.
         unseen: Whether the super-adapter's record says that it was trained on another file; None where there is no record.
+        option: What says how many, for the errors.
         examples: All of the data.
         order: Places of the examples, in the seeded order in which they are taken.
     """
@@ -40,8 +41,22 @@ class HeldOut:
     prompts: int
     seed: int
     unseen: bool | None
+    option: str
     examples: Sequence[Example]
     order: Sequence[int]
+
+    def split(self, prompts: int) -> "tuple[HeldOut, HeldOut]":
+        """Part the data in two in proportion, so that no example is in both.
+
+        Args:
+            prompts: How many the first part is to give; the second gives the others.
+
+        Returns:
+            Both parts.
+        """
+        place = len(self.order) * prompts // self.prompts
+        first = replace(self, prompts=prompts, order=self.order[:place])
+        return first, replace(self, prompts=self.prompts - prompts, order=self.order[place:])
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """Tokenize the first prompts that fit.
@@ -58,15 +73,15 @@ class HeldOut:
         from lonas_edge.data.encoding import Collator, encode
 
         found: list[dict[str, list[int]]] = []
-        for start in range(0, len(self.examples), self.prompts):
+        for start in range(0, len(self.order), self.prompts):
             part = [self.examples[place] for place in self.order[start : start + self.prompts]]
             found += encode(part, self.template, tokenizer, MAX_LENGTH)
             if len(found) >= self.prompts:
                 break
         else:
             raise LonasEdgeError(
-                f"{self.path}: {len(found)} of {len(self.examples)} prompts have an answer within {MAX_LENGTH} tokens, and "
-                f"{self.prompts} are asked for. Give more data, or a smaller --val-set-size."
+                f"{self.path}: {len(found)} of {len(self.order)} prompts have an answer within {MAX_LENGTH} tokens, and "
+                f"{self.prompts} are asked for. Give more data, or a smaller {self.option}."
             )
         collate = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         return [collate(batch) for batch in _packed(found[: self.prompts])]
@@ -83,7 +98,9 @@ def _packed(encoded: Sequence[dict[str, list[int]]]) -> Iterator[list[dict[str, 
         yield batch
 
 
-def read_held_out(source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None) -> HeldOut:
+def read_held_out(
+    source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--val-set-size"
+) -> HeldOut:
     """Read the data and choose the prompts.
 
     Args:
@@ -92,6 +109,7 @@ def read_held_out(source: Source, data: Path, prompts: int, seed: int, prompt: s
         prompts: How many to take.
         seed: Of the choice.
         prompt: Name of the template; that of the super-adapter's training when None, else that of published adapters.
+        option: What says how many, for the errors.
 
     Returns:
         The prompts, not tokenized yet.
@@ -102,11 +120,11 @@ def read_held_out(source: Source, data: Path, prompts: int, seed: int, prompt: s
     examples = read_examples(data)
     if len(examples) < prompts:
         raise LonasEdgeError(
-            f"{data}: holds {len(examples)} prompts, and {prompts} are asked for. Give more data, or a smaller --val-set-size."
+            f"{data}: holds {len(examples)} prompts, and {prompts} are asked for. Give more data, or a smaller {option}."
         )
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     found, training = sha256(data), source.training
     template = TEMPLATES[prompt] if prompt else training.prompt if training else TEMPLATES["lonas"]
     unseen = training.data.sha256 != found if training else None
-    return HeldOut(data, found, template, prompts, seed, unseen, examples, tuple(order))
+    return HeldOut(data, found, template, prompts, seed, unseen, option, examples, tuple(order))

@@ -1,0 +1,111 @@
+"""The decoder layers of a live network, walked from the first to the last, the inputs of the current one kept.
+
+What acts in one layer changes nothing before it, so that it is evaluated from there on; and what a layer is given is there
+without computing the layers before once more. The memory is that of one layer's inputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lonas_edge.network.super_network import Batch, SuperNetwork
+
+
+class Walk:
+    """At a decoder layer; `step` goes on to the next.
+
+    Attributes:
+        current: Index of the layer.
+    """
+
+    def __init__(self, network: SuperNetwork, batches: Sequence[Batch]):
+        """Begin at the first layer.
+
+        Args:
+            network: The super-network; what is active in it is up to the caller.
+            batches: Prompts: `input_ids` and `attention_mask`, each [prompts, tokens].
+        """
+        self._network, self._batches = network, batches
+        self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
+        self._inputs: list[torch.Tensor] | None = None  # None: what the embedding gives
+        self.current = 0
+
+    def __len__(self) -> int:
+        """How many layers there are."""
+        return len(self._layers)
+
+    def hidden(self, place: int) -> torch.Tensor:
+        """What the head is given for a batch, computed from the current layer on.
+
+        Args:
+            place: Of the batch.
+
+        Returns:
+            [prompts, tokens, hidden].
+        """
+        return self._run(place, range(self.current, len(self._layers)))
+
+    def step(self, seen: Callable[[int], None] = lambda _place: None) -> None:
+        """Run the current layer on every batch and go on to the next.
+
+        Args:
+            seen: Called before the layer runs on a batch, with the batch's place.
+        """
+        outputs: list[torch.Tensor] = []
+        layer = self._layers[self.current]
+        handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
+        try:
+            for place in range(len(self._batches)):
+                seen(place)
+                self._run(place, range(self.current, self.current + 1))
+        finally:
+            handle.remove()
+        self._inputs = outputs
+        self.current += 1
+
+    def _run(self, place: int, running: range) -> torch.Tensor:
+        """What the head is given when only `running` of the layers run, the first of them on the kept input."""
+        batch = self._batches[place]
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        self._network.model.eval()
+        with torch.inference_mode(), _only(self._layers, running, self._inputs[place] if self._inputs else None):
+            hidden: torch.Tensor = self._network.family.hidden(self._network.base, **inputs)
+        return hidden
+
+
+@contextmanager
+def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None) -> Iterator[None]:
+    """Layers outside `running` hand on what they are given; the first inside is given `given` instead, where there is one."""
+    passed = [layer for index, layer in enumerate(layers) if index not in running]
+    handle = layers[running.start].register_forward_pre_hook(_replacing(given), with_kwargs=True) if given is not None else None
+    kept = [vars(layer).get("forward") for layer in passed]
+    for layer in passed:
+        layer.forward = _pass_by
+    try:
+        yield
+    finally:
+        if handle:
+            handle.remove()
+        for layer, forward in zip(passed, kept, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+def _pass_by(hidden_states: Any, *_args: Any, **_kwargs: Any) -> Any:
+    return hidden_states
+
+
+def _replacing(given: Any) -> Callable[..., Any]:
+    def hook(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+
+    return hook
+
+
+def _first(output: Any) -> Any:
+    """The hidden states of what a layer gives: alone, or the first of several things."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,128 @@
+"""`export --solve`: what is written, recorded and said, and what is refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openvino_models import ir_logits
+from safetensors.torch import load_file
+from tiny_models import TinySource, mlp_consumers
+
+from lonas_edge import load_checkpoint
+from lonas_edge.exporting import solved as solved_module
+from lonas_edge.network.correction import Correction
+
+
+def has(output: str, *texts: object) -> None:
+    """Every text occurs in the output, whatever its lines."""
+    for text in texts:
+        assert str(text) in " ".join(output.split()), f"{text!r} is not in:\n{output}"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """40 short examples."""
+    examples = [{"instruction": f"What is {a} plus {b}?", "output": f"the {a + b}"} for a in range(8) for b in range(5)]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(examples))
+    return path
+
+
+@pytest.fixture
+def export_to(run_cli: Callable, llama: TinySource, data: Path) -> Callable[..., Any]:
+    """Runs the export: `export_to(output, *options)`."""
+
+    def run(output: Path, *options: object) -> Any:
+        return run_cli("export", *llama.arguments(), "--output", output, "--solve", data, "--solve-prompts", 16, *options)
+
+    return run
+
+
+def test_an_ir_answers_as_the_corrected_checkpoint(export_to: Callable, tmp_path: Path, ids: torch.Tensor) -> None:
+    for output, options in (("ir", ["--weight-format", "fp32"]), ("checkpoint", ["--stage", "checkpoint"])):
+        assert export_to(tmp_path / output, *options).code == 0
+    with torch.no_grad():
+        expected = load_checkpoint(tmp_path / "checkpoint")(input_ids=ids).logits
+    assert (ir_logits(tmp_path / "ir", ids) - expected).abs().max() < 1e-3
+    deltas = load_file(tmp_path / "checkpoint/correction.safetensors")
+    assert set(deltas) == set(mlp_consumers("llama")) and all(delta.abs().max() > 0 for delta in deltas.values())
+    assert not (tmp_path / "ir/correction.safetensors").exists()
+
+
+def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
+    ran = export_to(tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/lonas_edge.json").read_text())
+    solved = manifest["solved"]
+    assert {name: solved[name] for name in ("data", "prompts", "held_out", "kept")} == {
+        "data": "data.json",
+        "prompts": 16,
+        "held_out": 4,
+        "kept": True,
+    }
+    assert solved["after"] < solved["before"] and solved["tokens"] > 100
+    figures = f"{solved['before']:.3f}", f"{solved['after']:.3f}"
+    has(ran.out, "solved on 16 prompts", *figures)
+    has((tmp_path / "out/README.md").read_text(), "What is cut was solved", "16 prompts of `data.json`", "4 held-out", *figures)
+    assert run_cli("export", *llama.arguments(), "--output", tmp_path / "plain").code == 0
+    assert json.loads((tmp_path / "plain/lonas_edge.json").read_text())["solved"] is None
+
+
+def test_no_better_is_not_taken(export_to: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = solved_module.solve
+
+    def worse(*given: Any) -> Any:
+        solution = solve(*given)
+        damage = {name: delta * 100 for name, delta in solution.correction.deltas.items()}
+        return replace(solution, correction=Correction(damage), after=solution.before)
+
+    monkeypatch.setattr(solved_module, "solve", worse)
+    ran = export_to(tmp_path / "out", "--stage", "checkpoint")
+    assert ran.code == 0
+    has(ran.out, "no better, the cut is plain")
+    assert not (tmp_path / "out/correction.safetensors").exists()
+    assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["solved"]["kept"] is False
+    has((tmp_path / "out/README.md").read_text(), "The cut is plain")
+
+
+def test_refusals(export_to: Callable, run_cli: Callable, llama: TinySource, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for options, code, told in (
+        (["--subnet", "maximal"], 1, ["maximal sub-network narrows no MLP and no heads", "--solve"]),
+        (["--solve-prompts", "33"], 1, [str(data), "holds 40 prompts, and 41 are asked for", "--solve-prompts"]),
+        (["--solve-prompts", "0"], 2, ["--solve-prompts"]),
+        (["--solve", str(tmp_path / "none.json")], 1, ["none.json"]),
+    ):
+        ran = export_to(output, *options)
+        assert ran.code == code, ran
+        has(ran.err, *told)
+        assert not output.exists()
+    ran = run_cli("export", *llama.arguments(), "--output", output, "--solve-prompts", "3")
+    assert ran.code == 2
+    has(ran.err, "--solve-prompts goes with --solve")
+
+
+def test_data_that_is_not_instructions(export_to: Callable, data: Path, tmp_path: Path) -> None:
+    data.write_text("[]")
+    ran = export_to(tmp_path / "out")
+    assert ran.code == 1
+    has(ran.err, str(data), "holds no examples")
+    data.write_text('[{"text": "hello"}]')
+    ran = export_to(tmp_path / "out")
+    has(ran.err, str(data), "instruction")
+
+
+def test_the_data_is_not_replaced(export_to: Callable, data: Path, tmp_path: Path) -> None:
+    ran = export_to(tmp_path, "--overwrite")
+    assert ran.code == 1 and data.exists()
+
+
+def test_a_base_without_a_tokenizer(run_cli: Callable, llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
+    for file in llama_copy.base.glob("token*"):
+        file.unlink()
+    ran = run_cli("export", *llama_copy.arguments(), "--output", tmp_path / "out", "--solve", data, "--solve-prompts", "4")
+    assert ran.code == 1
+    has(ran.err, "has no tokenizer, which --solve needs", str(data))

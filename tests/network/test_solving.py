@@ -1,0 +1,188 @@
+"""Solving against least squares in plain torch, and corrected networks against the oracle on a base that is changed by hand."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import merge, oracle_logits, read_groups
+from safetensors.torch import load_file, save_file
+from tiny_models import CASES, VOCAB, TinyModels, TinySource, mlp_consumers
+from transformers import AutoModelForCausalLM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import verify
+from lonas_edge.network import solving
+from lonas_edge.network.calibration import Moments
+from lonas_edge.network.correction import Correction
+from lonas_edge.network.materialize import MaterializedModel, write_weights
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.solving import cut_consumers, solve
+from lonas_edge.space.subnetwork import Subnetwork
+
+SHRINKAGE = 0.05
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[dict[str, torch.Tensor]]:
+    """Two batches [prompts, tokens], the second one padded on the right."""
+    draw = torch.Generator().manual_seed(5)
+    found = []
+    for rows, length in ((6, 12), (4, 9)):
+        ids = torch.randint(2, VOCAB, (rows, length), generator=draw)
+        mask = torch.ones_like(ids)
+        found.append({"input_ids": ids, "attention_mask": mask, "labels": ids, "logits_to_keep": torch.arange(length)})
+    found[1]["attention_mask"][:2, 6:] = 0
+    return found
+
+
+def plain(source: TinySource, ranks: dict[str, int]) -> Any:
+    """The base with the adapter merged by hand, at its first ranks; float64, channels in the base's order."""
+    model = AutoModelForCausalLM.from_pretrained(source.base, dtype=torch.float64).eval()
+    with torch.no_grad():
+        merge(dict(model.named_parameters()), source.adapter, ranks)
+    return model
+
+
+def inputs_of(model: Any, layer: str, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """What a layer is given, [tokens, in]."""
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(layer).register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    handle.remove()
+    return torch.cat([x[batch["attention_mask"].bool()] for x, batch in zip(seen, batches, strict=True)])
+
+
+def least_squares(whole: Any, cut: Any, layer: str, kept: torch.Tensor, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """The change of a weight that the definition gives: rows of data, and below them the pull towards what is there."""
+    x = inputs_of(whole, layer, batches)
+    wanted, own = (model.get_submodule(layer).weight.detach() for model in (whole, cut))
+    pull = (SHRINKAGE * x.square().sum(0).mean()).sqrt()
+    left = torch.cat([x[:, kept], pull * torch.eye(len(kept), dtype=x.dtype)])
+    right = torch.cat([x @ wanted.T, pull * own[:, kept].T])
+    return torch.linalg.lstsq(left, right).solution.T - own[:, kept]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels, batches: Any) -> None:
+    """MLPs, heads and ranks narrowed, blocks left out."""
+    source = tiny_models.heads_source(case)
+    groups = source.groups()
+    widths = [group[index % len(group)] for index, group in enumerate(groups[:9])]
+    widths += [groups[9][-1], groups[10][-1], groups[11][0], 1, 0, 1]
+    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    solution = solve(model, batches, batches, SHRINKAGE)
+    ranks, _ = read_groups(source.space, widths)
+    whole, cut = plain(source, {}), plain(source, ranks)
+    assert solution.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert set(solution.correction.deltas) == set(cut_consumers(model))
+    assert any("mlp" in name for name in solution.correction.deltas)
+    assert any("att" in name for name in solution.correction.deltas)
+    for name, delta in solution.correction.deltas.items():
+        expected = least_squares(whole, cut, name, torch.arange(delta.shape[1]), batches)
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(delta.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def ordered(source: TinySource, folder: Path) -> TinySource:
+    """The same, with the channels of its MLPs in a random order; files keep the base's."""
+    copy = source.copied_to(folder)
+    draw = torch.Generator().manual_seed(8)
+    weights = dict(plain(source, {}).named_parameters())
+    order = {name: torch.randperm(weights[f"{name}.weight"].shape[1], generator=draw) for name in mlp_consumers(source.case)}
+    save_file(order, copy.adapter / "channel_order.safetensors")
+    return copy
+
+
+@pytest.mark.parametrize("case", ["llama", "neox", "phi3-tied", "llama-biased"])
+@pytest.mark.parametrize("reorder", [False, True])
+def test_a_corrected_network_answers_as_the_base_changed_by_hand(
+    case: str, reorder: bool, tiny_models: TinyModels, choose: Callable, batches: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    source = ordered(tiny_models.source(case), tmp_path) if reorder else tiny_models.source(case)
+    widths = choose(source, "unequal:2")
+    plainly = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    solution = solve(plainly, batches, batches, SHRINKAGE)
+    model = MaterializedModel(plainly.source, plainly.subnetwork, solution.correction)
+    (tmp_path / "out").mkdir()
+    write_weights(model, tmp_path / "out", torch.float32)
+    (tmp_path / "out/config.json").write_text(json.dumps(model.config()))
+
+    shutil.copytree(source.base, tmp_path / "changed")
+    file = tmp_path / "changed/model.safetensors"
+    tensors = load_file(file)
+    order = load_file(source.adapter / "channel_order.safetensors") if reorder else {}
+    for name, delta in solution.correction.deltas.items():
+        weight = tensors[f"{name}.weight"]
+        kept = order.get(name, torch.arange(weight.shape[1]))[: delta.shape[1]]
+        weight[:, kept] += delta
+    save_file(tensors, file, {"format": "pt"})
+    expected = oracle_logits(tmp_path / "changed", source.adapter, source.space, widths, ids)
+    uncorrected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (expected - uncorrected).abs().max() > 1e-2
+    with torch.no_grad():
+        answers = load_checkpoint(tmp_path / "out", torch.float64)(input_ids=ids).logits
+    assert (answers - expected).abs().max() < 1e-4
+    activated = verify.super_network_logits(model, ids)
+    assert (activated - expected).abs().max() < 1e-4
+    assert (activated - verify.materialized_logits(model, ids)).abs().max() < 1e-8
+
+
+def test_it_helps_on_what_it_was_solved_on(llama: TinySource, choose: Callable, batches: Any) -> None:
+    """KL by the definition, from networks of plain torch."""
+    widths = choose(llama, "heuristic")
+    model = MaterializedModel(llama.opened(), Subnetwork(tuple(widths), "test"))
+    solution = solve(model, batches[:1], batches[:1], 1e-3)
+    assert solution.after < solution.before
+    ids = batches[0]["input_ids"]
+    with torch.no_grad():
+        whole = plain(llama, {})(input_ids=ids).logits.log_softmax(-1)
+    cut = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids).log_softmax(-1)
+    assert solution.before == pytest.approx((whole.exp() * (whole - cut)).sum(-1).mean().item(), rel=1e-4)
+
+
+def test_nothing_to_solve(llama: TinySource, choose: Callable) -> None:
+    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "maximal")), "maximal"))
+    assert cut_consumers(model) == []
+    assert not Correction()
+
+
+def test_inputs_that_are_not_finite(llama: TinySource, choose: Callable, batches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    summed = solving.summed_moments
+
+    def spoilt(*given: Any, **more: Any) -> Any:
+        context = summed(*given, **more)
+        found, runs = context.__enter__()
+
+        class Spoilt:
+            def __enter__(self) -> Any:
+                return found, runs
+
+            def __exit__(self, *_error: object) -> None:
+                context.__exit__(None, None, None)
+                for name, moments in found.items():
+                    found[name] = Moments(moments.tokens, moments.total * float("nan"))
+
+        return Spoilt()
+
+    monkeypatch.setattr(solving, "summed_moments", spoilt)
+    with pytest.raises(LonasEdgeError) as error:
+        solve(model, batches, batches)
+    for name in mlp_consumers("llama"):
+        assert f"{name}: its input holds NaN or Inf" in str(error.value)
+
+
+def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> None:
+    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    name = cut_consumers(model)[0]
+    whole = MaterializedModel(model.source, replace(model.subnetwork, widths=model.source.elasticity.maximal))
+    size = model.source.architecture.linears[name].in_features
+    delta = solving._delta(whole, model, name, Moments(3, torch.zeros(size, size, dtype=torch.float64)), 0.1)
+    assert not delta.any()

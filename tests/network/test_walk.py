@@ -1,0 +1,33 @@
+"""Walking the layers: from wherever it is, the head is given what the whole network gives it."""
+
+import pytest
+import torch
+from tiny_models import CASES, LAYERS, VOCAB, TinyModels
+
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.network.walk import Walk
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+def test_from_every_layer_on(case: str, tiny_models: TinyModels) -> None:
+    network = load_super_network(tiny_models.source(case).opened())
+    draw = torch.Generator().manual_seed(2)
+    batches = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for ids in (torch.randint(2, VOCAB, shape, generator=draw) for shape in ((2, 7), (1, 5)))
+    ]
+    batches[0]["attention_mask"][0, 5:] = 0
+    with torch.no_grad():
+        expected = [network.base(**batch, use_cache=False, output_hidden_states=True).hidden_states[-1] for batch in batches]
+    given: list[int] = []
+    walk = Walk(network, batches)
+    assert len(walk) == LAYERS
+    for layer in range(LAYERS):
+        assert walk.current == layer
+        for place, hidden in enumerate(expected):
+            seen = batches[place]["attention_mask"].bool()
+            torch.testing.assert_close(walk.hidden(place)[seen], hidden[seen], rtol=0, atol=1e-5)
+        walk.step(given.append)
+    assert given == [0, 1] * LAYERS
+    layers = network.base.get_submodule(network.family.layers)
+    assert not any("_pass_by" in str(vars(layer).get("forward")) for layer in layers)

@@ -85,6 +85,12 @@ COMMANDS = {
         "checkpoint",
         4,
     ),
+    "export-solve": Command(
+        ["export", *_SOURCE, "--stage", "checkpoint", "--solve", "data.json", "--solve-prompts", "4", "--output", "out"],
+        [*_BASE, *_ADAPTER, "space.json", *["data.json"] * 6],
+        "solved",
+        5,
+    ),
     "export-super": Command(
         ["export", "super", "--stage", "checkpoint", "--output", "out"],
         [*_SUPER, "base/config.json", "base/model.safetensors"],

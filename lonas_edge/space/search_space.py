@@ -223,9 +223,9 @@ def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
     """Elasticity that the groups do not hold: without it, sub-networks would be other networks than the file describes."""
     where, key = "bootstrapNAS.training.elasticity", "available_elasticity_dims"
     listed = elasticity.get(key, [])
-    if not isinstance(listed, list):
-        return [f"{where}.{key} must be a list, found {shortened(listed)}"]
-    found = [(dimension, key) for dimension in listed if dimension != "width"]
+    if not isinstance(listed, list) or not all(isinstance(dimension, str) for dimension in listed):
+        return [f"{where}.{key} must be a list of names, found {shortened(listed)}"]
+    found = [(shortened(dimension).strip("'"), key) for dimension in listed if dimension != "width"]
     found += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
     return [
         f"{where}: elastic {dimension} ({place}) is not supported, elastic widths and ranks are. Take it out of the file, and "

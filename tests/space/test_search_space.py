@@ -199,7 +199,8 @@ DEPTH = {"min_block_size": 5, "max_block_size": 50}
             ["elastic kernel (available", "elastic depth (available", 'elastic depth (the section "depth")'],
         ),
         ({"kernel": {"max_num_kernels": 3}}, ['elastic kernel (the section "kernel")']),
-        ({"available_elasticity_dims": "depth"}, ["available_elasticity_dims must be a list, found 'depth'"]),
+        ({"available_elasticity_dims": "depth"}, ["available_elasticity_dims must be a list of names, found 'depth'"]),
+        ({"available_elasticity_dims": [[[]], "width"]}, ["available_elasticity_dims must be a list of names, found [["]),
     ],
 )
 def test_elasticity_beside_widths_is_refused(elasticity: dict[str, Any], faults: list[str]) -> None:

@@ -4,6 +4,9 @@ It does not import the package. The full Hugging Face model is kept at its full 
 ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For an MLP, act(gate) * up or act(up), that
 is the same as removing it, since act(0) is 0 for the activations in use. A block that is left out adds nothing to the residual:
 its last layer is zero, and so is what a norm behind it makes of that.
+
+BLOOM's forward pass is defined here, too (`bloom_logits`): what positions are (ALiBi) and how q, k, v are fused then does not
+rest on what transformers makes of it.
 """
 
 import json
@@ -34,7 +37,43 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
             cut(weights, layer, width, order)
         for block in read_left_out(space, widths) if space else []:
             silence(weights, block)
+        if model.config.model_type == "bloom":
+            return bloom_logits(weights, model.config, ids)
         return model(input_ids=ids, use_cache=False).logits
+
+
+def bloom_logits(weights: dict[str, Any], config: Any, ids: torch.Tensor) -> torch.Tensor:
+    """BLOOM (Le Scao et al. 2022), for a number of heads that is a power of two.
+
+    ALiBi (Press et al. 2022): head i of n, counted from 1, adds -2^(-8i/n) for each token of distance to its scores.
+    `query_key_value` gives [heads, 3, head_dim].
+    """
+    heads, tokens = config.n_head, ids.shape[1]
+    assert heads & (heads - 1) == 0
+
+    def affine(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + config.layer_norm_epsilon).sqrt()
+        return centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    slopes = 2.0 ** (-8 * torch.arange(1, heads + 1, dtype=torch.float64) / heads)
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)  # [query, key]
+    bias = (-slopes[:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
+    x = norm(weights["transformer.word_embeddings.weight"][ids], "transformer.word_embeddings_layernorm")
+    for index in range(config.n_layer):
+        layer = f"transformer.h.{index}"
+        fused = affine(norm(x, f"{layer}.input_layernorm"), f"{layer}.self_attention.query_key_value")
+        q, k, v = fused.view(*ids.shape, heads, 3, -1).permute(3, 0, 2, 1, 4)  # each [prompts, heads, tokens, head_dim]
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias
+        x = x + affine((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{layer}.self_attention.dense")
+        inner = affine(norm(x, f"{layer}.post_attention_layernorm"), f"{layer}.mlp.dense_h_to_4h")
+        gelu = inner / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (inner + 0.044715 * inner**3)))
+        x = x + affine(gelu, f"{layer}.mlp.dense_4h_to_h")
+    head = weights.get("lm_head.weight", weights["transformer.word_embeddings.weight"])
+    return norm(x, "transformer.ln_f") @ head.T
 
 
 def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[str, int]]:

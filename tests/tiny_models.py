@@ -27,6 +27,7 @@ MLP_WIDTHS = (128, 96, 64)  # 32 divides each: an INT4 group size fits
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"]  # as published
 OTHER_TARGETS = {  # where layers have other names
     "gpt_neox": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
+    "bloom": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
 }
 
@@ -57,6 +58,7 @@ _FAMILIES = {
     },
     "neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
     "phi3": {"model_type": "phi3", "original_max_position_embeddings": 128},
+    "bloom": {"model_type": "bloom", "hidden_size": MLP // 4},
 }
 
 # name of a case -> its model configuration. `-tied` shares head and embedding, the others do not; `llama-biased` has a bias
@@ -66,20 +68,38 @@ CASES = {
     for name, family in _FAMILIES.items()
     for suffix, tied in (("", False), ("-tied", True))
 }
-for _name in ("neox", "neox-tied"):
-    del CASES[_name]["num_key_value_heads"]  # it has no such field
+for _name, _absent in (("neox", ("num_key_value_heads",)), ("bloom", ("num_key_value_heads", "intermediate_size"))):
+    for _field in _absent:  # it has no such field
+        del CASES[_name][_field], CASES[f"{_name}-tied"][_field]
 CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
 
 
 def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
     """Names of the layers that widen a case's MLP, and of the one that narrows it again."""
-    others = {"gpt_neox": (("dense_h_to_4h",), "dense_4h_to_h"), "phi3": (("gate_up_proj",), "down_proj")}
+    ungated = (("dense_h_to_4h",), "dense_4h_to_h")
+    others = {"gpt_neox": ungated, "bloom": ungated, "phi3": (("gate_up_proj",), "down_proj")}
     return others.get(CASES[case]["model_type"], (("gate_proj", "up_proj"), "down_proj"))
+
+
+def has_heads(case: str) -> bool:
+    """Whether a case's heads can be elastic."""
+    return CASES[case]["model_type"] != "bloom"
+
+
+def has_width_field(case: str) -> bool:
+    """Whether stock transformers reads the width of a case's MLPs from config.json."""
+    return CASES[case]["model_type"] != "bloom"
+
+
+def layer_paths(case: str) -> tuple[str, str]:
+    """Path of the list of decoder layers, and what attention is called in one."""
+    others = {"gpt_neox": ("gpt_neox.layers", "attention"), "bloom": ("transformer.h", "self_attention")}
+    return others.get(CASES[case]["model_type"], ("model.layers", "self_attn"))
 
 
 def mlp_consumers(case: str) -> list[str]:
     """Paths of the layers that narrow the MLPs again, decoder layer by decoder layer."""
-    layers = "gpt_neox.layers" if CASES[case]["model_type"] == "gpt_neox" else "model.layers"
+    layers, _ = layer_paths(case)
     return [f"{layers}.{layer}.mlp.{mlp_names(case)[1]}" for layer in range(LAYERS)]
 
 
@@ -92,8 +112,7 @@ BLOCKS = (  # groups of elastic depth: the first layer's attention, a whole laye
 
 def block_path(case: str, layer: int, kind: str) -> str:
     """Path of a layer's attention or MLP."""
-    neox = CASES[case]["model_type"] == "gpt_neox"
-    layers, attention = ("gpt_neox.layers", "attention") if neox else ("model.layers", "self_attn")
+    layers, attention = layer_paths(case)
     return f"{layers}.{layer}.{attention if kind == 'attention' else 'mlp'}"
 
 

@@ -18,10 +18,10 @@ class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
     """
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any) -> list[Likelihood]:
-        """See `RankingLM`. Beyond a sliding window, which a mask of our own would override, as the harness does it."""
+        """See `RankingLM`. As the harness does it where a mask of our own cannot be: beyond a window, or in a family."""
         window = getattr(self.model.config, "sliding_window", None)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
-        if window and longest > window:
+        if not self._family.takes_positions or (window and longest > window):
             found: list[Likelihood] = HFLM._loglikelihood_tokens(self, list(requests), **options)
             return found
         return super()._loglikelihood_tokens(requests, **options)

@@ -11,14 +11,14 @@ from lonas_edge.families.base import (
     Task,
     WidthRule,
     head_dim,
-    head_faults,
     key_value_heads,
 )
+from lonas_edge.families.bloom import Bloom
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.phi3 import Phi3
 
-FAMILIES: tuple[Family, ...] = (Llama(), GPTNeoX(), Phi3())
+FAMILIES: tuple[Family, ...] = (Llama(), GPTNeoX(), Phi3(), Bloom())
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES for kind in family.model_types)
 
@@ -36,11 +36,10 @@ __all__ = [
     "WidthRule",
     "family_of",
     "head_dim",
-    "head_faults",
     "key_value_heads",
 ]
 
 
-def family_of(model_type: str) -> Family | None:
+def family_of(model_type: str | None) -> Family | None:
     """The family that serves a `model_type`, or None."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)

@@ -174,6 +174,7 @@ class Block:
         norms: Norms in front of it and behind it, which serve it alone; paths from the decoder layer.
         results: How many things it returns, its output first; 0 where it returns the output by itself.
         cached: Whether a token adds keys and values to a cache here.
+        adds_residual: Whether it is given the residual, second, and its output holds it; otherwise the layer adds it.
     """
 
     kind: str
@@ -181,6 +182,7 @@ class Block:
     norms: tuple[str, ...]
     results: int = 0
     cached: bool = False
+    adds_residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,15 +202,21 @@ class Family(ABC):
     """One family of models; a subclass is one file of this package, its instance one entry of `FAMILIES`.
 
     Attributes:
+        titles: For each `model_type` that this family serves, what its models are called.
         class_names: For each `model_type`, the classes that an NNCF node name spells, by module: `model` with its head, `body`,
             a decoder `layer`, and the modules inside it.
         task: What its models are for.
+        sizes: Fields of `config.json` that must be there, each with its other spellings: transformers would take those of the
+            first model of the type.
         layers: Path of the list of decoder layers; its first part is the body's name in the model.
         embedding: Path of the token embedding.
         head: Path of the language-model head.
         final_norm: Path of the norm in front of the head.
+        layer_results: How many things a decoder layer returns, its output first; 0 where it returns the output by itself.
+        takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], and not only a mask of padding.
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be, with the reason.
+        refused_heads: Why heads cannot be elastic, where no rule of `width_rules` is a `HeadRule`.
         generated_groups: The groups of generated search spaces, in the published order.
         default_targets: Names of the layers that get an adapter in training by default, as the published adapters have them.
         legacy_buffers: Endings of tensors that older checkpoints hold and nobody reads any more.
@@ -216,14 +224,25 @@ class Family(ABC):
             converted model is right.
     """
 
+    titles: ClassVar[Mapping[str, str]]
     class_names: ClassVar[Mapping[str, Mapping[str, str]]]
     task: ClassVar[Task] = CAUSAL_LM
+    sizes: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("vocab_size",),
+        ("hidden_size",),
+        ("intermediate_size",),
+        ("num_hidden_layers",),
+        ("num_attention_heads",),
+    )
     layers: ClassVar[str]
     embedding: ClassVar[str]
     head: ClassVar[str]
     final_norm: ClassVar[str]
+    layer_results: ClassVar[int] = 0
+    takes_positions: ClassVar[bool] = True
     width_rules: ClassVar[tuple[WidthRule, ...]]
     refused_widths: ClassVar[Mapping[str, str]]
+    refused_heads: ClassVar[str] = ""
     generated_groups: ClassVar[tuple[GroupKind, ...]]
     default_targets: ClassVar[tuple[str, ...]]
     legacy_buffers: ClassVar[tuple[str, ...]] = ()
@@ -232,7 +251,7 @@ class Family(ABC):
     @property
     def model_types(self) -> tuple[str, ...]:
         """The `model_type` values of the configurations this family serves."""
-        return tuple(self.class_names)
+        return tuple(self.titles)
 
     @property
     def own_fields(self) -> frozenset[str]:
@@ -251,6 +270,10 @@ class Family(ABC):
     def layer(self, index: int) -> str:
         """Path of decoder layer `index`."""
         return f"{self.layers}.{index}"
+
+    def faults(self, config: Any) -> list[str]:
+        """What of a configuration does not fit together, or is not supported; a line a fault."""
+        return head_faults(config)
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The parts of a decoder layer that can be left out; none where leaving them out is not supported."""

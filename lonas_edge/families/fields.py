@@ -11,12 +11,12 @@ from typing_extensions import TypedDict  # pydantic takes the one of typing from
 MAX_SIZE = 2**24  # of an axis; the largest vocabularies have 2^18 entries
 MAX_LAYERS = 1000  # the deepest models have 126
 
+Layers = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
 TokenIds = TokenId | list[TokenId] | None
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 class ModelFields(TypedDict, total=False):
@@ -27,8 +27,11 @@ class ModelFields(TypedDict, total=False):
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    n_embed: Size
+    num_hidden_layers: Layers
+    n_layer: Layers
     num_attention_heads: Size
+    n_head: Size
     num_key_value_heads: Size | None
     head_dim: Size | None
     hidden_act: str | None
@@ -37,6 +40,7 @@ class ModelFields(TypedDict, total=False):
     original_max_position_embeddings: Annotated[int, Field(ge=1)] | None
     rms_norm_eps: Share
     layer_norm_eps: Share
+    layer_norm_epsilon: Share
     rope_theta: Positive | None
     rope_local_base_freq: Positive | None
     rotary_emb_base: Positive | None
@@ -60,6 +64,8 @@ class ModelFields(TypedDict, total=False):
     initializer_range: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     tie_word_embeddings: bool | None
     use_parallel_residual: bool
+    apply_residual_connection_post_layernorm: bool
+    slow_but_exact: bool
     dtype: str | None
     torch_dtype: str | None
     bos_token_id: TokenIds

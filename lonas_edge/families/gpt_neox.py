@@ -16,6 +16,7 @@ from lonas_edge.families.llama import HIDDEN_STATE
 class GPTNeoX(Family):
     """GPT-NeoX."""
 
+    titles = {"gpt_neox": "GPT-NeoX, Pythia"}
     class_names = {
         "gpt_neox": {
             "model": "GPTNeoXForCausalLM",

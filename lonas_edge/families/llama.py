@@ -37,6 +37,15 @@ def class_names(prefix: str, body: str = "") -> dict[str, str]:
 class Llama(Family):
     """LLaMA, Mistral, Qwen 2 and 3, Gemma 1 to 3 (text)."""
 
+    titles = {
+        "llama": "LLaMA 1 to 3, SmolLM 1, SmolLM 2, Falcon 3",
+        "mistral": "Mistral",
+        "qwen2": "Qwen 2, Qwen 2.5",
+        "qwen3": "Qwen 3",
+        "gemma": "Gemma 1",
+        "gemma2": "Gemma 2",
+        "gemma3_text": "Gemma 3 (text)",
+    }
     class_names = {
         "llama": class_names("Llama"),
         "mistral": class_names("Mistral"),

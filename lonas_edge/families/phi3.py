@@ -18,6 +18,7 @@ from lonas_edge.families.llama import HIDDEN_STATE, class_names, key_value_chann
 class Phi3(Family):
     """Phi-3 and Phi-4-mini."""
 
+    titles = {"phi3": "Phi-3, Phi-4-mini"}
     class_names = {"phi3": class_names("Phi3")}
     layers = "model.layers"
     embedding = "model.embed_tokens"

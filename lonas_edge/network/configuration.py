@@ -13,8 +13,8 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES
-from lonas_edge.families.fields import MAX_SIZE, SIZES, ModelFields, Positive, Share, TokenIds
+from lonas_edge.families import Family, family_of
+from lonas_edge.families.fields import MAX_SIZE, ModelFields, Positive, Share, TokenIds
 from lonas_edge.files import read_by, read_json
 from lonas_edge.schema import field_faults
 
@@ -105,11 +105,22 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
     if content.get("quantization_config"):
         raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
     problems = field_faults(ModelFields, {**content, "quantization_config": None})
-    if content.get("model_type") in SUPPORTED_MODEL_TYPES:  # transformers would take those of the first LLaMA
-        problems += [f"{name}: missing" for name in SIZES if name not in content]
+    if family := family_of(content.get("model_type")):
+        problems += _size_faults(content, family)
     if not problems and isinstance(content.get("vocab_size"), int):
         problems = _beyond(content, content["vocab_size"])
     raise_all(f"{where}: not a usable model configuration:", problems, "Take the file that came with the weights.")
+
+
+def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
+    faults = []
+    for spellings in family.sizes:
+        found = [name for name in spellings if name in content]
+        if any(content[name] != content[found[0]] for name in found):
+            told = ", ".join(f"{name} {content[name]!r}" for name in found)
+            faults.append(f"{told}: names of one field; expected one value")
+        faults += [] if found else [f"{' or '.join(spellings)}: missing"]
+    return faults
 
 
 def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Blocks that are left out: the residual passes by a layer's attention or MLP.
 
 In a super-network a block is switched off in place, and keeps its parameters; in a materialized model there is nothing in its
-place. Either hands on a zero, which the residual adds. What a block's norms make of it is zero, too: those behind it are RMS
-norms without an offset, and those in front are not asked.
+place. Either hands on a zero, which the residual adds, or the residual itself where the block adds to it. What a block's norms
+make of a zero is zero, too: those behind it are RMS norms without an offset, and those in front are not asked.
 
 A cache of keys and values is also how transformers knows the position of the next token, and asks the first layer for it. So
 attention that is left out keeps one zero a token there. An IR has no such thing: `without_caches` takes it away.
@@ -32,8 +32,8 @@ class LeftOut(nn.Module):
         super().__init__()
         self.block, self.layer_idx, self.cached = block, place, block.cached
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Give nothing; see `passed_by`."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Give nothing; see `passed_by`. No `forward`: optimum-intel gives every attention of some families one of its own."""
         return passed_by(self.block, self.layer_idx if self.cached else None, args, kwargs)
 
 
@@ -56,19 +56,20 @@ def passed_by(block: Block, place: int | None, args: tuple[Any, ...], kwargs: Ma
     Args:
         block: Says how many things it returns.
         place: Index of its cache; None where it has none.
-        args: What it is given; the hidden states [batch, tokens, hidden] first, or as `hidden_states`.
+        args: What it is given; the hidden states [batch, tokens, hidden] first, or as `hidden_states`; where the block adds to
+            the residual, that second, of the same shape.
         kwargs: What it is given by name; a `Cache` may be among it.
 
     Returns:
-        A zero without dimensions where its output is expected.
+        The residual where the block adds to it, a zero without dimensions otherwise, where its output is expected.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
     cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
     if place is not None and block.cached and cache is not None:
         zeros = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
         cache.update(zeros, zeros, place)
-    zero = hidden.new_zeros(())
-    return zero if block.results == 0 else (zero, *[None] * (block.results - 1))
+    nothing = args[1] if block.adds_residual else hidden.new_zeros(())
+    return nothing if block.results == 0 else (nothing, *[None] * (block.results - 1))
 
 
 def make_block_elastic(module: Any, block: Block) -> ElasticBlock:

@@ -5,7 +5,7 @@ without computing the layers before once more. The memory is that of one layer's
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -70,19 +70,23 @@ class Walk:
         batch = self._batches[place]
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         self._network.model.eval()
-        with torch.inference_mode(), _only(self._layers, running, self._inputs[place] if self._inputs else None):
+        with torch.inference_mode(), self._only(running, place):
             hidden: torch.Tensor = self._network.family.hidden(self._network.base, **inputs)
         return hidden
 
+    def _only(self, running: range, place: int) -> AbstractContextManager[None]:
+        given = self._inputs[place] if self._inputs else None
+        return _only(self._layers, running, given, self._network.family.layer_results)
+
 
 @contextmanager
-def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None) -> Iterator[None]:
+def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None, results: int) -> Iterator[None]:
     """Layers outside `running` hand on what they are given; the first inside is given `given` instead, where there is one."""
     passed = [layer for index, layer in enumerate(layers) if index not in running]
     handle = layers[running.start].register_forward_pre_hook(_replacing(given), with_kwargs=True) if given is not None else None
     kept = [vars(layer).get("forward") for layer in passed]
     for layer in passed:
-        layer.forward = _pass_by
+        layer.forward = _passing_by(results)
     try:
         yield
     finally:
@@ -95,8 +99,13 @@ def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None) -> 
                 layer.forward = forward
 
 
-def _pass_by(hidden_states: Any, *_args: Any, **_kwargs: Any) -> Any:
-    return hidden_states
+def _passing_by(results: int) -> Callable[..., Any]:
+    """A layer's `forward` that hands on what it is given, as the first of so many results; see `Family.layer_results`."""
+
+    def forward(hidden_states: Any, *_args: Any, **_kwargs: Any) -> Any:
+        return (hidden_states, *[None] * (results - 1)) if results else hidden_states
+
+    return forward
 
 
 def _replacing(given: Any) -> Callable[..., Any]:

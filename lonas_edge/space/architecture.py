@@ -7,15 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import (
-    SUPPORTED_MODEL_TYPES,
-    Block,
-    Family,
-    Linear,
-    family_of,
-    head_dim,
-    head_faults,
-)
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, family_of, head_dim
 
 LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
 
@@ -39,14 +31,14 @@ class Architecture:
             The architecture.
 
         Raises:
-            LonasEdgeError: If the model's family is not supported, or the heads do not fit each other.
+            LonasEdgeError: If the model's family is not supported, or something in its configuration.
         """
         family = family_of(config.model_type)
         if family is None:
             raise LonasEdgeError(
                 f"{where}: model_type {config.model_type!r} is not supported. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}."
             )
-        raise_all(f"{where}: not a usable model configuration:", head_faults(config))
+        raise_all(f"{where}: not a usable model configuration:", family.faults(config))
         return cls(family, config)
 
     @property

@@ -43,7 +43,7 @@ def generate_space(
     problems = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]
     problems += [f"rank {rank}: expected at least 1" for rank in ranks if rank < 1]
     if heads and architecture.family.head_rule is None:
-        problems.append(f"the heads of {architecture.model_type} cannot be elastic")
+        problems.append(f"the heads of {architecture.model_type} cannot be elastic: {architecture.family.refused_heads}")
     elif heads and key_value_heads(architecture.config) == 1:
         problems.append("all heads share one key-value head: there are no heads to choose from")
     raise_all("The search space cannot be generated:", problems)

@@ -76,7 +76,7 @@ def exported(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> Call
     return export
 
 
-OPENVINO_CASES = ["llama", "llama-tied", "mistral", "qwen2", "qwen3-tied"]
+OPENVINO_CASES = ["llama", "llama-tied", "mistral", "qwen2", "qwen3-tied", "bloom-tied"]
 
 
 @pytest.mark.parametrize("case", OPENVINO_CASES)

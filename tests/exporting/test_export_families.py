@@ -78,7 +78,7 @@ def assert_nothing_of_this_machine(folder: Path, *private: Path) -> None:
 def assert_int8(folder: Path, case: str) -> None:
     """Every linear layer, the head and the embedding multiply with a u8 matrix."""
     stored = Counter((operation, kind) for operation, kind, _ in stored_matrices(folder))
-    fused = CASES[case]["model_type"] in ("gpt_neox", "phi3")
+    fused = CASES[case]["model_type"] in ("gpt_neox", "bloom", "phi3")
     assert stored == {("MatMul", "u8"): (4 if fused else 7) * LAYERS + 1, ("Gather", "u8"): 1}
 
 

@@ -26,7 +26,7 @@ def test_what_is_right_is_taken(content: dict[str, Any], tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(content))
     config = read_model_config(Located("it", tmp_path))
     check_builds(Architecture.from_config(config, "it"), tmp_path / "config.json")
-    assert config.num_hidden_layers == content["num_hidden_layers"]
+    assert config.num_hidden_layers == content.get("num_hidden_layers", content.get("n_layer"))
 
 
 WRONG: list[tuple[str, Any, str]] = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyModels, TinySource, mlp_names
+from tiny_models import TinyModels, TinySource, layer_paths, mlp_names
 from transformers import AutoModelForCausalLM
 
 import lonas_edge
@@ -27,12 +27,13 @@ def test_layers_have_the_widths_of_the_configuration(any_source: TinySource, mat
     model = lonas_edge.load_checkpoint(materialize(any_source, UNEQUAL))
     assert not model.training
     names, last = mlp_names(any_source.case)
-    for layer, width in zip(model.base_model.layers, UNEQUAL[3:6], strict=True):
+    hidden = model.config.hidden_size
+    for layer, width in zip(model.get_submodule(layer_paths(any_source.case)[0]), UNEQUAL[3:6], strict=True):
         rows = 2 * width if "gate_up_proj" in names else width
         for linear in (getattr(layer.mlp, name) for name in names):
-            assert (linear.out_features, *linear.weight.shape) == (rows, rows, 64)
+            assert (linear.out_features, *linear.weight.shape) == (rows, rows, hidden)
         narrows = getattr(layer.mlp, last)
-        assert (narrows.in_features, *narrows.weight.shape) == (width, 64, width)
+        assert (narrows.in_features, *narrows.weight.shape) == (width, hidden, width)
     tied = model.config.tie_word_embeddings
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert (head.weight.data_ptr() == embedding.weight.data_ptr()) == tied
@@ -94,7 +95,7 @@ def test_unsupported_family(tmp_path: Path, llama: TinySource, materialize: Call
         lonas_edge.load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma3-tied", "neox", "phi3"])
+@pytest.mark.parametrize("case", ["llama", "gemma3-tied", "neox", "phi3", "bloom-tied"])
 def test_float64_throughout(case: str, tiny_models: TinyModels, ids: torch.Tensor) -> None:
     """Norms, too, which transformers computes in fp32; the logits are those of plain transformers to what fp32 norms leave."""
     base = tiny_models.base(case)

@@ -22,7 +22,7 @@ def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:
     return load_super_network(opened), [*batches, *read_held_out(opened, data, 3, 1, "question").batches(tokenizer)]
 
 
-@pytest.mark.parametrize("case", ["llama", "neox", "phi3", "gemma2", "gemma3"])
+@pytest.mark.parametrize("case", ["llama", "neox", "phi3", "gemma2", "gemma3", "bloom"])
 def test_the_same_as_whole_evaluations(case: str, tiny_models: TinyModels, data: Path) -> None:
     source = tiny_models.source(case)
     network, batches = scored(source, data)

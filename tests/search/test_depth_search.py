@@ -65,7 +65,7 @@ def test_the_front_of_all_networks(run_cli: Callable, deep: TinySource, data: Pa
     assert 0 in best["widths"], "the narrowest MLPs alone are not that small"
 
 
-@pytest.mark.parametrize("case", ["llama", "neox", "gemma3"])
+@pytest.mark.parametrize("case", ["llama", "neox", "gemma3", "bloom"])
 def test_damage_of_blocks(case: str, tiny_models: TinyModels, data: Path) -> None:
     source = tiny_models.deep_source(case)
     opened, groups = source.opened(), source.groups()

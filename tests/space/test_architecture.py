@@ -47,6 +47,7 @@ def test_supported_model_types() -> None:
         "gemma3_text",
         "gpt_neox",
         "phi3",
+        "bloom",
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CASES, TinyModels
+from tiny_models import CASES, TinyModels, block_path, has_heads, mlp_consumers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
@@ -49,11 +49,10 @@ def test_reads_back(case: str, tiny_models: TinyModels) -> None:
     assert not problems
     elasticity = bind(Architecture.from_config(AutoConfig.for_model(**CASES[case]), case), space, case)
     assert [group.kind for group in space.groups] == ["rank"] * 3 + ["width"] * 3 + ["rank"] * 3
-    narrowed = "gpt_neox.layers.{}.mlp.dense_4h_to_h" if "neox" in case else "model.layers.{}.mlp.down_proj"
-    assert set(elasticity.in_group) == {narrowed.format(layer) for layer in range(3)}
+    assert set(elasticity.in_group) == set(mlp_consumers(case))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", filter(has_heads, CASES))
 def test_heads(case: str) -> None:
     """At the shares of the MLP, in whole groups of query heads with their key-value head; behind all other groups."""
     architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
@@ -66,7 +65,7 @@ def test_heads(case: str) -> None:
     elasticity = bind(architecture, space, case)
     plain = generate_space(architecture, (1, 0.75, 0.5), (8,))
     assert parse_search_space(plain)[0].groups == space.groups[:9]
-    reader = "gpt_neox.layers.1.attention.dense" if "neox" in case else "model.layers.1.self_attn.o_proj"
+    reader = f"{block_path(case, 1, 'attention')}.{'dense' if 'neox' in case else 'o_proj'}"
     assert elasticity.in_group[reader] == 10
 
 
@@ -81,6 +80,17 @@ def test_shipped_spaces_are_readable() -> None:
         space, problems = parse_search_space(json.loads(path.read_text()))
         assert not problems, path
         assert space.groups, path
+
+
+@pytest.mark.parametrize(("model", "file"), [("BLOOMZ 7B1", "bloomz_7b.json"), ("Phi-4-mini", "phi4_mini.json")])
+def test_shipped_spaces_are_what_the_command_writes(model: str, file: str, run_cli, tmp_path: Path) -> None:
+    """For the published configuration of the model."""
+    root = Path(__file__).parents[2]
+    (tmp_path / "base").mkdir()
+    published = json.loads((root / "tests/data/published_configs.json").read_text())[model]
+    (tmp_path / "base/config.json").write_text(json.dumps(published))
+    assert run_cli("space", "--model", tmp_path / "base", "--output", tmp_path / "space.json").code == 0
+    assert (tmp_path / "space.json").read_bytes() == (root / "nncf_config" / file).read_bytes()
 
 
 def test_widths_are_whole_and_sorted() -> None:

@@ -70,7 +70,7 @@ def deep(tiny_models: TinyModels, tmp_path: Path) -> Callable:
     return make
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "neox", "phi3"])
+@pytest.mark.parametrize("case", ["llama", "gemma2", "neox", "phi3", "bloom"])
 def test_trained_networks_answer_as_defined(
     case: str, deep: Callable, choose: Callable, ids: torch.Tensor, tmp_path: Path
 ) -> None:

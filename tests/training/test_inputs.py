@@ -43,7 +43,13 @@ def test_plain_lora_takes_the_stages_alone(llama_copy: TinySource, data: Path) -
 
 
 @pytest.mark.parametrize(
-    ("case", "targets"), [("qwen3", TARGETS), ("neox", OTHER_TARGETS["gpt_neox"]), ("phi3", OTHER_TARGETS["phi3"])]
+    ("case", "targets"),
+    [
+        ("qwen3", TARGETS),
+        ("neox", OTHER_TARGETS["gpt_neox"]),
+        ("phi3", OTHER_TARGETS["phi3"]),
+        ("bloom", OTHER_TARGETS["bloom"]),
+    ],
 )
 def test_default_target_modules(case: str, targets: list[str], tiny_models: TinyModels, data: Path) -> None:
     architecture = open_inputs(str(tiny_models.base(case)), data, tiny_models.space(case)).architecture

@@ -1,0 +1,34 @@
+"""The registry of families: what the documents say of it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lonas_edge.families import FAMILIES, SUPPORTED_MODEL_TYPES, family_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_readme_names_them() -> None:
+    """In the registry's order."""
+    titles = ", ".join(title for family in FAMILIES for title in family.titles.values())
+    assert f"Supported are {titles}." in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_the_guide_has_them_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import docs_options
+
+    page = docs_options.on_page_markdown((ROOT / "docs/guide/export.md").read_text())
+    assert all(f"| `{model_type}` |" in page for model_type in SUPPORTED_MODEL_TYPES)
+    assert "| BLOOM, BLOOMZ | `bloom` | no |" in page and "| `llama` | yes |" in page
+    sys.modules.pop("docs_options")
+
+
+def test_every_model_type_is_complete() -> None:
+    assert len(set(SUPPORTED_MODEL_TYPES)) == len(SUPPORTED_MODEL_TYPES)
+    for model_type in SUPPORTED_MODEL_TYPES:
+        family = family_of(model_type)
+        assert family and {"model", "body", "layer"} <= family.class_names[model_type].keys()
+        assert bool(family.head_rule) != bool(family.refused_heads)

@@ -10,7 +10,7 @@ from tiny_models import LAYERS, TinyModels, TinySource
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.damage import DamageTable, evaluations, measure_damage
+from lonas_edge.search.damage import DamageTable, _Walk, evaluations, measure_damage
 from lonas_edge.search.dimensions import find_dimensions
 
 
@@ -35,6 +35,24 @@ def test_the_same_as_whole_evaluations(case: str, tiny_models: TinyModels, data:
         assert table.rows[group] == pytest.approx(network.kl(alone, batches), rel=1e-3, abs=1e-5)
         assert table.rows[group][-1] > 1e-4
     assert not any("forward" in vars(layer) for layer in network.base.get_submodule(network.family.layers))
+
+
+@pytest.mark.parametrize("case", ["llama", "neox", "bloom"])
+def test_layers_that_do_not_run_hand_on_what_they_are_given(case: str, tiny_models: TinyModels, data: Path) -> None:
+    """What the last layer makes of the embedding, the others passed by; and the head is given it whole."""
+    network, batches = scored(tiny_models.source(case), data)
+    ran = _Walk(network, batches, network.reference(batches))._run(0, range(LAYERS - 1, LAYERS))
+    layers = network.base.get_submodule(network.family.layers)
+    seen: list[torch.Tensor] = []
+    handle = layers[0].register_forward_pre_hook(lambda _layer, given: seen.append(given[0]))
+    inputs = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        network.family.hidden(network.base, **inputs)
+        handle.remove()
+        first = layers[-1].register_forward_pre_hook(lambda _layer, given: (seen[0], *given[1:]))
+        expected = network.family.hidden(network.base, **inputs)
+        first.remove()
+    assert torch.equal(ran, expected)
 
 
 def test_layers_before_the_changed_one_do_not_run(llama: TinySource, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import Part
+from lonas_edge.families import Family, Part
 from lonas_edge.files import check_model_folder, exists, read_json, regular
 from lonas_edge.network.parts import shifted, take
 from lonas_edge.space.architecture import Architecture
@@ -127,6 +127,7 @@ class TensorFiles:
             files: For each tensor's name, the file that holds it.
         """
         self._files = dict(files)
+        self._stored: dict[str, str] = {}  # names in the files, where they are others
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -182,17 +183,33 @@ class TensorFiles:
         Raises:
             LonasEdgeError: If its file cannot be read.
         """
-        path = self._files[name]
+        path, name_there = self._files[name], self._stored.get(name, name)
         if path in self._pickles:
-            return take(self._pickles[path][name], rows, columns)
+            return take(self._pickles[path][name_there], rows, columns)
         shape = self.shapes[name]
         rows = rows or ((0, shape[0]),)
         inner = (slice(columns[0][0], columns[-1][1]) if columns else slice(None),)[: len(shape) - 1]
         with _opened(path) as file:
-            stored = file.get_slice(name)
+            stored = file.get_slice(name_there)
             parts = [stored[(slice(start, stop), *inner)] for start, stop in rows]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         return take(tensor, None, shifted(columns)) if columns else tensor
+
+    def name_as(self, family: Family) -> None:
+        """Name tensors as a model with a head does, where they are stored as its body names them by itself.
+
+        As transformers takes such files; BLOOM is published so (`h.0.mlp…`, not `transformer.h.0.mlp…`).
+
+        Args:
+            family: The model's.
+        """
+        body = f"{family.layers.partition('.')[0]}."
+        if f"{family.embedding.removeprefix(body)}.weight" not in self._files:
+            return
+        self._stored = {name if name.startswith(f"{family.head}.") else body + name: name for name in self._files}
+        self._files = {name: self._files[there] for name, there in self._stored.items()}
+        self.shapes = {name: self.shapes[there] for name, there in self._stored.items()}
+        self.dtypes = {name: self.dtypes[there] for name, there in self._stored.items()}
 
 
 def _indexed_files(index: Path) -> dict[str, Path]:
@@ -252,6 +269,7 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
         LonasEdgeError: If tensors are missing, unknown or of another shape; every mismatch is listed.
     """
     tensors = open_tensors(folder)
+    tensors.name_as(architecture.family)
     expected = architecture.shapes
     head = f"{architecture.family.head}.weight"
     embedding = f"{architecture.family.embedding}.weight"

@@ -142,6 +142,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Pre
     config = read_json(folder / "config.json")
     tensors = open_tensors(folder)
     model = empty_model(config, str(folder))
+    tensors.name_as(Architecture.from_config(model.config, str(folder)).family)
     parameters = dict(model.named_parameters())  # a tied head is not among them
     problems = [f"{name}: missing" for name in parameters if name not in tensors.shapes]
     problems += [

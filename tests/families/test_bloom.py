@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from oracle import oracle_logits
 from published_spaces import bloomz_7b
+from safetensors.torch import load_file, save_file
 from tiny_models import CASES, TinyModels, TinySource
 from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.configuration import check_model_config
-from lonas_edge.network.modeling import empty_model
+from lonas_edge.network.modeling import empty_model, load_checkpoint
 from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
 
@@ -65,6 +69,40 @@ def test_figures_of_the_card(run_cli: Callable, bloomz_7b1: TinySource) -> None:
         assert f"{content[name]['macs'] / 1e12:.2f}"[:3] == tera
     assert content["unpruned"]["parameters"] == 7_069_016_064  # the plain BLOOMZ-7B1, its head counted once
     assert len(content["groups"]) == 90
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("case", ["bloom", "bloom-tied"])
+def test_weights_of_the_body_by_itself(
+    case: str,
+    pickled: bool,
+    tiny_models: TinyModels,
+    choose: Callable,
+    materialize: Callable,
+    ids: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    """BLOOM's published files name tensors as `BloomModel` does, without `transformer.`; the oracle reads ordinary ones."""
+    source = tiny_models.source(case).copied_to(tmp_path)
+    weights = {k.removeprefix("transformer."): v for k, v in load_file(source.base / "model.safetensors").items()}
+    assert "h.0.mlp.dense_h_to_4h.weight" in weights
+    if pickled:
+        (source.base / "model.safetensors").unlink()
+        torch.save(weights, source.base / "pytorch_model.bin")
+    else:
+        save_file(weights, source.base / "model.safetensors", metadata={"format": "pt"})
+    widths = choose(source, "unequal:1")
+    expected = oracle_logits(tiny_models.base(case), source.adapter, source.space, widths, ids)
+    network = load_super_network(source.opened())
+    network.activate(widths)
+    whole = oracle_logits(tiny_models.base(case), None, None, [], ids)
+    with torch.inference_mode():
+        for model, logits in (
+            (network.model, expected),
+            (load_checkpoint(materialize(source, widths)), expected),
+            (load_checkpoint(source.base), whole),
+        ):
+            torch.testing.assert_close(model(input_ids=ids).logits.double(), logits, rtol=0, atol=1e-4)
 
 
 def test_heads_are_refused(tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ _FAMILIES = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 0.7,
+    },
     "phi3": {"model_type": "phi3", "original_max_position_embeddings": 128},
     "bloom": {"model_type": "bloom", "hidden_size": MLP // 4},
 }

@@ -49,10 +49,16 @@ class ModelFields(TypedDict, total=False):
     partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None
     rotary_pct: Annotated[float, Field(gt=0, le=1)] | None
     query_pre_attn_scalar: Positive | None
+    embedding_multiplier: Positive
+    residual_multiplier: Positive
+    attention_multiplier: Positive
+    logits_scaling: Positive
     attn_logit_softcapping: Positive | None
     final_logit_softcapping: Positive | None
     sliding_window: Annotated[int, Field(ge=1)] | None
     layer_types: list[str] | None
+    no_rope_layers: list[Annotated[int, Field(ge=0, le=1)]] | None
+    no_rope_layer_interval: Annotated[int, Field(ge=1)]
     attention_bias: bool | None
     mlp_bias: bool | None
     attention_dropout: Share | None

@@ -27,6 +27,8 @@ DEPTHS = {
     "neox": [0, 0, 1],
     "phi3": [0, 1, 1],
     "bloom": [0, 1, 0],
+    "smollm3": [0, 1, 0],
+    "granite": [0, 1, 0],
 }
 NEW = 16
 PROMPTS = ["the inner ones", "a", "there is another one in the attic"]

@@ -73,7 +73,7 @@ def test_answers_as_defined(
         assert_as_defined(tiny, adapter, network, materialize(source, widths), widths, ids)
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "neox", "phi3", "qwen3"])
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "neox", "phi3", "qwen3", "smollm3"])
 def test_generates_as_without_a_cache(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:

@@ -43,7 +43,7 @@ def batches(ids: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [batch_of(ids, [[3, 4, 7], [11]]), batch_of(ids[:, :9].flip(0), [[8], [2, 8]])]
 
 
-@pytest.mark.parametrize("case", ["llama", "neox", "phi3", "gemma2", "bloom"])
+@pytest.mark.parametrize("case", ["llama", "neox", "phi3", "gemma2", "bloom", "granite"])
 @pytest.mark.parametrize("positions", [2, 256])
 def test_scores(case: str, positions: int, tiny_models: TinyModels, choose: Callable, batches: list, monkeypatch) -> None:
     monkeypatch.setattr(super_network, "HEAD_POSITIONS", positions)  # logits are computed so many positions at a time

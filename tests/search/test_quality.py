@@ -72,7 +72,7 @@ def ir_logits(source: Source, widths: Sequence[int], weight_format: str, batch: 
 
 
 @pytest.mark.parametrize(
-    "case", ["llama", "llama-tied", "llama-biased", "neox", "phi3-tied", "gemma3", "gemma2-tied", "bloom-tied"]
+    "case", ["llama", "llama-tied", "llama-biased", "neox", "phi3-tied", "gemma3", "gemma2-tied", "bloom-tied", "granite"]
 )
 @pytest.mark.parametrize("name", ["int8", "int4", "fp16"])
 def test_quality_of_compressed_networks(case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:

@@ -45,8 +45,10 @@ def test_supported_model_types() -> None:
         "gemma",
         "gemma2",
         "gemma3_text",
-        "gpt_neox",
+        "smollm3",
+        "granite",
         "phi3",
+        "gpt_neox",
         "bloom",
     }
 

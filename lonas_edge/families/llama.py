@@ -9,7 +9,7 @@ logits; none of that is touched by a width of the MLP.
 Sources: the configuration and modeling files of transformers 5.5 for each model type.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
 
@@ -59,7 +59,7 @@ class Llama(Family):
     embedding = "model.embed_tokens"
     head = "lm_head"
     final_norm = "model.norm"
-    width_rules = (
+    width_rules: ClassVar[tuple[WidthRule, ...]] = (
         WidthRule(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", "intermediate_size"),
         HeadRule(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj", "num_attention_heads"),
     )

@@ -58,6 +58,7 @@ _FAMILIES = {
     },
     "neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
+    "olmo2": {"model_type": "olmo2"},
     "granite": {
         "model_type": "granite",
         "embedding_multiplier": 3.0,
@@ -91,7 +92,7 @@ def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
 
 def has_heads(case: str) -> bool:
     """Whether a case's heads can be elastic."""
-    return CASES[case]["model_type"] != "bloom"
+    return CASES[case]["model_type"] not in ("bloom", "olmo2")
 
 
 def has_width_field(case: str) -> bool:

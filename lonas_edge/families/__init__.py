@@ -17,10 +17,11 @@ from lonas_edge.families.bloom import Bloom
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
 from lonas_edge.families.llama import Llama
+from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
 from lonas_edge.families.smollm3 import SmolLM3
 
-FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Phi3(), GPTNeoX(), Bloom())
+FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom())
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES for kind in family.model_types)
 

@@ -29,6 +29,7 @@ DEPTHS = {
     "bloom": [0, 1, 0],
     "smollm3": [0, 1, 0],
     "granite": [0, 1, 0],
+    "olmo2": [0, 1, 0],
 }
 NEW = 16
 PROMPTS = ["the inner ones", "a", "there is another one in the attic"]

@@ -47,6 +47,7 @@ def test_supported_model_types() -> None:
         "gemma3_text",
         "smollm3",
         "granite",
+        "olmo2",
         "phi3",
         "gpt_neox",
         "bloom",

@@ -77,7 +77,7 @@ def sliced_peft(source: TinySource, widths: list[int]) -> PeftModel:
 
 
 @pytest.mark.parametrize(
-    "case", ["llama", "llama-biased", "gemma2-tied", "qwen3", "qwen2-tied", "neox", "phi3", "bloom-tied", "granite"]
+    "case", ["llama", "llama-biased", "gemma2-tied", "qwen3", "qwen2-tied", "neox", "phi3", "bloom-tied", "granite", "olmo2"]
 )
 def test_gradients_equal_plain_peft_on_the_sliced_model(
     case: str, tiny_models: TinyModels, choose: Callable, tmp_path: Path

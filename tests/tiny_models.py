@@ -81,6 +81,7 @@ for _name, _absent in (("neox", ("num_key_value_heads",)), ("bloom", ("num_key_v
     for _field in _absent:  # it has no such field
         del CASES[_name][_field], CASES[f"{_name}-tied"][_field]
 CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
+CASES["phi3-partial"] = {**CASES["phi3"], "partial_rotary_factor": 0.75}  # as Phi-4-mini's: not all of a head is rotated
 
 
 def mlp_names(case: str) -> tuple[tuple[str, ...], str]:

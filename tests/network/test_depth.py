@@ -45,7 +45,7 @@ def test_generates_as_without_a_cache(
     assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, tokens)
 
 
-@pytest.mark.parametrize("case", ["llama-biased", "gemma3", "neox", "phi3", "bloom"])
+@pytest.mark.parametrize("case", ["llama-biased", "gemma3", "neox", "phi3", "bloom", "olmo2"])
 def test_the_checkpoint_lacks_them(
     case: str, tiny_models: TinyModels, choose: Choose, materialize: Callable[..., Path]
 ) -> None:

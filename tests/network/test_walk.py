@@ -30,4 +30,4 @@ def test_from_every_layer_on(case: str, tiny_models: TinyModels) -> None:
         walk.step(given.append)
     assert given == [0, 1] * LAYERS
     layers = network.base.get_submodule(network.family.layers)
-    assert not any("_pass_by" in str(vars(layer).get("forward")) for layer in layers)
+    assert not any("_passing_by" in str(vars(layer).get("forward")) for layer in layers)

@@ -10,7 +10,8 @@ from tiny_models import LAYERS, TinyModels, TinySource
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.damage import DamageTable, _Walk, evaluations, measure_damage
+from lonas_edge.network.walk import Walk
+from lonas_edge.search.damage import DamageTable, evaluations, measure_damage
 from lonas_edge.search.dimensions import find_dimensions
 
 
@@ -41,7 +42,7 @@ def test_the_same_as_whole_evaluations(case: str, tiny_models: TinyModels, data:
 def test_layers_that_do_not_run_hand_on_what_they_are_given(case: str, tiny_models: TinyModels, data: Path) -> None:
     """What the last layer makes of the embedding, the others passed by; and the head is given it whole."""
     network, batches = scored(tiny_models.source(case), data)
-    ran = _Walk(network, batches, network.reference(batches))._run(0, range(LAYERS - 1, LAYERS))
+    ran = Walk(network, batches)._run(0, range(LAYERS - 1, LAYERS))
     layers = network.base.get_submodule(network.family.layers)
     seen: list[torch.Tensor] = []
     handle = layers[0].register_forward_pre_hook(lambda _layer, given: seen.append(given[0]))

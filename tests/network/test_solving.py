@@ -76,7 +76,7 @@ def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels,
     source = tiny_models.heads_source(case) if with_heads else tiny_models.deep_source(case)
     groups = source.groups()
     widths = [group[index % len(group)] for index, group in enumerate(groups[:-3])]
-    widths = [*(widths[:9] + [groups[9][-1], groups[10][-1], groups[11][0]] if with_heads else widths), 1, 0, 1]
+    widths = [*([*widths[:9], groups[9][-1], groups[10][-1], groups[11][0]] if with_heads else widths), 1, 0, 1]
     model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
     solution = solve(model, batches, batches, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)

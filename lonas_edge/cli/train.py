@@ -263,7 +263,7 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     if data.left_out:
         shown.print(
             f"{data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
-            f"--max-length {options['max_length']}"
+            f"--max-length {options['max_length']}, or 'output' is empty"
         )
     if record.search_space:
         shown.print(f"next: lonas-edge export {output} --subnet heuristic --output DIR")

@@ -24,7 +24,8 @@ def encode(
         train_on_prompt: Whether the prompt is learned too; the template's own rule when None.
 
     Returns:
-        `input_ids` and `labels`, each [tokens], for every example that has something to learn within `max_length`.
+        `input_ids` and `labels`, each [tokens], for every example with an output that has something to learn within
+        `max_length`; what has no output would teach to say nothing.
     """
     learn_prompt = template.train_on_prompt if train_on_prompt is None else train_on_prompt
     tokenize = _whole if template.whole_text else _apart
@@ -32,7 +33,7 @@ def encode(
     for example in examples:
         ids, prompt = tokenize(template.prompt(example), template.answer(example), tokenizer, max_length)
         labels = list(ids) if learn_prompt else [IGNORED] * min(prompt, len(ids)) + ids[prompt:]
-        if ids and any(label != IGNORED for label in labels[1:]):
+        if ids and example.output and any(label != IGNORED for label in labels[1:]):
             encoded.append({"input_ids": ids, "labels": labels})
     return encoded
 

@@ -19,10 +19,12 @@ def read_examples(path: Path) -> list[Example]:
         path: The file.
 
     Returns:
-        The examples; `input` may be left out, other fields are not looked at.
+        The examples; `input` may be left out, `output` may be empty (the reference's math data has three such), other fields
+        are not looked at.
 
     Raises:
-        LonasEdgeError: If the file is missing, empty or not of that format; faults are listed with their line.
+        LonasEdgeError: If the file is missing, empty, not of that format, or has no output at all; faults are listed with
+            their line.
     """
     items, problems = _decode(read_text(path, "the data", _LIMIT))
     examples = []
@@ -39,6 +41,8 @@ def read_examples(path: Path) -> list[Example]:
     )
     if not examples:
         raise LonasEdgeError(f"{path}: holds no examples")
+    if not any(example.output for example in examples):
+        raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answer to learn")
     return examples
 
 
@@ -71,7 +75,7 @@ def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
 def _fault(item: Any) -> str | None:
     if not isinstance(item, dict):
         return f"expected an object, found {type(item).__name__}"
-    missing = [name for name in FIELDS if not isinstance(item.get(name), str) or not item[name]]
+    missing = [name for name in FIELDS if not isinstance(item.get(name), str) or not (item[name] or name == "output")]
     if missing:
         return f"no text in {' and '.join(map(repr, missing))}"
     if not isinstance(item.get("input"), str | None):

@@ -18,7 +18,7 @@ class TrainedBase:
 
 @dataclass(frozen=True)
 class TrainedData:
-    """What was learned: the file, its SHA-256, how many examples were taken of it, and how many left out as too long."""
+    """What was learned: the file, its SHA-256, how many examples were taken, how many not: too long, or without an output."""
 
     name: str
     sha256: str

@@ -148,7 +148,7 @@ def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[dict[str
         options: How to train.
 
     Returns:
-        The tokenizer; `input_ids` and `labels`, each [tokens], of every example that is not too long.
+        The tokenizer; `input_ids` and `labels`, each [tokens], of every example that has an output and is not too long.
 
     Raises:
         LonasEdgeError: If there is no usable tokenizer, it is another model's, or no example is left.
@@ -158,7 +158,7 @@ def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[dict[str
     if not encoded:
         raise LonasEdgeError(
             f"{inputs.data}: each of its {len(inputs.examples)} examples is longer than --max-length {options.max_length} "
-            "tokens. Raise it."
+            "tokens, or has no output. Raise it."
         )
     for example in encoded:
         refuse_beyond_vocabulary(example["input_ids"], inputs)

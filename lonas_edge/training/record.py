@@ -35,7 +35,7 @@ def make_record(
         plan: Its steps.
         settings: Its settings, as they were at the start.
         state: The Trainer's, at the end.
-        learned: How many examples were not too long.
+        learned: How many examples had an output and were not too long.
         reordered: Whether channels were put in order.
         resumption: Where this run went on, if it did.
         seconds: Of this run.

@@ -73,6 +73,21 @@ def test_nothing_in_the_file(data: Callable, text: str) -> None:
     assert str(path) in str(raised.value)
 
 
+def test_an_output_may_be_empty_but_not_all(data: Callable) -> None:
+    """As three of the reference's 3,260 math examples; they are read, so that places stay, and nothing learns from them."""
+    items = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
+    found = read_examples(data(json.dumps(items)))
+    assert [example.output for example in found] == ["b", "", "e"]
+    for name in TEMPLATES:
+        assert [one["input_ids"] for one in encode(found, TEMPLATES[name], tokenizer(), 1000)] == [
+            one["input_ids"] for one in encode([found[0], found[2]], TEMPLATES[name], tokenizer(), 1000)
+        ]
+    path = data(json.dumps([{"instruction": "a", "output": ""}] * 2))
+    with pytest.raises(LonasEdgeError, match="'output' is empty in each of its 2 examples") as raised:
+        read_examples(path)
+    assert str(path) in str(raised.value)
+
+
 def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"absent\.json: the data cannot be read"):
         read_examples(tmp_path / "absent.json")
@@ -160,7 +175,7 @@ FAULTY = {
     5: '"a text"',
     7: '{"instruction": "a", "output": "b", "input": 3}',
     8: "null",
-    9: '{"instruction": "", "output": ""}',
+    9: '{"instruction": "", "output": null}',
 }
 
 

@@ -178,10 +178,10 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
         assert str(Path.cwd()).encode() not in path.read_bytes(), path
 
 
-def test_examples_that_are_too_long_are_counted(llama: TinySource, tmp_path: Path, watched: Watched) -> None:
-    long = {"instruction": "What is 1 plus 1?", "output": "2 " * 200}
-    record = run(llama, write_data(tmp_path / "data.json", [*TWELVE, long]), tmp_path / "out", steps=1)
-    assert (record["data"]["examples"], record["data"]["left_out"]) == (12, 1)
+def test_examples_that_are_too_long_or_have_no_output_are_counted(llama: TinySource, tmp_path: Path, watched: Watched) -> None:
+    long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 200, ""))
+    record = run(llama, write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), tmp_path / "out", steps=1)
+    assert (record["data"]["examples"], record["data"]["left_out"]) == (12, 3)
 
 
 def test_a_skipped_step_is_recorded_as_json() -> None:

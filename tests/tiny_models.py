@@ -84,6 +84,16 @@ CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": T
 CASES["phi3-partial"] = {**CASES["phi3"], "partial_rotary_factor": 0.75}  # as Phi-4-mini's: not all of a head is rotated
 
 
+def say_only(base: Path, characters: str, louder: str = "") -> None:
+    """Make a model on disk, with a head of its own, say tokens of these characters alone; the louder ones twice as loud."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    by = PreTrainedTokenizerFast.from_pretrained(base)
+    head = model.get_output_embeddings().weight.data
+    head[[token for token in range(len(by)) if not set(by.decode([token])) <= set(characters)]] = 0
+    head[by.convert_tokens_to_ids(list(louder))] *= 2
+    model.save_pretrained(base)
+
+
 def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
     """Names of the layers that widen a case's MLP, and of the one that narrows it again."""
     ungated = (("dense_h_to_4h",), "dense_4h_to_h")

@@ -1,4 +1,4 @@
-"""`lonas-edge eval`: answers of one or several models on the commonsense tasks."""
+"""`lonas-edge eval`: answers of one or several models on the commonsense and math tasks."""
 
 import json
 import os
@@ -27,10 +27,9 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
-from lonas_edge.data.commonsense import TASKS
 from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import PROMPTS
-from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, Protocol
+from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, TASKS, Protocol
 from lonas_edge.formats import DTYPES
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ def command(
         str | None,
         typer.Option(
             "--tasks",
-            help=f"Separated by commas: {', '.join(TASKS)}, or all of them; any other task of lm-evaluation-harness by its "
-            "name (harness:boolq for its own boolq). Default: those that --datasets has.",
+            help=f"Separated by commas: {', '.join(TASKS)}; commonsense, math or all; any other task of "
+            "lm-evaluation-harness by its name (harness:boolq for its own boolq). Default: those that --datasets has.",
         ),
     ] = None,
     datasets: Annotated[

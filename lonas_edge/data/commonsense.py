@@ -1,11 +1,9 @@
 """The eight commonsense tasks of the LLM-Adapters collection: their answer words, and what a sample asks."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from lonas_edge.data.tasks import Task
+from lonas_edge.data.tasks import WordTask
 
 _INSTRUCTION = re.compile(r".*?: (?P<body>.*?)\s*Answer format: (?P<words>\S+)\s*", re.DOTALL)
 
@@ -19,23 +17,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class CommonsenseTask(Task):
+class CommonsenseTask(WordTask):
     """A question with options, answered by a word.
 
     Attributes:
-        words: The answer words; a sample may have fewer.
         spelled_out: Whether the instruction has a text for each option; BoolQ's options are its answer words.
     """
 
-    words: tuple[str, ...] = field(kw_only=True)
     spelled_out: bool = field(default=True, kw_only=True)
-
-    def fault(self, item: Any) -> str | None:
-        """See `Task`."""
-        fault = super().fault(item)
-        if fault is None and item["answer"] not in self.words:
-            fault = f"answer {item['answer']!r} is not one of {', '.join(self.words)}"
-        return fault
 
     def question(self, sample: dict[str, str]) -> Question:
         """What a sample asks.
@@ -93,20 +82,6 @@ def parse(instruction: str) -> Question:
     if not all(texts):
         raise ValueError(f"option {labels[texts.index('')]!r} has no text")
     return Question(body[: starts[0]].strip(), dict(zip(words, texts, strict=True)))
-
-
-def first_answer_word(text: str, words: Sequence[str]) -> str:
-    """The reference's rule: the first answer word in the response, in whatever it is embedded.
-
-    Args:
-        text: What was generated after the prompt; the response ends where another one begins.
-        words: The task's answer words.
-
-    Returns:
-        The word, or nothing.
-    """
-    found = re.search("|".join(map(re.escape, words)), text.split("### Response:")[0])
-    return found[0] if found else ""
 
 
 def _numbered(word: str, count: int) -> tuple[str, ...]:

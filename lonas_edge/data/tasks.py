@@ -4,8 +4,9 @@ A task is `NAME/test.json`, a list of {instruction, input, output, answer}. A se
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,23 @@ EXPECTED = 'Expected a list of {"instruction": "â€¦", "input": "", "output": "â€
 
 @dataclass(frozen=True)
 class Task:
-    """A test set.
+    """A test set, and how an answer is read from a generated text.
 
     Attributes:
         name: Its name, and its folder's.
         heading: Its short name, as in the adapter cards' tables; the command line takes it, too.
         metric: The metric that is its accuracy, whatever the protocol; the protocol's own when None.
+        collection: The adapter card that it belongs to, `commonsense` or `math`: the reference has a script for each.
+        new_tokens: Tokens that the reference generates for an answer.
+        reads: What it reads as the answer, in a report's words.
     """
 
     name: str
     heading: str
     metric: str | None = None
+    collection: str = field(default="commonsense", kw_only=True)
+    new_tokens: int = field(default=32, kw_only=True)
+    reads: str = field(default="first answer word", kw_only=True)
 
     def path(self, datasets: Path) -> Path:
         """Its file in a directory with a folder for each task."""
@@ -69,13 +76,56 @@ class Task:
             return f"no text in {' and '.join(map(repr, missing))}"
         return None if isinstance(item.get("input") or "", str) else "'input' is not text"
 
+    def answer_in(self, text: str) -> str:
+        """The answer that a generated text gives; nothing where it gives none."""
+        raise NotImplementedError
+
+    def is_right(self, found: str, answer: str) -> bool:
+        """Whether what `answer_in` found is a sample's answer."""
+        return found == answer
+
+
+@dataclass(frozen=True)
+class WordTask(Task):
+    """A question that is answered by a word.
+
+    Attributes:
+        words: The answer words; a sample may have fewer.
+    """
+
+    words: tuple[str, ...] = field(kw_only=True)
+
+    def fault(self, item: Any) -> str | None:
+        """See `Task`."""
+        fault = super().fault(item)
+        if fault is None and item["answer"] not in self.words:
+            fault = f"answer {item['answer']!r} is not one of {', '.join(self.words)}"
+        return fault
+
+    def answer_in(self, text: str) -> str:
+        """The reference's rule: the first answer word in the response, in whatever it is embedded.
+
+        Args:
+            text: What was generated after the prompt.
+
+        Returns:
+            The word, or nothing.
+        """
+        found = re.search("|".join(map(re.escape, self.words)), response(text))
+        return found[0] if found else ""
+
+
+def response(text: str) -> str:
+    """What was generated after a prompt, up to where another response begins, as in the reference."""
+    return text.split("### Response:")[0]
+
 
 def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
     """Names of tasks as given on the command line.
 
     Args:
         tasks: The tasks there are.
-        names: Their names or headings in any case; `all` for all of them.
+        names: Their names or headings in any case; a collection for its tasks, `all` for all of them.
 
     Returns:
         The tasks, each once; names that are none of them stay as they are, for the harness.
@@ -83,7 +133,8 @@ def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
     known = {task.heading.lower(): task.name for task in tasks.values()} | {name.lower(): name for name in tasks}
     found: list[str] = []
     for name in names:
-        found += tasks if name.lower() == "all" else [known.get(name.lower(), name)]
+        several = [task.name for task in tasks.values() if name.lower() in ("all", task.collection)]
+        found += several or [known.get(name.lower(), name)]
     return list(dict.fromkeys(found))
 
 

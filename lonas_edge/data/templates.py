@@ -1,6 +1,7 @@
 """Prompts: how an example becomes text, to learn from and to be asked. One object each, in `PROMPTS`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,18 @@ class Prompt:
         evaluation: What `eval` asks with.
         training: What `train` learns from; None where it is for asking only.
         about: What the command line's help says of it.
+        others: What it asks the tasks of a collection with, where that is another template.
     """
 
     name: str
     evaluation: Template
     training: Template | None = None
     about: str = ""
+    others: Mapping[str, Template] = field(default_factory=dict)
+
+    def asking(self, collection: str) -> Template:
+        """What the tasks of a collection are asked with."""
+        return self.others.get(collection, self.evaluation)
 
     @property
     def described(self) -> str:
@@ -95,15 +102,23 @@ def _reference(indent: int, blanks: int, training: bool) -> Template:
     )
 
 
-# The reference's, byte for byte (IntelLabs/Hardware-Aware-Automated-Machine-Learning, LoNAS/run_commonsense.py): it evaluates
-# with another indentation and other blanks than it trains with. `alpaca` (Taori et al. 2023) is what it was meant to be.
+# The reference's, byte for byte (IntelLabs/Hardware-Aware-Automated-Machine-Learning, LoNAS/run_commonsense.py, run_math.py):
+# both train with the same, and evaluate with other blanks and an indentation of their own. `alpaca` (Taori et al. 2023) is
+# what it was meant to be.
 _LONAS = _reference(20, 2, training=True)
+_LONAS_ASKING, _LONAS_ASKING_MATH = _reference(24, 1, training=False), _reference(28, 1, training=False)
 PROMPTS = {
     prompt.name: prompt
     for prompt in (
         Prompt("alpaca", _CLEAN, _CLEAN, "clean"),
         Prompt("question", _QUESTION, _QUESTION),
-        Prompt("lonas", _reference(24, 1, training=False), _LONAS, "the reference's evaluation prompt, byte for byte"),
+        Prompt(
+            "lonas",
+            _LONAS_ASKING,
+            _LONAS,
+            "the reference's evaluation prompt, byte for byte",
+            others={"math": _LONAS_ASKING_MATH},
+        ),
         Prompt("lonas-train", _LONAS, about="its training prompt"),
     )
 }

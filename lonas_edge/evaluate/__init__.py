@@ -1,4 +1,4 @@
-"""Evaluation: the commonsense tasks through lm-evaluation-harness, with backends that are fast on a CPU."""
+"""Evaluation: the commonsense and math tasks through lm-evaluation-harness, with backends that are fast on a CPU."""
 
 from pathlib import Path
 

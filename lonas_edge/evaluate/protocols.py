@@ -1,22 +1,24 @@
 """Evaluation protocols, one object each: what a sample becomes, and what counts as its accuracy. Nothing heavy is imported.
 
-`generate` is the LoNAS reference's (run_commonsense.py): beam search, then the first answer word in the response.
-`answer-word` ranks "the correct answer is WORD" after the same prompt. `option-text` ranks " OPTION" after "Question: Q", a new
-line and "Answer:", as the harness's own ARC tasks do. How the harness runs a protocol is in `harness_tasks/_NAME.yaml`.
+`generate` is the LoNAS reference's (run_commonsense.py, run_math.py): beam search, then the answer as the task reads it in the
+response, the first answer word or the last number. The others ask commonsense tasks alone: `answer-word` ranks "the correct
+answer is WORD" after the same prompt; `option-text` ranks " OPTION" after "Question: Q", a new line and "Answer:", as the
+harness's own ARC tasks do. How the harness runs a protocol is in `harness_tasks/_NAME.yaml`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data import commonsense
+from lonas_edge.data import commonsense, math_tasks
 from lonas_edge.data.commonsense import CommonsenseTask
 from lonas_edge.data.tasks import EXPECTED, Task
 from lonas_edge.data.templates import PROMPTS, Example, Template
 from lonas_edge.errors import raise_all
 
-Sample = dict[str, str]
+TASKS: Mapping[str, Task] = {**commonsense.TASKS, **math_tasks.TASKS}
+Sample = dict[str, Any]
 Document = dict[str, Any]  # what the harness's definitions ask of
 Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of the protocol's own kind
 
@@ -28,12 +30,11 @@ class Protocol:
     Attributes:
         name: What it is called on the command line, in records and in the harness's definitions.
         about: What the command line's help says of it.
-        reported: What reports say of it; {beams} and {new_tokens} are filled in.
+        reported: What reports say of it; {beams} and {answers} are filled in.
         tasks: The tasks that it asks.
         metric: The metric that is a task's accuracy, unless the task says another.
         ask: Makes of a faultless sample what the harness asks. ValueError says why it cannot.
         prompt: The prompt as reports show it, where the protocol has its own; None where a template makes it.
-        new_tokens: Tokens that are generated; None where choices are ranked.
         num_beams: Beams by default; None where choices are ranked.
     """
 
@@ -44,22 +45,33 @@ class Protocol:
     metric: str
     ask: Ask
     prompt: str | None = None
-    new_tokens: int | None = None
     num_beams: int | None = None
 
     @property
     def generates(self) -> bool:
         """Whether it generates; otherwise it ranks choices."""
-        return self.new_tokens is not None
+        return self.num_beams is not None
 
     def metric_of(self, task: str) -> str:
         """The metric that is a task's accuracy."""
         return self.tasks[task].metric or self.metric
 
-    def describe(self, num_beams: int | None) -> str:
-        """The protocol in one line."""
+    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
+        """The protocol in one line.
+
+        Args:
+            num_beams: Beams; None where choices are ranked.
+            tasks: Of `tasks`, those that were asked.
+
+        Returns:
+            Its name and how it asks; where answers are read in several ways, each with its tasks.
+        """
         beams = "greedy" if num_beams == 1 else f"{num_beams} beams"
-        return f"{self.name}: {self.reported.format(beams=beams, new_tokens=self.new_tokens)}"
+        read: dict[str, list[str]] = {}
+        for task in map(self.tasks.__getitem__, tasks):
+            read.setdefault(f"{task.new_tokens} new tokens, {task.reads}", []).append(task.heading)
+        told = "; ".join(f"{how} ({', '.join(those)})" if len(read) > 1 else how for how, those in read.items())
+        return f"{self.name}: {self.reported.format(beams=beams, answers=told)}"
 
     def read(self, datasets: Path, task: str) -> list[Sample]:
         """Read a task's test set, and check every sample before any is asked.
@@ -86,7 +98,7 @@ class Protocol:
         if fault:
             return fault
         try:
-            self.ask(task, item, next(iter(PROMPTS.values())).evaluation)
+            self.ask(task, item, next(iter(PROMPTS.values())).asking(task.collection))
         except ValueError as error:
             return str(error)
         return None
@@ -100,18 +112,22 @@ class Protocol:
             prompt: Name of the prompt; a protocol with a prompt of its own does not look at it.
 
         Returns:
-            `prompt`, `answer`, `words` (those that the sample may be answered with), `choices` (texts to rank, in the order of
-            the words), and `label`, the index of the right one.
+            `task`, `prompt` and `answer`; where choices are ranked also `words` (those that the sample may be answered with),
+            `choices` (texts to rank, in the order of the words), and `label`, the index of the right one.
         """
-        return [self.ask(self.tasks[task], sample, PROMPTS[prompt].evaluation) for sample in samples]
+        known = self.tasks[task]
+        template = PROMPTS[prompt].asking(known.collection)
+        return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
     def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:
         """Length of the longest choice, by a measure of texts; of what is generated, the tokens."""
-        return self.new_tokens or max(length(f" {choice}") for choice in document["choices"])
+        if self.generates:
+            return self.tasks[document["task"]].new_tokens
+        return max(length(f" {choice}") for choice in document["choices"])
 
 
-def _generate(task: CommonsenseTask, sample: Sample, template: Template) -> Document:
-    return _document(template.prompt(_example(sample)), sample["answer"], task.words, task.words)
+def _generate(_task: Task, sample: Sample, template: Template) -> Document:
+    return {"prompt": template.prompt(_example(sample)), "answer": str(sample["answer"])}
 
 
 def _answer_word(task: CommonsenseTask, sample: Sample, template: Template) -> Document:
@@ -141,12 +157,11 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "generate",
-            about="the reference's, generates and takes the first answer word",
-            reported="{beams}, {new_tokens} new tokens, first answer word",
-            tasks=commonsense.TASKS,
+            about="the reference's, generates and takes the first answer word, of math the last number",
+            reported="{beams}, {answers}",
+            tasks=TASKS,
             metric="acc",
             ask=_generate,
-            new_tokens=32,
             num_beams=4,
         ),
         Protocol(

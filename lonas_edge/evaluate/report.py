@@ -25,7 +25,8 @@ def describe(report: Report) -> str:
     told = []
     if not all(task.harness for task in tasks):
         prompts = " or ".join(sorted({target.prompt for target in report.targets}))
-        told.append(f"{PROTOCOLS[report.protocol].describe(report.num_beams)}; prompt {prompts}")
+        asked = [task.task for task in tasks if not task.harness]
+        told.append(f"{PROTOCOLS[report.protocol].describe(report.num_beams, asked)}; prompt {prompts}")
     told += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]
     limit = [f"{report.limit} samples of each task, seed {report.seed}"] if report.limit is not None else []
     return "; ".join([*told, *limit])

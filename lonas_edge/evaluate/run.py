@@ -16,13 +16,13 @@ from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from transformers.utils.logging import disable_progress_bar
 
-from lonas_edge.data.tasks import unknown_task
+from lonas_edge.data.tasks import resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answer_log import AnswerLog, Progress, ResumingLM, Told
 from lonas_edge.evaluate.compare import Answered, compare
 from lonas_edge.evaluate.protocols import DEFAULT as DEFAULT_PROTOCOL
-from lonas_edge.evaluate.protocols import PROTOCOLS, Protocol
+from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, Protocol
 from lonas_edge.evaluate.record import Report
 from lonas_edge.evaluate.report import Samples
 from lonas_edge.evaluate.results import FOREIGN, OURS, found_of, label
@@ -97,6 +97,7 @@ def evaluate(
         LonasEdgeError: If a task is unknown, its data missing or faulty; before a model is loaded.
     """
     quiet()
+    _check_tasks(options)
     _check_data(options)
     foreign = _foreign_tasks(options, progress)
     found = []
@@ -125,6 +126,15 @@ def quiet() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     hf_datasets.disable_progress_bars()
     disable_progress_bar()
+
+
+def _check_tasks(options: EvalOptions) -> None:
+    """Refuse our own tasks that the protocol does not ask: the harness may have another one by that name."""
+    protocol = options.protocol
+    known = [name for name in resolve(TASKS, options.tasks) if name in TASKS and name not in protocol.tasks]
+    faults = [f"{name}: a task of the protocol {DEFAULT_PROTOCOL}" for name in known]
+    way_out = f"Take --protocol {DEFAULT_PROTOCOL}; harness:NAME is lm-evaluation-harness's own task of that name."
+    raise_all(f"The protocol {protocol.name} does not ask:", faults, way_out)
 
 
 def _check_data(options: EvalOptions) -> None:
@@ -219,9 +229,8 @@ def _load_tasks(options: EvalOptions, prompt: str) -> dict[str, Any]:
     )
     loaded = dict(manager.load([f"{OURS}{task}_{protocol.name}" for task in options.ours])["tasks"])
     if protocol.generates:
-        given = {"num_beams": options.beams, "max_gen_toks": protocol.new_tokens}
         for task in loaded.values():
-            task.set_config(key="generation_kwargs", value=given, update=True)
+            task.set_config(key="generation_kwargs", value={"num_beams": options.beams}, update=True)
     return loaded
 
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.commonsense import first_answer_word
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.protocols import PROTOCOLS, Document
+from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, Document
 
 
 def load(datasets: str = "", task: str = "", protocol: str = "", prompt: str = "alpaca", **_: Any) -> dict[str, Any]:
@@ -36,11 +35,11 @@ def load(datasets: str = "", task: str = "", protocol: str = "", prompt: str = "
     return {"test": Dataset.from_list(asked.documents(asked.read(Path(datasets), task), task, prompt))}
 
 
-def first_answer_words(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -> list[str]:
-    """`filter_fn` of the definitions: the answer word of each response."""
-    return [first_answer_word(answers[0], document["words"]) for answers, document in zip(responses, documents, strict=True)]
+def answers(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -> list[str]:
+    """`filter_fn` of the definitions: the answer in each response, as its task reads it."""
+    return [TASKS[document["task"]].answer_in(texts[0]) for texts, document in zip(responses, documents, strict=True)]
 
 
 def judge(document: Document, results: Sequence[str]) -> dict[str, float]:
-    """`process_results` of the definitions: whether the answer word is the right one."""
-    return {"acc": float(results[0] == document["answer"])}
+    """`process_results` of the definitions: whether the answer is the right one."""
+    return {"acc": float(TASKS[document["task"]].is_right(results[0], document["answer"]))}

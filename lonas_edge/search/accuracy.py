@@ -47,7 +47,10 @@ def read_questions(data: Path, protocol: str, order: Sequence[int]) -> dict[str,
             found[task].append(items[place])
         else:
             faults.append(f"example {place}: no answer that {protocol} can ask for")
-    way_out = 'Accuracy needs "answer" and the instructions of a commonsense task; --quality kl and loss take any data.'
+    way_out = (
+        'Accuracy needs "answer" and the instructions of a commonsense task, or with --protocol generate those of a math task; '
+        "--quality kl and loss take any data."
+    )
     raise_all(f"{data}: accuracy cannot be measured on it:", faults, way_out)
     return dict(found)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lonas_edge.data.commonsense import TASKS, Question, first_answer_word, parse
+from lonas_edge.data.commonsense import TASKS, Question, parse
 from lonas_edge.data.tasks import resolve, there, unknown_task
 from lonas_edge.errors import LonasEdgeError
 
@@ -82,7 +82,8 @@ def test_other_instructions_are_faults(instruction: str, fault: str):
     ],
 )
 def test_the_first_answer_word(text: str, word: str):
-    assert first_answer_word(text, TASKS["ARC-Easy"].words) == word
+    assert TASKS["ARC-Easy"].answer_in(text) == word
+    assert TASKS["ARC-Easy"].is_right(word, "answer3") == (word == "answer3")
 
 
 def test_tasks_by_their_names_and_by_those_of_the_adapter_cards():
@@ -101,7 +102,7 @@ def test_tasks_by_their_names_and_by_those_of_the_adapter_cards():
     for name, heading in names.items():
         assert resolve(TASKS, [name]) == resolve(TASKS, [heading]) == resolve(TASKS, [heading.lower()]) == [name]
     assert resolve(TASKS, ["obqa", "boolq", "ARC-challenge", "boolq"]) == ["openbookqa", "boolq", "ARC-Challenge"]
-    assert resolve(TASKS, ["all"]) == list(names)
+    assert resolve(TASKS, ["all"]) == resolve(TASKS, ["Commonsense"]) == list(names)
     assert resolve(TASKS, ["mmlu"]) == ["mmlu"]
 
 

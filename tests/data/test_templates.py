@@ -1,4 +1,4 @@
-"""Prompts, byte for byte: the reference's are its scripts' (LoNAS/run_commonsense.py), indentation and blanks included."""
+"""Prompts, byte for byte: the reference's are its scripts' (LoNAS/run_commonsense.py, run_math.py), blanks included."""
 
 import pytest
 
@@ -91,6 +91,18 @@ def test_what_a_training_learns(name: str, alone: str, paired: str):
     template = TEMPLATES[name]
     assert (template.name, template.prompt(ALONE), template.prompt(PAIRED)) == (name, alone, paired)
     assert (template.train_on_prompt, template.whole_text) == (name == "lonas", name == "lonas")
+
+
+def test_math_is_asked_with_another_indentation_by_the_reference_alone():
+    for name, prompt in PROMPTS.items():
+        asking = prompt.asking("math")
+        assert prompt.asking("commonsense") is prompt.evaluation
+        if name != "lonas":
+            assert asking is prompt.evaluation
+    template = PROMPTS["lonas"].asking("math")
+    assert template.prompt(ALONE) == LONAS_EVALUATION.replace(SPACES_24, " " * 28)
+    assert template.prompt(PAIRED) == LONAS_EVALUATION_PAIRED.replace(SPACES_24, " " * 28)
+    assert template.answer(ALONE) == "{42}"
 
 
 def test_every_prompt_is_in_the_registry_by_its_name():

@@ -4,6 +4,7 @@ import csv
 import gc
 import importlib.util
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
-from tiny_models import TinySource
+from tiny_models import TinySource, say_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
@@ -134,6 +135,110 @@ def test_generate_takes_the_first_answer_word(num_beams: int, roomy: TinySource,
         tokens = model.generate(**ids, max_new_tokens=32, num_beams=num_beams, do_sample=False, pad_token_id=1)
         assert logged["resps"][0][0] == tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert logged["acc"] == float(logged["filtered_resps"][0] == sample["answer"])
+
+
+MATH = ("gsm8k", "AQuA", "mawps", "SVAMP")
+
+
+def answer_by_hand(task: str, text: str) -> str:
+    """The reference's rules: the first capital of A to E, or the last number."""
+    if task == "AQuA":
+        return next((letter for letter in text if letter in "ABCDE"), "")
+    numbers = re.findall(r"-?[0-9]+\.?[0-9]*", text.replace(",", ""))
+    return str(float(numbers[-1])) if numbers else ""
+
+
+def test_math_as_a_plain_loop_answers_it(roomy: TinySource, run_cli: Callable, tmp_path: Path):
+    """The network's head knows digits and letters alone; every second sample is given the loop's own answer, or 0.0004 more.
+
+    The others are given the next letter, or 0.004 more.
+    """
+    say_only(roomy.base, "0123456789.,-%ABCDE ", louder="ABCDE")
+    model = AutoModelForCausalLM.from_pretrained(roomy.base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(roomy.base)
+    data, expected = tmp_path / "data", {}
+    for task in MATH:
+        samples, found = json.loads((DATA / task / "test.json").read_text())[:4], []
+        for index, sample in enumerate(samples):
+            prompt = (
+                "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
+                f"{28 * ' '}### Instruction:\n{28 * ' '}{sample['instruction']}\n\n{28 * ' '}### Response:\n{28 * ' '}"
+            )
+            ids = tokenizer(prompt, return_tensors="pt")
+            tokens = model.generate(**ids, max_new_tokens=256, num_beams=2, do_sample=False, pad_token_id=1)
+            text = tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+            found.append((text, answer_by_hand(task, text)))
+            answer, is_right = found[-1][1], index % 2
+            assert answer, "a network that does not answer shows nothing"
+            if task == "AQuA":
+                sample["answer"] = answer if is_right else "BCDEA"["ABCDE".index(answer)]
+            else:
+                sample["answer"] = str(float(answer) + (0.0004 if is_right else 0.004))
+        expected[task] = found
+        (data / task).mkdir(parents=True)
+        (data / task / "test.json").write_text(json.dumps(samples))
+    options = ["--num-beams", 2, "--prompt", "lonas", "--tasks", "gsm8k,aqua,mawps,svamp", "--output", tmp_path / "out"]
+    (target,) = result(run_cli("eval", roomy.base, "--datasets", data, *options, "--json"))["targets"]
+    assert target["prompt"] == "lonas"
+    for task in MATH:
+        (log,) = tmp_path.glob(f"out/samples/*/samples_{task}.jsonl")
+        logged = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [(one["resps"][0][0], one["filtered_resps"][0]) for one in logged] == expected[task]
+    assert accuracies(target) == {task: {"acc": 0.5} for task in MATH}
+    for task in target["tasks"]:
+        value = task["metrics"]["acc"]
+        assert value["stderr"] == pytest.approx((value["value"] * (1 - value["value"]) / 3) ** 0.5)
+    told = (tmp_path / "out/eval.md").read_text()
+    assert "| GSM8K | AQuA | MAWPS | SVAMP | Average |" in told
+    assert "256 new tokens, last number, right within 0.001 (GSM8K, MAWPS, SVAMP); 256 new tokens, first of the letters" in told
+
+
+def test_math_on_an_ir_and_on_the_activated_super_network(roomy: TinySource, exported: Path, run_cli: Callable):
+    sources = [exported, roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space, "--subnet", "heuristic,minimal"]
+    command = ["eval", *sources, "--datasets", DATA, "--tasks", "math", "--num-beams", 1, *F32, "--limit", 3, "--json"]
+    found = result(run_cli(*command))
+    assert [task["task"] for task in found["targets"][0]["tasks"]] == list(MATH)
+    assert {one["scope"] for one in found["differences"]} == {*MATH, "average"}
+    assert {one["identical"] for one in found["differences"] if one["target"] == "adapter:heuristic"} == {1.0}
+    assert {one["questions"] for one in found["differences"] if one["scope"] != "average"} == {3}
+    again = result(run_cli(*command))
+    assert [target["asked"] for target in found["targets"]] == [12, 12, 12]
+    assert [target["asked"] for target in again["targets"]] == [0, 0, 0]
+    assert again["differences"] == found["differences"]
+
+
+@pytest.mark.parametrize("protocol", ["answer-word", "option-text"])
+def test_math_is_asked_by_the_reference_s_protocol_alone(protocol: str, roomy: TinySource, run_cli: Callable):
+    """The harness has a gsm8k, too: it is asked by its full name, and never in place of ours."""
+    options = ["--datasets", DATA, "--protocol", protocol, "--tasks"]
+    ran = run_cli("eval", roomy.base, *options, "boolq,gsm8k,svamp")
+    assert ran.code == 1
+    told = " ".join(ran.err.split())
+    assert f"The protocol {protocol} does not ask: - gsm8k: a task of the protocol generate - SVAMP: a task" in told
+    assert "--protocol generate; harness:NAME is lm-evaluation-harness's own" in told
+    ran = run_cli("eval", roomy.base, *options, "harness:gsm8k")
+    assert "task gsm8k: its data cannot be had" in ran.err
+    (target,) = result(run_cli("eval", roomy.base, *options, "all", "--limit", 1, "--json"))["targets"]
+    assert [task["task"] for task in target["tasks"]] == list(TASKS)
+
+
+def test_faulty_math_data_is_refused_by_name(roomy: TinySource, run_cli: Callable, tmp_path: Path):
+    for task, answer in (("gsm8k", "twelve"), ("AQuA", "F")):
+        samples = json.loads((DATA / task / "test.json").read_text())
+        samples[3]["answer"] = answer
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "test.json").write_text(json.dumps(samples))
+    ran = run_cli("eval", roomy.base, "--datasets", tmp_path, "--tasks", "math")
+    assert ran.code == 1
+    for told in (
+        f"{tmp_path / 'gsm8k/test.json'}: not a test set of gsm8k",
+        "sample 3: answer 'twelve' is not a number",
+        f"{tmp_path / 'AQuA/test.json'}: not a test set of AQuA",
+        "sample 3: answer 'F' is not one of A, B, C, D, E",
+        f"{tmp_path / 'mawps/test.json'}: missing",
+        f"{tmp_path / 'SVAMP/test.json'}: missing",
+    ):
+        assert told in ran.err
 
 
 def test_answer_word_ranks_the_words_of_the_options(roomy: TinySource, run_cli: Callable):

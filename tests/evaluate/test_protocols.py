@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lonas_edge.data.commonsense import TASKS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import HARNESS_TASKS
-from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (
@@ -25,7 +24,7 @@ GOOD = {"instruction": INSTRUCTION, "input": "", "output": "", "answer": "answer
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_task_has_samples_that_every_protocol_can_ask(protocol: str):
     assert sorted(path.name for path in DATA.iterdir()) == sorted(TASKS)
-    for task in TASKS:
+    for task in PROTOCOLS[protocol].tasks:
         stored = json.loads((DATA / task / "test.json").read_text())
         assert len(stored) >= 5
         assert PROTOCOLS[protocol].read(DATA, task) == stored
@@ -40,7 +39,7 @@ def test_documents_of_each_protocol():
 
     generate, word = asked("generate", "question"), asked("answer-word", "question")
     assert generate["prompt"] == f"Question: {INSTRUCTION}\nAnswer:"
-    assert generate["words"] == ["answer1", "answer2", "answer3", "answer4", "answer5"]
+    assert generate.keys() == {"task", "prompt", "answer"}
     assert word["prompt"] == generate["prompt"]
     assert word["choices"] == [" the correct answer is answer1", " the correct answer is answer2"]
     assert asked("answer-word", "alpaca")["choices"][0] == "the correct answer is answer1"
@@ -48,8 +47,9 @@ def test_documents_of_each_protocol():
     assert text["prompt"] == "Question: What is 1 : 2?\nAnswer:"
     assert text["choices"] == ["a half", "two: three"]
     assert text["words"] == ["answer1", "answer2"]
-    assert {generate["label"], word["label"], text["label"]} == {1}
-    assert generate["answer"] == "answer2"
+    assert {word["label"], text["label"]} == {1}
+    assert {generate["answer"], word["answer"], text["answer"]} == {"answer2"}
+    assert {generate["task"], word["task"], text["task"]} == {"ARC-Easy"}
 
 
 def test_an_input_is_part_of_the_prompt():
@@ -58,29 +58,38 @@ def test_an_input_is_part_of_the_prompt():
 
 
 def test_accuracy_is_plain_where_length_says_nothing():
-    metrics = {name: {task: protocol.metric_of(task) for task in TASKS} for name, protocol in PROTOCOLS.items()}
+    metrics = {name: {task: protocol.metric_of(task) for task in protocol.tasks} for name, protocol in PROTOCOLS.items()}
     assert set(metrics["generate"].values()) == set(metrics["answer-word"].values()) == {"acc"}
     assert [task for task, metric in metrics["option-text"].items() if metric == "acc"] == ["boolq"]
     assert set(metrics["option-text"].values()) == {"acc", "acc_norm"}
 
 
 @pytest.mark.parametrize(
-    ("protocol", "beams", "told"),
+    ("protocol", "beams", "tasks", "told"),
     [
-        ("generate", 4, "generate: 4 beams, 32 new tokens, first answer word"),
-        ("generate", 1, "generate: greedy, 32 new tokens, first answer word"),
-        ("answer-word", None, 'answer-word: ranks "the correct answer is WORD"'),
-        ("option-text", None, 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)'),
+        ("generate", 4, ["boolq", "piqa"], "generate: 4 beams, 32 new tokens, first answer word"),
+        ("generate", 1, ["boolq"], "generate: greedy, 32 new tokens, first answer word"),
+        ("generate", 4, ["SVAMP"], "generate: 4 beams, 256 new tokens, last number, right within 0.001"),
+        (
+            "generate",
+            4,
+            ["gsm8k", "AQuA", "mawps"],
+            "generate: 4 beams, 256 new tokens, last number, right within 0.001 (GSM8K, MAWPS); "
+            "256 new tokens, first of the letters A to E (AQuA)",
+        ),
+        ("answer-word", None, ["boolq"], 'answer-word: ranks "the correct answer is WORD"'),
+        ("option-text", None, ["boolq"], 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)'),
     ],
 )
-def test_a_protocol_in_one_line(protocol: str, beams: int | None, told: str):
-    assert PROTOCOLS[protocol].describe(beams) == told
+def test_a_protocol_in_one_line(protocol: str, beams: int | None, tasks: list[str], told: str):
+    assert PROTOCOLS[protocol].describe(beams, tasks) == told
 
 
 def test_room_for_the_answer():
-    document = {"choices": ["no", "not at all"]}
+    document = {"task": "boolq", "choices": ["no", "not at all"]}
     assert PROTOCOLS["option-text"].longest_answer(document, len) == len(" not at all")
     assert PROTOCOLS["generate"].longest_answer(document, len) == 32
+    assert PROTOCOLS["generate"].longest_answer({"task": "AQuA"}, len) == 256
 
 
 class Loader(yaml.SafeLoader):
@@ -91,7 +100,9 @@ Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar
 
 
 def definition(name: str) -> dict[str, Any]:
-    return yaml.load((HARNESS_TASKS / f"{name}.yaml").read_text(), Loader)
+    """A definition, with what it includes."""
+    found = yaml.load((HARNESS_TASKS / f"{name}.yaml").read_text(), Loader)
+    return definition(found["include"].removesuffix(".yaml")) | found if "include" in found else found
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -100,18 +111,23 @@ def test_stock_lm_eval_asks_as_the_protocol_does(protocol: Any):
     assert common["metadata"]["protocol"] == protocol.name
     assert common["output_type"] == ("generate_until" if protocol.generates else "multiple_choice")
     assert protocol.metric in [metric["metric"] for metric in common["metric_list"]]
-    generation = common.get("generation_kwargs", {})
-    assert generation.get("max_gen_toks") == protocol.new_tokens
-    assert generation.get("num_beams") == protocol.num_beams
-    for task in protocol.tasks:
-        own = definition(f"lonas_{task}_{protocol.name}")
-        assert own["include"] == f"_{protocol.name}.yaml"
-        assert (own["task"], own["dataset_kwargs"]) == (f"lonas_{task}_{protocol.name}", {"task": task})
+    for name, task in protocol.tasks.items():
+        own = definition(f"lonas_{name}_{protocol.name}")
+        assert (own["task"], own["dataset_kwargs"]) == (f"lonas_{name}_{protocol.name}", {"task": name})
+        assert own["tag"] == f"lonas_{'math_' if task.collection == 'math' else ''}{protocol.name}"
+        others = ("include", "task", "tag", "dataset_kwargs", "generation_kwargs")
+        assert {key: value for key, value in own.items() if key not in others} == {
+            key: value for key, value in common.items() if key not in others
+        }
+        generation = {"until": [], "do_sample": False, "num_beams": protocol.num_beams, "max_gen_toks": task.new_tokens}
+        assert own.get("generation_kwargs", {}) == (generation if protocol.generates else {})
 
 
 def test_there_is_no_definition_without_a_protocol():
     expected = {f"lonas_{task}_{name}" for name, protocol in PROTOCOLS.items() for task in protocol.tasks}
-    assert {path.stem for path in HARNESS_TASKS.glob("*.yaml")} == expected | {f"_{name}" for name in PROTOCOLS}
+    assert {path.stem for path in HARNESS_TASKS.glob("*.yaml")} == expected | {"_generate_math"} | {
+        f"_{name}" for name in PROTOCOLS
+    }
 
 
 def test_the_registries_are_there_without_torch_and_the_harness():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import oracle_logits
-from tiny_models import TinyModels, TinySource
+from tiny_models import TinyModels, TinySource, say_only
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
@@ -124,6 +124,39 @@ def test_accuracy(run_cli: Callable, command: Callable, questions: Path, llama: 
         assert one["quality"] == pytest.approx(100 * right / len(items))
     front = [record["evaluations"][number] for number in record["front"]]
     assert max(one["quality"] for one in record["evaluations"]) == front[-1]["quality"], "more is better"
+
+
+def test_accuracy_of_math_questions(llama_copy: TinySource, run_cli: Callable, tmp_path: Path) -> None:
+    """Half of the questions are given what `eval` reads as the maximal network's answers, the others something beside that."""
+    config = llama_copy.base / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
+    say_only(llama_copy.base, "0123456789.,-ABCDE ", louder="ABCDE")
+    questions = {
+        "gsm8k": [{"instruction": f"What is {n} plus 1?", "output": "Well.", "answer": "0"} for n in range(2)],
+        "AQuA": [{"instruction": f"Which is {n}? (A) 0 (B) 1", "output": "Well.", "answer": "A"} for n in range(2)],
+    }
+    for task, samples in questions.items():
+        (tmp_path / "asked" / task).mkdir(parents=True)
+        (tmp_path / "asked" / task / "test.json").write_text(json.dumps(samples))
+    asked = ("--datasets", tmp_path / "asked", "--prompt", "alpaca", "--subnet", "maximal", "--output", tmp_path / "out")
+    assert run_cli("eval", *llama_copy.arguments(), *asked).code == 0
+    for task, samples in questions.items():
+        (log,) = (tmp_path / "out/samples").glob(f"*/samples_{task}.jsonl")
+        right, other = (json.loads(line)["filtered_resps"][0] for line in log.read_text().splitlines())
+        samples[0]["answer"] = right if task == "AQuA" else str(float(right) + 0.0004)
+        samples[1]["answer"] = "BCDEA"["ABCDE".index(other)] if task == "AQuA" else str(float(other) + 0.004)
+    data = tmp_path / "questions.json"
+    data.write_text(json.dumps([sample for samples in questions.values() for sample in samples]))
+    command = ["search", *llama_copy.arguments(), "--data", data, "--output", tmp_path / "search", "--cost", "bytes"]
+    command += ["--quality", "accuracy", "--val-set-size", 4, "--prompt", "alpaca"]
+    command += ["--evals", 3, "--no-seeds", "--no-refine", "--json"]
+    ran = run_cli(*command)
+    assert ran.code == 1
+    assert "with --protocol generate those of a math task" in ran.err
+    ran = run_cli(*command, "--protocol", "generate")
+    assert ran.code == 0, ran.err
+    widest = [max(values) for values in llama_copy.groups()]
+    assert [one["quality"] for one in json.loads(ran.out)["evaluations"] if one["widths"] == widest] == [50.0]
 
 
 def answered(source: TinySource, widths: list[int], instruction: str) -> str:

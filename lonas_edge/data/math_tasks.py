@@ -1,0 +1,62 @@
+"""The four math tasks of the LLM-Adapters collection, asked and read as the LoNAS reference does (LoNAS/run_math.py)."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lonas_edge.data.tasks import Task, WordTask, response
+
+TOLERANCE = 0.001  # of a right number
+_NUMBER = re.compile(r"-?\d+\.?\d*")
+
+
+@dataclass(frozen=True)
+class NumberTask(Task):
+    """A question that is answered by a number; a sample may give it as text, as the collection does, or as JSON's own."""
+
+    def fault(self, item: Any) -> str | None:
+        """See `Task`."""
+        as_number = isinstance(item, dict) and isinstance(item.get("answer"), int | float)
+        fault = super().fault({**item, "answer": str(item["answer"])} if as_number else item)
+        if fault is None and not math.isfinite(_number(item["answer"])):
+            fault = f"answer {item['answer']!r} is not a number"
+        return fault
+
+    def answer_in(self, text: str) -> str:
+        """The reference's rule: commas go, and the last number of the response is the answer.
+
+        A hyphen in front of digits is a sign (`3-5` ends with -5); units, a percent sign and a full stop say nothing.
+
+        Args:
+            text: What was generated after the prompt.
+
+        Returns:
+            The number as Python writes a float, so that 5 and 5.0 are one answer; or nothing.
+        """
+        found = _NUMBER.findall(response(text).replace(",", ""))
+        return str(float(found[-1])) if found else ""
+
+    def is_right(self, found: str, answer: str) -> bool:
+        """Whether a number is within 0.001 of a sample's answer."""
+        return abs(float(answer) - float(found or "inf")) <= TOLERANCE
+
+
+def _number(answer: object) -> float:
+    try:
+        return float(str(answer))
+    except ValueError:
+        return math.nan
+
+
+_MATH: dict[str, Any] = {"collection": "math", "new_tokens": 256}
+_LAST: dict[str, Any] = {**_MATH, "reads": f"last number, right within {TOLERANCE}"}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        NumberTask("gsm8k", "GSM8K", **_LAST),
+        WordTask("AQuA", "AQuA", words=tuple("ABCDE"), reads="first of the letters A to E", **_MATH),
+        NumberTask("mawps", "MAWPS", **_LAST),
+        NumberTask("SVAMP", "SVAMP", **_LAST),
+    )
+}

@@ -150,6 +150,12 @@ def test_an_answer_is_a_text_or_a_number(answer: object, asked: str, tmp_path: P
     assert document == {"task": "SVAMP", "prompt": "Question: What is 1 + 1?\nAnswer:", "answer": asked}
 
 
+@pytest.mark.parametrize(("task", "indent"), [*((task, 28) for task in TASKS), ("ARC-Easy", 24)])
+def test_each_task_is_asked_with_its_own_script_s_indentation(task: str, indent: int) -> None:
+    (document,) = PROTOCOLS["generate"].documents([SAMPLE], task, "lonas")
+    assert document["prompt"].endswith(f"\n\n{indent * ' '}### Response:\n{indent * ' '}")
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the reference's prompts beside the checkout")
 def test_the_prompt_is_the_reference_s() -> None:
     told = json.loads((SHARED / "reference/prompts.json").read_text())["math"]["eval"]

@@ -24,6 +24,7 @@ import pytest
 import torch
 from openvino_models import F32, constants, ir_logits, ov, stored_matrices
 from oracle import oracle_logits, read_groups
+from safetensors.torch import load_file, save_file
 
 import lonas_edge
 
@@ -503,6 +504,34 @@ def test_search_finds_a_network_that_export_takes(command_line: CommandLine):
     output = command_line.export(str(chosen))
     assert widths_of(output) == best["widths"]
     assert "search:pick:bytes<=0.93x" in (output / "README.md").read_text()
+
+
+def test_a_solved_checkpoint_answers_as_the_oracle_on_the_changed_base(
+    command_line: CommandLine, oracle: Callable, tokens: torch.Tensor, tmp_path: Path
+):
+    """The base is changed by hand, by what the checkpoint's `correction.safetensors` says, in the base's channel order."""
+    options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--solve-prompts", "64")
+    folder = command_line.export("minimal", *options)
+    solved = command_line.printed(folder)["solved"]
+    assert solved["kept"] and solved["after"] < solved["before"] and solved["prompts"] == 64
+
+    shutil.copytree(command_line.model, tmp_path / "base")
+    tensors = load_file(tmp_path / "base/model.safetensors")
+    orders = command_line.adapter / "channel_order.safetensors"
+    order = load_file(orders) if orders.exists() else {}
+    deltas = load_file(folder / "correction.safetensors")
+    assert sorted(deltas) == sorted(f"model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS))
+    for name, delta in deltas.items():
+        weight = tensors[f"{name}.weight"] = tensors[f"{name}.weight"].float()
+        weight[:, order.get(name, torch.arange(WIDEST))[: delta.shape[1]]] += delta
+    save_file(tensors, tmp_path / "base/model.safetensors", {"format": "pt"})
+    expected = oracle_logits(tmp_path / "base", command_line.adapter, SPACE, widths_of(folder), tokens)
+    with torch.no_grad():
+        logits = lonas_edge.load_checkpoint(folder, torch.float64)(input_ids=tokens).logits
+    difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
+    print(f"minimal, solved: largest logit difference {difference:.1e}, logits up to {largest:.0f}")
+    assert difference < 1e-4 * max(1, largest / LOGITS)
+    assert (expected - oracle(widths_of(folder))).abs().max() > 0.1
 
 
 def validation_tokens(model: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,9 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lonas_edge.bench import machine
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.latency_table import format_table
 from lonas_edge.search.timed import kept_ir, stock_properties, time_irs, used_versions
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import find_kinds, uniform_networks
 
 EACH, MEDIAN = 0.05, 0.03  # what is asked of the errors

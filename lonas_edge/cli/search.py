@@ -176,8 +176,8 @@ def command(
     with progress() as report:
         with importing():
             from lonas_edge.network.source import open_source
-            from lonas_edge.search.cost import CostSettings
             from lonas_edge.search.plan import SearchOptions, make_plan
+            from lonas_edge.search.timing_settings import CostSettings
         report("Reading configurations", None)
         if timed:
             from lonas_edge.ir.runtime import check_device

@@ -5,41 +5,16 @@ A registry for the command line: nothing heavy is imported before something is c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lonas_edge.search.timing_settings import CostSettings, Progress
 
 if TYPE_CHECKING:
     from lonas_edge.network.source import Source
     from lonas_edge.search.latency_table import LatencyTable
     from lonas_edge.space.complexity import Sizes
 
-Progress = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
 CostFunction = Callable[[Sequence[int], str], float]  # of chosen widths, in group order, at a weight format
-
-
-@dataclass(frozen=True)
-class CostSettings:
-    """How a cost is counted or measured.
-
-    Attributes:
-        device: An OpenVINO device.
-        prompt_len: Tokens of the prompt of a latency.
-        new_tokens: Tokens generated.
-        weight_formats: Weight formats of the IRs that are compared.
-        threads: Threads on a CPU; one for each physical core when None.
-        cache: Where tables and the networks that they are measured on are kept; the user's cache when None.
-        rounds: How often every network is measured, over all starts.
-        starts: How often all are started afresh.
-    """
-
-    device: str = "CPU"
-    prompt_len: int = 256
-    new_tokens: int = 64
-    weight_formats: tuple[str, ...] = ("int8",)
-    threads: int | None = None
-    cache: Path | None = None
-    rounds: int = 12
-    starts: int = 4
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
 from lonas_edge.schema import Record
-from lonas_edge.search.cost import CostSettings, Progress
 from lonas_edge.search.timed import (
     cache_of,
     kept_ir,
@@ -31,6 +30,7 @@ from lonas_edge.search.timed import (
     time_irs,
     used_versions,
 )
+from lonas_edge.search.timing_settings import CostSettings, Progress
 from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
 
 

@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import CostSettings, Progress
 from lonas_edge.search.latency_table import LatencyTable, kept_table
 from lonas_edge.search.record import Evaluation, Measured
 from lonas_edge.search.timed import cache_of, export_apart, kept_ir, one_at_a_time, time_irs
+from lonas_edge.search.timing_settings import CostSettings, Progress
 from lonas_edge.search.uniform import find_kinds
 from lonas_edge.space.subnetwork import Subnetwork
 

@@ -13,13 +13,14 @@ from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.network import adapters
 from lonas_edge.network.heldout import MAX_LENGTH, HeldOut, read_held_out
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import COSTS, CostFunction, CostSettings, cost_function
+from lonas_edge.search.cost import COSTS, CostFunction, cost_function
 from lonas_edge.search.damage import evaluations, first_layer
 from lonas_edge.search.dimensions import Dimensions, find_dimensions
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.samplers import SamplerSettings
 from lonas_edge.search.seeds import named
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.space.search_space import SearchSpace
 
 REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler

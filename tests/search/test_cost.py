@@ -5,8 +5,9 @@ from tiny_models import HIDDEN, LAYERS, TinySource
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search import latency_table
-from lonas_edge.search.cost import COSTS, CostSettings, cost_function
+from lonas_edge.search.cost import COSTS, cost_function
 from lonas_edge.search.latency_table import Curve, FormatTable, Identity, LatencyTable
+from lonas_edge.search.timing_settings import CostSettings
 
 
 def networks(source: TinySource) -> tuple[list[int], list[int]]:

@@ -18,8 +18,9 @@ from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.network.source import Source
 from lonas_edge.search import timed
-from lonas_edge.search.cost import CostSettings, cost_function
+from lonas_edge.search.cost import cost_function
 from lonas_edge.search.latency_table import LatencyTable, kept_table, open_table
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
 from lonas_edge.space.search_space import Group, Member, SearchSpace
 from lonas_edge.space.subnetwork import Subnetwork, select

@@ -14,10 +14,10 @@ from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.network.source import Source
 from lonas_edge.search import measured as module
 from lonas_edge.search import timed
-from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.latency_table import open_table
 from lonas_edge.search.measured import measure_front, spread
 from lonas_edge.search.record import Evaluation
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.space.subnetwork import Subnetwork, select
 
 

@@ -10,11 +10,12 @@ import pytest
 from tiny_models import LAYERS, TinySource
 
 from lonas_edge.network import checkpoints
-from lonas_edge.search.cost import CostSettings, cost_function
+from lonas_edge.search.cost import cost_function
 from lonas_edge.search.damage import DamageTable
 from lonas_edge.search.dimensions import costs_by_width, find_dimensions
 from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.seeds import seeds
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.space.search_space import parse_search_space
 
 # what the published files say: nncf_lonas_llama_7b.json and nncf_lonas_bert_base_rte.json

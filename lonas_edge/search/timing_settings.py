@@ -1,0 +1,32 @@
+"""What latencies of a search are of: device, prompt, weight formats, and how often each is taken."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Progress = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """How a cost is counted or measured.
+
+    Attributes:
+        device: An OpenVINO device.
+        prompt_len: Tokens of the prompt of a latency.
+        new_tokens: Tokens generated.
+        weight_formats: Weight formats of the IRs that are compared.
+        threads: Threads on a CPU; one for each physical core when None.
+        cache: Where tables and the networks that they are measured on are kept; the user's cache when None.
+        rounds: How often every network is measured, over all starts.
+        starts: How often all are started afresh.
+    """
+
+    device: str = "CPU"
+    prompt_len: int = 256
+    new_tokens: int = 64
+    weight_formats: tuple[str, ...] = ("int8",)
+    threads: int | None = None
+    cache: Path | None = None
+    rounds: int = 12
+    starts: int = 4

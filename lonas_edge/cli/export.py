@@ -76,7 +76,7 @@ def command(
         typer.Option(
             "--solve-prompts",
             min=1,
-            help="Prompts to solve on; a quarter as many more are held out, to see what it gives.  [default: 512]",
+            help="Prompts to solve on; a quarter as many more are held out, to see what it gives. Default: 512.",
         ),
     ] = None,
     verify: Annotated[

@@ -34,7 +34,7 @@ GOOD = '{"instruction": "a", "output": "b"}'
     ("content", "texts"),
     [
         (f'[{GOOD},\n {{"question": "a", "answer": "b"}},\n\n 7]', ["line 2: no text in 'instruction' and 'output'", "line 4"]),
-        (f'{GOOD}\n{GOOD}\n{{"instruction": "a", "output": ""}}\n', ["line 3: no text in 'output'"]),
+        (f'{GOOD}\n{GOOD}\n{{"instruction": "a", "output": null}}\n', ["line 3: no text in 'output'"]),
         (f"{GOOD}\n{GOOD[:-2]}\n", ["line 2: not JSON"]),
         (f'[{GOOD},\n{{"instruction": "a", "input": ["b"], "output": "c"}}]', ["line 2: 'input' is not text"]),
         (f"[{GOOD},\n{GOOD}", ["the list is not closed"]),

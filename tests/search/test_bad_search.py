@@ -50,7 +50,9 @@ def test_nothing_but_ranks(llama_copy: TinySource, data: Path, refused: Callable
 
 
 def test_data_without_an_answer(command: Callable, data: Path, refused: Callable) -> None:
-    data.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}]))
+    data.write_text(json.dumps([{"instruction": "a", "output": ""}, {"instruction": "b", "output": ""}]))
+    has(refused(command()), data, "'output' is empty in each of its 2 examples")
+    data.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a"}]))
     has(refused(command()), data, "line 1", "no text in 'output'")
 
 

@@ -105,15 +105,13 @@ class Worker:
         """
         told(self.evaluations())
         while (trial := self._next()) is not None:
-            try:
+            with suppress(UpdateFinishedTrialError):  # another worker has taken it over, too, and was quicker
                 values = self._measured(trial, measure)
-            except UpdateFinishedTrialError:  # another worker has taken it over, too, and was quicker
-                continue
-            if values is None:
-                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                continue
-            self.study.tell(trial.number, values, skip_if_finished=True)
-            told(self.evaluations())
+                if values is None:
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                    continue
+                self.study.tell(trial.number, values, skip_if_finished=True)
+                told(self.evaluations())
         told(self.evaluations())
 
     def _measured(self, trial: Trial, measure: Measure) -> list[float] | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from postgresql import postgresql
 from tiny_models import TinySource
@@ -226,4 +227,22 @@ def test_a_trial_that_another_finishes_before_it_is_taken_over(joined: Callable,
     _, measure = measured(dimensions)
     worker.run(measure, lambda _: None)
     assert worker.study.trials[number].values == [9.0, 9.0]
+    assert len(worker.evaluations()) == 4
+
+
+def test_a_trial_that_another_finishes_while_it_is_told(joined: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna looks whether a trial has ended, then ends it: another worker may be quicker in between."""
+    worker, dimensions = joined(4)
+    tell = worker.study.tell
+
+    def late(number: int, *given: Any, **more: Any) -> None:
+        if number == 1:
+            tell(number, [9.0, 9.0])
+            raise UpdateFinishedTrialError
+        tell(number, *given, **more)
+
+    monkeypatch.setattr(worker.study, "tell", late)
+    _, measure = measured(dimensions)
+    worker.run(measure, lambda _: None)
+    assert worker.study.trials[1].values == [9.0, 9.0]
     assert len(worker.evaluations()) == 4

@@ -124,10 +124,12 @@ def _deltas(
             walk.step(lambda place, runs=runs: runs(batches[place]))  # type: ignore[misc]
         for name, seen in moments.items():
             tokens = seen.tokens
-            if seen.total.isfinite().all():
-                found[name] = _delta(whole, model, name, seen, shrinkage)
-            else:
+            if not seen.total.isfinite().all():
                 damaged.append(f"{name}: its input holds NaN or Inf")
+                continue
+            found[name] = _delta(whole, model, name, seen, shrinkage)
+            if not found[name].isfinite().all():
+                damaged.append(f"{name}: the second moments of its input are singular; give other texts, or more")
         done((index + 1) / len(walk))
     raise_all(
         f"{source.folder}: the sub-network cannot be solved:", damaged, "Are base and adapter damaged, or the texts empty?"
@@ -136,7 +138,7 @@ def _deltas(
 
 
 def _delta(whole: MaterializedModel, model: MaterializedModel, name: str, seen: Moments, shrinkage: float) -> torch.Tensor:
-    """The change of one layer's weight, fp32 [active rows, active columns]."""
+    """The change of one layer's weight, fp32 [active rows, active columns]; NaN where moments are singular."""
     widths = model.source.elasticity.widths(model.subnetwork.widths)[name]
     kept = take(seen.total, None, widths.columns)
     square = take(kept, widths.columns)
@@ -145,5 +147,7 @@ def _delta(whole: MaterializedModel, model: MaterializedModel, name: str, seen: 
     if shrink == 0:  # nothing was seen
         return torch.zeros(own.shape)
     right = wanted.double() @ kept - own.double() @ square
-    factor = torch.linalg.cholesky(square + shrink * torch.eye(len(square), dtype=square.dtype))
+    factor, fault = torch.linalg.cholesky_ex(square + shrink * torch.eye(len(square), dtype=square.dtype))
+    if fault:
+        return torch.full(own.shape, torch.nan)
     return torch.cholesky_solve(right.T, factor).T.float().contiguous()

@@ -187,3 +187,10 @@ def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> N
     size = model.source.architecture.linears[name].in_features
     delta = solving._delta(whole, model, name, Moments(3, torch.zeros(size, size, dtype=torch.float64)), 0.1)
     assert not delta.any()
+
+
+def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches: Any) -> None:
+    """A pull that is taken away instead of added: no matrix of that kind can be solved with, and the layers are named."""
+    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    with pytest.raises(LonasEdgeError, match=rf"{mlp_consumers('llama')[0]}: the second moments of its input are singular"):
+        solve(model, [{name: value[:1] for name, value in batches[0].items() if name != "logits_to_keep"}], batches, -0.5)

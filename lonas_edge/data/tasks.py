@@ -5,6 +5,7 @@ A task is `NAME/test.json`, a list of {instruction, input, output, answer}. A se
 
 import difflib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ EXPECTED = 'Expected a list of {"instruction": "â€¦", "input": "", "output": "â€
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """A test set, and how an answer is read from a generated text.
 
     Attributes:
@@ -76,9 +77,9 @@ class Task:
             return f"no text in {' and '.join(map(repr, missing))}"
         return None if isinstance(item.get("input") or "", str) else "'input' is not text"
 
+    @abstractmethod
     def answer_in(self, text: str) -> str:
         """The answer that a generated text gives; nothing where it gives none."""
-        raise NotImplementedError
 
     def is_right(self, found: str, answer: str) -> bool:
         """Whether what `answer_in` found is a sample's answer."""

@@ -3,6 +3,7 @@
     python benchmarks/latency.py --work models/bench --shape smollm2-135m --output OUTPUT
     python benchmarks/latency.py --work models/bench --shape llama-1.1b …    random weights, 9 GB of disk
     python benchmarks/latency.py --work models/bench --shape llama-7b …      random weights, 45 GB of disk, 24 GB of memory
+    python benchmarks/latency.py --work models/bench --shape bloom-1b …      random weights, 6 GB of disk
 
 Makes what is missing (base, adapter, the heuristic sub-network as INT8 IR, the unpruned merged model as Q8_0 GGUF) and
 runs `lonas-edge bench`, whose report it leaves in --output. With `--tune` the exported directory is tuned first; every IR then
@@ -30,6 +31,7 @@ SETTINGS = {
     "smollm2-135m": ("--prompt-len 64,256,512 --new-tokens 64 --rounds 16 --warmup 1 --starts 8", "fp32"),
     "llama-1.1b": ("--prompt-len 256 --new-tokens 32 --rounds 8 --warmup 1 --starts 2", "bf16"),
     "llama-7b": ("--prompt-len 256 --new-tokens 16 --rounds 6 --warmup 1 --starts 1", "bf16"),
+    "bloom-1b": ("--prompt-len 256 --new-tokens 32 --rounds 8 --warmup 1 --starts 2", "bf16"),
 }
 TUNING = {
     "llama-1.1b": ["--new-tokens", "32", "--rounds", "8"],
@@ -39,6 +41,7 @@ ARMS = {
     "smollm2-135m": "subnet,lora,lora-merged,unpruned,gguf",
     "llama-1.1b": "subnet,lora,lora-merged,unpruned,gguf",
     "llama-7b": "subnet,lora,unpruned",
+    "bloom-1b": "subnet,lora,unpruned",
 }
 
 

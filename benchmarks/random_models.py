@@ -41,6 +41,20 @@ SHAPES = {
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
     ),
 }
+BLOOM = {  # of bigscience/bloom-1b1
+    "architectures": ["BloomForCausalLM"],
+    "model_type": "bloom",
+    "hidden_size": 1536,
+    "n_layer": 24,
+    "n_head": 16,
+    "vocab_size": 250880,
+    "max_position_embeddings": 2048,
+    "dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+SHAPES["bloom-1b"] = BLOOM
 SPACES = {"llama-7b": ROOT / "nncf_config/llama_7b.json"}  # the others are generated
 
 Normal = Callable[..., torch.Tensor]
@@ -66,10 +80,11 @@ def random_source(shape: str, work: Path) -> list[str | Path]:
     base.mkdir(parents=True, exist_ok=True)
     if not (base / "tokenizer.json").exists():
         write_tokenizer(config, base)
+    llama = config["model_type"] == "llama"
     if not (base / "config.json").exists():
-        write_base(config, base, normal)
+        (write_base if llama else write_small_base)(config, base, normal)
     if not (adapter / "adapter_config.json").exists():
-        write_adapter(config, adapter, normal)
+        (write_adapter if llama else write_small_adapter)(config, adapter, normal)
     space = SPACES.get(shape, work / f"{shape}-space.json")
     if not space.exists():
         command = [sys.executable, "-m", "lonas_edge", "space", "--model", base, "--output", space]
@@ -105,6 +120,31 @@ def write_base(config: dict[str, Any], base: Path, normal: Normal) -> None:
         shard(f"model-{index + 1:05}.safetensors", tensors | norms)
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (base / "config.json").write_text(json.dumps(config))
+
+
+def write_small_base(config: dict[str, Any], base: Path, normal: Normal) -> None:
+    """Write a model of any family that fits into memory as a whole, as transformers initializes it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    model.save_pretrained(base)
+
+
+def write_small_adapter(config: dict[str, Any], adapter: Path, normal: Normal) -> None:
+    """Write the adapter of such a model by PEFT, both factors non-zero, on the layers that the family names."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lonas_edge.space.architecture import Architecture
+
+    described = AutoConfig.for_model(**config)
+    family = Architecture.from_config(described, "config.json").family
+    targets = sorted({linear.name.rsplit(".", 1)[-1] for linear in family.linears(described)})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(described, dtype=torch.bfloat16)
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(adapter)
 
 
 def write_adapter(config: dict[str, Any], adapter: Path, normal: Normal) -> None:

@@ -158,21 +158,27 @@ def study(
         adapters[freedom] = train(within(arguments, freedom, space), seed, data[0])
     if arguments.only == "train":
         return {}
-    folders = {"lora": export(adapters["lora"], {"lora": "maximal"}, arguments.work / f"ir-{seed}")["lora"]}
+    folders: dict[str, Path] = {}
+    answers: dict[str, dict[str, list[float]]] = {}
+
+    def ask(freedom: str, own: argparse.Namespace, subnets: dict[str, str]) -> None:
+        made = export(adapters[freedom], subnets, own.work / f"ir-{seed}")
+        told = answer(arguments, made, own.work / f"answers-{seed}")
+        for name, folder in made.items():
+            full = name if freedom == "lora" else f"{freedom}: {name}"
+            folders[full], answers[full] = folder, told[name]
+
+    if arguments.only != "search":
+        ask("lora", arguments, {"lora": "maximal"})
     for freedom, space in found_spaces.items():
         own, source = within(arguments, freedom, space), open_source(str(adapters[freedom]))
         equal = source.sizes(uniform(source)).linear_weights
         narrows = any(of_mlps(group) and len(group.widths) > 1 for group in source.space.groups)
         found = search(own, seed, adapters[freedom], data[1], [f"weights<={equal}"] if narrows else [])
-        if arguments.only == "search":
-            continue
-        made = export(adapters[freedom], compared(source, found, own.work), own.work / f"ir-{seed}")
-        folders |= {f"{freedom}: {name}": folder for name, folder in made.items()}
-    if arguments.only == "search":
+        if arguments.only != "search":
+            ask(freedom, own, compared(source, found, own.work))
+    if arguments.only:
         return {}
-    answers = answer(arguments, folders, arguments.work / f"answers-{seed}")
-    if arguments.only == "answers":
-        return {"answers": answers}
     times = time_networks(folders, arguments.work / f"bench-{seed}") if timed else {}
     averages = {name: statistics.mean(map(statistics.mean, one.values())) for name, one in answers.items()}
     rows = {name: {"average": averages[name], **sizes(folders[name]), **times.get(name, {})} for name in folders}

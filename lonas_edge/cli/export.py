@@ -98,11 +98,10 @@ def command(
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
-            from lonas_edge.space.subnetwork import select
         OutputDirectory(output, overwrite, (source, model, nncf_config, solve, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
-        chosen = select(opened.space, subnet)
+        chosen = opened.select(subnet)
         with importing():
             from lonas_edge.exporting.export import ExportOptions, export
             from lonas_edge.exporting.solved import SOLVE_PROMPTS

@@ -49,10 +49,9 @@ def command(
     with loading():
         with importing():
             from lonas_edge.network.source import open_source
-            from lonas_edge.space.subnetwork import select
         opened = open_source(source, model, nncf_config, revision, weights=False)
     refuse_revision(revision, opened.base)
-    chosen = select(opened.space, subnet)
+    chosen = opened.select(subnet)
     unpruned, small = opened.sizes(None, seq_len), opened.sizes(chosen.widths, seq_len)
     if as_json:
         groups = [

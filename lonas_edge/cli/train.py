@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from lonas_edge.cli.options import (
     JsonOption,
     RevisionOption,
     choice,
+    files,
     given,
     refuse_revision,
     seed_option,
@@ -33,8 +34,33 @@ if TYPE_CHECKING:
 _DEFAULT = TrainOptions()
 _LARGEST = 1e6  # far beyond what learns anything, and a float32
 _OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "sampling", "distill", "reorder")
+_OF_THE_SUPER_ADAPTER = ("rank", "alpha", "target_modules", "elastic", *_OF_ELASTIC_TRAINING)
 
-_Model = Annotated[str, typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory or hub id.")]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        click_type=USER_PATH_OR_NAME,
+        help="Base model, a directory or hub id; needed without --from. Default: the one that the super-adapter names.",
+    ),
+]
+_From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        click_type=USER_PATH_OR_NAME,
+        metavar="SUPER_ADAPTER",
+        help="Train one sub-network of this super-adapter further, its widths fixed. Default: a new adapter is trained.",
+    ),
+]
+_Subnet = Annotated[
+    str | None,
+    typer.Option(
+        "--subnet",
+        click_type=USER_PATH_OR_NAME,
+        help="Which one: heuristic, maximal, minimal, random:SEED or a sub-network JSON file. Default: heuristic.",
+    ),
+]
 _Data = Annotated[
     Path,
     typer.Option(
@@ -49,7 +75,7 @@ _NncfConfig = Annotated[
     typer.Option(
         "--nncf-config",
         click_type=USER_PATH,
-        help="Search space; `lonas-edge space` writes one. Needed unless --no-elastic. Default: none.",
+        help="Search space; `lonas-edge space` writes one. Needed unless --no-elastic. Default: that of --from, or none.",
     ),
 ]
 _Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")]
@@ -99,11 +125,12 @@ _Distill = Annotated[
 _Reorder = Annotated[bool, typer.Option("--reorder/--no-reorder", help="Put channels in order of importance before training.")]
 _Elastic = Annotated[bool, typer.Option("--elastic/--no-elastic", help="--no-elastic: plain LoRA.")]
 _Prompt = Annotated[
-    str,
+    str | None,
     typer.Option(
         click_type=choice(TEMPLATES),
         help="alpaca: clean template, only the answer is learned, longer examples are left out. lonas: the "
-        "reference's, with its odd spaces; the prompt is learned, long examples are cut. question: Question: …, Answer: …",
+        "reference's, with its odd spaces; the prompt is learned, long examples are cut. question: Question: …, Answer: … "
+        "Default: alpaca; with --from, the super-adapter's.",
     ),
 ]
 _TrainOnPrompt = Annotated[
@@ -137,9 +164,11 @@ _Overwrite = Annotated[
 
 def command(  # the options are read from the context, by the names they have in `TrainOptions`
     ctx: typer.Context,
-    model: _Model,
     data: _Data,
     output: _Output,
+    model: _Model = None,
+    start: _From = None,
+    subnet: _Subnet = None,
     nncf_config: _NncfConfig = None,
     rank: _Rank = _DEFAULT.rank,
     alpha: _Alpha = _DEFAULT.alpha,
@@ -177,6 +206,8 @@ def command(  # the options are read from the context, by the names they have in
 ) -> None:
     """Train a super-adapter: elastic LoRA, a sub-network of the search space activated in every step.
 
+    Or, with --from, one sub-network of a super-adapter further: what it has of the adapters, and nothing else.
+
     OUTPUT then is a SOURCE for inspect and export. Its checkpoints lie in OUTPUT.training until it is done. On several GPUs:
     torchrun --nproc-per-node N -m lonas_edge train …
     """
@@ -186,11 +217,15 @@ def command(  # the options are read from the context, by the names they have in
             from transformers.utils.logging import disable_progress_bar
 
             from lonas_edge.output import OutputDirectory
-            from lonas_edge.training.inputs import open_inputs
+            from lonas_edge.training.inputs import open_inputs, open_specialized
             from lonas_edge.training.train import train
         disable_progress_bar()
-        OutputDirectory(output, overwrite, (model, data, nncf_config)).check(0)  # before a base is downloaded
-        inputs = open_inputs(model, data, nncf_config, revision, elastic)
+        used = (model, data, nncf_config, start, *files([subnet]))
+        OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
+        if start:
+            inputs = open_specialized(start, data, subnet, model, nncf_config, revision)
+        else:
+            inputs = open_inputs(str(model), data, nncf_config, revision, elastic)
         refuse_revision(revision, inputs.base)
         if given(ctx, "depth_rate") and not inputs.space.has_blocks:
             raise LonasEdgeError(f"--depth-rate: {nncf_config} has no blocks that may be left out (`lonas-edge space --depth`)")
@@ -212,16 +247,28 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
         raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
     if math.isnan(ctx.params["depth_rate"]):
         raise typer.BadParameter("--depth-rate nan: must be between 0 and 1")
+    if given(ctx, "steps") and given(ctx, "epochs"):
+        raise typer.BadParameter("--steps and --epochs: each says how long to train; give one")
+    if ctx.params["start"]:
+        if idle := [name for name in _OF_THE_SUPER_ADAPTER if given(ctx, name)]:
+            told = "of a super-adapter's training, and --from names one that is trained. Leave it out"
+            raise typer.BadParameter(f"{_flags(idle)}: {told}")
+        return
+    if not ctx.params["model"]:
+        raise typer.BadParameter("--model M is needed, or --from SUPER_ADAPTER")
+    if given(ctx, "subnet"):
+        raise typer.BadParameter("--subnet goes with --from SUPER_ADAPTER; without it, all sub-networks are trained")
     elastic, idle = ctx.params["elastic"], [name for name in _OF_ELASTIC_TRAINING if given(ctx, name)]
     if elastic and not ctx.params["nncf_config"]:
         raise typer.BadParameter(
             "--nncf-config FILE is needed (`lonas-edge space --model M --output FILE` writes one), or --no-elastic"
         )
     if not elastic and idle:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise typer.BadParameter(f"{flags}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
-    if given(ctx, "steps") and given(ctx, "epochs"):
-        raise typer.BadParameter("--steps and --epochs: each says how long to train; give one")
+        raise typer.BadParameter(f"{_flags(idle)}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _options(parameters: Mapping[str, Any]) -> TrainOptions:
@@ -251,7 +298,8 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
         return
     shown = console(soft_wrap=True)
     options, data, losses = record.options, record.data, record.losses
-    kind = "super-adapter" if record.search_space else "LoRA adapter"
+    special = record.specialized
+    kind = f"{special.subnetwork} sub-network" if special else "super-adapter" if record.search_space else "LoRA adapter"
     run = record.steps - (record.resumed_from_step or 0)
     pace = f"{record.seconds:.0f} s" + (f", {record.seconds / run:.2f} s a step" if run else "")
     shown.print(
@@ -266,4 +314,4 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
             f"--max-length {options['max_length']}, or 'output' is empty"
         )
     if record.search_space:
-        shown.print(f"next: lonas-edge export {output} --subnet heuristic --output DIR")
+        shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'} --output DIR")

@@ -20,7 +20,6 @@ from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.network.source import TRAINING, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.complexity import Sizes
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ class _Opener:
         return [self._subnetwork(source, name, shared) for name in subnets]
 
     def _subnetwork(self, source: Source, subnet: str | None, shared: _SharedNetwork) -> Target:
-        chosen, elastic = select(source.space, subnet), bool(source.space.groups)
+        chosen, elastic = source.select(subnet), bool(source.space.groups)
         name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
         files: dict[str, Any] = {"base": self._hashes(source.base.folder), "widths": list(chosen.widths)}
         if elastic:

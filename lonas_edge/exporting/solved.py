@@ -38,6 +38,11 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
         LonasEdgeError: If the sub-network cuts nothing that can be solved, there is no tokenizer, or too little data.
     """
     source = model.source
+    if source.own:
+        raise LonasEdgeError(
+            f"{source.folder}: specialized for its {source.own.name} sub-network (`train --from`): there is no whole network "
+            "any more that --solve could bring it nearer to. Leave it out."
+        )
     if not cut_consumers(model):
         raise LonasEdgeError(
             f"{source.folder}: its {model.subnetwork.name} sub-network narrows no MLP and no heads, so that --solve does "

@@ -22,6 +22,7 @@ from lonas_edge.space.architecture import LEFT_OUT, Architecture
 from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
+from lonas_edge.space.subnetwork import Subnetwork, misfits, select
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
@@ -67,6 +68,35 @@ class Source:
     def folder(self) -> Path:
         """What a message about all of it names: the adapter's directory, or the base's where there is none."""
         return (self.adapter or self.base).folder
+
+    @property
+    def own(self) -> Subnetwork | None:
+        """The one sub-network that the adapter was specialized for; None where it has all of the search space's."""
+        made = self.training.specialized if self.training else None
+        return Subnetwork(made.widths, made.subnetwork) if made else None
+
+    def select(self, choice: str | None = None) -> Subnetwork:
+        """Pick a sub-network of this source; see `space.subnetwork.select`.
+
+        Args:
+            choice: As of --subnet. None is the adapter's own where it was specialized for one.
+
+        Returns:
+            The sub-network.
+
+        Raises:
+            LonasEdgeError: If there is no such sub-network, or the adapter was specialized for another.
+        """
+        own = self.own
+        if own is None:
+            return select(self.space, choice)
+        plain = self.elasticity.plain
+        if choice is None or plain(select(self.space, choice).widths) == plain(own.widths):
+            return own
+        raise LonasEdgeError(
+            f"{self.folder}: specialized for its {own.name} sub-network (`train --from`): the other sub-networks' adapters "
+            f"were left behind, so that {choice!r} would not answer well. Leave --subnet out, or name the super-adapter."
+        )
 
     def ranks(self) -> dict[str, int]:
         """The adapter's rank on each layer that has one."""
@@ -197,12 +227,18 @@ def open_source(
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
-    misfits = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
-    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", misfits, "--model names the right one.")
+    others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
+    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", others, "--model names the right one.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training)
+    if training and training.specialized:
+        raise_all(
+            f"{found.folder / TRAINING}: specialized for a sub-network that the search space has not:",
+            misfits(space, training.specialized.widths, training.search_space),
+            "Take the search space that was trained with.",
+        )
     if adapter_config:
-        misfits = adapters.rank_misfits(elasticity, opened.ranks())
-        raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", misfits)
+        ranks = adapters.rank_misfits(elasticity, opened.ranks())
+        raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", ranks)
     return opened
 
 

@@ -27,6 +27,23 @@ class TrainedData:
 
 
 @dataclass(frozen=True)
+class Specialized:
+    """The one sub-network that an adapter was trained for, and the super-adapter that it began as.
+
+    Attributes:
+        super_adapter: Name of the super-adapter.
+        sha256: SHA-256 of its files, by name.
+        subnetwork: What the sub-network is called.
+        widths: One a group, in group order.
+    """
+
+    super_adapter: str
+    sha256: dict[str, str]
+    subnetwork: str
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Logged:
     """An entry of the log. None is what JSON cannot say: with fp16 a step whose gradients are not finite is skipped."""
 
@@ -36,6 +53,11 @@ class Logged:
     grad_norm: float | None = None
 
 
+def _fourth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 knew no specializing."""
+    return {**content, "specialized": None}
+
+
 @dataclass(frozen=True)
 class TrainingRecord(Record):
     """How a super-adapter came to be.
@@ -43,6 +65,7 @@ class TrainingRecord(Record):
     Attributes:
         base: The base model.
         search_space: Hash of the search space; None for plain LoRA.
+        specialized: The sub-network that was trained alone; None for a super-adapter and for plain LoRA.
         data: The examples.
         prompt: The prompt template.
         options: The `TrainOptions`, as the version that trained had them.
@@ -61,12 +84,17 @@ class TrainingRecord(Record):
     """
 
     NAME: ClassVar = "training"
-    VERSION: ClassVar = 3
-    MIGRATIONS: ClassVar = {1: dict, 2: lambda before: {**before, "damaged_checkpoints": []}}  # of 2 only the schema was new
+    VERSION: ClassVar = 4
+    MIGRATIONS: ClassVar = {
+        1: dict,  # of 2 only the schema was new
+        2: lambda before: {**before, "damaged_checkpoints": []},
+        3: _fourth,
+    }
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
     base: TrainedBase
     search_space: str | None
+    specialized: Specialized | None
     data: TrainedData
     prompt: Template
     options: dict[str, Any]

@@ -244,6 +244,11 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
             f"{(source.adapter or source.base).folder}: there is no search space, so there is nothing to search. "
             "Give the one the super-adapter was trained with (--nncf-config FILE)."
         )
+    if own := source.own:
+        raise LonasEdgeError(
+            f"{source.folder}: specialized for its {own.name} sub-network alone (`train --from`), so that there is nothing to "
+            "search. Name the super-adapter that it began as."
+        )
     evals, settings = _settings(source.space, options)
     measures = list(dict.fromkeys((options.quality, options.cost, *CONFIGURED)))
     picks = parse_picks(options.picks, measures)

@@ -1,7 +1,7 @@
 """A sub-network: one width picked from each group of a search space."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -152,22 +152,35 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
             f"sub-network {str(path)[:300]!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
         )
     record = SubnetworkRecord.read(path)
-    problems = []
-    if record.search_space not in (None, space.hash):
-        problems.append(f"it was written for search space {str(record.search_space)[:12]}, and this one is {space.hash[:12]}")
-    if len(record.widths) != len(space.groups):
-        problems.append(f"{len(record.widths)} widths; the search space has {len(space.groups)} groups")
-    else:
-        problems += [
-            f"group {index} ({group.modules[0]}, …): width {shortened(width)} is not one of {list(group.widths)}"
-            for index, (width, group) in enumerate(zip(record.widths, space.groups, strict=True))
-            if width not in group.widths
-        ]
+    problems = misfits(space, record.widths, record.search_space)
     if record.name is not None and not (record.name.isprintable() and len(record.name) <= MAX_NAME):
         problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
     problems += _found_faults(record.found) if record.found else []
     raise_all(f"{path}: not a sub-network of this search space:", problems)
     return Subnetwork(record.widths, record.name or path.name, record.found)
+
+
+def misfits(space: SearchSpace, widths: Sequence[int], search_space: str | None = None) -> list[str]:
+    """Why widths are not those of a sub-network of a search space.
+
+    Args:
+        space: The search space.
+        widths: In group order.
+        search_space: Hash of the search space that they were written for, where it is known.
+
+    Returns:
+        Every fault.
+    """
+    problems = []
+    if search_space not in (None, space.hash):
+        problems.append(f"it was written for search space {str(search_space)[:12]}, and this one is {space.hash[:12]}")
+    if len(widths) != len(space.groups):
+        return [*problems, f"{len(widths)} widths; the search space has {len(space.groups)} groups"]
+    return problems + [
+        f"group {index} ({group.modules[0]}, …): width {shortened(width)} is not one of {list(group.widths)}"
+        for index, (width, group) in enumerate(zip(widths, space.groups, strict=True))
+        if width not in group.widths
+    ]
 
 
 def _found_faults(found: Found) -> list[str]:

@@ -1,6 +1,6 @@
 """The model card of a super-adapter, the README.md in its directory."""
 
-from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.network.training_record import Specialized, TrainingRecord
 
 
 def super_adapter_card(record: TrainingRecord) -> str:
@@ -13,8 +13,10 @@ def super_adapter_card(record: TrainingRecord) -> str:
         Markdown, with the metadata block that model hubs read.
     """
     base, options, data = record.base, record.options, record.data
-    elastic = record.search_space is not None
+    special = record.specialized
+    elastic = record.search_space is not None and special is None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
+    kind = f"LoNAS adapter of one sub-network ({special.subnetwork})" if special else kind
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     order = (
         "The MLP channels of base and adapter are put in order of importance first (`channel_order.safetensors`; lonas-edge "
@@ -25,7 +27,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
             "---",
             "library_name: peft",
             *([f"base_model: {base.name}"] if base.revision else []),
-            f"tags: [{'lonas, ' if elastic else ''}lora, text-generation]",
+            f"tags: [{'lonas, ' if record.search_space else ''}lora, text-generation]",
             "pipeline_tag: text-generation",
             "---",
             f"# {kind} for {base.name}",
@@ -34,6 +36,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
             f"{options['batch_size']} examples of `{data.name}` ({data.examples} examples), prompt "
             f"`{record.prompt.name}`{last}. `training.json` has the whole record.",
             "",
+            *([_of_super_adapter(special), ""] if special else []),
             *([order, ""] if record.reordered else []),
             "```",
             "lonas-edge export THIS_DIRECTORY --output DIR" + (" --subnet heuristic" if elastic else ""),
@@ -46,4 +49,12 @@ def super_adapter_card(record: TrainingRecord) -> str:
             "```",
             "",
         ]
+    )
+
+
+def _of_super_adapter(special: Specialized) -> str:
+    return (
+        f"It began as the super-adapter `{special.super_adapter}`, of which the {special.subnetwork} sub-network alone was "
+        "trained further: that is the network which lonas-edge takes. The parts that only other sub-networks have are as they "
+        "were."
     )

@@ -10,28 +10,83 @@ from peft import LoraConfig
 
 from lonas_edge.data.encoding import encode
 from lonas_edge.data.instructions import read_examples
-from lonas_edge.data.templates import TEMPLATES, Example
+from lonas_edge.data.templates import TEMPLATES, Example, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.network.adapters import AdapterConfig, rank_misfits
+from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
+from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
-from lonas_edge.network.source import Located, open_source
+from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
+from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.plan import TrainOptions
+
+DEFAULT_PROMPT, PUBLISHED = "alpaca", "lonas"  # where none is named, and that of adapters which say nothing
+
+
+@dataclass(frozen=True)
+class Start:
+    """A super-adapter of which one sub-network is trained further, its widths fixed."""
+
+    source: Source
+    subnetwork: Subnetwork
+
+    @property
+    def located(self) -> Located:
+        """Where the super-adapter lies."""
+        assert self.source.adapter  # there is no start without one
+        return self.source.adapter
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The adapter's configuration."""
+        assert self.source.adapter_config
+        return self.source.adapter_config
+
+    @property
+    def files(self) -> list[Path]:
+        """What the training begins from."""
+        folder = self.located.folder
+        order = [folder / ORDER] if (folder / ORDER).exists() else []
+        return [folder / CONFIG, adapter_file(folder), *order]
+
+    def options(self, options: TrainOptions) -> TrainOptions:
+        """Options of training it: what is the super-adapter's own, and its prompt where none is named."""
+        lora, training = self.config.lora, self.source.training
+        targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules or ())
+        return replace(
+            options,
+            rank=lora.r,
+            alpha=float(lora.lora_alpha),
+            target_modules=tuple(targets),
+            prompt=options.prompt or (training.prompt.name if training else PUBLISHED),
+            sampling="random",
+            reorder=False,
+        )
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training works on. A search space without groups is plain LoRA; `nncf_config` is its file, or None."""
+    """What a training works on.
+
+    Attributes:
+        base: The base model.
+        elasticity: The search space laid over it; one without groups is plain LoRA.
+        nncf_config: The search space's file, or None.
+        data: The file of the examples.
+        examples: The examples.
+        start: The super-adapter of which one sub-network is trained further; None where an adapter is trained from the start.
+    """
 
     base: Located
     elasticity: Elasticity
     nncf_config: Path | None
     data: Path
     examples: list[Example]
+    start: Start | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -74,10 +129,59 @@ def open_inputs(
     return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, data, examples)
 
 
+def open_specialized(
+    start: str,
+    data: Path,
+    subnet: str | None = None,
+    model: str | None = None,
+    nncf_config: Path | None = None,
+    revision: str | None = None,
+) -> Inputs:
+    """Read the configurations and the data of a training of one sub-network, and check that they belong together.
+
+    Args:
+        start: The super-adapter that it begins as.
+        data: The instruction data.
+        subnet: The sub-network, as of --subnet.
+        model: The base model; the one that the super-adapter names when None.
+        nncf_config: The search space; that of the super-adapter when None.
+        revision: The base model's revision on the hub.
+
+    Returns:
+        The inputs, no weights read yet.
+
+    Raises:
+        LonasEdgeError: If something is missing or does not fit.
+    """
+    examples = read_examples(data)
+    source = open_source(start, model, nncf_config, revision)
+    if not (source.adapter and source.adapter_config and source.space.groups):
+        found = "a LoRA adapter without a search space" if source.adapter else "a base model"
+        raise LonasEdgeError(
+            f"{source.folder}: {found}; --from takes a super-adapter: what `lonas-edge train` wrote, or a published "
+            "adapter with --nncf-config FILE"
+        )
+    _refuse_other_parameters(source.adapter_config)
+    read_generation_config(source.base.folder)
+    space = nncf_config or source.adapter.folder / SEARCH_SPACE
+    return Inputs(source.base, source.elasticity, space, data, examples, Start(source, source.select(subnet)))
+
+
+def _refuse_other_parameters(config: AdapterConfig) -> None:
+    """A sub-network's slice of what an adapter trains beside its factors is not known here."""
+    found = {name: getattr(config.lora, name) for name in ("bias", "lora_bias", "modules_to_save")}
+    others = [f"{name} = {value!r}" for name, value in found.items() if value not in ("none", False, None, [])]
+    raise_all(
+        f"{config.path}: --from trains LoRA factors alone, and this adapter has more:",
+        others,
+        "Export it as it is, or train anew.",
+    )
+
+
 def resolved(options: TrainOptions, architecture: Architecture) -> TrainOptions:
-    """The options, with the family's target modules where none are named."""
+    """The options, with the family's target modules and the usual prompt where none are named."""
     targets = architecture.family.default_targets if options.target_modules is None else options.target_modules
-    return replace(options, target_modules=targets)
+    return replace(options, target_modules=targets, prompt=options.prompt or DEFAULT_PROMPT)
 
 
 def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig:
@@ -89,6 +193,11 @@ def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig
         target_modules=list(options.target_modules or ()),
         task_type=architecture.family.task.peft,
     )
+
+
+def template_of(options: TrainOptions) -> Template:
+    """The prompt template of resolved options."""
+    return TEMPLATES[options.prompt or DEFAULT_PROMPT]
 
 
 def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str, int]:
@@ -107,6 +216,19 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         LonasEdgeError: Lists every misfit of the search space and of the target modules.
     """
     architecture = inputs.architecture
+    open_base(inputs.base.folder, architecture)
+    if inputs.start:
+        load_adapter(inputs.start.located.folder, inputs.start.config, inputs.elasticity)
+    else:
+        _check_targets(inputs, options)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise LonasEdgeError("--device cuda: PyTorch sees no CUDA device; take --device cpu")
+    if options.precision == "fp16" and device_of(options) == "cpu":
+        raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU take bf16 or fp32")
+
+
+def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
+    architecture = inputs.architecture
     problems = [
         f"target module {target!r}: the model has no such linear layer"
         for target in options.target_modules or ()
@@ -119,11 +241,6 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         rank_misfits(inputs.elasticity, adapter_ranks(options, architecture)),
         "Raise --rank, add the module, or write a search space with smaller ranks.",
     )
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise LonasEdgeError("--device cuda: PyTorch sees no CUDA device; take --device cpu")
-    if options.precision == "fp16" and device_of(options) == "cpu":
-        raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU take bf16 or fp32")
-    open_base(inputs.base.folder, architecture)
 
 
 def device_of(options: TrainOptions) -> str:
@@ -154,7 +271,7 @@ def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[dict[str
         LonasEdgeError: If there is no usable tokenizer, it is another model's, or no example is left.
     """
     tokenizer = _tokenizer(inputs.base.folder)
-    encoded = encode(inputs.examples, TEMPLATES[options.prompt], tokenizer, options.max_length, options.train_on_prompt)
+    encoded = encode(inputs.examples, template_of(options), tokenizer, options.max_length, options.train_on_prompt)
     if not encoded:
         raise LonasEdgeError(
             f"{inputs.data}: each of its {len(inputs.examples)} examples is longer than --max-length {options.max_length} "

@@ -49,7 +49,7 @@ class TrainOptions:
         distill: Share of the loss that is the KL divergence from the maximal network's answers, 0 to 1.
         reorder: Whether channels are put in order of importance before training.
         calibration_prompts: How many training prompts the importance is taken from.
-        prompt: Name of the prompt template.
+        prompt: Name of the prompt template; `alpaca` when None, or that of the super-adapter which is specialized.
         train_on_prompt: Whether the prompt's tokens are learned too; the template's own rule when None.
         max_length: Tokens of the longest example.
         group_by_length: Whether examples of similar length share a batch.
@@ -81,7 +81,7 @@ class TrainOptions:
     distill: float = 0.0
     reorder: bool = True
     calibration_prompts: int = 64
-    prompt: str = "alpaca"
+    prompt: str | None = None
     train_on_prompt: bool | None = None
     max_length: int = 256
     group_by_length: bool = True
@@ -142,6 +142,14 @@ class Plan:
     """The stages, and what follows from them for every step. The draw of a step depends on the seed and the step alone.
 
     So every process of a data-parallel training trains the same sub-network, and a resumed training the one it would have.
+
+    Attributes:
+        space: The search space; without groups for plain LoRA.
+        stages: What is trained when.
+        warmup_steps: Steps of the linear warm-up.
+        seed: Of the draws.
+        sampling: Which sub-networks a step trains.
+        given: The sub-networks that are drawn from, one width a group each; all of the search space where there is none.
     """
 
     space: SearchSpace
@@ -149,6 +157,7 @@ class Plan:
     warmup_steps: int
     seed: int
     sampling: Sampling
+    given: tuple[tuple[int, ...], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -167,9 +176,14 @@ class Plan:
         return stage.lr * 0.5 * (1 + math.cos(math.pi * progress)) * warmup
 
     def drawn(self, step: int) -> tuple[int, ...]:
-        """The sub-network drawn for a step, each group for itself: a width uniformly among the stage's, blocks by its rate."""
+        """The sub-network drawn for a step: one of the given ones where there are some.
+
+        Otherwise each group for itself: a width uniformly among the stage's, blocks by its rate.
+        """
         stage = self.stage(step)
         draw = random.Random(f"{self.seed}/{stage.first}/{(step - stage.first) // stage.sample_rate}")
+        if self.given:
+            return draw.choice(self.given)
 
         def width(group: Group) -> int:
             if group.kind == "block":
@@ -191,7 +205,13 @@ class Plan:
         return [tuple(w[0] for w in widths), tuple(w[-1] for w in widths), self.drawn(step)]
 
 
-def make_plan(space: SearchSpace, options: TrainOptions, examples: int, where: str = "The search space") -> Plan:
+def make_plan(
+    space: SearchSpace,
+    options: TrainOptions,
+    examples: int,
+    where: str = "The search space",
+    given: tuple[tuple[int, ...], ...] = (),
+) -> Plan:
     """Turn the search space's stages into steps, with the command line's overrides.
 
     Args:
@@ -199,6 +219,7 @@ def make_plan(space: SearchSpace, options: TrainOptions, examples: int, where: s
         options: The overrides.
         examples: How many there are.
         where: What to call the search space in an error.
+        given: The sub-networks that are drawn from; all of the search space where there is none.
 
     Returns:
         The plan.
@@ -217,7 +238,7 @@ def make_plan(space: SearchSpace, options: TrainOptions, examples: int, where: s
     steps = options.steps or max(1, round((total_epochs if options.epochs is None else options.epochs) * epoch))
     planned = _planned(stages, options, steps / total_epochs)
     warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
-    return Plan(space, planned, warmup, options.seed, options.sampling)
+    return Plan(space, planned, warmup, options.seed, options.sampling, given)
 
 
 def _stage_faults(stage: Stage, _space: SearchSpace) -> list[str]:

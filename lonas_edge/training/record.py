@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from lonas_edge.data.templates import TEMPLATES
-from lonas_edge.network.training_record import Logged, TrainedBase, TrainedData, TrainingRecord
-from lonas_edge.training.inputs import Inputs, device_of, precision_of
+from lonas_edge.network.training_record import Logged, Specialized, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.training.inputs import Inputs, device_of, precision_of, template_of
 from lonas_edge.training.plan import Plan
 from lonas_edge.training.working import Resumption, Settings
 from lonas_edge.versions import versions
@@ -43,12 +42,13 @@ def make_record(
     Returns:
         The record.
     """
-    options = settings.options
+    options, start = settings.options, inputs.start
     return TrainingRecord(
         base=TrainedBase(inputs.base.name, inputs.base.revision, settings.base),
         search_space=settings.search_space if inputs.space.groups else None,
+        specialized=Specialized(start.located.name, settings.start, start.subnetwork.name, settings.widths) if start else None,
         data=TrainedData(inputs.data.name, settings.data, learned, len(inputs.examples) - learned),
-        prompt=TEMPLATES[options.prompt],
+        prompt=template_of(options),
         options=json.loads(json.dumps(asdict(options))),
         reordered=reordered,
         stages=tuple(asdict(stage) for stage in plan.stages),

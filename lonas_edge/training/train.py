@@ -5,11 +5,12 @@ by the optimizer exactly as it was, moments included (`elastic_trainer.py`). All
 checkpointing, data parallelism under torchrun, logging, resuming) is the Hugging Face Trainer's.
 """
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -18,26 +19,28 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lonas_edge.data.encoding import Collator
-from lonas_edge.data.templates import TEMPLATES, Example
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.data.templates import Example
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import read_by
 from lonas_edge.formats import DTYPES
+from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
-from lonas_edge.network.source import SEARCH_SPACE
+from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
-from lonas_edge.space.architecture import Architecture
 from lonas_edge.training.checkpoints import STATE, step_of
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
 from lonas_edge.training.inputs import (
     Inputs,
+    Start,
     adapter_ranks,
     check,
     device_of,
@@ -45,6 +48,7 @@ from lonas_edge.training.inputs import (
     precision_of,
     refuse_beyond_vocabulary,
     resolved,
+    template_of,
     tokenized,
 )
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
@@ -81,13 +85,13 @@ def train(
     Raises:
         LonasEdgeError: If the inputs do not fit, the output exists, the loss is not finite, or something ends it early.
     """
-    options = resolved(options, inputs.architecture)
+    options = inputs.start.options(options) if inputs.start else resolved(options, inputs.architecture)
     check(inputs, options)
     working = WorkingDirectory.of(output)
     with working.kept():
         run = _prepared(inputs, options, working, report, tell)
         if run.state.is_main_process:
-            used = (inputs.base.folder, inputs.data, inputs.nncf_config)
+            used = (inputs.base.folder, inputs.data, inputs.nncf_config, inputs.start.located.folder if inputs.start else None)
             return run.lead(OutputDirectory(output, overwrite, used), resume)
         run.trained()
         run.state.wait_for_everyone()
@@ -100,9 +104,16 @@ def _prepared(
     state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
     set_seed(options.seed)
     tokenizer, encoded = tokenized(inputs, options)
-    plan = make_plan(inputs.space, options, len(encoded), str(inputs.nncf_config))
+    plan = _plan(inputs, options, len(encoded))
     arguments = _arguments(plan, options, state.num_processes, working.path)
     return _Run(inputs, options, plan, tokenizer, encoded, working, state, arguments, report, tell)
+
+
+def _plan(inputs: Inputs, options: TrainOptions, examples: int) -> Plan:
+    if inputs.start is None:
+        return make_plan(inputs.space, options, examples, str(inputs.nncf_config))
+    alone = replace(inputs.space, stages=())  # the stages are those of a super-network
+    return make_plan(alone, options, examples, given=(inputs.start.subnetwork.widths,))
 
 
 def _arguments(plan: Plan, options: TrainOptions, processes: int, working: Path) -> TrainingArguments:
@@ -141,10 +152,19 @@ def _arguments(plan: Plan, options: TrainOptions, processes: int, working: Path)
     return arguments
 
 
-def _needed_bytes(options: TrainOptions, architecture: Architecture) -> int:
+def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
     """The adapter, and at the peak three checkpoints of it with two moments each, in fp32."""
-    ranks, sizes = adapter_ranks(options, architecture), architecture.linears
+    ranks = inputs.start.source.ranks() if inputs.start else adapter_ranks(options, inputs.architecture)
+    sizes = inputs.architecture.linears
     return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())
+
+
+def _continued(base: Any, start: Start, dropout: float) -> Any:
+    """The super-adapter on its base, trainable."""
+    config = copy.deepcopy(start.config.lora)
+    config.lora_dropout, config.inference_mode = dropout, False
+    with read_by("peft", start.located.folder / CONFIG):
+        return PeftModel.from_pretrained(base, str(start.located.folder), is_trainable=True, config=config)
 
 
 class _Trained(NamedTuple):
@@ -173,11 +193,15 @@ class _Run:
     def lead(self, directory: OutputDirectory, resume: bool) -> TrainingRecord:
         """The first process alone has the working directory and the output; inputs are recorded as they were at the start."""
         inputs, options = self.inputs, self.options
-        directory.check(0 if resume else _needed_bytes(options, inputs.architecture))
+        directory.check(0 if resume else _needed_bytes(inputs, options))
         nncf_config = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
         settings = Settings.of(inputs, options, self.plan, self.state.num_processes)
         files = {"base": inputs.base.folder, "tokenizer": inputs.base.folder, "data": inputs.data}
         files |= {"search_space": inputs.nncf_config, "stages": inputs.nncf_config} if inputs.nncf_config else {}
+        if inputs.start:
+            files["start"] = inputs.start.located.folder
+            misfits = base_misfits(inputs.start.source.training, settings.base)
+            raise_all(f"{inputs.base.folder}: not the base that was trained on:", misfits, "--model names the right one.")
         with self.working.held(settings, resume, directory.overwrite, files) as resumption:
             if resume:
                 self.tell(resumption.told())
@@ -217,6 +241,8 @@ class _Run:
         return (Path(agreed[0]) if agreed[0] else None), found
 
     def _order(self, resumed: bool) -> ChannelOrder:
+        if self.inputs.start:
+            return self.inputs.start.source.order
         elasticity, folder = self.inputs.elasticity, self.working.path
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
@@ -232,7 +258,7 @@ class _Run:
         return found
 
     def _calibration(self, examples: list[Example]) -> Iterator[dict[str, torch.Tensor]]:
-        template, length = TEMPLATES[self.options.prompt], self.options.max_length
+        template, length = template_of(self.options), self.options.max_length
         for example in examples:
             encoded = self.tokenizer(template.prompt(example), truncation=True, max_length=length, return_tensors="pt")
             refuse_beyond_vocabulary(encoded["input_ids"].flatten().tolist(), self.inputs)
@@ -244,7 +270,11 @@ class _Run:
         return base
 
     def _super_network(self, order: ChannelOrder) -> SuperNetwork:
-        base = self._base()
+        base, start = self._base(), self.inputs.start
+        if start:
+            model = _continued(base, start, self.options.dropout)
+            order.apply_to_model(model)
+            return SuperNetwork(model, self.inputs.elasticity)
         order.apply_to_model(base)
         set_seed(self.options.seed)
         config = lora_config(self.options, self.inputs.architecture)

@@ -41,6 +41,8 @@ class Settings(Record):
 
     Attributes:
         base: SHA-256 of the base's configuration and weights, by file name.
+        start: That of the super-adapter's files which one sub-network is trained further from; none without.
+        widths: Those of that sub-network.
         tokenizer: That of its tokenizer's files.
         data: That of the data.
         search_space: Hash of the search space.
@@ -50,10 +52,13 @@ class Settings(Record):
     """
 
     NAME: ClassVar = "training-settings"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
+    MIGRATIONS: ClassVar = {1: lambda before: {**before, "start": {}, "widths": []}}
     AGAIN: ClassVar = "The training cannot be resumed."
 
     base: dict[str, str]
+    start: dict[str, str]
+    widths: tuple[int, ...]
     tokenizer: dict[str, str]
     data: str
     search_space: str
@@ -69,6 +74,8 @@ class Settings(Record):
         tokenizer = [path for path in (folder / "tokenizer.json", folder / "tokenizer.model") if path.exists()]
         return cls(
             base={path.name: sha256(path) for path in files},
+            start={path.name: sha256(path) for path in inputs.start.files} if inputs.start else {},
+            widths=inputs.start.subnetwork.widths if inputs.start else (),
             tokenizer={path.name: sha256(path) for path in tokenizer},
             data=sha256(inputs.data),
             search_space=inputs.space.hash,

@@ -19,7 +19,8 @@ from lonas_edge.training.plan import TrainOptions
 from lonas_edge.training.working import Resumption, Settings, WorkingDirectory
 
 STAGE = {"first": 0, "steps": 8, "lr_steps": 8, "width_indicator": None, "sample_rate": 1}
-SETTINGS = Settings({"config.json": "a"}, {"tokenizer.json": "b"}, "c", "d", (STAGE,), 1, TrainOptions(alpha=16, steps=8))
+OPTIONS = TrainOptions(alpha=16, steps=8)
+SETTINGS = Settings({"config.json": "a"}, {}, (), {"tokenizer.json": "b"}, "c", "d", (STAGE,), 1, OPTIONS)
 
 
 LESS = "A smaller --micro-batch-size or --gradient-checkpointing needs less."
@@ -45,15 +46,24 @@ def directory(tmp_path: Path, *checkpoints: int) -> WorkingDirectory:
 
 def test_settings_are_read_as_written(tmp_path: Path) -> None:
     path = directory(tmp_path).path / "settings.json"
-    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/1"
+    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/2"
     assert Settings.read(path) == SETTINGS
     assert SETTINGS.changes(Settings.read(path), {}) == []
+
+
+def test_settings_of_version_1(tmp_path: Path) -> None:
+    """Nothing was specialized."""
+    path = directory(tmp_path).path / "settings.json"
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("start", "widths")}
+    path.write_text(json.dumps({**before, "schema": "lonas-edge/training-settings/1"}))
+    assert Settings.read(path) == SETTINGS
 
 
 def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
     """A training that was stopped then can be resumed."""
     path = directory(tmp_path).path / "settings.json"
-    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "schema"}))
+    later = ("schema", "start", "widths")
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name not in later}))
     assert Settings.read(path) == SETTINGS
 
 
@@ -72,6 +82,7 @@ def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
             {},
             ["data: not the same as before: its/data.json", "stages: not the same as before"],
         ),
+        ({"start": {"adapter_config.json": "z"}, "widths": (8,)}, {}, ["start: not the same as before: adapter", "widths: "]),
         ({"tokenizer": {}, "search_space": "z"}, {"rank": 4}, ["tokenizer: ", "search_space: ", "rank: was 32, is 4"]),
     ],
 )

@@ -1,0 +1,352 @@
+"""One sub-network of a super-adapter trained further: against plain torch, the oracle, and what it leaves alone."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import oracle_logits, read_groups
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModels, TinySource
+from torch import nn
+from training_runs import (
+    ADAPTER,
+    EIGHT,
+    EXAMPLES,
+    OPTIONS,
+    ORDER,
+    RECORD,
+    SPACE,
+    Tokens,
+    active_part,
+    logits_of,
+    plain_base,
+    run,
+    same,
+    tensors_of,
+    working,
+    write_data,
+)
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.training.inputs import open_specialized
+from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.train import train
+
+FEW = {"steps": 3, "warmup_steps": 0, "lr": 0.02, "prompt": None}
+
+
+def specialize(
+    start: Path, data: Path, output: Path, widths: list[int], resume: bool = False, at: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Train a sub-network further; interrupted after the step `at`. Returns the record as it is written."""
+    subnet = output.with_name(f"{output.name}.subnet.json")
+    subnet.write_text(json.dumps({"widths": widths}))
+
+    def kill(step: int, _steps: int, _log: Any) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+
+    options = TrainOptions(**{**OPTIONS, **FEW, **changes})
+    train(open_specialized(str(start), data, str(subnet)), output, options, resume, report=kill)
+    return json.loads((output / RECORD).read_text())
+
+
+@pytest.fixture(scope="module")
+def structured(tiny_models: TinyModels, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A super-adapter with elastic heads and blocks."""
+    folder = tmp_path_factory.mktemp("structured") / "super"
+    run(tiny_models.heads_source("llama"), data, folder, steps=3, lr=0.02, warmup_steps=0)
+    return folder
+
+
+@pytest.mark.parametrize("case", ["llama", "phi3", "neox", "gemma2-tied"])
+def test_the_activated_network_is_the_oracle(
+    case: str, tiny_models: TinyModels, trained: Callable, data: Path, tmp_path: Path, choose, materialize, ids: torch.Tensor
+) -> None:
+    source, start = tiny_models.source(case), trained(case, True)
+    widths = choose(source, "unequal:5")
+    specialize(start, data, tmp_path / "out", widths)
+    opened = open_source(str(tmp_path / "out"))
+    assert list(opened.select().widths) == widths
+    network = load_super_network(opened)
+    network.activate(widths)
+    found = logits_of(network.model, ids)
+    assert (found - logits_of(load_checkpoint(materialize(opened, widths)), ids)).abs().max() < 1e-4
+    assert (found - oracle_logits(source.base, tmp_path / "out", start / SPACE, widths, ids)).abs().max() < 1e-4
+    before = oracle_logits(source.base, start, start / SPACE, widths, ids)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_blocks_and_heads(
+    structured: Path, tiny_models: TinyModels, data: Path, tmp_path: Path, materialize, ids: torch.Tensor
+) -> None:
+    source = tiny_models.heads_source("llama")
+    widths = [values[-1] for values in source.groups()[:-3]] + [0, 1, 0]  # narrow; an attention and an MLP left out
+    specialize(structured, data, tmp_path / "out", widths)
+    opened = open_source(str(tmp_path / "out"))
+    found = logits_of(load_checkpoint(materialize(opened, opened.select().widths)), ids)
+    assert (found - oracle_logits(source.base, tmp_path / "out", source.space, widths, ids)).abs().max() < 1e-4
+    changed = {name for name, one in tensors_of(tmp_path / "out").items() if not torch.equal(one, tensors_of(structured)[name])}
+    assert changed
+    assert not any(".0.self_attn." in name or ".2.mlp." in name for name in changed)
+
+
+@pytest.mark.parametrize("case", ["llama", "phi3"])
+def test_the_rest_of_the_adapter_is_left_as_it_was(
+    case: str, tiny_models: TinyModels, trained: Callable, data: Path, tmp_path: Path, choose: Callable
+) -> None:
+    """Weight decay would move it, and so would an optimizer that knows no widths."""
+    source, start = tiny_models.source(case), trained(case, False)
+    widths = choose(source, "unequal:5")
+    specialize(start, data, tmp_path / "out", widths, weight_decay=0.5)
+    before, after = tensors_of(start), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    outside = 0
+    for name, tensor in after.items():
+        active = active_part(name, tensor.shape, *read_groups(source.space, widths))
+        assert torch.equal(tensor[~active], before[name][~active]), name
+        assert bool((tensor != before[name])[active].any()), name
+        outside += int((~active).sum())
+    assert outside > 1000
+
+
+def in_base_order(name: str, active: torch.Tensor, orders: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Where the active part is in the file, whose channels are as the base's; `orders` by the path of an MLP."""
+    path = name.removeprefix("base_model.model.").partition(".lora_")[0]
+    order = orders.get(path.rpartition(".")[0])
+    consumes, up = path.endswith("down_proj"), ".lora_B" in name
+    if order is None or consumes == up:
+        return active
+    places = active.clone()
+    places[(slice(None), order) if consumes else order] = active
+    return places
+
+
+def plain_training(
+    source: TinySource, start: Path, widths: list[int], steps: int, lr: float
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The adapter after training in plain torch and PEFT, and its active part, by names in the file.
+
+    What a width cuts off is zero, so that it adds nothing and gets no gradient.
+    """
+    ranks, outputs = read_groups(source.space, widths)
+    stored = load_file(start / ORDER) if (start / ORDER).exists() else {}
+    orders = {consumer.rpartition(".")[0]: order for consumer, order in stored.items()}
+    model = PeftModel.from_pretrained(plain_base(source), start, is_trainable=True)
+    parts = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = name.replace(".default.", ".")
+            parts[key] = parameter, in_base_order(key, active_part(key, parameter.shape, ranks, outputs), orders)
+            parameter.data *= parts[key][1]
+    with torch.no_grad():  # the channels of the base, too
+        for name, module in model.named_modules():
+            width = outputs.get(name.removeprefix("base_model.model."))
+            if width is not None:
+                order = orders.get(name.removeprefix("base_model.model.").rpartition(".")[0], torch.arange(128))
+                module.base_layer.weight[order[width:]] = 0
+    tokens = [Tokens.of(source, example) for example in EXAMPLES[:4]]
+    optimizer = torch.optim.AdamW([parameter for parameter, _ in parts.values()], weight_decay=0)
+    for step in range(steps):
+        optimizer.zero_grad()
+        losses = [one.cross_entropy(lambda ids: model(input_ids=ids, use_cache=False).logits) for one in tokens]
+        (sum(losses) / sum(one.learned for one in tokens)).backward()  # type: ignore[union-attr]
+        nn.utils.clip_grad_norm_([parameter for parameter, _ in parts.values()], 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr / 2 * (1 + math.cos(math.pi * step / steps))
+        optimizer.step()
+    return {name: (parameter.detach(), active) for name, (parameter, active) in parts.items()}
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+def test_it_is_plain_lora_on_the_cut_network(
+    reorder: bool, llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable
+) -> None:
+    """Four examples are one batch, so that a plain loop sees what the training sees."""
+    start, widths = trained("llama", reorder), choose(llama, "unequal:5")
+    data = write_data(tmp_path / "data.json", EXAMPLES[:4])
+    specialize(start, data, tmp_path / "out", widths, lr=0.003)
+    found, expected = tensors_of(tmp_path / "out"), plain_training(llama, start, widths, 3, 0.003)
+    before = tensors_of(start)
+    assert found.keys() == expected.keys()
+    for name, (tensor, active) in expected.items():
+        assert (found[name] - tensor)[active].abs().max() < 2e-5, name  # AdamW moves each by up to 6e-3
+        assert (tensor - before[name])[active].abs().max() > 1e-3, name
+
+
+def test_resumed_equals_uninterrupted(llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable) -> None:
+    data, widths = write_data(tmp_path / "data.json", EIGHT), choose(llama, "minimal")
+    start, changes = trained("llama", True), {"steps": 8, "dropout": 0.1, "weight_decay": 0.1}
+    record = specialize(start, data, tmp_path / "whole", widths, **changes)
+    with pytest.raises(LonasEdgeError, match=r"Training interrupted\."):
+        specialize(start, data, tmp_path / "out", widths, at=5, **changes)
+    assert [path.name for path in working(tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = specialize(start, data, tmp_path / "out", widths, resume=True, **changes)
+    assert resumed["resumed_from_step"] == 3
+    same(tmp_path / "out", resumed, tmp_path / "whole", record)
+
+
+def test_another_sub_network_or_super_adapter_is_not_resumed(
+    llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable
+) -> None:
+    data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
+    with pytest.raises(LonasEdgeError, match=r"Training interrupted\."):
+        specialize(start, data, tmp_path / "out", choose(llama, "minimal"), at=5, steps=8)
+    with pytest.raises(LonasEdgeError, match="widths: not the same as before"):
+        specialize(start, data, tmp_path / "out", choose(llama, "heuristic"), resume=True, steps=8)
+    with pytest.raises(LonasEdgeError, match=r"start: not the same as before: .*adapter_model\.safetensors"):
+        specialize(trained("llama", False), data, tmp_path / "out", choose(llama, "minimal"), resume=True, steps=8)
+
+
+def test_record(llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable) -> None:
+    start, widths = trained("llama", True), choose(llama, "unequal:5")
+    record = specialize(start, data, tmp_path / "out", widths, dropout=0.25)
+    made = record["specialized"]
+    assert (made["super_adapter"], made["widths"], made["subnetwork"]) == (start.name, widths, "out.subnet.json")
+    assert sorted(made["sha256"]) == sorted(["adapter_config.json", ADAPTER, ORDER])
+    assert record["search_space"] == json.loads((start / RECORD).read_text())["search_space"]
+    assert record["prompt"]["name"] == "question"  # the super-adapter's, none was named
+    assert (record["options"]["rank"], record["options"]["alpha"]) == (8, 16)
+    assert [stage["width_indicator"] for stage in record["stages"]] == [None]
+    files = ["README.md", "adapter_config.json", ADAPTER, ORDER, RECORD, SPACE]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files)
+    assert (tmp_path / "out" / SPACE).read_bytes() == (start / SPACE).read_bytes()
+    assert (tmp_path / "out" / ORDER).read_bytes() == (start / ORDER).read_bytes()
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["lora_dropout"], config["r"]) == (0.25, 8)
+    assert (tmp_path / "out" / config["base_model_name_or_path"]).resolve() == llama.base.resolve()
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"super-adapter `{start.name}`" in card and "out.subnet.json" in card
+    assert "--subnet" not in card
+
+
+def test_a_published_adapter_may_be_specialized(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    """With base and search space named; its prompt is the reference's."""
+    inputs = open_specialized(str(llama.adapter), data, "minimal", str(llama.base), llama.space)
+    record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW, "steps": 1}))
+    assert record is not None
+    assert (record.prompt.name, record.reordered) == ("lonas", False)
+    assert list(open_source(str(tmp_path / "out")).select().widths) == [values[-1] for values in llama.groups()]
+
+
+# a SOURCE like any other
+
+
+@pytest.fixture(scope="module")
+def special(trained: Callable, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny LLaMA's minimal sub-network, specialized. Not to be changed."""
+    output = tmp_path_factory.mktemp("special") / "special"
+    inputs = open_specialized(str(trained("llama", True)), data, "minimal")
+    train(inputs, output, TrainOptions(**{**OPTIONS, **FEW}))
+    return output
+
+
+def test_it_is_selected_without_being_named(special: Path, llama: TinySource, tmp_path: Path) -> None:
+    opened, widths = open_source(str(special)), [values[-1] for values in llama.groups()]
+    named = tmp_path / "mine.json"
+    named.write_text(json.dumps({"widths": widths}))
+    for choice in (None, "minimal", str(named)):
+        assert (list(opened.select(choice).widths), opened.select(choice).name) == (widths, "minimal")
+    for other in ("heuristic", "maximal", "random:1"):
+        with pytest.raises(LonasEdgeError, match=f"specialized for its minimal sub-network.*'{other}'"):
+            opened.select(other)
+
+
+def test_commands_take_it(special: Path, llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    widths = [values[-1] for values in llama.groups()]
+    ran = run_cli("export", special, "--stage", "checkpoint", "--output", tmp_path / "exported")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "exported/subnetwork.json").read_text())["widths"] == widths
+    ran = run_cli("inspect", special, "--json")
+    assert [group["width"] for group in json.loads(ran.out)["groups"]] == widths
+    for arguments, told in (
+        (("export", special, "--subnet", "maximal", "--output", tmp_path / "no"), "Leave --subnet out"),
+        (("export", special, "--solve", data, "--output", tmp_path / "no"), "--solve could bring it nearer to"),
+        (("inspect", special, "--subnet", "heuristic"), "specialized for its minimal sub-network"),
+        (("search", special, "--data", data, "--output", tmp_path / "no"), "nothing to search"),
+        (("eval", special, "--subnet", "heuristic", "--tasks", "boolq", "--datasets", tmp_path), "specialized for its minimal"),
+    ):
+        ran = run_cli(*arguments)
+        assert (ran.code, told in " ".join(ran.err.split())) == (1, True), ran
+
+
+def test_it_may_be_trained_on(special: Path, data: Path, tmp_path: Path) -> None:
+    """For its own sub-network."""
+    inputs = open_specialized(str(special), data)
+    record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW, "steps": 1}))
+    assert record is not None and record.specialized is not None
+    assert (record.specialized.super_adapter, record.specialized.subnetwork) == ("special", "minimal")
+    with pytest.raises(LonasEdgeError, match="specialized for its minimal"):
+        open_specialized(str(special), data, "maximal")
+
+
+def test_a_record_of_widths_that_there_are_not(special: Path, tmp_path: Path) -> None:
+    record = json.loads((special / RECORD).read_text())
+    record["specialized"]["widths"][2:] = [7, *record["specialized"]["widths"][3:-1]]
+    for path in special.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    base = json.loads((special / "adapter_config.json").read_text())["base_model_name_or_path"]
+    with pytest.raises(LonasEdgeError, match=r"training\.json: specialized for a sub-network that the search space has not"):
+        open_source(str(tmp_path), str((special / base).resolve()))
+
+
+# what is refused
+
+
+def test_what_is_no_super_adapter(llama: TinySource, tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
+    for start, found in ((llama.base, "a base model"), (llama.adapter, "a LoRA adapter without a search space")):
+        base = None if start == llama.base else str(llama.base)
+        with pytest.raises(LonasEdgeError, match=rf"{start}: {found}; --from takes a super-adapter"):
+            open_specialized(str(start), data, None, base)
+    with pytest.raises(LonasEdgeError, match="no such directory"):
+        open_specialized(str(tmp_path / "none"), data)
+
+
+def test_an_adapter_that_has_more_than_factors(tiny_models: TinyModels, data: Path) -> None:
+    base, space = tiny_models.base("llama-biased"), tiny_models.space("llama-biased")
+    adapter = tiny_models.adapter("llama-biased", bias="all")
+    with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors alone[\s\S]*bias = 'all'"):
+        open_specialized(str(adapter), data, "minimal", str(base), space)
+
+
+def test_a_sub_network_of_another_space(trained: Callable, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"widths": [8, 8, 8], "search_space": "0" * 64}))
+    with pytest.raises(LonasEdgeError, match=r"found\.json: not a sub-network of this search space:[\s\S]*3 widths; the"):
+        open_specialized(str(trained("llama", True)), data, str(path))
+
+
+def test_another_base(llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
+    """Of the same configuration: its weights tell, before they are loaded."""
+    run(llama_copy, data, tmp_path / "super", steps=1)
+    file = llama_copy.base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"].neg_()
+    save_file(tensors, file, {"format": "pt"})
+    inputs = open_specialized(str(tmp_path / "super"), data, "minimal")
+    with pytest.raises(LonasEdgeError, match=r"not the base that was trained on:\s+- model\.safetensors: SHA-256"):
+        train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW}))
+
+
+def test_a_damaged_super_adapter(trained: Callable, data: Path, tmp_path: Path) -> None:
+    start = trained("llama", True)
+    inputs = open_specialized(str(start), data, "minimal")
+    for path in start.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(start / ADAPTER)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, tmp_path / ADAPTER)
+    source = replace(inputs.start.source, adapter=replace(inputs.start.located, folder=tmp_path))  # type: ignore[union-attr]
+    damaged = replace(inputs, start=replace(inputs.start, source=source))  # type: ignore[type-var]
+    with pytest.raises(LonasEdgeError, match="missing; expected"):
+        train(damaged, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW}))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = TrainOptions()
 _LARGEST = 1e6  # far beyond what learns anything, and a float32
-_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "sampling", "distill", "reorder")
+_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "sampling", "reorder")
 _OF_THE_SUPER_ADAPTER = ("rank", "alpha", "target_modules", "elastic", *_OF_ELASTIC_TRAINING)
 
 _Model = Annotated[
@@ -120,7 +120,27 @@ _Sampling = Annotated[
     ),
 ]
 _Distill = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of the loss that is distillation from the maximal network; 0 is off.")
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of the loss that is distillation, from --teacher or else from the maximal network as it is by then. "
+        "Default: 0.5 with --teacher, else 0, which is off.",
+    ),
+]
+_Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        click_type=USER_PATH_OR_NAME,
+        metavar="MODEL",
+        help="A finished model to learn from, frozen: a LoRA adapter (of a super-adapter, its maximal network), what `export "
+        "--stage checkpoint` wrote, or a Hugging Face model; of the same vocabulary. Default: none.",
+    ),
+]
+_Temperature = Annotated[
+    float,
+    typer.Option(max=_LARGEST, help="What logits are divided by for the distillation: above 1, unlikely tokens count more."),
 ]
 _Reorder = Annotated[bool, typer.Option("--reorder/--no-reorder", help="Put channels in order of importance before training.")]
 _Elastic = Annotated[bool, typer.Option("--elastic/--no-elastic", help="--no-elastic: plain LoRA.")]
@@ -185,7 +205,9 @@ def command(  # the options are read from the context, by the names they have in
     sample_rate: _SampleRate = None,
     depth_rate: _DepthRate = _DEFAULT.depth_rate,
     sampling: _Sampling = _DEFAULT.sampling,
-    distill: _Distill = _DEFAULT.distill,
+    distill: _Distill = None,
+    teacher: _Teacher = None,
+    temperature: _Temperature = _DEFAULT.temperature,
     reorder: _Reorder = _DEFAULT.reorder,
     elastic: _Elastic = True,
     prompt: _Prompt = _DEFAULT.prompt,
@@ -217,15 +239,16 @@ def command(  # the options are read from the context, by the names they have in
             from transformers.utils.logging import disable_progress_bar
 
             from lonas_edge.output import OutputDirectory
-            from lonas_edge.training.inputs import open_inputs, open_specialized
+            from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
-        used = (model, data, nncf_config, start, *files([subnet]))
+        used = (model, data, nncf_config, start, teacher, *files([subnet]))
         OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
         if start:
             inputs = open_specialized(start, data, subnet, model, nncf_config, revision)
         else:
             inputs = open_inputs(str(model), data, nncf_config, revision, elastic)
+        inputs = with_teacher(inputs, teacher) if teacher else inputs
         refuse_revision(revision, inputs.base)
         if given(ctx, "depth_rate") and not inputs.space.has_blocks:
             raise LonasEdgeError(f"--depth-rate: {nncf_config} has no blocks that may be left out (`lonas-edge space --depth`)")
@@ -247,6 +270,7 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
         raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
     if math.isnan(ctx.params["depth_rate"]):
         raise typer.BadParameter("--depth-rate nan: must be between 0 and 1")
+    _refuse_idle_distillation(ctx)
     if given(ctx, "steps") and given(ctx, "epochs"):
         raise typer.BadParameter("--steps and --epochs: each says how long to train; give one")
     if ctx.params["start"]:
@@ -263,8 +287,22 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
         raise typer.BadParameter(
             "--nncf-config FILE is needed (`lonas-edge space --model M --output FILE` writes one), or --no-elastic"
         )
+    idle += ["distill"] if ctx.params["distill"] and not ctx.params["teacher"] else []
     if not elastic and idle:
         raise typer.BadParameter(f"{_flags(idle)}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
+
+
+def _refuse_idle_distillation(ctx: typer.Context) -> None:
+    teacher, share = ctx.params["teacher"], ctx.params["distill"]
+    if not ctx.params["temperature"] > 0:
+        raise typer.BadParameter(f"--temperature {ctx.params['temperature']:g}: must be more than 0")
+    if teacher and share == 0:
+        raise typer.BadParameter("--teacher with --distill 0: nothing would be learned from it; leave one out")
+    if not teacher and share and ctx.params["start"]:
+        told = "the maximal network is not trained with --from; --teacher SUPER_ADAPTER learns from it as it is"
+        raise typer.BadParameter(f"--distill goes with --teacher MODEL: {told}")
+    if given(ctx, "temperature") and not (teacher or share):
+        raise typer.BadParameter("--temperature goes with --teacher or --distill")
 
 
 def _flags(names: Iterable[str]) -> str:

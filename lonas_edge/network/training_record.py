@@ -44,6 +44,14 @@ class Specialized:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """The frozen teacher: its name, and SHA-256 of its files, but for those of the base that was trained on."""
+
+    name: str
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Logged:
     """An entry of the log. None is what JSON cannot say: with fp16 a step whose gradients are not finite is skipped."""
 
@@ -58,6 +66,11 @@ def _fourth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "specialized": None}
 
 
+def _fifth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 knew no frozen teacher."""
+    return {**content, "teacher": None}
+
+
 @dataclass(frozen=True)
 class TrainingRecord(Record):
     """How a super-adapter came to be.
@@ -66,6 +79,7 @@ class TrainingRecord(Record):
         base: The base model.
         search_space: Hash of the search space; None for plain LoRA.
         specialized: The sub-network that was trained alone; None for a super-adapter and for plain LoRA.
+        teacher: The frozen model that was learned from, if there was one.
         data: The examples.
         prompt: The prompt template.
         options: The `TrainOptions`, as the version that trained had them.
@@ -84,17 +98,19 @@ class TrainingRecord(Record):
     """
 
     NAME: ClassVar = "training"
-    VERSION: ClassVar = 4
+    VERSION: ClassVar = 5
     MIGRATIONS: ClassVar = {
         1: dict,  # of 2 only the schema was new
         2: lambda before: {**before, "damaged_checkpoints": []},
         3: _fourth,
+        4: _fifth,
     }
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
     base: TrainedBase
     search_space: str | None
     specialized: Specialized | None
+    teacher: Taught | None
     data: TrainedData
     prompt: Template
     options: dict[str, Any]

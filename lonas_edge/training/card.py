@@ -37,6 +37,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
             f"`{record.prompt.name}`{last}. `training.json` has the whole record.",
             "",
             *([_of_super_adapter(special), ""] if special else []),
+            *([_taught(record), ""] if record.teacher else []),
             *([order, ""] if record.reordered else []),
             "```",
             "lonas-edge export THIS_DIRECTORY --output DIR" + (" --subnet heuristic" if elastic else ""),
@@ -50,6 +51,11 @@ def super_adapter_card(record: TrainingRecord) -> str:
             "",
         ]
     )
+
+
+def _taught(record: TrainingRecord) -> str:
+    name = record.teacher.name if record.teacher else ""
+    return f"It learned from `{name}` as a frozen teacher, too: {record.options['distill']:.0%} of the loss."
 
 
 def _of_super_adapter(special: Specialized) -> str:

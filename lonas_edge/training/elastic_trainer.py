@@ -33,8 +33,9 @@ class ElasticTrainer(Trainer):
     """The Trainer, with sub-networks activated around its own training step.
 
     Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step; with `distill` λ,
-    (1 - λ) · cross-entropy + λ · KL(maximal network ‖ sub-network), the teacher without gradient (in-place distillation, Yu &
-    Huang, ICCV 2019). A network that is maximal itself has the cross-entropy alone.
+    (1 - λ) · cross-entropy + λ · T² · KL(teacher ‖ sub-network), logits divided by the temperature T (Hinton, Vinyals & Dean,
+    2015), the teacher without gradient. It is a frozen model; where there is none, the maximal network as it is by then
+    (in-place distillation, Yu & Huang, ICCV 2019), and a network that is maximal itself has the cross-entropy alone.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class ElasticTrainer(Trainer):
         distill: float = 0.0,
         batch_examples: int = 1,
         group_by_length: bool = False,
+        teacher: Any = None,
+        temperature: float = 1.0,
         **arguments: Any,
     ):
         """Set up.
@@ -54,10 +57,13 @@ class ElasticTrainer(Trainer):
             distill: Share of the distillation in the loss, 0 to 1.
             batch_examples: Examples of an optimizer step, over all devices.
             group_by_length: Whether those are of similar length.
+            teacher: A frozen model of the same vocabulary, on the device that is trained on; the maximal network when None.
+            temperature: Of the distillation.
             **arguments: As of `Trainer`.
         """
         self.network, self.plan, self.distill = network, plan, distill
         self.batch_examples, self.group_by_length = batch_examples, group_by_length
+        self.frozen, self.temperature = teacher, temperature
         self._maximal = tuple(group.widths[0] for group in plan.space.groups)
         self._passes = 1
         self._teacher: torch.Tensor | None = None
@@ -122,21 +128,25 @@ class ElasticTrainer(Trainer):
         self._passes = len(trained)
         teacher, losses = None, []
         for chosen in trained:
-            taught = self.distill > 0 and chosen != self._maximal
+            taught = self.distill > 0 and (self.frozen is not None or chosen != self._maximal)
             if taught and teacher is None:
-                teacher = self._maximal_logits(model, inputs)
+                teacher = self._teacher_logits(model, inputs)
             self._teacher = teacher if taught else None
             self.network.activate(chosen)
             losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
-            teacher = self._logits if self.distill and chosen == self._maximal else teacher
+            if self.distill and self.frozen is None and chosen == self._maximal:
+                teacher = self._logits
         self._logits = None
         loss = torch.stack(losses).sum()
         if not torch.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
-    def _maximal_logits(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        self.network.activate(self._maximal)
+    def _teacher_logits(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        if self.frozen is not None:
+            model = self.frozen
+        else:
+            self.network.activate(self._maximal)
         model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             logits: torch.Tensor = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False).logits
@@ -167,9 +177,10 @@ class ElasticTrainer(Trainer):
         logits = outputs.logits.flatten(0, 1)[learned].float()
         total = F.cross_entropy(logits, labels[learned], reduction="sum")
         if self._teacher is not None:
-            teacher = self._teacher.flatten(0, 1)[learned].float()
-            kl = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
-            total = (1 - self.distill) * total + self.distill * kl
+            teacher, heat = self._teacher.flatten(0, 1)[learned].float(), self.temperature
+            ours, theirs = (logits / heat).log_softmax(-1), (teacher / heat).log_softmax(-1)
+            kl = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+            total = (1 - self.distill) * total + self.distill * heat**2 * kl
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         # data parallelism averages over processes what was counted over all of them
         loss = total / count / self._passes * self.accelerator.num_processes

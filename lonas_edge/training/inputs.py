@@ -23,7 +23,9 @@ from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.teacher import Teacher, open_teacher
 
+TAUGHT_SHARE = 0.5  # of the loss, where a teacher is named and no share
 DEFAULT_PROMPT, PUBLISHED = "alpaca", "lonas"  # where none is named, and that of adapters which say nothing
 
 
@@ -79,6 +81,7 @@ class Inputs:
         data: The file of the examples.
         examples: The examples.
         start: The super-adapter of which one sub-network is trained further; None where an adapter is trained from the start.
+        teacher: The frozen model that is learned from, if there is one.
     """
 
     base: Located
@@ -87,6 +90,7 @@ class Inputs:
     data: Path
     examples: list[Example]
     start: Start | None = None
+    teacher: Teacher | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -176,6 +180,37 @@ def _refuse_other_parameters(config: AdapterConfig) -> None:
         others,
         "Export it as it is, or train anew.",
     )
+
+
+def with_teacher(inputs: Inputs, reference: str) -> Inputs:
+    """The same training with a frozen teacher.
+
+    Args:
+        inputs: What is trained.
+        reference: The teacher; see `teacher.open_teacher`.
+
+    Returns:
+        The inputs, the teacher's weights not read yet.
+
+    Raises:
+        LonasEdgeError: If it cannot teach this model.
+    """
+    return replace(inputs, teacher=open_teacher(reference, inputs.base))
+
+
+def settled(inputs: Inputs, options: TrainOptions) -> TrainOptions:
+    """The options of a training, what they leave open decided by what is trained.
+
+    Args:
+        inputs: What is trained.
+        options: As asked for.
+
+    Returns:
+        The options; nothing is open but how long and in which portions.
+    """
+    found = inputs.start.options(options) if inputs.start else resolved(options, inputs.architecture)
+    share = TAUGHT_SHARE if inputs.teacher else 0.0
+    return replace(found, distill=share if found.distill is None else found.distill)
 
 
 def resolved(options: TrainOptions, architecture: Architecture) -> TrainOptions:

@@ -46,7 +46,9 @@ class TrainOptions:
         sample_rate: Optimizer steps between two draws; the stage's own when None.
         depth_rate: Chance that a group of blocks is left out of a drawn sub-network, where the stage trains depth.
         sampling: `random` trains one drawn sub-network a step; `sandwich` the maximal, the minimal and a drawn one.
-        distill: Share of the loss that is the KL divergence from the maximal network's answers, 0 to 1.
+        distill: Share of the loss that is the KL divergence from the teacher's answers, 0 to 1; when None, 0.5 where a teacher
+            is named, and else 0. Where none is named, the maximal network is the teacher.
+        temperature: What logits of teacher and network are divided by before they are compared.
         reorder: Whether channels are put in order of importance before training.
         calibration_prompts: How many training prompts the importance is taken from.
         prompt: Name of the prompt template; `alpaca` when None, or that of the super-adapter which is specialized.
@@ -78,7 +80,8 @@ class TrainOptions:
     sample_rate: int | None = None
     depth_rate: float = 0.2
     sampling: Sampling = "random"
-    distill: float = 0.0
+    distill: float | None = None
+    temperature: float = 1.0
     reorder: bool = True
     calibration_prompts: int = 64
     prompt: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from lonas_edge.network.training_record import Logged, Specialized, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
 from lonas_edge.training.inputs import Inputs, device_of, precision_of, template_of
 from lonas_edge.training.plan import Plan
 from lonas_edge.training.working import Resumption, Settings
@@ -47,6 +47,7 @@ def make_record(
         base=TrainedBase(inputs.base.name, inputs.base.revision, settings.base),
         search_space=settings.search_space if inputs.space.groups else None,
         specialized=Specialized(start.located.name, settings.start, start.subnetwork.name, settings.widths) if start else None,
+        teacher=Taught(inputs.teacher.name, settings.teacher) if inputs.teacher else None,
         data=TrainedData(inputs.data.name, settings.data, learned, len(inputs.examples) - learned),
         prompt=template_of(options),
         options=json.loads(json.dumps(asdict(options))),

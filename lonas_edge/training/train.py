@@ -47,7 +47,7 @@ from lonas_edge.training.inputs import (
     lora_config,
     precision_of,
     refuse_beyond_vocabulary,
-    resolved,
+    settled,
     template_of,
     tokenized,
 )
@@ -85,13 +85,14 @@ def train(
     Raises:
         LonasEdgeError: If the inputs do not fit, the output exists, the loss is not finite, or something ends it early.
     """
-    options = inputs.start.options(options) if inputs.start else resolved(options, inputs.architecture)
+    options = settled(inputs, options)
     check(inputs, options)
     working = WorkingDirectory.of(output)
     with working.kept():
         run = _prepared(inputs, options, working, report, tell)
         if run.state.is_main_process:
-            used = (inputs.base.folder, inputs.data, inputs.nncf_config, inputs.start.located.folder if inputs.start else None)
+            others = [one.folder for one in (inputs.start and inputs.start.located, inputs.teacher) if one]
+            used = (inputs.base.folder, inputs.data, inputs.nncf_config, *others)
             return run.lead(OutputDirectory(output, overwrite, used), resume)
         run.trained()
         run.state.wait_for_everyone()
@@ -198,6 +199,7 @@ class _Run:
         settings = Settings.of(inputs, options, self.plan, self.state.num_processes)
         files = {"base": inputs.base.folder, "tokenizer": inputs.base.folder, "data": inputs.data}
         files |= {"search_space": inputs.nncf_config, "stages": inputs.nncf_config} if inputs.nncf_config else {}
+        files |= {"teacher": inputs.teacher.folder} if inputs.teacher else {}
         if inputs.start:
             files["start"] = inputs.start.located.folder
             misfits = base_misfits(inputs.start.source.training, settings.base)
@@ -280,6 +282,12 @@ class _Run:
         config = lora_config(self.options, self.inputs.architecture)
         return SuperNetwork(get_peft_model(base, config), self.inputs.elasticity)
 
+    def _teacher(self) -> Any:
+        """The frozen teacher, loaded; None where there is none."""
+        if self.inputs.teacher is None:
+            return None
+        return self.inputs.teacher.load(DTYPES[precision_of(self.options)].torch).to(self.arguments.device)
+
     def _trainer(self, network: SuperNetwork) -> ElasticTrainer:
         trainable = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
         optimizer = AdamW(trainable, lr=1.0, weight_decay=self.options.weight_decay)  # the scheduler gives the rate itself
@@ -287,9 +295,11 @@ class _Run:
         trainer = ElasticTrainer(
             network,
             self.plan,
-            self.options.distill,
+            self.options.distill or 0.0,
             self.options.batch_size,
             self.options.group_by_length,
+            self._teacher(),
+            self.options.temperature,
             args=self.arguments,
             train_dataset=self.encoded,
             data_collator=Collator(eos if pad is None else pad),

@@ -43,6 +43,7 @@ class Settings(Record):
         base: SHA-256 of the base's configuration and weights, by file name.
         start: That of the super-adapter's files which one sub-network is trained further from; none without.
         widths: Those of that sub-network.
+        teacher: SHA-256 of the teacher's files; none without.
         tokenizer: That of its tokenizer's files.
         data: That of the data.
         search_space: Hash of the search space.
@@ -52,13 +53,17 @@ class Settings(Record):
     """
 
     NAME: ClassVar = "training-settings"
-    VERSION: ClassVar = 2
-    MIGRATIONS: ClassVar = {1: lambda before: {**before, "start": {}, "widths": []}}
+    VERSION: ClassVar = 3
+    MIGRATIONS: ClassVar = {
+        1: lambda before: {**before, "start": {}, "widths": []},
+        2: lambda before: {**before, "teacher": {}},
+    }
     AGAIN: ClassVar = "The training cannot be resumed."
 
     base: dict[str, str]
     start: dict[str, str]
     widths: tuple[int, ...]
+    teacher: dict[str, str]
     tokenizer: dict[str, str]
     data: str
     search_space: str
@@ -76,6 +81,7 @@ class Settings(Record):
             base={path.name: sha256(path) for path in files},
             start={path.name: sha256(path) for path in inputs.start.files} if inputs.start else {},
             widths=inputs.start.subnetwork.widths if inputs.start else (),
+            teacher={path.name: sha256(path) for path in inputs.teacher.files} if inputs.teacher else {},
             tokenizer={path.name: sha256(path) for path in tokenizer},
             data=sha256(inputs.data),
             search_space=inputs.space.hash,

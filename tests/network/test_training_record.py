@@ -8,7 +8,7 @@ import pytest
 
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.training_record import Logged, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.network.training_record import Logged, Specialized, TrainedBase, TrainedData, TrainingRecord
 
 OF_VERSION_1: dict[str, Any] = {
     "format": 1,
@@ -36,7 +36,7 @@ OF_VERSION_1: dict[str, Any] = {
     "losses": [{"step": 1, "loss": 6.76, "learning_rate": 0.00015, "grad_norm": None}, {"step": 2, "loss": 6.5}],
     "versions": {"python": "3.11.7", "torch": "2.13.0+cpu"},
 }
-LATER = {"damaged_checkpoints": [], "specialized": None}
+LATER = {"damaged_checkpoints": [], "specialized": None, "teacher": None}
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
@@ -72,11 +72,20 @@ def test_version_3_is_read(tmp_path: Path) -> None:
     assert (record.specialized, record.damaged_checkpoints) == (None, ("checkpoint-3: cut off",))
 
 
+def test_version_4_is_read(tmp_path: Path) -> None:
+    """It knew no frozen teacher."""
+    made = {"super_adapter": "super", "sha256": {"adapter_config.json": "1f"}, "subnetwork": "minimal", "widths": [6, 64]}
+    content = {"schema": "lonas-edge/training/4", **OF_VERSION_1, "damaged_checkpoints": [], "specialized": made}
+    record = TrainingRecord.read(written(tmp_path, {name: value for name, value in content.items() if name != "format"}))
+    assert record.specialized == Specialized("super", {"adapter_config.json": "1f"}, "minimal", (6, 64))
+    assert record.teacher is None
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, OF_VERSION_1))
     record.write(tmp_path / "again.json")
     content = json.loads((tmp_path / "again.json").read_text())
-    assert content["schema"] == "lonas-edge/training/4"
+    assert content["schema"] == "lonas-edge/training/5"
     full = {"learning_rate": None, "grad_norm": None}  # what the log did not have
     expected = {**OF_VERSION_1, **LATER, "losses": [{**full, **entry} for entry in OF_VERSION_1["losses"]]}
     assert {name: content[name] for name in content if name != "schema"} == {n: expected[n] for n in expected if n != "format"}
@@ -86,9 +95,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"schema": "lonas-edge/training/5"}, ["newer lonas-edge", "lonas-edge/training/5", "Update lonas-edge"]),
-        ({"format": 5}, ["newer lonas-edge", "Update lonas-edge"]),
-        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/4", "lonas-edge/manifest/2"]),
+        ({"schema": "lonas-edge/training/6"}, ["newer lonas-edge", "lonas-edge/training/6", "Update lonas-edge"]),
+        ({"format": 6}, ["newer lonas-edge", "Update lonas-edge"]),
+        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/5", "lonas-edge/manifest/2"]),
         ({"steps": "two", "base": {"name": "base"}}, ["steps: ", "base.revision: ", "base.sha256: "]),
         ({"mine": 1}, ["mine: ", "train again"]),
     ],

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from oracle import oracle_logits, read_groups
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from tiny_models import OTHER_TARGETS, TARGETS, TinyModels, TinySource, mlp_names
+from tiny_models import OTHER_TARGETS, TARGETS, TinyModels, TinySource, mlp_names, random_model
 from torch import nn
 from training_runs import (
     EOS,
@@ -29,7 +30,9 @@ from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 
-def elastic_trainer(source: TinySource, trained: list[list[int]], folder: Path, distill: float = 0.0) -> ElasticTrainer:
+def elastic_trainer(
+    source: TinySource, trained: list[list[int]], folder: Path, distill: float = 0.0, **options: Any
+) -> ElasticTrainer:
     """The trainer on the tiny adapter in float64, with a plan that trains the given sub-networks in every step."""
     model = PeftModel.from_pretrained(
         plain_base(source, torch.float64), source.adapter, is_trainable=True, autocast_adapter_dtype=False
@@ -37,7 +40,7 @@ def elastic_trainer(source: TinySource, trained: list[list[int]], folder: Path, 
     network = SuperNetwork(model, source.opened().elasticity)
     plan = SimpleNamespace(space=source.opened().space, trained=lambda _step: [tuple(widths) for widths in trained])
     arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", remove_unused_columns=False)
-    return ElasticTrainer(network, plan, distill, args=arguments)
+    return ElasticTrainer(network, plan, distill, args=arguments, **options)
 
 
 def step(trainer: ElasticTrainer, tokens: list[Tokens], learned: int | None = None) -> float:
@@ -143,6 +146,34 @@ def test_distilled_loss_by_hand(llama: TinySource, choose: Callable, tmp_path: P
             loss = (1 - share) * loss + share * kl
         losses.append(loss)
     assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("heat", [1.0, 2.0])
+def test_the_loss_with_a_frozen_teacher_by_hand(llama: TinySource, choose: Callable, tmp_path: Path, heat: float) -> None:
+    """Every network has (1 - λ) CE + λ T² KL(teacher ‖ network), logits over T; the maximal one, too. It stays as it is."""
+    share, teacher = 0.3, random_model("llama", seed=5).double()
+    networks = [choose(llama, name) for name in ("maximal", "minimal", "unequal:4")]
+    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:5]]
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    trainer = elastic_trainer(llama, networks, tmp_path, share, teacher=teacher, temperature=heat)
+    found = step(trainer, tokens)
+
+    def taught(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return teacher(input_ids=ids, use_cache=False).logits
+
+    losses = []
+    for widths in networks:
+
+        def network(ids: torch.Tensor, widths: list[int] = widths) -> torch.Tensor:
+            return oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
+
+        kl = divergence(tokens, lambda ids: taught(ids) / heat, lambda ids, of=network: of(ids) / heat)
+        assert kl > 0.01
+        losses.append((1 - share) * cross_entropy(tokens, network) + share * heat**2 * kl)
+    assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_no_gradient_flows_through_the_teacher(llama: TinySource, choose: Callable, tmp_path: Path) -> None:

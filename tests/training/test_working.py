@@ -20,7 +20,7 @@ from lonas_edge.training.working import Resumption, Settings, WorkingDirectory
 
 STAGE = {"first": 0, "steps": 8, "lr_steps": 8, "width_indicator": None, "sample_rate": 1}
 OPTIONS = TrainOptions(alpha=16, steps=8)
-SETTINGS = Settings({"config.json": "a"}, {}, (), {"tokenizer.json": "b"}, "c", "d", (STAGE,), 1, OPTIONS)
+SETTINGS = Settings({"config.json": "a"}, {}, (), {}, {"tokenizer.json": "b"}, "c", "d", (STAGE,), 1, OPTIONS)
 
 
 LESS = "A smaller --micro-batch-size or --gradient-checkpointing needs less."
@@ -46,7 +46,7 @@ def directory(tmp_path: Path, *checkpoints: int) -> WorkingDirectory:
 
 def test_settings_are_read_as_written(tmp_path: Path) -> None:
     path = directory(tmp_path).path / "settings.json"
-    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/2"
+    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/3"
     assert Settings.read(path) == SETTINGS
     assert SETTINGS.changes(Settings.read(path), {}) == []
 
@@ -54,15 +54,23 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
 def test_settings_of_version_1(tmp_path: Path) -> None:
     """Nothing was specialized."""
     path = directory(tmp_path).path / "settings.json"
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("start", "widths")}
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("start", "widths", "teacher")}
     path.write_text(json.dumps({**before, "schema": "lonas-edge/training-settings/1"}))
+    assert Settings.read(path) == SETTINGS
+
+
+def test_settings_of_version_2(tmp_path: Path) -> None:
+    """There was no frozen teacher."""
+    path = directory(tmp_path).path / "settings.json"
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "teacher"}
+    path.write_text(json.dumps({**before, "schema": "lonas-edge/training-settings/2"}))
     assert Settings.read(path) == SETTINGS
 
 
 def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
     """A training that was stopped then can be resumed."""
     path = directory(tmp_path).path / "settings.json"
-    later = ("schema", "start", "widths")
+    later = ("schema", "start", "widths", "teacher")
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name not in later}))
     assert Settings.read(path) == SETTINGS
 
@@ -83,6 +91,7 @@ def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
             ["data: not the same as before: its/data.json", "stages: not the same as before"],
         ),
         ({"start": {"adapter_config.json": "z"}, "widths": (8,)}, {}, ["start: not the same as before: adapter", "widths: "]),
+        ({"teacher": {"model.safetensors": "z"}}, {"temperature": 2.0}, ["teacher: ", "temperature: was 1.0, is 2.0"]),
         ({"tokenizer": {}, "search_space": "z"}, {"rank": 4}, ["tokenizer: ", "search_space: ", "rank: was 32, is 4"]),
     ],
 )

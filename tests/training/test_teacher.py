@@ -1,0 +1,193 @@
+"""A frozen teacher: what may be one, what it answers, and a training that learns from it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle_logits
+from peft import PeftModel
+from tiny_models import TinyModels, TinySource, random_model, tokenizer
+from training_runs import (
+    EIGHT,
+    EXAMPLES,
+    OPTIONS,
+    RECORD,
+    SPACE,
+    Tokens,
+    divergence,
+    logits_of,
+    plain_base,
+    same,
+    write_data,
+)
+from transformers import AutoModelForCausalLM
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.network.source import open_source
+from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
+from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.teacher import open_teacher
+from lonas_edge.training.train import train
+
+
+def answers(reference: Path, base: TinySource, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of what is loaded as a teacher."""
+    located = open_source(str(base.base)).base
+    return logits_of(open_teacher(str(reference), located).load(torch.float32), ids)
+
+
+# what may be one
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2-tied", "phi3"])
+def test_an_adapter_is_its_merged_model(case: str, tiny_models: TinyModels, trained: Callable, ids: torch.Tensor) -> None:
+    """A plain adapter, whose configuration names its base; a super-adapter in an order of its own."""
+    source = tiny_models.source(case)
+    for folder in (source.adapter, trained(case, True)):
+        expected = logits_of(PeftModel.from_pretrained(plain_base(source), folder).eval(), ids)
+        assert (answers(folder, source, ids) - expected).abs().max() < 1e-4
+
+
+def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
+    """It is taken for one on the base that is trained on."""
+    for path in llama.adapter.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "owner/gone"}))
+    expected = logits_of(PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), ids)
+    assert (answers(tmp_path, llama, ids) - expected).abs().max() < 1e-4
+
+
+def test_a_specialized_adapter_is_its_sub_network(
+    llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor
+) -> None:
+    inputs = open_specialized(str(trained("llama", True)), data, "minimal")
+    train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
+    expected = oracle_logits(llama.base, tmp_path / "out", tmp_path / "out" / SPACE, choose(llama, "minimal"), ids)
+    assert (answers(tmp_path / "out", llama, ids) - expected).abs().max() < 1e-4
+
+
+def test_an_exported_checkpoint(llama: TinySource, tmp_path: Path, choose: Callable, ids: torch.Tensor) -> None:
+    widths = choose(llama, "unequal:3")
+    options = ExportOptions(stage="checkpoint", dtype="fp32")
+    export(llama.opened(), Subnetwork(tuple(widths), "mine"), tmp_path / "exported", options)
+    expected = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
+    assert (answers(tmp_path / "exported", llama, ids) - expected).abs().max() < 1e-4
+    file = tmp_path / "exported/config.json"
+    file.write_text(file.read_text().replace("}", "} ", 1))
+    with pytest.raises(LonasEdgeError, match="the exported checkpoint is damaged"):
+        answers(tmp_path / "exported", llama, ids)
+
+
+def test_a_base_model(llama: TinySource, tiny_models: TinyModels, ids: torch.Tensor) -> None:
+    """Of another family, too, if its tokens are the same."""
+    other = tiny_models.base("qwen3")
+    expected = logits_of(AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).eval(), ids)
+    assert (answers(other, llama, ids) - expected).abs().max() < 1e-4
+
+
+# what is refused, before any weights are loaded
+
+
+def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
+    """Another size of the vocabulary, and tokens of other numbers; all of it is listed."""
+    base = open_source(str(llama.base)).base
+    model = random_model("llama")
+    model.resize_token_embeddings(300)
+    model.save_pretrained(tmp_path / "large")
+    by = tokenizer()
+    by.add_tokens(["<mine>"])
+    by.save_pretrained(tmp_path / "large")
+    with pytest.raises(LonasEdgeError) as raised:
+        open_teacher(str(tmp_path / "large"), base)
+    told = str(raised.value)
+    assert f"{tmp_path / 'large'}: cannot teach {llama.base}" in told
+    assert f"its vocabulary has 300 entries, and that of {llama.base} has 288" in told
+    assert f"token '<mine>' is {by.convert_tokens_to_ids('<mine>')} in its tokenizer, and none in ours" in told
+
+    random_model("llama").save_pretrained(tmp_path / "swapped")
+    tokenizer().save_pretrained(tmp_path / "swapped")
+    file = tmp_path / "swapped/tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    names = sorted(vocabulary, key=vocabulary.get)[10:20]
+    content["model"]["vocab"] |= dict(zip(names, reversed(range(10, 20)), strict=True))
+    file.write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError, match=r"cannot teach[\s\S]*in its tokenizer[\s\S]*5 more tokens differ"):
+        open_teacher(str(tmp_path / "swapped"), base)
+
+    random_model("llama").save_pretrained(tmp_path / "mute")
+    with pytest.raises(LonasEdgeError, match="has no tokenizer to compare"):
+        open_teacher(str(tmp_path / "mute"), base)
+
+
+def test_what_is_no_teacher(llama: TinySource, tmp_path: Path) -> None:
+    base = open_source(str(llama.base)).base
+    (tmp_path / "ir").mkdir()
+    (tmp_path / "ir/openvino_model.xml").write_text("<net/>")
+    with pytest.raises(LonasEdgeError, match="an OpenVINO IR; a teacher answers in PyTorch"):
+        open_teacher(str(tmp_path / "ir"), base)
+    with pytest.raises(LonasEdgeError, match="no such directory"):
+        open_teacher(str(tmp_path / "none"), base)
+
+
+def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    """Refused combinations; the error of a teacher before anything is loaded."""
+    base = ["train", "--model", llama.base, "--nncf-config", llama.space, "--data", data, "--output", tmp_path / "out"]
+    special = ["train", "--from", llama.adapter, "--data", data, "--output", tmp_path / "out"]
+    for arguments, code, told in (
+        ([*base, "--teacher", llama.adapter, "--distill", "0"], 2, "nothing would be learned from it"),
+        ([*base, "--temperature", "2"], 2, "--temperature goes with --teacher or --distill"),
+        ([*base, "--teacher", llama.adapter, "--temperature", "0"], 2, "must be more than 0"),
+        ([*special, "--distill", "0.5"], 2, "--distill goes with --teacher MODEL"),
+        ([*base, "--teacher", tmp_path], 1, f"{tmp_path}"),
+    ):
+        ran = run_cli(*arguments)
+        assert (ran.code, told in " ".join(ran.err.split())) == (code, True), ran.err
+    assert not (tmp_path / "out").exists()
+
+
+# what is learned
+
+
+def test_the_first_loss_is_the_divergence_from_it(llama: TinySource, tmp_path: Path) -> None:
+    """Of plain LoRA, which is the base before its first step, with nothing but distillation."""
+    data = write_data(tmp_path / "data.json", EXAMPLES[:4])
+    inputs = with_teacher(open_inputs(str(llama.base), data, elastic=False), str(llama.adapter))
+    record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": 2, "distill": 1.0, "warmup_steps": 0}))
+    assert record is not None
+    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:4]]
+    teacher, base = PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), plain_base(llama)
+    expected = divergence(tokens, lambda ids: logits_of(teacher, ids), lambda ids: logits_of(base, ids))
+    assert record.losses[0].loss == pytest.approx(expected, abs=1e-4)  # the log is rounded
+    assert record.losses[1].loss < record.losses[0].loss
+
+
+def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Path) -> None:
+    """A sub-network learns from a finished adapter; half of the loss where nothing else is said."""
+    data, start = write_data(tmp_path / "data.json", EIGHT), str(trained("llama", True))
+    inputs = with_teacher(open_specialized(start, data, "minimal"), str(llama.adapter))
+    options = TrainOptions(**{**OPTIONS, "prompt": None, "temperature": 2.0})
+    train(inputs, tmp_path / "whole", options)
+    record = json.loads((tmp_path / "whole" / RECORD).read_text())
+    assert record["teacher"]["name"] == llama.adapter.name
+    assert sorted(record["teacher"]["sha256"]) == ["adapter_config.json", "adapter_model.safetensors"]  # the base is recorded
+    assert (record["options"]["distill"], record["options"]["temperature"]) == (0.5, 2.0)
+    card = (tmp_path / "whole/README.md").read_text()
+    assert f"learned from `{llama.adapter.name}` as a frozen teacher, too: 50% of the loss" in card
+
+    def kill(step: int, _steps: int, _log: object) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(LonasEdgeError, match=r"Training interrupted\."):
+        train(inputs, tmp_path / "out", options, report=kill)
+    with pytest.raises(LonasEdgeError, match="teacher: not the same as before"):
+        train(replace(inputs, teacher=None), tmp_path / "out", replace(options, distill=0.5), resume=True)
+    train(inputs, tmp_path / "out", options, resume=True)
+    same(tmp_path / "out", json.loads((tmp_path / "out" / RECORD).read_text()), tmp_path / "whole", record)

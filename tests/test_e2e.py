@@ -257,7 +257,7 @@ def test_int8_ir_is_what_nncf_makes_of_the_fp32_ir(command_line: CommandLine):
     expected = constants(nncf.compress_weights(whole, mode=nncf.CompressWeightsMode.INT8_ASYM))
     found = constants(ov.Core().read_model(command_line.export("random:1") / "openvino_model.xml"))
     names = [name for name in expected if ".weight" in name]
-    assert len(names) == 3 * (7 * LAYERS + 1)  # codes, zero points and scales
+    assert len(names) == 3 * (5 * LAYERS + 1)  # codes, zero points and scales; q, k and v are one matrix
     for name in names:
         assert found[name].get_element_type() == expected[name].get_element_type(), name
         assert np.array_equal(found[name].data, expected[name].data), name
@@ -268,10 +268,12 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
     folder = command_line.export(subnet)
     stored = list(stored_matrices(folder))
     assert Counter((operation, kind) for operation, kind, _ in stored) == {
-        ("MatMul", "u8"): 7 * LAYERS + 1,
+        ("MatMul", "u8"): 5 * LAYERS + 1,
         ("Gather", "u8"): 1,
     }
-    mlp = Counter(shape for _, _, shape in stored if 576 in shape and max(shape) not in (576, 49152))
+    qkv = (576 + 192 + 192, 576)
+    assert [shape for _, _, shape in stored].count(qkv) == LAYERS
+    mlp = Counter(shape for _, _, shape in stored if 576 in shape and max(shape) not in (576, 49152) and shape != qkv)
     expected: Counter = Counter()
     for width in mlp_widths(widths_of(folder)) or [WIDEST] * LAYERS:
         expected.update([(width, 576), (width, 576), (576, width)] if width != 576 else [])

@@ -142,7 +142,8 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
     manifest, source = given.exported.own_manifest, given.source
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
-    identity = [manifest.base.sha256, adapter_hashes, manifest.weight_format]
+    fuse = manifest.fused > 0
+    identity = [manifest.base.sha256, adapter_hashes, manifest.weight_format, fuse]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = given.options.cache / f"unpruned-{key}"
@@ -150,20 +151,20 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
         given.progress("Exporting the unpruned network (kept for the next time)", None)
         adapter = str(source.adapter.folder) if source.adapter else None
         try:
-            apart(_export_maximal, adapter, str(source.base.folder), folder, manifest.weight_format)
+            apart(_export_maximal, adapter, str(source.base.folder), folder, manifest.weight_format, fuse)
         except LonasEdgeError as error:
             raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
     return _ir_arm(name, open_exported(folder), given)
 
 
-def _export_maximal(adapter: str | None, base: str, folder: Path, weight_format: str) -> None:
+def _export_maximal(adapter: str | None, base: str, folder: Path, weight_format: str, fuse: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `lonas-edge export` does
     from lonas_edge.exporting.export import ExportOptions, export
     from lonas_edge.network.source import open_source
     from lonas_edge.space.subnetwork import select
 
     source = open_source(adapter, base)
-    export(source, select(source.space, "maximal"), folder, ExportOptions(weight_format, verify=False))
+    export(source, select(source.space, "maximal"), folder, ExportOptions(weight_format, verify=False, fuse=fuse))
 
 
 def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:

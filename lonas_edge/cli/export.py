@@ -79,6 +79,13 @@ def command(
             help="Prompts to solve on; a quarter as many more are held out, to see what it gives. Default: 512.",
         ),
     ] = None,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse/--no-fuse",
+            help="Store matrices that multiply the same input as one (q, k and v of a layer): fewer, larger products.",
+        ),
+    ] = True,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits, and refuse to finish when they differ.")
     ] = True,
@@ -90,7 +97,7 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id. A plain
     LoRA adapter needs no --nncf-config and has the maximal network only.
     """
-    _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"))
+    _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"), given(ctx, "fuse"))
     if solve_prompts and not solve:
         raise typer.BadParameter("--solve-prompts goes with --solve")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
@@ -105,7 +112,7 @@ def command(
         with importing():
             from lonas_edge.exporting.export import ExportOptions, export
             from lonas_edge.exporting.solved import SOLVE_PROMPTS
-        options = ExportOptions(weight_format, stage, dtype, verify, overwrite, solve, solve_prompts or SOLVE_PROMPTS)
+        options = ExportOptions(weight_format, stage, dtype, verify, overwrite, solve, solve_prompts or SOLVE_PROMPTS, fuse)
         manifest = export(opened, chosen, output, options, report)
     if as_json:
         print(json.dumps(manifest.to_json(), indent=2))
@@ -113,11 +120,13 @@ def command(
         _print(manifest, output)
 
 
-def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given: bool) -> None:
+def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given: bool, fuse_given: bool) -> None:
     if dtype and stage != "checkpoint":
         raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
     if stage == "checkpoint" and weight_format_given:
         raise typer.BadParameter("--weight-format is an IR's; --stage checkpoint has --dtype")
+    if stage == "checkpoint" and fuse_given:
+        raise typer.BadParameter("--fuse and --no-fuse are an IR's; --stage checkpoint keeps every matrix")
 
 
 def _print(manifest: "Manifest", output: Path) -> None:

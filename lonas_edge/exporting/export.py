@@ -24,6 +24,7 @@ from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DTYPES, FORMATS, dtype_of
 from lonas_edge.ir import MODEL, compress
 from lonas_edge.ir.convert import write_ir
+from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import GENERATION, read_generation_config
@@ -55,6 +56,7 @@ class ExportOptions:
         overwrite: Whether an existing output is replaced.
         solve: Instruction data to solve what is cut on; nothing is solved when None.
         solve_prompts: How many prompts of it; a quarter as many more are held out, to see what it gives.
+        fuse: Whether weight matrices of an IR that multiply the same input become one (`ir.fuse`).
     """
 
     weight_format: str = "int8"
@@ -64,6 +66,7 @@ class ExportOptions:
     overwrite: bool = False
     solve: Path | None = None
     solve_prompts: int = SOLVE_PROMPTS
+    fuse: bool = True
 
 
 def export(
@@ -144,6 +147,7 @@ class _Export:
         background: Computes hashes meanwhile.
         parity: What the comparisons gave.
         written: What the files are, once they are written.
+        fused: How many weight matrices went into others.
     """
 
     model: MaterializedModel
@@ -156,6 +160,7 @@ class _Export:
     background: ThreadPoolExecutor
     parity: dict[str, Parity] = field(default_factory=dict)
     written: Future[dict[str, tuple[Written, ...]]] | None = None
+    fused: int = 0
 
     def write_checkpoint(self) -> None:
         dtype = DTYPES[self.stored].torch
@@ -192,7 +197,9 @@ class _Export:
             with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
-                write_ir(Path(job.graph), self.folder, matrices, schemes, FORMATS[self.options.weight_format])
+                blocks = attention_matrices(self.model.source.architecture) if self.options.fuse else ()
+                whole = FORMATS[self.options.weight_format]
+                self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, whole, blocks)
         self._hash_files()
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
@@ -276,6 +283,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         prompt=source.training.prompt.name if source.training else None,
         sizes=BothSizes(source.sizes(None), source.sizes(widths)),
         layers=picture_of(source.elasticity, widths),
+        fused=job.fused,
         verified=options.verify,
         parity=job.parity,
         steps=job.steps.taken,

@@ -154,6 +154,11 @@ def _fifth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "solved": None}
 
 
+def _sixth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 left every weight matrix as it is."""
+    return {**content, "fused": 0}
+
+
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -168,6 +173,7 @@ class Manifest(Record):
         prompt: Name of the prompt that the adapter was trained with, where that is known.
         sizes: Of both networks.
         layers: What is left of each decoder layer; none where an older version wrote it.
+        fused: How many of the IR's weight matrices went into others that multiply the same input.
         verified: Whether logits were compared.
         parity: What the comparisons gave, by the names in `COMPARED`.
         steps: Seconds and memory by step.
@@ -178,8 +184,8 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 5
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth, 4: _fifth}
+    VERSION: ClassVar[int] = 6
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth, 4: _fifth, 5: _sixth}
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str
@@ -190,6 +196,7 @@ class Manifest(Record):
     prompt: str | None
     sizes: BothSizes
     layers: tuple[Layer, ...]
+    fused: int
     verified: bool
     parity: dict[str, Parity]
     steps: dict[str, Step]

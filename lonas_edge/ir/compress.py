@@ -6,9 +6,10 @@ of the time of `compress_weights` on a whole model. `tests/test_compress.py` com
 """
 
 import io
+import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from lonas_edge.network.modeling import BLOCK_ELEMENTS
 
 STACK_ELEMENTS = 2**24  # at least so many elements are compressed at once (67 MB in fp32),
 MAX_STACKS = 64  # and more where that would take more calls than this
+_TENSORS = ("codes", "zero_point", "scale")  # of `Compressed`
 
 
 @dataclass(frozen=True)
@@ -203,17 +205,60 @@ def _unpacked(packed: np.ndarray) -> np.ndarray:
     return np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)
 
 
-def _rows(constant: Any, start: int, stop: int) -> ov.Tensor:
-    """Rows of a constant as a tensor of their own; u4 values are packed two a byte, low half first."""
+def _rows(constant: Any, start: int, stop: int, taken: Callable[[np.ndarray], np.ndarray] = np.copy) -> ov.Tensor:
+    """Rows of a constant or tensor as a tensor of their own; u4 values are packed two a byte, low half first.
+
+    They are copied, or, where `taken` copies nothing and they begin and end at a byte, views.
+    """
     shape = [stop - start, *list(constant.shape)[1:]]
     if constant.get_element_type() != ov.Type.u4:
-        return ov.Tensor(constant.data[start:stop].copy(), shared_memory=True)
+        return ov.Tensor(taken(constant.data[start:stop]), shared_memory=True)
     packed, per_row = constant.data.reshape(-1), math.prod(shape[1:])
     if per_row % 2 == 0:
-        return ov.Tensor(packed[start * per_row // 2 : stop * per_row // 2].copy(), shape, ov.Type.u4)
-    halves = _unpacked(packed)[start * per_row : stop * per_row]
-    halves = np.append(halves, np.zeros(len(halves) % 2, np.uint8))
-    return ov.Tensor(halves[0::2] | (halves[1::2] << 4), shape, ov.Type.u4)
+        return ov.Tensor(taken(packed[start * per_row // 2 : stop * per_row // 2]), shape, ov.Type.u4)
+    return _packed(_unpacked(packed)[start * per_row : stop * per_row], shape)
+
+
+def _packed(values: np.ndarray, shape: Sequence[int]) -> ov.Tensor:
+    """u4 values, one a byte, as a tensor of two a byte."""
+    halves = np.append(values, np.zeros(len(values) % 2, np.uint8))
+    return ov.Tensor(halves[0::2] | (halves[1::2] << 4), list(shape), ov.Type.u4)
+
+
+def stack(parts: Sequence[Compressed]) -> tuple[Compressed, list[Compressed]]:
+    """Matrices of one scheme and one number of columns as one matrix of all their rows.
+
+    Args:
+        parts: The matrices.
+
+    Returns:
+        The matrix, and its parts as views of it where they begin at a byte.
+    """
+    rows, columns = [part.shape[0] for part in parts], parts[0].shape[1]
+    stops = list(itertools.accumulate(rows))
+
+    def joined(tensors: Sequence[ov.Tensor | None]) -> ov.Tensor | None:
+        there = [tensor for tensor in tensors if tensor is not None]
+        return _stacked(there) if there else None
+
+    fields = [joined([getattr(part, name) for part in parts]) for name in _TENSORS]
+    whole = Compressed(parts[0].scheme, (stops[-1], columns), *fields)
+
+    def part(start: int, stop: int) -> Compressed:
+        own = [None if tensor is None else _rows(tensor, start, stop, np.asarray) for tensor in fields]
+        return Compressed(whole.scheme, (stop - start, columns), *own)
+
+    return whole, [part(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def _stacked(tensors: Sequence[ov.Tensor]) -> ov.Tensor:
+    """Tensors of one type below each other."""
+    shape = [sum(tensor.shape[0] for tensor in tensors), *list(tensors[0].shape)[1:]]
+    if tensors[0].element_type != ov.Type.u4:
+        return ov.Tensor(np.concatenate([tensor.data for tensor in tensors]), shared_memory=True)
+    if math.prod(shape[1:]) % 2 == 0:
+        return ov.Tensor(np.concatenate([tensor.data.reshape(-1) for tensor in tensors]), shape, ov.Type.u4)
+    return _packed(np.concatenate([_values(tensor).reshape(-1) for tensor in tensors]), shape)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The IR: a graph converted without weights, filled with compressed matrices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,19 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import WeightFormat
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
+from lonas_edge.ir.fuse import fuse
 
 
-def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:
-    """Put the compressed matrices in the place of the graph's inputs of their names.
+def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
+    """Put the compressed matrices in the place of the graph's inputs of their names; the model shares their memory.
 
     Args:
-        graph: An IR written by `ir.graph`.
+        model: The graph, as `ir.graph` writes it.
         matrices: The compressed matrix of each such input.
-
-    Returns:
-        The whole model; it shares the matrices' memory.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
-    model = ov.Core().read_model(graph)
     places = {node.friendly_name: node for node in model.get_parameters()}
     for name, matrix in matrices.items():
         place = places.get(name)
@@ -37,27 +34,42 @@ def fill_graph(graph: Path, matrices: Mapping[str, Compressed]) -> Any:
             target.replace_source_output(filled)
         model.remove_parameter(place)
     model.validate_nodes_and_infer_types()
-    return model
 
 
 def write_ir(
-    graph: Path, folder: Path, matrices: Mapping[str, Compressed], schemes: Mapping[str, Scheme], weight_format: WeightFormat
-) -> None:
+    graph: Path,
+    folder: Path,
+    matrices: MutableMapping[str, Compressed],
+    schemes: Mapping[str, Scheme],
+    weight_format: WeightFormat,
+    blocks: Sequence[Sequence[str]] = (),
+) -> int:
     """Fill a graph and write it as `openvino_model.xml` and `.bin`, `openvino_config.json` beside it.
 
     Args:
         graph: An IR written by `ir.graph`.
         folder: An existing directory.
-        matrices: The compressed matrix of each of the graph's inputs that stands for one.
+        matrices: The compressed matrix of each of the graph's inputs that stands for one; those that are stacked become views.
         schemes: The scheme of each matrix.
         weight_format: The format of the whole model.
+        blocks: Names of the matrices that may share one.
+
+    Returns:
+        How many matrices went into others.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
-    model = fill_graph(graph, matrices)
+    model = ov.Core().read_model(graph)
+    fused = fuse(model, blocks, matrices)
+    fill_graph(model, fused)
     record_format(model, schemes, weight_format)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
+    _write_config(folder, schemes, weight_format)
+    return len(matrices) - len(fused)
+
+
+def _write_config(folder: Path, schemes: Mapping[str, Scheme], weight_format: WeightFormat) -> None:
     if weight_format.mode is None:
         OVConfig(dtype=weight_format.name).save_pretrained(folder)
         return

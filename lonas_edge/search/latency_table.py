@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as digest
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from lonas_edge.bench import machine
 from lonas_edge.bench.latency import Latency
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
+from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
-from lonas_edge.schema import Record
+from lonas_edge.schema import Migration, Record
 from lonas_edge.search.timed import (
     cache_of,
     kept_ir,
@@ -49,6 +50,7 @@ class Identity:
         prompt_len: Tokens of the prompt.
         new_tokens: Tokens generated.
         versions: Of what makes an IR and runs it.
+        graph: Of the graphs that `export` writes (`ir.fuse.GRAPH`).
     """
 
     shape: str
@@ -61,6 +63,7 @@ class Identity:
     prompt_len: int
     new_tokens: int
     versions: dict[str, str]
+    graph: int
 
     @property
     def key(self) -> str:
@@ -128,6 +131,11 @@ def format_table(
     return FormatTable(dict(properties), {kind.name: curve(kind) for kind in kinds})
 
 
+def _second(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 was of the first graphs: a search that began with such a table goes on with it, another one measures anew."""
+    return {**content, "identity": {**content["identity"], "graph": 1}}
+
+
 @dataclass(frozen=True)
 class LatencyTable(Record):
     """A device's table. All of it was measured in one interleaved run.
@@ -142,7 +150,8 @@ class LatencyTable(Record):
     """
 
     NAME: ClassVar[str] = "latency-table"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
     AGAIN: ClassVar[str] = "Remove it: it is measured again."
     identity: Identity
     date: str
@@ -247,6 +256,7 @@ def _identity(source: Source, settings: CostSettings) -> Identity:
         prompt_len=settings.prompt_len,
         new_tokens=settings.new_tokens,
         versions=used_versions(),
+        graph=GRAPH,
     )
 
 

@@ -16,6 +16,7 @@ from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.worker import apart
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.formats import FORMATS
+from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.network.source import Source
 from lonas_edge.search.timing_settings import CostSettings, Progress
 from lonas_edge.space.complexity import materialized_shapes
@@ -69,7 +70,7 @@ def kept_ir(source: Source, widths: Sequence[int], weight_format: str, folder: P
     Raises:
         LonasEdgeError: If it cannot be exported.
     """
-    identity = [shape_hash(source, [widths]), weight_format, used_versions()]
+    identity = [shape_hash(source, [widths]), weight_format, used_versions(), GRAPH]
     name = f"latency-{digest(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}"
     made = next((place / name for place in (folder, *others) if (place / name).exists()), None)
     if made is None:

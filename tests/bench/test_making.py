@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_models import TinyModels, TinySource
+from tiny_models import LAYERS, TinyModels, TinySource
 
 from lonas_edge.bench.making import ARMS, find_source, make_arms
 from lonas_edge.bench.options import BenchOptions
@@ -104,6 +104,14 @@ def test_the_unpruned_network_is_exported_once_and_kept(
     assert make_arms(open_exported(int8), asked, lambda what, _done: steps.append(what))[1] == first
     assert (first.path / "lonas_edge.json").stat().st_mtime_ns == written and len(steps) == 1
     assert capfd.readouterr() == ("", "")  # its output is not the terminal's
+
+
+def test_the_unpruned_network_is_fused_as_the_other_is(int8: Path, source: TinySource, tmp_path: Path) -> None:
+    opened, asked = open_exported(int8), options(source, tmp_path / "cache", "unpruned")
+    assert opened.own_manifest.fused == 2 * LAYERS
+    plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))
+    folders = [make_arms(one, asked, silent)[1].path for one in (opened, plain)]
+    assert [open_exported(folder).own_manifest.fused for folder in folders] == [2 * LAYERS, 0]
 
 
 def test_an_export_that_fails_is_told(int8: Path, source: TinySource, tmp_path: Path) -> None:

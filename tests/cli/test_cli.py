@@ -75,6 +75,7 @@ def test_version(run_cli: Callable) -> None:
         ["export", "SOURCE", "--output", "x", "--dtype", "fp16"],
         ["export", "SOURCE", "--output", "x", "--dtype", "fp64", "--stage", "checkpoint"],
         ["export", "SOURCE", "--output", "x", "--stage", "checkpoint", "--weight-format", "int8"],
+        ["export", "SOURCE", "--output", "x", "--stage", "checkpoint", "--no-fuse"],
         ["inspect", "~nobody-of-this-name/adapter"],
         ["inspect", "SOURCE", "--seq-len", "0"],
         ["space", "--model", "x"],

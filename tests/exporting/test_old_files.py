@@ -53,15 +53,15 @@ def test_export_an_old_super_adapter(run_cli: Callable, old: Path, ids: torch.Te
     manifests[0]["subnetwork"]["found"] = None  # not said then
     for key in ("stage", "weight_format", "subnetwork", "base", "adapter", "prompt", "sizes", "verified"):
         assert manifests[0][key] == manifests[1][key]
-    assert manifests[0]["format"] == 1 and manifests[1]["schema"] == "lonas-edge/manifest/5"
+    assert manifests[0]["format"] == 1 and manifests[1]["schema"] == "lonas-edge/manifest/6"
 
 
 def test_an_old_manifest(old: Path) -> None:
     found, written = Manifest.read(old / "int8/lonas_edge.json"), json.loads((old / "int8/lonas_edge.json").read_text())
     kept = {k: v for k, v in written.items() if k != "format"}
     kept["subnetwork"]["found"] = None
-    new = {"files": None, "layers": (), "solved": None}  # no hashes then, no picture, nothing solved
-    assert found.to_json() == {"schema": "lonas-edge/manifest/5", **kept, **new}
+    new = {"files": None, "layers": (), "solved": None, "fused": 0}  # no hashes then, no picture, nothing solved or fused
+    assert found.to_json() == {"schema": "lonas-edge/manifest/6", **kept, **new}
     assert found.adapter is not None
     assert (found.base.name, found.adapter.name) == ("base", "super-adapter")
     assert found.sizes.subnetwork.parameters == 129472

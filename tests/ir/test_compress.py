@@ -155,8 +155,8 @@ def test_equals_nncf_on_a_whole_ir(
     found_model = ov.Core().read_model(exported(weight_format) / "openvino_model.xml")
     expected, found = constants(stock_model), constants(found_model)
     names = [name for name in expected if ".weight" in name]
-    # 3 layers of 7 matrices and the embedding, each with codes, zero point and scale
-    assert len(names) == (3 * 7 + 1) * 3
+    # 3 layers of 5 matrices (q, k and v are one) and the embedding, each with codes, zero point and scale
+    assert len(names) == (3 * 5 + 1) * 3
     for name in names:
         assert found[name].get_element_type() == expected[name].get_element_type(), name
         assert np.array_equal(values(found[name]), values(expected[name])), name
@@ -169,7 +169,7 @@ def test_fp16_ir(exported: Callable[[str], Path]):
         constants(ov.Core().read_model(exported(weight_format) / "openvino_model.xml")) for weight_format in ("fp32", "fp16")
     )
     names = [name for name in whole if name.endswith(".weight")]
-    assert len(names) == 3 * 7 + 1
+    assert len(names) == 3 * 5 + 1
     for name in names:
         assert half[name].get_element_type() == ov.Type.f16
         assert np.array_equal(half[name].data, whole[name].data.astype(np.float16)), name
@@ -183,5 +183,5 @@ def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable
         for node in model.get_ops()
         if node.get_type_name() == "Convert" and node.input_value(0).get_node().friendly_name.endswith(".weight")
     }
-    assert len(conversions) == 3 * 7 + 1
+    assert len(conversions) == 3 * 5 + 1
     assert all(conversions.values())

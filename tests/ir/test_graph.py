@@ -57,8 +57,9 @@ def test_filled_with_the_weights_it_is_the_model(case: str, tiny_models: TinyMod
     matrices = {name: tensor for name, tensor in load_file(base / "model.safetensors").items() if tensor.dim() == 2}
     empty = ov.Core().read_model(job.graph)
     assert not any(len(constant.shape) == 2 and min(constant.shape) >= 32 for constant in constants(empty).values())
-    filled = fill_graph(
-        Path(job.graph),
+    filled = ov.Core().read_model(job.graph)
+    fill_graph(
+        filled,
         {
             name: Compressed(Scheme(FORMATS["fp32"]), tuple(matrix.shape), ov.Tensor(matrix.numpy(), shared_memory=True))
             for name, matrix in matrices.items()
@@ -79,9 +80,9 @@ def test_a_matrix_without_a_place_is_refused(tiny_models: TinyModels, tmp_path: 
     ov.save_model(ov.Model([product], [wrong, value]), tmp_path / MODEL, compress_to_fp16=False)
     narrower = Compressed(Scheme(FORMATS["fp32"]), (64, 64), ov.Tensor(ov.Type.f32, [64, 64]))
     with pytest.raises(LonasEdgeError, match=r"gate_proj\.weight \[64, 64\]"):
-        fill_graph(tmp_path / MODEL, {name: narrower})
+        fill_graph(ov.Core().read_model(tmp_path / MODEL), {name: narrower})
     with pytest.raises(LonasEdgeError, match=r"up_proj\.weight"):
-        fill_graph(tmp_path / MODEL, {"model.layers.0.mlp.up_proj.weight": narrower})
+        fill_graph(ov.Core().read_model(tmp_path / MODEL), {"model.layers.0.mlp.up_proj.weight": narrower})
 
 
 def test_a_failing_conversion_says_why(start_method: str, tiny_models: TinyModels, tmp_path: Path):

@@ -130,7 +130,15 @@ def test_another_format_is_measured_with_those_that_are_there(
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt_len": 24}, {"new_tokens": 4}, {"threads": 2}, {"machine": {"processor": "another"}}, {"versions": {}}]
+    "change",
+    [
+        {"prompt_len": 24},
+        {"new_tokens": 4},
+        {"threads": 2},
+        {"machine": {"processor": "another"}},
+        {"versions": {}},
+        {"graph": 3},
+    ],
 )
 def test_it_is_not_used_for_anything_else(
     change: dict[str, object], llama: TinySource, device: Device, settings: CostSettings, monkeypatch: pytest.MonkeyPatch
@@ -139,12 +147,16 @@ def test_it_is_not_used_for_anything_else(
     if "machine" in change:
         here = machine.describe("CPU")
         monkeypatch.setattr(machine, "describe", lambda _: here | change["machine"])
+    elif "graph" in change:
+        for module in ("latency_table", "timed"):
+            monkeypatch.setattr(f"lonas_edge.search.{module}.GRAPH", change["graph"])
     elif "versions" in change:
         monkeypatch.setattr("lonas_edge.search.latency_table.used_versions", lambda: {"openvino": "another"})
     else:
         settings = replace(settings, **change)
     assert kept_table(opened, settings) is None
     assert open_table(opened, settings).identity != first.identity and len(device.runs) == 2
+    assert len(device.exported) == (6 if "graph" in change else 3)  # what was exported before is another graph
     assert len(list((settings.cache or Path()).glob("latency-table-*.json"))) == 2
 
 
@@ -166,6 +178,19 @@ def test_a_damaged_table_is_told_and_measured_again(
     assert again.formats == first.formats and len(device.runs) == 2
     assert str(file) in told[0] and "It is measured again.\n" in told[0]
     assert LatencyTable.read(file) == again
+
+
+def test_a_table_of_the_version_before(llama: TinySource, device: Device, settings: CostSettings, tmp_path: Path) -> None:
+    """A search that began with it goes on with it; a new one does not take it for its own."""
+    first = open_table(llama.opened(), settings)
+    [file] = (settings.cache or Path()).glob("latency-table-*.json")
+    content = json.loads(file.read_text())
+    assert content["schema"] == "lonas-edge/latency-table/2"
+    del content["identity"]["graph"]
+    file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/1"}))
+    old = LatencyTable.read(file)
+    assert old == replace(first, identity=replace(first.identity, graph=1))
+    assert open_table(llama.opened(), settings) == first and len(device.runs) == 2
 
 
 def test_refused_before_anything_is_measured(llama: TinySource, device: Device, settings: CostSettings) -> None:

@@ -1,0 +1,196 @@
+"""Matrices of one input as one: the numbers stay, what must not meet does not, and stock clients see the same model."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai
+import pytest
+import torch
+from openvino import opset13 as ops
+from openvino_models import constants, ir_logits, stored_matrices
+from oracle import oracle_logits
+from tiny_models import HEADS, HIDDEN, KV_HEADS, LAYERS, TinyModels, TinySource
+
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.formats import FORMATS
+from lonas_edge.ir.compress import Compressed, Scheme, stack
+from lonas_edge.ir.fuse import fuse
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+INT8, INT4, FP32 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], 32), Scheme(FORMATS["fp32"])
+
+
+def exported(source: TinySource, widths: list[int], output: Path, **options: Any) -> Path:
+    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))
+    return output
+
+
+def unpacked(tensor: ov.Tensor) -> np.ndarray:
+    """Values of a tensor, one an element."""
+    shape = list(tensor.get_shape())
+    if tensor.get_element_type() != ov.Type.u4:
+        return tensor.data
+    values = [half for byte in tensor.data.reshape(-1).tolist() for half in (byte % 16, byte // 16)]
+    return np.array(values[: int(np.prod(shape))]).reshape(shape)
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    """The constants of an IR; copied, as the model goes."""
+    model = ov.Core().read_model(folder / "openvino_model.xml")
+    return {name: constant.data.copy() for name, constant in constants(model).items()}
+
+
+def products(folder: Path) -> int:
+    return sum(operation == "MatMul" for operation, _, _ in stored_matrices(folder))
+
+
+# 5 x 3 groups is odd: the second matrix's zero points begin in the middle of a byte
+@pytest.mark.parametrize("rows", [(5, 2, 4), (4, 2, 2)], ids=["odd", "even"])
+@pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
+def test_stacked_and_taken_apart(scheme: Scheme, rows: Sequence[int]) -> None:
+    draw, parts = np.random.default_rng(0), []
+    kind, groups = (ov.Type.u8, []) if scheme is INT8 else (ov.Type.u4, [3])
+    for count in rows:
+
+        def codes(shape: Sequence[int]) -> ov.Tensor:
+            values = draw.integers(0, 16, int(np.prod(shape)), np.uint8)
+            if kind == ov.Type.u8:
+                return ov.Tensor(values.reshape(shape))
+            values = np.append(values, np.zeros(len(values) % 2, np.uint8))
+            return ov.Tensor(values[0::2] + 16 * values[1::2], list(shape), kind)
+
+        shape = [count, *groups, 96 // (groups or [1])[0]]
+        scale = ov.Tensor(draw.standard_normal([*shape[:-1], 1]).astype(np.float16))
+        parts.append(Compressed(scheme, (count, 96), codes(shape), codes([*shape[:-1], 1]), scale))
+    whole, again = stack(parts)
+    assert whole.shape == (sum(rows), 96) and whole.scheme == scheme
+    for name in ("codes", "zero_point", "scale"):
+        each = [getattr(part, name) for part in parts]
+        assert np.array_equal(unpacked(getattr(whole, name)), np.concatenate([unpacked(one) for one in each])), name
+        for part, one in zip(again, each, strict=True):
+            assert np.array_equal(unpacked(getattr(part, name)), unpacked(one)), name
+    for part, one in zip(again, parts, strict=True):
+        assert part.shape == one.shape
+        assert np.shares_memory(part.codes.data, whole.codes.data), "no weight is in memory twice"
+
+
+@pytest.mark.parametrize("case", ["llama-biased", "gemma3", "olmo2", "phi3"])  # the others: test_export_families
+def test_every_family(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Two products a layer less, the rows of q, k and v below each other, and the answers of the oracle."""
+    source = tiny_models.source(case)
+    widths = choose(source, "unequal:1")
+    one, each = (exported(source, widths, tmp_path / str(fused), weight_format="fp32", fuse=fused) for fused in (True, False))
+    stacked = 0 if case == "phi3" else 2 * LAYERS
+    assert products(each) - products(one) == stacked == Manifest.read(one / "lonas_edge.json").fused
+    assert Manifest.read(each / "lonas_edge.json").fused == 0
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (ir_logits(one, ids) - expected).abs().max() < 1e-3
+    before, after = stored(each), stored(one)
+    for layer in range(LAYERS if stacked else 0):
+        block = f"model.layers.{layer}.self_attn"
+        parts = [before[f"{block}.{name}_proj.weight"] for name in "qkv"]
+        assert np.array_equal(after[f"{block}.q_proj+k_proj+v_proj.weight"], np.concatenate(parts))
+        assert {f"{block}.o_proj.weight", f"model.layers.{layer}.mlp.gate_proj.weight"} <= after.keys()
+        assert not [name for name in after if name.startswith(f"{block}.k_proj")]
+
+
+@pytest.mark.parametrize("weight_format", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("case", ["llama", "qwen2-tied"])
+def test_every_format(
+    weight_format: str, case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """qwen2 has biases on q, k and v. What is stored is the same, so answers differ by the order of sums alone."""
+    source = tiny_models.source(case)
+    widths = choose(source, "unequal:2")
+    one, each = (
+        exported(source, widths, tmp_path / str(fused), weight_format=weight_format, fuse=fused) for fused in (True, False)
+    )
+    assert products(each) - products(one) == 2 * LAYERS
+    assert (ir_logits(one, ids) - ir_logits(each, ids)).abs().max() < 1e-5
+    sizes = [(folder / "openvino_model.bin").stat().st_size for folder in (one, each)]
+    assert abs(sizes[0] - sizes[1]) < 1000  # constants of shapes
+
+
+def test_heads_and_attention_that_are_gone(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
+    """The first layer has no attention, the second half of its heads."""
+    source = tiny_models.heads_source("llama")
+    groups = source.groups()
+    widths = [group[0] for group in groups[:9]] + [groups[9][0], groups[10][-1], groups[11][0], 0, 1, 1]
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3
+    head = HIDDEN // HEADS
+    stacked = {name: len(matrix) for name, matrix in stored(folder).items() if name.endswith("q_proj+k_proj+v_proj.weight")}
+    whole = (HEADS + 2 * KV_HEADS) * head
+    assert stacked == {
+        "model.layers.1.self_attn.q_proj+k_proj+v_proj.weight": whole // 2,
+        "model.layers.2.self_attn.q_proj+k_proj+v_proj.weight": whole,
+    }
+
+
+@pytest.mark.parametrize("backend", ["SDPA", "PA"])
+def test_stock_clients_write_the_same(backend: str, llama: TinySource, choose: Choose, tmp_path: Path) -> None:
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "ATTENTION_BACKEND": backend}
+    config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=16)
+    written = []
+    for fused in (True, False):
+        folder = exported(llama, choose(llama, "heuristic"), tmp_path / str(fused), fuse=fused)
+        pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **exact)
+        written.append(pipeline.generate(["the inner ones", "a"], config).texts)
+    assert written[0] == written[1]
+
+
+def graph(biases: Sequence[bool], inputs: Sequence[int], widths: Sequence[int] = (4, 2, 2)) -> Any:
+    """Products x Wᵀ (+ b) of matrices w0, w1, …, each of one of two inputs; their order is that of the results."""
+    values = [ops.parameter([1, -1, 8], ov.Type.f32, name=f"x{index}") for index in range(2)]
+    places, results = [], []
+    for index, (biased, source, rows) in enumerate(zip(biases, inputs, widths, strict=True)):
+        places.append(ops.parameter([rows, 8], ov.Type.f32, name=f"w{index}"))
+        result = ops.matmul(values[source], places[-1], False, True)
+        bias = ops.constant(np.arange(1, rows + 1, dtype=np.float32).reshape(1, 1, rows) * 10**index)
+        results.append(ops.result(ops.add(result, bias) if biased else result))
+    return ov.Model(results, [*values, *places])
+
+
+def matrices(schemes: Sequence[Scheme] = (FP32,) * 3) -> dict[str, Compressed]:
+    draw = np.random.default_rng(1)
+    values = [draw.standard_normal((rows, 8)).astype(np.float32) for rows in (4, 2, 2)]
+    pairs = zip(values, schemes, strict=True)
+    return {f"w{n}": Compressed(scheme, one.shape, ov.Tensor(one)) for n, (one, scheme) in enumerate(pairs)}
+
+
+@pytest.mark.parametrize(
+    ("biases", "inputs", "schemes", "stacked"),
+    [
+        ([False] * 3, [0, 0, 0], [FP32] * 3, {"w0+w1+w2"}),
+        ([True] * 3, [0, 0, 0], [FP32] * 3, {"w0+w1+w2"}),
+        ([False] * 3, [0, 1, 0], [FP32] * 3, {"w0+w2", "w1"}),
+        ([True, False, False], [0, 0, 0], [FP32] * 3, {"w0", "w1+w2"}),
+        ([False] * 3, [0, 0, 0], [FP32, INT8, FP32], {"w0+w2", "w1"}),
+        ([False] * 3, [0, 1, 1], [FP32, INT8, FP32], {"w0", "w1", "w2"}),
+    ],
+    ids=["alike", "biased", "another-input", "one-bias", "another-scheme", "nothing-alike"],
+)
+def test_only_what_is_alike_meets(biases: list[bool], inputs: list[int], schemes: list[Scheme], stacked: set[str]) -> None:
+    """The fused graph, given the stacked matrices as inputs, computes what the other one does, result by result."""
+    whole, weights = graph(biases, inputs), matrices(schemes)
+    plain = {name: matrix.codes.data.copy() for name, matrix in weights.items()}
+    given = {f"x{n}": np.random.default_rng(2 + n).standard_normal((1, 3, 8)).astype(np.float32) for n in range(2)}
+    expected = run(whole, {**given, **plain})
+    found = fuse(whole, [["w0", "w1", "w2", "not there"]], weights)
+    assert {name.removeprefix(".").removesuffix(".weight") for name in found} == stacked
+    for mine, theirs in zip(run(whole, {**given, **{n: m.codes.data for n, m in found.items()}}), expected, strict=True):
+        assert np.allclose(mine, theirs, atol=1e-5)
+    assert weights.keys() == plain.keys() and all(np.array_equal(weights[n].codes.data, plain[n]) for n in plain)
+
+
+def run(model: Any, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    compiled = ov.Core().compile_model(model.clone(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = compiled.create_infer_request()
+    order = [given[node.friendly_name] for node in model.get_parameters()]
+    return [value.copy() for value in request.infer(order).values()]

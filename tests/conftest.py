@@ -18,6 +18,7 @@ from pathlib import Path
 import published_spaces
 import pytest
 import torch
+from tiny_bert import TinyBert
 from tiny_models import CASES, VOCAB, TinyModels, TinySource
 
 from lonas_edge.cli import main
@@ -63,6 +64,12 @@ def _seeded(request: pytest.FixtureRequest) -> None:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Makes tiny models on disk: `.base(case)`, `.adapter(case, **LoraConfig)`, `.space(case)`, `.source(case)`."""
     return TinyModels(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> TinyBert:
+    """Makes tiny BERT classifiers on disk: `.base()`, `.adapter(outputs)`, `.space()`, `.source(outputs)`."""
+    return TinyBert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(params=CASES)

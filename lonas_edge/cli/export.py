@@ -147,7 +147,7 @@ def _print(manifest: "Manifest", output: Path) -> None:
             f"{solved.after:.3f} after{outcome}"
         )
     table = Table(title="Parity", title_justify="left")
-    for column in ("logits", "largest difference", "mean KL, nats", "same top token"):
+    for column in ("logits", "largest difference", "mean KL, nats", "same answer"):
         table.add_column(column, justify="left" if column == "logits" else "right")
     for name, parity in manifest.parity.items():
         figures = f"{parity.max_logit_difference:.1e}", f"{parity.mean_kl:.1e}", f"{parity.top1_agreement:.1%}"

@@ -53,8 +53,14 @@ def command(
     ratios: Annotated[
         str, typer.Option("--ratios", help="Admissible MLP widths, as shares of the full one.")
     ] = "1,.875,.75,.625,.5",
-    ranks: Annotated[str, typer.Option("--ranks", help="Admissible LoRA ranks.")] = "32,28",
-    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at.")] = 256,
+    ranks: Annotated[
+        str | None,
+        typer.Option("--ranks", help="Admissible LoRA ranks. Default: the published ones of the family, 32,28; BERT: 8,4,2."),
+    ] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at. Default: 256; BERT: 128."),
+    ] = None,
     depth: Annotated[
         str | None,
         typer.Option(
@@ -81,8 +87,11 @@ def command(
     revision: RevisionOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths and heads; blocks to leave out."""
-    parsed_ratios, parsed_ranks = _numbers(float, ratios), _numbers(int, ranks)
+    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths and heads; blocks to leave out.
+
+    BERT's has heads as published, without --heads.
+    """
+    parsed_ratios, parsed_ranks = _numbers(float, ratios), None if ranks is None else _numbers(int, ranks)
     kinds = tuple(dict.fromkeys(part.strip() for part in depth.split(","))) if depth is not None else ()
     _refuse_what_does_nothing(ctx, kinds, data)
     with loading():

@@ -24,6 +24,7 @@ from lonas_edge.cli.options import (
 )
 from lonas_edge.cli.progress import Report, progress
 from lonas_edge.cli.terminal import console
+from lonas_edge.data.glue import TASKS
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
@@ -64,8 +65,14 @@ _Subnet = Annotated[
 _Data = Annotated[
     Path,
     typer.Option(
-        "--data", click_type=USER_PATH, help="Instruction data: a JSON list of {instruction, input, output}, or one a line."
+        "--data",
+        click_type=USER_PATH,
+        help="Instruction data: a JSON list of {instruction, input, output}, or one a line; a classifier's: GLUE's TSV.",
     ),
+]
+_Task = Annotated[
+    str | None,
+    typer.Option("--task", help=f"Task of GLUE that a TSV file is of: {', '.join(TASKS)}. Default: its folder's name."),
 ]
 _Output = Annotated[
     Path, typer.Option("--output", click_type=USER_PATH, help="Super-adapter directory; it appears when the training is done.")
@@ -157,7 +164,10 @@ _TrainOnPrompt = Annotated[
     bool | None,
     typer.Option("--train-on-prompt/--no-train-on-prompt", help="Learn the prompt's tokens too. Default: the template's rule."),
 ]
-_MaxLength = Annotated[int, typer.Option(min=2, help="Tokens of the longest example.")]
+_MaxLength = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens of the longest example. Default: 256; of a classifier 128, and longer texts are cut."),
+]
 _GroupByLength = Annotated[
     bool,
     typer.Option("--group-by-length/--no-group-by-length", help="Batch examples of similar length: less padding."),
@@ -189,6 +199,7 @@ def command(  # the options are read from the context, by the names they have in
     model: _Model = None,
     start: _From = None,
     subnet: _Subnet = None,
+    task: _Task = None,
     nncf_config: _NncfConfig = None,
     rank: _Rank = _DEFAULT.rank,
     alpha: _Alpha = _DEFAULT.alpha,
@@ -229,6 +240,7 @@ def command(  # the options are read from the context, by the names they have in
     """Train a super-adapter: elastic LoRA, a sub-network of the search space activated in every step.
 
     Or, with --from, one sub-network of a super-adapter further: what it has of the adapters, and nothing else.
+    A causal language model learns instruction data, a classifier (BERT) a task of GLUE, with a head that the adapter carries.
 
     OUTPUT then is a SOURCE for inspect and export. Its checkpoints lie in OUTPUT.training until it is done. On several GPUs:
     torchrun --nproc-per-node N -m lonas_edge train …
@@ -245,10 +257,11 @@ def command(  # the options are read from the context, by the names they have in
         used = (model, data, nncf_config, start, teacher, *files([subnet]))
         OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
         if start:
-            inputs = open_specialized(start, data, subnet, model, nncf_config, revision)
+            inputs = open_specialized(start, data, subnet, model, nncf_config, revision, task)
         else:
-            inputs = open_inputs(str(model), data, nncf_config, revision, elastic)
+            inputs = open_inputs(str(model), data, nncf_config, revision, elastic, task)
         inputs = with_teacher(inputs, teacher) if teacher else inputs
+        _refuse_idle_prompt(ctx, inputs.subject.glue)
         refuse_revision(revision, inputs.base)
         if given(ctx, "depth_rate") and not inputs.space.has_blocks:
             raise LonasEdgeError(f"--depth-rate: {nncf_config} has no blocks that may be left out (`lonas-edge space --depth`)")
@@ -307,6 +320,13 @@ def _refuse_idle_distillation(ctx: typer.Context) -> None:
 
 def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _refuse_idle_prompt(ctx: typer.Context, task: str | None) -> None:
+    idle = [name for name in ("prompt", "train_on_prompt") if given(ctx, name)]
+    if task and idle:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise typer.BadParameter(f"{flags}: {task} is classified as it is, without a prompt; leave it out")
 
 
 def _options(parameters: Mapping[str, Any]) -> TrainOptions:

@@ -1,8 +1,11 @@
 """Texts that networks are compared on, and the token ids of them."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
@@ -32,3 +35,57 @@ def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
         if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(TEXTS):
             return ids
     return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+PAIR_TOKENS = 24  # of a pair, padding included
+
+
+def _pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
+    """Pairs of texts of unequal lengths: a mask, and segments where the model has several, say something."""
+    rows = [_pair(tokenizer, config, number) for number in range(len(TEXTS))]
+    length = max(len(ids) for ids, _ in rows)
+    last = config.type_vocab_size - 1
+
+    def padded(values: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([[*row, *[filler] * (length - len(row))] for row in values])
+
+    return {
+        "input_ids": padded([ids for ids, _ in rows], config.pad_token_id or 0),
+        "token_type_ids": padded([[min(kind, last) for kind in kinds] for _, kinds in rows], 0),
+        "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0),
+    }
+
+
+def _pair(tokenizer: Any, config: Any, number: int) -> tuple[list[int], list[int]]:
+    """Ids and segments of one pair, of a length of its own; drawn where the tokenizer makes too few tokens of the texts."""
+    length = min(PAIR_TOKENS, config.max_position_embeddings) - number
+    if tokenizer is not None:
+        options = {"truncation": True, "max_length": length, "return_token_type_ids": True}
+        encoded = tokenizer(TEXTS[number], TEXTS[number - 1], **options)
+        ids, kinds = list(encoded["input_ids"]), list(encoded["token_type_ids"])
+        if len(set(ids)) > FEWEST_TOKENS and max(ids) < config.vocab_size:
+            return ids, kinds
+    generator = torch.Generator().manual_seed(number)
+    drawn = torch.randint(0, config.vocab_size, (max(1, length),), generator=generator).tolist()
+    return drawn, [int(place > length // 2) for place in range(len(drawn))]
+
+
+def _tokens(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
+    return {"input_ids": prompts(tokenizer, config.vocab_size)}
+
+
+_COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {CAUSAL_LM: _tokens, CLASSIFICATION: _pairs}
+
+
+def compared_inputs(task: Task, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
+    """What networks are compared on.
+
+    Args:
+        task: What they are for.
+        tokenizer: Their tokenizer, or None.
+        config: Their configuration.
+
+    Returns:
+        What they are given by name, each [prompts, tokens].
+    """
+    return _COMPARED[task](tokenizer, config)

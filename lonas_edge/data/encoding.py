@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lonas_edge.data.glue import Pair, texts_of
 from lonas_edge.data.templates import Example, Template
 
 IGNORED = -100  # a label that is not learned
@@ -83,3 +84,52 @@ class Collator:
         following = padded([example["labels"] for example in examples], IGNORED)[:, 1:]
         kept = (following != IGNORED).any(0).nonzero().flatten()
         return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": kept, "labels": following[:, kept].contiguous()}
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
+    """Tokenize texts or pairs of them.
+
+    Args:
+        pairs: The texts, all single or all in pairs.
+        tokenizer: The model's.
+        max_length: Tokens of the longest; of what is longer the longer text is cut at its end. Nothing is cut when None.
+
+    Returns:
+        `input_ids` and `token_type_ids`, each [tokens].
+    """
+    if not pairs:
+        return []
+    cut = {"truncation": "longest_first", "max_length": max_length} if max_length else {"truncation": False}
+    encoded = tokenizer(*texts_of(pairs), return_token_type_ids=True, return_attention_mask=False, verbose=False, **cut)
+    names = ("input_ids", "token_type_ids")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(encoded[name] for name in names), strict=True)]
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Pads texts on the right; labels are numbers of classes, or figures where it is a regression."""
+
+    pad_token_id: int
+    regression: bool = False
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: `input_ids` and `token_type_ids` of each, [tokens], and `labels`, one number.
+
+        Returns:
+            `input_ids`, `token_type_ids` and `attention_mask` [examples, tokens]; `labels` [examples].
+        """
+        length = max(len(example["input_ids"]) for example in examples)
+
+        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+        labels = [example["labels"] for example in examples]
+        return {
+            "input_ids": padded([example["input_ids"] for example in examples], self.pad_token_id),
+            "token_type_ids": padded([example["token_type_ids"] for example in examples], 0),
+            "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples], 0),
+            "labels": torch.tensor(labels, dtype=torch.float32 if self.regression else torch.long),
+        }

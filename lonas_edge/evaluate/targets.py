@@ -14,6 +14,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
+from lonas_edge.families import CAUSAL_LM, family_of
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
@@ -218,7 +219,7 @@ class _Opener:
             files["search_space"] = source.space.hash
         if source.adapter:
             files["adapter"] = self._hashes(source.adapter.folder)
-        recorded = source.training.prompt.name if source.training else None
+        recorded = source.training.prompt.name if source.training and source.training.prompt else None
         target = self._torch(
             f"{name}:{chosen.name}" if elastic else name,
             source.base.folder,
@@ -236,6 +237,10 @@ class _Opener:
         self, name: str, folder: Path, load_model: Callable[[], Any], files: Mapping[str, Any], sizes: Sizes, prompt: str
     ) -> Target:
         run = self.run
+        config = read_json(folder / "config.json")
+        family = family_of(config.get("model_type"))
+        if family and family.task != CAUSAL_LM:
+            raise LonasEdgeError(f"{name}: eval works on a {CAUSAL_LM.name}; this is a {family.task.name}")
         if run.torch_device == "cuda" and not torch.cuda.is_available():
             raise LonasEdgeError(f"{name}: --torch-device cuda: PyTorch finds no CUDA device here")
         tokenizer = _tokenizer(folder)
@@ -253,7 +258,7 @@ class _Opener:
             kind="torch",
             precision=run.torch_dtype,
             prompt=prompt,
-            max_length=read_json(folder / "config.json").get("max_position_embeddings") or 2048,
+            max_length=config.get("max_position_embeddings") or 2048,
             tokenizer=tokenizer,
             sizes=sizes,
             identity={"files": files, **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},

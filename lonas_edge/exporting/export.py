@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lonas_edge.data.calibration import prompts
+from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Solved, Written, written_files
@@ -176,7 +176,7 @@ class _Export:
             materialized = self._verify_weights()
             with self.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
                 verify.check_checkpoint(self.model, self.folder, dtype)
-                answers = verify.checkpoint_logits(self.folder, self._prompts())
+                answers = verify.checkpoint_logits(self.folder, self._inputs())
                 self.parity["stored"] = compare(materialized, answers)
 
     def write_ir(self) -> None:
@@ -203,13 +203,13 @@ class _Export:
         self._hash_files()
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
-                ids = self._prompts()
-                stored = verify.stored_logits(self.model, matrices, ids)
+                inputs = self._inputs()
+                stored = verify.stored_logits(self.model, matrices, inputs)
                 matrices.clear()  # the compiled IR takes their room
-                logits = verify.ir_logits(self.folder / MODEL, ids)
+                logits = verify.ir_logits(self.folder / MODEL, inputs)
                 answers = compare(stored, logits)
                 verify.check_ir(
-                    self.model.source.folder, answers, stored, lambda: verify.arithmetic_noise(self.model, ids, materialized)
+                    self.model.source.folder, answers, stored, lambda: verify.arithmetic_noise(self.model, inputs, materialized)
                 )
                 self.parity["ir_stored"] = answers
                 self.parity["ir"] = compare(materialized, logits)
@@ -225,16 +225,17 @@ class _Export:
 
     def _verify_weights(self) -> torch.Tensor:
         with self.steps.step("verify_weights", "Comparing with the activated super-network"):
-            ids = self._prompts()
-            reference = verify.super_network_logits(self.model, ids)
-            materialized = verify.materialized_logits(self.model, ids)
+            inputs = self._inputs()
+            reference = verify.super_network_logits(self.model, inputs)
+            materialized = verify.materialized_logits(self.model, inputs)
             answers = compare(reference, materialized)
             verify.check_materialized(self.model.source.folder, answers, reference)
             self.parity["materialized"] = answers
         return materialized
 
-    def _prompts(self) -> torch.Tensor:
-        return prompts(self.tokenizer, self.model.source.architecture.config.vocab_size)
+    def _inputs(self) -> dict[str, torch.Tensor]:
+        architecture = self.model.source.architecture
+        return compared_inputs(architecture.family.task, self.tokenizer, architecture.config)
 
     def _write_configs(self, dtype: str) -> None:
         replace_text(self.folder / "config.json", json.dumps(self.model.config(dtype), indent=2) + "\n")
@@ -280,7 +281,9 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
         solved=solved,
-        prompt=source.training.prompt.name if source.training else None,
+        pipeline=source.architecture.family.task.pipeline_tag,
+        task=source.training.task if source.training else None,
+        prompt=source.training.prompt.name if source.training and source.training.prompt else None,
         sizes=BothSizes(source.sizes(None), source.sizes(widths)),
         layers=picture_of(source.elasticity, widths),
         fused=job.fused,

@@ -18,6 +18,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import MANIFEST, Manifest, Written, record_rewritten
 from lonas_edge.exporting.model_card import model_card
+from lonas_edge.families import CAUSAL_LM, Task, family_of
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.interrupts import held
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
@@ -60,6 +61,12 @@ class Exported:
     def context(self) -> int | None:
         """The longest sequence in tokens, where the configuration says it."""
         return self.config.get("max_position_embeddings")
+
+    @property
+    def task(self) -> Task:
+        """What its model is for; a language model's where the family is not one of ours."""
+        family = family_of(self.config.get("model_type"))
+        return family.task if family else CAUSAL_LM
 
     @property
     def own_manifest(self) -> Manifest:

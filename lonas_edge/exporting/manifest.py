@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity
@@ -155,8 +156,8 @@ def _fifth(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sixth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 5 left every weight matrix as it is."""
-    return {**content, "fused": 0}
+    """Version 5 left every weight matrix as it is, and knew language models alone."""
+    return {**content, "fused": 0, "pipeline": CAUSAL_LM.pipeline_tag, "task": None}
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class Manifest(Record):
         base: The base model.
         adapter: The adapter; None where the base was exported alone.
         solved: What solving gave; None where nothing was solved.
+        pipeline: What model hubs call what the model is for: text-generation, text-classification.
+        task: The task of GLUE that it was trained on, where it was.
         prompt: Name of the prompt that the adapter was trained with, where that is known.
         sizes: Of both networks.
         layers: What is left of each decoder layer; none where an older version wrote it.
@@ -193,6 +196,8 @@ class Manifest(Record):
     base: Origin
     adapter: Origin | None
     solved: Solved | None
+    pipeline: str
+    task: str | None
     prompt: str | None
     sizes: BothSizes
     layers: tuple[Layer, ...]

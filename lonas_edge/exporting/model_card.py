@@ -5,6 +5,7 @@ import json
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import COMPARED, BothSizes, Manifest, Solved
 from lonas_edge.exporting.stages import STAGES
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import Found
@@ -23,11 +24,12 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
     """
     stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
     fine_tuned = f" fine-tuned with the super-adapter `{manifest.adapter.name}`" if manifest.adapter else ""
+    fine_tuned += f" on GLUE's {manifest.task}" if manifest.task else ""
     lines = [
         "---",
         f"library_name: {stage.library}",
-        f"tags: [{', '.join(('lonas', 'text-generation', *stage.tags))}]",
-        "pipeline_tag: text-generation",
+        f"tags: [{', '.join(('lonas', manifest.pipeline, *stage.tags))}]",
+        f"pipeline_tag: {manifest.pipeline}",
         "---",
         f"# {base}, {name} sub-network, {manifest.weight_format}",
         "",
@@ -41,7 +43,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *_picture(manifest),
         "## Run",
         "",
-        *stage.run,
+        *stage.run[manifest.pipeline],
         "",
         *(_tuned(runtime) if runtime else []),
         *(_evaluated(evaluations) if evaluations and evaluations.by_protocol else []),
@@ -134,8 +136,9 @@ def _evaluated(evaluations: Evaluations) -> list[str]:
 
 
 def _checked(manifest: Manifest) -> list[str]:
+    same = "same top token | positions" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same answer | texts"
     return [
-        "| logits | largest difference | mean KL (nats) | same top token | positions |",
+        f"| logits | largest difference | mean KL (nats) | {same} |",
         "|---|---|---|---|---|",
         *(
             f"| {COMPARED.get(name, name)} | {p.max_logit_difference:.2e} | {p.mean_kl:.2e} | {p.top1_agreement:.1%} "

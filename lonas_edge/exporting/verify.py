@@ -21,11 +21,11 @@ import torch
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
-from lonas_edge.ir.infer import open_ir
+from lonas_edge.ir.infer import open_ir, open_model
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, float64_logits, stream_weights
+from lonas_edge.network.modeling import Inputs, empty_model, float64_logits, stream_weights
 from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped
 
 # What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
@@ -42,15 +42,15 @@ _FP32 = {
 }
 
 
-def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
+def super_network_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:
     """Logits of the activated super-network: base and unmerged adapter, loaded by PEFT, the sub-network switched on.
 
     Args:
         model: Says the source and the sub-network.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
 
     Returns:
-        [prompts, tokens, vocabulary], float64.
+        [prompts, tokens, vocabulary], or [prompts, classes], float64.
     """
     network = empty_super_network(model.source)
     for name, parameter in network.model.named_parameters():
@@ -58,32 +58,32 @@ def super_network_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.T
             parameter.data = parameter.data.double()
     network.activate(model.subnetwork.widths)
     base = network.base
-    return float64_logits(base, ids, lambda name: model.corrected_base(unwrapped(name)), lambda name: not of_adapter(name))
+    return float64_logits(base, inputs, lambda name: model.corrected_base(unwrapped(name)), lambda name: not of_adapter(name))
 
 
-def materialized_logits(model: MaterializedModel, ids: torch.Tensor) -> torch.Tensor:
+def materialized_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:
     """Logits of the materialized model before any rounding to a storage format.
 
     Args:
         model: The materialized model.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
 
     Returns:
-        [prompts, tokens, vocabulary], float64.
+        [prompts, tokens, vocabulary], or [prompts, classes], float64.
     """
-    return float64_logits(empty_model(model.config()), ids, model.exact)
+    return float64_logits(empty_model(model.config()), inputs, model.exact)
 
 
-def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], ids: torch.Tensor) -> torch.Tensor:
+def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], inputs: Inputs) -> torch.Tensor:
     """Logits of the weights as an IR stores them; checks on the way that each is the materialized one, to its format's step.
 
     Args:
         model: The materialized model.
         matrices: Its weight matrices as stored.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
 
     Returns:
-        [prompts, tokens, vocabulary], float64.
+        [prompts, tokens, vocabulary], or [prompts, classes], float64.
 
     Raises:
         LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
@@ -101,37 +101,39 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
         _require(model.source.folder, what, error, matrix.scheme.weight_format.tolerance)
         return torch.from_numpy(restored)
 
-    return float64_logits(empty_model(model.config()), ids, stored)
+    return float64_logits(empty_model(model.config()), inputs, stored)
 
 
-def checkpoint_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:
     """Logits of a checkpoint on disk, read a layer at a time.
 
     Args:
         folder: The checkpoint's directory.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
 
     Returns:
-        [prompts, tokens, vocabulary], float64.
+        [prompts, tokens, vocabulary], or [prompts, classes], float64.
     """
     config, tensors = read_json(folder / "config.json"), open_tensors(folder)
     network = empty_model(config, str(folder))
     embedding = next(name for name, module in network.named_modules() if module is network.get_input_embeddings())
-    return float64_logits(network, ids, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight"))
+    return float64_logits(network, inputs, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight"))
 
 
-def ir_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
+def ir_logits(path: Path, inputs: Inputs) -> torch.Tensor:
     """Logits of an IR on the CPU, computed in fp32: what is compared is the stored model, not the plugin's bf16.
 
     Args:
         path: The .xml file.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
 
     Returns:
-        [prompts, tokens, vocabulary], fp32.
+        [prompts, tokens, vocabulary], or [prompts, classes], fp32.
     """
-    logits = open_ir(path, "CPU", _FP32)
-    return torch.from_numpy(logits(ids.numpy(), 0))
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    if inputs.keys() == {"input_ids"}:
+        return torch.from_numpy(open_ir(path, "CPU", _FP32)(arrays["input_ids"], 0))
+    return torch.from_numpy(open_model(path, "CPU", _FP32)(arrays))
 
 
 def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:
@@ -183,12 +185,12 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     )
 
 
-def arithmetic_noise(model: MaterializedModel, ids: torch.Tensor, exact: torch.Tensor) -> float:
+def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tensor) -> float:
     """What computing in fp32 alone changes: the largest difference of a materialized model's logits from those in float64.
 
     Args:
         model: The materialized model.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
         exact: Its logits in float64.
 
     Returns:
@@ -197,7 +199,7 @@ def arithmetic_noise(model: MaterializedModel, ids: torch.Tensor, exact: torch.T
     network = empty_model(model.config())
     stream_weights(network, model.tensor, dtype=torch.float32)
     with torch.inference_mode():
-        return float((network(input_ids=ids, use_cache=False).logits - exact).abs().max())
+        return float((network(**inputs, use_cache=False).logits - exact).abs().max())
 
 
 def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:

@@ -8,11 +8,11 @@ from lonas_edge.families.base import (
     HeadRule,
     Linear,
     Part,
-    Task,
     WidthRule,
     head_dim,
     key_value_heads,
 )
+from lonas_edge.families.bert import Bert
 from lonas_edge.families.bloom import Bloom
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
@@ -20,13 +20,16 @@ from lonas_edge.families.llama import Llama
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
 from lonas_edge.families.smollm3 import SmolLM3
+from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, Task
 
-FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom())
+FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom(), Bert())
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES for kind in family.model_types)
 
 __all__ = [
     "BLOCK_KINDS",
+    "CAUSAL_LM",
+    "CLASSIFICATION",
     "FAMILIES",
     "SUPPORTED_MODEL_TYPES",
     "Block",

@@ -6,34 +6,14 @@ modules.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lonas_edge.families.tasks import CAUSAL_LM, Task
+
 BLOCK_KINDS = ("attention", "mlp")
 Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a model is for.
-
-    Attributes:
-        name: What it is called in messages.
-        auto_model: The class of transformers that loads such a model.
-        peft: PEFT's `task_type`.
-        conversion: The task of optimum-intel that converts it.
-        pipeline_tag: What model hubs call it.
-    """
-
-    name: str
-    auto_model: str
-    peft: str
-    conversion: str
-    pipeline_tag: str
-
-
-CAUSAL_LM = Task("causal language model", "AutoModelForCausalLM", "CAUSAL_LM", "text-generation-with-past", "text-generation")
 
 
 @dataclass(frozen=True)
@@ -204,22 +184,26 @@ class Family(ABC):
     Attributes:
         titles: For each `model_type` that this family serves, what its models are called.
         class_names: For each `model_type`, the classes that an NNCF node name spells, by module: `model` with its head, `body`,
-            a decoder `layer`, and the modules inside it.
+            a decoder `layer`, and by path the modules inside it and those between body and layers.
         task: What its models are for.
         sizes: Fields of `config.json` that must be there, each with its other spellings: transformers would take those of the
             first model of the type.
         layers: Path of the list of decoder layers; its first part is the body's name in the model.
         embedding: Path of the token embedding.
         head: Path of the language-model head.
-        final_norm: Path of the norm in front of the head.
+        final_norm: Path of the norm in front of the head, where there is one.
         layer_results: How many things a decoder layer returns, its output first; 0 where it returns the output by itself.
         takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], and not only a mask of padding.
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be, with the reason.
         refused_heads: Why heads cannot be elastic, where no rule of `width_rules` is a `HeadRule`.
         generated_groups: The groups of generated search spaces, in the published order.
+        generated_ranks: Ranks of generated search spaces, as published.
         default_targets: Names of the layers that get an adapter in training by default, as the published adapters have them.
+        dynamic_inputs: Layers that published search spaces name in `add_dynamic_inputs`: what they read narrows with heads.
         legacy_buffers: Endings of tensors that older checkpoints hold and nobody reads any more.
+        legacy_names: Endings of tensors in older checkpoints, with what they are called now.
+        other_heads: Beginnings of tensors that checkpoints of the same body with another head hold.
         raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version with which the
             converted model is right.
     """
@@ -244,8 +228,12 @@ class Family(ABC):
     refused_widths: ClassVar[Mapping[str, str]]
     refused_heads: ClassVar[str] = ""
     generated_groups: ClassVar[tuple[GroupKind, ...]]
+    generated_ranks: ClassVar[tuple[int, ...]] = (32, 28)
     default_targets: ClassVar[tuple[str, ...]]
+    dynamic_inputs: ClassVar[tuple[str, ...]] = ()
     legacy_buffers: ClassVar[tuple[str, ...]] = ()
+    legacy_names: ClassVar[Mapping[str, str]] = {}
+    other_heads: ClassVar[tuple[str, ...]] = ()
     raised_guards: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -282,6 +270,18 @@ class Family(ABC):
     @abstractmethod
     def linears(self, config: Any) -> list[Linear]:
         """Linear layers of one decoder layer, paths relative to it."""
+
+    def outer_linears(self, config: Any) -> list[Linear]:
+        """Linear layers outside the decoder layers, the head last."""
+        return [Linear(self.head, config.vocab_size, config.hidden_size)]
+
+    def embeddings(self, config: Any) -> dict[str, int]:
+        """Entries of each embedding table, by module path, that of the tokens first; each entry has the hidden size."""
+        return {self.embedding: int(config.vocab_size)}
+
+    def tied(self, config: Any) -> bool:
+        """Whether the head shares the embedding's weight."""
+        return bool(config.tie_word_embeddings)
 
     @abstractmethod
     def vectors(self, config: Any) -> dict[str, int]:
@@ -328,22 +328,25 @@ class Family(ABC):
         """
         return model.get_output_embeddings()(hidden)
 
-    def node_name(self, model_type: str, layer: int, module: str, ending: str) -> str:
-        """The name that NNCF 2.x gave a weight of a PEFT model with an adapter on `module`.
+    def node_name(self, model_type: str, layer: int, module: str, last: str) -> str:
+        """The name that NNCF 2.x gave a weight of a PEFT model.
 
         Args:
             model_type: The configuration's.
             layer: Index of the decoder layer.
             module: Path relative to it.
-            ending: What follows the layer's own name.
+            last: What stands for the layer itself and its weight.
 
         Returns:
             The node name.
         """
         names = self.class_names[model_type]
-        body, _, layers = self.layers.rpartition(".")
-        parent, leaf = module.split(".")
-        return (
-            f"PeftModelForCausalLM/LoraModel[base_model]/{names['model']}[model]/{names['body']}[{body}]/ModuleList[{layers}]/"
-            f"{names['layer']}[{layer}]/{names[parent]}[{parent}]/Linear[{leaf}]/{ending}/linear_0"
-        )
+        body, *between, layers = self.layers.split(".")
+
+        def spelled(parents: Sequence[str], prefix: str = "") -> list[str]:
+            paths = [".".join(parents[: end + 1]) for end in range(len(parents))]
+            return [f"{names[prefix + path]}[{leaf}]" for path, leaf in zip(paths, parents, strict=True)]
+
+        path = [self.task.peft_model, "LoraModel[base_model]", f"{names['model']}[model]", f"{names['body']}[{body}]"]
+        path += [*spelled(between, "body."), f"ModuleList[{layers}]", f"{names['layer']}[{layer}]"]
+        return "/".join([*path, *spelled(module.split(".")[:-1]), last, "linear_0"])

@@ -25,6 +25,7 @@ class ModelFields(TypedDict, total=False):
     model_type: Required[str]
     architectures: list[str] | None
     vocab_size: Size
+    type_vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
     n_embed: Size
@@ -65,6 +66,8 @@ class ModelFields(TypedDict, total=False):
     hidden_dropout: Share | None
     attn_pdrop: Share | None
     classifier_dropout: Share | None
+    hidden_dropout_prob: Share
+    attention_probs_dropout_prob: Share
     embd_pdrop: Share | None
     resid_pdrop: Share | None
     initializer_range: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -72,6 +75,13 @@ class ModelFields(TypedDict, total=False):
     use_parallel_residual: bool
     apply_residual_connection_post_layernorm: bool
     slow_but_exact: bool
+    is_decoder: bool
+    add_cross_attention: bool
+    position_embedding_type: str | None
+    problem_type: str | None
+    num_labels: Size
+    id2label: dict[str, str] | None
+    label2id: dict[str, int] | None
     dtype: str | None
     torch_dtype: str | None
     bos_token_id: TokenIds

@@ -124,14 +124,14 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat) -> dict[str, 
 
     Args:
         model: The materialized model.
-        weight_format: The format of the whole model; it says which other one embedding and head get.
+        weight_format: The format of the whole model; it says which other one embeddings and head get.
 
     Returns:
         Schemes by tensor name.
     """
-    family = model.source.architecture.family
-    outer = {f"{family.embedding}.weight", f"{family.head}.weight"}
+    architecture = model.source.architecture
     matrices = {name: shape for name, shape in model.shapes.items() if len(shape) == 2}
+    outer = {name for name in matrices if not architecture.split(name)[0]}
     group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)
 
     def scheme(name: str) -> Scheme:

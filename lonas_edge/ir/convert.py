@@ -93,7 +93,8 @@ def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: Weig
         weight_format: The format of the whole model.
     """
     if weight_format.mode is None:
-        model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
+        if model.get_variables():  # a classifier has no cache
+            model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
         return
     group = _group_size(schemes)
     model.set_rt_info("int4_asym" if group > 0 else "int8_asym", ["nncf", "weight_compression", "mode"])

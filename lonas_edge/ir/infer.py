@@ -21,11 +21,8 @@ def open_ir(path: Path, device: str, properties: Mapping[str, str]) -> "Callable
         cache by earlier calls, and gives the logits [prompts, tokens from there, vocabulary], fp32.
     """
     import numpy as np
-    import openvino as ov
 
-    compiled = ov.Core().compile_model(path, device, dict(properties))
-    request = compiled.create_infer_request()
-    names = {name for port in compiled.inputs for name in port.get_names()}
+    answer = open_model(path, device, properties)
 
     def logits(ids: np.ndarray, start: int = 0) -> np.ndarray:
         batch, end = ids.shape
@@ -35,7 +32,30 @@ def open_ir(path: Path, device: str, properties: Mapping[str, str]) -> "Callable
             "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
             "beam_idx": np.arange(batch, dtype=np.int32),
         }
+        return answer(inputs)
+
+    return logits
+
+
+def open_model(path: Path, device: str, properties: Mapping[str, str]) -> "Callable[[Mapping[str, np.ndarray]], np.ndarray]":
+    """Compile an IR that is asked with inputs by their names.
+
+    Args:
+        path: The .xml file.
+        device: An OpenVINO device.
+        properties: Run-time properties.
+
+    Returns:
+        A function that takes inputs by name, those that the IR has not among them left alone, and gives the logits, fp32.
+    """
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(path, device, dict(properties))
+    request = compiled.create_infer_request()
+    names = {name for port in compiled.inputs for name in port.get_names()}
+
+    def answer(inputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
         found: np.ndarray = request.infer({name: value for name, value in inputs.items() if name in names})["logits"]
         return found.copy()
 
-    return logits
+    return answer

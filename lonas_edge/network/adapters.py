@@ -16,8 +16,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import FAMILIES
 from lonas_edge.files import read_by, read_json
-from lonas_edge.network.checkpoints import FLOATS, load_pickle, number_fault, read_damaged
+from lonas_edge.network.checkpoints import FLOATS, load_pickle, number_fault, read_damaged, stored_shapes
 from lonas_edge.network.configuration import AdapterFields
 from lonas_edge.schema import field_faults
 from lonas_edge.space.architecture import Architecture
@@ -136,13 +137,17 @@ class AdapterConfig:
         rank, alpha = self._pattern("rank", name), self._pattern("alpha", name)
         return float(alpha / rank**0.5 if self.lora.use_rslora else alpha / rank)
 
+    def replaced(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+        """The base's tensors that the adapter carries whole, with their shapes."""
+        return _replaced_shapes(architecture, self, self.ranks(architecture))
+
     def unties(self, architecture: Architecture) -> bool:
         """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
         if not architecture.tied or self.lora.ensure_weight_tying:
             return False
         ranks = self.ranks(architecture)
         head, embedding = architecture.family.head, f"{architecture.family.embedding}.weight"
-        replaced = _replaced_shapes(architecture, self, ranks)
+        replaced = self.replaced(architecture)
         return head in ranks or f"{head}.weight" in replaced or embedding in replaced
 
 
@@ -211,6 +216,22 @@ def adapter_file(folder: Path) -> Path:
         if (folder / name).exists():
             return folder / name
     raise LonasEdgeError(f"{folder}: no adapter weights ({SAFETENSORS} or {PICKLE})")
+
+
+def head_outputs(folder: Path) -> int | None:
+    """Outputs of the head of a sequence classifier that an adapter carries.
+
+    Args:
+        folder: The adapter's directory.
+
+    Returns:
+        Their number; None where it carries none, or its weights are not there.
+    """
+    heads = {f"{family.head}.weight" for family in FAMILIES if family.task.new_head}
+    if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE)):
+        return None
+    found = {plain_name(key): shape for key, shape in stored_shapes(adapter_file(folder)).items()}
+    return next((shape[0] for name, shape in found.items() if name in heads and len(shape) == 2 and shape[0] > 0), None)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -308,7 +329,7 @@ def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bia
 
 def _replaced_shapes(architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Base tensors that the adapter carries whole: trained biases, and `modules_to_save` outside the decoder's linears."""
-    shapes = architecture.shapes | _head_shape(architecture)
+    shapes = architecture.shapes | architecture.head
     inner = {f"{name}.weight" for name in architecture.linears if name != architecture.family.head}
     modules = tuple(config.lora.modules_to_save or ())
     replaced = {}
@@ -326,9 +347,4 @@ def _repeated_head(
 ) -> dict[str, tuple[int, ...]]:
     """The head's weight where PEFT saves it again: beside an adapter on it, or beside the embedding it stays tied to."""
     stays_tied = config.lora.ensure_weight_tying and f"{architecture.family.embedding}.weight" in saved
-    return _head_shape(architecture) if stays_tied or architecture.family.head in ranks else {}
-
-
-def _head_shape(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    head = architecture.linears[architecture.family.head]
-    return {f"{head.name}.weight": (head.out_features, head.in_features)}
+    return architecture.head if stays_tied or architecture.family.head in ranks else {}

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 
-Batch = Mapping[str, torch.Tensor]  # input_ids and attention_mask, each [prompts, tokens]
+Batch = Mapping[str, torch.Tensor]  # of `GIVEN`, each [prompts, tokens]
+GIVEN = ("input_ids", "token_type_ids", "attention_mask")  # of a batch, what the body of a model is given, where it is there
+
+
+def given(batch: Batch) -> dict[str, torch.Tensor]:
+    """What of a batch a model's body is given."""
+    return {name: batch[name] for name in GIVEN if name in batch}
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,7 @@ def second_moments(model: Any, layers: Sequence[str], batches: Iterable[Batch], 
         with summed_moments(model, layers, whole) as (found, runs), torch.inference_mode():
             for batch in batches:
                 runs(batch)
-                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                model(**inputs, use_cache=False, logits_to_keep=1)
+                model.base_model(**given(batch), use_cache=False)  # the head is after all of them
     finally:
         model.train(training)
     return found

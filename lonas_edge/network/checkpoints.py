@@ -7,7 +7,7 @@ Nothing here executes what came with a model: safetensors holds no code, and `.b
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shortened
@@ -196,20 +196,31 @@ class TensorFiles:
         return take(tensor, None, shifted(columns)) if columns else tensor
 
     def name_as(self, family: Family) -> None:
-        """Name tensors as a model with a head does, where they are stored as its body names them by itself.
+        """Name tensors as a model with a head does, where they are stored as its body names them by itself, or as long ago.
 
-        As transformers takes such files; BLOOM is published so (`h.0.mlp…`, not `transformer.h.0.mlp…`).
+        As transformers takes such files; BLOOM is published so (`h.0.mlp…`, not `transformer.h.0.mlp…`), BERT with
+        `LayerNorm.gamma`.
 
         Args:
             family: The model's.
         """
         body = f"{family.layers.partition('.')[0]}."
-        if f"{family.embedding.removeprefix(body)}.weight" not in self._files:
-            return
-        self._stored = {name if name.startswith(f"{family.head}.") else body + name: name for name in self._files}
+        alone = f"{family.embedding.removeprefix(body)}.weight" in self._files
+
+        def named(name: str) -> str:
+            name = name if not alone or name.startswith(f"{family.head}.") else body + name
+            old = next((ending for ending in family.legacy_names if name.endswith(ending)), "")
+            return name.removesuffix(old) + family.legacy_names[old] if old else name
+
+        self._stored = {named(name): name for name in self._files}
         self._files = {name: self._files[there] for name, there in self._stored.items()}
         self.shapes = {name: self.shapes[there] for name, there in self._stored.items()}
         self.dtypes = {name: self.dtypes[there] for name, there in self._stored.items()}
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in one file, by the name it has there; its values are not read."""
+    return {name: shape for name, (shape, _dtype) in TensorFiles({})._header(path).items()}
 
 
 def _indexed_files(index: Path) -> dict[str, Path]:
@@ -255,12 +266,20 @@ def open_tensors(folder: Path) -> TensorFiles:
     raise LonasEdgeError(f"{folder}: no weights ({SAFETENSORS}, {SAFETENSORS_INDEX}, {PICKLE} or {PICKLE_INDEX})")
 
 
-def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
+def _headless(name: str, architecture: Architecture) -> str:
+    task = architecture.family.task
+    told = f" (a body without the head of a {task.name}; an adapter that `lonas-edge train` made carries one)"
+    return told if task.new_head and name in architecture.head else ""
+
+
+def open_base(folder: Path, architecture: Architecture, replaced: Collection[str] = ()) -> TensorFiles:
     """Open a base checkpoint and compare its tensors with what the configuration says.
 
     Args:
         folder: The checkpoint's directory.
         architecture: The model's shapes.
+        replaced: Tensors that are not taken from it. Where the task begins a head anew, those of the head may be missing, or
+            of another shape.
 
     Returns:
         The tensors.
@@ -271,12 +290,17 @@ def open_base(folder: Path, architecture: Architecture) -> TensorFiles:
     tensors = open_tensors(folder)
     tensors.name_as(architecture.family)
     expected = architecture.shapes
-    head = f"{architecture.family.head}.weight"
-    embedding = f"{architecture.family.embedding}.weight"
+    family = architecture.family
+    head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
     ignored = {head} if architecture.tied else set()
-    problems = [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors.shapes]
+    anew = set(replaced) & architecture.head.keys() if family.task.new_head else set()
+    problems = [
+        f"{name}: missing; expected {list(shape)}{_headless(name, architecture)}"
+        for name, shape in expected.items()
+        if name not in tensors.shapes and name not in anew
+    ]
     for name, shape in tensors.shapes.items():
-        if name in ignored or name.endswith(architecture.family.legacy_buffers):
+        if name in ignored | anew or name.endswith(family.legacy_buffers) or name.startswith(family.other_heads):
             continue
         if name not in expected:
             problems.append(f"{name}: unknown to {architecture.model_type}; found {list(shape)}")

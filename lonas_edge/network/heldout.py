@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lonas_edge.data.instructions import read_examples
 from lonas_edge.data.templates import TEMPLATES, Example, Template
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.network.source import Source
 
@@ -115,8 +116,9 @@ def read_held_out(
         The prompts, not tokenized yet.
 
     Raises:
-        LonasEdgeError: If an example has no answer, or there are fewer than asked.
+        LonasEdgeError: If an example has no answer, or there are fewer than asked, or the model answers no prompts.
     """
+    source.architecture.require(CAUSAL_LM, str(data))
     examples = read_examples(data)
     if len(examples) < prompts:
         raise LonasEdgeError(
@@ -125,6 +127,6 @@ def read_held_out(
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     found, training = sha256(data), source.training
-    template = TEMPLATES[prompt] if prompt else training.prompt if training else TEMPLATES["lonas"]
+    template = TEMPLATES[prompt] if prompt else training.prompt if training and training.prompt else TEMPLATES["lonas"]
     unseen = training.data.sha256 != found if training else None
     return HeldOut(data, found, template, prompts, seed, unseen, option, examples, tuple(order))

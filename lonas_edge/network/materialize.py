@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
-from lonas_edge.files import read_json
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.correction import Correction
@@ -93,7 +92,7 @@ class MaterializedModel:
             LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
         """
         self.source, self.subnetwork, self.correction = source, subnetwork, correction or Correction()
-        self.base: TensorFiles = open_base(source.base.folder, source.architecture)
+        self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
             self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
@@ -214,13 +213,15 @@ class MaterializedModel:
         Returns:
             The configuration.
         """
-        content = read_json(self.source.base.folder / "config.json")
+        content = self.source.base_config()
         for private in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
             content.pop(private, None)
         content["dtype"] = dtype
         if self.untied:
             content["tie_word_embeddings"] = False
         architecture = self.source.architecture
+        if architecture.family.task.new_head:  # the base may be a body by itself
+            content["architectures"] = [architecture.family.class_names[architecture.model_type]["model"]]
         layers = self.source.elasticity.layer_fields(self.subnetwork.widths)
         common = architecture.family.whole_fields(architecture.config)
         for name in architecture.family.own_fields:

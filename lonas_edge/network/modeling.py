@@ -5,7 +5,7 @@ it, and `AutoModelForCausalLM` refuses such a checkpoint; so the layers are resi
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from lonas_edge.network.depth import leave_out
 from lonas_edge.space.architecture import LEFT_OUT, Architecture
 
 Fetch = Callable[[str], torch.Tensor]
+Inputs = Mapping[str, torch.Tensor]
 Hook = Callable[..., Any]
 BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
-    """Build a causal language model with its parameters on the meta device; buffers are real.
+    """Build a model with its parameters on the meta device; buffers are real.
 
     Args:
         config: Content of a config.json, with or without `per_layer_config`.
@@ -219,22 +220,22 @@ class Float64(TorchFunctionMode):
 
 
 def float64_logits(
-    model: PreTrainedModel, ids: torch.Tensor, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
+    model: PreTrainedModel, inputs: Inputs, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
 ) -> torch.Tensor:
     """Logits of an empty model, all arithmetic in float64, its weights streamed.
 
     Args:
         model: The model; its own parameters only hold the places.
-        ids: [prompts, tokens].
+        inputs: What it is given by name, each [prompts, tokens].
         fetch: As of `stream_weights`.
         wanted: As of `stream_weights`.
 
     Returns:
-        [prompts, tokens, vocabulary], float64.
+        [prompts, tokens, vocabulary], or [prompts, classes], float64.
     """
     with torch.inference_mode(), Float64() as mode:
         stream_weights(model, mode.outside(fetch), wanted)
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
     return logits
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.glue import TASKS
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import FAMILIES, family_of
 from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -19,7 +21,7 @@ from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import LEFT_OUT, Architecture
-from lonas_edge.space.complexity import DEFAULT_SEQUENCE_LENGTH, Sizes, measure
+from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork, misfits, select
@@ -44,7 +46,7 @@ class Source:
     """What a command works on. `adapter` and `adapter_config` are None for a base model alone.
 
     Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
-    the training, where there is one.
+    the training, where there is one. `head` has the fields of the base's config.json that the adapter's own head changes.
     """
 
     base: Located
@@ -53,11 +55,16 @@ class Source:
     elasticity: Elasticity
     order: ChannelOrder = field(default_factory=ChannelOrder)
     training: TrainingRecord | None = None
+    head: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
         """The base model's shapes."""
         return self.elasticity.architecture
+
+    def base_config(self) -> dict[str, Any]:
+        """Content of the base's config.json, with what the adapter's own head changes."""
+        return {**read_json(self.base.folder / "config.json"), **self.head}
 
     @property
     def space(self) -> SearchSpace:
@@ -102,6 +109,10 @@ class Source:
         """The adapter's rank on each layer that has one."""
         return self.adapter_config.ranks(self.architecture) if self.adapter_config else {}
 
+    def replaced(self) -> dict[str, tuple[int, ...]]:
+        """The base's tensors that the adapter carries whole, with their shapes."""
+        return self.adapter_config.replaced(self.architecture) if self.adapter_config else {}
+
     @property
     def unties(self) -> bool:
         """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
@@ -112,12 +123,12 @@ class Source:
 
         Args:
             chosen: One width a group, in group order; None for the unpruned LoRA model.
-            seq_len: Sequence length of the MACs; None for that of the search space.
+            seq_len: Sequence length of the MACs; None for that of the search space, or of the task's published ones.
 
         Returns:
             The sizes.
         """
-        length = seq_len or self.space.sequence_length or DEFAULT_SEQUENCE_LENGTH
+        length = seq_len or self.space.sequence_length or self.architecture.family.task.sequence_length
         return measure(self.elasticity, self.ranks(), chosen, length, self.unties)
 
 
@@ -189,6 +200,7 @@ def open_source(
     nncf_config: Path | None = None,
     revision: str | None = None,
     weights: bool = True,
+    outputs: Sequence[str] | None = None,
 ) -> Source:
     """Read the configurations of a SOURCE and check that they belong together.
 
@@ -198,6 +210,7 @@ def open_source(
         nncf_config: The search space; when None the one in the super-adapter's directory, if there is one.
         revision: The base model's revision on the hub.
         weights: Whether weights will be needed.
+        outputs: Names of the outputs of a head that will be begun; those that the adapter says when None.
 
     Returns:
         The source, its weights not read yet.
@@ -222,14 +235,19 @@ def open_source(
             "super-adapter again, whole, or name the search space (--nncf-config FILE)."
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
-    architecture = Architecture.from_config(read_model_config(base), str(base.folder))
+    config = read_model_config(base)
+    head = _head_fields(config, outputs or _outputs(adapter, training))
+    config = type(config).from_dict({**config.to_dict(), **head}) if head else config
+    architecture = Architecture.from_config(config, str(base.folder))
+    if adapter_config:
+        _refuse_other_task(adapter_config, architecture)
     if weights:
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
     raise_all(f"{base.folder}: not the base that {found.name} was trained on:", others, "--model names the right one.")
-    opened = Source(base, adapter, adapter_config, elasticity, order, training)
+    opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
     if training and training.specialized:
         raise_all(
             f"{found.folder / TRAINING}: specialized for a sub-network that the search space has not:",
@@ -240,6 +258,30 @@ def open_source(
         ranks = adapters.rank_misfits(elasticity, opened.ranks())
         raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", ranks)
     return opened
+
+
+def _head_fields(config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
+    family = family_of(config.model_type)
+    return family.task.head_fields(config, outputs) if family else {}
+
+
+def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:
+    """Outputs of the head that an adapter carries: named by the task that it was trained on, else counted in its file."""
+    if adapter is None:
+        return None
+    task = TASKS.get(training.task or "") if training else None
+    return task.outputs if task else adapters.head_outputs(adapter.folder)
+
+
+def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> None:
+    """An adapter that says it is of another task's model; one that says nothing known is taken for what the model is."""
+    ours, theirs = architecture.family.task, config.lora.task_type
+    tasks = {family.task.peft: family.task for family in FAMILIES}
+    if theirs in tasks and theirs != ours.peft:
+        raise LonasEdgeError(
+            f"{config.path}: task_type {str(theirs)!r}, an adapter of a {tasks[theirs].name}; the model "
+            f"({architecture.model_type}) is a {ours.name}, {ours.peft!r}. Name the base that it was trained on (--model)."
+        )
 
 
 def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> list[str]:

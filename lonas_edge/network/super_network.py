@@ -1,6 +1,8 @@
 """A super-network that is asked many things: loaded once, then sub-networks are switched on and scored in it."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,19 +10,20 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
-from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Task
-from lonas_edge.files import read_by, read_json, sha256
+from lonas_edge.files import read_by, sha256
 from lonas_edge.network.adapters import load_adapter
+from lonas_edge.network.calibration import given
 from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
-from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model, empty_model, set_parameter, untouched_zeros
+from lonas_edge.network.objective import objective_of
 from lonas_edge.network.source import Located, Source, base_misfits
+from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 
 Batch = Mapping[str, torch.Tensor]  # as of `data.encoding.Collator`
@@ -46,6 +49,7 @@ class SuperNetwork:
         self.model = model
         self.elasticity = elasticity
         self.family = elasticity.architecture.family
+        self.objective = objective_of(elasticity.architecture)
         elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
         self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
             name: make_elastic(name, self.base.get_submodule(name)) for name in sorted(elastic)
@@ -106,11 +110,11 @@ class SuperNetwork:
         batches: Sequence[Batch],
         reference: Sequence[torch.Tensor] | None = None,
     ) -> list[float]:
-        """Mean Kullback-Leibler divergence of sub-networks from the maximal network, in nats a position.
+        """Mean distance of sub-networks from the maximal network: KL divergence in nats an answer; of a regression, squared.
 
         Args:
             chosen: The sub-networks, one width a group each.
-            batches: Prompts with the positions that count.
+            batches: Prompts with the positions that count, or texts.
             reference: As of `reference`, where it is kept; computed here otherwise, once for all sub-networks.
 
         Returns:
@@ -120,24 +124,24 @@ class SuperNetwork:
         return self._means(chosen, batches, lambda found, place: self.divergence(kept[place], found.hidden))
 
     def divergence(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Kullback-Leibler divergence of what the head makes of hidden states from what it makes of a reference, summed.
+        """Distance of what the head makes of hidden states from what it makes of a reference, summed; as of `kl`.
 
         Args:
             reference: [positions, hidden].
             hidden: The same shape.
 
         Returns:
-            The sum over positions, in nats.
+            The sum over positions.
         """
         parts = zip(torch.split(reference, HEAD_POSITIONS), torch.split(hidden, HEAD_POSITIONS), strict=True)
-        return sum((kl_divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
+        return sum((self.objective.divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
 
     def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
-        """Mean cross-entropy of sub-networks on the tokens that batches have learned, in nats a token.
+        """Mean loss of sub-networks on what batches have to be answered: cross-entropy in nats; of a regression, squared.
 
         Args:
             chosen: The sub-networks, one width a group each.
-            batches: Prompts with the positions that count, and the token that follows each.
+            batches: Prompts with the positions that count, and the token that follows each; or texts with their labels.
 
         Returns:
             One figure a sub-network.
@@ -145,7 +149,7 @@ class SuperNetwork:
 
         def score(found: _States, _place: int) -> torch.Tensor:
             parts = zip(torch.split(found.hidden, HEAD_POSITIONS), torch.split(found.labels, HEAD_POSITIONS), strict=True)
-            return sum((cross_entropy(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
+            return sum((self.objective.loss(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
 
         return self._means(chosen, batches, score)
 
@@ -167,12 +171,9 @@ class SuperNetwork:
         self.activate(chosen)
         self.model.eval()
         for batch in batches:
-            labels = batch["labels"]
             with torch.inference_mode():
-                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                hidden = self.family.hidden(self.base, **inputs)[:, batch["logits_to_keep"]]
-            counted = labels != IGNORED
-            yield _States(hidden[counted], labels[counted])
+                hidden = self.family.hidden(self.base, **given(batch))
+            yield _States(self.objective.counted(hidden, batch), self.objective.labels(batch["labels"]))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.family.logits(self.base, hidden)
@@ -181,7 +182,7 @@ class SuperNetwork:
 
 @dataclass(frozen=True)
 class _States:
-    """Hidden states in front of the head [positions, hidden], and the token that follows each [positions]."""
+    """Hidden states in front of the head [positions, hidden], and what each has to be answered with [positions]."""
 
     hidden: torch.Tensor
     labels: torch.Tensor
@@ -200,13 +201,14 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     Raises:
         LonasEdgeError: If base, adapter and search space do not fit, or the base is not the one that was trained on.
     """
-    stored = open_base(source.base.folder, source.architecture)  # transformers and PEFT say less of what does not fit
+    # transformers and PEFT say less of what does not fit
+    stored = open_base(source.base.folder, source.architecture, source.replaced())
     hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
     misfits = base_misfits(source.training, hashes)
     raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "--model names the right one.")
     if source.adapter and source.adapter_config:
         load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
-    model: Any = load_base(source.base, source.architecture.family.task, dtype)
+    model: Any = load_base(source.base, source.architecture, dtype)
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
@@ -222,7 +224,7 @@ def empty_super_network(source: Source) -> SuperNetwork:
     Returns:
         The super-network, channels in its order; `of_adapter` tells the parameters that are there.
     """
-    network: Any = empty_model(read_json(source.base.folder / "config.json"), str(source.base.folder))
+    network: Any = empty_model(source.base_config(), str(source.base.folder))
     if source.adapter:
         # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
         for name, place in list(network.named_parameters()):
@@ -244,12 +246,23 @@ def unwrapped(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Without transformers' report of a head that is begun anew, which is meant."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
     """Load a base model from its directory, through transformers.
 
     Args:
         base: Where it lies.
-        task: What it is for.
+        architecture: Its shapes; a head of another shape than the stored one, or without one, is begun at random.
         dtype: The dtype to load in.
 
     Returns:
@@ -259,9 +272,16 @@ def load_base(base: Located, task: Task, dtype: torch.dtype) -> PreTrainedModel:
         LonasEdgeError: If its generation configuration is not usable, or fp32 cannot compute with a weight; all are listed.
     """
     read_generation_config(base.folder)  # transformers reads it, too
-    model: PreTrainedModel = auto_model(task).from_pretrained(
-        base.folder, dtype=dtype, local_files_only=True, trust_remote_code=False
-    )
+    task = architecture.family.task
+    with _untold() if task.new_head else nullcontext():
+        model: PreTrainedModel = auto_model(task).from_pretrained(
+            base.folder,
+            config=copy.deepcopy(architecture.config),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=task.new_head,
+        )
     found = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
     stored = open_tensors(base.folder) if found else None
     places = {name: f", in {stored.file_of(name).name}" for name in found if stored and name in stored.shapes}

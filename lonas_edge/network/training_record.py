@@ -81,7 +81,8 @@ class TrainingRecord(Record):
         specialized: The sub-network that was trained alone; None for a super-adapter and for plain LoRA.
         teacher: The frozen model that was learned from, if there was one.
         data: The examples.
-        prompt: The prompt template.
+        task: The task of GLUE; None for instruction data.
+        prompt: The prompt template; None for a task of GLUE.
         options: The `TrainOptions`, as the version that trained had them.
         reordered: Whether channels were put in order of importance.
         stages: The `PlannedStage`s.
@@ -98,12 +99,13 @@ class TrainingRecord(Record):
     """
 
     NAME: ClassVar = "training"
-    VERSION: ClassVar = 5
+    VERSION: ClassVar = 6
     MIGRATIONS: ClassVar = {
         1: dict,  # of 2 only the schema was new
         2: lambda before: {**before, "damaged_checkpoints": []},
         3: _fourth,
         4: _fifth,
+        5: lambda before: {**before, "task": None},
     }
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
@@ -112,7 +114,8 @@ class TrainingRecord(Record):
     specialized: Specialized | None
     teacher: Taught | None
     data: TrainedData
-    prompt: Template
+    task: str | None
+    prompt: Template | None
     options: dict[str, Any]
     reordered: bool
     stages: tuple[dict[str, int | float | None], ...]

@@ -128,6 +128,6 @@ def offered(architecture: Architecture, blocks: Sequence[BlockCost]) -> tuple[li
     found = sorted(filter(cheap, blocks), key=lambda block: (block.kind, block.kl or 0.0))
     caches = {path for path, block in architecture.blocks.items() if block.cached}
     dearest = [block for block in found if block.path in caches]
-    if len(dearest) == len(caches):
+    if caches and len(dearest) == len(caches):
         found.remove(dearest[-1])
     return found, [block for block in blocks if block not in found]

@@ -7,14 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, family_of, head_dim
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, family_of, head_dim
 
 LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The weights of a causal language model, by name and shape, from its Hugging Face configuration."""
+    """The weights of a model, by name and shape, from its Hugging Face configuration."""
 
     family: Family
     config: Any
@@ -41,6 +41,19 @@ class Architecture:
         raise_all(f"{where}: not a usable model configuration:", family.faults(config))
         return cls(family, config)
 
+    def require(self, task: Task, what: str) -> None:
+        """Refuse a model that is for something else.
+
+        Args:
+            task: What it must be for.
+            what: What asks, for the message.
+
+        Raises:
+            LonasEdgeError: If it is not.
+        """
+        if self.family.task != task:
+            raise LonasEdgeError(f"{what} works on a {task.name}; {self.model_type} is a {self.family.task.name}")
+
     @property
     def model_type(self) -> str:
         """The configuration's `model_type`."""
@@ -49,11 +62,11 @@ class Architecture:
     @property
     def tied(self) -> bool:
         """Whether the language-model head shares the embedding's weight."""
-        return bool(self.config.tie_word_embeddings)
+        return self.family.tied(self.config)
 
     @cached_property
     def linears(self) -> dict[str, Linear]:
-        """Every linear layer by module path, language-model head included."""
+        """Every linear layer by module path, the head included."""
         layers = range(self.config.num_hidden_layers)
         per_layer = self.family.linears(self.config)
         found = {}
@@ -61,14 +74,14 @@ class Architecture:
             for linear in per_layer:
                 name = f"{self.family.layer(index)}.{linear.name}"
                 found[name] = replace(linear, name=name)
-        head = Linear(self.family.head, self.config.vocab_size, self.config.hidden_size)
-        return found | {head.name: head}
+        return found | {linear.name: linear for linear in self.family.outer_linears(self.config)}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by its name in a checkpoint. A tied head is not listed: it is the embedding."""
         family, config = self.family, self.config
-        shapes: dict[str, tuple[int, ...]] = {f"{family.embedding}.weight": (config.vocab_size, config.hidden_size)}
+        tables = family.embeddings(config)
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (size, config.hidden_size) for name, size in tables.items()}
         for index in range(config.num_hidden_layers):
             shapes |= {f"{family.layer(index)}.{name}": (size,) for name, size in family.vectors(config).items()}
         shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}
@@ -79,6 +92,13 @@ class Architecture:
             if linear.bias:
                 shapes[f"{linear.name}.bias"] = (linear.out_features,)
         return shapes
+
+    @property
+    def head(self) -> dict[str, tuple[int, ...]]:
+        """Shape of the head's parameters by name, of a tied head, too."""
+        linear = self.linears[self.family.head]
+        weight = {f"{linear.name}.weight": (linear.out_features, linear.in_features)}
+        return weight | ({f"{linear.name}.bias": (linear.out_features,)} if linear.bias else {})
 
     @cached_property
     def units(self) -> dict[str, int]:

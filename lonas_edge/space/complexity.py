@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from lonas_edge.families import Linear
 from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import Elasticity
-
-DEFAULT_SEQUENCE_LENGTH = 256  # `sample_size` of the published search spaces
+from lonas_edge.space.elasticity import Elasticity, Widths
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,8 @@ class Sizes:
         parameters: Parameters of the materialized (merged) model, a tied head counted once.
         linear_weights: Weights of the linear layers, language-model head and unmerged adapters included; embeddings, norms
             and biases not. The adapter cards call this "total params".
-        macs: Multiply-accumulates of those weights for one sequence of `seq_len` tokens. The cards call this "TFLOPs".
+        macs: Multiply-accumulates of those weights for one sequence of `seq_len` tokens, as the cards count them, which call
+            this "TFLOPs": a classifier's have those of attention itself, and pooler and head compute once a sequence.
         seq_len: Sequence length in tokens.
         bytes: Bytes of the materialized model's weights at each weight format of an export.
     """
@@ -52,19 +52,20 @@ def measure(
         The sizes.
     """
     architecture = elasticity.architecture
-    linear_weights = _linear_weights(elasticity, ranks, chosen)
+    weights = _linear_weights(elasticity, ranks, chosen)
     shapes = materialized_shapes(elasticity, chosen, untied)
     return Sizes(
         parameters=sum(prod(shape) for shape in shapes.values()),
-        linear_weights=linear_weights,
-        macs=linear_weights * seq_len,
+        linear_weights=sum(weights.values()),
+        macs=_macs(elasticity, weights, chosen, seq_len),
         seq_len=seq_len,
         bytes={name: _bytes(architecture, shapes, weight_format) for name, weight_format in FORMATS.items()},
     )
 
 
-def _linear_weights(elasticity: Elasticity, ranks: Mapping[str, int], chosen: Sequence[int] | None) -> int:
-    total = 0
+def _linear_weights(elasticity: Elasticity, ranks: Mapping[str, int], chosen: Sequence[int] | None) -> dict[str, int]:
+    """Weights of each linear layer and of its adapter, by module path."""
+    found = {}
     widths = elasticity.widths(chosen) if chosen is not None else None
     for name, linear in elasticity.architecture.linears.items():
         out, columns, rank = linear.out_features, linear.in_features, ranks.get(name, 0)
@@ -72,8 +73,21 @@ def _linear_weights(elasticity: Elasticity, ranks: Mapping[str, int], chosen: Se
             out, columns = widths[name].out_features, widths[name].in_features
             chosen_rank = widths[name].rank
             rank = rank if chosen_rank is None else min(rank, chosen_rank)
-        total += out * columns + rank * (out + columns)
-    return total
+        found[name] = out * columns + rank * (out + columns)
+    return found
+
+
+def _macs(elasticity: Elasticity, weights: Mapping[str, int], chosen: Sequence[int] | None, seq_len: int) -> int:
+    architecture, task = elasticity.architecture, elasticity.architecture.family.task
+    behind = seq_len if task.head_per_token else 1
+    total = sum(count * (seq_len if architecture.split(name)[0] else behind) for name, count in weights.items())
+    rule = architecture.family.head_rule
+    if not task.counts_attention or rule is None:
+        return total
+    layers: Mapping[str, Linear | Widths] = architecture.linears if chosen is None else elasticity.widths(chosen)
+    readers = [f"{architecture.family.layer(index)}.{rule.consumer}" for index in range(architecture.config.num_hidden_layers)]
+    channels = sum(layers[name].in_features for name in readers)
+    return total + 2 * seq_len**2 * channels  # queries with keys, and weights with values
 
 
 def materialized_shapes(
@@ -92,8 +106,7 @@ def materialized_shapes(
     architecture = elasticity.architecture
     shapes = dict(architecture.shapes)
     if untied:
-        head = architecture.linears[architecture.family.head]
-        shapes[f"{head.name}.weight"] = (head.out_features, head.in_features)
+        shapes |= architecture.head
     if chosen is None:
         return shapes
     absent = architecture.absent(elasticity.left_out(chosen))
@@ -110,7 +123,7 @@ def materialized_shapes(
 def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: WeightFormat) -> int:
     """Bytes of the weights in the IR: matrices in the format, everything else in fp32."""
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    outer = (f"{architecture.family.embedding}.weight", f"{architecture.family.head}.weight")
+    outer = {name for name in matrices if not architecture.split(name)[0]}
     group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)
     rest = sum(prod(shape) for name, shape in shapes.items() if name not in matrices)
     total = sum(

@@ -5,6 +5,7 @@ Everything downstream (sizes, activation, slicing) asks `Elasticity` what a choi
 look at groups again.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 from lonas_edge.errors import raise_all
 from lonas_edge.families import HeadRule, Linear, Part, WidthRule, head_dim
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.search_space import Group, SearchSpace
+from lonas_edge.space.search_space import Group, SearchSpace, parse_node
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Widths:
         return sum(stop - start for start, stop in self.columns)
 
 
+_MODEL_CLASS = re.compile(r"/(\w+)\[model\]/")  # of a node name
 NOTHING = Widths((), (), 0)  # of a layer in a block that is left out
 
 
@@ -170,8 +172,8 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
     ranks: dict[str, int] = {}
     rules: dict[str, WidthRule] = {}
     blocks: dict[str, int] = {}
-    problems: list[str] = []
-    for index, group in enumerate(space.groups):
+    problems = _of_another_model(architecture, space)
+    for index, group in enumerate(() if problems else space.groups):
         faults = _unknown_blocks(architecture, group) if group.kind == "block" else _unknown_nodes(architecture, group)
         if not faults and group.kind == "rank":
             ranks |= dict.fromkeys(group.modules, index)
@@ -189,14 +191,45 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         problems.append(
             "every layer's attention may be left out; the minimal network would have none. Keep one out of the groups"
         )
-    if space.dynamic_inputs:
-        problems.append(f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it")
+    problems += _dynamic_faults(architecture, space, inputs)
     raise_all(
         f"{where}: the search space does not fit the model ({architecture.model_type}):",
         problems,
         "Take the configuration the adapter was trained with, or write one with `lonas-edge space`.",
     )
     return Elasticity(architecture, space, out, inputs, ranks, rules, blocks)
+
+
+def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[str]:
+    """Said once, where every group names another class of models than this one: no layer of it is here."""
+    nodes = [member.node for group in space.groups if group.kind != "block" for member in group.members]
+    modules = [member.module for group in space.groups if group.kind != "block" for member in group.members]
+    if not modules or any(module in architecture.linears for module in modules):
+        return []
+    theirs = {found[1] for node in nodes if (found := _MODEL_CLASS.search(node))}
+    ours = architecture.family.class_names[architecture.model_type]["model"]
+    if len(theirs) != 1 or ours in theirs:
+        return []
+    return [f"it is of another model: its {len(nodes)} nodes are those of {theirs.pop()}, and the model is a {ours}"]
+
+
+def _dynamic_faults(architecture: Architecture, space: SearchSpace, inputs: Mapping[str, int]) -> list[str]:
+    """What `add_dynamic_inputs` names must follow elastic heads; it does so whether or not it is named."""
+    family = architecture.family
+    if space.dynamic_inputs and not family.dynamic_inputs:
+        return [f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it"]
+    faults = []
+    for node in space.dynamic_inputs:
+        try:
+            module = parse_node(node).module
+        except ValueError as error:
+            faults.append(f"add_dynamic_inputs: unknown node {node[:300]!r}: {error}")
+            continue
+        if architecture.split(module)[1] not in family.dynamic_inputs:
+            faults.append(f"add_dynamic_inputs: {module[:300]}: expected {' or '.join(family.dynamic_inputs)} of a layer")
+        elif module not in inputs:
+            faults.append(f"add_dynamic_inputs: {module[:300]} follows heads that no group makes elastic")
+    return faults
 
 
 def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:

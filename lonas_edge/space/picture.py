@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lonas_edge.families import HeadRule, WidthRule
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 
@@ -45,7 +46,15 @@ def picture_of(elasticity: Elasticity, chosen: Sequence[int]) -> tuple[Layer, ..
         full = _full(architecture, path)
         return Part(architecture.blocks[path].kind, full * widths[inside.name].out_features // inside.out_features, full)
 
+    def by_rule(layer: str, rule: WidthRule) -> Part:
+        heads, name = isinstance(rule, HeadRule), f"{layer}{rule.consumer}"
+        whole = architecture.linears[name].in_features
+        full = int(architecture.config.num_attention_heads) if heads else whole
+        return Part("attention" if heads else "mlp", full * widths[name].in_features // whole, full)
+
     layers = [f"{architecture.family.layer(index)}." for index in range(architecture.config.num_hidden_layers)]
+    if not architecture.blocks:
+        return tuple(tuple(by_rule(layer, rule) for rule in architecture.family.width_rules) for layer in layers)
     return tuple(tuple(part(path) for path in architecture.blocks if path.startswith(layer)) for layer in layers)
 
 

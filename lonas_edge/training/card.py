@@ -1,5 +1,7 @@
 """The model card of a super-adapter, the README.md in its directory."""
 
+from lonas_edge.data.templates import Template
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.network.training_record import Specialized, TrainingRecord
 
 
@@ -13,6 +15,8 @@ def super_adapter_card(record: TrainingRecord) -> str:
         Markdown, with the metadata block that model hubs read.
     """
     base, options, data = record.base, record.options, record.data
+    pipeline = CAUSAL_LM.pipeline_tag if record.task is None else CLASSIFICATION.pipeline_tag
+    learned = f"prompt `{record.prompt.name}`" if record.prompt else f"GLUE's {record.task}"
     special = record.specialized
     elastic = record.search_space is not None and special is None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
@@ -27,14 +31,14 @@ def super_adapter_card(record: TrainingRecord) -> str:
             "---",
             "library_name: peft",
             *([f"base_model: {base.name}"] if base.revision else []),
-            f"tags: [{'lonas, ' if record.search_space else ''}lora, text-generation]",
-            "pipeline_tag: text-generation",
+            f"tags: [{'lonas, ' if record.search_space else ''}lora, {pipeline}]",
+            f"pipeline_tag: {pipeline}",
             "---",
             f"# {kind} for {base.name}",
             "",
             f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
-            f"{options['batch_size']} examples of `{data.name}` ({data.examples} examples), prompt "
-            f"`{record.prompt.name}`{last}. `training.json` has the whole record.",
+            f"{options['batch_size']} examples of `{data.name}` ({data.examples} examples), {learned}{last}. "
+            f"`training.json` has the whole record.",
             "",
             *([_of_super_adapter(special), ""] if special else []),
             *([_taught(record), ""] if record.teacher else []),
@@ -43,12 +47,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
             "lonas-edge export THIS_DIRECTORY --output DIR" + (" --subnet heuristic" if elastic else ""),
             "```",
             "",
-            "The prompt it was trained with:",
-            "",
-            "```",
-            record.prompt.without_input + record.prompt.response,
-            "```",
-            "",
+            *(_prompt(record.prompt) if record.prompt else []),
         ]
     )
 
@@ -64,3 +63,7 @@ def _of_super_adapter(special: Specialized) -> str:
         "trained further: that is the network which lonas-edge takes. The parts that only other sub-networks have are as they "
         "were."
     )
+
+
+def _prompt(prompt: Template) -> list[str]:
+    return ["The prompt it was trained with:", "", "```", prompt.without_input + prompt.response, "```", ""]

@@ -11,12 +11,10 @@ import torch
 from accelerate import PartialState
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
@@ -36,6 +34,7 @@ class ElasticTrainer(Trainer):
     (1 - λ) · cross-entropy + λ · T² · KL(teacher ‖ sub-network), logits divided by the temperature T (Hinton, Vinyals & Dean,
     2015), the teacher without gradient. It is a frozen model; where there is none, the maximal network as it is by then
     (in-place distillation, Yu & Huang, ICCV 2019), and a network that is maximal itself has the cross-entropy alone.
+    Of a classifier, the same over sequences; of a regression, squared errors and distances.
     """
 
     def __init__(
@@ -163,25 +162,23 @@ class ElasticTrainer(Trainer):
 
         Args:
             model: The (wrapped) model.
-            inputs: A batch of `Collator`; `labels` are those of the positions that are kept.
+            inputs: A batch of `Collator`, whose `labels` are those of the positions that are kept, or of `PairCollator`.
             return_outputs: Whether the model's output is wanted too.
             num_items_in_batch: Learned tokens of the optimizer step, over all devices; those of the batch when None.
 
         Returns:
             The loss, and the output if wanted.
         """
-        labels = inputs.pop("labels").flatten()
+        labels, objective = inputs.pop("labels"), self.network.objective
         outputs = model(**inputs, use_cache=False)
         self._logits = outputs.logits.detach() if self.distill else None
-        learned = labels != IGNORED
-        logits = outputs.logits.flatten(0, 1)[learned].float()
-        total = F.cross_entropy(logits, labels[learned], reduction="sum")
+        logits, learned = objective.answers(outputs.logits, labels), objective.labels(labels)
+        total = objective.loss(logits, learned)
         if self._teacher is not None:
-            teacher, heat = self._teacher.flatten(0, 1)[learned].float(), self.temperature
-            ours, theirs = (logits / heat).log_softmax(-1), (teacher / heat).log_softmax(-1)
-            kl = F.kl_div(ours, theirs, reduction="sum", log_target=True)
-            total = (1 - self.distill) * total + self.distill * heat**2 * kl
-        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
+            teacher, heat = objective.answers(self._teacher, labels), self.temperature
+            apart = heat**2 * objective.divergence(teacher / heat, logits / heat)
+            total = (1 - self.distill) * total + self.distill * apart
+        count = len(learned) if num_items_in_batch is None else num_items_in_batch
         # data parallelism averages over processes what was counted over all of them
         loss = total / count / self._passes * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

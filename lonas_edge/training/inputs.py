@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from lonas_edge.data.encoding import encode
-from lonas_edge.data.instructions import read_examples
-from lonas_edge.data.templates import TEMPLATES, Example, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
@@ -23,10 +21,10 @@ from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Encoded, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
 
 TAUGHT_SHARE = 0.5  # of the loss, where a teacher is named and no share
-DEFAULT_PROMPT, PUBLISHED = "alpaca", "lonas"  # where none is named, and that of adapters which say nothing
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Start:
             rank=lora.r,
             alpha=float(lora.lora_alpha),
             target_modules=tuple(targets),
-            prompt=options.prompt or (training.prompt.name if training else PUBLISHED),
+            prompt=options.prompt or (training.prompt.name if training and training.prompt else PUBLISHED),
             sampling="random",
             reorder=False,
         )
@@ -78,8 +76,7 @@ class Inputs:
         base: The base model.
         elasticity: The search space laid over it; one without groups is plain LoRA.
         nncf_config: The search space's file, or None.
-        data: The file of the examples.
-        examples: The examples.
+        subject: What is learned.
         start: The super-adapter of which one sub-network is trained further; None where an adapter is trained from the start.
         teacher: The frozen model that is learned from, if there is one.
     """
@@ -87,10 +84,14 @@ class Inputs:
     base: Located
     elasticity: Elasticity
     nncf_config: Path | None
-    data: Path
-    examples: list[Example]
+    subject: Subject
     start: Start | None = None
     teacher: Teacher | None = None
+
+    @property
+    def data(self) -> Path:
+        """The file of the data."""
+        return self.subject.path
 
     @property
     def architecture(self) -> Architecture:
@@ -104,16 +105,22 @@ class Inputs:
 
 
 def open_inputs(
-    model: str, data: Path, nncf_config: Path | None = None, revision: str | None = None, elastic: bool = True
+    model: str,
+    data: Path,
+    nncf_config: Path | None = None,
+    revision: str | None = None,
+    elastic: bool = True,
+    task: str | None = None,
 ) -> Inputs:
     """Read the configurations and the data of a training and check that they belong together.
 
     Args:
         model: The base model.
-        data: The instruction data.
+        data: The instruction data, or a TSV file of GLUE's.
         nncf_config: The search space, or None.
         revision: The base model's revision on the hub.
         elastic: Whether sub-networks are trained; a plain LoRA adapter takes nothing but the stages from the search space.
+        task: The task of GLUE that a file is of; that which its folder is named by when None.
 
     Returns:
         The inputs, no weights read yet.
@@ -121,16 +128,17 @@ def open_inputs(
     Raises:
         LonasEdgeError: If something is missing or does not fit.
     """
-    examples = read_examples(data)
+    subject = read_subject(data, task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay, so that the baseline is trained as long
-    source = open_source(None, model, revision=revision)
+    source = open_source(None, model, revision=revision, outputs=subject.head)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: holds an adapter, which training would not go on with; --model is the base model alone"
         )
+    subject.check(source)
     read_generation_config(source.base.folder)  # transformers reads it with the weights
-    return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, data, examples)
+    return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, subject)
 
 
 def open_specialized(
@@ -140,16 +148,18 @@ def open_specialized(
     model: str | None = None,
     nncf_config: Path | None = None,
     revision: str | None = None,
+    task: str | None = None,
 ) -> Inputs:
     """Read the configurations and the data of a training of one sub-network, and check that they belong together.
 
     Args:
         start: The super-adapter that it begins as.
-        data: The instruction data.
+        data: The data.
         subnet: The sub-network, as of --subnet.
         model: The base model; the one that the super-adapter names when None.
         nncf_config: The search space; that of the super-adapter when None.
         revision: The base model's revision on the hub.
+        task: As of `open_inputs`.
 
     Returns:
         The inputs, no weights read yet.
@@ -157,7 +167,7 @@ def open_specialized(
     Raises:
         LonasEdgeError: If something is missing or does not fit.
     """
-    examples = read_examples(data)
+    subject = read_subject(data, task)
     source = open_source(start, model, nncf_config, revision)
     if not (source.adapter and source.adapter_config and source.space.groups):
         found = "a LoRA adapter without a search space" if source.adapter else "a base model"
@@ -165,10 +175,11 @@ def open_specialized(
             f"{source.folder}: {found}; --from takes a super-adapter: what `lonas-edge train` wrote, or a published "
             "adapter with --nncf-config FILE"
         )
+    subject.check(source)
     _refuse_other_parameters(source.adapter_config)
     read_generation_config(source.base.folder)
     space = nncf_config or source.adapter.folder / SEARCH_SPACE
-    return Inputs(source.base, source.elasticity, space, data, examples, Start(source, source.select(subnet)))
+    return Inputs(source.base, source.elasticity, space, subject, Start(source, source.select(subnet)))
 
 
 def _refuse_other_parameters(config: AdapterConfig) -> None:
@@ -195,6 +206,7 @@ def with_teacher(inputs: Inputs, reference: str) -> Inputs:
     Raises:
         LonasEdgeError: If it cannot teach this model.
     """
+    inputs.architecture.require(CAUSAL_LM, "--teacher")
     return replace(inputs, teacher=open_teacher(reference, inputs.base))
 
 
@@ -210,7 +222,11 @@ def settled(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     """
     found = inputs.start.options(options) if inputs.start else resolved(options, inputs.architecture)
     share = TAUGHT_SHARE if inputs.teacher else 0.0
-    return replace(found, distill=share if found.distill is None else found.distill)
+    return replace(
+        found,
+        distill=share if found.distill is None else found.distill,
+        max_length=found.max_length or inputs.subject.longest(inputs.architecture),
+    )
 
 
 def resolved(options: TrainOptions, architecture: Architecture) -> TrainOptions:
@@ -230,11 +246,6 @@ def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig
     )
 
 
-def template_of(options: TrainOptions) -> Template:
-    """The prompt template of resolved options."""
-    return TEMPLATES[options.prompt or DEFAULT_PROMPT]
-
-
 def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str, int]:
     """The adapter's rank on each layer that gets one, by module path, from resolved options."""
     return AdapterConfig(Path("--target-modules"), lora_config(options, architecture)).ranks(architecture)
@@ -251,7 +262,9 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         LonasEdgeError: Lists every misfit of the search space and of the target modules.
     """
     architecture = inputs.architecture
-    open_base(inputs.base.folder, architecture)
+    if fault := inputs.subject.length_fault(options, architecture):
+        raise LonasEdgeError(f"--max-length {options.max_length}: {inputs.base.name}: {fault}")
+    open_base(inputs.base.folder, architecture, architecture.head)
     if inputs.start:
         load_adapter(inputs.start.located.folder, inputs.start.config, inputs.elasticity)
     else:
@@ -292,7 +305,7 @@ def precision_of(options: TrainOptions) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[dict[str, list[int]]]]:
+def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[Encoded]]:
     """Make the examples tokens.
 
     Args:
@@ -300,22 +313,27 @@ def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[dict[str
         options: How to train.
 
     Returns:
-        The tokenizer; `input_ids` and `labels`, each [tokens], of every example that has an output and is not too long.
+        The tokenizer; `input_ids` and what else the collator takes, of every example that can be learned.
 
     Raises:
         LonasEdgeError: If there is no usable tokenizer, it is another model's, or no example is left.
     """
     tokenizer = _tokenizer(inputs.base.folder)
-    encoded = encode(inputs.examples, template_of(options), tokenizer, options.max_length, options.train_on_prompt)
+    subject = inputs.subject
+    if lacks := subject.lacks(tokenizer):
+        folder = inputs.base.folder
+        raise LonasEdgeError(f"{folder}: the tokenizer has no {lacks} token; set one in tokenizer_config.json")
+    encoded = subject.encoded(tokenizer, options)
     if not encoded:
         raise LonasEdgeError(
-            f"{inputs.data}: each of its {len(inputs.examples)} examples is longer than --max-length {options.max_length} "
+            f"{inputs.data}: each of its {subject.count} examples is longer than --max-length {options.max_length} "
             "tokens, or has no output. Raise it."
         )
     for example in encoded:
         refuse_beyond_vocabulary(example["input_ids"], inputs)
-    pad = tokenizer.pad_token_id  # shorter examples are filled with it, and the model looks it up
-    refuse_beyond_vocabulary([tokenizer.eos_token_id, *([] if pad is None else [pad])], inputs)
+    # shorter examples are filled with one, and the model looks it up; with the other answers end
+    ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
+    refuse_beyond_vocabulary(ends, inputs)
     return tokenizer, encoded
 
 
@@ -341,6 +359,4 @@ def _tokenizer(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise LonasEdgeError(f"{folder}: training needs the model's tokenizer; there are no tokenizer files")
-    if tokenizer.eos_token_id is None:
-        raise LonasEdgeError(f"{folder}: the tokenizer has no EOS token; set one in tokenizer_config.json")
     return tokenizer

@@ -53,7 +53,7 @@ class TrainOptions:
         calibration_prompts: How many training prompts the importance is taken from.
         prompt: Name of the prompt template; `alpaca` when None, or that of the super-adapter which is specialized.
         train_on_prompt: Whether the prompt's tokens are learned too; the template's own rule when None.
-        max_length: Tokens of the longest example.
+        max_length: Tokens of the longest example; 256, and 128 of a classifier, when None.
         group_by_length: Whether examples of similar length share a batch.
         seed: Seed of everything that is random.
         device: cpu, cuda, or auto.
@@ -86,7 +86,7 @@ class TrainOptions:
     calibration_prompts: int = 64
     prompt: str | None = None
     train_on_prompt: bool | None = None
-    max_length: int = 256
+    max_length: int | None = None
     group_by_length: bool = True
     seed: int = 42
     device: Device = "auto"

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerState
 
 from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
-from lonas_edge.training.inputs import Inputs, device_of, precision_of, template_of
+from lonas_edge.training.inputs import Inputs, device_of, precision_of
 from lonas_edge.training.plan import Plan
 from lonas_edge.training.working import Resumption, Settings
 from lonas_edge.versions import versions
@@ -48,8 +48,9 @@ def make_record(
         search_space=settings.search_space if inputs.space.groups else None,
         specialized=Specialized(start.located.name, settings.start, start.subnetwork.name, settings.widths) if start else None,
         teacher=Taught(inputs.teacher.name, settings.teacher) if inputs.teacher else None,
-        data=TrainedData(inputs.data.name, settings.data, learned, len(inputs.examples) - learned),
-        prompt=template_of(options),
+        data=TrainedData(inputs.data.name, settings.data, learned, inputs.subject.count - learned),
+        task=inputs.subject.glue,
+        prompt=inputs.subject.template(options),
         options=json.loads(json.dumps(asdict(options))),
         reordered=reordered,
         stages=tuple(asdict(stage) for stage in plan.stages),

@@ -25,8 +25,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from lonas_edge.data.encoding import Collator
-from lonas_edge.data.templates import Example
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_by
 from lonas_edge.formats import DTYPES
@@ -48,11 +46,11 @@ from lonas_edge.training.inputs import (
     precision_of,
     refuse_beyond_vocabulary,
     settled,
-    template_of,
     tokenized,
 )
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
 from lonas_edge.training.record import make_record
+from lonas_edge.training.subjects import Encoded
 from lonas_edge.training.super_adapter import write_super_adapter
 from lonas_edge.training.working import RUNS, Settings, WorkingDirectory
 
@@ -184,7 +182,7 @@ class _Run:
     options: TrainOptions
     plan: Plan
     tokenizer: Any
-    encoded: list[dict[str, list[int]]]
+    encoded: list[Encoded]
     working: WorkingDirectory
     state: PartialState
     arguments: TrainingArguments
@@ -253,25 +251,24 @@ class _Run:
             return found
         if resumed:
             raise LonasEdgeError(f"{folder}: its channel order is missing; start again with --overwrite, without --resume")
-        examples, wanted = self.inputs.examples, self.options.calibration_prompts
-        chosen = Random(self.options.seed).sample(examples, min(wanted, len(examples)))
+        count, wanted = self.inputs.subject.count, self.options.calibration_prompts
+        chosen = Random(self.options.seed).sample(range(count), min(wanted, count))
         found = by_importance(self._base().to(self.state.device), elasticity, self._calibration(chosen))
         found.save(folder)
         return found
 
-    def _calibration(self, examples: list[Example]) -> Iterator[dict[str, torch.Tensor]]:
-        template, length = template_of(self.options), self.options.max_length
-        for example in examples:
-            encoded = self.tokenizer(template.prompt(example), truncation=True, max_length=length, return_tensors="pt")
-            refuse_beyond_vocabulary(encoded["input_ids"].flatten().tolist(), self.inputs)
-            yield {name: encoded[name].to(self.state.device) for name in ("input_ids", "attention_mask")}
+    def _calibration(self, places: list[int]) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.inputs.subject.calibration(places, self.tokenizer, self.options):
+            refuse_beyond_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
+            yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
     def _base(self) -> Any:
-        base: Any = load_base(self.inputs.base, self.inputs.architecture.family.task, DTYPES[precision_of(self.options)].torch)
+        base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[precision_of(self.options)].torch)
         base.config.use_cache = False
         return base
 
     def _super_network(self, order: ChannelOrder) -> SuperNetwork:
+        set_seed(self.options.seed)  # a head that the base lacks is drawn
         base, start = self._base(), self.inputs.start
         if start:
             model = _continued(base, start, self.options.dropout)
@@ -291,7 +288,6 @@ class _Run:
     def _trainer(self, network: SuperNetwork) -> ElasticTrainer:
         trainable = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
         optimizer = AdamW(trainable, lr=1.0, weight_decay=self.options.weight_decay)  # the scheduler gives the rate itself
-        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         trainer = ElasticTrainer(
             network,
             self.plan,
@@ -302,7 +298,7 @@ class _Run:
             self.options.temperature,
             args=self.arguments,
             train_dataset=self.encoded,
-            data_collator=Collator(eos if pad is None else pad),
+            data_collator=self.inputs.subject.collator(self.tokenizer),
             optimizers=(optimizer, LambdaLR(optimizer, self.plan.learning_rate)),
             callbacks=[Watch(self.report)],
         )

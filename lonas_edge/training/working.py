@@ -75,7 +75,7 @@ class Settings(Record):
     def of(cls, inputs: Inputs, options: TrainOptions, plan: Plan, processes: int) -> "Settings":
         """The settings of a training that is about to start; hashes the base."""
         folder = inputs.base.folder
-        files = [folder / "config.json", *open_base(folder, inputs.architecture).files]
+        files = [folder / "config.json", *open_base(folder, inputs.architecture, inputs.architecture.head).files]
         tokenizer = [path for path in (folder / "tokenizer.json", folder / "tokenizer.model") if path.exists()]
         return cls(
             base={path.name: sha256(path) for path in files},

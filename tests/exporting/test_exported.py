@@ -16,6 +16,8 @@ MANIFEST = {
     "subnetwork": {"name": "minimal", "search_space": "ab12", "found": None},
     "base": {"name": "owner/base", "revision": "main", "sha256": {"config.json": "cd34"}},
     "adapter": None,
+    "pipeline": "text-generation",
+    "task": None,
     "prompt": "alpaca",
     "sizes": {"unpruned": {**SIZES, "parameters": 7}, "subnetwork": SIZES},
     "layers": [[{"kind": "mlp", "kept": 64, "full": 128}]],

@@ -61,6 +61,7 @@ def test_an_old_manifest(old: Path) -> None:
     kept = {k: v for k, v in written.items() if k != "format"}
     kept["subnetwork"]["found"] = None
     new = {"files": None, "layers": (), "solved": None, "fused": 0}  # no hashes then, no picture, nothing solved or fused
+    new |= {"pipeline": "text-generation", "task": None}  # language models alone
     assert found.to_json() == {"schema": "lonas-edge/manifest/6", **kept, **new}
     assert found.adapter is not None
     assert (found.base.name, found.adapter.name) == ("base", "super-adapter")

@@ -36,7 +36,7 @@ OF_VERSION_1: dict[str, Any] = {
     "losses": [{"step": 1, "loss": 6.76, "learning_rate": 0.00015, "grad_norm": None}, {"step": 2, "loss": 6.5}],
     "versions": {"python": "3.11.7", "torch": "2.13.0+cpu"},
 }
-LATER = {"damaged_checkpoints": [], "specialized": None, "teacher": None}
+LATER = {"damaged_checkpoints": [], "specialized": None, "teacher": None, "task": None}
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
@@ -81,11 +81,24 @@ def test_version_4_is_read(tmp_path: Path) -> None:
     assert record.teacher is None
 
 
+def test_version_5_is_read(tmp_path: Path) -> None:
+    """It knew instruction data alone."""
+    content = {
+        "schema": "lonas-edge/training/5",
+        **OF_VERSION_1,
+        "damaged_checkpoints": [],
+        "specialized": None,
+        "teacher": None,
+    }
+    record = TrainingRecord.read(written(tmp_path, {name: value for name, value in content.items() if name != "format"}))
+    assert (record.task, record.prompt) == (None, TEMPLATES["question"])
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, OF_VERSION_1))
     record.write(tmp_path / "again.json")
     content = json.loads((tmp_path / "again.json").read_text())
-    assert content["schema"] == "lonas-edge/training/5"
+    assert content["schema"] == "lonas-edge/training/6"
     full = {"learning_rate": None, "grad_norm": None}  # what the log did not have
     expected = {**OF_VERSION_1, **LATER, "losses": [{**full, **entry} for entry in OF_VERSION_1["losses"]]}
     assert {name: content[name] for name in content if name != "schema"} == {n: expected[n] for n in expected if n != "format"}
@@ -95,9 +108,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"schema": "lonas-edge/training/6"}, ["newer lonas-edge", "lonas-edge/training/6", "Update lonas-edge"]),
-        ({"format": 6}, ["newer lonas-edge", "Update lonas-edge"]),
-        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/5", "lonas-edge/manifest/2"]),
+        ({"schema": "lonas-edge/training/7"}, ["newer lonas-edge", "lonas-edge/training/7", "Update lonas-edge"]),
+        ({"format": 7}, ["newer lonas-edge", "Update lonas-edge"]),
+        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/6", "lonas-edge/manifest/2"]),
         ({"steps": "two", "base": {"name": "base"}}, ["steps: ", "base.revision: ", "base.sha256: "]),
         ({"mine": 1}, ["mine: ", "train again"]),
     ],

@@ -51,6 +51,7 @@ def test_supported_model_types() -> None:
         "phi3",
         "gpt_neox",
         "bloom",
+        "bert",
     }
 
 

@@ -63,7 +63,7 @@ def test_overwrite_replaces_output_and_unfinished_training(llama: TinySource, da
     run_killed(llama, data, output, at=5, seed=1)
     output.mkdir()
     (output / "mine").write_text("mine")
-    (output / RECORD).write_text('{"schema": "lonas-edge/training/3"}')  # lonas-edge wrote it
+    (output / RECORD).write_text('{"schema": "lonas-edge/training/4"}')  # lonas-edge wrote it
     with pytest.raises(LonasEdgeError, match="exists and is kept as it is"):
         run(llama, data, output)
     run_killed(llama, data, output, at=4, overwrite=True)

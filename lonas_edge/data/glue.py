@@ -1,0 +1,212 @@
+"""GLUE (Wang et al., ICLR 2019): its tasks, read from the TSV files that GLUE distributes, `TASK/train.tsv` and `TASK/dev.tsv`.
+
+The files know no quoting: a quotation mark is a character of the text, a tab ends a column, and a line ends with a newline
+and nothing else (texts have other characters that Python takes for one). Classes are numbered as in the GLUE of `datasets`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import read_text
+
+_LIMIT = 2**31  # bytes; QQP's training file has 0.05 GB
+_DEV = "dev"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text, or two, and what is to be said of it: the number of a class, or a figure."""
+
+    first: str
+    second: str | None
+    label: int | float
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One of GLUE's tasks.
+
+    Attributes:
+        name: Its name, and its folder's.
+        texts: The columns of the one text or the two.
+        label: The column of the label.
+        classes: Names of the classes in order; none where the label is a figure between `least` and `most`.
+        values: What the file has for each class; the names themselves where None.
+        metrics: GLUE's own, the first of them the one that a search and an average take.
+        columns: The columns in order, where the file has no line that names them.
+        splits: The development sets; MNLI has two.
+        torn: Whether lines with fewer columns are known in the published file, and passed over.
+        least: The least figure.
+        most: The largest.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    label: str = "label"
+    classes: tuple[str, ...] = ()
+    values: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ("accuracy",)
+    columns: tuple[str, ...] = ()
+    splits: tuple[str, ...] = (_DEV,)
+    torn: bool = False
+    least: float = field(default=0.0, kw_only=True)
+    most: float = field(default=5.0, kw_only=True)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a figure."""
+        return not self.classes
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of its classifier: the classes, or the one figure."""
+        return self.classes or ("score",)
+
+    def path(self, datasets: Path, split: str = _DEV) -> Path:
+        """A split's file in a directory with a folder for each task."""
+        return datasets / self.name / f"{split}.tsv"
+
+    def read(self, path: Path) -> list[Pair]:
+        """Read a file of the task, and check every line.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The texts with their labels.
+
+        Raises:
+            LonasEdgeError: If it is missing or empty, lacks columns, or labels are not the task's; every fault is listed.
+        """
+        lines = read_text(path, f"the data of {self.name}", _LIMIT).removesuffix("\n").split("\n")
+        rows = [line.removesuffix("\r").split("\t") for line in lines]
+        columns = list(self.columns) or rows.pop(0)
+        numbered = [(place, row) for place, row in enumerate(rows, 1 if self.columns else 2) if row != [""]]
+        wanted = (*self.texts, self.label)
+        missing = [name for name in wanted if name not in columns]
+        if missing:
+            told = f"expected the columns {', '.join(wanted)}, found {', '.join(columns)[:300] or 'nothing'}"
+            unlabelled = " (GLUE's test sets have no labels; take train.tsv or dev.tsv)" if missing == [self.label] else ""
+            raise LonasEdgeError(f"{path}: not data of {self.name}: {', '.join(missing)} missing; {told}{unlabelled}")
+        places = [columns.index(name) for name in wanted]
+        pairs, faults = [], []
+        for line, row in numbered:
+            if len(row) <= max(places):
+                faults += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)}"]
+                continue
+            *texts, stated = (row[place] for place in places)
+            label = self._label(stated)
+            if label is None:
+                faults.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected()}")
+            elif empty := [name for name, text in zip(self.texts, texts, strict=True) if not text.strip()]:
+                faults.append(f"line {line}: no text in {' and '.join(empty)}")
+            else:
+                pairs.append(Pair(texts[0], texts[1] if len(texts) > 1 else None, label))
+        raise_all(f"{path}: not data of {self.name}:", faults, "Take the file as GLUE distributes it.")
+        if not pairs:
+            raise LonasEdgeError(f"{path}: holds no examples")
+        return pairs
+
+    def _label(self, stated: str) -> int | float | None:
+        if self.classes:
+            values = self.values or self.classes
+            return values.index(stated) if stated in values else None
+        try:
+            figure = float(stated)
+        except ValueError:
+            return None
+        return figure if math.isfinite(figure) and self.least <= figure <= self.most else None
+
+    def _expected(self) -> str:
+        return " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
+
+    def misfit(self, outputs: int) -> str | None:
+        """Why a head of so many outputs cannot answer it; None where it can."""
+        if outputs == len(self.outputs):
+            return None
+        theirs = "regression (1 output)" if outputs == 1 else f"classification ({outputs} outputs)"
+        ours = "a regression (1 output)" if self.regression else f"a classification ({len(self.classes)} outputs)"
+        return f"its head is one of {theirs}, and {self.name} is {ours}: {', '.join(self.outputs)}"
+
+
+_BINARY, _ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
+_SENTENCES = ("sentence1", "sentence2")
+TASKS: Mapping[str, GlueTask] = {
+    task.name: task
+    for task in (
+        GlueTask(
+            "CoLA",
+            ("sentence",),
+            classes=("unacceptable", "acceptable"),
+            values=_BINARY,
+            metrics=("matthews",),
+            columns=("source", "label", "judgement", "sentence"),
+        ),
+        GlueTask("SST-2", ("sentence",), classes=("negative", "positive"), values=_BINARY),
+        GlueTask(
+            "MRPC",
+            ("#1 String", "#2 String"),
+            "Quality",
+            ("not_equivalent", "equivalent"),
+            _BINARY,
+            metrics=("accuracy", "f1"),
+        ),
+        GlueTask("STS-B", _SENTENCES, "score", metrics=("pearson", "spearman")),
+        GlueTask(
+            "QQP",
+            ("question1", "question2"),
+            "is_duplicate",
+            ("not_duplicate", "duplicate"),
+            _BINARY,
+            metrics=("accuracy", "f1"),
+            torn=True,
+        ),
+        GlueTask(
+            "MNLI",
+            _SENTENCES,
+            "gold_label",
+            ("entailment", "neutral", "contradiction"),
+            splits=("dev_matched", "dev_mismatched"),
+        ),
+        GlueTask("QNLI", ("question", "sentence"), classes=_ENTAILMENT),
+        GlueTask("RTE", _SENTENCES, classes=_ENTAILMENT),
+    )
+}
+
+
+def task_named(name: str) -> GlueTask | None:
+    """A task by its name in any case, with or without the hyphen; None where it is none of GLUE's."""
+    plain = {known.replace("-", "").lower(): task for known, task in TASKS.items()}
+    return plain.get(name.replace("-", "").lower())
+
+
+def task_of(path: Path, name: str | None) -> GlueTask:
+    """The task that a file is of.
+
+    Args:
+        path: The file.
+        name: The task's name, as on the command line; the file's folder is named so when None, as GLUE has it.
+
+    Returns:
+        The task.
+
+    Raises:
+        LonasEdgeError: If it is none of GLUE's.
+    """
+    stated = path.absolute().parent.name if name is None else name
+    task = task_named(stated)
+    if task:
+        return task
+    known = ", ".join(TASKS)
+    if name is None:
+        raise LonasEdgeError(f"{path}: of which task of GLUE? Its folder, {stated!r}, is none; --task names one of {known}")
+    raise LonasEdgeError(f"--task {stated}: none of GLUE's tasks, {known}")
+
+
+def texts_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str] | None]:
+    """First texts and second ones, as tokenizers take them; no second ones where the task has single texts."""
+    first = [pair.first for pair in pairs]
+    return first, None if pairs[0].second is None else [pair.second or "" for pair in pairs]

@@ -1,0 +1,112 @@
+"""BERT with a classification head: encoder layers of attention and an MLP without a gate, a LayerNorm behind each residual.
+
+    mlp(x) = output.dense(act(intermediate.dense(x)))
+
+The head reads the pooled first token: classifier(tanh(pooler.dense(x[0]))). The published search spaces have elastic heads,
+which `attention.output.dense` follows (`add_dynamic_inputs`), adapters on queries and values, none on keys and MLP.
+
+Blocks cannot be left out: the norm behind each is in the residual, and nothing says what it then is.
+
+Source: the configuration and modeling files of transformers 5.5; Devlin et al., NAACL 2019.
+"""
+
+from typing import Any
+
+from lonas_edge.families.base import Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
+from lonas_edge.families.llama import HIDDEN_STATE
+from lonas_edge.families.tasks import CLASSIFICATION
+
+_QUERY, _KEY, _VALUE = (f"attention.self.{name}" for name in ("query", "key", "value"))
+
+
+class Bert(Family):
+    """BERT and what has its architecture, MiniLM for one."""
+
+    titles = {"bert": "BERT, MiniLM"}
+    class_names = {
+        "bert": {
+            "model": "BertForSequenceClassification",
+            "body": "BertModel",
+            "body.encoder": "BertEncoder",
+            "layer": "BertLayer",
+            "attention": "BertAttention",
+            "attention.self": "BertSelfAttention",
+            "attention.output": "BertSelfOutput",
+            "intermediate": "BertIntermediate",
+            "output": "BertOutput",
+        }
+    }
+    task = CLASSIFICATION
+    layers = "bert.encoder.layer"
+    embedding = "bert.embeddings.word_embeddings"
+    head = "classifier"
+    takes_positions = False
+    width_rules = (
+        HeadRule((_QUERY, _KEY, _VALUE), "attention.output.dense", "num_attention_heads"),
+        WidthRule(("intermediate.dense",), "output.dense", "intermediate_size"),
+    )
+    refused_widths = {"attention.output.dense": HIDDEN_STATE, "output.dense": HIDDEN_STATE}
+    generated_groups = (GroupKind(width_rules[0]), GroupKind(layers=(_QUERY, _VALUE)), GroupKind(width_rules[1]))
+    generated_ranks = (8, 4, 2)
+    default_targets = ("query", "value")
+    dynamic_inputs = ("attention.output.dense",)
+    legacy_buffers = ("embeddings.position_ids",)
+    legacy_names = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    other_heads = ("cls.",)  # of pre-training
+
+    def faults(self, config: Any) -> list[str]:
+        """See `Family`; a decoder, or relative positions, are other networks."""
+        refused = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
+        faults = [f"{name} true is not supported; a classifier is an encoder" for name in refused]
+        positions = getattr(config, "position_embedding_type", None) or "absolute"
+        if positions != "absolute":
+            faults.append(f"position_embedding_type {positions!r} is not supported; expected 'absolute'")
+        return head_faults(config) + faults
+
+    def linears(self, config: Any) -> list[Linear]:
+        """See `Family`."""
+        hidden, mlp = config.hidden_size, config.intermediate_size
+        heads = config.num_attention_heads * head_dim(config)
+        return [
+            Linear(_QUERY, heads, hidden, True),
+            Linear(_KEY, heads, hidden, True),
+            Linear(_VALUE, heads, hidden, True),
+            Linear("attention.output.dense", hidden, heads, True),
+            Linear("intermediate.dense", mlp, hidden, True),
+            Linear("output.dense", hidden, mlp, True),
+        ]
+
+    def outer_linears(self, config: Any) -> list[Linear]:
+        """See `Family`; the pooler is one."""
+        hidden = config.hidden_size
+        return [Linear("bert.pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
+
+    def embeddings(self, config: Any) -> dict[str, int]:
+        """See `Family`; positions and segments have tables, too."""
+        tables = ("position_embeddings", config.max_position_embeddings), ("token_type_embeddings", config.type_vocab_size)
+        return super().embeddings(config) | {f"bert.embeddings.{name}": size for name, size in tables}
+
+    def tied(self, config: Any) -> bool:
+        """See `Family`; `tie_word_embeddings` is the pre-training head's."""
+        return False
+
+    def vectors(self, config: Any) -> dict[str, int]:
+        """See `Family`."""
+        norms = ("attention.output.LayerNorm", "output.LayerNorm")
+        return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
+
+    def outer_vectors(self, config: Any) -> dict[str, int]:
+        """See `Family`."""
+        return {f"bert.embeddings.LayerNorm.{part}": config.hidden_size for part in ("weight", "bias")}
+
+    def kv_width(self, config: Any) -> int:
+        """See `Family`; an encoder has no cache."""
+        return 0
+
+    def hidden(self, model: Any, **inputs: Any) -> Any:
+        """See `Family`; what the pooler gives, [batch, hidden]."""
+        return model.base_model(**inputs)[1]
+
+    def logits(self, model: Any, hidden: Any) -> Any:
+        """See `Family`; [batch, classes]."""
+        return model.classifier(hidden)

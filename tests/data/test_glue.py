@@ -1,0 +1,143 @@
+"""GLUE's files: columns, quotes and labels of each task, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bert import tokenizer
+
+from lonas_edge.data.encoding import PairCollator, encode_pairs
+from lonas_edge.data.glue import TASKS, Pair, task_named, task_of
+from lonas_edge.errors import LonasEdgeError
+
+# a line of each task as GLUE distributes it, with its header where there is one; made up
+FILES = {
+    "CoLA": "gj04\t1\t\tThe cat sat.\nbc01\t0\t*\tCat the sat.\n",
+    "SST-2": "sentence\tlabel\na fine film \t1\nnot good \t0\n",
+    "MRPC": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    '1\t7\t8\tHe said no .\t" No , he said .\n0\t1\t2\tYes .\tNo .\n',
+    "STS-B": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+    "0\tnews\tMSR\t2012\t1\tnone\tnone\tA man rides.\tA man is riding.\t4.750\n",
+    "QQP": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t3\t4\tWhat is it?\tWhat is this?\t1\n",
+    "MNLI": "index\tpromptID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    "0\t1\tx\tIt is so.\tIt is not.\tneutral\tcontradiction\n",
+    "QNLI": "index\tquestion\tsentence\tlabel\n0\tWho is it?\tIt is Ann.\tentailment\n",
+    "RTE": "index\tsentence1\tsentence2\tlabel\n0\tAnn is ill.\tAnn is well.\tnot_entailment\n",
+}
+READ = {
+    "CoLA": [Pair("The cat sat.", None, 1), Pair("Cat the sat.", None, 0)],
+    "SST-2": [Pair("a fine film ", None, 1), Pair("not good ", None, 0)],
+    "MRPC": [Pair("He said no .", '" No , he said .', 1), Pair("Yes .", "No .", 0)],
+    "STS-B": [Pair("A man rides.", "A man is riding.", 4.75)],
+    "QQP": [Pair("What is it?", "What is this?", 1)],
+    "MNLI": [Pair("It is so.", "It is not.", 2)],
+    "QNLI": [Pair("Who is it?", "It is Ann.", 0)],
+    "RTE": [Pair("Ann is ill.", "Ann is well.", 1)],
+}
+
+
+def written(folder: Path, task: str, text: str) -> Path:
+    (folder / task).mkdir(exist_ok=True)
+    path = folder / task / "train.tsv"
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("task", TASKS)
+def test_reads_each_task(task: str, windows: bool, tmp_path: Path) -> None:
+    path = written(tmp_path, task, FILES[task].replace("\n", "\r\n") if windows else FILES[task])
+    assert TASKS[task].read(path) == READ[task]
+    assert task_of(path, None) is TASKS[task]
+
+
+def test_quotes_are_characters(tmp_path: Path) -> None:
+    """One that is not closed swallows no lines, and what Python takes for the end of a line is none."""
+    text = 'index\tsentence1\tsentence2\tlabel\n0\t"A\tB"" "\tentailment\n1\tC\u2028\x0bD\x85\t"\tnot_entailment\n'
+    assert TASKS["RTE"].read(written(tmp_path, "RTE", text)) == [Pair('"A', 'B"" "', 0), Pair("C\u2028\x0bD\x85", '"', 1)]
+
+
+@pytest.mark.parametrize("name", ["sst-2", "SST2", "SST-2"])
+def test_names(name: str) -> None:
+    assert task_named(name) is TASKS["SST-2"]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "told"),
+    [
+        (
+            "RTE",
+            "index\tsentence1\tlabel\n0\ta\tentailment\n",
+            ["sentence2 missing; expected the columns sentence1, sentence2, label"],
+        ),
+        ("RTE", "index\tsentence1\tsentence2\n0\ta\tb\n", ["label missing", "GLUE's test sets have no labels; take train.tsv"]),
+        ("RTE", "", ["sentence1, sentence2, label missing", "found nothing"]),
+        ("RTE", "index\tsentence1\tsentence2\tlabel\n", ["holds no examples"]),
+        ("CoLA", "", ["holds no examples"]),
+        (
+            "RTE",
+            "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tneutral\n1\ta\tb\n2\t \tb\tentailment\n3\ta\tb\tentailment\n",
+            [
+                "line 2: label 'neutral': expected entailment or not_entailment",
+                "line 3: 3 columns, expected 4",
+                "line 4: no text in sentence1",
+            ],
+        ),
+        ("SST-2", "sentence\tlabel\na\t2\nb\t-1\n", ["line 2: label '2': expected 0 or 1", "line 3: label '-1'"]),
+        ("CoLA", "x\t3\t\tThe cat.\nx\t1\n", ["line 1: label '3': expected 0 or 1", "line 2: 2 columns, expected 4"]),
+        (
+            "STS-B",
+            "sentence1\tsentence2\tscore\na\tb\t5.1\na\tb\tnan\na\tb\thigh\n",
+            [
+                f"line {line}: score '{said}': expected a number from 0 to 5"
+                for line, said in ((2, "5.1"), (3, "nan"), (4, "high"))
+            ],
+        ),
+    ],
+)
+def test_what_is_refused(task: str, text: str, told: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, task, text)
+    with pytest.raises(LonasEdgeError) as raised:
+        TASKS[task].read(path)
+    assert str(path) in str(raised.value)
+    assert all(part in str(raised.value) for part in told), str(raised.value)
+
+
+def test_torn_lines_of_qqp(tmp_path: Path) -> None:
+    """The published file has lines that break off; they are passed over, as the reference's reader does."""
+    path = written(tmp_path, "QQP", FILES["QQP"] + "2\t5\t6\tWhat is\n" + "3\t5\t6\ta\tb\t0\n")
+    assert TASKS["QQP"].read(path) == [*READ["QQP"], Pair("a", "b", 0)]
+
+
+def test_unknown_tasks(tmp_path: Path) -> None:
+    path = written(tmp_path, "mine", FILES["RTE"])
+    assert task_of(path, "rte") is TASKS["RTE"]
+    with pytest.raises(LonasEdgeError, match=r"of which task of GLUE\? Its folder, 'mine', is none; --task names one of CoLA"):
+        task_of(path, None)
+    with pytest.raises(LonasEdgeError, match=r"--task boolq: none of GLUE's tasks, CoLA, SST-2"):
+        task_of(path, "boolq")
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "told"), [("STS-B", 2, "regression"), ("RTE", 1, "classification"), ("MNLI", 2, "3")]
+)
+def test_heads_of_another_kind(task: str, outputs: int, told: str) -> None:
+    assert TASKS[task].misfit(len(TASKS[task].outputs)) is None
+    assert told in str(TASKS[task].misfit(outputs))
+
+
+def test_pairs_as_tokens() -> None:
+    """[CLS] A [SEP] B [SEP], segments 0 and 1; the longer text is cut; padded on the right."""
+    pairs = [Pair("the good", "bad", 1), Pair("is", "the film is good", 0)]
+    by = tokenizer()
+    names = {name: by.convert_tokens_to_ids(name) for name in ("the", "good", "bad", "is", "film")}
+    cls, sep = 2, 3
+    first, second = encode_pairs(pairs, by, 6)
+    assert first["input_ids"] == [cls, names["the"], names["good"], sep, names["bad"], sep]
+    assert first["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert second["input_ids"] == [cls, names["is"], sep, names["the"], names["film"], sep]
+    assert len(encode_pairs(pairs, by, None)[1]["input_ids"]) == 8
+    batch = PairCollator(0)([{**first, "labels": 1}, {"input_ids": [2, 3], "token_type_ids": [0, 0], "labels": 0}])
+    assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
+    assert batch["input_ids"][1].tolist() == [2, 3, 0, 0, 0, 0] and batch["labels"].dtype == torch.long
+    assert PairCollator(0, True)([{**first, "labels": 2.5}])["labels"].tolist() == [2.5]

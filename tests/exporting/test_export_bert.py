@@ -1,0 +1,151 @@
+"""A classifier through the whole export: its IR in stock clients against the definition, formats, records, and refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from optimum.intel import OVModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from tiny_bert import TinyBert, oracle_logits, pairs
+from tiny_models import TinySource
+from transformers import AutoTokenizer
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import export as export_module
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.network import materialize
+from lonas_edge.space.subnetwork import Subnetwork
+
+UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+
+def run_export(source: TinySource, widths: list[int], output: Path, **options: Any) -> Manifest:
+    return export(source.opened(), Subnetwork(tuple(widths), "unequal"), output, ExportOptions(**options))
+
+
+def stock_logits(folder: Path) -> torch.Tensor:
+    """What optimum-intel answers, which opens the directory with no code of ours."""
+    model = OVModelForSequenceClassification.from_pretrained(folder, ov_config=dict(EXACT))
+    return model(**pairs()).logits
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_fp32(ordered: bool, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source = tiny_bert.source(3)
+    source = tiny_bert.ordered(source, tmp_path / "ordered") if ordered else source
+    manifest = run_export(source, UNEQUAL, tmp_path / "out", weight_format="fp32")
+    expected = oracle_logits(source.base, source.adapter, source.space, UNEQUAL, pairs())
+    assert (stock_logits(tmp_path / "out") - expected).abs().max() < 1e-3
+    assert manifest.parity["ir_stored"].max_logit_difference < 1e-3 and manifest.parity["ir"].positions == 4
+    model = ov.Core().read_model(tmp_path / "out/openvino_model.xml")
+    assert {port.get_any_name() for port in model.inputs} == {"input_ids", "attention_mask", "token_type_ids"}
+    assert all(port.get_partial_shape().is_dynamic for port in model.inputs)
+
+
+@pytest.mark.parametrize(("weight_format", "allowed"), [("fp16", 0.002), ("int8", 0.1), ("int4", 1.0)])
+def test_formats(weight_format: str, allowed: float, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Bounds are shares of the largest logit: three layers of random weights, each rounded to so many bits."""
+    source, widths = tiny_bert.source(3), [32, 64, 64, *UNEQUAL[3:]]  # 32 divides each: INT4 has its groups
+    manifest = run_export(source, widths, tmp_path / "out", weight_format=weight_format)
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, pairs())
+    found = (stock_logits(tmp_path / "out") - expected).abs().max() / expected.abs().max()
+    assert 1e-6 < found < allowed
+    assert manifest.parity["ir_stored"].max_logit_difference < 1e-3
+    stored = json.loads((tmp_path / "out/openvino_config.json").read_text())["dtype"]
+    assert stored == weight_format
+    size = (tmp_path / "out/openvino_model.bin").stat().st_size
+    assert size == pytest.approx(manifest.sizes.subnetwork.bytes[weight_format], abs=4000)  # constants of the graph
+
+
+def test_int8_is_nncf_s_own(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The IR that NNCF makes of the whole fp32 model answers alike."""
+    source = tiny_bert.source(3)
+    for name in ("fp32", "int8"):
+        run_export(source, UNEQUAL, tmp_path / name, weight_format=name)
+    core = ov.Core()
+    whole = nncf.compress_weights(
+        core.read_model(tmp_path / "fp32/openvino_model.xml"), mode=nncf.CompressWeightsMode.INT8_ASYM
+    )
+    inputs = {name: tensor.numpy() for name, tensor in pairs().items()}
+    expected = core.compile_model(whole, "CPU", EXACT)(inputs)["logits"]
+    assert np.abs(stock_logits(tmp_path / "int8").numpy() - expected).max() < 1e-3
+
+
+def test_a_regression_and_a_base_alone(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source = tiny_bert.source(1)
+    run_export(source, UNEQUAL, tmp_path / "out", weight_format="fp32")
+    expected = oracle_logits(source.base, source.adapter, source.space, UNEQUAL, pairs())
+    assert stock_logits(tmp_path / "out").shape == (3, 1)
+    assert (stock_logits(tmp_path / "out") - expected).abs().max() < 1e-3
+    assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == "regression"
+
+
+def test_what_is_written(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """Manifest, card and tokenizer; the tokenizer's IR gives the ids of transformers'."""
+    source, out = tiny_bert.source(3), tmp_path / "out"
+    ran = run_cli("export", *source.arguments(), "--subnet", "minimal", "--output", out)
+    assert ran.code == 0, ran.err
+    manifest = Manifest.read(out / "lonas_edge.json")
+    assert (manifest.pipeline, manifest.task, manifest.weight_format, manifest.verified) == (
+        "text-classification",
+        None,
+        "int8",
+        True,
+    )
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "OVModelForSequenceClassification" in card
+    assert "LLMPipeline" not in card and "attention heads" in card and "same answer | texts" in card
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+    text = "The good film is not bad."
+    ids = AutoTokenizer.from_pretrained(out)(text)["input_ids"]
+    import openvino_tokenizers  # noqa: F401 - its operations
+
+    by = ov.Core().compile_model(out / "openvino_tokenizer.xml", "CPU")
+    assert by([text])["input_ids"][0].tolist() == ids
+    assert not (out / "generation_config.json").exists()
+
+
+def test_a_wrong_merge_is_refused(tiny_bert: TinyBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong scale, and padding that is looked at: the export's own oracle finds either."""
+    source, right = tiny_bert.source(3), materialize.merge
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            materialize, "merge", lambda w, widths, lora, delta=None: right(w, widths, lora and _doubled(lora), delta)
+        )
+        with pytest.raises(LonasEdgeError, match="does not answer as the activated super-network"):
+            run_export(source, UNEQUAL, tmp_path / "out")
+    stock = export_module.verify.open_model
+
+    def blind(*arguments: Any) -> Any:
+        answer = stock(*arguments)
+        return lambda inputs: answer({**inputs, "attention_mask": np.ones_like(inputs["attention_mask"])})
+
+    monkeypatch.setattr(export_module.verify, "open_model", blind)
+    with pytest.raises(LonasEdgeError, match="the IR does not answer as the weights stored in it"):
+        run_export(source, UNEQUAL, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _doubled(lora: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(lora, scale=2 * lora.scale)
+
+
+def test_another_head_than_the_adapter_says(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """A bias that does not go with the weight is told with both shapes."""
+    source = tiny_bert.source(3).copied_to(tmp_path)
+    path = source.adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.classifier.bias"] = torch.zeros(2)
+    save_file(tensors, path)
+    with pytest.raises(LonasEdgeError, match=r"classifier\.bias: expected \[3\], found \[2\]"):
+        run_export(source, UNEQUAL, tmp_path / "out")

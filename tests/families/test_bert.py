@@ -1,0 +1,283 @@
+"""BERT: the published search space and its card's figure, sub-networks against the definition, and what is refused."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from published_spaces import bert_base_rte, llama_7b
+from safetensors.torch import load_file, save_file
+from tiny_bert import CONFIG, LAYERS, TinyBert, oracle_logits, pairs
+from tiny_models import TinyModels, TinySource
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lonas_edge import load_checkpoint
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.configuration import check_model_config
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import bind
+from lonas_edge.space.search_space import SearchSpace
+
+BERT_BASE = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
+ADAPTER = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
+MERGED = 1e-5  # float64 logits of order 10 from weights that are rounded to fp32 once
+
+
+@pytest.fixture
+def bert_base(tmp_path: Path) -> TinySource:
+    """Nothing but the configurations of BERT-base and of the published adapter, and the published search space of RTE."""
+    contents = {"base/config.json": BERT_BASE, "adapter/adapter_config.json": ADAPTER, "space.json": bert_base_rte()}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    return TinySource("bert", tmp_path / "base", tmp_path / "adapter", tmp_path / "space.json")
+
+
+def drawn(source: TinySource, seed: int) -> list[int]:
+    """One width a group, layers unequal."""
+    draw = random.Random(seed)
+    widths = [draw.choice(values) for values in source.groups()]
+    for first in (0, 2 * LAYERS):
+        widths[first : first + LAYERS] = draw.sample(source.groups()[first], LAYERS)
+    return widths
+
+
+def test_equals_the_published_groups(run_cli: Callable, bert_base: TinySource, tmp_path: Path) -> None:
+    """Groups, their order and what follows are the published ones; widths were found by a search there."""
+    assert run_cli("space", "--model", bert_base.base, "--output", tmp_path / "ours.json").code == 0
+    published, generated = (json.loads(path.read_text()) for path in (bert_base.space, tmp_path / "ours.json"))
+    assert generated["input_info"] == published["input_info"]
+    widths = [content["bootstrapNAS"]["training"]["elasticity"]["width"] for content in (published, generated)]
+    for name in ("overwrite_groups", "add_dynamic_inputs"):
+        assert widths[1][name] == widths[0][name]
+    values = widths[1]["overwrite_groups_widths"]
+    assert values[12:24] == [[8, 4, 2]] * 12
+    assert (values[0], values[24]) == ([768, 640, 576, 448, 384], [3072, 2688, 2304, 1920, 1536])
+
+
+def test_figure_of_the_card(run_cli: Callable, bert_base: TinySource) -> None:
+    """11.2 GFLOPs at 128 tokens: linear layers, unmerged adapters and attention itself; pooler and head once a sequence."""
+    ran = run_cli("inspect", *bert_base.arguments(), "--json")
+    assert ran.code == 0, ran.err
+    content = json.loads(ran.out)
+    layer = 4 * 768**2 + 2 * 768 * 3072 + 2 * 8 * (768 + 768)
+    macs = 128 * 12 * layer + 12 * 2 * 128**2 * 768 + 768**2 + 2 * 768
+    assert content["unpruned"]["macs"] == macs
+    assert f"{macs / 1e9:.1f}" == "11.2"
+    assert content["unpruned"]["linear_weights"] == 12 * layer + 768**2 + 2 * 768
+    assert content["unpruned"]["parameters"] == 109_483_778  # BertForSequenceClassification of two classes
+    heads = [768] * 10 + [704, 768]
+    mlps = [2634, 2634, 2627, 2676, 2628, 2662, 2706, 2687, 2616, 2400, 2198, 1940]
+    small = sum(4 * 768 * h + 2 * 768 * m + 2 * 4 * (768 + h) for h, m in zip(heads, mlps, strict=True))
+    assert content["subnetwork"]["macs"] == 128 * small + 2 * 128**2 * sum(heads) + 768**2 + 2 * 768
+    assert len(content["groups"]) == 36
+
+
+def test_draws_heads_and_mlps(run_cli: Callable, bert_base: TinySource) -> None:
+    ran = run_cli("inspect", *bert_base.arguments(), "--subnet", "minimal")
+    assert ran.code == 0 and "attention heads" in ran.out
+    line = next(line for line in ran.out.splitlines() if line.strip().startswith("9 ") and "█" in line)
+    assert line.split()[2] == "3" and line.split()[-1] == "160"  # 192 of 768 channels are three of twelve heads
+
+
+def test_shapes_are_those_of_the_modules() -> None:
+    config = AutoConfig.for_model(**CONFIG)
+    architecture = Architecture.from_config(config, "bert")
+    model = AutoModelForSequenceClassification.from_config(config)
+    assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    sizes = bind(architecture, SearchSpace(), "bert")
+    assert sizes.widths(())["bert.pooler.dense"].out_features == CONFIG["hidden_size"]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("targets", [("query", "value"), ("query", "key", "value", "dense")])
+def test_answers_as_defined(
+    ordered: bool, targets: tuple[str, ...], tiny_bert: TinyBert, materialize: Callable, tmp_path: Path
+) -> None:
+    """Activated in PyTorch and materialized, three outputs on a body that came without a head."""
+    source = tiny_bert.source(3, targets=targets)
+    if ordered:
+        source = tiny_bert.ordered(source, tmp_path / "ordered")
+    network, inputs = load_super_network(source.opened()), pairs()
+    whole = oracle_logits(source.base, source.adapter, source.space, [group[0] for group in source.groups()], inputs)
+    for widths in [
+        [group[0] for group in source.groups()],
+        [g[-1] for g in source.groups()],
+        drawn(source, 0),
+        drawn(source, 1),
+    ]:
+        expected = oracle_logits(source.base, source.adapter, source.space, widths, inputs)
+        network.activate(widths)
+        with torch.inference_mode():
+            found = network.model(**inputs).logits.double()
+            stored = load_checkpoint(materialize(source, widths), torch.float64)(**inputs).logits
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (stored - expected).abs().max() < MERGED * max(1, expected.abs().max())
+        assert widths == [group[0] for group in source.groups()] or (whole - expected).abs().max() > 0.1
+
+
+def test_the_base_s_own_head(tiny_bert: TinyBert, materialize: Callable) -> None:
+    """A base that is a classifier stays one, without an adapter."""
+    base = tiny_bert.base()
+    expected = oracle_logits(base, None, None, [], pairs())
+    with torch.inference_mode():
+        found = load_checkpoint(materialize(open_source(str(base)), []), torch.float64)(**pairs()).logits
+    assert (found - expected).abs().max() < MERGED * expected.abs().max()
+
+
+def test_what_is_written(tiny_bert: TinyBert, materialize: Callable) -> None:
+    source = tiny_bert.source(3)
+    folder = materialize(source, [64, 48, 32, 8, 8, 6, 128, 64, 64])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["intermediate_size"] == 64 and config["num_attention_heads"] == 4
+    assert config["per_layer_config"] == {
+        "0": {"intermediate_size": 128},
+        "1": {"num_attention_heads": 3},
+        "2": {"num_attention_heads": 2},
+    }
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"} and config["label2id"]["LABEL_2"] == 2
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    assert shapes["bert.encoder.layer.1.attention.self.key.weight"] == [48, 64]
+    assert shapes["bert.encoder.layer.1.attention.self.key.bias"] == [48]
+    assert shapes["bert.encoder.layer.2.attention.output.dense.weight"] == [64, 32]
+    assert shapes["classifier.weight"] == [3, 64]
+    assert load_checkpoint(folder).config.num_labels == 3
+
+
+def test_equal_layers_open_with_transformers(tiny_bert: TinyBert, materialize: Callable) -> None:
+    source, widths = tiny_bert.source(3), [64] * 3 + [8, 6, 8] + [96] * 3
+    model = AutoModelForSequenceClassification.from_pretrained(materialize(source, widths), dtype=torch.float64)
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, pairs())
+    with torch.inference_mode():
+        assert (model.eval()(**pairs()).logits - expected).abs().max() < MERGED * expected.abs().max()
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_exports_a_checkpoint(headless: bool, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """On a base whose own head has other outputs, too; the export's own verification sees segments and padding."""
+    source = tiny_bert.source(3, headless=headless)
+    ran = run_cli("export", *source.arguments(), "--stage", "checkpoint", "--subnet", "minimal", "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    expected = oracle_logits(source.base, source.adapter, source.space, [g[-1] for g in source.groups()], pairs())
+    with torch.inference_mode():
+        found = load_checkpoint(tmp_path / "out", torch.float64)(**pairs()).logits
+    assert (found - expected).abs().max() < MERGED * expected.abs().max()
+    assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["parity"]["materialized"]["max_logit_difference"] < 1e-8
+
+
+def test_names_of_old_checkpoints(tiny_bert: TinyBert, materialize: Callable, tmp_path: Path) -> None:
+    """As bert-base-uncased is published: `LayerNorm.gamma`, position_ids, and the heads of pre-training."""
+    source = tiny_bert.source(2, headless=False).copied_to(tmp_path)
+    path = source.base / "model.safetensors"
+    stored = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in load_file(path).items()}
+    stored = {name.replace("LayerNorm.bias", "LayerNorm.beta"): tensor for name, tensor in stored.items()}
+    del stored["classifier.weight"], stored["classifier.bias"]
+    stored |= {"cls.predictions.bias": torch.zeros(320), "bert.embeddings.position_ids": torch.arange(64)[None]}
+    assert sum("gamma" in name for name in stored) == 7
+    save_file(stored, path, metadata={"format": "pt"})
+    widths = drawn(source, 2)
+    expected = oracle_logits(tiny_bert.base(), source.adapter, source.space, widths, pairs())
+    network = load_super_network(source.opened())
+    network.activate(widths)
+    with torch.inference_mode():
+        found = load_checkpoint(materialize(source, widths), torch.float64)(**pairs()).logits
+        assert (network.model(**pairs()).logits - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (found - expected).abs().max() < MERGED * expected.abs().max()
+
+
+def test_a_body_without_a_head_alone(tiny_bert: TinyBert, materialize: Callable) -> None:
+    with pytest.raises(LonasEdgeError, match=r"classifier\.weight: missing; expected \[2, 64\] \(a body without the head"):
+        materialize(open_source(str(tiny_bert.base(headless=True))), [])
+
+
+def test_widths_that_split_a_head(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source = tiny_bert.source()
+    content = json.loads(source.space.read_text())
+    values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    values[0], values[2] = [64, 40], [64, 24]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError) as raised:
+        open_source(str(source.adapter), str(source.base), tmp_path / "space.json")
+    told = "heads of 16 channels, 1 to a key-value head: expected multiples of 16"
+    assert f"group 0: width 40 of bert.encoder.layer.0.attention.self.query splits {told}" in str(raised.value)
+    assert f"group 2: width 24 of bert.encoder.layer.2.attention.self.key splits {told}" in str(raised.value)
+
+
+def test_dynamic_inputs_that_follow_nothing(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source = tiny_bert.source()
+    content = json.loads(source.space.read_text())
+    width = content["bootstrapNAS"]["training"]["elasticity"]["width"]
+    del width["overwrite_groups"][1], width["overwrite_groups_widths"][1]
+    width["add_dynamic_inputs"][2] = width["add_dynamic_inputs"][2].replace("BertSelfOutput[output]", "BertSelfOutput[other]")
+    width["add_dynamic_inputs"].append("nothing")
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError) as raised:
+        open_source(str(source.adapter), str(source.base), tmp_path / "space.json")
+    for told in (
+        "bert.encoder.layer.1.attention.output.dense follows heads that no group makes elastic",
+        "bert.encoder.layer.2.attention.other.dense: expected attention.output.dense of a layer",
+        "unknown node 'nothing'",
+    ):
+        assert f"add_dynamic_inputs: {told}" in str(raised.value)
+
+
+def test_spaces_of_other_models(tiny_bert: TinyBert, tiny_models: TinyModels, bert_base: TinySource, tmp_path: Path) -> None:
+    """A published BERT configuration on a causal model, and the reverse: said once, not for each of its nodes."""
+    (tmp_path / "llama.json").write_text(json.dumps(llama_7b()))
+    told = "of another model: its .* nodes are those of {}, and the model is a {}"
+    bert, llama = "BertForSequenceClassification", "LlamaForCausalLM"
+    with pytest.raises(LonasEdgeError, match=told.format(bert, llama)):
+        open_source(str(tiny_models.base("llama")), None, bert_base.space)
+    with pytest.raises(LonasEdgeError, match=told.format(llama, bert)) as raised:
+        open_source(str(tiny_bert.base()), None, tmp_path / "llama.json")
+    assert len(str(raised.value).splitlines()) < 5
+
+
+def test_adapters_of_other_tasks(tiny_bert: TinyBert, tiny_models: TinyModels) -> None:
+    with pytest.raises(LonasEdgeError, match=r"'SEQ_CLS', an adapter of a sequence classifier; .*llama.* is a causal language"):
+        open_source(str(tiny_bert.adapter()), str(tiny_models.base("llama")))
+    with pytest.raises(LonasEdgeError, match=r"'CAUSAL_LM', an adapter of a causal language model; .*bert.* is a sequence"):
+        open_source(str(tiny_models.adapter("llama")), str(tiny_bert.base()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"is_decoder": True}, "is_decoder true is not supported"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key' is not supported"),
+        ({"num_attention_heads": 5}, "hidden_size 64 is no multiple of num_attention_heads 5"),
+    ],
+)
+def test_other_networks_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(LonasEdgeError, match=told):
+        Architecture.from_config(AutoConfig.for_model(**{**CONFIG, **changes}), "bert")
+
+
+def test_fields_of_a_wrong_type() -> None:
+    with pytest.raises(LonasEdgeError, match=r"(?s)type_vocab_size.*hidden_dropout_prob|hidden_dropout_prob.*type_vocab_size"):
+        check_model_config({**CONFIG, "type_vocab_size": "two", "hidden_dropout_prob": 3}, "here")
+
+
+def test_commands_that_ask_for_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
+    source = tiny_bert.source()
+    for arguments in (
+        ["export", *source.arguments(), "--solve", tmp_path / "data.json", "--stage", "checkpoint", "--output", tmp_path / "o"],
+    ):
+        ran = run_cli(*arguments)
+        assert ran.code == 1 and "works on a causal language model; bert is a sequence classifier" in ran.err

@@ -1,0 +1,214 @@
+"""Tiny random BERT classifiers, their adapters and search spaces on disk, and what they must answer.
+
+The oracle is plain torch in float64, written from the definitions (Devlin et al. 2019; LoNAS): it runs no model of transformers
+and imports nothing of the package. A cut keeps what its width names and throws the rest away, heads one by one.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny_models import TinySource, randomize_trainable
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.generate import generate_space
+
+LAYERS, HIDDEN, MLP, HEADS, VOCAB, CONTEXT = 3, 64, 128, 4, 320, 64
+RANK, ALPHA, RANKS, RATIOS = 8, 16, (8, 6), (1, 0.75, 0.5)
+CONFIG = {
+    "model_type": "bert",
+    "num_hidden_layers": LAYERS,
+    "hidden_size": HIDDEN,
+    "intermediate_size": MLP,
+    "num_attention_heads": HEADS,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": CONTEXT,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "layer_norm_eps": 1e-6,
+}
+ORDER = "channel_order.safetensors"
+
+
+class TinyBert:
+    """Makes and remembers the files, as `TinyModels` does."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def base(self, headless: bool = False) -> Path:
+        """A checkpoint with a tokenizer: a classifier of two classes; `headless` as MiniLM's body by itself."""
+        folder = self.folder / f"bert{'-headless' * headless}"
+        if not folder.exists():
+            model = random_classifier()
+            (model.bert if headless else model).save_pretrained(folder)
+            tokenizer().save_pretrained(folder)
+        return folder
+
+    def adapter(self, outputs: int = 2, targets: tuple[str, ...] = ("query", "value"), **options: object) -> Path:
+        """An adapter that PEFT saved, with its classifier of so many outputs, on the body by itself."""
+        label = "-".join([str(outputs), *targets, *(f"{key}={value}" for key, value in sorted(options.items()))])
+        folder = self.folder / "adapters" / label
+        if not folder.exists():
+            torch.manual_seed(outputs)
+            model = AutoModelForSequenceClassification.from_pretrained(self.base(headless=True), num_labels=outputs)
+            settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": list(targets), "task_type": "SEQ_CLS", **options}
+            model = get_peft_model(model, LoraConfig(**settings))
+            randomize_trainable(model)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "modules_to_save" in name:
+                        parameter.mul_(20)  # initialized at 0.02: answers of order 1
+            model.save_pretrained(folder)
+        return folder
+
+    def space(self) -> Path:
+        """Three groups of heads (64, 48, 32), of ranks (8, 6) and of MLP widths (128, 96, 64)."""
+        path = self.folder / "space.json"
+        if not path.exists():
+            architecture = Architecture.from_config(AutoConfig.for_model(**CONFIG), "bert")
+            path.write_text(json.dumps(generate_space(architecture, RATIOS, RANKS)))
+        return path
+
+    def source(self, outputs: int = 2, headless: bool = True, **options: Any) -> TinySource:
+        """Base, adapter and search space."""
+        return TinySource("bert", self.base(headless), self.adapter(outputs, **options), self.space())
+
+    def ordered(self, source: TinySource, folder: Path) -> TinySource:
+        """The same, with a random order of heads and MLP channels beside the adapter."""
+        generator = torch.Generator().manual_seed(3)
+        columns = {}
+        for index in range(LAYERS):
+            layer, channels = f"bert.encoder.layer.{index}", torch.randperm(MLP, generator=generator)
+            heads = torch.randperm(HEADS, generator=generator)
+            columns[f"{layer}.attention.output.dense"] = (heads[:, None] * 16 + torch.arange(16)).flatten()
+            columns[f"{layer}.output.dense"] = channels
+        folder.mkdir()
+        for path in source.adapter.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        from safetensors.torch import save_file
+
+        save_file(columns, folder / ORDER)
+        return replace(source, adapter=folder)
+
+
+def random_classifier(seed: int = 0) -> Any:
+    """Every weight matters: no norm at 1, no bias at 0, segments and positions far from nothing."""
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**CONFIG), dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "_embeddings" in name:
+                parameter.copy_(noise / 4)
+            elif parameter.dim() == 2:
+                parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+            else:
+                parameter.add_(0.2 * noise)
+    return model
+
+
+def tokenizer() -> BertTokenizerFast:
+    """Word pieces of single characters, a few words whole, [CLS] A [SEP] B [SEP] with segments; ids below `VOCAB`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), "the", "good", "bad", "film", "not", "is", "same"]
+    word_pieces = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    word_pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+    word_pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    word_pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return BertTokenizerFast(tokenizer_object=word_pieces, model_max_length=CONTEXT)
+
+
+def pairs() -> dict[str, torch.Tensor]:
+    """Three sequences of two segments, padded: [3, 12]."""
+    generator = torch.Generator().manual_seed(7)
+    lengths, splits = torch.tensor([[12], [9], [5]]), torch.tensor([[6], [3], [2]])
+    place = torch.arange(12)
+    mask = (place < lengths).long()
+    return {
+        "input_ids": torch.randint(5, VOCAB, (3, 12), generator=generator) * mask,
+        "token_type_ids": (place >= splits).long() * mask,
+        "attention_mask": mask,
+    }
+
+
+def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: list[int], inputs: Any) -> torch.Tensor:
+    """Logits [sequences, classes], float64, of the sub-network with these `widths`, in group order."""
+    weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
+    if "embeddings.word_embeddings.weight" in weights:
+        weights = {f"bert.{name}": tensor for name, tensor in weights.items()}
+    groups = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]["width"] if space else {}
+    assert all(w in a for w, a in zip(widths, groups.get("overwrite_groups_widths", []), strict=True))
+    heads, ranks, mlps = (widths[start : start + LAYERS] for start in (0, LAYERS, 2 * LAYERS)) if space else ([], [], [])
+    if adapter:
+        merge(weights, adapter, ranks)
+    order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else {}
+    kept = {}
+    for index in range(LAYERS):
+        layer = f"bert.encoder.layer.{index}"
+        for reader, full, chosen in ((f"{layer}.attention.output.dense", HIDDEN, heads), (f"{layer}.output.dense", MLP, mlps)):
+            kept[reader] = order.get(reader, torch.arange(full))[: chosen[index] if chosen else full]
+    return forward(weights, kept, inputs)
+
+
+def merge(weights: dict[str, torch.Tensor], adapter: Path, ranks: list[int]) -> None:
+    """W += alpha / R * B[:, :r] A[:r] with the scale of the whole adapter, and the classifier is the adapter's."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = {
+        k.removeprefix("base_model.model."): v.double() for k, v in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    for name, tensor in tensors.items():
+        if name.startswith("classifier."):
+            weights[name] = tensor
+        elif name.endswith(".lora_A.weight"):
+            layer = name.removesuffix(".lora_A.weight")
+            elastic = ranks and layer.endswith(("query", "value"))
+            rank = ranks[int(layer.split(".")[3])] if elastic else config["r"]
+            up = tensors[f"{layer}.lora_B.weight"]
+            weights[f"{layer}.weight"] = (
+                weights[f"{layer}.weight"] + config["lora_alpha"] / config["r"] * up[:, :rank] @ tensor[:rank]
+            )
+
+
+def forward(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
+    """BERT (Devlin et al. 2019) with a classifier on the pooled first token; `kept` channels alone reach each reader."""
+
+    def affine(x: torch.Tensor, name: str, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> Any:
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        weight, bias = (weight, bias) if rows is None else (weight[rows], bias[rows])
+        return x @ (weight if columns is None else weight[:, columns]).T + bias
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + CONFIG["layer_norm_eps"]).sqrt()
+        return centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    ids, mask, size = inputs["input_ids"], inputs["attention_mask"], HIDDEN // HEADS
+    tables = [weights[f"bert.embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")]
+    x = tables[0][ids] + tables[1][: ids.shape[1]] + tables[2][inputs["token_type_ids"]]
+    x = norm(x, "bert.embeddings.LayerNorm")
+    for index in range(LAYERS):
+        layer = f"bert.encoder.layer.{index}"
+        reader = f"{layer}.attention.output.dense"
+        rows = kept[reader]
+        q, k, v = (affine(x, f"{layer}.attention.self.{name}", rows) for name in ("query", "key", "value"))
+        answers = []
+        for first in range(0, len(rows), size):  # a head at a time
+            head = slice(first, first + size)
+            scores = q[..., head] @ k[..., head].transpose(1, 2) / size**0.5
+            answers.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., head])
+        x = norm(x + affine(torch.cat(answers, -1), reader, columns=rows), f"{layer}.attention.output.LayerNorm")
+        rows = kept[f"{layer}.output.dense"]
+        inner = affine(x, f"{layer}.intermediate.dense", rows)
+        gelu = inner / 2 * (1 + torch.erf(inner / 2**0.5))
+        x = norm(x + affine(gelu, f"{layer}.output.dense", columns=rows), f"{layer}.output.LayerNorm")
+    return affine(torch.tanh(affine(x[:, 0], "bert.pooler.dense")), "classifier")

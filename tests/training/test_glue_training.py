@@ -1,0 +1,244 @@
+"""Training a classifier on GLUE: gradients against plain PEFT on the sliced model, losses by hand, whole runs, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from safetensors.torch import load_file
+from tiny_bert import LAYERS, TinyBert, oracle_logits, pairs
+from tiny_models import TinyModels, TinySource
+from torch import nn
+from transformers import AutoModelForSequenceClassification, TrainingArguments
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.training.elastic_trainer import ElasticTrainer
+from lonas_edge.training.inputs import open_inputs
+from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.train import train
+
+UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
+CLASSES, FIGURES = torch.tensor([2, 0, 1]), torch.tensor([0.5, 4.0, 2.5])
+
+
+def live_base(source: TinySource, outputs: int) -> Any:
+    """The base in float64, without dropout, so that two models can be compared."""
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": outputs}
+    return AutoModelForSequenceClassification.from_pretrained(source.base, dtype=torch.float64, **options)
+
+
+def elastic_trainer(source: TinySource, outputs: int, trained: list[list[int]], folder: Path, distill: float = 0.0) -> Any:
+    """The trainer on the tiny adapter in float64, with a plan that trains the given sub-networks in every step."""
+    base = live_base(source, outputs)
+    model = PeftModel.from_pretrained(base, source.adapter, is_trainable=True, autocast_adapter_dtype=False).to(torch.float64)
+    opened = source.opened()
+    plan = SimpleNamespace(space=opened.space, trained=lambda _step: [tuple(widths) for widths in trained])
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", remove_unused_columns=False)
+    return ElasticTrainer(SuperNetwork(model, opened.elasticity), plan, distill, args=arguments)
+
+
+def sliced_peft(source: TinySource, outputs: int, widths: list[int]) -> PeftModel:
+    """The sub-network as a smaller model of transformers with a plain, unmerged PEFT adapter on it."""
+    model = live_base(source, outputs)
+    heads, ranks, mlps = widths[:3], widths[3:6], widths[6:]
+    for index, layer in enumerate(model.bert.encoder.layer):
+        cut(layer.attention.self, ("query", "key", "value"), rows=heads[index])
+        cut(layer.attention.output, ("dense",), columns=heads[index])
+        cut(layer.intermediate, ("dense",), rows=mlps[index])
+        cut(layer.output, ("dense",), columns=mlps[index])
+    pattern = {f"layer.{index}.attention.self.{name}": ranks[index] for index in range(LAYERS) for name in ("query", "value")}
+    config = LoraConfig(r=8, lora_alpha=16, rank_pattern=pattern, target_modules=["query", "value"], task_type="SEQ_CLS")
+    peft = get_peft_model(model, config, autocast_adapter_dtype=False)
+    tensors = load_file(source.adapter / "adapter_model.safetensors")
+    for name, parameter in peft.named_parameters():
+        if parameter.requires_grad:
+            whole = tensors[name.replace(".default.", ".").replace(".modules_to_save.", ".")].double()
+            first, second = (*parameter.shape, None)[:2]
+            parameter.data = (whole[:first] if second is None else whole[:first, :second]).clone()
+    for module in peft.modules():
+        if isinstance(module, LoraLinear):
+            module.scaling["default"] = 2.0
+    return peft.train()
+
+
+def cut(owner: nn.Module, names: tuple[str, ...], rows: int | None = None, columns: int | None = None) -> None:
+    for name in names:
+        whole = getattr(owner, name)
+        weight = whole.weight.detach()[:rows, :columns]
+        small = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
+        small.weight.data, small.bias.data = weight.clone(), whole.bias.detach()[:rows].clone()
+        setattr(owner, name, small)
+
+
+@pytest.mark.parametrize(("outputs", "labels"), [(3, CLASSES), (1, FIGURES)])
+def test_gradients_equal_plain_peft_on_the_sliced_model(
+    outputs: int, labels: torch.Tensor, tiny_bert: TinyBert, tmp_path: Path
+) -> None:
+    source = tiny_bert.source(outputs)
+    trainer = elastic_trainer(source, outputs, [UNEQUAL], tmp_path)
+    found_loss = trainer.training_step(trainer.network.model, {**pairs(), "labels": labels}, 3).item()
+    reference = sliced_peft(source, outputs, UNEQUAL)
+    loss = reference(**pairs(), labels=labels.double() if outputs == 1 else labels).loss  # transformers' own: the mean
+    loss.backward()
+    assert found_loss == pytest.approx(loss.item(), abs=1e-5)
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+    found = {name: p.grad for name, p in trainer.network.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys() and sum("modules_to_save" in name for name in found) == 2
+    assert len(found) == 2 * 2 * LAYERS + 2
+    smaller = 0
+    for name, gradient in found.items():
+        inside = torch.zeros(gradient.shape, dtype=torch.bool)
+        inside[tuple(slice(0, size) for size in expected[name].shape)] = True
+        assert (gradient[inside] - expected[name].flatten()).abs().max() < 1e-5, name
+        assert expected[name].abs().max() > 1e-5, name
+        assert not gradient[~inside].any(), name
+        smaller += expected[name].shape != gradient.shape
+    assert smaller == 8  # two layers of unequal heads on lora_B of two, two of smaller ranks on both of two; one has both
+
+
+@pytest.mark.parametrize(("outputs", "labels"), [(3, CLASSES), (1, FIGURES)])
+def test_distilled_loss_by_hand(outputs: int, labels: torch.Tensor, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The maximal network teaches with its distribution, or its figure; a micro-batch of 3 of 7 in the step."""
+    source = tiny_bert.source(outputs)
+    maximal = [group[0] for group in source.groups()]
+    trainer = elastic_trainer(source, outputs, [maximal, UNEQUAL], tmp_path, distill=0.3)
+    found = trainer.training_step(trainer.network.model, {**pairs(), "labels": labels}, 7).item()
+    whole, small = (oracle_logits(source.base, source.adapter, source.space, w, pairs()) for w in (maximal, UNEQUAL))
+    if outputs == 1:
+        errors = [(logits[:, 0] - labels).square().sum() for logits in (whole, small)]
+        apart = (whole - small).square().sum()
+    else:
+        errors = [-logits.log_softmax(-1)[range(3), labels].sum() for logits in (whole, small)]
+        apart = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum()
+    expected = (errors[0] + 0.7 * errors[1] + 0.3 * apart) / 7 / 2
+    assert found == pytest.approx(expected.item(), rel=1e-4)
+
+
+WORDS = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
+
+
+def write_task(folder: Path, task: str, count: int = 12) -> Path:
+    """A training file of a task: what says `good` is of one class."""
+    folder = folder / task
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(count):
+        first, second = WORDS[index % 6], WORDS[(index // 2) % 6]
+        good = "good" in first
+        label = {"RTE": "entailment" if good else "not_entailment", "STS-B": "4.5" if good else "0.5", "SST-2": str(int(good))}[
+            task
+        ]
+        rows.append(f"{first}\t{label}" if task == "SST-2" else f"{index}\t{first}\t{second}\t{label}")
+    heads = {
+        "RTE": "index\tsentence1\tsentence2\tlabel",
+        "SST-2": "sentence\tlabel",
+        "STS-B": "index\tsentence1\tsentence2\tscore",
+    }
+    (folder / "train.tsv").write_text("\n".join([heads[task], *rows]) + "\n")
+    return folder / "train.tsv"
+
+
+OPTIONS = {"rank": 8, "alpha": 16, "steps": 6, "save_steps": 3, "log_steps": 1, "batch_size": 4, "lr": 0.01, "device": "cpu"}
+
+
+def run(source: TinySource, data: Path, output: Path, **changes: Any) -> TrainingRecord:
+    inputs = open_inputs(str(source.base), data, source.space)
+    record = train(inputs, output, TrainOptions(**{**OPTIONS, **changes}))
+    assert record and TrainingRecord.read(output / "training.json") == record
+    return record
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+def test_a_super_adapter(task: str, reorder: bool, tiny_bert: TinyBert, materialize: Callable, tmp_path: Path) -> None:
+    """On a body without a head: the adapter carries one, and what is made of it answers as the definition says."""
+    from lonas_edge import load_checkpoint
+    from lonas_edge.network.source import open_source
+
+    source = tiny_bert.source()
+    record = run(source, write_task(tmp_path, task), tmp_path / "out", reorder=reorder)
+    assert (record.task, record.prompt, record.options["max_length"]) == (task, None, 64)
+    assert record.data.examples == 12 and record.losses[-1].loss is not None
+    opened = open_source(str(tmp_path / "out"))
+    labels = ["entailment", "not_entailment"] if task == "RTE" else ["score"]
+    assert list(opened.architecture.config.id2label.values()) == labels
+    assert (tmp_path / "out/channel_order.safetensors").exists() == reorder
+    widths = [32, 48, 64, 6, 8, 6, 64, 128, 96]
+    expected = oracle_logits(source.base, tmp_path / "out", source.space, widths, pairs())
+    folder = materialize(opened, widths)
+    with torch.inference_mode():
+        assert (load_checkpoint(folder, torch.float64)(**pairs()).logits - expected).abs().max() < 1e-5
+    assert json.loads((folder / "config.json").read_text()).get("problem_type") in (
+        [None, "single_label_classification"] if task == "RTE" else ["regression"]
+    )
+
+
+def test_it_learns(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    record = run(tiny_bert.source(), write_task(tmp_path, "SST-2"), tmp_path / "out", steps=60, lr=0.01, batch_size=12)
+    losses = [entry.loss for entry in record.losses]
+    assert sum(losses[-5:]) / 5 < 0.3 < sum(losses[:3]) / 3
+
+
+def test_resumed_is_as_without_a_stop(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Bit for bit, the head and dropout included."""
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
+    run(source, data, tmp_path / "whole")
+
+    def kill(step: int, _steps: int, _log: Any) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    inputs = open_inputs(str(source.base), data, source.space)
+    with pytest.raises(LonasEdgeError, match="Training interrupted"):
+        train(inputs, tmp_path / "killed", TrainOptions(**OPTIONS), report=kill)
+    train(inputs, tmp_path / "killed", TrainOptions(**OPTIONS), resume=True)
+    found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("killed", "whole"))
+    assert found.keys() == expected.keys() and any("classifier" in name for name in found)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_heads_of_another_kind(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """A regression for a base that classifies, and the reverse."""
+    base = tiny_bert.base()
+    with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression \(1 output\)"):
+        open_inputs(str(base), write_task(tmp_path, "STS-B"))
+    one = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, ignore_mismatched_sizes=True)
+    one.save_pretrained(tmp_path / "one")
+    with pytest.raises(LonasEdgeError, match=r"one of regression \(1 output\), and RTE is a classification \(2 outputs\)"):
+        open_inputs(str(tmp_path / "one"), write_task(tmp_path, "RTE"))
+
+
+def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match=r"GLUE's RTE works on a sequence classifier; llama is a causal language model"):
+        open_inputs(str(tiny_models.base("llama")), write_task(tmp_path, "RTE"))
+    (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
+    with pytest.raises(LonasEdgeError, match=r"instruction data works on a causal language model; bert is a sequence"):
+        open_inputs(str(tiny_bert.base()), tmp_path / "data.json")
+
+
+def test_a_length_beyond_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match="--max-length 65: bert-headless: its context has 64 tokens"):
+        run(tiny_bert.source(), write_task(tmp_path, "RTE"), tmp_path / "out", max_length=65)
+
+
+def test_on_the_command_line(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
+    data = data.rename(tmp_path / "mine.tsv")
+    arguments = ["train", "--model", source.base, "--data", data, "--nncf-config", source.space, "--rank", 8, "--steps", 2]
+    arguments += ["--output", tmp_path / "out"]
+    ran = run_cli(*arguments)
+    assert ran.code == 1 and "of which task of GLUE?" in ran.err
+    ran = run_cli(*arguments, "--task", "rte", "--prompt", "lonas")
+    assert ran.code == 2 and "RTE is classified as it is, without a prompt" in ran.err
+    ran = run_cli(*arguments, "--task", "rte", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["task"] == "RTE"
+    card = (tmp_path / "out/README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "GLUE's RTE" in card and "prompt" not in card

@@ -20,7 +20,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.training.elastic_trainer import ElasticTrainer
-from lonas_edge.training.inputs import open_inputs
+from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
 from lonas_edge.training.plan import TrainOptions
 from lonas_edge.training.train import train
 
@@ -221,6 +221,16 @@ def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
     with pytest.raises(LonasEdgeError, match=r"instruction data works on a causal language model; bert is a sequence"):
         open_inputs(str(tiny_bert.base()), tmp_path / "data.json")
+
+
+def test_what_a_classifier_has_not(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """A teacher answers with tokens; the slice of a head that an adapter carries is not known."""
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
+    with pytest.raises(LonasEdgeError, match="--teacher works on a causal language model; bert is a sequence classifier"):
+        with_teacher(open_inputs(str(source.base), data, source.space), str(source.base))
+    train(open_inputs(str(source.base), data, source.space), tmp_path / "super", TrainOptions(**OPTIONS))
+    with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors alone, .* more:\n.*modules_to_save"):
+        open_specialized(str(tmp_path / "super"), data)
 
 
 def test_a_length_beyond_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:

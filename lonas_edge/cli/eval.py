@@ -27,6 +27,7 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
+from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import PROMPTS
 from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, TASKS, Protocol
@@ -66,7 +67,8 @@ def command(
         typer.Option(
             "--tasks",
             help=f"Separated by commas: {', '.join(TASKS)}; commonsense, math or all; any other task of "
-            "lm-evaluation-harness by its name (harness:boolq for its own boolq). Default: those that --datasets has.",
+            f"lm-evaluation-harness by its name (harness:boolq for its own boolq); of classifiers {', '.join(GLUE)}. Default: "
+            "those that --datasets has.",
         ),
     ] = None,
     datasets: Annotated[
@@ -74,7 +76,8 @@ def command(
         typer.Option(
             "--datasets",
             click_type=USER_PATH,
-            help="Directory with TASK/test.json, in the format of the LLM-Adapters collection.",
+            help="Directory with TASK/test.json, in the format of the LLM-Adapters collection; of classifiers with GLUE's "
+            "TASK/dev.tsv.",
         ),
     ] = None,
     protocol: Annotated[
@@ -157,6 +160,8 @@ def command(
 ) -> None:
     """Measure the answers of models: accuracy with standard errors, and paired differences from the first TARGET.
 
+    Language models are asked commonsense and math tasks, classifiers (BERT) GLUE's development sets.
+
     TARGETS are exported directories (run by OpenVINO), super-adapters or PEFT adapters (in PyTorch, the sub-networks of
     --subnet activated), checkpoints of `export --stage checkpoint`, or base models.
 
@@ -171,24 +176,30 @@ def command(
     _refuse_idle(ctx, {**_idle(asked), **_alone(limit, output)})
     chosen: list[str | None] = [*names("--subnet", subnet)] if subnet else [None]
     given_properties = parse_properties(properties or [])
-    require_extra("eval", "lm_eval", "openvino_genai", "scipy")
+    require_extra("eval", "lm_eval", "openvino_genai", "scipy", "sklearn")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with progress() as report:
-        wanted = _tasks(asked, tasks, datasets)
         with importing():
             from lonas_edge.errors import LonasEdgeError
+            from lonas_edge.evaluate.classification import ClassifyOptions, classify, tasks_there
             from lonas_edge.evaluate.report import for_card, write
             from lonas_edge.evaluate.run import EvalOptions, evaluate, resumable
-            from lonas_edge.evaluate.targets import RunOptions, open_targets
+            from lonas_edge.evaluate.targets import RunOptions, open_targets, task_of_targets
             from lonas_edge.exporting.evaluations import Evaluations
             from lonas_edge.exporting.exported import changed, store_evaluation
+            from lonas_edge.families import CLASSIFICATION
             from lonas_edge.ir.runtime import check_device
             from lonas_edge.output import OutputDirectory
         used = (*references, model, nncf_config, datasets, *files(chosen))
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(100_000_000)
-        options = EvalOptions(tuple(wanted), datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
+        classifies = task_of_targets(references, model, revision) == CLASSIFICATION
+        if classifies:
+            _refuse_idle(ctx, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier is asked texts as they are"))
+            wanted = tasks_there(None if tasks is None else names("--tasks", tasks), datasets)
+        else:
+            wanted = tuple(_tasks(asked, tasks, datasets))
         run = RunOptions(device, given_properties, torch_device, torch_dtype, batch_size)
         report("Opening", None)
         check_device(device)
@@ -205,14 +216,18 @@ def command(
             directory = replace(directory, inputs=(*used, *(target.base for target in opened)))
             directory.check(100_000_000)
         with resumable():
-            found, samples = evaluate(opened, options, report)
+            if classifies and datasets:
+                found, samples = classify(opened, ClassifyOptions(wanted, datasets, limit, seed, not fresh), report)
+            else:
+                options = EvalOptions(wanted, datasets, asked, prompt, num_beams, limit, seed, resume=not fresh)
+                found, samples = evaluate(opened, options, report)
         if directory:
             with directory.open() as folder:
                 write(found, samples, folder)
     print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
     for target, told in zip(opened, found.targets, strict=True) if card else ():
         if target.folder:
-            store_evaluation(target.folder, asked.name, for_card(found, told))
+            store_evaluation(target.folder, found.protocol, for_card(found, told))
 
 
 def _tasks(protocol: Protocol, tasks: str | None, datasets: Path | None) -> list[str]:
@@ -259,7 +274,7 @@ def _print(found: "Report", output: Path | None) -> None:
     print_table(shown, "", report.headings(found), report.card_rows(found), turn=True)
     if found.differences:
         print_table(shown, report.difference_title(found), report.DIFFERENCE_HEADINGS, report.difference_rows(found))
-    shown.print(report.EXPLAINED)
+    shown.print(report.explained(found))
     for target in found.targets:
         if target.asked:
             rate = target.asked / target.seconds

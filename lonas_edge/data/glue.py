@@ -48,7 +48,7 @@ class GlueTask:
     label: str = "label"
     classes: tuple[str, ...] = ()
     values: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ("acc",)
     columns: tuple[str, ...] = ()
     splits: tuple[str, ...] = (_DEV,)
     torn: bool = False
@@ -152,7 +152,7 @@ TASKS: Mapping[str, GlueTask] = {
             "Quality",
             ("not_equivalent", "equivalent"),
             _BINARY,
-            metrics=("accuracy", "f1"),
+            metrics=("acc", "f1"),
         ),
         GlueTask("STS-B", _SENTENCES, "score", metrics=("pearson", "spearman")),
         GlueTask(
@@ -161,7 +161,7 @@ TASKS: Mapping[str, GlueTask] = {
             "is_duplicate",
             ("not_duplicate", "duplicate"),
             _BINARY,
-            metrics=("accuracy", "f1"),
+            metrics=("acc", "f1"),
             torn=True,
         ),
         GlueTask(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data import commonsense, math_tasks
+from lonas_edge.data import commonsense, glue, math_tasks
 from lonas_edge.data.commonsense import CommonsenseTask
 from lonas_edge.data.tasks import EXPECTED, Task
 from lonas_edge.data.templates import PROMPTS, Example, Template
@@ -183,3 +183,44 @@ PROTOCOLS = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """How classifiers are asked: a text or a pair of texts, without a prompt, each of GLUE's tasks as GLUE judges it.
+
+    Attributes:
+        name: What it is called in records.
+        prompt: There is none.
+        tasks: The development sets by the names that reports have.
+    """
+
+    name: str
+    prompt: None
+    tasks: Mapping[str, "Headed"]
+
+    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
+        """It in one line; see `Protocol`."""
+        told = {"acc": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson", "spearman": "Spearman"}
+        judged = [f"{name}: {', '.join(told[metric] for metric in self.tasks[name].metrics)}" for name in tasks]
+        return f"{self.name}: GLUE's development sets; {'; '.join(judged)}"
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A development set in a report: its heading and its metrics."""
+
+    heading: str
+    metrics: tuple[str, ...]
+
+
+CLASSIFY = Classifying(
+    "classify",
+    None,
+    {
+        f"{task.name}-mm" if number else task.name: Headed(f"{task.name}-mm" if number else task.name, task.metrics)
+        for task in glue.TASKS.values()
+        for number, _ in enumerate(task.splits)
+    },
+)
+REPORTED: Mapping[str, Protocol | Classifying] = {**PROTOCOLS, CLASSIFY.name: CLASSIFY}

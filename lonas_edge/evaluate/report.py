@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.evaluate.compare import AVERAGE
-from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.evaluate.protocols import CLASSIFY, REPORTED
 from lonas_edge.evaluate.record import Report
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 
@@ -19,6 +19,17 @@ EXPLAINED = (
 )
 
 
+_OF_GLUE = (
+    "Each task's first metric in percent ± standard error: of accuracies by formula, of the others by bootstrap. Of STS-B, "
+    "`only this right` counts the texts on which its figure is the nearer one. "
+)
+
+
+def explained(report: Report) -> str:
+    """What the figures are."""
+    return EXPLAINED if report.protocol != CLASSIFY.name else _OF_GLUE + EXPLAINED.partition("standard error. ")[2]
+
+
 def describe(report: Report) -> str:
     """The protocol in one line."""
     tasks = report.targets[0].tasks
@@ -26,14 +37,15 @@ def describe(report: Report) -> str:
     if not all(task.harness for task in tasks):
         prompts = " or ".join(sorted({target.prompt for target in report.targets}))
         asked = [task.task for task in tasks if not task.harness]
-        told.append(f"{PROTOCOLS[report.protocol].describe(report.num_beams, asked)}; prompt {prompts}")
+        described = REPORTED[report.protocol].describe(report.num_beams, asked)
+        told.append(f"{described}; prompt {prompts}" if prompts else described)
     told += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]
     limit = [f"{report.limit} samples of each task, seed {report.seed}"] if report.limit is not None else []
     return "; ".join([*told, *limit])
 
 
 def _heading(report: Report, scope: str) -> str:
-    task = PROTOCOLS[report.protocol].tasks.get(scope)
+    task = REPORTED[report.protocol].tasks.get(scope)
     return task.heading if task else scope
 
 
@@ -102,7 +114,7 @@ def markdown(report: Report) -> str:
     lines = ["# Evaluation", "", f"Protocol: {describe(report)}.", "", *table(headings(report), card_rows(report)), ""]
     if report.differences:
         lines += [f"{difference_title(report)}:", "", *table(DIFFERENCE_HEADINGS, difference_rows(report, every=True)), ""]
-    lines += [EXPLAINED, "", *conditions(report), *left_out(report), ""]
+    lines += [explained(report), "", *conditions(report), *left_out(report), ""]
     return "\n".join(lines)
 
 

@@ -116,7 +116,7 @@ def evaluate(
             for one in others
             for difference in compare(one.result.name, one.answers, first.result.name, first.answers)
         ),
-        conditions=_conditions(),
+        conditions=conditions(),
     )
     return report, {one.result.name: one.samples for one in found}
 
@@ -308,7 +308,8 @@ def _answers(
     return _Answers(result, answers, {task.result.task: task.samples for task in tasks})
 
 
-def _conditions() -> Conditions:
+def conditions() -> Conditions:
+    """Where and when figures are taken."""
     import openvino as ov
 
     processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME").strip()

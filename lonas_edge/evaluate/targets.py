@@ -14,11 +14,13 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, family_of
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, FAMILIES, Task, family_of
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
-from lonas_edge.network.source import TRAINING, Source, open_source
+from lonas_edge.ir.infer import open_model
+from lonas_edge.network import adapters
+from lonas_edge.network.source import TRAINING, Source, locate, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.versions import versions
@@ -70,9 +72,10 @@ class Target:
         identity: What its answers depend on: hashes of files, sub-network, properties, versions.
         batch_size: Prompts of a batch.
         folder: Of a directory that `lonas-edge export` wrote, whose model card can be added to; None for others.
-        load: Loads it as a model of lm-evaluation-harness.
+        load: Loads it: a language model as one of lm-evaluation-harness, a classifier as what gives logits of a batch.
         heeds: Arguments of `open_targets` and fields of `RunOptions` that can change it.
         base: The base model's directory, where it is not the target itself; an adapter may name it.
+        outputs: Names of a classifier's outputs; none of a language model.
         close: Lets go what it shares with other targets; to be called once, when it will not be asked again.
     """
 
@@ -86,9 +89,10 @@ class Target:
     identity: Mapping[str, Any]
     batch_size: int
     folder: Path | None
-    load: "Callable[[], LM]"
+    load: Callable[[], Any]
     heeds: frozenset[str]
     base: Path | None = None
+    outputs: tuple[str, ...] = ()
     close: Callable[[], None] = lambda: None
 
 
@@ -130,6 +134,43 @@ def open_targets(
     if twice:
         raise LonasEdgeError(f"{', '.join(twice)}: given twice, or two directories of one name; rename one of them")
     return found
+
+
+def task_of_targets(references: Sequence[str], model: str | None = None, revision: str | None = None) -> Task:
+    """What the targets are for, from their configurations alone.
+
+    Args:
+        references: As of `open_targets`.
+        model: The base of the adapters among them.
+        revision: The base's revision on the hub.
+
+    Returns:
+        The task of them all.
+
+    Raises:
+        LonasEdgeError: If one is not there, or some are for one thing and some for another.
+    """
+    found = {reference: _task_of(reference, model, revision) for reference in references}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{reference} is a {task.name}" for reference, task in found.items())
+        raise LonasEdgeError(f"{told}: they have no task in common; evaluate them one kind at a time")
+    return next(iter(found.values()))
+
+
+def _task_of(reference: str, model: str | None, revision: str | None) -> Task:
+    folder = locate(reference, revision if reference == model else None, weights=False).folder
+    if (folder / adapters.CONFIG).exists():
+        stated = read_json(folder / adapters.CONFIG).get("task_type")
+        return next((family.task for family in FAMILIES if family.task.peft == stated), CAUSAL_LM)
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    family = family_of(config.get("model_type"))
+    return family.task if family else CAUSAL_LM
+
+
+def _outputs(config: Any) -> tuple[str, ...]:
+    """Names of a classifier's outputs by its configuration, which leaves them out where they are two without names."""
+    names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 class _SharedNetwork:
@@ -176,6 +217,10 @@ class _Opener:
 
             return OpenVinoLM(folder, tokenizer, max_length, run.device, properties)
 
+        def load_classifier() -> Any:
+            return open_model(folder / MODEL, run.device, properties)
+
+        classifies = exported.task == CLASSIFICATION
         batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
         packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
         conditions = {"device": run.device, "properties": properties, "batch_size": batch_size}
@@ -190,8 +235,9 @@ class _Opener:
             identity={"files": self._hashes(folder), **conditions, "versions": versions(packages)},
             batch_size=batch_size,
             folder=folder if exported.manifest else None,
-            load=load,
+            load=load_classifier if classifies else load,
             heeds=frozenset({"device", "properties"}),
+            outputs=_outputs(exported.config) if classifies else (),
         )
 
     def checkpoint(self, folder: Path) -> Target:
@@ -227,6 +273,7 @@ class _Opener:
             files,
             source.sizes(chosen.widths),
             _prompt(recorded, published=elastic and source.adapter is not None),
+            source.head,
         )
         heeds = (
             {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
@@ -234,13 +281,19 @@ class _Opener:
         return replace(target, heeds=target.heeds | heeds, base=source.base.folder, close=shared.close)
 
     def _torch(
-        self, name: str, folder: Path, load_model: Callable[[], Any], files: Mapping[str, Any], sizes: Sizes, prompt: str
+        self,
+        name: str,
+        folder: Path,
+        load_model: Callable[[], Any],
+        files: Mapping[str, Any],
+        sizes: Sizes,
+        prompt: str,
+        head: Mapping[str, Any] | None = None,
     ) -> Target:
         run = self.run
-        config = read_json(folder / "config.json")
+        config = {**read_json(folder / "config.json"), **(head or {})}
         family = family_of(config.get("model_type"))
-        if family and family.task != CAUSAL_LM:
-            raise LonasEdgeError(f"{name}: eval works on a {CAUSAL_LM.name}; this is a {family.task.name}")
+        classifies = family is not None and family.task == CLASSIFICATION
         if run.torch_device == "cuda" and not torch.cuda.is_available():
             raise LonasEdgeError(f"{name}: --torch-device cuda: PyTorch finds no CUDA device here")
         tokenizer = _tokenizer(folder)
@@ -251,6 +304,9 @@ class _Opener:
 
             model = load_model().to(run.torch_device)
             return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+
+        def load_classifier() -> Any:
+            return torch_classifier(load_model().to(run.torch_device))
 
         conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
         return Target(
@@ -264,8 +320,9 @@ class _Opener:
             identity={"files": files, **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
             batch_size=batch_size,
             folder=None,
-            load=load,
+            load=load_classifier if classifies else load,
             heeds=_IN_PYTORCH,
+            outputs=_outputs(config) if classifies else (),
         )
 
     def _hashes(self, folder: Path) -> dict[str, str]:
@@ -273,6 +330,24 @@ class _Opener:
             kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
             self._hashed[folder] = {path.name: sha256(path) for path in kept}
         return self._hashed[folder]
+
+
+def torch_classifier(model: Any) -> Callable[[Mapping[str, Any]], Any]:
+    """A live classifier as a function from a batch of arrays to logits, an array.
+
+    Args:
+        model: A Hugging Face model, perhaps with an adapter.
+
+    Returns:
+        The function.
+    """
+
+    def classify(batch: Mapping[str, Any]) -> Any:
+        with torch.inference_mode():
+            inputs = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
+            return model(**inputs).logits.float().cpu().numpy()
+
+    return classify
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from lonas_edge.space.complexity import Sizes
 
 FILE = "lonas_edge_eval.json"
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of right answers; the first that a task has counts
+CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's, which are told in percent, too
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TaskResult:
     Attributes:
         task: Its name.
         metric: The metric that counts as its accuracy.
-        accuracy: Percent; the value as it is where the metric is no share of right answers.
+        accuracy: Percent; the value as it is where the metric is no share of right answers and no correlation.
         accuracy_stderr: Its standard error in the same unit.
         questions: Samples that were asked.
         left_out: Samples that were not.
@@ -59,14 +60,14 @@ class TaskResult:
     @classmethod
     def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], **others: Any) -> Self:
         """A result, its accuracy taken from the metric that counts."""
-        unit, counted = 100 if metric in SHARES else 1, metrics[metric]
+        unit, counted = 100 if metric in (*SHARES, *CORRELATIONS) else 1, metrics[metric]
         error = None if counted.stderr is None else unit * counted.stderr
         return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), **others)
 
     @property
     def is_share(self) -> bool:
-        """Whether its metric is a share of right answers."""
-        return self.metric in SHARES
+        """Whether its metric is a share of right answers, or one of GLUE's correlations: it counts in an average."""
+        return self.metric in (*SHARES, *CORRELATIONS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,226 @@
+"""GLUE's development sets: metrics, errors and paired differences by hand, targets of every kind, and what is refused."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_bert import TinyBert, oracle_logits
+from tiny_models import TinyModels, TinySource
+
+from lonas_edge.data.encoding import PairCollator, encode_pairs
+from lonas_edge.data.glue import TASKS, Pair
+from lonas_edge.evaluate.glue import Judged, differences, metrics_of
+
+HEADERS = {
+    "RTE": "index\tsentence1\tsentence2\tlabel",
+    "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+    "STS-B": "index\tsentence1\tsentence2\tscore",
+    "MNLI": "index\tsentence1\tsentence2\tgold_label",
+}
+WORDS = ("the", "good", "bad", "film", "not", "is", "same")
+
+
+def write_set(folder: Path, task: str, count: int = 40, split: str = "dev", longest: int = 5) -> list[Pair]:
+    """A made up development set, and what is in it."""
+    draw, lines, pairs = random.Random(task + split), [HEADERS[task]], []
+    for index in range(count):
+        first, second = (" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(2))
+        label = draw.choice(("0", "1")) if task == "MRPC" else draw.choice(TASKS[task].classes or ("0.5", "2.25", "4.0"))
+        columns = (label, "1", "2", first, second) if task == "MRPC" else (str(index), first, second, label)
+        lines.append("\t".join(columns))
+        number = TASKS[task].classes.index(label) if label in TASKS[task].classes else float(label)
+        pairs.append(Pair(first, second, int(label) if task == "MRPC" else number))
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    (folder / task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return pairs
+
+
+def expected_logits(source: TinySource, widths: list[int], pairs: list[Pair]) -> np.ndarray:
+    """The oracle's answers, a text at a time: nothing is padded."""
+    from tiny_bert import tokenizer
+
+    rows = encode_pairs(pairs, tokenizer(), None)
+    batches = [PairCollator(0)([{**row, "labels": 0}]) for row in rows]
+    answers = [oracle_logits(source.base, source.adapter, source.space, widths, batch) for batch in batches]
+    return torch.cat(answers).numpy()
+
+
+def test_metrics_by_hand() -> None:
+    labels, answers = np.array([1, 1, 1, 0, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0, 1, 0, 1])
+    both, miss, alarm, none = 3, 1, 1, 3
+    found = metrics_of(Judged("MRPC", TASKS["MRPC"], range(8), labels, answers))
+    assert list(found) == ["acc", "f1"]
+    assert found["acc"].value == pytest.approx(0.75) and found["f1"].value == pytest.approx(
+        2 * both / (2 * both + miss + alarm)
+    )
+    assert found["acc"].stderr == pytest.approx((0.75 * 0.25 / 7) ** 0.5)
+    matthews = metrics_of(Judged("CoLA", TASKS["CoLA"], range(8), labels, answers))["matthews"]
+    assert matthews.value == pytest.approx((both * none - miss * alarm) / (4 * 4 * 4 * 4) ** 0.5)
+    x, y = np.array([0.5, 2.0, 4.0, 5.0, 1.0]), np.array([1.0, 2.5, 3.0, 9.0, 0.0])
+    found = metrics_of(Judged("STS-B", TASKS["STS-B"], range(5), x, y))
+    a, b = x - x.mean(), y - y.mean()
+    assert found["pearson"].value == pytest.approx((a * b).sum() / ((a**2).sum() * (b**2).sum()) ** 0.5)
+    ranks = np.array([0, 2, 3, 4, 1]), np.array([1, 2, 3, 4, 0])
+    assert found["spearman"].value == pytest.approx(1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum() / (5 * 24))
+    assert found["spearman"].stderr and found["spearman"].stderr > 0
+
+
+def test_a_constant_correlates_with_nothing() -> None:
+    labels = np.array([0.5, 2.0, 4.0])
+    found = metrics_of(Judged("STS-B", TASKS["STS-B"], range(3), labels, np.ones(3)))
+    assert (found["pearson"].value, found["spearman"].value) == (0.0, 0.0)
+    assert metrics_of(Judged("CoLA", TASKS["CoLA"], range(4), np.array([0, 1, 1, 0]), np.ones(4)))["matthews"].value == 0
+
+
+def test_bootstrapped_errors_are_those_of_theory() -> None:
+    """Of a correlation of normal variables (Fisher): (1 - r²) / sqrt(n - 1); paired, the error of what both share cancels."""
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=500)
+    y = 0.8 * x + 0.6 * generator.normal(size=500)
+    one = Judged("STS-B", TASKS["STS-B"], range(500), x, y)
+    error = metrics_of(one)["pearson"].stderr
+    assert error == pytest.approx((1 - 0.64) / 500**0.5, rel=0.2)
+    other = Judged("STS-B", TASKS["STS-B"], range(500), x, y + 0.05 * generator.normal(size=500))
+    (found,) = differences("a", [one], "b", [other])
+    assert found.half_width_95 and found.half_width_95 < 100 * 1.96 * error / 2
+    assert found.points == pytest.approx(100 * (metrics_of(one)["pearson"].value - metrics_of(other)["pearson"].value))
+    nearer = np.abs(y - x) < np.abs(other.answers - x)
+    assert (found.only_target, found.only_against) == (nearer.sum(), 500 - nearer.sum())
+
+
+def test_differences_by_hand() -> None:
+    """Tasks are strata; texts that one did not answer do not count; nothing differs, no interval."""
+    labels = np.array([1, 0, 1, 0, 1, 1])
+    ours = [
+        Judged("RTE", TASKS["RTE"], range(6), labels, np.array([1, 0, 1, 0, 1, 0])),
+        Judged("CoLA", TASKS["CoLA"], range(6), labels, labels),
+    ]
+    theirs = [
+        Judged("RTE", TASKS["RTE"], (1, 2, 3, 4, 5), labels[1:], np.array([0, 0, 0, 1, 1])),
+        Judged("CoLA", TASKS["CoLA"], range(6), labels, labels),
+    ]
+    rte, cola, average = differences("a", ours, "b", theirs)
+    assert (rte.scope, rte.questions, rte.only_target, rte.only_against, rte.points) == ("RTE", 5, 1, 1, 0.0)
+    spread = np.std([0, 1, 0, 0, -1], ddof=1) / 5**0.5
+    assert rte.half_width_95 == pytest.approx(100 * 1.959964 * spread)
+    assert (cola.points, cola.half_width_95, cola.identical) == (0.0, None, 1.0)
+    assert (average.scope, average.points) == ("average", 0.0)
+    assert average.half_width_95 == pytest.approx(rte.half_width_95 / 2)
+
+
+def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An IR, sub-networks in PyTorch and a checkpoint against the oracle, text by text; the card; kept answers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source, data = tiny_bert.source(2), tmp_path / "data"
+    pairs = {task: write_set(data, task) for task in ("RTE", "MRPC")}
+    for stage, options in (("ir", ["--weight-format", "fp32"]), ("checkpoint", [])):
+        ran = run_cli(
+            "export", *source.arguments(), "--subnet", "minimal", "--stage", stage, *options, "--output", tmp_path / stage
+        )
+        assert ran.code == 0, ran.err
+    arguments = [
+        "eval",
+        tmp_path / "ir",
+        source.adapter,
+        tmp_path / "checkpoint",
+        *source.arguments()[1:],
+        "--subnet",
+        "maximal",
+    ]
+    arguments += ["--tasks", "rte,MRPC", "--datasets", data, "--batch-size", 7, "--property", "INFERENCE_PRECISION_HINT=f32"]
+    ran = run_cli(*arguments, "--output", tmp_path / "out", "--card", "--json")
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    assert report["protocol"] == "classify"
+    minimal, maximal = ([group[place] for group in source.groups()] for place in (-1, 0))
+    right = {}
+    for target, widths in zip(report["targets"], (minimal, maximal, minimal), strict=True):
+        for task in target["tasks"]:
+            labels = np.array([pair.label for pair in pairs[task["task"]]])
+            logits = expected_logits(source, widths, pairs[task["task"]])
+            log = tmp_path / "out/samples" / target["name"].replace(":", "_") / f"samples_{task['task']}.jsonl"
+            rows = [json.loads(line) for line in log.read_text().splitlines()]
+            found = np.array([row["logits"] for row in rows])
+            assert np.abs(found - logits).max() < 1e-3
+            assert [row["label"] for row in rows] == labels.tolist()
+            right[target["name"], task["task"]] = (logits.argmax(1) == labels).astype(float)
+            share = right[target["name"], task["task"]].mean()
+            assert task["accuracy"] == pytest.approx(100 * share) and task["questions"] == 40
+        assert target["average"] == pytest.approx(np.mean([task["accuracy"] for task in target["tasks"]]))
+    names = [target["name"] for target in report["targets"]]
+    difference = next(one for one in report["differences"] if one["target"] == names[1] and one["scope"] == "RTE")
+    assert difference["points"] == pytest.approx(100 * (right[names[1], "RTE"] - right[names[0], "RTE"]).mean())
+    same = [one for one in report["differences"] if one["target"] == names[2]]
+    assert [one["identical"] for one in same] == [1.0] * 3 and {one["points"] for one in same} == {0.0}
+    assert "GLUE's development sets; RTE: accuracy; MRPC: accuracy, F1" in (tmp_path / "ir/README.md").read_text()
+    assert (tmp_path / "out/eval.md").exists() and (tmp_path / "out/eval.csv").exists()
+    ran = run_cli(*arguments)
+    assert ran.code == 0 and "prompts in" not in ran.out  # nothing was asked again
+
+
+def test_a_regression_and_what_is_too_long(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source, data = tiny_bert.source(1), tmp_path / "data"
+    pairs = write_set(data, "STS-B", longest=50)
+    lengths = [3 + len(pair.first.split()) + len((pair.second or "").split()) for pair in pairs]
+    assert 0 < sum(length > 64 for length in lengths) < 20
+    ran = run_cli("eval", *source.arguments(), "--subnet", "maximal", "--tasks", "stsb", "--datasets", data, "--json")
+    assert ran.code == 0, ran.err
+    (task,) = json.loads(ran.out)["targets"][0]["tasks"]
+    assert [one["sample"] for one in task["left_out"]] == [index for index, length in enumerate(lengths) if length > 64]
+    assert {one["context"] for one in task["left_out"]} == {64}
+    kept = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= 64]
+    answers = expected_logits(source, [group[0] for group in source.groups()], kept)[:, 0]
+    pearson = np.corrcoef(answers, [pair.label for pair in kept])[0, 1]
+    assert task["metrics"]["pearson"]["value"] == pytest.approx(pearson, abs=1e-4)
+    assert task["accuracy"] == pytest.approx(100 * pearson, abs=1e-2)
+
+
+def test_classes_in_another_order(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path, monkeypatch) -> None:
+    """A base whose configuration names the task's classes the other way round is read by names; MNLI has two sets."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source, data = tiny_bert.source(3), tmp_path / "data"
+    pairs = write_set(data, "MNLI", split="dev_matched")
+    write_set(data, "MNLI", split="dev_mismatched", count=10)
+    ran = run_cli("export", *source.arguments(), "--stage", "checkpoint", "--output", tmp_path / "one", "--subnet", "maximal")
+    assert ran.code == 0, ran.err
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    names = ["contradiction", "entailment", "neutral"]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    (tmp_path / "one/config.json").write_text(json.dumps(config))
+    (tmp_path / "one/lonas_edge.json").unlink()  # an ordinary base
+    ran = run_cli("eval", tmp_path / "one", "--tasks", "MNLI", "--datasets", data, "--json")
+    assert ran.code == 0, ran.err
+    matched, mismatched = json.loads(ran.out)["targets"][0]["tasks"]
+    logits = expected_logits(source, [group[0] for group in source.groups()], pairs)
+    answers = [TASKS["MNLI"].classes.index(names[place]) for place in logits.argmax(1)]
+    assert matched["accuracy"] == pytest.approx(100 * np.mean([a == p.label for a, p in zip(answers, pairs, strict=True)]))
+    assert (mismatched["task"], mismatched["questions"]) == ("MNLI-mm", 10)
+
+
+def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
+    source, data = tiny_bert.source(2), tmp_path / "data"
+    write_set(data, "STS-B"), write_set(data, "RTE")
+    on = [*source.arguments(), "--datasets", data]
+    for arguments, code, told in (
+        ([*on, "--tasks", "boolq,harness:rte,RTE"], 1, "boolq: no task of GLUE, which is what a classifier is asked"),
+        ([*on, "--tasks", "stsb"], 1, "its head is one of classification (2 outputs), and STS-B is a regression (1 output)"),
+        ([*on, "--tasks", "mnli"], 1, "dev_matched.tsv"),
+        (
+            [*on, "--tasks", "RTE", "--protocol", "option-text"],
+            2,
+            "--protocol does nothing: a classifier is asked texts as they are",
+        ),
+        ([*source.arguments(), "--tasks", "RTE"], 1, "--datasets DIR is needed"),
+        ([tiny_bert.base(), tiny_models.base("llama"), "--datasets", data, "--tasks", "RTE"], 1, "have no task in common"),
+        ([tiny_models.base("llama"), "--datasets", data, "--tasks", "STS-B"], 1, "STS-B: no such task"),
+    ):
+        ran = run_cli("eval", *arguments)
+        assert ran.code == code and told in " ".join(ran.err.replace("│", " ").split()), ran.err
+    (data / "RTE/dev.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tneutral\n")
+    ran = run_cli("eval", *on)
+    assert ran.code == 1 and "line 2: label 'neutral': expected entailment or not_entailment" in ran.err

@@ -151,7 +151,7 @@ def caught_faults(files: Files, networks: int, seed: int) -> dict[str, Any]:
     smallest: dict[str, float] = {}
     for number in range(networks):
         model = MaterializedModel(source, visible_subnetwork(source, seed + number))
-        ids = prompt_ids(model)
+        ids = {"input_ids": prompt_ids(model)}
         reference = verify.super_network_logits(model, ids)
         verify.check_materialized(
             model.source.folder, compare(reference, verify.materialized_logits(model, ids)), reference

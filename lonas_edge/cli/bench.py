@@ -31,6 +31,7 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import DTYPES
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _tune(exported: Path, options: BenchOptions, objective: str, tolerance: floa
         asked = TuneOptions(
             options.cases[0], options.schedule, options.starts, options.device, options.threads, objective, tolerance
         )
-        chosen = tune(open_exported(exported), asked, report)
+        chosen = tune(open_exported(exported, task=CAUSAL_LM), asked, report)
     print(json.dumps(chosen.to_json(), indent=1)) if as_json else _print_tuned(chosen, exported)
 
 
@@ -243,7 +244,7 @@ def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(10_000_000)
-        opened = open_exported(exported)
+        opened = open_exported(exported, task=CAUSAL_LM)
         found = bench(opened, options, report)
         if directory:
             with uninterrupted(), directory.open() as folder:

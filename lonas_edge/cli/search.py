@@ -27,6 +27,7 @@ from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.families import CLASSIFICATION
 from lonas_edge.formats import FORMATS
 from lonas_edge.search.cost import COSTS
 from lonas_edge.search.quality import QUALITIES
@@ -185,6 +186,9 @@ def command(
             check_device(device)
         opened = open_source(source, model, nncf_config, revision, weights=not dry_run)
         refuse_revision(revision, opened.base)
+        idle = [name for name in ("prompt", "protocol") if given(ctx, name)]
+        if opened.architecture.family.task == CLASSIFICATION and idle:
+            raise typer.BadParameter(f"--{idle[0]} does nothing: a classifier is asked texts as they are")
         options = SearchOptions(
             data=data,
             output=output,

@@ -84,12 +84,13 @@ class Exported:
         return str(stored.get("dtype") or "as stored")
 
 
-def open_exported(folder: Path, ours: bool = True) -> Exported:
+def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> Exported:
     """Open an exported directory and check that its files are whole, and ours those that were exported.
 
     Args:
         folder: The directory.
-        ours: Whether it must be one that `lonas-edge export` wrote; otherwise any IR of a language model will do.
+        ours: Whether it must be one that `lonas-edge export` wrote; otherwise any IR of a model will do.
+        task: What its model must be for; anything when None.
 
     Returns:
         The directory.
@@ -112,7 +113,10 @@ def open_exported(folder: Path, ours: bool = True) -> Exported:
     problems += file_faults(folder, manifest) if manifest and not problems else []
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
     chosen = _properties(folder)
-    return Exported(folder, manifest, config, chosen.properties if chosen else {})
+    found = Exported(folder, manifest, config, chosen.properties if chosen else {})
+    if task and found.task != task:
+        raise LonasEdgeError(f"{folder}: a {found.task.name}; expected a {task.name}, of which times a token are measured")
+    return found
 
 
 def _not_ours(folder: Path) -> LonasEdgeError:

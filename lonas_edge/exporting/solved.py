@@ -7,6 +7,7 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Solved
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solving import SHRINKAGE, cut_consumers, solve
@@ -38,6 +39,7 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
         LonasEdgeError: If the sub-network cuts nothing that can be solved, there is no tokenizer, or too little data.
     """
     source = model.source
+    source.architecture.require(CAUSAL_LM, "--solve")
     if source.own:
         raise LonasEdgeError(
             f"{source.folder}: specialized for its {source.own.name} sub-network (`train --from`): there is no whole network "

@@ -1,15 +1,17 @@
 """The prompts that sub-networks are scored or solved on: a seeded choice of the data, checked before any weight is read."""
 
 import random
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import read_examples
 from lonas_edge.data.templates import TEMPLATES, Example, Template
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 from lonas_edge.files import sha256
 from lonas_edge.network.source import Source
 
@@ -21,32 +23,47 @@ BATCH_TOKENS = 4096  # of a batch, padding included
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Prompts that sub-networks are scored on.
+class HeldOut(ABC):
+    """What sub-networks are scored on.
 
     Attributes:
         path: The data's file.
         sha256: Its hash.
-        template: What makes text of an example.
         prompts: How many are scored.
         seed: Of the choice.
         unseen: Whether the super-adapter's record says that it was trained on another file; None where there is no record.
         option: What says how many, for the errors.
-        examples: All of the data.
         order: Places of the examples, in the seeded order in which they are taken.
     """
 
     path: Path
     sha256: str
-    template: Template
     prompts: int
     seed: int
     unseen: bool | None
     option: str
-    examples: Sequence[Example]
     order: Sequence[int]
 
-    def split(self, prompts: int) -> "tuple[HeldOut, HeldOut]":
+    @property
+    @abstractmethod
+    def asked_as(self) -> str:
+        """What asks: a prompt template's name, or a task's."""
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of qualities by name, where they are others than a language model's."""
+        return {}
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that its task is judged by; None where a protocol says."""
+        return None
+
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """Characters of each that is scored."""
+
+    def split(self, prompts: int) -> "tuple[Self, Self]":
         """Part the data in two in proportion, so that no example is in both.
 
         Args:
@@ -59,18 +76,51 @@ class HeldOut:
         first = replace(self, prompts=prompts, order=self.order[:place])
         return first, replace(self, prompts=self.prompts - prompts, order=self.order[place:])
 
+    @abstractmethod
     def batches(self, tokenizer: Any) -> "list[Batch]":
-        """Tokenize the first prompts that fit.
+        """Tokenize the first that fit.
 
         Args:
             tokenizer: The model's.
 
         Returns:
-            Batches of prompts of like length.
+            Batches of like length.
 
         Raises:
-            LonasEdgeError: If too few have an answer within the longest length.
+            LonasEdgeError: If too few are within the longest length.
         """
+
+    def _too_few(self, found: int, longest: int) -> LonasEdgeError:
+        return LonasEdgeError(
+            f"{self.path}: {found} of {len(self.order)} prompts have an answer within {longest} tokens, and "
+            f"{self.prompts} are asked for. Give more data, or a smaller {self.option}."
+        )
+
+
+@dataclass(frozen=True)
+class HeldOutPrompts(HeldOut):
+    """Prompts with answers.
+
+    Attributes:
+        template: What makes text of an example.
+        examples: All of the data.
+    """
+
+    template: Template
+    examples: Sequence[Example]
+
+    @property
+    def asked_as(self) -> str:
+        """See `HeldOut`."""
+        return self.template.name
+
+    def lengths(self) -> list[int]:
+        """See `HeldOut`."""
+        chosen = [self.examples[place] for place in self.order[: self.prompts]]
+        return [len(self.template.prompt(one)) + len(self.template.answer(one)) for one in chosen]
+
+    def batches(self, tokenizer: Any) -> "list[Batch]":
+        """See `HeldOut`; the positions that count are those that training learns."""
         from lonas_edge.data.encoding import Collator, encode
 
         found: list[dict[str, list[int]]] = []
@@ -80,16 +130,63 @@ class HeldOut:
             if len(found) >= self.prompts:
                 break
         else:
-            raise LonasEdgeError(
-                f"{self.path}: {len(found)} of {len(self.order)} prompts have an answer within {MAX_LENGTH} tokens, and "
-                f"{self.prompts} are asked for. Give more data, or a smaller {self.option}."
-            )
+            raise self._too_few(len(found), MAX_LENGTH)
         collate = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         return [collate(batch) for batch in _packed(found[: self.prompts])]
 
 
-def _packed(encoded: Sequence[dict[str, list[int]]]) -> Iterator[list[dict[str, list[int]]]]:
-    batch: list[dict[str, list[int]]] = []
+@dataclass(frozen=True)
+class HeldOutPairs(HeldOut):
+    """Texts of a task of GLUE.
+
+    Attributes:
+        task: The task.
+        pairs: All of the data.
+        context: Tokens of the longest that the model takes; what is longer is left out.
+    """
+
+    task: GlueTask
+    pairs: Sequence[Pair]
+    context: int
+
+    @property
+    def asked_as(self) -> str:
+        """See `HeldOut`."""
+        return self.task.name
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See `HeldOut`; a regression's answers are numbers."""
+        return {"kl": "squared distance", "loss": "squared error"} if self.task.regression else {}
+
+    @property
+    def metric(self) -> str | None:
+        """See `HeldOut`."""
+        return self.task.metrics[0]
+
+    def lengths(self) -> list[int]:
+        """See `HeldOut`."""
+        chosen = [self.pairs[place] for place in self.order[: self.prompts]]
+        return [len(pair.first) + len(pair.second or "") for pair in chosen]
+
+    def batches(self, tokenizer: Any) -> "list[Batch]":
+        """See `HeldOut`."""
+        from lonas_edge.data.encoding import PairCollator, encode_pairs
+
+        chosen = [self.pairs[place] for place in self.order]
+        encoded: list[dict[str, Any]] = [
+            {**row, "labels": pair.label}
+            for row, pair in zip(encode_pairs(chosen, tokenizer, None), chosen, strict=True)
+            if len(row["input_ids"]) <= self.context
+        ]
+        if len(encoded) < self.prompts:
+            raise self._too_few(len(encoded), self.context)
+        collate = PairCollator(tokenizer.pad_token_id or 0, self.task.regression)
+        return [collate(batch) for batch in _packed(encoded[: self.prompts])]
+
+
+def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
     for example in sorted(encoded, key=lambda one: len(one["input_ids"]), reverse=True):
         if batch and (len(batch) + 1) * len(batch[0]["input_ids"]) > BATCH_TOKENS:
             yield batch
@@ -102,11 +199,11 @@ def _packed(encoded: Sequence[dict[str, list[int]]]) -> Iterator[list[dict[str, 
 def read_held_out(
     source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--val-set-size"
 ) -> HeldOut:
-    """Read the data and choose the prompts.
+    """Read the data and choose the prompts, or the texts.
 
     Args:
         source: Base model, adapter and search space.
-        data: Instruction data, as of training.
+        data: Instruction data, as of training; of a classifier a TSV file of GLUE's.
         prompts: How many to take.
         seed: Of the choice.
         prompt: Name of the template; that of the super-adapter's training when None, else that of published adapters.
@@ -116,17 +213,39 @@ def read_held_out(
         The prompts, not tokenized yet.
 
     Raises:
-        LonasEdgeError: If an example has no answer, or there are fewer than asked, or the model answers no prompts.
+        LonasEdgeError: If an example has no answer, or there are fewer than asked, or the head cannot answer them.
     """
-    source.architecture.require(CAUSAL_LM, str(data))
-    examples = read_examples(data)
-    if len(examples) < prompts:
-        raise LonasEdgeError(
-            f"{data}: holds {len(examples)} prompts, and {prompts} are asked for. Give more data, or a smaller {option}."
-        )
-    order = list(range(len(examples)))
+    return _READ[source.architecture.family.task](source, data, prompts, seed, prompt, option)
+
+
+def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | None, option: str) -> HeldOut:
+    examples, training = read_examples(data), source.training
+    common = _common(source, data, prompts, seed, option, len(examples))
+    template = TEMPLATES[prompt] if prompt else training.prompt if training and training.prompt else TEMPLATES["lonas"]
+    return HeldOutPrompts(**common, template=template, examples=examples)
+
+
+def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
+    task = task_of(data, source.training.task if source.training else None)
+    architecture = source.architecture
+    if misfit := task.misfit(architecture.linears[architecture.family.head].out_features):
+        raise LonasEdgeError(f"{source.folder}: {misfit}. Give data of the task that it was trained on.")
+    pairs, context = task.read(data), int(architecture.config.max_position_embeddings)
+    common = _common(source, data, prompts, seed, option, len(pairs))
+    return HeldOutPairs(**common, task=task, pairs=pairs, context=context)
+
+
+_READ: Mapping[Task, Callable[..., HeldOut]] = {CAUSAL_LM: _prompts, CLASSIFICATION: _pairs}
+
+
+def _common(source: Source, data: Path, prompts: int, seed: int, option: str, count: int) -> dict[str, Any]:
+    """The fields that every kind has."""
+    if count < prompts:
+        told = f"holds {count} prompts, and {prompts} are asked for. Give more data, or a smaller {option}."
+        raise LonasEdgeError(f"{data}: {told}")
+    order = list(range(count))
     random.Random(seed).shuffle(order)
     found, training = sha256(data), source.training
-    template = TEMPLATES[prompt] if prompt else training.prompt if training and training.prompt else TEMPLATES["lonas"]
     unseen = training.data.sha256 != found if training else None
-    return HeldOut(data, found, template, prompts, seed, unseen, option, examples, tuple(order))
+    fixed = {"prompts": prompts, "seed": seed, "unseen": unseen, "option": option, "order": tuple(order)}
+    return {"path": data, "sha256": found, **fixed}

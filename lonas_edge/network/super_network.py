@@ -153,6 +153,20 @@ class SuperNetwork:
 
         return self._means(chosen, batches, score)
 
+    def answers(self, chosen: Sequence[int], batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a sub-network answers.
+
+        Args:
+            chosen: One width a group.
+            batches: Prompts with the positions that count, or texts, with what is right.
+
+        Returns:
+            Logits [answers, outputs], and what is right [answers].
+        """
+        with torch.inference_mode():
+            found = [(self._logits(states.hidden), states.labels) for states in self._states(chosen, batches)]
+        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
     def _means(
         self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch], score: "Callable[[_States, int], torch.Tensor]"
     ) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lonas_edge.network.calibration import given
 from lonas_edge.network.super_network import Batch, SuperNetwork
 
 
@@ -68,10 +69,9 @@ class Walk:
     def _run(self, place: int, running: range) -> torch.Tensor:
         """What the head is given when only `running` of the layers run, the first of them on the kept input."""
         batch = self._batches[place]
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         self._network.model.eval()
         with torch.inference_mode(), self._only(running, place):
-            hidden: torch.Tensor = self._network.family.hidden(self._network.base, **inputs)
+            hidden: torch.Tensor = self._network.family.hidden(self._network.base, **given(batch))
         return hidden
 
     def _only(self, running: range, place: int) -> AbstractContextManager[None]:

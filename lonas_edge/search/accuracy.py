@@ -16,7 +16,8 @@ from lonas_edge.search.quality import Score
 
 if TYPE_CHECKING:
     from lonas_edge.evaluate.targets import Target
-    from lonas_edge.network.super_network import SuperNetwork
+    from lonas_edge.network.heldout import HeldOut
+    from lonas_edge.network.super_network import Batch, SuperNetwork
 
 BATCH_SIZE = 32
 
@@ -97,6 +98,60 @@ def accuracy_score(
         results = report.targets[0].tasks
         asked = sum(one.questions for one in results)
         return sum(one.accuracy * one.questions for one in results) / asked
+
+    return score
+
+
+def check_questions(held: "HeldOut", protocol: str) -> None:
+    """Refuse data on which accuracy cannot be measured.
+
+    Args:
+        held: The data.
+        protocol: How it would be asked.
+
+    Raises:
+        LonasEdgeError: If an example has no answer that can be asked for; all are listed.
+    """
+    if held.metric is None:
+        read_questions(held.path, protocol, held.order[: held.prompts])
+
+
+def score_of(held: "HeldOut", network: "SuperNetwork", protocol: str, tokenizer: Any, batches: "Sequence[Batch]") -> Score:
+    """How accuracy is scored on data: by a protocol, or by the metric of a task of GLUE.
+
+    Args:
+        held: The data.
+        network: The super-network.
+        protocol: How prompts are asked.
+        tokenizer: The model's.
+        batches: The data's.
+
+    Returns:
+        Scores a sub-network, in percent.
+    """
+    if held.metric is not None:
+        return metric_score(held.metric, network, batches)
+    questions = read_questions(held.path, protocol, held.order[: held.prompts])
+    return accuracy_score(network, questions, protocol, held.asked_as, tokenizer)
+
+
+def metric_score(metric: str, network: "SuperNetwork", batches: "Sequence[Batch]") -> Score:
+    """How one of GLUE's metrics is scored.
+
+    Args:
+        metric: The metric.
+        network: The super-network.
+        batches: Texts with their labels.
+
+    Returns:
+        Scores a sub-network, in percent.
+    """
+    from lonas_edge.evaluate.glue import METRICS
+
+    def score(widths: Sequence[int]) -> float:
+        logits, labels = network.answers(widths, batches)
+        answers = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
+        return 100 * METRICS[metric](labels.numpy(), answers.float().numpy())
 
     return score
 

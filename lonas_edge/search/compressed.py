@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.data.encoding import IGNORED
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS, WeightFormat
-from lonas_edge.network.divergence import cross_entropy, kl_divergence
+from lonas_edge.network.calibration import given
 from lonas_edge.network.parts import take
 from lonas_edge.network.super_network import HEAD_POSITIONS
 from lonas_edge.space.elasticity import Widths
@@ -29,7 +28,7 @@ class StoredNetwork:
     """A super-network whose sub-networks answer as their IRs of one weight format do."""
 
     def __init__(self, network: "SuperNetwork", weight_format: str):
-        """Compress what all sub-networks share: embedding and head.
+        """Compress what all sub-networks share: embeddings and head.
 
         Args:
             network: The super-network.
@@ -43,11 +42,11 @@ class StoredNetwork:
             raise LonasEdgeError(f"{weight_format}: the quality of compressed networks is known for {', '.join(_known())} only")
         family, base = network.family, network.base
         outer = self._format.chosen(outer=True, group_size=None)
-        self._embedding = _plain(base.get_submodule(family.embedding))
+        tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
         self._head = base.get_submodule(family.head)
         with torch.no_grad():  # inference tensors could not stand in a parameter's place
             whole = Widths.first(*_plain(self._head).weight.shape)
-            self._stored_embedding = stored(self._embedding.weight, outer, None).to(self._embedding.weight.dtype)
+            self._tables = [(table, stored(table.weight, outer, None).to(table.weight.dtype)) for table in tables]
             self._stored_head = stored(merged(self._head, whole), outer, None)
 
     def score(
@@ -64,16 +63,15 @@ class StoredNetwork:
         Returns:
             The quality, in nats.
         """
-        total, positions = 0.0, 0
+        total, positions, objective = 0.0, 0, self._network.objective
         self._network.activate(chosen)
         self._network.model.eval()
         with torch.inference_mode():
             for batch, kept in zip(batches, reference, strict=True):
-                counted = batch["labels"] != IGNORED
-                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
                 with self._compressed(chosen):
-                    hidden = self._network.family.hidden(self._network.base, **inputs)[:, batch["logits_to_keep"]][counted]
-                parts = (torch.split(each, HEAD_POSITIONS) for each in (kept, hidden, batch["labels"][counted]))
+                    hidden = objective.counted(self._network.family.hidden(self._network.base, **given(batch)), batch)
+                labels = objective.labels(batch["labels"])
+                parts = (torch.split(each, HEAD_POSITIONS) for each in (kept, hidden, labels))
                 total += sum(self._distance(quality, *part) for part in zip(*parts, strict=True))
                 positions += len(hidden)
         return total / positions
@@ -83,8 +81,8 @@ class StoredNetwork:
         with _replaced(self._head, self._answer):
             found = family.logits(base, hidden)
         if quality == "kl":
-            return kl_divergence(family.logits(base, reference), found).item()
-        return cross_entropy(found, labels).item()
+            return self._network.objective.divergence(family.logits(base, reference), found).item()
+        return self._network.objective.loss(found, labels).item()
 
     def _answer(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden, self._stored_head.to(hidden.dtype), _plain(self._head).bias)
@@ -94,19 +92,23 @@ class StoredNetwork:
         elasticity, base = self._network.elasticity, self._network.base
         there = {name: one for name, one in elasticity.widths(chosen).items() if one.in_features}
         widths = {name: one for name, one in there.items() if base.get_submodule(name) is not self._head}
-        group = self._format.group_size(one.in_features for one in widths.values())
-        inner = self._format.chosen(outer=False, group_size=group)
+        layers = {name for name in widths if elasticity.architecture.split(name)[0]}
+        group = self._format.group_size(widths[name].in_features for name in layers)
+        inner, outer = self._format.chosen(outer=False, group_size=group), self._format.chosen(outer=True, group_size=group)
         group = group if inner.group_sizes else None
-        kept = self._embedding.weight.data
+        kept = [table.weight.data for table, _ in self._tables]
         with ExitStack() as stack:
             for name, one in widths.items():
                 layer = base.get_submodule(name)
-                stack.enter_context(_replaced(layer, _forward(layer, one, inner, group)))
-            self._embedding.weight.data = self._stored_embedding
+                how = (inner, group) if name in layers else (outer, None)
+                stack.enter_context(_replaced(layer, _forward(layer, one, *how)))
+            for table, compressed in self._tables:
+                table.weight.data = compressed
             try:
                 yield
             finally:
-                self._embedding.weight.data = kept
+                for (table, _), weight in zip(self._tables, kept, strict=True):
+                    table.weight.data = weight
 
 
 def _known() -> list[str]:

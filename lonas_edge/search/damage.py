@@ -105,11 +105,9 @@ def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", refer
     """Mean KL of the active sub-network, which is maximal before the walk's current layer."""
     import torch
 
-    from lonas_edge.data.encoding import IGNORED
-
     total, positions = 0.0, 0
     for place, batch in enumerate(batches):
-        counted = walk.hidden(place)[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
+        counted = network.objective.counted(walk.hidden(place), batch)
         with torch.inference_mode():
             total += network.divergence(reference[place], counted).item()
         positions += len(counted)

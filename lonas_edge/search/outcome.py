@@ -13,7 +13,6 @@ from lonas_edge.search import SEARCH, SUBNETWORKS, report
 from lonas_edge.search.cost import COSTS, CostFunction
 from lonas_edge.search.picks import resolve
 from lonas_edge.search.plan import Plan
-from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Measured, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
 from lonas_edge.search.seeds import named
 from lonas_edge.space.subnetwork import Found, Subnetwork
@@ -102,7 +101,7 @@ class Outcome:
             data=_scored(plan),
             quality=options.quality,
             cost=options.cost,
-            units={options.quality: QUALITIES[options.quality].unit, options.cost: COSTS[options.cost].unit},
+            units={options.quality: plan.quality_unit, options.cost: COSTS[options.cost].unit},
             settings=_settings(plan),
             fixed=plan.dimensions.fixed,
             table=Table(self.table) if self.table else None,
@@ -177,7 +176,7 @@ def _searched(plan: Plan) -> Searched:
 
 def _scored(plan: Plan) -> Scored:
     held = plan.held
-    return Scored(held.path.name, held.sha256, held.prompts, held.template.name, held.unseen)
+    return Scored(held.path.name, held.sha256, held.prompts, held.asked_as, held.unseen)
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
@@ -191,7 +190,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "refined": options.refined,
         "dtype": options.dtype,
         "compressed": plan.compressed,
-        "protocol": options.protocol if options.quality == "accuracy" else None,
+        "protocol": plan.asked_by if options.quality == "accuracy" else None,
         "weight_formats": list(plan.dimensions.formats),
         "device": costs.device,
         "prompt_len": costs.prompt_len,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.network import adapters
@@ -121,6 +122,16 @@ class Plan:
         return QUALITIES[self.options.quality].sign
 
     @property
+    def asked_by(self) -> str:
+        """How accuracy asks: a protocol, or GLUE's own metric of a task."""
+        return self.held.metric or self.options.protocol
+
+    @property
+    def quality_unit(self) -> str:
+        """Of the quality's figures."""
+        return self.held.units.get(self.options.quality, QUALITIES[self.options.quality].unit)
+
+    @property
     def needs_table(self) -> bool:
         """Whether the damage table is asked for anything."""
         return self.options.seeded or self.options.refined
@@ -148,8 +159,8 @@ class Plan:
             "search_space": source.space.hash,
             "data": self.held.sha256,
             "prompts": self.held.prompts,
-            "template": self.held.template.name,
-            "quality": options.quality if options.quality != "accuracy" else f"accuracy, {options.protocol}",
+            "template": self.held.asked_as,
+            "quality": options.quality if options.quality != "accuracy" else f"accuracy, {self.asked_by}",
             "cost": options.cost,
             "device": device,
             "weight_formats": list(self.dimensions.formats),
@@ -177,10 +188,7 @@ class Plan:
 
     def _forward_seconds(self) -> float:
         """Of all prompts through the maximal network; generation is not counted."""
-        examples = [self.held.examples[place] for place in self.held.order[: self.held.prompts]]
-        template = self.held.template
-        lengths = [len(template.prompt(one)) + len(template.answer(one)) for one in examples]
-        tokens = sum(min(length // _CHARACTERS_A_TOKEN + 1, MAX_LENGTH) for length in lengths)
+        tokens = sum(min(length // _CHARACTERS_A_TOKEN + 1, MAX_LENGTH) for length in self.held.lengths())
         return 2 * self.source.sizes(None).linear_weights * tokens / (_EFFICIENCY * matrix_speed(self.options.dtype))
 
     def to_json(self) -> dict[str, Any]:
@@ -198,7 +206,7 @@ class Plan:
             "cost": self.options.cost,
             "weight_formats": list(self.dimensions.formats),
             "prompts": self.held.prompts,
-            "template": self.held.template.name,
+            "template": self.held.asked_as,
             "steps": [asdict(step) for step in steps],
             "seconds": sum(step.seconds for step in steps),
         }
@@ -249,6 +257,8 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
             f"{source.folder}: specialized for its {own.name} sub-network alone (`train --from`), so that there is nothing to "
             "search. Name the super-adapter that it began as."
         )
+    if COSTS[options.cost].needs_device or options.measured:
+        source.architecture.require(CAUSAL_LM, "A search by ttft or tpot, or --measure,")
     evals, settings = _settings(source.space, options)
     measures = list(dict.fromkeys((options.quality, options.cost, *CONFIGURED)))
     picks = parse_picks(options.picks, measures)
@@ -259,9 +269,9 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
         raise LonasEdgeError("--quality accuracy is measured in PyTorch, before compression: name one --weight-format")
     held = read_held_out(source, options.data, options.prompts, settings.seed, options.prompt)
     if options.quality == "accuracy":
-        from lonas_edge.search.accuracy import read_questions
+        from lonas_edge.search.accuracy import check_questions
 
-        read_questions(options.data, options.protocol, held.order[: held.prompts])
+        check_questions(held, options.protocol)
     plan = Plan(source, options, dimensions, held, evals, settings, tuple(picks))
     refuse_hopeless(plan, plan.configured_costs)
     return plan

@@ -39,9 +39,18 @@ class Quality:
 QUALITIES = {
     quality.name: quality
     for quality in (
-        Quality("kl", "nats", "mean KL divergence from the maximal network's answers, at the tokens that training learns"),
+        Quality(
+            "kl",
+            "nats",
+            "mean KL divergence from the maximal network's answers, at what training learns; of a regression squared",
+        ),
         Quality("loss", "nats", "mean cross-entropy of the right answers' tokens"),
-        Quality("accuracy", "%", "right answers to the held-out questions, asked as `eval --protocol` does", sign=-1),
+        Quality(
+            "accuracy",
+            "%",
+            "right answers to the held-out questions, as `eval --protocol` asks; of GLUE its metric",
+            sign=-1,
+        ),
     )
 }
 

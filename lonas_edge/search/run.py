@@ -157,10 +157,9 @@ class _Search:
             reference = network.reference(batches)
         self._find_table(network, reference)
         if options.quality == "accuracy":
-            from lonas_edge.search.accuracy import accuracy_score, read_questions
+            from lonas_edge.search.accuracy import score_of
 
-            questions = read_questions(options.data, options.protocol, plan.held.order[: plan.held.prompts])
-            score = accuracy_score(network, questions, options.protocol, plan.held.template.name, self.tokenizer)
+            score = score_of(plan.held, network, options.protocol, self.tokenizer, batches)
             return lambda one: score(one[0])
         if plan.compressed:
             from lonas_edge.search.compressed import StoredNetwork

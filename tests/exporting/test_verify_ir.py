@@ -39,5 +39,5 @@ def test_a_touchy_network_may_differ_by_what_arithmetic_does(difference: float, 
 def test_the_noise_of_a_network(llama: TinySource, ids: torch.Tensor) -> None:
     source = llama.opened()
     model = MaterializedModel(source, select(source.space, "minimal"))
-    noise = verify.arithmetic_noise(model, ids, verify.materialized_logits(model, ids))
+    noise = verify.arithmetic_noise(model, {"input_ids": ids}, verify.materialized_logits(model, {"input_ids": ids}))
     assert 1e-8 < noise < 1e-4  # logits of order 1 in fp32, whose unit in the last place is 1.2e-7

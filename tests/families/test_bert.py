@@ -274,10 +274,18 @@ def test_fields_of_a_wrong_type() -> None:
 
 
 def test_commands_that_ask_for_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """What works on language models alone refuses a classifier by name."""
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
-    source = tiny_bert.source()
-    for arguments in (
-        ["export", *source.arguments(), "--solve", tmp_path / "data.json", "--stage", "checkpoint", "--output", tmp_path / "o"],
+    source, exported = tiny_bert.source(), tmp_path / "exported"
+    assert run_cli("export", *source.arguments(), "--no-verify", "--output", exported).code == 0
+    on = ["search", *source.arguments(), "--data", tmp_path / "data.json", "--output", tmp_path / "s"]
+    told = "works on a causal language model; bert is a sequence classifier"
+    for arguments, refused in (
+        (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {told}"),
+        ([*on, "--cost", "ttft"], told),
+        ([*on, "--measure"], told),
+        (["bench", exported], "a sequence classifier; expected a causal language model"),
+        (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),
     ):
         ran = run_cli(*arguments)
-        assert ran.code == 1 and "works on a causal language model; bert is a sequence classifier" in ran.err
+        assert ran.code == 1 and refused in ran.err, ran.err

@@ -106,7 +106,7 @@ def test_float64_throughout(case: str, tiny_models: TinyModels, ids: torch.Tenso
         if name.endswith("norm"):
             module.register_forward_hook(lambda _, __, output: seen.append(output))
     embedding = next(name for name in weights if "embed" in name)
-    found = float64_logits(model, ids, lambda name: weights.get(name, weights[embedding]))
+    found = float64_logits(model, {"input_ids": ids}, lambda name: weights.get(name, weights[embedding]))
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)(input_ids=ids, use_cache=False).logits
     assert found.dtype == torch.float64
@@ -122,5 +122,5 @@ def test_float64_leaves_what_is_fetched_alone(llama: TinySource, ids: torch.Tens
         dtypes.add(weights[name].double().to(torch.float32).dtype)
         return weights[name]
 
-    float64_logits(empty_model(json.loads((llama.base / "config.json").read_text())), ids, fetch)
+    float64_logits(empty_model(json.loads((llama.base / "config.json").read_text())), {"input_ids": ids}, fetch)
     assert dtypes == {torch.float32}

@@ -130,9 +130,9 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
     with torch.no_grad():
         answers = load_checkpoint(tmp_path / "out", torch.float64)(input_ids=ids).logits
     assert (answers - expected).abs().max() < 1e-4
-    activated = verify.super_network_logits(model, ids)
+    activated = verify.super_network_logits(model, {"input_ids": ids})
     assert (activated - expected).abs().max() < 1e-4
-    assert (activated - verify.materialized_logits(model, ids)).abs().max() < 1e-8
+    assert (activated - verify.materialized_logits(model, {"input_ids": ids})).abs().max() < 1e-8
 
 
 def test_it_helps_on_what_it_was_solved_on(llama: TinySource, choose: Callable, batches: Any) -> None:

@@ -1,0 +1,153 @@
+"""A search on classifiers: qualities by hand, the damage table, compressed networks, a whole search, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_bert import TinyBert, oracle_logits
+from tiny_models import TinySource
+from transformers import AutoTokenizer
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.network.heldout import HeldOutPairs, read_held_out
+from lonas_edge.network.super_network import SuperNetwork, load_super_network
+from lonas_edge.search.accuracy import metric_score
+from lonas_edge.search.compressed import StoredNetwork
+from lonas_edge.search.damage import measure_damage
+from lonas_edge.space.subnetwork import Subnetwork
+
+UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
+
+
+def write_set(folder: Path, task: str, count: int = 24) -> Path:
+    """A made up file of a task."""
+    draw = np.random.default_rng(3)
+    words = ("the", "good", "bad", "film", "not", "is", "same")
+    heads = {"RTE": "index\tsentence1\tsentence2\tlabel", "STS-B": "index\tsentence1\tsentence2\tscore"}
+    lines = [heads[task]]
+    for index in range(count):
+        first, second = (" ".join(draw.choice(words, size=draw.integers(1, 7))) for _ in range(2))
+        label = draw.choice(["entailment", "not_entailment"] if task == "RTE" else ["0.5", "2.25", "4.0"])
+        lines.append(f"{index}\t{first}\t{second}\t{label}")
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    (folder / task / "dev.tsv").write_text("\n".join(lines) + "\n")
+    return folder / task / "dev.tsv"
+
+
+class Answers:
+    """A source's held-out texts, and what the oracle answers to them, batch by batch."""
+
+    def __init__(self, source: TinySource, data: Path):
+        self.source, self.held = source, read_held_out(source.opened(), data, 16, 0)
+        self.batches = self.held.batches(AutoTokenizer.from_pretrained(source.base))
+
+    def of(self, widths: list[int]) -> torch.Tensor:
+        source = self.source
+        return torch.cat([oracle_logits(source.base, source.adapter, source.space, widths, batch) for batch in self.batches])
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return torch.cat([batch["labels"] for batch in self.batches])
+
+
+@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+def test_qualities_by_hand(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """KL over classes and cross-entropy; of a regression, squared distances and errors; GLUE's metric."""
+    source = tiny_bert.source(1 if task == "STS-B" else 2)
+    answers = Answers(source, write_set(tmp_path, task))
+    assert isinstance(answers.held, HeldOutPairs) and len(answers.labels) == 16
+    network = load_super_network(source.opened())
+    maximal = [group[0] for group in source.groups()]
+    whole, small, labels = answers.of(maximal), answers.of(UNEQUAL), answers.labels
+    if task == "RTE":
+        kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
+        loss = -small.log_softmax(-1)[range(16), labels].mean()
+        metric = 100 * (small.argmax(-1) == labels).double().mean()
+    else:
+        kl, loss = (whole - small).square().mean(), (small[:, 0] - labels).square().mean()
+        metric = 100 * np.corrcoef(small[:, 0].numpy(), labels.numpy())[0, 1]
+    assert network.kl([UNEQUAL], answers.batches)[0] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+    assert network.losses([UNEQUAL], answers.batches)[0] == pytest.approx(loss.item(), rel=1e-3)
+    name = answers.held.metric
+    assert name == ("acc" if task == "RTE" else "pearson")
+    assert metric_score(name, network, answers.batches)(UNEQUAL) == pytest.approx(float(metric), abs=1e-2)
+    assert answers.held.units == ({} if task == "RTE" else {"kl": "squared distance", "loss": "squared error"})
+
+
+def test_the_damage_table_is_that_of_whole_networks(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Walked from each group's own layer on, segments and padding kept."""
+    source = tiny_bert.source(2)
+    answers = Answers(source, write_set(tmp_path, "RTE"))
+    network = load_super_network(source.opened())
+    maximal, searched = [group[0] for group in source.groups()], [0, 1, 2, 6, 7, 8]
+    table = measure_damage(network, answers.batches, network.reference(answers.batches), searched)
+    whole = answers.of(maximal)
+    for index in searched:
+        for place, width in enumerate(source.groups()[index][1:], 1):
+            small = answers.of([*maximal[:index], width, *maximal[index + 1 :]])
+            kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
+            assert table.of(index, place) == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+def test_compressed_networks_answer_as_their_irs(weight_format: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Tables of positions and segments, pooler and head are stored, too."""
+    from optimum.intel import OVModelForSequenceClassification
+
+    source = tiny_bert.source(2)
+    answers = Answers(source, write_set(tmp_path, "RTE"))
+    export(source.opened(), Subnetwork(tuple(UNEQUAL), "x"), tmp_path / "ir", ExportOptions(weight_format, verify=False))
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    model = OVModelForSequenceClassification.from_pretrained(tmp_path / "ir", ov_config=exact)
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    found = torch.cat([model(**{name: batch[name] for name in inputs}).logits for batch in answers.batches])
+    expected = -found.double().log_softmax(-1)[range(16), answers.labels].mean()
+    network: SuperNetwork = load_super_network(source.opened())
+    before = {name: tensor.clone() for name, tensor in network.model.named_parameters()}
+    stored = StoredNetwork(network, weight_format)
+    loss = stored.score("loss", UNEQUAL, answers.batches, network.reference(answers.batches))
+    assert loss == pytest.approx(expected.item(), rel=5e-3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.named_parameters())
+
+
+@pytest.mark.parametrize("quality", ["kl", "accuracy"])
+def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    source, data = tiny_bert.source(2), write_set(tmp_path, "RTE")
+    ran = run_cli(
+        *("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--quality", quality, "--cost", "macs"),
+        *("--val-set-size", 16, "--evals", 20, "--population", 4, "--pick", "macs<=0.8x", "--json"),
+    )
+    assert ran.code == 0, ran.err
+    record = json.loads(ran.out)
+    assert len(record["evaluations"]) == 20 and record["data"]["template"] == "RTE"
+    answers = Answers(source, data)
+    whole = answers.of([group[0] for group in source.groups()])
+    for one in record["evaluations"][:6]:
+        small = answers.of(one["widths"])
+        if quality == "kl":
+            kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean().item()
+            assert one["quality"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        else:
+            assert one["quality"] == pytest.approx(100 * (small.argmax(-1) == answers.labels).double().mean().item())
+    (picked,) = record["picks"]
+    file = tmp_path / "out/subnetworks" / f"{picked['file']}.json"
+    exported = run_cli("export", *source.arguments(), "--subnet", file, "--stage", "checkpoint", "--output", tmp_path / "one")
+    assert exported.code == 0, exported.err
+    sizes = json.loads((tmp_path / "one/lonas_edge.json").read_text())["sizes"]
+    maximal = next(one for one in record["evaluations"] if one["origin"] == "seed:maximal")
+    assert sizes["subnetwork"]["macs"] <= 0.8 * maximal["cost"]
+
+
+def test_what_is_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    source = tiny_bert.source(2)
+    with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression"):
+        read_held_out(source.opened(), write_set(tmp_path, "STS-B"), 16, 0)
+    data = write_set(tmp_path, "RTE")
+    with pytest.raises(LonasEdgeError, match="holds 24 prompts, and 99 are asked for"):
+        read_held_out(source.opened(), data, 99, 0)
+    ran = run_cli("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--prompt", "alpaca")
+    assert ran.code == 2 and "--prompt does nothing: a classifier is asked texts as they are" in ran.err

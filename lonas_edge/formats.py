@@ -1,11 +1,14 @@
 """How weights are stored: one object a weight format of an IR, one a dtype; the command line takes its choices from here."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+
+WHOLE_ROWS = -1  # a group size: all columns of a row share a scale (NNCF's convention)
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,13 @@ class WeightFormat:
         name: What it is called on the command line and in records.
         bits: Bits of a weight.
         mode: NNCF's name of it, a `nncf.CompressWeightsMode`; None where weights are stored as numbers, not as codes.
-        zero_point_bits: Bits of the zero point of each row or group; scales have 16.
-        group_sizes: Columns that share a scale, the preferred number first; none where whole rows do.
-        outer: Name of the format of embedding and head, and of every layer where no group size divides all input widths;
-            None where it is the format itself.
+        zero_point_bits: Bits of the zero point of each row or group; 0 where it has none.
+        scale_bits: Bits of the scale of each row or group.
+        group_sizes: Columns that share a scale, the preferred number first, `WHOLE_ROWS` among them where a row may; none where
+            the format knows no groups.
+        one_group_size: Whether no other group size may be asked for.
+        outer: Name of the format of embedding and head, of what `export --ratio` leaves to it, and of every layer where no
+            group size divides all input widths; None where it is the format itself.
         tolerance: How far a faultless stored weight is from what it was made of, at most, in the units of
             `ir.compress.Compressed.restored`.
         kv_cache: OpenVINO's name of the KV cache's precision that stock clients give such an IR on a CPU (2026.4.1).
@@ -77,7 +83,9 @@ class WeightFormat:
     bits: int
     mode: str | None = None
     zero_point_bits: int = 0
+    scale_bits: int = 16
     group_sizes: tuple[int, ...] = ()
+    one_group_size: bool = False
     outer: str | None = None
     tolerance: float = 0.0
     kv_cache: str = "f16"
@@ -92,7 +100,18 @@ class WeightFormat:
             Columns of a group.
         """
         widths = set(in_features)
-        return next((size for size in self.group_sizes if all(width % size == 0 for width in widths)), None)
+        return next((size for size in self.group_sizes if not misfits(size, widths)), None)
+
+    def with_group_size(self, size: int | None) -> "WeightFormat":
+        """The format with one group size.
+
+        Args:
+            size: Columns that share a scale; None for the format as it is.
+
+        Returns:
+            The format.
+        """
+        return replace(self, group_sizes=(size,)) if size else self
 
     def chosen(self, outer: bool, group_size: int | None) -> "WeightFormat":
         """The format that one matrix gets: this one, or that of embedding and head.
@@ -117,17 +136,41 @@ class WeightFormat:
         Returns:
             The bytes; those of a part of a byte included.
         """
-        groups = columns // group_size if self.group_sizes and group_size else 1
-        each = (16 + self.zero_point_bits) / 8 if self.mode else 0
+        groups = columns // group_size if self.group_sizes and group_size and group_size != WHOLE_ROWS else 1
+        each = (self.scale_bits + self.zero_point_bits) / 8 if self.mode else 0
         return rows * columns * self.bits / 8 + rows * groups * each
 
 
+_GROUPS = (128, 64, 32)
+
+# Tolerances of formats without a zero point, in scales: symmetric codes reach from -8 to 7 (-128 to 127) of a signed scale, so
+# that the largest weight of the other sign may be a whole scale off; half of the widest gap between numbers is 0.152 for nf4,
+# 1 for mxfp4 (4 to 6) and 16 for fp8 (416 to 448); a scale in fp16 is itself off by 2^-11, and
+# fp8 is made of fp16.
 FORMATS = {
     weight_format.name: weight_format
     for weight_format in (
         WeightFormat("fp32", 32, tolerance=1.0),
         WeightFormat("fp16", 16, tolerance=1.0),
         WeightFormat("int8", 8, "INT8_ASYM", 8, tolerance=1.0, kv_cache="u8"),
-        WeightFormat("int4", 4, "INT4_ASYM", 4, (128, 64, 32), outer="int8", tolerance=1.0, kv_cache="u8"),
+        WeightFormat("int8_sym", 8, "INT8_SYM", tolerance=1.1, kv_cache="u8"),
+        WeightFormat("int4", 4, "INT4_ASYM", 4, 16, _GROUPS, outer="int8", tolerance=1.0, kv_cache="u8"),
+        WeightFormat("int4_sym", 4, "INT4_SYM", 0, 16, _GROUPS, outer="int8", tolerance=1.1, kv_cache="u8"),
+        WeightFormat("nf4", 4, "NF4", 0, 16, _GROUPS, outer="int8", tolerance=0.16, kv_cache="u8"),
+        WeightFormat("mxfp4", 4, "MXFP4", 0, 8, (32,), True, outer="int8", tolerance=1.01, kv_cache="u8"),
+        WeightFormat("fp8", 8, "FP8_E4M3", 0, 16, (WHOLE_ROWS,), outer="int8", tolerance=16.5, kv_cache="u8"),
     )
 }
+
+
+def misfits(group_size: int, widths: Iterable[int]) -> list[int]:
+    """The widths that a group size does not divide.
+
+    Args:
+        group_size: Columns that share a scale; `WHOLE_ROWS` fits all.
+        widths: Numbers of columns.
+
+    Returns:
+        Those, once each, in order.
+    """
+    return [] if group_size == WHOLE_ROWS else sorted({width for width in widths if width % group_size})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lonas_edge.bench.arms import LORA, SUBNET, UNPRUNED, Arm, Kind
 from lonas_edge.bench.measure import Progress
@@ -25,6 +25,7 @@ from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.exported import Exported
+    from lonas_edge.exporting.manifest import Manifest
     from lonas_edge.network.source import Source
 
 
@@ -142,8 +143,8 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
     manifest, source = given.exported.own_manifest, given.source
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
-    fuse = manifest.fused > 0
-    identity = [manifest.base.sha256, adapter_hashes, manifest.weight_format, fuse]
+    storage = {"weight_format": manifest.weight_format, "fuse": manifest.fused > 0, "ratio": _ratio(manifest)}
+    identity = [manifest.base.sha256, adapter_hashes, storage]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = given.options.cache / f"unpruned-{key}"
@@ -151,20 +152,25 @@ def _unpruned(name: str, given: Ingredients) -> Arm:
         given.progress("Exporting the unpruned network (kept for the next time)", None)
         adapter = str(source.adapter.folder) if source.adapter else None
         try:
-            apart(_export_maximal, adapter, str(source.base.folder), folder, manifest.weight_format, fuse)
+            apart(_export_maximal, adapter, str(source.base.folder), folder, storage)
         except LonasEdgeError as error:
             raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
     return _ir_arm(name, open_exported(folder), given)
 
 
-def _export_maximal(adapter: str | None, base: str, folder: Path, weight_format: str, fuse: bool) -> None:
+def _ratio(manifest: "Manifest") -> float:
+    """The share of the weights that have the export's format, where it left some to another one."""
+    return next((part.share for part in manifest.compression if part.weight_format == manifest.weight_format), 1.0)
+
+
+def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mapping[str, Any]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `lonas-edge export` does
     from lonas_edge.exporting.export import ExportOptions, export
     from lonas_edge.network.source import open_source
     from lonas_edge.space.subnetwork import select
 
     source = open_source(adapter, base)
-    export(source, select(source.space, "maximal"), folder, ExportOptions(weight_format, verify=False, fuse=fuse))
+    export(source, select(source.space, "maximal"), folder, ExportOptions(verify=False, **storage))
 
 
 def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:

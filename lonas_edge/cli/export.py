@@ -43,9 +43,28 @@ def command(
         typer.Option(
             "--weight-format",
             click_type=choice(FORMATS),
-            help="Storage of the IR's weights; int8 and int4 are compressed by NNCF.",
+            help="Storage of the IR's weights; all but fp32 and fp16 are compressed by NNCF, embedding and head to 8 bits.",
         ),
     ] = "int8",
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            "--group-size",
+            min=-1,
+            help="Columns of a weight matrix that share a scale in a format of groups; -1: whole rows do. It must divide the "
+            "input width of every layer. Default: the largest of 128, 64 and 32 that does; fp8: -1.",
+        ),
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--ratio",
+            min=0,
+            max=1,
+            help="Share of the weights between embedding and head, at most, that gets the format; the rest stays in int8: the "
+            "matrices that NNCF finds most sensitive. Default: 1.",
+        ),
+    ] = None,
     stage: Annotated[
         str,
         typer.Option(
@@ -97,7 +116,9 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id. A plain
     LoRA adapter needs no --nncf-config and has the maximal network only.
     """
-    _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"), given(ctx, "fuse"))
+    of_an_ir = any(given(ctx, name) for name in ("fuse", "group_size", "ratio"))
+    _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"), of_an_ir)
+    _refuse_storage_that_is_none(weight_format, group_size, ratio)
     if solve_prompts and not solve:
         raise typer.BadParameter("--solve-prompts goes with --solve")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
@@ -112,7 +133,18 @@ def command(
         with importing():
             from lonas_edge.exporting.export import ExportOptions, export
             from lonas_edge.exporting.solved import SOLVE_PROMPTS
-        options = ExportOptions(weight_format, stage, dtype, verify, overwrite, solve, solve_prompts or SOLVE_PROMPTS, fuse)
+        options = ExportOptions(
+            weight_format=weight_format,
+            stage=stage,
+            dtype=dtype,
+            verify=verify,
+            overwrite=overwrite,
+            solve=solve,
+            solve_prompts=solve_prompts or SOLVE_PROMPTS,
+            fuse=fuse,
+            group_size=group_size,
+            ratio=1.0 if ratio is None else ratio,
+        )
         manifest = export(opened, chosen, output, options, report)
     if as_json:
         print(json.dumps(manifest.to_json(), indent=2))
@@ -120,13 +152,27 @@ def command(
         _print(manifest, output)
 
 
-def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given: bool, fuse_given: bool) -> None:
+def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given: bool, storage_given: bool) -> None:
     if dtype and stage != "checkpoint":
         raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
     if stage == "checkpoint" and weight_format_given:
         raise typer.BadParameter("--weight-format is an IR's; --stage checkpoint has --dtype")
-    if stage == "checkpoint" and fuse_given:
-        raise typer.BadParameter("--fuse and --no-fuse are an IR's; --stage checkpoint keeps every matrix")
+    if stage == "checkpoint" and storage_given:
+        raise typer.BadParameter("--fuse, --no-fuse, --group-size and --ratio are an IR's; not for --stage checkpoint")
+
+
+def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, ratio: float | None) -> None:
+    known = FORMATS[weight_format]
+    if group_size == 0:
+        raise typer.BadParameter("--group-size 0: expected a number of columns, or -1 for whole rows")
+    if group_size is not None and not known.group_sizes:
+        grouped = ", ".join(name for name, one in FORMATS.items() if one.group_sizes)
+        raise typer.BadParameter(f"--group-size goes with --weight-format {grouped}; {weight_format} knows no groups")
+    if group_size is not None and known.one_group_size and group_size not in known.group_sizes:
+        raise typer.BadParameter(f"--group-size {group_size}: {weight_format} has groups of {known.group_sizes[0]} alone")
+    if ratio is not None and not known.outer:
+        mixed = ", ".join(name for name, one in FORMATS.items() if one.outer)
+        raise typer.BadParameter(f"--ratio goes with --weight-format {mixed}; {weight_format} has no rest")
 
 
 def _print(manifest: "Manifest", output: Path) -> None:

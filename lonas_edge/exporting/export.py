@@ -2,8 +2,11 @@
 
 import ctypes
 import json
+import math
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -16,16 +19,29 @@ from safetensors.torch import save_file
 from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Solved, Written, written_files
+from lonas_edge.exporting.manifest import (
+    CARD,
+    MANIFEST,
+    BothSizes,
+    Chosen,
+    Compression,
+    Manifest,
+    Origin,
+    Solved,
+    Written,
+    written_files,
+)
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.solved import SOLVE_PROMPTS, read_texts, solve_model
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.files import replace_text, sha256
-from lonas_edge.formats import DTYPES, FORMATS, dtype_of
+from lonas_edge.formats import DTYPES, FORMATS, WeightFormat, dtype_of
 from lonas_edge.ir import MODEL, compress
+from lonas_edge.ir.compress import Scheme
 from lonas_edge.ir.convert import write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import GraphConversion, Job
+from lonas_edge.ir.support import refusal
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.divergence import Parity, compare
@@ -57,6 +73,8 @@ class ExportOptions:
         solve: Instruction data to solve what is cut on; nothing is solved when None.
         solve_prompts: How many prompts of it; a quarter as many more are held out, to see what it gives.
         fuse: Whether weight matrices of an IR that multiply the same input become one (`ir.fuse`).
+        group_size: Columns that share a scale, `WHOLE_ROWS` for whole rows; the format's choice when None.
+        ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.
     """
 
     weight_format: str = "int8"
@@ -67,6 +85,13 @@ class ExportOptions:
     solve: Path | None = None
     solve_prompts: int = SOLVE_PROMPTS
     fuse: bool = True
+    group_size: int | None = None
+    ratio: float = 1.0
+
+    @property
+    def stored_as(self) -> WeightFormat:
+        """The IR's format, with the group size that was asked for."""
+        return FORMATS[self.weight_format].with_group_size(self.group_size)
 
 
 def export(
@@ -95,7 +120,7 @@ def export(
     stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
     used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve)
     directory = OutputDirectory(output, options.overwrite, used)
-    directory.check(source.sizes(subnetwork.widths).bytes["fp16" if stored == "bf16" else stored] + _ROOM_BYTES)
+    directory.check(source.sizes(subnetwork.widths).bytes[_largest(stored, options)] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
@@ -104,6 +129,8 @@ def export(
             if tokenizer is not None:
                 check_vocabulary(tokenizer, source.architecture.config.vocab_size, source.base.folder)
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
+            if options.stage == "ir":
+                compress.check_group_size(model, options.stored_as, options.group_size)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
         hashes = background.submit(_hashes, model)
         subnetwork.record(source.space).write(folder / SUBNETWORK)
@@ -148,6 +175,7 @@ class _Export:
         parity: What the comparisons gave.
         written: What the files are, once they are written.
         fused: How many weight matrices went into others.
+        compression: How weight matrices are stored.
     """
 
     model: MaterializedModel
@@ -161,6 +189,7 @@ class _Export:
     parity: dict[str, Parity] = field(default_factory=dict)
     written: Future[dict[str, tuple[Written, ...]]] | None = None
     fused: int = 0
+    compression: tuple[Compression, ...] = ()
 
     def write_checkpoint(self) -> None:
         dtype = DTYPES[self.stored].torch
@@ -186,7 +215,7 @@ class _Export:
             job = self._graph_job(scratch)
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
-                schemes = compress.schemes(self.model, FORMATS[self.options.weight_format])
+                schemes = compress.schemes(self.model, self.options.stored_as, self.options.ratio)
                 matrices = {}
                 for name, matrix in compress.compress_matrices(self.model, schemes):
                     matrices[name] = matrix
@@ -198,15 +227,19 @@ class _Export:
                 conversion.wait()
             with self.steps.step("write", "Writing the IR"):
                 blocks = attention_matrices(self.model.source.architecture) if self.options.fuse else ()
-                whole = FORMATS[self.options.weight_format]
-                self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, whole, blocks)
+                stored_as, ratio = self.options.stored_as, self.options.ratio
+                self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, stored_as, blocks, ratio)
+            self.compression = compression_of(self.model, schemes)
         self._hash_files()
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
                 inputs = self._inputs()
                 stored = verify.stored_logits(self.model, matrices, inputs)
                 matrices.clear()  # the compiled IR takes their room
-                logits = verify.ir_logits(self.folder / MODEL, inputs)
+                try:
+                    logits = verify.ir_logits(self.folder / MODEL, inputs)
+                except RuntimeError as error:
+                    raise refusal("CPU", self.options.weight_format, error) from error
                 answers = compare(stored, logits)
                 verify.check_ir(
                     self.model.source.folder, answers, stored, lambda: verify.arithmetic_noise(self.model, inputs, materialized)
@@ -250,9 +283,34 @@ class _Export:
 _WRITERS = {"checkpoint": _Export.write_checkpoint, "ir": _Export.write_ir}  # by the names of `STAGES`
 
 
+def _largest(stored: str, options: ExportOptions) -> str:
+    """The format by whose bytes the output's room is judged."""
+    if options.ratio < 1:
+        return FORMATS[stored].outer or stored
+    return "fp16" if stored == "bf16" else stored
+
+
 def _base_dtype(source: Source) -> str:
     """The base's dtype as its config.json names it; fp32 where it does not."""
     return dtype_of(source.architecture.config.dtype).name
+
+
+def compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> tuple[Compression, ...]:
+    """How the weights between embedding and head are stored.
+
+    Args:
+        model: The materialized model.
+        schemes: The scheme of each matrix.
+
+    Returns:
+        One for each format and group size, the one with the most weights first.
+    """
+    inner = compress.inner_matrices(model)
+    counts: Counter[Scheme] = Counter()
+    for name, shape in inner.items():
+        counts[schemes[name]] += math.prod(shape)
+    total = counts.total()
+    return tuple(Compression(one.weight_format.name, one.group_size, count / total) for one, count in counts.most_common())
 
 
 def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
@@ -287,6 +345,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         sizes=BothSizes(source.sizes(None), source.sizes(widths)),
         layers=picture_of(source.elasticity, widths),
         fused=job.fused,
+        compression=job.compression,
         verified=options.verify,
         parity=job.parity,
         steps=job.steps.taken,

@@ -78,6 +78,21 @@ class Solved:
 
 
 @dataclass(frozen=True)
+class Compression:
+    """How a part of the weights between embedding and head is stored.
+
+    Attributes:
+        weight_format: Name of the format.
+        group_size: Columns that share a scale, -1 where whole rows do; None where the format knows no groups.
+        share: Share of those weights.
+    """
+
+    weight_format: str
+    group_size: int | None
+    share: float
+
+
+@dataclass(frozen=True)
 class BothSizes:
     """Sizes of the unpruned network and of the sub-network."""
 
@@ -160,6 +175,11 @@ def _sixth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "fused": 0, "pipeline": CAUSAL_LM.pipeline_tag, "task": None}
 
 
+def _seventh(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 6 named the format alone."""
+    return {**content, "compression": []}
+
+
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -167,6 +187,8 @@ class Manifest(Record):
     Attributes:
         stage: Where the export stopped, one of `STAGES`.
         weight_format: How the IR's weights are stored, or the checkpoint's dtype.
+        compression: How the IR's weights between embedding and head are stored, the format with the most first; nothing of a
+            checkpoint, and where an older version wrote it.
         subnetwork: The sub-network; `subnetwork.json` has its widths.
         base: The base model.
         adapter: The adapter; None where the base was exported alone.
@@ -187,11 +209,12 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 6
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth, 4: _fifth, 5: _sixth}
+    VERSION: ClassVar[int] = 7
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth, 4: _fifth, 5: _sixth, 6: _seventh}
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str
+    compression: tuple[Compression, ...]
     subnetwork: Chosen
     base: Origin
     adapter: Origin | None

@@ -3,9 +3,10 @@
 import json
 
 from lonas_edge.exporting.evaluations import Evaluations
-from lonas_edge.exporting.manifest import COMPARED, BothSizes, Manifest, Solved
+from lonas_edge.exporting.manifest import COMPARED, BothSizes, Compression, Manifest, Solved
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
+from lonas_edge.formats import WHOLE_ROWS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import Found
@@ -40,6 +41,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *(_solved(manifest.solved) if manifest.solved else []),
         *_sizes(manifest.sizes),
         "",
+        *_compressed(manifest.compression),
         *_picture(manifest),
         "## Run",
         "",
@@ -84,6 +86,18 @@ def _sizes(sizes: BothSizes) -> list[str]:
         f"| linear weights (adapters unmerged) | {unpruned.linear_weights:,} | {chosen.linear_weights:,} |",
         f"| MACs, {chosen.seq_len} tokens | {unpruned.macs:.3e} | {chosen.macs:.3e} |",
     ]
+
+
+def _compressed(parts: tuple[Compression, ...]) -> list[str]:
+    """What the format's name does not say: groups, and what is stored otherwise."""
+
+    def told(part: Compression) -> str:
+        columns = {None: "", WHOLE_ROWS: ", a scale a row"}.get(part.group_size, f", a scale for {part.group_size} columns")
+        return f"{part.share:.0%} in {part.weight_format}{columns}"
+
+    if all(part.group_size is None for part in parts):
+        return []
+    return [f"Weights between embedding and head: {'; '.join(map(told, parts))}.", ""]
 
 
 def _picture(manifest: Manifest) -> list[str]:

@@ -1,7 +1,7 @@
 """Weight compression by NNCF, as each weight is made: the whole model is never in memory uncompressed.
 
-NNCF compresses weights row by row (INT8) or group by group (INT4), data-free, so compressing many rows stacked gives the
-same numbers as compressing each layer. Stacked they cost one call: NNCF 3.4 compiles a model for every weight it sees, half
+NNCF compresses weights row by row or group by group, data-free, so compressing many rows stacked gives the same numbers as
+compressing each layer. Stacked they cost one call: NNCF 3.4 compiles a model for every weight it sees, half
 of the time of `compress_weights` on a whole model. `tests/test_compress.py` compares the two bit for bit.
 """
 
@@ -20,18 +20,25 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import compress_model_transformation
 
-from lonas_edge.formats import WeightFormat
+from lonas_edge.errors import raise_all
+from lonas_edge.formats import WHOLE_ROWS, WeightFormat, misfits
+from lonas_edge.ir import sensitivity
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import BLOCK_ELEMENTS
 
 STACK_ELEMENTS = 2**24  # at least so many elements are compressed at once (67 MB in fp32),
 MAX_STACKS = 64  # and more where that would take more calls than this
+_GROUP_SIZES = (256, 128, 64, 32, 16, WHOLE_ROWS)  # that are proposed where another one does not fit
+_NUMPY_S = (ov.Type.u8, ov.Type.i8, ov.Type.f16, ov.Type.f32)  # element types that numpy has, too
 _TENSORS = ("codes", "zero_point", "scale")  # of `Compressed`
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one weight matrix is stored. `group_size` columns share a scale; whole rows do where it is None."""
+    """How one weight matrix is stored. `group_size` columns share a scale; whole rows do where it is `WHOLE_ROWS`.
+
+    It is None where the format knows no groups.
+    """
 
     weight_format: WeightFormat
     group_size: int | None = None
@@ -39,10 +46,11 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A weight matrix as stored: `codes` and `zero_point` are u8 or packed u4, `scale` f16; for fp16 and fp32 codes only.
+    """A weight matrix as stored: codes, and what NNCF stores with them; for fp16 and fp32 codes only.
 
-    Shapes: INT8 codes [rows, columns], scale and zero point [rows, 1]; INT4 codes [rows, groups, size], the others
-    [rows, groups, 1]; `shape` is [rows, columns].
+    Types are the format's: u8, i8, u4, i4, nf4, f4e2m1 or f8e4m3 codes, f16 or f8e8m0 scales. Those of four bits are packed two
+    a byte, low half first. Shapes: where rows are whole codes [rows, columns], scale and zero point [rows, 1]; in groups codes
+    [rows, groups, size], the others [rows, groups, 1]; `shape` is [rows, columns].
     """
 
     scheme: Scheme
@@ -58,8 +66,8 @@ class Compressed:
             matrix: What it was made of, [rows, columns], fp32.
 
         Returns:
-            The stored matrix [rows, columns] in fp32, and the largest difference of an element: in quantization steps (scales)
-            for INT8 and INT4, in units of 2^-11 of the element for fp16 and of 2^-23 for fp32.
+            The stored matrix [rows, columns] in fp32, and the largest difference of an element: in scales where there are any,
+            in units of 2^-11 of the element for fp16 and of 2^-23 for fp32.
         """
         restored, error = np.empty(self.shape, np.float32), 0.0
         codes = _values(self.codes)
@@ -67,13 +75,14 @@ class Compressed:
             part = slice(start, start + rows)
             block = restored[part].reshape(codes[part].shape)
             np.copyto(block, codes[part])
-            if self.zero_point is not None and self.scale is not None:
+            if self.scale is not None:
                 unit = _values(self.scale)[part].astype(np.float32)
-                block -= _values(self.zero_point)[part]
+                if self.zero_point is not None:
+                    block -= _values(self.zero_point)[part]
                 block *= unit
                 difference = block - matrix[part].reshape(block.shape)
                 largest = np.maximum(difference.max(-1, keepdims=True), -difference.min(-1, keepdims=True))
-                difference = largest / np.maximum(unit, np.finfo(np.float16).tiny)
+                difference = largest / np.maximum(np.abs(unit), np.finfo(np.float16).tiny)
             else:
                 digits, smallest = (11, 2.0**-14) if self.scheme.weight_format.bits == 16 else (23, 2.0**-126)
                 difference = np.abs(block - matrix[part]) * np.float32(2**digits)
@@ -99,11 +108,15 @@ class Compressed:
             widened.set_friendly_name(f"{name}/convert")
             widened.validate_and_infer_types()
             return widened
-        zero_point = ops.convert(ops.constant(self.zero_point, shared_memory=True, name=f"{name}/zero_point"), ov.Type.f16)
-        shifted = ops.subtract(ops.convert(codes, ov.Type.f16), zero_point, name=f"{name}/zero_point/subtract")
+        shifted = ops.convert(codes, ov.Type.f16)
+        if self.zero_point is not None:
+            zero_point = ops.constant(self.zero_point, shared_memory=True, name=f"{name}/zero_point")
+            shifted = ops.subtract(shifted, ops.convert(zero_point, ov.Type.f16), name=f"{name}/zero_point/subtract")
         scale = ops.constant(self.scale, shared_memory=True, name=f"{name}/scale")
+        if scale.get_element_type() != ov.Type.f16:
+            scale = ops.convert(scale, ov.Type.f16)
         matrix = ops.multiply(shifted, scale, name=f"{name}/fq_weights_1")
-        if self.scheme.group_size:
+        if len(self.codes.shape) > len(self.shape):
             matrix = ops.reshape(matrix, np.array(self.shape, np.int64), special_zero=False)
         return ops.convert(matrix, ov.Type.f32, name=f"{name}/fq_weights_1/convert")
 
@@ -119,26 +132,71 @@ def _decompression() -> Any:
     return next(node for node in model.get_ops() if node.get_type_name() == "Convert")
 
 
-def schemes(model: MaterializedModel, weight_format: WeightFormat) -> dict[str, Scheme]:
+def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float = 1.0) -> dict[str, Scheme]:
     """The scheme of every weight matrix.
 
     Args:
-        model: The materialized model.
+        model: The materialized model. With a ratio below 1 each matrix is evaluated once.
         weight_format: The format of the whole model; it says which other one embeddings and head get.
+        ratio: Share of the weights between those that get the format; the rest gets that of embeddings and head, too: the
+            matrices that 8 bits harm most, as NNCF judges without data.
 
     Returns:
         Schemes by tensor name.
     """
-    architecture = model.source.architecture
-    matrices = {name: shape for name, shape in model.shapes.items() if len(shape) == 2}
-    outer = {name for name in matrices if not architecture.split(name)[0]}
-    group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)
+    inner, outer = inner_matrices(model), set(outer_matrices(model))
+    group = weight_format.group_size(shape[1] for shape in inner.values())
+    if ratio < 1 and group is not None:
+        outer |= inner.keys() - sensitivity.spared(model, inner, ratio)
 
     def scheme(name: str) -> Scheme:
         chosen = weight_format.chosen(name in outer, group)
         return Scheme(chosen, group if chosen.group_sizes else None)
 
-    return {name: scheme(name) for name in matrices}
+    return {name: scheme(name) for name, shape in model.shapes.items() if len(shape) == 2}
+
+
+def check_group_size(model: MaterializedModel, weight_format: WeightFormat, asked: int | None) -> None:
+    """Refuse a group size that does not divide the input width of every layer.
+
+    Args:
+        model: The materialized model.
+        weight_format: The format of the whole model.
+        asked: The group size that was asked for, if one was.
+
+    Raises:
+        LonasEdgeError: If it is one that does not fit; every width that it does not divide is named, and those that fit.
+    """
+    if asked is None:
+        return
+    layers: dict[int, list[str]] = {}
+    for name, shape in inner_matrices(model).items():
+        layers.setdefault(shape[1], []).append(name.removesuffix(".weight"))
+    problems = [
+        f"{width} columns, as {layers[width][0]}" + (f" and {len(layers[width]) - 1} more" if len(layers[width]) > 1 else "")
+        for width in misfits(asked, layers)
+    ]
+    fitting = [str(size) for size in _GROUP_SIZES if not misfits(size, layers)]
+    raise_all(
+        f"{model.source.folder}: --group-size {asked} does not divide the input width of every layer of the "
+        f"{model.subnetwork.name} sub-network in {weight_format.name}:",
+        problems,
+        f"These do: {', '.join(fitting)}.",
+    )
+
+
+def outer_matrices(model: MaterializedModel) -> tuple[str, ...]:
+    """Names of the weight matrices outside the decoder layers: embeddings and head."""
+    return tuple(name for name, shape in model.shapes.items() if len(shape) == 2 and not _inside(model, name))
+
+
+def inner_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weight matrices of decoder layers, by tensor name."""
+    return {name: shape for name, shape in model.shapes.items() if len(shape) == 2 and _inside(model, name)}
+
+
+def _inside(model: MaterializedModel, name: str) -> bool:
+    return bool(model.source.architecture.split(name)[0])
 
 
 def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) -> Iterator[tuple[str, Compressed]]:
@@ -156,8 +214,7 @@ def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) ->
     for name, scheme in chosen.items():
         matrix = model.tensor(name).numpy()
         if scheme.weight_format.mode is None:
-            stored = matrix.astype(np.float16) if scheme.weight_format.bits == 16 else np.ascontiguousarray(matrix)
-            yield name, Compressed(scheme, matrix.shape, ov.Tensor(stored, shared_memory=True))
+            yield name, compressed(matrix, scheme)
             continue
         stack = stacks.setdefault((scheme, matrix.shape[1]), [])
         stack.append((name, matrix))
@@ -167,14 +224,30 @@ def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) ->
         yield from _compress_stack(scheme, stack)
 
 
+def compressed(matrix: np.ndarray, scheme: Scheme) -> Compressed:
+    """One matrix.
+
+    Args:
+        matrix: [rows, columns], fp32.
+        scheme: How it is stored.
+
+    Returns:
+        The matrix as stored.
+    """
+    if scheme.weight_format.mode is None:
+        stored = matrix.astype(np.float16) if scheme.weight_format.bits == 16 else np.ascontiguousarray(matrix)
+        return Compressed(scheme, matrix.shape, ov.Tensor(stored, shared_memory=True))
+    return next(one for _, one in _compress_stack(scheme, [("", matrix)]))
+
+
 def _compress_stack(scheme: Scheme, stack: list[tuple[str, np.ndarray]]) -> Iterator[tuple[str, Compressed]]:
     matrix = stack[0][1] if len(stack) == 1 else np.concatenate([rows for _, rows in stack])
     constants = _compress(matrix, scheme)
     start = 0
     for name, rows in stack:
         stop = start + len(rows)
-        parts = [_rows(constants[part], start, stop) for part in ("w", "w/zero_point", "w/scale")]
-        yield name, Compressed(scheme, rows.shape, *parts)
+        parts = [constants.get(part) for part in ("w", "w/zero_point", "w/scale")]
+        yield name, Compressed(scheme, rows.shape, *(None if part is None else _rows(part, start, stop) for part in parts))
         start = stop
 
 
@@ -192,37 +265,42 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
 
 
 def _values(tensor: ov.Tensor) -> np.ndarray:
-    """A stored tensor's values, u4 unpacked to u8."""
-    stored: np.ndarray = tensor.data
-    if tensor.element_type != ov.Type.u4:
+    """A stored tensor's values; in fp32 those of types that numpy does not have."""
+    if tensor.element_type in _NUMPY_S:
+        stored: np.ndarray = tensor.data
         return stored
-    return _unpacked(stored)[: math.prod(tensor.shape)].reshape(list(tensor.shape))
+    values: np.ndarray = ops.constant(tensor, shared_memory=True).get_data(dtype=np.float32)
+    return values.reshape(list(tensor.shape))
 
 
 def _unpacked(packed: np.ndarray) -> np.ndarray:
-    """u4 values, two a byte, low half first."""
+    """Bits of four-bit values, two a byte, low half first."""
     packed = packed.reshape(-1).view(np.uint8)
     return np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)
 
 
 def _rows(constant: Any, start: int, stop: int, taken: Callable[[np.ndarray], np.ndarray] = np.copy) -> ov.Tensor:
-    """Rows of a constant or tensor as a tensor of their own; u4 values are packed two a byte, low half first.
+    """Rows of a constant or tensor as a tensor of their own.
 
     They are copied, or, where `taken` copies nothing and they begin and end at a byte, views.
     """
-    shape = [stop - start, *list(constant.shape)[1:]]
-    if constant.get_element_type() != ov.Type.u4:
-        return ov.Tensor(taken(constant.data[start:stop]), shared_memory=True)
-    packed, per_row = constant.data.reshape(-1), math.prod(shape[1:])
-    if per_row % 2 == 0:
-        return ov.Tensor(taken(packed[start * per_row // 2 : stop * per_row // 2]), shape, ov.Type.u4)
-    return _packed(_unpacked(packed)[start * per_row : stop * per_row], shape)
+    kind, shape = constant.get_element_type(), [stop - start, *list(constant.shape)[1:]]
+    stored, per_row = _bytes(constant), math.prod(shape[1:])
+    if (bits := per_row * kind.bitwidth) % 8 == 0:
+        return ov.Tensor(taken(stored[start * bits // 8 : stop * bits // 8]), shape, kind)
+    return _packed(_unpacked(stored)[start * per_row : stop * per_row], shape, kind)
 
 
-def _packed(values: np.ndarray, shape: Sequence[int]) -> ov.Tensor:
-    """u4 values, one a byte, as a tensor of two a byte."""
+def _bytes(stored: Any) -> np.ndarray:
+    """The bytes of a constant or tensor; of one of four bits two values a byte, low half first."""
+    content: np.ndarray = stored.data.reshape(-1).view(np.uint8)
+    return content
+
+
+def _packed(values: np.ndarray, shape: Sequence[int], kind: Any) -> ov.Tensor:
+    """Bits of four-bit values, one a byte, as a tensor of two a byte."""
     halves = np.append(values, np.zeros(len(values) % 2, np.uint8))
-    return ov.Tensor(halves[0::2] | (halves[1::2] << 4), list(shape), ov.Type.u4)
+    return ov.Tensor(halves[0::2] | (halves[1::2] << 4), list(shape), kind)
 
 
 def stack(parts: Sequence[Compressed]) -> tuple[Compressed, list[Compressed]]:
@@ -253,12 +331,11 @@ def stack(parts: Sequence[Compressed]) -> tuple[Compressed, list[Compressed]]:
 
 def _stacked(tensors: Sequence[ov.Tensor]) -> ov.Tensor:
     """Tensors of one type below each other."""
-    shape = [sum(tensor.shape[0] for tensor in tensors), *list(tensors[0].shape)[1:]]
-    if tensors[0].element_type != ov.Type.u4:
-        return ov.Tensor(np.concatenate([tensor.data for tensor in tensors]), shared_memory=True)
-    if math.prod(shape[1:]) % 2 == 0:
-        return ov.Tensor(np.concatenate([tensor.data.reshape(-1) for tensor in tensors]), shape, ov.Type.u4)
-    return _packed(np.concatenate([_values(tensor).reshape(-1) for tensor in tensors]), shape)
+    kind, shape = tensors[0].element_type, [sum(tensor.shape[0] for tensor in tensors), *list(tensors[0].shape)[1:]]
+    if math.prod(shape[1:]) * kind.bitwidth % 8 == 0:
+        return ov.Tensor(np.concatenate([_bytes(tensor) for tensor in tensors]), shape, kind)
+    halves = [_unpacked(_bytes(tensor))[: math.prod(tensor.shape)] for tensor in tensors]
+    return _packed(np.concatenate(halves), shape, kind)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The IR: a graph converted without weights, filled with compressed matrices."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import openvino as ov
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import WeightFormat
+from lonas_edge.formats import FORMATS, WHOLE_ROWS, WeightFormat
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.fuse import fuse
@@ -43,6 +44,7 @@ def write_ir(
     schemes: Mapping[str, Scheme],
     weight_format: WeightFormat,
     blocks: Sequence[Sequence[str]] = (),
+    ratio: float = 1.0,
 ) -> int:
     """Fill a graph and write it as `openvino_model.xml` and `.bin`, `openvino_config.json` beside it.
 
@@ -53,6 +55,7 @@ def write_ir(
         schemes: The scheme of each matrix.
         weight_format: The format of the whole model.
         blocks: Names of the matrices that may share one.
+        ratio: As of `compress.schemes`.
 
     Returns:
         How many matrices went into others.
@@ -63,39 +66,51 @@ def write_ir(
     model = ov.Core().read_model(graph)
     fused = fuse(model, blocks, matrices)
     fill_graph(model, fused)
-    record_format(model, schemes, weight_format)
+    stored = _Stored.of(schemes, weight_format, ratio)
+    stored.record(model)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    _write_config(folder, schemes, weight_format)
+    stored.config().save_pretrained(folder)
     return len(matrices) - len(fused)
 
 
-def _write_config(folder: Path, schemes: Mapping[str, Scheme], weight_format: WeightFormat) -> None:
-    if weight_format.mode is None:
-        OVConfig(dtype=weight_format.name).save_pretrained(folder)
-        return
-    group = _group_size(schemes)
-    bits = {"bits": 8} if group < 0 else {"bits": 4, "group_size": group, "ratio": 1.0}
-    quantization = OVWeightQuantizationConfig(sym=False, **bits)
-    OVConfig(dtype="int8" if group < 0 else "int4", quantization_config=quantization).save_pretrained(folder)
+@dataclass(frozen=True)
+class _Stored:
+    """What stock exporters say of how an IR's weights are stored.
 
-
-def _group_size(schemes: Mapping[str, Scheme]) -> int:
-    """The INT4 group size, -1 where whole rows are compressed to INT8: NNCF's convention."""
-    return next((scheme.group_size for scheme in schemes.values() if scheme.group_size), -1)
-
-
-def record_format(model: Any, schemes: Mapping[str, Scheme], weight_format: WeightFormat) -> None:
-    """Write into the IR what stock exporters write: how its weights are stored, and the run-time options that go with it.
-
-    Args:
-        model: The whole model.
-        schemes: The scheme of each matrix.
-        weight_format: The format of the whole model.
+    Attributes:
+        weight_format: The format; that of embedding and head where no matrix has another.
+        group_size: Columns that share a scale, -1 where whole rows do: NNCF's convention.
+        ratio: Share of the weights between embedding and head that have the format.
     """
-    if weight_format.mode is None:
-        if model.get_variables():  # a classifier has no cache
-            model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
-        return
-    group = _group_size(schemes)
-    model.set_rt_info("int4_asym" if group > 0 else "int8_asym", ["nncf", "weight_compression", "mode"])
-    model.set_rt_info(str(group), ["nncf", "weight_compression", "group_size"])
+
+    weight_format: WeightFormat
+    group_size: int
+    ratio: float
+
+    @classmethod
+    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat, ratio: float) -> "_Stored":
+        own = [scheme for scheme in schemes.values() if scheme.weight_format.name == weight_format.name]
+        if own or not weight_format.outer:
+            sizes = (scheme.group_size for scheme in own if scheme.group_size)
+            return cls(weight_format, next(sizes, WHOLE_ROWS), ratio if weight_format.outer else 1.0)
+        return cls(FORMATS[weight_format.outer], WHOLE_ROWS, 1.0)
+
+    def record(self, model: Any) -> None:
+        """Write it into the IR, with the run-time options that go with it."""
+        if self.weight_format.mode is None:
+            if model.get_variables():  # a classifier has no cache
+                model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
+            return
+        said = {"mode": self.weight_format.mode.lower(), "group_size": str(self.group_size)}
+        said |= {"ratio": str(self.ratio)} if self.ratio < 1 else {}
+        for name, value in said.items():
+            model.set_rt_info(value, ["nncf", "weight_compression", name])
+
+    def config(self) -> OVConfig:
+        """What goes into `openvino_config.json`."""
+        mode, bits = self.weight_format.mode, self.weight_format.bits
+        if mode is None or not mode.startswith("INT"):  # optimum-intel 2.2 describes integers alone completely
+            return OVConfig(dtype=self.weight_format.name)
+        grouped = {"group_size": self.group_size, "ratio": self.ratio} if bits == 4 else {}
+        quantization = OVWeightQuantizationConfig(bits=bits, sym=mode.endswith("_SYM"), **grouped)
+        return OVConfig(dtype=f"int{bits}", quantization_config=quantization)

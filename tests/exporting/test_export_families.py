@@ -146,7 +146,7 @@ def test_files(exported: tuple[TinySource, list[int], Path]):
 def test_manifest(exported: tuple[TinySource, list[int], Path]):
     tiny, widths, folder = exported
     manifest = json.loads((folder / "lonas_edge.json").read_text())
-    assert manifest["schema"] == "lonas-edge/manifest/6"
+    assert manifest["schema"] == "lonas-edge/manifest/7"
     assert manifest["stage"] == "ir"
     assert manifest["weight_format"] == "int8"
     assert manifest["verified"] is True
@@ -300,7 +300,7 @@ def test_verification_reads_the_checkpoint_on_disk(
     assert not list(tmp_path.iterdir())
 
 
-FORMATS = ["fp32", "fp16", "int8", "int4"]
+FORMATS = ["fp32", "fp16", "int8", "int4", "int4_sym", "mxfp4", "fp8"]
 _FIRST, _SECOND = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
 
 

@@ -15,7 +15,7 @@ from openvino_models import constants, model_logits
 from tiny_models import TinyModels
 
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.formats import FORMATS
+from lonas_edge.formats import FORMATS, WHOLE_ROWS
 from lonas_edge.ir import compress
 from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
 from lonas_edge.network.source import open_source
@@ -23,10 +23,19 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 GROUP = 32
 INT8, INT4 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], GROUP)
+MODES = nncf.CompressWeightsMode
 STOCK = {
-    INT8: {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-    INT4: {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "all_layers": True},
+    INT8: {"mode": MODES.INT8_ASYM},
+    INT4: {"mode": MODES.INT4_ASYM, "group_size": GROUP, "all_layers": True},
+    Scheme(FORMATS["int8_sym"]): {"mode": MODES.INT8_SYM},
+    Scheme(FORMATS["int4"], WHOLE_ROWS): {"mode": MODES.INT4_ASYM, "group_size": -1, "all_layers": True},
+    Scheme(FORMATS["int4_sym"], GROUP): {"mode": MODES.INT4_SYM, "group_size": GROUP, "all_layers": True},
+    Scheme(FORMATS["nf4"], GROUP): {"mode": MODES.NF4, "group_size": GROUP, "all_layers": True},
+    Scheme(FORMATS["mxfp4"], GROUP): {"mode": MODES.MXFP4, "all_layers": True},
+    Scheme(FORMATS["fp8"], WHOLE_ROWS): {"mode": MODES.FP8_E4M3, "group_size": -1, "all_layers": True},
 }
+IDS = [f"{one.weight_format.name}{one.group_size or ''}" for one in STOCK]
+SCHEMES = pytest.mark.parametrize("scheme", STOCK, ids=IDS)
 # rows x columns. 96 columns are 3 groups, so that 5 or 7 rows have an odd number of them: the next matrix of a stack starts
 # in the middle of a byte where zero points are packed two a byte. 128 columns open a second stack.
 SHAPES = [(5, 96), (7, 96), (4, 96), (9, 128), (1, 96), (3, 128)]
@@ -58,14 +67,14 @@ def stock(matrices: dict[str, np.ndarray], scheme: Scheme) -> dict[str, Any]:
 
 
 def values(constant: Any) -> np.ndarray:
-    """Values of a constant or tensor, u4 unpacked, by openvino itself."""
+    """Values of a constant or tensor, unpacked, by openvino itself."""
     if isinstance(constant, ov.Tensor):
         constant = ops.constant(constant, shared_memory=True)
-    return constant.get_data(dtype=np.uint8) if constant.get_element_type() == ov.Type.u4 else constant.data
+    return constant.get_data(dtype=np.float32) if constant.get_element_type().bitwidth < 16 else constant.data
 
 
 @pytest.mark.parametrize("stack_elements", [1, 1500, 2**24], ids=["one", "some", "all"])
-@pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
+@SCHEMES
 def test_equals_nncf_on_a_whole_model(
     matrices: dict[str, np.ndarray], scheme: Scheme, stack_elements: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -78,25 +87,38 @@ def test_equals_nncf_on_a_whole_model(
         assert found[name].shape == matrix.shape
         parts = {name: found[name].codes, f"{name}/zero_point": found[name].zero_point, f"{name}/scale": found[name].scale}
         for part, tensor in parts.items():
-            assert tensor is not None
+            assert (tensor is None) == (part not in expected), part
+            if tensor is None:
+                continue
             assert tensor.get_element_type() == expected[part].get_element_type(), part
             assert list(tensor.get_shape()) == list(expected[part].shape), part
             assert np.array_equal(values(tensor), values(expected[part])), part
 
 
-@pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
+# of a range's width, the widest gap between two numbers: 255 or 15 steps; of the larger side, 128 or 8 steps and one more at
+# the other side's end; nf4's -1 to -0.696, mxfp4's 4 to 6 of at least 3 (its scale is a power of two), fp8's 416 to 448
+GAPS = {"int8": 1 / 255, "int4": 1 / 15, "int8_sym": 2 / 128, "int4_sym": 2 / 8, "nf4": 0.304, "mxfp4": 2 / 3, "fp8": 32 / 448}
+
+
+@SCHEMES
 def test_the_graph_gives_the_matrix_back(matrices: dict[str, np.ndarray], scheme: Scheme):
     """The subgraph, computed in fp32, is within a step of the matrix: codes, zero points and scales belong together."""
-    found = compressed(matrices, scheme)
+    found, weight_format = compressed(matrices, scheme), scheme.weight_format
     for name, matrix in matrices.items():
         result = evaluate(found[name].node(name))
-        grouped = matrix.reshape(len(matrix), -1, scheme.group_size or matrix.shape[1])
+        columns = matrix.shape[1] if scheme.group_size in (None, WHOLE_ROWS) else scheme.group_size
+        grouped = matrix.reshape(len(matrix), -1, columns)
         low, high = np.minimum(grouped.min(-1), 0), np.maximum(grouped.max(-1), 0)
-        step = (high - low) / (15 if scheme.group_size else 255)
+        range_ = high - low if weight_format.zero_point_bits else np.maximum(high, -low)
+        step = range_ * GAPS[weight_format.name]
         error = np.abs(result - matrix).reshape(grouped.shape).max(-1)
         # half a step from rounding, up to half a step more from rounding the zero point; the scale is rounded to fp16
         assert (error <= 1.1 * step + 1e-6).all(), (name, (error / step).max())
         assert np.abs(result - matrix).max() > 0
+        restored, units = found[name].restored(matrix)
+        assert np.allclose(restored, result, rtol=1e-3, atol=1e-7)  # the plugin multiplies in fp16
+        assert 0 < units <= weight_format.tolerance
+        assert found[name].restored(-matrix)[1] > weight_format.tolerance
 
 
 def evaluate(node: Any) -> np.ndarray:
@@ -124,7 +146,7 @@ def test_fp32_constants_are_the_matrices(matrices: dict[str, np.ndarray]):
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Directories of one tiny model of unequal widths exported in a format."""
     tiny = tiny_models.source("llama-tied")
     source = open_source(str(tiny.adapter), str(tiny.base), tiny.space)
@@ -132,31 +154,30 @@ def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) 
     assert {width for width in widths if width > 8} == {128, 96, 64}
     folder = tmp_path_factory.mktemp("formats")
 
-    def make(weight_format: str) -> Path:
-        output = folder / weight_format
+    def make(weight_format: str, group_size: int | None = None) -> Path:
+        output = folder / f"{weight_format}{group_size or ''}"
         if not output.exists():
-            export(source, Subnetwork(widths, "test"), output, ExportOptions(weight_format=weight_format, verify=False))
+            options = ExportOptions(weight_format=weight_format, verify=False, group_size=group_size)
+            export(source, Subnetwork(widths, "test"), output, options)
         return output
 
     return make
 
 
-@pytest.mark.parametrize(
-    ("weight_format", "options"),
-    [("int8", STOCK[INT8]), ("int4", {**STOCK[INT4], "all_layers": False})],
-    ids=["int8", "int4"],
-)
-def test_equals_nncf_on_a_whole_ir(
-    weight_format: str, options: dict[str, Any], exported: Callable[[str], Path], ids: torch.Tensor
-):
+@SCHEMES
+def test_equals_nncf_on_a_whole_ir(scheme: Scheme, exported: Callable[..., Path], ids: torch.Tensor):
     """What `export` writes is what NNCF makes of the fp32 IR: same constants, and the same answers to the last bit."""
     whole = ov.Core().read_model(exported("fp32") / "openvino_model.xml")
-    stock_model = nncf.compress_weights(whole, **options)
-    found_model = ov.Core().read_model(exported(weight_format) / "openvino_model.xml")
+    backup = nncf.BackupMode.INT8_ASYM if scheme.weight_format.outer else None  # otherwise that of mxfp4 and fp8 is floats
+    stock_model = nncf.compress_weights(whole, **{**STOCK[scheme], "all_layers": None, "backup_mode": backup})
+    weight_format, asked = scheme.weight_format.name, WHOLE_ROWS if scheme.group_size == WHOLE_ROWS else None
+    found_model = ov.Core().read_model(exported(weight_format, asked) / "openvino_model.xml")
     expected, found = constants(stock_model), constants(found_model)
     names = [name for name in expected if ".weight" in name]
-    # 3 layers of 5 matrices (q, k and v are one) and the embedding, each with codes, zero point and scale
-    assert len(names) == (3 * 5 + 1) * 3
+    # 3 layers of 5 matrices (q, k and v are one) and the embedding, each with codes, scale and perhaps a zero point
+    outer = FORMATS[scheme.weight_format.outer or weight_format]
+    inner, embedding = (2 + bool(one.zero_point_bits) for one in (scheme.weight_format, outer))
+    assert len(names) == 3 * 5 * inner + embedding
     for name in names:
         assert found[name].get_element_type() == expected[name].get_element_type(), name
         assert np.array_equal(values(found[name]), values(expected[name])), name
@@ -164,7 +185,7 @@ def test_equals_nncf_on_a_whole_ir(
     assert torch.equal(model_logits(found_model, ids, properties), model_logits(stock_model, ids, properties))
 
 
-def test_fp16_ir(exported: Callable[[str], Path]):
+def test_fp16_ir(exported: Callable[..., Path]):
     whole, half = (
         constants(ov.Core().read_model(exported(weight_format) / "openvino_model.xml")) for weight_format in ("fp32", "fp16")
     )
@@ -175,7 +196,7 @@ def test_fp16_ir(exported: Callable[[str], Path]):
         assert np.array_equal(half[name].data, whole[name].data.astype(np.float16)), name
 
 
-def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable[[str], Path]):
+def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable[..., Path]):
     """Stock fp16 IRs mark the conversion of each matrix as decompression. Unmarked, the CPU plugin folds it: fp32 in memory."""
     model = ov.Core().read_model(exported("fp16") / "openvino_model.xml")
     conversions = {

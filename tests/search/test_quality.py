@@ -93,7 +93,16 @@ def test_quality_of_compressed_networks(case: str, name: str, tiny_models: TinyM
     assert network.kl([choose(tiny, "unequal:3")], [batch]) == plain, "the super-network is as it was"
 
 
-@pytest.mark.parametrize(("name", "group"), [("int8", None), ("int4", 32), ("int4", 64)])
+@pytest.mark.parametrize("name", ["int8_sym", "int4_sym", "nf4", "mxfp4", "fp8"])
+def test_quality_in_every_format(name: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:
+    test_quality_of_compressed_networks("llama-tied", name, tiny_models, data, choose)
+
+
+_STORED = [(name, group) for name, one in FORMATS.items() if one.mode for group in (one.group_sizes[-2:] or (None,))]
+_STORED += [("int4", -1), ("int4_sym", -1)]
+
+
+@pytest.mark.parametrize(("name", "group"), _STORED)
 def test_the_arithmetic_is_nncf_s(name: str, group: int | None) -> None:
     matrix = torch.randn(48, 192, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.001, 3, 48)[:, None]
     matrix[3], matrix[4], matrix[5] = matrix[3].abs(), -matrix[4].abs(), 0

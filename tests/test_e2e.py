@@ -162,7 +162,7 @@ def kl_and_top1(reference: torch.Tensor, logits: torch.Tensor) -> tuple[float, f
 def test_training_says_what_it_did(command_line: CommandLine):
     record = command_line.trained
     assert record == json.loads((command_line.adapter / "training.json").read_text())
-    assert record["steps"] == 40 and record["data"]["examples"] == 360 and record["reordered"]
+    assert record["steps"] == 40 and record["data"][0]["examples"] == 360 and record["reordered"]
     assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] / 3
     assert not command_line.adapter.with_name("adapter.training").exists()
 

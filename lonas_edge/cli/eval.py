@@ -29,7 +29,7 @@ from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.tasks import resolve, there
-from lonas_edge.data.templates import PROMPTS
+from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, TASKS, Protocol
 from lonas_edge.formats import DTYPES
 
@@ -92,8 +92,9 @@ def command(
         str | None,
         typer.Option(
             "--prompt",
-            click_type=choice(PROMPTS),
-            help=f"Template of the prompt: {'; '.join(known.described for known in PROMPTS.values())}. Default: the one the "
+            click_type=choice((*PROMPTS, CHAT)),
+            help=f"Template of the prompt: {'; '.join(known.described for known in PROMPTS.values())}; "
+            "chat (the model's own chat template). Default: the one the "
             "super-adapter was trained with (lonas in its evaluation form); lonas for other adapters with a search space, "
             "alpaca for the rest. option-text has its own.",
         ),

@@ -25,7 +25,7 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
-from lonas_edge.data.templates import TEMPLATES
+from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.evaluate.protocols import PROTOCOLS
 from lonas_edge.families import CLASSIFICATION
 from lonas_edge.formats import FORMATS
@@ -84,7 +84,9 @@ def command(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", click_type=choice(TEMPLATES), help="Template of the prompts. Default: that of the training, else lonas."
+            "--prompt",
+            click_type=choice((*TEMPLATES, CHAT)),
+            help="Template of the prompts. Default: that of the training, else lonas.",
         ),
     ] = None,
     protocol: Annotated[

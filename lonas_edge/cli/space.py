@@ -20,7 +20,7 @@ from lonas_edge.cli.options import (
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
-from lonas_edge.data.templates import TEMPLATES
+from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import one_line
 from lonas_edge.families import BLOCK_KINDS
 
@@ -82,7 +82,7 @@ def command(
     ] = None,
     prompts: Annotated[int, typer.Option("--val-set-size", min=1, help="With --data: how many of them, a seeded choice.")] = 32,
     prompt: Annotated[
-        str, typer.Option("--prompt", click_type=choice(TEMPLATES), help="With --data: their template.")
+        str, typer.Option("--prompt", click_type=choice((*TEMPLATES, CHAT)), help="With --data: their template.")
     ] = "alpaca",
     revision: RevisionOption = None,
     overwrite: OverwriteOption = False,

@@ -21,12 +21,13 @@ from lonas_edge.cli.options import (
     given,
     refuse_revision,
     seed_option,
+    user_path,
 )
 from lonas_edge.cli.progress import Report, progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
-from lonas_edge.data.templates import TEMPLATES
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
 
 if TYPE_CHECKING:
@@ -63,11 +64,13 @@ _Subnet = Annotated[
     ),
 ]
 _Data = Annotated[
-    Path,
+    list[str],
     typer.Option(
         "--data",
-        click_type=USER_PATH,
-        help="Instruction data: a JSON list of {instruction, input, output}, or one a line; a classifier's: GLUE's TSV.",
+        metavar="FILE[:WEIGHT]",
+        help="What is learned, a JSON list, one object a line, or Parquet: {instruction, input, output}, or {messages}, of "
+        "which the assistant's are learned, or {text}; of a classifier GLUE's TSV. May be repeated. WEIGHT: how often an epoch "
+        "has each example; with 0.3 it has another 30 % of them each time. Default: 1.",
     ),
 ]
 _Task = Annotated[
@@ -154,10 +157,11 @@ _Elastic = Annotated[bool, typer.Option("--elastic/--no-elastic", help="--no-ela
 _Prompt = Annotated[
     str | None,
     typer.Option(
-        click_type=choice(TEMPLATES),
+        click_type=choice((*TEMPLATES, CHAT)),
         help="alpaca: clean template, only the answer is learned, longer examples are left out. lonas: the "
         "reference's, with its odd spaces; the prompt is learned, long examples are cut. question: Question: …, Answer: … "
-        "Default: alpaca; with --from, the super-adapter's.",
+        "chat: the model's own chat template. Default: chat where --data holds messages, else with --from the super-adapter's, "
+        "else alpaca.",
     ),
 ]
 _TrainOnPrompt = Annotated[
@@ -246,6 +250,7 @@ def command(  # the options are read from the context, by the names they have in
     torchrun --nproc-per-node N -m lonas_edge train …
     """
     _refuse_what_does_nothing(ctx)
+    files_of_data = [_portion(one) for one in data]
     with progress(shown=int(os.environ.get("RANK", "0")) == 0) as report:
         with importing():
             from transformers.utils.logging import disable_progress_bar
@@ -254,12 +259,12 @@ def command(  # the options are read from the context, by the names they have in
             from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
-        used = (model, data, nncf_config, start, teacher, *files([subnet]))
+        used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, *files([subnet]))
         OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
         if start:
-            inputs = open_specialized(start, data, subnet, model, nncf_config, revision, task)
+            inputs = open_specialized(start, files_of_data, subnet, model, nncf_config, revision, task)
         else:
-            inputs = open_inputs(str(model), data, nncf_config, revision, elastic, task)
+            inputs = open_inputs(str(model), files_of_data, nncf_config, revision, elastic, task)
         inputs = with_teacher(inputs, teacher) if teacher else inputs
         _refuse_idle_prompt(ctx, inputs.subject.glue)
         refuse_revision(revision, inputs.base)
@@ -303,6 +308,20 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
     idle += ["distill"] if ctx.params["distill"] and not ctx.params["teacher"] else []
     if not elastic and idle:
         raise typer.BadParameter(f"{_flags(idle)}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
+
+
+def _portion(text: str) -> tuple[Path, float]:
+    """A file of data and its weight; a file that is called so, colon and all, is that file."""
+    whole, (name, colon, number) = Path(user_path(text)), text.rpartition(":")
+    if not colon or not name or whole.exists():
+        return whole, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        return whole, 1.0  # the colon is the name's
+    if not 0 < weight < math.inf:
+        raise typer.BadParameter(f"--data {one_line(text)}: a weight must be more than 0")
+    return Path(user_path(name)), weight
 
 
 def _refuse_idle_distillation(ctx: typer.Context) -> None:
@@ -355,7 +374,7 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
         print(json.dumps(record.to_json(), indent=2))
         return
     shown = console(soft_wrap=True)
-    options, data, losses = record.options, record.data, record.losses
+    options, losses = record.options, record.losses
     special = record.specialized
     kind = f"{special.subnetwork} sub-network" if special else "super-adapter" if record.search_space else "LoRA adapter"
     run = record.steps - (record.resumed_from_step or 0)
@@ -366,10 +385,11 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     )
     if losses:
         shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
-    if data.left_out:
-        shown.print(
-            f"{data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
-            f"--max-length {options['max_length']}, or 'output' is empty"
-        )
+    for data in record.data:
+        if data.left_out:
+            shown.print(
+                f"{data.name}: {data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
+                f"--max-length {options['max_length']}, or 'output' is empty"
+            )
     if record.search_space:
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'} --output DIR")

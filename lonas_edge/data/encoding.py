@@ -6,37 +6,109 @@ from typing import Any
 
 import torch
 
+from lonas_edge.data.conversations import encode_conversation
 from lonas_edge.data.glue import Pair, texts_of
-from lonas_edge.data.templates import Example, Template
+from lonas_edge.data.instructions import Learned
+from lonas_edge.data.templates import Example, Template, Text
+from lonas_edge.errors import LonasEdgeError, raise_all
 
 IGNORED = -100  # a label that is not learned
 
 
+@dataclass(frozen=True)
+class Prompting:
+    """What makes text of examples: a template, and of conversations a chat template (Jinja), where there is one."""
+
+    template: Template
+    chat: str | None = None
+
+
 def encode(
-    examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int, train_on_prompt: bool | None = None
+    examples: Sequence[Learned],
+    prompting: Template | Prompting,
+    tokenizer: Any,
+    max_length: int,
+    train_on_prompt: bool | None = None,
 ) -> list[dict[str, list[int]]]:
-    """Tokenize examples by a template's rules.
+    """Tokenize examples.
 
     Args:
         examples: The examples.
-        template: The template.
+        prompting: What makes text of them.
         tokenizer: The model's.
         max_length: Tokens of the longest example.
         train_on_prompt: Whether the prompt is learned too; the template's own rule when None.
 
     Returns:
         `input_ids` and `labels`, each [tokens], for every example with an output that has something to learn within
-        `max_length`; what has no output would teach to say nothing.
+        `max_length`; what has no output would teach to say nothing. Texts are learned whole, in pieces of that length.
+
+    Raises:
+        LonasEdgeError: If conversations cannot be put in the chat template; all are listed.
     """
+    if isinstance(prompting, Template):
+        prompting = Prompting(prompting)
+    encoded: list[dict[str, list[int]]] = []
+    faults: list[str] = []
+    for example in examples:
+        if isinstance(example, Text):
+            encoded += _pieces(example.text, tokenizer, max_length)
+            continue
+        if isinstance(example, Example):
+            found = _instruction(example, prompting.template, tokenizer, max_length, train_on_prompt)
+        else:
+            try:
+                ids, said = encode_conversation(example, prompting.chat or "", tokenizer)
+            except LonasEdgeError as error:
+                faults.append(str(error))
+                continue
+            learned = [True] * len(ids) if train_on_prompt else said
+            found = (ids, learned) if len(ids) <= max_length else ([], [])
+        ids, learned = found
+        if any(learned[1:]):
+            encoded.append({"input_ids": ids, "labels": [i if own else IGNORED for i, own in zip(ids, learned, strict=True)]})
+    raise_all("The conversations cannot be learned from:", faults)
+    return encoded
+
+
+def asked(example: Learned, prompting: Prompting, tokenizer: Any, max_length: int) -> list[int]:
+    """What a network is given of an example before it answers, cut at a length.
+
+    Args:
+        example: The example.
+        prompting: What makes text of it.
+        tokenizer: The model's.
+        max_length: The most tokens.
+
+    Returns:
+        Token ids: of an instruction its prompt, of a conversation all but its last answer, of a text the whole.
+    """
+    if isinstance(example, Example):
+        text, special = prompting.template.prompt(example), True
+    elif isinstance(example, Text):
+        text, special = example.text, True
+    else:
+        last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
+        text, special = example.rendered(tokenizer, prompting.chat or "", last, asking=True), False
+    ids: list[int] = tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def _instruction(
+    example: Example, template: Template, tokenizer: Any, max_length: int, train_on_prompt: bool | None
+) -> tuple[list[int], list[bool]]:
+    """Token ids, and for each whether it is learned."""
     learn_prompt = template.train_on_prompt if train_on_prompt is None else train_on_prompt
     tokenize = _whole if template.whole_text else _apart
-    encoded = []
-    for example in examples:
-        ids, prompt = tokenize(template.prompt(example), template.answer(example), tokenizer, max_length)
-        labels = list(ids) if learn_prompt else [IGNORED] * min(prompt, len(ids)) + ids[prompt:]
-        if ids and example.output and any(label != IGNORED for label in labels[1:]):
-            encoded.append({"input_ids": ids, "labels": labels})
-    return encoded
+    ids, prompt = tokenize(template.prompt(example), template.answer(example), tokenizer, max_length)
+    return (ids, [learn_prompt or place >= prompt for place in range(len(ids))]) if example.output else ([], [])
+
+
+def _pieces(text: str, tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
+    ids = tokenizer(text)["input_ids"]
+    ids = ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+    pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
+    return [{"input_ids": piece, "labels": list(piece)} for piece in pieces if len(piece) > 1]
 
 
 def _apart(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple[list[int], int]:

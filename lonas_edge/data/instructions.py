@@ -1,49 +1,107 @@
-"""Instruction data: examples in the reference's JSON, prompt templates, and the token batches that are trained on."""
+"""Data as users have it: instructions in the reference's JSON, conversations, plain texts; JSON, JSON lines, Parquet."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.templates import Example
+from lonas_edge.data.conversations import Conversation, conversation_fault
+from lonas_edge.data.parquet import is_parquet, read_parquet
+from lonas_edge.data.templates import Example, Text
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_text
 
+Learned = Example | Conversation | Text
+INSTRUCTION, MESSAGES, TEXT = "instruction", "messages", "text"
 FIELDS = ("instruction", "output")
 _LIMIT = 2**31  # bytes; the reference's 170,000 examples have 0.2 GB
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read instruction data: a JSON list of {instruction, input, output}, or one such object a line.
+@dataclass(frozen=True)
+class Kind:
+    """What the records of a file are.
+
+    Attributes:
+        name: What it is called in records, and the field that tells it.
+        fault: What is wrong with a record of it; None where nothing is.
+        make: Makes an example of a record and the place where it was read.
+        expected: What a file of it looks like.
+    """
+
+    name: str
+    fault: Callable[[Any], str | None]
+    make: Callable[[Any, str], Learned]
+    expected: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file of examples.
+
+    Attributes:
+        path: The file.
+        kind: Name of what its records are, one of `KINDS`.
+        examples: The examples.
+        weight: How often an epoch has each of them; with 0.3 it has another 30 % of them each time.
+    """
+
+    path: Path
+    kind: str
+    examples: list[Learned]
+    weight: float = 1.0
+
+
+def read_data(path: Path, weight: float = 1.0) -> Data:
+    """Read data: instructions, conversations or texts, as a JSON list, one JSON object a line, or Parquet.
 
     Args:
         path: The file.
+        weight: As of `Data`.
 
     Returns:
-        The examples; `input` may be left out, `output` may be empty (the reference's math data has three such), other fields
-        are not looked at.
+        The examples; all of a file are of one kind, that of its first record. Other fields are not looked at.
 
     Raises:
         LonasEdgeError: If the file is missing, empty, not of that format, or has no output at all; faults are listed with
             their line.
     """
-    items, problems = _decode(read_text(path, "the data", _LIMIT))
+    items, problems = _rows(path) if is_parquet(path) else _lines(path)
+    kind = KINDS[_kind(items[0][1]) if items else INSTRUCTION]
     examples = []
-    for line, item in items:
-        fault = _fault(item)
+    for place, item in items:
+        fault = kind.fault(item) if isinstance(item, dict) else f"expected an object, found {type(item).__name__}"
         if fault:
-            problems.append(f"line {line}: {fault}")
+            problems.append(f"{place}: {fault}")
         else:
-            examples.append(Example(item["instruction"], item.get("input") or "", item["output"]))
-    raise_all(
-        f"{path}: not instruction data:",
-        problems,
-        'Expected a JSON list of {"instruction": "…", "input": "", "output": "…"}, or one such object a line.',
-    )
+            examples.append(kind.make(item, f"{path}, {place}"))
+    raise_all(f"{path}: not {kind.name} data:", problems, f"Expected {kind.expected}, or one such object a line.")
     if not examples:
         raise LonasEdgeError(f"{path}: holds no examples")
-    if not any(example.output for example in examples):
+    if not any(example.output for example in examples if isinstance(example, Example)) and kind.name == INSTRUCTION:
         raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answer to learn")
-    return examples
+    return Data(path, kind.name, examples, weight)
+
+
+def read_examples(path: Path) -> list[Learned]:
+    """The examples of a file of data; see `read_data`."""
+    return read_data(path).examples
+
+
+def _kind(item: Any) -> str:
+    """The kind that a record says it is of, by its fields."""
+    if isinstance(item, dict) and not any(name in item for name in FIELDS):
+        return next((name for name in (MESSAGES, TEXT) if name in item), INSTRUCTION)
+    return INSTRUCTION
+
+
+def _lines(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
+    items, problems = _decode(read_text(path, "the data", _LIMIT))
+    return [(f"line {line}", item) for line, item in items], problems
+
+
+def _rows(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
+    return [(f"row {index}", row) for index, row in enumerate(read_parquet(path, _LIMIT))], []
 
 
 def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
@@ -72,9 +130,7 @@ def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
         items.append((line, item))
 
 
-def _fault(item: Any) -> str | None:
-    if not isinstance(item, dict):
-        return f"expected an object, found {type(item).__name__}"
+def _instruction_fault(item: Any) -> str | None:
     missing = [name for name in FIELDS if not isinstance(item.get(name), str) or not (item[name] or name == "output")]
     if missing:
         return f"no text in {' and '.join(map(repr, missing))}"
@@ -90,3 +146,41 @@ def _half_character(name: str, text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"half a character, a lone surrogate, in {name!r} at {error.start}: {error.object[error.start]!a}"
     return None
+
+
+def _messages_fault(item: Any) -> str | None:
+    fault = conversation_fault(item)
+    if fault:
+        return fault
+    contents = [message["content"] for message in item[MESSAGES]]
+    return next((fault for text in contents if (fault := _half_character("content", text))), None)
+
+
+def _text_fault(item: Any) -> str | None:
+    if not isinstance(item.get(TEXT), str) or not item[TEXT]:
+        return "no text in 'text'"
+    return _half_character(TEXT, item[TEXT])
+
+
+def _conversation(item: Any, place: str) -> Conversation:
+    return Conversation(tuple((message["role"], message["content"]) for message in item[MESSAGES]), place)
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            INSTRUCTION,
+            _instruction_fault,
+            lambda item, _place: Example(item["instruction"], item.get("input") or "", item["output"]),
+            'a JSON list of {"instruction": "…", "input": "", "output": "…"}',
+        ),
+        Kind(
+            MESSAGES,
+            _messages_fault,
+            _conversation,
+            'a JSON list of {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+        ),
+        Kind(TEXT, _text_fault, lambda item, _place: Text(item[TEXT]), 'a JSON list of {"text": "…"}'),
+    )
+}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+CHAT = "chat"  # the name of a template that is made of a model's own chat template
+
 
 @dataclass(frozen=True)
 class Example:
@@ -11,6 +13,13 @@ class Example:
     instruction: str
     input: str
     output: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is learned whole: general text beside a task's."""
+
+    text: str
 
 
 @dataclass(frozen=True)

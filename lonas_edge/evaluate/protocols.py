@@ -103,20 +103,20 @@ class Protocol:
             return str(error)
         return None
 
-    def documents(self, samples: Sequence[Sample], task: str, prompt: str) -> list[Document]:
+    def documents(self, samples: Sequence[Sample], task: str, prompt: str | Template) -> list[Document]:
         """What the harness asks: for each sample the text in front, the choices to rank, and the right one.
 
         Args:
             samples: Checked samples.
             task: One of `tasks`.
-            prompt: Name of the prompt; a protocol with a prompt of its own does not look at it.
+            prompt: The prompt, or its name; a protocol with a prompt of its own does not look at it.
 
         Returns:
             `task`, `prompt` and `answer`; where choices are ranked also `words` (those that the sample may be answered with),
             `choices` (texts to rank, in the order of the words), and `label`, the index of the right one.
         """
         known = self.tasks[task]
-        template = PROMPTS[prompt].asking(known.collection)
+        template = prompt if isinstance(prompt, Template) else PROMPTS[prompt].asking(known.collection)
         return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
     def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:

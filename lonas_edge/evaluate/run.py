@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from transformers.utils.logging import disable_progress_bar
 
+from lonas_edge.data.conversations import chat_as_template, chat_template_of
 from lonas_edge.data.tasks import resolve, unknown_task
+from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answer_log import AnswerLog, Progress, ResumingLM, Told
@@ -100,9 +102,10 @@ def evaluate(
     _check_tasks(options)
     _check_data(options)
     foreign = _foreign_tasks(options, progress)
+    templates = [_template(target, options) for target in targets]
     found = []
-    for target in targets:
-        found.append(_evaluate(target, foreign, options, progress))
+    for target, template in zip(targets, templates, strict=True):
+        found.append(_evaluate(target, template, foreign, options, progress))
         target.close()
     first, *others = found
     report = Report(
@@ -174,10 +177,22 @@ def _foreign_tasks(options: EvalOptions, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def _evaluate(target: Target, foreign: dict[str, Any], options: EvalOptions, progress: Progress) -> _Answers:
-    template = options.prompt or target.prompt
-    prompt = options.protocol.prompt or template
-    loaded = _load_tasks(options, template)
+def _template(target: Target, options: EvalOptions) -> Template | None:
+    """What a prompt is that has no template of its own name: the chat template that was trained with, or the model's own."""
+    if options.protocol.prompt or (options.prompt or target.prompt) != CHAT:
+        return None
+    if target.template:
+        return target.template
+    where = Path(target.name)
+    return chat_as_template(chat_template_of(target.tokenizer, where), target.tokenizer, where)
+
+
+def _evaluate(
+    target: Target, template: Template | None, foreign: dict[str, Any], options: EvalOptions, progress: Progress
+) -> _Answers:
+    name = options.prompt or target.prompt
+    prompt = options.protocol.prompt or name
+    loaded = _load_tasks(options, name, template)
     tasks = loaded | foreign
     samples = {name: _chosen(label(name, options.protocol), task, options) for name, task in tasks.items()}
     left_out = _leave_out(target, loaded, samples, options.protocol)
@@ -187,6 +202,7 @@ def _evaluate(target: Target, foreign: dict[str, Any], options: EvalOptions, pro
         "prompt": prompt,
         "num_beams": options.beams,
     }
+    identity |= {"template": asdict(template)} if template else {}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     path = (options.cache or cache_folder()) / f"{key}.jsonl"
     log = AnswerLog(path, {"name": target.name, **identity}, fresh=not options.resume)
@@ -217,7 +233,7 @@ def _told(target: Target, protocol: Protocol, progress: Progress) -> Told:
     return tell
 
 
-def _load_tasks(options: EvalOptions, prompt: str) -> dict[str, Any]:
+def _load_tasks(options: EvalOptions, prompt: str, template: Template | None) -> dict[str, Any]:
     """Our own definitions, with this evaluation's data, prompt and beams."""
     if not options.ours:
         return {}
@@ -225,7 +241,7 @@ def _load_tasks(options: EvalOptions, prompt: str) -> dict[str, Any]:
     manager = TaskManager(
         include_path=HARNESS_TASKS,
         include_defaults=False,
-        metadata={"datasets": str(options.datasets), "prompt": prompt},
+        metadata={"datasets": str(options.datasets), "prompt": prompt, **({"template": asdict(template)} if template else {})},
     )
     loaded = dict(manager.load([f"{OURS}{task}_{protocol.name}" for task in options.ours])["tasks"])
     if protocol.generates:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lonas_edge.data.templates import PROMPTS
+from lonas_edge.data.templates import CHAT, PROMPTS, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
@@ -76,6 +76,7 @@ class Target:
         heeds: Arguments of `open_targets` and fields of `RunOptions` that can change it.
         base: The base model's directory, where it is not the target itself; an adapter may name it.
         outputs: Names of a classifier's outputs; none of a language model.
+        template: What the prompt `chat` is; by its tokenizer's chat template when None.
         close: Lets go what it shares with other targets; to be called once, when it will not be asked again.
     """
 
@@ -93,6 +94,7 @@ class Target:
     heeds: frozenset[str]
     base: Path | None = None
     outputs: tuple[str, ...] = ()
+    template: Template | None = None
     close: Callable[[], None] = lambda: None
 
 
@@ -265,7 +267,9 @@ class _Opener:
             files["search_space"] = source.space.hash
         if source.adapter:
             files["adapter"] = self._hashes(source.adapter.folder)
-        recorded = source.training.prompt.name if source.training and source.training.prompt else None
+        trained = source.training.prompt if source.training else None
+        recorded = trained.name if trained else None
+        own = trained if recorded == CHAT else None
         target = self._torch(
             f"{name}:{chosen.name}" if elastic else name,
             source.base.folder,
@@ -278,7 +282,7 @@ class _Opener:
         heeds = (
             {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
         )
-        return replace(target, heeds=target.heeds | heeds, base=source.base.folder, close=shared.close)
+        return replace(target, heeds=target.heeds | heeds, base=source.base.folder, template=own, close=shared.close)
 
     def _torch(
         self,
@@ -372,7 +376,7 @@ def _prompt_in(manifest: Manifest | None) -> str:
 
 
 def _prompt(recorded: str | None, published: bool) -> str:
-    return recorded if recorded in PROMPTS else PUBLISHED if published else CLEAN
+    return recorded if recorded and recorded in (*PROMPTS, CHAT) else PUBLISHED if published else CLEAN
 
 
 def cache_folder() -> Path:

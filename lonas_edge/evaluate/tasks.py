@@ -4,15 +4,23 @@ The definitions take their documents from `load`, with the prompt and the choice
 in a sample is read as a template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.templates import Template
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, Document
 
 
-def load(datasets: str = "", task: str = "", protocol: str = "", prompt: str = "alpaca", **_: Any) -> dict[str, Any]:
+def load(
+    datasets: str = "",
+    task: str = "",
+    protocol: str = "",
+    prompt: str = "alpaca",
+    template: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, Any]:
     """`custom_dataset` of the definitions; called with a task's `dataset_kwargs` and the harness's `--metadata`.
 
     Args:
@@ -20,6 +28,7 @@ def load(datasets: str = "", task: str = "", protocol: str = "", prompt: str = "
         task: One of the protocol's.
         protocol: One of `PROTOCOLS`.
         prompt: One of `PROMPTS`.
+        template: The fields of a `Template`, in place of a prompt that is known by its name.
 
     Returns:
         The split `test`, a `datasets.Dataset`.
@@ -31,8 +40,8 @@ def load(datasets: str = "", task: str = "", protocol: str = "", prompt: str = "
 
     if not datasets:
         raise LonasEdgeError('where is the data? The harness takes it as --metadata \'{"datasets": "DIR"}\'')
-    asked = PROTOCOLS[protocol]
-    return {"test": Dataset.from_list(asked.documents(asked.read(Path(datasets), task), task, prompt))}
+    asked, asking = PROTOCOLS[protocol], Template(**template) if template else prompt
+    return {"test": Dataset.from_list(asked.documents(asked.read(Path(datasets), task), task, asking))}
 
 
 def answers(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -> list[str]:

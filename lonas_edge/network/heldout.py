@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from lonas_edge.data.conversations import chat_as_template, chat_template_of
+from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs
 from lonas_edge.data.glue import GlueTask, Pair, task_of
-from lonas_edge.data.instructions import read_examples
-from lonas_edge.data.templates import TEMPLATES, Example, Template
+from lonas_edge.data.instructions import MESSAGES, Learned, read_data
+from lonas_edge.data.templates import CHAT, TEMPLATES, Example, Template, Text
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 from lonas_edge.files import sha256
 from lonas_edge.network.source import Source
+from lonas_edge.network.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch
@@ -48,6 +51,11 @@ class HeldOut(ABC):
     @abstractmethod
     def asked_as(self) -> str:
         """What asks: a prompt template's name, or a task's."""
+
+    @property
+    def template(self) -> Template | None:
+        """What makes a prompt of an instruction; None where nothing is prompted."""
+        return None
 
     @property
     def units(self) -> dict[str, str]:
@@ -102,12 +110,17 @@ class HeldOutPrompts(HeldOut):
     """Prompts with answers.
 
     Attributes:
-        template: What makes text of an example.
+        prompting: What makes text of an example.
         examples: All of the data.
     """
 
-    template: Template
-    examples: Sequence[Example]
+    prompting: Prompting
+    examples: Sequence[Learned]
+
+    @property
+    def template(self) -> Template:
+        """See `HeldOut`."""
+        return self.prompting.template
 
     @property
     def asked_as(self) -> str:
@@ -117,22 +130,26 @@ class HeldOutPrompts(HeldOut):
     def lengths(self) -> list[int]:
         """See `HeldOut`."""
         chosen = [self.examples[place] for place in self.order[: self.prompts]]
-        return [len(self.template.prompt(one)) + len(self.template.answer(one)) for one in chosen]
+        return [_characters(one, self.template) for one in chosen]
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """See `HeldOut`; the positions that count are those that training learns."""
-        from lonas_edge.data.encoding import Collator, encode
-
         found: list[dict[str, list[int]]] = []
         for start in range(0, len(self.order), self.prompts):
             part = [self.examples[place] for place in self.order[start : start + self.prompts]]
-            found += encode(part, self.template, tokenizer, MAX_LENGTH)
+            found += encode(part, self.prompting, tokenizer, MAX_LENGTH)
             if len(found) >= self.prompts:
                 break
         else:
             raise self._too_few(len(found), MAX_LENGTH)
         collate = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
         return [collate(batch) for batch in _packed(found[: self.prompts])]
+
+
+def _characters(example: Learned, template: Template) -> int:
+    if isinstance(example, Example):
+        return len(template.prompt(example)) + len(template.answer(example))
+    return len(example.text) if isinstance(example, Text) else sum(len(content) for _, content in example.messages)
 
 
 @dataclass(frozen=True)
@@ -171,8 +188,6 @@ class HeldOutPairs(HeldOut):
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """See `HeldOut`."""
-        from lonas_edge.data.encoding import PairCollator, encode_pairs
-
         chosen = [self.pairs[place] for place in self.order]
         encoded: list[dict[str, Any]] = [
             {**row, "labels": pair.label}
@@ -219,10 +234,9 @@ def read_held_out(
 
 
 def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | None, option: str) -> HeldOut:
-    examples, training = read_examples(data), source.training
-    common = _common(source, data, prompts, seed, option, len(examples))
-    template = TEMPLATES[prompt] if prompt else training.prompt if training and training.prompt else TEMPLATES["lonas"]
-    return HeldOutPrompts(**common, template=template, examples=examples)
+    read = read_data(data)
+    common = _common(source, data, prompts, seed, option, len(read.examples))
+    return HeldOutPrompts(**common, prompting=_prompting(source, data, read.kind, prompt), examples=read.examples)
 
 
 def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
@@ -246,6 +260,26 @@ def _common(source: Source, data: Path, prompts: int, seed: int, option: str, co
     order = list(range(count))
     random.Random(seed).shuffle(order)
     found, training = sha256(data), source.training
-    unseen = training.data.sha256 != found if training else None
+    unseen = all(one.sha256 != found for one in training.data) if training else None
     fixed = {"prompts": prompts, "seed": seed, "unseen": unseen, "option": option, "order": tuple(order)}
     return {"path": data, "sha256": found, **fixed}
+
+
+def _prompting(source: Source, data: Path, kind: str, prompt: str | None) -> Prompting:
+    """What makes text of the examples: as in the training, as far as that says it."""
+    training, folder = source.training, source.base.folder
+    if kind == MESSAGES and prompt not in (None, CHAT):
+        raise LonasEdgeError(
+            f"--prompt {prompt}: {data} holds conversations, which the model's chat template makes text of. Leave it out, or "
+            "give instruction data."
+        )
+    trained = training.prompt if training else None
+    if training and trained and prompt in (None, trained.name) and (training.chat_template or kind != MESSAGES):
+        return Prompting(trained, training.chat_template)
+    if kind != MESSAGES and prompt != CHAT:
+        return Prompting(TEMPLATES[prompt or "lonas"])
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise LonasEdgeError(f"{folder}: has no tokenizer, which the conversations of {data} need")
+    chat = chat_template_of(tokenizer, folder)
+    return Prompting(chat_as_template(chat, tokenizer, folder), chat)

@@ -18,10 +18,21 @@ class TrainedBase:
 
 @dataclass(frozen=True)
 class TrainedData:
-    """What was learned: the file, its SHA-256, how many examples were taken, how many not: too long, or without an output."""
+    """A file that was learned from.
+
+    Attributes:
+        name: The file's name.
+        sha256: Its hash.
+        kind: What its records are: instruction, messages, text, or glue.
+        weight: How often an epoch had each example.
+        examples: How many examples were taken; of texts, pieces.
+        left_out: How many records were not: too long, or without an output.
+    """
 
     name: str
     sha256: str
+    kind: str
+    weight: float
     examples: int
     left_out: int
 
@@ -71,6 +82,12 @@ def _fifth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "teacher": None}
 
 
+def _sixth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 knew one file, of instructions."""
+    data = [{**content["data"], "kind": "instruction", "weight": 1.0}]
+    return {**content, "data": data, "task": None, "chat_template": None}
+
+
 @dataclass(frozen=True)
 class TrainingRecord(Record):
     """How a super-adapter came to be.
@@ -80,9 +97,10 @@ class TrainingRecord(Record):
         search_space: Hash of the search space; None for plain LoRA.
         specialized: The sub-network that was trained alone; None for a super-adapter and for plain LoRA.
         teacher: The frozen model that was learned from, if there was one.
-        data: The examples.
+        data: The files.
         task: The task of GLUE; None for instruction data.
         prompt: The prompt template; None for a task of GLUE.
+        chat_template: The chat template (Jinja), where the prompt is made of one.
         options: The `TrainOptions`, as the version that trained had them.
         reordered: Whether channels were put in order of importance.
         stages: The `PlannedStage`s.
@@ -105,7 +123,7 @@ class TrainingRecord(Record):
         2: lambda before: {**before, "damaged_checkpoints": []},
         3: _fourth,
         4: _fifth,
-        5: lambda before: {**before, "task": None},
+        5: _sixth,
     }
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
@@ -113,9 +131,10 @@ class TrainingRecord(Record):
     search_space: str | None
     specialized: Specialized | None
     teacher: Taught | None
-    data: TrainedData
+    data: tuple[TrainedData, ...]
     task: str | None
     prompt: Template | None
+    chat_template: str | None
     options: dict[str, Any]
     reordered: bool
     stages: tuple[dict[str, int | float | None], ...]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.data.templates import PROMPTS
+from lonas_edge.data.templates import CHAT, PROMPTS, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.protocols import PROTOCOLS, Protocol, Sample
 from lonas_edge.search.quality import Score
@@ -67,7 +67,7 @@ def _task(protocol: Protocol, item: Any) -> str | None:
 
 
 def accuracy_score(
-    network: "SuperNetwork", questions: dict[str, list[Sample]], protocol: str, prompt: str, tokenizer: Any
+    network: "SuperNetwork", questions: dict[str, list[Sample]], protocol: str, prompt: Template, tokenizer: Any
 ) -> Score:
     """How accuracy is scored.
 
@@ -75,7 +75,7 @@ def accuracy_score(
         network: The super-network.
         questions: Questions by task.
         protocol: How they are asked.
-        prompt: Name of the prompt.
+        prompt: What makes the prompt.
         tokenizer: The model's.
 
     Returns:
@@ -92,7 +92,7 @@ def accuracy_score(
                 folder.mkdir()
                 (folder / "test.json").write_text(json.dumps(samples))
             options = EvalOptions(
-                tuple(questions), Path(scratch), PROTOCOLS[protocol], prompt, resume=False, cache=Path(scratch) / "cache"
+                tuple(questions), Path(scratch), PROTOCOLS[protocol], prompt.name, resume=False, cache=Path(scratch) / "cache"
             )
             report, _ = evaluate([_target(network, widths, prompt, tokenizer)], options)
         results = report.targets[0].tasks
@@ -112,7 +112,7 @@ def check_questions(held: "HeldOut", protocol: str) -> None:
     Raises:
         LonasEdgeError: If an example has no answer that can be asked for; all are listed.
     """
-    if held.metric is None:
+    if held.template is not None:
         read_questions(held.path, protocol, held.order[: held.prompts])
 
 
@@ -129,10 +129,10 @@ def score_of(held: "HeldOut", network: "SuperNetwork", protocol: str, tokenizer:
     Returns:
         Scores a sub-network, in percent.
     """
-    if held.metric is not None:
-        return metric_score(held.metric, network, batches)
+    if held.template is None:
+        return metric_score(str(held.metric), network, batches)
     questions = read_questions(held.path, protocol, held.order[: held.prompts])
-    return accuracy_score(network, questions, protocol, held.asked_as, tokenizer)
+    return accuracy_score(network, questions, protocol, held.template, tokenizer)
 
 
 def metric_score(metric: str, network: "SuperNetwork", batches: "Sequence[Batch]") -> Score:
@@ -156,7 +156,7 @@ def metric_score(metric: str, network: "SuperNetwork", batches: "Sequence[Batch]
     return score
 
 
-def _target(network: "SuperNetwork", widths: Sequence[int], prompt: str, tokenizer: Any) -> "Target":
+def _target(network: "SuperNetwork", widths: Sequence[int], prompt: Template, tokenizer: Any) -> "Target":
     from lonas_edge.evaluate.targets import Target
     from lonas_edge.evaluate.torch_lm import TorchLM
 
@@ -166,7 +166,7 @@ def _target(network: "SuperNetwork", widths: Sequence[int], prompt: str, tokeniz
         name="sub-network",
         kind="torch",
         precision=str(network.base.dtype).removeprefix("torch."),
-        prompt=prompt,
+        prompt=prompt.name,
         max_length=getattr(network.base.config, "max_position_embeddings", None) or 2048,
         tokenizer=tokenizer,
         sizes=None,
@@ -175,4 +175,5 @@ def _target(network: "SuperNetwork", widths: Sequence[int], prompt: str, tokeniz
         folder=None,
         load=partial(TorchLM, pretrained=network.base, tokenizer=tokenizer, batch_size=BATCH_SIZE, backend="causal"),
         heeds=frozenset(),
+        template=prompt if prompt.name == CHAT else None,
     )

@@ -14,7 +14,8 @@ def super_adapter_card(record: TrainingRecord) -> str:
     Returns:
         Markdown, with the metadata block that model hubs read.
     """
-    base, options, data = record.base, record.options, record.data
+    base, options = record.base, record.options
+    data = ", ".join(f"`{one.name}` ({one.examples} examples)" for one in record.data)
     pipeline = CAUSAL_LM.pipeline_tag if record.task is None else CLASSIFICATION.pipeline_tag
     learned = f"prompt `{record.prompt.name}`" if record.prompt else f"GLUE's {record.task}"
     special = record.specialized
@@ -37,8 +38,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
             f"# {kind} for {base.name}",
             "",
             f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
-            f"{options['batch_size']} examples of `{data.name}` ({data.examples} examples), {learned}{last}. "
-            f"`training.json` has the whole record.",
+            f"{options['batch_size']} examples of {data}, {learned}{last}. `training.json` has the whole record.",
             "",
             *([_of_super_adapter(special), ""] if special else []),
             *([_taught(record), ""] if record.teacher else []),

@@ -46,6 +46,7 @@ class ElasticTrainer(Trainer):
         group_by_length: bool = False,
         teacher: Any = None,
         temperature: float = 1.0,
+        portions: Sequence[tuple[int, float]] = (),
         **arguments: Any,
     ):
         """Set up.
@@ -58,10 +59,12 @@ class ElasticTrainer(Trainer):
             group_by_length: Whether those are of similar length.
             teacher: A frozen model of the same vocabulary, on the device that is trained on; the maximal network when None.
             temperature: Of the distillation.
+            portions: As of `EpochSampler`.
             **arguments: As of `Trainer`.
         """
         self.network, self.plan, self.distill = network, plan, distill
         self.batch_examples, self.group_by_length = batch_examples, group_by_length
+        self.portions = portions
         self.frozen, self.temperature = teacher, temperature
         self._maximal = tuple(group.widths[0] for group in plan.space.groups)
         self._passes = 1
@@ -72,7 +75,7 @@ class ElasticTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         lengths = [len(example["input_ids"]) for example in self.train_dataset]
-        return EpochSampler(lengths, self.batch_examples, self.plan.seed, self.group_by_length)
+        return EpochSampler(lengths, self.batch_examples, self.plan.seed, self.group_by_length, self.portions)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The adapter alone, whatever else lies in the directory."""
@@ -243,7 +246,14 @@ class EpochSampler(Sampler[int]):
     transformers' LengthGroupedSampler draws from the global generator when an epoch starts, which a resumed one cannot repeat.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, group_by_length: bool):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch: int,
+        seed: int,
+        group_by_length: bool,
+        portions: Sequence[tuple[int, float]] = (),
+    ):
         """Set up.
 
         Args:
@@ -251,8 +261,11 @@ class EpochSampler(Sampler[int]):
             batch: Examples of an optimizer step, over all devices.
             seed: The training's.
             group_by_length: Whether the examples of a step are of similar length.
+            portions: For each file in turn, how many examples it has, and how often an epoch has each of them: 2 is twice, and
+                0.3 another 30 % of them each time. All once when empty.
         """
         self._lengths, self._batch, self._seed, self._grouped = list(lengths), batch, seed, group_by_length
+        self._portions = portions or [(len(self._lengths), 1.0)]
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -260,15 +273,35 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """The number of examples."""
-        return len(self._lengths)
+        """How many examples an epoch has."""
+        return sum(per_epoch(count, weight) for count, weight in self._portions)
 
     def __iter__(self) -> Iterator[int]:
         """Indices of examples."""
         generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self._epoch)
+        taken = self._taken(generator)
         if self._grouped:
-            return iter(get_length_grouped_indices(self._lengths, self._batch, generator=generator))
-        return iter(torch.randperm(len(self._lengths), generator=generator).tolist())
+            lengths = [self._lengths[index] for index in taken]
+            places = get_length_grouped_indices(lengths, self._batch, generator=generator)
+        else:
+            places = torch.randperm(len(taken), generator=generator).tolist()
+        return iter([taken[place] for place in places])
+
+    def _taken(self, generator: torch.Generator) -> list[int]:
+        """The examples of the epoch; what is less than a whole pass over a file is chosen anew in each."""
+        taken: list[int] = []
+        first = 0
+        for count, weight in self._portions:
+            rest = per_epoch(count, weight) - int(weight) * count
+            chosen = torch.randperm(count, generator=generator)[:rest].tolist() if rest else []
+            taken += [first + index for index in (*list(range(count)) * int(weight), *chosen)]
+            first += count
+        return taken
+
+
+def per_epoch(count: int, weight: float) -> int:
+    """How many examples an epoch has of a file with so many, at least one."""
+    return max(1, round(count * weight))
 
 
 class Watch(TrainerCallback):

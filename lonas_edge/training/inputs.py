@@ -1,9 +1,7 @@
 """What a training works on: base model, search space, data and machine, opened and checked before the model is loaded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -15,13 +13,12 @@ from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
-from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.plan import TrainOptions
-from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Encoded, Subject, read_subject
+from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Files, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
 
 TAUGHT_SHARE = 0.5  # of the loss, where a teacher is named and no share
@@ -89,11 +86,6 @@ class Inputs:
     teacher: Teacher | None = None
 
     @property
-    def data(self) -> Path:
-        """The file of the data."""
-        return self.subject.path
-
-    @property
     def architecture(self) -> Architecture:
         """The base model's shapes."""
         return self.elasticity.architecture
@@ -106,7 +98,7 @@ class Inputs:
 
 def open_inputs(
     model: str,
-    data: Path,
+    data: Files,
     nncf_config: Path | None = None,
     revision: str | None = None,
     elastic: bool = True,
@@ -116,7 +108,7 @@ def open_inputs(
 
     Args:
         model: The base model.
-        data: The instruction data, or a TSV file of GLUE's.
+        data: The files to learn from: instructions, conversations and texts, or a TSV file of GLUE's.
         nncf_config: The search space, or None.
         revision: The base model's revision on the hub.
         elastic: Whether sub-networks are trained; a plain LoRA adapter takes nothing but the stages from the search space.
@@ -143,7 +135,7 @@ def open_inputs(
 
 def open_specialized(
     start: str,
-    data: Path,
+    data: Files,
     subnet: str | None = None,
     model: str | None = None,
     nncf_config: Path | None = None,
@@ -154,7 +146,7 @@ def open_specialized(
 
     Args:
         start: The super-adapter that it begins as.
-        data: The data.
+        data: The files to learn from.
         subnet: The sub-network, as of --subnet.
         model: The base model; the one that the super-adapter names when None.
         nncf_config: The search space; that of the super-adapter when None.
@@ -219,8 +211,12 @@ def settled(inputs: Inputs, options: TrainOptions) -> TrainOptions:
 
     Returns:
         The options; nothing is open but how long and in which portions.
+
+    Raises:
+        LonasEdgeError: If the data cannot be put in the template that is named.
     """
     found = inputs.start.options(options) if inputs.start else resolved(options, inputs.architecture)
+    found = inputs.subject.settled(found, options.prompt)
     share = TAUGHT_SHARE if inputs.teacher else 0.0
     return replace(
         found,
@@ -303,60 +299,3 @@ def precision_of(options: TrainOptions) -> str:
     if device_of(options) == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def tokenized(inputs: Inputs, options: TrainOptions) -> tuple[Any, list[Encoded]]:
-    """Make the examples tokens.
-
-    Args:
-        inputs: Base model and data.
-        options: How to train.
-
-    Returns:
-        The tokenizer; `input_ids` and what else the collator takes, of every example that can be learned.
-
-    Raises:
-        LonasEdgeError: If there is no usable tokenizer, it is another model's, or no example is left.
-    """
-    tokenizer = _tokenizer(inputs.base.folder)
-    subject = inputs.subject
-    if lacks := subject.lacks(tokenizer):
-        folder = inputs.base.folder
-        raise LonasEdgeError(f"{folder}: the tokenizer has no {lacks} token; set one in tokenizer_config.json")
-    encoded = subject.encoded(tokenizer, options)
-    if not encoded:
-        raise LonasEdgeError(
-            f"{inputs.data}: each of its {subject.count} examples is longer than --max-length {options.max_length} "
-            "tokens, or has no output. Raise it."
-        )
-    for example in encoded:
-        refuse_beyond_vocabulary(example["input_ids"], inputs)
-    # shorter examples are filled with one, and the model looks it up; with the other answers end
-    ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
-    refuse_beyond_vocabulary(ends, inputs)
-    return tokenizer, encoded
-
-
-def refuse_beyond_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
-    """Refuse tokens that the model does not have.
-
-    Args:
-        ids: Token ids.
-        inputs: Says the model.
-
-    Raises:
-        LonasEdgeError: If one is larger than the model's vocabulary.
-    """
-    size, largest = inputs.architecture.config.vocab_size, max(ids, default=0)
-    if largest >= size:
-        raise LonasEdgeError(
-            f"{inputs.base.folder}: the tokenizer gives token {largest}, and the model's vocabulary has {size} entries. "
-            "Do tokenizer and model belong together?"
-        )
-
-
-def _tokenizer(folder: Path) -> Any:
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise LonasEdgeError(f"{folder}: training needs the model's tokenizer; there are no tokenizer files")
-    return tokenizer

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
+from lonas_edge.data.instructions import TEXT
 from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
 from lonas_edge.training.inputs import Inputs, device_of, precision_of
 from lonas_edge.training.plan import Plan
+from lonas_edge.training.subjects import Portion
+from lonas_edge.training.tokens import Tokens
 from lonas_edge.training.working import Resumption, Settings
 from lonas_edge.versions import versions
 
@@ -22,7 +25,7 @@ def make_record(
     plan: Plan,
     settings: Settings,
     state: TrainerState,
-    learned: int,
+    tokens: Tokens,
     reordered: bool,
     resumption: Resumption,
     seconds: float,
@@ -34,7 +37,7 @@ def make_record(
         plan: Its steps.
         settings: Its settings, as they were at the start.
         state: The Trainer's, at the end.
-        learned: How many examples had an output and were not too long.
+        tokens: What was learned.
         reordered: Whether channels were put in order.
         resumption: Where this run went on, if it did.
         seconds: Of this run.
@@ -48,9 +51,13 @@ def make_record(
         search_space=settings.search_space if inputs.space.groups else None,
         specialized=Specialized(start.located.name, settings.start, start.subnetwork.name, settings.widths) if start else None,
         teacher=Taught(inputs.teacher.name, settings.teacher) if inputs.teacher else None,
-        data=TrainedData(inputs.data.name, settings.data, learned, inputs.subject.count - learned),
+        data=tuple(
+            _data(portion, sha256, len(encoded))
+            for portion, (sha256, _), encoded in zip(inputs.subject.portions, settings.data, tokens.files, strict=True)
+        ),
         task=inputs.subject.glue,
-        prompt=inputs.subject.template(options),
+        prompt=tokens.prompting.template if tokens.prompting else None,
+        chat_template=tokens.prompting.chat if tokens.prompting else None,
         options=json.loads(json.dumps(asdict(options))),
         reordered=reordered,
         stages=tuple(asdict(stage) for stage in plan.stages),
@@ -65,6 +72,12 @@ def make_record(
         losses=tuple(logged(entry) for entry in state.log_history if "loss" in entry),
         versions=versions(_PACKAGES),
     )
+
+
+def _data(portion: Portion, sha256: str, learned: int) -> TrainedData:
+    """A text gives pieces, so that none of them is left out."""
+    left_out = 0 if portion.kind == TEXT else portion.count - learned
+    return TrainedData(portion.path.name, sha256, portion.kind, portion.weight, learned, left_out)
 
 
 def logged(entry: dict[str, Any]) -> Logged:

@@ -1,36 +1,56 @@
-"""What a training learns: one object a kind of data, instruction data for causal language models and GLUE's for classifiers."""
+"""What a training learns: one object a kind of data, of what is said for causal language models and GLUE's for classifiers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.encoding import Collator, PairCollator, encode, encode_pairs
+import torch
+
+from lonas_edge.data.conversations import chat_as_template, chat_template_of
+from lonas_edge.data.encoding import Collator, PairCollator, Prompting, asked, encode, encode_pairs
 from lonas_edge.data.glue import GlueTask, Pair, task_of
-from lonas_edge.data.instructions import read_examples
-from lonas_edge.data.templates import TEMPLATES, Example, Template
+from lonas_edge.data.instructions import MESSAGES, Data, Learned, read_data
+from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.source import Source
+from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.training.plan import TrainOptions
 
 DEFAULT_PROMPT, PUBLISHED = "alpaca", "lonas"  # where none is named, and that of adapters which say nothing
 Encoded = dict[str, Any]  # of an example: `input_ids` and what else its collator takes
 Batch = dict[str, Any]  # tensors by name
+Files = Path | Sequence[tuple[Path, float]]  # the data: a file, or several with how often an epoch has each of their examples
 
 
 @dataclass(frozen=True)
-class Subject(ABC):
-    """Data, and what a model of its task learns of it.
+class Portion:
+    """A file of the data.
 
     Attributes:
         path: The file.
+        kind: What its records are: a kind of `data.instructions`, or glue.
+        count: How many there are.
+        weight: How often an epoch has each.
     """
 
     path: Path
+    kind: str
+    count: int
+    weight: float = 1.0
+
+
+class Subject(ABC):
+    """Data, and what a model of its task learns of it."""
+
+    @property
+    @abstractmethod
+    def portions(self) -> tuple[Portion, ...]:
+        """Its files."""
 
     @property
     @abstractmethod
@@ -43,22 +63,47 @@ class Subject(ABC):
         """What a message calls a training on it."""
 
     @property
-    @abstractmethod
-    def count(self) -> int:
-        """How many examples there are."""
-
-    @property
     def head(self) -> tuple[str, ...] | None:
         """Names of the outputs that the head must have; None where it is the model's own."""
         return None
 
     @property
     def glue(self) -> str | None:
-        """The task's name in a record; None for instruction data."""
+        """The task's name in a record; None for what is no task of GLUE."""
         return None
 
-    def template(self, options: TrainOptions) -> Template | None:
-        """The prompt, where examples are put in one."""
+    def settled(self, options: TrainOptions, prompt: str | None) -> TrainOptions:
+        """The options, with the prompt that the data needs.
+
+        Args:
+            options: How to train, with the usual prompt.
+            prompt: The prompt that was asked for, if one was.
+
+        Returns:
+            The options.
+
+        Raises:
+            LonasEdgeError: If the data cannot be put in the prompt that is asked for.
+        """
+        return options
+
+    def prompting(
+        self, options: TrainOptions, tokenizer: Any, folder: Path, before: TrainingRecord | None = None
+    ) -> Prompting | None:
+        """What makes text of the examples; None where they are taken as they are.
+
+        Args:
+            options: How to train, settled.
+            tokenizer: The model's.
+            folder: Where the model lies, for messages.
+            before: Record of the super-adapter that is trained further: its prompt is taken, as far as it is the same.
+
+        Returns:
+            The template, and the chat template where that is used.
+
+        Raises:
+            LonasEdgeError: If the model has no chat template, and it is needed.
+        """
         return None
 
     def check(self, source: Source) -> None:
@@ -85,15 +130,16 @@ class Subject(ABC):
         """What the tokenizer needs and has not."""
 
     @abstractmethod
-    def encoded(self, tokenizer: Any, options: TrainOptions) -> list[Encoded]:
+    def encoded(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
         """Make the examples tokens.
 
         Args:
             tokenizer: The model's.
-            options: How to train, resolved.
+            options: How to train, settled.
+            prompting: As of `prompting`.
 
         Returns:
-            Those that can be learned.
+            Of each file those that can be learned.
         """
 
     @abstractmethod
@@ -101,13 +147,16 @@ class Subject(ABC):
         """Makes a batch of encoded examples."""
 
     @abstractmethod
-    def calibration(self, places: Sequence[int], tokenizer: Any, options: TrainOptions) -> Iterator[Batch]:
+    def calibration(
+        self, places: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
         """What the importance of channels is taken from.
 
         Args:
-            places: Of the examples.
+            places: Of the examples, file by file.
             tokenizer: The model's.
-            options: How to train, resolved.
+            options: How to train, settled.
+            prompting: As of `prompting`.
 
         Yields:
             A batch of one example each, what it is to answer left out.
@@ -115,10 +164,15 @@ class Subject(ABC):
 
 
 @dataclass(frozen=True)
-class Instructions(Subject):
-    """Instruction data."""
+class Said(Subject):
+    """Instructions, conversations and texts."""
 
-    examples: tuple[Example, ...]
+    files: tuple[Data, ...]
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """See `Subject`."""
+        return tuple(Portion(data.path, data.kind, len(data.examples), data.weight) for data in self.files)
 
     @property
     def task(self) -> Task:
@@ -128,47 +182,65 @@ class Instructions(Subject):
     @property
     def asks(self) -> str:
         """See `Subject`."""
-        return f"{self.path}: a training on instruction data"
+        return f"{self.files[0].path}: a training on {self.files[0].kind} data"
 
-    @property
-    def count(self) -> int:
-        """See `Subject`."""
-        return len(self.examples)
+    def settled(self, options: TrainOptions, prompt: str | None) -> TrainOptions:
+        """See `Subject`; conversations are in the model's chat template."""
+        chats = [data.path for data in self.files if data.kind == MESSAGES]
+        if chats and prompt not in (None, CHAT):
+            raise LonasEdgeError(
+                f"--prompt {prompt}: {chats[0]} holds conversations, which the model's chat template makes text of. "
+                "Leave it out, or give instruction data."
+            )
+        return replace(options, prompt=CHAT) if chats else options
 
-    def template(self, options: TrainOptions) -> Template | None:
+    def prompting(self, options: TrainOptions, tokenizer: Any, folder: Path, before: TrainingRecord | None = None) -> Prompting:
         """See `Subject`."""
-        return TEMPLATES[options.prompt or DEFAULT_PROMPT]
+        name = options.prompt or DEFAULT_PROMPT
+        recorded = before.prompt if before and before.prompt and before.prompt.name == name else None
+        if name != CHAT:
+            return Prompting(recorded or TEMPLATES[name])
+        chat = (before.chat_template if before else None) or chat_template_of(tokenizer, folder)
+        return Prompting(recorded or chat_as_template(chat, tokenizer, folder), chat)
 
     def lacks(self, tokenizer: Any) -> str | None:
         """See `Subject`; answers end with EOS."""
         return None if tokenizer.eos_token_id is not None else "EOS"
 
-    def encoded(self, tokenizer: Any, options: TrainOptions) -> list[Encoded]:
+    def encoded(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
         """See `Subject`; what has no output or is too long is left out."""
-        template, length = TEMPLATES[options.prompt or DEFAULT_PROMPT], options.max_length or self.task.sequence_length
-        encoded: list[Encoded] = [*encode(self.examples, template, tokenizer, length, options.train_on_prompt)]
-        return encoded
+        assert prompting  # see above
+        length = options.max_length or self.task.sequence_length
+        return [[*encode(data.examples, prompting, tokenizer, length, options.train_on_prompt)] for data in self.files]
 
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         """See `Subject`."""
         pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
         return Collator(eos if pad is None else pad)
 
-    def calibration(self, places: Sequence[int], tokenizer: Any, options: TrainOptions) -> Iterator[Batch]:
+    def calibration(
+        self, places: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
         """See `Subject`; prompts."""
-        template, length = TEMPLATES[options.prompt or DEFAULT_PROMPT], options.max_length or self.task.sequence_length
+        assert prompting  # see above
+        examples: list[Learned] = [example for data in self.files for example in data.examples]
         for place in places:
-            text = template.prompt(self.examples[place])
-            encoded = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
-            yield {name: encoded[name] for name in ("input_ids", "attention_mask")}
+            ids = torch.tensor([asked(examples[place], prompting, tokenizer, options.max_length or self.task.sequence_length)])
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @dataclass(frozen=True)
 class Glue(Subject):
     """A task of GLUE."""
 
+    path: Path
     of: GlueTask
     pairs: tuple[Pair, ...]
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """See `Subject`."""
+        return (Portion(self.path, "glue", len(self.pairs)),)
 
     @property
     def task(self) -> Task:
@@ -179,11 +251,6 @@ class Glue(Subject):
     def asks(self) -> str:
         """See `Subject`."""
         return f"{self.path}: a training on GLUE's {self.of.name}"
-
-    @property
-    def count(self) -> int:
-        """See `Subject`."""
-        return len(self.pairs)
 
     @property
     def head(self) -> tuple[str, ...] | None:
@@ -220,16 +287,18 @@ class Glue(Subject):
         missing = [name for name in ("CLS", "PAD") if getattr(tokenizer, f"{name.lower()}_token_id") is None]
         return " and ".join(missing) or None
 
-    def encoded(self, tokenizer: Any, options: TrainOptions) -> list[Encoded]:
+    def encoded(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
         """See `Subject`; the longer text of what is too long is cut, as in the published trainings."""
         encoded = encode_pairs(self.pairs, tokenizer, options.max_length or self.task.sequence_length)
-        return [{**one, "labels": pair.label} for one, pair in zip(encoded, self.pairs, strict=True)]
+        return [[{**one, "labels": pair.label} for one, pair in zip(encoded, self.pairs, strict=True)]]
 
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         """See `Subject`."""
         return PairCollator(tokenizer.pad_token_id, self.of.regression)
 
-    def calibration(self, places: Sequence[int], tokenizer: Any, options: TrainOptions) -> Iterator[Batch]:
+    def calibration(
+        self, places: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
         """See `Subject`."""
         chosen = [self.pairs[place] for place in places]
         collate = self.collator(tokenizer)
@@ -237,11 +306,11 @@ class Glue(Subject):
             yield {name: tensor for name, tensor in collate([{**one, "labels": 0}]).items() if name != "labels"}
 
 
-def read_subject(data: Path, task: str | None = None) -> Subject:
-    """Read the data of a training: a TSV file is GLUE's, anything else instruction data.
+def read_subject(data: Files, task: str | None = None) -> Subject:
+    """Read the data of a training: a TSV file is GLUE's, anything else instructions, conversations or texts.
 
     Args:
-        data: The file.
+        data: The files.
         task: The task of GLUE; that which the file's folder is named by when None.
 
     Returns:
@@ -250,7 +319,24 @@ def read_subject(data: Path, task: str | None = None) -> Subject:
     Raises:
         LonasEdgeError: If it is missing, empty or not of the format; every fault is listed.
     """
-    if task is None and data.suffix.lower() != ".tsv":
-        return Instructions(data, tuple(read_examples(data)))
-    of = task_of(data, task)
-    return Glue(data, of, tuple(of.read(data)))
+    files = [(data, 1.0)] if isinstance(data, Path) else list(data)
+    tables = [path for path, _ in files if task is not None or path.suffix.lower() == ".tsv"]
+    if not tables:
+        return _said(files)
+    if len(files) > 1 or files[0][1] != 1.0:
+        raise LonasEdgeError(f"{tables[0]}: a task of GLUE is one file, learned as it is; give --data once, without a weight")
+    of = task_of(tables[0], task)
+    return Glue(tables[0], of, tuple(of.read(tables[0])))
+
+
+def _said(files: Sequence[tuple[Path, float]]) -> Said:
+    """Read the files; what is wrong with several is listed together."""
+    read, problems = [], []
+    for path, weight in files:
+        try:
+            read.append(read_data(path, weight))
+        except LonasEdgeError as error:
+            problems.append(str(error))
+    if problems:
+        raise LonasEdgeError("\n".join(problems))
+    return Said(tuple(read))

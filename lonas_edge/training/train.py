@@ -35,7 +35,7 @@ from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import STATE, step_of
-from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
+from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, per_epoch, restore_adapter
 from lonas_edge.training.inputs import (
     Inputs,
     Start,
@@ -44,14 +44,12 @@ from lonas_edge.training.inputs import (
     device_of,
     lora_config,
     precision_of,
-    refuse_beyond_vocabulary,
     settled,
-    tokenized,
 )
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
 from lonas_edge.training.record import make_record
-from lonas_edge.training.subjects import Encoded
 from lonas_edge.training.super_adapter import write_super_adapter
+from lonas_edge.training.tokens import Tokens, refuse_beyond_vocabulary, tokenized
 from lonas_edge.training.working import RUNS, Settings, WorkingDirectory
 
 _PATIENCE = timedelta(hours=6)  # how long processes wait while the first loads, hashes and calibrates
@@ -90,7 +88,7 @@ def train(
         run = _prepared(inputs, options, working, report, tell)
         if run.state.is_main_process:
             others = [one.folder for one in (inputs.start and inputs.start.located, inputs.teacher) if one]
-            used = (inputs.base.folder, inputs.data, inputs.nncf_config, *others)
+            used = (inputs.base.folder, *(portion.path for portion in inputs.subject.portions), inputs.nncf_config, *others)
             return run.lead(OutputDirectory(output, overwrite, used), resume)
         run.trained()
         run.state.wait_for_everyone()
@@ -102,10 +100,10 @@ def _prepared(
 ) -> "_Run":
     state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
     set_seed(options.seed)
-    tokenizer, encoded = tokenized(inputs, options)
-    plan = _plan(inputs, options, len(encoded))
+    tokens = tokenized(inputs, options)
+    plan = _plan(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.portions))
     arguments = _arguments(plan, options, state.num_processes, working.path)
-    return _Run(inputs, options, plan, tokenizer, encoded, working, state, arguments, report, tell)
+    return _Run(inputs, options, plan, tokens, working, state, arguments, report, tell)
 
 
 def _plan(inputs: Inputs, options: TrainOptions, examples: int) -> Plan:
@@ -181,8 +179,7 @@ class _Run:
     inputs: Inputs
     options: TrainOptions
     plan: Plan
-    tokenizer: Any
-    encoded: list[Encoded]
+    tokens: Tokens
     working: WorkingDirectory
     state: PartialState
     arguments: TrainingArguments
@@ -195,7 +192,8 @@ class _Run:
         directory.check(0 if resume else _needed_bytes(inputs, options))
         nncf_config = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
         settings = Settings.of(inputs, options, self.plan, self.state.num_processes)
-        files = {"base": inputs.base.folder, "tokenizer": inputs.base.folder, "data": inputs.data}
+        data = ", ".join(str(portion.path) for portion in inputs.subject.portions)
+        files: dict[str, Path | str] = {"base": inputs.base.folder, "tokenizer": inputs.base.folder, "data": data}
         files |= {"search_space": inputs.nncf_config, "stages": inputs.nncf_config} if inputs.nncf_config else {}
         files |= {"teacher": inputs.teacher.folder} if inputs.teacher else {}
         if inputs.start:
@@ -208,7 +206,7 @@ class _Run:
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
-            record = make_record(inputs, self.plan, settings, state, len(self.encoded), bool(order), resumption, seconds)
+            record = make_record(inputs, self.plan, settings, state, self.tokens, bool(order), resumption, seconds)
             with directory.open() as folder:
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
                 if inputs.space.groups:
@@ -251,14 +249,15 @@ class _Run:
             return found
         if resumed:
             raise LonasEdgeError(f"{folder}: its channel order is missing; start again with --overwrite, without --resume")
-        count, wanted = self.inputs.subject.count, self.options.calibration_prompts
+        count, wanted = sum(portion.count for portion in self.inputs.subject.portions), self.options.calibration_prompts
         chosen = Random(self.options.seed).sample(range(count), min(wanted, count))
         found = by_importance(self._base().to(self.state.device), elasticity, self._calibration(chosen))
         found.save(folder)
         return found
 
     def _calibration(self, places: list[int]) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self.inputs.subject.calibration(places, self.tokenizer, self.options):
+        tokens = self.tokens
+        for batch in self.inputs.subject.calibration(places, tokens.tokenizer, self.options, tokens.prompting):
             refuse_beyond_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
@@ -296,9 +295,10 @@ class _Run:
             self.options.group_by_length,
             self._teacher(),
             self.options.temperature,
+            self.tokens.portions,
             args=self.arguments,
-            train_dataset=self.encoded,
-            data_collator=self.inputs.subject.collator(self.tokenizer),
+            train_dataset=self.tokens.examples,
+            data_collator=self.inputs.subject.collator(self.tokens.tokenizer),
             optimizers=(optimizer, LambdaLR(optimizer, self.plan.learning_rate)),
             callbacks=[Watch(self.report)],
         )

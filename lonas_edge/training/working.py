@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,11 @@ _OURS = re.compile(
 )
 
 
+def _fourth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 knew one file."""
+    return {**content, "data": [[content["data"], 1.0]]} if "data" in content else content
+
+
 @dataclass(frozen=True)
 class Settings(Record):
     """What must not change between a training and its resumption.
@@ -45,7 +50,7 @@ class Settings(Record):
         widths: Those of that sub-network.
         teacher: SHA-256 of the teacher's files; none without.
         tokenizer: That of its tokenizer's files.
-        data: That of the data.
+        data: That of each file of the data, and how often an epoch has its examples.
         search_space: Hash of the search space.
         stages: The `PlannedStage`s without their learning rates.
         processes: How many train in parallel.
@@ -53,10 +58,11 @@ class Settings(Record):
     """
 
     NAME: ClassVar = "training-settings"
-    VERSION: ClassVar = 3
+    VERSION: ClassVar = 4
     MIGRATIONS: ClassVar = {
         1: lambda before: {**before, "start": {}, "widths": []},
         2: lambda before: {**before, "teacher": {}},
+        3: _fourth,
     }
     AGAIN: ClassVar = "The training cannot be resumed."
 
@@ -65,7 +71,7 @@ class Settings(Record):
     widths: tuple[int, ...]
     teacher: dict[str, str]
     tokenizer: dict[str, str]
-    data: str
+    data: tuple[tuple[str, float], ...]
     search_space: str
     stages: tuple[dict[str, int | float | None], ...]
     processes: int
@@ -83,14 +89,14 @@ class Settings(Record):
             widths=inputs.start.subnetwork.widths if inputs.start else (),
             teacher={path.name: sha256(path) for path in inputs.teacher.files} if inputs.teacher else {},
             tokenizer={path.name: sha256(path) for path in tokenizer},
-            data=sha256(inputs.data),
+            data=tuple((sha256(portion.path), portion.weight) for portion in inputs.subject.portions),
             search_space=inputs.space.hash,
             stages=tuple(_compared(stage) for stage in plan.stages),
             processes=processes,
             options=options,
         )
 
-    def changes(self, before: "Settings", files: Mapping[str, Path]) -> list[str]:
+    def changes(self, before: "Settings", files: Mapping[str, Path | str]) -> list[str]:
         """What differs from before, and may not; with the files that some settings are hashes of."""
         found = []
         for name in (field.name for field in fields(self) if field.name != "options"):
@@ -145,7 +151,7 @@ class WorkingDirectory:
 
     @contextmanager
     def held(
-        self, settings: Settings, resume: bool, overwrite: bool, files: Mapping[str, Path] = MappingProxyType({})
+        self, settings: Settings, resume: bool, overwrite: bool, files: Mapping[str, Path | str] = MappingProxyType({})
     ) -> Iterator[Resumption]:
         """Open it and hold it while a training runs. What ends the training says what is kept; what is of no use is not left.
 
@@ -211,7 +217,7 @@ class WorkingDirectory:
         with suppress(OSError):
             self.path.rmdir()
 
-    def _reopen(self, settings: Settings, files: Mapping[str, Path]) -> None:
+    def _reopen(self, settings: Settings, files: Mapping[str, Path | str]) -> None:
         if not self.path.is_dir() or not any(self.path.iterdir()):
             raise LonasEdgeError(f"{self.path}: there is no unfinished training to --resume; leave --resume out")
         if not (self.path / SETTINGS).exists():

@@ -8,7 +8,7 @@ import pytest
 
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.training_record import Logged, Specialized, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
 
 OF_VERSION_1: dict[str, Any] = {
     "format": 1,
@@ -36,7 +36,14 @@ OF_VERSION_1: dict[str, Any] = {
     "losses": [{"step": 1, "loss": 6.76, "learning_rate": 0.00015, "grad_norm": None}, {"step": 2, "loss": 6.5}],
     "versions": {"python": "3.11.7", "torch": "2.13.0+cpu"},
 }
-LATER = {"damaged_checkpoints": [], "specialized": None, "teacher": None, "task": None}
+LATER: dict[str, Any] = {
+    "damaged_checkpoints": [],
+    "specialized": None,
+    "teacher": None,
+    "task": None,
+    "chat_template": None,
+    "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "left_out": 2}],
+}
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
@@ -49,7 +56,7 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
 def test_version_1_is_read(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, OF_VERSION_1))
     assert record.base == TrainedBase("base", None, {"config.json": "8f40", "model.safetensors": "5e45"})
-    assert record.data == TrainedData("data.json", "e9d4", 30, 2)
+    assert record.data == (TrainedData("data.json", "e9d4", "instruction", 1.0, 30, 2),)
     assert record.prompt == TEMPLATES["question"]
     assert record.losses == (Logged(1, 6.76, 0.00015, None), Logged(2, 6.5, None, None))
     assert (record.search_space, record.reordered, record.steps, record.seconds) == ("e1b5", True, 2, 0.4)
@@ -82,16 +89,13 @@ def test_version_4_is_read(tmp_path: Path) -> None:
 
 
 def test_version_5_is_read(tmp_path: Path) -> None:
-    """It knew instruction data alone."""
-    content = {
-        "schema": "lonas-edge/training/5",
-        **OF_VERSION_1,
-        "damaged_checkpoints": [],
-        "specialized": None,
-        "teacher": None,
-    }
+    """It knew one file, of instructions."""
+    made = {"damaged_checkpoints": [], "specialized": None, "teacher": {"name": "lora", "sha256": {"config.json": "2a"}}}
+    content = {"schema": "lonas-edge/training/5", **OF_VERSION_1, **made}
     record = TrainingRecord.read(written(tmp_path, {name: value for name, value in content.items() if name != "format"}))
-    assert (record.task, record.prompt) == (None, TEMPLATES["question"])
+    assert record.teacher == Taught("lora", {"config.json": "2a"})
+    assert record.data == (TrainedData("data.json", "e9d4", "instruction", 1.0, 30, 2),)
+    assert (record.task, record.chat_template) == (None, None)
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_super_adapter(task: str, reorder: bool, tiny_bert: TinyBert, material
     source = tiny_bert.source()
     record = run(source, write_task(tmp_path, task), tmp_path / "out", reorder=reorder)
     assert (record.task, record.prompt, record.options["max_length"]) == (task, None, 64)
-    assert record.data.examples == 12 and record.losses[-1].loss is not None
+    assert record.data[0].examples == 12 and record.data[0].kind == "glue" and record.losses[-1].loss is not None
     opened = open_source(str(tmp_path / "out"))
     labels = ["entailment", "not_entailment"] if task == "RTE" else ["score"]
     assert list(opened.architecture.config.id2label.values()) == labels
@@ -231,6 +231,13 @@ def test_what_a_classifier_has_not(tiny_bert: TinyBert, tmp_path: Path) -> None:
     train(open_inputs(str(source.base), data, source.space), tmp_path / "super", TrainOptions(**OPTIONS))
     with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors alone, .* more:\n.*modules_to_save"):
         open_specialized(str(tmp_path / "super"), data)
+
+
+def test_one_file_as_it_is(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    data, base = write_task(tmp_path, "RTE"), str(tiny_bert.base())
+    for files in ([(data, 2.0)], [(data, 1.0), (data, 1.0)]):
+        with pytest.raises(LonasEdgeError, match="a task of GLUE is one file, learned as it is; give --data once"):
+            open_inputs(base, files)
 
 
 def test_a_length_beyond_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ def test_opened(llama: TinySource, data: Path) -> None:
     inputs = open_inputs(str(llama.base), data, llama.space)
     assert (inputs.base.name, inputs.base.folder, inputs.base.revision) == ("base-llama", llama.base, None)
     assert [list(group.widths) for group in inputs.space.groups] == llama.groups()
-    assert [(e.instruction, e.output) for e in inputs.subject.examples] == [(e["instruction"], e["output"]) for e in EXAMPLES]
+    assert [(e.instruction, e.output) for e in inputs.subject.files[0].examples] == [
+        (e["instruction"], e["output"]) for e in EXAMPLES
+    ]
 
 
 def test_faults_of_search_settings_do_not_matter(llama_copy: TinySource, data: Path) -> None:

@@ -1,0 +1,187 @@
+"""Conversations: `messages` in the model's own chat template, of which what the assistant says is learned.
+
+A template is Jinja, rendered by transformers in its sandbox. Where it marks the assistant's turns (`{% generation %}`), those
+marks are taken, as TRL does. Elsewhere a turn is what rendering the conversation up to it adds to rendering what was before,
+with the prompt for an answer: the text is told apart, not the tokens, so that the tokens are those of the whole conversation.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.data.templates import CHAT, Template
+from lonas_edge.errors import LonasEdgeError, one_line
+
+ROLES = ("system", "user", "assistant")
+_MARKS = re.compile(r"\{%-?\s*generation\b")
+_ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # nothing that a template says itself
+_CONTEXT = "\n\n"  # between an instruction and its input, in one message
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages by their roles; `place` is where they were read, for errors."""
+
+    messages: tuple[tuple[str, str], ...]
+    place: str = field(default="", compare=False)
+
+    def rendered(self, tokenizer: Any, chat: str, count: int | None = None, asking: bool = False) -> str:
+        """The text of its first messages.
+
+        Args:
+            tokenizer: Knows the template's special tokens.
+            chat: The template.
+            count: How many messages; all when None.
+            asking: Whether the prompt for an answer follows.
+
+        Returns:
+            The text.
+
+        Raises:
+            LonasEdgeError: If the template refuses them.
+        """
+        messages = [{"role": role, "content": content} for role, content in self.messages[:count]]
+        try:
+            text = tokenizer.apply_chat_template(messages, chat_template=chat, tokenize=False, add_generation_prompt=asking)
+        except Exception as error:  # jinja2's, and what a template does to values that are none
+            reason = one_line(str(error)) or type(error).__name__
+            raise LonasEdgeError(f"{self.place}: the chat template refuses the conversation: {reason}") from error
+        return str(text)
+
+
+def conversation_fault(item: Any) -> str | None:
+    """What is wrong with a record of `messages`; None where nothing is."""
+    messages = item.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return "'messages' is not a list of messages"
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            return f"message {index}: expected an object with 'role' and 'content', found {type(message).__name__}"
+        if message.get("role") not in ROLES:
+            return f"message {index}: unknown role {str(message.get('role'))[:50]!r}; expected {', '.join(ROLES)}"
+        if not isinstance(message.get("content"), str) or not message["content"]:
+            return f"message {index}: no text in 'content'"
+        if message["role"] == "system" and index:
+            return f"message {index}: a system message comes first, or not at all"
+    if not any(message["role"] == "assistant" for message in messages):
+        return "no message of the assistant: there is nothing to learn"
+    return None
+
+
+def chat_template_of(tokenizer: Any, folder: Path) -> str:
+    """A model's chat template.
+
+    Args:
+        tokenizer: The model's.
+        folder: Where it lies, for the message.
+
+    Returns:
+        Jinja.
+
+    Raises:
+        LonasEdgeError: If it has none.
+    """
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise LonasEdgeError(
+            f"{folder}: the model has no chat template (chat_template.jinja, or in tokenizer_config.json), which 'messages' "
+            "and --prompt chat need. Take its instruction-tuned release, put a template there, or give instruction data."
+        ) from error
+
+
+def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """Tokenize a conversation.
+
+    Args:
+        conversation: The conversation.
+        chat: The chat template.
+        tokenizer: The model's.
+
+    Returns:
+        Token ids, and for each whether the assistant says it.
+
+    Raises:
+        LonasEdgeError: If the template refuses it, or what the assistant says cannot be told from the rest.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise LonasEdgeError(f"{conversation.place}: 'messages' need a fast tokenizer, which tells a token's place in the text")
+    text = conversation.rendered(tokenizer, chat)
+    if _MARKS.search(chat):
+        return _marked(conversation, chat, tokenizer)
+    spans = _spans(conversation, chat, tokenizer, text)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    said = [any(start < to and end > of for of, to in spans) for start, end in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), said
+
+
+def _marked(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    messages = [{"role": role, "content": content} for role, content in conversation.messages]
+    found = tokenizer.apply_chat_template(
+        messages, chat_template=chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
+
+
+def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Where the assistant speaks: from the prompt for an answer to the end of its turn."""
+    found = []
+    for index, (role, _) in enumerate(conversation.messages):
+        if role != "assistant":
+            continue
+        before = conversation.rendered(tokenizer, chat, index, asking=True)
+        through = conversation.rendered(tokenizer, chat, index + 1)
+        if not (text.startswith(through) and through.startswith(before)):
+            raise LonasEdgeError(
+                f"{conversation.place}: message {index}: the chat template writes a turn otherwise when others follow, or when "
+                "it is asked for, so that what the assistant says cannot be told. Give a template that marks it, "
+                "by {% generation %}."
+            )
+        found.append((len(before), len(before) + len(_turn(through[len(before) :], tokenizer))))
+    return found
+
+
+def _turn(said: str, tokenizer: Any) -> str:
+    """What is learned of a turn: not the line's end that follows the token which ends it."""
+    stripped = said.rstrip()
+    return stripped if tokenizer.eos_token and stripped.endswith(tokenizer.eos_token) else said
+
+
+def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
+    """A chat template as a plain one, for examples of one instruction: what a user says, and what the assistant answers.
+
+    Args:
+        chat: The chat template.
+        tokenizer: The model's.
+        folder: Where it lies, for messages.
+
+    Returns:
+        The template. A BOS token that the tokenizer adds by itself is not in its text.
+
+    Raises:
+        LonasEdgeError: If the chat template cannot be written so.
+    """
+    one = Conversation((("user", _ASKED), ("assistant", _ANSWERED)), str(folder))
+    prompt, whole = one.rendered(tokenizer, chat, 1, asking=True), one.rendered(tokenizer, chat)
+    if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
+        raise LonasEdgeError(
+            f"{folder}: its chat template does not write a question and its answer one after the other, so that instruction "
+            "data cannot be put in it. Give 'messages', or another --prompt."
+        )
+    lead, _, end = whole[len(prompt) :].partition(_ANSWERED)
+    end = end.rstrip().removesuffix(tokenizer.eos_token or "\0")  # which ends every example
+    bos = tokenizer.bos_token
+    if bos and prompt.startswith(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        prompt = prompt.removeprefix(bos)
+    asked = _escaped(prompt)
+    return Template(
+        CHAT,
+        asked.replace(_ASKED, "{instruction}"),
+        asked.replace(_ASKED, f"{{instruction}}{_CONTEXT}{{input}}"),
+        response=f"{_escaped(lead)}{{output}}{_escaped(end)}",
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

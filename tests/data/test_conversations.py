@@ -1,0 +1,122 @@
+"""Conversations: what the assistant says is learned, in the model's own chat template; refused where that cannot be told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import CHATML, FORGETFUL, INSTRUCT, MARKED
+from tiny_models import tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, encode_conversation
+from lonas_edge.data.encoding import Prompting, encode
+from lonas_edge.data.instructions import read_data
+from lonas_edge.data.templates import TEMPLATES, Example
+from lonas_edge.errors import LonasEdgeError
+
+TURNS = (("user", "the in"), ("assistant", "a the"), ("user", "on{ }"), ("assistant", "er in"))
+WITH_SYSTEM = (("system", "Be it."), *TURNS)
+
+
+def messages(turns: Any) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def learned(ids: list[int], said: list[bool]) -> str:
+    """What is learned, decoded; runs are parted by |."""
+    text, before = "", False
+    for token, own in zip(ids, said, strict=True):
+        text += ("|" if own and not before and text else "") + (tokenizer().decode([token]) if own else "")
+        before = own
+    return text
+
+
+@pytest.mark.parametrize("turns", [TURNS, WITH_SYSTEM, TURNS[:2]])
+@pytest.mark.parametrize("chat", [CHATML, MARKED, INSTRUCT])
+def test_what_the_assistant_says_is_learned(chat: str, turns: Any) -> None:
+    """The tokens are those that transformers makes of the whole; learned are the answers, with the token that ends each."""
+    by = tokenizer()
+    if chat == INSTRUCT and turns == WITH_SYSTEM:
+        return
+    ids, said = encode_conversation(Conversation(turns), chat, by)
+    assert ids == by.apply_chat_template(messages(turns), chat_template=chat, tokenize=True, return_dict=True)["input_ids"]
+    lead = " " if chat == INSTRUCT else ""
+    assert learned(ids, said) == "|".join(f"{lead}{content}</s>" for role, content in turns if role == "assistant")
+    (example,) = encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, 500)
+    assert example == {"input_ids": ids, "labels": [token if own else -100 for token, own in zip(ids, said, strict=True)]}
+    (whole,) = encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, 500, train_on_prompt=True)
+    assert whole == {"input_ids": ids, "labels": ids}
+    assert encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, len(ids) - 1) == []
+
+
+def test_a_template_that_cannot_be_told_apart() -> None:
+    """Only the turn that it forgets makes it so; all such conversations are listed."""
+    by, fine = tokenizer(), Conversation(TURNS[:1])
+    bad = [Conversation(TURNS, f"data.jsonl, line {line}") for line in (3, 8)]
+    with pytest.raises(LonasEdgeError) as raised:
+        encode([fine, *bad], Prompting(TEMPLATES["alpaca"], FORGETFUL), by, 500)
+    told = str(raised.value)
+    assert "data.jsonl, line 3: message 1: the chat template writes a turn otherwise" in told
+    assert "data.jsonl, line 8: " in told
+    with pytest.raises(LonasEdgeError, match="line 1: the chat template refuses the conversation: no system message"):
+        encode_conversation(Conversation(WITH_SYSTEM, "line 1"), INSTRUCT, by)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("chat", [CHATML, INSTRUCT, MARKED])
+def test_as_a_plain_template(chat: str, adds_bos: bool) -> None:
+    """An instruction in it is, token by token, the conversation of a question and its answer."""
+    by = tokenizer()
+    if adds_bos:
+        by.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        if chat != INSTRUCT:
+            return  # the chat template has none: it is the tokenizer's own
+    template = chat_as_template(chat, by, Path("base"))
+    assert template.name == "chat"
+    for context, asked in (("", "the {in}"), ("on a", "the {in}\n\non a")):
+        example = Example("the {in}", context, "er {on}")
+        (found,) = encode([example], template, by, 500)
+        turns = messages((("user", asked), ("assistant", "er {on}")))
+        ids = by.apply_chat_template(turns, chat_template=chat, tokenize=True, return_dict=True)["input_ids"]
+        ids = ids[: len(ids) - ids[::-1].index(1)]  # to the token that ends the turn
+        assert found["input_ids"] == ids
+        answer = [token for token in found["labels"] if token != -100]
+        assert by.decode(answer) == ("" if chat != INSTRUCT else " ") + "er {on}</s>"
+
+
+def test_no_chat_template() -> None:
+    with pytest.raises(LonasEdgeError, match=r"base: the model has no chat template \(chat_template.jinja"):
+        chat_template_of(tokenizer(), Path("base"))
+    by = tokenizer()
+    by.chat_template = CHATML
+    assert chat_template_of(by, Path("base")) == CHATML
+    with pytest.raises(LonasEdgeError, match="does not write a question and its answer one after the other"):
+        chat_as_template("{{ messages[0].content }} {{ messages[0].content }}", by, Path("base"))
+
+
+GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ([GOOD[0]], "no message of the assistant"),
+        ([{"role": "tool", "content": "a"}, GOOD[1]], "message 0: unknown role 'tool'; expected system, user, assistant"),
+        ([], "'messages' is not a list of messages"),
+        ("hello", "'messages' is not a list of messages"),
+        ([GOOD[0], "b"], "message 1: expected an object with 'role' and 'content', found str"),
+        ([GOOD[0], {"role": "assistant", "content": None}], "message 1: no text in 'content'"),
+        ([{"role": "user", "content": [{"type": "text"}]}, GOOD[1]], "message 0: no text in 'content'"),
+        ([*GOOD, {"role": "system", "content": "c"}], "message 2: a system message comes first"),
+        ([GOOD[0], {"role": "assistant", "content": "\ud800"}], "half a character"),
+    ],
+)
+def test_wrong_messages_are_named_by_their_line(tmp_path: Path, wrong: Any, told: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(one) for one in ({"messages": GOOD}, {"messages": wrong}, {"instruction": "a"})))
+    with pytest.raises(LonasEdgeError) as raised:
+        read_data(path)
+    assert f"{path}: not messages data:\n  - line 2: {told}" in str(raised.value)
+    assert "line 3: 'messages' is not a list of messages" in str(raised.value)
+    assert 'Expected a JSON list of {"messages": [{"role": "user"' in str(raised.value)

@@ -1,0 +1,86 @@
+"""The kinds of data, and the files that hold them: a JSON list, JSON lines, Parquet."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from tiny_models import tokenizer
+
+from lonas_edge.data.conversations import Conversation
+from lonas_edge.data.encoding import encode
+from lonas_edge.data.instructions import read_data
+from lonas_edge.data.templates import TEMPLATES, Example, Text
+from lonas_edge.errors import LonasEdgeError
+
+RECORDS: dict[str, tuple[dict[str, Any], Any]] = {
+    "instruction": ({"instruction": "a", "input": "b", "output": "c", "text": "whatever"}, Example("a", "b", "c")),
+    "messages": (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "source": "x"},
+        Conversation((("user", "a"), ("assistant", "b"))),
+    ),
+    "text": ({"text": "the in a"}, Text("the in a")),
+}
+
+
+@pytest.mark.parametrize("container", ["json", "jsonl", "parquet", "data"])
+@pytest.mark.parametrize("kind", RECORDS)
+def test_read(kind: str, container: str, tmp_path: Path) -> None:
+    """Also a Parquet file of another name."""
+    record, expected = RECORDS[kind]
+    path = tmp_path / f"file.{container}"
+    if container in ("parquet", "data"):
+        Dataset.from_list([record] * 3).to_parquet(path)
+    else:
+        path.write_text(json.dumps([record] * 3) if container == "json" else "\n".join([json.dumps(record)] * 3))
+    found = read_data(path, 0.5)
+    assert (found.path, found.kind, found.weight) == (path, kind, 0.5)
+    assert found.examples == [expected] * 3
+    if kind == "messages":
+        places = ["row 0", "row 1", "row 2"] if container in ("parquet", "data") else None
+        assert places is None or [one.place for one in found.examples] == [f"{path}, {place}" for place in places]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut off", b'{"instruction": "a", "output": "b"}'])
+def test_unreadable_parquet(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file.parquet"
+    path.write_bytes(content)
+    with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: not a whole Parquet file"):
+        read_data(path)
+
+
+def test_parquet_of_other_columns_or_no_rows(tmp_path: Path) -> None:
+    Dataset.from_list([{"question": "a"}]).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(LonasEdgeError, match="row 0: no text in 'instruction' and 'output'"):
+        read_data(tmp_path / "other.parquet")
+    Dataset.from_dict({"text": []}).to_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(LonasEdgeError, match="holds no examples"):
+        read_data(tmp_path / "empty.parquet")
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(LonasEdgeError, match=r"Parquet needs pyarrow: pip install 'lonas-edge\[parquet\]'"):
+        read_data(tmp_path / "file.parquet")
+
+
+@pytest.mark.parametrize("wrong", [{"text": ""}, {"text": 7}, {"text": "\ud800"}, {"instruction": "a", "output": "b"}, 7])
+def test_wrong_texts(wrong: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps([{"text": "a"}, wrong]))
+    with pytest.raises(LonasEdgeError, match=r"not text data:\s+- line 1: .*[\s\S]*Expected a JSON list of {\"text\": \"…\"}"):
+        read_data(path)
+
+
+def test_a_text_is_learned_whole_in_pieces() -> None:
+    by = tokenizer()
+    ids = [*by("the in a on")["input_ids"], 1]
+    assert len(ids) == 7
+    (whole,) = encode([Text("the in a on")], TEMPLATES["alpaca"], by, 50)
+    assert whole == {"input_ids": ids, "labels": ids}
+    pieces = encode([Text("the in a on")], TEMPLATES["alpaca"], by, 4)
+    assert [piece["input_ids"] for piece in pieces] == [ids[:4], ids[4:]]
+    assert len(encode([Text("the in a on")], TEMPLATES["alpaca"], by, 6)) == 1  # a token alone predicts nothing

@@ -74,6 +74,7 @@ class WeightFormat:
         one_group_size: Whether no other group size may be asked for.
         outer: Name of the format of embedding and head, of what `export --ratio` leaves to it, and of every layer where no
             group size divides all input widths; None where it is the format itself.
+        data_aware: Whether NNCF's methods that look at data know it.
         tolerance: How far a faultless stored weight is from what it was made of, at most, in the units of
             `ir.compress.Compressed.restored`.
         kv_cache: OpenVINO's name of the KV cache's precision that stock clients give such an IR on a CPU (2026.4.1).
@@ -87,6 +88,7 @@ class WeightFormat:
     group_sizes: tuple[int, ...] = ()
     one_group_size: bool = False
     outer: str | None = None
+    data_aware: bool = False
     tolerance: float = 0.0
     kv_cache: str = "f16"
 
@@ -154,8 +156,8 @@ FORMATS = {
         WeightFormat("fp16", 16, tolerance=1.0),
         WeightFormat("int8", 8, "INT8_ASYM", 8, tolerance=1.0, kv_cache="u8"),
         WeightFormat("int8_sym", 8, "INT8_SYM", tolerance=1.1, kv_cache="u8"),
-        WeightFormat("int4", 4, "INT4_ASYM", 4, 16, _GROUPS, outer="int8", tolerance=1.0, kv_cache="u8"),
-        WeightFormat("int4_sym", 4, "INT4_SYM", 0, 16, _GROUPS, outer="int8", tolerance=1.1, kv_cache="u8"),
+        WeightFormat("int4", 4, "INT4_ASYM", 4, 16, _GROUPS, outer="int8", data_aware=True, tolerance=1.0, kv_cache="u8"),
+        WeightFormat("int4_sym", 4, "INT4_SYM", 0, 16, _GROUPS, outer="int8", data_aware=True, tolerance=1.1, kv_cache="u8"),
         WeightFormat("nf4", 4, "NF4", 0, 16, _GROUPS, outer="int8", tolerance=0.16, kv_cache="u8"),
         WeightFormat("mxfp4", 4, "MXFP4", 0, 8, (32,), True, outer="int8", tolerance=1.01, kv_cache="u8"),
         WeightFormat("fp8", 8, "FP8_E4M3", 0, 16, (WHOLE_ROWS,), outer="int8", tolerance=16.5, kv_cache="u8"),
@@ -174,3 +176,29 @@ def misfits(group_size: int, widths: Iterable[int]) -> list[int]:
         Those, once each, in order.
     """
     return [] if group_size == WHOLE_ROWS else sorted({width for width in widths if width % group_size})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compress that looks at data.
+
+    Attributes:
+        name: What it is called on the command line and in records.
+        options: What NNCF calls it: the options of `nncf.compress_weights` that are switched on.
+    """
+
+    name: str
+    options: tuple[str, ...]
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("scale-estimation", ("scale_estimation",)),
+        Method("awq", ("awq",)),
+        Method("awq-scale-estimation", ("awq", "scale_estimation")),
+        Method("gptq", ("gptq",)),
+        Method("gptq-scale-estimation", ("gptq", "scale_estimation")),
+    )
+}
+DEFAULT_METHOD = "gptq"  # of the measurements in docs/guide/export.md

@@ -25,7 +25,7 @@ from lonas_edge.cli.options import (
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.stages import STAGES
-from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.formats import DEFAULT_METHOD, DTYPES, FORMATS, METHODS
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -64,6 +64,27 @@ def command(
             help="Share of the weights between embedding and head, at most, that gets the format; the rest stays in int8: the "
             "matrices that NNCF finds most sensitive. Default: 1.",
         ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            click_type=USER_PATH,
+            metavar="DATA",
+            help="Instruction data that the compression of int4 and int4_sym looks at. The whole network is then in memory, "
+            "uncompressed. Default: weights alone decide.",
+        ),
+    ] = None,
+    int4_method: Annotated[
+        str | None,
+        typer.Option(
+            "--int4-method",
+            click_type=choice(METHODS),
+            help="What --calibration does, by NNCF. Default: gptq.",
+        ),
+    ] = None,
+    calibration_prompts: Annotated[
+        int | None, typer.Option("--calibration-prompts", min=1, help="Prompts of --calibration. Default: 64.")
     ] = None,
     stage: Annotated[
         str,
@@ -116,9 +137,10 @@ def command(
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id. A plain
     LoRA adapter needs no --nncf-config and has the maximal network only.
     """
-    of_an_ir = any(given(ctx, name) for name in ("fuse", "group_size", "ratio"))
+    of_an_ir = any(given(ctx, name) for name in ("fuse", "group_size", "ratio", "calibration"))
     _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"), of_an_ir)
     _refuse_storage_that_is_none(weight_format, group_size, ratio)
+    _refuse_calibration_of_nothing(weight_format, calibration, int4_method, calibration_prompts)
     if solve_prompts and not solve:
         raise typer.BadParameter("--solve-prompts goes with --solve")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
@@ -126,13 +148,17 @@ def command(
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
-        OutputDirectory(output, overwrite, (source, model, nncf_config, solve, *files([subnet]))).check(0)
+        OutputDirectory(output, overwrite, (source, model, nncf_config, solve, calibration, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
         chosen = opened.select(subnet)
         with importing():
+            from lonas_edge.exporting.calibration import CALIBRATION_PROMPTS, Calibration
             from lonas_edge.exporting.export import ExportOptions, export
             from lonas_edge.exporting.solved import SOLVE_PROMPTS
+        looks_at = None
+        if calibration:
+            looks_at = Calibration(calibration, int4_method or DEFAULT_METHOD, calibration_prompts or CALIBRATION_PROMPTS)
         options = ExportOptions(
             weight_format=weight_format,
             stage=stage,
@@ -144,6 +170,7 @@ def command(
             fuse=fuse,
             group_size=group_size,
             ratio=1.0 if ratio is None else ratio,
+            calibration=looks_at,
         )
         manifest = export(opened, chosen, output, options, report)
     if as_json:
@@ -158,7 +185,7 @@ def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given
     if stage == "checkpoint" and weight_format_given:
         raise typer.BadParameter("--weight-format is an IR's; --stage checkpoint has --dtype")
     if stage == "checkpoint" and storage_given:
-        raise typer.BadParameter("--fuse, --no-fuse, --group-size and --ratio are an IR's; not for --stage checkpoint")
+        raise typer.BadParameter("--fuse, --no-fuse, --group-size, --ratio, --calibration: an IR's; not --stage checkpoint's")
 
 
 def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, ratio: float | None) -> None:
@@ -173,6 +200,14 @@ def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, rat
     if ratio is not None and not known.outer:
         mixed = ", ".join(name for name, one in FORMATS.items() if one.outer)
         raise typer.BadParameter(f"--ratio goes with --weight-format {mixed}; {weight_format} has no rest")
+
+
+def _refuse_calibration_of_nothing(weight_format: str, data: Path | None, method: str | None, prompts: int | None) -> None:
+    if data is None and (method or prompts):
+        raise typer.BadParameter("--int4-method and --calibration-prompts go with --calibration")
+    if data is not None and not FORMATS[weight_format].data_aware:
+        known = ", ".join(name for name, one in FORMATS.items() if one.data_aware)
+        raise typer.BadParameter(f"--calibration goes with --weight-format {known}; {weight_format} needs no data")
 
 
 def _print(manifest: "Manifest", output: Path) -> None:

@@ -2,27 +2,29 @@
 
 import ctypes
 import json
-import math
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openvino as ov
 import torch
 from safetensors.torch import save_file
 
 from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import verify
+from lonas_edge.exporting.calibration import Calibration, Texts, read_calibration
+from lonas_edge.exporting.compression import compression_in, compression_of
 from lonas_edge.exporting.manifest import (
     CARD,
     MANIFEST,
     BothSizes,
+    Calibrated,
     Chosen,
     Compression,
     Manifest,
@@ -37,8 +39,9 @@ from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DTYPES, FORMATS, WeightFormat, dtype_of
 from lonas_edge.ir import MODEL, compress
-from lonas_edge.ir.compress import Scheme
-from lonas_edge.ir.convert import write_ir
+from lonas_edge.ir.calibrated import compress_on_data
+from lonas_edge.ir.compress import Compressed
+from lonas_edge.ir.convert import filled, write_compressed, write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.ir.support import refusal
@@ -75,6 +78,7 @@ class ExportOptions:
         fuse: Whether weight matrices of an IR that multiply the same input become one (`ir.fuse`).
         group_size: Columns that share a scale, `WHOLE_ROWS` for whole rows; the format's choice when None.
         ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.
+        calibration: What compression looks at; at nothing when None.
     """
 
     weight_format: str = "int8"
@@ -87,6 +91,7 @@ class ExportOptions:
     fuse: bool = True
     group_size: int | None = None
     ratio: float = 1.0
+    calibration: Calibration | None = None
 
     @property
     def stored_as(self) -> WeightFormat:
@@ -118,7 +123,8 @@ def export(
     """
     _return_freed_memory()
     stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
-    used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve)
+    data = options.calibration.data if options.calibration else None
+    used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve, data)
     directory = OutputDirectory(output, options.overwrite, used)
     directory.check(source.sizes(subnetwork.widths).bytes[_largest(stored, options)] + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
@@ -132,13 +138,15 @@ def export(
             if options.stage == "ir":
                 compress.check_group_size(model, options.stored_as, options.group_size)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
+            asked = options.calibration
+            looked_at = read_calibration(model, tokenizer, asked, options.stored_as) if asked else None
         hashes = background.submit(_hashes, model)
         subnetwork.record(source.space).write(folder / SUBNETWORK)
         solved = None
         if texts is not None:
             with steps.step("solve", "Solving what is cut") as done:
                 model, solved = solve_model(model, texts, tokenizer, done)
-        job = _Export(model, tokenizer, generation, folder, options, stored, steps, background)
+        job = _Export(model, tokenizer, generation, folder, options, stored, steps, background, looked_at)
         _WRITERS[options.stage](job)
         misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
         raise_all(
@@ -172,10 +180,12 @@ class _Export:
         stored: How weights are stored: the IR's format, or the checkpoint's dtype.
         steps: The steps so far.
         background: Computes hashes meanwhile.
+        texts: What compression looks at, or None.
         parity: What the comparisons gave.
         written: What the files are, once they are written.
         fused: How many weight matrices went into others.
         compression: How weight matrices are stored.
+        calibrated: What compression looked at.
     """
 
     model: MaterializedModel
@@ -186,10 +196,12 @@ class _Export:
     stored: str
     steps: Steps
     background: ThreadPoolExecutor
+    texts: Texts | None = None
     parity: dict[str, Parity] = field(default_factory=dict)
     written: Future[dict[str, tuple[Written, ...]]] | None = None
     fused: int = 0
     compression: tuple[Compression, ...] = ()
+    calibrated: Calibrated | None = None
 
     def write_checkpoint(self) -> None:
         dtype = DTYPES[self.stored].torch
@@ -215,7 +227,8 @@ class _Export:
             job = self._graph_job(scratch)
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
-                schemes = compress.schemes(self.model, self.options.stored_as, self.options.ratio)
+                at_once = FORMATS["fp32"] if self.texts else self.options.stored_as
+                schemes = compress.schemes(self.model, at_once, 1.0 if self.texts else self.options.ratio)
                 matrices = {}
                 for name, matrix in compress.compress_matrices(self.model, schemes):
                     matrices[name] = matrix
@@ -225,27 +238,66 @@ class _Export:
             self._write_configs("float32" if self.stored == "fp32" else "float16")
             with self.steps.step("convert", "Waiting for the converted graph and tokenizer"):
                 conversion.wait()
-            with self.steps.step("write", "Writing the IR"):
-                blocks = attention_matrices(self.model.source.architecture) if self.options.fuse else ()
-                stored_as, ratio = self.options.stored_as, self.options.ratio
-                self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, stored_as, blocks, ratio)
-            self.compression = compression_of(self.model, schemes)
+            blocks = attention_matrices(self.model.source.architecture) if self.options.fuse else ()
+            if self.texts:
+                self._write_calibrated(self.texts, Path(job.graph), matrices, blocks, materialized)
+            else:
+                with self.steps.step("write", "Writing the IR"):
+                    stored_as, ratio = self.options.stored_as, self.options.ratio
+                    self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, stored_as, blocks, ratio)
+                self.compression = compression_of(self.model, schemes)
         self._hash_files()
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
-                inputs = self._inputs()
-                stored = verify.stored_logits(self.model, matrices, inputs)
-                matrices.clear()  # the compiled IR takes their room
-                try:
-                    logits = verify.ir_logits(self.folder / MODEL, inputs)
-                except RuntimeError as error:
-                    raise refusal("CPU", self.options.weight_format, error) from error
-                answers = compare(stored, logits)
-                verify.check_ir(
-                    self.model.source.folder, answers, stored, lambda: verify.arithmetic_noise(self.model, inputs, materialized)
-                )
-                self.parity["ir_stored"] = answers
-                self.parity["ir"] = compare(materialized, logits)
+                if not self.texts:
+                    self._check_ir("ir_stored", self.folder / MODEL, matrices, materialized)
+                else:
+                    self.parity["ir"] = compare(materialized, self._ir_logits(self.folder / MODEL))
+
+    def _write_calibrated(
+        self,
+        texts: Texts,
+        graph: Path,
+        matrices: dict[str, Compressed],
+        blocks: Sequence[Sequence[str]],
+        materialized: torch.Tensor | None,
+    ) -> None:
+        """The whole model is verified before it is compressed: what is compressed on data is no rounding of each weight."""
+        model, self.fused = filled(graph, matrices, blocks)
+        if materialized is not None:
+            with self.steps.step("verify_uncompressed", "Comparing the IR with its weights before it is compressed"):
+                self._check_ir("ir_uncompressed", model, matrices, materialized)
+        told = f"Compressing on data ({texts.asked.method}), about {texts.bytes_needed / 1e9:.1f} GB"
+        with self.steps.step("calibrate", told):
+            encoded = texts.encoded(self.tokenizer)
+            storage = self.options.stored_as, texts.group_size, self.options.ratio
+            model = compress_on_data(model, *storage, texts.asked.method, encoded)
+            matrices.clear()
+            self.compression = compression_in(model, compress.outer_matrices(self.model), *storage[:2])
+            self.calibrated = texts.record(sum(ids.size for ids in encoded))
+        with self.steps.step("write", "Writing the IR"):
+            write_compressed(model, self.folder, *storage)
+
+    def _check_ir(self, name: str, ir: "Path | ov.Model", matrices: dict[str, Compressed], materialized: torch.Tensor) -> None:
+        """Compare an IR with the weights stored in it; of one on disk, then with the materialized model, too."""
+        inputs = self._inputs()
+        stored = verify.stored_logits(self.model, matrices, inputs)
+        if isinstance(ir, Path):
+            matrices.clear()  # the compiled IR takes their room
+        logits = self._ir_logits(ir)
+        answers = compare(stored, logits)
+        verify.check_ir(
+            self.model.source.folder, answers, stored, lambda: verify.arithmetic_noise(self.model, inputs, materialized)
+        )
+        self.parity[name] = answers
+        if isinstance(ir, Path):
+            self.parity["ir"] = compare(materialized, logits)
+
+    def _ir_logits(self, ir: "Path | ov.Model") -> torch.Tensor:
+        try:
+            return verify.ir_logits(ir, self._inputs())
+        except RuntimeError as error:
+            raise refusal("CPU", self.options.weight_format, error) from error
 
     def _graph_job(self, scratch: Path) -> Job:
         vectors = scratch / "vectors.safetensors"
@@ -295,24 +347,6 @@ def _base_dtype(source: Source) -> str:
     return dtype_of(source.architecture.config.dtype).name
 
 
-def compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> tuple[Compression, ...]:
-    """How the weights between embedding and head are stored.
-
-    Args:
-        model: The materialized model.
-        schemes: The scheme of each matrix.
-
-    Returns:
-        One for each format and group size, the one with the most weights first.
-    """
-    inner = compress.inner_matrices(model)
-    counts: Counter[Scheme] = Counter()
-    for name, shape in inner.items():
-        counts[schemes[name]] += math.prod(shape)
-    total = counts.total()
-    return tuple(Compression(one.weight_format.name, one.group_size, count / total) for one, count in counts.most_common())
-
-
 def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
     source = model.source
     base = [source.base.folder / "config.json", *model.base.files]
@@ -346,6 +380,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         layers=picture_of(source.elasticity, widths),
         fused=job.fused,
         compression=job.compression,
+        calibrated=job.calibrated,
         verified=options.verify,
         parity=job.parity,
         steps=job.steps.taken,

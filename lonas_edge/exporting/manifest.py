@@ -21,6 +21,7 @@ REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # written anew by later comm
 COMPARED = {  # the parity figures, as people read them
     "materialized": "materialized model against the activated super-network",
     "stored": "this checkpoint against the materialized model",
+    "ir_uncompressed": "IR before compression (computed in fp32) against the materialized model",
     "ir_stored": "IR (computed in fp32) against the weights stored in it",
     "ir": "IR (computed in fp32) against the materialized model",
 }
@@ -90,6 +91,25 @@ class Compression:
     weight_format: str
     group_size: int | None
     share: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What compression looked at.
+
+    Attributes:
+        method: Name of the method, one of `METHODS`.
+        data: Name of the file of prompts.
+        sha256: Its hash.
+        prompts: How many there were.
+        tokens: How many tokens those have.
+    """
+
+    method: str
+    data: str
+    sha256: str
+    prompts: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -180,6 +200,11 @@ def _seventh(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "compression": []}
 
 
+def _eighth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 7 compressed without data."""
+    return {**content, "calibrated": None}
+
+
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -189,6 +214,7 @@ class Manifest(Record):
         weight_format: How the IR's weights are stored, or the checkpoint's dtype.
         compression: How the IR's weights between embedding and head are stored, the format with the most first; nothing of a
             checkpoint, and where an older version wrote it.
+        calibrated: What compression looked at; None where it looked at nothing.
         subnetwork: The sub-network; `subnetwork.json` has its widths.
         base: The base model.
         adapter: The adapter; None where the base was exported alone.
@@ -209,12 +235,15 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 7
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth, 4: _fifth, 5: _sixth, 6: _seventh}
+    VERSION: ClassVar[int] = 8
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = dict(
+        enumerate((_second, _third, _fourth, _fifth, _sixth, _seventh, _eighth), start=1)
+    )
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str
     compression: tuple[Compression, ...]
+    calibrated: Calibrated | None
     subnetwork: Chosen
     base: Origin
     adapter: Origin | None

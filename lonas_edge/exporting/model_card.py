@@ -3,7 +3,7 @@
 import json
 
 from lonas_edge.exporting.evaluations import Evaluations
-from lonas_edge.exporting.manifest import COMPARED, BothSizes, Compression, Manifest, Solved
+from lonas_edge.exporting.manifest import COMPARED, BothSizes, Calibrated, Compression, Manifest, Solved
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import WHOLE_ROWS
@@ -41,7 +41,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *(_solved(manifest.solved) if manifest.solved else []),
         *_sizes(manifest.sizes),
         "",
-        *_compressed(manifest.compression),
+        *_compressed(manifest.compression, manifest.calibrated),
         *_picture(manifest),
         "## Run",
         "",
@@ -88,7 +88,7 @@ def _sizes(sizes: BothSizes) -> list[str]:
     ]
 
 
-def _compressed(parts: tuple[Compression, ...]) -> list[str]:
+def _compressed(parts: tuple[Compression, ...], calibrated: Calibrated | None) -> list[str]:
     """What the format's name does not say: groups, and what is stored otherwise."""
 
     def told(part: Compression) -> str:
@@ -97,7 +97,8 @@ def _compressed(parts: tuple[Compression, ...]) -> list[str]:
 
     if all(part.group_size is None for part in parts):
         return []
-    return [f"Weights between embedding and head: {'; '.join(map(told, parts))}.", ""]
+    looked = f" ({calibrated.method} on {calibrated.prompts:,} prompts of `{calibrated.data}`)" if calibrated else ""
+    return [f"Weights between embedding and head: {'; '.join(map(told, parts))}{looked}.", ""]
 
 
 def _picture(manifest: Manifest) -> list[str]:

@@ -16,6 +16,7 @@ fp32 arithmetic by 5e-4 (SmolLM2-135M, logits up to 40), which either hides what
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import openvino as ov
 import torch
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -120,11 +121,11 @@ def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:
     return float64_logits(network, inputs, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight"))
 
 
-def ir_logits(path: Path, inputs: Inputs) -> torch.Tensor:
+def ir_logits(path: "Path | ov.Model", inputs: Inputs) -> torch.Tensor:
     """Logits of an IR on the CPU, computed in fp32: what is compared is the stored model, not the plugin's bf16.
 
     Args:
-        path: The .xml file.
+        path: The .xml file, or the model.
         inputs: What it is given by name, each [prompts, tokens].
 
     Returns:

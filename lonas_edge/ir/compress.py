@@ -259,7 +259,7 @@ def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
     options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[str(scheme.weight_format.mode)]}
     if scheme.group_size:
         options |= {"group_size": scheme.group_size, "all_layers": True}
-    with _quiet():
+    with quiet():
         compressed = nncf.compress_weights(model, **options)
     return {node.friendly_name: node for node in compressed.get_ops() if node.get_type_name() == "Constant"}
 
@@ -339,8 +339,12 @@ def _stacked(tensors: Sequence[ov.Tensor]) -> ov.Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF prints a progress bar and a table for every call, on standard output."""
+def quiet() -> Iterator[None]:
+    """NNCF prints a progress bar and a table for every call, on standard output.
+
+    Yields:
+        Nothing; it is quiet while the block runs.
+    """
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -63,14 +63,46 @@ def write_ir(
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
-    model = ov.Core().read_model(graph)
-    fused = fuse(model, blocks, matrices)
-    fill_graph(model, fused)
+    model, fused = filled(graph, matrices, blocks)
     stored = _Stored.of(schemes, weight_format, ratio)
     stored.record(model)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     stored.config().save_pretrained(folder)
-    return len(matrices) - len(fused)
+    return fused
+
+
+def filled(graph: Path, matrices: MutableMapping[str, Compressed], blocks: Sequence[Sequence[str]]) -> tuple[Any, int]:
+    """Fill a graph.
+
+    Args:
+        graph: An IR written by `ir.graph`.
+        matrices: As of `write_ir`.
+        blocks: As of `write_ir`.
+
+    Returns:
+        The whole model, and how many matrices went into others.
+
+    Raises:
+        LonasEdgeError: If the graph lacks a matrix or the shapes differ.
+    """
+    model = ov.Core().read_model(graph)
+    fused = fuse(model, blocks, matrices)
+    fill_graph(model, fused)
+    return model, len(matrices) - len(fused)
+
+
+def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float) -> None:
+    """Write a model that NNCF compressed whole, as of `write_ir`.
+
+    Args:
+        model: The model; NNCF has written into it how.
+        folder: An existing directory.
+        weight_format: The format of the whole model.
+        group_size: Columns that share a scale.
+        ratio: As of `compress.schemes`.
+    """
+    ov.save_model(model, folder / MODEL, compress_to_fp16=False)
+    _Stored(weight_format, group_size, ratio).config().save_pretrained(folder)
 
 
 @dataclass(frozen=True)

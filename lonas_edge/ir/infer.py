@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import openvino as ov
 
 
-def open_ir(path: Path, device: str, properties: Mapping[str, str]) -> "Callable[[np.ndarray, int], np.ndarray]":
+def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str]) -> "Callable[[np.ndarray, int], np.ndarray]":
     """Compile an IR.
 
     Args:
-        path: The .xml file.
+        path: The .xml file, or the model.
         device: An OpenVINO device.
         properties: Run-time properties.
 
@@ -37,11 +38,13 @@ def open_ir(path: Path, device: str, properties: Mapping[str, str]) -> "Callable
     return logits
 
 
-def open_model(path: Path, device: str, properties: Mapping[str, str]) -> "Callable[[Mapping[str, np.ndarray]], np.ndarray]":
+def open_model(
+    path: "Path | ov.Model", device: str, properties: Mapping[str, str]
+) -> "Callable[[Mapping[str, np.ndarray]], np.ndarray]":
     """Compile an IR that is asked with inputs by their names.
 
     Args:
-        path: The .xml file.
+        path: The .xml file, or the model.
         device: An OpenVINO device.
         properties: Run-time properties.
 

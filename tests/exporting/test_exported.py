@@ -10,7 +10,7 @@ from lonas_edge.exporting.exported import open_exported
 
 SIZES = {"parameters": 5, "linear_weights": 4, "macs": 8, "seq_len": 2, "bytes": {"fp32": 20, "int8": 5}}
 MANIFEST = {
-    "schema": "lonas-edge/manifest/7",
+    "schema": "lonas-edge/manifest/8",
     "stage": "ir",
     "weight_format": "int8",
     "subnetwork": {"name": "minimal", "search_space": "ab12", "found": None},
@@ -24,6 +24,7 @@ MANIFEST = {
     "solved": None,
     "fused": 0,
     "compression": [],
+    "calibrated": None,
     "verified": True,
     "parity": {"ir": {"max_logit_difference": 0.5, "mean_kl": 1e-3, "top1_agreement": 1.0, "positions": 64}},
     "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},

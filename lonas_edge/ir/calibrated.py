@@ -1,0 +1,65 @@
+"""Compression that looks at data: NNCF on the whole graph, which is in memory uncompressed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nncf
+import numpy as np
+
+from lonas_edge.formats import METHODS, WeightFormat
+from lonas_edge.ir.compress import quiet
+
+MEMORY = 5.0  # times the uncompressed weights: they, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
+ROOM = 1.5e9  # bytes beside that: libraries
+
+
+def bytes_needed(parameters: int) -> float:
+    """Memory that compressing on data takes, at most.
+
+    Args:
+        parameters: Of the materialized model.
+
+    Returns:
+        Bytes.
+    """
+    return MEMORY * 4 * parameters + ROOM
+
+
+def compress_on_data(
+    model: Any, weight_format: WeightFormat, group_size: int, ratio: float, method: str, texts: Sequence[np.ndarray]
+) -> Any:
+    """Compress the matrices between embedding and head by a method of NNCF that looks at what they are given.
+
+    Args:
+        model: The whole model, its weights in fp32.
+        weight_format: The format.
+        group_size: Columns that share a scale.
+        ratio: Share of the weights that gets the format, at most; data tell which.
+        method: Name of the method, one of `METHODS`.
+        texts: Token ids of each prompt, [1, tokens].
+
+    Returns:
+        The compressed model.
+    """
+    names = {name for port in model.inputs for name in port.get_names()}
+    data = nncf.Dataset(texts, lambda ids: {name: value for name, value in _inputs(ids).items() if name in names})
+    with quiet():
+        return nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode[str(weight_format.mode)],
+            group_size=group_size,
+            ratio=ratio or 1e-9,  # NNCF 3.4 takes 0 for 1
+            dataset=data,
+            subset_size=len(texts),
+            **dict.fromkeys(METHODS[method].options, True),
+        )
+
+
+def _inputs(ids: np.ndarray) -> Mapping[str, np.ndarray]:
+    tokens = ids.shape[1]
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones((1, tokens), np.int64),
+        "position_ids": np.arange(tokens)[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }

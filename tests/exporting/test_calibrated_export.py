@@ -1,0 +1,202 @@
+"""`export --calibration`: it is NNCF's arithmetic on the verified network, it is recorded, and bad input is refused first."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+import openvino_genai
+import psutil
+import pytest
+from openvino_models import constants
+from tiny_models import LAYERS, TinySource
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import calibration
+from lonas_edge.exporting import export as export_module
+from lonas_edge.exporting.calibration import Calibration
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.manifest import Calibrated, Compression, Manifest
+from lonas_edge.formats import METHODS
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+TEXTS = [np.random.default_rng(seed).integers(2, 288, (1, 7 + 5 * seed)) for seed in range(6)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """40 short examples."""
+    examples = [{"instruction": f"What is {a} plus {b}?", "output": f"the {a + b}"} for a in range(8) for b in range(5)]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(examples))
+    return path
+
+
+def run(source: TinySource, widths: list[int], output: Path, data: Path | None, method: str = "gptq", **options: Any) -> Path:
+    asked = Calibration(data, method, 8) if data else None
+    settings = {"weight_format": "int4", **options}
+    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(calibration=asked, **settings))
+    return output
+
+
+def values(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Type and values of the constants that belong to weights."""
+    return stored(ov.Core().read_model(folder / "openvino_model.xml"))
+
+
+def stored(model: Any) -> dict[str, tuple[str, np.ndarray]]:
+    found = {name: one for name, one in constants(model).items() if ".weight" in name}
+    return {name: (str(one.get_element_type()), np.array(one.get_data(dtype=np.float32))) for name, one in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("scale-estimation", {"scale_estimation": True}),
+        ("awq-scale-estimation", {"awq": True, "scale_estimation": True}),
+        ("gptq", {"gptq": True}),
+    ],
+)
+def test_it_is_what_nncf_makes_of_the_fp32_ir(
+    method: str,
+    asked: dict[str, bool],
+    llama: TinySource,
+    choose: Choose,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(calibration.Texts, "encoded", lambda *_: TEXTS)
+    widths = choose(llama, "unequal:1")
+    found = values(run(llama, widths, tmp_path / "out", data, method, weight_format="int4_sym"))
+    whole = run(llama, widths, tmp_path / "fp32", None, weight_format="fp32", verify=False)
+    inputs = [
+        {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(ids.size)[None],
+            "beam_idx": np.array([0], np.int32),
+        }
+        for ids in TEXTS
+    ]
+    expected = stored(
+        nncf.compress_weights(
+            ov.Core().read_model(whole / "openvino_model.xml"),
+            mode=nncf.CompressWeightsMode.INT4_SYM,
+            group_size=32,
+            dataset=nncf.Dataset(inputs),
+            **asked,
+        )
+    )
+    free = values(run(llama, widths, tmp_path / "free", None, weight_format="int4_sym", verify=False))
+    assert found.keys() >= free.keys() and found.keys() == expected.keys()
+    for name, (kind, matrix) in expected.items():
+        assert found[name][0] == kind and np.array_equal(found[name][1], matrix), name
+    assert any(not np.array_equal(found[name][1], free[name][1]) for name in free), "the data changed nothing"
+
+
+def test_what_is_recorded(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
+    folder = run(llama, choose(llama, "unequal:1"), tmp_path / "out", data, "scale-estimation", group_size=16)
+    manifest = Manifest.read(folder / "lonas_edge.json")
+    assert manifest.calibrated is not None
+    assert manifest.calibrated == Calibrated(
+        "scale-estimation", "data.json", manifest.calibrated.sha256, 8, manifest.calibrated.tokens
+    )
+    assert manifest.calibrated.tokens > 8 * 10
+    assert manifest.compression == (Compression("int4", 16, 1.0),)
+    assert manifest.fused == 2 * LAYERS
+    assert manifest.parity.keys() == {"materialized", "ir_uncompressed", "ir"}
+    assert manifest.parity["ir_uncompressed"].max_logit_difference < 1e-3 < manifest.parity["ir"].max_logit_difference
+    assert "(scale-estimation on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
+    assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()
+
+
+def test_a_ratio_and_whole_rows(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
+    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, "scale-estimation", group_size=-1, ratio=0.5)
+    parts = {part.weight_format: part for part in Manifest.read(folder / "lonas_edge.json").compression}
+    assert parts.keys() == {"int4", "int8"} and parts["int4"].group_size == -1
+    assert 0 < parts["int4"].share <= 0.5 and sum(part.share for part in parts.values()) == pytest.approx(1)
+    config = json.loads((folder / "openvino_config.json").read_text())["quantization_config"]
+    assert (config["bits"], config["sym"], config["group_size"], config["ratio"]) == (4, False, -1, 0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stock_clients_open_what_every_method_gives(
+    method: str, llama: TinySource, choose: Choose, data: Path, tmp_path: Path
+) -> None:
+    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, method, verify=False)
+    config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=4)
+    assert openvino_genai.LLMPipeline(str(folder), "CPU").generate("the inner ones", config)
+
+
+def test_the_texts_are_those_of_the_data(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
+    """Each example once, in the template of the published adapters, with its answer and without padding."""
+    seen: list[np.ndarray] = []
+    stock = calibration.Texts.encoded
+
+    def encoded(self: calibration.Texts, tokenizer: Any) -> list[np.ndarray]:
+        seen[:] = stock(self, tokenizer)
+        return seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration.Texts, "encoded", encoded)
+        run(llama, choose(llama, "minimal"), tmp_path / "out", data, verify=False)
+    tokenizer = load_tokenizer(llama.base)
+    examples = {(one["instruction"], one["output"]) for one in json.loads(data.read_text())}
+    texts = [tokenizer.decode(ids[0]) for ids in seen]
+    found = {pair for pair in examples for text in texts if pair[0] in text and pair[1] in text.partition("Response:")[2]}
+    assert len(texts) == 8 and len(set(texts)) == 8 and len(found) == 8
+    assert tokenizer.pad_token_id not in np.concatenate([ids[0][:-1] for ids in seen])  # it is what ends a text, too
+
+
+def test_verification_refuses_a_wrong_graph(
+    llama: TinySource, choose: Choose, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two layers' matrices change places in the graph, before the data hides it."""
+    stock = export_module.filled
+    first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
+
+    def swapped(graph: Path, matrices: dict[str, Any], blocks: Any) -> Any:
+        return stock(graph, {**matrices, first: matrices[second], second: matrices[first]}, blocks)
+
+    monkeypatch.setattr(export_module, "filled", swapped)
+    with pytest.raises(LonasEdgeError, match="verification failed: the IR does not answer"):
+        run(llama, choose(llama, "minimal"), tmp_path / "out", data)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+def test_memory_that_cannot_fit(
+    llama: TinySource, choose: Choose, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    with pytest.raises(LonasEdgeError, match=r"needs about 1\.\d GB; 1\.0 GB are free\. Without it"):
+        run(llama, choose(llama, "minimal"), tmp_path / "out", data)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([{"instruction": "What?", "output": "that"}] * 3, "holds 3 prompts, and 8 are asked for"),
+        ([{"instruction": "What?", "output": ""}] * 40, "output"),
+        ({"no": "list"}, "data.json"),
+        (None, "data.json"),
+    ],
+    ids=["few", "no-answers", "no-list", "missing"],
+)
+def test_bad_data(
+    content: Any, told: str, run_cli: Callable, llama: TinySource, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Refused before a weight is read."""
+    monkeypatch.setattr(export_module, "GraphConversion", lambda _: pytest.fail("it has begun"))
+    data.unlink() if content is None else data.write_text(json.dumps(content))
+    arguments = ["--weight-format", "int4", "--calibration", data, "--calibration-prompts", 8, "--output", tmp_path / "out"]
+    ran = run_cli("export", *llama.arguments(), *arguments)
+    assert ran.code == 1 and told in " ".join(ran.err.split()), ran.err
+    assert not (tmp_path / "out").exists()

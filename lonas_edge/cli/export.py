@@ -26,6 +26,7 @@ from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.formats import DEFAULT_METHOD, DTYPES, FORMATS, METHODS
+from lonas_edge.network.solved import SOLVE_PROMPTS
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -155,7 +156,6 @@ def command(
         with importing():
             from lonas_edge.exporting.calibration import CALIBRATION_PROMPTS, Calibration
             from lonas_edge.exporting.export import ExportOptions, export
-            from lonas_edge.exporting.solved import SOLVE_PROMPTS
         looks_at = None
         if calibration:
             looks_at = Calibration(calibration, int4_method or DEFAULT_METHOD, calibration_prompts or CALIBRATION_PROMPTS)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +28,8 @@ from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError, one_line
-from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
+from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, Solve, TrainOptions
 
 if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
@@ -148,6 +149,22 @@ _Teacher = Annotated[
         "--stage checkpoint` wrote, or a Hugging Face model; of the same vocabulary. Default: none.",
     ),
 ]
+_Solve = Annotated[
+    Path | None,
+    typer.Option(
+        "--solve",
+        click_type=USER_PATH,
+        metavar="DATA",
+        help="With --from: first solve what the sub-network cuts on this data, as `export --solve` does, and train on that. "
+        "Default: nothing is solved.",
+    ),
+]
+_SolvePrompts = Annotated[
+    int | None,
+    typer.Option(
+        "--solve-prompts", min=1, help=f"Prompts to solve on; a quarter as many more are held out. Default: {SOLVE_PROMPTS}."
+    ),
+]
 _Temperature = Annotated[
     float,
     typer.Option(max=_LARGEST, help="What logits are divided by for the distillation: above 1, unlikely tokens count more."),
@@ -223,6 +240,8 @@ def command(  # the options are read from the context, by the names they have in
     distill: _Distill = None,
     teacher: _Teacher = None,
     temperature: _Temperature = _DEFAULT.temperature,
+    solve: _Solve = None,
+    solve_prompts: _SolvePrompts = None,
     reorder: _Reorder = _DEFAULT.reorder,
     elastic: _Elastic = True,
     prompt: _Prompt = _DEFAULT.prompt,
@@ -259,10 +278,11 @@ def command(  # the options are read from the context, by the names they have in
             from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
-        used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, *files([subnet]))
+        used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, solve, *files([subnet]))
         OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
         if start:
             inputs = open_specialized(start, files_of_data, subnet, model, nncf_config, revision, task)
+            inputs = replace(inputs, solve=Solve(str(solve), solve_prompts or SOLVE_PROMPTS)) if solve else inputs
         else:
             inputs = open_inputs(str(model), files_of_data, nncf_config, revision, elastic, task)
         inputs = with_teacher(inputs, teacher) if teacher else inputs
@@ -289,6 +309,10 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
     if math.isnan(ctx.params["depth_rate"]):
         raise typer.BadParameter("--depth-rate nan: must be between 0 and 1")
     _refuse_idle_distillation(ctx)
+    if ctx.params["solve"] and not ctx.params["start"]:
+        raise typer.BadParameter("--solve goes with --from SUPER_ADAPTER: it is of one sub-network")
+    if ctx.params["solve_prompts"] and not ctx.params["solve"]:
+        raise typer.BadParameter("--solve-prompts goes with --solve")
     if given(ctx, "steps") and given(ctx, "epochs"):
         raise typer.BadParameter("--steps and --epochs: each says how long to train; give one")
     if ctx.params["start"]:

@@ -29,12 +29,11 @@ from lonas_edge.exporting.manifest import (
     Compression,
     Manifest,
     Origin,
-    Solved,
     Written,
     written_files,
 )
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.exporting.solved import SOLVE_PROMPTS, read_texts, solve_model
+from lonas_edge.exporting.solved import read_texts, solve_model
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DTYPES, FORMATS, WeightFormat, dtype_of
@@ -47,8 +46,10 @@ from lonas_edge.ir.graph import GraphConversion, Job
 from lonas_edge.ir.support import refusal
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import GENERATION, read_generation_config
+from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel, write_weights
+from lonas_edge.network.solved import SOLVE_PROMPTS, Solved
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
@@ -142,7 +143,7 @@ def export(
             looked_at = read_calibration(model, tokenizer, asked, options.stored_as) if asked else None
         hashes = background.submit(_hashes, model)
         subnetwork.record(source.space).write(folder / SUBNETWORK)
-        solved = None
+        solved = source.solved
         if texts is not None:
             with steps.step("solve", "Solving what is cut") as done:
                 model, solved = solve_model(model, texts, tokenizer, done)
@@ -353,6 +354,7 @@ def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
     found = {"base": {path.name: sha256(path) for path in base}}
     if source.adapter:
         files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
+        files += [source.adapter.folder / CORRECTION] if source.solved else []
         found["adapter"] = {path.name: sha256(path) for path in files}
     return found
 

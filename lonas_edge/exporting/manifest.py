@@ -10,6 +10,7 @@ from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity
+from lonas_edge.network.solved import Solved
 from lonas_edge.schema import Migration, Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
@@ -49,33 +50,6 @@ class Chosen:
     name: str
     search_space: str | None
     found: Found | None
-
-
-@dataclass(frozen=True)
-class Solved:
-    """What solving the sub-network gave.
-
-    Attributes:
-        data: Name of the file of prompts.
-        sha256: Its hash.
-        prompts: How many it was solved on.
-        tokens: How many tokens those have.
-        shrinkage: How strongly weights were drawn to those that they had.
-        held_out: How many prompts told what it gives.
-        before: Mean KL from the maximal network on those, in nats a position, without the correction.
-        after: With it.
-        kept: Whether the correction was taken: not where it made the KL worse.
-    """
-
-    data: str
-    sha256: str
-    prompts: int
-    tokens: int
-    shrinkage: float
-    held_out: int
-    before: float
-    after: float
-    kept: bool
 
 
 @dataclass(frozen=True)

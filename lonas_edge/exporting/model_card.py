@@ -3,11 +3,12 @@
 import json
 
 from lonas_edge.exporting.evaluations import Evaluations
-from lonas_edge.exporting.manifest import COMPARED, BothSizes, Calibrated, Compression, Manifest, Solved
+from lonas_edge.exporting.manifest import COMPARED, BothSizes, Calibrated, Compression, Manifest
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import WHOLE_ROWS
 from lonas_edge.ir.runtime import RuntimeProperties
+from lonas_edge.network.solved import Solved
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import Found
 

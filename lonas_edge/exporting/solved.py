@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.manifest import Solved
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.solved import Solved
 from lonas_edge.network.solving import SHRINKAGE, cut_consumers, solve
-
-SOLVE_PROMPTS = 512
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """What solving gives back to a sub-network: a dense change of base weights, on the parts that are active."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from lonas_edge.space.elasticity import Widths
+from lonas_edge.errors import raise_all
+from lonas_edge.files import regular
+from lonas_edge.network.checkpoints import number_fault, read_damaged
+from lonas_edge.space.elasticity import Elasticity, Widths
 
 FILE = "correction.safetensors"
 
@@ -51,10 +55,55 @@ class Correction:
         changed[rows[:, None], columns] += delta
         return changed
 
-    def save(self, folder: Path) -> None:
+    def apply_to_model(self, base: Any, widths: Mapping[str, Widths]) -> None:
+        """Change the base weights of a live model, in place, what is active of them.
+
+        Args:
+            base: The Hugging Face model, with what PEFT put into it, its channels in the super-network's order.
+            widths: The active part of each layer.
+        """
+        for name in self.deltas:
+            layer = base.get_submodule(name)
+            weight = getattr(layer, "base_layer", layer).weight
+            weight.data = self.onto(f"{name}.weight", weight.data, widths).to(weight.dtype)
+
+    def save(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write `correction.safetensors`.
 
         Args:
             folder: An existing directory.
+            metadata: What the file says beside the changes.
         """
-        save_file({name: delta.contiguous() for name, delta in self.deltas.items()}, folder / FILE)
+        partial = folder / f"{FILE}.incomplete"
+        save_file({name: delta.contiguous() for name, delta in self.deltas.items()}, partial, dict(metadata or {}))
+        partial.replace(folder / FILE)
+
+
+def read_correction(path: Path, elasticity: Elasticity, chosen: Sequence[int]) -> Correction:
+    """Read what solving changed in a sub-network.
+
+    Args:
+        path: The file.
+        elasticity: The search space laid over the base model.
+        chosen: The sub-network's widths, one a group.
+
+    Returns:
+        The changes.
+
+    Raises:
+        LonasEdgeError: If the file is missing or damaged, or is another sub-network's; every misfit is listed.
+    """
+    regular(path, "what solving changed in the base")
+    with read_damaged(path):
+        deltas = load_file(path)
+    widths, problems = elasticity.widths(chosen), []
+    for name, delta in deltas.items():
+        wanted = (widths[name].out_features, widths[name].in_features) if name in widths else None
+        if wanted is None:
+            problems.append(f"{name}: the model has no such layer")
+        elif delta.dtype != torch.float32 or tuple(delta.shape) != wanted:
+            problems.append(f"{name}: expected torch.float32 {list(wanted)}, found {delta.dtype} {list(delta.shape)}")
+        elif fault := number_fault(delta):
+            problems.append(f"{name}: {fault}")
+    raise_all(f"{path}: not the change of this sub-network:", problems, "Copy the adapter again, whole.")
+    return Correction(deltas)

@@ -86,12 +86,13 @@ class MaterializedModel:
         Args:
             source: Base model, adapter and search space.
             subnetwork: The chosen widths.
-            correction: What solving changes in it.
+            correction: What solving changes in it; what the source has of it when None.
 
         Raises:
             LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
         """
-        self.source, self.subnetwork, self.correction = source, subnetwork, correction or Correction()
+        self.source, self.subnetwork = source, subnetwork
+        self.correction = source.correction(subnetwork.widths) if correction is None else correction
         self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:

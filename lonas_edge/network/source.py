@@ -18,7 +18,10 @@ from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import check_model_config
+from lonas_edge.network.correction import FILE as CORRECTION
+from lonas_edge.network.correction import Correction, read_correction
 from lonas_edge.network.modeling import check_builds
+from lonas_edge.network.solved import Solved
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import LEFT_OUT, Architecture
 from lonas_edge.space.complexity import Sizes, measure
@@ -81,6 +84,29 @@ class Source:
         """The one sub-network that the adapter was specialized for; None where it has all of the search space's."""
         made = self.training.specialized if self.training else None
         return Subnetwork(made.widths, made.subnetwork) if made else None
+
+    @property
+    def solved(self) -> Solved | None:
+        """What solving that one gave, where its change of the base was taken."""
+        made = self.training.specialized if self.training else None
+        return made.solved if made and made.solved and made.solved.kept else None
+
+    def correction(self, chosen: Sequence[int]) -> Correction:
+        """What solving changed in the base weights of a sub-network, read from the adapter's directory.
+
+        Args:
+            chosen: One width a group, in group order.
+
+        Returns:
+            The change; none where nothing was solved, or this is another sub-network.
+
+        Raises:
+            LonasEdgeError: If the file is missing or damaged.
+        """
+        own = self.own
+        if not (self.solved and own and self.adapter and own.widths == tuple(chosen)):
+            return Correction()
+        return read_correction(self.adapter.folder / CORRECTION, self.elasticity, own.widths)
 
     def select(self, choice: str | None = None) -> Subnetwork:
         """Pick a sub-network of this source; see `space.subnetwork.select`.

@@ -226,7 +226,10 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
-    return SuperNetwork(model.eval(), source.elasticity)
+    network = SuperNetwork(model.eval(), source.elasticity)
+    if own := source.own:
+        source.correction(own.widths).apply_to_model(network.base, source.elasticity.widths(own.widths))
+    return network
 
 
 def empty_super_network(source: Source) -> SuperNetwork:

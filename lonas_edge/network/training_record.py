@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lonas_edge.data.templates import Template
+from lonas_edge.network.solved import Solved
 from lonas_edge.schema import Record
 
 
@@ -46,12 +47,14 @@ class Specialized:
         sha256: SHA-256 of its files, by name.
         subnetwork: What the sub-network is called.
         widths: One a group, in group order.
+        solved: What solving the sub-network gave, before it was trained; None where it was not solved.
     """
 
     super_adapter: str
     sha256: dict[str, str]
     subnetwork: str
     widths: tuple[int, ...]
+    solved: Solved | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,12 @@ def _sixth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "data": data, "task": None, "chat_template": None}
 
 
+def _seventh(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 6 solved nothing before it trained."""
+    special = content["specialized"]
+    return {**content, "specialized": special and {**special, "solved": None}}
+
+
 @dataclass(frozen=True)
 class TrainingRecord(Record):
     """How a super-adapter came to be.
@@ -117,13 +126,14 @@ class TrainingRecord(Record):
     """
 
     NAME: ClassVar = "training"
-    VERSION: ClassVar = 6
+    VERSION: ClassVar = 7
     MIGRATIONS: ClassVar = {
         1: dict,  # of 2 only the schema was new
         2: lambda before: {**before, "damaged_checkpoints": []},
         3: _fourth,
         4: _fifth,
         5: _sixth,
+        6: _seventh,
     }
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 

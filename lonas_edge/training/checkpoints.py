@@ -20,11 +20,12 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_json, regular, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import FILE as ORDER
+from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.schema import Record
 
 COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
 ADAPTER, OPTIMIZER, SCHEDULER, STATE = adapters.SAFETENSORS, "optimizer.pt", "scheduler.pt", "trainer_state.json"
-_ORDER = f"../{ORDER}"
+_SHARED = (f"../{ORDER}", f"../{CORRECTION}")  # what all checkpoints of a training begin from
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -38,7 +39,7 @@ class CheckpointRecord(Record):
 
     Attributes:
         step: The step that it was written after.
-        sha256: SHA-256 of each of its files, by name; that of the channel order, which all checkpoints share, too.
+        sha256: SHA-256 of each of its files, by name; those of the files that all checkpoints share, too.
     """
 
     NAME: ClassVar = "training-checkpoint"
@@ -72,7 +73,7 @@ def mark(checkpoint: Path) -> None:
         checkpoint: Its directory, with all of its files.
     """
     names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != COMPLETE)
-    names += [_ORDER] if (checkpoint / _ORDER).exists() else []
+    names += [name for name in _SHARED if (checkpoint / name).exists()]
     CheckpointRecord(step_of(checkpoint), {name: sha256(checkpoint / name) for name in names}).write(checkpoint / COMPLETE)
 
 

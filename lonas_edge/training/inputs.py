@@ -12,12 +12,13 @@ from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, loa
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
+from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
-from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.plan import Solve, TrainOptions
 from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Files, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
 
@@ -47,8 +48,8 @@ class Start:
     def files(self) -> list[Path]:
         """What the training begins from."""
         folder = self.located.folder
-        order = [folder / ORDER] if (folder / ORDER).exists() else []
-        return [folder / CONFIG, adapter_file(folder), *order]
+        others = [folder / name for name in (ORDER, CORRECTION) if (folder / name).exists()]
+        return [folder / CONFIG, adapter_file(folder), *others]
 
     def options(self, options: TrainOptions) -> TrainOptions:
         """Options of training it: what is the super-adapter's own, and its prompt where none is named."""
@@ -76,6 +77,7 @@ class Inputs:
         subject: What is learned.
         start: The super-adapter of which one sub-network is trained further; None where an adapter is trained from the start.
         teacher: The frozen model that is learned from, if there is one.
+        solve: What the sub-network is solved on first; None where it is not.
     """
 
     base: Located
@@ -84,6 +86,7 @@ class Inputs:
     subject: Subject
     start: Start | None = None
     teacher: Teacher | None = None
+    solve: Solve | None = None
 
     @property
     def architecture(self) -> Architecture:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.network.solved import SOLVE_PROMPTS
 from lonas_edge.space.search_space import Group, SearchSpace, Stage
 
 Sampling = Literal["random", "sandwich"]
@@ -23,6 +24,14 @@ DEVICES: tuple[Device, ...] = get_args(Device)
 
 DEFAULT_LR = 3e-4  # where neither the command line nor the search space says it
 DEFAULT_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class Solve:
+    """What a sub-network is solved on before it is trained further: a file of data, and how many prompts of it."""
+
+    data: str
+    prompts: int = SOLVE_PROMPTS
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from transformers import TrainerState
 
 from lonas_edge.data.instructions import TEXT
+from lonas_edge.network.solved import Solved
 from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
-from lonas_edge.training.inputs import Inputs, device_of, precision_of
+from lonas_edge.training.inputs import Inputs, Start, device_of, precision_of
 from lonas_edge.training.plan import Plan
 from lonas_edge.training.subjects import Portion
 from lonas_edge.training.tokens import Tokens
@@ -29,6 +30,7 @@ def make_record(
     reordered: bool,
     resumption: Resumption,
     seconds: float,
+    solved: Solved | None = None,
 ) -> TrainingRecord:
     """Make the record of a training that is done.
 
@@ -41,6 +43,7 @@ def make_record(
         reordered: Whether channels were put in order.
         resumption: Where this run went on, if it did.
         seconds: Of this run.
+        solved: What solving the sub-network gave, if it was solved.
 
     Returns:
         The record.
@@ -49,7 +52,7 @@ def make_record(
     return TrainingRecord(
         base=TrainedBase(inputs.base.name, inputs.base.revision, settings.base),
         search_space=settings.search_space if inputs.space.groups else None,
-        specialized=Specialized(start.located.name, settings.start, start.subnetwork.name, settings.widths) if start else None,
+        specialized=_specialized(start, settings, solved) if start else None,
         teacher=Taught(inputs.teacher.name, settings.teacher) if inputs.teacher else None,
         data=tuple(
             _data(portion, sha256, len(encoded))
@@ -71,6 +74,12 @@ def make_record(
         processes=settings.processes,
         losses=tuple(logged(entry) for entry in state.log_history if "loss" in entry),
         versions=versions(_PACKAGES),
+    )
+
+
+def _specialized(start: Start, settings: Settings, solved: Solved | None) -> Specialized:
+    return Specialized(
+        start.located.name, settings.start, start.subnetwork.name, settings.widths, solved or start.source.solved
     )
 
 

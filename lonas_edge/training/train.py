@@ -30,6 +30,8 @@ from lonas_edge.files import read_by
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
+from lonas_edge.network.correction import Correction
+from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
@@ -48,6 +50,7 @@ from lonas_edge.training.inputs import (
 )
 from lonas_edge.training.plan import Plan, TrainOptions, make_plan
 from lonas_edge.training.record import make_record
+from lonas_edge.training.solving import Solving, kept
 from lonas_edge.training.super_adapter import write_super_adapter
 from lonas_edge.training.tokens import Tokens, refuse_beyond_vocabulary, tokenized
 from lonas_edge.training.working import RUNS, Settings, WorkingDirectory
@@ -89,6 +92,7 @@ def train(
         if run.state.is_main_process:
             others = [one.folder for one in (inputs.start and inputs.start.located, inputs.teacher) if one]
             used = (inputs.base.folder, *(portion.path for portion in inputs.subject.portions), inputs.nncf_config, *others)
+            used += (Path(inputs.solve.data),) if inputs.solve else ()
             return run.lead(OutputDirectory(output, overwrite, used), resume)
         run.trained()
         run.state.wait_for_everyone()
@@ -101,9 +105,10 @@ def _prepared(
     state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
     set_seed(options.seed)
     tokens = tokenized(inputs, options)
+    solving = Solving.of(inputs.start, tokens.tokenizer, inputs.solve) if inputs.start and inputs.solve else None
     plan = _plan(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.portions))
     arguments = _arguments(plan, options, state.num_processes, working.path)
-    return _Run(inputs, options, plan, tokens, working, state, arguments, report, tell)
+    return _Run(inputs, options, plan, tokens, solving, working, state, arguments, report, tell)
 
 
 def _plan(inputs: Inputs, options: TrainOptions, examples: int) -> Plan:
@@ -180,6 +185,7 @@ class _Run:
     options: TrainOptions
     plan: Plan
     tokens: Tokens
+    solving: Solving | None
     working: WorkingDirectory
     state: PartialState
     arguments: TrainingArguments
@@ -206,9 +212,12 @@ class _Run:
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
-            record = make_record(inputs, self.plan, settings, state, self.tokens, bool(order), resumption, seconds)
+            correction, solved = self._solved()
+            record = make_record(inputs, self.plan, settings, state, self.tokens, bool(order), resumption, seconds, solved)
             with directory.open() as folder:
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
+                if correction:
+                    correction.save(folder)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
                 if (self.working.path / RUNS).exists():
@@ -234,6 +243,8 @@ class _Run:
         agreed: list[Any] = [None, None]
         if self.state.is_main_process:
             agreed = [checkpoint and str(checkpoint), dict(self._order(checkpoint is not None).columns)]
+            if self.solving:
+                self.solving.solved(self.working.path, self.tell)
         broadcast_object_list(agreed)
         found = ChannelOrder.of(self.inputs.architecture, agreed[1] or {})
         return (Path(agreed[0]) if agreed[0] else None), found
@@ -261,6 +272,13 @@ class _Run:
             refuse_beyond_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
+    def _solved(self) -> tuple[Correction, Solved | None]:
+        """What solving changed in the base, and what it gave; that of an adapter which is trained on further stays."""
+        start = self.inputs.start
+        if start is None:
+            return Correction(), None
+        return kept(self.working.path, start) if self.solving else (start.source.correction(start.subnetwork.widths), None)
+
     def _base(self) -> Any:
         base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[precision_of(self.options)].torch)
         base.config.use_cache = False
@@ -272,7 +290,10 @@ class _Run:
         if start:
             model = _continued(base, start, self.options.dropout)
             order.apply_to_model(model)
-            return SuperNetwork(model, self.inputs.elasticity)
+            network = SuperNetwork(model, self.inputs.elasticity)
+            correction, _ = self._solved()
+            correction.apply_to_model(network.base, self.inputs.elasticity.widths(start.subnetwork.widths))
+            return network
         order.apply_to_model(base)
         set_seed(self.options.seed)
         config = lora_config(self.options, self.inputs.architecture)

@@ -19,6 +19,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.output import locked
 from lonas_edge.schema import Record
 from lonas_edge.training.checkpoints import NotSavedError, check, check_files, checkpoints, discard, step_of, unfinished
@@ -31,7 +32,7 @@ _FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
 _AGAIN = "--overwrite, without --resume, starts again."
 RUNS = "runs"  # what a logging integration writes
 _OURS = re.compile(
-    rf"{re.escape(SETTINGS)}|\.{re.escape(SETTINGS)}\.partial|{re.escape(ORDER)}(\.incomplete)?|{RUNS}|(checkpoint|damaged)-[0-9]+"
+    rf"{re.escape(SETTINGS)}|\.{re.escape(SETTINGS)}\.partial|({re.escape(ORDER)}|{re.escape(CORRECTION)})(\.incomplete)?|{RUNS}|(checkpoint|damaged)-[0-9]+"
 )
 
 
@@ -49,6 +50,7 @@ class Settings(Record):
         start: That of the super-adapter's files which one sub-network is trained further from; none without.
         widths: Those of that sub-network.
         teacher: SHA-256 of the teacher's files; none without.
+        solve: SHA-256 of what the sub-network is solved on first, and how many prompts of it; None where it is not.
         tokenizer: That of its tokenizer's files.
         data: That of each file of the data, and how often an epoch has its examples.
         search_space: Hash of the search space.
@@ -58,11 +60,12 @@ class Settings(Record):
     """
 
     NAME: ClassVar = "training-settings"
-    VERSION: ClassVar = 4
+    VERSION: ClassVar = 5
     MIGRATIONS: ClassVar = {
         1: lambda before: {**before, "start": {}, "widths": []},
         2: lambda before: {**before, "teacher": {}},
         3: _fourth,
+        4: lambda before: {**before, "solve": None},
     }
     AGAIN: ClassVar = "The training cannot be resumed."
 
@@ -70,6 +73,7 @@ class Settings(Record):
     start: dict[str, str]
     widths: tuple[int, ...]
     teacher: dict[str, str]
+    solve: tuple[str, int] | None
     tokenizer: dict[str, str]
     data: tuple[tuple[str, float], ...]
     search_space: str
@@ -88,6 +92,7 @@ class Settings(Record):
             start={path.name: sha256(path) for path in inputs.start.files} if inputs.start else {},
             widths=inputs.start.subnetwork.widths if inputs.start else (),
             teacher={path.name: sha256(path) for path in inputs.teacher.files} if inputs.teacher else {},
+            solve=(sha256(Path(inputs.solve.data)), inputs.solve.prompts) if inputs.solve else None,
             tokenizer={path.name: sha256(path) for path in tokenizer},
             data=tuple((sha256(portion.path), portion.weight) for portion in inputs.subject.portions),
             search_space=inputs.space.hash,

@@ -84,7 +84,7 @@ def test_version_4_is_read(tmp_path: Path) -> None:
     made = {"super_adapter": "super", "sha256": {"adapter_config.json": "1f"}, "subnetwork": "minimal", "widths": [6, 64]}
     content = {"schema": "lonas-edge/training/4", **OF_VERSION_1, "damaged_checkpoints": [], "specialized": made}
     record = TrainingRecord.read(written(tmp_path, {name: value for name, value in content.items() if name != "format"}))
-    assert record.specialized == Specialized("super", {"adapter_config.json": "1f"}, "minimal", (6, 64))
+    assert record.specialized == Specialized("super", {"adapter_config.json": "1f"}, "minimal", (6, 64), None)
     assert record.teacher is None
 
 
@@ -98,11 +98,20 @@ def test_version_5_is_read(tmp_path: Path) -> None:
     assert (record.task, record.chat_template) == (None, None)
 
 
+def test_version_6_is_read(tmp_path: Path) -> None:
+    """It solved nothing before it trained."""
+    made = {"super_adapter": "super", "sha256": {}, "subnetwork": "minimal", "widths": [6, 64]}
+    for special in (made, None):
+        content = {"schema": "lonas-edge/training/6", **OF_VERSION_1, **LATER, "specialized": special}
+        record = TrainingRecord.read(written(tmp_path, {name: value for name, value in content.items() if name != "format"}))
+        assert record.specialized == (Specialized("super", {}, "minimal", (6, 64), None) if special else None)
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, OF_VERSION_1))
     record.write(tmp_path / "again.json")
     content = json.loads((tmp_path / "again.json").read_text())
-    assert content["schema"] == "lonas-edge/training/6"
+    assert content["schema"] == "lonas-edge/training/7"
     full = {"learning_rate": None, "grad_norm": None}  # what the log did not have
     expected = {**OF_VERSION_1, **LATER, "losses": [{**full, **entry} for entry in OF_VERSION_1["losses"]]}
     assert {name: content[name] for name in content if name != "schema"} == {n: expected[n] for n in expected if n != "format"}
@@ -112,9 +121,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"schema": "lonas-edge/training/7"}, ["newer lonas-edge", "lonas-edge/training/7", "Update lonas-edge"]),
-        ({"format": 7}, ["newer lonas-edge", "Update lonas-edge"]),
-        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/6", "lonas-edge/manifest/2"]),
+        ({"schema": "lonas-edge/training/8"}, ["newer lonas-edge", "lonas-edge/training/8", "Update lonas-edge"]),
+        ({"format": 8}, ["newer lonas-edge", "Update lonas-edge"]),
+        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/7", "lonas-edge/manifest/2"]),
         ({"steps": "two", "base": {"name": "base"}}, ["steps: ", "base.revision: ", "base.sha256: "]),
         ({"mine": 1}, ["mine: ", "train again"]),
     ],

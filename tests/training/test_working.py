@@ -20,7 +20,7 @@ from lonas_edge.training.working import Resumption, Settings, WorkingDirectory
 
 STAGE = {"first": 0, "steps": 8, "lr_steps": 8, "width_indicator": None, "sample_rate": 1}
 OPTIONS = TrainOptions(alpha=16, steps=8)
-SETTINGS = Settings({"config.json": "a"}, {}, (), {}, {"tokenizer.json": "b"}, (("c", 1.0),), "d", (STAGE,), 1, OPTIONS)
+SETTINGS = Settings({"config.json": "a"}, {}, (), {}, None, {"tokenizer.json": "b"}, (("c", 1.0),), "d", (STAGE,), 1, OPTIONS)
 
 
 LESS = "A smaller --micro-batch-size or --gradient-checkpointing needs less."
@@ -46,7 +46,7 @@ def directory(tmp_path: Path, *checkpoints: int) -> WorkingDirectory:
 
 def test_settings_are_read_as_written(tmp_path: Path) -> None:
     path = directory(tmp_path).path / "settings.json"
-    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/4"
+    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/5"
     assert Settings.read(path) == SETTINGS
     assert SETTINGS.changes(Settings.read(path), {}) == []
 
@@ -54,7 +54,11 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
 def test_settings_of_version_1(tmp_path: Path) -> None:
     """Nothing was specialized."""
     path = directory(tmp_path).path / "settings.json"
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("start", "widths", "teacher")}
+    before = {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name not in ("start", "widths", "teacher", "solve")
+    }
     path.write_text(json.dumps({**before, "data": "c", "schema": "lonas-edge/training-settings/1"}))
     assert Settings.read(path) == SETTINGS
 
@@ -62,7 +66,7 @@ def test_settings_of_version_1(tmp_path: Path) -> None:
 def test_settings_of_version_2(tmp_path: Path) -> None:
     """There was no frozen teacher."""
     path = directory(tmp_path).path / "settings.json"
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "teacher"}
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("teacher", "solve")}
     path.write_text(json.dumps({**before, "data": "c", "schema": "lonas-edge/training-settings/2"}))
     assert Settings.read(path) == SETTINGS
 
@@ -70,14 +74,23 @@ def test_settings_of_version_2(tmp_path: Path) -> None:
 def test_settings_of_version_3(tmp_path: Path) -> None:
     """There was one file of data."""
     path = directory(tmp_path).path / "settings.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "data": "c", "schema": "lonas-edge/training-settings/3"}))
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "solve"}
+    path.write_text(json.dumps({**before, "data": "c", "schema": "lonas-edge/training-settings/3"}))
+    assert Settings.read(path) == SETTINGS
+
+
+def test_settings_of_version_4(tmp_path: Path) -> None:
+    """Nothing was solved."""
+    path = directory(tmp_path).path / "settings.json"
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "solve"}
+    path.write_text(json.dumps({**before, "schema": "lonas-edge/training-settings/4"}))
     assert Settings.read(path) == SETTINGS
 
 
 def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
     """A training that was stopped then can be resumed."""
     path = directory(tmp_path).path / "settings.json"
-    later = ("schema", "start", "widths", "teacher")
+    later = ("schema", "start", "widths", "teacher", "solve")
     before = {name: value for name, value in json.loads(path.read_text()).items() if name not in later}
     path.write_text(json.dumps({**before, "data": "c"}))
     assert Settings.read(path) == SETTINGS

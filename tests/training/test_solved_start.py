@@ -1,0 +1,190 @@
+"""A sub-network that is solved first and trained on that: against a base that is changed by hand, and what keeps the change."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import oracle_logits
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModels, TinySource, mlp_consumers
+from training_runs import OPTIONS, ORDER, RECORD, SPACE, logits_of, same, working
+
+import lonas_edge.exporting.solved
+import lonas_edge.training.solving
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.correction import Correction
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.training.inputs import open_specialized
+from lonas_edge.training.plan import Solve, TrainOptions
+from lonas_edge.training.train import train
+
+FILE = "correction.safetensors"
+FEW = {"steps": 3, "warmup_steps": 0, "lr": 0.02, "prompt": None}
+
+
+def solved(
+    start: Path, data: Path, output: Path, resume: bool = False, at: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    """The minimal sub-network, solved on 16 prompts and trained; interrupted after the step `at`."""
+
+    def kill(step: int, _steps: int, _log: Any) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+
+    inputs = replace(open_specialized(str(start), data, "minimal"), solve=Solve(str(data), 16))
+    train(inputs, output, TrainOptions(**{**OPTIONS, **FEW, **changes}), resume, report=kill)
+    return json.loads((output / RECORD).read_text())
+
+
+def changed_base(source: TinySource, adapter: Path, folder: Path) -> Path:
+    """The base with the change added to it by hand; a column of the change is a channel in the super-network's order."""
+    shutil.copytree(source.base, folder)
+    weights, order = load_file(folder / "model.safetensors"), load_file(adapter / ORDER) if (adapter / ORDER).exists() else {}
+    deltas = load_file(adapter / FILE)
+    assert set(deltas) == set(mlp_consumers(source.case))
+    for name, delta in deltas.items():
+        weight = weights[f"{name}.weight"]
+        weight[:, order.get(name, torch.arange(weight.shape[1]))[: delta.shape[1]]] += delta
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+@pytest.mark.parametrize("case", ["llama", "phi3"])
+def test_it_answers_as_the_adapter_on_a_base_changed_by_hand(
+    case: str,
+    reorder: bool,
+    tiny_models: TinyModels,
+    trained,
+    data: Path,
+    tmp_path: Path,
+    choose,
+    materialize,
+    ids: torch.Tensor,
+) -> None:
+    source, widths, output = tiny_models.source(case), choose(tiny_models.source(case), "minimal"), tmp_path / "out"
+    record = solved(trained(case, reorder), data, output)
+    figures = record["specialized"]["solved"]
+    assert (figures["prompts"], figures["held_out"], figures["kept"], figures["after"] < figures["before"]) == (
+        16,
+        4,
+        True,
+        True,
+    )
+    opened = open_source(str(output))
+    expected = oracle_logits(changed_base(source, output, tmp_path / "changed"), output, output / SPACE, widths, ids)
+    network = load_super_network(opened)
+    network.activate(widths)
+    assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
+    assert (logits_of(load_checkpoint(materialize(opened, widths)), ids) - expected).abs().max() < 1e-4
+    without = oracle_logits(source.base, output, output / SPACE, widths, ids)
+    assert (without - expected).abs().max() > 1e-2
+
+
+def test_it_is_trained_on_the_change(llama: TinySource, trained: Callable, data: Path, tmp_path: Path) -> None:
+    """Its first loss is that of the solved network, and what is solved is what `export --solve` solves."""
+    options = {"steps": 1, "group_by_length": False}
+    first = solved(trained("llama", True), data, tmp_path / "solved", **options)["losses"][0]["loss"]
+    inputs = open_specialized(str(trained("llama", True)), data, "minimal")
+    plain = train(inputs, tmp_path / "plain", TrainOptions(**{**OPTIONS, **FEW, **options}))
+    assert plain is not None and plain.specialized is not None
+    assert plain.specialized.solved is None and not (tmp_path / "plain" / FILE).exists()
+    assert abs(first - (plain.losses[0].loss or 0)) > 1e-3
+
+
+def test_exported(trained: Callable, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    """Verified with its change; the manifest has what solving gave, and the change's hash among the adapter's."""
+    record = solved(trained("llama", True), data, tmp_path / "out")
+    ran = run_cli("export", tmp_path / "out", "--stage", "checkpoint", "--output", tmp_path / "exported")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "exported/lonas_edge.json").read_text())
+    assert manifest["solved"] == record["specialized"]["solved"]
+    assert FILE in manifest["adapter"]["sha256"]
+    assert (tmp_path / "exported" / FILE).exists()
+    options = ("--subnet", "minimal", "--solve", data, "--solve-prompts", 16, "--stage", "checkpoint")
+    ran = run_cli("export", trained("llama", True), *options, "--output", tmp_path / "other")
+    assert ran.code == 0, ran.err
+    own, other = load_file(tmp_path / "out" / FILE), load_file(tmp_path / "other" / FILE)
+    assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_resumed_equals_uninterrupted(trained: Callable, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was solved is kept beside the checkpoints, and not solved again."""
+    start = trained("llama", True)
+    record = solved(start, data, tmp_path / "whole", steps=8)
+    with pytest.raises(LonasEdgeError, match=r"Training interrupted\."):
+        solved(start, data, tmp_path / "out", at=5, steps=8)
+    assert (working(tmp_path / "out") / FILE).exists()
+    monkeypatch.setattr(lonas_edge.training.solving, "solve_model", None)
+    resumed = solved(start, data, tmp_path / "out", resume=True, steps=8)
+    same(tmp_path / "out", resumed, tmp_path / "whole", record)
+    assert resumed["specialized"] == record["specialized"]
+    assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+    assert not working(tmp_path / "out").exists()
+
+
+def test_no_better_is_not_taken(trained: Callable, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = lonas_edge.exporting.solved.solve
+
+    def worse(*given: Any) -> Any:
+        solution = solve(*given)
+        return replace(solution, correction=Correction({"a": torch.ones(1)}), after=solution.before)
+
+    monkeypatch.setattr(lonas_edge.exporting.solved, "solve", worse)
+    record = solved(trained("llama", True), data, tmp_path / "out")
+    assert record["specialized"]["solved"]["kept"] is False
+    assert not (tmp_path / "out" / FILE).exists()
+    load_super_network(open_source(str(tmp_path / "out")))
+
+
+def test_trained_further_it_keeps_the_change(trained: Callable, data: Path, tmp_path: Path) -> None:
+    solved(trained("llama", True), data, tmp_path / "one")
+    train(open_specialized(str(tmp_path / "one"), data), tmp_path / "two", TrainOptions(**{**OPTIONS, **FEW}))
+    one, two = (json.loads((tmp_path / name / RECORD).read_text())["specialized"] for name in ("one", "two"))
+    assert one["solved"] == two["solved"] and FILE in two["sha256"]
+    first, second = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(LonasEdgeError, match="there is no whole network any more"):
+        solved(tmp_path / "one", data, tmp_path / "three")
+
+
+def test_a_damaged_change(trained: Callable, data: Path, tmp_path: Path) -> None:
+    """Missing, of another shape, of another layer, not finite: each is named."""
+    solved(trained("llama", True), data, tmp_path / "out")
+    path = tmp_path / "out" / FILE
+    deltas = load_file(path)
+    first, second, third = sorted(deltas)
+    deltas |= {first: deltas[first][:, :3].contiguous(), second: deltas[second] * torch.inf, "mine": deltas.pop(third)}
+    save_file(deltas, path)
+    with pytest.raises(LonasEdgeError) as raised:
+        load_super_network(open_source(str(tmp_path / "out")))
+    told = str(raised.value)
+    assert f"{path}: not the change of this sub-network" in told
+    assert f"{first}: expected torch.float32 [64, 64], found torch.float32 [64, 3]" in told
+    assert f"{second}: " in told and "mine: the model has no such layer" in told
+    path.unlink()
+    with pytest.raises(LonasEdgeError, match=rf"{path}"):
+        load_super_network(open_source(str(tmp_path / "out")))
+
+
+def test_wrong_usage(llama: TinySource, trained: Callable, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    start = trained("llama", True)
+    base = ["train", "--data", data, "--output", tmp_path / "out", "--steps", 1, "--device", "cpu"]
+    for arguments, code, told in (
+        (["--model", llama.base, "--nncf-config", llama.space, "--solve", data], 2, "--solve goes with --from"),
+        (["--from", start, "--solve-prompts", 4], 2, "--solve-prompts goes with --solve"),
+        (["--from", start, "--solve", data], 1, "640 are asked for. Give more data, or a smaller --solve-prompts"),
+        (["--from", start, "--subnet", "maximal", "--solve", data], 1, "narrows no MLP and no heads"),
+    ):
+        ran = run_cli(*base, *arguments)
+        assert (ran.code, told in " ".join(ran.err.split())) == (code, True), ran.err
+    ran = run_cli(*base, "--from", start, "--solve", data, "--solve-prompts", 12, "--subnet", "minimal")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out" / FILE).exists()

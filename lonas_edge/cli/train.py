@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = TrainOptions()
 _LARGEST = 1e6  # far beyond what learns anything, and a float32
-_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "sampling", "reorder")
+_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "front", "sampling", "reorder")
 _OF_THE_SUPER_ADAPTER = ("rank", "alpha", "target_modules", "elastic", *_OF_ELASTIC_TRAINING)
 
 _Model = Annotated[
@@ -122,6 +122,16 @@ _WidthIndicator = Annotated[
 _SampleRate = Annotated[int | None, typer.Option(min=1, help="Optimizer steps between two draws. Default: the stage's own.")]
 _DepthRate = Annotated[
     float, typer.Option(min=0, max=1, help="Chance that a group of blocks is left out of a drawn sub-network.")
+]
+_Subnetworks = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--subnetworks",
+        click_type=USER_PATH,
+        metavar="DIR|FILE",
+        help="Draw from these sub-networks alone: a search's directory of them, or files. May be repeated. Default: from the "
+        "whole search space.",
+    ),
 ]
 _Sampling = Annotated[
     str,
@@ -236,6 +246,7 @@ def command(  # the options are read from the context, by the names they have in
     width_indicator: _WidthIndicator = None,
     sample_rate: _SampleRate = None,
     depth_rate: _DepthRate = _DEFAULT.depth_rate,
+    front: _Subnetworks = None,
     sampling: _Sampling = _DEFAULT.sampling,
     distill: _Distill = None,
     teacher: _Teacher = None,
@@ -275,7 +286,7 @@ def command(  # the options are read from the context, by the names they have in
             from transformers.utils.logging import disable_progress_bar
 
             from lonas_edge.output import OutputDirectory
-            from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
+            from lonas_edge.training.inputs import open_inputs, open_specialized, read_subnetworks, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
         used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, solve, *files([subnet]))
@@ -293,7 +304,7 @@ def command(  # the options are read from the context, by the names they have in
         record = train(
             inputs,
             output,
-            _options(ctx.params),
+            replace(_options(ctx.params), subnetworks=read_subnetworks(inputs, front or ())),
             resume,
             overwrite,
             _told(report),
@@ -330,6 +341,8 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
             "--nncf-config FILE is needed (`lonas-edge space --model M --output FILE` writes one), or --no-elastic"
         )
     idle += ["distill"] if ctx.params["distill"] and not ctx.params["teacher"] else []
+    if ctx.params["front"] and (idle_draws := [name for name in ("width_indicator", "depth_rate") if given(ctx, name)]):
+        raise typer.BadParameter(f"{_flags(idle_draws)}: of draws from the whole search space, and --subnetworks names others")
     if not elastic and idle:
         raise typer.BadParameter(f"{_flags(idle)}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
 
@@ -362,7 +375,8 @@ def _refuse_idle_distillation(ctx: typer.Context) -> None:
 
 
 def _flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    known = {"front": "subnetworks"}
+    return ", ".join(f"--{known.get(name, name).replace('_', '-')}" for name in names)
 
 
 def _refuse_idle_prompt(ctx: typer.Context, task: str | None) -> None:

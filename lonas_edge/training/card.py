@@ -4,6 +4,11 @@ from lonas_edge.data.templates import Template
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.network.training_record import Specialized, TrainingRecord
 
+_OF_A_SOLVED_ONE = (
+    " What it cuts was solved before (least squares): `correction.safetensors` is added to the base's weights, which "
+    "lonas-edge does and plain PEFT does not."
+)
+
 
 def super_adapter_card(record: TrainingRecord) -> str:
     """Write the model card of a super-adapter.
@@ -61,7 +66,7 @@ def _of_super_adapter(special: Specialized) -> str:
     return (
         f"It began as the super-adapter `{special.super_adapter}`, of which the {special.subnetwork} sub-network alone was "
         "trained further: that is the network which lonas-edge takes. The parts that only other sub-networks have are as they "
-        "were."
+        "were." + (_OF_A_SOLVED_ONE if special.solved and special.solved.kept else "")
     )
 
 

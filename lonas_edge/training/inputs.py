@@ -17,7 +17,7 @@ from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
-from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.space.subnetwork import Subnetwork, read_subnetwork
 from lonas_edge.training.plan import Solve, TrainOptions
 from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Files, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
@@ -186,6 +186,33 @@ def _refuse_other_parameters(config: AdapterConfig) -> None:
         others,
         "Export it as it is, or train anew.",
     )
+
+
+def read_subnetworks(inputs: Inputs, places: Sequence[Path]) -> tuple[tuple[int, ...], ...]:
+    """Read sub-networks to draw from.
+
+    Args:
+        inputs: Says the search space.
+        places: Sub-network files, and directories of them, as a search leaves one.
+
+    Returns:
+        The widths of each network, each once.
+
+    Raises:
+        LonasEdgeError: If a directory has none, or a file is no sub-network of the search space; all are listed.
+    """
+    found, problems = {}, []
+    for place in places:
+        files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        problems += [] if files else [f"{place}: holds no sub-network (*.json)"]
+        for file in files:
+            try:
+                found[inputs.elasticity.plain(read_subnetwork(file, inputs.space).widths)] = file
+            except LonasEdgeError as error:
+                problems.append(str(error))
+    if problems:
+        raise LonasEdgeError("\n".join(problems))
+    return tuple(found)
 
 
 def with_teacher(inputs: Inputs, reference: str) -> Inputs:

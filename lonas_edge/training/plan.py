@@ -54,6 +54,7 @@ class TrainOptions:
         width_indicator: How many values of each group may be drawn, widest first; the stage's own when None.
         sample_rate: Optimizer steps between two draws; the stage's own when None.
         depth_rate: Chance that a group of blocks is left out of a drawn sub-network, where the stage trains depth.
+        subnetworks: The sub-networks that are drawn from, one width a group each; all of the search space where there is none.
         sampling: `random` trains one drawn sub-network a step; `sandwich` the maximal, the minimal and a drawn one.
         distill: Share of the loss that is the KL divergence from the teacher's answers, 0 to 1; when None, 0.5 where a teacher
             is named, and else 0. Where none is named, the maximal network is the teacher.
@@ -88,6 +89,7 @@ class TrainOptions:
     width_indicator: int | None = None
     sample_rate: int | None = None
     depth_rate: float = 0.2
+    subnetworks: tuple[tuple[int, ...], ...] = ()
     sampling: Sampling = "random"
     distill: float | None = None
     temperature: float = 1.0

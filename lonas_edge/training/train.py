@@ -113,7 +113,7 @@ def _prepared(
 
 def _plan(inputs: Inputs, options: TrainOptions, examples: int) -> Plan:
     if inputs.start is None:
-        return make_plan(inputs.space, options, examples, str(inputs.nncf_config))
+        return make_plan(inputs.space, options, examples, str(inputs.nncf_config), options.subnetworks)
     alone = replace(inputs.space, stages=())  # the stages are those of a super-network
     return make_plan(alone, options, examples, given=(inputs.start.subnetwork.widths,))
 

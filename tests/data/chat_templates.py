@@ -19,3 +19,6 @@ FORGETFUL = (  # what was thought in earlier turns is left out
     "{{ m.content }}</s>{% else %}<|user|>{{ m.content }}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+MARKED_FORGETFUL = FORGETFUL.replace(
+    "{{ m.content }}</s>{% else", "{% generation %}{{ m.content }}</s>{% endgeneration %}{% else"
+)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import CHATML, FORGETFUL, INSTRUCT, MARKED
+from chat_templates import CHATML, FORGETFUL, INSTRUCT, MARKED, MARKED_FORGETFUL
 from tiny_models import tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -48,6 +48,13 @@ def test_what_the_assistant_says_is_learned(chat: str, turns: Any) -> None:
     (whole,) = encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, 500, train_on_prompt=True)
     assert whole == {"input_ids": ids, "labels": ids}
     assert encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, len(ids) - 1) == []
+
+
+def test_marks_tell_what_the_text_does_not() -> None:
+    """Of a template that writes earlier turns otherwise; what is outside of the marks is not learned."""
+    ids, said = encode_conversation(Conversation(TURNS), MARKED_FORGETFUL, tokenizer())
+    assert "thinking" in tokenizer().decode(ids)
+    assert learned(ids, said) == "a the</s>|er in</s>"
 
 
 def test_a_template_that_cannot_be_told_apart() -> None:

@@ -1,0 +1,75 @@
+"""Drawing from given sub-networks instead of the whole search space."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import TinySource
+from training_runs import Watched, run
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.space.search_space import Group, Member, SearchSpace
+from lonas_edge.training.inputs import open_inputs, read_subnetworks
+from lonas_edge.training.plan import TrainOptions, make_plan
+
+SPACE = SearchSpace(tuple(Group((Member(f"layer{index}", "lora_A", ""),), (8, 6, 4)) for index in range(3)))
+GIVEN = ((8, 8, 4), (6, 6, 6), (4, 8, 8))
+
+
+def test_each_is_drawn_as_often() -> None:
+    """300 draws from three: 100 each, give or take four standard deviations (8.2)."""
+    plan = make_plan(SPACE, TrainOptions(steps=300), 1600, given=GIVEN)
+    drawn = Counter(plan.drawn(step) for step in range(300))
+    assert set(drawn) == set(GIVEN)
+    assert all(abs(count - 100) < 33 for count in drawn.values())
+    assert [plan.drawn(step) for step in range(300)] == [plan.drawn(step) for step in range(300)]
+    assert plan.trained(5) == [plan.drawn(5)]
+    sandwich = make_plan(SPACE, TrainOptions(steps=3, sampling="sandwich"), 1600, given=GIVEN)
+    assert sandwich.trained(1) == [(8, 8, 8), (4, 4, 4), sandwich.drawn(1)]
+
+
+def test_a_training_draws_from_them_alone(
+    llama: TinySource, data: Path, tmp_path: Path, choose: Callable, watched: Watched
+) -> None:
+    networks = tuple(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
+    record = run(llama, data, tmp_path / "out", subnetworks=networks)
+    assert {widths for _, widths in watched.passes} == set(networks)
+    assert [tuple(widths) for widths in record["options"]["subnetworks"]] == list(networks)
+
+
+def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable) -> None:
+    """A directory and files; each network once, and all that is wrong is listed."""
+    inputs = open_inputs(str(llama.base), data, llama.space)
+    (tmp_path / "front").mkdir()
+    for name in ("minimal", "unequal:3"):
+        (tmp_path / f"front/{name[:3]}.json").write_text(json.dumps({"widths": choose(llama, name)}))
+    (tmp_path / "again.json").write_text(json.dumps({"widths": choose(llama, "minimal")}))
+    found = read_subnetworks(inputs, [tmp_path / "front", tmp_path / "again.json"])
+    assert sorted(found) == sorted(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
+    assert read_subnetworks(inputs, []) == ()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text('{"widths": [1]}')
+    with pytest.raises(LonasEdgeError, match=r"empty: holds no sub-network[\s\S]*bad\.json: not a sub-network of this"):
+        read_subnetworks(inputs, [tmp_path / "empty", tmp_path / "bad.json"])
+
+
+def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, choose: Callable) -> None:
+    (tmp_path / "front").mkdir()
+    (tmp_path / "front/one.json").write_text(json.dumps({"widths": choose(llama, "minimal")}))
+    base = ["train", "--data", data, "--output", tmp_path / "out", "--steps", 1, "--subnetworks", tmp_path / "front"]
+    model = ["--model", llama.base]
+    for arguments, told in (
+        ([*model, "--no-elastic"], "--subnetworks: plain LoRA"),
+        (["--from", llama.adapter], "--subnetworks: of a super-adapter's training"),
+        (
+            [*model, "--nncf-config", llama.space, "--width-indicator", 2],
+            "--width-indicator: of draws from the whole search space",
+        ),
+    ):
+        ran = run_cli(*base, *arguments)
+        assert (ran.code, told in " ".join(ran.err.split())) == (2, True), ran.err
+    ran = run_cli(*base, *model, "--nncf-config", llama.space, "--rank", 8, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "minimal")]

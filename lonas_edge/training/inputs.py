@@ -1,5 +1,6 @@
 """What a training works on: base model, search space, data and machine, opened and checked before the model is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 

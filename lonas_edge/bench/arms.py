@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["ir", "torch", "gguf"]
+Kind = Literal["ir", "torch", "gguf", "ir-classifier", "torch-classifier"]
 
 SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the arms by default; `making.ARMS` has all
 
@@ -25,6 +25,7 @@ class Arm:
         properties: OpenVINO run-time properties.
         parameters: Parameters, where known before it is loaded.
         bytes_estimate: Memory of its weights in bytes, before it is loaded.
+        outputs: Outputs of a classifier's head (PyTorch).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arm:
     properties: Mapping[str, str] = field(default_factory=dict)
     parameters: int | None = None
     bytes_estimate: int = 0
+    outputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Case:
 
     Attributes:
         prompt_len: Tokens of the prompt.
-        new_tokens: Tokens generated, always all of them.
+        new_tokens: Tokens generated, always all of them; 0 where the prompts are passed through once and nothing is generated.
         batch_size: Prompts computed together.
     """
 
@@ -55,7 +57,8 @@ class Case:
 
     def __str__(self) -> str:
         """As in reports."""
-        return f"{self.prompt_len}+{self.new_tokens} tokens, batch {self.batch_size}"
+        generated = f"+{self.new_tokens}" if self.new_tokens else ""
+        return f"{self.prompt_len}{generated} tokens, batch {self.batch_size}"
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Facts:
         disk_bytes: Its files.
         parameters: Its parameters, where known.
         macs_per_token: Multiply-accumulates of its linear layers for one token.
-        weight_bytes_per_token: Bytes of weights that one decoded token reads.
-        kv_precision: Precision of its KV cache.
+        weight_bytes_per_token: Bytes of weights that one decoded token reads; a classifier's, that one pass reads.
+        kv_precision: Precision of its KV cache; empty where it has none.
     """
 
     load_seconds: float

@@ -58,6 +58,7 @@ class ArmKind:
         needs_source: Whether base and adapter are needed.
         needs_adapter: Whether it is there only of what was exported with an adapter.
         faults: What its options lack.
+        classifies: Whether there is one of a classifier, too.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ArmKind:
     needs_source: bool = False
     needs_adapter: bool = False
     faults: Callable[[BenchOptions], list[str]] = lambda _: []
+    classifies: bool = True
 
 
 def make_arms(exported: "Exported", options: BenchOptions, progress: Progress) -> list[Arm]:
@@ -88,7 +90,7 @@ def make_arms(exported: "Exported", options: BenchOptions, progress: Progress) -
     names = list(dict.fromkeys((SUBNET, *options.arms)))
     raise_all("These arms cannot be measured:", _faults(names, exported, options), "--arms names those that are measured.")
     known = [ARMS[name] for name in names if name in ARMS]
-    opened = {name: open_exported(Path(name), ours=False) for name in names if name not in ARMS}
+    opened = {name: open_exported(Path(name), ours=False, task=exported.task) for name in names if name not in ARMS}
     source = None
     if any(arm.needs_source for arm in known):
         progress("Checking base and adapter", None)
@@ -110,6 +112,8 @@ def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -
     faults += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
     for arm in (ARMS[name] for name in names if name in ARMS):
         faults += arm.faults(options)
+        if not (arm.classifies or exported.task.generates):
+            faults.append(f"{arm.name}: {arm.told} runs language models, and {exported.folder} is a {exported.task.name}")
         if arm.needs_adapter and not exported.own_manifest.adapter:
             faults.append(f"{arm.name}: {exported.folder} was exported without an adapter")
     return faults
@@ -123,13 +127,15 @@ def _ir_arm(name: str, opened: "Exported", given: Ingredients) -> Arm:
     """An IR; the properties tuned for the sub-network are those of all."""
     exported, options = given.exported, given.options
     kv = "KV_CACHE_PRECISION"
-    properties = {} if options.device.startswith("NPU") else {kv: FORMATS[exported.weight_format].kv_cache}
+    cached = exported.task.generates and not options.device.startswith("NPU")
+    properties = {kv: FORMATS[exported.weight_format].kv_cache} if cached else {}
     properties |= exported.properties
     properties |= {kv: options.kv_precision} if options.kv_precision else {}
     properties |= options.properties
     parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
     size = weight_bytes(opened.folder)
-    return Arm(name, "ir", opened.folder, options.device, opened.weight_format, None, False, properties, parameters, size)
+    kind: Kind = "ir" if exported.task.generates else "ir-classifier"
+    return Arm(name, kind, opened.folder, options.device, opened.weight_format, None, False, properties, parameters, size)
 
 
 def _subnet(name: str, given: Ingredients) -> Arm:
@@ -176,10 +182,10 @@ def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mappi
 def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:
     source, options = given.source, given.options
     assert source  # it is needed
-    parameters = given.exported.own_manifest.sizes.unpruned.parameters
+    parameters, generates = given.exported.own_manifest.sizes.unpruned.parameters, given.exported.task.generates
     return Arm(
         name,
-        "torch",
+        "torch" if generates else "torch-classifier",
         source.base.folder,
         options.torch_device,
         options.torch_dtype,
@@ -187,6 +193,7 @@ def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:
         merged,
         parameters=parameters,
         bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes if options.torch_device == "cpu" else 0,
+        outputs=0 if generates else len(given.exported.config.get("id2label") or ()),
     )
 
 
@@ -212,7 +219,7 @@ ARMS = {
         ArmKind(LORA, "PyTorch, adapter unmerged", "torch", partial(_torch_arm, merged=False), True, True),
         ArmKind("lora-merged", "PyTorch, adapter merged", "torch", partial(_torch_arm, merged=True), True, True),
         ArmKind(UNPRUNED, "the maximal network as IR at the same weight format", "ir", _unpruned, True),
-        ArmKind("gguf", "llama.cpp", "gguf", _gguf, faults=_gguf_faults),
+        ArmKind("gguf", "llama.cpp", "gguf", _gguf, faults=_gguf_faults, classifies=False),
     )
 }
 

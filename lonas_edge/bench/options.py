@@ -15,7 +15,7 @@ class BenchOptions:
 
     Attributes:
         arms: Names of arms (`making.ARMS`) and further exported directories.
-        cases: Prompt lengths, numbers of new tokens and batch sizes.
+        cases: Prompt lengths, numbers of new tokens (0 for a classifier) and batch sizes.
         schedule: Rounds in all, warm-ups at every start, seed.
         starts: How often the arms are started afresh; the rounds are divided among the starts.
         device: OpenVINO device of the IRs.

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.arms import SUBNET, Case
-from lonas_edge.bench.report import TITLES, Generation, Report, Row
+from lonas_edge.bench.report import METRICS, Generation, Report, Row, work_of
+from lonas_edge.bench.timing import Timing
 
 
 def write_plots(report: Report, folder: Path) -> list[Path]:
-    """Draw the distributions of latency, TTFT and TPOT over the prompt length, and the speed-ups.
+    """Draw the distributions of latency, latency over the prompt length, and the speed-ups.
 
     Args:
         report: The benchmark.
@@ -55,13 +56,15 @@ def _distributions(report: Report) -> Any:
         return None
     case, colors = _last_case(report), _colors(report)
     names = [row.arm for row in report.rows if row.case == case]
-    figure, axes = _figure(2, 1.2 + 0.6 * len(names))
-    for axis, metric in zip(axes, ("ttft", "tpot"), strict=True):
+    drawn = _drawn(case)
+    figure, axes = _figure(len(drawn), 1.2 + 0.6 * len(names))
+    for axis, (metric, title) in zip(axes, drawn.items(), strict=True):
         for position, name in enumerate(names):
-            values = [1e3 * getattr(s, metric) for s in report.samples if s.arm == name and _is(s, case)]
+            own = [sample for sample in report.samples if sample.arm == name and _is(sample, case)]
+            values = [METRICS[metric](Timing(sample.token_times, sample.end_to_end)) for sample in own]
             axis.boxplot(values, positions=[position], orientation="horizontal", widths=0.6, showfliers=False)
             axis.plot(values, [position] * len(values), "o", color=colors[name], alpha=0.5, markersize=4)
-        axis.set(xlabel=f"{TITLES[metric]} in ms (log scale)", xscale="log", yticks=range(len(names)), yticklabels=names)
+        axis.set(xlabel=f"{title} in ms (log scale)", xscale="log", yticks=range(len(names)), yticklabels=names)
         _plain_log(axis.xaxis)
         axis.invert_yaxis()
         axis.grid(axis="x", which="both", alpha=0.3)
@@ -78,17 +81,24 @@ def _plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _drawn(case: Case) -> dict[str, str]:
+    """The metrics that are drawn, with their titles: of a generation its parts."""
+    titles = work_of(case).titles
+    return {metric: title for metric, title in titles.items() if len(titles) == 1 or metric != "generate_duration"}
+
+
 def _is(sample: Generation, case: Case) -> bool:
     return all(getattr(sample, name) == value for name, value in vars(case).items())
 
 
 def _over_prompt_length(report: Report) -> Any:
-    """TTFT and TPOT over the prompt length, with the range from the 10th to the 90th percentile of the rounds."""
+    """Latency over the prompt length, with the range from the 10th to the 90th percentile of the rounds."""
     if len({row.case.prompt_len for row in report.rows}) < 2:
         return None
     shown, colors = _last_case(report), _colors(report)
-    figure, axes = _figure(2, 4.2)
-    for axis, metric in zip(axes, ("ttft", "tpot"), strict=True):
+    drawn = _drawn(shown)
+    figure, axes = _figure(len(drawn), 4.2)
+    for axis, (metric, title) in zip(axes, drawn.items(), strict=True):
         for name, color in colors.items():
             own = [row for row in report.rows if row.arm == name and _alike(row, shown)]
             own.sort(key=lambda row: row.case.prompt_len)
@@ -96,7 +106,7 @@ def _over_prompt_length(report: Report) -> Any:
             summaries = [getattr(row, metric) for row in own]
             axis.plot(lengths, [s.p50 for s in summaries], "o-", color=color, label=name)
             axis.fill_between(lengths, [s.min for s in summaries], [s.p90 for s in summaries], color=color, alpha=0.15)
-        axis.set(xlabel="prompt length in tokens", ylabel=f"{TITLES[metric]} in ms (log scale)", yscale="log")
+        axis.set(xlabel="prompt length in tokens", ylabel=f"{title} in ms (log scale)", yscale="log")
         _plain_log(axis.yaxis)
         axis.grid(which="both", alpha=0.3)
     axes[0].legend()
@@ -114,8 +124,9 @@ def _speedups(report: Report) -> Any:
         return None
     case = _last_case(report)
     names = list(dict.fromkeys(c.arm for c in report.comparisons if c.case == case and c.arm != SUBNET))
-    figure, axes = _figure(2, 1.2 + 0.6 * max(1, len(names)))
-    for axis, metric in zip(axes, ("ttft", "tpot"), strict=True):
+    drawn = _drawn(case)
+    figure, axes = _figure(len(drawn), 1.2 + 0.6 * max(1, len(names)))
+    for axis, (metric, title) in zip(axes, drawn.items(), strict=True):
         for position, name in enumerate(names):
             gain = next(c.speedup for c in report.comparisons if (c.arm, c.case, c.metric) == (name, case, metric))
             ends = None if gain.low is None or gain.high is None else [[gain.ratio - gain.low], [gain.high - gain.ratio]]
@@ -123,7 +134,7 @@ def _speedups(report: Report) -> Any:
             axis.annotate(f"{gain.ratio:.2f} x", (gain.ratio, position), (8, 8), textcoords="offset points", fontsize=9)
         axis.axvline(1, color="black", linewidth=1)
         axis.margins(x=0.2)
-        axis.set(xlabel=f"{TITLES[metric]}: speed-up of subnet", yticks=range(len(names)), yticklabels=names, xlim=(0, None))
+        axis.set(xlabel=f"{title}: speed-up of subnet", yticks=range(len(names)), yticklabels=names, xlim=(0, None))
         axis.invert_yaxis()
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(f"Speed-up of the sub-network, 95 % interval: {case}")

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lonas_edge.bench.arms import SUBNET, Arm, Case, Facts
 from lonas_edge.bench.measure import Measured
@@ -21,8 +21,35 @@ METRICS: dict[str, Callable[[Timing], float]] = {
     "tpot": lambda timing: 1e3 * timing.tpot,
     "generate_duration": lambda timing: 1e3 * timing.end_to_end,
 }
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does, and what is told of it.
+
+    Attributes:
+        titles: Its metrics, and what people call them.
+        unit: Of its throughput.
+        explained: What its tables show beside times.
+    """
+
+    titles: Mapping[str, str]
+    unit: str
+    explained: str
+
+
+GENERATION = Work(
+    {"ttft": "TTFT", "tpot": "TPOT", "generate_duration": "end to end"},
+    "tokens/s",
+    "Limit: bytes of weights and KV cache that a token reads, over the measured memory bandwidth. ",
+)
+ONE_PASS = Work({"generate_duration": "latency"}, "sequences/s", "")
 MODEL_FIELDS = ("base", "adapter", "subnetwork", "weight_format", "sizes")  # of the manifest, that a report repeats
-TITLES = {"ttft": "TTFT", "tpot": "TPOT", "generate_duration": "end to end"}
+
+
+def work_of(case: Case) -> Work:
+    """What is done in a case."""
+    return GENERATION if case.new_tokens else ONE_PASS
 
 
 @dataclass(frozen=True)
@@ -42,14 +69,16 @@ class ArmReport:
 class Row:
     """Latency of one arm in one case; milliseconds, throughput in tokens a second over the whole batch.
 
+    Where nothing is generated there is neither `ttft` nor `tpot`; `generate_duration` is the pass, throughput in sequences.
+
     `decode_limit_ms` is the least a decoding step can take: the bytes of weights and KV cache it reads, over the measured
     memory bandwidth; `decode_share_of_limit` is that over the median TPOT. Both only on a CPU.
     """
 
     arm: str
     case: Case
-    ttft: Summary
-    tpot: Summary
+    ttft: Summary | None
+    tpot: Summary | None
     generate_duration: Summary
     throughput: Summary
     decode_limit_ms: float | None
@@ -79,7 +108,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Generation:
-    """One generation that counts; seconds. `round` and `start` count from 0 over its session."""
+    """One generation or pass that counts; seconds. `round` and `start` count from 0 over its session."""
 
     session: int
     arm: str
@@ -90,8 +119,8 @@ class Generation:
     round: int
     token_times: tuple[float, ...]
     end_to_end: float
-    ttft: float
-    tpot: float
+    ttft: float | None
+    tpot: float | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +142,8 @@ class Report(Record):
     """
 
     NAME = "bench"
-    VERSION = 2
+    VERSION = 3
+    MIGRATIONS: ClassVar = {2: dict}  # of 3, times of tokens may be missing
     AGAIN = "Run `lonas-edge bench` again."
 
     model: Mapping[str, Any]
@@ -165,16 +195,19 @@ def rows(
 
 
 def _row(arm: ArmReport, case: Case, timings: Sequence[Timing], config: Mapping[str, Any], bandwidth: float | None) -> Row:
-    summaries = {name: summarize([value(timing) for timing in timings]) for name, value in METRICS.items()}
-    produced = case.new_tokens * case.batch_size
+    asked = work_of(case).titles
+    summaries = {name: summarize([METRICS[name](timing) for timing in timings]) for name in asked}
+    produced = (case.new_tokens or 1) * case.batch_size
     throughput = summarize([produced / timing.end_to_end for timing in timings])
     limit = share = None
     on_cpu = arm.device.lower() == "cpu"
-    if bandwidth and on_cpu and arm.facts and arm.facts.weight_bytes_per_token:
+    if case.new_tokens and bandwidth and on_cpu and arm.facts and arm.facts.weight_bytes_per_token:
         cache = case.batch_size * kv_bytes(config, case.prompt_len + case.new_tokens / 2, arm.facts.kv_precision)
         limit = 1e3 * (arm.facts.weight_bytes_per_token + cache) / bandwidth
         share = limit / summaries["tpot"].p50
-    return Row(arm.name, case, **summaries, throughput=throughput, decode_limit_ms=limit, decode_share_of_limit=share)
+    of_tokens = {"ttft": None, "tpot": None}
+    times: dict[str, Any] = {**of_tokens, **summaries}
+    return Row(arm.name, case, **times, throughput=throughput, decode_limit_ms=limit, decode_share_of_limit=share)
 
 
 def comparisons(sessions: Sequence[Measured], arms: Sequence[str], cases: Sequence[Case]) -> list[Comparison]:
@@ -182,9 +215,9 @@ def comparisons(sessions: Sequence[Measured], arms: Sequence[str], cases: Sequen
     found = []
     for case in cases:
         for arm in arms:
-            for metric, value in METRICS.items():
+            for metric in work_of(case).titles:
                 for session in sessions:
-                    subnet, other, starts = session.paired(SUBNET, arm, case, value)
+                    subnet, other, starts = session.paired(SUBNET, arm, case, METRICS[metric])
                     if arm != SUBNET and other:
                         found.append(Comparison(arm, case, metric, speedup(other, subnet, starts)))
                         break
@@ -231,7 +264,7 @@ def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted
         )
     for case in dict.fromkeys(c.case for c in found):
         wide = [
-            f"{TITLES[c.metric]} against {c.arm} (±{c.speedup.half_width:.0%})"
+            f"{work_of(case).titles[c.metric]} against {c.arm} (±{c.speedup.half_width:.0%})"
             for c in found
             if c.case == case and c.speedup.half_width is not None and c.speedup.noisy
         ]
@@ -251,10 +284,16 @@ def failures(sessions: Sequence[Measured]) -> list[Failure]:
 def samples(sessions: Sequence[Measured]) -> list[Generation]:
     """Every generation that counts, with its session."""
     return [
-        Generation(number, s.arm, **vars(s.case), start=s.start, round=s.round, **vars(t), ttft=t.ttft, tpot=t.tpot)
+        _generation(number, s.arm, s.case, s.start, s.round, s.timing)
         for number, session in enumerate(sessions)
-        for s, t in ((sample, sample.timing) for sample in session.samples)
+        for s in session.samples
     ]
+
+
+def _generation(session: int, arm: str, case: Case, start: int, number: int, timing: Timing) -> Generation:
+    ttft, tpot = (timing.ttft, timing.tpot) if timing.token_times else (None, None)
+    lengths = (case.prompt_len, case.new_tokens, case.batch_size)
+    return Generation(session, arm, *lengths, start, number, timing.token_times, timing.end_to_end, ttft, tpot)
 
 
 def write(report: Report, folder: Path) -> None:
@@ -283,41 +322,66 @@ def to_csv(report: Report) -> str:
     for row in report.rows:
         arm, case = arms[row.arm], row.case
         facts = vars(arm.facts) if arm.facts else {}
-        parts = [value for metric in (*METRICS, "throughput") for value in asdict(getattr(row, metric)).values()]
+        parts = [value for metric in (*METRICS, "throughput") for value in _cells(getattr(row, metric))]
         gain = {c.metric: c.speedup for c in report.comparisons if (c.arm, c.case) == (row.arm, case)}
         ends = [getattr(gain.get(metric), name, None) for metric in METRICS for name in ("ratio", "low", "high")]
         line = [arm.name, arm.framework, arm.device, arm.precision, case.batch_size, case.prompt_len, case.new_tokens]
-        ends += [getattr(gain.get("ttft"), name, None) for name in ("rounds", "starts")]
+        ends += [getattr(gain.get("generate_duration"), name, None) for name in ("rounds", "starts")]
         line += [*parts, row.decode_limit_ms, row.decode_share_of_limit, *(facts.get(name) for name in known), *ends]
         table.writerow(line)
     return output.getvalue()
 
 
-HEADINGS = ("arm", "TTFT ms", "p90", "TPOT ms", "p90", "tokens/s", "of limit")
-EXPLAINED = (
-    "Medians and 90th percentiles of the rounds. Limit: bytes of weights and KV cache that a token reads, over the measured "
-    "memory bandwidth. Speed-up: how many times faster subnet is than the arm, paired over rounds, with its 95 % interval "
-    f"(over the starts, where there are {MIN_PAIRS} or more)."
-)
-SPEEDUP_HEADINGS = ("subnet over", *TITLES.values())
+def _cells(summary: Summary | None) -> list[float | int | None]:
+    return list(asdict(summary).values()) if summary else [None] * len(Summary.__annotations__)
+
+
 ARM_HEADINGS = ("arm", "runs in", "weights, KV", "params M", "disk MB", "peak MB", "load s (compile)")
 
 
+def headings(case: Case) -> list[str]:
+    """Of `latency_table`."""
+    work = work_of(case)
+    times = [heading for metric in _in_table(work) for heading in (f"{work.titles[metric]} ms", "p90")]
+    return ["arm", *times, work.unit, *(["of limit"] if case.new_tokens else [])]
+
+
+def _in_table(work: Work) -> list[str]:
+    """Metrics with a column: the whole of a generation follows from its parts."""
+    return list(work.titles)[:2] if len(work.titles) > 2 else list(work.titles)
+
+
+def explained(report: Report) -> str:
+    """What the tables of a report show."""
+    works = dict.fromkeys(work_of(row.case).explained for row in report.rows)
+    return (
+        f"Medians and 90th percentiles of the rounds. {''.join(works)}Speed-up: how many times faster subnet is than the arm, "
+        f"paired over rounds, with its 95 % interval (over the starts, where there are {MIN_PAIRS} or more)."
+    )
+
+
 def latency_table(report: Report, case: Case) -> list[list[str]]:
-    """Medians and 90th percentiles of one case, as people read them, in the order of HEADINGS."""
+    """Medians and 90th percentiles of one case, as people read them, in the order of `headings`."""
     shown = []
     for row in report.rows:
         if row.case == case:
-            latency = [f"{value:.1f}" for s in (row.ttft, row.tpot) for value in (s.p50, s.p90)]
+            summaries = [getattr(row, metric) for metric in _in_table(work_of(case))]
+            latency = [f"{value:.1f}" for summary in summaries for value in (summary.p50, summary.p90)]
             share = "" if row.decode_share_of_limit is None else f"{row.decode_share_of_limit:.0%}"
-            shown.append([row.arm, *latency, f"{row.throughput.p50:.1f}", share])
+            shown.append([row.arm, *latency, f"{row.throughput.p50:.1f}", *([share] if case.new_tokens else [])])
     return shown
 
 
+def speedup_headings(case: Case) -> list[str]:
+    """Of `speedup_table`."""
+    return ["subnet over", *work_of(case).titles.values()]
+
+
 def speedup_table(report: Report, case: Case) -> list[list[str]]:
-    """Speed-ups of one case with their intervals, as people read them, in the order of SPEEDUP_HEADINGS."""
+    """Speed-ups of one case with their intervals, as people read them, in the order of `speedup_headings`."""
     found = {(c.arm, c.metric): c.speedup for c in report.comparisons if c.case == case}
-    return [[arm, *(show_speedup(found[arm, metric]) for metric in TITLES)] for arm in dict.fromkeys(arm for arm, _ in found)]
+    titles = work_of(case).titles
+    return [[arm, *(show_speedup(found[arm, metric]) for metric in titles)] for arm in dict.fromkeys(arm for arm, _ in found)]
 
 
 def show_speedup(gain: Speedup) -> str:
@@ -366,9 +430,9 @@ def to_markdown(report: Report) -> str:
     lines = [f"# Latency of {base}, {chosen} sub-network", ""]
     lines += [f"> **{warning}**\n>" for warning in report.warnings]
     for case in dict.fromkeys(row.case for row in report.rows):
-        lines += ["", f"## {case}", "", *_markdown(HEADINGS, latency_table(report, case)), ""]
-        lines += _markdown(SPEEDUP_HEADINGS, speedup_table(report, case))
-    lines += ["", f"{EXPLAINED}", ""]
+        lines += ["", f"## {case}", "", *_markdown(headings(case), latency_table(report, case)), ""]
+        lines += _markdown(speedup_headings(case), speedup_table(report, case))
+    lines += ["", explained(report), ""]
     lines += ["## Arms", "", *_markdown(ARM_HEADINGS, arm_table(report)), ""]
     if report.failures:
         lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]

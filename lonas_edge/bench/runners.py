@@ -1,7 +1,8 @@
 """How an arm is run: openvino_genai, PyTorch, llama.cpp. Used inside an arm's own process; imports are the process's cost.
 
-Every runner generates greedily a fixed number of tokens after prompts of token ids, and reports when each token was there.
-A cached prompt prefix is impossible: openvino_genai's prefix cache is switched off, the other two start from an empty KV cache.
+A language model's runner generates greedily a fixed number of tokens after prompts of token ids, and reports when each token
+was there. A cached prompt prefix is impossible: openvino_genai's prefix cache is switched off, the other two start from an
+empty KV cache. A classifier's passes the ids through once.
 """
 
 import time
@@ -23,7 +24,7 @@ class Runner(Protocol):
     """A loaded arm."""
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
-        """Generate `new_tokens` after each of the prompts, as one batch."""
+        """Generate `new_tokens` after each of the prompts, as one batch; none where the model classifies."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -35,7 +36,67 @@ class Runner(Protocol):
         return {}
 
 
-class GenaiRunner(Runner):
+class IrRunner(Runner):
+    """An IR, whatever runs it."""
+
+    _arm: Arm
+    _threads: int
+    _loaded: Any
+
+    def facts(self) -> dict[str, Any]:
+        """See `Runner`."""
+        import openvino as ov
+
+        elements, size = matmul_weights(ov.Core().read_model(self._arm.path / MODEL))
+        return {
+            "macs_per_token": elements,
+            "weight_bytes_per_token": size,
+            "kv_precision": "",
+            "disk_bytes": sum((self._arm.path / name).stat().st_size for name in (MODEL, WEIGHTS)),
+        }
+
+    def compiled(self) -> dict[str, Any]:
+        """See `Runner`."""
+        import openvino as ov
+
+        self._loaded = None
+        core = ov.Core()
+        start = time.perf_counter()
+        model = core.read_model(self._arm.path / MODEL)
+        compiled = core.compile_model(model, self._arm.device, dict(runtime_properties(self._arm, self._threads)))
+        return {"compile_seconds": time.perf_counter() - start, **self._chosen(compiled)}
+
+    def _chosen(self, compiled: Any) -> dict[str, Any]:
+        """Fields of `Facts` that a compiled model says."""
+        return {}
+
+
+class ClassifierRunner(IrRunner):
+    """A classifier's IR in OpenVINO itself, as `OVModelForSequenceClassification` runs it."""
+
+    def __init__(self, arm: Arm, threads: int):
+        """Read and compile; see `Engine`."""
+        import openvino as ov
+
+        self._arm, self._threads = arm, threads
+        core = ov.Core()
+        compiled = core.compile_model(core.read_model(arm.path / MODEL), arm.device, dict(runtime_properties(arm, threads)))
+        self._loaded = compiled.create_infer_request()
+        self._inputs = [place.any_name for place in compiled.inputs]
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
+        """See `Runner`."""
+        import numpy as np
+
+        ids = np.array(prompts, np.int64)
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        inputs = {name: given[name] for name in self._inputs}
+        start = time.perf_counter()
+        self._loaded.infer(inputs)
+        return Timing((), time.perf_counter() - start)
+
+
+class GenaiRunner(IrRunner):
     """An IR in `openvino_genai.LLMPipeline`, as deployed."""
 
     def __init__(self, arm: Arm, threads: int):
@@ -49,7 +110,7 @@ class GenaiRunner(Runner):
             scheduler.enable_prefix_caching = False
             scheduler.max_num_batched_tokens = 2**31  # as LLMPipeline has it: the prompt in one pass
             options["scheduler_config"] = scheduler
-        self._pipeline = openvino_genai.LLMPipeline(arm.path, arm.device, **options)
+        self._loaded = openvino_genai.LLMPipeline(arm.path, arm.device, **options)
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """See `Runner`."""
@@ -63,7 +124,7 @@ class GenaiRunner(Runner):
         ids = np.array(prompts, np.int64)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
         start = time.perf_counter()
-        result = self._pipeline.generate(inputs, config)
+        result = self._loaded.generate(inputs, config)
         end_to_end = time.perf_counter() - start
         raw = result.perf_metrics.raw_metrics
         if len(raw.m_new_token_times) != new_tokens:
@@ -72,29 +133,12 @@ class GenaiRunner(Runner):
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""
-        import openvino as ov
+        return super().facts() | {"kv_precision": self._arm.properties.get("KV_CACHE_PRECISION", "default")}
 
-        elements, size = matmul_weights(ov.Core().read_model(self._arm.path / MODEL))
-        return {
-            "macs_per_token": elements,
-            "weight_bytes_per_token": size,
-            "kv_precision": self._arm.properties.get("KV_CACHE_PRECISION", "default"),
-            "disk_bytes": sum((self._arm.path / name).stat().st_size for name in (MODEL, WEIGHTS)),
-        }
-
-    def compiled(self) -> dict[str, Any]:
-        """See `Runner`."""
-        import openvino as ov
-
-        del self._pipeline
-        core = ov.Core()
-        start = time.perf_counter()
-        model = core.read_model(self._arm.path / MODEL)
-        compiled = core.compile_model(model, self._arm.device, dict(runtime_properties(self._arm, self._threads)))
-        found: dict[str, Any] = {"compile_seconds": time.perf_counter() - start}
-        if "CPU" in self._arm.device:
-            found["kv_precision"] = str(compiled.get_property("KV_CACHE_PRECISION").get_type_name())
-        return found
+    def _chosen(self, compiled: Any) -> dict[str, Any]:
+        if "CPU" not in self._arm.device:
+            return {}
+        return {"kv_precision": str(compiled.get_property("KV_CACHE_PRECISION").get_type_name())}
 
 
 def runtime_properties(arm: Arm, threads: int) -> Mapping[str, str]:
@@ -152,17 +196,21 @@ class TorchRunner(Runner):
         """Load; see `Engine`."""
         import torch
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
 
         self._torch, self._arm = torch, arm
         torch.set_num_threads(threads)
         dtype = DTYPES[arm.precision].torch
-        model: Any = AutoModelForCausalLM.from_pretrained(arm.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
+        model = self._base(dtype=dtype, local_files_only=True, trust_remote_code=False)
         if arm.adapter:
             # an adapter in fp32 on a 16-bit base would be cast at every layer: unfair to the baseline
             model = PeftModel.from_pretrained(model, str(arm.adapter), autocast_adapter_dtype=False).to(dtype)
             model = model.merge_and_unload() if arm.merged else model
         self._model = model.to(arm.device).eval()
+
+    def _base(self, **options: Any) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self._arm.path, **options)
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """See `Runner`."""
@@ -184,9 +232,9 @@ class TorchRunner(Runner):
         """See `Runner`."""
         torch = self._torch
         parameters = list(self._model.parameters())  # a tied head once
-        head = self._model.get_output_embeddings()
+        head = self._model.get_output_embeddings()  # none of a classifier
         embedding = self._model.get_input_embeddings().weight
-        tied = head.weight is embedding
+        tied = head is not None and head.weight is embedding
         skipped = 0 if tied else embedding.numel() * embedding.element_size()
         linears = [module.weight for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
         files = [*self._arm.path.glob("*.safetensors"), *self._arm.path.glob("pytorch_model*.bin")]
@@ -198,6 +246,31 @@ class TorchRunner(Runner):
             "kv_precision": DTYPES[self._arm.precision].kv_name,
             "disk_bytes": sum(file.stat().st_size for file in files),
         }
+
+
+class TorchClassifierRunner(TorchRunner):
+    """A classifier with a PEFT adapter that carries its head, in PyTorch."""
+
+    def _base(self, **options: Any) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        told = {"num_labels": self._arm.outputs, "ignore_mismatched_sizes": True}  # the adapter's head takes that one's place
+        return AutoModelForSequenceClassification.from_pretrained(self._arm.path, **told, **options)
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
+        """See `Runner`."""
+        torch = self._torch
+        ids = torch.tensor(prompts, device=self._arm.device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self._model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        if self._arm.device != "cpu":
+            torch.cuda.synchronize()
+        return Timing((), time.perf_counter() - start)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Runner`."""
+        return super().facts() | {"kv_precision": ""}
 
 
 class GgufRunner(Runner):
@@ -303,5 +376,7 @@ class Engine:
 ENGINES = {
     "ir": Engine("openvino_genai", ("openvino_genai",), "bench", GenaiRunner, damage.in_ir),
     "torch": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchRunner, damage.in_checkpoint),
+    "ir-classifier": Engine("openvino", ("openvino",), None, ClassifierRunner, damage.in_ir),
+    "torch-classifier": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchClassifierRunner, damage.in_checkpoint),
     "gguf": Engine("llama.cpp", ("llama_cpp", "gguf"), "llama-cpp", GgufRunner, damage.in_gguf),
 }

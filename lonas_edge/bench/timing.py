@@ -9,10 +9,10 @@ Clock = Callable[[], float]  # seconds
 
 @dataclass(frozen=True)
 class Timing:
-    """One generation of a fixed number of tokens. Seconds since the prompt was handed over.
+    """One generation of a fixed number of tokens, or one pass. Seconds since the prompt was handed over.
 
     Attributes:
-        token_times: When each new token was there (those of a batch come together).
+        token_times: When each new token was there (those of a batch come together); none of a pass.
         end_to_end: When all was done.
     """
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,7 @@ from lonas_edge.formats import DTYPES
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
     from lonas_edge.bench.tune import Tuned
+    from lonas_edge.exporting.exported import Exported
 
 _MOST_ROUNDS = 1_000_000
 _TOLD_ARMS = ", ".join(f"{arm.name} ({arm.told})" for arm in ARMS.values())
@@ -73,9 +75,20 @@ def command(
         ),
     ] = None,
     revision: RevisionOption = None,
-    prompt_len: Annotated[str, typer.Option("--prompt-len", help="Tokens of the prompt; several separated by commas.")] = "256",
+    prompt_len: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-len",
+            help="Tokens of the prompt, or of a classifier's text; several separated by commas. Default: 256, or 128 of a "
+            "classifier.",
+        ),
+    ] = None,
     new_tokens: Annotated[
-        str, typer.Option("--new-tokens", help="Tokens to generate, at least 2; several separated by commas.")
+        str,
+        typer.Option(
+            "--new-tokens",
+            help="Tokens to generate, at least 2; several separated by commas. A classifier generates none.",
+        ),
     ] = "64",
     batch_size: Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")] = "1",
     rounds: Annotated[
@@ -154,11 +167,12 @@ def command(
     """Compare the latency of an exported sub-network with the unpruned LoRA model and other arms, side by side in one run.
 
     EXPORTED is a directory that `lonas-edge export` wrote. Every arm runs in a process of its own, in turn, on prompts that are
-    never repeated, generating a fixed number of tokens. Ctrl-C ends the run; the rounds done so far are reported.
+    never repeated, generating a fixed number of tokens; a classifier passes each text through once. Ctrl-C ends the run; the
+    rounds done so far are reported.
     """
     lengths, news, batches = (
         numbers(*pair)
-        for pair in (("--prompt-len", prompt_len, 1), ("--new-tokens", new_tokens, 2), ("--batch-size", batch_size, 1))
+        for pair in (("--prompt-len", prompt_len or "256", 1), ("--new-tokens", new_tokens, 2), ("--batch-size", batch_size, 1))
     )
     cases = tuple(Case(length, new, batch) for batch in batches for length in lengths for new in news)
     options = BenchOptions(
@@ -183,7 +197,7 @@ def command(
     if tune:
         _tune(exported, options, objective, tolerance, as_json)
     else:
-        _bench(exported, options, output, overwrite, as_json)
+        _bench(context, exported, options, output, overwrite, as_json)
 
 
 def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, output: Path | None) -> None:
@@ -232,7 +246,23 @@ def _tune(exported: Path, options: BenchOptions, objective: str, tolerance: floa
     print(json.dumps(chosen.to_json(), indent=1)) if as_json else _print_tuned(chosen, exported)
 
 
-def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite: bool, as_json: bool) -> None:
+def _as_asked(context: typer.Context, opened: "Exported", options: BenchOptions) -> BenchOptions:
+    """The options for the task of what is measured: a classifier has neither tokens to generate nor a cache."""
+    if opened.task.generates:
+        return options
+    for name, option in (("new_tokens", "--new-tokens"), ("kv_precision", "--kv-precision")):
+        if given(context, name):
+            told = f"{opened.folder} is a {opened.task.name}, which generates nothing; leave it out"
+            raise typer.BadParameter(f"{option}: {told}")
+    length = min(opened.task.sequence_length, opened.context or opened.task.sequence_length)
+    cases = [replace(case, new_tokens=0) for case in options.cases]
+    cases = cases if given(context, "prompt_len") else [replace(case, prompt_len=length) for case in cases]
+    return replace(options, cases=tuple(dict.fromkeys(cases)))
+
+
+def _bench(
+    context: typer.Context, exported: Path, options: BenchOptions, output: Path | None, overwrite: bool, as_json: bool
+) -> None:
     with progress() as report:
         from lonas_edge.bench.plots import write_plots
         from lonas_edge.bench.report import write
@@ -244,8 +274,8 @@ def _bench(exported: Path, options: BenchOptions, output: Path | None, overwrite
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(10_000_000)
-        opened = open_exported(exported, task=CAUSAL_LM)
-        found = bench(opened, options, report)
+        opened = open_exported(exported)
+        found = bench(opened, _as_asked(context, opened, options), report)
         if directory:
             with uninterrupted(), directory.open() as folder:
                 write(found, folder)
@@ -260,10 +290,10 @@ def _print(found: "Report", output: Path | None) -> None:
 
     shown = console()
     for case in dict.fromkeys(row.case for row in found.rows):
-        print_table(shown, f"{case}", report.HEADINGS, report.latency_table(found, case))
-        print_table(shown, "", report.SPEEDUP_HEADINGS, report.speedup_table(found, case))
+        print_table(shown, f"{case}", report.headings(case), report.latency_table(found, case))
+        print_table(shown, "", report.speedup_headings(case), report.speedup_table(found, case))
     print_table(shown, "Arms", report.ARM_HEADINGS, report.arm_table(found))
-    shown.print(report.EXPLAINED + "\n")
+    shown.print(report.explained(found) + "\n")
     for line in report.describe_conditions(found):
         shown.print(line)
     for warning in found.warnings:

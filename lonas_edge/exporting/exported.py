@@ -115,7 +115,7 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
     chosen = _properties(folder)
     found = Exported(folder, manifest, config, chosen.properties if chosen else {})
     if task and found.task != task:
-        raise LonasEdgeError(f"{folder}: a {found.task.name}; expected a {task.name}, of which times a token are measured")
+        raise LonasEdgeError(f"{folder}: a {found.task.name}; expected a {task.name}")
     return found
 
 

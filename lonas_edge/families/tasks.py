@@ -39,6 +39,11 @@ class Task:
     counts_attention: bool = False
     new_head: bool = False
 
+    @property
+    def generates(self) -> bool:
+        """Whether its models generate tokens, one after the other."""
+        return self.head_per_token
+
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
         """The fields of `config.json` that a head decides.
 

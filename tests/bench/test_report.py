@@ -89,7 +89,7 @@ def test_figures_by_hand(made: Report) -> None:
 def test_files(made: Report, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["schema"] == "lonas-edge/bench/2"
+    assert content["schema"] == "lonas-edge/bench/3"
     assert Report.read(tmp_path / "bench.json") == made
     assert content["rows"][0]["ttft"]["p99"] == pytest.approx(made.rows[0].ttft.p99)
     assert len(content["samples"]) == 24 and content["samples"][0]["token_times"]

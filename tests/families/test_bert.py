@@ -284,7 +284,6 @@ def test_commands_that_ask_for_prompts(run_cli: Callable, tiny_bert: TinyBert, t
         (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {told}"),
         ([*on, "--cost", "ttft"], told),
         ([*on, "--measure"], told),
-        (["bench", exported], "a sequence classifier; expected a causal language model"),
         (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),
     ):
         ran = run_cli(*arguments)

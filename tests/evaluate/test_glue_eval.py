@@ -193,12 +193,14 @@ def test_classes_in_another_order(tiny_bert: TinyBert, run_cli: Callable, tmp_pa
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     (tmp_path / "one/config.json").write_text(json.dumps(config))
     (tmp_path / "one/lonas_edge.json").unlink()  # an ordinary base
-    ran = run_cli("eval", tmp_path / "one", "--tasks", "MNLI", "--datasets", data, "--json")
+    ran = run_cli("eval", tmp_path / "one", "--tasks", "MNLI", "--datasets", data, "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     matched, mismatched = json.loads(ran.out)["targets"][0]["tasks"]
     logits = expected_logits(source, [group[0] for group in source.groups()], pairs)
     answers = [TASKS["MNLI"].classes.index(names[place]) for place in logits.argmax(1)]
     assert matched["accuracy"] == pytest.approx(100 * np.mean([a == p.label for a, p in zip(answers, pairs, strict=True)]))
+    rows = (tmp_path / "out/samples/one/samples_MNLI.jsonl").read_text().splitlines()
+    assert [json.loads(row)["answer"] for row in rows] == answers
     assert (mismatched["task"], mismatched["questions"]) == ("MNLI-mm", 10)
 
 

@@ -110,7 +110,7 @@ def test_compressed_networks_answer_as_their_irs(weight_format: str, tiny_bert: 
     before = {name: tensor.clone() for name, tensor in network.model.named_parameters()}
     stored = StoredNetwork(network, weight_format)
     loss = stored.score("loss", UNEQUAL, answers.batches, network.reference(answers.batches))
-    assert loss == pytest.approx(expected.item(), rel=5e-3)
+    assert loss == pytest.approx(expected.item(), rel=1e-4)  # the tables' rounding alone makes more
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.named_parameters())
 
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
-from tiny_bert import LAYERS, TinyBert, oracle_logits, pairs
+from tiny_bert import LAYERS, TinyBert, oracle_logits, pairs, tokenizer
 from tiny_models import TinyModels, TinySource
 from torch import nn
 from transformers import AutoModelForSequenceClassification, TrainingArguments
@@ -180,10 +180,21 @@ def test_a_super_adapter(task: str, reorder: bool, tiny_bert: TinyBert, material
     )
 
 
+def by_itself(texts: list[str]) -> dict[str, torch.Tensor]:
+    """Texts of one length as a batch."""
+    encoded = tokenizer()(texts, return_tensors="pt", return_token_type_ids=True)
+    return {name: encoded[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+
+
 def test_it_learns(tiny_bert: TinyBert, tmp_path: Path) -> None:
     record = run(tiny_bert.source(), write_task(tmp_path, "SST-2"), tmp_path / "out", steps=60, lr=0.01, batch_size=12)
     losses = [entry.loss for entry in record.losses]
     assert sum(losses[-5:]) / 5 < 0.3 < sum(losses[:3]) / 3
+    source = tiny_bert.source()
+    batch = {**by_itself(["the good film", "the bad film"])}
+    widths = [group[0] for group in source.groups()]
+    answers = oracle_logits(source.base, tmp_path / "out", source.space, widths, batch).argmax(-1)
+    assert answers.tolist() == [1, 0]
 
 
 def test_resumed_is_as_without_a_stop(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from lonas_edge.formats import METHODS, WeightFormat
 from lonas_edge.ir.compress import quiet
 
-MEMORY = 5.0  # times the uncompressed weights: they, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
-ROOM = 1.5e9  # bytes beside that: libraries
+MEMORY = 3.0  # times the uncompressed weights: they, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
+ROOM = 1.2e9  # bytes beside that: libraries
 
 
 def bytes_needed(parameters: int) -> float:

@@ -280,8 +280,10 @@ def test_commands_that_ask_for_prompts(run_cli: Callable, tiny_bert: TinyBert, t
     assert run_cli("export", *source.arguments(), "--no-verify", "--output", exported).code == 0
     on = ["search", *source.arguments(), "--data", tmp_path / "data.json", "--output", tmp_path / "s"]
     told = "works on a causal language model; bert is a sequence classifier"
+    on_data = ["--weight-format", "int4", "--calibration", tmp_path / "data.json"]
     for arguments, refused in (
         (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {told}"),
+        (["export", *source.arguments(), *on_data, "--output", tmp_path / "o"], f"--calibration {told}"),
         ([*on, "--cost", "ttft"], told),
         ([*on, "--measure"], told),
         (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),

@@ -110,7 +110,7 @@ def test_data_that_is_not_instructions(export_to: Callable, data: Path, tmp_path
     ran = export_to(tmp_path / "out")
     assert ran.code == 1
     has(ran.err, str(data), "holds no examples")
-    data.write_text('[{"text": "hello"}]')
+    data.write_text('[{"question": "hello"}]')
     ran = export_to(tmp_path / "out")
     has(ran.err, str(data), "instruction")
 

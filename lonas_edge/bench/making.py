@@ -193,8 +193,15 @@ def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:
         merged,
         parameters=parameters,
         bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes if options.torch_device == "cpu" else 0,
-        outputs=0 if generates else len(given.exported.config.get("id2label") or ()),
+        outputs=0 if generates else _outputs(given.exported.config),
     )
+
+
+def _outputs(config: Mapping[str, Any]) -> int:
+    """Outputs of the head that a configuration says; transformers' own number where it says none."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.for_model(**config).num_labels)
 
 
 def _gguf(name: str, given: Ingredients) -> Arm:

@@ -173,7 +173,7 @@ def command(
         raise typer.BadParameter("a TARGET is needed, or --model BASE")
     if card and limit is not None:
         raise typer.BadParameter("--card is for whole test sets; leave out --limit")
-    asked = PROTOCOLS[protocol]
+    asked, named = PROTOCOLS[protocol], None if tasks is None else names("--tasks", tasks)
     _refuse_idle(ctx, {**_idle(asked), **_alone(limit, output)})
     chosen: list[str | None] = [*names("--subnet", subnet)] if subnet else [None]
     given_properties = parse_properties(properties or [])
@@ -198,9 +198,9 @@ def command(
         classifies = task_of_targets(references, model, revision) == CLASSIFICATION
         if classifies:
             _refuse_idle(ctx, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier is asked texts as they are"))
-            wanted = tasks_there(None if tasks is None else names("--tasks", tasks), datasets)
+            wanted = tasks_there(named, datasets)
         else:
-            wanted = tuple(_tasks(asked, tasks, datasets))
+            wanted = tuple(there(asked.tasks, datasets) if named is None else resolve(asked.tasks, named))
         run = RunOptions(device, given_properties, torch_device, torch_dtype, batch_size)
         report("Opening", None)
         check_device(device)
@@ -229,15 +229,6 @@ def command(
     for target, told in zip(opened, found.targets, strict=True) if card else ():
         if target.folder:
             store_evaluation(target.folder, found.protocol, for_card(found, told))
-
-
-def _tasks(protocol: Protocol, tasks: str | None, datasets: Path | None) -> list[str]:
-    if tasks is None:
-        return there(protocol.tasks, datasets)
-    named = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not named:
-        raise typer.BadParameter(f"--tasks: name one of {', '.join(protocol.tasks)}")
-    return resolve(protocol.tasks, named)
 
 
 def _refuse_idle(ctx: typer.Context, idle: dict[str, str]) -> None:

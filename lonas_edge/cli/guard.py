@@ -118,6 +118,8 @@ def _line(error: BaseException) -> str:
         return _INTERRUPTED
     of_environment = _of_environment(error) or _of_environment(error.__cause__)
     if out_of_memory(error) or (of_environment is None and _at_the_limit()):
+        if _at_the_limit():
+            atexit.register(os._exit, 1)  # before what libraries registered, which has no memory either and says so
         needs_less = _NEEDS_LESS.get(now.command or "", "Close other programs")
         return f"error: out of memory while {_doing()}. {needs_less}; or raise the limit (ulimit -v), if there is one."
     return of_environment or _unexpected(error)

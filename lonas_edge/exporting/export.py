@@ -264,7 +264,8 @@ class _Export:
         materialized: torch.Tensor | None,
     ) -> None:
         """The whole model is verified before it is compressed: what is compressed on data is no rounding of each weight."""
-        model, self.fused = filled(graph, matrices, blocks)
+        model, held = filled(graph, matrices, blocks)
+        self.fused = len(matrices) - len(held)
         if materialized is not None:
             with self.steps.step("verify_uncompressed", "Comparing the IR with its weights before it is compressed"):
                 self._check_ir("ir_uncompressed", model, matrices, materialized)
@@ -274,6 +275,7 @@ class _Export:
             storage = self.options.stored_as, texts.group_size, self.options.ratio
             model = compress_on_data(model, *storage, texts.asked.method, encoded)
             matrices.clear()
+            held.clear()
             self.compression = compression_in(model, compress.outer_matrices(self.model), *storage[:2])
             self.calibrated = texts.record(sum(ids.size for ids in encoded))
         with self.steps.step("write", "Writing the IR"):

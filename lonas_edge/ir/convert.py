@@ -63,15 +63,17 @@ def write_ir(
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
-    model, fused = filled(graph, matrices, blocks)
+    model, held = filled(graph, matrices, blocks)
     stored = _Stored.of(schemes, weight_format, ratio)
     stored.record(model)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     stored.config().save_pretrained(folder)
-    return fused
+    return len(matrices) - len(held)
 
 
-def filled(graph: Path, matrices: MutableMapping[str, Compressed], blocks: Sequence[Sequence[str]]) -> tuple[Any, int]:
+def filled(
+    graph: Path, matrices: MutableMapping[str, Compressed], blocks: Sequence[Sequence[str]]
+) -> tuple[Any, dict[str, Compressed]]:
     """Fill a graph.
 
     Args:
@@ -80,7 +82,8 @@ def filled(graph: Path, matrices: MutableMapping[str, Compressed], blocks: Seque
         blocks: As of `write_ir`.
 
     Returns:
-        The whole model, and how many matrices went into others.
+        The whole model, and the matrices that it shares memory with: to be held as long as it is used. A stack's parts are
+        copies where they do not begin at a byte, so that `matrices` does not hold it.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
@@ -88,7 +91,7 @@ def filled(graph: Path, matrices: MutableMapping[str, Compressed], blocks: Seque
     model = ov.Core().read_model(graph)
     fused = fuse(model, blocks, matrices)
     fill_graph(model, fused)
-    return model, len(matrices) - len(fused)
+    return model, fused
 
 
 def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float) -> None:

@@ -126,7 +126,7 @@ EVAL, BENCH = ("eval", "exported", "--datasets", "data"), ("bench", "exported")
         ((*TRAIN, "--alpha", "0"), "--alpha 0: must be more than 0"),
         ((*TRAIN, "--seed", "-1"), "--seed"),
         ((*EVAL, "--tasks", ""), "--tasks.*is empty"),
-        ((*EVAL, "--tasks", ","), "--tasks: name one of"),
+        ((*EVAL, "--tasks", ","), "--tasks ,: names nothing"),
         ((*EVAL, "--limit", "0"), "--limit"),
         ((*EVAL, "--limit", "1", "--seed", str(2**32)), "--seed"),
         ((*EVAL, "--subnet", " , "), "--subnet ,: names nothing"),

@@ -559,7 +559,7 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
 def test_choices_of_the_command_line():
     parameters = {parameter.name: parameter for parameter in get_command(app).commands["eval"].params}
     assert list(parameters["protocol"].type.choices) == ["generate", "answer-word", "option-text"]
-    assert list(parameters["prompt"].type.choices) == ["alpaca", "question", "lonas", "lonas-train"]
+    assert list(parameters["prompt"].type.choices) == ["alpaca", "question", "lonas", "lonas-train", "chat"]
     assert list(parameters["torch_dtype"].type.choices) == ["fp32", "fp16", "bf16"]
     assert parameters["protocol"].default == "generate"
 

@@ -90,24 +90,32 @@ def make_arms(exported: "Exported", options: BenchOptions, progress: Progress) -
     names = list(dict.fromkeys((SUBNET, *options.arms)))
     raise_all("These arms cannot be measured:", _faults(names, exported, options), "--arms names those that are measured.")
     known = [ARMS[name] for name in names if name in ARMS]
-    opened = {name: open_exported(Path(name), ours=False, task=exported.task) for name in names if name not in ARMS}
+    folders = [name for name in names if name not in ARMS and not _is_gguf(name)]
+    opened = {name: open_exported(Path(name), ours=False, task=exported.task) for name in folders}
     source = None
     if any(arm.needs_source for arm in known):
         progress("Checking base and adapter", None)
         source = find_source(exported, options.model, options.adapter, options.revision)
     ingredients = Ingredients(exported, options, progress, source)
     return [
-        ARMS[name].make(name, ingredients) if name in ARMS else _ir_arm(_label(name), opened[name], ingredients)
+        ARMS[name].make(name, ingredients)
+        if name in ARMS
+        else _ir_arm(_label(name), opened[name], ingredients)
+        if name in opened
+        else _gguf_arm(_label(name), Path(name))
         for name in names
     ]
 
 
 def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
     faults = [
-        f"{name}: neither an arm ({', '.join(ARMS)}) nor a directory"
+        f"{name}: neither an arm ({', '.join(ARMS)}), a directory nor a .gguf file"
         for name in names
-        if name not in ARMS and not Path(name).is_dir()
+        if name not in ARMS and not _is_gguf(name) and not Path(name).is_dir()
     ]
+    files = [name for name in names if _is_gguf(name)]
+    faults += [fault for name in files for fault in _file_faults(name, Path(name))]
+    faults += [f"{name}: {exported.folder} is a {exported.task.name}" for name in files if not exported.task.generates]
     labels = Counter(map(_label, names))
     faults += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
     for arm in (ARMS[name] for name in names if name in ARMS):
@@ -117,6 +125,22 @@ def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -
         if arm.needs_adapter and not exported.own_manifest.adapter:
             faults.append(f"{arm.name}: {exported.folder} was exported without an adapter")
     return faults
+
+
+def kind_of(name: str) -> Kind:
+    """What runs an arm.
+
+    Args:
+        name: As it is given on the command line.
+
+    Returns:
+        A key of `runners.ENGINES`; that of a language model for a directory.
+    """
+    return ARMS[name].kind if name in ARMS else "gguf" if _is_gguf(name) else "ir"
+
+
+def _is_gguf(name: str) -> bool:
+    return name not in ARMS and Path(name).suffix == ".gguf"
 
 
 def _label(name: str) -> str:
@@ -205,18 +229,22 @@ def _outputs(config: Mapping[str, Any]) -> int:
 
 
 def _gguf(name: str, given: Ingredients) -> Arm:
-    file = given.options.gguf or Path()
+    return _gguf_arm(name, given.options.gguf or Path())
+
+
+def _gguf_arm(name: str, file: Path) -> Arm:
     return Arm(name, "gguf", file, precision=file.stem.split(".")[-1], bytes_estimate=file.stat().st_size)
 
 
 def _gguf_faults(options: BenchOptions) -> list[str]:
-    file = options.gguf
-    if file is None:
-        return ["gguf: --gguf names the file"]
+    return ["gguf: --gguf names the file"] if options.gguf is None else _file_faults("gguf", options.gguf)
+
+
+def _file_faults(name: str, file: Path) -> list[str]:
     if not file.is_file():
-        return [f"gguf: {file}: no such file"]
+        return [f"{name}: {file}: no such file"]
     with file.open("rb") as content:
-        return [] if content.read(4) == b"GGUF" else [f"gguf: {file}: not a GGUF file"]
+        return [] if content.read(4) == b"GGUF" else [f"{name}: {file}: not a GGUF file"]
 
 
 ARMS = {

@@ -14,7 +14,7 @@ class BenchOptions:
     """What to measure.
 
     Attributes:
-        arms: Names of arms (`making.ARMS`) and further exported directories.
+        arms: Names of arms (`making.ARMS`), further exported directories, and .gguf files.
         cases: Prompt lengths, numbers of new tokens (0 for a classifier) and batch sizes.
         schedule: Rounds in all, warm-ups at every start, seed.
         starts: How often the arms are started afresh; the rounds are divided among the starts.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lonas_edge.bench.arms import Case
-from lonas_edge.bench.making import ARMS, ArmKind
+from lonas_edge.bench.making import ARMS, ArmKind, kind_of
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.memory import KV_BYTES
 from lonas_edge.bench.options import BenchOptions
@@ -57,7 +57,7 @@ def command(
         str,
         typer.Option(
             "--arms",
-            help=f"What is compared, separated by commas: {_TOLD_ARMS}, and further exported directories.",
+            help=f"What is compared, separated by commas: {_TOLD_ARMS}, further exported directories, and .gguf files.",
         ),
     ] = "subnet,lora,unpruned",
     model: Annotated[
@@ -228,8 +228,8 @@ def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, outp
 
 def _require_extras(options: BenchOptions) -> None:
     require_extra("bench", "openvino_genai", "matplotlib")
-    for arm in (ARMS[name] for name in options.arms if name in ARMS):
-        engine = ENGINES[arm.kind]
+    for kind in {kind_of(name) for name in options.arms}:
+        engine = ENGINES[kind]
         if engine.extra:
             require_extra(engine.extra, *engine.modules)
 

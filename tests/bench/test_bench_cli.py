@@ -175,6 +175,7 @@ def test_what_would_do_nothing_is_wrong_usage(run_cli: Callable, int8: Path, opt
         (["--tune"], "openvino_genai", "openvino-genai is not installed; pip install 'lonas-edge[bench]'"),
         ([], "matplotlib", "matplotlib is not installed; pip install 'lonas-edge[bench]'"),
         (["--arms", "gguf", "--gguf", "x"], "llama_cpp", "llama-cpp is not installed; pip install 'lonas-edge[llama-cpp]'"),
+        (["--arms", "subnet,x.gguf"], "llama_cpp", "llama-cpp is not installed; pip install 'lonas-edge[llama-cpp]'"),
     ],
 )
 def test_an_extra_that_is_missing(
@@ -202,7 +203,7 @@ class ModuleSpecced(ModuleType):
         (["--device", "TPU"], "--device TPU: not on this machine. Present: CPU, AUTO."),
         (["--device", "AUTO:GPU,CPU"], "--device AUTO:GPU,CPU: not on this machine"),
         (["--threads", "4096"], "--threads 4096: this process may use"),
-        (["--arms", "subnet,nothing"], "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf) nor a directory"),
+        (["--arms", "subnet,nothing"], "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file"),
         (["--arms", "subnet,lora"], "a directory whose place is not recorded. Name it with --adapter"),
         (["--arms", "subnet,lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),
     ],

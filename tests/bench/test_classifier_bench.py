@@ -87,6 +87,8 @@ def test_no_arm_in_llama_cpp(exported: Path, tmp_path: Path) -> None:
     options = BenchOptions(arms=("gguf",), gguf=tmp_path / "model.gguf")
     with pytest.raises(LonasEdgeError, match=r"gguf: llama\.cpp runs language models, and .* is a sequence classifier"):
         make_arms(open_exported(exported), options, lambda *_: None)
+    with pytest.raises(LonasEdgeError, match=r"model\.gguf: .* is a sequence classifier"):
+        make_arms(open_exported(exported), BenchOptions(arms=(f"{tmp_path}/model.gguf",)), lambda *_: None)
 
 
 def test_the_ir_is_given_the_text_whole(exported: Path) -> None:

@@ -12,7 +12,6 @@ has the properties that were chosen.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,6 @@ from lonas_edge.bench.making import ARMS as ARM_KINDS
 from lonas_edge.bench.report import Report
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parent.parent
 
 # Per shape: options of `lonas-edge bench`, and the dtype of PyTorch. Fewer tokens and rounds where a round takes a minute.
 SETTINGS = {
@@ -59,14 +57,10 @@ def exported(source: list[str | Path], folder: Path) -> Path:
 
 def q8_0(source: list[str | Path], work: Path, shape: str) -> Path:
     """The unpruned merged model as GGUF, Q8_0."""
-    file, checkpoint = work / f"{shape}.q8_0.gguf", work / f"{shape}-merged"
-    if not file.exists():
-        options = ["--subnet", "maximal", "--stage", "checkpoint", "--dtype", "fp32", "--no-verify", "--overwrite"]
-        lonas_edge("export", *source, "--output", checkpoint, *options)
-        writer = [sys.executable, ROOT / "benchmarks/write_gguf.py", checkpoint, file, "--type", "q8_0"]
-        subprocess.run(writer, check=True)
-        shutil.rmtree(checkpoint)
-    return file
+    folder = work / f"{shape}-merged-gguf"
+    if not folder.exists():
+        lonas_edge("export", *source, "--subnet", "maximal", "--stage", "gguf", "--output", folder, "--no-verify")
+    return folder / "model.Q8_0.gguf"
 
 
 def made_from(source: list[str | Path], arms: str, work: Path, shape: str, dtype: str) -> list[str | Path]:

@@ -60,6 +60,44 @@ def dtype_of(torch_dtype: object) -> Dtype:
 
 
 @dataclass(frozen=True)
+class GgufType:
+    """How a GGUF file stores weight matrices.
+
+    Attributes:
+        name: What it is called on the command line and in records, as llama.cpp's own converter calls it.
+        block: Columns that go together; rows that are no multiple of it get `otherwise`.
+        block_bytes: Bytes of as many.
+        otherwise: Name of the type of other rows; None where there are none.
+    """
+
+    name: str
+    block: int
+    block_bytes: int
+    otherwise: str | None = None
+
+    def of(self, columns: int) -> "GgufType":
+        """The type that a matrix of so many columns gets."""
+        return GGUF_TYPES[self.otherwise] if self.otherwise and columns % self.block else self
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix [rows, columns]."""
+        chosen = self.of(columns)
+        return rows * columns // chosen.block * chosen.block_bytes
+
+
+GGUF_TYPES = {
+    gguf_type.name: gguf_type
+    for gguf_type in (
+        GgufType("f32", 1, 4),
+        GgufType("f16", 1, 2),
+        GgufType("bf16", 1, 2),
+        GgufType("q8_0", 32, 34, "f16"),
+    )
+}
+DEFAULT_GGUF_TYPE = "q8_0"
+
+
+@dataclass(frozen=True)
 class WeightFormat:
     """How an IR stores weight matrices.
 

@@ -21,11 +21,12 @@ from lonas_edge.cli.options import (
     files,
     given,
     refuse_revision,
+    require_extra,
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.stages import STAGES
-from lonas_edge.formats import DEFAULT_METHOD, DTYPES, FORMATS, METHODS
+from lonas_edge.formats import DEFAULT_GGUF_TYPE, DEFAULT_METHOD, DTYPES, FORMATS, GGUF_TYPES, METHODS
 from lonas_edge.network.solved import SOLVE_PROMPTS
 
 if TYPE_CHECKING:
@@ -90,13 +91,23 @@ def command(
     stage: Annotated[
         str,
         typer.Option(
-            "--stage", click_type=choice(STAGES), help="checkpoint stops at the sliced, merged Hugging Face checkpoint."
+            "--stage",
+            click_type=choice(STAGES),
+            help="What is written: checkpoint is the sliced, merged Hugging Face checkpoint, gguf a file for llama.cpp.",
         ),
     ] = "ir",
     dtype: Annotated[
         str | None,
         typer.Option(
             "--dtype", click_type=choice(DTYPES), help="Stored dtype with --stage checkpoint. Default: that of the base."
+        ),
+    ] = None,
+    gguf_type: Annotated[
+        str | None,
+        typer.Option(
+            "--gguf-type",
+            click_type=choice(GGUF_TYPES),
+            help="Storage of the matrices with --stage gguf. Default: q8_0, and f16 where 32 does not divide their columns.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -139,7 +150,7 @@ def command(
     LoRA adapter needs no --nncf-config and has the maximal network only.
     """
     of_an_ir = any(given(ctx, name) for name in ("fuse", "group_size", "ratio", "calibration"))
-    _refuse_what_does_nothing(stage, dtype, given(ctx, "weight_format"), of_an_ir)
+    _refuse_what_does_nothing(stage, dtype, gguf_type, given(ctx, "weight_format"), of_an_ir)
     _refuse_storage_that_is_none(weight_format, group_size, ratio)
     _refuse_calibration_of_nothing(weight_format, calibration, int4_method, calibration_prompts)
     if solve_prompts and not solve:
@@ -163,6 +174,7 @@ def command(
             weight_format=weight_format,
             stage=stage,
             dtype=dtype,
+            gguf_type=gguf_type or DEFAULT_GGUF_TYPE,
             verify=verify,
             overwrite=overwrite,
             solve=solve,
@@ -179,13 +191,20 @@ def command(
         _print(manifest, output)
 
 
-def _refuse_what_does_nothing(stage: str, dtype: str | None, weight_format_given: bool, storage_given: bool) -> None:
+def _refuse_what_does_nothing(
+    stage: str, dtype: str | None, gguf_type: str | None, weight_format_given: bool, storage_given: bool
+) -> None:
+    own = {"checkpoint": "--dtype", "gguf": "--gguf-type", "ir": "--weight-format"}
     if dtype and stage != "checkpoint":
-        raise typer.BadParameter("--dtype goes with --stage checkpoint; an IR has --weight-format")
-    if stage == "checkpoint" and weight_format_given:
-        raise typer.BadParameter("--weight-format is an IR's; --stage checkpoint has --dtype")
-    if stage == "checkpoint" and storage_given:
-        raise typer.BadParameter("--fuse, --no-fuse, --group-size, --ratio, --calibration: an IR's; not --stage checkpoint's")
+        raise typer.BadParameter(f"--dtype goes with --stage checkpoint; --stage {stage} has {own[stage]}")
+    if gguf_type and stage != "gguf":
+        raise typer.BadParameter(f"--gguf-type goes with --stage gguf; --stage {stage} has {own[stage]}")
+    if stage != "ir" and weight_format_given:
+        raise typer.BadParameter(f"--weight-format is an IR's; --stage {stage} has {own[stage]}")
+    if stage != "ir" and storage_given:
+        raise typer.BadParameter(f"--fuse, --no-fuse, --group-size, --ratio, --calibration: an IR's; not --stage {stage}'s")
+    if stage == "gguf":
+        require_extra("gguf", "gguf")
 
 
 def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, ratio: float | None) -> None:

@@ -1,6 +1,7 @@
 """Export: the road from a super-adapter to a directory that every OpenVINO client runs. Here the steps meet."""
 
 import ctypes
+import importlib.util
 import json
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 import torch
@@ -36,7 +37,7 @@ from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.solved import read_texts, solve_model
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.files import replace_text, sha256
-from lonas_edge.formats import DTYPES, FORMATS, WeightFormat, dtype_of
+from lonas_edge.formats import DEFAULT_GGUF_TYPE, DTYPES, FORMATS, WeightFormat, dtype_of
 from lonas_edge.ir import MODEL, compress
 from lonas_edge.ir.calibrated import compress_on_data
 from lonas_edge.ir.compress import Compressed
@@ -58,7 +59,12 @@ from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
 
+if TYPE_CHECKING:  # of an extra
+    from lonas_edge.exporting.gguf_file import Layout
+    from lonas_edge.exporting.gguf_vocabulary import Vocabulary
+
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
+_GGUF_PACKAGES = ("gguf", "llama-cpp-python")
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _ROOM_BYTES = 50_000_000  # tokenizers and temporary files
@@ -72,6 +78,7 @@ class ExportOptions:
         weight_format: How the IR's weights are stored, one of `FORMATS`.
         stage: Where to stop, one of `STAGES`.
         dtype: Stored dtype of a checkpoint, fp32, fp16 or bf16; that of the base when None.
+        gguf_type: How the matrices of a GGUF file are stored, one of `GGUF_TYPES`.
         verify: Whether to compare logits and refuse a model beyond the tolerance.
         overwrite: Whether an existing output is replaced.
         solve: Instruction data to solve what is cut on; nothing is solved when None.
@@ -85,6 +92,7 @@ class ExportOptions:
     weight_format: str = "int8"
     stage: str = "ir"
     dtype: str | None = None
+    gguf_type: str = DEFAULT_GGUF_TYPE
     verify: bool = True
     overwrite: bool = False
     solve: Path | None = None
@@ -123,11 +131,13 @@ def export(
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
     """
     _return_freed_memory()
-    stored = options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
+    layout = _gguf_layout(source, subnetwork) if options.stage == "gguf" else None
+    stored = _stored(source, options)
     data = options.calibration.data if options.calibration else None
     used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve, data)
     directory = OutputDirectory(output, options.overwrite, used)
-    directory.check(source.sizes(subnetwork.widths).bytes[_largest(stored, options)] + _ROOM_BYTES)
+    sizes = source.sizes(subnetwork.widths).bytes
+    directory.check((layout.bytes(stored) if layout else sizes[_largest(stored, options)]) + _ROOM_BYTES)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
@@ -136,6 +146,7 @@ def export(
             if tokenizer is not None:
                 check_vocabulary(tokenizer, source.architecture.config.vocab_size, source.base.folder)
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
+            vocabulary = _vocabulary(source, tokenizer) if layout else None
             if options.stage == "ir":
                 compress.check_group_size(model, options.stored_as, options.group_size)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
@@ -148,6 +159,7 @@ def export(
             with steps.step("solve", "Solving what is cut") as done:
                 model, solved = solve_model(model, texts, tokenizer, done)
         job = _Export(model, tokenizer, generation, folder, options, stored, steps, background, looked_at)
+        job.layout, job.vocabulary = layout, vocabulary
         _WRITERS[options.stage](job)
         misfits = base_misfits(source.training, hashes.result()["base"]) if options.verify else []
         raise_all(
@@ -182,6 +194,8 @@ class _Export:
         steps: The steps so far.
         background: Computes hashes meanwhile.
         texts: What compression looks at, or None.
+        layout: What the sub-network is in a GGUF file, where one is written.
+        vocabulary: And its tokenizer.
         parity: What the comparisons gave.
         written: What the files are, once they are written.
         fused: How many weight matrices went into others.
@@ -198,6 +212,8 @@ class _Export:
     steps: Steps
     background: ThreadPoolExecutor
     texts: Texts | None = None
+    layout: "Layout | None" = None
+    vocabulary: "Vocabulary | None" = None
     parity: dict[str, Parity] = field(default_factory=dict)
     written: Future[dict[str, tuple[Written, ...]]] | None = None
     fused: int = 0
@@ -254,6 +270,31 @@ class _Export:
                     self._check_ir("ir_stored", self.folder / MODEL, matrices, materialized)
                 else:
                     self.parity["ir"] = compare(materialized, self._ir_logits(self.folder / MODEL))
+
+    def write_gguf(self) -> None:
+        """llama.cpp is asked where it is installed; that the file holds the right weights is checked without it."""
+        from lonas_edge.exporting import gguf_file
+
+        assert self.layout and self.vocabulary
+        path = self.folder / gguf_file.file_name(self.stored)
+        with self.steps.step("write", "Slicing, merging and writing the GGUF file") as done:
+            gguf_file.write_gguf(self.layout, self.model, self.vocabulary, path, self.stored, done)
+            self.compression = self.layout.compression(self.stored)
+        self._hash_files()
+        if not self.options.verify:
+            return
+        materialized, where = self._verify_weights(), self.model.source.folder
+        with self.steps.step("verify_gguf", "Comparing the GGUF file with the materialized model"):
+            file = gguf_file.GgufFile(path, self.layout, self.stored)
+            stored = verify.file_logits(self.model, file.restored, self._inputs())
+            self.parity["gguf_stored"] = compare(materialized, stored)
+        if importlib.util.find_spec("llama_cpp"):
+            with self.steps.step("verify_llama_cpp", "Comparing llama.cpp's answers with the weights stored in the file"):
+                answers = compare(stored, gguf_file.llama_cpp_logits(path, self._inputs()["input_ids"]))
+                verify.check_llama_cpp(where, answers, stored, self.stored)
+                self.parity["llama_cpp"] = answers
+                told = f"{where}: verification failed: llama.cpp's tokenizer is not the model's:"
+                raise_all(told, gguf_file.tokenizer_faults(path, self.tokenizer), "Nothing was written. Please report it.")
 
     def _write_calibrated(
         self,
@@ -335,7 +376,30 @@ class _Export:
         self.written = self.background.submit(written_files, self.folder)
 
 
-_WRITERS = {"checkpoint": _Export.write_checkpoint, "ir": _Export.write_ir}  # by the names of `STAGES`
+_WRITERS = {  # by the names of `STAGES`
+    "checkpoint": _Export.write_checkpoint,
+    "ir": _Export.write_ir,
+    "gguf": _Export.write_gguf,
+}
+
+
+def _gguf_layout(source: Source, subnetwork: Subnetwork) -> "Layout":
+    from lonas_edge.exporting.gguf_file import Layout
+
+    return Layout(source, subnetwork.widths)
+
+
+def _vocabulary(source: Source, tokenizer: Any) -> "Vocabulary":
+    from lonas_edge.exporting.gguf_vocabulary import vocabulary_of
+
+    return vocabulary_of(tokenizer, source.architecture.config.vocab_size, str(source.base.folder))
+
+
+def _stored(source: Source, options: ExportOptions) -> str:
+    """How weights will be stored: the IR's format, the checkpoint's dtype, or the GGUF file's type."""
+    if options.stage == "gguf":
+        return options.gguf_type
+    return options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
 
 
 def _largest(stored: str, options: ExportOptions) -> str:
@@ -389,6 +453,6 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         parity=job.parity,
         steps=job.steps.taken,
         graph_process_peak_rss_bytes=peak_memory(children=True) if options.stage == "ir" else None,
-        versions=versions(_PACKAGES),
+        versions=versions(_PACKAGES + (_GGUF_PACKAGES if options.stage == "gguf" else ())),
         files=job.written.result() if job.written else None,
     )

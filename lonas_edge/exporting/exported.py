@@ -105,7 +105,9 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
         raise _not_ours(folder)
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
     if manifest and manifest.stage != "ir":
-        raise LonasEdgeError(f"{folder}: a {manifest.stage} export; an IR is needed. Export again without --stage checkpoint.")
+        raise LonasEdgeError(
+            f"{folder}: a {manifest.stage} export; an IR is needed. Export again without --stage {manifest.stage}."
+        )
     problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
     problems += [] if problems else _ir_faults(folder, manifest is not None)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}

@@ -25,6 +25,8 @@ COMPARED = {  # the parity figures, as people read them
     "ir_uncompressed": "IR before compression (computed in fp32) against the materialized model",
     "ir_stored": "IR (computed in fp32) against the weights stored in it",
     "ir": "IR (computed in fp32) against the materialized model",
+    "gguf_stored": "weights stored in the GGUF file against the materialized model",
+    "llama_cpp": "llama.cpp against the weights stored in the GGUF file",
 }
 
 
@@ -185,9 +187,9 @@ class Manifest(Record):
 
     Attributes:
         stage: Where the export stopped, one of `STAGES`.
-        weight_format: How the IR's weights are stored, or the checkpoint's dtype.
-        compression: How the IR's weights between embedding and head are stored, the format with the most first; nothing of a
-            checkpoint, and where an older version wrote it.
+        weight_format: How the IR's weights are stored, the checkpoint's dtype, or the type of the GGUF file's matrices.
+        compression: How the weights of IR or GGUF file between embedding and head are stored, the format with the most first;
+            nothing of a checkpoint, and where an older version wrote it.
         calibrated: What compression looked at; None where it looked at nothing.
         subnetwork: The sub-network; `subnetwork.json` has its widths.
         base: The base model.

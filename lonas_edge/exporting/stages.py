@@ -61,6 +61,15 @@ _CLASSIFIES = (
     "",
     _WHERE,
 )
+_LLAMA_CPP = (
+    "```sh",
+    "llama-cli -m THIS_DIRECTORY/model.*.gguf -p 'The sun is' -n 32",
+    "```",
+    "",
+    "Tokenizer and chat template are in the file. Whatever is made of llama.cpp opens it: `llama-server`, llama-cpp-python, "
+    "`lonas-edge bench --arms gguf --gguf FILE`. Layers of unequal widths are its architecture `deci`. lonas-edge checks such "
+    "files with llama-cpp-python on CPUs.",
+)
 _TASKS = (CAUSAL_LM, CLASSIFICATION)
 _CHECKPOINT = Stage("checkpoint", "transformers", (), {task.pipeline_tag: _opened(task.auto_model) for task in _TASKS})
 _IR = Stage(
@@ -69,4 +78,5 @@ _IR = Stage(
     ("openvino",),
     {CAUSAL_LM.pipeline_tag: _GENERATES, CLASSIFICATION.pipeline_tag: _CLASSIFIES},
 )
-STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR)}
+_GGUF = Stage("gguf", "gguf", ("gguf", "llama.cpp"), {CAUSAL_LM.pipeline_tag: _LLAMA_CPP})
+STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR, _GGUF)}

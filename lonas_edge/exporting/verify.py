@@ -2,7 +2,7 @@
 
 1. the materialized model, before it is rounded, answers as the activated super-network (1e-8);
 2. every stored weight is the materialized one, to one rounding of its format;
-3. the IR answers as the weights stored in it (1e-3).
+3. the IR answers as the weights stored in it (1e-3); llama.cpp, where it is installed, as those in the GGUF file.
 
 What the format costs, the IR's distance from the materialized model, is reported (KL divergence, top-1), not judged: it depends
 on the network.
@@ -34,6 +34,8 @@ from lonas_edge.network.super_network import empty_super_network, of_adapter, un
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8
 IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins order their sums otherwise than PyTorch
+# llama.cpp's, by how matrices are stored: it rounds what they are multiplied with, too, but for f32. Shares of LOGIT_RANGE.
+LLAMA_CPP_TOLERANCE = {"f32": 1e-3, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
 _WAY_OUT = "Nothing was written. Please report it; --no-verify exports all the same, and records that."
 _FP32 = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -103,6 +105,49 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
         return torch.from_numpy(restored)
 
     return float64_logits(empty_model(model.config()), inputs, stored)
+
+
+def file_logits(
+    model: MaterializedModel, restored: Callable[[str, torch.Tensor], tuple[torch.Tensor, float]], inputs: Inputs
+) -> torch.Tensor:
+    """Logits of the weights as a GGUF file stores them; checks on the way that each is the materialized one, rounded once.
+
+    Args:
+        model: The materialized model.
+        restored: As of `GgufFile.restored`.
+        inputs: What it is given by name, each [prompts, tokens].
+
+    Returns:
+        [prompts, tokens, vocabulary], float64.
+
+    Raises:
+        LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
+    """
+    embedding = f"{model.source.architecture.family.embedding}.weight"
+
+    def stored(name: str) -> torch.Tensor:
+        name = name if name in model.shapes else embedding  # a tied head
+        value, error = restored(name, model.exact(name))
+        _require(model.source.folder, f"the stored {name} is not the materialized one, in units of its rounding", error, 1.0)
+        return value
+
+    return float64_logits(empty_model(model.config()), inputs, stored)
+
+
+def check_llama_cpp(of: Path, parity: Parity, reference: torch.Tensor, kind: str) -> None:
+    """Refuse a GGUF file that llama.cpp does not answer from as the weights stored in it say.
+
+    Args:
+        of: The directory it was made from, for the message.
+        parity: The comparison.
+        reference: Logits of the stored weights.
+        kind: How its matrices are stored.
+
+    Raises:
+        LonasEdgeError: If it is beyond the tolerance.
+    """
+    what, tolerance = "llama.cpp does not answer as the weights stored in the GGUF file", LLAMA_CPP_TOLERANCE[kind]
+    _require(of, what, parity.max_logit_difference, tolerance * _scale(reference))
 
 
 def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:

@@ -166,6 +166,21 @@ class Block:
 
 
 @dataclass(frozen=True)
+class LlamaCpp:
+    """What llama.cpp has for a model type.
+
+    Attributes:
+        equal: Its name of the architecture, all layers of one shape.
+        unequal: Its name of the architecture that has the same layers, each of a shape of its own; None where there is none.
+        paired: Layers whose rows are rotated in pairs: it has the two of a pair side by side, transformers half a head apart.
+    """
+
+    equal: str
+    unequal: str | None = None
+    paired: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class GroupKind:
     """A kind of elastic group that generated search spaces have, one of it in every decoder layer.
 
@@ -206,6 +221,7 @@ class Family(ABC):
         other_heads: Beginnings of tensors that checkpoints of the same body with another head hold.
         raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version with which the
             converted model is right.
+        llama_cpp: By `model_type`, what llama.cpp has for it; a type that is not there is not written as GGUF.
     """
 
     titles: ClassVar[Mapping[str, str]]
@@ -235,6 +251,7 @@ class Family(ABC):
     legacy_names: ClassVar[Mapping[str, str]] = {}
     other_heads: ClassVar[tuple[str, ...]] = ()
     raised_guards: ClassVar[tuple[str, ...]] = ()
+    llama_cpp: ClassVar[Mapping[str, LlamaCpp]] = {}
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -262,6 +279,10 @@ class Family(ABC):
     def faults(self, config: Any) -> list[str]:
         """What of a configuration does not fit together, or is not supported; a line a fault."""
         return head_faults(config)
+
+    def llama_cpp_faults(self, config: Any) -> list[str]:
+        """What of a configuration llama.cpp's architecture does not compute; a line a fault."""
+        return []
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The parts of a decoder layer that can be left out; none where leaving them out is not supported."""

@@ -11,11 +11,13 @@ Sources: the configuration and modeling files of transformers 5.5 for each model
 
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, LlamaCpp, WidthRule, head_dim, key_value_heads
 
 HIDDEN_STATE = "its output is the hidden state, which every layer shares"
 _NORMS_BEHIND = ("gemma2", "gemma3_text")
 _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+_LLAMA_CPP = LlamaCpp("llama", "deci", ("self_attn.q_proj", "self_attn.k_proj"))
+_ROPE_TYPES = ("default", "llama3")  # that `exporting.gguf_file` writes
 
 
 def key_value_channels(config: Any) -> int:
@@ -72,6 +74,18 @@ class Llama(Family):
     default_targets = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")
     legacy_buffers = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
     raised_guards = ("GemmaOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2; Gemma 2 and 3 inherit it
+    llama_cpp = {"llama": _LLAMA_CPP, "mistral": _LLAMA_CPP, "qwen2": LlamaCpp("qwen2"), "qwen3": LlamaCpp("qwen3")}
+
+    def llama_cpp_faults(self, config: Any) -> list[str]:
+        """See `Family`."""
+        faults, known = [], _ROPE_TYPES if config.model_type in ("llama", "mistral") else _ROPE_TYPES[:1]
+        if (kind := config.rope_parameters.get("rope_type", "default")) not in known:
+            faults.append(f"rope_type {kind!r}: expected {' or '.join(map(repr, known))}")
+        if config.hidden_act != "silu":
+            faults.append(f"hidden_act {config.hidden_act!r}: expected 'silu'")
+        if getattr(config, "sliding_window", None):
+            faults.append(f"sliding_window {config.sliding_window}: llama.cpp attends to everything")
+        return faults
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """See `Family`; Gemma 2 and 3 have a norm behind each block, too."""

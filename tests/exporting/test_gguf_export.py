@@ -1,0 +1,387 @@
+"""Sub-networks as GGUF: what llama.cpp computes from the file is what is defined, in plain torch and in llama.cpp itself."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf_model import fields_of, gguf_logits, tensors_of
+from oracle import oracle_logits
+from tiny_models import CASES, HIDDEN, LAYERS, VOCAB, TinyModels, TinySource, tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import gguf_file
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.gguf_vocabulary import tried_texts, vocabulary_of
+from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.network.source import open_source
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+LLAMA_CPP = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+# groups of blocks: the first layer's attention, the whole second layer, the third's MLP (tiny_models.BLOCKS)
+DEPTHS = [[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 1, 0]]
+
+
+def exported(source: TinySource, widths: list[int], output: Path, kind: str = "f32", **options: object) -> Path:
+    asked = ExportOptions(stage="gguf", gguf_type=kind, **options)  # type: ignore[arg-type]
+    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, asked)
+    return output / f"model.{kind.upper()}.gguf"
+
+
+EQUAL = ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen2-tied", "qwen3", "qwen3-tied"]
+
+
+@pytest.mark.parametrize("case", EQUAL)
+@pytest.mark.parametrize("name", ["maximal", "heuristic"])
+def test_equal_layers(case: str, name: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+    source = tiny_models.source(case)
+    widths = choose(source, name)
+    file = exported(source, widths, tmp_path / "out")
+    model_type = CASES[case]["model_type"]
+    assert fields_of(file)["general.architecture"] == {"mistral": "llama"}.get(model_type, model_type)
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    # fp32 weights and float64 arithmetic: rounding the weights once changes logits of order 1 by 1e-6
+    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("depth", DEPTHS, ids=str)
+@pytest.mark.parametrize("case", ["llama", "llama-biased"])
+def test_unequal_layers(
+    case: str, depth: list[int], tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """MLPs of other widths in each layer, half of the heads in two of them, blocks left out."""
+    source = tiny_models.heads_source(case)
+    groups = source.groups()
+    widths = [*choose(tiny_models.source(case), "unequal:1"), groups[9][0], groups[10][-1], groups[11][-1], *depth]
+    file = exported(source, widths, tmp_path / "out")
+    fields = fields_of(file)
+    assert fields["general.architecture"] == "deci"
+    assert fields["deci.block_count"] == LAYERS - (depth[1] == 0)
+    assert fields["deci.attention.head_count"][-1] == 2 and fields["deci.attention.head_count_kv"][-1] == 1
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+
+
+def test_equal_layers_of_fewer_heads(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
+    source = tiny_models.heads_source("llama")
+    widths = [group[0] for group in source.groups()[:9]] + [group[-1] for group in source.groups()[9:12]] + [1, 0, 1]
+    file = exported(source, widths, tmp_path / "out")
+    fields = fields_of(file)
+    assert fields["general.architecture"] == "llama" and fields["llama.block_count"] == LAYERS - 1
+    assert (fields["llama.attention.head_count"], fields["llama.attention.key_length"]) == (2, 16)
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+
+
+def test_scaled_positions(llama_copy: TinySource, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+    """LLaMA 3's: a table of factors, which llama.cpp divides the frequencies by."""
+    config = json.loads((llama_copy.base / "config.json").read_text())
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10000.0}
+    config["rope_parameters"] = {**rope, "original_max_position_embeddings": 32}
+    (llama_copy.base / "config.json").write_text(json.dumps(config))
+    widths = choose(llama_copy, "unequal:2")
+    file = exported(llama_copy, widths, tmp_path / "out")
+    factors = tensors_of(file)["rope_freqs.weight"]
+    assert factors.min() == 1 and factors.max() == 8
+    expected = oracle_logits(llama_copy.base, llama_copy.adapter, llama_copy.space, widths, ids)
+    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+
+
+def test_types(llama: TinySource, choose: Choose, tmp_path: Path) -> None:
+    """Each type holds the weights to half of its step, q8_0's rows of 32 columns, and vectors stay in f32."""
+    widths = choose(llama, "unequal:1")
+    exact = tensors_of(exported(llama, widths, tmp_path / "f32"))
+    # half a step of each; q8_0's step is 1/127 of the largest of 32 columns, itself rounded to fp16
+    for kind, block, share in (("f16", 1, 2**-11), ("bf16", 1, 2**-8), ("q8_0", 32, 0.5 / 127 + 2**-11)):
+        for tensor in gguf.GGUFReader(exported(llama, widths, tmp_path / kind, kind)).tensors:
+            found = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).double()
+            wanted = exact[tensor.name].reshape(found.shape)
+            if wanted.dim() == 1:
+                assert tensor.tensor_type.name == "F32" and torch.equal(found, wanted)
+                continue
+            largest = wanted.unflatten(-1, (-1, block)).abs().amax(-1, keepdim=True)
+            difference = (found - wanted).abs().unflatten(-1, (-1, block))
+            assert tensor.tensor_type.name == kind.upper()
+            assert (difference <= largest * share * 1.001 + 1e-7).all() and difference.max() > 0
+    manifest = Manifest.read(tmp_path / "q8_0" / "lonas_edge.json")
+    assert (manifest.stage, manifest.weight_format) == ("gguf", "q8_0")
+    assert [(part.weight_format, part.group_size, part.share) for part in manifest.compression] == [("q8_0", 32, 1.0)]
+    assert 1e-4 < manifest.parity["gguf_stored"].max_logit_difference < 0.5
+    assert manifest.versions["gguf"] and set(manifest.files) == {"model.Q8_0.gguf", "subnetwork.json"}
+    card = (tmp_path / "q8_0" / "README.md").read_text()
+    assert "library_name: gguf" in card and "llama-cli -m THIS_DIRECTORY/model.*.gguf" in card
+    assert "100% in q8_0, a scale for 32 columns" in card
+    fields = fields_of(tmp_path / "q8_0" / "model.Q8_0.gguf")
+    assert fields["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0 and fields["general.quantization_version"] == 2
+
+
+def test_rows_that_blocks_do_not_divide_are_stored_in_f16(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
+    """qwen3's heads here have 24 channels: 96 columns of o_proj fit, an MLP of 104 columns would not."""
+    base = tiny_models.base("llama")
+    copied = tmp_path / "base"
+    copied.mkdir()
+    for path in base.iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    config = json.loads((copied / "config.json").read_text()) | {"intermediate_size": 104}
+    (copied / "config.json").write_text(json.dumps(config))
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(copied)
+    opened = open_source(str(copied), None, None)
+    export(opened, opened.select(None), tmp_path / "out", ExportOptions(stage="gguf"))
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out/model.Q8_0.gguf").tensors}
+    assert {kinds[f"blk.{layer}.ffn_down.weight"] for layer in range(LAYERS)} == {"F16"}
+    assert {kinds[f"blk.{layer}.ffn_up.weight"] for layer in range(LAYERS)} == {"Q8_0"}
+    manifest = Manifest.read(tmp_path / "out/lonas_edge.json")
+    linear = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * 32 + 3 * HIDDEN * 104  # q, o; k, v of half the heads; the MLP
+    assert [part.weight_format for part in manifest.compression] == ["q8_0", "f16"]
+    assert manifest.compression[1].share == pytest.approx(HIDDEN * 104 / linear)
+
+
+def test_a_wrong_weight_is_found(llama: TinySource, choose: Choose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = choose(llama, "heuristic")
+    real = gguf.quants.quantize
+
+    def wrong(values: np.ndarray, kind: object) -> np.ndarray:
+        return real(values[::-1].copy() if values.ndim == 2 and values.shape[0] == 2 * 16 else values, kind)
+
+    monkeypatch.setattr(gguf_file.gguf.quants, "quantize", wrong)
+    with pytest.raises(LonasEdgeError, match=r"verification failed: the stored model\.layers\.0\.self_attn\.k_proj\.weight"):
+        exported(llama, widths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_is_in_the_file(llama: TinySource, choose: Choose, tmp_path: Path) -> None:
+    fields = fields_of(exported(llama, choose(llama, "minimal"), tmp_path / "out", "f16"))
+    plain = AutoTokenizer.from_pretrained(llama.base)
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] == "gpt-2"
+    assert len(tokens) == VOCAB and {token: plain.get_vocab()[token] for token in tokens[: len(plain)]} == plain.get_vocab()
+    assert tokens[len(plain) :] == [f"[PAD{i}]" for i in range(len(plain), VOCAB)]
+    types = fields["tokenizer.ggml.token_type"]
+    assert types[:3] == [3, 3, 1] and types[-1] == 5  # control, control, normal; unused
+    assert fields["tokenizer.ggml.merges"][:3] == ["t h", "th e", "Ġ the"]
+    assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (0, 1)
+    assert fields["tokenizer.ggml.add_bos_token"] is False and fields["tokenizer.ggml.add_space_prefix"] is False
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """SentencePiece's BPE as transformers converts it: every way to make a piece is a merge, in the order of the pieces."""
+    made = ["th", "the", "\u2581the", "in", "\u2581in", "er", "the\u2581", "ther", "\u2581a"]
+    letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyz.,0123456789"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *made, *letters]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in made
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    bpe = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    bpe.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_sentencepiece() -> None:
+    found = vocabulary_of(pieces(), 320, "here")
+    assert (found.model, found.pre, found.adds_space, found.merges) == ("llama", "default", True, ())
+    assert found.types[:4] == (2, 3, 3, 6) and found.types[259] == 1  # unknown, control, control, byte; normal
+    scores = dict(zip(found.tokens, found.scores, strict=True))
+    assert scores["th"] > scores["the"] > scores["\u2581the"] > scores["in"] > scores["q"]
+
+
+def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    from tokenizers import Regex
+
+    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def changed(change: Callable[[Tokenizer], None]) -> PreTrainedTokenizerFast:
+    fast = tokenizer()
+    change(fast.backend_tokenizer)
+    return fast
+
+
+def smollm(bpe: Tokenizer) -> None:
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def llama_3(bpe: Tokenizer) -> None:
+    bpe.pre_tokenizer = split(LLAMA_3)
+    bpe.model.ignore_merges = True
+
+
+@pytest.mark.parametrize(("change", "pre"), [(smollm, "smollm"), (llama_3, "llama-bpe")])
+def test_what_cuts_a_text_is_named(change: Callable[[Tokenizer], None], pre: str) -> None:
+    assert vocabulary_of(changed(change), VOCAB, "here").pre == pre
+
+
+def otherwise(bpe: Tokenizer) -> None:
+    bpe.pre_tokenizer = split(r"\p{L}+|\s+")
+
+
+def whole_first(bpe: Tokenizer) -> None:
+    bpe.model.ignore_merges = True
+
+
+def lower(bpe: Tokenizer) -> None:
+    bpe.normalizer = normalizers.Lowercase()
+
+
+def prefixed(bpe: Tokenizer) -> None:
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (otherwise, r"texts are cut \(Split and ByteLevel\) in none of the ways known .*gpt-2, smollm, llama-bpe, qwen2"),
+        (whole_first, "ignore_merges: llama.cpp does that with llama-bpe"),
+        (lower, "texts are normalized"),
+        (prefixed, "a space is put before a text"),
+    ],
+)
+def test_other_tokenizers_are_refused(change: Callable[[Tokenizer], None], told: str) -> None:
+    with pytest.raises(LonasEdgeError, match=f"here: the tokenizer cannot be written as GGUF:(?s:.*){told}"):
+        vocabulary_of(changed(change), VOCAB, "here")
+
+
+def test_tokenizers_of_other_kinds_are_refused() -> None:
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    for found, told in (
+        (None, "(?s)there is none.*save the tokenizer.json"),
+        (words, "its model is WordLevel: expected BPE"),
+    ):
+        with pytest.raises(LonasEdgeError, match=told):
+            vocabulary_of(found, VOCAB, "here")
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])))
+    with pytest.raises(LonasEdgeError, match="neither byte-level BPE, nor SentencePiece's"):
+        vocabulary_of(bare, VOCAB, "here")
+    part = json.loads(pieces().backend_tokenizer.to_str())
+    part["model"]["merges"] = part["model"]["merges"][1:]
+    with pytest.raises(LonasEdgeError, match="its merges are not all ways in which two tokens make a third"):
+        vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(part))), VOCAB, "here")
+
+
+# refused by name, before anything is read or written
+
+
+@pytest.mark.parametrize("case", ["bloom", "gemma2", "neox", "phi3", "smollm3", "olmo2", "granite"])
+def test_families_without_an_architecture(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    source = tiny_models.source(case)
+    told = rf"--stage gguf does not write model_type '{CASES[case]['model_type']}'; it writes llama, mistral, qwen2, qwen3\."
+    with pytest.raises(LonasEdgeError, match=told):
+        exported(source, choose(source, "maximal"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unequal_layers_that_llama_cpp_has_no_architecture_for(tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    source = tiny_models.source("qwen2")
+    with pytest.raises(LonasEdgeError, match=r"layers are unequal, and llama\.cpp's 'qwen2' has one shape for all"):
+        exported(source, choose(source, "unequal:1"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_configurations_that_it_does_not_compute(llama_copy: TinySource, choose: Choose, tmp_path: Path) -> None:
+    config = json.loads((llama_copy.base / "config.json").read_text())
+    config |= {"hidden_act": "gelu", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+    (llama_copy.base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LonasEdgeError, match=r"(?s)cannot be written as GGUF:.*rope_type 'linear'.*hidden_act 'gelu'"):
+        exported(llama_copy, choose(llama_copy, "maximal"), tmp_path / "out")
+
+
+def test_a_classifier(tiny_bert: object, run_cli: Callable, tmp_path: Path) -> None:
+    ran = run_cli("export", *tiny_bert.source(2).arguments(), "--stage", "gguf", "--output", tmp_path / "out")  # type: ignore[attr-defined]
+    assert ran.code == 1 and "--stage gguf does not write model_type 'bert'" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--gguf-type", "f16"], "--gguf-type goes with --stage gguf; --stage ir has --weight-format"),
+        (["--stage", "gguf", "--dtype", "fp16"], "--dtype goes with --stage checkpoint; --stage gguf has --gguf-type"),
+        (["--stage", "gguf", "--weight-format", "int8"], "--weight-format is an IR's; --stage gguf has --gguf-type"),
+        (["--stage", "gguf", "--no-fuse"], "an IR's; not --stage gguf's"),
+        (["--stage", "gguf", "--gguf-type", "q4_k"], "'q4_k' is not one of 'f32', 'f16', 'bf16', 'q8_0'"),
+    ],
+)
+def test_options_that_do_nothing(options: list[str], told: str, llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
+    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", *options)
+    assert ran.code == 2 and told in " ".join(ran.err.split())
+
+
+def test_without_gguf(llama: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "gguf" else real(name, *more))
+    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", "--stage", "gguf")
+    assert ran.code == 1 and "gguf is not installed; pip install 'lonas-edge[gguf]'" in " ".join(ran.err.split())
+
+
+def test_an_ir_is_asked_for_by_other_commands(llama: TinySource, choose: Choose, run_cli: Callable, tmp_path: Path) -> None:
+    exported(llama, choose(llama, "minimal"), tmp_path / "out")
+    ran = run_cli("bench", tmp_path / "out", "--arms", "subnet")
+    assert ran.code == 1 and "a gguf export; an IR is needed. Export again without --stage gguf." in " ".join(ran.err.split())
+
+
+# llama.cpp itself
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize("depth", DEPTHS, ids=str)
+def test_llama_cpp_runs_unequal_layers(
+    depth: list[int], tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    source = tiny_models.heads_source("llama")
+    groups = source.groups()
+    widths = [*choose(tiny_models.source("llama"), "unequal:1"), groups[9][0], groups[10][-1], groups[11][-1], *depth]
+    file = exported(source, widths, tmp_path / "out")
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    # fp32 weights, fp32 arithmetic, logits of order 1
+    assert (gguf_file.llama_cpp_logits(file, ids) - expected).abs().max() < 1e-4
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize("case", EQUAL)
+def test_llama_cpp_runs_equal_layers(
+    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    source = tiny_models.source(case)
+    widths = choose(source, "heuristic")
+    file = exported(source, widths, tmp_path / "out")
+    assert "llama_cpp" in Manifest.read(tmp_path / "out/lonas_edge.json").parity
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (gguf_file.llama_cpp_logits(file, ids) - expected).abs().max() < 1e-4
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize("made", [tokenizer, pieces, lambda: changed(smollm), lambda: changed(llama_3)])
+def test_llama_cpp_cuts_texts_the_same_way(
+    made: Callable[[], PreTrainedTokenizerFast], llama_copy: TinySource, choose: Choose, tmp_path: Path
+) -> None:
+    config = json.loads((llama_copy.base / "config.json").read_text()) | {"vocab_size": 320}
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(llama_copy.base)
+    made().save_pretrained(llama_copy.base)
+    opened = open_source(str(llama_copy.base), None, None)
+    export(opened, opened.select(None), tmp_path / "out", ExportOptions(stage="gguf", gguf_type="f16"))  # checks it, too
+    texts = [*tried_texts(), "the inner ther in a there", "12345 the   end", "hello, World", ""]
+    import llama_cpp
+
+    llama = llama_cpp.Llama(str(tmp_path / "out/model.F16.gguf"), vocab_only=True, verbose=False)
+    plain = AutoTokenizer.from_pretrained(llama_copy.base)
+    for text in texts:
+        assert llama.tokenize(text.encode(), add_bos=True, special=True) == plain(text)["input_ids"], text

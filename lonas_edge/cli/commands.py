@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lonas_edge import __version__
-from lonas_edge.cli import bench, eval, export, inspect, search, space, train
+from lonas_edge.cli import bench, eval, export, inspect, push, search, space, train
 from lonas_edge.cli.guard import DEBUG, now, quiet
 from lonas_edge.cli.options import CheckedCommand
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (inspect, space, train, search, export, bench, eval):
+for module in (inspect, space, train, search, export, bench, eval, push):
     app.command(module.__name__.rpartition(".")[2], cls=CheckedCommand)(module.command)
 
 

@@ -1,0 +1,300 @@
+"""`lonas-edge push`, the hub faked: its client has the real one's signatures, and keeps repositories in a dictionary."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModels
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import publish
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.publish import prepare, push
+from lonas_edge.network.source import open_source
+
+TOKEN = "hf_" + "a" * 34
+
+
+def answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("POST", "https://hub.test/api"))
+
+
+@dataclass
+class Hub:
+    """What is there, by repository; each commit replaces the files. `failing` names the call that fails, and how."""
+
+    repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    failing: dict[str, Exception] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        real, own = getattr(huggingface_hub.HfApi, name), getattr(type(self), f"_{name}")
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            bound = inspect.signature(real).bind(None, *arguments, **options)  # a call that the real client would take
+            self.calls.append(name)
+            if name in self.failing:
+                raise self.failing[name]
+            return own(self, **{key: value for key, value in bound.arguments.items() if key != "self"})
+
+        return call
+
+    def _model_info(self, repo_id: str) -> Any:
+        if repo_id not in self.repositories:
+            raise RepositoryNotFoundError(f"404: {repo_id}", response=answer(404))
+        found = self.repositories[repo_id]
+        siblings = [SimpleNamespace(rfilename=name) for name in found["files"]]
+        return SimpleNamespace(sha=found["sha"], siblings=siblings, private=found["private"])
+
+    def _create_repo(self, repo_id: str, repo_type: str, private: bool, exist_ok: bool) -> None:
+        assert repo_id not in self.repositories and not exist_ok and repo_type == "model"
+        self.repositories[repo_id] = {"sha": "0", "files": {".gitattributes": b""}, "private": private}
+
+    def _create_commit(
+        self, repo_id: str, operations: list, commit_message: str, repo_type: str, parent_commit: str | None
+    ) -> Any:
+        found = self.repositories[repo_id]
+        assert parent_commit in (None, found["sha"]), "somebody else pushed meanwhile"
+        for one in operations:
+            if isinstance(one, huggingface_hub.CommitOperationDelete):
+                del found["files"][one.path_in_repo]
+            else:
+                found["files"][one.path_in_repo] = Path(one.path_or_fileobj).read_bytes()
+        found |= {"sha": str(int(found["sha"]) + 1), "message": commit_message}
+        return SimpleNamespace(repo_url=f"https://hub.test/{repo_id}", oid=found["sha"])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub()
+    monkeypatch.setattr(publish, "HfApi", lambda: made)
+    monkeypatch.setattr(publish, "get_token", lambda: TOKEN)
+    return made
+
+
+@pytest.fixture(scope="module")
+def written(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported directory. Not to be changed."""
+    folder, opened = tmp_path_factory.mktemp("push") / "out", open_source(str(tiny_models.base("llama")))
+    export(opened, opened.select(None), folder, ExportOptions(stage="checkpoint", verify=False))
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "out"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_all_files_in_one_commit(folder: Path, hub: Hub, run_cli: Callable) -> None:
+    ran = run_cli("push", folder, "me/network", "--private", "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["url"] == "https://hub.test/me/network" and told["commit"] == "1"
+    found = hub.repositories["me/network"]
+    assert found["private"] and found["files"] == {**contents(folder), ".gitattributes": b""}
+    assert found["files"]["README.md"].startswith(b"---\nlibrary_name: transformers")
+    assert told["files"] == {name: len(content) for name, content in contents(folder).items()}
+    assert found["message"].startswith("base-llama, ") and found["message"].endswith(", by lonas-edge")
+    assert hub.calls == ["model_info", "create_repo", "create_commit"]
+
+
+def test_a_super_adapter(tiny_models: TinyModels, hub: Hub, run_cli: Callable, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"instruction": f"the {n}?", "output": "the end"} for n in range(8)]))
+    options = ["--nncf-config", tiny_models.space("llama"), "--rank", "8", "--alpha", "16", "--steps", "2", "--batch-size", "2"]
+    ran = run_cli("train", "--model", tiny_models.base("llama"), "--data", data, "--output", tmp_path / "adapter", *options)
+    assert ran.code == 0, ran.err
+    ran = run_cli("push", tmp_path / "adapter", "me/adapter")
+    assert ran.code == 0, ran.err
+    found = hub.repositories["me/adapter"]["files"]
+    assert {
+        "training.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "nncf_config.json",
+        "README.md",
+    } <= found.keys()
+
+
+def test_a_dry_run_asks_nobody(folder: Path, hub: Hub, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "get_token", lambda: None)
+    ran = run_cli("push", folder, "me/network", "--dry-run")
+    assert ran.code == 0 and not hub.calls and not hub.repositories
+    assert all(name in ran.out for name in contents(folder)) and "nothing was sent (--dry-run)" in ran.out
+    assert f"{(folder / 'model.safetensors').stat().st_size:,}" in ran.out
+
+
+# the hub
+
+
+def test_no_token(folder: Path, hub: Hub, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "get_token", lambda: None)
+    ran = run_cli("push", folder, "me/network")
+    assert ran.code == 1 and "no token for the hub. `hf auth login` keeps one, or set HF_TOKEN" in " ".join(ran.err.split())
+    assert not hub.calls
+
+
+@pytest.mark.parametrize("call", ["model_info", "create_repo", "create_commit"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (httpx.ConnectError("[Errno -3] Temporary failure in name resolution"), "Is the network there"),
+        (HfHubHTTPError("401 Unauthorized", response=answer(401)), "The token must be valid and may write there"),
+        (HfHubHTTPError("503 Service Unavailable", response=answer(503)), "Push again"),
+        (RuntimeError("Data processing error"), "Push again"),
+    ],
+)
+def test_a_hub_that_does_not_take_it(call: str, error: Exception, told: str, folder: Path, hub: Hub) -> None:
+    """Nothing looks whole: there is no repository, or an empty one; and the next push is not kept out by it."""
+    hub.failing = {call: error}
+    with pytest.raises(LonasEdgeError, match=rf"(?s)me/network: the hub did not take it: .*Nothing of this push.*{told}"):
+        push(prepare(folder), "me/network")
+    assert hub.repositories.get("me/network", {"files": {".gitattributes": b""}})["files"] == {".gitattributes": b""}
+    hub.failing = {}
+    push(prepare(folder), "me/network")
+    assert hub.repositories["me/network"]["files"] == {**contents(folder), ".gitattributes": b""}
+
+
+def test_offline(folder: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real client, which is told that there is no network (conftest)."""
+    monkeypatch.setattr(publish, "get_token", lambda: TOKEN)
+    ran = run_cli("push", folder, "me/network")
+    assert ran.code == 1 and "the hub did not take it" in ran.err and "HF_HUB_OFFLINE not set?" in " ".join(ran.err.split())
+
+
+def test_a_repository_that_exists(folder: Path, hub: Hub) -> None:
+    push(prepare(folder), "me/network")
+    before = dict(hub.repositories["me/network"]["files"])
+    hub.calls.clear()
+    with pytest.raises(LonasEdgeError, match=r"me/network: exists, with \d+ files, and is kept as it is.*--overwrite"):
+        push(prepare(folder), "me/network")
+    assert hub.calls == ["model_info"] and hub.repositories["me/network"]["files"] == before
+
+
+def test_what_was_pushed_is_replaced_in_one_commit(folder: Path, hub: Hub) -> None:
+    push(prepare(folder), "me/network")
+    hub.repositories["me/network"]["files"]["old.safetensors"] = b"of another network"
+    push(prepare(folder), "me/network", overwrite=True, message="again")
+    found = hub.repositories["me/network"]
+    assert found["files"] == {**contents(folder), ".gitattributes": b""} and found["message"] == "again" and found["sha"] == "2"
+
+
+def test_a_repository_of_others_is_not_replaced(folder: Path, hub: Hub) -> None:
+    hub.repositories["me/thesis"] = {"sha": "7", "files": {"chapter.tex": b"", ".gitattributes": b""}, "private": False}
+    with pytest.raises(LonasEdgeError, match=r"--overwrite replaces only what lonas-edge wrote; this holds chapter\.tex"):
+        push(prepare(folder), "me/thesis", overwrite=True)
+    assert set(hub.repositories["me/thesis"]["files"]) == {"chapter.tex", ".gitattributes"}
+
+
+def test_private_is_not_pushed_where_all_can_read(folder: Path, hub: Hub) -> None:
+    hub.repositories["me/open"] = {"sha": "7", "files": {}, "private": False}
+    with pytest.raises(LonasEdgeError, match="exists and is public"):
+        push(prepare(folder), "me/open", private=True)
+
+
+@pytest.mark.parametrize("name", ["network", "me/net work", "me/network/more", "/me"])
+def test_names_that_are_none(name: str, folder: Path, hub: Hub) -> None:
+    with pytest.raises(LonasEdgeError, match=f"{name}: (not the name of a repository|expected owner/name)"):
+        push(prepare(folder), name)
+    assert not hub.calls
+
+
+# the directory
+
+
+def test_directories_that_are_none(tmp_path: Path, tiny_models: TinyModels) -> None:
+    with pytest.raises(LonasEdgeError, match="no such directory"):
+        prepare(tmp_path / "nothing")
+    with pytest.raises(LonasEdgeError, match=r"neither lonas_edge\.json nor training\.json; expected a directory that"):
+        prepare(tiny_models.base("llama"))
+
+
+def test_a_directory_that_is_not_whole(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(LonasEdgeError, match=r"(?s)damaged:.*config\.json: not what was exported.*README\.md: missing"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (".env", "A=1", r"\.env: files of that name hold secrets"),
+        ("sub/id_rsa", "x", "sub/id_rsa: files of that name hold secrets"),
+        ("notes.txt", f"a\nuse {TOKEN}", r"notes\.txt: line 2 holds what looks like a token of Hugging Face, hf_aaa…"),
+        ("notes.md", "-----BEGIN OPENSSH PRIVATE KEY-----", "line 1 holds what looks like a private key"),
+        ("run.sh", "export AWS=AKIA" + "A" * 16, "a key of AWS"),
+        ("run.yaml", "token: ghp_" + "b" * 36, "a token of GitHub"),
+        ("notes.md", "made in /home/somebody/models/x", "tells a place on this machine: line 1: /home/somebody/models/x"),
+        ("notes.md", r"made in C:\Users\me\x", r"tells a place on this machine: line 1: C:\\Users\\me\\x"),
+        ("more.json", '{"a": {"b": ["/srv2/models/base"]}}', r"tells a place on this machine: a\.b\.0: /srv2/models/base"),
+        ("more.json", '{"a": "~/models"}', "tells a place on this machine: a: ~/models"),
+    ],
+)
+def test_what_must_not_be_published(name: str, content: str, told: str, folder: Path, hub: Hub, run_cli: Callable) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(content)
+    with pytest.raises(LonasEdgeError, match=f"(?s)not fit to be published:.*{told}") as raised:
+        prepare(folder)
+    assert TOKEN not in str(raised.value)
+    ran = run_cli("push", folder, "me/network")
+    assert ran.code == 1 and not hub.calls
+
+
+def test_metadata_of_weights_is_read(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "more.safetensors", {"made_from": "/home/somebody/base"})
+    with pytest.raises(LonasEdgeError, match=r"more\.safetensors: tells a place on this machine: line 1: /home/somebody/base"):
+        prepare(folder)
+
+
+def test_links_are_not_followed(folder: Path) -> None:
+    (folder / "more.txt").symlink_to("/etc/hostname")
+    with pytest.raises(LonasEdgeError, match=r"more\.txt: a link; put the file itself there"):
+        prepare(folder)
+
+
+def test_every_fault_is_told_at_once(folder: Path) -> None:
+    (folder / ".env").write_text("")
+    (folder / "a.txt").write_text(TOKEN)
+    with pytest.raises(LonasEdgeError, match=r"(?s)\.env:.*a\.txt:"):
+        prepare(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "see https://hub.test/home/x and docs/home/y",
+        "a / b",
+        "n/a",
+        "and/or",
+        "ratio 1/2",
+        "1:/2",
+        "tokens a second: 3/s",
+        "Q:\nWhy?",
+    ],
+)
+def test_what_looks_like_a_path_and_is_none(content: str, folder: Path) -> None:
+    (folder / "notes.md").write_text(content)
+    (folder / "more.json").write_text(json.dumps({"a": content}))
+    assert "notes.md" in prepare(folder).files
+
+
+def test_tokens_may_be_called_as_paths(folder: Path) -> None:
+    """Of a vocabulary, which has been read from texts."""
+    (folder / "vocab.json").write_text('{"/home/user": 1, "/usr/local/bin": 2}')
+    assert "vocab.json" in prepare(folder).files

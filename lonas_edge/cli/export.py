@@ -25,6 +25,7 @@ from lonas_edge.cli.options import (
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
+from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.formats import DEFAULT_GGUF_TYPE, DEFAULT_METHOD, DTYPES, FORMATS, GGUF_TYPES, METHODS
 from lonas_edge.network.solved import SOLVE_PROMPTS
@@ -110,6 +111,14 @@ def command(
             help="Storage of the matrices with --stage gguf. Default: q8_0, and f16 where 32 does not divide their columns.",
         ),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            click_type=choice(SERVERS),
+            help="Write what a server wants beside the IR, too; ovms is OpenVINO Model Server's graph.pbtxt. Default: none.",
+        ),
+    ] = None,
     model: ModelOption = None,
     nncf_config: SpaceOption = None,
     revision: RevisionOption = None,
@@ -151,6 +160,8 @@ def command(
     """
     of_an_ir = any(given(ctx, name) for name in ("fuse", "group_size", "ratio", "calibration"))
     _refuse_what_does_nothing(stage, dtype, gguf_type, given(ctx, "weight_format"), of_an_ir)
+    if server and stage != "ir":
+        raise typer.BadParameter(f"--server {server} goes with --stage ir")
     _refuse_storage_that_is_none(weight_format, group_size, ratio)
     _refuse_calibration_of_nothing(weight_format, calibration, int4_method, calibration_prompts)
     if solve_prompts and not solve:
@@ -183,6 +194,7 @@ def command(
             group_size=group_size,
             ratio=1.0 if ratio is None else ratio,
             calibration=looks_at,
+            server=server,
         )
         manifest = export(opened, chosen, output, options, report)
     if as_json:

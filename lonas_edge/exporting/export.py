@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from lonas_edge.data.calibration import compared_inputs
-from lonas_edge.errors import raise_all
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, Texts, read_calibration
 from lonas_edge.exporting.compression import compression_in, compression_of
@@ -34,8 +34,10 @@ from lonas_edge.exporting.manifest import (
     written_files,
 )
 from lonas_edge.exporting.model_card import model_card
+from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.solved import read_texts, solve_model
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DEFAULT_GGUF_TYPE, DTYPES, FORMATS, WeightFormat, dtype_of
 from lonas_edge.ir import MODEL, compress
@@ -87,6 +89,7 @@ class ExportOptions:
         group_size: Columns that share a scale, `WHOLE_ROWS` for whole rows; the format's choice when None.
         ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.
         calibration: What compression looks at; at nothing when None.
+        server: The server that the directory is laid out for, one of `SERVERS`; stock clients alone when None.
     """
 
     weight_format: str = "int8"
@@ -101,6 +104,7 @@ class ExportOptions:
     group_size: int | None = None
     ratio: float = 1.0
     calibration: Calibration | None = None
+    server: str | None = None
 
     @property
     def stored_as(self) -> WeightFormat:
@@ -147,6 +151,8 @@ def export(
                 check_vocabulary(tokenizer, source.architecture.config.vocab_size, source.base.folder)
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
             vocabulary = _vocabulary(source, tokenizer) if layout else None
+            if options.server:
+                _require_generator(source, tokenizer, options.server)
             if options.stage == "ir":
                 compress.check_group_size(model, options.stored_as, options.group_size)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
@@ -368,6 +374,8 @@ class _Export:
 
     def _write_configs(self, dtype: str) -> None:
         replace_text(self.folder / "config.json", json.dumps(self.model.config(dtype), indent=2) + "\n")
+        for name, content in SERVERS[self.options.server].files.items() if self.options.server else ():
+            replace_text(self.folder / name, content)
         if self.generation is not None:
             replace_text(self.folder / GENERATION, json.dumps(self.generation, indent=2) + "\n")
 
@@ -393,6 +401,14 @@ def _vocabulary(source: Source, tokenizer: Any) -> "Vocabulary":
     from lonas_edge.exporting.gguf_vocabulary import vocabulary_of
 
     return vocabulary_of(tokenizer, source.architecture.config.vocab_size, str(source.base.folder))
+
+
+def _require_generator(source: Source, tokenizer: Any, server: str) -> None:
+    source.architecture.require(CAUSAL_LM, f"--server {server}")
+    if tokenizer is None:
+        raise LonasEdgeError(
+            f"{source.base.folder}: no tokenizer; --server {server} needs one. Save the model's tokenizer there."
+        )
 
 
 def _stored(source: Source, options: ExportOptions) -> str:

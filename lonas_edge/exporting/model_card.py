@@ -4,6 +4,7 @@ import json
 
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import COMPARED, BothSizes, Calibrated, Compression, Manifest
+from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import WHOLE_ROWS
@@ -48,6 +49,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "",
         *stage.run[manifest.pipeline],
         "",
+        *_served(manifest),
         *(_tuned(runtime) if runtime else []),
         *(_evaluated(evaluations) if evaluations and evaluations.by_protocol else []),
         "## Checked",
@@ -110,6 +112,11 @@ def _picture(manifest: Manifest) -> list[str]:
     warned = ["Stock transformers would fill the blocks that are left out with random weights.", ""]
     picture = ["What is left of each layer:", "", "```text", *drawn, "```", ""]
     return picture + (warned if left_out and manifest.stage == "checkpoint" else [])
+
+
+def _served(manifest: Manifest) -> list[str]:
+    laid_out = [server.run for server in SERVERS.values() if server.files.keys() <= (manifest.files or {}).keys()]
+    return [line for run in laid_out for line in (*run, "")]
 
 
 def _tuned(runtime: RuntimeProperties) -> list[str]:

@@ -203,7 +203,10 @@ class ModuleSpecced(ModuleType):
         (["--device", "TPU"], "--device TPU: not on this machine. Present: CPU, AUTO."),
         (["--device", "AUTO:GPU,CPU"], "--device AUTO:GPU,CPU: not on this machine"),
         (["--threads", "4096"], "--threads 4096: this process may use"),
-        (["--arms", "subnet,nothing"], "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file"),
+        (
+            ["--arms", "subnet,nothing"],
+            "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file",
+        ),
         (["--arms", "subnet,lora"], "a directory whose place is not recorded. Name it with --adapter"),
         (["--arms", "subnet,lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),
     ],

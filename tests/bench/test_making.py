@@ -53,7 +53,9 @@ def test_all_arms_that_cannot_be_are_told(int8: Path, copy: Path, tmp_path: Path
         make_arms(open_exported(int8), asked, silent)
     with pytest.raises(LonasEdgeError, match="gguf: --gguf names the file"):
         make_arms(open_exported(int8), BenchOptions(arms=("gguf",)), silent)
-    assert "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file" in str(told.value)
+    assert "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file" in str(
+        told.value
+    )
     assert "model.gguf: not a GGUF file" in str(told.value) and "copy: 2 arms of that name" in str(told.value)
 
 
@@ -70,9 +72,7 @@ def test_arms_have_what_they_need(int8: Path, source: TinySource, tmp_path: Path
     assert (subnet.path, subnet.bytes_estimate) == (int8, (int8 / "openvino_model.bin").stat().st_size)
     assert (gguf.precision, gguf.bytes_estimate) == ("Q8_0", 8)
     (tmp_path / "other.Q4_K_M.gguf").write_bytes(b"GGUF..")
-    _, first, second = make_arms(
-        open_exported(int8), BenchOptions(arms=tuple(map(str, tmp_path.glob("*.gguf")))[::-1]), silent
-    )
+    _, first, second = make_arms(open_exported(int8), BenchOptions(arms=tuple(map(str, tmp_path.glob("*.gguf")))[::-1]), silent)
     found = {(arm.name, arm.kind, arm.precision, arm.bytes_estimate) for arm in (first, second)}
     assert found == {("big.Q8_0.gguf", "gguf", "Q8_0", 8), ("other.Q4_K_M.gguf", "gguf", "Q4_K_M", 6)}
     (tmp_path / "none.gguf").write_bytes(b"no")

@@ -67,7 +67,7 @@ def measured(source: Source, weight_format: str, settings: CostSettings, work: P
         print(f"{weight_format}: exporting {number}", flush=True)
         irs.append((kept_ir(source, widths, weight_format, work), weight_format))
     found = dict(zip(dict.fromkeys(networks.values()), time_irs(irs, settings, lambda *_: None), strict=True))
-    table = format_table(source, kinds, found, stock_properties(weight_format, settings.device))
+    table = format_table(source, kinds, found, stock_properties(weight_format, settings))
     rows: dict[str, Any] = {}
     for kind in kinds:
         curve, count = table.curves[kind.name], sum(kind.layers.values())

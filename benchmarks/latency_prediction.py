@@ -91,7 +91,7 @@ def compared(source: Source, arguments: argparse.Namespace, weight_format: str, 
     found: dict[Widths, Any] = {}
     for run in runs:
         found |= measured(source, run, weight_format, settings, arguments.work)
-    table = format_table(source, kinds, found, stock_properties(weight_format, settings.device))
+    table = format_table(source, kinds, found, stock_properties(weight_format, settings))
     rows = []
     for widths in networks:
         row: dict[str, Any] = {"widths": widths, "linear_weights": source.sizes(widths).linear_weights}

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.arms import Arm, Case
+from lonas_edge.bench.arms import Arm, Case, Kind
 from lonas_edge.bench.measure import Progress, PromptSource, Schedule
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.session import Plan, Session, run_session
@@ -55,15 +55,17 @@ def together(arms: Sequence[Arm], available: int) -> list[list[Arm]]:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median latency of an IR, seconds.
+    """Median latency of an IR, seconds: of a generation the first two, of a classifier's pass the third.
 
     Attributes:
         ttft: Time to first token.
         tpot: Time per output token.
+        latency: Of one pass of a batch.
     """
 
-    ttft: float
-    tpot: float
+    ttft: float | None = None
+    tpot: float | None = None
+    latency: float | None = None
 
 
 def ir_latencies(
@@ -79,7 +81,7 @@ def ir_latencies(
 
     Args:
         irs: Directory and run-time properties of each; the same directory may be there several times.
-        case: Length of prompt and answer.
+        case: Length of prompt and answer, and how many at once.
         schedule: Rounds in all, warm-ups at every start, seed.
         starts: How often all are started afresh.
         device: The OpenVINO device.
@@ -93,9 +95,10 @@ def ir_latencies(
         LonasEdgeError: If one cannot be measured; all that cannot are listed.
         KeyboardInterrupt: At Ctrl-C.
     """
+    kind: Kind = "ir" if case.new_tokens else "ir-classifier"
     opened = [open_exported(folder, ours=False) for folder, _ in irs]
     arms = [
-        Arm(f"{n}: {folder.name}", "ir", folder, device, properties=dict(given), bytes_estimate=weight_bytes(folder))
+        Arm(f"{n}: {folder.name}", kind, folder, device, properties=dict(given), bytes_estimate=weight_bytes(folder))
         for n, (folder, given) in enumerate(irs, 1)
     ]
     vocabulary = min(one.vocabulary for one in opened)
@@ -106,4 +109,6 @@ def ir_latencies(
         raise KeyboardInterrupt
     raise_all("These IRs cannot be measured:", [why for measured in done for why in measured.failures.values()])
     of_each = [[timing for measured in done for timing in measured.timings(arm.name, case)] for arm in arms]
+    if not case.new_tokens:
+        return [Latency(latency=statistics.median(t.end_to_end for t in own)) for own in of_each]
     return [Latency(statistics.median(t.ttft for t in own), statistics.median(t.tpot for t in own)) for own in of_each]

@@ -34,10 +34,13 @@ from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.samplers import SAMPLERS
 
 if TYPE_CHECKING:
+    from lonas_edge.network.source import Source
     from lonas_edge.search.plan import SearchOptions
     from lonas_edge.search.record import SearchRecord
+    from lonas_edge.search.timing_settings import CostSettings
 
 _DTYPES = ("fp32", "bf16")
+_OF_LATENCY = ("device", "prompt_len", "new_tokens", "batch_size", "threads")
 
 
 def _described(registry: dict[str, Any]) -> str:
@@ -73,8 +76,18 @@ def command(
         ),
     ] = "int8",
     device: Annotated[str, typer.Option("--device", help="OpenVINO device of the latency.")] = "CPU",
-    prompt_len: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens of the prompt of the latency.")] = 256,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="New tokens of the latency.")] = 64,
+    prompt_len: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-len",
+            min=1,
+            help="Tokens of the prompt of the latency, or of a classifier's text. Default: 256, or 128 of a classifier.",
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=2, help="New tokens of the latency. A classifier generates none.")
+    ] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts or texts at once of the latency.")] = 1,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of the latency. Default: one a physical core.")
     ] = None,
@@ -163,7 +176,7 @@ def command(
         raise typer.BadParameter("--overwrite is of the study in --output; with --storage, begin another one (--study NAME)")
     measured = COSTS[cost].needs_device if measure is None else measure
     timed = COSTS[cost].needs_device or measured
-    idle = [name for name in ("device", "prompt_len", "new_tokens", "threads") if given(ctx, name) and not timed]
+    idle = [name for name in _OF_LATENCY if given(ctx, name) and not timed]
     if idle:
         told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise typer.BadParameter(f"{told}: does nothing: no latency is measured (--cost {cost}, no --measure)")
@@ -180,7 +193,6 @@ def command(
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.search.plan import SearchOptions, make_plan
-            from lonas_edge.search.timing_settings import CostSettings
         report("Reading configurations", None)
         if timed:
             from lonas_edge.ir.runtime import check_device
@@ -188,15 +200,13 @@ def command(
             check_device(device)
         opened = open_source(source, model, nncf_config, revision, weights=not dry_run)
         refuse_revision(revision, opened.base)
-        idle = [name for name in ("prompt", "protocol") if given(ctx, name)]
-        if opened.architecture.family.task == CLASSIFICATION and idle:
-            raise typer.BadParameter(f"--{idle[0]} does nothing: a classifier is asked texts as they are")
+        _refuse_of_language_models(ctx, opened)
         options = SearchOptions(
             data=data,
             output=output,
             quality=quality,
             cost=cost,
-            cost_settings=CostSettings(device, prompt_len, new_tokens, formats, threads),
+            cost_settings=_cost_settings(opened, device, prompt_len, new_tokens, formats, threads, batch_size),
             prompts=prompts,
             prompt=prompt,
             protocol=protocol,
@@ -226,6 +236,36 @@ def command(
         print(json.dumps(shown, indent=1)) if as_json else _print_plan(shown)
     else:
         print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, options)
+
+
+def _refuse_of_language_models(ctx: typer.Context, source: "Source") -> None:
+    """Refuse what a classifier has not: prompts with a template, and tokens that it generates."""
+    if source.architecture.family.task != CLASSIFICATION:
+        return
+    for name in ("prompt", "protocol"):
+        if given(ctx, name):
+            raise typer.BadParameter(f"--{name} does nothing: a classifier is asked texts as they are")
+    if given(ctx, "new_tokens"):
+        raise typer.BadParameter("--new-tokens does nothing: a classifier generates none")
+
+
+def _cost_settings(
+    source: "Source",
+    device: str,
+    prompt_len: int | None,
+    new_tokens: int,
+    formats: tuple[str, ...],
+    threads: int | None,
+    batch_size: int,
+) -> "CostSettings":
+    """What a latency is of, for the task of what is searched; a classifier's text is no longer than its context."""
+    from lonas_edge.search.timing_settings import CostSettings
+
+    task = source.architecture.family.task
+    if not task.generates:
+        length = min(task.sequence_length, source.architecture.config.max_position_embeddings)
+        prompt_len, new_tokens = prompt_len or length, 0
+    return CostSettings(device, prompt_len or 256, new_tokens, formats, threads, batch_size=batch_size)
 
 
 def _formats(text: str) -> tuple[str, ...]:

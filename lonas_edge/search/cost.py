@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search.timing_settings import CostSettings, Progress
 
 if TYPE_CHECKING:
+    from lonas_edge.families.tasks import Task
     from lonas_edge.network.source import Source
     from lonas_edge.search.latency_table import LatencyTable
     from lonas_edge.space.complexity import Sizes
@@ -27,6 +29,7 @@ class Cost:
         described: What the command line's help says of it.
         title: What it is called in plots and tables.
         needs_device: Whether it is measured on an OpenVINO device.
+        generates: Where it is measured, whether on models that generate tokens, or on those that do not.
         count: How it is counted where it is not: from sizes and the weight format.
     """
 
@@ -35,6 +38,7 @@ class Cost:
     described: str
     title: str
     needs_device: bool = False
+    generates: bool = False
     count: "Callable[[Sizes, str], float] | None" = None
 
 
@@ -62,10 +66,27 @@ COSTS = {
             "bytes",
             count=lambda sizes, weight_format: sizes.bytes[weight_format],
         ),
-        Cost("ttft", "ms", "time to first token on --device, from its latency table", "TTFT", needs_device=True),
-        Cost("tpot", "ms", "time per output token on --device, from its latency table", "TPOT", needs_device=True),
+        Cost("ttft", "ms", "time to first token on --device, from its latency table", "TTFT", True, generates=True),
+        Cost("tpot", "ms", "time per output token on --device, from its latency table", "TPOT", True, generates=True),
+        Cost("latency", "ms", "of a classifier, time of a batch of texts on --device, from its latency table", "latency", True),
     )
 }
+
+
+def check_cost(name: str, task: "Task") -> None:
+    """Refuse a time that models of a task do not have.
+
+    Args:
+        name: One of `COSTS`.
+        task: What the model is for.
+
+    Raises:
+        LonasEdgeError: If it is one; those that there are instead are named.
+    """
+    if COSTS[name].needs_device and COSTS[name].generates != task.generates:
+        others = [f"--cost {cost.name}" for cost in COSTS.values() if cost.needs_device and cost.generates == task.generates]
+        does = "generates tokens" if task.generates else "generates no tokens"
+        raise LonasEdgeError(f"--cost {name}: a {task.name} {does}; its times are {' and '.join(others)}")
 
 
 def cost_function(

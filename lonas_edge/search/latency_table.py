@@ -48,9 +48,10 @@ class Identity:
         memory_gb: Its memory.
         threads: That computed.
         prompt_len: Tokens of the prompt.
-        new_tokens: Tokens generated.
+        new_tokens: Tokens generated; 0 where a classifier's pass was measured.
         versions: Of what makes an IR and runs it.
         graph: Of the graphs that `export` writes (`ir.fuse.GRAPH`).
+        batch_size: Prompts or texts computed together.
     """
 
     shape: str
@@ -64,6 +65,7 @@ class Identity:
     new_tokens: int
     versions: dict[str, str]
     graph: int
+    batch_size: int
 
     @property
     def key(self) -> str:
@@ -73,11 +75,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Curve:
-    """Median latency over the width of one kind's layers, all others at their widest; milliseconds, the widest first."""
+    """Median latency over the width of one kind's layers, all others at their widest; milliseconds, the widest first.
+
+    Of a language model TTFT and TPOT, of a classifier the latency of a pass; what was not measured is empty.
+    """
 
     widths: tuple[int, ...]
-    ttft: tuple[float, ...]
-    tpot: tuple[float, ...]
+    ttft: tuple[float, ...] = ()
+    tpot: tuple[float, ...] = ()
+    latency: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class FormatTable:
         """The latency of a network.
 
         Args:
-            metric: ttft or tpot.
+            metric: ttft, tpot or latency.
             kinds: Those of its search space.
             chosen: Its widths in group order.
 
@@ -125,8 +131,9 @@ def format_table(
     networks = uniform_networks(source, kinds)
 
     def curve(kind: Kind) -> Curve:
-        own = [latencies[networks[kind.name, width]] for width in kind.widths]
-        return Curve(kind.widths, tuple(1e3 * one.ttft for one in own), tuple(1e3 * one.tpot for one in own))
+        own = [asdict(latencies[networks[kind.name, width]]) for width in kind.widths]
+        measured = [metric for metric, seconds in own[0].items() if seconds is not None]
+        return Curve(kind.widths, **{metric: tuple(1e3 * one[metric] for one in own) for metric in measured})
 
     return FormatTable(dict(properties), {kind.name: curve(kind) for kind in kinds})
 
@@ -134,6 +141,11 @@ def format_table(
 def _second(content: dict[str, Any]) -> dict[str, Any]:
     """Version 1 was of the first graphs: a search that began with such a table goes on with it, another one measures anew."""
     return {**content, "identity": {**content["identity"], "graph": 1}}
+
+
+def _third(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 was of language models alone, one prompt at a time."""
+    return {**content, "identity": {**content["identity"], "batch_size": 1}}
 
 
 @dataclass(frozen=True)
@@ -150,8 +162,8 @@ class LatencyTable(Record):
     """
 
     NAME: ClassVar[str] = "latency-table"
-    VERSION: ClassVar[int] = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
+    VERSION: ClassVar[int] = 3
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third}
     AGAIN: ClassVar[str] = "Remove it: it is measured again."
     identity: Identity
     date: str
@@ -164,7 +176,7 @@ class LatencyTable(Record):
         """The latency of a network.
 
         Args:
-            metric: ttft or tpot.
+            metric: ttft, tpot or latency, as the table's `identity` says.
             kinds: Those of its search space.
             chosen: Its widths in group order.
             weight_format: Its weight format.
@@ -234,10 +246,10 @@ def _check(source: Source, settings: CostSettings) -> None:
     context = getattr(source.architecture.config, "max_position_embeddings", None)
     length = settings.prompt_len + settings.new_tokens
     if context and length > context:
-        raise LonasEdgeError(
-            f"{settings.prompt_len}+{settings.new_tokens} tokens are longer than the model's context of {context}. "
-            "Choose a shorter --prompt-len or --new-tokens."
-        )
+        told, ways = f"{settings.prompt_len}", "--prompt-len"
+        if settings.new_tokens:
+            told, ways = f"{told}+{settings.new_tokens}", f"{ways} or --new-tokens"
+        raise LonasEdgeError(f"{told} tokens are longer than the model's context of {context}. Choose a shorter {ways}.")
     if not find_kinds(source):
         raise LonasEdgeError("The search space has no width that a latency depends on; choose another --cost.")
 
@@ -257,6 +269,7 @@ def _identity(source: Source, settings: CostSettings) -> Identity:
         new_tokens=settings.new_tokens,
         versions=used_versions(),
         graph=GRAPH,
+        batch_size=settings.batch_size,
     )
 
 
@@ -295,7 +308,7 @@ def _measured(
             source,
             kinds,
             {widths: latency for (stored, widths), latency in found.items() if stored == name},
-            stock_properties(name, settings.device),
+            stock_properties(name, settings),
         )
         for name in formats
     }

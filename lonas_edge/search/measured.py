@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lonas_edge.bench.latency import Latency
 from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
@@ -85,19 +86,15 @@ def measure_front(
         found = time_irs(irs, settings, progress)
     kinds = find_kinds(source)
 
-    def predicted(network: Evaluation, metric: str) -> float | None:
-        known = table is not None and network.weight_format in table.formats
-        return table.predict(metric, kinds, network.widths, network.weight_format) if table and known else None
+    def beside(network: Evaluation, latency: Latency) -> dict[str, float]:
+        """Fields of `Measured`: each metric, and its prediction where the table has the network's weight format."""
+        own = {metric: 1e3 * getattr(latency, metric) for metric in settings.metrics}
+        if table and network.weight_format in table.formats:
+            given = kinds, network.widths, network.weight_format
+            own |= {f"predicted_{metric}": table.predict(metric, *given) for metric in settings.metrics}
+        return own
 
     return [
-        Measured(
-            name,
-            network.number,
-            network.weight_format,
-            ttft=1e3 * latency.ttft,
-            tpot=1e3 * latency.tpot,
-            predicted_ttft=predicted(network, "ttft"),
-            predicted_tpot=predicted(network, "tpot"),
-        )
+        Measured(name, network.number, network.weight_format, **beside(network, latency))
         for (name, network), latency in zip(members, found, strict=True)
     ]

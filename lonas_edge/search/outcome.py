@@ -195,6 +195,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "device": costs.device,
         "prompt_len": costs.prompt_len,
         "new_tokens": costs.new_tokens,
+        "batch_size": costs.batch_size,
         "threads": costs.threads,
     }
 

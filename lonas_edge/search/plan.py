@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.network import adapters
 from lonas_edge.network.heldout import MAX_LENGTH, HeldOut, read_held_out
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import COSTS, CostFunction, cost_function
+from lonas_edge.search.cost import COSTS, CostFunction, check_cost, cost_function
 from lonas_edge.search.damage import evaluations, first_layer
 from lonas_edge.search.dimensions import Dimensions, find_dimensions
 from lonas_edge.search.picks import Pick, parse_picks
@@ -152,7 +151,8 @@ class Plan:
         """What the trials depend on, as JSON: two searches with the same may share a study."""
         options, source = self.options, self.source
         costs = options.cost_settings
-        device = [costs.device, costs.prompt_len, costs.new_tokens] if COSTS[options.cost].needs_device else None
+        case = [costs.prompt_len, costs.new_tokens, *([costs.batch_size] if costs.batch_size > 1 else [])]  # one went unsaid
+        device = [costs.device, *case] if COSTS[options.cost].needs_device else None
         return {
             "base": sha256(source.base.folder / "config.json"),
             "super_adapter": adapter_hashes(source),
@@ -257,8 +257,7 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
             f"{source.folder}: specialized for its {own.name} sub-network alone (`train --from`), so that there is nothing to "
             "search. Name the super-adapter that it began as."
         )
-    if COSTS[options.cost].needs_device or options.measured:
-        source.architecture.require(CAUSAL_LM, "A search by ttft or tpot, or --measure,")
+    check_cost(options.cost, source.architecture.family.task)
     evals, settings = _settings(source.space, options)
     measures = list(dict.fromkeys((options.quality, options.cost, *CONFIGURED)))
     picks = parse_picks(options.picks, measures)

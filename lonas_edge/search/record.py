@@ -1,13 +1,13 @@
 """The record of a search, `search.json`: every evaluation, the front, the picks, and what they depend on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.manifest import Origin
-from lonas_edge.schema import Record
+from lonas_edge.schema import Migration, Record
 from lonas_edge.search.quality import QUALITIES
 
 
@@ -84,15 +84,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """A network of the front or a pick, exported and measured: milliseconds, prediction beside measurement."""
+    """A network of the front or a pick, exported and measured: milliseconds, prediction beside measurement.
+
+    Of a language model TTFT and TPOT, of a classifier the latency of a pass.
+    """
 
     name: str
     evaluation: int
     weight_format: str
-    ttft: float
-    tpot: float
-    predicted_ttft: float | None
-    predicted_tpot: float | None
+    ttft: float | None = None
+    tpot: float | None = None
+    predicted_ttft: float | None = None
+    predicted_tpot: float | None = None
+    latency: float | None = None
+    predicted_latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ class SearchRecord(Record):
     """
 
     NAME: ClassVar[str] = "search"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: lambda content: content}  # nothing measured was a classifier
     AGAIN: ClassVar[str] = "Start the same search again: it goes on from its study and writes the file anew."
     study: str
     searched: Searched

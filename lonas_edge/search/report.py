@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lonas_edge.bench.arms import Case
 from lonas_edge.files import replace_text
 from lonas_edge.search.cost import COSTS
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from lonas_edge.search.latency_table import LatencyTable
 
 CSV, PROGRESSION, FRONT = "search_progression.csv", "search_progression.png", "front.png"
+
+_TIMES = tuple(name for name, cost in COSTS.items() if cost.needs_device)
 
 Table = tuple[str, list[str], list[list[str]]]  # title, headings, rows
 
@@ -96,7 +99,8 @@ def _title(record: SearchRecord) -> str:
         return f"{model}: {len(record.evaluations)} networks, {formats}"
     told = record.settings
     where = f"{told['device']} ({record.conditions.get('processor', 'unknown')})"
-    return f"{model}: {len(record.evaluations)} networks, {formats}\n{where}, {told['prompt_len']}+{told['new_tokens']} tokens"
+    case = Case(told["prompt_len"], told["new_tokens"], told.get("batch_size", 1))
+    return f"{model}: {len(record.evaluations)} networks, {formats}\n{where}, {case}"
 
 
 def _known(record: SearchRecord) -> dict[str, Evaluation]:
@@ -217,13 +221,13 @@ def _networks(record: SearchRecord) -> Table:
     scale, measured = _cost_axis(record), {one.evaluation: one for one in record.measured}
     headings = ["network", f"{record.quality}, {record.units[record.quality]}", f"{COSTS[record.cost].title}, {scale.unit}"]
     headings += ["format", "from"]
-    columns = [("TTFT", "ttft", "ms"), ("TPOT", "tpot", "ms")] if measured else []
-    headings += [f"{title} {unit} (/ predicted)" for title, _, unit in columns]
+    metrics = [name for name in _TIMES if any(getattr(one, name) is not None for one in measured.values())]
+    headings += [f"{COSTS[name].title} ms (/ predicted)" for name in metrics]
     rows = []
     for named in (*record.named, *record.picks):
         one = record.evaluations[named.evaluation]
         row = [named.name, f"{one.quality:.4g}", f"{scale(one.cost):.4g}", one.weight_format, one.origin]
-        rows.append(row + [_beside(measured.get(one.number), metric) for _, metric, _ in columns])
+        rows.append(row + [_beside(measured.get(one.number), metric) for metric in metrics])
     return "Networks", headings, rows
 
 
@@ -232,7 +236,7 @@ def ratio(found: Measured, metric: str) -> float | None:
 
     Args:
         found: A measured network.
-        metric: ttft or tpot.
+        metric: ttft, tpot or latency.
 
     Returns:
         The ratio; None where nothing was predicted.
@@ -284,14 +288,14 @@ def latency_shown(table: "LatencyTable") -> Table:
         Title, headings and rows.
     """
     told = table.identity
-    title = (
-        f"Latency on {told.device} ({told.device_name}), {told.threads} threads, {told.prompt_len}+{told.new_tokens} tokens, "
-    )
+    case = Case(told.prompt_len, told.new_tokens, told.batch_size)
+    title = f"Latency on {told.device} ({told.device_name}), {told.threads} threads, {case}, "
     title += f"{table.rounds} rounds in {table.starts} starts, {table.date}"
+    digits = {name: 2 if name == "ttft" else 3 for name in _TIMES if COSTS[name].generates == bool(told.new_tokens)}
     rows = [
-        [kind, str(width), name, f"{ttft:.2f}", f"{tpot:.3f}"]
+        [kind, str(width), name, *(f"{getattr(curve, metric)[place]:.{own}f}" for metric, own in digits.items())]
         for name, one in table.formats.items()
         for kind, curve in one.curves.items()
-        for width, ttft, tpot in zip(curve.widths, curve.ttft, curve.tpot, strict=True)
+        for place, width in enumerate(curve.widths)
     ]
-    return title, ["all layers", "width", "format", "TTFT ms", "TPOT ms"], rows
+    return title, ["all layers", "width", "format", *(f"{COSTS[metric].title} ms" for metric in digits)], rows

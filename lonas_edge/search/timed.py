@@ -9,7 +9,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lonas_edge.bench.arms import Case
 from lonas_edge.bench.latency import Latency, ir_latencies
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
@@ -99,17 +98,18 @@ def _export(source: Source, subnetwork: Subnetwork, folder: Path, options: Expor
     export(source, subnetwork, folder, options)
 
 
-def stock_properties(weight_format: str, device: str) -> Mapping[str, str]:
+def stock_properties(weight_format: str, settings: CostSettings) -> Mapping[str, str]:
     """Run-time properties that stock clients give an IR, told explicitly.
 
     Args:
         weight_format: How its weights are stored.
-        device: An OpenVINO device.
+        settings: The device, and whether anything is generated: a classifier has no KV cache.
 
     Returns:
         Values by name.
     """
-    return {} if device.startswith("NPU") else {"KV_CACHE_PRECISION": FORMATS[weight_format].kv_cache}
+    cached = settings.new_tokens and not settings.device.startswith("NPU")
+    return {"KV_CACHE_PRECISION": FORMATS[weight_format].kv_cache} if cached else {}
 
 
 def time_irs(irs: Sequence[tuple[Path, str]], settings: CostSettings, progress: Progress) -> list[Latency]:
@@ -126,9 +126,9 @@ def time_irs(irs: Sequence[tuple[Path, str]], settings: CostSettings, progress: 
     Raises:
         LonasEdgeError: If one cannot be measured; all that cannot are listed.
     """
-    case, schedule = Case(settings.prompt_len, settings.new_tokens), Schedule(settings.rounds, WARMUP)
-    run = [(folder, stock_properties(weight_format, settings.device)) for folder, weight_format in irs]
-    return ir_latencies(run, case, schedule, settings.starts, settings.device, settings.threads, progress)
+    schedule = Schedule(settings.rounds, WARMUP)
+    run = [(folder, stock_properties(weight_format, settings)) for folder, weight_format in irs]
+    return ir_latencies(run, settings.case, schedule, settings.starts, settings.device, settings.threads, progress)
 
 
 @contextmanager

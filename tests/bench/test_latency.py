@@ -15,7 +15,7 @@ from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
 
-CASE = Case(8, 3)
+CASE, PASS = Case(8, 3), Case(8, 0, 4)
 PLAN = Plan({}, [CASE], Schedule(2), 1, Placement((0,), 1), PromptSource(100, 0))
 ARMS = [Arm(name, "ir", Path(), bytes_estimate=5 * 10**9) for name in ("subnet", "lora", "unpruned")]
 TPOTS = {"subnet": (0.1, 0.3, 0.4), "lora": (0.5, 0.7, 0.6), "unpruned": (1.0, 3.0, 2.0)}
@@ -33,6 +33,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         for name in names:
             for number, each in enumerate(TPOTS[name.split()[-1]]):
                 samples.append(Sample(name, CASE, number, Timing((2 * each, 3 * each, 4 * each), 4 * each)))
+                samples.append(Sample(name, PASS, number, Timing((), 5 * each)))
         return Session(names, Measured(samples, interrupted=plan.starts == len(groups) + 1))
 
     monkeypatch.setattr(module, "run_session", run_session)
@@ -63,6 +64,8 @@ def test_medians_by_hand(monkeypatch: pytest.MonkeyPatch, made_up: list[list[str
     found = ir_latencies([(folder, {}) for folder in folders], CASE, Schedule(3), starts=1)
     assert found == [Latency(pytest.approx(2 * t), pytest.approx(t)) for t in (0.3, 0.6, 2.0)]  # type: ignore[arg-type]
     assert len(made_up) == 1  # all in one run
+    found = ir_latencies([(folder, {}) for folder in folders], PASS, Schedule(3), starts=1)
+    assert found == [Latency(latency=pytest.approx(5 * t)) for t in (0.3, 0.6, 2.0)]  # type: ignore[arg-type]
     made_up.clear()
     with pytest.raises(KeyboardInterrupt):
         ir_latencies([(folders[0], {})], CASE, Schedule(3), starts=2)

@@ -4,8 +4,10 @@ import pytest
 from tiny_models import HIDDEN, LAYERS, TinySource
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
+from lonas_edge.families.tasks import Task
 from lonas_edge.search import latency_table
-from lonas_edge.search.cost import COSTS, cost_function
+from lonas_edge.search.cost import COSTS, check_cost, cost_function
 from lonas_edge.search.latency_table import Curve, FormatTable, Identity, LatencyTable
 from lonas_edge.search.timing_settings import CostSettings
 
@@ -41,7 +43,7 @@ def test_latency_comes_from_the_table_that_is_given(llama: TinySource, monkeypat
     """Such as that of the study, which another machine measured: nothing is measured here."""
     monkeypatch.setattr(latency_table, "open_table", lambda *_: pytest.fail("measured"))
     curve = Curve((128, 96, 64), (30.0, 24.0, 21.0), (3.0, 2.7, 2.4))
-    identity = Identity("0", "CPU", "another", "another", 2, 24, 2, 256, 64, {}, 2)
+    identity = Identity("0", "CPU", "another", "another", 2, 24, 2, 256, 64, {}, 2, 1)
     table = LatencyTable(identity, "2026-11-25", 1.0, 1, 1, {"int8": FormatTable({}, {"mlp.gate_proj, mlp.up_proj": curve})})
     maximal, narrowed = networks(llama)
     for metric, costs in (("ttft", (30.0, 30.0 - 9.0 / LAYERS)), ("tpot", (3.0, 3.0 - 0.6 / LAYERS))):
@@ -59,3 +61,19 @@ def test_an_unknown_device_is_refused_before_anything_is_done(llama: TinySource,
                 cost_function(name, llama.opened(), CostSettings(device="TPU"))
         else:
             cost_function(name, llama.opened(), CostSettings(device="TPU"))
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "told"),
+    [
+        ("latency", CAUSAL_LM, "a causal language model generates tokens; its times are --cost ttft and --cost tpot"),
+        ("ttft", CLASSIFICATION, "a sequence classifier generates no tokens; its times are --cost latency"),
+        ("tpot", CLASSIFICATION, "a sequence classifier generates no tokens; its times are --cost latency"),
+    ],
+)
+def test_times_that_a_model_has_not(name: str, task: Task, told: str) -> None:
+    with pytest.raises(LonasEdgeError, match=f"--cost {name}: {told}"):
+        check_cost(name, task)
+    other = CLASSIFICATION if task == CAUSAL_LM else CAUSAL_LM
+    for fitting in (name, "macs", "bytes"):
+        check_cost(fitting, other)

@@ -134,6 +134,7 @@ def test_another_format_is_measured_with_those_that_are_there(
     [
         {"prompt_len": 24},
         {"new_tokens": 4},
+        {"batch_size": 2},
         {"threads": 2},
         {"machine": {"processor": "another"}},
         {"versions": {}},
@@ -181,11 +182,17 @@ def test_a_damaged_table_is_told_and_measured_again(
 
 
 def test_a_table_of_the_version_before(llama: TinySource, device: Device, settings: CostSettings, tmp_path: Path) -> None:
-    """A search that began with it goes on with it; a new one does not take it for its own."""
+    """A search that began with it goes on with it; a new one does not take one of other graphs for its own."""
     first = open_table(llama.opened(), settings)
     [file] = (settings.cache or Path()).glob("latency-table-*.json")
     content = json.loads(file.read_text())
-    assert content["schema"] == "lonas-edge/latency-table/2"
+    assert content["schema"] == "lonas-edge/latency-table/3"
+    del content["identity"]["batch_size"]
+    for format_table in content["formats"].values():
+        for curve in format_table["curves"].values():
+            assert curve.pop("latency") == []
+    file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/2"}))
+    assert LatencyTable.read(file) == first
     del content["identity"]["graph"]
     file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/1"}))
     old = LatencyTable.read(file)

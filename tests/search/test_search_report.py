@@ -11,6 +11,7 @@ from records import made_up, with_measured
 
 from lonas_edge.search import report
 from lonas_edge.search.latency_table import Curve, FormatTable, Identity, LatencyTable
+from lonas_edge.search.record import Measured
 
 
 def drawn(record: report.SearchRecord, which: str) -> list[str]:
@@ -103,9 +104,28 @@ def test_prediction_beside_measurement_in_the_table() -> None:
 
 
 def test_a_latency_table_as_rows() -> None:
-    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 256, 64, {}, 2)
+    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 256, 64, {}, 2, 1)
     curve = Curve((8, 4), (20.0, 10.5), (2.0, 1.25))
     table = LatencyTable(identity, "2026-11-25", 100.0, 12, 4, {"int8": FormatTable({}, {"mlp": curve})})
     title, _, rows = report.latency_shown(table)
-    assert "CPU (a processor), 2 threads, 256+64 tokens, 12 rounds in 4 starts" in title
+    assert "CPU (a processor), 2 threads, 256+64 tokens, batch 1, 12 rounds in 4 starts" in title
     assert rows == [["mlp", "8", "int8", "20.00", "2.000"], ["mlp", "4", "int8", "10.50", "1.250"]]
+
+
+def test_a_classifiers_times() -> None:
+    """One time, that of a pass, wherever a language model has two."""
+    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 128, 0, {}, 2, 8)
+    curve = Curve((8, 4), latency=(20.0, 10.5))
+    table = LatencyTable(identity, "2026-11-26", 100.0, 12, 4, {"int8": FormatTable({}, {"heads": curve})})
+    title, headings, rows = report.latency_shown(table)
+    assert "128 tokens, batch 8, 12 rounds" in title and headings == ["all layers", "width", "format", "latency ms"]
+    assert rows == [["heads", "8", "int8", "20.000"], ["heads", "4", "int8", "10.500"]]
+    record = made_up(40, "latency")
+    record = replace(record, settings={**record.settings, "prompt_len": 128, "new_tokens": 0, "batch_size": 8})
+    found = Measured("maximal", 0, "int8", latency=24.4, predicted_latency=12.2)
+    record = replace(record, measured=(found,))
+    [(_, headings, rows), _damage] = report.tables(record)
+    assert headings[-1] == "latency ms (/ predicted)" and "TTFT" not in " ".join(headings)
+    assert next(row[-1] for row in rows if row[0] == "maximal") == "24.40 (2.00 x)"
+    texts = drawn(record, "_front")
+    assert "128 tokens, batch 8" in texts[0] and texts[1] == "latency in ms" and "measured in the end" in texts

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -159,6 +160,17 @@ class TinySource:
     def opened(self) -> Source:
         """The package's own view of it."""
         return open_source(str(self.adapter), str(self.base), self.space)
+
+    def ordered(self, folder: Path) -> "TinySource":
+        """The same, with a random order of heads and MLP channels beside the adapter, which is copied to `folder`."""
+        generator = torch.Generator().manual_seed(3)
+        architecture, columns = self.opened().architecture, {}
+        for name, unit in architecture.units.items():
+            order = torch.randperm(architecture.linears[name].in_features // unit, generator=generator)
+            columns[name] = (order[:, None] * unit + torch.arange(unit)).flatten()
+        shutil.copytree(self.adapter, folder)
+        save_file(columns, folder / "channel_order.safetensors")
+        return replace(self, adapter=folder)
 
     def copied_to(self, folder: Path) -> "TinySource":
         """A copy that may be damaged; the files are in `base/`, `adapter/` and `space.json`."""

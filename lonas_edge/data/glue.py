@@ -183,12 +183,13 @@ def task_named(name: str) -> GlueTask | None:
     return plain.get(name.replace("-", "").lower())
 
 
-def task_of(path: Path, name: str | None) -> GlueTask:
+def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
     """The task that a file is of.
 
     Args:
         path: The file.
         name: The task's name, as on the command line; the file's folder is named so when None, as GLUE has it.
+        option: Whether the command line has an option for the name, for the message.
 
     Returns:
         The task.
@@ -202,7 +203,8 @@ def task_of(path: Path, name: str | None) -> GlueTask:
         return task
     known = ", ".join(TASKS)
     if name is None:
-        raise LonasEdgeError(f"{path}: of which task of GLUE? Its folder, {stated!r}, is none; --task names one of {known}")
+        way = f"--task names one of {known}" if option else f"expected it in a folder of the task's name, one of {known}"
+        raise LonasEdgeError(f"{path}: of which task of GLUE? Its folder, {stated!r}, is none; {way}")
     raise LonasEdgeError(f"--task {stated}: none of GLUE's tasks, {known}")
 
 

@@ -240,7 +240,7 @@ def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | 
 
 
 def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
-    task = task_of(data, source.training.task if source.training else None)
+    task = task_of(data, source.training.task if source.training else None, option=False)
     architecture = source.architecture
     if misfit := task.misfit(architecture.linears[architecture.family.head].out_features):
         raise LonasEdgeError(f"{source.folder}: {misfit}. Give data of the task that it was trained on.")

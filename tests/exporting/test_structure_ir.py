@@ -56,10 +56,12 @@ def test_answers_as_defined(case: str, tiny_models: TinyModels, choose: Choose, 
         assert bool([name for name in names if block_path(case, layer, "attention") in name]) != gone
 
 
+@pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied") and has_heads(name)])
-def test_heads_answer_as_defined(case: str, tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_heads_answer_as_defined(case: str, ordered: bool, tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
     """Half of the heads in the second layer and in the third; the third's MLP left out in some."""
     source = tiny_models.heads_source(case)
+    source = source.ordered(tmp_path / "ordered") if ordered else source
     groups = source.groups()
     widths = [group[index % len(group)] for index, group in enumerate(groups[:9])] + [
         groups[9][0],

@@ -37,22 +37,6 @@ def choose_ranks_and_mlps(choose: Choose, source: TinySource, name: str) -> list
     return [group[(index + 1) % len(group)] for index, group in enumerate(source.groups()[:9])]
 
 
-def shuffled(source: TinySource, folder: Path) -> Path:
-    """The adapter with a random order of heads and MLP channels beside it."""
-    generator = torch.Generator().manual_seed(3)
-    opened = source.opened()
-    columns = {}
-    for name, unit in opened.architecture.units.items():
-        size = opened.architecture.linears[name].in_features
-        order = torch.randperm(size // unit, generator=generator)
-        columns[name] = (order[:, None] * unit + torch.arange(unit)).flatten()
-    folder.mkdir()
-    for path in source.adapter.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    save_file(columns, folder / "channel_order.safetensors")
-    return folder
-
-
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("case", filter(has_heads, CASES))
 def test_answers_as_defined(
@@ -65,7 +49,7 @@ def test_answers_as_defined(
     tmp_path: Path,
 ) -> None:
     tiny = tiny_models.heads_source(case)
-    adapter = shuffled(tiny, tmp_path / "ordered") if ordered else tiny.adapter
+    adapter = tiny.ordered(tmp_path / "ordered").adapter if ordered else tiny.adapter
     source = open_source(str(adapter), str(tiny.base), tiny.space)
     network = load_super_network(source)
     for number, (heads, depth) in enumerate(CUTS):
@@ -103,17 +87,27 @@ def test_shapes_and_configuration(case: str, tiny_models: TinyModels, choose: Ch
     assert [tensors[f"{layers}.{layer}.{reader}.weight"].shape[1] for layer in (0, 1)] == [32, 64]
 
 
-def test_widths_that_split_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
-    tiny = tiny_models.heads_source("llama")
+@pytest.mark.parametrize(
+    ("case", "layers", "shared"),
+    [
+        ("llama", ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"), 2),
+        ("phi3", ("model.layers.0.self_attn.qkv_proj", "model.layers.1.self_attn.qkv_proj"), 2),
+        ("neox", ("gpt_neox.layers.0.attention.query_key_value", "gpt_neox.layers.1.attention.query_key_value"), 1),
+    ],
+)
+def test_widths_that_split_heads(
+    case: str, layers: tuple[str, str], shared: int, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    tiny = tiny_models.heads_source(case)
     content = json.loads(tiny.space.read_text())
     values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
-    values[9], values[10] = [64, 48], [64, 40, 32]  # one of two query heads of a key-value head; half a head
+    values[9], values[10] = [64, 16 * shared - 8], [64, 40, 32]  # half a head, or half of what shares a key-value head
     (tmp_path / "space.json").write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as raised:
         open_source(str(tiny.adapter), str(tiny.base), tmp_path / "space.json")
-    told = "heads of 16 channels, 2 to a key-value head: expected multiples of 32"
-    assert f"group 9: width 48 of model.layers.0.self_attn.q_proj splits {told}" in str(raised.value)
-    assert f"group 10: width 40 of model.layers.1.self_attn.v_proj splits {told}" in str(raised.value)
+    told = f"heads of 16 channels, {shared} to a key-value head: expected multiples of {16 * shared}"
+    assert f"group 9: width {16 * shared - 8} of {layers[0]} splits {told}" in str(raised.value)
+    assert f"group 10: width 40 of {layers[1]} splits {told}" in str(raised.value)
 
 
 def test_heads_without_their_keys(tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -128,7 +122,7 @@ def test_heads_without_their_keys(tiny_models: TinyModels, tmp_path: Path) -> No
 
 def test_an_order_that_splits_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
     tiny = tiny_models.heads_source("llama")
-    adapter = shuffled(tiny, tmp_path / "ordered")
+    adapter = tiny.ordered(tmp_path / "ordered").adapter
     columns = load_file(adapter / "channel_order.safetensors")
     name = "model.layers.1.self_attn.o_proj"
     columns[name] = torch.arange(64).flip(0).contiguous()

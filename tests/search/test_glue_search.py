@@ -142,6 +142,19 @@ def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path
     assert sizes["subnetwork"]["macs"] <= 0.8 * maximal["cost"]
 
 
+def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """They are left out, and others taken; where too few are left, that is said with the context."""
+    source, data = tiny_bert.source(2), write_set(tmp_path, "RTE", count=10)
+    head, *lines = data.read_text().rstrip("\n").split("\n")
+    long = [line.replace("\t", f"\t{'the good ' * 32}", 1) for line in lines[:3]]  # 64 tokens, and [CLS], [SEP]
+    data.write_text("\n".join([head, *long, *lines[3:]]) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(source.base)
+    batches = read_held_out(source.opened(), data, 7, 0).batches(tokenizer)
+    assert sum(len(batch["labels"]) for batch in batches) == 7 and max(b["input_ids"].shape[1] for b in batches) <= 64
+    with pytest.raises(LonasEdgeError, match=r"7 of 10 .* 64 tokens"):
+        read_held_out(source.opened(), data, 8, 0).batches(tokenizer)
+
+
 def test_what_is_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     source = tiny_bert.source(2)
     with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression"):

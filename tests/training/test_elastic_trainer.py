@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import oracle_logits, read_groups
+from oracle import oracle_logits, read_groups, read_left_out
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from tiny_models import OTHER_TARGETS, TARGETS, TinyModels, TinySource, mlp_names, random_model
+from tiny_models import CASES, OTHER_TARGETS, TARGETS, TinyModels, TinySource, has_heads, mlp_names, random_model
 from torch import nn
 from training_runs import (
     EOS,
@@ -28,6 +28,8 @@ from transformers import TrainingArguments
 from lonas_edge.data.encoding import Collator
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.elastic_trainer import ElasticTrainer
+
+_READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv_proj": "o_proj", "query_key_value": "dense"}
 
 
 def elastic_trainer(
@@ -79,9 +81,7 @@ def sliced_peft(source: TinySource, widths: list[int]) -> PeftModel:
     return peft.train()
 
 
-@pytest.mark.parametrize(
-    "case", ["llama", "llama-biased", "gemma2-tied", "qwen3", "qwen2-tied", "neox", "phi3", "bloom-tied", "granite", "olmo2"]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_plain_peft_on_the_sliced_model(
     case: str, tiny_models: TinyModels, choose: Callable, tmp_path: Path
 ) -> None:
@@ -109,6 +109,76 @@ def test_gradients_equal_plain_peft_on_the_sliced_model(
         smaller += expected[name].shape != gradient.shape
     assert smaller > layers / 2
     assert all(p.grad is None for p in trainer.network.model.parameters() if not p.requires_grad)
+
+
+def of_kept_heads(kind: str, width: int, whole: int, size: int) -> torch.Tensor:
+    """Which of the `size` rows of a layer of attention are of the heads whose `width` of `whole` channels reach the output."""
+    if kind == "qkv_proj":  # q, k and v one after the other; k and v share what q does not have
+        shared = (size - whole) // 2
+        starts = ((0, whole), (whole, shared), (whole + shared, shared))
+        return torch.cat([start + torch.arange(own * width // whole) for start, own in starts])
+    return torch.arange(size * width // whole)  # fused as [heads, 3, head_dim], too
+
+
+# heads and blocks that are out, of three groups each; where the heads of a family are no dimension, blocks alone
+@pytest.mark.parametrize(("heads", "depth"), [((0, -1, 0), [1, 1, 1]), ((-1, 0, -1), [0, 1, 1]), ((0, -1, 0), [1, 0, 0])])
+@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+def test_gradients_of_heads_and_blocks(
+    case: str, heads: tuple[int, ...], depth: list[int], tiny_models: TinyModels, choose: Callable, tmp_path: Path
+) -> None:
+    """Plain PEFT on a base in which what is out adds nothing: the columns that read it are zero, and what it writes."""
+    source = tiny_models.heads_source(case) if has_heads(case) else tiny_models.deep_source(case)
+    widths = choose(tiny_models.source(case), "unequal:11")
+    widths += [group[place] for group, place in zip(source.groups()[9:-3], heads, strict=False)] + depth
+    tokens = [Tokens.of(source, example) for example in EXAMPLES[:6]]
+    trainer = elastic_trainer(source, [widths], tmp_path)
+    step(trainer, tokens)
+
+    reference = PeftModel.from_pretrained(
+        plain_base(source, torch.float64), source.adapter, is_trainable=True, autocast_adapter_dtype=False
+    ).to(torch.float64)
+    ranks, outputs = read_groups(source.space, widths)
+    base = {name: one for name, one in reference.get_base_model().named_modules() if isinstance(one, nn.Linear | LoraLinear)}
+    attention = {name: outputs.pop(name) for name in list(outputs) if name.rpartition(".")[2] in _READS_HEADS}
+
+    def active(name: str, shape: torch.Size) -> torch.Tensor:
+        found = active_part(name, shape, ranks, outputs)
+        layer, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+        if layer in attention and factor.startswith("B"):
+            path, _, kind = layer.rpartition(".")
+            whole = base[f"{path}.{_READS_HEADS[kind]}"].in_features
+            rows = of_kept_heads(kind, attention[layer], whole, shape[0])
+            found[[row for row in range(shape[0]) if row not in set(rows.tolist())]] = False
+        return found
+
+    out = read_left_out(source.space, widths)
+    parameters = {name: one for name, one in reference.named_parameters() if one.requires_grad}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter[~active(name, parameter.shape)] = 0
+        for name, width in attention.items():
+            path, _, kind = name.rpartition(".")
+            base[f"{path}.{_READS_HEADS[kind]}"].weight[:, width:] = 0
+        for name, width in outputs.items():
+            base[f"{name.rpartition('.')[0]}.{mlp_names(case)[1]}"].weight[:, width:] = 0
+        for name, layer in base.items():
+            if name.rpartition(".")[0] in out and name.endswith((*_READS_HEADS.values(), mlp_names(case)[1])):
+                for parameter in layer.parameters():  # the adapter's, too
+                    parameter.zero_()
+    loss = sum(t.cross_entropy(lambda ids: reference(input_ids=ids, use_cache=False).logits) for t in tokens)
+    (loss / sum(t.learned for t in tokens)).backward()
+
+    found = {name: one for name, one in trainer.network.model.named_parameters() if one.requires_grad}
+    assert found.keys() == parameters.keys()
+    for name, parameter in found.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if any(f".{block}." in name for block in out):
+            assert not gradient.any(), name
+            continue
+        inside, expected = active(name, parameter.shape), parameters[name].grad
+        assert (gradient - expected)[inside].abs().max() < 1e-5, name
+        assert expected[inside].abs().max() > 1e-4, name
+        assert not gradient[~inside].any(), name
 
 
 def test_loss_of_a_step_by_hand(llama: TinySource, choose: Callable, tmp_path: Path) -> None:

@@ -150,6 +150,14 @@ def command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits, and refuse to finish when they differ.")
     ] = True,
+    compare_texts: Annotated[
+        bool,
+        typer.Option(
+            "--compare-texts",
+            help="Have the IR and the same sub-network in fp32 generate texts, and report FDT and SDT (first divergent token, "
+            "divergent tokens) as who_what_benchmark does. The sub-network is then in memory in fp32. Default: logits alone.",
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -162,6 +170,7 @@ def command(
     _refuse_what_does_nothing(stage, dtype, gguf_type, given(ctx, "weight_format"), of_an_ir)
     if server and stage != "ir":
         raise typer.BadParameter(f"--server {server} goes with --stage ir")
+    _refuse_texts_that_say_nothing(compare_texts, stage, weight_format, verify)
     _refuse_storage_that_is_none(weight_format, group_size, ratio)
     _refuse_calibration_of_nothing(weight_format, calibration, int4_method, calibration_prompts)
     if solve_prompts and not solve:
@@ -195,6 +204,7 @@ def command(
             ratio=1.0 if ratio is None else ratio,
             calibration=looks_at,
             server=server,
+            compare_texts=compare_texts,
         )
         manifest = export(opened, chosen, output, options, report)
     if as_json:
@@ -217,6 +227,13 @@ def _refuse_what_does_nothing(
         raise typer.BadParameter(f"--fuse, --no-fuse, --group-size, --ratio, --calibration: an IR's; not --stage {stage}'s")
     if stage == "gguf":
         require_extra("gguf", "gguf")
+
+
+def _refuse_texts_that_say_nothing(asked: bool, stage: str, weight_format: str, verify: bool) -> None:
+    if asked and (stage != "ir" or weight_format == "fp32"):
+        raise typer.BadParameter("--compare-texts is for IRs of another format than fp32, with which they are compared")
+    if asked and not verify:
+        raise typer.BadParameter("--compare-texts goes with --verify")
 
 
 def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, ratio: float | None) -> None:
@@ -265,5 +282,11 @@ def _print(manifest: "Manifest", output: Path) -> None:
         figures = f"{parity.max_logit_difference:.1e}", f"{parity.mean_kl:.1e}", f"{parity.top1_agreement:.1%}"
         table.add_row(COMPARED[name], *figures)
     shown.print(table if manifest.parity else "not verified (--no-verify)")
+    if texts := manifest.texts:
+        shown.print(
+            f"texts, {texts.prompts} of up to {texts.new_tokens} tokens, against fp32: "
+            f"FDT {texts.fdt:.1f} ({texts.fdt_norm:.2f} of a text), "
+            f"SDT {texts.sdt:.1f} ({texts.sdt_norm:.2f} of a text), {texts.equal} equal"
+        )
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
     shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

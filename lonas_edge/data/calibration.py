@@ -1,6 +1,6 @@
 """Texts that networks are compared on, and the token ids of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,26 +15,38 @@ TEXTS = (
 )
 
 
+BEGINNINGS = (  # of texts that networks go on with
+    *TEXTS,
+    "A long time ago, in a village by the sea, there lived a fisherman whose nets came up empty every single morning, until",
+    "Plants make sugar out of water and carbon dioxide with the energy of light. This process, which goes on in the leaves,",
+    "To bake a loaf of bread, first mix the flour, the water, the salt and the yeast in a large bowl. Then knead the dough",
+    "The first thing to check when a computer does not start is whether it has power. If the lamp on the front stays dark,",
+    "Question: A train leaves at nine and arrives at noon. It travels eighty miles an hour. How far does it go?\nAnswer:",
+    "Dear Ms. Alvarez,\n\nthank you for your letter of the third of May. We are sorry to hear that the chair was damaged when",
+    "import csv\n\ndef read_rows(path):\n    with open(path, newline='') as rows:\n        reader = csv.reader(rows)\n",
+    "The capital of France is Paris, the capital of Italy is Rome, the capital of Spain is Madrid, and the capital of Portugal",
+)
 PROMPT_TOKENS, FEWEST_TOKENS = 16, 4  # with one or two, rotary tables and attention say nothing
 
 
-def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
+def prompts(tokenizer: Any, vocab_size: int, texts: Sequence[str] = TEXTS) -> torch.Tensor:
     """Token ids of the prompts that are compared, all of one length: [prompts, tokens].
 
     Args:
         tokenizer: The model's tokenizer, or None. Seeded random ids then, and where it makes too few tokens of the texts.
         vocab_size: Size of the vocabulary.
+        texts: What the prompts are the beginnings of.
 
     Returns:
         The ids.
     """
     if tokenizer is not None:
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         length = min(PROMPT_TOKENS, *map(len, encoded))
         ids = torch.tensor([row[:length] for row in encoded])
-        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(TEXTS):
+        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(texts):
             return ids
-    return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, vocab_size, (len(texts), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
 
 
 PAIR_TOKENS = 24  # of a pair, padding included

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.exporting import texts as text_comparison
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, Texts, read_calibration
 from lonas_edge.exporting.compression import compression_in, compression_of
@@ -50,7 +51,7 @@ from lonas_edge.ir.support import refusal
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.correction import FILE as CORRECTION
-from lonas_edge.network.divergence import Parity, compare
+from lonas_edge.network.divergence import Parity, TextDivergence, compare, compare_texts
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.solved import SOLVE_PROMPTS, Solved
 from lonas_edge.network.source import Located, Source, base_misfits
@@ -90,6 +91,7 @@ class ExportOptions:
         ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.
         calibration: What compression looks at; at nothing when None.
         server: The server that the directory is laid out for, one of `SERVERS`; stock clients alone when None.
+        compare_texts: Whether texts that an IR generates are compared with those of the sub-network in fp32.
     """
 
     weight_format: str = "int8"
@@ -105,6 +107,7 @@ class ExportOptions:
     ratio: float = 1.0
     calibration: Calibration | None = None
     server: str | None = None
+    compare_texts: bool = False
 
     @property
     def stored_as(self) -> WeightFormat:
@@ -153,6 +156,8 @@ def export(
             vocabulary = _vocabulary(source, tokenizer) if layout else None
             if options.server:
                 _require_generator(source, tokenizer, options.server)
+            if options.compare_texts:
+                text_comparison.check_room(model)
             if options.stage == "ir":
                 compress.check_group_size(model, options.stored_as, options.group_size)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
@@ -207,6 +212,7 @@ class _Export:
         fused: How many weight matrices went into others.
         compression: How weight matrices are stored.
         calibrated: What compression looked at.
+        generated: How texts of the IR compare with those in fp32, or None.
     """
 
     model: MaterializedModel
@@ -225,6 +231,7 @@ class _Export:
     fused: int = 0
     compression: tuple[Compression, ...] = ()
     calibrated: Calibrated | None = None
+    generated: TextDivergence | None = None
 
     def write_checkpoint(self) -> None:
         dtype = DTYPES[self.stored].torch
@@ -269,6 +276,7 @@ class _Export:
                     stored_as, ratio = self.options.stored_as, self.options.ratio
                     self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, stored_as, blocks, ratio)
                 self.compression = compression_of(self.model, schemes)
+            reference = self._fp32_texts(Path(job.graph)) if self.options.compare_texts else None
         self._hash_files()
         if materialized is not None:
             with self.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
@@ -276,6 +284,15 @@ class _Export:
                     self._check_ir("ir_stored", self.folder / MODEL, matrices, materialized)
                 else:
                     self.parity["ir"] = compare(materialized, self._ir_logits(self.folder / MODEL))
+        if reference is not None:
+            with self.steps.step("compare_texts", "Comparing the IR's texts with those in fp32"):
+                texts = text_comparison.generated(self.model, self.folder / MODEL, self.tokenizer, self.generation)
+                self.generated = compare_texts(reference, texts, text_comparison.NEW_TOKENS)
+
+    def _fp32_texts(self, graph: Path) -> list[list[int]]:
+        with self.steps.step("fp32_texts", "Generating texts in fp32"):
+            whole, _held = text_comparison.fp32_ir(self.model, graph)
+            return text_comparison.generated(self.model, whole, self.tokenizer, self.generation)
 
     def write_gguf(self) -> None:
         """llama.cpp is asked where it is installed; that the file holds the right weights is checked without it."""
@@ -467,6 +484,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         calibrated=job.calibrated,
         verified=options.verify,
         parity=job.parity,
+        texts=job.generated,
         steps=job.steps.taken,
         graph_process_peak_rss_bytes=peak_memory(children=True) if options.stage == "ir" else None,
         versions=versions(_PACKAGES + (_GGUF_PACKAGES if options.stage == "gguf" else ())),

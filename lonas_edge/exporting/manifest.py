@@ -9,7 +9,7 @@ from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
-from lonas_edge.network.divergence import Parity
+from lonas_edge.network.divergence import Parity, TextDivergence
 from lonas_edge.network.solved import Solved
 from lonas_edge.schema import Migration, Record
 from lonas_edge.space.complexity import Sizes
@@ -181,6 +181,11 @@ def _eighth(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "calibrated": None}
 
 
+def _ninth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 8 compared no texts."""
+    return {**content, "texts": None}
+
+
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -203,6 +208,8 @@ class Manifest(Record):
         fused: How many of the IR's weight matrices went into others that multiply the same input.
         verified: Whether logits were compared.
         parity: What the comparisons gave, by the names in `COMPARED`.
+        texts: How texts of the IR compare with those of the same sub-network's fp32 IR, both computed in fp32; None where
+            none were generated.
         steps: Seconds and memory by step.
         graph_process_peak_rss_bytes: Memory of the process that converted the graph, where it is known.
         versions: Of what the result depends on.
@@ -211,9 +218,9 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 8
+    VERSION: ClassVar[int] = 9
     MIGRATIONS: ClassVar[Mapping[int, Migration]] = dict(
-        enumerate((_second, _third, _fourth, _fifth, _sixth, _seventh, _eighth), start=1)
+        enumerate((_second, _third, _fourth, _fifth, _sixth, _seventh, _eighth, _ninth), start=1)
     )
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
@@ -232,6 +239,7 @@ class Manifest(Record):
     fused: int
     verified: bool
     parity: dict[str, Parity]
+    texts: TextDivergence | None
     steps: dict[str, Step]
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]

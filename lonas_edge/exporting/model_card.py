@@ -9,6 +9,7 @@ from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import WHOLE_ROWS
 from lonas_edge.ir.runtime import RuntimeProperties
+from lonas_edge.network.divergence import TextDivergence
 from lonas_edge.network.solved import Solved
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import Found
@@ -168,4 +169,17 @@ def _checked(manifest: Manifest) -> list[str]:
             f"| {p.positions} |"
             for name, p in manifest.parity.items()
         ),
+        *(_texts(texts) if (texts := manifest.texts) else []),
+    ]
+
+
+def _texts(texts: TextDivergence) -> list[str]:
+    return [
+        "",
+        f"Texts, {texts.prompts} of up to {texts.new_tokens} tokens, generated greedily by the IR and by the same sub-network "
+        "stored in fp32 (both computed in fp32), in the terms of OpenVINO's who_what_benchmark:",
+        "",
+        "| first divergent token (FDT) | FDT norm | divergent tokens (SDT) | SDT norm | equal texts |",
+        "|---|---|---|---|---|",
+        f"| {texts.fdt:.1f} | {texts.fdt_norm:.2f} | {texts.sdt:.1f} | {texts.sdt_norm:.2f} | {texts.equal} |",
     ]

@@ -37,7 +37,7 @@ IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins order their sums otherwise than
 # llama.cpp's, by how matrices are stored: it rounds what they are multiplied with, too, but for f32. Shares of LOGIT_RANGE.
 LLAMA_CPP_TOLERANCE = {"f32": 1e-3, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
 _WAY_OUT = "Nothing was written. Please report it; --no-verify exports all the same, and records that."
-_FP32 = {
+FP32 = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
@@ -178,8 +178,8 @@ def ir_logits(path: "Path | ov.Model", inputs: Inputs) -> torch.Tensor:
     """
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     if inputs.keys() == {"input_ids"}:
-        return torch.from_numpy(open_ir(path, "CPU", _FP32)(arrays["input_ids"], 0))
-    return torch.from_numpy(open_model(path, "CPU", _FP32)(arrays))
+        return torch.from_numpy(open_ir(path, "CPU", FP32)(arrays["input_ids"], 0))
+    return torch.from_numpy(open_model(path, "CPU", FP32)(arrays))
 
 
 def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:

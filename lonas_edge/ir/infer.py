@@ -1,6 +1,6 @@
 """Logits of an IR, as OpenVINO computes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,36 @@ def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str])
         return answer(inputs)
 
     return logits
+
+
+def generate(
+    answer: "Callable[[np.ndarray, int], np.ndarray]", ids: "np.ndarray", new_tokens: int, ends: Collection[int]
+) -> list[list[int]]:
+    """Generate texts greedily.
+
+    Args:
+        answer: As `open_ir` gives it, not asked before.
+        ids: Token ids of the prompts, [prompts, tokens].
+        new_tokens: Tokens of a text, at most.
+        ends: Tokens that end a text.
+
+    Returns:
+        Token ids of each text without its prompt, up to the end and with it.
+    """
+    import numpy as np
+
+    start = asked = ids.shape[1]
+    logits = answer(ids, 0)
+    while True:
+        ids = np.concatenate([ids, logits[:, -1:].argmax(-1).astype(ids.dtype)], axis=1)
+        if ids.shape[1] == start + new_tokens or all(map(set(ends).intersection, ids[:, start:].tolist())):
+            break
+        logits, asked = answer(ids, asked), ids.shape[1]
+    return [_up_to_end(row, ends) for row in ids[:, start:].tolist()]
+
+
+def _up_to_end(tokens: list[int], ends: Collection[int]) -> list[int]:
+    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def open_model(

@@ -60,7 +60,7 @@ def test_export_an_old_super_adapter(run_cli: Callable, old: Path, ids: torch.Te
     manifests[1]["sizes"] = known_then(manifests[1]["sizes"])
     for key in ("stage", "weight_format", "subnetwork", "base", "adapter", "prompt", "sizes", "verified"):
         assert manifests[0][key] == manifests[1][key]
-    assert manifests[0]["format"] == 1 and manifests[1]["schema"] == "lonas-edge/manifest/8"
+    assert manifests[0]["format"] == 1 and manifests[1]["schema"] == "lonas-edge/manifest/9"
 
 
 def test_an_old_manifest(old: Path) -> None:
@@ -68,8 +68,8 @@ def test_an_old_manifest(old: Path) -> None:
     kept = {k: v for k, v in written.items() if k != "format"}
     kept["subnetwork"]["found"] = None
     new = {"files": None, "layers": (), "solved": None, "fused": 0, "compression": ()}  # nothing of these then
-    new |= {"calibrated": None, "pipeline": "text-generation", "task": None}  # language models alone
-    assert found.to_json() == {"schema": "lonas-edge/manifest/8", **kept, **new}
+    new |= {"calibrated": None, "texts": None, "pipeline": "text-generation", "task": None}  # language models alone
+    assert found.to_json() == {"schema": "lonas-edge/manifest/9", **kept, **new}
     assert found.adapter is not None
     assert (found.base.name, found.adapter.name) == ("base", "super-adapter")
     assert found.sizes.subnetwork.parameters == 129472

@@ -1,0 +1,173 @@
+"""`export --compare-texts`: texts are those of plain greedy loops, figures go where people look, bad input is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import psutil
+import pytest
+import torch
+from openvino_models import F32, model_logits
+from tiny_bert import TinyBert
+from tiny_models import TinySource, say_only
+
+import lonas_edge
+from lonas_edge.data.calibration import BEGINNINGS, FEWEST_TOKENS, PROMPT_TOKENS, prompts
+from lonas_edge.exporting import texts
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.ir.infer import generate
+from lonas_edge.network.divergence import compare_texts
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.space.subnetwork import Subnetwork
+
+Choose = Callable[[TinySource, str], list[int]]
+Next = Callable[[torch.Tensor], torch.Tensor]
+NEW, END = 32, 1  # tokens of a text, and the one that ends it in the tiny models
+
+
+def run(source: TinySource, widths: list[int], output: Path, **options: Any) -> Path:
+    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))
+    return output
+
+
+def greedy(logits: Next, ids: torch.Tensor, ends: int) -> list[list[int]]:
+    """Text by text, token by token, everything computed anew each time."""
+    found = []
+    for prompt in ids:
+        row = prompt.tolist()
+        while len(row) < len(prompt) + NEW and ends not in row[len(prompt) :]:
+            row.append(int(logits(torch.tensor([row]))[0, -1].argmax()))
+        found.append(row[len(prompt) :])
+    return found
+
+
+def of_checkpoint(folder: Path) -> Next:
+    model = lonas_edge.load_checkpoint(folder, torch.float32)
+    return torch.inference_mode()(lambda ids: model(input_ids=ids).logits)
+
+
+def of_ir(folder: Path) -> Next:
+    model = ov.Core().read_model(folder / "openvino_model.xml")
+    return lambda ids: model_logits(model, ids, {**F32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
+
+
+def beginnings(source: TinySource, count: int) -> torch.Tensor:
+    by = load_tokenizer(source.base)
+    return torch.tensor([by(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in BEGINNINGS[:count]])
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_figures_are_those_of_plain_loops(
+    calibrated: bool, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By PyTorch on the fp32 checkpoint and by openvino on the IR, neither with a KV cache; INT4, so that texts differ."""
+    from lonas_edge.exporting.calibration import Calibration
+
+    monkeypatch.setattr(texts, "BEGINNINGS", BEGINNINGS[:3])  # the plain loops take their time
+    widths, options = choose(llama, "unequal:1"), {}
+    if calibrated:
+        examples = [{"instruction": f"What is {a} plus {a}?", "output": f"the {a + a}"} for a in range(30)]
+        (tmp_path / "data.json").write_text(json.dumps(examples))
+        options = {"calibration": Calibration(tmp_path / "data.json", "scale-estimation", 8)}
+    folder = run(llama, widths, tmp_path / "ir", weight_format="int4", compare_texts=True, **options)
+    whole = run(llama, widths, tmp_path / "checkpoint", stage="checkpoint", dtype="fp32", verify=False)
+    ids = beginnings(llama, 3)
+    expected = compare_texts(greedy(of_checkpoint(whole), ids, END), greedy(of_ir(folder), ids, END), NEW)
+    found = Manifest.read(folder / "lonas_edge.json").texts
+    assert found == expected
+    assert expected.sdt > 0 and expected.equal < 3, "nothing differs"
+    card = (folder / "README.md").read_text()
+    assert f"| {found.fdt:.1f} | {found.fdt_norm:.2f} | {found.sdt:.1f} | {found.sdt_norm:.2f} | {found.equal} |" in card
+    assert not list(folder.glob("graph-*"))
+
+
+def test_the_whole_set_of_beginnings(run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
+    arguments = ["--output", tmp_path / "out", "--weight-format", "fp16", "--compare-texts"]
+    ran = run_cli("export", *llama.arguments(), *arguments, "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["schema"] == "lonas-edge/manifest/9"
+    assert found["texts"]["prompts"] == len(BEGINNINGS) == 12 and found["texts"]["new_tokens"] == NEW
+    assert found["texts"]["fdt_norm"] > 0.9 and found["texts"]["sdt_norm"] < 0.1, "fp16 rounds little"
+    assert {"fp32_texts", "compare_texts"} <= found["steps"].keys()
+    ran = run_cli("export", *llama.arguments(), *arguments, "--overwrite")
+    assert "texts, 12 of up to 32 tokens, against fp32: FDT" in " ".join(ran.out.split())
+
+
+def test_texts_end_where_the_model_says(llama_copy: TinySource, choose: Choose, tmp_path: Path) -> None:
+    """generation_config.json comes before config.json; a text's end is one of its tokens."""
+    say_only(llama_copy.base, "ab", "a")
+    by = load_tokenizer(llama_copy.base)
+    ends = by.convert_tokens_to_ids(["a"])
+    (llama_copy.base / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, *ends]}))
+    folder = run(llama_copy, choose(llama_copy, "maximal"), tmp_path / "out", weight_format="fp16", compare_texts=True)
+    whole = run(llama_copy, choose(llama_copy, "maximal"), tmp_path / "whole", stage="checkpoint", verify=False)
+    expected = greedy(of_checkpoint(whole), beginnings(llama_copy, 12), ends[0])
+    lengths = list(map(len, expected))
+    assert min(lengths) < NEW
+    found = Manifest.read(folder / "lonas_edge.json").texts
+    assert found is not None and found.equal == 12
+    assert found.fdt == np.mean(lengths)
+
+
+def test_generating_by_hand() -> None:
+    """A model that says the last token plus one, by what it is asked: the prompt, then a token at a time."""
+    asked = []
+
+    def answer(ids: np.ndarray, start: int) -> np.ndarray:
+        asked.append((ids.shape, start))
+        return np.eye(9)[(ids[:, start:] + 1) % 9]
+
+    ids = np.array([[0, 1], [4, 5]])
+    assert generate(answer, ids, 3, [7]) == [[2, 3, 4], [6, 7]]
+    assert asked == [((2, 2), 0), ((2, 3), 2), ((2, 4), 3)]
+    asked.clear()
+    assert generate(answer, ids, 9, [2, 6]) == [[2], [6]]
+    assert len(asked) == 1, "all had ended"
+    assert generate(answer, ids, 1, [None]) == [[2], [6]], "no token ends a text"
+
+
+def test_the_beginnings_are_long_enough() -> None:
+    assert len(set(BEGINNINGS)) == 12
+
+    def words(text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [sum(map(ord, word)) for word in text.split()]}
+
+    assert prompts(words, 10**6, BEGINNINGS).shape[1] >= 2 * FEWEST_TOKENS  # a tokenizer makes no fewer tokens than words
+    drawn = prompts(None, 50, BEGINNINGS)
+    assert drawn.shape == (12, PROMPT_TOKENS) and int(drawn.max()) < 50
+
+
+def test_no_room_for_fp32(run_cli: Callable, llama: TinySource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * 10**8))
+    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", "--compare-texts")
+    assert ran.code == 1
+    assert "--compare-texts holds the whole sub-network in fp32 and needs about 1.0 GB; 0.5 GB are free" in " ".join(
+        ran.err.split()
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_generates_no_texts(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    ran = run_cli("export", *tiny_bert.source(2).arguments(), "--output", tmp_path / "out", "--compare-texts")
+    assert ran.code == 1
+    assert "--compare-texts works on a causal language model" in " ".join(ran.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--weight-format", "fp32"], "for IRs of another format than fp32"),
+        (["--stage", "checkpoint"], "for IRs of another format than fp32"),
+        (["--no-verify"], "goes with --verify"),
+    ],
+)
+def test_texts_that_say_nothing(run_cli: Callable, llama: TinySource, tmp_path: Path, options: list[str], told: str) -> None:
+    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", "--compare-texts", *options)
+    assert ran.code == 2 and told in " ".join(ran.err.replace("│", "").split())

@@ -239,4 +239,5 @@ METHODS = {
         Method("gptq-scale-estimation", ("gptq", "scale_estimation")),
     )
 }
+DRAFT_FORMAT = "int4"  # a draft's, whose mistakes cost time and no answers
 DEFAULT_METHOD = "gptq"  # of the measurements in docs/guide/export.md

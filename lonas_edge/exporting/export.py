@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,16 @@ from lonas_edge.exporting import texts as text_comparison
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, Texts, read_calibration
 from lonas_edge.exporting.compression import compression_in, compression_of
+from lonas_edge.exporting.draft import DraftOptions, check_draft, copy_draft, no_smaller
 from lonas_edge.exporting.manifest import (
     CARD,
+    DRAFT,
     MANIFEST,
     BothSizes,
     Calibrated,
     Chosen,
     Compression,
+    Draft,
     Manifest,
     Origin,
     Written,
@@ -89,9 +92,10 @@ class ExportOptions:
         fuse: Whether weight matrices of an IR that multiply the same input become one (`ir.fuse`).
         group_size: Columns that share a scale, `WHOLE_ROWS` for whole rows; the format's choice when None.
         ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.
-        calibration: What compression looks at; at nothing when None.
+        calibration: What compression to a format that is data-aware looks at, the draft's too; at nothing when None.
         server: The server that the directory is laid out for, one of `SERVERS`; stock clients alone when None.
         compare_texts: Whether texts that an IR generates are compared with those of the sub-network in fp32.
+        draft: The draft beside an IR; none when None.
     """
 
     weight_format: str = "int8"
@@ -108,11 +112,17 @@ class ExportOptions:
     calibration: Calibration | None = None
     server: str | None = None
     compare_texts: bool = False
+    draft: DraftOptions | None = None
 
     @property
     def stored_as(self) -> WeightFormat:
         """The IR's format, with the group size that was asked for."""
         return FORMATS[self.weight_format].with_group_size(self.group_size)
+
+    @property
+    def looks_at(self) -> Calibration | None:
+        """What the IR's own compression looks at."""
+        return self.calibration if self.stored_as.data_aware else None
 
 
 def export(
@@ -141,10 +151,12 @@ def export(
     layout = _gguf_layout(source, subnetwork) if options.stage == "gguf" else None
     stored = _stored(source, options)
     data = options.calibration.data if options.calibration else None
-    used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve, data)
+    draft = options.draft.folder if options.draft else None
+    used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve, data, draft)
     directory = OutputDirectory(output, options.overwrite, used)
     sizes = source.sizes(subnetwork.widths).bytes
-    directory.check((layout.bytes(stored) if layout else sizes[_largest(stored, options)]) + _ROOM_BYTES)
+    beside = options.draft.bytes(source) + _ROOM_BYTES if options.draft else 0
+    directory.check((layout.bytes(stored) if layout else sizes[_largest(stored, options)]) + _ROOM_BYTES + beside)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
@@ -161,10 +173,17 @@ def export(
             if options.stage == "ir":
                 compress.check_group_size(model, options.stored_as, options.group_size)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
-            asked = options.calibration
+            asked = options.looks_at
             looked_at = read_calibration(model, tokenizer, asked, options.stored_as) if asked else None
+            if options.draft:
+                check_draft(source, options.draft, tokenizer)
         hashes = background.submit(_hashes, model)
         subnetwork.record(source.space).write(folder / SUBNETWORK)
+        if options.draft:  # first: the main model's manifest has the hashes of its files
+            warning = no_smaller(source, subnetwork, options.weight_format, options.draft)
+            with steps.step("draft", "Exporting the draft"):
+                report(f"{warning}\nExporting the draft" if warning else "Exporting the draft", None)
+                _write_draft(source, options, folder / DRAFT, report)
         solved = source.solved
         if texts is not None:
             with steps.step("solve", "Solving what is cut") as done:
@@ -182,6 +201,17 @@ def export(
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
     return manifest
+
+
+def _write_draft(source: Source, options: ExportOptions, folder: Path, report: Progress) -> None:
+    asked = options.draft
+    assert asked  # it is there
+    if asked.subnetwork is None:
+        assert asked.folder  # one of them is given
+        copy_draft(asked.folder, folder)
+        return
+    own = replace(options, weight_format=asked.weight_format, group_size=None, ratio=1.0, overwrite=False, draft=None)
+    export(source, asked.subnetwork, folder, own, lambda what, done: report(f"Draft: {what}", done))
 
 
 def _return_freed_memory() -> None:
@@ -471,6 +501,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         stage=options.stage,
         weight_format=job.stored,
         subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None, found),
+        draft=Draft.of(job.folder / DRAFT) if options.draft else None,
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
         solved=solved,

@@ -276,8 +276,8 @@ def untuned(exported: Exported) -> Iterator[Exported]:
         try:
             copy = stack.enter_context(_beside(folder, _UNTUNED))
             if exists(folder / RUNTIME):
-                for path in filter(Path.is_file, folder.iterdir()):
-                    _link(path, copy / path.name)
+                for path in [path for path in folder.rglob("*") if path.is_file() and copy not in path.parents]:
+                    _link(path, copy / path.relative_to(folder))
                 runtime.restore(copy, lambda new: record_rewritten(copy, MODEL, new))
                 exported = open_exported(copy)
         except OSError as error:
@@ -286,6 +286,7 @@ def untuned(exported: Exported) -> Iterator[Exported]:
 
 
 def _link(path: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, link)
     except OSError:  # a file system that has no links

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
-from lonas_edge.ir import RUNTIME
+from lonas_edge.ir import RUNTIME, WEIGHTS
 from lonas_edge.network.divergence import Parity, TextDivergence
 from lonas_edge.network.solved import Solved
 from lonas_edge.schema import Migration, Record
@@ -18,6 +18,7 @@ from lonas_edge.space.subnetwork import Found
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
+DRAFT = "draft"  # the directory of a draft, in the main model's
 REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # written anew by later commands; no hash of them is kept
 COMPARED = {  # the parity figures, as people read them
     "materialized": "materialized model against the activated super-network",
@@ -86,6 +87,32 @@ class Calibrated:
     sha256: str
     prompts: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft for speculative decoding, in the directory `DRAFT`; its own manifest there says the rest.
+
+    Attributes:
+        base: Name of the model that it was made of.
+        subnetwork: Name of its sub-network.
+        weight_format: How its weights are stored.
+        parameters: Parameters of its materialized model.
+        bytes: Of the file of its weights.
+    """
+
+    base: str
+    subnetwork: str
+    weight_format: str
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Draft":
+        """That of an exported directory."""
+        own = Manifest.read(folder / MANIFEST)
+        stored = (folder / WEIGHTS).stat().st_size
+        return cls(own.base.name, own.subnetwork.name, own.weight_format, own.sizes.subnetwork.parameters, stored)
 
 
 @dataclass(frozen=True)
@@ -182,8 +209,8 @@ def _eighth(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ninth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 8 compared no texts."""
-    return {**content, "texts": None}
+    """Version 8 compared no texts, and knew no drafts."""
+    return {**content, "texts": None, "draft": None}
 
 
 @dataclass(frozen=True)
@@ -197,6 +224,7 @@ class Manifest(Record):
             nothing of a checkpoint, and where an older version wrote it.
         calibrated: What compression looked at; None where it looked at nothing.
         subnetwork: The sub-network; `subnetwork.json` has its widths.
+        draft: The draft beside it, where there is one.
         base: The base model.
         adapter: The adapter; None where the base was exported alone.
         solved: What solving gave; None where nothing was solved.
@@ -228,6 +256,7 @@ class Manifest(Record):
     compression: tuple[Compression, ...]
     calibrated: Calibrated | None
     subnetwork: Chosen
+    draft: Draft | None
     base: Origin
     adapter: Origin | None
     solved: Solved | None

@@ -3,7 +3,7 @@
 import json
 
 from lonas_edge.exporting.evaluations import Evaluations
-from lonas_edge.exporting.manifest import COMPARED, BothSizes, Calibrated, Compression, Manifest
+from lonas_edge.exporting.manifest import COMPARED, DRAFT, BothSizes, Calibrated, Compression, Draft, Manifest
 from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
@@ -51,6 +51,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *stage.run[manifest.pipeline],
         "",
         *_served(manifest),
+        *(_draft(manifest.draft) if manifest.draft else []),
         *(_tuned(runtime) if runtime else []),
         *(_evaluated(evaluations) if evaluations and evaluations.by_protocol else []),
         "## Checked",
@@ -118,6 +119,25 @@ def _picture(manifest: Manifest) -> list[str]:
 def _served(manifest: Manifest) -> list[str]:
     laid_out = [server.run for server in SERVERS.values() if server.files.keys() <= (manifest.files or {}).keys()]
     return [line for run in laid_out for line in (*run, "")]
+
+
+def _draft(draft: Draft) -> list[str]:
+    call = 'openvino_genai.LLMPipeline("THIS_DIRECTORY", "CPU", draft_model=draft)'
+    return [
+        "## Speculative decoding",
+        "",
+        f"`{DRAFT}/` is a draft: `{draft.base}`, `{draft.subnetwork}` sub-network, {draft.weight_format}, "
+        f"{draft.parameters:,} parameters, {draft.bytes / 1e6:,.1f} MB of weights. It proposes tokens, which this model "
+        "checks in one pass: answers are this model's own, but for what rounding decides between tokens that are nearly as "
+        "likely. Whether it is faster depends on the text: `lonas-edge bench THIS_DIRECTORY --arms draft --data PROMPTS`.",
+        "",
+        "```python",
+        f'draft = openvino_genai.draft_model("THIS_DIRECTORY/{DRAFT}", "CPU")',
+        f"pipe = {call}",
+        'print(pipe.generate("The sun is", max_new_tokens=32, num_assistant_tokens=3))',
+        "```",
+        "",
+    ]
 
 
 def _tuned(runtime: RuntimeProperties) -> list[str]:

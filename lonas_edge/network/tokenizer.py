@@ -5,12 +5,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from lonas_edge.data.calibration import TEXTS
 from lonas_edge.errors import raise_all
 from lonas_edge.files import check_model_folder, read_by, read_json, read_text
 from lonas_edge.network.configuration import TokenizerFields
 from lonas_edge.schema import field_faults
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_ROLES = ("bos", "eos", "pad", "unk")
 _OBJECTS = ("special_tokens_map.json", "added_tokens.json", "chat_template.json")
 
 
@@ -58,7 +60,7 @@ def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
     Raises:
         LonasEdgeError: If there are such tokens.
     """
-    used = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "unk")}
+    used = {getattr(tokenizer, f"{role}_token_id", None) for role in _ROLES}
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - used
     beyond = {token: name for name, token in tokenizer.get_vocab().items() if token >= vocabulary and token not in special}
     problems = [f"token {token} ({beyond[token]!r})" for token in sorted(beyond)]
@@ -67,3 +69,25 @@ def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
         problems,
         "Do tokenizer and model belong together?",
     )
+
+
+def tokenizer_differences(one: Any, other: Any) -> list[str]:
+    """Where two tokenizers would not be taken for one another: a token's number, a special token, how a text is divided.
+
+    Args:
+        one: A transformers tokenizer.
+        other: Another.
+
+    Returns:
+        One line a difference, what the first has before what the other has; none where they are the same.
+    """
+    first, second = ({number: token for token, number in each.get_vocab().items()} for each in (one, other))
+    faults = [
+        f"token {number}: {first.get(number)!r} and {second.get(number)!r}"
+        for number in sorted(first.keys() | second.keys())
+        if first.get(number) != second.get(number)
+    ]
+    special = [(role, *(getattr(each, f"{role}_token_id", None) for each in (one, other))) for role in _ROLES]
+    faults += [f"{role} token: {mine} and {theirs}" for role, mine, theirs in special if mine != theirs]
+    texts = [] if faults else [text for text in TEXTS if one(text)["input_ids"] != other(text)["input_ids"]]
+    return faults + [f"{text[:40]!r}…: divided into other tokens" for text in texts]

@@ -90,6 +90,18 @@ class Subnetwork:
         return SubnetworkRecord(self.widths, self.name, space.hash, self.found)
 
 
+def is_name(choice: str) -> bool:
+    """Whether a choice is a name of `select`'s, and so no path: a directory may well be called `minimal`.
+
+    Args:
+        choice: As of `select`.
+
+    Returns:
+        Whether it is.
+    """
+    return choice in ("maximal", DEFAULT, "minimal") or choice.startswith("random:")
+
+
 def select(space: SearchSpace, choice: str | None = None) -> Subnetwork:
     """Pick a sub-network by name or from a file.
 

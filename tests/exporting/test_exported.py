@@ -14,6 +14,7 @@ MANIFEST = {
     "stage": "ir",
     "weight_format": "int8",
     "subnetwork": {"name": "minimal", "search_space": "ab12", "found": None},
+    "draft": None,
     "base": {"name": "owner/base", "revision": "main", "sha256": {"config.json": "cd34"}},
     "adapter": None,
     "pipeline": "text-generation",

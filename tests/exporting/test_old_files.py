@@ -68,7 +68,8 @@ def test_an_old_manifest(old: Path) -> None:
     kept = {k: v for k, v in written.items() if k != "format"}
     kept["subnetwork"]["found"] = None
     new = {"files": None, "layers": (), "solved": None, "fused": 0, "compression": ()}  # nothing of these then
-    new |= {"calibrated": None, "texts": None, "pipeline": "text-generation", "task": None}  # language models alone
+    new |= {"calibrated": None, "texts": None, "draft": None, "pipeline": "text-generation"}
+    new |= {"task": None}  # language models alone
     assert found.to_json() == {"schema": "lonas-edge/manifest/9", **kept, **new}
     assert found.adapter is not None
     assert (found.base.name, found.adapter.name) == ("base", "super-adapter")

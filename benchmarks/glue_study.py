@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lora-steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evals", type=int, default=120)
     parser.add_argument("--limit", type=int, help="texts of each development set; all when not given")
@@ -79,6 +80,7 @@ def trained(arguments: argparse.Namespace, task: str, data: Path, elastic: bool)
         kind = ["--nncf-config", arguments.space] if elastic else ["--no-elastic"]
         steps = arguments.steps if elastic else arguments.lora_steps
         options = ["--rank", 8, "--alpha", 16, "--lr", arguments.lr, "--batch-size", arguments.batch_size, "--steps", steps]
+        options += ["--precision", arguments.precision]
         lonas_edge(
             "train", "--model", arguments.base, "--data", data, *kind, *options, "--seed", arguments.seed, "--output", adapter
         )

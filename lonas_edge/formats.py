@@ -239,5 +239,6 @@ METHODS = {
         Method("gptq-scale-estimation", ("gptq", "scale_estimation")),
     )
 }
+DEFAULT_FORMAT = "int8_sym"  # as near as int8, and faster on every processor measured: docs/guide/export.md
 DRAFT_FORMAT = "int4"  # a draft's, whose mistakes cost time and no answers
 DEFAULT_METHOD = "gptq"  # of the measurements in docs/guide/export.md

@@ -254,10 +254,10 @@ def test_int8_ir_is_what_nncf_makes_of_the_fp32_ir(command_line: CommandLine):
     import numpy as np
 
     whole = ov.Core().read_model(command_line.export("random:1", "--weight-format", "fp32") / "openvino_model.xml")
-    expected = constants(nncf.compress_weights(whole, mode=nncf.CompressWeightsMode.INT8_ASYM))
+    expected = constants(nncf.compress_weights(whole, mode=nncf.CompressWeightsMode.INT8_SYM))
     found = constants(ov.Core().read_model(command_line.export("random:1") / "openvino_model.xml"))
     names = [name for name in expected if ".weight" in name]
-    assert len(names) == 3 * (5 * LAYERS + 1)  # codes, zero points and scales; q, k and v are one matrix
+    assert len(names) == 2 * (5 * LAYERS + 1)  # codes and scales; q, k and v are one matrix
     for name in names:
         assert found[name].get_element_type() == expected[name].get_element_type(), name
         assert np.array_equal(found[name].data, expected[name].data), name
@@ -268,8 +268,8 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
     folder = command_line.export(subnet)
     stored = list(stored_matrices(folder))
     assert Counter((operation, kind) for operation, kind, _ in stored) == {
-        ("MatMul", "u8"): 5 * LAYERS + 1,
-        ("Gather", "u8"): 1,
+        ("MatMul", "i8"): 5 * LAYERS + 1,
+        ("Gather", "i8"): 1,
     }
     found = Counter(shape for _, _, shape in stored if 576 in shape and max(shape) not in (576, 49152))
     expected: Counter = Counter({(576 + 192 + 192, 576): LAYERS})  # q, k and v; an MLP may be as wide
@@ -281,16 +281,16 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
 @pytest.mark.parametrize("subnet", SUBNETS)
 def test_size_falls_as_inspect_predicts(subnet: str, command_line: CommandLine):
     sizes = command_line.json("inspect", str(command_line.adapter), "--subnet", subnet)
-    predicted = sizes["subnetwork"]["bytes"]["int8"] / sizes["unpruned"]["bytes"]["int8"]
+    predicted = sizes["subnetwork"]["bytes"]["int8_sym"] / sizes["unpruned"]["bytes"]["int8_sym"]
     small, large = ((command_line.export(name) / "openvino_model.bin").stat().st_size for name in (subnet, UNPRUNED))
     print(f"{subnet}: {small / 1e6:.1f} of {large / 1e6:.1f} MB, ratio {small / large:.4f}, predicted {predicted:.4f}")
     assert abs(small / large / predicted - 1) < 0.02
-    assert abs(small / sizes["subnetwork"]["bytes"]["int8"] - 1) < 0.02
-    # by hand: 8 bits a weight, and 3 bytes a row; the head is the embedding; norms in fp32
+    assert abs(small / sizes["subnetwork"]["bytes"]["int8_sym"] - 1) < 0.02
+    # by hand: 8 bits a weight, and 2 bytes a row; the head is the embedding; norms in fp32
     matrices = [(49152, 576)]
     for width in mlp_widths(widths_of(command_line.export(subnet))):
         matrices += [(576, 576), (192, 576), (192, 576), (576, 576), (width, 576), (width, 576), (576, width)]
-    by_hand = sum(rows * columns + 3 * rows for rows, columns in matrices) + (2 * LAYERS + 1) * 576 * 4
+    by_hand = sum(rows * columns + 2 * rows for rows, columns in matrices) + (2 * LAYERS + 1) * 576 * 4
     assert abs(small / by_hand - 1) < 0.02
 
 

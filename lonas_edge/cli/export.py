@@ -28,7 +28,16 @@ from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.stages import STAGES
-from lonas_edge.formats import DEFAULT_GGUF_TYPE, DEFAULT_METHOD, DRAFT_FORMAT, DTYPES, FORMATS, GGUF_TYPES, METHODS
+from lonas_edge.formats import (
+    DEFAULT_FORMAT,
+    DEFAULT_GGUF_TYPE,
+    DEFAULT_METHOD,
+    DRAFT_FORMAT,
+    DTYPES,
+    FORMATS,
+    GGUF_TYPES,
+    METHODS,
+)
 from lonas_edge.network.solved import SOLVE_PROMPTS
 from lonas_edge.space.subnetwork import is_name
 
@@ -50,7 +59,7 @@ def command(
             click_type=choice(FORMATS),
             help="Storage of the IR's weights; all but fp32 and fp16 are compressed by NNCF, embedding and head to 8 bits.",
         ),
-    ] = "int8",
+    ] = DEFAULT_FORMAT,
     group_size: Annotated[
         int | None,
         typer.Option(

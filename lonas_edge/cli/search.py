@@ -28,7 +28,7 @@ from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.evaluate.protocols import PROTOCOLS
 from lonas_edge.families import CLASSIFICATION
-from lonas_edge.formats import FORMATS
+from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.search.cost import COSTS
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.samplers import SAMPLERS
@@ -74,7 +74,7 @@ def command(
             "--weight-format",
             help=f"Of the exported network: {', '.join(FORMATS)}. Several, separated by commas, are searched together.",
         ),
-    ] = "int8",
+    ] = DEFAULT_FORMAT,
     device: Annotated[str, typer.Option("--device", help="OpenVINO device of the latency.")] = "CPU",
     prompt_len: Annotated[
         int | None,

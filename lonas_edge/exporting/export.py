@@ -43,7 +43,7 @@ from lonas_edge.exporting.solved import read_texts, solve_model
 from lonas_edge.exporting.steps import Progress, Steps, peak_memory
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
-from lonas_edge.formats import DEFAULT_GGUF_TYPE, DTYPES, FORMATS, WeightFormat, dtype_of
+from lonas_edge.formats import DEFAULT_FORMAT, DEFAULT_GGUF_TYPE, DTYPES, FORMATS, WeightFormat, dtype_of
 from lonas_edge.ir import MODEL, compress
 from lonas_edge.ir.calibrated import compress_on_data
 from lonas_edge.ir.compress import Compressed
@@ -98,7 +98,7 @@ class ExportOptions:
         draft: The draft beside an IR; none when None.
     """
 
-    weight_format: str = "int8"
+    weight_format: str = DEFAULT_FORMAT
     stage: str = "ir"
     dtype: str | None = None
     gguf_type: str = DEFAULT_GGUF_TYPE

@@ -75,4 +75,5 @@ def generated(model: MaterializedModel, ir: "Path | ov.Model", tokenizer: Any, g
     ids = prompts(tokenizer, model.source.architecture.config.vocab_size, BEGINNINGS)
     says_end = generation if generation and generation.get("eos_token_id") is not None else model.config()
     end = says_end.get("eos_token_id")
-    return generate(open_ir(ir, "CPU", FP32), ids.numpy(), NEW_TOKENS, end if isinstance(end, list) else [end])
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    return generate(open_ir(ir, "CPU", FP32), ids.numpy(), NEW_TOKENS, ends)

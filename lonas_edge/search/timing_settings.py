@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.bench.arms import Case
+from lonas_edge.formats import DEFAULT_FORMAT
 
 Progress = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
 
@@ -28,7 +29,7 @@ class CostSettings:
     device: str = "CPU"
     prompt_len: int = 256
     new_tokens: int = 64
-    weight_formats: tuple[str, ...] = ("int8",)
+    weight_formats: tuple[str, ...] = (DEFAULT_FORMAT,)
     threads: int | None = None
     cache: Path | None = None
     rounds: int = 12

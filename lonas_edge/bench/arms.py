@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["ir", "torch", "gguf", "ir-classifier", "torch-classifier"]
+Kind = Literal["ir", "ir-draft", "torch", "gguf", "ir-classifier", "torch-classifier"]
 
 SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the arms by default; `making.ARMS` has all
+SPECULATIVE = "draft"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Arm:
         parameters: Parameters, where known before it is loaded.
         bytes_estimate: Memory of its weights in bytes, before it is loaded.
         outputs: Outputs of a classifier's head (PyTorch).
+        draft: Directory of the draft's IR (speculative decoding).
+        assistant_tokens: Tokens that the draft proposes for each pass of the main model.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Arm:
     parameters: int | None = None
     bytes_estimate: int = 0
     outputs: int = 0
+    draft: Path | None = None
+    assistant_tokens: int = 0
 
 
 @dataclass(frozen=True)

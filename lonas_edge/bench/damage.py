@@ -19,11 +19,12 @@ def reason(error: BaseException) -> str:
 
 
 def in_ir(arm: Arm) -> str | None:
-    """The first file of an IR's directory that cannot be read, and why; None where all can."""
+    """The first file of an IR's directory, or of its draft's, that cannot be read, and why; None where all can."""
     import openvino as ov
     import openvino_tokenizers  # noqa: F401  # its operations are in the tokenizers
 
-    return _first(arm.path, {"*.json": _read_json, "*.xml": ov.Core().read_model})
+    reads: Mapping[str, _Reads] = {"*.json": _read_json, "*.xml": ov.Core().read_model}
+    return _first(arm.path, reads) or (_first(arm.draft, reads) if arm.draft else None)
 
 
 def in_checkpoint(arm: Arm) -> str | None:

@@ -8,12 +8,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.bench.arms import LORA, SUBNET, UNPRUNED, Arm, Kind
+from lonas_edge.bench.arms import LORA, SPECULATIVE, SUBNET, UNPRUNED, Arm, Kind
 from lonas_edge.bench.measure import Progress
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.options import BenchOptions
@@ -57,6 +57,7 @@ class ArmKind:
         make: Makes it; takes its name.
         needs_source: Whether base and adapter are needed.
         needs_adapter: Whether it is there only of what was exported with an adapter.
+        needs_draft: Whether it is there only of what was exported with a draft.
         faults: What its options lack.
         classifies: Whether there is one of a classifier, too.
     """
@@ -67,6 +68,7 @@ class ArmKind:
     make: Callable[[str, Ingredients], Arm]
     needs_source: bool = False
     needs_adapter: bool = False
+    needs_draft: bool = False
     faults: Callable[[BenchOptions], list[str]] = lambda _: []
     classifies: bool = True
 
@@ -97,14 +99,15 @@ def make_arms(exported: "Exported", options: BenchOptions, progress: Progress) -
         progress("Checking base and adapter", None)
         source = find_source(exported, options.model, options.adapter, options.revision)
     ingredients = Ingredients(exported, options, progress, source)
-    return [
+    made = (
         ARMS[name].make(name, ingredients)
         if name in ARMS
         else _ir_arm(_label(name), opened[name], ingredients)
         if name in opened
         else _gguf_arm(_label(name), Path(name))
         for name in names
-    ]
+    )
+    return [each for arm in made for each in (_by_assistant_tokens(arm, options) if arm.draft else [arm])]
 
 
 def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
@@ -124,6 +127,8 @@ def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -
             faults.append(f"{arm.name}: {arm.told} runs language models, and {exported.folder} is a {exported.task.name}")
         if arm.needs_adapter and not exported.own_manifest.adapter:
             faults.append(f"{arm.name}: {exported.folder} was exported without an adapter")
+        if arm.needs_draft and not exported.own_manifest.draft and exported.task.generates:
+            faults.append(f"{arm.name}: {exported.folder} has no draft; `lonas-edge export --draft` writes one beside it")
     return faults
 
 
@@ -164,6 +169,35 @@ def _ir_arm(name: str, opened: "Exported", given: Ingredients) -> Arm:
 
 def _subnet(name: str, given: Ingredients) -> Arm:
     return _ir_arm(name, given.exported, given)
+
+
+def _speculative(name: str, given: Ingredients) -> Arm:
+    from lonas_edge.exporting.exported import open_exported
+    from lonas_edge.exporting.manifest import DRAFT
+
+    arm, draft = _subnet(name, given), open_exported(given.exported.folder / DRAFT)
+    return replace(
+        arm,
+        kind="ir-draft",
+        draft=draft.folder,
+        precision=f"{arm.precision}+{draft.weight_format}",
+        parameters=(arm.parameters or 0) + draft.own_manifest.sizes.subnetwork.parameters,
+        bytes_estimate=arm.bytes_estimate + weight_bytes(draft.folder),
+    )
+
+
+def _by_assistant_tokens(arm: Arm, options: BenchOptions) -> list[Arm]:
+    several = len(options.assistant_tokens) > 1
+    return [
+        replace(arm, name=f"{arm.name}-{ahead}" if several else arm.name, assistant_tokens=ahead)
+        for ahead in options.assistant_tokens
+    ]
+
+
+def _speculative_faults(options: BenchOptions) -> list[str]:
+    batches = sorted({case.batch_size for case in options.cases} - {1})
+    told = f"{SPECULATIVE}: one prompt at a time: in a batch each goes on at a pace of its own; leave out --batch-size"
+    return [f"{told} {', '.join(map(str, batches))}"] if batches else []
 
 
 def _unpruned(name: str, given: Ingredients) -> Arm:
@@ -254,6 +288,15 @@ ARMS = {
         ArmKind(LORA, "PyTorch, adapter unmerged", "torch", partial(_torch_arm, merged=False), True, True),
         ArmKind("lora-merged", "PyTorch, adapter merged", "torch", partial(_torch_arm, merged=True), True, True),
         ArmKind(UNPRUNED, "the maximal network as IR at the same weight format", "ir", _unpruned, True),
+        ArmKind(
+            SPECULATIVE,
+            "EXPORTED with its draft, speculative decoding",
+            "ir-draft",
+            _speculative,
+            needs_draft=True,
+            faults=_speculative_faults,
+            classifies=False,
+        ),
         ArmKind("gguf", "llama.cpp", "gguf", _gguf, faults=_gguf_faults, classifies=False),
     )
 }

@@ -76,7 +76,15 @@ class Measured:
         return [sample.timing for sample in self.samples if (sample.arm, sample.case) == (arm, case)]
 
 
-class PromptSource:
+class Prompter(Protocol):
+    """What gives the prompts."""
+
+    def next(self, case: Case) -> Prompts:
+        """The prompts of the next generation, token ids [batch_size, tokens]."""
+        ...
+
+
+class PromptSource(Prompter):
     """Prompts of random token ids, no two of which begin alike, so that no cache of prefixes can help."""
 
     def __init__(self, vocabulary: int, seed: int):
@@ -137,7 +145,7 @@ def measure(
     arms: Mapping[str, Runs],
     cases: Sequence[Case],
     schedule: Schedule,
-    prompts: PromptSource,
+    prompts: Prompter,
     report: Progress = lambda _what, _done: None,
     failures: Mapping[tuple[str, Case], str] | None = None,
     before_round: Callable[[], None] = lambda: None,

@@ -26,6 +26,9 @@ class BenchOptions:
             give the sub-network's weight format.
         properties: OpenVINO run-time properties of every IR, over all others.
         gguf: A GGUF file for the arm `gguf`.
+        assistant_tokens: Tokens that the draft of the arm `draft` proposes at a time; an arm for each.
+        data: Instruction data, conversations or texts that prompts are taken of; random tokens when None. The prompt length of
+            the cases is then the most that a prompt may have.
         memory: Whether peak memory is measured, in a run of its own for each arm.
         cache: Where exports of unpruned models are kept.
         model: The base model, where an arm needs it; when None, where it was.
@@ -44,6 +47,8 @@ class BenchOptions:
     kv_precision: str | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     gguf: Path | None = None
+    assistant_tokens: tuple[int, ...] = (3,)
+    data: Path | None = None
     memory: bool = True
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
     model: str | None = None

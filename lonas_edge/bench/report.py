@@ -11,6 +11,7 @@ from lonas_edge.bench.arms import SUBNET, Arm, Case, Facts
 from lonas_edge.bench.measure import Measured
 from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.bench.runners import ENGINES
+from lonas_edge.bench.speculation import Speculation, Texts
 from lonas_edge.bench.statistics import MIN_PAIRS, NOISY_HALF_WIDTH, NOISY_OTHERS, Speedup, Summary, speedup, summarize
 from lonas_edge.bench.timing import Timing
 from lonas_edge.schema import Record
@@ -135,6 +136,7 @@ class Report(Record):
         arms: The arms.
         rows: Latency by arm and case.
         comparisons: Speed-ups by arm, case and metric.
+        speculations: What speculative decoding gave, by arm and case.
         failures: What could not be measured, and why.
         warnings: What a reader must know.
         interrupted: Whether it was ended early.
@@ -142,8 +144,11 @@ class Report(Record):
     """
 
     NAME = "bench"
-    VERSION = 3
-    MIGRATIONS: ClassVar = {2: dict}  # of 3, times of tokens may be missing
+    VERSION = 4
+    MIGRATIONS: ClassVar = {
+        2: dict,  # of 3, times of tokens may be missing
+        3: lambda content: {**content, "speculations": []},
+    }
     AGAIN = "Run `lonas-edge bench` again."
 
     model: Mapping[str, Any]
@@ -153,6 +158,7 @@ class Report(Record):
     arms: Sequence[ArmReport]
     rows: Sequence[Row]
     comparisons: Sequence[Comparison]
+    speculations: Sequence[Speculation]
     failures: Sequence[Failure]
     warnings: Sequence[str]
     interrupted: bool
@@ -276,6 +282,27 @@ def warnings(found: Sequence[Comparison], load: Mapping[str, float], interrupted
     return told
 
 
+def text_warnings(found: Sequence[Speculation]) -> list[str]:
+    """What a reader must know of texts that are not those without a draft."""
+    told = []
+    for one in found:
+        where = f"{one.arm}, {one.case}"
+        if one.texts.equal < one.texts.compared:
+            differing = one.texts.compared - one.texts.equal
+            told.append(
+                f"{where}: {differing} of {one.texts.compared} texts are not those without the draft: at the precision of this "
+                "run, a pass over several tokens rounds otherwise than passes over one, and tokens that are nearly as likely "
+                f"change places. {_in_fp32(one.exact)}"
+            )
+        elif one.exact and one.exact.equal < one.exact.compared:
+            told.append(f"{where}: {_in_fp32(one.exact)}")
+    return told
+
+
+def _in_fp32(texts: Texts | None) -> str:
+    return "It was not tried in fp32." if texts is None else f"In fp32 {texts.equal} of {texts.compared} are equal."
+
+
 def failures(sessions: Sequence[Measured]) -> list[Failure]:
     """What could not be measured."""
     return [Failure(arm, **vars(case), reason=why) for s in sessions for (arm, case), why in s.failures.items()]
@@ -334,6 +361,34 @@ def to_csv(report: Report) -> str:
 
 def _cells(summary: Summary | None) -> list[float | int | None]:
     return list(asdict(summary).values()) if summary else [None] * len(Summary.__annotations__)
+
+
+SPECULATION_HEADINGS = ("arm", "k", "accepted", "α", "per pass", "c", "v", "formula", "TPOT", "texts")
+SPECULATION_EXPLAINED = (
+    "Speculative decoding: k tokens proposed at a time; accepted of all proposed; α: the chance of a token where those before "
+    "it were accepted; tokens per pass of the main model; c and v: the draft's time for a token, and that of a pass which "
+    "checks, over the sub-network's TPOT; how many times as fast by the formula (1 − α^(k+1)) / ((1 − α)(kc + 1)), and in TPOT "
+    "as measured; texts equal to those without the draft, at this precision and in fp32."
+)
+
+
+def speculation_table(report: Report) -> list[list[str]]:
+    """What speculative decoding gave, as people read it, in the order of SPECULATION_HEADINGS."""
+    return [
+        [
+            one.arm,
+            f"{one.assistant_tokens}",
+            "" if one.acceptance_rate is None else f"{one.acceptance_rate:.0%}",
+            "" if one.acceptance is None else f"{one.acceptance:.2f}",
+            f"{one.tokens_per_pass:.2f}",
+            f"{one.draft_cost:.2f}",
+            f"{one.pass_cost:.2f}",
+            "" if one.predicted is None else f"{one.predicted:.2f} x",
+            f"{one.measured.ratio:.2f} x",
+            ", ".join(f"{texts.equal}/{texts.compared}" for texts in (one.texts, one.exact) if texts),
+        ]
+        for one in report.speculations
+    ]
 
 
 ARM_HEADINGS = ("arm", "runs in", "weights, KV", "params M", "disk MB", "peak MB", "load s (compile)")
@@ -418,10 +473,18 @@ def describe_conditions(report: Report) -> list[str]:
         f"{machine['processor']}, {told['threads']} threads on processors {told['cores']}, "
         f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']})",
         f"{schedule['rounds']} rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, arms in an order "
-        "drawn for each round, each in its own process, distinct random prompts, no prefix cache; "
+        f"drawn for each round, each in its own process, {_prompts(told.get('prompts'))}, no prefix cache; "
         f"processor used by {shares}; {machine['date']}",
         used,
     ]
+
+
+def _prompts(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return "distinct random prompts"
+    tokens = told["tokens"]
+    lengths = f"{tokens['min']} to {tokens['max']} tokens, median {tokens['median']:g}"
+    return f"{told['distinct']} prompts of {told['data']} ({lengths}; as {told['template']})"
 
 
 def to_markdown(report: Report) -> str:
@@ -432,6 +495,9 @@ def to_markdown(report: Report) -> str:
     for case in dict.fromkeys(row.case for row in report.rows):
         lines += ["", f"## {case}", "", *_markdown(headings(case), latency_table(report, case)), ""]
         lines += _markdown(speedup_headings(case), speedup_table(report, case))
+    if report.speculations:
+        lines += ["", "## Speculative decoding", "", *_markdown(SPECULATION_HEADINGS, speculation_table(report))]
+        lines += ["", SPECULATION_EXPLAINED]
     lines += ["", explained(report), ""]
     lines += ["## Arms", "", *_markdown(ARM_HEADINGS, arm_table(report)), ""]
     if report.failures:

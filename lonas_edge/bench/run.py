@@ -16,7 +16,9 @@ from lonas_edge.bench.making import make_arms
 from lonas_edge.bench.measure import Measured, Progress, PromptSource
 from lonas_edge.bench.memory import config_of
 from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.prompts import DataPrompts, read_prompts
 from lonas_edge.bench.session import Plan, Session
+from lonas_edge.bench.speculation import Speculation, Texts, exact_texts, speculations
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
@@ -43,15 +45,21 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = lambda
     """
     runtime.check_device(options.device)
     check_cases(exported, options.cases)
+    asked = _asked(exported, options) if options.data else None
+    if asked:
+        options = replace(options, cases=tuple(replace(case, prompt_len=asked.longest) for case in options.cases))
     place = machine.placement(options.threads)
     arms = make_arms(exported, options, progress)
-    prompts = PromptSource(min(exported.vocabulary, *map(_vocabulary, arms)), options.schedule.seed)
+    prompts = asked or PromptSource(min(exported.vocabulary, *map(_vocabulary, arms)), options.schedule.seed)
     configs = {arm.name: config_of(arm, exported.config) for arm in arms}
     plan = Plan(exported.config, options.cases, options.schedule, options.starts, place, prompts, progress)
     sessions = measure_latency(arms, plan)
     facts = {name: known for session in reversed(sessions) for name, known in session.facts.items()}
     measured = [session.measured for session in sessions]
     interrupted = measured[-1].interrupted
+    exact: dict[tuple[str, Case], Texts] = {}
+    if not interrupted and options.device == "CPU" and any(arm.draft for arm in arms):
+        interrupted, exact = _compare_exactly(arms, plan)
     if options.memory and not interrupted:
         interrupted = _measure_memory(arms, plan, facts, measured)
     if not any(session.samples for session in measured):
@@ -59,7 +67,25 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = lambda
         raise_all("Nothing could be measured:", reasons)
         raise LonasEdgeError("interrupted before anything was measured")
     described = [report.arm_report(arm, facts.get(arm.name)) for arm in arms]
-    return _report(exported, options, place, described, configs, sessions, interrupted)
+    speculated = speculations(measured, arms, options.cases, exact)
+    return _report(exported, options, place, described, configs, sessions, interrupted, speculated, asked)
+
+
+def _asked(exported: Exported, options: BenchOptions) -> DataPrompts:
+    assert options.data  # it is given
+    schedule = options.schedule
+    count = schedule.rounds + schedule.warmup * options.starts_done
+    longest = max(case.prompt_len for case in options.cases)
+    return read_prompts(exported, options.data, longest, count, schedule.seed)
+
+
+def _compare_exactly(arms: Sequence[Arm], plan: Plan) -> tuple[bool, dict[tuple[str, Case], Texts]]:
+    """Whether Ctrl-C ended it, and what was found."""
+    plan.progress("Comparing texts with and without the draft in fp32", None)
+    try:
+        return False, exact_texts(arms, plan.cases, plan.prompts, plan.place)
+    except KeyboardInterrupt:
+        return True, {}
 
 
 def _report(
@@ -70,6 +96,8 @@ def _report(
     configs: Mapping[str, Mapping[str, Any]],
     sessions: Sequence[Session],
     interrupted: bool,
+    speculated: Sequence[Speculation],
+    asked: DataPrompts | None,
 ) -> report.Report:
     measured = [session.measured for session in sessions]
     passes = [one for session in sessions for one in session.bandwidths]
@@ -79,14 +107,16 @@ def _report(
     compared = report.comparisons(measured, [arm.name for arm in arms], options.cases)
     return report.Report(
         model={key: exported.own_manifest.to_json()[key] for key in report.MODEL_FIELDS},
-        conditions=_conditions(options, place, sessions),
+        conditions=_conditions(options, place, sessions) | {"prompts": asked.described() if asked else None},
         load=load,
         bandwidth=bandwidth,
         arms=arms,
         rows=report.rows(measured, arms, options.cases, configs, bandwidth),
         comparisons=compared,
+        speculations=speculated,
         failures=report.failures(measured),
-        warnings=report.warnings(compared, load, interrupted, options.schedule.rounds, options.starts_done),
+        warnings=report.warnings(compared, load, interrupted, options.schedule.rounds, options.starts_done)
+        + report.text_warnings(speculated),
         interrupted=interrupted,
         samples=report.samples(measured),
     )

@@ -7,12 +7,13 @@ empty KV cache. A classifier's passes the ids through once.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from lonas_edge.bench import damage
 from lonas_edge.bench.arms import Arm
-from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
+from lonas_edge.bench.timing import Speculated, Timing, from_genai, generate_greedy
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
 
@@ -52,19 +53,24 @@ class IrRunner(Runner):
             "macs_per_token": elements,
             "weight_bytes_per_token": size,
             "kv_precision": "",
-            "disk_bytes": sum((self._arm.path / name).stat().st_size for name in (MODEL, WEIGHTS)),
+            "disk_bytes": sum((folder / name).stat().st_size for folder in self._folders() for name in (MODEL, WEIGHTS)),
         }
+
+    def _folders(self) -> list[Path]:
+        """Directories of the IRs that are run together."""
+        return [self._arm.path]
 
     def compiled(self) -> dict[str, Any]:
         """See `Runner`."""
         import openvino as ov
 
         self._loaded = None
-        core = ov.Core()
+        core, properties = ov.Core(), dict(runtime_properties(self._arm, self._threads))
         start = time.perf_counter()
-        model = core.read_model(self._arm.path / MODEL)
-        compiled = core.compile_model(model, self._arm.device, dict(runtime_properties(self._arm, self._threads)))
-        return {"compile_seconds": time.perf_counter() - start, **self._chosen(compiled)}
+        compiled = [
+            core.compile_model(core.read_model(folder / MODEL), self._arm.device, properties) for folder in self._folders()
+        ]
+        return {"compile_seconds": time.perf_counter() - start, **self._chosen(compiled[0])}
 
     def _chosen(self, compiled: Any) -> dict[str, Any]:
         """Fields of `Facts` that a compiled model says."""
@@ -104,7 +110,7 @@ class GenaiRunner(IrRunner):
         import openvino_genai
 
         self._arm, self._threads = arm, threads
-        options: dict[str, Any] = dict(runtime_properties(arm, threads))
+        options: dict[str, Any] = {**runtime_properties(arm, threads), **self._beside()}
         if not arm.device.startswith("NPU"):  # its static pipeline has neither scheduler nor prefix cache
             scheduler = openvino_genai.SchedulerConfig()
             scheduler.enable_prefix_caching = False
@@ -118,7 +124,7 @@ class GenaiRunner(IrRunner):
         import openvino as ov
         import openvino_genai
 
-        config = openvino_genai.GenerationConfig()
+        config = openvino_genai.GenerationConfig(**self._asked())
         config.max_new_tokens = config.min_new_tokens = new_tokens
         config.ignore_eos, config.do_sample, config.apply_chat_template = True, False, False
         ids = np.array(prompts, np.int64)
@@ -127,9 +133,27 @@ class GenaiRunner(IrRunner):
         result = self._loaded.generate(inputs, config)
         end_to_end = time.perf_counter() - start
         raw = result.perf_metrics.raw_metrics
-        if len(raw.m_new_token_times) != new_tokens:
-            raise RuntimeError(f"{new_tokens} tokens asked for, {len(raw.m_new_token_times)} generated")
-        return from_genai(raw.m_times_to_first_token[0], raw.m_new_token_times, end_to_end)
+        times = self._token_times(raw)
+        if len(times) != new_tokens:
+            raise RuntimeError(f"{new_tokens} tokens asked for, {len(times)} generated")
+        timing = from_genai(raw.m_times_to_first_token[0], times, end_to_end)
+        return replace(timing, answers=tuple(map(tuple, result.tokens)), speculated=self._speculated(result))
+
+    def _beside(self) -> dict[str, Any]:
+        """What the pipeline is made with beside run-time properties."""
+        return {}
+
+    def _asked(self) -> dict[str, Any]:
+        """What a generation is asked for beside its length."""
+        return {}
+
+    def _token_times(self, raw: Any) -> Sequence[float]:
+        """When each token was there, milliseconds: a step gives one token of each prompt."""
+        times: Sequence[float] = raw.m_new_token_times
+        return times
+
+    def _speculated(self, result: Any) -> Speculated | None:
+        return None
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""
@@ -139,6 +163,39 @@ class GenaiRunner(IrRunner):
         if "CPU" not in self._arm.device:
             return {}
         return {"kv_precision": str(compiled.get_property("KV_CACHE_PRECISION").get_type_name())}
+
+
+class SpeculativeRunner(GenaiRunner):
+    """An IR with its draft in `openvino_genai.LLMPipeline`: both on one device, with the same run-time properties.
+
+    Tokens that one pass of the main model gives come together, so that TPOT is the mean over all.
+    """
+
+    def _beside(self) -> dict[str, Any]:
+        import openvino_genai
+
+        properties = runtime_properties(self._arm, self._threads)
+        return {"draft_model": openvino_genai.draft_model(self._arm.draft, self._arm.device, **properties)}
+
+    def _asked(self) -> dict[str, Any]:
+        return {"num_assistant_tokens": self._arm.assistant_tokens}
+
+    def _token_times(self, raw: Any) -> Sequence[float]:
+        return [time for time, tokens in zip(raw.m_new_token_times, raw.m_batch_sizes, strict=True) for _ in range(tokens)]
+
+    def _speculated(self, result: Any) -> Speculated:
+        found = result.extended_perf_metrics
+        passes = (found.main_model_metrics.raw_metrics.m_durations, found.draft_model_metrics.raw_metrics.m_durations)
+        main, draft = (sum(times[1:]) / max(1, len(times) - 1) / 1e6 for times in map(list, passes))
+        steps = tuple(result.perf_metrics.raw_metrics.m_batch_sizes)
+        return Speculated(steps, found.get_num_draft_tokens(), found.get_num_accepted_tokens(), main, draft)
+
+    def _folders(self) -> list[Path]:
+        return [*super()._folders(), *([self._arm.draft] if self._arm.draft else [])]
+
+    def facts(self) -> dict[str, Any]:
+        """See `Runner`; what one token reads depends on how many are accepted."""
+        return super().facts() | {"macs_per_token": None, "weight_bytes_per_token": None}
 
 
 def runtime_properties(arm: Arm, threads: int) -> Mapping[str, str]:
@@ -375,6 +432,7 @@ class Engine:
 
 ENGINES = {
     "ir": Engine("openvino_genai", ("openvino_genai",), "bench", GenaiRunner, damage.in_ir),
+    "ir-draft": Engine("openvino_genai", ("openvino_genai",), "bench", SpeculativeRunner, damage.in_ir),
     "torch": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchRunner, damage.in_checkpoint),
     "ir-classifier": Engine("openvino", ("openvino",), None, ClassifierRunner, damage.in_ir),
     "torch-classifier": Engine("pytorch", ("torch", "transformers", "peft"), None, TorchClassifierRunner, damage.in_checkpoint),

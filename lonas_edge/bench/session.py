@@ -14,7 +14,7 @@ import psutil
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case, Facts
-from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule, measure
+from lonas_edge.bench.measure import Measured, Progress, Prompter, Schedule, measure
 from lonas_edge.bench.memory import config_of, run_bytes
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
 
@@ -38,7 +38,7 @@ class Plan:
     schedule: Schedule
     starts: int
     place: Placement
-    prompts: PromptSource
+    prompts: Prompter
     progress: Progress = lambda _what, _done: None
 
 

@@ -8,16 +8,39 @@ Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True)
+class Speculated:
+    """What speculative decoding did in one generation.
+
+    Attributes:
+        steps: Tokens that each pass of the main model gave; the first pass is the prompt's, which has no draft.
+        drafted: Tokens that the draft proposed, as openvino_genai counts them: those of the last pass not included.
+        accepted: How many of those the main model took.
+        main_seconds: Mean time of a pass of the main model behind the prompt's.
+        draft_seconds: Mean time of a pass of the draft behind the prompt's, which gives one token.
+    """
+
+    steps: tuple[int, ...]
+    drafted: int
+    accepted: int
+    main_seconds: float
+    draft_seconds: float
+
+
+@dataclass(frozen=True)
 class Timing:
     """One generation of a fixed number of tokens, or one pass. Seconds since the prompt was handed over.
 
     Attributes:
         token_times: When each new token was there (those of a batch come together); none of a pass.
         end_to_end: When all was done.
+        answers: Ids that were generated after each prompt, of an IR.
+        speculated: What a draft did, where there was one.
     """
 
     token_times: tuple[float, ...]
     end_to_end: float
+    answers: tuple[tuple[int, ...], ...] = ()
+    speculated: Speculated | None = None
 
     @property
     def ttft(self) -> float:

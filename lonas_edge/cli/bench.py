@@ -44,6 +44,7 @@ _MOST_ROUNDS = 1_000_000
 _TOLD_ARMS = ", ".join(f"{arm.name} ({arm.told})" for arm in ARMS.values())
 _NOT_TO_TUNE = (
     *("arms", "model", "adapter", "revision", "torch_device", "torch_dtype", "kv_precision", "properties", "gguf"),
+    *("num_assistant_tokens", "data"),
     *("memory", "output", "overwrite"),
 )
 
@@ -135,6 +136,22 @@ def command(
         typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property of every IR; may be repeated."),
     ] = None,
     gguf: Annotated[Path | None, typer.Option("--gguf", click_type=USER_PATH, help="The GGUF file of the arm gguf.")] = None,
+    num_assistant_tokens: Annotated[
+        str,
+        typer.Option(
+            "--num-assistant-tokens",
+            help="Tokens that the draft of the arm draft proposes at a time; several separated by commas, an arm for each.",
+        ),
+    ] = "3",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            click_type=USER_PATH,
+            help="Instruction data, conversations or texts to take prompts from, of up to --prompt-len tokens, in the template "
+            "that the model was trained with. What a draft gains depends on the text. Default: random tokens.",
+        ),
+    ] = None,
     memory: Annotated[
         bool,
         typer.Option("--memory/--no-memory", help="Measure peak memory and compile time, in a run of its own for each arm."),
@@ -187,6 +204,8 @@ def command(
         kv_precision=kv_precision,
         properties=parse_properties(properties or []),
         gguf=gguf,
+        assistant_tokens=tuple(numbers("--num-assistant-tokens", num_assistant_tokens, 1)),
+        data=data,
         memory=memory,
         model=model,
         adapter=adapter,
@@ -212,6 +231,7 @@ def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, outp
         (("objective", "tolerance"), "" if tune else "goes with --tune"),
         (("overwrite",), "" if output else "goes with --output"),
         (("gguf",), without(lambda arm: arm.kind == "gguf")),
+        (("num_assistant_tokens",), without(lambda arm: arm.needs_draft)),
         (("torch_device", "torch_dtype"), without(lambda arm: arm.kind == "torch")),
         (("model", "adapter", "revision"), without(lambda arm: arm.needs_source)),
         (("kv_precision",), "is not for an NPU" if options.device.startswith("NPU") else ""),
@@ -222,6 +242,8 @@ def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, outp
         for name in idle_ones:
             if why and given(context, name):
                 raise typer.BadParameter(f"{spelled[name]}: {why}")
+    if options.data and (len({case.prompt_len for case in options.cases}) > 1 or any(c.batch_size > 1 for c in options.cases)):
+        raise typer.BadParameter("--data gives prompts of unequal lengths: one --prompt-len, the longest, and no --batch-size")
     if tune and len(options.cases) > 1:
         raise typer.BadParameter("--tune is at one length and batch size: give one --prompt-len, --new-tokens, --batch-size")
 
@@ -250,7 +272,7 @@ def _as_asked(context: typer.Context, opened: "Exported", options: BenchOptions)
     """The options for the task of what is measured: a classifier has neither tokens to generate nor a cache."""
     if opened.task.generates:
         return options
-    for name, option in (("new_tokens", "--new-tokens"), ("kv_precision", "--kv-precision")):
+    for name, option in (("new_tokens", "--new-tokens"), ("kv_precision", "--kv-precision"), ("data", "--data")):
         if given(context, name):
             told = f"{opened.folder} is a {opened.task.name}, which generates nothing; leave it out"
             raise typer.BadParameter(f"{option}: {told}")
@@ -270,7 +292,8 @@ def _bench(
         from lonas_edge.exporting.exported import open_exported
         from lonas_edge.output import OutputDirectory
 
-        used = (exported, options.model, options.adapter, options.gguf, *(name for name in options.arms if name not in ARMS))
+        others = (name for name in options.arms if name not in ARMS)
+        used = (exported, options.model, options.adapter, options.gguf, options.data, *others)
         directory = OutputDirectory(output, overwrite, used) if output else None
         if directory:
             directory.check(10_000_000)
@@ -292,6 +315,9 @@ def _print(found: "Report", output: Path | None) -> None:
     for case in dict.fromkeys(row.case for row in found.rows):
         print_table(shown, f"{case}", report.headings(case), report.latency_table(found, case))
         print_table(shown, "", report.speedup_headings(case), report.speedup_table(found, case))
+    if found.speculations:
+        print_table(shown, "Speculative decoding", report.SPECULATION_HEADINGS, report.speculation_table(found))
+        shown.print(report.SPECULATION_EXPLAINED + "\n")
     print_table(shown, "Arms", report.ARM_HEADINGS, report.arm_table(found))
     shown.print(report.explained(found) + "\n")
     for line in report.describe_conditions(found):

@@ -205,7 +205,7 @@ class ModuleSpecced(ModuleType):
         (["--threads", "4096"], "--threads 4096: this process may use"),
         (
             ["--arms", "subnet,nothing"],
-            "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file",
+            "nothing: neither an arm (subnet, lora, lora-merged, unpruned, draft, gguf), a directory nor a .gguf file",
         ),
         (["--arms", "subnet,lora"], "a directory whose place is not recorded. Name it with --adapter"),
         (["--arms", "subnet,lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),

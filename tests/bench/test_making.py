@@ -53,7 +53,7 @@ def test_all_arms_that_cannot_be_are_told(int8: Path, copy: Path, tmp_path: Path
         make_arms(open_exported(int8), asked, silent)
     with pytest.raises(LonasEdgeError, match="gguf: --gguf names the file"):
         make_arms(open_exported(int8), BenchOptions(arms=("gguf",)), silent)
-    assert "nothing: neither an arm (subnet, lora, lora-merged, unpruned, gguf), a directory nor a .gguf file" in str(
+    assert "nothing: neither an arm (subnet, lora, lora-merged, unpruned, draft, gguf), a directory nor a .gguf file" in str(
         told.value
     )
     assert "model.gguf: not a GGUF file" in str(told.value) and "copy: 2 arms of that name" in str(told.value)

@@ -1,0 +1,109 @@
+"""Prompts as users have them: what an exported model is asked, from a file of data in the prompt that it was trained with."""
+
+import random
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.bench.arms import Case
+from lonas_edge.bench.measure import Prompter, Prompts
+from lonas_edge.data.conversations import chat_as_template, chat_template_of
+from lonas_edge.data.encoding import Prompting, asked
+from lonas_edge.data.instructions import MESSAGES, read_data
+from lonas_edge.data.templates import CHAT, PROMPTS, Text
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.exported import Exported
+from lonas_edge.files import sha256
+from lonas_edge.network.tokenizer import load_tokenizer
+
+PUBLISHED, CLEAN = "lonas", "alpaca"  # prompts of adapters that say nothing: published LoNAS adapters, and others
+
+
+@dataclass
+class DataPrompts(Prompter):
+    """Prompts of a file, in a drawn order; when all were given, from the first on again. Nothing caches them.
+
+    Attributes:
+        path: The file.
+        sha256: Its hash.
+        template: Name of what makes text of its examples.
+        ids: Token ids of each prompt, [tokens], of unequal lengths.
+        given: How many were given.
+    """
+
+    path: Path
+    sha256: str
+    template: str
+    ids: list[list[int]]
+    given: int = 0
+
+    def next(self, case: Case) -> Prompts:
+        """See `Prompter`; `case` says how many."""
+        self.given += case.batch_size
+        return [self.ids[number % len(self.ids)] for number in range(self.given - case.batch_size, self.given)]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+        return max(map(len, self.ids))
+
+    def described(self) -> dict[str, Any]:
+        """For the conditions of a report; nothing in it carries a path."""
+        lengths = sorted(map(len, self.ids))
+        tokens = {"min": lengths[0], "median": statistics.median(lengths), "max": lengths[-1]}
+        return {
+            "data": self.path.name,
+            "sha256": self.sha256,
+            "template": self.template,
+            "distinct": len(lengths),
+            "tokens": tokens,
+        }
+
+
+def read_prompts(exported: Exported, data: Path, most_tokens: int, count: int, seed: int) -> DataPrompts:
+    """Read data and draw prompts.
+
+    Args:
+        exported: The model that is asked; its directory has tokenizer and chat template.
+        data: Instruction data, conversations or texts, as of training.
+        most_tokens: Longer prompts are left out; texts are cut.
+        count: How many to draw, at most.
+        seed: Of the draw.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        LonasEdgeError: If the data cannot be read, or no prompt is short enough.
+    """
+    tokenizer = load_tokenizer(exported.folder)
+    if tokenizer is None:
+        raise LonasEdgeError(f"{exported.folder}: has no tokenizer, which --data needs")
+    read = read_data(data)
+    prompting = _prompting(exported, read.kind, tokenizer)
+    order = list(read.examples)
+    random.Random(seed).shuffle(order)
+    found: list[list[int]] = []
+    for example in order:
+        ids = asked(example, prompting, tokenizer, most_tokens + (not isinstance(example, Text)))
+        if 0 < len(ids) <= most_tokens:
+            found.append(ids)
+        if len(found) == count:
+            break
+    if not found:
+        raise LonasEdgeError(
+            f"{data}: none of its {len(order)} prompts has {most_tokens} tokens or fewer. Give a larger --prompt-len, or other "
+            "data."
+        )
+    return DataPrompts(data, sha256(data), read.kind if read.kind == MESSAGES else prompting.template.name, found)
+
+
+def _prompting(exported: Exported, kind: str, tokenizer: Any) -> Prompting:
+    """As `eval` asks an exported model, unless the data are conversations."""
+    manifest = exported.own_manifest
+    name = manifest.prompt or (PUBLISHED if manifest.subnetwork.search_space else CLEAN)
+    if kind != MESSAGES and name != CHAT:
+        return Prompting(PROMPTS[name].evaluation if name in PROMPTS else PROMPTS[CLEAN].evaluation)
+    chat = chat_template_of(tokenizer, exported.folder)
+    return Prompting(chat_as_template(chat, tokenizer, exported.folder), chat)

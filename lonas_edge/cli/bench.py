@@ -34,6 +34,7 @@ from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import DTYPES
+from lonas_edge.ir import LABELS
 
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
@@ -170,7 +171,8 @@ def command(
         typer.Option(
             "--objective",
             click_type=choice(OBJECTIVES),
-            help="What --tune makes small; the other may not grow by more than 10 %.",
+            help="What --tune makes small. Of tpot and ttft the other may grow by 10 % at most; end-to-end is the whole "
+            "answer, of --prompt-len and --new-tokens.",
         ),
     ] = "tpot",
     tolerance: Annotated[
@@ -332,7 +334,7 @@ def _print(found: "Report", output: Path | None) -> None:
 
 def _print_tuned(chosen: "Tuned", exported: Path) -> None:
     shown = console()
-    headings = ("value", "TTFT ms", "TPOT ms", f"{chosen.objective.upper()} x", "KL (nats)", "")
+    headings = ("value", "TTFT ms", "TPOT ms", f"{LABELS[chosen.objective]} x", "KL (nats)", "")
     shown.print("Tried, each beside the best so far; speed-up over that, and mean KL from the answers by default")
     for name in dict.fromkeys(trial.name for trial in chosen.trials):
         print_table(shown, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])

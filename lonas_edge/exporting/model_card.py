@@ -8,6 +8,7 @@ from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import WHOLE_ROWS
+from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.network.divergence import TextDivergence
 from lonas_edge.network.solved import Solved
@@ -141,7 +142,7 @@ def _draft(draft: Draft) -> list[str]:
 
 
 def _tuned(runtime: RuntimeProperties) -> list[str]:
-    gains = ", ".join(f"{metric.upper()} {gain.ratio:.2f} x" for metric, gain in runtime.speedups.items())
+    gains = ", ".join(f"{LABELS[metric]} {gain.ratio:.2f} x" for metric, gain in runtime.speedups.items())
     passed = {name: value for name, value in runtime.properties.items() if name not in runtime.in_ir}
     machine = runtime.conditions["machine"]
     inside = ", ".join(f"`{name}={runtime.properties[name]}`" for name in runtime.in_ir)

@@ -102,9 +102,9 @@ class RuntimeProperties(Record):
     Attributes:
         device: The OpenVINO device they were chosen on.
         date: When.
-        objective: tpot or ttft.
+        objective: tpot, ttft or end-to-end.
         properties: Values by name.
-        speedups: Gains over the defaults, for tpot and ttft.
+        speedups: Gains over the defaults, by objective.
         mean_kl: Mean KL divergence of the answers from those by default, in nats.
         conditions: Machine, versions, case, tolerance.
         in_ir: Those of the properties that are in the IR.

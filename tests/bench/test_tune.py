@@ -14,7 +14,7 @@ from lonas_edge.bench.arms import Case
 from lonas_edge.bench.measure import Measured, Sample, Schedule
 from lonas_edge.bench.timing import Timing
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.ir import runtime
+from lonas_edge.ir import END_TO_END, runtime
 
 TABLE = {"KV_CACHE_PRECISION": ("u8", "f16"), "INFERENCE_PRECISION_HINT": ("f32",), "ENABLE_CPU_PINNING": ("NO",)}
 CASE = Case(8, 3)
@@ -52,6 +52,19 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, float], M
 def search(folder: Path, objective: str = "tpot", rounds: int = 8) -> module.Tuned:
     options = module.TuneOptions(CASE, Schedule(rounds=rounds), threads=1, objective=objective)
     return module.tune(open_exported(folder), options, lambda *_: None)
+
+
+def test_end_to_end_lets_one_metric_pay_for_the_other(made_up: Callable, folder: Path) -> None:
+    # 100 + 2 x 10 ms by default; f32: 110 + 2 x 2 = 114 ms; NO beside it: 110 + 2 x 3.6
+    made_up({"f32": 0.2, "NO": 1.8}, {"f32": 1.1001}, 0.0)
+    assert verdicts(search(folder))["f32"] == "the other metric grows too much"
+    found = search(folder, END_TO_END)
+    assert found.properties == {"INFERENCE_PRECISION_HINT": "f32"} and verdicts(found)["NO"] == "not faster"
+    assert found.speedups["end-to-end"].ratio == pytest.approx(120 / 114, rel=1e-3)
+    assert "end to end 1.05 x" in found.speedup_shown()
+    kept = runtime.RuntimeProperties.read(folder / "lonas_edge_runtime.json")
+    assert kept.objective == "end-to-end" and set(kept.speedups) == {"tpot", "ttft", "end-to-end"}
+    assert "end to end 1.05 x" in (folder / "README.md").read_text()
 
 
 def verdicts(found: module.Tuned) -> dict[str, str]:

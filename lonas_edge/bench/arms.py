@@ -1,6 +1,6 @@
 """Arms: what is compared. An arm is described here with plain values, so that a process of its own can be told to run it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,7 @@ Kind = Literal["ir", "ir-draft", "torch", "gguf", "ir-classifier", "torch-classi
 
 SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the arms by default; `making.ARMS` has all
 SPECULATIVE = "draft"
+NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's pipeline for NPUs: tokens of a prompt, of an answer
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ class Case:
         """As in reports."""
         generated = f"+{self.new_tokens}" if self.new_tokens else ""
         return f"{self.prompt_len}{generated} tokens, batch {self.batch_size}"
+
+
+def npu_lengths(cases: Iterable[Case]) -> dict[str, str]:
+    """Run-time properties that say which static shapes openvino_genai compiles for an NPU; a shorter prompt takes as long.
+
+    "OpenVINO GenAI on NPU" (docs.openvino.ai, 2026) has them. They are 1,024 and 128 where they are not told.
+
+    Args:
+        cases: What is run.
+
+    Returns:
+        The lengths of the longest case, by name.
+    """
+    longest = [max(lengths) for lengths in zip(*((case.prompt_len, case.new_tokens) for case in cases), strict=True)]
+    return dict(zip(NPU_LENGTHS, map(str, longest), strict=True))
 
 
 @dataclass(frozen=True)

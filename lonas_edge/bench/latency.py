@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.arms import Arm, Case, Kind
+from lonas_edge.bench.arms import Arm, Case, Kind, npu_lengths
 from lonas_edge.bench.measure import Progress, PromptSource, Schedule
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.session import Plan, Session, run_session
@@ -97,8 +97,9 @@ def ir_latencies(
     """
     kind: Kind = "ir" if case.new_tokens else "ir-classifier"
     opened = [open_exported(folder, ours=False) for folder, _ in irs]
+    lengths = npu_lengths([case]) if device.startswith("NPU") else {}
     arms = [
-        Arm(f"{n}: {folder.name}", kind, folder, device, properties=dict(given), bytes_estimate=weight_bytes(folder))
+        Arm(f"{n}: {folder.name}", kind, folder, device, properties={**lengths, **given}, bytes_estimate=weight_bytes(folder))
         for n, (folder, given) in enumerate(irs, 1)
     ]
     vocabulary = min(one.vocabulary for one in opened)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.bench.arms import LORA, SPECULATIVE, SUBNET, UNPRUNED, Arm, Kind
+from lonas_edge.bench.arms import LORA, SPECULATIVE, SUBNET, UNPRUNED, Arm, Kind, npu_lengths
 from lonas_edge.bench.measure import Progress
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.options import BenchOptions
@@ -119,6 +119,8 @@ def _faults(names: Sequence[str], exported: "Exported", options: BenchOptions) -
     files = [name for name in names if _is_gguf(name)]
     faults += [fault for name in files for fault in _file_faults(name, Path(name))]
     faults += [f"{name}: {exported.folder} is a {exported.task.name}" for name in files if not exported.task.generates]
+    if options.device.startswith("NPU") and exported.task.generates and any(case.batch_size > 1 for case in options.cases):
+        faults.append(f"--device {options.device}: an NPU answers one prompt at a time; leave --batch-size out")
     labels = Counter(map(_label, names))
     faults += [f"{label}: {count} arms of that name; rename a directory" for label, count in labels.items() if count > 1]
     for arm in (ARMS[name] for name in names if name in ARMS):
@@ -156,8 +158,9 @@ def _ir_arm(name: str, opened: "Exported", given: Ingredients) -> Arm:
     """An IR; the properties tuned for the sub-network are those of all."""
     exported, options = given.exported, given.options
     kv = "KV_CACHE_PRECISION"
-    cached = exported.task.generates and not options.device.startswith("NPU")
-    properties = {kv: FORMATS[exported.weight_format].kv_cache} if cached else {}
+    properties = {kv: FORMATS[exported.weight_format].kv_cache} if exported.task.generates else {}
+    if options.device.startswith("NPU"):
+        properties = npu_lengths(options.cases) if exported.task.generates else {}
     properties |= exported.properties
     properties |= {kv: options.kv_precision} if options.kv_precision else {}
     properties |= options.properties

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lonas_edge.bench import damage
-from lonas_edge.bench.arms import Arm
+from lonas_edge.bench.arms import NPU_LENGTHS, Arm
 from lonas_edge.bench.timing import Speculated, Timing, from_genai, generate_greedy
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
@@ -111,6 +111,7 @@ class GenaiRunner(IrRunner):
 
         self._arm, self._threads = arm, threads
         options: dict[str, Any] = {**runtime_properties(arm, threads), **self._beside()}
+        options |= {name: int(options[name]) for name in NPU_LENGTHS if name in options}  # as text they are refused
         if not arm.device.startswith("NPU"):  # its static pipeline has neither scheduler nor prefix cache
             scheduler = openvino_genai.SchedulerConfig()
             scheduler.enable_prefix_caching = False
@@ -158,6 +159,10 @@ class GenaiRunner(IrRunner):
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""
         return super().facts() | {"kv_precision": self._arm.properties.get("KV_CACHE_PRECISION", "default")}
+
+    def compiled(self) -> dict[str, Any]:
+        """See `Runner`. For an NPU, openvino_genai makes static models of the IR, which OpenVINO alone would not compile."""
+        return {} if self._arm.device.startswith("NPU") else super().compiled()
 
     def _chosen(self, compiled: Any) -> dict[str, Any]:
         if "CPU" not in self._arm.device:

@@ -53,6 +53,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "",
         *_served(manifest),
         *(_draft(manifest.draft) if manifest.draft else []),
+        *(_for_npu() if as_npus_ask(manifest) else []),
         *(_tuned(runtime) if runtime else []),
         *(_evaluated(evaluations) if evaluations and evaluations.by_protocol else []),
         "## Checked",
@@ -61,6 +62,35 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "",
     ]
     return "\n".join(lines)
+
+
+def as_npus_ask(manifest: Manifest) -> bool:
+    """Whether a language model's weights are stored as OpenVINO's guide says that an NPU needs them.
+
+    "OpenVINO GenAI on NPU" (docs.openvino.ai, 2026): all in symmetric INT4, in groups of 128 columns or by whole rows; or in
+    NF4, by whole rows.
+
+    Args:
+        manifest: The manifest.
+
+    Returns:
+        Whether they are.
+    """
+    wanted = {("int4_sym", 128), ("int4_sym", WHOLE_ROWS), ("nf4", WHOLE_ROWS)}
+    stored = [(part.weight_format, part.group_size) for part in manifest.compression]
+    return manifest.pipeline == CAUSAL_LM.pipeline_tag and len(stored) == 1 and stored[0] in wanted
+
+
+def _for_npu() -> list[str]:
+    return [
+        "The weights are stored as OpenVINO's guide for NPUs asks. It was not run on one. There, the longest prompt and the "
+        "room for the answer are fixed when the model is loaded:",
+        "",
+        "```python",
+        'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024, MIN_RESPONSE_LEN=128)',
+        "```",
+        "",
+    ]
 
 
 def _found(found: Found) -> list[str]:

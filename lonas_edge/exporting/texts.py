@@ -5,6 +5,7 @@ greedily, and the texts are compared. Both are computed in fp32, as every compar
 that `--weight-format fp32` would write, in memory whole: this is asked for, and refused where there is no room.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def fp32_ir(model: MaterializedModel, graph: Path) -> tuple[Any, Any]:
     return filled(graph, matrices, ())
 
 
-def generated(model: MaterializedModel, ir: "Path | ov.Model", tokenizer: Any, generation: Any) -> list[list[int]]:
+def generated(
+    model: MaterializedModel, ir: "Path | ov.Model", tokenizer: Any, generation: Mapping[str, Any] | None
+) -> list[list[int]]:
     """Texts that an IR generates.
 
     Args:
@@ -73,7 +76,7 @@ def generated(model: MaterializedModel, ir: "Path | ov.Model", tokenizer: Any, g
         Token ids of each text.
     """
     ids = prompts(tokenizer, model.source.architecture.config.vocab_size, BEGINNINGS)
-    says_end = generation if generation and generation.get("eos_token_id") is not None else model.config()
-    end = says_end.get("eos_token_id")
+    end = (generation or {}).get("eos_token_id")
+    end = model.config().get("eos_token_id") if end is None else end
     ends = end if isinstance(end, list) else [] if end is None else [end]
     return generate(open_ir(ir, "CPU", FP32), ids.numpy(), NEW_TOKENS, ends)

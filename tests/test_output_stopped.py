@@ -1,6 +1,5 @@
 """Publishing, stopped before each call to the system and at each instruction: nothing is lost, and nothing is left."""
 
-import fcntl
 import os
 import shutil
 import sys
@@ -15,6 +14,8 @@ from outputs import found, names, publish, write_whole
 from lonas_edge import output as module
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.output import OutputDirectory
+
+fcntl = pytest.importorskip("fcntl", reason="runs are forked, and stopped in calls of POSIX")
 
 CALLS = {
     os: "rename replace mkdir rmdir unlink remove open close fsync scandir listdir lstat stat fstat chmod fchmod",

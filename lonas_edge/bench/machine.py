@@ -37,7 +37,9 @@ def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: 
     for cpu in usable:
         topology = sysfs / f"cpu{cpu}" / "topology"
         files = [topology / name for name in ("physical_package_id", "core_id")]
-        core = tuple(file.read_text().strip() for file in files) if all(f.exists() for f in files) else (str(cpu),)
+        core = (
+            tuple(file.read_text(encoding="utf-8").strip() for file in files) if all(f.exists() for f in files) else (str(cpu),)
+        )
         first.setdefault(core, cpu)
     physical = sorted(first.values())
     if threads is None:
@@ -80,7 +82,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 

@@ -331,8 +331,8 @@ def write(report: Report, folder: Path) -> None:
         folder: An existing directory.
     """
     report.write(folder / "bench.json")
-    (folder / "bench.csv").write_text(to_csv(report))
-    (folder / "bench.md").write_text(to_markdown(report))
+    (folder / "bench.csv").write_text(to_csv(report), encoding="utf-8", newline="")
+    (folder / "bench.md").write_text(to_markdown(report), encoding="utf-8")
 
 
 def to_csv(report: Report) -> str:

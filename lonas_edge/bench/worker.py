@@ -221,7 +221,7 @@ def _log_file() -> Path:
 
 def _last_words(log: Path) -> str:
     """What it said last: of a traceback, the error."""
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return one_line(lines[-1] if lines else "")
 
 
@@ -271,7 +271,7 @@ def _place(placement: Placement) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):  # macOS has none
         process.cpu_affinity(list(placement.cores))
@@ -297,7 +297,7 @@ def _told(error: BaseException) -> str:
 def peak_memory() -> int:
     """Largest resident memory of this process so far, bytes, memory-mapped file pages included."""
     if _STATUS.exists():  # Linux, whose ru_maxrss begins with what the parent had
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     import psutil
 

@@ -131,7 +131,9 @@ def _at_the_limit() -> bool:
         import resource  # Windows has none
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmPeak"))
+        peak = next(
+            line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmPeak")
+        )
         return limit != resource.RLIM_INFINITY and int(peak.split()[1]) * 1024 > _NEARLY * limit
     return False
 

@@ -283,7 +283,7 @@ class _Export:
     def write_ir(self) -> None:
         """The graph is converted in its own process while the weights are made and compressed in this one."""
         with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix="graph-")))
+            scratch = Path(stack.enter_context(_scratch(self.folder)))
             job = self._graph_job(scratch)
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
@@ -429,6 +429,11 @@ class _Export:
     def _hash_files(self) -> None:
         """Begin to hash the files, all that are written by now, while they are verified."""
         self.written = self.background.submit(written_files, self.folder)
+
+
+def _scratch(folder: Path) -> "tempfile.TemporaryDirectory[str]":
+    """A directory for the graph, beside what is published: where a fault holds a mapped file, Windows cannot remove it now."""
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix="graph-", ignore_cleanup_errors=True)
 
 
 _WRITERS = {  # by the names of `STAGES`

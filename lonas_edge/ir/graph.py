@@ -102,7 +102,7 @@ class GraphConversion:
         """
         self._process.join()
         if self._process.exitcode != 0:
-            said = self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
+            said = self._log.read_text(encoding="utf-8", errors="replace")[-2000:] if self._log.exists() else ""
             raise LonasEdgeError(f"The conversion to OpenVINO failed (exit code {self._process.exitcode}):\n{said}")
 
     def __enter__(self) -> Self:
@@ -120,7 +120,7 @@ class GraphConversion:
 def _run(job: Job, log: Path, parent: int | None) -> None:
     """The process: one thread, no garbage collection, its output in a file; never returns to the parent's code."""
     try:
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
     except FileNotFoundError:  # the parent was interrupted meanwhile, and has taken the directory away

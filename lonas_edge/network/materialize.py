@@ -274,4 +274,4 @@ def write_weights(
     raise_all("The weights do not fit the dtype:", overflowed, "Choose fp32 or bf16.")
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

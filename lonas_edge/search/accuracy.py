@@ -90,7 +90,7 @@ def accuracy_score(
             for task, samples in questions.items():
                 folder = Path(scratch) / task
                 folder.mkdir()
-                (folder / "test.json").write_text(json.dumps(samples))
+                (folder / "test.json").write_text(json.dumps(samples), encoding="utf-8")
             options = EvalOptions(
                 tuple(questions), Path(scratch), PROTOCOLS[protocol], prompt.name, resume=False, cache=Path(scratch) / "cache"
             )

@@ -33,11 +33,11 @@ def write_super_adapter(
     model.save_pretrained(folder, save_embedding_layers=False)
     written = read_json(folder / adapters.CONFIG)
     written["target_modules"] = sorted(written["target_modules"])  # PEFT writes a set, in any order
-    (folder / adapters.CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    (folder / adapters.CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if order:
         order.save(folder)
     record.write(folder / TRAINING)
-    (folder / "README.md").write_text(super_adapter_card(record))
+    (folder / "README.md").write_text(super_adapter_card(record), encoding="utf-8")
 
 
 def _reference(base: Located, output: Path) -> str:

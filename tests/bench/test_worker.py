@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+from systems import KILL
 from tiny_models import VOCAB
 
 from lonas_edge.bench import worker
@@ -32,7 +33,7 @@ class TestProcess:
             process.wait_loaded()
             assert len(process.run(PromptSource(VOCAB, 0).next(Case(8, 4)), 4).token_times) == 4
             assert process.pid
-            os.kill(process.pid, signal.SIGKILL)
+            psutil.Process(process.pid).kill()
             with pytest.raises(ArmFailedError, match="subnet: its process was killed; most likely memory ran out"):
                 process.run([[1, 2]], 4)
             assert not process.alive
@@ -84,7 +85,7 @@ class TestApart:
         with pytest.raises(LonasEdgeError, match=f"FileNotFoundError: .*{tmp_path.name}/nothing"):
             apart(os.listdir, tmp_path / "nothing")
         with pytest.raises(LonasEdgeError, match="most likely memory ran out"):
-            apart(signal.raise_signal, signal.SIGKILL)
+            apart(signal.raise_signal, KILL)
 
     def test_ctrl_c_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker, "_GRACE_SECONDS", 0.1)
@@ -102,6 +103,7 @@ class TestOtherSystems:
         linux = peak_memory()
         assert linux > len(taken)
         monkeypatch.setattr(worker, "_STATUS", Path("/nowhere"))
+        resource = pytest.importorskip("resource")
         assert peak_memory() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
         windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=77))
         monkeypatch.setattr("psutil.Process", lambda: windows)

@@ -4,7 +4,6 @@ import builtins
 import io
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import psutil
 import pytest
 from pydantic import TypeAdapter
 from rich.table import Table
+from systems import SIGNALS
 from tiny_models import TinySource
 
 from lonas_edge.cli.guard import guarded
@@ -255,6 +255,7 @@ def world(
 @pytest.mark.parametrize("command", ["inspect", "space", "export", "train", "eval", "bench"])
 def test_too_little_memory(world: dict[str, list[object]], tmp_path: Path, command: str, megabytes: int) -> None:
     """So little that libraries can be imported in part only; how much is enough depends on the machine."""
+    resource = pytest.importorskip("resource")
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6,) * 2)
@@ -313,6 +314,7 @@ def of_session(pid: int, session: int) -> bool:
         return False
 
 
+@SIGNALS
 @pytest.mark.parametrize(
     ("command", "name"),
     [
@@ -331,6 +333,7 @@ def test_ctrl_c_while_a_library_is_imported(world: dict[str, list[object]], tmp_
     assert not list((tmp_path / "outputs").iterdir())
 
 
+@SIGNALS
 @pytest.mark.parametrize("moment", [0.0, 0.3, 1.5])
 @pytest.mark.parametrize("command", ["export", "bench"])
 def test_ctrl_c_while_a_process_starts(world: dict[str, list[object]], tmp_path: Path, command: str, moment: float) -> None:

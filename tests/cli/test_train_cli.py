@@ -12,6 +12,7 @@ import pytest
 import torch
 from oracle import oracle_logits
 from safetensors.torch import load_file, save_file
+from systems import KILL, SIGNALS
 from tiny_models import TARGETS, TinySource
 from train_commands import arguments, has
 
@@ -211,9 +212,8 @@ main()
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "step", "checkpoint"), [(signal.SIGKILL, 5, 3), (signal.SIGINT, 5, 3), (signal.SIGKILL, 1, None)]
-)
+@SIGNALS
+@pytest.mark.parametrize(("number", "step", "checkpoint"), [(KILL, 5, 3), (signal.SIGINT, 5, 3), (KILL, 1, None)])
 def test_killed_and_resumed(
     llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, refused: Callable, number, step: int, checkpoint
 ) -> None:

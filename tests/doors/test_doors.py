@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if sys.platform != "linux":
+    pytest.skip("cases are forked, and their memory is limited by the kernel", allow_module_level=True)
+
 import torch
 from damage import MUTATORS, SECRET, Damaged, NotApplicableError
 from expected import Case
@@ -21,7 +25,6 @@ from world import COMMANDS, Command
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="cases are forked, and their memory is limited by the kernel")
 def test_no_case_is_a_fault(tmp_path: Path):
     """The whole: `python benchmarks/doors.py`. A process of its own, because this one has computed and cannot be forked."""
     output = tmp_path / "doors.json"

@@ -1,8 +1,6 @@
 """Several workers on one study, one of them killed; claims that are renewed, and those that are not."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -67,7 +65,7 @@ def test_three_workers_of_which_one_is_killed(url: str, command: Callable, tmp_p
         time.sleep(0.05)
     workers = [start("one", tmp_path / "never"), start("two", tmp_path / "never")]
     time.sleep(2)
-    os.kill(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.communicate()
     records = []
     for worker in workers:

@@ -1,0 +1,50 @@
+"""When an output takes its place, none of its files is open or mapped: Windows would not rename the directory."""
+
+import json
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_models import TinySource
+
+from lonas_edge import output as output_module
+
+CASES = {
+    "int8": [],
+    "texts": ["--weight-format", "int4", "--compare-texts"],
+    "calibrated": ["--weight-format", "int4", "--int4-method", "scale-estimation", "--calibration-prompts", 8],
+    "checkpoint": ["--stage", "checkpoint"],
+}
+
+
+def used(folder: Path) -> set[str]:
+    """Names of its files that this process has open or mapped."""
+    process = psutil.Process()
+    paths = [one.path for one in process.open_files()]
+    paths += [one.path for one in process.memory_maps()] if hasattr(process, "memory_maps") else []  # macOS has none
+    return {Path(path).name for path in paths if str(folder) in path}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_export(case: str, run_cli: Callable, llama: TinySource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[int, set[str]]] = []
+    sync = output_module._sync
+    monkeypatch.setattr(output_module, "_sync", lambda new: (seen.append((len(list(new.iterdir())), used(new))), sync(new)))
+    options = list(CASES[case])
+    if case == "calibrated":
+        examples = [{"instruction": f"What is {a} plus {a}?", "output": f"the {a + a}"} for a in range(30)]
+        (tmp_path / "data.json").write_text(json.dumps(examples))
+        options += ["--calibration", tmp_path / "data.json"]
+    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", *options)
+    assert ran.code == 0, ran.err
+    [(files, still)] = seen
+    assert files > 5 and still == set()
+
+
+def test_a_mapped_file_would_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        assert used(tmp_path) == {"file"}
+    assert used(tmp_path) == set()

@@ -33,10 +33,10 @@ SHORT = ("--prompt-len", "24", "--new-tokens", "12", "--rounds", "2", "--warmup"
 
 @pytest.fixture(scope="session")
 def pair(source: TinySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The maximal network of the tiny LLaMA in INT8 with itself in fp32 as the draft: nearly all is accepted."""
+    """The maximal network of the tiny LLaMA in INT8 with itself in symmetric INT8 as the draft: nearly all is accepted."""
     folder, opened = tmp_path_factory.mktemp("bench") / "pair", source.opened()
     whole = select(opened.space, "maximal")
-    export(opened, whole, folder, ExportOptions(verify=False, draft=DraftOptions(whole, weight_format="fp32")))
+    export(opened, whole, folder, ExportOptions(verify=False, draft=DraftOptions(whole, weight_format="int8_sym")))
     return folder
 
 
@@ -116,7 +116,7 @@ def test_the_arm(run_cli: Callable, pair: Path, tmp_path: Path) -> None:
     both = [folder / f"openvino_model.{end}" for folder in (pair, pair / "draft") for end in ("xml", "bin")]
     assert one["disk_bytes"] == sum(path.stat().st_size for path in both)
     assert one["parameters"] == 2 * subnet["parameters"] and one["compile_seconds"] > 0
-    assert one["weight_bytes_per_token"] is None and found["arms"][1]["precision"] == "int8+fp32"
+    assert one["weight_bytes_per_token"] is None and found["arms"][1]["precision"] == "int8+int8_sym"
     told = (tmp_path / "out/bench.md").read_text()
     assert "## Speculative decoding" in told and "| draft-4 | 4 |" in told and "distinct random prompts" in told
     assert str(pair) not in told + ran.out

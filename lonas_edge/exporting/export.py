@@ -211,6 +211,7 @@ def _write_draft(source: Source, options: ExportOptions, folder: Path, report: P
         copy_draft(asked.folder, folder)
         return
     own = replace(options, weight_format=asked.weight_format, group_size=None, ratio=1.0, overwrite=False, draft=None)
+    own = replace(own, server=None, compare_texts=False)  # the main model's
     export(source, asked.subnetwork, folder, own, lambda what, done: report(f"Draft: {what}", done))
 
 
@@ -421,7 +422,8 @@ class _Export:
 
     def _write_configs(self, dtype: str) -> None:
         replace_text(self.folder / "config.json", json.dumps(self.model.config(dtype), indent=2) + "\n")
-        for name, content in SERVERS[self.options.server].files.items() if self.options.server else ():
+        server, draft = self.options.server, DRAFT if self.options.draft else None
+        for name, content in SERVERS[server].files_beside(draft).items() if server else ():
             replace_text(self.folder / name, content)
         if self.generation is not None:
             replace_text(self.folder / GENERATION, json.dumps(self.generation, indent=2) + "\n")

@@ -50,11 +50,31 @@ class Server:
         name: What it is called on the command line.
         files: What it wants beside the IR: content by name.
         run: How to start it, lines of the model card.
+        device: The line of its files behind which a draft is named.
+        draft: How it is named there, with {draft}.
     """
 
     name: str
     files: Mapping[str, str]
     run: tuple[str, ...]
+    device: str
+    draft: str
+
+    def files_beside(self, draft: str | None) -> dict[str, str]:
+        """What it wants beside an IR.
+
+        Args:
+            draft: Directory of the draft, in the IR's; None where there is none.
+
+        Returns:
+            Content by name.
+        """
+        if draft is None:
+            return dict(self.files)
+        return {
+            name: content.replace(self.device, self.device + self.draft.format(draft=draft))
+            for name, content in self.files.items()
+        }
 
 
 _OVMS = Server(
@@ -68,5 +88,7 @@ _OVMS = Server(
         "  --model_path /models/model --model_name model --rest_port 8000",
         "```",
     ),
+    '      device: "CPU"\n',
+    '      draft_models_path: "./{draft}"\n',
 )
 SERVERS = {server.name: server for server in (_OVMS,)}

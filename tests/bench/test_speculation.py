@@ -36,7 +36,8 @@ def pair(source: TinySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The maximal network of the tiny LLaMA in INT8 with itself in symmetric INT8 as the draft: nearly all is accepted."""
     folder, opened = tmp_path_factory.mktemp("bench") / "pair", source.opened()
     whole = select(opened.space, "maximal")
-    export(opened, whole, folder, ExportOptions(verify=False, draft=DraftOptions(whole, weight_format="int8_sym")))
+    draft = DraftOptions(whole, weight_format="int8_sym")
+    export(opened, whole, folder, ExportOptions(weight_format="int8", verify=False, draft=draft))
     return folder
 
 

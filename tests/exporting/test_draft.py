@@ -38,7 +38,7 @@ def pair(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> P
 def alone(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The minimal network, INT8, exported by itself. Not to be changed."""
     folder, source = tmp_path_factory.mktemp("draft") / "alone", tiny_models.source("llama").opened()
-    export(source, select(source.space, "minimal"), folder, ExportOptions(verify=False))
+    export(source, select(source.space, "minimal"), folder, ExportOptions(weight_format="int8", verify=False))
     return folder
 
 

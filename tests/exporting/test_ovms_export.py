@@ -51,6 +51,7 @@ MESSAGES = {
         ("best_of_limit", 8, "one", "uint32"),
         ("max_tokens_limit", 9, "one", "uint32"),
         ("enable_prefix_caching", 10, "one", "bool"),
+        ("draft_models_path", 11, "one", "string"),
     ],
 }
 
@@ -118,6 +119,22 @@ def test_the_graph_is_what_the_server_documents(served: Path) -> None:
     assert [list(one.tag_index) for one in handler.options.Extensions[extension].sync_set] == [["LOOPBACK:0"]]
     written = {field.name for field, _ in node.ListFields()}
     assert written == {field for field, *_ in MESSAGES["Node"]}, "nothing else is set"
+
+
+def test_a_draft_is_named_in_the_graph(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Its path from the graph's directory ("Speculative decoding", `llm_calculator.proto`); the draft itself is no server's."""
+    from lonas_edge.exporting.draft import DraftOptions
+    from lonas_edge.exporting.export import ExportOptions, export
+
+    opened, folder = tiny_models.source("llama").opened(), tmp_path / "pair"
+    draft = DraftOptions(opened.select("minimal"))
+    export(opened, opened.select("maximal"), folder, ExportOptions(verify=False, server="ovms", draft=draft))
+    _, options, _ = read((folder / "graph.pbtxt").read_text())
+    expected = {"models_path": "./", "device": "CPU", "draft_models_path": "./draft"}
+    assert {field.name: value for field, value in options.ListFields()} == expected
+    assert not (folder / "draft/graph.pbtxt").exists()
+    assert "--model_path" in (folder / "README.md").read_text()
+    assert "--model_path" not in (folder / "draft/README.md").read_text()
 
 
 @pytest.mark.parametrize(

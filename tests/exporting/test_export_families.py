@@ -140,7 +140,7 @@ def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) 
     tiny = tiny_models.source("qwen2")
     widths = [group[index % len(group)] for index, group in enumerate(tiny.groups())]
     output = tmp_path_factory.mktemp("exported") / "out"
-    run_export(tiny, widths, output)
+    run_export(tiny, widths, output, weight_format="int8")
     return tiny, widths, output
 
 

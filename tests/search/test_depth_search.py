@@ -58,7 +58,7 @@ def test_the_front_of_all_networks(run_cli: Callable, deep: TinySource, data: Pa
     under = [
         widths
         for widths in networks
-        if source.sizes(widths).bytes["int8"] <= 0.8 * source.sizes(source.elasticity.maximal).bytes["int8"]
+        if source.sizes(widths).bytes["int8_sym"] <= 0.8 * source.sizes(source.elasticity.maximal).bytes["int8_sym"]
     ]
     best = record["evaluations"][record["picks"][0]["evaluation"]]
     assert best["quality"] == pytest.approx(min(kl[widths] for widths in under), abs=1e-4)

@@ -23,7 +23,7 @@ def everything(llama: TinySource, data: Path, all_networks: list) -> Pairs:
     source = llama.opened()
     batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
     kl = load_super_network(source).kl(all_networks, batches)
-    return {widths: (kl[place], source.sizes(widths).bytes["int8"]) for place, widths in enumerate(all_networks)}
+    return {widths: (kl[place], source.sizes(widths).bytes["int8_sym"]) for place, widths in enumerate(all_networks)}
 
 
 def unbeaten(pairs: Pairs) -> set[tuple[int, ...]]:
@@ -88,13 +88,13 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     assert content["name"] in card
     best = record["evaluations"][record["picks"][0]["evaluation"]]
     found = {"quality": "kl", "quality_value": best["quality"], "cost": "bytes", "cost_value": best["cost"]}
-    found |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8", "origin": best["origin"]}
+    found |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8_sym", "origin": best["origin"]}
     found |= {"evaluation": best["number"], "evaluations": 27, "prompts": 8, "compressed": False}
     found["super_adapter"] = {name: sha256((llama.adapter / name).read_bytes()).hexdigest() for name in ADAPTER_FILES}
     assert json.loads((exported / "subnetwork.json").read_text())["found"] == found
     assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["found"] == found
     told = f"found it: kl {best['quality']:.4g} nats on 8 held-out prompts (before compression) at bytes {best['cost']:.4g}"
-    assert f"{told} in int8" in card
+    assert f"{told} in int8_sym" in card
 
 
 def test_another_adapter_was_not_searched(run_cli: Callable, command: Callable, tmp_path: Path, llama_copy: TinySource) -> None:

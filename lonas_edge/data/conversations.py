@@ -46,7 +46,8 @@ class Conversation:
             text = tokenizer.apply_chat_template(messages, chat_template=chat, tokenize=False, add_generation_prompt=asking)
         except Exception as error:  # jinja2's, and what a template does to values that are none
             reason = one_line(str(error)) or type(error).__name__
-            raise LonasEdgeError(f"{self.place}: the chat template refuses the conversation: {reason}") from error
+            where = "chat_template.jinja, or in tokenizer_config.json"
+            raise LonasEdgeError(f"{self.place}: the chat template ({where}) refuses the conversation: {reason}") from error
         return str(text)
 
 

@@ -1,11 +1,13 @@
 """A search from its plan to its record; here the steps meet."""
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256 as digest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import StorageInternalError
@@ -59,6 +61,7 @@ def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> Search
     if tokenizer is None:
         raise LonasEdgeError(f"{plan.source.base.folder}: no tokenizer; a search needs one")
     batches = plan.held.batches(tokenizer)
+    made, begun = not options.output.exists(), (options.output / STUDY).exists()
     storage = open_storage(options.storage) if options.storage else None  # before a directory is made, or a model loaded
     with place(options.output, options.resume, options.overwrite, storage is not None) as before:
         where = shown(options.storage) if options.storage else str(options.output / STUDY)
@@ -75,12 +78,25 @@ def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> Search
                 f"interrupted: {len(running.evaluations)} evaluations are kept in {options.output}; the same command goes on "
                 "from there"
             ) from None
+        except LonasEdgeError:
+            if not (options.storage or begun or study.trials):  # nothing is found yet, such as where a tensor is missing
+                _leave_nothing(options.output, made)
+            raise
         except StorageInternalError as error:
             raise LonasEdgeError(
                 f"{where}: the storage can no longer be reached; what is evaluated is kept there, and the same command goes on "
                 f"from it: {next(iter(str(error).splitlines()), '')}"
             ) from error
         return running.outcome(finished=True).finish()
+
+
+def _leave_nothing(output: Path, made: bool) -> None:
+    """Remove what a search that found nothing has written; the directory, too, where it made it."""
+    if made:
+        shutil.rmtree(output)
+    else:
+        for path in (*output.glob(f"{STUDY}*"), output / LATENCY):
+            path.unlink(missing_ok=True)
 
 
 def _name(identity: Mapping[str, Any]) -> str:

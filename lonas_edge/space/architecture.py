@@ -4,6 +4,7 @@ import copy
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -41,18 +42,20 @@ class Architecture:
         raise_all(f"{where}: not a usable model configuration:", family.faults(config))
         return cls(family, config)
 
-    def require(self, task: Task, what: str) -> None:
+    def require(self, task: Task, what: str, said_by: Path | None = None) -> None:
         """Refuse a model that is for something else.
 
         Args:
             task: What it must be for.
             what: What asks, for the message.
+            said_by: The file that says what the model is, for the message.
 
         Raises:
             LonasEdgeError: If it is not.
         """
         if self.family.task != task:
-            raise LonasEdgeError(f"{what} works on a {task.name}; {self.model_type} is a {self.family.task.name}")
+            where = f" ({said_by})" if said_by else ""
+            raise LonasEdgeError(f"{what} works on a {task.name}; {self.model_type} is a {self.family.task.name}{where}")
 
     @property
     def model_type(self) -> str:

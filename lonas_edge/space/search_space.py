@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from reprlib import repr as shortened
@@ -185,7 +185,7 @@ def read_search_space(path: Path) -> SearchSpace:
         raise LonasEdgeError(f"{path}: not JSON: {reason}. Comments and trailing commas are allowed.") from error
     space, problems = parse_search_space(content)
     raise_all(f"{path}: not a usable NNCF search space:", problems)
-    return space
+    return replace(space, search_faults=tuple(f"{path}: {fault}" for fault in space.search_faults))
 
 
 def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:

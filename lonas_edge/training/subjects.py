@@ -115,7 +115,7 @@ class Subject(ABC):
         Raises:
             LonasEdgeError: If it cannot.
         """
-        source.architecture.require(self.task, self.asks)
+        source.architecture.require(self.task, self.asks, source.base.folder / "config.json")
 
     def longest(self, architecture: Architecture) -> int:
         """Tokens of the longest example where nothing else is asked for."""

@@ -66,7 +66,7 @@ def test_a_template_that_cannot_be_told_apart() -> None:
     told = str(raised.value)
     assert "data.jsonl, line 3: message 1: the chat template writes a turn otherwise" in told
     assert "data.jsonl, line 8: " in told
-    with pytest.raises(LonasEdgeError, match="line 1: the chat template refuses the conversation: no system message"):
+    with pytest.raises(LonasEdgeError, match=r"line 1: the chat template \(chat_template\.jinja, .*\) refuses .*: no system"):
         encode_conversation(Conversation(WITH_SYSTEM, "line 1"), INSTRUCT, by)
 
 

@@ -215,3 +215,21 @@ def test_options_that_do_nothing(command: Callable, refused: Callable) -> None:
 def test_accuracy_of_data_that_asks_nothing(command: Callable, refused: Callable) -> None:
     has(refused(command("--quality", "accuracy")), "accuracy cannot be measured on it", 'needs "answer"')
     has(refused(command("--quality", "accuracy", "--weight-format", "int8,int4")), "name one --weight-format")
+
+
+def test_a_base_that_cannot_be_loaded_leaves_nothing(
+    llama_copy: TinySource, data: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """Its tensors are read after the study is opened; what was there before stays."""
+    from safetensors.torch import load_file, save_file
+
+    file = llama_copy.base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    (tmp_path / "empty").mkdir()
+    for folder in ("new", "empty"):
+        command = ["search", *llama_copy.arguments(), "--data", data, "--val-set-size", "4", "--output", tmp_path / folder]
+        ran = run_cli(*command)
+        assert ran.code == 1 and "model.layers.1.mlp.down_proj.weight" in ran.err
+    assert not (tmp_path / "new").exists() and not list((tmp_path / "empty").iterdir())

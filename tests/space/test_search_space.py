@@ -182,7 +182,7 @@ def test_faults_of_search_settings_concern_the_search_alone(search: Any, faults:
         space.search_settings()
     listed = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
     assert len(listed) == len(faults)
-    assert all(fault in line for fault, line in zip(faults, listed, strict=True))
+    assert all(fault in line and "space.json" in line for fault, line in zip(faults, listed, strict=True))
 
 
 DEPTH = {"min_block_size": 5, "max_block_size": 50}

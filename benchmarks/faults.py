@@ -1,7 +1,8 @@
 """The verification of an export: that it refuses nothing right, and lets nothing wrong pass.
 
     python benchmarks/faults.py --networks 100 --output benchmarks/results/faults.json
-    python benchmarks/faults.py --tiny --networks 20                    each family of `tests/tiny_models.py` instead, twice
+    python benchmarks/faults.py --tiny --networks 20                    each family of the tests instead, twice
+    python benchmarks/faults.py --tiny --only bert,bloom                these alone
 
 1. `export --stage checkpoint` of random sub-networks: adapters untrained (lora_B zero) and random, bases in fp32 and bf16,
    channels as stored and in a random order, in turn. Counted: refused; the largest difference between super-network and merge.
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/doors")]
 
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from wrong_merges import BLIND, FAULTS, ON_DISK, narrowed_of, prompt_ids, sliced_ranks  # noqa: E402
+from wrong_merges import BLIND, FAULTS, ON_DISK, inputs_of, narrowed_of, sliced_ranks  # noqa: E402
 
 from lonas_edge.errors import LonasEdgeError  # noqa: E402
 from lonas_edge.exporting import verify  # noqa: E402
@@ -151,10 +152,10 @@ def caught_faults(files: Files, networks: int, seed: int) -> dict[str, Any]:
     smallest: dict[str, float] = {}
     for number in range(networks):
         model = MaterializedModel(source, visible_subnetwork(source, seed + number))
-        ids = {"input_ids": prompt_ids(model)}
-        reference = verify.super_network_logits(model, ids)
+        inputs = inputs_of(model)
+        reference = verify.super_network_logits(model, inputs)
         verify.check_materialized(
-            model.source.folder, compare(reference, verify.materialized_logits(model, ids)), reference
+            model.source.folder, compare(reference, verify.materialized_logits(model, inputs)), reference
         )  # right is right
         for name, make in (FAULTS | BLIND).items():
             wrong = make(model, random.Random(f"{seed}:{number}:{name}"))
@@ -162,7 +163,7 @@ def caught_faults(files: Files, networks: int, seed: int) -> dict[str, Any]:
                 found[name]["nothing_to_change"] += 1
                 continue
             with wrong.injected():
-                parity = compare(reference, verify.materialized_logits(model, ids))
+                parity = compare(reference, verify.materialized_logits(model, inputs))
             smallest[name] = min(parity.max_logit_difference, smallest.get(name, float("inf")))
             found[name][_outcome(verify.check_materialized, model.source.folder, parity, reference)] += 1
     return {"faults": {name: counts | {"smallest_difference": smallest.get(name)} for name, counts in found.items()}}
@@ -208,14 +209,17 @@ def missed_of(found: dict[str, Any]) -> list[str]:
 
 def tiny_sources(work: Path) -> list[Files]:
     """A source of each family of the tests, and one of each with elastic heads and depth."""
-    from tiny_models import CASES, TinyModels
+    from tiny_bert import TinyBert
+    from tiny_models import CASES, TinyModels, TinySource, has_heads
+
+    def files(name: str, source: TinySource) -> Files:
+        return Files(name, source.base, source.adapter, source.space)
 
     models = TinyModels(work / "tiny")
-    found = [Files(case, models.base(case), models.adapter(case), models.space(case)) for case in CASES]
-    structured = [replace(files, name=f"{files.name}{STRUCTURED}") for files in found]
-    return found + [
-        replace(files, space=models.heads_source(case).space) for files, case in zip(structured, CASES, strict=True)
-    ]
+    found = [files(case, models.source(case)) for case in CASES]
+    structured = [models.heads_source(case) if has_heads(case) else models.deep_source(case) for case in CASES]
+    found += [files(f"{source.case}{STRUCTURED}", source) for source in structured]
+    return [files("bert", TinyBert(work / "tiny-bert").source(3)), *found]  # its heads are always a dimension
 
 
 def main() -> None:
@@ -224,7 +228,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     given = Files(options.base.name, options.base, options.adapter, options.space)
     results: dict[str, Any] = {}
-    for files in tiny_sources(work) if options.tiny else [given]:
+    sources = tiny_sources(work) if options.tiny else [given]
+    for files in [one for one in sources if not options.only or one.name in options.only.split(",")]:
         start = time.monotonic()
         found = refused_networks(variants(files, work), options.networks, options.seed, work) if options.networks else {}
         if options.faulty and not files.name.endswith(STRUCTURED):  # the faults are written for whole attentions
@@ -246,6 +251,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faulty", type=int, default=20, help="sub-networks that faults are injected into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="the tiny families instead of --base, --adapter, --space")
+    parser.add_argument("--only", help="names of tiny families, separated by commas; all when not given")
     parser.add_argument("--base", type=Path, default=ROOT / "models/smollm2-135m")
     parser.add_argument("--adapter", type=Path, default=ROOT / "models/synthetic-adapter")
     parser.add_argument("--space", type=Path, default=ROOT / "nncf_config/smollm2_135m.json")

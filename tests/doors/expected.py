@@ -17,6 +17,7 @@ import torch
 from oracle import cut, read_groups
 from runner import Ran
 from safetensors.torch import load_file
+from tiny_bert import pairs
 from world import Command
 
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}  # of logits in a checkpoint of this dtype
@@ -76,11 +77,11 @@ def _space_answer(folder: Path, _ran: Ran) -> Any:
     return json.loads((folder / "out.json").read_text())
 
 
-def _export_answer(logits: Callable[[Path, torch.Tensor], torch.Tensor]) -> Callable[[Path, Ran], Any]:
+def _export_answer(logits: Callable[[Path, Any], torch.Tensor], given: Callable[[int], Any]) -> Callable[[Path, Ran], Any]:
     def answer(folder: Path, _ran: Ran) -> Any:
         out = folder / "out"
         config = json.loads((out / "config.json").read_text())
-        ids = IDS % int(config["vocab_size"])
+        ids = given(int(config["vocab_size"]))
         copied = {name: _bytes(out / name) for name in ("generation_config.json", "chat_template.jinja")}
         widths = json.loads((out / "subnetwork.json").read_text())["widths"]
         special = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "hidden_act")}
@@ -88,6 +89,15 @@ def _export_answer(logits: Callable[[Path, torch.Tensor], torch.Tensor]) -> Call
         return {"logits": found.flatten().tolist(), "tokens": _tokens(out), "widths": widths, "special": special, **copied}
 
     return answer
+
+
+def _ids(vocabulary: int) -> torch.Tensor:
+    return IDS % vocabulary
+
+
+def _pairs(vocabulary: int) -> dict[str, torch.Tensor]:
+    inputs = pairs()
+    return inputs | {"input_ids": inputs["input_ids"] % vocabulary}
 
 
 def _checkpoint_logits(out: Path, ids: torch.Tensor) -> torch.Tensor:
@@ -101,6 +111,20 @@ def _ir_logits(out: Path, ids: torch.Tensor) -> torch.Tensor:
     from openvino_models import ir_logits
 
     return ir_logits(out, ids)
+
+
+def _classes(out: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    from lonas_edge import load_checkpoint
+
+    with torch.no_grad():
+        return load_checkpoint(out, torch.float64)(**inputs).logits
+
+
+def _ir_classes(out: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(out / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(compiled({name: tensor.numpy() for name, tensor in inputs.items()})["logits"])
 
 
 def _bytes(path: Path) -> str | None:
@@ -123,6 +147,12 @@ def _adapter_answer(folder: Path, _ran: Ran) -> Any:
     return {name: value.double().flatten().tolist() for name, value in sorted(tensors.items())}
 
 
+def _search_answer(_folder: Path, ran: Ran) -> Any:
+    found = json.loads(ran.out)
+    kept = ("widths", "weight_format", "quality", "cost", "origin")
+    return {"front": found["front"], "evaluations": [{name: one[name] for name in kept} for one in found["evaluations"]]}
+
+
 def _eval_answer(_folder: Path, ran: Ran) -> Any:
     return [target["tasks"] for target in json.loads(ran.out)["targets"]]
 
@@ -135,9 +165,13 @@ def _bench_answer(folder: Path, ran: Ran) -> Any:
 _ANSWERS: dict[str, Callable[[Path, Ran], Any]] = {
     "inspect": _json_answer,
     "space": _space_answer,
-    "checkpoint": _export_answer(_checkpoint_logits),
-    "solved": _export_answer(_checkpoint_logits),
-    "ir": _export_answer(_ir_logits),
+    "checkpoint": _export_answer(_checkpoint_logits, _ids),
+    "solved": _export_answer(_checkpoint_logits, _ids),
+    "ir": _export_answer(_ir_logits, _ids),
+    "stored": _export_answer(_ir_logits, _ids),
+    "classifier": _export_answer(_classes, _pairs),
+    "classifier-ir": _export_answer(_ir_classes, _pairs),
+    "search": _search_answer,
     "adapter": _adapter_answer,
     "resumed": _adapter_answer,
     "eval": _eval_answer,
@@ -184,10 +218,12 @@ def _block_lists(space: Path) -> list[list[Any]]:
 
 def _parameters(base: Path) -> int:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    kind = AutoModelForSequenceClassification if config.model_type == "bert" else AutoModelForCausalLM
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
+        model = kind.from_config(config)
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -203,9 +239,8 @@ def _space_explained(case: Case, found: Any) -> str:
     }
     if layers != set(range(int(config["num_hidden_layers"]))):
         return f"layers {sorted(layers)} of {config['num_hidden_layers']}"
-    return (
-        "" if widest == {config["intermediate_size"]} else f"widths of {widest}, the model's is {config['intermediate_size']}"
-    )
+    mlp = config.get("intermediate_size") or 4 * int(config["hidden_size"])  # BLOOM's
+    return "" if widest == {mlp} else f"widths of {widest}, the model's is {mlp}"
 
 
 def _inputs(case: Case) -> tuple[Path, Path | None, Path | None]:
@@ -224,16 +259,13 @@ def _export_explained(case: Case, found: Any) -> str:
         return recorded
     if faults := _copied_faults(base, found):
         return faults
-    expected = _oracle(base, adapter, space, found["widths"])
-    out = case.folder / "in/out"
-    dtype = (
-        json.loads((out / "config.json").read_text()).get("dtype", "float32")
-        if case.command.kind == "checkpoint"
-        else "float32"
-    )
+    oracle = _classifier_oracle if case.command.kind.startswith("classifier") else _oracle
+    expected = oracle(base, adapter, space, found["widths"])
+    out, stored = case.folder / "in/out", case.command.kind in ("checkpoint", "classifier")
+    dtype = json.loads((out / "config.json").read_text()).get("dtype", "float32") if stored else "float32"
     logits = torch.tensor(found["logits"], dtype=torch.float64)
     difference = (logits - expected.flatten()).abs().max().item()
-    allowed = (1e-3 if case.command.kind == "ir" else _TOLERANCE[dtype]) * max(1, expected.abs().max().item())
+    allowed = (_TOLERANCE[dtype] if stored else 1e-3) * max(1, expected.abs().max().item())
     if not difference <= allowed:
         return f"logits are {difference:.3g} from the oracle's on the same input, allowed {allowed:.3g}"
     special = {name: value for name, value in found["special"].items() if name.endswith("_id")}
@@ -302,14 +334,53 @@ def _oracle(base: Path, adapter: Path | None, space: Path | None, widths: list[i
         return model.eval()(input_ids=IDS % model.config.vocab_size, use_cache=False).logits
 
 
+def _classifier_oracle(base: Path, adapter: Path | None, space: Path | None, widths: list[int]) -> torch.Tensor:
+    """As `_oracle`, of a BERT whose head the adapter carries: what reads heads and channels that are cut is zero there."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    assert adapter is not None
+    saved = load_file(adapter / "adapter_model.safetensors")
+    outputs = len(saved["base_model.model.classifier.weight"])
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        base, dtype=torch.float64, num_labels=outputs, output_loading_info=True, local_files_only=True
+    )
+    lacking = [name for name in info["missing_keys"] if not name.startswith("classifier.")]
+    if lacking or info["mismatched_keys"]:
+        raise ValueError(f"transformers finds not all: {lacking[:3]}")
+    ranks, rows = read_groups(space, widths) if space and widths else ({}, {})
+    peft = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    for name, parameter in peft.named_parameters():
+        layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
+        if ".lora_A." in name and layer in ranks:
+            parameter.data[ranks[layer] :] = 0
+    weights = dict(peft.double().merge_and_unload().named_parameters())
+    path = adapter / "channel_order.safetensors"
+    order = load_file(path) if path.is_file() else {}
+    with torch.no_grad():
+        for layer, width in rows.items():
+            owner, reader = (
+                (layer.partition(".self.")[0], "output.dense")
+                if ".self." in layer
+                else (layer.partition(".intermediate.")[0], "output.dense")
+            )
+            columns = weights[f"{owner}.{reader}.weight"]
+            columns[:, order.get(f"{owner}.{reader}", torch.arange(columns.shape[1]))[width:]] = 0
+        return model.eval()(**_pairs(model.config.vocab_size)).logits
+
+
 def _explained_by_input(case: Case, _found: Any) -> str:
     """Of commands whose answers no oracle gives: whether the damaged file is whole by itself and nothing records its hash."""
     base, adapter, space = _inputs(case)
     path, name = case.folder / "in" / case.file, Path(case.file).name
-    if case.file.startswith(("ir/", "checkpoint/", "cache/", "out.training/")):
+    if case.file.startswith(("ir/", "cache/", "out.training/", "searched/")):
         return "" if name == "lonas_edge_runtime.json" and _known_properties(path) else "answers otherwise, unsaid"
     if recorded := _recorded(case, adapter):
         return recorded
+    if path.suffix == ".tsv":
+        return _table_fault(path)
+    if name == "chat.jsonl" or case.file.startswith("subnets/"):
+        return _whole_json(path)
     if case.file.startswith("datasets/"):
         return _text_fault(path, ("instruction", "answer"))
     if name.startswith("data.json"):
@@ -318,8 +389,41 @@ def _explained_by_input(case: Case, _found: Any) -> str:
     if any(not isinstance(width, int) or width < 1 for width in widths):
         return f"widths {widths}"
     _tokens(base)
-    _oracle(base, adapter, None, [])
+    if case.file.startswith("checkpoint/"):
+        return "answers otherwise, unsaid" if case.command.kind == "eval" else _teacher_fault(case, path)
+    classifies = json.loads((base / "config.json").read_text(encoding="utf-8-sig"))["model_type"] == "bert"
+    if classifies and adapter is None:
+        _parameters(base)
+    elif classifies:
+        _classifier_oracle(base, adapter, None, [])
+    else:
+        _oracle(base, adapter, None, [])
     return ""
+
+
+def _table_fault(path: Path) -> str:
+    lines = path.read_bytes().decode("utf-8-sig").rstrip("\n").split("\n")
+    columns = lines[0].rstrip("\r").split("\t")
+    places = [columns.index(name) for name in ("sentence1", "sentence2", "label")]
+    rows = [line.rstrip("\r").split("\t") for line in lines[1:] if line.strip()]
+    wrong = [row for row in rows if row[places[2]] not in ("entailment", "not_entailment") or not row[places[0]].strip()]
+    return f"rows {wrong[:3]} are none of RTE" if wrong or not rows else ""
+
+
+def _whole_json(path: Path) -> str:
+    text = path.read_bytes().decode("utf-8-sig")
+    items = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [json.loads(text)]
+    json.dumps(items, ensure_ascii=False).encode()
+    if path.suffix != ".jsonl":
+        return "" if all(isinstance(width, int) for width in items[0]["widths"]) else "widths that are no whole numbers"
+    said = [turn["content"] for item in items for turn in item["messages"] if turn["role"] in ("user", "assistant", "system")]
+    return "" if all(isinstance(text, str) for text in said) else "turns without a text"
+
+
+def _teacher_fault(case: Case, path: Path) -> str:
+    """A teacher is any model of the same tokens: its files must be whole, and what the export recorded of them."""
+    recorded = json.loads((case.home / "checkpoint/lonas_edge.json").read_text()).get("files") or {}
+    return "its recorded hash is another" if path.name in recorded else ""
 
 
 def _known_properties(path: Path) -> bool:
@@ -345,7 +449,11 @@ EXPLAINED: dict[str, Callable[[Case, Any], str]] = {
     "space": _space_explained,
     "checkpoint": _export_explained,
     "ir": _export_explained,
+    "classifier": _export_explained,
+    "classifier-ir": _export_explained,
     "solved": _explained_by_input,
+    "stored": _explained_by_input,
+    "search": _explained_by_input,
     "adapter": _explained_by_input,
     "resumed": lambda *_: "another adapter than the training would have made",
     "eval": _explained_by_input,

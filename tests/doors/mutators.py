@@ -11,6 +11,8 @@ _GROUPS = {  # groups of mutators by suffix, with how often each is drawn
     ".json": {"json": 6, "bytes": 2, "text": 1, "place": 2, "others": 1},
     ".jsonl": {"lines": 3, "bytes": 2, "text": 2, "place": 2},
     ".safetensors": {"safetensors": 5, "bytes": 3, "place": 2, "others": 1},
+    ".tsv": {"text": 4, "bytes": 3, "place": 2},
+    ".log": {"text": 3, "bytes": 3, "place": 1},
     ".jinja": {"text": 3, "bytes": 2, "place": 2},
     ".xml": {"text": 4, "bytes": 2, "place": 1, "others": 1},
     ".pt": {"pickle": 3, "bytes": 2, "place": 1},

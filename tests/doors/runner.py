@@ -29,6 +29,9 @@ _HEAVY = (
     "lonas_edge.evaluate.run",
     "lonas_edge.evaluate.torch_lm",
     "lonas_edge.exporting.export",
+    "lonas_edge.search.accuracy",
+    "lonas_edge.search.compressed",
+    "lonas_edge.search.run",
     "lonas_edge.training.train",
     "openvino_genai",
     "openvino_tokenizers",
@@ -62,7 +65,15 @@ def import_all() -> None:
 
 
 def _import_what_transformers_loads_late() -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        Trainer,
+    )
+    from transformers.models.bert import modeling_bert  # noqa: F401
+    from transformers.models.bloom import modeling_bloom  # noqa: F401
     from transformers.models.gemma import modeling_gemma  # noqa: F401
     from transformers.models.gpt_neox import modeling_gpt_neox  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401

@@ -70,7 +70,7 @@ class Suite:
         rng = random.Random(f"{seed}:{number}")
         (name,) = rng.choices(list(self.commands), [command.weight for command in self.commands.values()])
         command = self.commands[name]
-        family = rng.choice(command.families) if rng.random() < 0.3 else "llama"
+        family = rng.choice(command.families) if rng.random() < 0.3 else command.families[0]
         home, case = self.world / family, self.work / f"{seed}-{number}"
         expected = self._expected_of(name, family)
         file = rng.choice(files_of(command, home))

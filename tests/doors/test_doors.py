@@ -152,4 +152,6 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path):
 
 
 def test_every_command_is_drawn():
-    assert {command.arguments[0] for command in COMMANDS.values()} == {"inspect", "space", "export", "bench", "eval", "train"}
+    assert {command.arguments[0] for command in COMMANDS.values()} == {
+        *("inspect", "space", "export", "bench", "eval", "train", "search")
+    }

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from runner import Ran, run_command, run_forked
-from tiny_models import TinyModels, random_model, tokenizer
+from tiny_bert import TinyBert
+from tiny_models import TinyModels, has_heads, random_model, tokenizer
 
-FAMILIES = ("llama", "neox", "phi3", "gemma")
-OTHERS = ("llama-seed", "llama-tied", "llama-biased", "qwen2", "mistral", "neox", "phi3")
+CAUSAL = ("llama", "neox", "phi3", "gemma", "bloom", "granite", "olmo2", "smollm3")
+BERT = ("bert",)
+OTHERS = ("llama-seed", "llama-tied", "llama-biased", "qwen2", "mistral", "neox", "phi3", "bloom")
 _TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 _CONTEXT = 1024  # the prompts of the tasks fit
 _TASKS = Path(__file__).parent.parent / "evaluate" / "data"
@@ -25,11 +27,17 @@ _BASE = ["base/config.json", "base/model.safetensors", "base/generation_config.j
 _ADAPTER = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
 _SUPER = [f"super/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "training.json")]
 _SUPER += ["super/channel_order.safetensors", "super/nncf_config.json"]
-_TRAIN = ["train", "--model", "base", "--nncf-config", "space.json", "--rank", "8", "--alpha", "16", "--steps", "4"]
-_TRAIN += ["--save-steps", "1", "--log-steps", "1", "--batch-size", "2", "--lr", "0.01", "--prompt", "question"]
-_TRAIN += ["--device", "cpu", "--max-length", "64"]
+_STEPS = ["--steps", "4", "--save-steps", "1", "--log-steps", "1", "--batch-size", "2", "--lr", "0.01", "--device", "cpu"]
+_STEPS += ["--max-length", "64"]
+_ON = ["--model", "base", "--nncf-config", "space.json", "--rank", "8", "--alpha", "16"]
+_TRAIN_TEXTS = ["train", *_ON, *_STEPS]
+_TRAIN = [*_TRAIN_TEXTS, "--prompt", "question"]
+_SEARCH = ["--evals", "5", "--population", "2", "--val-set-size", "4", "--json", "--output", "out"]
+_SEARCHED = [f"searched/{name}" for name in ("search.json", "study.log")]
 _QUICK = ["--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "4", "--json"]
 _BENCH = ["--rounds", "1", "--starts", "1", "--warmup", "0", "--prompt-len", "4", "--new-tokens", "2", "--json"]
+_GLUE = ["--tasks", "RTE", "--datasets", "glue", "--json"]
+_BERT_BASE = ["base/config.json", "base/model.safetensors", *_TOKENIZER]
 _IR = ["ir/*.xml", "ir/*.bin", "ir/*.json", "ir/*.jinja"]
 _RECORDS = ("ir/subnetwork.json", "ir/openvino_config.json")  # of an exported directory; no command reads them
 _CHECKPOINTS = [f"out.training/checkpoint-{step}/*" for step in (2, 3)]
@@ -66,18 +74,23 @@ class Command:
 
 COMMANDS = {
     "inspect": Command(
-        ["inspect", *_SOURCE, "--subnet", "subnet.json", "--json"], [*_CONFIGS, "subnet.json"], "inspect", 8, [], FAMILIES
+        ["inspect", *_SOURCE, "--subnet", "subnet.json", "--json"],
+        [*_CONFIGS, "subnet.json"],
+        "inspect",
+        8,
+        [],
+        (*CAUSAL, *BERT),
     ),
     "inspect-super": Command(["inspect", "super", "--json"], [*_SUPER, "base/config.json"], "inspect", 5, []),
     "space": Command(
-        ["space", "--model", "base", "--output", "out.json"], ["base/config.json"], "space", 4, ["in/out.json"], FAMILIES
+        ["space", "--model", "base", "--output", "out.json"], ["base/config.json"], "space", 4, ["in/out.json"], CAUSAL
     ),
     "export-checkpoint": Command(
         ["export", *_SOURCE, "--subnet", "heuristic", "--stage", "checkpoint", "--output", "out"],
         [*_BASE, *_ADAPTER, "space.json"],
         "checkpoint",
         18,
-        families=FAMILIES,
+        families=CAUSAL,
     ),
     "export-subnet": Command(
         ["export", *_SOURCE, "--subnet", "subnet.json", "--stage", "checkpoint", "--output", "out"],
@@ -90,6 +103,21 @@ COMMANDS = {
         [*_BASE, *_ADAPTER, "space.json", *["data.json"] * 6],
         "solved",
         5,
+    ),
+    "export-int4": Command(
+        ["export", *_SOURCE, "--weight-format", "int4_sym", "--ratio", "0.8", "--group-size", "16", "--output", "out"],
+        [*_BASE, *_ADAPTER, "space.json"],
+        "stored",
+        3,
+        families=CAUSAL,
+        seconds=120,
+    ),
+    "export-calibration": Command(
+        ["export", *_SOURCE, "--weight-format", "int4", "--calibration", "data.json", "--output", "out"],
+        ["base/model.safetensors", "adapter/adapter_model.safetensors", "space.json", *["data.json"] * 3],
+        "stored",
+        2,
+        seconds=120,
     ),
     "export-super": Command(
         ["export", "super", "--stage", "checkpoint", "--output", "out"],
@@ -140,7 +168,7 @@ COMMANDS = {
         ["export", *_SOURCE, "--weight-format", "fp32", "--output", "out"], [*_BASE, *_ADAPTER, "space.json"], "ir", 8
     ),
     "export-base": Command(
-        ["export", "base", "--stage", "checkpoint", "--output", "out"], _BASE, "checkpoint", 4, families=FAMILIES
+        ["export", "base", "--stage", "checkpoint", "--output", "out"], _BASE, "checkpoint", 4, families=CAUSAL
     ),
     "train": Command(
         [*_TRAIN, "--data", "data.json", "--output", "out"], [*_BASE, "space.json", *["data.json"] * 3], "adapter", 9
@@ -158,6 +186,101 @@ COMMANDS = {
         "resumed",
         14,
         ["in/out", "in/out/*", "in/out.training", "in/out.training/*"],
+    ),
+    "train-chat": Command(
+        [*_TRAIN_TEXTS, "--data", "chat.jsonl", "--output", "out"],
+        [*["chat.jsonl"] * 3, "base/chat_template.jinja", *_TOKENIZER, "space.json"],
+        "adapter",
+        4,
+    ),
+    "train-teacher": Command(
+        [*_TRAIN, "--data", "data.json", "--teacher", "checkpoint", "--output", "out"],
+        ["checkpoint/*", "data.json"],
+        "adapter",
+        4,
+    ),
+    "train-from": Command(
+        ["train", "--from", "super", "--subnet", "subnet.json", "--data", "data.json", *_STEPS, "--output", "out"],
+        [*_SUPER, "subnet.json", "data.json", "base/config.json", "base/model.safetensors"],
+        "adapter",
+        5,
+    ),
+    "train-subnetworks": Command(
+        [*_TRAIN, "--data", "data.json", "--subnetworks", "subnets", "--output", "out"],
+        ["subnets/*", "space.json"],
+        "adapter",
+        4,
+    ),
+    "search": Command(
+        ["search", *_SOURCE, "--data", "data.json", "--prompt", "question", *_SEARCH],
+        [*_BASE, *_ADAPTER, "space.json", *["data.json"] * 3],
+        "search",
+        6,
+        families=CAUSAL,
+        seconds=90,
+    ),
+    "search-resume": Command(
+        ["search", "super", "--data", "data.json", *_SEARCH[:-1], "searched", "--resume"],
+        [*_SEARCHED * 3, *_SUPER, "data.json"],
+        "search",
+        5,
+        ["in/searched/*"],
+        seconds=90,
+    ),
+    "train-glue": Command(
+        ["train", *_ON, *_STEPS, "--data", "RTE/train.tsv", "--output", "out"],
+        [*_BERT_BASE, "space.json", *["RTE/train.tsv"] * 3],
+        "adapter",
+        6,
+        families=BERT,
+    ),
+    "export-bert": Command(
+        ["export", *_SOURCE, "--subnet", "subnet.json", "--stage", "checkpoint", "--output", "out"],
+        [*_BERT_BASE, *_ADAPTER, "space.json", "subnet.json"],
+        "classifier",
+        8,
+        families=BERT,
+    ),
+    "export-bert-super": Command(
+        ["export", "super", "--stage", "checkpoint", "--output", "out"],
+        [*_SUPER, "base/config.json", "base/model.safetensors"],
+        "classifier",
+        5,
+        families=BERT,
+    ),
+    "export-bert-ir": Command(
+        ["export", *_SOURCE, "--weight-format", "fp32", "--output", "out"],
+        [*_BERT_BASE, *_ADAPTER, "space.json"],
+        "classifier-ir",
+        4,
+        families=BERT,
+        seconds=90,
+    ),
+    "eval-glue": Command(["eval", "ir", *_GLUE, "--fresh"], [*_IR, *["glue/RTE/dev.tsv"] * 3], "eval", 5, [], families=BERT),
+    "eval-glue-super": Command(
+        ["eval", "super", *_GLUE, "--fresh"],
+        [*_SUPER, "base/config.json", "base/model.safetensors", "glue/RTE/dev.tsv"],
+        "eval",
+        4,
+        [],
+        families=BERT,
+    ),
+    "search-glue": Command(
+        ["search", "super", "--data", "RTE/train.tsv", *_SEARCH],
+        [*_SUPER, "base/config.json", "base/model.safetensors", *["RTE/train.tsv"] * 3],
+        "search",
+        4,
+        families=BERT,
+        seconds=90,
+    ),
+    "bench-classifier": Command(
+        ["bench", "ir", "--arms", "subnet", "--no-memory", *_BENCH[:8], "--json"],
+        _IR,
+        "bench",
+        1,
+        [],
+        families=BERT,
+        seconds=180,
     ),
     "eval-ir": Command(["eval", "ir", *_QUICK, "--fresh"], [*_IR, "datasets/boolq/test.json"], "eval", 10, []),
     "eval-log": Command(["eval", "ir", *_QUICK], ["cache/lonas-edge/eval/*.jsonl"], "eval", 4, []),
@@ -209,6 +332,7 @@ def make_world(folder: Path) -> None:
     logs = folder / "logs"
     logs.mkdir()
     _done(run_forked(lambda: _by_libraries(models, folder), folder, logs, 300), "the tiny models")
+    _classifier(folder, logs)
     case = folder / "making"
     shutil.copytree(folder / "llama", case / "in")
     train = [*_TRAIN, "--data", "data.json"]
@@ -217,19 +341,53 @@ def make_world(folder: Path) -> None:
         "checkpoint": ["export", *_SOURCE, "--stage", "checkpoint", "--output", "checkpoint"],
         "ir": ["export", *_SOURCE, "--weight-format", "fp32", "--output", "ir"],
         "other-ir": ["export", *_SOURCE, "--subnet", "maximal", "--weight-format", "int8", "--output", "other-ir"],
+        "searched": ["search", "super", "--data", "data.json", *_SEARCH[:1], "4", *_SEARCH[2:-1], "searched"],
     }
     for name, arguments in made.items():
         _done(run_command(arguments, case, 300), name)
     _done(run_forked(lambda: _unfinished(train, case), case / "in", logs, 300), "an unfinished training")
     _done(run_forked(lambda: _tuned(case / "in/ir"), case / "in", logs, 300), "run-time properties")
     _done(run_command(["eval", "ir", *_QUICK, "--card"], case, 300), "an evaluation")
-    for name in ("super", "checkpoint", "ir", "out.training"):
+    for name in ("super", "checkpoint", "ir", "out.training", "searched"):
         shutil.move(case / "in" / name, folder / "llama" / name)
     for name in ("super/training.json", "ir/lonas_edge.json", "ir/lonas_edge_eval.json", "checkpoint/lonas_edge.json"):
         _without_figures(folder / "llama" / name)
     shutil.move(case / "in/other-ir", folder / "others" / "ir")
     shutil.move(case / "cache", folder / "llama" / "cache")
     shutil.rmtree(case)
+
+
+def _classifier(folder: Path, logs: Path) -> None:
+    """What commands read of a classifier: by the libraries, and by lonas-edge."""
+    case, home = folder / "making", folder / "bert"
+    _done(run_forked(lambda: _bert_source(TinyBert(folder / "tiny"), home), folder, logs, 300), "the tiny classifier")
+    shutil.copytree(home, case / "in")
+    made = {
+        "super": ["train", *_ON, *_STEPS, "--data", "RTE/train.tsv", "--output", "super"],
+        "ir": ["export", *_SOURCE, "--weight-format", "fp32", "--output", "ir"],
+    }
+    for name, arguments in made.items():
+        _done(run_command(arguments, case, 300), f"{name} of the classifier")
+        shutil.move(case / "in" / name, home / name)
+    for name in ("super/training.json", "ir/lonas_edge.json"):
+        _without_figures(home / name)
+    shutil.rmtree(case)
+
+
+def _bert_source(models: TinyBert, home: Path) -> None:
+    source = models.source(2)
+    home.mkdir()
+    shutil.copytree(source.base, home / "base")
+    shutil.copytree(source.adapter, home / "adapter")
+    shutil.copy(source.space, home / "space.json")
+    widths = [values[index % len(values)] for index, values in enumerate(source.groups())]
+    (home / "subnet.json").write_text(json.dumps({"widths": widths}))
+    lines = ["index\tsentence1\tsentence2\tlabel"]
+    for index, words in enumerate(("the good film", "the bad film", "is not good", "is good", "not bad", "is the same")):
+        lines.append(f"{index}\t{words}\tthe film is good\t{'entailment' if index % 2 else 'not_entailment'}")
+    for name in ("RTE/train.tsv", "glue/RTE/dev.tsv"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text("\n".join(lines) + "\n")
 
 
 def _without_figures(path: Path) -> None:
@@ -244,18 +402,22 @@ def _done(ran: Ran, what: str) -> None:
 
 
 def _by_libraries(models: TinyModels, folder: Path) -> None:
-    for family in FAMILIES:
+    for family in CAUSAL:
         _source(models, family, folder / family)
     _others(models, folder / "others")
     home = folder / "llama"
     shutil.copytree(_with_context(models.base("llama", sharded=True)), home / "base-sharded")
     shutil.copytree(_with_context(models.base("llama", pickled=True)), home / "base-pickled")
     shutil.copytree(models.adapter("llama", safe=False), home / "adapter-pickled")
-    examples = [
-        {"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a in range(2) for b in range(4)
-    ]
-    (home / "data.json").write_text(json.dumps(examples, indent=1))
+    examples = json.loads((home / "data.json").read_text())
     (home / "data.jsonl").write_text("".join(f"{json.dumps(example)}\n" for example in examples))
+    said = [{"user": example["instruction"], "assistant": f"It is {example['output']}."} for example in examples]
+    talks = [[{"role": role, "content": text} for role, text in turns.items()] for turns in said]
+    (home / "chat.jsonl").write_text("".join(f"{json.dumps({'messages': talk})}\n" for talk in talks))
+    (home / "subnets").mkdir()
+    for place in (0, -1):
+        widths = [values[place] for values in models.heads_source("llama").groups()]
+        (home / "subnets" / f"number-{place + 1}.json").write_text(json.dumps({"widths": widths}))
     for task in ("boolq",):
         shutil.copytree(_TASKS / task, home / "datasets" / task)
 
@@ -264,10 +426,13 @@ def _source(models: TinyModels, family: str, home: Path) -> None:
     home.mkdir(parents=True)
     shutil.copytree(_with_context(models.base(family)), home / "base")
     shutil.copytree(models.adapter(family), home / "adapter")
-    source = models.heads_source(family)  # every dimension that is elastic
+    source = models.heads_source(family) if has_heads(family) else models.deep_source(family)  # every elastic dimension
     shutil.copy(source.space, home / "space.json")
     widths = [values[index % len(values)] for index, values in enumerate(source.groups())]
     (home / "subnet.json").write_text(json.dumps({"widths": widths}))
+    asked = [(a, b) for a in range(2) for b in range(4)]
+    examples = [{"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a, b in asked]
+    (home / "data.json").write_text(json.dumps(examples, indent=1))
 
 
 def _with_context(base: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lonas_edge.data.calibration import prompts
+from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.families import Part
 from lonas_edge.network.materialize import MaterializedModel, merge
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -160,8 +160,13 @@ def q_and_k_swapped(model: MaterializedModel, rng: random.Random) -> Fault | Non
     if q in model.shapes:
         exact, rows = MaterializedModel.exact, model.shapes[k][0]
         return Fault({q: lambda value: torch.cat([exact(model, k), value[rows:]]), k: lambda value: exact(model, q)[:rows]})
+    separate = [f"{layer}.attention.self.{name}" for name in ("query", "key")]
+    if f"{separate[0]}.weight" in model.shapes:
+        (q, k), exact = separate, MaterializedModel.exact
+        return Fault({f"{one}.weight": lambda _, o=other: exact(model, f"{o}.weight") for one, other in ((q, k), (k, q))})
     heads = config.num_attention_heads
-    if (fused := f"{layer}.attention.query_key_value.weight") in model.shapes:  # [heads, (q, k, v), head_dim]
+    attentions = [f"{layer}.{name}.query_key_value.weight" for name in ("attention", "self_attention")]
+    if fused := next((name for name in attentions if name in model.shapes), ""):  # [heads, (q, k, v), head_dim]
         order = torch.tensor([1, 0, 2])
         return Fault({fused: lambda value: value.unflatten(0, (heads, 3, -1))[:, order].flatten(0, 2)})
     fused = f"{layer}.self_attn.qkv_proj.weight"
@@ -178,9 +183,11 @@ def q_and_k_swapped(model: MaterializedModel, rng: random.Random) -> Fault | Non
 @fault
 def k_and_v_swapped(model: MaterializedModel, rng: random.Random) -> Fault | None:
     layer = model.source.architecture.family.layer(rng.randrange(model.source.architecture.config.num_hidden_layers))
-    k, v = f"{layer}.self_attn.k_proj.weight", f"{layer}.self_attn.v_proj.weight"
-    if k not in model.shapes:
+    pairs = [("self_attn.k_proj", "self_attn.v_proj"), ("attention.self.key", "attention.self.value")]
+    known = [(k, v) for k, v in ((f"{layer}.{k}.weight", f"{layer}.{v}.weight") for k, v in pairs) if k in model.shapes]
+    if not known:
         return None
+    ((k, v),) = known
     exact = MaterializedModel.exact
     return Fault({k: lambda _: exact(model, v), v: lambda _: exact(model, k)})
 
@@ -188,7 +195,8 @@ def k_and_v_swapped(model: MaterializedModel, rng: random.Random) -> Fault | Non
 @fault
 def wrong_norm_eps(model: MaterializedModel, rng: random.Random) -> Fault | None:
     def wrong(content: dict[str, Any]) -> None:
-        name = "layer_norm_eps" if content["model_type"] == "gpt_neox" else "rms_norm_eps"
+        names = {"gpt_neox": "layer_norm_eps", "bert": "layer_norm_eps", "bloom": "layer_norm_epsilon"}
+        name = names.get(content["model_type"], "rms_norm_eps")
         content[name] = 1e-6 if content.get(name, 1e-5) > 5e-6 else 1e-5
 
     return Fault(config=wrong)
@@ -196,6 +204,9 @@ def wrong_norm_eps(model: MaterializedModel, rng: random.Random) -> Fault | None
 
 @fault
 def wrong_rope_base(model: MaterializedModel, rng: random.Random) -> Fault | None:
+    if model.source.architecture.model_type in ("bloom", "bert"):  # which have none
+        return None
+
     def wrong(content: dict[str, Any]) -> None:
         content["rope_parameters"] = _raised(content.get("rope_parameters") or {"rope_type": "default", "rope_theta": 10_000})
 
@@ -209,9 +220,42 @@ def _raised(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 @fault
+def a_multiplier_left_at_one(model: MaterializedModel, rng: random.Random) -> Fault | None:
+    names = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+    known = [name for name in names if getattr(model.source.architecture.config, name, 1) != 1]
+    chosen = rng.choice(known) if known else ""
+    return Fault(config=lambda content: content.update({chosen: 1.0})) if known else None
+
+
+@fault
+def a_layer_with_rotation_without(model: MaterializedModel, rng: random.Random) -> Fault | None:
+    """SmolLM3 rotates in some of its layers."""
+    if not (rotated := getattr(model.source.architecture.config, "no_rope_layers", None)):
+        return None
+    place = rng.choice([index for index, one in enumerate(rotated) if one])
+
+    def wrong(content: dict[str, Any]) -> None:
+        content["no_rope_layers"] = [0 if index == place else one for index, one in enumerate(rotated)]
+
+    return Fault(config=wrong)
+
+
+@fault
+def segments_swapped(model: MaterializedModel, rng: random.Random) -> Fault | None:
+    name = next((one for one in model.shapes if one.endswith("token_type_embeddings.weight")), None)
+    return Fault({name: lambda value: value.flip(0)}) if name else None
+
+
+@fault
+def the_pooler_left_out(model: MaterializedModel, rng: random.Random) -> Fault | None:
+    name = next((one for one in model.shapes if one.endswith("pooler.dense.weight")), None)
+    return Fault({name: lambda value: torch.eye(len(value), dtype=value.dtype)}) if name else None
+
+
+@fault
 def one_norm_in_another_order(model: MaterializedModel, rng: random.Random) -> Fault | None:
     layers = model.source.architecture.family.layers
-    norms = [name for name in model.shapes if name.startswith(layers) and "norm" in name and name.endswith(".weight")]
+    norms = [name for name in model.shapes if name.startswith(layers) and "norm" in name.lower() and name.endswith(".weight")]
     return Fault({rng.choice(norms): lambda value: value.flip(0)})
 
 
@@ -220,7 +264,7 @@ def wrong_head(model: MaterializedModel, rng: random.Random) -> Fault | None:
     """A tied head that is not the embedding but for a row's shift; an untied one that is the embedding."""
     family = model.source.architecture.family
     head, embedding, exact = f"{family.head}.weight", f"{family.embedding}.weight", MaterializedModel.exact
-    if head not in model.shapes:
+    if head not in model.shapes or model.shapes[head] != model.shapes[f"{family.embedding}.weight"]:  # tied, or of classes
         return Fault({head: lambda value: value.roll(1, 0)})
     return Fault({head: lambda _: exact(model, embedding)})
 
@@ -250,7 +294,7 @@ def blind(make: Callable[[MaterializedModel, random.Random], Fault | None]) -> C
 
 @blind
 def an_embedding_that_no_prompt_asks_for(model: MaterializedModel, rng: random.Random) -> Fault | None:
-    family, ids = model.source.architecture.family, prompt_ids(model)
+    family, ids = model.source.architecture.family, inputs_of(model)["input_ids"]
     if model.source.architecture.tied:
         return None
     row = next(row for row in range(model.shapes[f"{family.embedding}.weight"][0]) if not (ids == row).any())
@@ -267,11 +311,13 @@ def an_embedding_that_no_prompt_asks_for(model: MaterializedModel, rng: random.R
 def a_window_longer_than_the_prompts(model: MaterializedModel, rng: random.Random) -> Fault | None:
     if model.source.architecture.model_type not in ("mistral", "phi3"):
         return None
-    return Fault(config=lambda content: content.update(sliding_window=prompt_ids(model).shape[1]))
+    return Fault(config=lambda content: content.update(sliding_window=inputs_of(model)["input_ids"].shape[1]))
 
 
-def prompt_ids(model: MaterializedModel) -> torch.Tensor:
-    return prompts(load_tokenizer(model.source.base.folder), model.source.architecture.config.vocab_size)
+def inputs_of(model: MaterializedModel) -> dict[str, torch.Tensor]:
+    """What an export compares on, by name."""
+    architecture = model.source.architecture
+    return compared_inputs(architecture.family.task, load_tokenizer(model.source.base.folder), architecture.config)
 
 
 # a checkpoint on disk, after the merge was right

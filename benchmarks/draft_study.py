@@ -23,6 +23,7 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.bench.report import Report
 from lonas_edge.bench.speculation import Speculation
 from lonas_edge.exporting.exported import open_exported
+from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
@@ -40,9 +41,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="scratch directory; exports and reports are kept there")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--subnet", default="maximal", help="the main model")
-    parser.add_argument("--weight-format", default="int8", help="of the main model")
+    parser.add_argument("--weight-format", default=DEFAULT_FORMAT, help="of the main model")
     parser.add_argument("--drafts", default=f"minimal,heuristic,{DEEP}")
-    parser.add_argument("--formats", default="int4,int8", help="of the drafts")
+    parser.add_argument("--formats", default=f"int4,{DEFAULT_FORMAT}", help="of the drafts")
+    parser.add_argument("--calibration", type=Path, help="as of `lonas-edge export`, of drafts whose format looks at data")
     parser.add_argument("--ahead", default="2,3,5", help="--num-assistant-tokens")
     parser.add_argument("--prompt-len", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -53,7 +55,7 @@ def parse() -> argparse.Namespace:
 
 
 def lonas_edge(*command: object) -> None:
-    """Run the command line, its progress shown; a benchmark with a case that failed still has the others."""
+    """Run the command line, its progress shown."""
     subprocess.run([sys.executable, "-m", "lonas_edge", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -82,6 +84,8 @@ def measure(arguments: argparse.Namespace, name: str, draft: str, weight_format:
         made = ["--model", arguments.model] if arguments.model else []
         made += ["--nncf-config", arguments.nncf_config] if arguments.nncf_config else []
         made += ["--no-verify"] if arguments.no_verify else []
+        looks = arguments.calibration and FORMATS[weight_format].data_aware
+        made += ["--calibration", arguments.calibration] if looks else []
         main = ["--subnet", arguments.subnet, "--weight-format", arguments.weight_format, "--output", folder, "--overwrite"]
         lonas_edge("export", arguments.source, *made, *main, "--draft", draft, "--draft-format", weight_format)
         lengths = ["--prompt-len", arguments.prompt_len, "--new-tokens", arguments.new_tokens]
@@ -126,6 +130,7 @@ def main() -> None:
             pairs.append({**vars(manifest.draft), "load": dict(found.load), "warnings": warnings, "ahead": ahead})
             common = {"prompts": found.conditions["prompts"], "schedule": found.conditions["schedule"]}
             common |= {"base": manifest.base.name, "subnet": manifest.subnetwork.name, "weight_format": manifest.weight_format}
+            common |= {"calibration": arguments.calibration.name if arguments.calibration else None}
             common |= {"parameters": manifest.sizes.subnetwork.parameters, "new_tokens": arguments.new_tokens}
             for one in ahead:
                 told = "" if one["predicted"] is None else f"{one['predicted']:.2f} x by the formula"

@@ -11,9 +11,11 @@ Zeros add nothing to the residual: the answers are the same. Key names are gguf-
 `conversion/llama.py` in llama.cpp.
 """
 
+import ctypes
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.exporting.gguf_vocabulary import Vocabulary, tried_texts
 from lonas_edge.exporting.manifest import Compression
 from lonas_edge.families import FAMILIES, LlamaCpp, head_dim
@@ -407,10 +409,25 @@ def tokenizer_faults(path: Path, tokenizer: Any) -> list[str]:
 def _llama(path: Path, context: int) -> Any:
     import llama_cpp
 
-    f32 = llama_cpp.GGML_TYPE_F32
+    said, f32 = _log(), llama_cpp.GGML_TYPE_F32
+    options = {"logits_all": True, "type_k": f32, "type_v": f32, "flash_attn": False, "verbose": False}
     try:
-        return llama_cpp.Llama(
-            str(path), n_ctx=context, logits_all=True, type_k=f32, type_v=f32, flash_attn=False, verbose=False
-        )
+        return llama_cpp.Llama(str(path), n_ctx=context, **options)
     except ValueError as error:
-        raise LonasEdgeError(f"{path.name}: llama.cpp does not open it: {error}") from error
+        reason = one_line("".join(said).strip().rpartition("\n")[2])
+        raise LonasEdgeError(f"{path.name}: llama.cpp does not open it: {error}: {reason}") from error
+
+
+@cache
+def _log() -> "deque[str]":
+    """The last lines that llama.cpp said, which would be printed otherwise."""
+    import llama_cpp
+
+    said: deque[str] = deque(maxlen=20)
+    callback = llama_cpp.llama_log_callback(lambda _level, text, _data: said.append(text.decode("utf-8", "replace")))
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    _KEPT.append(callback)
+    return said
+
+
+_KEPT: list[Any] = []  # what C code calls

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting import gguf_file
+from lonas_edge.exporting import gguf_file, verify
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.gguf_vocabulary import tried_texts, vocabulary_of
 from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.network.divergence import Parity
 from lonas_edge.network.source import open_source
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -385,3 +386,27 @@ def test_llama_cpp_cuts_texts_the_same_way(
     plain = AutoTokenizer.from_pretrained(llama_copy.base)
     for text in texts:
         assert llama.tokenize(text.encode(), add_bos=True, special=True) == plain(text)["input_ids"], text
+
+
+@LLAMA_CPP
+def test_llama_cpp_says_why_it_does_not_open_a_file(
+    llama: TinySource, choose: Choose, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = exported(llama, choose(llama, "minimal"), tmp_path / "out")
+    assert "llama_" not in capfd.readouterr().err  # nothing of its own is printed, warnings of a short context neither
+    file.write_bytes(file.read_bytes()[:20000])
+    with pytest.raises(LonasEdgeError, match=r"model\.F32\.gguf: llama\.cpp does not open it: .*(load|tensor|file|model)"):
+        gguf_file.llama_cpp_logits(file, torch.zeros(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("f32", True), ("f16", True), ("bf16", False), ("q8_0", False)])
+def test_what_is_judged_of_llama_cpp(kind: str, refused: bool) -> None:
+    """Of types whose products it rounds coarsely, what it answers is reported alone."""
+    reference = torch.full((1, 2, 4), 40.0)
+    within = Parity(0.0012 if kind == "f32" else 0.6, 0.0, 1.0, 2)  # 1e-3 and 0.5 of logits to 32, in proportion beyond
+    verify.check_llama_cpp(Path("here"), within, reference, kind)
+    if refused:
+        with pytest.raises(LonasEdgeError, match=r"llama\.cpp does not answer as the weights stored in the GGUF file: 0\.7"):
+            verify.check_llama_cpp(Path("here"), Parity(0.7, 0.0, 1.0, 2), reference, kind)
+    else:
+        verify.check_llama_cpp(Path("here"), Parity(4.0, 0.1, 0.9, 2), reference, kind)

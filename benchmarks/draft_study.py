@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace, name: str, draft: str, weight_format:
     """Export a pair and measure it."""
     folder = arguments.work / f"{name}-{weight_format}"
     report = arguments.work / f"{folder.name}-bench"
-    if not (report / "bench.json").exists():
+    if not (report / "bench.json").exists() or Report.read(report / "bench.json").interrupted:
         made = ["--model", arguments.model] if arguments.model else []
         made += ["--nncf-config", arguments.nncf_config] if arguments.nncf_config else []
         made += ["--no-verify"] if arguments.no_verify else []
@@ -128,16 +128,18 @@ def main() -> None:
             ahead = [summary(found, one) for one in found.speculations]
             warnings = list(found.warnings) + [failure.reason for failure in found.failures]
             pairs.append({**vars(manifest.draft), "load": dict(found.load), "warnings": warnings, "ahead": ahead})
-            common = {"prompts": found.conditions["prompts"], "schedule": found.conditions["schedule"]}
+            common = {name: found.conditions[name] for name in ("prompts", "schedule", "threads")}
             common |= {"base": manifest.base.name, "subnet": manifest.subnetwork.name, "weight_format": manifest.weight_format}
             common |= {"calibration": arguments.calibration.name if arguments.calibration else None}
             common |= {"parameters": manifest.sizes.subnetwork.parameters, "new_tokens": arguments.new_tokens}
             for one in ahead:
-                told = "" if one["predicted"] is None else f"{one['predicted']:.2f} x by the formula"
+                told = "" if one["predicted"] is None else f"{one['predicted']:.2f} x by the formula, "
+                tpot = one["tpot"]
+                ends = "" if tpot["low"] is None else f" [{tpot['low']:.2f}, {tpot['high']:.2f}]"
                 print(
                     f"{name}, {weight_format}, k = {one['ahead']}: accepted {one['accepted'] or 0:.0%}, "
-                    f"{one['tokens_per_pass']:.2f} tokens a pass, c = {one['draft_cost']:.2f}, {told}, "
-                    f"TPOT {one['tpot']['speedup']:.2f} x [{one['tpot']['low'] or 0:.2f}, {one['tpot']['high'] or 0:.2f}], "
+                    f"{one['tokens_per_pass']:.2f} tokens a pass, c = {one['draft_cost']:.2f}, {told}"
+                    f"TPOT {tpot['speedup']:.2f} x{ends}, "
                     f"texts {one['texts']['equal']}/{one['texts']['compared']}",
                     flush=True,
                 )

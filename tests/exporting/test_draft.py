@@ -189,7 +189,7 @@ def test_a_classifier_has_no_draft(run_cli: Callable, tiny_bert: TinyBert, tmp_p
         (["--draft", "minimal", "--stage", "checkpoint"], 2, "--draft goes with an IR, which openvino_genai runs"),
         (["--draft-format", "int4"], 2, "--draft-format goes with --draft"),
         (["--draft", "ALONE", "--draft-format", "int4"], 2, "--draft-format goes with a sub-network"),
-        (["--draft", "minimal", "--draft-format", "int8", "--calibration", "x"], 2, "int8 and int8 needs no data"),
+        (["--draft", "minimal", "--draft-format", "int8", "--calibration", "x"], 2, "and int8 needs no data"),
         (["--draft", "nothing"], 1, "sub-network 'nothing': neither a name"),
         (["--draft", "BASE"], 1, "no lonas_edge.json; expected a directory that `lonas-edge export` wrote"),
     ],

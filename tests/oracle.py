@@ -85,8 +85,8 @@ def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[st
         assert width in allowed
         for node in nodes:
             parts = re.findall(r"\[(\w+)\]", node)[2:]  # without base_model and model
-            end = next(place for place, part in enumerate(parts) if part in _ENDINGS)
-            target = ranks if parts[end] == "lora_A" else outputs
+            end = next((place for place, part in enumerate(parts) if part in _ENDINGS), len(parts))  # none without an adapter
+            target = ranks if parts[end:][:1] == ["lora_A"] else outputs
             target[".".join(parts[:end])] = width
     return ranks, outputs
 

@@ -36,6 +36,7 @@ _SEARCH = ["--evals", "5", "--population", "2", "--val-set-size", "4", "--json",
 _SEARCHED = [f"searched/{name}" for name in ("search.json", "study.log")]
 _QUICK = ["--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "4", "--json"]
 _BENCH = ["--rounds", "1", "--starts", "1", "--warmup", "0", "--prompt-len", "4", "--new-tokens", "2", "--json"]
+_FEW = ["--calibration-prompts", "4"]
 _GLUE = ["--tasks", "RTE", "--datasets", "glue", "--json"]
 _BERT_BASE = ["base/config.json", "base/model.safetensors", *_TOKENIZER]
 _IR = ["ir/*.xml", "ir/*.bin", "ir/*.json", "ir/*.jinja"]
@@ -113,7 +114,7 @@ COMMANDS = {
         seconds=120,
     ),
     "export-calibration": Command(
-        ["export", *_SOURCE, "--weight-format", "int4", "--calibration", "data.json", "--output", "out"],
+        ["export", *_SOURCE, "--weight-format", "int4", "--calibration", "data.json", *_FEW, "--output", "out"],
         ["base/model.safetensors", "adapter/adapter_model.safetensors", "space.json", *["data.json"] * 3],
         "stored",
         2,

@@ -97,7 +97,7 @@ def test_what_is_written(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path)
     assert (manifest.pipeline, manifest.task, manifest.weight_format, manifest.verified) == (
         "text-classification",
         None,
-        "int8",
+        "int8_sym",
         True,
     )
     card = (out / "README.md").read_text()

@@ -90,7 +90,7 @@ def test_a_password_is_not_shown(command: Callable, refused: Callable) -> None:
         (["--cost", "macs"], "cost: it has bytes, this search macs"),
         (["--seed", "7"], "seed: it has 0, this search 7"),
         (["--val-set-size", "9"], "prompts: it has 8, this search 9"),
-        (["--weight-format", "int4"], "weight formats: it has ['int8'], this search ['int4']"),
+        (["--weight-format", "int4"], "weight formats: it has ['int8_sym'], this search ['int4']"),
     ],
 )
 def test_a_study_of_another_objective(

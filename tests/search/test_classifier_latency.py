@@ -163,7 +163,7 @@ def test_for_real(bert: TinySource, tmp_path: Path) -> None:
     """Exports in processes of their own, and a real measurement; what it gives is asked for no more than to be there."""
     settings = CostSettings(prompt_len=16, new_tokens=0, cache=tmp_path / "cache", threads=1, rounds=1, starts=1)
     table = open_table(bert.opened(), settings)
-    curves = table.formats["int8"].curves
+    curves = table.formats["int8_sym"].curves
     assert sorted(len(curve.latency) for curve in curves.values()) == [3, 3]
     assert all(one > 0 for curve in curves.values() for one in curve.latency)
     assert open_table(bert.opened(), settings) == table

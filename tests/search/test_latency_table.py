@@ -66,7 +66,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 @pytest.fixture
 def settings(tmp_path: Path) -> CostSettings:
     """A prompt of 16 tokens, and a cache of the test's own."""
-    return CostSettings(prompt_len=16, new_tokens=8, cache=tmp_path / "cache", threads=1)
+    return CostSettings(prompt_len=16, new_tokens=8, weight_formats=("int8",), cache=tmp_path / "cache", threads=1)
 
 
 class Told(list[str]):

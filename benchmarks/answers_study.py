@@ -3,12 +3,13 @@
     python benchmarks/answers_study.py models/smollm2-135m --datasets DIR --work DIR \\
         --output benchmarks/results/answers_study.json
 
-With each seed plain LoRA and a super-adapter are trained at equal compute and searched by TPOT, as in `structure_study.py`.
-Each network that the search picks (at --shares of the maximal network's TPOT, and at the heuristic one's linear weights) is
-exported plain and solved (`export --solve` on training prompts), and trained further from the solved one with the finished LoRA
-as its teacher (`train --from --solve --teacher`); --arms adds the steps between. All are INT8 IRs, answer the whole test sets
-by `option-text`, and are measured in turn in one run. Differences from LoRA are paired by question and averaged over the seeds;
-what each arm computed is told in seconds on this machine, over LoRA's training. Finished steps are kept in --work.
+With each seed plain LoRA and a super-adapter are trained, and the super-adapter is searched by TPOT: --draw maximal trains
+its maximal network alone (LoRA that can be cut), --draw all sub-networks at LoRA's compute, as in `structure_study.py`. Each
+network that the search picks (at --shares of the maximal network's TPOT) is exported as it is found, and trained further with
+the finished LoRA as its teacher (`train --from --teacher`); --arms has what else may be done to it. All are IRs of
+--weight-format, answer the whole test sets by `option-text`, and are measured in turn in one run. Differences from LoRA are
+paired by question and averaged over the seeds; what each arm computed is told in seconds on this machine, over LoRA's
+training. Finished steps are kept in --work.
 """
 
 import argparse
@@ -27,14 +28,11 @@ from search_study import (
     picked,
     search,
     time_networks,
-    train,
     write_data,
 )
-from structure_study import LORA_STEPS, spaces, train_lora
+from structure_study import LORA_STEPS, train_lora
 
 from lonas_edge.bench.machine import describe
-from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 LORA, HEURISTIC, MAXIMAL = "LoRA", "heuristic", "maximal"
@@ -47,7 +45,7 @@ ARMS = {  # what is done to a found network
     "found + solved + specialized": (SOLVE, SPECIALIZE),
     "found + solved + specialized, taught": (SOLVE, SPECIALIZE, TEACH),
 }
-DEFAULT_ARMS = ("found", "found + solved", "found + solved + specialized, taught")
+DEFAULT_ARMS = ("found", "found + specialized, taught")
 
 
 def parse() -> argparse.Namespace:
@@ -57,30 +55,63 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument(
-        "--space", type=Path, help="the search space; one of widths, heads and blocks is written when not given"
+        "--space", type=Path, help="the search space; one of MLP widths and attention blocks is written when not given"
     )
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--shares", default="0.70", help="of the maximal network's TPOT")
+    parser.add_argument("--draw", choices=["maximal", "all"], default="maximal", help="what a super-adapter's training draws")
+    parser.add_argument("--shares", default="0.85,0.78", help="of the maximal network's TPOT")
     parser.add_argument("--arms", default=";".join(DEFAULT_ARMS), help=f"separated by semicolons, of: {'; '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--special-steps", type=int, default=60, help="of the training of one network")
-    parser.add_argument("--special-lr", type=float, default=1e-4)
+    parser.add_argument("--steps", type=int, help=f"of a super-adapter. Default: {LORA_STEPS}, with --draw all {STEPS}")
+    parser.add_argument("--special-steps", type=int, default=180, help="of the training of one network")
+    parser.add_argument("--special-lr", type=float, default=2e-4)
+    parser.add_argument("--weight-format", default="int8_sym")
     parser.add_argument("--distill", type=float, default=0.5)
     parser.add_argument("--solve-prompts", type=int, default=512)
     parser.add_argument("--quality", default="kl")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--evals", type=int, default=120)
+    parser.add_argument("--evals", type=int, default=60)
     parser.add_argument("--torch-dtype", default="bf16")
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--only", choices=["train", "search", "export", "answers"], help="stop after this step")
     return parser.parse_args()
 
 
-def exported(folder: Path, source: Path, *options: object) -> Path:
-    """An INT8 IR."""
+def space(arguments: argparse.Namespace, held_out: Path) -> Path:
+    """MLP widths down to a quarter, and attention that may be left out where that is not dear."""
+    file: Path = arguments.work / "space.json"
+    if not file.exists():
+        options = [
+            "--ratios",
+            "1,.75,.5,.25",
+            "--ranks",
+            32,
+            "--depth",
+            "attention",
+            "--data",
+            held_out,
+            "--prompt",
+            "question",
+        ]
+        lonas_edge("space", "--model", arguments.base, "--output", file, *options)
+    return file
+
+
+def exported(arguments: argparse.Namespace, folder: Path, source: Path, *options: object) -> Path:
+    """An IR."""
     if not folder.exists():
-        lonas_edge("export", source, *options, "--output", folder)
+        lonas_edge("export", source, *options, "--weight-format", arguments.weight_format, "--output", folder)
     return folder
+
+
+def train(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
+    """A super-adapter."""
+    output = arguments.work / f"super-{seed}"
+    if not output.exists():
+        command = ["train", "--model", arguments.base, "--data", data, "--output", output, "--nncf-config", arguments.space]
+        command += ["--steps", arguments.steps, "--seed", seed, "--prompt", "question", "--lr", 3e-4, "--precision", "bf16"]
+        command += ["--subnetworks", "maximal"] if arguments.draw == "maximal" else []
+        lonas_edge(*command, *(["--resume"] if output.with_name(f"{output.name}.training").exists() else []))
+    return output
 
 
 def specialized(arguments: argparse.Namespace, folder: Path, made: "Made", subnet: Path, done: tuple[str, ...]) -> Path:
@@ -115,9 +146,7 @@ class Made:
 
     def search(self) -> dict[str, Path]:
         """The networks that are picked, by what they were picked for."""
-        source = open_source(str(self.super_adapter))
-        equal = source.sizes(select(source.space, "heuristic").widths).linear_weights
-        picks = [f"weights<={equal}", *(f"tpot<={float(share):.2f}x" for share in self.arguments.shares.split(","))]
+        picks = [f"tpot<={float(share):.2f}x" for share in self.arguments.shares.split(",")]
         found = search(self.arguments, self.seed, self.super_adapter, self.held_out, picks)
         record = json.loads((found / "search.json").read_text())
         self.seconds["search"] = sum(record["seconds"].values())
@@ -127,9 +156,9 @@ class Made:
         """All arms as IRs."""
         work = self.arguments.work / f"ir-{self.seed}"
         work.mkdir(exist_ok=True)
-        self.folders[LORA] = exported(work / "lora", self.lora)
+        self.folders[LORA] = exported(self.arguments, work / "lora", self.lora)
         for name in (MAXIMAL, HEURISTIC):
-            self.folders[name] = exported(work / name, self.super_adapter, "--subnet", name)
+            self.folders[name] = exported(self.arguments, work / name, self.super_adapter, "--subnet", name)
         for place, (picked_for, subnet) in enumerate(networks.items()):
             for arm in self.arguments.arms.split(";"):
                 self._arm(work, f"{arm.strip()}, {picked_for}", place, subnet, ARMS[arm.strip()])
@@ -139,11 +168,11 @@ class Made:
         if SPECIALIZE in done:
             adapter = self.arguments.work / f"special-{self.seed}" / folder.name
             adapter.parent.mkdir(exist_ok=True)
-            self.folders[name] = exported(folder, specialized(self.arguments, adapter, self, subnet, done))
+            self.folders[name] = exported(self.arguments, folder, specialized(self.arguments, adapter, self, subnet, done))
             self.seconds[name] = trained_seconds(adapter)
         else:
             solve = ["--solve", self.data, "--solve-prompts", self.arguments.solve_prompts] if SOLVE in done else []
-            self.folders[name] = exported(folder, self.super_adapter, "--subnet", subnet, *solve)
+            self.folders[name] = exported(self.arguments, folder, self.super_adapter, "--subnet", subnet, *solve)
             steps = json.loads((folder / "lonas_edge.json").read_text())["steps"]
             self.seconds[name] = steps["solve"]["seconds"] if SOLVE in done else 0.0
 
@@ -214,18 +243,29 @@ def main() -> None:
     unknown = [arm.strip() for arm in arguments.arms.split(";") if arm.strip() not in ARMS]
     if unknown:
         raise SystemExit(f"--arms: {', '.join(unknown)}: expected of: {'; '.join(ARMS)}")
+    arguments.steps = arguments.steps or (LORA_STEPS if arguments.draw == "maximal" else STEPS)
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = write_data(arguments)
-    if arguments.space is None:
-        arguments.freedoms = "all"
-        arguments.space = spaces(arguments, data[1])["all"]
+    arguments.space = arguments.space or space(arguments, data[1])
     seeds = {seed: study(arguments, seed, data) for seed in map(int, arguments.seeds.split(","))}
     if arguments.only:
         return
     names = list(next(iter(seeds.values()))["networks"])
     answers = {name: over_seeds([one["answers"][name] for one in seeds.values()]) for name in names}
     differences = {name: against(answers[name], answers[LORA]) for name in names if name != LORA}
-    kept = ("steps", "special_steps", "special_lr", "distill", "solve_prompts", "quality", "prompts", "evals", "torch_dtype")
+    kept = [
+        "draw",
+        "steps",
+        "special_steps",
+        "special_lr",
+        "distill",
+        "solve_prompts",
+        "quality",
+        "prompts",
+        "evals",
+        "torch_dtype",
+        "weight_format",
+    ]
     report = {
         "conditions": {**describe("CPU"), "versions": versions(PACKAGES)},
         "settings": {

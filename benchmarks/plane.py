@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=6)
+    parser.add_argument("--only", choices=["answers"], help="stop after this step")
     return parser.parse_args()
 
 
@@ -212,6 +213,8 @@ def main() -> None:
         TASKS, arguments.datasets, PROTOCOLS["option-text"], limit=arguments.limit, cache=arguments.work / "answers"
     )
     report, _ = evaluate(targets, options, lambda *_: None)
+    if arguments.only:
+        return
     first, *others = arguments.found
     times = timed([*others, *irs, *files], first, arguments)
     differences = {one.target: one for one in report.differences if one.scope == "average"}

@@ -1,4 +1,4 @@
-"""What does each freedom of a search space give? MLP widths alone, attention left out alone, heads alone, all of them.
+"""What does each freedom of a search space give? MLP widths alone, attention left out alone, heads alone, several, all of them.
 
     python benchmarks/structure_study.py models/smollm2-135m --datasets DIR --work DIR \\
         --output benchmarks/results/structure_study.json
@@ -8,7 +8,8 @@ measured on the base by the held-out examples (`space --depth --data`). One sear
 at 0.88 and 0.78 of the maximal network's TPOT, and, where MLPs may be narrowed, at the linear weights of the network whose
 MLPs are at 75 %. They, that network, the maximal one and plain LoRA of equal compute are exported as INT8, measured in turn in
 one run (the first seed's), and answer the whole test sets by `option-text`; differences are paired by question and averaged
-over the seeds. The freedoms in --once have the first seed alone. Finished steps are kept in --work.
+over the seeds. The freedoms in --once have the first seed alone. "widths+attention" is a space with both. Finished steps are
+kept in --work.
 """
 
 import argparse
@@ -72,14 +73,15 @@ def spaces(arguments: argparse.Namespace, held_out: Path) -> dict[str, Path]:
         lonas_edge("space", "--model", arguments.base, "--output", whole, *options)
     found = {}
     for freedom in arguments.freedoms.split(","):
+        kinds = FREEDOMS[:-1] if freedom == "all" else freedom.split("+")
         content = json.loads(whole.read_text())
         training = content["bootstrapNAS"]["training"]
         width, stage = training["elasticity"]["width"], training["schedule"]["list_stage_descriptions"][0]
         for nodes, values in zip(width["overwrite_groups"], width["overwrite_groups_widths"], strict=True):
             kind = "ranks" if "lora_A" in nodes[0] else "widths" if "mlp" in nodes[0] else "heads"
-            if freedom not in ("all", kind) and kind != "ranks":
+            if kind not in (*kinds, "ranks"):
                 del values[1:]
-        if freedom not in ("all", "attention"):
+        if "attention" not in kinds:
             del training["elasticity"]["lonas_edge"]
             stage["train_dims"] = ["width"]
         found[freedom] = arguments.work / f"space-{freedom}.json"

@@ -124,13 +124,13 @@ _DepthRate = Annotated[
     float, typer.Option(min=0, max=1, help="Chance that a group of blocks is left out of a drawn sub-network.")
 ]
 _Subnetworks = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--subnetworks",
-        click_type=USER_PATH,
-        metavar="DIR|FILE",
-        help="Draw from these sub-networks alone: a search's directory of them, or files. May be repeated. Default: from the "
-        "whole search space.",
+        click_type=USER_PATH_OR_NAME,
+        metavar="DIR|FILE|NAME",
+        help="Draw from these sub-networks alone: a search's directory of them, files, or names as of --subnet; maximal trains "
+        "plain LoRA that can be cut afterwards. May be repeated. Default: from the whole search space.",
     ),
 ]
 _Sampling = Annotated[
@@ -289,7 +289,8 @@ def command(  # the options are read from the context, by the names they have in
             from lonas_edge.training.inputs import open_inputs, open_specialized, read_subnetworks, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
-        used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, solve, *files([subnet]))
+        read = [path for path, _ in files_of_data]
+        used = (model, *read, nncf_config, start, teacher, solve, *files([subnet]), *(front or ()))
         OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
         if start:
             inputs = open_specialized(start, files_of_data, subnet, model, nncf_config, revision, task)

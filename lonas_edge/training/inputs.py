@@ -18,7 +18,7 @@ from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
-from lonas_edge.space.subnetwork import Subnetwork, read_subnetwork
+from lonas_edge.space.subnetwork import Subnetwork, select
 from lonas_edge.training.plan import Solve, TrainOptions
 from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Files, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
@@ -189,26 +189,27 @@ def _refuse_other_parameters(config: AdapterConfig) -> None:
     )
 
 
-def read_subnetworks(inputs: Inputs, places: Sequence[Path]) -> tuple[tuple[int, ...], ...]:
+def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Read sub-networks to draw from.
 
     Args:
         inputs: Says the search space.
-        places: Sub-network files, and directories of them, as a search leaves one.
+        choices: Directories of sub-network files, as a search leaves one, and what `subnetwork.select` takes: files and names.
 
     Returns:
         The widths of each network, each once.
 
     Raises:
-        LonasEdgeError: If a directory has none, or a file is no sub-network of the search space; all are listed.
+        LonasEdgeError: If a directory has none, or a choice is no sub-network of the search space; all are listed.
     """
     found, problems = {}, []
-    for place in places:
-        files = sorted(place.glob("*.json")) if place.is_dir() else [place]
-        problems += [] if files else [f"{place}: holds no sub-network (*.json)"]
-        for file in files:
+    for choice in choices:
+        folder = Path(choice)
+        ones = sorted(map(str, folder.glob("*.json"))) if folder.is_dir() else [choice]
+        problems += [] if ones else [f"{choice}: holds no sub-network (*.json)"]
+        for one in ones:
             try:
-                found[inputs.elasticity.plain(read_subnetwork(file, inputs.space).widths)] = file
+                found[inputs.elasticity.plain(select(inputs.space, one).widths)] = one
             except LonasEdgeError as error:
                 problems.append(str(error))
     if problems:

@@ -40,19 +40,21 @@ def test_a_training_draws_from_them_alone(
 
 
 def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable) -> None:
-    """A directory and files; each network once, and all that is wrong is listed."""
+    """A directory, files and names; each network once, and all that is wrong is listed."""
     inputs = open_inputs(str(llama.base), data, llama.space)
     (tmp_path / "front").mkdir()
     for name in ("minimal", "unequal:3"):
         (tmp_path / f"front/{name[:3]}.json").write_text(json.dumps({"widths": choose(llama, name)}))
     (tmp_path / "again.json").write_text(json.dumps({"widths": choose(llama, "minimal")}))
-    found = read_subnetworks(inputs, [tmp_path / "front", tmp_path / "again.json"])
+    found = read_subnetworks(inputs, [str(tmp_path / "front"), str(tmp_path / "again.json"), "minimal"])
     assert sorted(found) == sorted(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
     assert read_subnetworks(inputs, []) == ()
+    assert read_subnetworks(inputs, ["maximal"]) == (tuple(choose(llama, "maximal")),)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text('{"widths": [1]}')
-    with pytest.raises(LonasEdgeError, match=r"empty: holds no sub-network[\s\S]*bad\.json: not a sub-network of this"):
-        read_subnetworks(inputs, [tmp_path / "empty", tmp_path / "bad.json"])
+    told = r"empty: holds no sub-network[\s\S]*bad\.json: not a sub-network of this[\s\S]*random:x"
+    with pytest.raises(LonasEdgeError, match=told):
+        read_subnetworks(inputs, [str(tmp_path / "empty"), str(tmp_path / "bad.json"), "random:x"])
 
 
 def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, choose: Callable) -> None:
@@ -73,3 +75,8 @@ def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli
     ran = run_cli(*base, *model, "--nncf-config", llama.space, "--rank", 8, "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "minimal")]
+    whole = ["train", "--data", data, *model, "--nncf-config", llama.space, "--rank", 8, "--steps", 1, "--json"]
+    ran = run_cli(*whole, "--subnetworks", "maximal", "--output", tmp_path / "whole")
+    assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "maximal")]
+    ran = run_cli(*whole, "--subnetworks", tmp_path / "front", "--output", tmp_path / "front", "--overwrite")
+    assert (ran.code, (tmp_path / "front/one.json").exists()) == (1, True), ran.err

@@ -3,8 +3,8 @@
     python benchmarks/answers_study.py models/smollm2-135m --datasets DIR --work DIR \\
         --output benchmarks/results/answers_study.json
 
-With each seed plain LoRA and a super-adapter are trained, and the super-adapter is searched by TPOT: --draw maximal trains
-its maximal network alone (LoRA that can be cut), --draw all sub-networks at LoRA's compute, as in `structure_study.py`. Each
+With each seed plain LoRA and a super-adapter are trained, and the super-adapter is searched by TPOT: --draw all trains its
+sub-networks at LoRA's compute, as in `structure_study.py`, --draw maximal the maximal one alone (LoRA that can be cut). Each
 network that the search picks (at --shares of the maximal network's TPOT) is exported as it is found, and trained further with
 the finished LoRA as its teacher (`train --from --teacher`); --arms has what else may be done to it. All are IRs of
 --weight-format, answer the whole test sets by `option-text`, and are measured in turn in one run. Differences from LoRA are
@@ -58,10 +58,10 @@ def parse() -> argparse.Namespace:
         "--space", type=Path, help="the search space; one of MLP widths and attention blocks is written when not given"
     )
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--draw", choices=["maximal", "all"], default="maximal", help="what a super-adapter's training draws")
+    parser.add_argument("--draw", choices=["all", "maximal"], default="all", help="what a super-adapter's training draws")
     parser.add_argument("--shares", default="0.85,0.78", help="of the maximal network's TPOT")
     parser.add_argument("--arms", default=";".join(DEFAULT_ARMS), help=f"separated by semicolons, of: {'; '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, help=f"of a super-adapter. Default: {LORA_STEPS}, with --draw all {STEPS}")
+    parser.add_argument("--steps", type=int, help=f"of a super-adapter. Default: {STEPS}, with --draw maximal {LORA_STEPS}")
     parser.add_argument("--special-steps", type=int, default=180, help="of the training of one network")
     parser.add_argument("--special-lr", type=float, default=2e-4)
     parser.add_argument("--weight-format", default="int8_sym")
@@ -150,7 +150,8 @@ class Made:
         found = search(self.arguments, self.seed, self.super_adapter, self.held_out, picks)
         record = json.loads((found / "search.json").read_text())
         self.seconds["search"] = sum(record["seconds"].values())
-        return {picked(pick): found / "subnetworks" / f"{pick['file']}.json" for pick in record["picks"]}
+        known = {picked(pick): found / "subnetworks" / f"{pick['file']}.json" for pick in record["picks"]}
+        return {pick: known[pick] for pick in picks}
 
     def export(self, networks: dict[str, Path]) -> None:
         """All arms as IRs."""

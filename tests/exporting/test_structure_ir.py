@@ -9,6 +9,8 @@ import openvino as ov
 import openvino_genai
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.optimum_lm import OptimumLM
 from openvino_models import ir_logits
 from optimum.intel import OVModelForCausalLM
 from oracle import oracle_logits
@@ -127,6 +129,24 @@ def check_tokens(pipeline: openvino_genai.LLMPipeline, tokenizer: PreTrainedToke
 
 def beams_config() -> openvino_genai.GenerationConfig:
     return openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW, num_beams=4)
+
+
+@pytest.mark.parametrize("case", ["llama", "neox", "phi3"])
+def test_lm_eval_reads_the_same_likelihoods(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+    """`lm_eval --model openvino`, several continuations in a batch, against sums of the oracle's log-probabilities."""
+    source = tiny_models.deep_source(case)
+    widths = choose(source, "unequal:1")[:-3] + DEPTHS[case]
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    (tmp_path / "ov.json").write_text(json.dumps({"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}))
+    stock = OptimumLM(pretrained=str(folder), device="cpu", batch_size=3, ov_config=str(tmp_path / "ov.json"))
+    asked = [(PROMPTS[0], " there"), (PROMPTS[0], " in the attic"), (PROMPTS[2], " is another")]
+    told = stock.loglikelihood([Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(asked)])
+    for (context, continuation), (found, _) in zip(asked, told, strict=True):
+        start, end = stock._encode_pair(context, continuation)
+        tokens = torch.tensor([start + end])
+        logits = oracle_logits(source.base, source.adapter, source.space, widths, tokens)[0].log_softmax(-1)
+        expected = sum(float(logits[len(start) - 1 + place, token]) for place, token in enumerate(end))
+        assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_checkpoint_warns_of_stock_transformers(tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ With each seed plain LoRA and a super-adapter are trained, and the super-adapter
 sub-networks at LoRA's compute, as in `structure_study.py`, --draw maximal the maximal one alone (LoRA that can be cut). Each
 network that the search picks (at --shares of the maximal network's TPOT) is exported as it is found, and trained further with
 the finished LoRA as its teacher (`train --from --teacher`); --arms has what else may be done to it. All are IRs of
---weight-format, answer the whole test sets by `option-text`, and are measured in turn in one run. Differences from LoRA are
-paired by question and averaged over the seeds; what each arm computed is told in seconds on this machine, over LoRA's
-training. Finished steps are kept in --work.
+--weight-format, answer the whole test sets by `option-text`, and are measured in turn in one run (the first seed's).
+Differences from LoRA are paired by question and averaged over the seeds; what each arm computed is told in seconds on this
+machine, over LoRA's training. Finished steps are kept in --work.
 """
 
 import argparse
@@ -194,8 +194,8 @@ def trained_seconds(adapter: Path) -> float:
     return seconds * record["steps"] / max(1, run)
 
 
-def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path]) -> dict[str, Any]:
-    """One seed, from the trainings to the answers and the latency."""
+def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path], timed: bool) -> dict[str, Any]:
+    """One seed, from the trainings to the answers, and the latency if it is asked for."""
     made = Made(arguments, seed, data)
     if arguments.only == "train":
         return {}
@@ -208,20 +208,24 @@ def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path]) -> 
     answers = answer(arguments, made.folders, arguments.work / f"answers-{seed}")
     if arguments.only == "answers":
         return {}
-    times = time_networks(made.folders, arguments.work / f"bench-{seed}")
+    times = time_networks(made.folders, arguments.work / f"bench-{seed}") if timed else {}
     rows = {}
     for name, folder in made.folders.items():
         manifest = json.loads((folder / "lonas_edge.json").read_text())
         rows[name] = {
             "average": statistics.mean(map(statistics.mean, answers[name].values())),
-            **times[name],
-            "tpot_over_lora": times[name]["tpot_ms"] / times[LORA]["tpot_ms"],
-            "ttft_over_lora": times[name]["ttft_ms"] / times[LORA]["ttft_ms"],
+            **beside_lora(times, name),
             "linear_weights": manifest["sizes"]["subnetwork"]["linear_weights"],
             "solved": manifest["solved"] and {key: manifest["solved"][key] for key in ("before", "after", "kept")},
             "seconds": made.compute(name),
         }
     return {"answers": answers, "networks": rows}
+
+
+def beside_lora(times: dict[str, dict[str, float]], name: str) -> dict[str, float]:
+    """A network's times, and their ratios to LoRA's, where they were measured."""
+    own = times.get(name, {})
+    return {**own, **{f"{key.removesuffix('_ms')}_over_lora": value / times[LORA][key] for key, value in own.items()}}
 
 
 def told(names: list[str], seeds: list[dict[str, Any]], differences: dict[str, dict[str, float]]) -> None:
@@ -231,7 +235,8 @@ def told(names: list[str], seeds: list[dict[str, Any]], differences: dict[str, d
         return statistics.mean(one["networks"][name][key] for one in seeds)
 
     for name in names:
-        shares = f"TTFT {mean(name, 'ttft_over_lora'):.2f}x  TPOT {mean(name, 'tpot_over_lora'):.2f}x"
+        first = seeds[0]["networks"][name]
+        shares = f"TTFT {first['ttft_over_lora']:.2f}x  TPOT {first['tpot_over_lora']:.2f}x"
         figures = f"{mean(name, 'average'):.1f} %  {shares}"
         compute = statistics.mean(one["networks"][name]["seconds"]["over_lora"] for one in seeds)
         less = differences.get(name)
@@ -248,7 +253,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     data = write_data(arguments)
     arguments.space = arguments.space or space(arguments, data[1])
-    seeds = {seed: study(arguments, seed, data) for seed in map(int, arguments.seeds.split(","))}
+    first, *others = map(int, arguments.seeds.split(","))
+    seeds = {first: study(arguments, first, data, True)} | {seed: study(arguments, seed, data, False) for seed in others}
     if arguments.only:
         return
     names = list(next(iter(seeds.values()))["networks"])

@@ -2,10 +2,11 @@
 
     python benchmarks/plane.py LORA_ADAPTER --found DIR --found DIR … --datasets DIR --work DIR --output DIR
 
-LORA_ADAPTER is merged and stored as stock tools do it: `optimum-cli export openvino` in fp32, INT8 and INT4, optimum-intel's
+LORA_ADAPTER is merged and stored as stock tools do it: `optimum-cli export openvino` in INT8 and INT4, optimum-intel's
 INT4 with AWQ and scale estimation on --text, llama.cpp's Q8_0 and Q4_K_M (`pip install 'lonas-edge[llama-cpp]'`). The others
 are exported directories of sub-networks. All answer the same questions by `option-text` (differences from stock INT8 are
-paired), and are measured in turn in one run of `bench`. Finished steps are kept in --work.
+paired), and are measured in turn in one run of `bench`. llama.cpp ranks a few questions a second; without --ask-gguf its files
+are measured alone. Finished steps are kept in --work.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers", "llama-cpp-python")
-STOCK = ("int8", "fp32", "int4", "int4-awq")  # the first is what answers are compared with
+STOCK = ("int8", "int4", "int4-awq")  # the first is what answers are compared with
 GGUF = ("Q8_0", "Q4_K_M")
 TEXTS = 96  # that AWQ and scale estimation look at
 
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--gguf", default=",".join(GGUF), help="of llama.cpp; nothing leaves it out")
+    parser.add_argument("--ask-gguf", action="store_true", help="let llama.cpp answer, too")
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=6)
@@ -189,6 +191,11 @@ def draw(rows: dict[str, dict[str, Any]], ours: set[str], title: str, file: Path
     labels = {"tpot_ms": "time per further token, ms", "ttft_ms": "time to first token, ms"}
     for panel, (metric, label) in zip(panels, labels.items(), strict=True):
         for name, row in rows.items():
+            if row["average"] is None:
+                panel.axvline(row[metric], color="lightgray", linestyle=":")
+                side = {"xycoords": ("data", "axes fraction"), "rotation": 90, "fontsize": "x-small", "color": "gray"}
+                panel.annotate(name.removeprefix("stock."), (row[metric], 0.02), ha="right", **side)
+                continue
             color = "tab:blue" if name in ours else "tab:gray"
             panel.errorbar(row[metric], row["average"], row["stderr"], fmt="o" if name in ours else "s", color=color, capsize=2)
             place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": "small", "color": color}
@@ -208,7 +215,7 @@ def main() -> None:
     irs = [stock_ir(name, checkpoint, arguments.text, arguments.work) for name in STOCK]
     files = [stock_gguf(name, arguments.lora, arguments.work) for name in arguments.gguf.split(",") if name]
     targets = open_targets([*map(str, irs), *map(str, arguments.found)], [None], RunOptions())
-    targets += [gguf_target(file, checkpoint) for file in files]
+    targets += [gguf_target(file, checkpoint) for file in files if arguments.ask_gguf]
     options = EvalOptions(
         TASKS, arguments.datasets, PROTOCOLS["option-text"], limit=arguments.limit, cache=arguments.work / "answers"
     )
@@ -218,7 +225,7 @@ def main() -> None:
     first, *others = arguments.found
     times = timed([*others, *irs, *files], first, arguments)
     differences = {one.target: one for one in report.differences if one.scope == "average"}
-    rows = {
+    asked = {
         one.name: {
             "average": one.average,
             "stderr": one.average_stderr,
@@ -226,16 +233,17 @@ def main() -> None:
                 differences.get(one.name)
             ),
             "tasks": {task.task: task.accuracy for task in one.tasks},
-            **times[one.name],
         }
         for one in report.targets
     }
+    rows = {name: {**asked.get(name, {"average": None}), **measured} for name, measured in times.items()}
     conditions = {**describe("CPU"), "versions": versions(PACKAGES)}
     settings = {"limit": arguments.limit, "rounds": arguments.rounds, "starts": arguments.starts, "texts": TEXTS}
     for name, row in sorted(rows.items(), key=lambda item: item[1]["tpot_ms"]):
-        less = row["less_stock_int8"]
+        less = row.get("less_stock_int8")
         told = f"  {less['points']:+.1f} ± {less['half_width_95'] or 0:.1f}" if less else ""
-        print(f"{name:34} {row['average']:.1f} %  {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms{told}")
+        answers = "not asked" if row["average"] is None else f"{row['average']:.1f} %"
+        print(f"{name:34} {answers}  {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms{told}")
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
         told = {"conditions": conditions, "settings": settings, "rows": rows}

@@ -180,8 +180,13 @@ def timed(arms: Sequence[Path], found: Path, arguments: argparse.Namespace) -> d
     }
 
 
+def shown(name: str) -> str:
+    """What a file is called in the plot."""
+    return name.replace("stock-", "optimum ").replace("stock.", "llama.cpp ").removesuffix(".gguf")
+
+
 def draw(rows: dict[str, dict[str, Any]], ours: set[str], title: str, file: Path) -> None:
-    """Right answers over TPOT, and over TTFT."""
+    """Right answers over TPOT, and over TTFT; files that were not asked are lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,21 +194,28 @@ def draw(rows: dict[str, dict[str, Any]], ours: set[str], title: str, file: Path
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     labels = {"tpot_ms": "time per further token, ms", "ttft_ms": "time to first token, ms"}
+    asked = {name: row for name, row in rows.items() if row["average"] is not None}
     for panel, (metric, label) in zip(panels, labels.items(), strict=True):
-        for name, row in rows.items():
-            if row["average"] is None:
-                panel.axvline(row[metric], color="lightgray", linestyle=":")
-                side = {"xycoords": ("data", "axes fraction"), "rotation": 90, "fontsize": "x-small", "color": "gray"}
-                panel.annotate(name.removeprefix("stock."), (row[metric], 0.02), ha="right", **side)
-                continue
-            color = "tab:blue" if name in ours else "tab:gray"
-            panel.errorbar(row[metric], row["average"], row["stderr"], fmt="o" if name in ours else "s", color=color, capsize=2)
-            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": "small", "color": color}
-            panel.annotate(name.removeprefix("stock-"), (row[metric], row["average"]), **place)
+        low, high = min(row[metric] for row in asked.values()), max(row[metric] for row in asked.values())
+        for name, row in asked.items():
+            own = name in ours
+            color = "tab:blue" if own else "dimgray"
+            panel.plot(row[metric], row["average"], "o" if own else "s", color=color)
+            place = {"xytext": (-7 if own else 7, -3), "textcoords": "offset points", "ha": "right" if own else "left"}
+            panel.annotate(shown(name), (row[metric], row["average"]), fontsize="small", color=color, **place)
+        panel.set_xlim(low - 0.55 * (high - low), high + 0.75 * (high - low))
+        side = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": "x-small", "color": "gray"}
+        unasked = {shown(name): row[metric] for name, row in rows.items() if name not in asked}
+        beyond = {name: at for name, at in unasked.items() if at > panel.get_xlim()[1]}
+        for name in unasked.keys() - beyond.keys():
+            panel.axvline(unasked[name], color="lightgray", linestyle=":", zorder=0)
+            panel.text(unasked[name], 0.02, f"{name}, not asked", transform=panel.get_xaxis_transform(), **side)
+        told = "\n".join(f"{name}: {at:.0f} ms \N{RIGHTWARDS ARROW}" for name, at in beyond.items())
+        panel.text(0.99, 0.02, told, transform=panel.transAxes, **{**side, "rotation": 0})
         panel.set_xlabel(label)
-        panel.margins(x=0.25)
+        panel.margins(y=0.1)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("right answers, %, and their standard error")
+    panels[0].set_ylabel("right answers, %")
     figure.suptitle(title, fontsize="medium")
     figure.savefig(file, dpi=120)
 
@@ -248,8 +260,9 @@ def main() -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         told = {"conditions": conditions, "settings": settings, "rows": rows}
         (arguments.output / "plane.json").write_text(json.dumps(told, indent=1) + "\n")
+        base = json.loads((checkpoint / "lonas_edge.json").read_text())["base"]["name"]
         machine = f"{conditions['processors']} cores of an {conditions['processor']}"
-        title = f"{arguments.lora.name} on {machine}: higher and further left is better"
+        title = f"LoRA on {base}, {machine}: blue is lonas-edge; higher and further left is better"
         draw(rows, {folder.name for folder in arguments.found}, title, arguments.output / "plane.png")
 
 

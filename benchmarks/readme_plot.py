@@ -1,4 +1,4 @@
-"""README's plot: TTFT and TPOT of SmolLM2-135M's heuristic sub-network beside what else runs the same model.
+"""The plot of docs/results.md: TTFT and TPOT of SmolLM2-135M's heuristic sub-network beside what else runs the same model.
 
     python benchmarks/readme_plot.py [benchmarks/results/latency_smollm2_135m/bench.json] [docs/images/latency.png]
 

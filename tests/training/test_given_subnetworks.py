@@ -78,5 +78,7 @@ def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli
     whole = ["train", "--data", data, *model, "--nncf-config", llama.space, "--rank", 8, "--steps", 1, "--json"]
     ran = run_cli(*whole, "--subnetworks", "maximal", "--output", tmp_path / "whole")
     assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "maximal")]
-    ran = run_cli(*whole, "--subnetworks", tmp_path / "front", "--output", tmp_path / "front", "--overwrite")
-    assert (ran.code, (tmp_path / "front/one.json").exists()) == (1, True), ran.err
+    kept = tmp_path / "whole/one.json"  # in what an earlier training wrote, and --overwrite would replace
+    (tmp_path / "front/one.json").rename(kept)
+    ran = run_cli(*whole, "--subnetworks", kept, "--output", tmp_path / "whole", "--overwrite")
+    assert (ran.code, kept.exists()) == (1, True), ran.err

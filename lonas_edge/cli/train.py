@@ -17,7 +17,6 @@ from lonas_edge.cli.options import (
     JsonOption,
     RevisionOption,
     choice,
-    files,
     given,
     refuse_revision,
     seed_option,
@@ -29,6 +28,7 @@ from lonas_edge.data.glue import TASKS
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.space.subnetwork import is_name
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, Solve, TrainOptions
 
 if TYPE_CHECKING:
@@ -289,8 +289,8 @@ def command(  # the options are read from the context, by the names they have in
             from lonas_edge.training.inputs import open_inputs, open_specialized, read_subnetworks, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
-        read = [path for path, _ in files_of_data]
-        used = (model, *read, nncf_config, start, teacher, solve, *files([subnet]), *(front or ()))
+        chosen = [one for one in (subnet, *(front or ())) if one and not is_name(one)]
+        used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, solve, *chosen)
         OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
         if start:
             inputs = open_specialized(start, files_of_data, subnet, model, nncf_config, revision, task)

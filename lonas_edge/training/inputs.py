@@ -18,7 +18,7 @@ from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
-from lonas_edge.space.subnetwork import Subnetwork, select
+from lonas_edge.space.subnetwork import Subnetwork, is_name, select
 from lonas_edge.training.plan import Solve, TrainOptions
 from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Files, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
@@ -194,7 +194,8 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
 
     Args:
         inputs: Says the search space.
-        choices: Directories of sub-network files, as a search leaves one, and what `subnetwork.select` takes: files and names.
+        choices: Directories of sub-network files, as a search leaves one, and what `subnetwork.select` takes: files and
+            names, which win over directories that are called so.
 
     Returns:
         The widths of each network, each once.
@@ -205,7 +206,7 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
     found, problems = {}, []
     for choice in choices:
         folder = Path(choice)
-        ones = sorted(map(str, folder.glob("*.json"))) if folder.is_dir() else [choice]
+        ones = sorted(map(str, folder.glob("*.json"))) if folder.is_dir() and not is_name(choice) else [choice]
         problems += [] if ones else [f"{choice}: holds no sub-network (*.json)"]
         for one in ones:
             try:

@@ -39,7 +39,7 @@ def test_a_training_draws_from_them_alone(
     assert [tuple(widths) for widths in record["options"]["subnetworks"]] == list(networks)
 
 
-def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable) -> None:
+def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory, files and names; each network once, and all that is wrong is listed."""
     inputs = open_inputs(str(llama.base), data, llama.space)
     (tmp_path / "front").mkdir()
@@ -49,6 +49,8 @@ def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable) -
     found = read_subnetworks(inputs, [str(tmp_path / "front"), str(tmp_path / "again.json"), "minimal"])
     assert sorted(found) == sorted(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
     assert read_subnetworks(inputs, []) == ()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maximal").mkdir()  # a directory that is called so does not hide the name
     assert read_subnetworks(inputs, ["maximal"]) == (tuple(choose(llama, "maximal")),)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text('{"widths": [1]}')

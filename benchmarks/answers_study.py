@@ -80,18 +80,8 @@ def space(arguments: argparse.Namespace, held_out: Path) -> Path:
     """MLP widths down to a quarter, and attention that may be left out where that is not dear."""
     file: Path = arguments.work / "space.json"
     if not file.exists():
-        options = [
-            "--ratios",
-            "1,.75,.5,.25",
-            "--ranks",
-            32,
-            "--depth",
-            "attention",
-            "--data",
-            held_out,
-            "--prompt",
-            "question",
-        ]
+        options = ["--ratios", "1,.75,.5,.25", "--ranks", 32, "--depth", "attention"]
+        options += ["--data", held_out, "--prompt", "question"]
         lonas_edge("space", "--model", arguments.base, "--output", file, *options)
     return file
 

@@ -22,6 +22,7 @@ from tiny_bert import TinyBert
 from tiny_models import CASES, VOCAB, TinyModels, TinySource
 
 from lonas_edge.cli import main
+from lonas_edge.network import speed
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Source
 from lonas_edge.space.subnetwork import Subnetwork
@@ -58,6 +59,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _seeded(request: pytest.FixtureRequest) -> None:
     """Draw the same numbers in a test whichever tests ran before it, and others than in the next test."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """A processor as fast in bf16 as in fp32; `processor(fp32, bf16)` makes it another, FLOP/s."""
+
+    def make(fp32: float, bf16: float) -> None:
+        monkeypatch.setattr(speed, "matrix_speed", {"fp32": fp32, "bf16": bf16}.__getitem__)
+
+    make(1e11, 1e11)
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,8 @@ def export(
     directory = OutputDirectory(output, options.overwrite, used)
     sizes = source.sizes(subnetwork.widths).bytes
     beside = options.draft.bytes(source) + _ROOM_BYTES if options.draft else 0
-    directory.check((layout.bytes(stored) if layout else sizes[_largest(stored, options)]) + _ROOM_BYTES + beside)
+    largest = max(sizes[name] for name in (_largest(stored, options), *subnetwork.weight_formats.values()))
+    directory.check((layout.bytes(stored) if layout else largest) + _ROOM_BYTES + beside)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
@@ -171,7 +172,7 @@ def export(
             if options.compare_texts:
                 text_comparison.check_room(model)
             if options.stage == "ir":
-                compress.check_group_size(model, options.stored_as, options.group_size)
+                _check_storage(model, options)
             texts = read_texts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None
             asked = options.looks_at
             looked_at = read_calibration(model, tokenizer, asked, options.stored_as) if asked else None
@@ -201,6 +202,20 @@ def export(
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
     return manifest
+
+
+def _check_storage(model: MaterializedModel, options: ExportOptions) -> None:
+    """Refuse what the IR's matrices cannot be stored in."""
+    compress.check_group_size(model, options.stored_as, options.group_size)
+    if not model.subnetwork.weight_formats:
+        return
+    asked = ["--ratio"] if options.ratio < 1 else ["--calibration"] if options.looks_at else []
+    if asked:
+        raise LonasEdgeError(
+            f"the {model.subnetwork.name} sub-network has formats of its own for some layers (weight_formats), which "
+            f"{asked[0]} would choose: leave one of both out"
+        )
+    compress.check_formats_by_layer(model)
 
 
 def _write_draft(source: Source, options: ExportOptions, folder: Path, report: Progress) -> None:
@@ -289,7 +304,8 @@ class _Export:
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
                 at_once = FORMATS["fp32"] if self.texts else self.options.stored_as
-                schemes = compress.schemes(self.model, at_once, 1.0 if self.texts else self.options.ratio)
+                ratio, by_layer = (1.0, {}) if self.texts else (self.options.ratio, self.model.subnetwork.weight_formats)
+                schemes = compress.schemes(self.model, at_once, ratio, by_layer)
                 matrices = {}
                 for name, matrix in compress.compress_matrices(self.model, schemes):
                     matrices[name] = matrix
@@ -304,7 +320,7 @@ class _Export:
                 self._write_calibrated(self.texts, Path(job.graph), matrices, blocks, materialized)
             else:
                 with self.steps.step("write", "Writing the IR"):
-                    stored_as, ratio = self.options.stored_as, self.options.ratio
+                    stored_as = self.options.stored_as
                     self.fused = write_ir(Path(job.graph), self.folder, matrices, schemes, stored_as, blocks, ratio)
                 self.compression = compression_of(self.model, schemes)
             reference = self._fp32_texts(Path(job.graph)) if self.options.compare_texts else None

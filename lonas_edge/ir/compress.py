@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import nncf
@@ -21,7 +22,7 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import compress_model_transformation
 
 from lonas_edge.errors import raise_all
-from lonas_edge.formats import WHOLE_ROWS, WeightFormat, misfits
+from lonas_edge.formats import FORMATS, WHOLE_ROWS, WeightFormat, misfits
 from lonas_edge.ir import sensitivity
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import BLOCK_ELEMENTS
@@ -132,7 +133,12 @@ def _decompression() -> Any:
     return next(node for node in model.get_ops() if node.get_type_name() == "Convert")
 
 
-def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float = 1.0) -> dict[str, Scheme]:
+def schemes(
+    model: MaterializedModel,
+    weight_format: WeightFormat,
+    ratio: float = 1.0,
+    by_layer: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Scheme]:
     """The scheme of every weight matrix.
 
     Args:
@@ -140,20 +146,70 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
         weight_format: The format of the whole model; it says which other one embeddings and head get.
         ratio: Share of the weights between those that get the format; the rest gets that of embeddings and head, too: the
             matrices that 8 bits harm most, as NNCF judges without data.
+        by_layer: Names of the formats of layers that get another one, as of `Subnetwork.weight_formats`.
 
     Returns:
         Schemes by tensor name.
     """
-    inner, outer = inner_matrices(model), set(outer_matrices(model))
-    group = weight_format.group_size(shape[1] for shape in inner.values())
+    own, outer = formats_by_matrix(model, by_layer), set(outer_matrices(model))
+    inner = inner_matrices(model)
+    sizes = {one: one.group_size(inner[name][1] for name in own if own[name] == one) for one in own.values()}
+    common = {name: shape for name, shape in inner.items() if name not in own}
+    group = weight_format.group_size(shape[1] for shape in common.values())
     if ratio < 1 and group is not None:
-        outer |= inner.keys() - sensitivity.spared(model, inner, ratio)
+        outer |= common.keys() - sensitivity.spared(model, common, ratio)
 
     def scheme(name: str) -> Scheme:
+        if name in own:
+            return Scheme(own[name], sizes[own[name]])
         chosen = weight_format.chosen(name in outer, group)
         return Scheme(chosen, group if chosen.group_sizes else None)
 
     return {name: scheme(name) for name, shape in model.shapes.items() if len(shape) == 2}
+
+
+def formats_by_matrix(model: MaterializedModel, by_layer: Mapping[str, str]) -> dict[str, WeightFormat]:
+    """The formats of the matrices that a sub-network stores otherwise than the rest.
+
+    Args:
+        model: The materialized model.
+        by_layer: As of `Subnetwork.weight_formats`: the longest path that holds a matrix decides.
+
+    Returns:
+        Formats by tensor name, of those alone that are between embeddings and head.
+    """
+    found = {}
+    for name in inner_matrices(model):
+        holding = [path for path in by_layer if name.startswith(f"{path}.")]
+        if holding:
+            found[name] = FORMATS[by_layer[max(holding, key=len)]]
+    return found
+
+
+def check_formats_by_layer(model: MaterializedModel) -> None:
+    """Refuse formats of layers that there are none of, or that a layer's width does not fit.
+
+    Args:
+        model: The materialized model.
+
+    Raises:
+        LonasEdgeError: If there are such; all are listed.
+    """
+    architecture, by_layer = model.source.architecture, model.subnetwork.weight_formats
+    inner = [name for name in architecture.linears if architecture.split(name)[0]]
+    problems = [
+        f"{path}: the model has no such decoder layer, block or linear layer between embeddings and head"
+        for path in by_layer
+        if not any(f"{name}.".startswith(f"{path}.") for name in inner)
+    ]
+    chosen, shapes = formats_by_matrix(model, by_layer), inner_matrices(model)
+    for weight_format in dict.fromkeys(chosen.values()):
+        widths = sorted({shapes[name][1] for name, one in chosen.items() if one == weight_format})
+        if weight_format.group_sizes and weight_format.group_size(widths) is None:
+            sizes = ", ".join(map(str, weight_format.group_sizes))
+            told = ", ".join(map(str, widths))
+            problems.append(f"{weight_format.name}: no group size of {sizes} divides the input width of all its layers: {told}")
+    raise_all(f"{model.source.folder}: weight_formats of the {model.subnetwork.name} sub-network:", problems)
 
 
 def check_group_size(model: MaterializedModel, weight_format: WeightFormat, asked: int | None) -> None:
@@ -170,7 +226,8 @@ def check_group_size(model: MaterializedModel, weight_format: WeightFormat, aske
     if asked is None:
         return
     layers: dict[int, list[str]] = {}
-    for name, shape in inner_matrices(model).items():
+    own = formats_by_matrix(model, model.subnetwork.weight_formats)
+    for name, shape in ((name, shape) for name, shape in inner_matrices(model).items() if name not in own):
         layers.setdefault(shape[1], []).append(name.removesuffix(".weight"))
     problems = [
         f"{width} columns, as {layers[width][0]}" + (f" and {len(layers[width]) - 1} more" if len(layers[width]) > 1 else "")

@@ -1,6 +1,5 @@
 """What a search is going to do: options resolved, everything checked, and an estimate of its time; no weights are read."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -9,10 +8,11 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
-from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.formats import FORMATS
 from lonas_edge.network import adapters
 from lonas_edge.network.heldout import MAX_LENGTH, HeldOut, read_held_out
 from lonas_edge.network.source import Source
+from lonas_edge.network.speed import matrix_speed
 from lonas_edge.search.cost import COSTS, CostFunction, check_cost, cost_function
 from lonas_edge.search.damage import evaluations, first_layer
 from lonas_edge.search.dimensions import Dimensions, find_dimensions
@@ -218,20 +218,6 @@ def adapter_hashes(source: Source) -> dict[str, str] | None:
         return None
     files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
     return {path.name: sha256(path) for path in files}
-
-
-def matrix_speed(dtype: str) -> float:
-    """Floating-point operations a second of a matrix product, the best of three."""
-    import torch
-
-    size = 1024
-    left, right = (torch.ones(size, size, dtype=DTYPES[dtype].torch) for _ in range(2))
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def make_plan(source: Source, options: SearchOptions) -> Plan:

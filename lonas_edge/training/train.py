@@ -33,6 +33,7 @@ from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_c
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
+from lonas_edge.network.speed import quicker_in_bf16
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
@@ -209,6 +210,8 @@ class _Run:
         with self.working.held(settings, resume, directory.overwrite, files) as resumption:
             if resume:
                 self.tell(resumption.told())
+            elif options.precision == "auto" and precision_of(options) == "fp32":
+                self.tell_of_bf16()
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
@@ -226,6 +229,11 @@ class _Run:
                 self.working.remove()
             self.state.wait_for_everyone()
         return record
+
+    def tell_of_bf16(self) -> None:
+        """Say so where this processor is much faster in bf16."""
+        if told := quicker_in_bf16("--precision bf16"):
+            self.tell(told)
 
     def trained(self, checkpoint: Path | None = None) -> _Trained:
         """Load and train; the first process says from where."""

@@ -335,3 +335,14 @@ def test_plain_lora_is_trained_as_long(llama_copy: TinySource, data: Path, tmp_p
     assert plain["search_space"] is None
     assert elastic["search_space"] is not None
     assert not (tmp_path / "out--no-elastic/nncf_config.json").exists()
+
+
+def test_a_processor_with_units_for_bf16_is_told_of(
+    llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, processor: Callable
+) -> None:
+    processor(1e11, 6e11)
+    told = "6.0 times as fast in bf16 (--precision bf16)"
+    assert told in run_cli(*arguments(llama, data, tmp_path / "out", steps=1)).err
+    for precision in ("fp32", "bf16"):
+        ran = run_cli(*arguments(llama, data, tmp_path / precision, steps=1, precision=precision))
+        assert ran.code == 0 and told not in ran.err, "it was asked for"

@@ -221,3 +221,11 @@ def test_more_picks_when_it_goes_on(run_cli: Callable, command: Callable) -> Non
     origins = [one["origin"] for one in more["evaluations"]]
     assert not any("pick" in origin for origin in origins[:8])
     assert origins[8] == "seed:pick:weights<=0.97x"
+
+
+def test_a_processor_with_units_for_bf16_is_told_of(run_cli: Callable, command: Callable, processor: Callable) -> None:
+    processor(1e11, 6e11)
+    told = "6.0 times as fast in bf16 (--torch-dtype bf16)"
+    assert told in run_cli(*command("--dry-run")).err
+    assert told not in run_cli(*command("--dry-run", "--torch-dtype", "fp32")).err, "it was asked for"
+    assert told not in run_cli(*command("--dry-run", "--torch-dtype", "bf16")).err

@@ -314,7 +314,7 @@ def _print(manifest: "Manifest", output: Path) -> None:
     shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
     shown.print(
-        f"{output}: {manifest.subnetwork.name} sub-network, {manifest.weight_format}, {after / 1e6:,.1f} M parameters "
+        f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
     if draft := manifest.draft:

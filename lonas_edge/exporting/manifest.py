@@ -273,3 +273,9 @@ class Manifest(Record):
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]
     files: dict[str, tuple[Written, ...]] | None
+
+    @property
+    def formats(self) -> str:
+        """The weight format as people read it: all that the layers have, where they have several."""
+        found = dict.fromkeys(part.weight_format for part in self.compression)
+        return " and ".join(found) if len(found) > 1 else self.weight_format

@@ -36,7 +36,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         f"tags: [{', '.join(('lonas', manifest.pipeline, *stage.tags))}]",
         f"pipeline_tag: {manifest.pipeline}",
         "---",
-        f"# {base}, {name} sub-network, {manifest.weight_format}",
+        f"# {base}, {name} sub-network, {manifest.formats}",
         "",
         f"`{base}`{fine_tuned}: its `{name}` LoNAS sub-network, sliced and merged by "
         "lonas-edge. `subnetwork.json` has the widths, `lonas_edge.json` versions, input hashes, sizes and parity.",

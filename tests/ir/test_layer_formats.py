@@ -62,6 +62,9 @@ def test_each_layer_has_its_format_and_the_longest_path_decides(exported: Callab
     assert 0 < manifest.parity["ir_stored"].max_logit_difference < 1e-3
     assert {part.weight_format for part in manifest.compression} == {"int8_sym", "int4", "fp16", "int8", "int4_sym"}
     assert sum(part.share for part in manifest.compression) == pytest.approx(1)
+    assert (manifest.weight_format, set(manifest.formats.split(" and "))) == ("int8_sym", set(NAMES.values()) - {"fp32"})
+    assert f"sub-network, {manifest.formats}\n" in (tmp_path / "out/README.md").read_text()
+    assert f"sub-network, {manifest.formats}, " in " ".join(ran.out.split())
     assert manifest.fused == 2 * LAYERS, "q, k and v of a layer have one format each time"
     assert json.loads((tmp_path / "out/subnetwork.json").read_text())["weight_formats"] == formats
     config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=4)

@@ -26,7 +26,8 @@ from lonas_edge.space.search_space import SearchSpace
 REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler
 CONFIGURED = ("macs", "weights", "bytes")  # costs that configurations tell, whatever was searched for
 _CHARACTERS_A_TOKEN = 4  # English text; an estimate needs no tokenizer
-_EFFICIENCY = 0.4  # of a large matrix product's speed that a model reaches
+_EFFICIENCY = 0.4  # of a large matrix product's speed that a model's products reach,
+_BESIDE = 1.5  # and of fp32's, whatever the dtype, at which all else than products is done beside them (SmolLM2-135M, AMX)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,9 @@ class Plan:
     def _forward_seconds(self) -> float:
         """Of all prompts through the maximal network; generation is not counted."""
         tokens = sum(min(length // _CHARACTERS_A_TOKEN + 1, MAX_LENGTH) for length in self.held.lengths())
-        return 2 * self.source.sizes(None).linear_weights * tokens / (_EFFICIENCY * matrix_speed(self.options.dtype))
+        operations = 2 * self.source.sizes(None).linear_weights * tokens
+        speeds = _EFFICIENCY * matrix_speed(self.options.dtype), _BESIDE * matrix_speed("fp32")
+        return sum(operations / speed for speed in speeds)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as people and programs read it."""

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_models import LAYERS, TinySource
 
+import lonas_edge.search.plan
 from lonas_edge.network import checkpoints
+from lonas_edge.network.heldout import read_held_out
 from lonas_edge.search.cost import cost_function
 from lonas_edge.search.damage import DamageTable
 from lonas_edge.search.dimensions import costs_by_width, find_dimensions
@@ -70,6 +72,19 @@ def test_a_dry_run_of_llama_7b(
     assert told.code == 0
     for text in ("32 of 96 groups", "64 stay at their widest", "population 8", "damage table", "in all"):
         assert text in told.out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("dtype", "speed"), [("fp32", 1e11), ("bf16", 8e11)])
+def test_the_time_of_a_network(
+    dtype: str, speed: float, run_cli: Callable, command: Callable, llama: TinySource, data: Path, monkeypatch
+) -> None:
+    """Its products at 0.4 of this processor's speed, all else at 1.5 times that of fp32."""
+    monkeypatch.setattr(lonas_edge.search.plan, "matrix_speed", {"fp32": 1e11, "bf16": 8e11}.__getitem__)
+    steps = json.loads(run_cli(*command("--dry-run", "--json", "--torch-dtype", dtype)).out)["steps"]
+    lengths = read_held_out(llama.opened(), data, 8, 42, "alpaca").lengths()
+    operations = 2 * llama.opened().sizes(None).linear_weights * sum(length // 4 + 1 for length in lengths)
+    seconds = operations / (0.4 * speed) + operations / 1.5e11
+    assert [step["seconds"] for step in steps if step["name"] == "evaluations"] == [pytest.approx(27 * seconds, rel=0.02)]
 
 
 def test_options_come_before_the_space_s_settings(run_cli: Callable, command: Callable) -> None:

@@ -6,9 +6,9 @@
 DIR holds <task>/{train,test}.json of ARC-Easy, ARC-Challenge, openbookqa and boolq (LLM-Adapters' format). A super-adapter is
 trained with each seed as in `accuracy_study.py` ("order": `--reorder`), but for the examples that are held out for the search.
 One search a seed, with `--cost tpot` on this machine, gives the network of at most the heuristic one's linear weights, and four
-others of the front. It, the maximal and the heuristic one are exported as INT8 and answer the whole test sets by `option-text`;
-differences are paired by question and averaged over the seeds. With --front the four others do so with the first seed, too, and
-all of that are measured in turn by `bench`. Finished steps are kept in --work, so that a study that was stopped goes on.
+others of the front. It and the heuristic one (with --maximal the maximal one, too) are exported in 8 bits and answer the whole
+test sets by `option-text`; differences are paired by question and averaged over the seeds. With --front the four others do so
+with the first seed, too, and all of that are measured in turn by `bench`. Finished steps are kept in --work, so that a study that was stopped goes on.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--evals", type=int, default=200)
     parser.add_argument("--torch-dtype", default="fp32")
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
+    parser.add_argument("--maximal", action="store_true", help="ask the maximal networks, too")
     parser.add_argument("--front", action="store_true", help="answer and measure the whole front of the first seed")
     parser.add_argument("--only", choices=["train", "search", "answers", "bench"], help="stop after this step")
     return parser.parse_args()
@@ -112,19 +113,19 @@ def picked(pick: dict[str, Any]) -> str:
     return EQUAL if name.startswith("weights") else name
 
 
-def networks(found: Path, front: bool = True) -> dict[str, str]:
+def networks(found: Path, front: bool, maximal: bool) -> dict[str, str]:
     """What is compared: name and --subnet; of the picks the one at equal weights alone without `front`."""
     record = json.loads((found / "search.json").read_text())
     picks = {picked(pick): str(found / "subnetworks" / f"{pick['file']}.json") for pick in record["picks"]}
     return {
-        "maximal": "maximal",
+        **({"maximal": "maximal"} if maximal else {}),
         "heuristic": "heuristic",
         **{name: file for name, file in picks.items() if front or name == EQUAL},
     }
 
 
 def export(super_adapter: Path, subnets: dict[str, str], work: Path) -> dict[str, Path]:
-    """INT8 IRs by name."""
+    """IRs in 8 bits by name."""
     folders = {name: work / name.replace(" ", "-").replace("<=", "-") for name in subnets}
     for name, folder in folders.items():
         if not folder.exists():
@@ -182,7 +183,7 @@ def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path], fir
     found = search(arguments, seed, super_adapter, data[1], picks_of(super_adapter))
     if arguments.only == "search":
         return {}
-    folders = export(super_adapter, networks(found, first), arguments.work / f"ir-{seed}")
+    folders = export(super_adapter, networks(found, first, arguments.maximal), arguments.work / f"ir-{seed}")
     result: dict[str, Any] = {"answers": answer(arguments, folders, arguments.work / f"answers-{seed}")}
     if arguments.only == "answers":
         return result
@@ -215,11 +216,12 @@ def main() -> None:
         return
     named = list(next(iter(seeds.values()))["answers"])
     answers = {name: over_seeds([one["answers"][name] for one in seeds.values() if name in one["answers"]]) for name in named}
-    common = {name: over_seeds([one["answers"][name] for one in list(seeds.values())[:1]]) for name in ("maximal", "heuristic")}
+    others = [name for name in ("maximal", "heuristic") if name in answers]
+    common = {name: over_seeds([one["answers"][name] for one in list(seeds.values())[:1]]) for name in others}
     differences = {
         name: {
             f"against {other}": against(answers[name], (answers if name in BOTH else common)[other])
-            for other in ("maximal", "heuristic")
+            for other in others
             if other != name
         }
         for name in answers

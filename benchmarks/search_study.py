@@ -8,7 +8,8 @@ trained with each seed as in `accuracy_study.py` ("order": `--reorder`), but for
 One search a seed, with `--cost tpot` on this machine, gives the network of at most the heuristic one's linear weights, and four
 others of the front. It and the heuristic one (with --maximal the maximal one, too) are exported in 8 bits and answer the whole
 test sets by `option-text`; differences are paired by question and averaged over the seeds. With --front the four others do so
-with the first seed, too, and all of that are measured in turn by `bench`. Finished steps are kept in --work, so that a study that was stopped goes on.
+with the first seed, too, and all of that are measured in turn by `bench`. Finished steps are kept in --work, so that a study
+that was stopped goes on.
 """
 
 import argparse

@@ -25,4 +25,4 @@ def test_nothing_is_said_where_it_is_not(processor: Callable, bf16: float) -> No
 def test_a_speed_is_in_operations_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])  # products of 4, 2 and 3 seconds
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
-    assert matrix_speed("fp32") == 2 * 1024**3 / 2.0  # 1024 x 1024 times 1024 x 1024: as many multiplications and additions
+    assert matrix_speed("fp32", 64) == 2 * 64**3 / 2.0  # 64 x 64 times 64 x 64: as many multiplications and additions

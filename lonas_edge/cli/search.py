@@ -125,7 +125,11 @@ def command(
         bool, typer.Option("--seeds/--no-seeds", help="Evaluate what a knapsack over the damage of each group gives first.")
     ] = True,
     refine: Annotated[
-        bool, typer.Option("--refine/--no-refine", help="Move levels between groups in the last quarter of the evaluations.")
+        bool,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Move widths between groups in the last evaluations: those of what is picked first, then of the front.",
+        ),
     ] = True,
     seed: Annotated[int | None, seed_option("Of draws and of the choice of prompts. Default: the search space's.")] = None,
     picks: Annotated[
@@ -167,8 +171,8 @@ def command(
 ) -> None:
     """Search for the sub-networks with the best answers at each cost.
 
-    First the damage of each elastic group alone; then the seeds that follow from it, Optuna's sampler, and a refinement of the
-    front. Every evaluation is kept: the same command, killed and started again, goes on where it was.
+    First the damage of each elastic group alone; then the seeds that follow from it, Optuna's sampler, and a refinement of what
+    is picked, and of the front. Every evaluation is kept: the same command, killed and started again, goes on where it was.
     """
     if overwrite and resume:
         raise typer.BadParameter("--overwrite begins anew, --resume goes on")

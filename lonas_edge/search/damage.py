@@ -1,4 +1,4 @@
-"""The damage table: what each searched group costs alone at each width, everything else maximal, in nats of KL.
+"""The damage table: what each searched group costs alone at each width, everything else as it is, in nats of KL.
 
 A group that acts in decoder layer l changes nothing before it. So the layers are walked once, the input of the current one is
 kept for all prompts, and each width is evaluated from there to the end: half of the work of whole evaluations, and the memory
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DamageTable:
-    """KL of each group alone, one row a group of the search space, one figure a width, the widest first.
+    """What each group alone adds to the KL, one row a group of the search space, one figure a width, the widest first.
 
     Rows of groups that are not searched are empty: those are at their widest, which does no damage.
     """
@@ -60,6 +60,7 @@ def measure_damage(
     reference: "Sequence[torch.Tensor]",
     searched: Sequence[int],
     progress: Callable[[float], None] = lambda _done: None,
+    around: Sequence[int] | None = None,
 ) -> DamageTable:
     """Evaluate each searched group alone at each of its widths.
 
@@ -69,30 +70,35 @@ def measure_damage(
         reference: As of `SuperNetwork.reference`.
         searched: Indices of the groups.
         progress: Called with the share that is done.
+        around: The network in which one group at a time is changed; the maximal one when None.
 
     Returns:
-        The table; each figure is that of `SuperNetwork.kl` for the same widths.
+        The table; each figure is that of `SuperNetwork.kl` for the same widths, less the network's own, which may be more.
     """
     from lonas_edge.network.walk import Walk
 
     elasticity = network.elasticity
     groups, architecture = elasticity.space.groups, elasticity.architecture
     places = {index: first_layer(architecture, groups[index].modules) for index in searched}
+    centre = tuple(around or elasticity.maximal)
+    own = network.kl([centre], batches, reference)[0] if around else 0.0
     rows: dict[int, tuple[float, ...]] = {}
+    network.activate(centre)
     walk = Walk(network, batches)
     layers = len(walk)
     work = {index: (layers - places[index]) * (len(groups[index].widths) - 1) for index in searched}
     done, total = 0, sum(work.values()) or 1
     for layer in range(layers):
         for index in (index for index in searched if places[index] == layer):
-            damage = [0.0]
-            for width in groups[index].widths[1:]:
-                network.activate(_with(elasticity.maximal, index, width))
-                damage.append(_kl(walk, network, batches, reference))
+            damage = []
+            for width in groups[index].widths:
+                changed = _with(centre, index, width)
+                network.activate(changed)
+                damage.append(0.0 if changed == centre else _kl(walk, network, batches, reference) - own)
             rows[index] = tuple(damage)
             done += work[index]
             progress(done / total)
-        network.activate(elasticity.maximal)
+        network.activate(centre)
         walk.step()
     return DamageTable(tuple(rows.get(index, ()) for index in range(len(groups))))
 
@@ -102,7 +108,7 @@ def _with(widths: Sequence[int], group: int, width: int) -> tuple[int, ...]:
 
 
 def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]") -> float:
-    """Mean KL of the active sub-network, which is maximal before the walk's current layer."""
+    """Mean KL of the active sub-network, which is what was walked before the walk's current layer."""
     import torch
 
     total, positions = 0.0, 0

@@ -23,7 +23,10 @@ from lonas_edge.search.seeds import named
 from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.space.search_space import SearchSpace
 
-REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler
+REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler,
+REFINED_PICKS = 0.5  # and where picks bound a cost, around which it looks first
+AROUND = "tables around picks"  # the step that measures those,
+SKIP = 4  # on every so manyth batch: each move is evaluated on all
 CONFIGURED = ("macs", "weights", "bytes")  # costs that configurations tell, whatever was searched for
 _CHARACTERS_A_TOKEN = 4  # English text; an estimate needs no tokenizer
 _EFFICIENCY = 0.4  # of a large matrix product's speed that a model's products reach,
@@ -137,6 +140,16 @@ class Plan:
         return self.options.seeded or self.options.refined
 
     @property
+    def aims(self) -> tuple[Pick, ...]:
+        """The picks that bound a cost."""
+        return tuple(pick for pick in self.picks if pick.measure not in QUALITIES)
+
+    @property
+    def refine_from(self) -> int:
+        """Evaluations after which the refinement comes before the sampler."""
+        return round(self.evals * (1 - (REFINED_PICKS if self.aims else REFINED)))
+
+    @property
     def compressed(self) -> bool:
         """Whether networks are scored as their IRs store them: where formats are compared, or one of them does damage."""
         formats = self.dimensions.formats
@@ -181,9 +194,11 @@ class Plan:
                 left = layers - first_layer(self.source.architecture, group.modules)
                 share += (len(group.widths) - 1) * left / layers
         evals = min(self.evals, self.dimensions.size)
+        around = len(self.aims) if self.options.refined else 0
         return [
             Planned("load", 1, self.source.sizes(None).bytes["fp16"] / 1e9),
             *([Planned("damage table", table, share * forward)] if table else []),
+            *([Planned(AROUND, around * table, around * share * forward / SKIP)] if around else []),
             Planned("evaluations", evals, evals * forward),
         ]
 

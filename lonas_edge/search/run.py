@@ -20,15 +20,16 @@ from lonas_edge.search.cost import COSTS, CostFunction, cost_function
 from lonas_edge.search.damage import DamageTable, measure_damage
 from lonas_edge.search.dimensions import Network
 from lonas_edge.search.outcome import Outcome
+from lonas_edge.search.picks import Pick
 from lonas_edge.search.place import check, place
-from lonas_edge.search.plan import REFINED, Plan, refuse_hopeless
+from lonas_edge.search.plan import AROUND, SKIP, Plan, refuse_hopeless
 from lonas_edge.search.quality import likelihood_score
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord, front
-from lonas_edge.search.refine import proposer
+from lonas_edge.search.refine import pick_proposer, proposer
 from lonas_edge.search.samplers import reseeded
 from lonas_edge.search.seeds import seeds
 from lonas_edge.search.storage import open_file, open_storage, open_study, shown
-from lonas_edge.search.study import Rules, Worker
+from lonas_edge.search.study import Propose, Rules, Worker
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from lonas_edge.search.latency_table import LatencyTable
 
 Progress = Callable[[str, float | None], None]
-_TABLE, _LATENCY = "table", "latency_table"  # attributes of the study
+_TABLE, _LATENCY, _AROUND = "table", "latency_table", "table_around"  # attributes of the study
 _SAVE_SECONDS = 2.0  # the record is written so often at most
 
 
@@ -132,18 +133,42 @@ class _Search:
     def _evaluate(self, cost: CostFunction) -> None:
         """Networks, until there are enough; the super-network is let go afterwards."""
         plan, options = self.plan, self.plan.options
-        score = self._scorer()
-        propose = None
-        if self.table and options.refined:
-            propose = proposer(plan.dimensions, self.table, cost, plan.sign)
-        refine_from = round(plan.evals * (1 - REFINED))
-        rules = Rules(plan.evals, options.sampler, refine_from, plan.settings.seed, plan.sign)
-        worker = Worker(self.study, plan.dimensions, rules, alone=options.storage is None, propose=propose)
+        network, reference = self._loaded()
+        score = self._scorer(network, reference)
         costs = {**plan.configured_costs, options.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
+        propose = self._refinement(network, reference, cost, aims) if self.table and options.refined else None
+        rules = Rules(plan.evals, options.sampler, plan.refine_from, plan.settings.seed, plan.sign)
+        worker = Worker(self.study, plan.dimensions, rules, alone=options.storage is None, propose=propose)
         worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost, aims))
-        with self._step("evaluations"):
-            worker.run(lambda network: (score(network), cost(*network)), self._told)
+        with self._step("evaluations", without=AROUND):
+            worker.run(lambda one: (score(one), cost(*one)), self._told)
+
+    def _refinement(
+        self, network: "SuperNetwork", reference: Sequence[Any], cost: CostFunction, aims: Mapping[Pick, CostFunction]
+    ) -> Propose:
+        """What is picked first, then the front."""
+        plan, table = self.plan, self.table
+        assert table  # it is asked for
+        of_picks = pick_proposer(plan.dimensions, aims, plan.sign, functools.partial(self._around, network, reference))
+        of_front = proposer(plan.dimensions, table, cost, plan.sign)
+        return lambda done, taken: of_picks(done, taken) or of_front(done, taken)
+
+    def _around(
+        self, network: "SuperNetwork", reference: Sequence[Any], pick: Pick, best: Evaluation
+    ) -> tuple[Sequence[int], DamageTable]:
+        """The damage table around a pick's network: the study's, else measured here on every fourth batch and kept there."""
+        name = f"{_AROUND}:{pick.expression}"
+        if name not in self.study.user_attrs:
+            some = slice(None, None, SKIP if len(self.batches) >= SKIP else None)
+            with self._step(AROUND):
+                told = functools.partial(self.progress, f"Damage of each group around {pick.expression}")
+                searched, batches = self.plan.dimensions.searched, self.batches[some]
+                found = measure_damage(network, batches, reference[some], searched, told, best.widths)
+            if name not in self.study.user_attrs:  # another worker may have been quicker: all use one
+                self.study.set_user_attr(name, {"widths": best.widths, "rows": found.rows})
+        kept = self.study.user_attrs[name]
+        return kept["widths"], DamageTable(tuple(map(tuple, kept["rows"])))
 
     def _cost(self) -> CostFunction:
         """The cost. A device's latency is that of the machine which began the study, so that all workers mean the same."""
@@ -161,8 +186,8 @@ class _Search:
         self.latency.write(options.output / LATENCY)
         return cost_function(options.cost, source, settings, self.progress, self.latency)
 
-    def _scorer(self) -> Callable[[Network], float]:
-        """Load the super-network, make or find the table, and score."""
+    def _loaded(self) -> "tuple[SuperNetwork, list[Any]]":
+        """The super-network, and its answers; the damage table is made or found, too."""
         from lonas_edge.network.super_network import load_super_network
 
         plan, options, batches = self.plan, self.plan.options, self.batches
@@ -172,6 +197,10 @@ class _Search:
             self.progress("Answers of the maximal network", None)
             reference = network.reference(batches)
         self._find_table(network, reference)
+        return network, reference
+
+    def _scorer(self, network: "SuperNetwork", reference: Sequence[Any]) -> Callable[[Network], float]:
+        plan, options, batches = self.plan, self.plan.options, self.batches
         if options.quality == "accuracy":
             from lonas_edge.search.accuracy import score_of
 
@@ -225,12 +254,14 @@ class _Search:
             self.saved = time.monotonic()
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        start, before = time.perf_counter(), self.seconds.get(name, 0.0)
+    def _step(self, name: str, without: str = "") -> Iterator[None]:
+        """Count the seconds of a step, less those of another one inside it."""
+        start, before, inside = time.perf_counter(), self.seconds.get(name, 0.0), self.seconds.get(without, 0.0)
         try:
             yield
         finally:
-            self.seconds[name] = round(before + time.perf_counter() - start, 3)
+            taken = time.perf_counter() - start - (self.seconds.get(without, 0.0) - inside)
+            self.seconds[name] = round(before + taken, 3)
 
     def outcome(self, finished: bool) -> Outcome:
         """What there is so far."""

@@ -33,7 +33,8 @@ REPEATS = 10  # networks drawn in a row that are known already, after which one 
 DRAWS = 10_000  # for a network that is not taken
 _SEEDED = "seeds"  # origins of the networks that were enqueued
 Measure = Callable[[Network], tuple[float, float]]  # a network's quality and cost
-Propose = Callable[[Sequence[Evaluation], set[Network]], Network | None]  # from what is evaluated, and what is taken
+# from what is evaluated, and what is taken: a network, and its origin
+Propose = Callable[[Sequence[Evaluation], set[Network]], tuple[Network, str] | None]
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,9 @@ class Worker:
     def _suggest(self, done: Sequence[Evaluation], taken: set[Network]) -> bool:
         """Put a network in front of what the sampler would draw, where there is reason to; False where none can be found."""
         if self._propose and len(taken) >= self._rules.refine_from:
-            network = self._propose(done, taken)
-            if network:
-                self._enqueue(network, "refined")
+            proposed = self._propose(done, taken)
+            if proposed:
+                self._enqueue(*proposed)
                 return True
         trials = self.study.get_trials(deepcopy=False)
         last = trials[-REPEATS:]

@@ -38,6 +38,23 @@ def test_the_same_as_whole_evaluations(case: str, tiny_models: TinyModels, data:
     assert not any("forward" in vars(layer) for layer in network.base.get_submodule(network.family.layers))
 
 
+@pytest.mark.parametrize("case", ["llama", "gemma3", "bloom"])
+def test_around_another_network(case: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:
+    """What each width of one group changes, all others as they are in that network; less where a group is given back."""
+    source = tiny_models.source(case)
+    network, batches = scored(source, data)
+    groups, centre = source.groups(), choose(source, "unequal:3")
+    reference = network.reference(batches)
+    table = measure_damage(network, batches, reference, range(len(groups)), around=centre)
+    own = network.kl([centre], batches)[0]
+    for group, values in enumerate(groups):
+        changed = [[*centre[:group], value, *centre[group + 1 :]] for value in values]
+        expected = [kl - own for kl in network.kl(changed, batches)]
+        assert table.rows[group] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert table.rows[group][values.index(centre[group])] == 0
+    assert min(min(row) for row in table.rows) < -1e-4
+
+
 @pytest.mark.parametrize("case", ["llama", "neox", "bloom"])
 def test_layers_that_do_not_run_hand_on_what_they_are_given(case: str, tiny_models: TinyModels, data: Path) -> None:
     """What the last layer makes of the embedding, the others passed by; and the head is given it whole."""

@@ -1,10 +1,15 @@
 """The refinement: which move is proposed, and when there are no more."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from lonas_edge.search import refine
 from lonas_edge.search.damage import DamageTable
 from lonas_edge.search.dimensions import Dimensions, Network
+from lonas_edge.search.picks import Pick
 from lonas_edge.search.record import Evaluation
-from lonas_edge.search.refine import proposer
+from lonas_edge.search.refine import pick_proposer, proposer
 from lonas_edge.space.search_space import Group, Member, SearchSpace
 
 SPACE = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), (4, 3, 2)) for i in range(3)))
@@ -24,7 +29,9 @@ def evaluation(number: int, widths: tuple[int, ...], quality: float, origin: str
 
 def proposed(done: list[Evaluation]) -> Network | None:
     """What is proposed when nothing else is under way."""
-    return proposer(DIMENSIONS, TABLE, cost, 1)(done, {(one.widths, "int8") for one in done})
+    found = proposer(DIMENSIONS, TABLE, cost, 1)(done, {(one.widths, "int8") for one in done})
+    assert found is None or found[1] == "refined"
+    return found and found[0]
 
 
 def test_the_most_promising_move_comes_first() -> None:
@@ -57,3 +64,80 @@ def test_the_end(monkeypatch) -> None:
     assert proposed(done)
     done[2] = evaluation(2, (4, 4, 3), 0.9, "refined")
     assert proposed(done) is None
+
+
+PICK = Pick("macs<=9", "macs", 9.0)
+
+
+def of_pick(
+    done: list[Evaluation], rows: Sequence[Sequence[float]], centre: Sequence[int], dimensions: Dimensions = DIMENSIONS
+) -> tuple[Network, str] | None:
+    """What is proposed for the pick, by the rows of a table that was measured around `centre`."""
+    asked = []
+
+    def around(pick: Pick, best: Evaluation) -> tuple[Sequence[int], DamageTable]:
+        asked.append((pick, best.number))
+        return centre, DamageTable(tuple(map(tuple, rows)))
+
+    found = pick_proposer(dimensions, {PICK: cost}, 1, around)(done, {(one.widths, "int8") for one in done})
+    assert len(asked) <= 1
+    return found
+
+
+AROUND_333 = ((-0.3, 0.0, 0.2), (-0.1, 0.0, 0.05), (-0.05, 0.0, 0.2))  # of a network that costs 9, as much as is allowed
+
+
+def test_the_best_network_of_a_pick_is_where_moves_begin() -> None:
+    done = [evaluation(0, (4, 4, 4), 0.0), evaluation(1, (3, 3, 3), 0.5), evaluation(2, (3, 3, 2), 0.6)]
+    assert of_pick(done, AROUND_333, (3, 3, 3)) == (((4, 2, 3), "int8"), "refined:macs<=9")  # -0.3 + 0.05
+    done.append(evaluation(3, (4, 2, 3), 0.7, "refined:macs<=9"))  # no better
+    assert of_pick(done, AROUND_333, (3, 3, 3)) == (((4, 3, 2), "int8"), "refined:macs<=9")  # -0.3 + 0.2
+    done.append(evaluation(4, (4, 3, 2), 0.8, "refined:macs<=9"))
+    assert of_pick(done, AROUND_333, (3, 3, 3)) is None, "(3, 2, 4) promises nothing: -0.05 + 0.05"
+
+
+def test_groups_that_were_moved_are_left_alone() -> None:
+    rows = [[-0.3, 0.0, 0.2], [-0.1, 0.0, 0.05], [-0.2, 0.0, 0.1], [-0.2, 0.0, 0.1]]
+    space = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), (4, 3, 2)) for i in range(4)))
+    wider = Dimensions(space, (0, 1, 2, 3), ("int8",))
+    done = [evaluation(0, (4, 2, 3, 3), 0.4, "refined:macs<=12")]  # from (3, 3, 3, 3)
+    pick = pick_proposer(
+        wider, {Pick("macs<=12", "macs", 12.0): cost}, 1, lambda *_: ((3, 3, 3, 3), DamageTable(tuple(map(tuple, rows))))
+    )
+    assert pick(done, set()) == (((4, 2, 4, 2), "int8"), "refined:macs<=12")
+
+
+def test_several_levels_at_once_and_what_promises_less_for_less() -> None:
+    done = [evaluation(0, (4, 3, 2), 0.5)]
+    rows = ((0.0, 0.3, 0.6), (-0.1, 0.0, 0.9), (-0.5, -0.3, 0.0))
+    assert of_pick(done, rows, (4, 3, 2)) is None, "each move costs more than it gives"
+    rows = ((0.0, 0.1, 0.15), (-0.1, 0.0, 0.9), (-0.5, -0.3, 0.0))
+    assert of_pick(done, rows, (4, 3, 2)) == (((2, 3, 4), "int8"), "refined:macs<=9")  # -0.5 + 0.15: two levels for two
+    rows = ((0.0, -0.2, 0.1), (0.1, 0.0, 0.9), (0.1, 0.1, 0.0))
+    assert of_pick(done, rows, (4, 3, 2)) == (((3, 3, 2), "int8"), "refined:macs<=9"), "cut alone"
+    done = [evaluation(0, (4, 2, 2), 0.5)]
+    rows = ((0.0, 0.1, 0.2), (-0.3, -0.2, 0.0), (-0.1, -0.1, 0.0))
+    assert of_pick(done, rows, (4, 2, 2)) == (((4, 3, 2), "int8"), "refined:macs<=9"), "there is room for one more"
+
+
+def test_widths_inside_a_block_that_is_left_out_are_no_moves() -> None:
+    block = Group((Member("layer0", "block", "node"),), (1, 0))
+    space = SearchSpace((Group((Member("layer0.mlp", "base", "node"),), (4, 2)), block, SPACE.groups[1]))
+    dimensions = Dimensions(space, (0, 1, 2), ("int8",), inside={0: 1})
+    done = [evaluation(0, (4, 0, 3), 0.5)]
+    rows = ((0.0, -0.9), (0.2, 0.0), (-0.1, 0.0, 0.3))
+    assert of_pick(done, rows, (4, 0, 3), dimensions) == (((4, 0, 4), "int8"), "refined:macs<=9"), "not 4 to 2 in the first"
+
+
+def test_the_end_of_a_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "PICK_PATIENCE", 1)
+    done = [evaluation(0, (3, 3, 3), 0.5)]
+    assert of_pick(done, AROUND_333, (3, 3, 3))
+    done.append(evaluation(1, (4, 2, 3), 0.7, "refined:macs<=9"))
+    assert of_pick(done, AROUND_333, (3, 3, 3)) is None
+    done.append(evaluation(2, (2, 3, 3), 0.3, "nsga2"))  # another one is the best now
+    assert of_pick(done, AROUND_333, (3, 3, 3)) == (((2, 4, 3), "int8"), "refined:macs<=9")
+
+
+def test_nothing_under_a_pick() -> None:
+    assert of_pick([evaluation(0, (4, 4, 4), 0.0)], AROUND_333, (3, 3, 3)) is None

@@ -128,13 +128,15 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "evaluations": evaluations, "seconds": {}, "conditions": {}}
 
 
+@pytest.mark.parametrize("picks", [(), ("--pick", "bytes<=0.95x", "--pick", "macs<=0.9x")])
 @pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
 def test_interrupted_and_gone_on_with(
-    sampler: str, run_cli: Callable, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampler: str, picks: tuple[str, ...], run_cli: Callable, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--sampler", sampler, "--evals", "20", "--no-seeds")
+    options = ("--sampler", sampler, "--evals", "20", "--no-seeds", *picks)
     whole = searched(run_cli, command(*options, "--output", tmp_path / "whole"))
-    assert {one["origin"] for one in whole["evaluations"]} >= {sampler, "refined"}
+    origins = {one["origin"] for one in whole["evaluations"]}
+    assert origins >= {sampler} and origins & {"refined", *(f"refined:{pick}" for pick in picks[1::2])}
     for count in (2, 7, 9):
         with monkeypatch.context() as patch:
             interrupted_after(count, patch)
@@ -142,7 +144,8 @@ def test_interrupted_and_gone_on_with(
         assert ran.code == 1 and "evaluations are kept" in ran.err
         kept = json.loads((tmp_path / "out/search.json").read_text())
         assert not kept["finished"] and (tmp_path / "out/subnetworks").is_dir()
-        assert len(kept["evaluations"]) == {2: 2, 7: 9, 9: 18}[count]
+        around = len(picks) // 2 if count == 9 else 0  # a network in a damage table around each pick is scored, too
+        assert len(kept["evaluations"]) == {2: 2, 7: 9, 9: 18}[count] - around
     again = searched(run_cli, command(*options, "--resume"))
     assert without_times(again) == without_times(whole)
 

@@ -26,7 +26,7 @@ from lonas_edge.space.search_space import SearchSpace
 REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler,
 REFINED_PICKS = 0.5  # and where picks bound a cost, around which it looks first
 AROUND = "tables around picks"  # the step that measures those,
-SKIP = 4  # on every so manyth batch: each move is evaluated on all
+SKIP = 4  # on a prompt in so many: each move is evaluated on all
 CONFIGURED = ("macs", "weights", "bytes")  # costs that configurations tell, whatever was searched for
 _CHARACTERS_A_TOKEN = 4  # English text; an estimate needs no tokenizer
 _EFFICIENCY = 0.4  # of a large matrix product's speed that a model's products reach,

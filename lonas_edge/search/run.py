@@ -137,34 +137,30 @@ class _Search:
         score = self._scorer(network, reference)
         costs = {**plan.configured_costs, options.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
-        propose = self._refinement(network, reference, cost, aims) if self.table and options.refined else None
+        propose = self._refinement(network, cost, aims) if self.table and options.refined else None
         rules = Rules(plan.evals, options.sampler, plan.refine_from, plan.settings.seed, plan.sign)
         worker = Worker(self.study, plan.dimensions, rules, alone=options.storage is None, propose=propose)
         worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost, aims))
         with self._step("evaluations", without=AROUND):
             worker.run(lambda one: (score(one), cost(*one)), self._told)
 
-    def _refinement(
-        self, network: "SuperNetwork", reference: Sequence[Any], cost: CostFunction, aims: Mapping[Pick, CostFunction]
-    ) -> Propose:
+    def _refinement(self, network: "SuperNetwork", cost: CostFunction, aims: Mapping[Pick, CostFunction]) -> Propose:
         """What is picked first, then the front."""
         plan, table = self.plan, self.table
         assert table  # it is asked for
-        of_picks = pick_proposer(plan.dimensions, aims, plan.sign, functools.partial(self._around, network, reference))
+        of_picks = pick_proposer(plan.dimensions, aims, plan.sign, functools.partial(self._around, network))
         of_front = proposer(plan.dimensions, table, cost, plan.sign)
         return lambda done, taken: of_picks(done, taken) or of_front(done, taken)
 
-    def _around(
-        self, network: "SuperNetwork", reference: Sequence[Any], pick: Pick, best: Evaluation
-    ) -> tuple[Sequence[int], DamageTable]:
-        """The damage table around a pick's network: the study's, else measured here on every fourth batch and kept there."""
+    def _around(self, network: "SuperNetwork", pick: Pick, best: Evaluation) -> tuple[Sequence[int], DamageTable]:
+        """The damage table around a pick's network: the study's, else measured here on a part of the prompts and kept there."""
         name = f"{_AROUND}:{pick.expression}"
         if name not in self.study.user_attrs:
-            some = slice(None, None, SKIP if len(self.batches) >= SKIP else None)
             with self._step(AROUND):
                 told = functools.partial(self.progress, f"Damage of each group around {pick.expression}")
-                searched, batches = self.plan.dimensions.searched, self.batches[some]
-                found = measure_damage(network, batches, reference[some], searched, told, best.widths)
+                held, searched = self.plan.held, self.plan.dimensions.searched
+                batches = held.split(-(-held.prompts // SKIP))[0].batches(self.tokenizer)
+                found = measure_damage(network, batches, network.reference(batches), searched, told, best.widths)
             if name not in self.study.user_attrs:  # another worker may have been quicker: all use one
                 self.study.set_user_attr(name, {"widths": best.widths, "rows": found.rows})
         kept = self.study.user_attrs[name]

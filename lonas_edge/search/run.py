@@ -104,6 +104,11 @@ def _name(identity: Mapping[str, Any]) -> str:
     return f"lonas-edge-{digest(repr(sorted(identity.items())).encode()).hexdigest()[:16]}"
 
 
+def _thinned(batch: "Batch") -> "Batch":
+    """One prompt in `SKIP` of a batch, whose prompts are in the order of their lengths; positions are those of all."""
+    return {name: values if name == "logits_to_keep" else values[::SKIP] for name, values in batch.items()}
+
+
 @dataclass
 class _Search:
     """One search under way."""
@@ -158,9 +163,9 @@ class _Search:
         if name not in self.study.user_attrs:
             with self._step(AROUND):
                 told = functools.partial(self.progress, f"Damage of each group around {pick.expression}")
-                held, searched = self.plan.held, self.plan.dimensions.searched
-                batches = held.split(-(-held.prompts // SKIP))[0].batches(self.tokenizer)
-                found = measure_damage(network, batches, network.reference(batches), searched, told, best.widths)
+                batches = [_thinned(batch) for batch in self.batches]
+                searched, reference = self.plan.dimensions.searched, network.reference(batches)
+                found = measure_damage(network, batches, reference, searched, told, best.widths)
             if name not in self.study.user_attrs:  # another worker may have been quicker: all use one
                 self.study.set_user_attr(name, {"widths": best.widths, "rows": found.rows})
         kept = self.study.user_attrs[name]

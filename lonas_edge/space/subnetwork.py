@@ -100,7 +100,7 @@ class Subnetwork:
     widths: tuple[int, ...]
     name: str
     found: Found | None = None
-    weight_formats: Mapping[str, str] = field(default_factory=dict)
+    weight_formats: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def record(self, space: SearchSpace) -> SubnetworkRecord:
         """As it is written to disk, with the hash of its search space."""

@@ -13,6 +13,8 @@ from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.network.walk import Walk
 from lonas_edge.search.damage import DamageTable, evaluations, measure_damage
 from lonas_edge.search.dimensions import find_dimensions
+from lonas_edge.search.plan import SKIP
+from lonas_edge.search.run import _thinned
 
 
 def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:
@@ -104,3 +106,18 @@ def test_progress_ends_at_one(llama: TinySource, data: Path) -> None:
     with torch.inference_mode():
         measure_damage(network, batches, network.reference(batches), [3, 4], told.append)
     assert told == [pytest.approx(3 / 5), 1.0]
+
+
+def test_a_thinned_batch_is_those_prompts_alone(llama: TinySource, data: Path, choose: Callable) -> None:
+    """Each of them without padding, weighted by its answers."""
+    network, batches = scored(llama, data)
+    widths, total, count = choose(llama, "minimal"), 0.0, 0
+    for batch in batches:
+        for row in range(0, len(batch["input_ids"]), SKIP):
+            length, kept = int(batch["attention_mask"][row].sum()), batch["labels"][row] != -100
+            one = {name: batch[name][row : row + 1, :length] for name in ("input_ids", "attention_mask")}
+            one |= {"logits_to_keep": batch["logits_to_keep"][kept], "labels": batch["labels"][row : row + 1, kept]}
+            total += network.kl([widths], [one])[0] * int(kept.sum())
+            count += int(kept.sum())
+    assert network.kl([widths], [_thinned(batch) for batch in batches])[0] == pytest.approx(total / count, rel=1e-4)
+    assert any(len(batch["input_ids"]) > SKIP for batch in batches)

@@ -154,10 +154,9 @@ def export(
     draft = options.draft.folder if options.draft else None
     used = (source.base.folder, source.adapter.folder if source.adapter else None, options.solve, data, draft)
     directory = OutputDirectory(output, options.overwrite, used)
-    sizes = source.sizes(subnetwork.widths).bytes
     beside = options.draft.bytes(source) + _ROOM_BYTES if options.draft else 0
-    largest = max(sizes[name] for name in (_largest(stored, options), *subnetwork.weight_formats.values()))
-    directory.check((layout.bytes(stored) if layout else largest) + _ROOM_BYTES + beside)
+    written = layout.bytes(stored) if layout else _most_bytes(source, subnetwork, stored, options)
+    directory.check(written + _ROOM_BYTES + beside)
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
@@ -488,11 +487,13 @@ def _stored(source: Source, options: ExportOptions) -> str:
     return options.weight_format if options.stage == "ir" else options.dtype or _base_dtype(source)
 
 
-def _largest(stored: str, options: ExportOptions) -> str:
-    """The format by whose bytes the output's room is judged."""
+def _most_bytes(source: Source, subnetwork: Subnetwork, stored: str, options: ExportOptions) -> int:
+    """What the weights take at most: all of them in the largest of the formats that they may get."""
+    main = "fp16" if stored == "bf16" else stored
     if options.ratio < 1:
-        return FORMATS[stored].outer or stored
-    return "fp16" if stored == "bf16" else stored
+        main = FORMATS[stored].outer or stored
+    sizes = source.sizes(subnetwork.widths).bytes
+    return max(sizes[name] for name in (main, *subnetwork.weight_formats.values()))
 
 
 def _base_dtype(source: Source) -> str:

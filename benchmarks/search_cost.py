@@ -4,8 +4,8 @@
 
 `lonas-edge search` by KL over MACs, damage table and `--evals` evaluations, as a command line of its own; 14 GB of disk for
 LLaMA-7B's shape. Its tokenizer has a token a byte, so that a question is about as long as a real one of 250 tokens. Memory is
-that of the process, sampled ten times a second (`export_cost.run`): `pss` counts memory-mapped file pages, too. Found networks
-mean nothing.
+that of the process, looked at every --every seconds (`export_cost.run`): `pss` counts memory-mapped file pages, too. Found
+networks mean nothing.
 """
 
 import argparse
@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="llama-7b")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--evals", type=int, default=50)
+    parser.add_argument("--every", type=float, default=15, help="seconds between looks at the memory")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -48,7 +49,8 @@ def main() -> None:
     found = arguments.work / f"search-{arguments.shape}"
     shutil.rmtree(found, ignore_errors=True)
     settings = ["--val-set-size", arguments.prompts, "--evals", arguments.evals, "--torch-dtype", "bf16"]
-    measured = run([BIN / "lonas-edge", "search", *source, "--data", data, "--output", found, *settings])
+    command = [BIN / "lonas-edge", "search", *source, "--data", data, "--output", found, *settings]
+    measured = run([str(part) for part in command], arguments.every)
     record = json.loads((found / "search.json").read_text())
     each = sorted(one["seconds"] for one in record["evaluations"])
     result = {

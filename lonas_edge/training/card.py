@@ -27,6 +27,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     elastic = record.search_space is not None and special is None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
     kind = f"LoNAS adapter of one sub-network ({special.subnetwork})" if special else kind
+    stored = options.get("weight_format")
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     order = (
         "The MLP channels of base and adapter are put in order of importance first (`channel_order.safetensors`; lonas-edge "
@@ -47,9 +48,12 @@ def super_adapter_card(record: TrainingRecord) -> str:
             "",
             *([_of_super_adapter(special), ""] if special else []),
             *([_taught(record), ""] if record.teacher else []),
+            *([_of_stored(stored), ""] if stored else []),
             *([order, ""] if record.reordered else []),
             "```",
-            "lonas-edge export THIS_DIRECTORY --output DIR" + (" --subnet heuristic" if elastic else ""),
+            "lonas-edge export THIS_DIRECTORY --output DIR"
+            + (" --subnet heuristic" if elastic else "")
+            + (f" --weight-format {stored}" if stored else ""),
             "```",
             "",
             *(_prompt(record.prompt) if record.prompt else []),
@@ -60,6 +64,13 @@ def super_adapter_card(record: TrainingRecord) -> str:
 def _taught(record: TrainingRecord) -> str:
     name = record.teacher.name if record.teacher else ""
     return f"It learned from `{name}` as a frozen teacher, too: {record.options['distill']:.0%} of the loss."
+
+
+def _of_stored(weight_format: str) -> str:
+    return (
+        f"It was trained as `{weight_format}` stores it (quantization-aware): export it in that format, without calibration. "
+        "In any other it is not what was trained."
+    )
 
 
 def _of_super_adapter(special: Specialized) -> str:

@@ -4,6 +4,7 @@
 # (transformers has no types that mypy reads)
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
 from lonas_edge.training.plan import Plan
@@ -47,6 +49,7 @@ class ElasticTrainer(Trainer):
         teacher: Any = None,
         temperature: float = 1.0,
         portions: Sequence[tuple[int, float]] = (),
+        stored: StoredWeights | None = None,
         **arguments: Any,
     ):
         """Set up.
@@ -60,12 +63,13 @@ class ElasticTrainer(Trainer):
             teacher: A frozen model of the same vocabulary, on the device that is trained on; the maximal network when None.
             temperature: Of the distillation.
             portions: As of `EpochSampler`.
+            stored: The network's weights as an IR stores them: what is trained computes with those. As they are when None.
             **arguments: As of `Trainer`.
         """
         self.network, self.plan, self.distill = network, plan, distill
         self.batch_examples, self.group_by_length = batch_examples, group_by_length
         self.portions = portions
-        self.frozen, self.temperature = teacher, temperature
+        self.frozen, self.temperature, self.stored = teacher, temperature, stored
         self._maximal = tuple(group.widths[0] for group in plan.space.groups)
         self._passes = 1
         self._teacher: torch.Tensor | None = None
@@ -135,7 +139,8 @@ class ElasticTrainer(Trainer):
                 teacher = self._teacher_logits(model, inputs)
             self._teacher = teacher if taught else None
             self.network.activate(chosen)
-            losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
+            with self.stored.active(chosen) if self.stored else nullcontext():
+                losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
             if self.distill and self.frozen is None and chosen == self._maximal:
                 teacher = self._logits
         self._logits = None

@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM
+from lonas_edge.formats import dtype_of
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
@@ -300,6 +301,11 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError("--device cuda: PyTorch sees no CUDA device; take --device cpu")
+    if options.weight_format and options.dropout:
+        raise LonasEdgeError(
+            f"--dropout {options.dropout:g} with --weight-format {options.weight_format}: what is stored is the weight and the "
+            "adapter as one, so that there is no input of the adapter alone to drop; leave one out"
+        )
     if options.precision == "fp16" and device_of(options) == "cpu":
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU take bf16 or fp32")
 
@@ -332,3 +338,10 @@ def precision_of(options: TrainOptions) -> str:
     if device_of(options) == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
+    """What the base is loaded in: the precision, and fp32 where rounding to it would change what is stored."""
+    precision = precision_of(options)
+    lossless = dtype_of(inputs.architecture.config.dtype).name == precision
+    return precision if lossless or not options.weight_format else "fp32"

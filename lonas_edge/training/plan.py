@@ -68,6 +68,8 @@ class TrainOptions:
         seed: Seed of everything that is random.
         device: cpu, cuda, or auto.
         precision: fp32, bf16, fp16; auto is fp32 on a CPU, and on CUDA bf16 where the card has it, or else fp16.
+        weight_format: The weight format that the network is trained to be stored in: it computes with weights as they are after
+            that compression. None trains them as they are.
         gradient_checkpointing: Whether activations are computed twice to save memory.
         save_steps: Steps between two checkpoints; 200, or a tenth of all when that is less, when None.
         log_steps: Steps between two records of the loss.
@@ -102,6 +104,7 @@ class TrainOptions:
     seed: int = 42
     device: Device = "auto"
     precision: Precision = "auto"
+    weight_format: str | None = None
     gradient_checkpointing: bool = False
     save_steps: int | None = None
     log_steps: int = 10

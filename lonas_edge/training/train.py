@@ -34,6 +34,7 @@ from lonas_edge.network.correction import Correction
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.speed import quicker_in_bf16
+from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
@@ -43,6 +44,7 @@ from lonas_edge.training.inputs import (
     Inputs,
     Start,
     adapter_ranks,
+    base_dtype,
     check,
     device_of,
     lora_config,
@@ -288,7 +290,7 @@ class _Run:
         return kept(self.working.path, start) if self.solving else (start.source.correction(start.subnetwork.widths), None)
 
     def _base(self) -> Any:
-        base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[precision_of(self.options)].torch)
+        base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[base_dtype(self.inputs, self.options)].torch)
         base.config.use_cache = False
         return base
 
@@ -325,6 +327,7 @@ class _Run:
             self._teacher(),
             self.options.temperature,
             self.tokens.portions,
+            StoredWeights(network, self.options.weight_format) if self.options.weight_format else None,
             args=self.arguments,
             train_dataset=self.tokens.examples,
             data_collator=self.inputs.subject.collator(self.tokens.tokenizer),

@@ -184,6 +184,11 @@ def test_batch_that_cannot_be_divided(llama: TinySource, data: Path, tmp_path: P
     has(error, f"--batch-size {changes['batch_size']} cannot be divided", "micro-batches of 4", "Choose a multiple")
 
 
+def test_dropout_of_what_is_stored(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", dropout=0.1, weight_format="int4_sym"))
+    has(error, "--dropout 0.1 with --weight-format int4_sym", "leave one out")
+
+
 def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
     has(refused(arguments(llama, data, tmp_path / "out")), tmp_path / "out", "not enough room")
@@ -212,6 +217,7 @@ def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Calla
         ({"dropout": 1}, "--dropout"),
         ({"sampling": "all"}, "--sampling"),
         ({"precision": "int8"}, "--precision"),
+        ({"weight_format": "fp16"}, "--weight-format"),
         ({"revision": "main"}, "--revision main"),
     ],
 )

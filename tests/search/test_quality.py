@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import oracle_logits
+from stored_model import stored_model
 from tiny_models import TinyModels, TinySource, say_only
 
 from lonas_edge.data.encoding import IGNORED
@@ -17,13 +18,11 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.ir import compress
 from lonas_edge.network import heldout
 from lonas_edge.network.heldout import read_held_out
-from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import Source
+from lonas_edge.network.stored import stored
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.compressed import StoredNetwork, stored
-from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.search.compressed import StoredNetwork
 
 DATASETS = Path(__file__).parents[1] / "evaluate/data"
 
@@ -58,14 +57,8 @@ def test_whether_the_training_has_seen_them(llama: TinySource, data: Path) -> No
 
 
 def ir_logits(source: Source, widths: Sequence[int], weight_format: str, batch: dict) -> torch.Tensor:
-    """Logits of the matrices that an export stores, compressed by NNCF, at the positions that count."""
-    model = MaterializedModel(source, Subnetwork(tuple(widths), "test"))
-    live, schemes = empty_model(model.config()), compress.schemes(model, FORMATS[weight_format])
-    for name, matrix in compress.compress_matrices(model, schemes):
-        set_parameter(live, name, torch.from_numpy(matrix.restored(model.tensor(name).numpy())[0]))
-    for name in model.shapes.keys() - schemes.keys():
-        set_parameter(live, name, model.tensor(name))
-    live.tie_weights()
+    """Logits of the matrices that an export stores at the positions that count."""
+    live = stored_model(source, widths, weight_format)
     with torch.inference_mode():
         logits = live(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]

@@ -38,7 +38,7 @@ def test_bf16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, choose: Ca
     assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("changes", [{}, {"sampling": "sandwich", "distill": 0.5}])
+@pytest.mark.parametrize("changes", [{}, {"sampling": "sandwich", "distill": 0.5, "weight_format": "int4_sym"}])
 def test_gradient_checkpointing_changes_nothing(changes, llama: TinySource, data: Path, tmp_path: Path, monkeypatch) -> None:
     run(llama, data, tmp_path / "plain", steps=4, **changes)
     calls = []
@@ -51,7 +51,10 @@ def test_gradient_checkpointing_changes_nothing(changes, llama: TinySource, data
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (and CUDA_VISIBLE_DEVICES)")
-@pytest.mark.parametrize("changes", [{}, {"sampling": "sandwich", "distill": 0.5, "gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sampling": "sandwich", "distill": 0.5, "gradient_checkpointing": True}, {"weight_format": "int4_sym"}],
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cuda(
     precision: str, changes: dict[str, Any], llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids

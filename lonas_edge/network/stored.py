@@ -1,0 +1,219 @@
+"""The live super-network with each weight as an IR stores it: what a search scores, and what a training can learn to live with.
+
+A linear layer merges and compresses the active part of its weight when it is asked, and forgets it again, which takes a layer's
+memory. The arithmetic is NNCF's own, data-free; that of its integer formats once more in PyTorch, in a fraction of the time.
+
+To training, rounding is the identity (the straight-through estimator, Bengio, Léonard & Courville, 2013), with weight and
+adapter inside it: low-rank quantization-aware training (LR-QAT, Bondarenko, Del Chiaro & Nagel, 2024).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from lonas_edge.formats import FORMATS, WHOLE_ROWS, WeightFormat
+from lonas_edge.network.parts import take
+from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.space.elasticity import Widths
+
+_ASYMMETRIC, _SYMMETRIC = ("INT8_ASYM", "INT4_ASYM"), ("INT8_SYM", "INT4_SYM")
+
+
+class StoredWeights:
+    """The weights of a super-network's sub-networks as their IRs of one weight format have them."""
+
+    def __init__(self, network: SuperNetwork, weight_format: str):
+        """Compress what all sub-networks share: embeddings and head.
+
+        Args:
+            network: The super-network.
+            weight_format: One of `FORMATS`.
+        """
+        self._network, self._format = network, FORMATS[weight_format]
+        family, base = network.family, network.base
+        self._outer = self._format.chosen(outer=True, group_size=None)
+        tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
+        self._head = base.get_submodule(family.head)
+        self._trained_head = any(parameter.requires_grad for parameter in self._head.parameters())
+        self._whole_head = Widths.first(*_plain(self._head).weight.shape)
+        with torch.no_grad():  # inference tensors could not stand in a parameter's place
+            self._tables = [(table, stored(table.weight, self._outer, None).to(table.weight.dtype)) for table in tables]
+            self._stored_head = stored(merged(self._head, self._whole_head), self._outer, None)
+
+    @contextmanager
+    def active(self, chosen: Sequence[int]) -> Iterator[None]:
+        """Let the network compute with stored weights.
+
+        Args:
+            chosen: The sub-network that is activated, one width a group.
+
+        Yields:
+            Nothing; within the block it does.
+        """
+        elasticity, base = self._network.elasticity, self._network.base
+        there = {name: one for name, one in elasticity.widths(chosen).items() if one.in_features}
+        widths = {name: one for name, one in there.items() if base.get_submodule(name) is not self._head}
+        layers = {name for name in widths if elasticity.architecture.split(name)[0]}
+        group = self._format.group_size(widths[name].in_features for name in layers)
+        inner, outer = self._format.chosen(outer=False, group_size=group), self._format.chosen(outer=True, group_size=group)
+        group = group if inner.group_sizes else None
+        with ExitStack() as stack:
+            for name, one in widths.items():
+                layer = base.get_submodule(name)
+                how = (inner, group) if name in layers else (outer, None)
+                stack.enter_context(_replaced(layer, _forward(layer, one, *how)))
+            stack.enter_context(self.active_head())
+            for table, compressed in self._tables:
+                stack.enter_context(_replaced(table, _looked_up(table, compressed)))
+            yield
+
+    @contextmanager
+    def active_head(self) -> Iterator[None]:
+        """The head alone, as of `active`.
+
+        Yields:
+            Nothing; within the block it computes so.
+        """
+        with _replaced(self._head, self._answer):
+            yield
+
+    def _answer(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if self._trained_head:
+            return _forward(self._head, self._whole_head, self._outer, None)(hidden)
+        return F.linear(hidden, self._stored_head.to(hidden.dtype), _plain(self._head).bias)
+
+
+def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
+    """A matrix as it is stored; the gradient passes by."""
+    found = stored(matrix.detach(), weight_format, group)
+    return found + (matrix - matrix.detach()) if matrix.requires_grad else found  # what is added is 0
+
+
+def _forward(layer: Any, widths: Widths, weight_format: WeightFormat, group: int | None) -> Callable[..., torch.Tensor]:
+    def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # what is rounded is summed in fp32, as an export does
+            weight = _rounded(merged(layer, widths), weight_format, group).to(x.dtype)
+            bias = _bias(layer, widths)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    return forward
+
+
+def _looked_up(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """An embedding by its own rule, such as a scale; a head that shares its weight does not see the other."""
+
+    def forward(*indices: Any) -> torch.Tensor:
+        kept = table.weight.data
+        table.weight.data = compressed
+        try:
+            found: torch.Tensor = type(table).forward(table, *indices)
+        finally:
+            table.weight.data = kept
+        return found
+
+    return forward
+
+
+def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
+    """A matrix as it is after compression and back, in fp32.
+
+    Args:
+        matrix: [out, in].
+        weight_format: How it is stored.
+        group: Columns that share a scale; whole rows when None or `WHOLE_ROWS`.
+
+    Returns:
+        The same shape.
+    """
+    matrix = matrix.float()
+    if weight_format.mode is None:
+        return matrix.half().float() if weight_format.bits == 16 else matrix
+    group = None if group == WHOLE_ROWS else group
+    if weight_format.mode not in (*_ASYMMETRIC, *_SYMMETRIC):
+        return _stored_by_nncf(matrix, weight_format.mode, group)
+    parts = matrix.reshape(len(matrix), -1, group or matrix.shape[1])
+    tiny = torch.finfo(torch.float32).eps
+    if weight_format.mode in _SYMMETRIC:
+        low, high, most = parts.amin(-1, keepdim=True).abs(), parts.amax(-1, keepdim=True), 2 ** (weight_format.bits - 1)
+        scale = torch.where(low >= high, low, -high) / most
+        scale = torch.where(scale.abs() < tiny, tiny, scale)
+        codes = (parts / scale).round_().clamp_(-most, most - 1)
+        signed: torch.Tensor = codes.mul_(scale.half().float())  # scales are stored in fp16
+        return signed.reshape(matrix.shape)
+    low, high = parts.amin(-1, keepdim=True).clamp(max=0), parts.amax(-1, keepdim=True).clamp(min=0)
+    most = 2**weight_format.bits - 1
+    scale = ((high - low) / most).clamp(min=tiny)
+    zero = (-(low / scale).round()).clamp(0, most)
+    codes = (parts / scale).add_(zero).round_().clamp_(0, most)
+    restored: torch.Tensor = codes.sub_(zero).mul_(scale.half().float())  # scales are stored in fp16
+    return restored.reshape(matrix.shape)
+
+
+def _stored_by_nncf(matrix: torch.Tensor, mode: str, group: int | None) -> torch.Tensor:
+    from nncf import CompressWeightsMode
+    from nncf.quantization.algorithms.weight_compression import weight_lowering
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.tensor import Tensor, TensorDataType
+
+    config = WeightCompressionConfig(CompressWeightsMode[mode], group or WHOLE_ROWS)
+    if config.is_integer:
+        codes = weight_lowering.do_integer_quantization(Tensor(matrix), config, (1,))
+        restore = weight_lowering.do_integer_dequantization
+    else:  # in numpy: of these NNCF 3.4 knows some there alone
+        codes = weight_lowering.do_float_quantization(Tensor(matrix.cpu().numpy()), config, (1,))
+        restore = weight_lowering.do_float_dequantization
+    codes.scale = codes.scale.astype(TensorDataType.float16).astype(TensorDataType.float32)  # as scales are stored
+    return torch.as_tensor(restore(codes).data, device=matrix.device).reshape(matrix.shape)
+
+
+def merged(layer: Any, widths: Widths) -> torch.Tensor:
+    """The active part of a live layer's weight with its adapter, in fp32.
+
+    Args:
+        layer: `nn.Linear`, or PEFT's LoRA layer.
+        widths: The active part.
+
+    Returns:
+        [active rows, active columns].
+    """
+    base = _plain(layer)
+    weight: torch.Tensor = take(base.weight, widths.rows, widths.columns).float()
+    for name in _adapters(layer):
+        up = take(layer.lora_B[name].weight, widths.rows)[:, : widths.rank]
+        down = take(layer.lora_A[name].weight[: widths.rank], None, widths.columns)
+        weight = torch.addmm(weight, up.float(), down.float(), alpha=float(layer.scaling[name]))
+    return weight
+
+
+def _bias(layer: Any, widths: Widths) -> torch.Tensor | None:
+    bias: torch.Tensor | None = _plain(layer).bias
+    total = None if bias is None else take(bias, widths.rows).float()
+    for name in _adapters(layer):
+        more = layer.lora_B[name].bias
+        if more is not None and total is not None:
+            total = total + float(layer.scaling[name]) * take(more, widths.rows).float()
+    return total
+
+
+def _adapters(layer: Any) -> list[str]:
+    return [name for name in getattr(layer, "active_adapters", ()) if name in getattr(layer, "lora_A", ())]
+
+
+def _plain(layer: Any) -> Any:
+    """The layer that holds the weight: PEFT wraps it for an adapter, or for training it whole."""
+    saved = getattr(layer, "modules_to_save", None)
+    if saved is not None:
+        return saved[layer.active_adapters[0]]
+    return getattr(layer, "base_layer", layer)
+
+
+@contextmanager
+def _replaced(layer: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward

@@ -1,0 +1,139 @@
+"""Training a network as it will be stored: its loss and gradients against plain torch on the matrices that an export stores."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from stored_model import stored_model
+from test_specializing import specialize
+from tiny_models import TinyModels
+from torch import nn
+from torch.nn import functional as F
+from training_runs import EIGHT, IGNORED, OPTIONS, run, tensors_of, write_data
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.heldout import read_held_out
+from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.stored import StoredWeights
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.training.inputs import base_dtype, open_inputs
+from lonas_edge.training.plan import TrainOptions
+
+ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step that learns nothing, of all there is
+
+
+def batch_of(source: Source, base: Path, data: Path) -> dict[str, torch.Tensor]:
+    """Every example of a file of EIGHT, as a training on it sees them."""
+    [batch] = read_held_out(source, data, len(EIGHT), 0, "question").batches(load_tokenizer(base))
+    return dict(batch)
+
+
+def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of what is learned, in plain torch."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, batch["logits_to_keep"]]
+    return F.cross_entropy(logits[batch["labels"] != IGNORED], batch["labels"][batch["labels"] != IGNORED])
+
+
+def stored_loss(source: Source, widths: Sequence[int], name: str, batch: dict[str, torch.Tensor]) -> float:
+    with torch.inference_mode():
+        return loss_of(stored_model(source, widths, name), batch).item()
+
+
+FORMATS = [("llama-tied", "int8"), ("llama", "int4"), ("llama", "nf4"), ("llama-biased", "mxfp4")]
+FORMATS += [(case, "int4_sym") for case in ("llama", "llama-tied", "gemma2-tied", "bloom-tied", "phi3")]
+
+
+@pytest.mark.parametrize(("case", "name"), FORMATS)
+def test_the_loss_is_that_of_what_is_stored(
+    case: str, name: str, tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable
+) -> None:
+    tiny, start, eight = tiny_models.source(case), trained(case, True), write_data(tmp_path / "eight.json", EIGHT)
+    widths = choose(tiny, "unequal:5")
+    losses = {
+        one: specialize(start, eight, tmp_path / f"out-{one}", widths, weight_format=one, **ALL)["losses"][0]["loss"]
+        for one in (name, None)
+    }
+    source = open_source(str(start))
+    expected = stored_loss(source, widths, name, batch_of(source, tiny.base, eight))
+    assert losses[name] == pytest.approx(expected, rel=1e-5)
+    assert abs(losses[name] - losses[None]) > 3e-4 * expected, "the test would not see a training that stores nothing"
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "gemma2-tied"])
+def test_gradients_pass_through_rounding(case: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Of W' = stored(W + s B A) with the gradient G of the loss by W': s Bᵀ G of A, and s G Aᵀ of B."""
+    tiny, eight = tiny_models.source(case), write_data(tmp_path / "eight.json", EIGHT)
+    source, widths = tiny.opened(), [values[0] for values in tiny.groups()]
+    batch, network = batch_of(source, tiny.base, eight), load_super_network(source)
+    layers = {name: one for name, one in network.base.named_modules() if hasattr(one, "lora_A")}
+    for layer in layers.values():
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+    network.activate(widths)
+    with StoredWeights(network, "int4_sym").active(widths):
+        loss_of(network.model, batch).backward()
+    plain = stored_model(source, widths, "int4_sym").requires_grad_(True)
+    loss_of(plain, batch).backward()
+    assert layers
+    for name, layer in layers.items():
+        gradient = plain.get_submodule(name).weight.grad
+        [(adapter, down)], up = layer.lora_A.items(), layer.lora_B
+        scale, up = layer.scaling[adapter], up[adapter]
+        torch.testing.assert_close(down.weight.grad, scale * up.weight.T @ gradient, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(up.weight.grad, scale * gradient @ down.weight.T, rtol=1e-3, atol=1e-6)
+
+
+def test_it_is_learned(tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable) -> None:
+    """As it is stored, a network is better for having been trained so."""
+    tiny, start, eight = tiny_models.source("llama"), trained("llama", True), write_data(tmp_path / "eight.json", EIGHT)
+    widths = choose(tiny, "heuristic")
+    many = {"steps": 60, "batch_size": 8, "lr": 0.01, "save_steps": 100}
+    found = {}
+    for one in ("int4_sym", None):
+        out = tmp_path / f"out-{one}"
+        specialize(start, eight, out, widths, weight_format=one, **many)
+        source = open_source(str(out))
+        found[one] = stored_loss(source, widths, "int4_sym", batch_of(source, tiny.base, eight))
+    assert found["int4_sym"] < found[None]
+
+
+def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
+    source = tiny_models.source("llama")
+    records = {
+        one: run(source, data, tmp_path / f"out-{one}", weight_format=one, sampling="sandwich", distill=0.5, steps=2)
+        for one in ("int4_sym", None)
+    }
+    assert records["int4_sym"]["options"]["weight_format"] == "int4_sym"
+    changed = [
+        not torch.equal(one, tensors_of(tmp_path / "out-None")[name])
+        for name, one in tensors_of(tmp_path / "out-int4_sym").items()
+    ]
+    assert any(changed)
+    card = (tmp_path / "out-int4_sym/README.md").read_text()
+    assert "trained as `int4_sym` stores it" in card
+    assert "--subnet heuristic --weight-format int4_sym" in card
+    assert "stores it" not in (tmp_path / "out-None/README.md").read_text()
+
+
+def test_resumed_in_another_format_is_refused(
+    tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable
+) -> None:
+    tiny, start, eight = tiny_models.source("llama"), trained("llama", True), write_data(tmp_path / "eight.json", EIGHT)
+    arguments = (start, eight, tmp_path / "out", choose(tiny, "heuristic"))
+    with pytest.raises(LonasEdgeError, match="interrupted"):
+        specialize(*arguments, at=2, save_steps=1, weight_format="int4_sym")
+    with pytest.raises(LonasEdgeError, match="weight_format: was 'int4_sym', is 'int8'"):
+        specialize(*arguments, resume=True, save_steps=1, weight_format="int8")
+
+
+def test_the_base_is_not_rounded_before(tiny_models: TinyModels, data: Path) -> None:
+    source = tiny_models.source("llama")
+    inputs = open_inputs(str(source.base), data, source.space)
+    options = TrainOptions(**{**OPTIONS, "precision": "bf16"})
+    assert inputs.architecture.config.dtype == torch.float32
+    assert base_dtype(inputs, options) == "bf16"
+    assert base_dtype(inputs, TrainOptions(**{**vars(options), "weight_format": "int4_sym"})) == "fp32"
+    inputs.architecture.config.dtype = torch.bfloat16
+    assert base_dtype(inputs, TrainOptions(**{**vars(options), "weight_format": "int4_sym"})) == "bf16"

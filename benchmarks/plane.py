@@ -32,6 +32,10 @@ from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers", "llama-cpp-python")
 STOCK = ("int8", "int4", "int4-awq")  # the first is what answers are compared with
+DATA_AWARE = {  # optimum-intel's options
+    "int4-awq": {"quant_method": "awq", "scale_estimation": True},
+    "int4-gptq": {"sym": True, "gptq": True},
+}
 GGUF = ("Q8_0", "Q4_K_M")
 TEXTS = 96  # that AWQ and scale estimation look at
 
@@ -73,13 +77,11 @@ def stock_ir(name: str, checkpoint: Path, text: Path, work: Path) -> Path:
     folder = work / f"stock-{name}"
     if folder.exists():
         return folder
-    if name == "int4-awq":
+    if name in DATA_AWARE:
         from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-        config = OVWeightQuantizationConfig(
-            bits=4, group_size=64, ratio=1.0, dataset=texts_of(text), quant_method="awq", scale_estimation=True,
-            num_samples=TEXTS, tokenizer=str(checkpoint),
-        )  # fmt: skip
+        looks_at = {"dataset": texts_of(text), "num_samples": TEXTS, "tokenizer": str(checkpoint)}
+        config = OVWeightQuantizationConfig(bits=4, group_size=64, ratio=1.0, **looks_at, **DATA_AWARE[name])
         OVModelForCausalLM.from_pretrained(checkpoint, export=True, quantization_config=config).save_pretrained(folder)
         plain = stock_ir("int8", checkpoint, text, work)
         for file in [*plain.glob("openvino_*tokenizer.*"), *plain.glob("tokenizer*"), *plain.glob("*.jinja")]:

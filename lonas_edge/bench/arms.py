@@ -9,6 +9,7 @@ Kind = Literal["ir", "ir-draft", "torch", "gguf", "ir-classifier", "torch-classi
 
 SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the arms by default; `making.ARMS` has all
 SPECULATIVE = "draft"
+HUGE_PAGES = "huge-pages"
 NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's pipeline for NPUs: tokens of a prompt, of an answer
 
 
@@ -27,6 +28,7 @@ class Arm:
         properties: OpenVINO run-time properties.
         parameters: Parameters, where known before it is loaded.
         bytes_estimate: Memory of its weights in bytes, before it is loaded.
+        environment: Environment variables of its process, beside those of ours.
         outputs: Outputs of a classifier's head (PyTorch).
         draft: Directory of the draft's IR (speculative decoding).
         assistant_tokens: Tokens that the draft proposes for each pass of the main model.
@@ -42,6 +44,7 @@ class Arm:
     properties: Mapping[str, str] = field(default_factory=dict)
     parameters: int | None = None
     bytes_estimate: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
     outputs: int = 0
     draft: Path | None = None
     assistant_tokens: int = 0

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from lonas_edge.errors import LonasEdgeError
 BANDWIDTH_BYTES = 2**29  # far beyond any cache
 BANDWIDTH_REPEATS = 3
 CPU_SYSFS = Path("/sys/devices/system/cpu")
+TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # "always [madvise] never": what is chosen in brackets
+TUNABLES = "GLIBC_TUNABLES"
+IN_HUGE_PAGES = {TUNABLES: "glibc.malloc.hugetlb=1"}  # malloc asks for them (glibc's manual, "Memory Allocation Tunables")
+_SINCE = (2, 35)  # glibc
 
 
 def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: Path = CPU_SYSFS) -> Placement:
@@ -74,11 +79,34 @@ def describe(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "processors": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
+        "transparent_huge_pages": transparent_huge_pages(),
+        "glibc_tunables": os.environ.get(TUNABLES),
         "system": f"{platform.system()} {platform.release()}",
         "device": device,
         "device_name": str(name),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def transparent_huge_pages() -> str | None:
+    """Whether memory lies in huge pages: always, madvise (where a program asks for it) or never; None on other systems."""
+    if not TRANSPARENT.exists():
+        return None
+    found = re.search(r"\[(\w+)\]", TRANSPARENT.read_text(encoding="utf-8"))
+    return found and found[1]
+
+
+def huge_pages_fault() -> str | None:
+    """Why a process of ours cannot be told to ask for huge pages; None where it can."""
+    library, version = platform.libc_ver()
+    if library != "glibc" or tuple(map(int, version.split(".")[:2])) < _SINCE:
+        needed = ".".join(map(str, _SINCE))
+        return f"glibc {needed} or newer has to ask for them, and here is {library or 'another C library'} {version}".rstrip()
+    if transparent_huge_pages() in (None, "never"):
+        return f"this system has none to give ({TRANSPARENT} says never); root may write madvise to it"
+    if TUNABLES in os.environ:
+        return f"{TUNABLES}={os.environ[TUNABLES]} is set already, for every arm; leave it or this arm out"
+    return None
 
 
 def _processor() -> str:

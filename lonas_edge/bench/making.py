@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.bench.arms import LORA, SPECULATIVE, SUBNET, UNPRUNED, Arm, Kind, npu_lengths
+from lonas_edge.bench import machine
+from lonas_edge.bench.arms import HUGE_PAGES, LORA, SPECULATIVE, SUBNET, UNPRUNED, Arm, Kind, npu_lengths
 from lonas_edge.bench.measure import Progress
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.options import BenchOptions
@@ -174,6 +175,15 @@ def _subnet(name: str, given: Ingredients) -> Arm:
     return _ir_arm(name, given.exported, given)
 
 
+def _in_huge_pages(name: str, given: Ingredients) -> Arm:
+    return replace(_subnet(name, given), environment=machine.IN_HUGE_PAGES)
+
+
+def _huge_pages_faults(_options: BenchOptions) -> list[str]:
+    fault = machine.huge_pages_fault()
+    return [f"{HUGE_PAGES}: {fault}"] if fault else []
+
+
 def _speculative(name: str, given: Ingredients) -> Arm:
     from lonas_edge.exporting.exported import open_exported
     from lonas_edge.exporting.manifest import DRAFT
@@ -291,6 +301,7 @@ ARMS = {
         ArmKind(LORA, "PyTorch, adapter unmerged", "torch", partial(_torch_arm, merged=False), True, True),
         ArmKind("lora-merged", "PyTorch, adapter merged", "torch", partial(_torch_arm, merged=True), True, True),
         ArmKind(UNPRUNED, "the maximal network as IR at the same weight format", "ir", _unpruned, True),
+        ArmKind(HUGE_PAGES, "EXPORTED in memory of huge pages, on Linux", "ir", _in_huge_pages, faults=_huge_pages_faults),
         ArmKind(
             SPECULATIVE,
             "EXPORTED with its draft, speculative decoding",

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -69,7 +70,7 @@ class ArmProcess:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, arm, placement, self._log, os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with starting():
+        with starting(), _environment(arm.environment):
             self._process.start()
         theirs.close()
 
@@ -156,6 +157,21 @@ class ArmProcess:
         self._pipe.close()
         _end(self._process, 0 if self._busy else _GRACE_SECONDS)
         self._log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables for a process that is started in the block: what its C library reads, it reads before Python runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:

@@ -52,6 +52,7 @@ class Identity:
         versions: Of what makes an IR and runs it.
         graph: Of the graphs that `export` writes (`ir.fuse.GRAPH`).
         batch_size: Prompts or texts computed together.
+        huge_pages: Whether memory lay in huge pages: the system's rule, and what glibc was told.
     """
 
     shape: str
@@ -66,6 +67,7 @@ class Identity:
     versions: dict[str, str]
     graph: int
     batch_size: int
+    huge_pages: str | None
 
     @property
     def key(self) -> str:
@@ -148,6 +150,11 @@ def _third(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "identity": {**content["identity"], "batch_size": 1}}
 
 
+def _fourth(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 did not say it: a search that began with such a table goes on with it, another one measures anew."""
+    return {**content, "identity": {**content["identity"], "huge_pages": None}}
+
+
 @dataclass(frozen=True)
 class LatencyTable(Record):
     """A device's table. All of it was measured in one interleaved run.
@@ -162,8 +169,8 @@ class LatencyTable(Record):
     """
 
     NAME: ClassVar[str] = "latency-table"
-    VERSION: ClassVar[int] = 3
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third}
+    VERSION: ClassVar[int] = 4
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth}
     AGAIN: ClassVar[str] = "Remove it: it is measured again."
     identity: Identity
     date: str
@@ -270,6 +277,7 @@ def _identity(source: Source, settings: CostSettings) -> Identity:
         versions=used_versions(),
         graph=GRAPH,
         batch_size=settings.batch_size,
+        huge_pages=" ".join(filter(None, (told["transparent_huge_pages"], told["glibc_tunables"]))) or None,
     )
 
 

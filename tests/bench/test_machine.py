@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from lonas_edge.bench import machine
 from lonas_edge.bench.machine import CpuTimes, memory_bandwidth, others_share, placement
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
@@ -66,3 +67,34 @@ def test_bandwidth_is_bytes_over_the_best_pass(monkeypatch: pytest.MonkeyPatch) 
     threads = torch.get_num_threads()
     assert memory_bandwidth(threads + 1) == 4096 / 0.5
     assert torch.get_num_threads() == threads  # it is the caller's, and changes the last bits of what is computed next
+
+
+@pytest.mark.parametrize(("text", "mode"), [("always [madvise] never\n", "madvise"), ("always madvise [never]\n", "never")])
+def test_huge_pages_of_the_system(text: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "enabled").write_text(text)
+    monkeypatch.setattr(machine, "TRANSPARENT", tmp_path / "enabled")
+    assert machine.transparent_huge_pages() == mode == machine.describe("CPU")["transparent_huge_pages"]
+    monkeypatch.setattr(machine, "TRANSPARENT", tmp_path / "missing")
+    assert machine.transparent_huge_pages() is None
+
+
+@pytest.mark.parametrize(
+    ("library", "mode", "tunables", "told"),
+    [
+        (("glibc", "2.36"), "madvise", None, None),
+        (("glibc", "2.36"), "always", None, None),
+        (("glibc", "2.31"), "madvise", None, "glibc 2.35 or newer has to ask for them, and here is glibc 2.31"),
+        (("", ""), "madvise", None, "and here is another C library"),
+        (("glibc", "2.36"), "never", None, "says never); root may write madvise"),
+        (("glibc", "2.36"), None, None, "has none to give"),
+        (("glibc", "2.36"), "madvise", "glibc.malloc.hugetlb=1", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 is set already"),
+    ],
+)
+def test_where_there_are_none(library, mode, tunables, told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: library)
+    monkeypatch.setattr(machine, "transparent_huge_pages", lambda: mode)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    found = machine.huge_pages_fault()
+    assert told in found if told else found is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import LAYERS, TinyModels, TinySource
 
+from lonas_edge.bench import machine
 from lonas_edge.bench.making import ARMS, find_source, make_arms
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.runners import ENGINES
@@ -53,10 +54,18 @@ def test_all_arms_that_cannot_be_are_told(int8: Path, copy: Path, tmp_path: Path
         make_arms(open_exported(int8), asked, silent)
     with pytest.raises(LonasEdgeError, match="gguf: --gguf names the file"):
         make_arms(open_exported(int8), BenchOptions(arms=("gguf",)), silent)
-    assert "nothing: neither an arm (subnet, lora, lora-merged, unpruned, draft, gguf), a directory nor a .gguf file" in str(
-        told.value
-    )
+    known = "subnet, lora, lora-merged, unpruned, huge-pages, draft, gguf"
+    assert f"nothing: neither an arm ({known}), a directory nor a .gguf file" in str(told.value)
     assert "model.gguf: not a GGUF file" in str(told.value) and "copy: 2 arms of that name" in str(told.value)
+
+
+def test_the_arm_of_huge_pages(int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "huge_pages_fault", lambda: None)
+    subnet, large = make_arms(open_exported(int8), BenchOptions(arms=("huge-pages",)), silent)
+    assert large == replace(subnet, name="huge-pages", environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
+    monkeypatch.setattr(machine, "huge_pages_fault", lambda: "there are none")
+    with pytest.raises(LonasEdgeError, match="huge-pages: there are none"):
+        make_arms(open_exported(int8), BenchOptions(arms=("huge-pages",)), silent)
 
 
 def test_arms_have_what_they_need(int8: Path, source: TinySource, tmp_path: Path) -> None:

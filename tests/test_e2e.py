@@ -36,7 +36,7 @@ SPACE_NAME = "nncf_config.json"
 LAYERS, WIDEST = 30, 1536
 LOGITS = 32  # 1e-4 is for logits up to this, and grows in proportion
 TRAINING = ("--prompt", "question", "--steps", "40", "--lr", "1e-3", "--seed", "1")
-SUBNETS = ("heuristic", "minimal", "random:1")
+SUBNETS = ("heuristic", "random:1")
 UNPRUNED = "plain"  # the super-adapter without its search space, a plain LoRA adapter: it has the maximal network only
 
 TEXTS = (
@@ -201,7 +201,7 @@ def test_the_sub_network_answers_what_it_was_never_asked(command_line: CommandLi
     assert int(re.search(r"(\d+) of 60 right", finished.stdout).group(1)) > 30  # 6 by chance; 50 and more seen
 
 
-@pytest.mark.parametrize("subnet", [*SUBNETS, "maximal"])
+@pytest.mark.parametrize("subnet", [*SUBNETS, "minimal"])
 def test_checkpoint_answers_as_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet, "--stage", "checkpoint")
     widths = widths_of(folder)

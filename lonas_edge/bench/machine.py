@@ -21,6 +21,8 @@ TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # "always [ma
 TUNABLES = "GLIBC_TUNABLES"
 IN_HUGE_PAGES = {TUNABLES: "glibc.malloc.hugetlb=1"}  # malloc asks for them (glibc's manual, "Memory Allocation Tunables")
 _SINCE = (2, 35)  # glibc
+CPUINFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 
 def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: Path = CPU_SYSFS) -> Placement:
@@ -77,6 +79,7 @@ def describe(device: str) -> dict[str, Any]:
     name = core.get_property(single, "FULL_DEVICE_NAME") if single in core.available_devices else single
     return {
         "processor": _processor(),
+        "instructions": instructions(),
         "processors": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "transparent_huge_pages": transparent_huge_pages(),
@@ -109,9 +112,23 @@ def huge_pages_fault() -> str | None:
     return None
 
 
+def instructions() -> list[str]:
+    """What the processor can do that kernels of matrix products ask for, as Linux calls it; nothing on other systems.
+
+    Its name does not say: virtual machines of one name have them or not, and a token takes twice as long or half.
+    """
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return [name for name in _INSTRUCTIONS if name in flags]
+
+
 def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpuinfo(name: str) -> str:
+    """What /proc/cpuinfo says of the first processor."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":", 1)[0].strip() == name), "")
 
 
 def memory_bandwidth(threads: int) -> float:

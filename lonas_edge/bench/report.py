@@ -468,12 +468,13 @@ def describe_conditions(report: Report) -> list[str]:
     machine, schedule = told["machine"], told["schedule"]
     bandwidth = "" if report.bandwidth is None else f", {report.bandwidth / 1e9:.1f} GB/s read from memory (measured)"
     used = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    able = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
     pages = machine.get("transparent_huge_pages")
     pages = f"; huge pages: {pages}" if pages else ""
     pages += f", {tunables}" if (tunables := machine.get("glibc_tunables")) else ""
     shares = f"others {report.load.get('others', 0):.0%}, host {report.load.get('stolen', 0):.0%}"
     return [
-        f"{machine['processor']}, {told['threads']} threads on processors {told['cores']}, "
+        f"{machine['processor']}{able}, {told['threads']} threads on processors {told['cores']}, "
         f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']}){pages}",
         f"{schedule['rounds']} rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, arms in an order "
         f"drawn for each round, each in its own process, {_prompts(told.get('prompts'))}, no prefix cache; "

@@ -52,6 +52,7 @@ class Identity:
         versions: Of what makes an IR and runs it.
         graph: Of the graphs that `export` writes (`ir.fuse.GRAPH`).
         batch_size: Prompts or texts computed together.
+        instructions: What its processor can do: machines of one processor's name differ.
         huge_pages: Whether memory lay in huge pages: the system's rule, and what glibc was told.
     """
 
@@ -67,6 +68,7 @@ class Identity:
     versions: dict[str, str]
     graph: int
     batch_size: int
+    instructions: tuple[str, ...]
     huge_pages: str | None
 
     @property
@@ -152,7 +154,7 @@ def _third(content: dict[str, Any]) -> dict[str, Any]:
 
 def _fourth(content: dict[str, Any]) -> dict[str, Any]:
     """Version 3 did not say it: a search that began with such a table goes on with it, another one measures anew."""
-    return {**content, "identity": {**content["identity"], "huge_pages": None}}
+    return {**content, "identity": {**content["identity"], "instructions": [], "huge_pages": None}}
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,7 @@ def _identity(source: Source, settings: CostSettings) -> Identity:
         versions=used_versions(),
         graph=GRAPH,
         batch_size=settings.batch_size,
+        instructions=tuple(told["instructions"]),
         huge_pages=" ".join(filter(None, (told["transparent_huge_pages"], told["glibc_tunables"]))) or None,
     )
 

@@ -49,7 +49,7 @@ class ElasticTrainer(Trainer):
         teacher: Any = None,
         temperature: float = 1.0,
         portions: Sequence[tuple[int, float]] = (),
-        stored: StoredWeights | None = None,
+        weight_format: str | None = None,
         **arguments: Any,
     ):
         """Set up.
@@ -63,18 +63,20 @@ class ElasticTrainer(Trainer):
             teacher: A frozen model of the same vocabulary, on the device that is trained on; the maximal network when None.
             temperature: Of the distillation.
             portions: As of `EpochSampler`.
-            stored: The network's weights as an IR stores them: what is trained computes with those. As they are when None.
+            weight_format: The weight format in which weights are when what is trained computes; as they are when None.
             **arguments: As of `Trainer`.
         """
         self.network, self.plan, self.distill = network, plan, distill
         self.batch_examples, self.group_by_length = batch_examples, group_by_length
         self.portions = portions
-        self.frozen, self.temperature, self.stored = teacher, temperature, stored
+        self.frozen, self.temperature = teacher, temperature
         self._maximal = tuple(group.widths[0] for group in plan.space.groups)
         self._passes = 1
         self._teacher: torch.Tensor | None = None
         self._logits: torch.Tensor | None = None
         super().__init__(model=network.model, **arguments)
+        # by now the model is where it is trained
+        self.stored = StoredWeights(network, weight_format) if weight_format else None
         self.model_accepts_loss_kwargs = True  # the loss below divides by the tokens of the whole step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

@@ -34,7 +34,6 @@ from lonas_edge.network.correction import Correction
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.speed import quicker_in_bf16
-from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
@@ -327,7 +326,7 @@ class _Run:
             self._teacher(),
             self.options.temperature,
             self.tokens.portions,
-            StoredWeights(network, self.options.weight_format) if self.options.weight_format else None,
+            self.options.weight_format,
             args=self.arguments,
             train_dataset=self.tokens.examples,
             data_collator=self.inputs.subject.collator(self.tokens.tokenizer),

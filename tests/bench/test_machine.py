@@ -79,6 +79,25 @@ def test_huge_pages_of_the_system(text: str, mode: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (
+            "model name\t: A\nflags\t\t: fpu avx2 amx_tile amx_bf16 avx512_vnni\n\nflags\t: avx512f\n",
+            ["avx2", "avx512_vnni", "amx_bf16"],
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\n", ["asimddp", "i8mm", "bf16"]),
+        ("", []),
+    ],
+)
+def test_what_the_processor_can_do(lines: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.instructions() == found == machine.describe("CPU")["instructions"]
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "missing")
+    assert machine.instructions() == []
+
+
+@pytest.mark.parametrize(
     ("library", "mode", "tunables", "told"),
     [
         (("glibc", "2.36"), "madvise", None, None),

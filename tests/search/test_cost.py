@@ -43,7 +43,7 @@ def test_latency_comes_from_the_table_that_is_given(llama: TinySource, monkeypat
     """Such as that of the study, which another machine measured: nothing is measured here."""
     monkeypatch.setattr(latency_table, "open_table", lambda *_: pytest.fail("measured"))
     curve = Curve((128, 96, 64), (30.0, 24.0, 21.0), (3.0, 2.7, 2.4))
-    identity = Identity("0", "CPU", "another", "another", 2, 24, 2, 256, 64, {}, 2, 1, None)
+    identity = Identity("0", "CPU", "another", "another", 2, 24, 2, 256, 64, {}, 2, 1, (), None)
     table = LatencyTable(identity, "2026-11-25", 1.0, 1, 1, {"int8": FormatTable({}, {"mlp.gate_proj, mlp.up_proj": curve})})
     maximal, narrowed = networks(llama)
     for metric, costs in (("ttft", (30.0, 30.0 - 9.0 / LAYERS)), ("tpot", (3.0, 3.0 - 0.6 / LAYERS))):

@@ -138,6 +138,7 @@ def test_another_format_is_measured_with_those_that_are_there(
         {"threads": 2},
         {"machine": {"processor": "another"}},
         {"machine": {"glibc_tunables": "glibc.malloc.hugetlb=1"}},
+        {"machine": {"instructions": ["avx2"]}},
         {"versions": {}},
         {"graph": 3},
     ],
@@ -188,9 +189,9 @@ def test_a_table_of_the_version_before(llama: TinySource, device: Device, settin
     [file] = (settings.cache or Path()).glob("latency-table-*.json")
     content = json.loads(file.read_text())
     assert content["schema"] == "lonas-edge/latency-table/4"
-    del content["identity"]["huge_pages"]
+    del content["identity"]["huge_pages"], content["identity"]["instructions"]
     file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/3"}))
-    first = replace(first, identity=replace(first.identity, huge_pages=None))
+    first = replace(first, identity=replace(first.identity, huge_pages=None, instructions=()))
     assert LatencyTable.read(file) == first
     del content["identity"]["batch_size"]
     for format_table in content["formats"].values():

@@ -104,7 +104,7 @@ def test_prediction_beside_measurement_in_the_table() -> None:
 
 
 def test_a_latency_table_as_rows() -> None:
-    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 256, 64, {}, 2, 1, None)
+    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 256, 64, {}, 2, 1, (), None)
     curve = Curve((8, 4), (20.0, 10.5), (2.0, 1.25))
     table = LatencyTable(identity, "2026-11-25", 100.0, 12, 4, {"int8": FormatTable({}, {"mlp": curve})})
     title, _, rows = report.latency_shown(table)
@@ -114,7 +114,7 @@ def test_a_latency_table_as_rows() -> None:
 
 def test_a_classifiers_times() -> None:
     """One time, that of a pass, wherever a language model has two."""
-    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 128, 0, {}, 2, 8, None)
+    identity = Identity("0", "CPU", "a processor", "a processor", 2, 24, 2, 128, 0, {}, 2, 8, (), None)
     curve = Curve((8, 4), latency=(20.0, 10.5))
     table = LatencyTable(identity, "2026-11-26", 100.0, 12, 4, {"int8": FormatTable({}, {"heads": curve})})
     title, headings, rows = report.latency_shown(table)

@@ -26,6 +26,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--evals", type=int, default=50)
     parser.add_argument("--every", type=float, default=15, help="seconds between looks at the memory")
+    parser.add_argument("--resume", action="store_true", help="go on with a search that was interrupted")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -47,8 +48,10 @@ def main() -> None:
     source = random_source(arguments.shape, arguments.work)
     data = write_questions(arguments.work / "sums.json")
     found = arguments.work / f"search-{arguments.shape}"
-    shutil.rmtree(found, ignore_errors=True)
+    if not arguments.resume:
+        shutil.rmtree(found, ignore_errors=True)
     settings = ["--val-set-size", arguments.prompts, "--evals", arguments.evals, "--torch-dtype", "bf16"]
+    settings += ["--resume"] if arguments.resume else []
     command = [BIN / "lonas-edge", "search", *source, "--data", data, "--output", found, *settings]
     measured = run([str(part) for part in command], arguments.every)
     record = json.loads((found / "search.json").read_text())
@@ -56,7 +59,7 @@ def main() -> None:
     result = {
         "shape": arguments.shape,
         "conditions": conditions(),
-        "settings": {"prompts": arguments.prompts, "evals": arguments.evals, "groups": len(record["searched"])},
+        "settings": {"prompts": arguments.prompts, "evals": arguments.evals, "groups": len(record["evaluations"][0]["widths"])},
         "command": measured,
         "seconds": record["seconds"],
         "seconds_an_evaluation": {"median": each[len(each) // 2], "largest": each[-1]},

@@ -64,7 +64,10 @@ def test_what_a_person_sees(run_cli: Callable, int8: Path, copy: Path) -> None:
     info = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     told = " ".join(ran.out.split())
-    assert f"{processor}, " in told and "2 rounds in 1 starts, 1 warm-ups each" in told
+    flags = next(line.split() for line in info if line.startswith("flags"))
+    known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    able = f" ({', '.join(name for name in known if name in flags)})" if set(known) & set(flags) else ""
+    assert f"{processor}{able}, " in told and "2 rounds in 1 starts, 1 warm-ups each" in told
     assert "warning: 2 rounds give no 95 % interval; 6 are the least." in told
     assert "…" not in ran.out  # nothing is cut off on a terminal of 80 columns
 
@@ -205,7 +208,7 @@ class ModuleSpecced(ModuleType):
         (["--threads", "4096"], "--threads 4096: this process may use"),
         (
             ["--arms", "subnet,nothing"],
-            "nothing: neither an arm (subnet, lora, lora-merged, unpruned, draft, gguf), a directory nor a .gguf file",
+            "nothing: neither an arm (subnet, lora, lora-merged, unpruned, huge-pages, draft, gguf), a directory",
         ),
         (["--arms", "subnet,lora"], "a directory whose place is not recorded. Name it with --adapter"),
         (["--arms", "subnet,lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),

@@ -582,7 +582,8 @@ def test_help_names_the_commands(command_line: CommandLine):
 def test_bench_beside_lora_and_the_unpruned_ir(command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = command_line.export("heuristic")
-    options = ["--prompt-len", "64", "--new-tokens", "16", "--rounds", "2", "--warmup", "1", "--output", str(tmp_path / "out")]
+    options = ["--prompt-len", "64", "--new-tokens", "16", "--rounds", "2", "--starts", "1", "--warmup", "1", "--no-memory"]
+    options += ["--output", str(tmp_path / "out")]
     finished = command_line.run("bench", str(folder), "--adapter", str(command_line.adapter), *options)
     print(finished.stdout)
     assert finished.returncode == 0, finished.stderr

@@ -215,7 +215,7 @@ _WeightFormat = Annotated[
     typer.Option(
         click_type=choice(name for name, one in FORMATS.items() if one.mode),
         help="Quantization-aware: train the network as `export --weight-format` will store it, so that it learns to live with "
-        "that. A step takes 1.5 to 2 x as long. Default: none; weights are taken as they are.",
+        "that. A step takes half as long again. Default: none; weights are taken as they are.",
     ),
 ]
 _GradientCheckpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]

@@ -106,7 +106,7 @@ def huge_pages_fault() -> str | None:
         needed = ".".join(map(str, _SINCE))
         return f"glibc {needed} or newer has to ask for them, and here is {library or 'another C library'} {version}".rstrip()
     if transparent_huge_pages() in (None, "never"):
-        return f"this system has none to give ({TRANSPARENT} says never); root may write madvise to it"
+        return f"this system has none to give ({TRANSPARENT} is missing or says never); root may write madvise to it"
     if TUNABLES in os.environ:
         return f"{TUNABLES}={os.environ[TUNABLES]} is set already, for every arm; leave it or this arm out"
     return None

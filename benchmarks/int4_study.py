@@ -1,13 +1,14 @@
 """What INT4 costs in answers, and what gives it back: data to look at, or a training that knows of it.
 
-    python benchmarks/int4_study.py models/smollm2-135m nncf_config/smollm2_135m.json --datasets DIR --work DIR \\
+    python benchmarks/int4_study.py models/smollm2-135m SPACE.json --subnet found-{seed}.json --datasets DIR --work DIR \\
         --output benchmarks/results/int4_study.json
 
-With each seed: plain LoRA, and a sub-network (--subnet) of a super-adapter that is trained further with the LoRA as its
-teacher. Each is stored in INT8 (`int8_sym`), and in INT4 (`int4_sym`) without data, with GPTQ on the training's prompts
-(`export --calibration`; of LoRA optimum-intel's own, too), and trained anew as INT4 stores it (`train --weight-format`), in as
-many steps. All answer by `option-text`; differences from the same network's INT8 are paired by question and averaged over the
-seeds. Finished steps are kept in --work; one process may run for each seed, and one for both at the end.
+With each seed LoRA is trained so that it can be cut (the maximal network of a super-adapter alone), and a sub-network of it
+(--subnet) is trained further with the LoRA as its teacher. Each is stored in INT8 (`int8_sym`), in INT4 (`int4_sym`) without
+data, with GPTQ on the training's prompts (`export --calibration`; of LoRA optimum-intel's own, too), and after a short further
+training as INT4 stores it, taught by the LoRA (`train --from --weight-format`). All answer by `option-text`; differences from
+the same network's INT8 are paired by question and averaged over the seeds. Finished steps are kept in --work; one process may
+run for each seed, and one for both at the end.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 from accuracy_study import TASKS, lonas_edge
 from plane import merged, stock_ir
-from search_study import PACKAGES, STEPS, against, answer, over_seeds, write_data
+from search_study import PACKAGES, against, answer, over_seeds, write_data
 from structure_study import LORA_STEPS
 
 from lonas_edge.bench.machine import describe
@@ -26,7 +27,7 @@ from lonas_edge.versions import versions
 
 INT8, INT4, GPTQ, STOCK, TRAINED = "int8", "int4", "int4, GPTQ", "int4, GPTQ by optimum-intel", "int4, trained so"
 FORMATS = {INT8: "int8_sym", INT4: "int4_sym", GPTQ: "int4_sym", TRAINED: "int4_sym"}
-LORA = "LoRA"
+LORA, SUBNETWORK = "LoRA", "sub-network"
 Answers = dict[str, dict[str, list[float]]]  # by arm and task
 
 
@@ -38,60 +39,60 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--subnet", default="heuristic")
+    parser.add_argument("--subnet", default="heuristic", help="a name or a file; {seed} is replaced")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--steps", type=int, default=LORA_STEPS, help="of LoRA, and of the training of one network")
-    parser.add_argument("--super-steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=LORA_STEPS, help="of LoRA, and of the sub-network")
+    parser.add_argument("--int4-lr", type=float, default=5e-4)
+    parser.add_argument("--int4-steps", type=int, default=LORA_STEPS // 2, help="of the further training as INT4 stores it")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--only", choices=["train", "export"], help="stop after this step")
     return parser.parse_args()
 
 
-def trained(output: Path, *command: object) -> Path:
+def trained(arguments: argparse.Namespace, seed: int, output: Path, *command: object) -> Path:
     """An adapter."""
     if not output.exists():
+        options = ["--data", arguments.data, "--seed", seed, "--precision", arguments.precision, "--output", output]
         resumed = ["--resume"] if output.with_name(f"{output.name}.training").exists() else []
-        lonas_edge("train", *command, "--output", output, "--prompt", "question", "--precision", "bf16", *resumed)
+        lonas_edge("train", *command, *options, *resumed)
     return output
 
 
-def adapters(arguments: argparse.Namespace, seed: int, data: Path) -> dict[str, dict[str, Path]]:
-    """LoRA and the sub-network, each trained as it is and as INT4 stores it."""
-    work = arguments.work
-    new = ["--model", arguments.base, "--data", data, "--lr", arguments.lr, "--seed", seed]
-    plain, stored = [], ["--weight-format", FORMATS[TRAINED]]
-    steps = ["--steps", arguments.steps]
-    lora = {
-        arm: trained(work / f"lora{name}-{seed}", *new, "--no-elastic", *steps, *more)
-        for arm, name, more in ((INT8, "", plain), (TRAINED, "-int4", stored))
-    }
-    spaced = ["--nncf-config", arguments.space, "--steps", arguments.super_steps]
-    whole = trained(work / f"super-{seed}", *new, *spaced)
-    one = ["--from", whole, "--subnet", arguments.subnet, "--teacher", lora[INT8]]
-    one += ["--data", data, "--lr", arguments.lr, "--seed", seed, *steps]
-    special = {
-        arm: trained(work / f"special{name}-{seed}", *one, *more)
-        for arm, name, more in ((INT8, "", plain), (TRAINED, "-int4", stored))
-    }
-    return {LORA: lora, "sub-network": special}
+def adapters(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Path]]:
+    """LoRA and the sub-network, each trained as it is, and further as INT4 stores it."""
+
+    def made(name: str, *command: object) -> Path:
+        return trained(arguments, seed, arguments.work / f"{name}-{seed}", *command)
+
+    as_it_is = ["--steps", arguments.steps, "--lr", arguments.lr]
+    as_stored = ["--steps", arguments.int4_steps, "--lr", arguments.int4_lr, "--weight-format", FORMATS[TRAINED]]
+    space = ["--nncf-config", arguments.space, "--subnetworks", "maximal"]
+    lora = made("lora", "--model", arguments.base, *space, "--prompt", "question", *as_it_is)
+    subnet = ["--subnet", arguments.subnet.format(seed=seed)]
+    special = made("special", "--from", lora, *subnet, "--teacher", lora, *as_it_is)
+    lora_int4 = made("lora-int4", "--from", lora, "--subnet", "maximal", "--teacher", lora, *as_stored)
+    special_int4 = made("special-int4", "--from", special, "--teacher", lora, *as_stored)
+    return {LORA: {INT8: lora, TRAINED: lora_int4}, SUBNETWORK: {INT8: special, TRAINED: special_int4}}
 
 
-def irs(arguments: argparse.Namespace, seed: int, data: Path) -> dict[str, dict[str, Path]]:
+def irs(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Path]]:
     """IRs by network and arm."""
     found: dict[str, dict[str, Path]] = {}
-    for name, made in adapters(arguments, seed, data).items():
+    for name, made in adapters(arguments, seed).items():
         found[name] = {}
         for place, (arm, weight_format) in enumerate(FORMATS.items()):
             folder = found[name][arm] = arguments.work / f"ir-{seed}" / f"{name.lower()}-{place}"
             folder.parent.mkdir(exist_ok=True)
-            more = ["--calibration", data] if arm == GPTQ else []
+            more = ["--calibration", arguments.data] if arm == GPTQ else []
             if not folder.exists():
                 adapter = made[TRAINED if arm == TRAINED else INT8]
+                more += ["--subnet", "maximal"] if name == LORA else []
                 lonas_edge("export", adapter, "--weight-format", weight_format, "--output", folder, *more)
         if name == LORA:
             stock = arguments.work / f"stock-{seed}"
             stock.mkdir(exist_ok=True)
-            found[name][STOCK] = stock_ir("int4-gptq", merged(made[INT8], stock), data, stock)
+            found[name][STOCK] = stock_ir("int4-gptq", merged(made[INT8], stock), arguments.data, stock)
     return found
 
 
@@ -125,11 +126,11 @@ def told(result: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     arguments = parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    data, _ = write_data(arguments)
+    arguments.data, _ = write_data(arguments)
     answers: list[dict[str, Answers]] = []
     seconds: dict[str, dict[str, float]] = {}
     for seed in map(int, arguments.seeds.split(",")):
-        made = adapters(arguments, seed, data)
+        made = adapters(arguments, seed)
         seconds[str(seed)] = {
             f"{name}: {arm}": json.loads((one / "training.json").read_text())["seconds"]
             for name, arms in made.items()
@@ -137,7 +138,7 @@ def main() -> None:
         }
         if arguments.only == "train":
             continue
-        folders = irs(arguments, seed, data)
+        folders = irs(arguments, seed)
         if arguments.only == "export":
             continue
         flat = {f"{name}: {arm}": folder for name, arms in folders.items() for arm, folder in arms.items()}
@@ -147,7 +148,10 @@ def main() -> None:
         return
     result = compared(answers)
     told(result)
-    kept = {name: getattr(arguments, name) for name in ("seeds", "subnet", "lr", "steps", "super_steps", "limit")}
+    kept = {
+        name: getattr(arguments, name)
+        for name in ("seeds", "subnet", "lr", "steps", "int4_lr", "int4_steps", "precision", "limit")
+    }
     report = {
         "conditions": {**describe("CPU"), "versions": versions((*PACKAGES, "optimum-intel"))},
         "settings": {**kept, "base": arguments.base.name, "space": arguments.space.name, "tasks": list(TASKS)},

@@ -61,7 +61,7 @@ def merged(lora: Path, work: Path) -> Path:
     """The LoRA model as a Hugging Face checkpoint."""
     folder = work / "merged"
     if not folder.exists():
-        lonas_edge("export", lora, "--stage", "checkpoint", "--dtype", "fp32", "--output", folder)
+        lonas_edge("export", lora, "--subnet", "maximal", "--stage", "checkpoint", "--dtype", "fp32", "--output", folder)
     return folder
 
 

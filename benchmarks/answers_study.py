@@ -4,7 +4,7 @@
         --output benchmarks/results/answers_study.json
 
 With each seed plain LoRA and a super-adapter are trained, and the super-adapter is searched by TPOT: --draw all trains its
-sub-networks at LoRA's compute, as in `structure_study.py`, --draw maximal the maximal one alone (LoRA that can be cut). Each
+sub-networks at LoRA's compute, --draw maximal the maximal one alone (LoRA that can be cut). Each
 network that the search picks (at --shares of the maximal network's TPOT) is exported as it is found, and trained further with
 the finished LoRA as its teacher (`train --from --teacher`); --arms has what else may be done to it. All are IRs of
 --weight-format, answer the whole test sets by `option-text`, and are measured in turn in one run (the first seed's).
@@ -20,6 +20,7 @@ from typing import Any
 
 from accuracy_study import TASKS, lonas_edge
 from search_study import (
+    LORA_STEPS,
     PACKAGES,
     STEPS,
     against,
@@ -30,7 +31,6 @@ from search_study import (
     time_networks,
     write_data,
 )
-from structure_study import LORA_STEPS, train_lora
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.versions import versions
@@ -62,6 +62,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shares", default="0.85,0.78", help="of the maximal network's TPOT")
     parser.add_argument("--arms", default=";".join(DEFAULT_ARMS), help=f"separated by semicolons, of: {'; '.join(ARMS)}")
     parser.add_argument("--steps", type=int, help=f"of a super-adapter. Default: {STEPS}, with --draw maximal {LORA_STEPS}")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of LoRA and the super-adapter")
+    parser.add_argument("--precision", default="bf16")
     parser.add_argument("--special-steps", type=int, default=180, help="of the training of one network")
     parser.add_argument("--special-lr", type=float, default=2e-4)
     parser.add_argument("--weight-format", default="int8_sym")
@@ -93,12 +95,23 @@ def exported(arguments: argparse.Namespace, folder: Path, source: Path, *options
     return folder
 
 
+def train_lora(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
+    """Plain LoRA at equal compute."""
+    output: Path = arguments.work / f"lora-{seed}"
+    if not output.exists():
+        command = ["train", "--model", arguments.base, "--data", data, "--output", output, "--no-elastic", "--seed", seed]
+        command += ["--steps", LORA_STEPS, "--prompt", "question", "--lr", arguments.lr, "--precision", arguments.precision]
+        lonas_edge(*command)
+    return output
+
+
 def train(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
     """A super-adapter."""
     output = arguments.work / f"super-{seed}"
     if not output.exists():
         command = ["train", "--model", arguments.base, "--data", data, "--output", output, "--nncf-config", arguments.space]
-        command += ["--steps", arguments.steps, "--seed", seed, "--prompt", "question", "--lr", 3e-4, "--precision", "bf16"]
+        command += ["--steps", arguments.steps, "--seed", seed, "--prompt", "question"]
+        command += ["--lr", arguments.lr, "--precision", arguments.precision]
         command += ["--subnetworks", "maximal"] if arguments.draw == "maximal" else []
         lonas_edge(*command, *(["--resume"] if output.with_name(f"{output.name}.training").exists() else []))
     return output
@@ -116,7 +129,7 @@ def specialized(arguments: argparse.Namespace, folder: Path, made: "Made", subne
             "--seed",
             made.seed,
             "--precision",
-            "bf16",
+            arguments.precision,
         ]
         command += ["--solve", made.data, "--solve-prompts", arguments.solve_prompts] if SOLVE in done else []
         command += ["--teacher", made.lora, "--distill", arguments.distill] if TEACH in done else []

@@ -19,8 +19,7 @@ from typing import Any
 
 from accuracy_study import TASKS, lonas_edge
 from plane import merged, stock_ir
-from search_study import PACKAGES, against, answer, over_seeds, write_data
-from structure_study import LORA_STEPS
+from search_study import LORA_STEPS, PACKAGES, against, answer, over_seeds, write_data
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.versions import versions

@@ -27,7 +27,8 @@ from lonas_edge.network.source import open_source
 from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
-STEPS = 222  # what `accuracy_study.py` gives a random sub-network's training for 180 steps of LoRA
+LORA_STEPS = 180
+STEPS = 222  # of random sub-networks: what `accuracy_study.py` gives them at equal compute
 HELD_OUT = 100  # training examples of each task that the search asks
 PACKAGES = ("lonas-edge", "torch", "transformers", "openvino", "nncf", "optuna")
 EQUAL = "at equal weights"
@@ -43,6 +44,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", default="1,2")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--precision", default="bf16")
     parser.add_argument("--quality", default="kl")
     parser.add_argument("--prompts", type=int, default=128, help="held-out prompts that networks are scored on")
     parser.add_argument("--evals", type=int, default=200)
@@ -74,7 +77,8 @@ def train(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
     output = arguments.work / f"super-{seed}"
     if not output.exists():
         command = ["train", "--model", arguments.base, "--data", data, "--output", output, "--nncf-config", arguments.space]
-        command += ["--steps", arguments.steps, "--seed", seed, "--prompt", "question", "--lr", 3e-4, "--precision", "bf16"]
+        command += ["--steps", arguments.steps, "--seed", seed, "--prompt", "question"]
+        command += ["--lr", arguments.lr, "--precision", arguments.precision]
         lonas_edge(*command, "--reorder", *(["--resume"] if output.with_name(f"{output.name}.training").exists() else []))
     return output
 
@@ -86,9 +90,17 @@ def picks_of(super_adapter: Path) -> list[str]:
     return [f"weights<={equal}", "tpot<=0.97x", "tpot<=0.94x", "tpot<=0.91x", "tpot<=0.88x"]
 
 
-def search(arguments: argparse.Namespace, seed: int, super_adapter: Path, data: Path, picks: list[str]) -> Path:
-    """A search on this machine, with the picks."""
-    output, cache = arguments.work / f"search-{seed}", arguments.work / f"cache-{seed}"
+def search(
+    arguments: argparse.Namespace,
+    seed: int,
+    super_adapter: Path,
+    data: Path,
+    picks: list[str],
+    *more: object,
+    cache: Path | None = None,
+) -> Path:
+    """A search on this machine, with the picks; without a `cache` of latency tables one is measured, which counts."""
+    output, cache = arguments.work / f"search-{seed}", cache or arguments.work / f"cache-{seed}"
     if not (output / "search.json").exists() or not json.loads((output / "search.json").read_text())["finished"]:
         command = [
             "search",
@@ -103,8 +115,9 @@ def search(arguments: argparse.Namespace, seed: int, super_adapter: Path, data: 
             "tpot",
         ]
         command += ["--val-set-size", arguments.prompts, "--evals", arguments.evals, "--torch-dtype", arguments.torch_dtype]
-        os.environ["XDG_CACHE_HOME"] = str(cache.resolve())  # the latency table is measured anew: it counts
-        lonas_edge(*command, *(part for pick in picks for part in ("--pick", pick)), "--no-measure", "--seed", seed)
+        os.environ["XDG_CACHE_HOME"] = str(cache.resolve())
+        picked = (part for pick in picks for part in ("--pick", pick))
+        lonas_edge(*command, *picked, "--no-measure", "--seed", seed, *more)
     return output
 
 

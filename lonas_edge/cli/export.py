@@ -246,6 +246,12 @@ def command(
             draft=beside,
         )
         manifest = export(opened, chosen, output, options, report)
+    if opened.trained_as not in (None, manifest.weight_format):
+        console(stderr=True).print(
+            f"warning: {source} was trained as {opened.trained_as} stores it (`train --weight-format`); in "
+            f"{manifest.weight_format} it is not what was trained. `export --weight-format {opened.trained_as}` is.",
+            style="yellow",
+        )
     if as_json:
         print(json.dumps(manifest.to_json(), indent=2))
     else:

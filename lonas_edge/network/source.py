@@ -86,6 +86,12 @@ class Source:
         return Subnetwork(made.widths, made.subnetwork) if made else None
 
     @property
+    def trained_as(self) -> str | None:
+        """The weight format that the adapter was trained to be stored in (`train --weight-format`); None where it was not."""
+        found: str | None = self.training.options.get("weight_format") if self.training else None
+        return found
+
+    @property
     def solved(self) -> Solved | None:
         """What solving that one gave, where its change of the base was taken."""
         made = self.training.specialized if self.training else None

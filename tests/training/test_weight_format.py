@@ -99,7 +99,7 @@ def test_it_is_learned(tiny_models: TinyModels, trained: Callable, tmp_path: Pat
     assert found["int4_sym"] < found[None]
 
 
-def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
+def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable) -> None:
     source = tiny_models.source("llama")
     records = {
         one: run(source, data, tmp_path / f"out-{one}", weight_format=one, sampling="sandwich", distill=0.5, steps=2)
@@ -115,6 +115,11 @@ def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, 
     assert "trained as `int4_sym` stores it" in card
     assert "--subnet heuristic --weight-format int4_sym" in card
     assert "stores it" not in (tmp_path / "out-None/README.md").read_text()
+    for trained_as, stored_as, told in (("int4_sym", "int8_sym", True), ("int4_sym", "int4_sym", False), (None, "int8", False)):
+        of, to = tmp_path / f"out-{trained_as}", tmp_path / f"ir-{trained_as}-{stored_as}"
+        ran = run_cli("export", of, "--weight-format", stored_as, "--output", to, "--json")
+        assert ran.code == 0
+        assert ("`export --weight-format int4_sym` is." in ran.err.replace("\n", " ")) == told
 
 
 def test_resumed_in_another_format_is_refused(

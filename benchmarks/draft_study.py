@@ -5,8 +5,9 @@
 
 Exports the main sub-network (--subnet, --weight-format) with each draft (--drafts) in each format (--formats), and runs
 `lonas-edge bench --arms draft` on each pair: k tokens ahead (--ahead) in one run beside the main model alone, on prompts of
-PROMPTS.json, which the super-adapter should not have been trained on. A draft is minimal, heuristic, a sub-network file, or
-deep: the heuristic widths, and every block left out that the search space lets. What is measured is put beside the formula of
+PROMPTS.json, which the super-adapter should not have been trained on. A draft is minimal, heuristic, a sub-network file, deep:
+the heuristic widths, and every block left out that the search space lets; or the directory of an adapter that `train --from`
+trained for one sub-network. What is measured is put beside the formula of
 Leviathan et al. 2023 (arXiv:2211.17192). A pair whose report is in --work is not measured again.
 """
 
@@ -61,7 +62,7 @@ def lonas_edge(*command: object) -> None:
 
 def drafts_of(arguments: argparse.Namespace, source: Source) -> dict[str, str]:
     """What `--draft` is given, by the name of each draft; `deep` is written as a file, where the space has blocks."""
-    found = {Path(name).stem if Path(name).is_file() else name: name for name in arguments.drafts.split(",")}
+    found = {Path(name).stem if Path(name).exists() else name: name for name in arguments.drafts.split(",")}
     blocks = [group.kind == "block" for group in source.space.groups]
     if DEEP in found and found[DEEP] == DEEP:
         del found[DEEP]
@@ -85,9 +86,14 @@ def measure(arguments: argparse.Namespace, name: str, draft: str, weight_format:
         made += ["--nncf-config", arguments.nncf_config] if arguments.nncf_config else []
         made += ["--no-verify"] if arguments.no_verify else []
         looks = arguments.calibration and FORMATS[weight_format].data_aware
-        made += ["--calibration", arguments.calibration] if looks else []
+        looked = ["--calibration", arguments.calibration] if looks else []
         main = ["--subnet", arguments.subnet, "--weight-format", arguments.weight_format, "--output", folder, "--overwrite"]
-        lonas_edge("export", arguments.source, *made, *main, "--draft", draft, "--draft-format", weight_format)
+        beside = ["--draft", draft, "--draft-format", weight_format, *looked]
+        if Path(draft).is_dir():
+            own = arguments.work / f"{name}-{weight_format}-draft"
+            lonas_edge("export", draft, *looked, "--weight-format", weight_format, "--output", own, "--overwrite")
+            beside = ["--draft", own]
+        lonas_edge("export", arguments.source, *made, *main, *beside)
         lengths = ["--prompt-len", arguments.prompt_len, "--new-tokens", arguments.new_tokens]
         often = ["--rounds", arguments.rounds, "--starts", arguments.starts, "--warmup", 1, "--no-memory"]
         asked = ["--arms", "draft", "--num-assistant-tokens", arguments.ahead, "--data", arguments.data]

@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--freedoms", default=",".join(FREEDOMS))
+    parser.add_argument("--freedoms", default=",".join(FREEDOMS), help="those that are searched; may be empty")
     parser.add_argument("--given", type=Path, help="a sub-network in which several kinds are cut")
     parser.add_argument("--given-space", type=Path, help="the search space that it is of")
     parser.add_argument("--share", type=float, default=0.85, help="of the maximal network's TPOT")
@@ -109,7 +109,7 @@ def networks(arguments: argparse.Namespace, super_adapter: Path, found_spaces: d
     whole = groups_of(arguments.base, found_spaces["all"])
     found = {}
     given = [("several", arguments.given, arguments.given_space)] if arguments.given else []
-    for freedom in arguments.freedoms.split(","):
+    for freedom in filter(None, arguments.freedoms.split(",")):
         own = argparse.Namespace(**{**vars(arguments), "work": arguments.work / freedom})
         own.work.mkdir(exist_ok=True)
         alone, cache = ["--nncf-config", found_spaces[freedom]], arguments.work / "cache"

@@ -196,7 +196,7 @@ def command(
     with progress() as report:
         with importing():
             from lonas_edge.network.source import open_source
-            from lonas_edge.network.speed import quicker_in_bf16
+            from lonas_edge.network.speed import quicker_in
             from lonas_edge.search.plan import SearchOptions, make_plan
         report("Reading configurations", None)
         if timed:
@@ -232,7 +232,8 @@ def command(
             measured=measured,
         )
         plan = make_plan(opened, options)
-        if not given(ctx, "torch_dtype") and (hint := quicker_in_bf16("--torch-dtype bf16")):
+        hears = torch_dtype == "bf16" or not given(ctx, "torch_dtype")
+        if hears and (hint := quicker_in(torch_dtype, "--torch-dtype")):
             report(f"{hint}\nLoading", None)
         if not dry_run:
             with importing():

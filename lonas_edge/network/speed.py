@@ -29,16 +29,20 @@ def matrix_speed(dtype: str, size: int = LARGE) -> float:
     return 2 * size**3 / best
 
 
-def quicker_in_bf16(option: str) -> str | None:
-    """What to say to someone who computes in fp32 on a processor with units for bf16 (AMX, AVX-512 BF16).
+def quicker_in(computed: str, option: str) -> str | None:
+    """What to say to someone whose processor is much faster in the other dtype.
+
+    It has units for bf16 (AMX) and computes in fp32; or it computes in bf16 and has none, or slow ones (AVX-512 BF16).
 
     Args:
-        option: The option that asks for it, with its value.
+        computed: fp32 or bf16, what is computed in.
+        option: The option that asks for a dtype, without its value.
 
     Returns:
         A line; None where there is little to gain.
     """
-    times = matrix_speed("bf16", QUICK) / matrix_speed("fp32", QUICK)
+    other = "fp32" if computed == "bf16" else "bf16"
+    times = matrix_speed(other, QUICK) / matrix_speed(computed, QUICK)
     if times < WORTH_SAYING:
         return None
-    return f"computed in fp32; this processor multiplies matrices {times:.1f} times as fast in bf16 ({option})"
+    return f"computed in {computed}; this processor multiplies matrices {times:.1f} times as fast in {other} ({option} {other})"

@@ -33,7 +33,7 @@ from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_c
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
-from lonas_edge.network.speed import quicker_in_bf16
+from lonas_edge.network.speed import quicker_in
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
@@ -211,8 +211,8 @@ class _Run:
         with self.working.held(settings, resume, directory.overwrite, files) as resumption:
             if resume:
                 self.tell(resumption.told())
-            elif options.precision == "auto" and precision_of(options) == "fp32":
-                self.tell_of_bf16()
+            elif device_of(options) == "cpu" and options.precision != "fp32":
+                self.tell_of_speed()
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
@@ -231,9 +231,9 @@ class _Run:
             self.state.wait_for_everyone()
         return record
 
-    def tell_of_bf16(self) -> None:
-        """Say so where this processor is much faster in bf16."""
-        if told := quicker_in_bf16("--precision bf16"):
+    def tell_of_speed(self) -> None:
+        """Say so where this processor is much faster in another precision."""
+        if told := quicker_in(precision_of(self.options), "--precision"):
             self.tell(told)
 
     def trained(self, checkpoint: Path | None = None) -> _Trained:

@@ -346,3 +346,8 @@ def test_a_processor_with_units_for_bf16_is_told_of(
     for precision in ("fp32", "bf16"):
         ran = run_cli(*arguments(llama, data, tmp_path / precision, steps=1, precision=precision))
         assert ran.code == 0 and told not in ran.err, "it was asked for"
+    processor(1.5e11, 0.8e11)
+    told = "1.9 times as fast in fp32 (--precision fp32)"
+    for precision, heard in (("bf16", True), ("fp32", False)):
+        ran = run_cli(*arguments(llama, data, tmp_path / f"slow-{precision}", steps=1, precision=precision))
+        assert ran.code == 0 and (told in ran.err) == heard

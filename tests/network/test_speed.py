@@ -9,17 +9,25 @@ from lonas_edge.network import speed
 matrix_speed = speed.matrix_speed  # tests have another
 
 
-def test_said_where_bf16_is_much_faster(processor: Callable) -> None:
-    processor(1e11, 6.3e11)
-    assert speed.quicker_in_bf16("--torch-dtype bf16") == (
-        "computed in fp32; this processor multiplies matrices 6.3 times as fast in bf16 (--torch-dtype bf16)"
+@pytest.mark.parametrize(
+    ("computed", "fp32", "bf16", "times", "other"),
+    [("fp32", 1e11, 6.3e11, "6.3", "bf16"), ("bf16", 1.5e11, 0.8e11, "1.9", "fp32")],
+)
+def test_said_where_the_other_is_much_faster(
+    processor: Callable, computed: str, fp32: float, bf16: float, times: str, other: str
+) -> None:
+    processor(fp32, bf16)
+    assert speed.quicker_in(computed, "--precision") == (
+        f"computed in {computed}; this processor multiplies matrices {times} times as fast in {other} (--precision {other})"
     )
 
 
-@pytest.mark.parametrize("bf16", [2e10, 1e11, 1.4e11])
-def test_nothing_is_said_where_it_is_not(processor: Callable, bf16: float) -> None:
+@pytest.mark.parametrize(
+    ("computed", "bf16"), [("fp32", 2e10), ("fp32", 1e11), ("fp32", 1.4e11), ("bf16", 6e11), ("bf16", 1e11), ("bf16", 0.7e11)]
+)
+def test_nothing_is_said_where_it_is_not(processor: Callable, computed: str, bf16: float) -> None:
     processor(1e11, bf16)
-    assert speed.quicker_in_bf16("--precision bf16") is None
+    assert speed.quicker_in(computed, "--precision") is None
 
 
 def test_a_speed_is_in_operations_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,3 +232,7 @@ def test_a_processor_with_units_for_bf16_is_told_of(run_cli: Callable, command: 
     assert told in run_cli(*command("--dry-run")).err
     assert told not in run_cli(*command("--dry-run", "--torch-dtype", "fp32")).err, "it was asked for"
     assert told not in run_cli(*command("--dry-run", "--torch-dtype", "bf16")).err
+    processor(1.5e11, 0.8e11)
+    told = "1.9 times as fast in fp32 (--torch-dtype fp32)"
+    assert told in run_cli(*command("--dry-run", "--torch-dtype", "bf16")).err
+    assert told not in run_cli(*command("--dry-run")).err

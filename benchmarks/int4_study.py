@@ -147,13 +147,12 @@ def main() -> None:
         return
     result = compared(answers)
     told(result)
-    kept = {
-        name: getattr(arguments, name)
-        for name in ("seeds", "subnet", "lr", "steps", "int4_lr", "int4_steps", "precision", "limit")
-    }
+    names = ("seeds", "lr", "steps", "int4_lr", "int4_steps", "precision", "limit")
+    kept = {name: getattr(arguments, name) for name in names}
+    files = {"base": arguments.base.name, "space": arguments.space.name, "subnet": Path(arguments.subnet).name}
     report = {
         "conditions": {**describe("CPU"), "versions": versions((*PACKAGES, "optimum-intel"))},
-        "settings": {**kept, "base": arguments.base.name, "space": arguments.space.name, "tasks": list(TASKS)},
+        "settings": {**kept, **files, "tasks": list(TASKS)},
         "training_seconds": seconds,
         "networks": result,
     }

@@ -45,7 +45,7 @@ _Model = Annotated[
     typer.Option(
         "--model",
         click_type=USER_PATH_OR_NAME,
-        help="Base model, a directory or hub id; needed without --from. Default: the one that the super-adapter names.",
+        help="Base model, a directory or hub id; needed without --from. Default: the one that the adapter names.",
     ),
 ]
 _From = Annotated[
@@ -54,7 +54,8 @@ _From = Annotated[
         "--from",
         click_type=USER_PATH_OR_NAME,
         metavar="SUPER_ADAPTER",
-        help="Train one sub-network of this super-adapter further, its widths fixed. Default: a new adapter is trained.",
+        help="Train one sub-network of this super-adapter further, its widths fixed; a plain LoRA adapter as a whole. "
+        "Default: a new adapter is trained.",
     ),
 ]
 _Subnet = Annotated[
@@ -283,7 +284,7 @@ def command(  # the options are read from the context, by the names they have in
 ) -> None:
     """Train a super-adapter: elastic LoRA, a sub-network of the search space activated in every step.
 
-    Or, with --from, one sub-network of a super-adapter further: what it has of the adapters, and nothing else.
+    Or, with --from, one sub-network of a super-adapter further: what it has of the adapters, and nothing else; or LoRA.
     A causal language model learns instruction data, a classifier (BERT) a task of GLUE, with a head that the adapter carries.
 
     OUTPUT then is a SOURCE for inspect and export. Its checkpoints lie in OUTPUT.training until it is done. On several GPUs:
@@ -425,7 +426,8 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     shown = console(soft_wrap=True)
     options, losses = record.options, record.losses
     special = record.specialized
-    kind = f"{special.subnetwork} sub-network" if special else "super-adapter" if record.search_space else "LoRA adapter"
+    kind = f"{special.subnetwork} sub-network" if special else "super-adapter"
+    kind = kind if record.search_space else "LoRA adapter"
     run = record.steps - (record.resumed_from_step or 0)
     pace = f"{record.seconds:.0f} s" + (f", {record.seconds / run:.2f} s a step" if run else "")
     shown.print(
@@ -440,6 +442,6 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
                 f"{data.name}: {data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
                 f"--max-length {options['max_length']}, or 'output' is empty"
             )
-    if record.search_space:
+    if record.search_space or special:
         stored = f" --weight-format {options['weight_format']}" if options["weight_format"] else ""
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'}{stored} --output DIR")

@@ -40,10 +40,10 @@ class TrainedData:
 
 @dataclass(frozen=True)
 class Specialized:
-    """The one sub-network that an adapter was trained for, and the super-adapter that it began as.
+    """The one sub-network that an adapter was trained for, and the adapter that it began as.
 
     Attributes:
-        super_adapter: Name of the super-adapter.
+        super_adapter: Name of the super-adapter, or of the plain LoRA adapter, whose one network is the maximal.
         sha256: SHA-256 of its files, by name.
         subnetwork: What the sub-network is called.
         widths: One a group, in group order.
@@ -104,7 +104,7 @@ class TrainingRecord(Record):
     Attributes:
         base: The base model.
         search_space: Hash of the search space; None for plain LoRA.
-        specialized: The sub-network that was trained alone; None for a super-adapter and for plain LoRA.
+        specialized: The sub-network that was trained alone; None for a super-adapter, and for LoRA trained from the start.
         teacher: The frozen model that was learned from, if there was one.
         data: The files.
         task: The task of GLUE; None for instruction data.

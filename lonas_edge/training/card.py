@@ -26,7 +26,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     special = record.specialized
     elastic = record.search_space is not None and special is None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
-    kind = f"LoNAS adapter of one sub-network ({special.subnetwork})" if special else kind
+    kind = f"LoNAS adapter of one sub-network ({special.subnetwork})" if special and record.search_space else kind
     stored = options.get("weight_format")
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     order = (
@@ -46,7 +46,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
             f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
             f"{options['batch_size']} examples of {data}, {learned}{last}. `training.json` has the whole record.",
             "",
-            *([_of_super_adapter(special), ""] if special else []),
+            *([_of_super_adapter(special, record.search_space is not None), ""] if special else []),
             *([_taught(record), ""] if record.teacher else []),
             *([_of_stored(stored), ""] if stored else []),
             *([order, ""] if record.reordered else []),
@@ -73,7 +73,9 @@ def _of_stored(weight_format: str) -> str:
     )
 
 
-def _of_super_adapter(special: Specialized) -> str:
+def _of_super_adapter(special: Specialized, elastic: bool) -> str:
+    if not elastic:
+        return f"It began as the LoRA adapter `{special.super_adapter}`."
     return (
         f"It began as the super-adapter `{special.super_adapter}`, of which the {special.subnetwork} sub-network alone was "
         "trained further: that is the network which lonas-edge takes. The parts that only other sub-networks have are as they "

@@ -29,14 +29,14 @@ TAUGHT_SHARE = 0.5  # of the loss, where a teacher is named and no share
 
 @dataclass(frozen=True)
 class Start:
-    """A super-adapter of which one sub-network is trained further, its widths fixed."""
+    """An adapter of which one sub-network is trained further, its widths fixed; of a plain LoRA adapter the maximal one."""
 
     source: Source
     subnetwork: Subnetwork
 
     @property
     def located(self) -> Located:
-        """Where the super-adapter lies."""
+        """Where the adapter lies."""
         assert self.source.adapter  # there is no start without one
         return self.source.adapter
 
@@ -77,7 +77,7 @@ class Inputs:
         elasticity: The search space laid over it; one without groups is plain LoRA.
         nncf_config: The search space's file, or None.
         subject: What is learned.
-        start: The super-adapter of which one sub-network is trained further; None where an adapter is trained from the start.
+        start: The adapter of which one sub-network is trained further; None where an adapter is trained from the start.
         teacher: The frozen model that is learned from, if there is one.
         solve: What the sub-network is solved on first; None where it is not.
     """
@@ -150,7 +150,7 @@ def open_specialized(
     """Read the configurations and the data of a training of one sub-network, and check that they belong together.
 
     Args:
-        start: The super-adapter that it begins as.
+        start: The super-adapter that it begins as, or a plain LoRA adapter, which has the maximal network only.
         data: The files to learn from.
         subnet: The sub-network, as of --subnet.
         model: The base model; the one that the super-adapter names when None.
@@ -166,16 +166,15 @@ def open_specialized(
     """
     subject = read_subject(data, task)
     source = open_source(start, model, nncf_config, revision)
-    if not (source.adapter and source.adapter_config and source.space.groups):
-        found = "a LoRA adapter without a search space" if source.adapter else "a base model"
+    if not (source.adapter and source.adapter_config):
         raise LonasEdgeError(
-            f"{source.folder}: {found}; --from takes a super-adapter: what `lonas-edge train` wrote, or a published "
-            "adapter with --nncf-config FILE"
+            f"{source.folder}: a base model; --from takes a LoRA adapter: what `lonas-edge train` wrote, a published "
+            "super-adapter with --nncf-config FILE, or a plain one, which has the maximal network only"
         )
     subject.check(source)
     _refuse_other_parameters(source.adapter_config)
     read_generation_config(source.base.folder)
-    space = nncf_config or source.adapter.folder / SEARCH_SPACE
+    space = (nncf_config or source.adapter.folder / SEARCH_SPACE) if source.space.groups else None
     return Inputs(source.base, source.elasticity, space, subject, Start(source, source.select(subnet)))
 
 

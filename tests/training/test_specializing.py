@@ -300,16 +300,40 @@ def test_a_record_of_widths_that_there_are_not(special: Path, tmp_path: Path) ->
         open_source(str(tmp_path), str((special / base).resolve()))
 
 
+@pytest.mark.parametrize("weight_format", [None, "int4_sym"])
+def test_a_plain_lora_adapter_as_a_whole(
+    weight_format: str | None, llama: TinySource, data: Path, tmp_path: Path, materialize: Callable, ids: torch.Tensor
+) -> None:
+    inputs = open_specialized(str(llama.adapter), data, None, str(llama.base))
+    assert inputs.nncf_config is None
+    options = TrainOptions(**{**OPTIONS, **FEW, "weight_format": weight_format})
+    record = train(inputs, tmp_path / "out", options)
+    assert record is not None and record.specialized is not None
+    assert (record.search_space, record.specialized.super_adapter, record.specialized.widths) == (None, llama.adapter.name, ())
+    opened = open_source(str(tmp_path / "out"))
+    assert opened.select().name == opened.select("maximal").name == "maximal"
+    assert opened.trained_as == weight_format
+    before, after = (
+        logits_of(PeftModel.from_pretrained(plain_base(llama), str(folder)), ids)
+        for folder in (llama.adapter, tmp_path / "out")
+    )
+    assert (after - before).abs().max() > 1e-2, "it learned nothing"
+    assert (logits_of(load_checkpoint(materialize(opened, [])), ids) - after).abs().max() < 1e-4
+    assert record.losses[-1].loss < record.losses[0].loss
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"It began as the LoRA adapter `{llama.adapter.name}`" in card and "lonas," not in card
+
+
 # what is refused
 
 
-def test_what_is_no_super_adapter(llama: TinySource, tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
-    for start, found in ((llama.base, "a base model"), (llama.adapter, "a LoRA adapter without a search space")):
-        base = None if start == llama.base else str(llama.base)
-        with pytest.raises(LonasEdgeError, match=rf"{start}: {found}; --from takes a super-adapter"):
-            open_specialized(str(start), data, None, base)
+def test_what_is_no_adapter(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match=rf"{llama.base}: a base model; --from takes a LoRA adapter"):
+        open_specialized(str(llama.base), data)
     with pytest.raises(LonasEdgeError, match="no such directory"):
         open_specialized(str(tmp_path / "none"), data)
+    with pytest.raises(LonasEdgeError, match="there is no search space, so there is the maximal network only"):
+        open_specialized(str(llama.adapter), data, "heuristic", str(llama.base))
 
 
 def test_an_adapter_that_has_more_than_factors(tiny_models: TinyModels, data: Path) -> None:

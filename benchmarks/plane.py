@@ -3,10 +3,10 @@
     python benchmarks/plane.py LORA_ADAPTER --found DIR --found DIR … --datasets DIR --work DIR --output DIR
 
 LORA_ADAPTER is merged and stored as stock tools do it: `optimum-cli export openvino` in INT8 and INT4, optimum-intel's
-INT4 with AWQ and scale estimation on --text, llama.cpp's Q8_0 and Q4_K_M (`pip install 'lonas-edge[llama-cpp]'`). The others
-are exported directories of sub-networks. All answer the same questions by `option-text` (differences from stock INT8 are
-paired), and are measured in turn in one run of `bench`. llama.cpp ranks a few questions a second; without --ask-gguf its files
-are measured alone. Finished steps are kept in --work.
+INT4 with AWQ and scale estimation, and with GPTQ, on --text, llama.cpp's Q8_0 and Q4_K_M (`pip install
+'lonas-edge[llama-cpp]'`). The others are exported directories of sub-networks. All answer the same questions by `option-text`
+(differences from stock INT8 are paired), and are measured in turn in one run of `bench`. llama.cpp ranks a few questions a
+second; without --ask-gguf its files are measured alone. Finished steps are kept in --work, answers where `eval` keeps them.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers", "llama-cpp-python")
-STOCK = ("int8", "int4", "int4-awq")  # the first is what answers are compared with
+STOCK = ("int8", "int4", "int4-awq", "int4-gptq")  # the first is what answers are compared with
 DATA_AWARE = {  # optimum-intel's options
     "int4-awq": {"quant_method": "awq", "scale_estimation": True},
     "int4-gptq": {"sym": True, "gptq": True},
@@ -230,9 +230,7 @@ def main() -> None:
     files = [stock_gguf(name, arguments.lora, arguments.work) for name in arguments.gguf.split(",") if name]
     targets = open_targets([*map(str, irs), *map(str, arguments.found)], [None], RunOptions())
     targets += [gguf_target(file, checkpoint) for file in files if arguments.ask_gguf]
-    options = EvalOptions(
-        TASKS, arguments.datasets, PROTOCOLS["option-text"], limit=arguments.limit, cache=arguments.work / "answers"
-    )
+    options = EvalOptions(TASKS, arguments.datasets, PROTOCOLS["option-text"], limit=arguments.limit)
     report, _ = evaluate(targets, options, lambda *_: None)
     if arguments.only:
         return

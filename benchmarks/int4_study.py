@@ -6,9 +6,9 @@
 With each seed LoRA is trained so that it can be cut (the maximal network of a super-adapter alone), and a sub-network of it
 (--subnet) is trained further with the LoRA as its teacher. Each is stored in INT8 (`int8_sym`), in INT4 (`int4_sym`) without
 data, with GPTQ on the training's prompts (`export --calibration`; of LoRA optimum-intel's own, too), and after a short further
-training as INT4 stores it, taught by the LoRA (`train --from --weight-format`). All answer by `option-text`; differences from
-the same network's INT8 are paired by question and averaged over the seeds. Finished steps are kept in --work; one process may
-run for each seed, and one for both at the end.
+training as INT4 stores it, taught by the LoRA (`train --from --weight-format`); of LoRA also after as long a training that
+knows nothing of INT4. All answer by `option-text`; differences from the same network's INT8 are paired by question and averaged
+over the seeds. Finished steps are kept in --work; one process may run for each seed, and one for both at the end.
 """
 
 import argparse
@@ -25,7 +25,15 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.versions import versions
 
 INT8, INT4, GPTQ, STOCK, TRAINED = "int8", "int4", "int4, GPTQ", "int4, GPTQ by optimum-intel", "int4, trained so"
-FORMATS = {INT8: "int8_sym", INT4: "int4_sym", GPTQ: "int4_sym", TRAINED: "int4_sym"}
+LONGER, LONGER_GPTQ = "int8, trained as long", "int4, GPTQ, trained as long"
+STORED = {  # by arm: which adapter, in which format, by GPTQ
+    INT8: (INT8, "int8_sym", False),
+    INT4: (INT8, "int4_sym", False),
+    GPTQ: (INT8, "int4_sym", True),
+    TRAINED: (TRAINED, "int4_sym", False),
+    LONGER: (LONGER, "int8_sym", False),
+    LONGER_GPTQ: (LONGER, "int4_sym", True),
+}
 LORA, SUBNETWORK = "LoRA", "sub-network"
 Answers = dict[str, dict[str, list[float]]]  # by arm and task
 
@@ -44,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--int4-lr", type=float, default=5e-4)
     parser.add_argument("--int4-steps", type=int, default=LORA_STEPS // 2, help="of the further training as INT4 stores it")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--arms", default=";".join([*STORED, STOCK]), help="that answer, separated by semicolons")
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
     parser.add_argument("--only", choices=["train", "export"], help="stop after this step")
     return parser.parse_args()
@@ -65,14 +74,19 @@ def adapters(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Pa
         return trained(arguments, seed, arguments.work / f"{name}-{seed}", *command)
 
     as_it_is = ["--steps", arguments.steps, "--lr", arguments.lr]
-    as_stored = ["--steps", arguments.int4_steps, "--lr", arguments.int4_lr, "--weight-format", FORMATS[TRAINED]]
+    longer = ["--steps", arguments.int4_steps, "--lr", arguments.int4_lr]
+    as_stored = [*longer, "--weight-format", STORED[TRAINED][1]]
     space = ["--nncf-config", arguments.space, "--subnetworks", "maximal"]
     lora = made("lora", "--model", arguments.base, *space, "--prompt", "question", *as_it_is)
     subnet = ["--subnet", arguments.subnet.format(seed=seed)]
     special = made("special", "--from", lora, *subnet, "--teacher", lora, *as_it_is)
     lora_int4 = made("lora-int4", "--from", lora, "--subnet", "maximal", "--teacher", lora, *as_stored)
     special_int4 = made("special-int4", "--from", special, "--teacher", lora, *as_stored)
-    return {LORA: {INT8: lora, TRAINED: lora_int4}, SUBNETWORK: {INT8: special, TRAINED: special_int4}}
+    lora_longer = made("lora-longer", "--from", lora, "--subnet", "maximal", "--teacher", lora, *longer)
+    return {
+        LORA: {INT8: lora, TRAINED: lora_int4, LONGER: lora_longer},
+        SUBNETWORK: {INT8: special, TRAINED: special_int4},
+    }
 
 
 def irs(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Path]]:
@@ -80,19 +94,21 @@ def irs(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for name, made in adapters(arguments, seed).items():
         found[name] = {}
-        for place, (arm, weight_format) in enumerate(FORMATS.items()):
+        for place, (arm, (adapter, weight_format, by_gptq)) in enumerate(STORED.items()):
+            if adapter not in made:
+                continue
             folder = found[name][arm] = arguments.work / f"ir-{seed}" / f"{name.lower()}-{place}"
             folder.parent.mkdir(exist_ok=True)
-            more = ["--calibration", arguments.data] if arm == GPTQ else []
+            more = ["--calibration", arguments.data] if by_gptq else []
+            more += ["--subnet", "maximal"] if name == LORA else []
             if not folder.exists():
-                adapter = made[TRAINED if arm == TRAINED else INT8]
-                more += ["--subnet", "maximal"] if name == LORA else []
-                lonas_edge("export", adapter, "--weight-format", weight_format, "--output", folder, *more)
+                lonas_edge("export", made[adapter], "--weight-format", weight_format, "--output", folder, *more)
         if name == LORA:
             stock = arguments.work / f"stock-{seed}"
             stock.mkdir(exist_ok=True)
             found[name][STOCK] = stock_ir("int4-gptq", merged(made[INT8], stock), arguments.data, stock)
-    return found
+    asked = arguments.arms.split(";")
+    return {name: {arm: folder for arm, folder in arms.items() if arm in asked} for name, arms in found.items()}
 
 
 def compared(answers: list[dict[str, Answers]]) -> dict[str, dict[str, Any]]:
@@ -141,7 +157,7 @@ def main() -> None:
         if arguments.only == "export":
             continue
         flat = {f"{name}: {arm}": folder for name, arms in folders.items() for arm, folder in arms.items()}
-        asked = answer(arguments, flat, arguments.work / f"answers-{seed}")
+        asked = answer(arguments, flat, arguments.work / f"answers-{arguments.limit or 'all'}-{seed}")
         answers.append({name: {arm: asked[f"{name}: {arm}"] for arm in arms} for name, arms in folders.items()})
     if arguments.only:
         return

@@ -102,7 +102,7 @@ def stock_gguf(name: str, lora: Path, work: Path) -> Path:
     if file.exists():
         return file
     if not folder.exists():
-        lonas_edge("export", lora, "--stage", "gguf", "--gguf-type", "f32", "--output", folder)
+        lonas_edge("export", lora, "--subnet", "maximal", "--stage", "gguf", "--gguf-type", "f32", "--output", folder)
     (whole,) = folder.glob("*.gguf")
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")

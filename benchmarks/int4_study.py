@@ -82,11 +82,10 @@ def adapters(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Pa
     special = made("special", "--from", lora, *subnet, "--teacher", lora, *as_it_is)
     lora_int4 = made("lora-int4", "--from", lora, "--subnet", "maximal", "--teacher", lora, *as_stored)
     special_int4 = made("special-int4", "--from", special, "--teacher", lora, *as_stored)
-    lora_longer = made("lora-longer", "--from", lora, "--subnet", "maximal", "--teacher", lora, *longer)
-    return {
-        LORA: {INT8: lora, TRAINED: lora_int4, LONGER: lora_longer},
-        SUBNETWORK: {INT8: special, TRAINED: special_int4},
-    }
+    found = {LORA: {INT8: lora, TRAINED: lora_int4}, SUBNETWORK: {INT8: special, TRAINED: special_int4}}
+    if {LONGER, LONGER_GPTQ} & set(arguments.arms.split(";")):
+        found[LORA][LONGER] = made("lora-longer", "--from", lora, "--subnet", "maximal", "--teacher", lora, *longer)
+    return found
 
 
 def irs(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Path]]:

@@ -115,7 +115,7 @@ class DefaultPipeline:
         import openvino_genai
 
         config = openvino_genai.GenerationConfig()
-        config.max_new_tokens = config.min_new_tokens = new_tokens
+        config.max_new_tokens = new_tokens
         config.ignore_eos, config.do_sample, config.apply_chat_template = True, False, False
         ids = np.array(prompts, np.int64)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))

@@ -197,14 +197,23 @@ def draw(rows: dict[str, dict[str, Any]], ours: set[str], title: str, file: Path
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     labels = {"tpot_ms": "time per further token, ms", "ttft_ms": "time to first token, ms"}
     asked = {name: row for name, row in rows.items() if row["average"] is not None}
+    averages = [row["average"] for row in asked.values()]
+    tall = max(averages) - min(averages)
     for panel, (metric, label) in zip(panels, labels.items(), strict=True):
         low, high = min(row[metric] for row in asked.values()), max(row[metric] for row in asked.values())
         for name, row in asked.items():
             own = name in ours
             color = "tab:blue" if own else "dimgray"
             panel.plot(row[metric], row["average"], "o" if own else "s", color=color)
-            place = {"xytext": (-7 if own else 7, -3), "textcoords": "offset points", "ha": "right" if own else "left"}
-            panel.annotate(shown(name), (row[metric], row["average"]), fontsize="small", color=color, **place)
+            right = [
+                (other[metric] - row[metric]) * (-1 if own else 1)
+                for other in asked.values()
+                if abs(other["average"] - row["average"]) < 0.05 * tall
+            ]
+            above = any(0 < distance < 0.5 * (high - low) for distance in right)  # of what the label would cover
+            place = {"xytext": (-7 if own else 7, 5 if above else -3), "textcoords": "offset points"}
+            side = {"ha": "right" if own else "left", "fontsize": "small", "color": color}
+            panel.annotate(shown(name), (row[metric], row["average"]), **place, **side)
         panel.set_xlim(low - 0.55 * (high - low), high + 0.75 * (high - low))
         side = {"rotation": 90, "ha": "right", "va": "bottom", "fontsize": "x-small", "color": "gray"}
         unasked = {shown(name): row[metric] for name, row in rows.items() if name not in asked}

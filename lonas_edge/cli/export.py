@@ -45,147 +45,163 @@ if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
 
 
+_Output = Annotated[
+    Path, typer.Option("--output", click_type=USER_PATH, help="Directory to write; it appears whole or not at all.")
+]
+_WeightFormat = Annotated[
+    str,
+    typer.Option(
+        "--weight-format",
+        click_type=choice(FORMATS),
+        help="Storage of the IR's weights; all but fp32 and fp16 are compressed by NNCF, embedding and head to 8 bits.",
+    ),
+]
+_GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        min=-1,
+        help="Columns of a weight matrix that share a scale in a format of groups; -1: whole rows do. It must divide the "
+        "input width of every layer. Default: the largest of 128, 64 and 32 that does; fp8: -1.",
+    ),
+]
+_Ratio = Annotated[
+    float | None,
+    typer.Option(
+        "--ratio",
+        min=0,
+        max=1,
+        help="Share of the weights between embedding and head, at most, that gets the format; the rest stays in int8: the "
+        "matrices that NNCF finds most sensitive. Default: 1.",
+    ),
+]
+_Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        click_type=USER_PATH,
+        metavar="DATA",
+        help="Instruction data that the compression of int4 and int4_sym looks at. The whole network is then in memory, "
+        "uncompressed. Default: weights alone decide.",
+    ),
+]
+_Int4Method = Annotated[
+    str | None,
+    typer.Option(
+        "--int4-method",
+        click_type=choice(METHODS),
+        help="What --calibration does, by NNCF. Default: gptq.",
+    ),
+]
+_CalibrationPrompts = Annotated[
+    int | None, typer.Option("--calibration-prompts", min=1, help="Prompts of --calibration. Default: 64.")
+]
+_Stage = Annotated[
+    str,
+    typer.Option(
+        "--stage",
+        click_type=choice(STAGES),
+        help="What is written: checkpoint is the sliced, merged Hugging Face checkpoint, gguf a file for llama.cpp.",
+    ),
+]
+_Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        click_type=USER_PATH_OR_NAME,
+        help="A draft for speculative decoding, in the directory `draft` of the output: another sub-network, named as by "
+        "--subnet, or a directory that was exported before, of the same tokenizer. Default: none.",
+    ),
+]
+_DraftFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-format",
+        click_type=choice(FORMATS),
+        help="Storage of the weights of a draft that is a sub-network. Default: int4.",
+    ),
+]
+_Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", click_type=choice(DTYPES), help="Stored dtype with --stage checkpoint. Default: that of the base."),
+]
+_GgufType = Annotated[
+    str | None,
+    typer.Option(
+        "--gguf-type",
+        click_type=choice(GGUF_TYPES),
+        help="Storage of the matrices with --stage gguf. Default: q8_0, and f16 where 32 does not divide their columns.",
+    ),
+]
+_Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        click_type=choice(SERVERS),
+        help="Write what a server wants beside the IR, too; ovms is OpenVINO Model Server's graph.pbtxt. Default: none.",
+    ),
+]
+_Solve = Annotated[
+    Path | None,
+    typer.Option(
+        "--solve",
+        click_type=USER_PATH,
+        metavar="DATA",
+        help="Instruction data to solve what is cut on: the weights behind each cut answer as nearly as they can as the "
+        "uncut layer does. Default: nothing is solved.",
+    ),
+]
+_SolvePrompts = Annotated[
+    int | None,
+    typer.Option(
+        "--solve-prompts",
+        min=1,
+        help="Prompts to solve on; a quarter as many more are held out, to see what it gives. Default: 512.",
+    ),
+]
+_Fuse = Annotated[
+    bool,
+    typer.Option(
+        "--fuse/--no-fuse",
+        help="Store matrices that multiply the same input as one (q, k and v of a layer): fewer, larger products.",
+    ),
+]
+_Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Compare logits, and refuse to finish when they differ.")]
+_CompareTexts = Annotated[
+    bool,
+    typer.Option(
+        "--compare-texts",
+        help="Have the IR and the same sub-network in fp32 generate texts, and report FDT and SDT (first divergent token, "
+        "divergent tokens) as who_what_benchmark does. The sub-network is then in memory in fp32. Default: logits alone.",
+    ),
+]
+
+
 def command(
     ctx: typer.Context,
     source: SourceArgument,
-    output: Annotated[
-        Path, typer.Option("--output", click_type=USER_PATH, help="Directory to write; it appears whole or not at all.")
-    ],
+    output: _Output,
     subnet: SubnetOption = None,
-    weight_format: Annotated[
-        str,
-        typer.Option(
-            "--weight-format",
-            click_type=choice(FORMATS),
-            help="Storage of the IR's weights; all but fp32 and fp16 are compressed by NNCF, embedding and head to 8 bits.",
-        ),
-    ] = DEFAULT_FORMAT,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            "--group-size",
-            min=-1,
-            help="Columns of a weight matrix that share a scale in a format of groups; -1: whole rows do. It must divide the "
-            "input width of every layer. Default: the largest of 128, 64 and 32 that does; fp8: -1.",
-        ),
-    ] = None,
-    ratio: Annotated[
-        float | None,
-        typer.Option(
-            "--ratio",
-            min=0,
-            max=1,
-            help="Share of the weights between embedding and head, at most, that gets the format; the rest stays in int8: the "
-            "matrices that NNCF finds most sensitive. Default: 1.",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            click_type=USER_PATH,
-            metavar="DATA",
-            help="Instruction data that the compression of int4 and int4_sym looks at. The whole network is then in memory, "
-            "uncompressed. Default: weights alone decide.",
-        ),
-    ] = None,
-    int4_method: Annotated[
-        str | None,
-        typer.Option(
-            "--int4-method",
-            click_type=choice(METHODS),
-            help="What --calibration does, by NNCF. Default: gptq.",
-        ),
-    ] = None,
-    calibration_prompts: Annotated[
-        int | None, typer.Option("--calibration-prompts", min=1, help="Prompts of --calibration. Default: 64.")
-    ] = None,
-    stage: Annotated[
-        str,
-        typer.Option(
-            "--stage",
-            click_type=choice(STAGES),
-            help="What is written: checkpoint is the sliced, merged Hugging Face checkpoint, gguf a file for llama.cpp.",
-        ),
-    ] = "ir",
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            "--draft",
-            click_type=USER_PATH_OR_NAME,
-            help="A draft for speculative decoding, in the directory `draft` of the output: another sub-network, named as by "
-            "--subnet, or a directory that was exported before, of the same tokenizer. Default: none.",
-        ),
-    ] = None,
-    draft_format: Annotated[
-        str | None,
-        typer.Option(
-            "--draft-format",
-            click_type=choice(FORMATS),
-            help="Storage of the weights of a draft that is a sub-network. Default: int4.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype", click_type=choice(DTYPES), help="Stored dtype with --stage checkpoint. Default: that of the base."
-        ),
-    ] = None,
-    gguf_type: Annotated[
-        str | None,
-        typer.Option(
-            "--gguf-type",
-            click_type=choice(GGUF_TYPES),
-            help="Storage of the matrices with --stage gguf. Default: q8_0, and f16 where 32 does not divide their columns.",
-        ),
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            "--server",
-            click_type=choice(SERVERS),
-            help="Write what a server wants beside the IR, too; ovms is OpenVINO Model Server's graph.pbtxt. Default: none.",
-        ),
-    ] = None,
+    weight_format: _WeightFormat = DEFAULT_FORMAT,
+    group_size: _GroupSize = None,
+    ratio: _Ratio = None,
+    calibration: _Calibration = None,
+    int4_method: _Int4Method = None,
+    calibration_prompts: _CalibrationPrompts = None,
+    stage: _Stage = "ir",
+    draft: _Draft = None,
+    draft_format: _DraftFormat = None,
+    dtype: _Dtype = None,
+    gguf_type: _GgufType = None,
+    server: _Server = None,
     model: ModelOption = None,
     nncf_config: SpaceOption = None,
     revision: RevisionOption = None,
-    solve: Annotated[
-        Path | None,
-        typer.Option(
-            "--solve",
-            click_type=USER_PATH,
-            metavar="DATA",
-            help="Instruction data to solve what is cut on: the weights behind each cut answer as nearly as they can as the "
-            "uncut layer does. Default: nothing is solved.",
-        ),
-    ] = None,
-    solve_prompts: Annotated[
-        int | None,
-        typer.Option(
-            "--solve-prompts",
-            min=1,
-            help="Prompts to solve on; a quarter as many more are held out, to see what it gives. Default: 512.",
-        ),
-    ] = None,
-    fuse: Annotated[
-        bool,
-        typer.Option(
-            "--fuse/--no-fuse",
-            help="Store matrices that multiply the same input as one (q, k and v of a layer): fewer, larger products.",
-        ),
-    ] = True,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare logits, and refuse to finish when they differ.")
-    ] = True,
-    compare_texts: Annotated[
-        bool,
-        typer.Option(
-            "--compare-texts",
-            help="Have the IR and the same sub-network in fp32 generate texts, and report FDT and SDT (first divergent token, "
-            "divergent tokens) as who_what_benchmark does. The sub-network is then in memory in fp32. Default: logits alone.",
-        ),
-    ] = False,
+    solve: _Solve = None,
+    solve_prompts: _SolvePrompts = None,
+    fuse: _Fuse = True,
+    verify: _Verify = True,
+    compare_texts: _CompareTexts = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

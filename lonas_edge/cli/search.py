@@ -47,122 +47,142 @@ def _described(registry: dict[str, Any]) -> str:
     return "; ".join(f"{known.name}: {known.described}" for known in registry.values())
 
 
+_Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        click_type=USER_PATH,
+        help="Prompts with answers, instruction data as of `train`; best of all such as the training has not seen.",
+    ),
+]
+_Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        click_type=USER_PATH,
+        help="Directory for search.json, plots and sub-networks. A search that is there goes on.",
+    ),
+]
+_Quality = Annotated[str, typer.Option("--quality", click_type=choice(QUALITIES), help=f"{_described(QUALITIES)}.")]
+_Cost = Annotated[str, typer.Option("--cost", click_type=choice(COSTS), help=f"{_described(COSTS)}.")]
+_WeightFormat = Annotated[
+    str,
+    typer.Option(
+        "--weight-format",
+        help=f"Of the exported network: {', '.join(FORMATS)}. Several, separated by commas, are searched together.",
+    ),
+]
+_Device = Annotated[str, typer.Option("--device", help="OpenVINO device of the latency.")]
+_PromptLen = Annotated[
+    int | None,
+    typer.Option(
+        "--prompt-len",
+        min=1,
+        help="Tokens of the prompt of the latency, or of a classifier's text. Default: 256, or 128 of a classifier.",
+    ),
+]
+_NewTokens = Annotated[int, typer.Option("--new-tokens", min=2, help="New tokens of the latency. A classifier generates none.")]
+_BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts or texts at once of the latency.")]
+_Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the latency. Default: one a physical core.")]
+_Prompts = Annotated[
+    int, typer.Option("--val-set-size", min=1, help="Prompts of --data that networks are scored on, a seeded choice.")
+]
+_Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        click_type=choice((*TEMPLATES, CHAT)),
+        help="Template of the prompts. Default: that of the training, else lonas.",
+    ),
+]
+_Protocol = Annotated[
+    str, typer.Option("--protocol", click_type=choice(PROTOCOLS), help="How --quality accuracy asks, as `eval` does.")
+]
+_TorchDtype = Annotated[
+    str, typer.Option("--torch-dtype", click_type=choice(_DTYPES), help="Dtype in which networks are scored.")
+]
+_Evals = Annotated[
+    int | None, typer.Option("--evals", min=1, help="Networks to evaluate. Default: the search space's num_evals.")
+]
+_Population = Annotated[
+    int | None, typer.Option("--population", min=2, help="Networks of a generation. Default: the search space's.")
+]
+_CrossoverProb = Annotated[float | None, typer.Option("--crossover-prob", min=0, max=1, help="Default: the search space's.")]
+_MutationProb = Annotated[float | None, typer.Option("--mutation-prob", min=0, max=1, help="Default: the search space's.")]
+_Sampler = Annotated[str, typer.Option("--sampler", click_type=choice(SAMPLERS), help=f"{_described(SAMPLERS)}.")]
+_Seeds = Annotated[
+    bool, typer.Option("--seeds/--no-seeds", help="Evaluate what a knapsack over the damage of each group gives first.")
+]
+_Refine = Annotated[
+    bool,
+    typer.Option(
+        "--refine/--no-refine",
+        help="Move widths between groups in the last evaluations: those of what is picked first, then of the front.",
+    ),
+]
+_Seed = Annotated[int | None, seed_option("Of draws and of the choice of prompts. Default: the search space's.")]
+_Picks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pick",
+        help="A bound, and what is best under it: 'macs<=1.43e12', 'tpot<=0.85x' (of the maximal network), 'kl<=0.05' "
+        "(then the cheapest). May be repeated.",
+    ),
+]
+_Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="An Optuna storage that workers share: postgresql://…, mysql://…, sqlite:///FILE, grpc://HOST:PORT. The same "
+        "command elsewhere joins, each with an --output of its own. Default: a file in --output.",
+    ),
+]
+_Study = Annotated[str | None, typer.Option("--study", help="Name of the study in --storage. Default: by what is searched.")]
+_Measure = Annotated[
+    bool | None,
+    typer.Option(
+        "--measure/--no-measure",
+        help="Export members of the front and measure them on the device in the end. Default: where the cost is a latency.",
+        show_default=False,
+    ),
+]
+_Resume = Annotated[bool, typer.Option("--resume", help="Refuse to begin: there must be a search to go on with.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and about how long; configurations are enough.")
+]
+
+
 def command(
     ctx: typer.Context,
     source: SourceArgument,
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data",
-            click_type=USER_PATH,
-            help="Prompts with answers, instruction data as of `train`; best of all such as the training has not seen.",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            click_type=USER_PATH,
-            help="Directory for search.json, plots and sub-networks. A search that is there goes on.",
-        ),
-    ],
-    quality: Annotated[str, typer.Option("--quality", click_type=choice(QUALITIES), help=f"{_described(QUALITIES)}.")] = "kl",
-    cost: Annotated[str, typer.Option("--cost", click_type=choice(COSTS), help=f"{_described(COSTS)}.")] = "macs",
-    weight_format: Annotated[
-        str,
-        typer.Option(
-            "--weight-format",
-            help=f"Of the exported network: {', '.join(FORMATS)}. Several, separated by commas, are searched together.",
-        ),
-    ] = DEFAULT_FORMAT,
-    device: Annotated[str, typer.Option("--device", help="OpenVINO device of the latency.")] = "CPU",
-    prompt_len: Annotated[
-        int | None,
-        typer.Option(
-            "--prompt-len",
-            min=1,
-            help="Tokens of the prompt of the latency, or of a classifier's text. Default: 256, or 128 of a classifier.",
-        ),
-    ] = None,
-    new_tokens: Annotated[
-        int, typer.Option("--new-tokens", min=2, help="New tokens of the latency. A classifier generates none.")
-    ] = 64,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts or texts at once of the latency.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of the latency. Default: one a physical core.")
-    ] = None,
-    prompts: Annotated[
-        int, typer.Option("--val-set-size", min=1, help="Prompts of --data that networks are scored on, a seeded choice.")
-    ] = 64,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            click_type=choice((*TEMPLATES, CHAT)),
-            help="Template of the prompts. Default: that of the training, else lonas.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option("--protocol", click_type=choice(PROTOCOLS), help="How --quality accuracy asks, as `eval` does.")
-    ] = "answer-word",
-    torch_dtype: Annotated[
-        str, typer.Option("--torch-dtype", click_type=choice(_DTYPES), help="Dtype in which networks are scored.")
-    ] = "fp32",
-    evals: Annotated[
-        int | None, typer.Option("--evals", min=1, help="Networks to evaluate. Default: the search space's num_evals.")
-    ] = None,
-    population: Annotated[
-        int | None, typer.Option("--population", min=2, help="Networks of a generation. Default: the search space's.")
-    ] = None,
-    crossover_prob: Annotated[
-        float | None, typer.Option("--crossover-prob", min=0, max=1, help="Default: the search space's.")
-    ] = None,
-    mutation_prob: Annotated[
-        float | None, typer.Option("--mutation-prob", min=0, max=1, help="Default: the search space's.")
-    ] = None,
-    sampler: Annotated[str, typer.Option("--sampler", click_type=choice(SAMPLERS), help=f"{_described(SAMPLERS)}.")] = "nsga2",
-    seeds: Annotated[
-        bool, typer.Option("--seeds/--no-seeds", help="Evaluate what a knapsack over the damage of each group gives first.")
-    ] = True,
-    refine: Annotated[
-        bool,
-        typer.Option(
-            "--refine/--no-refine",
-            help="Move widths between groups in the last evaluations: those of what is picked first, then of the front.",
-        ),
-    ] = True,
-    seed: Annotated[int | None, seed_option("Of draws and of the choice of prompts. Default: the search space's.")] = None,
-    picks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pick",
-            help="A bound, and what is best under it: 'macs<=1.43e12', 'tpot<=0.85x' (of the maximal network), 'kl<=0.05' "
-            "(then the cheapest). May be repeated.",
-        ),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            "--storage",
-            help="An Optuna storage that workers share: postgresql://…, mysql://…, sqlite:///FILE, grpc://HOST:PORT. The same "
-            "command elsewhere joins, each with an --output of its own. Default: a file in --output.",
-        ),
-    ] = None,
-    study: Annotated[
-        str | None, typer.Option("--study", help="Name of the study in --storage. Default: by what is searched.")
-    ] = None,
-    measure: Annotated[
-        bool | None,
-        typer.Option(
-            "--measure/--no-measure",
-            help="Export members of the front and measure them on the device in the end. Default: where the cost is a latency.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Refuse to begin: there must be a search to go on with.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done and about how long; configurations are enough.")
-    ] = False,
+    data: _Data,
+    output: _Output,
+    quality: _Quality = "kl",
+    cost: _Cost = "macs",
+    weight_format: _WeightFormat = DEFAULT_FORMAT,
+    device: _Device = "CPU",
+    prompt_len: _PromptLen = None,
+    new_tokens: _NewTokens = 64,
+    batch_size: _BatchSize = 1,
+    threads: _Threads = None,
+    prompts: _Prompts = 64,
+    prompt: _Prompt = None,
+    protocol: _Protocol = "answer-word",
+    torch_dtype: _TorchDtype = "fp32",
+    evals: _Evals = None,
+    population: _Population = None,
+    crossover_prob: _CrossoverProb = None,
+    mutation_prob: _MutationProb = None,
+    sampler: _Sampler = "nsga2",
+    seeds: _Seeds = True,
+    refine: _Refine = True,
+    seed: _Seed = None,
+    picks: _Picks = None,
+    storage: _Storage = None,
+    study: _Study = None,
+    measure: _Measure = None,
+    resume: _Resume = False,
+    dry_run: _DryRun = False,
     model: ModelOption = None,
     nncf_config: SpaceOption = None,
     revision: RevisionOption = None,

@@ -50,137 +50,160 @@ _NOT_TO_TUNE = (
 )
 
 
+_Exported = Annotated[
+    Path, typer.Argument(click_type=USER_PATH, help="A directory that `lonas-edge export` wrote.", show_default=False)
+]
+_Arms = Annotated[
+    str,
+    typer.Option(
+        "--arms",
+        help=f"What is compared, separated by commas: {_TOLD_ARMS}, further exported directories, and .gguf files.",
+    ),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        click_type=USER_PATH_OR_NAME,
+        help="Base model, a directory or hub id. Default: where it was, if on the hub.",
+    ),
+]
+_Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", click_type=USER_PATH_OR_NAME, help="Adapter or super-adapter. Default: where it was, if on the hub."
+    ),
+]
+_PromptLen = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-len",
+        help="Tokens of the prompt, or of a classifier's text; several separated by commas. Default: 256, or 128 of a "
+        "classifier.",
+    ),
+]
+_NewTokens = Annotated[
+    str,
+    typer.Option(
+        "--new-tokens",
+        help="Tokens to generate, at least 2; several separated by commas. A classifier generates none.",
+    ),
+]
+_BatchSize = Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")]
+_Rounds = Annotated[
+    int, typer.Option("--rounds", min=1, max=_MOST_ROUNDS, help="Rounds that count; 6 are the least for an interval.")
+]
+_Warmup = Annotated[int, typer.Option("--warmup", min=0, max=_MOST_ROUNDS, help="Rounds at every start that do not count.")]
+_Starts = Annotated[
+    int,
+    typer.Option(
+        "--starts",
+        min=1,
+        max=_MOST_ROUNDS,
+        help="How often all arms are started afresh; the rounds are divided among the starts. From 6 on, intervals are "
+        "over the starts, which differ more than rounds do.",
+    ),
+]
+_Seed = Annotated[int, seed_option("Seed of prompts and of the order of arms.")]
+_Device = Annotated[
+    str,
+    typer.Option("--device", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO, …; those present are listed if not."),
+]
+_TorchDevice = Annotated[
+    str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of the PyTorch arms.")
+]
+_TorchDtype = Annotated[str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of the PyTorch arms.")]
+_Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of every arm on a CPU. Default: one for each physical core.")
+]
+_KvPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-precision",
+        click_type=choice(KV_BYTES),
+        help="KV cache of every IR. Default: that of the tuned properties, or what stock clients give EXPORTED, u8 where "
+        "its weights are quantized, f16 where not.",
+    ),
+]
+_Properties = Annotated[
+    list[str] | None,
+    typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property of every IR; may be repeated."),
+]
+_Gguf = Annotated[Path | None, typer.Option("--gguf", click_type=USER_PATH, help="The GGUF file of the arm gguf.")]
+_NumAssistantTokens = Annotated[
+    str,
+    typer.Option(
+        "--num-assistant-tokens",
+        help="Tokens that the draft of the arm draft proposes at a time; several separated by commas, an arm for each.",
+    ),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        click_type=USER_PATH,
+        help="Instruction data, conversations or texts to take prompts from, of up to --prompt-len tokens, in the template "
+        "that the model was trained with. What a draft gains depends on the text. Default: random tokens.",
+    ),
+]
+_Memory = Annotated[
+    bool,
+    typer.Option("--memory/--no-memory", help="Measure peak memory and compile time, in a run of its own for each arm."),
+]
+_Output = Annotated[
+    Path | None,
+    typer.Option("--output", click_type=USER_PATH, help="Directory for bench.json, bench.csv, bench.md and plots."),
+]
+_Tune = Annotated[
+    bool,
+    typer.Option("--tune", help="Search run-time properties for the lowest latency and store them in EXPORTED instead."),
+]
+_Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        click_type=choice(OBJECTIVES),
+        help="What --tune makes small. Of tpot and ttft the other may grow by 10 % at most; end-to-end is the whole "
+        "answer, of --prompt-len and --new-tokens.",
+    ),
+]
+_Tolerance = Annotated[
+    float,
+    typer.Option(
+        "--tolerance", min=0, help="With --tune: mean KL of the answers from those by default, in nats, that is allowed."
+    ),
+]
+
+
 def command(
     context: typer.Context,
-    exported: Annotated[
-        Path, typer.Argument(click_type=USER_PATH, help="A directory that `lonas-edge export` wrote.", show_default=False)
-    ],
-    arms: Annotated[
-        str,
-        typer.Option(
-            "--arms",
-            help=f"What is compared, separated by commas: {_TOLD_ARMS}, further exported directories, and .gguf files.",
-        ),
-    ] = "subnet,lora,unpruned",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            click_type=USER_PATH_OR_NAME,
-            help="Base model, a directory or hub id. Default: where it was, if on the hub.",
-        ),
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            "--adapter", click_type=USER_PATH_OR_NAME, help="Adapter or super-adapter. Default: where it was, if on the hub."
-        ),
-    ] = None,
+    exported: _Exported,
+    arms: _Arms = "subnet,lora,unpruned",
+    model: _Model = None,
+    adapter: _Adapter = None,
     revision: RevisionOption = None,
-    prompt_len: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt-len",
-            help="Tokens of the prompt, or of a classifier's text; several separated by commas. Default: 256, or 128 of a "
-            "classifier.",
-        ),
-    ] = None,
-    new_tokens: Annotated[
-        str,
-        typer.Option(
-            "--new-tokens",
-            help="Tokens to generate, at least 2; several separated by commas. A classifier generates none.",
-        ),
-    ] = "64",
-    batch_size: Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")] = "1",
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, max=_MOST_ROUNDS, help="Rounds that count; 6 are the least for an interval.")
-    ] = 24,
-    warmup: Annotated[
-        int, typer.Option("--warmup", min=0, max=_MOST_ROUNDS, help="Rounds at every start that do not count.")
-    ] = 2,
-    starts: Annotated[
-        int,
-        typer.Option(
-            "--starts",
-            min=1,
-            max=_MOST_ROUNDS,
-            help="How often all arms are started afresh; the rounds are divided among the starts. From 6 on, intervals are "
-            "over the starts, which differ more than rounds do.",
-        ),
-    ] = 8,
-    seed: Annotated[int, seed_option("Seed of prompts and of the order of arms.")] = 0,
-    device: Annotated[
-        str,
-        typer.Option("--device", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO, …; those present are listed if not."),
-    ] = "CPU",
-    torch_device: Annotated[
-        str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of the PyTorch arms.")
-    ] = "cpu",
-    torch_dtype: Annotated[
-        str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of the PyTorch arms.")
-    ] = "fp32",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of every arm on a CPU. Default: one for each physical core.")
-    ] = None,
-    kv_precision: Annotated[
-        str | None,
-        typer.Option(
-            "--kv-precision",
-            click_type=choice(KV_BYTES),
-            help="KV cache of every IR. Default: that of the tuned properties, or what stock clients give EXPORTED, u8 where "
-            "its weights are quantized, f16 where not.",
-        ),
-    ] = None,
-    properties: Annotated[
-        list[str] | None,
-        typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property of every IR; may be repeated."),
-    ] = None,
-    gguf: Annotated[Path | None, typer.Option("--gguf", click_type=USER_PATH, help="The GGUF file of the arm gguf.")] = None,
-    num_assistant_tokens: Annotated[
-        str,
-        typer.Option(
-            "--num-assistant-tokens",
-            help="Tokens that the draft of the arm draft proposes at a time; several separated by commas, an arm for each.",
-        ),
-    ] = "3",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            click_type=USER_PATH,
-            help="Instruction data, conversations or texts to take prompts from, of up to --prompt-len tokens, in the template "
-            "that the model was trained with. What a draft gains depends on the text. Default: random tokens.",
-        ),
-    ] = None,
-    memory: Annotated[
-        bool,
-        typer.Option("--memory/--no-memory", help="Measure peak memory and compile time, in a run of its own for each arm."),
-    ] = True,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", click_type=USER_PATH, help="Directory for bench.json, bench.csv, bench.md and plots."),
-    ] = None,
+    prompt_len: _PromptLen = None,
+    new_tokens: _NewTokens = "64",
+    batch_size: _BatchSize = "1",
+    rounds: _Rounds = 24,
+    warmup: _Warmup = 2,
+    starts: _Starts = 8,
+    seed: _Seed = 0,
+    device: _Device = "CPU",
+    torch_device: _TorchDevice = "cpu",
+    torch_dtype: _TorchDtype = "fp32",
+    threads: _Threads = None,
+    kv_precision: _KvPrecision = None,
+    properties: _Properties = None,
+    gguf: _Gguf = None,
+    num_assistant_tokens: _NumAssistantTokens = "3",
+    data: _Data = None,
+    memory: _Memory = True,
+    output: _Output = None,
     overwrite: OverwriteOption = False,
-    tune: Annotated[
-        bool,
-        typer.Option("--tune", help="Search run-time properties for the lowest latency and store them in EXPORTED instead."),
-    ] = False,
-    objective: Annotated[
-        str,
-        typer.Option(
-            "--objective",
-            click_type=choice(OBJECTIVES),
-            help="What --tune makes small. Of tpot and ttft the other may grow by 10 % at most; end-to-end is the whole "
-            "answer, of --prompt-len and --new-tokens.",
-        ),
-    ] = "tpot",
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance", min=0, help="With --tune: mean KL of the answers from those by default, in nats, that is allowed."
-        ),
-    ] = 0.02,
+    tune: _Tune = False,
+    objective: _Objective = "tpot",
+    tolerance: _Tolerance = 0.02,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the latency of an exported sub-network with the unpruned LoRA model and other arms, side by side in one run.

@@ -51,111 +51,126 @@ _HEEDED = {  # options that only some targets heed, and what is said where none 
 }
 
 
+_Targets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        click_type=USER_PATH_OR_NAME,
+        help="Exported directories (run by OpenVINO), super-adapters or PEFT adapters (in PyTorch, --subnet activated), "
+        "base models. The others are compared with the first.",
+        show_default=False,
+    ),
+]
+_Tasks = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        help=f"Separated by commas: {', '.join(TASKS)}; commonsense, math or all; any other task of "
+        f"lm-evaluation-harness by its name (harness:boolq for its own boolq); of classifiers {', '.join(GLUE)}. Default: "
+        "those that --datasets has.",
+    ),
+]
+_Datasets = Annotated[
+    Path | None,
+    typer.Option(
+        "--datasets",
+        click_type=USER_PATH,
+        help="Directory with TASK/test.json, in the format of the LLM-Adapters collection; of classifiers with GLUE's "
+        "TASK/dev.tsv.",
+    ),
+]
+_Protocol = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        click_type=choice(PROTOCOLS),
+        help=" ".join(f"{known.name}: {known.about}." for known in PROTOCOLS.values()),
+    ),
+]
+_Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        click_type=choice((*PROMPTS, CHAT)),
+        help=f"Template of the prompt: {'; '.join(known.described for known in PROMPTS.values())}; "
+        "chat (the model's own chat template). Default: the one the "
+        "super-adapter was trained with (lonas in its evaluation form); lonas for other adapters with a search space, "
+        "alpaca for the rest. option-text has its own.",
+    ),
+]
+_NumBeams = Annotated[
+    int | None,
+    typer.Option(
+        "--num-beams",
+        min=1,
+        help=f"Beams of a protocol that generates; 1 is greedy. Default: {PROTOCOLS[DEFAULT].num_beams}.",
+    ),
+]
+_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Samples of each task, a seeded choice. Default: all.")]
+_Seed = Annotated[int, seed_option("Seed of --limit.")]
+_Subnet = Annotated[
+    str | None,
+    typer.Option(
+        "--subnet",
+        help="Sub-networks of super-adapters, several separated by commas: heuristic, maximal, minimal, random:SEED, a "
+        "file. Default: heuristic; maximal for plain LoRA.",
+    ),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model of adapters; alone, it is evaluated itself."),
+]
+_Adapter = Annotated[
+    str | None, typer.Option("--adapter", click_type=USER_PATH_OR_NAME, help="An adapter to evaluate on --model.")
+]
+_Device = Annotated[str, typer.Option("--device", help="OpenVINO device of exported directories.")]
+_TorchDevice = Annotated[
+    str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of what runs in PyTorch.")
+]
+_TorchDtype = Annotated[str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of what runs in PyTorch.")]
+_Properties = Annotated[
+    list[str] | None,
+    typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property, over tuned ones; may be repeated."),
+]
+_BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, help="Prompts of a batch, what a kill may cost. Default: 64, 16 above 1 GB of weights."
+    ),
+]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again what an earlier run with the same settings has answered.")]
+_Card = Annotated[
+    bool,
+    typer.Option("--card", help="Write the result into the model cards of the directories that `lonas-edge export` wrote."),
+]
+_Output = Annotated[
+    Path | None,
+    typer.Option("--output", click_type=USER_PATH, help="Directory for eval.json, eval.csv, eval.md and the sample logs."),
+]
+
+
 def command(
     ctx: typer.Context,
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            click_type=USER_PATH_OR_NAME,
-            help="Exported directories (run by OpenVINO), super-adapters or PEFT adapters (in PyTorch, --subnet activated), "
-            "base models. The others are compared with the first.",
-            show_default=False,
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks",
-            help=f"Separated by commas: {', '.join(TASKS)}; commonsense, math or all; any other task of "
-            f"lm-evaluation-harness by its name (harness:boolq for its own boolq); of classifiers {', '.join(GLUE)}. Default: "
-            "those that --datasets has.",
-        ),
-    ] = None,
-    datasets: Annotated[
-        Path | None,
-        typer.Option(
-            "--datasets",
-            click_type=USER_PATH,
-            help="Directory with TASK/test.json, in the format of the LLM-Adapters collection; of classifiers with GLUE's "
-            "TASK/dev.tsv.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            "--protocol",
-            click_type=choice(PROTOCOLS),
-            help=" ".join(f"{known.name}: {known.about}." for known in PROTOCOLS.values()),
-        ),
-    ] = DEFAULT,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            click_type=choice((*PROMPTS, CHAT)),
-            help=f"Template of the prompt: {'; '.join(known.described for known in PROMPTS.values())}; "
-            "chat (the model's own chat template). Default: the one the "
-            "super-adapter was trained with (lonas in its evaluation form); lonas for other adapters with a search space, "
-            "alpaca for the rest. option-text has its own.",
-        ),
-    ] = None,
-    num_beams: Annotated[
-        int | None,
-        typer.Option(
-            "--num-beams",
-            min=1,
-            help=f"Beams of a protocol that generates; 1 is greedy. Default: {PROTOCOLS[DEFAULT].num_beams}.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Samples of each task, a seeded choice. Default: all.")
-    ] = None,
-    seed: Annotated[int, seed_option("Seed of --limit.")] = 0,
-    subnet: Annotated[
-        str | None,
-        typer.Option(
-            "--subnet",
-            help="Sub-networks of super-adapters, several separated by commas: heuristic, maximal, minimal, random:SEED, a "
-            "file. Default: heuristic; maximal for plain LoRA.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model of adapters; alone, it is evaluated itself."),
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", click_type=USER_PATH_OR_NAME, help="An adapter to evaluate on --model.")
-    ] = None,
+    targets: _Targets = None,
+    tasks: _Tasks = None,
+    datasets: _Datasets = None,
+    protocol: _Protocol = DEFAULT,
+    prompt: _Prompt = None,
+    num_beams: _NumBeams = None,
+    limit: _Limit = None,
+    seed: _Seed = 0,
+    subnet: _Subnet = None,
+    model: _Model = None,
+    adapter: _Adapter = None,
     nncf_config: SpaceOption = None,
     revision: RevisionOption = None,
-    device: Annotated[str, typer.Option("--device", help="OpenVINO device of exported directories.")] = "CPU",
-    torch_device: Annotated[
-        str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of what runs in PyTorch.")
-    ] = "cpu",
-    torch_dtype: Annotated[
-        str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of what runs in PyTorch.")
-    ] = "fp32",
-    properties: Annotated[
-        list[str] | None,
-        typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property, over tuned ones; may be repeated."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", min=1, help="Prompts of a batch, what a kill may cost. Default: 64, 16 above 1 GB of weights."
-        ),
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask again what an earlier run with the same settings has answered.")
-    ] = False,
-    card: Annotated[
-        bool,
-        typer.Option("--card", help="Write the result into the model cards of the directories that `lonas-edge export` wrote."),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", click_type=USER_PATH, help="Directory for eval.json, eval.csv, eval.md and the sample logs."),
-    ] = None,
+    device: _Device = "CPU",
+    torch_device: _TorchDevice = "cpu",
+    torch_dtype: _TorchDtype = "fp32",
+    properties: _Properties = None,
+    batch_size: _BatchSize = None,
+    fresh: _Fresh = False,
+    card: _Card = False,
+    output: _Output = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -200,12 +200,7 @@ def command(
         raise typer.BadParameter("--overwrite is of the study in --output; with --storage, begin another one (--study NAME)")
     measured = COSTS[cost].needs_device if measure is None else measure
     timed = COSTS[cost].needs_device or measured
-    idle = [name for name in _OF_LATENCY if given(ctx, name) and not timed]
-    if idle:
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise typer.BadParameter(f"{told}: does nothing: no latency is measured (--cost {cost}, no --measure)")
-    if given(ctx, "protocol") and quality != "accuracy":
-        raise typer.BadParameter(f"--protocol does nothing: --quality {quality} asks no questions")
+    _refuse_what_does_nothing(ctx, timed, cost, quality)
     formats = _formats(weight_format)
     require_extra("search", "optuna", "matplotlib")
     if timed:
@@ -252,8 +247,8 @@ def command(
             measured=measured,
         )
         plan = make_plan(opened, options)
-        hears = torch_dtype == "bf16" or not given(ctx, "torch_dtype")
-        if hears and (hint := quicker_in(torch_dtype, "--torch-dtype")):
+        asked_for_fp32 = torch_dtype == "fp32" and given(ctx, "torch_dtype")
+        if not asked_for_fp32 and (hint := quicker_in(torch_dtype, "--torch-dtype")):
             report(f"{hint}\nLoading", None)
         if not dry_run:
             with importing():
@@ -264,6 +259,15 @@ def command(
         print(json.dumps(shown, indent=1)) if as_json else _print_plan(shown)
     else:
         print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, options)
+
+
+def _refuse_what_does_nothing(ctx: typer.Context, timed: bool, cost: str, quality: str) -> None:
+    idle = [name for name in _OF_LATENCY if given(ctx, name) and not timed]
+    if idle:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise typer.BadParameter(f"{told}: does nothing: no latency is measured (--cost {cost}, no --measure)")
+    if given(ctx, "protocol") and quality != "accuracy":
+        raise typer.BadParameter(f"--protocol does nothing: --quality {quality} asks no questions")
 
 
 def _refuse_of_language_models(ctx: typer.Context, source: "Source") -> None:

@@ -41,49 +41,55 @@ def _numbers(kind: Callable[[str], _Number], text: str) -> list[_Number]:
     return found
 
 
+_Model = Annotated[
+    str,
+    typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory (config.json is enough) or hub id."),
+]
+_Output = Annotated[Path, typer.Option("--output", click_type=USER_PATH, help="The NNCF configuration file to write.")]
+_Ratios = Annotated[str, typer.Option("--ratios", help="Admissible MLP widths, as shares of the full one.")]
+_Ranks = Annotated[
+    str | None,
+    typer.Option("--ranks", help="Admissible LoRA ranks. Default: the published ones of the family, 32,28; BERT: 8,4,2."),
+]
+_SeqLen = Annotated[
+    int | None,
+    typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at. Default: 256; BERT: 128."),
+]
+_Depth = Annotated[
+    str | None,
+    typer.Option(
+        "--depth", help="Blocks that may be left out: attention, mlp, or both with a comma between them. Default: none."
+    ),
+]
+_Heads = Annotated[
+    bool,
+    typer.Option("--heads", help="Elastic heads, at the shares of --ratios: query heads with their key-value head."),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        click_type=USER_PATH,
+        help="With --depth: prompts with answers, as of `train`, on which it is measured what each block costs; dear ones "
+        "are kept. Default: not measured; those of the first and last layer are kept.",
+    ),
+]
+_Prompts = Annotated[int, typer.Option("--val-set-size", min=1, help="With --data: how many of them, a seeded choice.")]
+_Prompt = Annotated[str, typer.Option("--prompt", click_type=choice((*TEMPLATES, CHAT)), help="With --data: their template.")]
+
+
 def command(
     ctx: typer.Context,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory (config.json is enough) or hub id."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", click_type=USER_PATH, help="The NNCF configuration file to write.")],
-    ratios: Annotated[
-        str, typer.Option("--ratios", help="Admissible MLP widths, as shares of the full one.")
-    ] = "1,.875,.75,.625,.5",
-    ranks: Annotated[
-        str | None,
-        typer.Option("--ranks", help="Admissible LoRA ranks. Default: the published ones of the family, 32,28; BERT: 8,4,2."),
-    ] = None,
-    seq_len: Annotated[
-        int | None,
-        typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at. Default: 256; BERT: 128."),
-    ] = None,
-    depth: Annotated[
-        str | None,
-        typer.Option(
-            "--depth", help="Blocks that may be left out: attention, mlp, or both with a comma between them. Default: none."
-        ),
-    ] = None,
-    heads: Annotated[
-        bool,
-        typer.Option("--heads", help="Elastic heads, at the shares of --ratios: query heads with their key-value head."),
-    ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            click_type=USER_PATH,
-            help="With --depth: prompts with answers, as of `train`, on which it is measured what each block costs; dear ones "
-            "are kept. Default: not measured; those of the first and last layer are kept.",
-        ),
-    ] = None,
-    prompts: Annotated[int, typer.Option("--val-set-size", min=1, help="With --data: how many of them, a seeded choice.")] = 32,
-    prompt: Annotated[
-        str, typer.Option("--prompt", click_type=choice((*TEMPLATES, CHAT)), help="With --data: their template.")
-    ] = "alpaca",
+    model: _Model,
+    output: _Output,
+    ratios: _Ratios = "1,.875,.75,.625,.5",
+    ranks: _Ranks = None,
+    seq_len: _SeqLen = None,
+    depth: _Depth = None,
+    heads: _Heads = False,
+    data: _Data = None,
+    prompts: _Prompts = 32,
+    prompt: _Prompt = "alpaca",
     revision: RevisionOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:

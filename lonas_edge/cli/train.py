@@ -426,8 +426,8 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     shown = console(soft_wrap=True)
     options, losses = record.options, record.losses
     special = record.specialized
-    kind = f"{special.subnetwork} sub-network" if special else "super-adapter"
-    kind = kind if record.search_space else "LoRA adapter"
+    elastic = f"{special.subnetwork} sub-network" if special else "super-adapter"
+    kind = elastic if record.search_space else "LoRA adapter"
     run = record.steps - (record.resumed_from_step or 0)
     pace = f"{record.seconds:.0f} s" + (f", {record.seconds / run:.2f} s a step" if run else "")
     shown.print(

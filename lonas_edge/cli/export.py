@@ -262,10 +262,12 @@ def command(
             draft=beside,
         )
         manifest = export(opened, chosen, output, options, report)
-    if opened.trained_as not in (None, manifest.weight_format):
+    as_told = chosen.weight_formats or any(given(ctx, name) for name in ("group_size", "ratio", "calibration"))
+    if (trained_as := opened.trained_as) and (manifest.weight_format != trained_as or as_told):
         console(stderr=True).print(
-            f"warning: {source} was trained as {opened.trained_as} stores it (`train --weight-format`); in "
-            f"{manifest.weight_format} it is not what was trained. `export --weight-format {opened.trained_as}` is.",
+            f"warning: {source} was trained as {trained_as} stores it (`train --weight-format`), and here it is stored "
+            f"otherwise. What was trained is `export --weight-format {trained_as}`, without --group-size, --ratio "
+            "and --calibration.",
             style="yellow",
         )
     if as_json:

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import ctypes
 import json
 import random
 import signal
@@ -59,6 +60,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _seeded(request: pytest.FixtureRequest) -> None:
     """Draw the same numbers in a test whichever tests ran before it, and others than in the next test."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of glibc's <signal.h>."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@pytest.fixture(autouse=True)
+def _signals_on_the_ordinary_stack() -> None:
+    """Stock clients and plain openvino make Cores of their own, which may leave a stack behind that is gone: `ir.core`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(flags=2)), None)  # SS_DISABLE
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lonas_edge.bench.arms import Arm
 from lonas_edge.errors import one_line
+from lonas_edge.ir.core import openvino_core
 
 _Reads = Callable[[Path], Any]
 
@@ -20,10 +21,7 @@ def reason(error: BaseException) -> str:
 
 def in_ir(arm: Arm) -> str | None:
     """The first file of an IR's directory, or of its draft's, that cannot be read, and why; None where all can."""
-    import openvino as ov
-    import openvino_tokenizers  # noqa: F401  # its operations are in the tokenizers
-
-    reads: Mapping[str, _Reads] = {"*.json": _read_json, "*.xml": ov.Core().read_model}
+    reads: Mapping[str, _Reads] = {"*.json": _read_json, "*.xml": openvino_core().read_model}
     return _first(arm.path, reads) or (_first(arm.draft, reads) if arm.draft else None)
 
 

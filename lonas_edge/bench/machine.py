@@ -13,6 +13,7 @@ import psutil
 
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.ir.core import openvino_core
 
 BANDWIDTH_BYTES = 2**29  # far beyond any cache
 BANDWIDTH_REPEATS = 3
@@ -72,9 +73,7 @@ def describe(device: str) -> dict[str, Any]:
     Returns:
         Processor, memory, operating system, and the device's own name.
     """
-    import openvino as ov
-
-    core = ov.Core()
+    core = openvino_core()
     single = device.split(":")[-1].split(",")[0]
     name = core.get_property(single, "FULL_DEVICE_NAME") if single in core.available_devices else single
     return {

@@ -16,6 +16,7 @@ from lonas_edge.bench.arms import NPU_LENGTHS, Arm
 from lonas_edge.bench.timing import Speculated, Timing, from_genai, generate_greedy
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
+from lonas_edge.ir.core import openvino_core
 
 Prompts = Sequence[Sequence[int]]  # [batch, prompt_len]
 _DEQUANTIZE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
@@ -46,9 +47,7 @@ class IrRunner(Runner):
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""
-        import openvino as ov
-
-        elements, size = matmul_weights(ov.Core().read_model(self._arm.path / MODEL))
+        elements, size = matmul_weights(openvino_core().read_model(self._arm.path / MODEL))
         return {
             "macs_per_token": elements,
             "weight_bytes_per_token": size,
@@ -62,10 +61,8 @@ class IrRunner(Runner):
 
     def compiled(self) -> dict[str, Any]:
         """See `Runner`."""
-        import openvino as ov
-
         self._loaded = None
-        core, properties = ov.Core(), dict(runtime_properties(self._arm, self._threads))
+        core, properties = openvino_core(), dict(runtime_properties(self._arm, self._threads))
         start = time.perf_counter()
         compiled = [
             core.compile_model(core.read_model(folder / MODEL), self._arm.device, properties) for folder in self._folders()
@@ -82,10 +79,8 @@ class ClassifierRunner(IrRunner):
 
     def __init__(self, arm: Arm, threads: int):
         """Read and compile; see `Engine`."""
-        import openvino as ov
-
         self._arm, self._threads = arm, threads
-        core = ov.Core()
+        core = openvino_core()
         compiled = core.compile_model(core.read_model(arm.path / MODEL), arm.device, dict(runtime_properties(arm, threads)))
         self._loaded = compiled.create_infer_request()
         self._inputs = [place.any_name for place in compiled.inputs]

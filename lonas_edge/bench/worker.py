@@ -132,7 +132,7 @@ class ArmProcess:
 
     def _answer(self) -> Any:
         try:
-            kind, content = self._pipe.recv()
+            kind, content = _next(self._pipe)
         except (EOFError, OSError):
             raise self._died() from None
         self._busy = False
@@ -195,7 +195,7 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
         with starting():
             process.start()
         theirs.close()
-        failed, found = pipe.recv()
+        failed, found = _next(pipe)
         grace = _GRACE_SECONDS
     except EOFError:
         raise LonasEdgeError(_last_words(log) or _OUT_OF_MEMORY) from None
@@ -206,6 +206,13 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
         raise LonasEdgeError(found)
     result: T = found
     return result
+
+
+def _next(pipe: Connection) -> Any:
+    """What comes next: waited for a second at a time, so that a Ctrl-C is heeded that came when the wait had just begun."""
+    while not pipe.poll(1):
+        pass
+    return pipe.recv()
 
 
 def _call(pipe: Connection, log: Path, parent: int, function: Callable[..., Any], arguments: Sequence[Any]) -> None:

@@ -21,6 +21,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
 from lonas_edge.files import read_json
 from lonas_edge.ir import MODEL
+from lonas_edge.ir.core import openvino_core
 from lonas_edge.network.configuration import read_generation_config
 
 if TYPE_CHECKING:
@@ -284,9 +285,7 @@ class _Ranker:
     """The IR with logits at chosen positions only, and contexts whose KV cache several continuations go on from."""
 
     def __init__(self, folder: Path, device: str, properties: Mapping[str, str]):
-        import openvino as ov
-
-        core = ov.Core()
+        core = openvino_core()
         model = core.read_model(folder / MODEL)
         _select_rows(model)
         self._names = {name for port in model.inputs for name in port.get_names()}

@@ -30,6 +30,7 @@ from lonas_edge.evaluate.report import Samples
 from lonas_edge.evaluate.results import FOREIGN, OURS, found_of, label
 from lonas_edge.evaluate.targets import Target, cache_folder
 from lonas_edge.exporting.evaluations import Conditions, LeftOut, TargetResult, averaged
+from lonas_edge.ir.core import openvino_core
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "transformers", "peft")
@@ -326,9 +327,7 @@ def _answers(
 
 def conditions() -> Conditions:
     """Where and when figures are taken."""
-    import openvino as ov
-
-    processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME").strip()
+    processor = openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip()
     return Conditions(processor, versions(PACKAGES), time.strftime("%Y-%m-%d"))
 
 

@@ -12,6 +12,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS, WHOLE_ROWS, WeightFormat
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
+from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.fuse import fuse
 
 
@@ -88,7 +89,7 @@ def filled(
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
-    model = ov.Core().read_model(graph)
+    model = openvino_core().read_model(graph)
     fused = fuse(model, blocks, matrices)
     fill_graph(model, fused)
     return model, fused

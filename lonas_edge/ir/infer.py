@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lonas_edge.ir.core import openvino_core
+
 if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
@@ -81,9 +83,7 @@ def open_model(
     Returns:
         A function that takes inputs by name, those that the IR has not among them left alone, and gives the logits, fp32.
     """
-    import openvino as ov
-
-    compiled = ov.Core().compile_model(path, device, dict(properties))
+    compiled = openvino_core().compile_model(path, device, dict(properties))
     request = compiled.create_infer_request()
     names = {name for port in compiled.inputs for name in port.get_names()}
 

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.ir import MODEL, RUNTIME
+from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.infer import open_ir
 from lonas_edge.schema import Migration, Record, field_faults
 
@@ -146,9 +147,7 @@ def check_device(device: str) -> None:
     Raises:
         LonasEdgeError: If there is none; those present are listed.
     """
-    import openvino as ov
-
-    present = ov.Core().available_devices
+    present = openvino_core().available_devices
     virtual, _, listed = device.partition(":")
     wanted = listed.split(",") if listed else [] if virtual == "AUTO" else [device]
     known = {*present, *(name.split(".")[0] for name in present)}
@@ -168,12 +167,10 @@ def candidates(device: str, threads: int, processors: int) -> dict[str, tuple[st
     Returns:
         Values by property; precisions that the device does not compute in are left out.
     """
-    import openvino as ov
-
     table = dict(_CPU if device == "CPU" else _GPU if device.startswith("GPU") else {})
     if not table:
         return table
-    able = {str(name).lower().replace("fp", "f") for name in ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")}
+    able = {str(name).lower().replace("fp", "f") for name in openvino_core().get_property(device, "OPTIMIZATION_CAPABILITIES")}
     hint = "INFERENCE_PRECISION_HINT"
     table[hint] = tuple(value for value in table[hint] if value == "f32" or value in able)
     if device == "CPU":

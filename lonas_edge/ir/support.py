@@ -7,6 +7,7 @@ from openvino import opset13 as ops
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.ir.compress import Scheme, compressed
+from lonas_edge.ir.core import openvino_core
 
 _ROWS, _COLUMNS = 64, 128  # 128 columns are whole groups of every size
 
@@ -47,7 +48,7 @@ def _takes(device: str, weight_format: WeightFormat) -> bool:
     values = ops.parameter([1, _COLUMNS], np.float32)
     model = ov.Model([ops.matmul(values, compressed(matrix, scheme).node("w"), False, True)], [values])
     try:
-        ov.Core().compile_model(model, device).create_infer_request().infer([np.ones((1, _COLUMNS), np.float32)])
+        openvino_core().compile_model(model, device).create_infer_request().infer([np.ones((1, _COLUMNS), np.float32)])
     except RuntimeError:
         return False
     return True

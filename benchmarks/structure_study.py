@@ -205,6 +205,7 @@ def main() -> None:
         }
     kept = (
         "seeds",
+        "freedoms",
         "share",
         "lr",
         "steps",

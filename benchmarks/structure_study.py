@@ -8,33 +8,30 @@ seed's is searched by KL and TPOT on this machine, once with each freedom: withi
 misleads before they were trained. What each search picks at --share of the maximal network's TPOT, and --given (found by a
 super-adapter's search, in which kinds compete), is trained further from each seed's LoRA, with that LoRA as its teacher.
 
-Beside them: does elastic training suffer where attention may be left out? A super-adapter is trained without that freedom and
-with it; its maximal network and the one whose MLPs are at their middle widths are compared.
-
 All are INT8 IRs and answer by `option-text`; differences are paired by question and averaged over the seeds; the first seed's
 are measured in turn in one run. Finished steps are kept in --work: `--only lora`, then `--only search`, then a process for each
 seed with `--only answers`, then one for all.
 """
 
 import argparse
+import copy
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accuracy_study import TASKS, lonas_edge
 from int4_study import trained
-from search_study import LORA_STEPS, PACKAGES, STEPS, against, answer, over_seeds, search, time_networks, write_data
+from search_study import LORA_STEPS, PACKAGES, against, answer, over_seeds, search, time_networks, write_data
 
 from lonas_edge.bench.machine import describe
-from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.source import open_source
 from lonas_edge.space.search_space import Group
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 FREEDOMS = ("widths", "attention", "heads")
-LORA, ELASTIC, DEEP = "LoRA", "elastic widths", "elastic widths and attention"
-UNIFORM = "MLPs at their middle"
+LORA = "LoRA"
 
 
 def parse() -> argparse.Namespace:
@@ -50,7 +47,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.85, help="of the maximal network's TPOT")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=LORA_STEPS, help="of LoRA, and of one network's further training")
-    parser.add_argument("--elastic-steps", type=int, default=STEPS, help="of a super-adapter; 0: none is trained")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--quality", default="kl")
     parser.add_argument("--prompts", type=int, default=64)
@@ -72,28 +68,32 @@ def translated(widths: list[int], groups: tuple[Group, ...], others: tuple[Group
     return [known.pop(group.members, group.widths[0]) for group in others]
 
 
+def restricted(content: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """A search space in which these kinds alone may change, of ranks, widths, heads and attention."""
+    content = copy.deepcopy(content)
+    training = content["bootstrapNAS"]["training"]
+    width, stage = training["elasticity"]["width"], training["schedule"]["list_stage_descriptions"][0]
+    for nodes, values in zip(width["overwrite_groups"], width["overwrite_groups_widths"], strict=True):
+        kind = "ranks" if "lora_A" in nodes[0] else "widths" if "mlp" in nodes[0] else "heads"
+        if kind not in kinds:
+            del values[1:]
+    if "attention" not in kinds:
+        del training["elasticity"]["lonas_edge"]
+        stage["train_dims"] = ["width"]
+    return content
+
+
 def spaces(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Search spaces that differ in what may change: all, one freedom, or MLPs and attention."""
+    """Search spaces that differ in what may change: all, or one freedom."""
     whole = arguments.work / "space-all.json"
     if not whole.exists():
         options = ["--ratios", "1,.75,.5,.25", "--heads", "--depth", "attention"]
         options += ["--data", arguments.held_out, "--prompt", "question"]
         lonas_edge("space", "--model", arguments.base, "--output", whole, *options)
     found = {"all": whole}
-    for kinds in (*((freedom,) for freedom in FREEDOMS), ("widths", "attention")):
-        content = json.loads(whole.read_text())
-        training = content["bootstrapNAS"]["training"]
-        width, stage = training["elasticity"]["width"], training["schedule"]["list_stage_descriptions"][0]
-        for nodes, values in zip(width["overwrite_groups"], width["overwrite_groups_widths"], strict=True):
-            kind = "ranks" if "lora_A" in nodes[0] else "widths" if "mlp" in nodes[0] else "heads"
-            if kind not in kinds:
-                del values[1:]
-        if "attention" not in kinds:
-            del training["elasticity"]["lonas_edge"]
-            stage["train_dims"] = ["width"]
-        name = "+".join(kinds)
-        found[name] = arguments.work / f"space-{name}.json"
-        found[name].write_text(json.dumps(content, indent=1))
+    for freedom in FREEDOMS:
+        found[freedom] = arguments.work / f"space-{freedom}.json"
+        found[freedom].write_text(json.dumps(restricted(json.loads(whole.read_text()), [freedom]), indent=1))
     return found
 
 
@@ -124,18 +124,6 @@ def networks(arguments: argparse.Namespace, super_adapter: Path, found_spaces: d
     return found
 
 
-def of_mlps(group: Group) -> bool:
-    """Whether a group is an MLP's width."""
-    return group.kind == "width" and ".mlp." in group.members[0].module
-
-
-def uniform(source: Source) -> tuple[int, ...]:
-    """Every MLP at the middle of its widths, all else whole."""
-    middle, whole = (select(source.space, name).widths for name in ("heuristic", "maximal"))
-    groups = source.space.groups
-    return tuple(narrow if of_mlps(group) else wide for group, narrow, wide in zip(groups, middle, whole, strict=True))
-
-
 def study(arguments: argparse.Namespace, seed: int, found_spaces: dict[str, Path], subnets: dict[str, Path]) -> dict[str, Path]:
     """The networks of one seed as IRs, by name."""
     teacher = lora(arguments, seed, found_spaces["all"])
@@ -146,17 +134,6 @@ def study(arguments: argparse.Namespace, seed: int, found_spaces: dict[str, Path
         folders[name] = exported(
             arguments, seed, name, trained(arguments, seed, output, "--from", teacher, "--subnet", subnet, *options)
         )
-    kinds = {ELASTIC: "widths", DEEP: "widths+attention"} if arguments.elastic_steps else {}
-    for name, freedoms in kinds.items():
-        space = found_spaces[freedoms]
-        command = ["--model", arguments.base, "--nncf-config", space, "--prompt", "question", "--lr", arguments.lr]
-        output = arguments.work / f"super-{freedoms}-{seed}"
-        super_adapter = trained(arguments, seed, output, *command, "--steps", arguments.elastic_steps)
-        middle = arguments.work / f"middle-{freedoms}.json"
-        middle.write_text(json.dumps({"widths": uniform(open_source(str(super_adapter)))}))
-        for network, subnet in (("maximal", "maximal"), (UNIFORM, middle)):
-            full = f"{name}: {network}"
-            folders[full] = exported(arguments, seed, full, super_adapter, "--subnet", subnet)
     return folders
 
 
@@ -196,12 +173,11 @@ def main() -> None:
     means = {name: over_seeds([one[name] for one in answers.values()]) for name in folders[seeds[0]]}
     result = {}
     for name, mean in means.items():
-        others = [LORA] + ([name.replace(DEEP, ELASTIC)] if name.startswith(DEEP) else [])
         result[name] = {
             "averages": [statistics.mean(map(statistics.mean, one[name].values())) for one in answers.values()],
             **sizes(folders[seeds[0]][name]),
             **times[name],
-            "less": {other: against(mean, means[other]) for other in others if other != name},
+            "less": {} if name == LORA else {LORA: against(mean, means[LORA])},
         }
     kept = (
         "seeds",
@@ -209,7 +185,6 @@ def main() -> None:
         "share",
         "lr",
         "steps",
-        "elastic_steps",
         "precision",
         "quality",
         "prompts",

@@ -1,12 +1,13 @@
-"""What a block costs on this machine: milliseconds of a token and of a prompt, of attention, of heads, of an MLP at each width.
+"""What a block costs on this machine: milliseconds of a token and of a prompt, of attention and of an MLP at each width.
 
     python benchmarks/block_costs.py models/smollm2-135m --work models/bench --output benchmarks/results/block_costs.json
-    python benchmarks/block_costs.py llama-1.1b --work models/bench --output benchmarks/results/block_costs.json
+    python benchmarks/block_costs.py llama-7b --layers 4 --work models/bench --output benchmarks/results/block_costs.json
 
 A model is a directory, or a shape of `random_models.py`, whose weights are random: time does not depend on them. One network
 is measured for each kind of block and width, with all the groups of that kind at it, beside the whole network, in turn in one
-run a weight format and prompt length; a block's cost is its share of the difference. IRs are kept in --work. What was measured
-before is kept in --output, by model, format and length.
+run a weight format and prompt length; a block's cost is its share of the difference. It does not depend on how many layers
+there are, so a few of a large shape do (--layers), if their weights do not stay in the processor's caches. IRs are kept in
+--work. What was measured before is kept in --output, by model, format and length.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from random_models import SHAPES, random_source
+from random_models import SHAPES, random_base
 
 from lonas_edge.bench import machine
 from lonas_edge.network.source import Source, open_source
@@ -33,6 +34,8 @@ RATIOS = (1, 0.75, 0.5, 0.25)
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help=f"a directory, or one of {', '.join(SHAPES)}")
+    parser.add_argument("--heads", action="store_true", help="attention with fewer heads, too")
+    parser.add_argument("--layers", type=int, help="decoder layers of a shape; its own number when not given")
     parser.add_argument("--work", type=Path, required=True, help="scratch directory; models and IRs are kept there")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--weight-format", default="int8,int4")
@@ -40,32 +43,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--starts", type=int, default=4)
+    parser.add_argument("--only", choices=["export"], help="stop after this step")
     return parser.parse_args()
 
 
 def opened(arguments: argparse.Namespace) -> Source:
     """The base alone, with a space in which every block but the first layer's may be left out."""
-    base = Path(arguments.model)
-    if arguments.model in SHAPES:
-        random_source(arguments.model, arguments.work)
-        base = arguments.work / arguments.model
+    shape = arguments.model in SHAPES
+    base = random_base(arguments.model, arguments.work, arguments.layers) if shape else Path(arguments.model)
     architecture = open_source(str(base), weights=False).architecture
     first = architecture.family.layer(0) + "."
     blocks = [path for path in architecture.blocks if not path.startswith(first)]
-    content = generate_space(architecture, RATIOS, (1,), blocks=blocks, heads=True)
-    space = arguments.work / f"{base.name}-blocks.json"
+    content = generate_space(architecture, RATIOS, (1,), blocks=blocks, heads=arguments.heads)
+    space = arguments.work / f"{base.name}-blocks{'-heads' * arguments.heads}.json"
     space.write_text(json.dumps(content))
     return open_source(str(base), None, space)
+
+
+def exported(source: Source, weight_format: str, work: Path) -> list[tuple[Path, str]]:
+    """IRs of all networks that are measured."""
+    irs = []
+    for number, widths in enumerate(dict.fromkeys(uniform_networks(source, find_kinds(source)).values()), 1):
+        print(f"{weight_format}: exporting {number}", flush=True)
+        irs.append((kept_ir(source, widths, weight_format, work), weight_format))
+    return irs
 
 
 def measured(source: Source, weight_format: str, settings: CostSettings, work: Path) -> dict[str, Any]:
     """Cost of a block of each kind and width, as milliseconds saved by one of them."""
     kinds = find_kinds(source)
     networks = uniform_networks(source, kinds)
-    irs = []
-    for number, widths in enumerate(dict.fromkeys(networks.values()), 1):
-        print(f"{weight_format}: exporting {number}", flush=True)
-        irs.append((kept_ir(source, widths, weight_format, work), weight_format))
+    irs = exported(source, weight_format, work)
     found = dict(zip(dict.fromkeys(networks.values()), time_irs(irs, settings, lambda *_: None), strict=True))
     table = format_table(source, kinds, found, stock_properties(weight_format, settings))
     rows: dict[str, Any] = {}
@@ -88,6 +96,9 @@ def main() -> None:
     source = opened(arguments)
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     for name in arguments.weight_format.split(","):
+        if arguments.only:
+            exported(source, name, arguments.work)
+            continue
         for length in map(int, arguments.prompt_len.split(",")):
             settings = CostSettings(
                 prompt_len=length, new_tokens=arguments.new_tokens, rounds=arguments.rounds, starts=arguments.starts
@@ -97,7 +108,7 @@ def main() -> None:
             stolen = machine.others_share(start, machine.CpuTimes.now([]), os.cpu_count() or 1)["stolen"]
             found["conditions"] = {**machine.describe("CPU"), "versions": used_versions(), "stolen": stolen}
             found["conditions"] |= {"rounds": arguments.rounds, "starts": arguments.starts, "new_tokens": arguments.new_tokens}
-            results[f"{Path(arguments.model).name}/{name}/{length}"] = found
+            results[f"{source.base.folder.name}/{name}/{length}"] = found
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{arguments.model} {name}, {length} tokens: {found['whole_ms']}")
             for kind, row in found["kinds"].items():

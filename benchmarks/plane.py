@@ -12,6 +12,7 @@ second; without --ask-gguf its files are measured alone. Finished steps are kept
 import argparse
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -120,7 +121,15 @@ class GgufLM(OpenVinoLM):
         import llama_cpp
 
         if self._ranker is None:
-            self._ranker = llama_cpp.Llama(str(self.folder), n_ctx=self.max_length, logits_all=True, verbose=False, n_threads=2)
+            threads = len(os.sched_getaffinity(0))
+            self._ranker = llama_cpp.Llama(
+                str(self.folder),
+                n_ctx=self.max_length,
+                logits_all=True,
+                verbose=False,
+                n_threads=threads,
+                n_threads_batch=threads,
+            )
         return [self._ranked(self._ranker, item) for item in batch]
 
     @staticmethod

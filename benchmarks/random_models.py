@@ -60,6 +60,38 @@ SPACES = {"llama-7b": ROOT / "nncf_config/llama_7b.json"}  # the others are gene
 Normal = Callable[..., torch.Tensor]
 
 
+def random_base(shape: str, work: Path, layers: int | None = None) -> Path:
+    """A base in bf16 with random weights; makes only what is missing.
+
+    Args:
+        shape: A key of `SHAPES`.
+        work: The directory that holds the models.
+        layers: How many decoder layers it has; the shape's own when not given.
+
+    Returns:
+        Its directory.
+    """
+    config, base = SHAPES[shape], work / shape
+    if layers:
+        config, base = {**config, "num_hidden_layers": layers}, work / f"{shape}-of-{layers}-layers"
+    base.mkdir(parents=True, exist_ok=True)
+    if not (base / "tokenizer.json").exists():
+        write_tokenizer(config, base)
+    if not (base / "config.json").exists():
+        write = write_base if config["model_type"] == "llama" else write_small_base
+        write(config, base, _normal(torch.Generator().manual_seed(0)))
+    return base
+
+
+def _normal(generator: torch.Generator) -> Normal:
+    """Normally distributed tensors."""
+
+    def normal(*shape: int, std: float = 0.02, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape).normal_(std=std, generator=generator).to(dtype)
+
+    return normal
+
+
 def random_source(shape: str, work: Path) -> list[str | Path]:
     """A base in bf16 and an r=32 adapter, both random; makes only what is missing.
 
@@ -71,20 +103,10 @@ def random_source(shape: str, work: Path) -> list[str | Path]:
         The arguments that name the source to `lonas-edge`: adapter, base, search space.
     """
     config = SHAPES[shape]
-    base, adapter = work / shape, work / f"{shape}-adapter"
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int, std: float = 0.02, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.empty(shape).normal_(std=std, generator=generator).to(dtype)
-
-    base.mkdir(parents=True, exist_ok=True)
-    if not (base / "tokenizer.json").exists():
-        write_tokenizer(config, base)
-    llama = config["model_type"] == "llama"
-    if not (base / "config.json").exists():
-        (write_base if llama else write_small_base)(config, base, normal)
+    base, adapter = random_base(shape, work), work / f"{shape}-adapter"
     if not (adapter / "adapter_config.json").exists():
-        (write_adapter if llama else write_small_adapter)(config, adapter, normal)
+        write = write_adapter if config["model_type"] == "llama" else write_small_adapter
+        write(config, adapter, _normal(torch.Generator().manual_seed(1)))
     space = SPACES.get(shape, work / f"{shape}-space.json")
     if not space.exists():
         command = [sys.executable, "-m", "lonas_edge", "space", "--model", base, "--output", space]

@@ -1,4 +1,4 @@
-"""What does each freedom of a search space give? MLP widths alone, attention left out alone, heads alone, several at once.
+"""What does each freedom of a search space give? MLP widths alone, attention left out alone, heads alone, all at once.
 
     python benchmarks/structure_study.py models/smollm2-135m --datasets DIR --work DIR \\
         --given found.json --given-space SPACE.json --output benchmarks/results/structure_study.json
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--freedoms", default=",".join(FREEDOMS), help="those that are searched; may be empty")
+    parser.add_argument("--freedoms", default=",".join((*FREEDOMS, "all")), help="those that are searched; may be empty")
     parser.add_argument("--given", type=Path, help="a sub-network in which several kinds are cut")
     parser.add_argument("--given-space", type=Path, help="the search space that it is of")
     parser.add_argument("--share", type=float, default=0.85, help="of the maximal network's TPOT")

@@ -41,29 +41,41 @@ def command(
         ),
     ] = None,
     as_json: JsonOption = False,
+    as_svg: Annotated[
+        bool, typer.Option("--svg", help="Print the picture of the sub-network as an SVG document on standard output.")
+    ] = False,
 ) -> None:
-    """Show the sizes of a sub-network beside those of the unpruned LoRA model. No weights are read.
+    """Show the sizes of a sub-network beside those of the unpruned LoRA model, and a picture. No weights are read.
 
     SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.
     """
+    if as_json and as_svg:
+        raise typer.BadParameter("--json and --svg: each prints a document of its own; give one")
     with loading():
         with importing():
             from lonas_edge.network.source import open_source
+            from lonas_edge.space.complexity import kv_elements
+            from lonas_edge.space.picture import picture_of, svg
         opened = open_source(source, model, nncf_config, revision, weights=False)
     refuse_revision(revision, opened.base)
     chosen = opened.select(subnet)
+    if as_svg:
+        print(svg(picture_of(opened.elasticity, chosen.widths), f"{opened.base.name}, {chosen.name} sub-network"), end="")
+        return
     unpruned, small = opened.sizes(None, seq_len), opened.sizes(chosen.widths, seq_len)
+    cached = kv_elements(opened.elasticity, None), kv_elements(opened.elasticity, chosen.widths)
     if as_json:
         groups = [
             {"kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
             for group, width in zip(opened.space.groups, chosen.widths, strict=True)
         ]
-        print(json.dumps({"unpruned": unpruned.to_json(), "subnetwork": small.to_json(), "groups": groups}, indent=2))
+        found = [{**sizes.to_json(), "kv_elements": count} for sizes, count in zip((unpruned, small), cached, strict=True)]
+        print(json.dumps({"unpruned": found[0], "subnetwork": found[1], "groups": groups}, indent=2))
         return
-    _print(opened, chosen, unpruned, small)
+    _print(opened, chosen, unpruned, small, cached)
 
 
-def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes") -> None:
+def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes", cached: tuple[int, int]) -> None:
     from rich.table import Table
 
     from lonas_edge.space.picture import EMPTY, FULL, lines, picture_of
@@ -81,6 +93,7 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Si
             "{:,}",
         ),
         (f"MACs, {small.seq_len} tokens (“TFLOPs”)", unpruned.macs, small.macs, "{:.4g}"),
+        *([("KV cache, values a token", *cached, "{:,}")] if cached[0] else []),
         *((f"bytes, {kind}", unpruned.bytes[kind], small.bytes[kind], "{:,}") for kind in small.bytes),
     ]
     for name, before, after, style in rows:

@@ -34,6 +34,7 @@ from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, Solve, Trai
 
 if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
+    from lonas_edge.space.search_space import SearchSpace
 
 _DEFAULT = TrainOptions()
 _LARGEST = 1e6  # far beyond what learns anything, and a float32
@@ -311,8 +312,8 @@ def command(  # the options are read from the context, by the names they have in
         inputs = with_teacher(inputs, teacher) if teacher else inputs
         _refuse_idle_prompt(ctx, inputs.subject.glue)
         refuse_revision(revision, inputs.base)
-        if given(ctx, "depth_rate") and not inputs.space.has_blocks:
-            raise LonasEdgeError(f"--depth-rate: {nncf_config} has no blocks that may be left out (`lonas-edge space --depth`)")
+        if given(ctx, "depth_rate"):
+            _refuse_idle_depth(inputs.space, str(nncf_config))
         record = train(
             inputs,
             output,
@@ -357,6 +358,16 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
         raise typer.BadParameter(f"{_flags(idle_draws)}: of draws from the whole search space, and --subnetworks names others")
     if not elastic and idle:
         raise typer.BadParameter(f"{_flags(idle)}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
+
+
+def _refuse_idle_depth(space: "SearchSpace", where: str) -> None:
+    if not space.has_blocks:
+        raise LonasEdgeError(f"--depth-rate: {where} has no blocks that may be left out (`lonas-edge space --depth`)")
+    if space.stages and not any("depth" in stage.train_dims for stage in space.stages):
+        raise LonasEdgeError(
+            f'--depth-rate: every stage of {where} holds depth back: "train_dims" is ["width"]. Expected ["width", "depth"] in '
+            "one of them at least"
+        )
 
 
 def _portion(text: str) -> tuple[Path, float]:
@@ -436,6 +447,8 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     )
     if losses:
         shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
+    if special and special.solved:
+        shown.print(special.solved.told, markup=False)
     for data in record.data:
         if data.left_out:
             shown.print(

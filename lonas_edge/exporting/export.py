@@ -60,7 +60,8 @@ from lonas_edge.network.solved import SOLVE_PROMPTS, Solved
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
-from lonas_edge.space.picture import picture_of
+from lonas_edge.space.picture import FILE as PICTURE
+from lonas_edge.space.picture import alike, picture_of, svg
 from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
@@ -179,6 +180,9 @@ def export(
                 check_draft(source, options.draft, tokenizer)
         hashes = background.submit(_hashes, model)
         subnetwork.record(source.space).write(folder / SUBNETWORK)
+        drawn = picture_of(source.elasticity, subnetwork.widths)
+        if not alike(drawn):
+            (folder / PICTURE).write_text(svg(drawn, f"{source.base.name}, {subnetwork.name} sub-network"), encoding="utf-8")
         if options.draft:  # first: the main model's manifest has the hashes of its files
             warning = no_smaller(source, subnetwork, options.weight_format, options.draft)
             with steps.step("draft", "Exporting the draft"):

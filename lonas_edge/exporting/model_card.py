@@ -11,8 +11,8 @@ from lonas_edge.formats import WHOLE_ROWS
 from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.network.divergence import TextDivergence
-from lonas_edge.network.solved import Solved
-from lonas_edge.space.picture import lines
+from lonas_edge.space.picture import FILE as PICTURE
+from lonas_edge.space.picture import alike, lines
 from lonas_edge.space.subnetwork import Found
 
 
@@ -42,7 +42,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "lonas-edge. `subnetwork.json` has the widths, `lonas_edge.json` versions, input hashes, sizes and parity.",
         "",
         *(_found(found) if (found := manifest.subnetwork.found) else []),
-        *(_solved(manifest.solved) if manifest.solved else []),
+        *([manifest.solved.told, ""] if manifest.solved else []),
         *_sizes(manifest.sizes),
         "",
         *_compressed(manifest.compression, manifest.calibrated),
@@ -106,13 +106,6 @@ def _found(found: Found) -> list[str]:
     ]
 
 
-def _solved(solved: Solved) -> list[str]:
-    effect = f"mean KL from the maximal network, {solved.held_out} held-out prompts: {solved.before:.3f} nats without, "
-    effect += f"{solved.after:.3f} with"
-    kept = "What is cut was solved" if solved.kept else "The cut is plain: solving made it no better"
-    return [f"{kept} (least squares on {solved.prompts:,} prompts of `{solved.data}`; {effect}).", ""]
-
-
 def _sizes(sizes: BothSizes) -> list[str]:
     unpruned, chosen = sizes.unpruned, sizes.subnetwork
     return [
@@ -143,7 +136,8 @@ def _picture(manifest: Manifest) -> list[str]:
         return []
     left_out = any(part.kept == 0 for layer in manifest.layers for part in layer)
     warned = ["Stock transformers would fill the blocks that are left out with random weights.", ""]
-    picture = ["What is left of each layer:", "", "```text", *drawn, "```", ""]
+    image = [] if alike(manifest.layers) else [f"![What is left of each layer]({PICTURE})", ""]
+    picture = ["What is left of each layer:", "", *image, "```text", *drawn, "```", ""]
     return picture + (warned if left_out and manifest.stage == "checkpoint" else [])
 
 

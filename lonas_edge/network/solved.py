@@ -30,3 +30,11 @@ class Solved:
     before: float
     after: float
     kept: bool
+
+    @property
+    def told(self) -> str:
+        """What it gave, in a sentence."""
+        effect = f"{self.before:.3f} nats without, {self.after:.3f} with"
+        kept = "What is cut was solved" if self.kept else "The cut is plain: solving made it no better"
+        on = f"least squares on {self.prompts:,} prompts of `{self.data}`"
+        return f"{kept} ({on}; mean KL from the maximal network, {self.held_out} held-out prompts: {effect})."

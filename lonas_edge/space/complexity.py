@@ -90,6 +90,29 @@ def _macs(elasticity: Elasticity, weights: Mapping[str, int], chosen: Sequence[i
     return total + 2 * seq_len**2 * channels  # queries with keys, and weights with values
 
 
+def kv_elements(elasticity: Elasticity, chosen: Sequence[int] | None) -> int:
+    """Elements of keys and values that a token adds to the cache of a network.
+
+    Args:
+        elasticity: The search space laid over the base model.
+        chosen: The sub-network's widths in group order; None for the unpruned model.
+
+    Returns:
+        How many, over all layers; 0 of a classifier, which has no cache.
+    """
+    architecture, rule = elasticity.architecture, elasticity.architecture.family.head_rule
+    if chosen is None:
+        return architecture.kv_elements()
+    layers = map(architecture.family.layer, range(architecture.config.num_hidden_layers))
+    gone = {architecture.split(block)[0] for block in elasticity.left_out(chosen) if architecture.blocks[block].cached}
+    widths, total = elasticity.widths(chosen), 0
+    for index, layer in enumerate(layers):
+        whole = 0 if layer in gone else architecture.family.kv_width(architecture.layer_config(index))
+        reader = f"{layer}.{rule.consumer}" if rule else None  # query heads go with their keys and values
+        total += whole * widths[reader].in_features // architecture.linears[reader].in_features if reader else whole
+    return total
+
+
 def materialized_shapes(
     elasticity: Elasticity, chosen: Sequence[int] | None, untied: bool = False
 ) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,8 @@
-"""A picture of a sub-network: a line a layer, what is left of its attention and of its MLP as bars. Plain text."""
+"""A picture of a sub-network: a line a layer, what is left of its attention and of its MLP as bars. Plain text, or SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from lonas_edge.families import HeadRule, WidthRule
 from lonas_edge.space.architecture import Architecture
@@ -9,6 +10,11 @@ from lonas_edge.space.elasticity import Elasticity
 
 BAR = 24  # characters of a whole block
 FULL, EMPTY = "█", "·"
+FILE = "subnetwork.svg"  # in an exported directory, where the layers differ
+
+_UNITS = {"attention": "attention heads", "mlp": "MLP width"}
+_COLOURS = {"attention": "#4c78a8", "mlp": "#e08e3b"}
+_MARGIN, _ROW, _WHOLE, _NUMBER = 44, 14, 240, 56  # pixels: beside the bars, of a line, of a whole block, of what is kept
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,18 @@ def _full(architecture: Architecture, path: str) -> int:
     return rules[0].full(architecture.config)
 
 
+def alike(picture: Sequence[Layer]) -> bool:
+    """Whether all layers keep the same.
+
+    Args:
+        picture: As of `picture_of`.
+
+    Returns:
+        Whether they do.
+    """
+    return len(set(picture)) <= 1
+
+
 def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> list[str]:
     """The picture as text.
 
@@ -79,17 +97,59 @@ def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> l
     """
     if not picture or not picture[0]:
         return []
-    alike = len(set(picture)) == 1
-    names = [f"0-{len(picture) - 1}"] if alike and len(picture) > 1 else [str(index) for index in range(len(picture))]
-    units = {"attention": "attention heads", "mlp": "MLP width"}
+    one = alike(picture)
+    names = [f"0-{len(picture) - 1}"] if one and len(picture) > 1 else [str(index) for index in range(len(picture))]
     number = max(len(str(part.full)) for layer in picture for part in layer)
-    heading = "  ".join(units.get(part.kind, part.kind).ljust(BAR + 1 + number) for part in picture[0])
+    heading = "  ".join(_UNITS.get(part.kind, part.kind).ljust(BAR + 1 + number) for part in picture[0])
     first = max(5, *map(len, names))
     found = [f"{'layer':>{first}}  {heading}".rstrip()]
-    for name, layer in zip(names, picture[:1] if alike else picture, strict=True):
+    for name, layer in zip(names, picture[:1] if one else picture, strict=True):
         bars = [f"{_bar(part, *marks)} {part.kept:>{number}}" for part in layer]
         found.append(f"{name:>{first}}  {'  '.join(bars)}")
     return found
+
+
+def svg(picture: Sequence[Layer], title: str) -> str:
+    """The picture as an image, for pages and papers.
+
+    Args:
+        picture: As of `picture_of`.
+        title: What it is of.
+
+    Returns:
+        An SVG document with a heading and a line a layer.
+    """
+    parts = picture[0] if picture else ()
+    width, height = _MARGIN + len(parts) * (_WHOLE + _NUMBER) + 8, (len(picture) + 4) * _ROW
+    columns = [_MARGIN + place * (_WHOLE + _NUMBER) for place in range(len(parts))]
+    drawn = [_text(8, _ROW + 2, title), _text(8, 3 * _ROW, "layer")]
+    for left, part in zip(columns, parts, strict=True):
+        drawn.append(_text(left, 3 * _ROW, f"{_UNITS.get(part.kind, part.kind)}, of {part.full}"))
+    for row, layer in enumerate(picture):
+        top = row * _ROW + 3 * _ROW + 6
+        drawn.append(_text(_MARGIN - 12, top + 10, str(row), "end"))
+        for left, part in zip(columns, layer, strict=True):
+            kept = _WHOLE * part.kept / max(part.full, 1)
+            drawn.append(_rectangle(left, top, _WHOLE, "#ececec"))
+            drawn += [_rectangle(left, top, kept, _COLOURS.get(part.kind, "#777777"))] if kept else []
+            drawn.append(_text(left + _WHOLE + 6, top + 10, str(part.kept)))
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+            'font-family="sans-serif" font-size="11">',
+            f'<rect width="{width}" height="{height}" fill="white"/>',
+            *drawn,
+            "</svg>\n",
+        ]
+    )
+
+
+def _rectangle(left: float, top: float, width: float, colour: str) -> str:
+    return f'<rect x="{left:g}" y="{top:g}" width="{width:g}" height="{_ROW - 3}" fill="{colour}"/>'
+
+
+def _text(left: float, bottom: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{left:g}" y="{bottom:g}" text-anchor="{anchor}" fill="#333333">{escape(text)}</text>'
 
 
 def _bar(part: Part, there: str, gone: str) -> str:

@@ -2,11 +2,12 @@
 
 from lonas_edge.data.templates import Template
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
+from lonas_edge.network.solved import Solved
 from lonas_edge.network.training_record import Specialized, TrainingRecord
 
 _OF_A_SOLVED_ONE = (
-    " What it cuts was solved before (least squares): `correction.safetensors` is added to the base's weights, which "
-    "lonas-edge does and plain PEFT does not."
+    " That was done before it was trained further: `correction.safetensors` is added to the base's weights, which lonas-edge "
+    "does and plain PEFT does not."
 )
 
 
@@ -79,8 +80,12 @@ def _of_super_adapter(special: Specialized, elastic: bool) -> str:
     return (
         f"It began as the super-adapter `{special.super_adapter}`, of which the {special.subnetwork} sub-network alone was "
         "trained further: that is the network which lonas-edge takes. The parts that only other sub-networks have are as they "
-        "were." + (_OF_A_SOLVED_ONE if special.solved and special.solved.kept else "")
+        f"were.{_of_solved(special.solved) if special.solved else ''}"
     )
+
+
+def _of_solved(solved: Solved) -> str:
+    return f" {solved.told}{_OF_A_SOLVED_ONE if solved.kept else ''}"
 
 
 def _prompt(prompt: Template) -> list[str]:

@@ -244,7 +244,7 @@ def make_plan(
     Raises:
         LonasEdgeError: If there would be nothing to do, or a stage is senseless or asks for what is not done.
     """
-    stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS),)
+    stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",)),)
     checks = (_stage_faults, _elastic_faults) if space.groups else (_stage_faults,)  # plain LoRA takes epochs and rates only
     problems = [f"stage {i}: {fault}" for i, stage in enumerate(stages) for check in checks for fault in check(stage, space)]
     raise_all(f"{where}: the training stages cannot be used:", problems, "Mend them, or write a new search space.")

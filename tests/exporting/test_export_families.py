@@ -44,6 +44,7 @@ FILES = {
     "openvino_tokenizer.bin",
     "openvino_tokenizer.xml",
     "subnetwork.json",
+    "subnetwork.svg",
     "tokenizer.json",
     "tokenizer_config.json",
 }

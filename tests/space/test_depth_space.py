@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from tiny_models import BLOCKS, CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, VOCAB, TinyModels, TinySource, block_path
@@ -15,11 +16,13 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, FAMILIES
 from lonas_edge.families.llama import Llama
 from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.complexity import kv_elements
 from lonas_edge.space.elasticity import bind
-from lonas_edge.space.picture import lines, picture_of
+from lonas_edge.space.picture import lines, picture_of, svg
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.subnetwork import select
 
+SVG = "{http://www.w3.org/2000/svg}"
 ATTENTION = "model.layers.{}.self_attn"
 
 
@@ -166,6 +169,43 @@ def test_picture_of_heads(tiny_models: TinyModels) -> None:
     drawn = lines(picture_of(elasticity, [group[0] for group in source.groups()[:9]] + [64, 32, 32] + [1, 1, 1]))
     assert [line.split()[2] for line in drawn[1:]] == ["4", "2", "2"]
     assert drawn[2] == f"    1  {'█' * 12}{'·' * 12}   2  {'█' * 24} 128"
+
+
+def test_picture_as_an_image(tiny_models: TinyModels) -> None:
+    """A grey bar a block, and over it in colour what is kept: nothing where the block is left out."""
+    elasticity = tiny_models.deep_source("llama").opened().elasticity
+    widths = [8] * 3 + [128, 96, 64] + [8] * 3
+    document = ElementTree.fromstring(svg(picture_of(elasticity, [*widths, 0, 1, 0]), "a <b> & c"))
+    bars = [(one.get("fill"), float(str(one.get("width")))) for one in document.iter(f"{SVG}rect")][1:]
+    grey, attention, mlp = ("#ececec", 240), ("#4c78a8", 240), "#e08e3b"
+    assert bars == [grey, grey, (mlp, 240), grey, attention, grey, (mlp, 180), grey, attention, grey]
+    texts = [one.text for one in document.iter(f"{SVG}text")]
+    assert texts[:4] == ["a <b> & c", "layer", "attention heads, of 4", "MLP width, of 128"]
+    assert texts[4:] == ["0", "0", "128", "1", "4", "96", "2", "4", "0"]
+
+
+def test_inspect_gives_the_image(tiny_models: TinyModels, run_cli: Callable) -> None:
+    arguments = ("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", "minimal", "--svg")
+    ran = run_cli(*arguments)
+    assert ran.code == 0, ran.err
+    texts = [one.text for one in ElementTree.fromstring(ran.out).iter(f"{SVG}text")]
+    assert texts[0] == "base-llama, minimal sub-network" and texts[4:7] == ["0", "0", "64"]
+    ran = run_cli(*arguments, "--json")
+    assert ran.code == 2 and "--json and --svg" in ran.err
+
+
+def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
+    """Keys and values of a token: of a head's channels, twice for each key-value head, in layers with attention."""
+    layer, head = 2 * KV_HEADS * HIDDEN // HEADS, 2 * HIDDEN // HEADS
+    depth = tiny_models.deep_source("llama").opened().elasticity
+    whole = [*depth.maximal[:-3]]
+    assert kv_elements(depth, None) == kv_elements(depth, depth.maximal) == LAYERS * layer
+    assert kv_elements(depth, [*whole, 0, 1, 1]) == (LAYERS - 1) * layer
+    source = tiny_models.heads_source("llama")
+    heads = source.opened().elasticity
+    chosen = [group[0] for group in source.groups()[:9]] + [64, 32, 32]
+    assert kv_elements(heads, [*chosen, 1, 1, 1]) == layer + 2 * head
+    assert kv_elements(heads, [*chosen, 0, 1, 1]) == 2 * head
 
 
 def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:

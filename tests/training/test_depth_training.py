@@ -42,6 +42,10 @@ def test_a_stage_holds_depth_back() -> None:
     assert all(set(one[1:]) == {0, 1} and one[0] == 8 for one in draws[50:])
 
 
+def test_where_no_stage_is_given_depth_is_trained() -> None:
+    assert {width for one in drawn(depth_rate=0.5) for width in one[1:]} == {0, 1}
+
+
 def test_the_sandwich_keeps_blocks_in_its_narrowest() -> None:
     plan = make_plan(SearchSpace((WIDTH, *BLOCKS), (DEEP,)), TrainOptions(steps=3, sampling="sandwich"), 160)
     widest, narrowest, third = plan.trained(1)

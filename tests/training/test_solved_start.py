@@ -74,7 +74,10 @@ def test_it_answers_as_the_adapter_on_a_base_changed_by_hand(
     figures = record["specialized"]["solved"]
     assert (figures["prompts"], figures["held_out"], figures["kept"]) == (16, 4, True)
     assert figures["after"] < figures["before"]
-    assert "`correction.safetensors` is added to the base's weights" in (output / "README.md").read_text()
+    card = (output / "README.md").read_text()
+    assert "What is cut was solved (least squares on 16 prompts of `data.json`; mean KL from the maximal network, 4" in card
+    assert f"{figures['before']:.3f} nats without, {figures['after']:.3f} with)." in card
+    assert "`correction.safetensors` is added to the base's weights" in card
     opened = open_source(str(output))
     expected = oracle_logits(changed_base(source, output, tmp_path / "changed"), output, output / SPACE, widths, ids)
     network = load_super_network(opened)
@@ -138,6 +141,8 @@ def test_no_better_is_not_taken(trained: Callable, data: Path, tmp_path: Path, m
     record = solved(trained("llama", True), data, tmp_path / "out")
     assert record["specialized"]["solved"]["kept"] is False
     assert not (tmp_path / "out" / FILE).exists()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "The cut is plain: solving made it no better" in card and FILE not in card
     load_super_network(open_source(str(tmp_path / "out")))
 
 
@@ -184,4 +189,5 @@ def test_wrong_usage(llama: TinySource, trained: Callable, data: Path, tmp_path:
         assert (ran.code, told in " ".join(ran.err.split())) == (code, True), ran.err
     ran = run_cli(*base, "--from", start, "--solve", data, "--solve-prompts", 12, "--subnet", "minimal")
     assert ran.code == 0, ran.err
+    assert "What is cut was solved (least squares on 12 prompts" in " ".join(ran.out.split())
     assert (tmp_path / "out" / FILE).exists()

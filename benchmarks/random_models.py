@@ -71,9 +71,8 @@ def random_base(shape: str, work: Path, layers: int | None = None) -> Path:
     Returns:
         Its directory.
     """
-    config, base = SHAPES[shape], work / shape
-    if layers:
-        config, base = {**config, "num_hidden_layers": layers}, work / f"{shape}-of-{layers}-layers"
+    config, name = _config(shape, layers)
+    base = work / name
     base.mkdir(parents=True, exist_ok=True)
     if not (base / "tokenizer.json").exists():
         write_tokenizer(config, base)
@@ -81,6 +80,13 @@ def random_base(shape: str, work: Path, layers: int | None = None) -> Path:
         write = write_base if config["model_type"] == "llama" else write_small_base
         write(config, base, _normal(torch.Generator().manual_seed(0)))
     return base
+
+
+def _config(shape: str, layers: int | None) -> tuple[dict[str, Any], str]:
+    """The configuration of a shape, with another number of layers, and what such a model is called."""
+    if layers is None:
+        return SHAPES[shape], shape
+    return {**SHAPES[shape], "num_hidden_layers": layers}, f"{shape}-of-{layers}-layers"
 
 
 def _normal(generator: torch.Generator) -> Normal:
@@ -92,22 +98,23 @@ def _normal(generator: torch.Generator) -> Normal:
     return normal
 
 
-def random_source(shape: str, work: Path) -> list[str | Path]:
+def random_source(shape: str, work: Path, layers: int | None = None) -> list[str | Path]:
     """A base in bf16 and an r=32 adapter, both random; makes only what is missing.
 
     Args:
         shape: A key of `SHAPES`.
         work: The directory that holds the models.
+        layers: How many decoder layers it has; the shape's own when not given.
 
     Returns:
         The arguments that name the source to `lonas-edge`: adapter, base, search space.
     """
-    config = SHAPES[shape]
-    base, adapter = random_base(shape, work), work / f"{shape}-adapter"
+    config, name = _config(shape, layers)
+    base, adapter = random_base(shape, work, layers), work / f"{name}-adapter"
     if not (adapter / "adapter_config.json").exists():
         write = write_adapter if config["model_type"] == "llama" else write_small_adapter
         write(config, adapter, _normal(torch.Generator().manual_seed(1)))
-    space = SPACES.get(shape, work / f"{shape}-space.json")
+    space = SPACES.get(name, work / f"{name}-space.json")
     if not space.exists():
         command = [sys.executable, "-m", "lonas_edge", "space", "--model", base, "--output", space]
         subprocess.run(command, cwd=ROOT, check=True)

@@ -14,6 +14,7 @@ from lonas_edge.schema import field_faults
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _ROLES = ("bos", "eos", "pad", "unk")
 _OBJECTS = ("special_tokens_map.json", "added_tokens.json", "chat_template.json")
+_SHOWN = 5  # tokens that two tokenizers disagree on
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -71,23 +72,24 @@ def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
     )
 
 
-def tokenizer_differences(one: Any, other: Any) -> list[str]:
+def tokenizer_differences(one: Any, other: Any, padding: bool = True) -> list[str]:
     """Where two tokenizers would not be taken for one another: a token's number, a special token, how a text is divided.
 
     Args:
         one: A transformers tokenizer.
         other: Another.
+        padding: Whether the token that pads counts.
 
     Returns:
-        One line a difference, what the first has before what the other has; none where they are the same.
+        One line a difference, what the first has before what the other has; of many tokens the first ones, and how many more
+        there are. None where they are the same.
     """
     first, second = ({number: token for token, number in each.get_vocab().items()} for each in (one, other))
-    faults = [
-        f"token {number}: {first.get(number)!r} and {second.get(number)!r}"
-        for number in sorted(first.keys() | second.keys())
-        if first.get(number) != second.get(number)
-    ]
-    special = [(role, *(getattr(each, f"{role}_token_id", None) for each in (one, other))) for role in _ROLES]
+    differing = [number for number in sorted(first.keys() | second.keys()) if first.get(number) != second.get(number)]
+    faults = [f"token {number}: {first.get(number)!r} and {second.get(number)!r}" for number in differing[:_SHOWN]]
+    faults += [f"{len(differing) - _SHOWN} more tokens differ"] if len(differing) > _SHOWN else []
+    roles = [role for role in _ROLES if padding or role != "pad"]
+    special = [(role, *(getattr(each, f"{role}_token_id", None) for each in (one, other))) for role in roles]
     faults += [f"{role} token: {mine} and {theirs}" for role, mine, theirs in special if mine != theirs]
     texts = [] if faults else [text for text in TEXTS if one(text)["input_ids"] != other(text)["input_ids"]]
     return faults + [f"{text[:40]!r}…: divided into other tokens" for text in texts]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -22,10 +21,8 @@ from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parameter
 from lonas_edge.network.source import Located, Source, open_source
-from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.tokenizer import load_tokenizer, tokenizer_differences
 from lonas_edge.space.subnetwork import Subnetwork
-
-_SHOWN = 5  # tokens that two tokenizers disagree on
 
 
 @dataclass(frozen=True)
@@ -131,19 +128,9 @@ def _check_tokens(teacher: Path, described: Path, student: Path) -> None:
     if tokenizers[0] is None and tokenizers[1] is not None:
         problems.append(f"{described} has no tokenizer to compare with that of {student}")
     elif None not in tokenizers:
-        problems += _other_tokens(*tokenizers)
+        problems += tokenizer_differences(*tokenizers, padding=False)  # what is padded is masked
     raise_all(
-        f"{teacher}: cannot teach {student}, whose tokens are others:",
+        f"{teacher}: cannot teach {student}, whose tokens are others (the teacher's come first):",
         problems,
         "Take a --teacher that is trained on the same base, or one of the same family with the same tokenizer.",
     )
-
-
-def _other_tokens(theirs: Any, ours: Any) -> list[str]:
-    mine, other = ours.get_vocab(), theirs.get_vocab()
-    differing = sorted(token for token in mine.keys() | other.keys() if mine.get(token) != other.get(token))
-    faults = [
-        f"token {token!r} is {other.get(token, 'none')} in its tokenizer, and {mine.get(token, 'none')} in ours"
-        for token in differing[:_SHOWN]
-    ]
-    return faults + ([f"{len(differing) - _SHOWN} more tokens differ"] if len(differing) > _SHOWN else [])

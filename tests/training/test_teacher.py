@@ -108,7 +108,7 @@ def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
     told = str(raised.value)
     assert f"{tmp_path / 'large'}: cannot teach {llama.base}" in told
     assert f"its vocabulary has 300 entries, and that of {llama.base} has 288" in told
-    assert f"token '<mine>' is {by.convert_tokens_to_ids('<mine>')} in its tokenizer, and none in ours" in told
+    assert f"token {by.convert_tokens_to_ids('<mine>')}: '<mine>' and None" in told
 
     random_model("llama").save_pretrained(tmp_path / "swapped")
     tokenizer().save_pretrained(tmp_path / "swapped")
@@ -118,12 +118,54 @@ def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
     names = sorted(vocabulary, key=vocabulary.get)[10:20]
     content["model"]["vocab"] |= dict(zip(names, reversed(range(10, 20)), strict=True))
     file.write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=r"cannot teach[\s\S]*in its tokenizer[\s\S]*5 more tokens differ"):
+    with pytest.raises(LonasEdgeError, match=r"cannot teach[\s\S]*token 10: [\s\S]*5 more tokens differ"):
         open_teacher(str(tmp_path / "swapped"), base)
 
     random_model("llama").save_pretrained(tmp_path / "mute")
     with pytest.raises(LonasEdgeError, match="has no tokenizer to compare"):
         open_teacher(str(tmp_path / "mute"), base)
+
+
+def without_merges(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def with_special(role: str) -> Callable[[Path], None]:
+    """The tiny tokenizer's begin of sequence in another role, too."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**content, f"{role}_token": "<s>"}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without_merges, r"'The sun is the star at the center of the'…: divided into other tokens"),
+        (with_special("eos"), r"eos token: 0 and 1\n"),
+    ],
+)
+def test_another_tokenizer_of_the_same_tokens(
+    llama: TinySource, tmp_path: Path, change: Callable[[Path], None], told: str
+) -> None:
+    """Its logits would be of another text, or end it elsewhere."""
+    random_model("llama").save_pretrained(tmp_path / "other")
+    tokenizer().save_pretrained(tmp_path / "other")
+    change(tmp_path / "other")
+    with pytest.raises(LonasEdgeError, match=rf"other: cannot teach[\s\S]*{told}"):
+        open_teacher(str(tmp_path / "other"), open_source(str(llama.base)).base)
+
+
+def test_another_padding_teaches(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
+    """What is padded is masked, and instruction-tuned models often pad otherwise than their base."""
+    random_model("llama").save_pretrained(tmp_path / "other")
+    tokenizer().save_pretrained(tmp_path / "other")
+    with_special("pad")(tmp_path / "other")
+    assert answers(tmp_path / "other", llama, ids).isfinite().all()
 
 
 def test_what_is_no_teacher(llama: TinySource, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def export(
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
-            tokenizer = load_tokenizer(source.base.folder)
+            tokenizer = load_tokenizer(source.base.folder, source.chat_template)
             if tokenizer is not None:
                 check_vocabulary(tokenizer, source.architecture.config.vocab_size, source.base.folder)
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
@@ -246,7 +246,7 @@ class _Export:
 
     Attributes:
         model: What is exported.
-        tokenizer: The base's, or None.
+        tokenizer: The base's, with the chat template that was trained in; or None.
         generation: Content of the base's generation_config.json, or None.
         folder: Where it is written.
         options: What to write.
@@ -423,7 +423,8 @@ class _Export:
         graph = scratch / "graph" / MODEL
         graph.parent.mkdir()
         tokenizer = str(self.model.source.base.folder) if self.tokenizer is not None else None
-        return Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder))
+        chat = self.model.source.chat_template
+        return Job(self.model.config(), str(vectors), str(graph), tokenizer, str(self.folder), chat)
 
     def _verify_weights(self) -> torch.Tensor:
         with self.steps.step("verify_weights", "Comparing with the activated super-network"):

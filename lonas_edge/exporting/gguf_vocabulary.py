@@ -122,6 +122,7 @@ def vocabulary_of(tokenizer: Any, size: int, where: str) -> Vocabulary:
     roles = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "pad")}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     template = getattr(tokenizer, "chat_template", None)
+    template = template.get("default") if isinstance(template, dict) else template  # of several by name
     return Vocabulary(
         model="gpt2" if byte_level else "llama",
         pre=_PRE[_told(stages)] if byte_level else "default",

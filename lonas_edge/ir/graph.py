@@ -66,6 +66,7 @@ class Job:
         graph: The IR's .xml file, to be written.
         tokenizer: The directory of the tokenizer, or None.
         folder: An existing directory, for the converted tokenizer.
+        chat_template: The chat template that the tokenizer gets; its own when None.
     """
 
     config: dict[str, Any]
@@ -73,6 +74,7 @@ class Job:
     graph: str
     tokenizer: str | None
     folder: str
+    chat_template: str | None = None
 
 
 class GraphConversion:
@@ -132,7 +134,7 @@ def _run(job: Job, log: Path, parent: int | None) -> None:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
         family = convert(job.config, Path(job.vectors), Path(job.graph))
         if job.tokenizer is not None:
-            save_tokenizer(load_tokenizer(Path(job.tokenizer)), Path(job.folder), family.task)
+            save_tokenizer(load_tokenizer(Path(job.tokenizer), job.chat_template), Path(job.folder), family.task)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())

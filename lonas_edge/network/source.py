@@ -92,6 +92,11 @@ class Source:
         return found
 
     @property
+    def chat_template(self) -> str | None:
+        """The chat template that it was trained in; None where it was trained in none, or nothing says so."""
+        return self.training.chat_template if self.training else None
+
+    @property
     def solved(self) -> Solved | None:
         """What solving that one gave, where its change of the base was taken."""
         made = self.training.specialized if self.training else None

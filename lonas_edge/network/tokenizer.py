@@ -17,11 +17,12 @@ _OBJECTS = ("special_tokens_map.json", "added_tokens.json", "chat_template.json"
 _SHOWN = 5  # tokens that two tokenizers disagree on
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     """The tokenizer of a model directory, or None where it has none.
 
     Args:
         folder: The directory.
+        chat_template: A chat template (Jinja) in place of the directory's own; of several, the one named default.
 
     Returns:
         A transformers tokenizer.
@@ -45,6 +46,9 @@ def load_tokenizer(folder: Path) -> Any:
     with read_by("transformers", folder / present[0]):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer("The sun is")["input_ids"]  # some faults show when it is used
+    if chat_template is not None:
+        named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
+        tokenizer.chat_template = {**named, "default": chat_template} if named else chat_template
     return tokenizer
 
 

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openvino
+import openvino_genai
 import pytest
 import torch
+from gguf_model import fields_of
 from tiny_models import TinySource
 from training_runs import EXAMPLES, OPTIONS, RECORD, write_data
 from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.draft import DraftOptions
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import open_source
 from lonas_edge.training.elastic_trainer import EpochSampler
@@ -154,23 +159,64 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
 def test_eval_and_export_ask_in_the_chat_template(
     trained_on_chat: Path, talking: TinySource, tmp_path: Path, run_cli: Callable
 ) -> None:
-    """What is logged as asked is the template's; the exported checkpoint has it by its tokenizer."""
+    """What is logged as asked is the training's template, which exports have by their tokenizer, whatever the base's is now."""
+    (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     (tmp_path / "boolq").mkdir()
     sample = {"instruction": "Please answer: is it {so}?\n\nAnswer format: true/false", "input": "", "answer": "true"}
     (tmp_path / "boolq/test.json").write_text(json.dumps([sample]))
-    options = ("--solve", tmp_path / "chat.jsonl", "--solve-prompts", 6, "--stage", "checkpoint")
-    ran = run_cli("export", trained_on_chat, *options, "--output", tmp_path / "exported")
-    assert ran.code == 0, ran.err
-    assert json.loads((tmp_path / "exported/lonas_edge.json").read_text())["prompt"] == "chat"
+    solved = ("--solve", tmp_path / "chat.jsonl", "--solve-prompts", 6)
+    for name, options in (("checkpoint", (*solved, "--stage", "checkpoint")), ("ir", ())):
+        ran = run_cli("export", trained_on_chat, *options, "--output", tmp_path / name)
+        assert ran.code == 0, ran.err
+        assert json.loads((tmp_path / name / "lonas_edge.json").read_text())["prompt"] == "chat"
     expected = "<|user|>Please answer: is it {so}?\n\nAnswer format: true/false</s>\n<|assistant|>"
     asked = ("--tasks", "boolq", "--datasets", tmp_path, "--protocol", "answer-word", "--output")
-    for target in (trained_on_chat, tmp_path / "exported"):
+    for target in (trained_on_chat, tmp_path / "checkpoint", tmp_path / "ir"):
         ran = run_cli("eval", target, *asked, tmp_path / f"report-{target.name}")
         assert ran.code == 0, ran.err
         (log,) = (tmp_path / f"report-{target.name}/samples").glob("*/samples_*.jsonl")
         (line,) = log.read_text().splitlines()
         assert json.loads(line)["doc"]["prompt"] == expected
         assert json.loads(line)["doc"]["choices"] == ["the correct answer is true", "the correct answer is false"]
+
+
+def test_clients_of_an_export_have_the_training_s_chat_template(
+    trained_on_chat: Path, talking: TinySource, tmp_path: Path
+) -> None:
+    """In the tokenizer's files, in the OpenVINO tokenizer that openvino_genai asks, in the GGUF file, in a draft."""
+    (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
+    source = open_source(str(trained_on_chat))
+    widths = source.select("maximal")
+    export(source, widths, tmp_path / "checkpoint", ExportOptions(stage="checkpoint", verify=False))
+    export(source, widths, tmp_path / "gguf", ExportOptions(stage="gguf", gguf_type="f32", verify=False))
+    export(source, widths, tmp_path / "ir", ExportOptions(draft=DraftOptions(widths), verify=False))
+    for folder in (tmp_path / "checkpoint", tmp_path / "ir", tmp_path / "ir/draft"):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == CHAT
+    for folder in (tmp_path / "ir", tmp_path / "ir/draft"):
+        assert openvino_genai.Tokenizer(folder).get_original_chat_template() == CHAT
+        tokenizer = openvino.Core().read_model(folder / "openvino_tokenizer.xml")
+        assert tokenizer.get_rt_info("chat_template").value == CHAT
+    assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
+
+
+def test_other_chat_templates_stay(trained_on_chat: Path, talking: TinySource, tmp_path: Path) -> None:
+    """A base may have several by name; the training's is the one that is taken where none is named."""
+    (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
+    (talking.base / "additional_chat_templates").mkdir()
+    (talking.base / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    source = open_source(str(trained_on_chat))
+    widths = source.select("maximal")
+    export(source, widths, tmp_path / "out", ExportOptions(stage="checkpoint", verify=False))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {"default": CHAT, "tool_use": "tools"}
+    export(source, widths, tmp_path / "gguf", ExportOptions(stage="gguf", gguf_type="f32", verify=False))
+    assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
+
+
+def test_the_base_s_chat_template_where_none_was_trained_in(talking: TinySource, tmp_path: Path) -> None:
+    """An adapter without a record."""
+    source = talking.opened()
+    export(source, source.select("maximal"), tmp_path / "out", ExportOptions(stage="checkpoint", verify=False))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHAT
 
 
 # what is refused

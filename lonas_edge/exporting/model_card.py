@@ -2,6 +2,7 @@
 
 import json
 
+from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import COMPARED, DRAFT, BothSizes, Calibrated, Compression, Draft, Manifest
 from lonas_edge.exporting.servers import SERVERS
@@ -51,6 +52,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "",
         *stage.run[manifest.pipeline],
         "",
+        *_asked(manifest),
         *_served(manifest),
         *(_draft(manifest.draft) if manifest.draft else []),
         *(_for_npu() if as_npus_ask(manifest) else []),
@@ -139,6 +141,28 @@ def _picture(manifest: Manifest) -> list[str]:
     image = [] if alike(manifest.layers) else [f"![What is left of each layer]({PICTURE})", ""]
     picture = ["What is left of each layer:", "", *image, "```text", *drawn, "```", ""]
     return picture + (warned if left_out and manifest.stage == "checkpoint" else [])
+
+
+def _asked(manifest: Manifest) -> list[str]:
+    """The prompt that the adapter was trained with, and what openvino_genai makes of one."""
+    openvino, template = manifest.stage == "ir", TEMPLATES.get(manifest.prompt or "")
+    if manifest.prompt == CHAT:
+        by_itself = ", in which openvino_genai puts what it is asked by itself" if openvino else ""
+        return [f"It was trained with the prompt `{CHAT}`: ask it in the chat template that the tokenizer has{by_itself}.", ""]
+    if template is None:
+        return []
+    lines = [
+        f"It was trained with the prompt `{template.name}`. Ask it so; its answer takes the place of `{{output}}`:",
+        "",
+        *("```text", template.without_input + template.response, "```", ""),
+        "With an input beside the instruction:",
+        "",
+        *("```text", template.with_input + template.response, "```", ""),
+    ]
+    if openvino and "chat_template.jinja" in (manifest.files or {}):
+        off = "unless told `apply_chat_template=False`"
+        lines += [f"openvino_genai puts what it is asked in the tokenizer's chat template {off}.", ""]
+    return lines
 
 
 def _served(manifest: Manifest) -> list[str]:

@@ -1,9 +1,10 @@
-"""Searches over widths and blocks: the tiny LLaMA's networks can all be evaluated without it."""
+"""Searches over widths, heads and blocks: the tiny LLaMA's networks can all be evaluated without it."""
 
 import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,32 +28,51 @@ def deep(tiny_models: TinyModels) -> TinySource:
     return tiny_models.deep_source("llama")
 
 
+@pytest.fixture(params=["deep", "heads"])
+def few(request: pytest.FixtureRequest, deep: TinySource, tiny_models: TinyModels, tmp_path: Path) -> TinySource:
+    """A space of few networks: MLPs and blocks, or heads and blocks with one elastic MLP."""
+    if request.param == "deep":
+        return deep
+    source = tiny_models.heads_source("llama")
+    content = json.loads(source.space.read_text())
+    values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    values[3:6] = [[128], [128], [128, 64]]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    return replace(source, space=tmp_path / "few.json")
+
+
+def holders(groups: list[list[int]]) -> dict[int, int]:
+    """For each group of MLP widths and of heads the group of blocks that holds it: those of `BLOCKS`, which come last."""
+    first, attention, both, mlp = len(groups) - 3, 0, 1, 2
+    heads = {9: first + attention, 10: first + both} if first > 9 else {}
+    return {4: first + both, 5: first + mlp} | heads
+
+
 def distinct(elasticity: Elasticity, groups: list[list[int]]) -> set[tuple[int, ...]]:
-    """Every network once: the MLP width of a layer without an MLP decides nothing."""
+    """Every network once: the MLP width of a layer without an MLP decides nothing, nor do heads without their attention."""
     choices = [values if max(values) != 8 else values[:1] for values in groups]
-    found = set()
+    found, holder = set(), holders(groups)
     for widths in itertools.product(*choices):
-        plain = list(widths)
-        for layer, block in ((1, 10), (2, 11)):  # groups 10 and 11 leave out the MLPs of layers 1 and 2
-            plain[3 + layer] = plain[3 + layer] if widths[block] else 128
-        assert elasticity.plain(widths) == tuple(plain)
-        found.add(tuple(plain))
+        gone = {index for index, block in holder.items() if widths[block] == 0}
+        plain = tuple(groups[index][0] if index in gone else width for index, width in enumerate(widths))
+        assert elasticity.plain(widths) == plain
+        found.add(plain)
     return found
 
 
-def test_the_front_of_all_networks(run_cli: Callable, deep: TinySource, data: Path, tmp_path: Path) -> None:
-    command = ["search", *deep.arguments(), "--data", str(data), "--output", str(tmp_path / "out"), "--cost", "bytes"]
+def test_the_front_of_all_networks(run_cli: Callable, few: TinySource, data: Path, tmp_path: Path) -> None:
+    command = ["search", *few.arguments(), "--data", str(data), "--output", str(tmp_path / "out"), "--cost", "bytes"]
     command += ["--val-set-size", "8", "--prompt", "alpaca", "--evals", "300", "--population", "8", "--pick", "bytes<=0.8x"]
     ran = run_cli(*command, "--json")
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
-    source = deep.opened()
-    networks = distinct(source.elasticity, deep.groups())
+    source = few.opened()
+    networks = distinct(source.elasticity, few.groups())
     assert find_dimensions(source, ["int8"]).size == len(networks) == len(record["evaluations"])
     found = {tuple(one["widths"]): (one["quality"], one["cost"]) for one in record["evaluations"]}
     assert len(record["evaluations"]) == len(found), "each once"
     assert found.keys() <= networks
-    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(deep.base))
+    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(few.base))
     kl = dict(zip(sorted(networks), load_super_network(source).kl(sorted(networks), batches), strict=True))
     assert all(quality == pytest.approx(kl[widths], abs=1e-5) for widths, (quality, _) in found.items())
     under = [
@@ -62,22 +82,45 @@ def test_the_front_of_all_networks(run_cli: Callable, deep: TinySource, data: Pa
     ]
     best = record["evaluations"][record["picks"][0]["evaluation"]]
     assert best["quality"] == pytest.approx(min(kl[widths] for widths in under), abs=1e-4)
-    assert 0 in best["widths"], "the narrowest MLPs alone are not that small"
+    assert 0 in best["widths"], "the narrowest MLPs, or heads, alone are not that small"
 
 
-@pytest.mark.parametrize("case", ["llama", "neox", "gemma3", "bloom"])
-def test_damage_of_blocks(case: str, tiny_models: TinyModels, data: Path) -> None:
-    source = tiny_models.deep_source(case)
+@pytest.mark.parametrize(
+    ("case", "heads"),
+    [*((case, False) for case in ("llama", "neox", "gemma3", "bloom")), *((case, True) for case in ("llama", "neox", "phi3"))],
+)
+def test_damage_of_blocks(case: str, heads: bool, tiny_models: TinyModels, data: Path) -> None:
+    """And of numbers of heads, in layers whose attention may be left out and in one where it may not."""
+    source = tiny_models.heads_source(case) if heads else tiny_models.deep_source(case)
     opened, groups = source.opened(), source.groups()
     network = load_super_network(opened)
     batches = read_held_out(opened, data, 6, 0, "alpaca").batches(load_tokenizer(source.base))
     searched = find_dimensions(opened, ["int8"]).searched
-    assert searched == (3, 4, 5, 9, 10, 11)
+    assert searched == (3, 4, 5, *range(9, len(groups))) and len(groups) == 12 + 3 * heads
     table = measure_damage(network, batches, network.reference(batches), searched)
     maximal = [values[0] for values in groups]
     for group in searched:
         alone = [[*maximal[:group], value, *maximal[group + 1 :]] for value in groups[group]]
         assert table.rows[group] == pytest.approx(network.kl(alone, batches), rel=1e-3, abs=1e-5)
+        assert len(table.rows[group]) == len(groups[group]) and table.rows[group][-1] > 1e-4
+
+
+@pytest.mark.parametrize("case", ["llama", "phi3"])
+def test_damage_around_left_out_heads(case: str, tiny_models: TinyModels, data: Path) -> None:
+    """Heads of an attention that is not there do nothing; where it comes back, it does with the heads that it has."""
+    source = tiny_models.heads_source(case)
+    opened, groups = source.opened(), source.groups()
+    network = load_super_network(opened)
+    batches = read_held_out(opened, data, 6, 0, "alpaca").batches(load_tokenizer(source.base))
+    centre = [values[0] for values in groups]
+    centre[9], centre[10], centre[12], centre[13] = groups[9][-1], groups[10][-1], 0, 0
+    table = measure_damage(network, batches, network.reference(batches), range(9, 15), around=centre)
+    own = network.kl([centre], batches)[0]
+    for group in range(9, 15):
+        changed = [[*centre[:group], value, *centre[group + 1 :]] for value in groups[group]]
+        expected = [kl - own for kl in network.kl(changed, batches)]
+        assert table.rows[group] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert (max(map(abs, table.rows[group])) < 1e-6) == (group in (9, 10))
 
 
 def test_latency_adds_up(deep: TinySource) -> None:
@@ -104,10 +147,47 @@ def test_latency_adds_up(deep: TinySource) -> None:
     assert ttft([128, 64, 96], [1, 0, 0]) == pytest.approx(10 - 0.5 - 0.4)  # widths that are left out save nothing more
 
 
+def test_latency_of_heads(tiny_models: TinyModels) -> None:
+    """A kind of their own, measured at equal numbers; heads and an MLP of one block that is left out save nothing more."""
+    tiny = tiny_models.heads_source("llama")
+    source, groups = tiny.opened(), tiny.groups()
+    heads = "self_attn.k_proj, self_attn.q_proj, self_attn.v_proj"
+    kinds = {kind.name: kind for kind in find_kinds(source)}
+    assert set(kinds) == {"mlp.gate_proj, mlp.up_proj", heads, "self_attn", "mlp, self_attn", "mlp"}
+    assert (kinds[heads].layers, kinds[heads].widths) == ({9: 1, 10: 1, 11: 1}, (64, 32))
+    assert [kinds[name].layers for name in ("self_attn", "mlp, self_attn", "mlp")] == [{12: 1}, {13: 1}, {14: 1}]
+    networks = uniform_networks(source, find_kinds(source))
+    assert len(set(networks.values())) == 1 + 2 + 1 + 3  # all at their widest; two widths of MLPs, one of heads, blocks
+    widest = [values[0] for values in groups]
+    assert networks[heads, 32] == (*widest[:9], 32, 32, 32, 1, 1, 1)
+    assert networks["mlp, self_attn", 0] == (*widest[:12], 1, 0, 1)
+    saved = {"mlp.gate_proj, mlp.up_proj": 0.3, heads: 0.6, "self_attn": 0.7, "mlp, self_attn": 1.5, "mlp": 0.4}
+
+    def latency(name: str, width: int) -> Latency:
+        most, least = max(kinds[name].widths), min(kinds[name].widths)
+        narrow = (most - width) / (most - least)
+        return Latency(ttft=(10 - saved[name] * narrow) / 1e3, tpot=(1 - saved[name] * narrow / 10) / 1e3)
+
+    table = format_table(source, find_kinds(source), {one: latency(*key) for key, one in networks.items()}, {})
+
+    def predicted(metric: str, mlp: list[int], kept: list[int], depth: list[int]) -> float:
+        chosen = source.elasticity.plain([*groups[0][:1] * 3, *mlp, *groups[6][:1] * 3, *kept, *depth])
+        return table.predict(metric, find_kinds(source), chosen)
+
+    whole = [128, 128, 128]
+    assert predicted("ttft", whole, [64, 64, 64], [1, 1, 1]) == pytest.approx(10)
+    assert predicted("ttft", whole, [32, 64, 32], [1, 1, 1]) == pytest.approx(10 - 2 * 0.2)
+    assert predicted("ttft", whole, [32, 64, 32], [0, 1, 1]) == pytest.approx(10 - 0.7 - 0.2)
+    assert predicted("ttft", [128, 64, 128], [64, 32, 64], [1, 0, 1]) == pytest.approx(10 - 1.5)
+    assert predicted("tpot", [64, 64, 64], [32, 32, 32], [0, 0, 0]) == pytest.approx(1 - 0.01 - 0.02 - 0.07 - 0.15 - 0.04)
+
+
+@pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("share", [0.95, 0.85, 0.75, 0.7, 0.65])
-def test_a_pick_is_solved_where_blocks_hold_widths(share: float, deep: TinySource) -> None:
+def test_a_pick_is_solved_where_blocks_hold_widths(share: float, heads: bool, tiny_models: TinyModels) -> None:
     """The least summed damage under a bound, by trying every network; a width inside a block that is left out saves nothing."""
-    source, groups = deep.opened(), deep.groups()
+    tiny = tiny_models.heads_source("llama") if heads else tiny_models.deep_source("llama")
+    source, groups = tiny.opened(), tiny.groups()
     dimensions, draw = find_dimensions(source, ["int8"]), random.Random(3)
     rows = tuple(
         (0.0, *sorted(draw.random() for _ in values[1:])) if index in dimensions.searched else ()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import silence
+from tiny_bert import TinyBert
 from tiny_models import LAYERS, TinyModels, block_path
 from transformers import AutoModelForCausalLM
 
@@ -110,6 +111,14 @@ def test_wrong_usage(
     options = [str(data) if option == "DATA" else option for option in options]
     ran = run_cli("space", "--model", tiny_models.base("llama"), "--output", tmp_path / "s.json", *options)
     assert ran.code == 2 and told in " ".join(ran.err.replace("│", " ").split())
+    assert not (tmp_path / "s.json").exists()
+
+
+@pytest.mark.parametrize("kinds", ["attention", "attention,mlp"])
+def test_a_family_without_blocks(kinds: str, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    ran = run_cli("space", "--model", tiny_bert.base(), "--output", tmp_path / "s.json", "--depth", kinds)
+    told = f"--depth {kinds.replace(',', ', ')}: bert has no blocks that can be left out"
+    assert ran.code == 1 and told in ran.err and str(tiny_bert.base()) in ran.err and "Traceback" not in ran.err
     assert not (tmp_path / "s.json").exists()
 
 

@@ -155,6 +155,11 @@ def test_stages_that_ask_for_what_is_not_done(
     assert run_cli("inspect", *llama_copy.arguments(), "--json").code == 0
 
 
+def test_depth_rate_without_blocks(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    error = refused(arguments(llama, data, tmp_path / "out", depth_rate=0.2))
+    has(error, f"--depth-rate: {llama.space} has no blocks that may be left out", "lonas-edge space --depth")
+
+
 def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     """Every command minds it: a sub-network would be another than the file's."""
     content = json.loads(llama_copy.space.read_text())
@@ -234,6 +239,14 @@ def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Cal
         (["--no-elastic", "--distill", "0.5", "--sample-rate", "2"], ["--sample-rate, --distill: plain LoRA"]),
         (["--width-indicator", "2", "--no-elastic"], ["--width-indicator: plain LoRA"]),
         (["--epochs", "2"], ["--steps and --epochs", "give one"]),
+        (["--depth-rate", "nan"], ["--depth-rate", "nan is not a finite number"]),
+        (["--depth-rate", "1.1"], ["--depth-rate", "1.1 is not in the range"]),
+        (["--no-elastic", "--depth-rate", "0.1"], ["--depth-rate: plain LoRA"]),
+        (["--subnetworks", "minimal", "--depth-rate", "0.1"], ["--depth-rate: of draws from the whole search space"]),
+        (
+            ["--subnetworks", "minimal", "--depth-rate", "0.1", "--width-indicator", "2"],
+            ["--width-indicator, --depth-rate: of draws", "--subnetworks names others"],
+        ),
     ],
 )
 def test_options_that_would_do_nothing(

@@ -14,9 +14,10 @@ from lm_eval.models.optimum_lm import OptimumLM
 from openvino_models import ir_logits
 from optimum.intel import OVModelForCausalLM
 from oracle import oracle_logits
-from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource, block_path, has_heads
+from tiny_models import CASES, HEADS, HIDDEN, LAYERS, TinyModels, TinySource, block_path, has_heads
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.subnetwork import Subnetwork
@@ -77,6 +78,24 @@ def test_heads_answer_as_defined(case: str, ordered: bool, tiny_models: TinyMode
     states = [sink.get_input_partial_shape(0)[1] for sink in ov.Core().read_model(folder / "openvino_model.xml").get_sinks()]
     heads = CASES[case].get("num_key_value_heads", HEADS)
     assert sorted(state.get_length() for state in states) == sorted([heads] * 2 + [max(1, heads // 2)] * 4)
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3", "neox", "phi3"])
+@pytest.mark.parametrize("depth", [[1, 1, 1], [0, 1, 0], [1, 0, 1]])
+def test_bytes_of_the_cache(case: str, depth: list[int], tiny_models: TinyModels, tmp_path: Path) -> None:
+    """What config.json says a token adds to the cache is what the IR's states hold: fewer heads, no attention."""
+    source = tiny_models.heads_source(case)
+    groups = source.groups()
+    widths = [group[0] for group in groups[:9]] + [groups[9][0], groups[10][-1], groups[11][-1], *depth]
+    folder = exported(source, widths, tmp_path / "out", weight_format="fp32", verify=False)
+    sinks = ov.Core().read_model(folder / "openvino_model.xml").get_sinks()
+    shapes = [sink.get_input_partial_shape(0) for sink in sinks]  # [prompts, heads, tokens, channels], keys and values
+    elements = sum(shape[1].get_length() * shape[3].get_length() for shape in shapes)
+    whole, channels = CASES[case].get("num_key_value_heads", HEADS), CASES[case].get("head_dim", HIDDEN // HEADS)
+    kept = [whole * depth[0], whole // 2 * depth[1], whole // 2]  # key-value heads of each layer
+    assert elements == 2 * sum(kept) * channels
+    config = json.loads((folder / "config.json").read_text())
+    assert kv_bytes(config, 7, "f16") == 7 * 2 * elements and kv_bytes(config, 1, "u8") == elements
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,53 @@ def test_cache(tiny_models: TinyModels) -> None:
     whole = Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements()
     config["left_out_blocks"] = ["model.layers.0.self_attn", "model.layers.1.self_attn", "model.layers.1.mlp"]
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == whole // 3
+    channels = HIDDEN // HEADS
+    config["per_layer_config"] = {"0": {"num_attention_heads": 2, "num_key_value_heads": 1}}  # which has no attention
+    assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * KV_HEADS * channels
+    config["per_layer_config"]["2"] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * channels
+    del config["left_out_blocks"]
+    assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * (1 + KV_HEADS + 1) * channels
+
+
+def test_sizes_with_heads(tiny_models: TinyModels) -> None:
+    """Counted by hand: two heads of four, with one key-value head of two, in the first and third attention; MLPs unequal."""
+    source = tiny_models.heads_source("llama").opened()
+    vectors = 2 * LAYERS * HIDDEN + HIDDEN  # norms: two a layer, and the last one
+
+    def sizes_of(heads: list[int], mlps: list[int], kept: tuple[int, int, int]) -> tuple[int, int, list[tuple[int, int]]]:
+        """Parameters, linear weights with adapters of rank 8 (none on o_proj), and the matrices [rows, columns]."""
+        there = ((kept[0], 1), (kept[1], kept[1]), (1, kept[2]))  # attention and MLP of each layer: `BLOCKS`
+        matrices, adapters, norms = [], 0, vectors
+        for query, mlp, (attends, widens) in zip(heads, mlps, there, strict=True):
+            key_value = query // 2  # a key-value head to two query heads
+            if attends:
+                matrices += [(query, HIDDEN), (key_value, HIDDEN), (key_value, HIDDEN), (HIDDEN, query)]
+                adapters += 8 * (HIDDEN + query) + 2 * 8 * (HIDDEN + key_value)
+            if widens:
+                matrices += [(mlp, HIDDEN), (mlp, HIDDEN), (HIDDEN, mlp)]
+                adapters += 3 * 8 * (HIDDEN + mlp)
+            norms -= HIDDEN * ((not attends) + (not widens))
+        matrices += [(VOCAB, HIDDEN)] * 2  # embedding and head
+        weights = sum(rows * columns for rows, columns in matrices)
+        return weights + norms, weights - VOCAB * HIDDEN + adapters, matrices
+
+    for heads, mlps, kept in (
+        ([32, 64, 32], [128, 128, 128], (1, 1, 1)),
+        ([32, 32, 32], [64, 96, 128], (1, 1, 1)),
+        ([64, 64, 32], [64, 96, 128], (0, 1, 0)),
+        ([32, 32, 32], [128, 64, 64], (0, 0, 1)),
+    ):
+        found = source.sizes([8] * 3 + mlps + [8] * 3 + heads + list(kept))
+        parameters, linear, matrices = sizes_of(heads, mlps, kept)
+        assert (found.parameters, found.linear_weights, found.macs) == (parameters, linear, 256 * linear)
+        others = parameters - sum(rows * columns for rows, columns in matrices)
+        assert found.bytes["fp32"] == 4 * parameters
+        assert found.bytes["int8_sym"] == sum(rows * columns + 2 * rows for rows, columns in matrices) + 4 * others
+    alone = [source.sizes([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 1, 1]).parameters for query in (64, 32)]
+    assert alone[0] - alone[1] == 2 * 32 * HIDDEN + 2 * 16 * HIDDEN  # rows of q and columns of o, rows of k and v
+    gone = [source.sizes([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 0, 1]) for query in (64, 32)]
+    assert gone[0] == gone[1], "heads of an attention that is not there"
 
 
 def test_picture(tiny_models: TinyModels) -> None:

@@ -1,5 +1,6 @@
 """IRs of networks without some heads and blocks: they answer as defined, in stock clients, without caches of what is gone."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +21,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.space.subnetwork import Subnetwork, select
 
 Choose = Callable[[TinySource, str], list[int]]
+Cut = Callable[[str, str], tuple[TinySource, list[int], Path]]
 DEPTHS = {
     "llama": [0, 0, 0],
     "gemma2": [0, 1, 0],
@@ -34,8 +36,10 @@ DEPTHS = {
     "granite": [0, 1, 0],
     "olmo2": [0, 1, 0],
 }
+FREEDOMS = ("widths and depth", "widths, depth and heads")  # or one of "depth" and "heads" alone
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 NEW = 16
-PROMPTS = ["the inner ones", "a", "there is another one in the attic"]
+PROMPTS = ["the inner ones", "a", "there is another one in the attic", "on and on"]
 
 
 def exported(source: TinySource, widths: list[int], output: Path, **options: object) -> Path:
@@ -43,11 +47,25 @@ def exported(source: TinySource, widths: list[int], output: Path, **options: obj
     return output
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
-def test_answers_as_defined(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "ordered"),
+    [
+        *((name, False) for name in CASES if not name.endswith("-tied")),
+        *((name, True) for name in ("llama", "gemma3", "bloom", "olmo2")),  # the others with heads, below
+    ],
+)
+def test_answers_as_defined(
+    case: str, ordered: bool, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """Blocks that differ from family to family; in another order of heads and channels, those and widths drawn at random."""
     source = tiny_models.deep_source(case)
+    source = source.ordered(tmp_path / "ordered") if ordered else source
     depth = DEPTHS.get(case, [0, 0, 1])
     widths = choose(source, "unequal:1")[:-3] + depth
+    if ordered:
+        widths = list(select(source.opened().space, "random:4").widths)
+        depth = widths[-3:]
+        assert 0 in depth[:2]
     folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
     expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
     assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3
@@ -80,8 +98,10 @@ def test_heads_answer_as_defined(case: str, ordered: bool, tiny_models: TinyMode
     assert sorted(state.get_length() for state in states) == sorted([heads] * 2 + [max(1, heads // 2)] * 4)
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3", "neox", "phi3"])
-@pytest.mark.parametrize("depth", [[1, 1, 1], [0, 1, 0], [1, 0, 1]])
+@pytest.mark.parametrize(
+    ("case", "depth"),
+    [("llama", [1, 1, 1]), ("llama", [0, 1, 0]), ("qwen3", [1, 0, 1]), ("neox", [0, 1, 1]), ("phi3", [1, 0, 1])],
+)
 def test_bytes_of_the_cache(case: str, depth: list[int], tiny_models: TinyModels, tmp_path: Path) -> None:
     """What config.json says a token adds to the cache is what the IR's states hold: fewer heads, no attention."""
     source = tiny_models.heads_source(case)
@@ -98,37 +118,51 @@ def test_bytes_of_the_cache(case: str, depth: list[int], tiny_models: TinyModels
     assert kv_bytes(config, 7, "f16") == 7 * 2 * elements and kv_bytes(config, 1, "u8") == elements
 
 
-@pytest.mark.parametrize(
-    ("case", "heads"), [(case, heads) for case in DEPTHS for heads in (False, True)[: 1 + has_heads(case)]]
-)
-def test_stock_clients_answer_alike(case: str, heads: bool, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
-    """Greedy tokens of openvino_genai, a prompt at a time and in a batch, of optimum-intel and of PyTorch; and beams.
+@pytest.fixture(scope="module")
+def cut(tiny_models: TinyModels, choose: Choose, tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    """A source, widths and the fp32 IR of them, made once: `cut(case, freedom)`, the freedoms those of `FREEDOMS`."""
+
+    @functools.cache
+    def make(case: str, freedom: str) -> tuple[TinySource, list[int], Path]:
+        heads, alone = freedom.endswith("heads"), freedom in ("depth", "heads")
+        source = tiny_models.heads_source(case) if heads else tiny_models.deep_source(case)
+        groups = source.groups()
+        widths = choose(tiny_models.deep_source(case), "maximal" if alone else "unequal:1")[:-3]
+        widths += [groups[9][-1], groups[10][0], groups[11][-1]] if heads else []
+        widths += [1, 1, 1] if freedom == "heads" else DEPTHS[case]
+        return source, widths, exported(source, widths, tmp_path_factory.mktemp(case) / "out", weight_format="fp32")
+
+    return make
+
+
+ALL_FREEDOMS = [(case, freedom) for case in DEPTHS for freedom in FREEDOMS[: 1 + has_heads(case)]]
+ALONE = [("llama", "depth"), ("llama", "heads"), ("gemma3", "depth")]
+
+
+@pytest.mark.parametrize(("case", "freedom"), [*ALL_FREEDOMS, *ALONE])
+def test_stock_clients_answer_alike(case: str, freedom: str, cut: Cut) -> None:
+    """Greedy tokens of openvino_genai and of optimum-intel, a prompt at a time and in a batch, and of PyTorch; and beams.
 
     Beams of openvino_genai are not compared: of whole networks, too, they are others than those of transformers.
     """
-    source = tiny_models.deep_source(case)
-    widths = choose(source, "unequal:1")[:-3]
-    if heads:
-        source = tiny_models.heads_source(case)
-        widths += [source.groups()[9][-1], source.groups()[10][0], source.groups()[11][-1]]
-    widths += DEPTHS[case]
-    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
+    source, widths, folder = cut(case, freedom)
     network = load_super_network(source.opened())
     network.activate(widths)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    stock = OVModelForCausalLM.from_pretrained(folder, ov_config=exact)
-    answers = []
-    for prompt in PROMPTS:
-        tokens = tokenizer(prompt, return_tensors="pt")
-        for beams in (4, 1):
-            settings = {"max_new_tokens": NEW, "num_beams": beams, "do_sample": False, "eos_token_id": None}
+    stock = OVModelForCausalLM.from_pretrained(folder, ov_config=EXACT)
+    batch, answers = tokenizer(PROMPTS, return_tensors="pt", padding=True), {}
+    for beams in (4, 1):
+        settings = {"max_new_tokens": NEW, "num_beams": beams, "do_sample": False, "eos_token_id": None}
+        answers[beams] = []
+        for prompt in PROMPTS:
+            tokens = tokenizer(prompt, return_tensors="pt")
             expected = network.base.generate(**tokens, **settings)
             assert torch.equal(stock.generate(**tokens, **settings), expected)
-        answers.append(expected[0, -NEW:].tolist())
+            answers[beams].append(expected[0, -NEW:].tolist())
+        assert stock.generate(**batch, **settings)[:, -NEW:].tolist() == answers[beams]
     for backend in ("SDPA", "PA"):
-        pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND=backend, **exact)
-        check_tokens(pipeline, tokenizer, answers)
+        pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND=backend, **EXACT)
+        check_tokens(pipeline, tokenizer, answers[1])
 
 
 def check_tokens(pipeline: openvino_genai.LLMPipeline, tokenizer: PreTrainedTokenizerBase, answers: list[list[int]]) -> None:
@@ -150,13 +184,11 @@ def beams_config() -> openvino_genai.GenerationConfig:
     return openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=NEW, num_beams=4)
 
 
-@pytest.mark.parametrize("case", ["llama", "neox", "phi3"])
-def test_lm_eval_reads_the_same_likelihoods(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "freedom"), ALL_FREEDOMS)
+def test_lm_eval_reads_the_same_likelihoods(case: str, freedom: str, cut: Cut, tmp_path: Path) -> None:
     """`lm_eval --model openvino`, several continuations in a batch, against sums of the oracle's log-probabilities."""
-    source = tiny_models.deep_source(case)
-    widths = choose(source, "unequal:1")[:-3] + DEPTHS[case]
-    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
-    (tmp_path / "ov.json").write_text(json.dumps({"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}))
+    source, widths, folder = cut(case, freedom)
+    (tmp_path / "ov.json").write_text(json.dumps(EXACT))
     stock = OptimumLM(pretrained=str(folder), device="cpu", batch_size=3, ov_config=str(tmp_path / "ov.json"))
     asked = [(PROMPTS[0], " there"), (PROMPTS[0], " in the attic"), (PROMPTS[2], " is another")]
     told = stock.loglikelihood([Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(asked)])

@@ -56,6 +56,7 @@ _FAMILIES = {
         "head_dim": 16,
         "query_pre_attn_scalar": 16,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 6,
     },
     "neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},

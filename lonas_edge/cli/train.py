@@ -330,8 +330,6 @@ def command(  # the options are read from the context, by the names they have in
 def _refuse_what_does_nothing(ctx: typer.Context) -> None:
     if ctx.params["alpha"] <= 0:
         raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
-    if math.isnan(ctx.params["depth_rate"]):
-        raise typer.BadParameter("--depth-rate nan: must be between 0 and 1")
     _refuse_idle_distillation(ctx)
     if ctx.params["solve"] and not ctx.params["start"]:
         raise typer.BadParameter("--solve goes with --from SUPER_ADAPTER: it is of one sub-network")

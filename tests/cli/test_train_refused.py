@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import TinySource
+from tiny_models import TinyModels, TinySource
 from train_commands import arguments, has
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -158,6 +158,14 @@ def test_stages_that_ask_for_what_is_not_done(
 def test_depth_rate_without_blocks(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     error = refused(arguments(llama, data, tmp_path / "out", depth_rate=0.2))
     has(error, f"--depth-rate: {llama.space} has no blocks that may be left out", "lonas-edge space --depth")
+
+
+def test_depth_rate_where_every_stage_holds_depth_back(
+    tiny_models: TinyModels, data: Path, tmp_path: Path, refused: Callable
+) -> None:
+    source = tiny_models.deep_source("llama")
+    error = refused(arguments(source, data, tmp_path / "out", depth_rate=0.2))
+    has(error, f"--depth-rate: every stage of {source.space} holds depth back", '"train_dims" is ["width"]')
 
 
 def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:

@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="decoder layers of a shape; its own number when not given")
     parser.add_argument("--work", type=Path, required=True, help="scratch directory; models and IRs are kept there")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--weight-format", default="int8,int4")
+    parser.add_argument("--weight-format", default="int8_sym,int4_sym")
     parser.add_argument("--prompt-len", default="256,1024")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=12)

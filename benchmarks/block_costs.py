@@ -28,12 +28,11 @@ from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import find_kinds, uniform_networks
 from lonas_edge.space.generate import generate_space
 
-RATIOS = (1, 0.75, 0.5, 0.25)
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help=f"a directory, or one of {', '.join(SHAPES)}")
+    parser.add_argument("--ratios", default="1,.75,.5,.25", help="widths of an MLP")
     parser.add_argument("--heads", action="store_true", help="attention with fewer heads, too")
     parser.add_argument("--layers", type=int, help="decoder layers of a shape; its own number when not given")
     parser.add_argument("--work", type=Path, required=True, help="scratch directory; models and IRs are kept there")
@@ -54,7 +53,8 @@ def opened(arguments: argparse.Namespace) -> Source:
     architecture = open_source(str(base), weights=False).architecture
     first = architecture.family.layer(0) + "."
     blocks = [path for path in architecture.blocks if not path.startswith(first)]
-    content = generate_space(architecture, RATIOS, (1,), blocks=blocks, heads=arguments.heads)
+    ratios = tuple(map(float, arguments.ratios.split(",")))
+    content = generate_space(architecture, ratios, (1,), blocks=blocks, heads=arguments.heads)
     space = arguments.work / f"{base.name}-blocks{'-heads' * arguments.heads}.json"
     space.write_text(json.dumps(content))
     return open_source(str(base), None, space)

@@ -20,7 +20,7 @@ from typing import Any
 from accuracy_study import TASKS, lonas_edge
 from int4_study import trained
 from search_study import LORA_STEPS, PACKAGES, STEPS, against, answer, over_seeds, write_data
-from structure_study import groups_of, lora, restricted, translated
+from structure_study import groups_of, lora, restricted, shown, translated
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.network.source import Source, open_source
@@ -155,9 +155,7 @@ def main() -> None:
         "networks": result,
     }
     for name, row in result.items():
-        figures = " ".join(f"{value:.1f}" for value in row["averages"])
-        less = "  ".join(f"less {other} {v['difference']:+.1f} ± {v['half_width_95']:.1f}" for other, v in row["less"].items())
-        print(f"{name:36} {figures} %  {less}")
+        print(f"{name:36} {shown(row)}")
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -152,6 +152,13 @@ def sizes(folder: Path) -> dict[str, Any]:
     return {"linear_weights": manifest["sizes"]["subnetwork"]["linear_weights"]}
 
 
+def shown(row: dict[str, Any]) -> str:
+    """Averages by seed, and differences."""
+    figures = " ".join(f"{value:.1f}" for value in row["averages"])
+    less = "  ".join(f"less {other} {v['difference']:+.1f} ± {v['half_width_95']:.1f}" for other, v in row["less"].items())
+    return f"{figures} %  {less}"
+
+
 def main() -> None:
     arguments = parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -199,9 +206,7 @@ def main() -> None:
         "networks": result,
     }
     for name, row in result.items():
-        figures = " ".join(f"{value:.1f}" for value in row["averages"])
-        less = "  ".join(f"less {other} {v['difference']:+.1f} ± {v['half_width_95']:.1f}" for other, v in row["less"].items())
-        print(f"{name:44} {figures} %  {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms  {less}")
+        print(f"{name:12} {row['ttft_ms']:.0f} / {row['tpot_ms']:.2f} ms  {shown(row)}")
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -4,11 +4,11 @@
         --work DIR --output benchmarks/results/elastic_study.json
 
 SPACE has MLP widths and attention that may be left out. With each seed LoRA is trained so that it can be cut (the maximal
-network alone), and for the same compute super-adapters: with MLP widths alone; with attention, too (the default of `train`); so
-with the finished LoRA as the teacher; and drawing the networks of --front (files that `search` wrote) instead of all. Of each
-the maximal network, the one whose MLPs are at their middle widths, and --subnet (where attention may be left out) answer by
-`option-text` as INT8 IRs; differences are paired by question and averaged over the seeds. Finished steps are kept in --work; a
-process may run for each seed with `--only answers`, then one for all.
+network alone), and for the same compute super-adapters: with MLP widths alone; with attention, too (the default of `train`),
+and with half its depth rate; with the finished LoRA as the teacher; and drawing the networks of --front (files that `search`
+wrote) instead of all. Of each the maximal network, the one whose MLPs are at their middle widths, and --subnet (where
+attention may be left out) answer by `option-text` as INT8 IRs; differences are paired by question and averaged over the
+seeds. Finished steps are kept in --work; a process may run for each seed with `--only answers`, then one for all.
 """
 
 import argparse
@@ -26,12 +26,13 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.space.search_space import Group
 from lonas_edge.space.subnetwork import select
+from lonas_edge.training.plan import TrainOptions
 from lonas_edge.versions import versions
 
-LORA, WIDTHS, DEEP, TAUGHT, FRONT = "LoRA", "MLP widths", "and attention", "taught", "of a front"
+LORA, WIDTHS, DEEP, RARE, TAUGHT, FRONT = "LoRA", "MLP widths", "and attention", "and attention, rarely", "taught", "of a front"
 # Steps of equal compute: what a drawn network's step and a teacher's forward pass cost in LoRA's steps (`accuracy_study.py`);
 # a network of a front of 0.70 x to 1 x the time of a token keeps nine tenths of the work.
-ARM_STEPS = {WIDTHS: STEPS, DEEP: STEPS, TAUGHT: 137, FRONT: 200}
+ARM_STEPS = {WIDTHS: STEPS, DEEP: STEPS, RARE: STEPS, TAUGHT: 137, FRONT: 200}
 MAXIMAL, MIDDLE, FOUND = "maximal", "MLPs at their middle", "found"
 
 
@@ -54,6 +55,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def named(name: str) -> str:
+    """As part of a file's name."""
+    return name.replace(" ", "-").replace(":", "").replace(",", "")
+
+
 def super_adapter(arguments: argparse.Namespace, arm: str, seed: int) -> Path:
     """One arm's training."""
     space: Path = arguments.space
@@ -62,9 +68,10 @@ def super_adapter(arguments: argparse.Namespace, arm: str, seed: int) -> Path:
         space.write_text(json.dumps(restricted(json.loads(arguments.space.read_text()), ["widths"]), indent=1))
     command: list[object] = ["--model", arguments.base, "--nncf-config", space, "--prompt", "question", "--lr", arguments.lr]
     command += ["--steps", round(ARM_STEPS[arm] * arguments.steps / LORA_STEPS)]
+    command += ["--depth-rate", TrainOptions().depth_rate / 2] if arm == RARE else []
     command += ["--teacher", lora(arguments, seed, arguments.space)] if arm == TAUGHT else []
     command += ["--subnetworks", arguments.front] if arm == FRONT else []
-    return trained(arguments, seed, arguments.work / f"super-{arm.replace(' ', '-')}-{seed}", *command)
+    return trained(arguments, seed, arguments.work / f"super-{named(arm)}-{seed}", *command)
 
 
 def of_mlps(group: Group) -> bool:
@@ -80,13 +87,13 @@ def middle(source: Source) -> list[int]:
 
 def networks(arguments: argparse.Namespace, arm: str, adapter: Path) -> dict[str, object]:
     """Which of an arm's networks are asked: name and --subnet."""
-    file = arguments.work / f"middle-{arm.replace(' ', '-')}.json"
+    file = arguments.work / f"middle-{named(arm)}.json"
     source = open_source(str(adapter))
     file.write_text(json.dumps({"widths": middle(source)}))
     found: dict[str, object] = {MAXIMAL: "maximal", MIDDLE: file}
     if arm != WIDTHS:
         widths = json.loads(arguments.subnet.read_text())["widths"]
-        own = arguments.work / f"found-{arm.replace(' ', '-')}.json"
+        own = arguments.work / f"found-{named(arm)}.json"
         own.write_text(
             json.dumps({"widths": translated(widths, groups_of(arguments.base, arguments.space), source.space.groups)})
         )
@@ -102,7 +109,7 @@ def exported(arguments: argparse.Namespace, seed: int) -> dict[str, Path]:
         wanted |= {f"{arm}: {name}": (adapter, subnet) for name, subnet in networks(arguments, arm, adapter).items()}
     folders = {}
     for name, (adapter, subnet) in wanted.items():
-        folder = folders[name] = arguments.work / f"ir-{seed}" / name.replace(" ", "-").replace(":", "")
+        folder = folders[name] = arguments.work / f"ir-{seed}" / named(name)
         folder.parent.mkdir(exist_ok=True)
         if not folder.exists():
             lonas_edge("export", adapter, "--subnet", subnet, "--output", folder)

@@ -4,11 +4,11 @@
         --work DIR --output benchmarks/results/elastic_study.json
 
 SPACE has MLP widths and attention that may be left out. With each seed LoRA is trained so that it can be cut (the maximal
-network alone), and for the same compute super-adapters: with MLP widths alone; with attention, too (the default of `train`),
-and with half its depth rate; with the finished LoRA as the teacher; and drawing the networks of --front (files that `search`
-wrote) instead of all. Of each the maximal network, the one whose MLPs are at their middle widths, and --subnet (where
-attention may be left out) answer by `option-text` as INT8 IRs; differences are paired by question and averaged over the
-seeds. Finished steps are kept in --work; a process may run for each seed with `--only answers`, then one for all.
+network alone), and for the same compute super-adapters: with MLP widths alone; with attention, too, left out at two rates;
+with the finished LoRA as the teacher; and drawing the networks of --front (files that `search` wrote) instead of all. Of each
+the maximal network, the one whose MLPs are at their middle widths, and --subnet (where attention may be left out) answer by
+`option-text` as INT8 IRs; differences are paired by question and averaged over the seeds. Finished steps are kept in --work;
+a process may run for each seed with `--only answers`, then one for all.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.space.search_space import Group
 from lonas_edge.space.subnetwork import select
-from lonas_edge.training.plan import TrainOptions
 from lonas_edge.versions import versions
 
 LORA, WIDTHS, DEEP, RARE, TAUGHT, FRONT = "LoRA", "MLP widths", "and attention", "and attention, rarely", "taught", "of a front"
 # Steps of equal compute: what a drawn network's step and a teacher's forward pass cost in LoRA's steps (`accuracy_study.py`);
 # a network of a front of 0.70 x to 1 x the time of a token keeps nine tenths of the work.
 ARM_STEPS = {WIDTHS: STEPS, DEEP: STEPS, RARE: STEPS, TAUGHT: 137, FRONT: 200}
+RATES = {DEEP: 0.2, RARE: 0.1, TAUGHT: 0.2}  # --depth-rate
 MAXIMAL, MIDDLE, FOUND = "maximal", "MLPs at their middle", "found"
 
 
@@ -68,7 +68,7 @@ def super_adapter(arguments: argparse.Namespace, arm: str, seed: int) -> Path:
         space.write_text(json.dumps(restricted(json.loads(arguments.space.read_text()), ["widths"]), indent=1))
     command: list[object] = ["--model", arguments.base, "--nncf-config", space, "--prompt", "question", "--lr", arguments.lr]
     command += ["--steps", round(ARM_STEPS[arm] * arguments.steps / LORA_STEPS)]
-    command += ["--depth-rate", TrainOptions().depth_rate / 2] if arm == RARE else []
+    command += ["--depth-rate", RATES[arm]] if arm in RATES else []
     command += ["--teacher", lora(arguments, seed, arguments.space)] if arm == TAUGHT else []
     command += ["--subnetworks", arguments.front] if arm == FRONT else []
     return trained(arguments, seed, arguments.work / f"super-{named(arm)}-{seed}", *command)
@@ -124,7 +124,7 @@ def rows(answers: dict[int, dict[str, Any]]) -> dict[str, Any]:
     for name in names:
         arm, _, network = name.partition(": ")
         others = [LORA] if arm != LORA else []
-        others += [f"{other}: {network}" for other in (WIDTHS, DEEP) if arm not in (LORA, WIDTHS, other)]
+        others += [f"{other}: {network}" for other in (WIDTHS, DEEP, RARE) if arm not in (LORA, WIDTHS, other)]
         found[name] = {
             "averages": [statistics.mean(map(statistics.mean, one[name].values())) for one in answers.values()],
             "less": {other: against(means[name], means[other]) for other in others if other in means},
@@ -155,7 +155,7 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("seeds", "arms", "lr", "steps", "precision", "limit")}
     report = {
         "conditions": {**describe("CPU"), "versions": versions(PACKAGES)},
-        "settings": {**settings, "base": arguments.base.name, "tasks": list(TASKS)},
+        "settings": {**settings, "base": arguments.base.name, "depth_rates": RATES, "tasks": list(TASKS)},
         "trainings": trainings(arguments, seeds),
         "found": json.loads(arguments.subnet.read_text())["widths"],
         "front": {file.stem: json.loads(file.read_text())["widths"] for file in sorted(arguments.front.glob("*.json"))},

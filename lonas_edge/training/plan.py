@@ -90,7 +90,7 @@ class TrainOptions:
     max_grad_norm: float = 1.0
     width_indicator: int | None = None
     sample_rate: int | None = None
-    depth_rate: float = 0.2
+    depth_rate: float = 0.1
     subnetworks: tuple[tuple[int, ...], ...] = ()
     sampling: Sampling = "random"
     distill: float | None = None

@@ -10,7 +10,8 @@ Mean KL from the maximal network on prompts of HELD_OUT, none of which is in TRA
         --held-out-prompts 32 --prompt-tokens 64 --cases heuristic:128:0.1 --output benchmarks/results/solving_llama_7b.json
 
 What it costs at a shape of `random_models.py` (random weights, whose KL says nothing). Layers are walked one by one, so seconds
-grow evenly with their number, and memory by what is found for each: a few numbers of layers (`--layers 2,4`) give those of the whole model.
+grow evenly with their number, and memory by what is found for each: a few numbers of
+layers (`--layers 2,4`) give those of the whole model.
 """
 
 import argparse

@@ -7,7 +7,8 @@ merged weight and W1 the sub-network's,
 
 with H = sum x x^T and d = SHRINKAGE times the mean of its diagonal: least squares on calibration text, as in OBC (Frantar and
 Alistarh, NeurIPS 2022) and OSSCAR (Meng et al., ICML 2024), drawn towards what training gave. Layers are walked one by one,
-their weights streamed: the memory is that of one layer, of its H, of its inputs for all prompts, and of all changes found so far.
+their weights streamed: the memory is that of one layer, of its H, of its inputs for all prompts, and of the
+changes found so far.
 """
 
 from collections.abc import Callable, Sequence

@@ -248,6 +248,9 @@ def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
     whole = [*depth.maximal[:-3]]
     assert kv_elements(depth, None) == kv_elements(depth, depth.maximal) == LAYERS * layer
     assert kv_elements(depth, [*whole, 0, 1, 1]) == (LAYERS - 1) * layer
+    rigid = tiny_models.deep_source("olmo2").opened().elasticity  # its heads are not elastic
+    assert kv_elements(rigid, rigid.maximal) == LAYERS * layer
+    assert kv_elements(rigid, [*rigid.maximal[:-3], 0, 1, 1]) == (LAYERS - 1) * layer
     source = tiny_models.heads_source("llama")
     heads = source.opened().elasticity
     chosen = [group[0] for group in source.groups()[:9]] + [64, 32, 32]

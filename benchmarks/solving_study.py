@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from random_models import SHAPES, random_source
@@ -80,7 +81,8 @@ def solved(arguments: argparse.Namespace, source: Source) -> Iterator[dict[str, 
         model = MaterializedModel(source, select(source.space, subnet))
         batches = read_held_out(source, data, int(prompts), 0, template).batches(tokenizer)
         start = time.perf_counter()
-        found = solve(model, batches, held_out, float(shrinkage))
+        with TemporaryDirectory(dir=arguments.work) as scratch:
+            found = solve(model, batches, held_out, Path(scratch), float(shrinkage))
         yield {
             "layers": source.architecture.config.num_hidden_layers,
             "subnetwork": model.subnetwork.name,

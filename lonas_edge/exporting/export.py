@@ -57,6 +57,7 @@ from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.divergence import Parity, TextDivergence, compare, compare_texts
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.solved import SOLVE_PROMPTS, Solved
+from lonas_edge.network.solving import bytes_found
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
@@ -157,8 +158,9 @@ def export(
     directory = OutputDirectory(output, options.overwrite, used)
     beside = options.draft.bytes(source) + _ROOM_BYTES if options.draft else 0
     written = layout.bytes(stored) if layout else _most_bytes(source, subnetwork, stored, options)
+    beside += bytes_found(source.elasticity, subnetwork.widths) if options.solve else 0
     directory.check(written + _ROOM_BYTES + beside)
-    with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
+    with directory.open() as folder, _scratch(folder, "solved-") as found, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
@@ -191,7 +193,7 @@ def export(
         solved = source.solved
         if texts is not None:
             with steps.step("solve", "Solving what is cut") as done:
-                model, solved = solve_model(model, texts, tokenizer, done)
+                model, solved = solve_model(model, texts, tokenizer, Path(found), done)
         job = _Export(model, tokenizer, generation, folder, options, stored, steps, background, looked_at)
         job.layout, job.vocabulary = layout, vocabulary
         _WRITERS[options.stage](job)
@@ -302,7 +304,7 @@ class _Export:
     def write_ir(self) -> None:
         """The graph is converted in its own process while the weights are made and compressed in this one."""
         with ExitStack() as stack:
-            scratch = Path(stack.enter_context(_scratch(self.folder)))
+            scratch = Path(stack.enter_context(_scratch(self.folder, "graph-")))
             job = self._graph_job(scratch)
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
@@ -453,9 +455,9 @@ class _Export:
         self.written = self.background.submit(written_files, self.folder)
 
 
-def _scratch(folder: Path) -> "tempfile.TemporaryDirectory[str]":
-    """A directory for the graph, beside what is published: where a fault holds a mapped file, Windows cannot remove it now."""
-    return tempfile.TemporaryDirectory(dir=folder.parent, prefix="graph-", ignore_cleanup_errors=True)
+def _scratch(folder: Path, prefix: str) -> "tempfile.TemporaryDirectory[str]":
+    """A directory beside what is published: where a fault holds a mapped file, Windows cannot remove it now."""
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True)
 
 
 _WRITERS = {  # by the names of `STAGES`

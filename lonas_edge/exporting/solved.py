@@ -43,7 +43,7 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
             f"{source.folder}: specialized for its {source.own.name} sub-network (`train --from`): there is no whole network "
             "any more that --solve could bring it nearer to. Leave it out."
         )
-    if not cut_consumers(model):
+    if not cut_consumers(source.elasticity, model.subnetwork.widths):
         raise LonasEdgeError(
             f"{source.folder}: its {model.subnetwork.name} sub-network narrows no MLP and no heads, so that --solve does "
             "nothing. Leave it out, or name another --subnet."
@@ -57,7 +57,7 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
 
 
 def solve_model(
-    model: MaterializedModel, texts: Texts, tokenizer: Any, done: Callable[[float], None]
+    model: MaterializedModel, texts: Texts, tokenizer: Any, folder: Path, done: Callable[[float], None]
 ) -> tuple[MaterializedModel, Solved]:
     """Solve a sub-network; keep it as it is where the correction makes its answers worse.
 
@@ -65,6 +65,7 @@ def solve_model(
         model: The materialized sub-network.
         texts: The prompts.
         tokenizer: The base's.
+        folder: An existing directory, from which the correction reads what is found.
         done: Called with the share that is done.
 
     Returns:
@@ -73,7 +74,7 @@ def solve_model(
     Raises:
         LonasEdgeError: If too few prompts fit, or what a layer is given is not finite.
     """
-    solution = solve(model, texts.solved_on.batches(tokenizer), texts.held_out.batches(tokenizer), SHRINKAGE, done)
+    solution = solve(model, texts.solved_on.batches(tokenizer), texts.held_out.batches(tokenizer), folder, SHRINKAGE, done)
     solved = Solved(
         data=texts.solved_on.path.name,
         sha256=texts.solved_on.sha256,

@@ -1,7 +1,8 @@
 """Calibration: what the layers of a live network are given, over prompts, a batch at a time.
 
-The order of channels needs the second moments of each channel; solving what a cut leaves needs their whole matrix. Inputs are
-never kept: moments are summed as the batches pass, in float64; within a batch, the whole matrix in the inputs' own dtype.
+The order of channels needs the second moments of each channel; solving what a cut leaves needs the products of all channels
+with those that are kept. Inputs are never kept: sums are taken as the batches pass, in float64; within a batch, products in the
+inputs' own dtype.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from lonas_edge.families import Part
+from lonas_edge.network.parts import take
 
 Batch = Mapping[str, torch.Tensor]  # of `GIVEN`, each [prompts, tokens]
 GIVEN = ("input_ids", "token_type_ids", "attention_mask")  # of a batch, what the body of a model is given, where it is there
@@ -26,16 +30,13 @@ class Moments:
 
     Attributes:
         tokens: How many tokens; padding does not count.
-        total: Sum of x x^T, float64 [in, in]; of its diagonal alone, [in].
+        squares: Sum of x^2 of each channel, float64 [in].
+        products: Sum of x x_K^T, K the channels that were asked for, float64 [in, K]; None where none were.
     """
 
     tokens: int
-    total: torch.Tensor
-
-    @property
-    def squares(self) -> torch.Tensor:
-        """Sum of x^2 of each channel, float64 [in]."""
-        return self.total.diagonal() if self.total.dim() == 2 else self.total
+    squares: torch.Tensor
+    products: torch.Tensor | None = None
 
 
 @contextmanager
@@ -69,14 +70,14 @@ def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor
 
 @contextmanager
 def summed_moments(
-    model: Any, layers: Sequence[str], whole: bool = False
+    model: Any, layers: Mapping[str, Part | None]
 ) -> Iterator[tuple[dict[str, Moments], Callable[[Batch], None]]]:
     """Sum the second moments of what layers are given while a model runs.
 
     Args:
         model: A Hugging Face model.
-        layers: Module paths. With `whole`, each takes in^2 numbers of 8 bytes.
-        whole: Whether the whole matrix is summed, or its diagonal.
+        layers: By module path, the channels K of its input whose products with all are summed: in x K numbers of 8 bytes are
+            kept, and in x K of the input's own dtype are there while a batch is added. None: squares alone.
 
     Yields:
         Moments by module path, as far as they are summed, and what is to be told the batch that runs next.
@@ -84,31 +85,35 @@ def summed_moments(
     found: dict[str, Moments] = {}
 
     def see(name: str, inputs: torch.Tensor) -> None:
-        total = (inputs.T @ inputs).double() if whole else inputs.double().square().sum(0)
-        before = found.get(name)
-        count = len(inputs) + (before.tokens if before else 0)
-        found[name] = Moments(count, total if before is None else before.total + total)
+        columns, before = layers[name], found.get(name)
+        squares = inputs.double().square().sum(0)
+        if before is None:
+            products = None if columns is None else (inputs.T @ take(inputs, None, columns)).double()
+            found[name] = Moments(len(inputs), squares, products)
+            return
+        if columns is not None and before.products is not None:
+            before.products.add_(inputs.T @ take(inputs, None, columns))
+        found[name] = Moments(before.tokens + len(inputs), before.squares + squares, before.products)
 
-    with observed(model, layers, see) as runs:
+    with observed(model, list(layers), see) as runs:
         yield found, runs
 
 
-def second_moments(model: Any, layers: Sequence[str], batches: Iterable[Batch], whole: bool = False) -> dict[str, Moments]:
-    """Sum the second moments of what layers are given.
+def second_moments(model: Any, layers: Iterable[str], batches: Iterable[Batch]) -> dict[str, Moments]:
+    """Sum the squares of what layers are given.
 
     Args:
         model: A Hugging Face model.
-        layers: Module paths. With `whole`, each takes in^2 numbers of 8 bytes.
+        layers: Module paths.
         batches: The prompts.
-        whole: Whether the whole matrix is summed, or its diagonal.
 
     Returns:
-        Moments by module path; none where there are no batches.
+        Moments by module path, without products; none where there are no batches.
     """
     training = model.training
     model.eval()
     try:
-        with summed_moments(model, layers, whole) as (found, runs), torch.inference_mode():
+        with summed_moments(model, dict.fromkeys(layers)) as (found, runs), torch.inference_mode():
             for batch in batches:
                 runs(batch)
                 model.base_model(**given(batch), use_cache=False)  # the head is after all of them

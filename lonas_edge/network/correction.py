@@ -1,19 +1,47 @@
 """What solving gives back to a sub-network: a dense change of base weights, on the parts that are active."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
 from lonas_edge.files import regular
-from lonas_edge.network.checkpoints import number_fault, read_damaged
+from lonas_edge.network.checkpoints import number_fault, read_damaged, stored_shapes
 from lonas_edge.space.elasticity import Elasticity, Widths
 
 FILE = "correction.safetensors"
+
+
+class StoredDeltas(Mapping[str, torch.Tensor]):
+    """Changes of layers, by module path, that lie in files: mapped when they are asked for, not kept."""
+
+    def __init__(self, files: Iterable[Path]):
+        """Look up what is in the files.
+
+        Args:
+            files: safetensors files, which stay where they are.
+
+        Raises:
+            LonasEdgeError: If one is missing or damaged.
+        """
+        self._files = {name: file for file in files for name in stored_shapes(file)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file = self._files[name]
+        with read_damaged(file), safe_open(file, "pt") as opened:
+            delta: torch.Tensor = opened.get_tensor(name)
+        return delta
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 @dataclass(frozen=True)
@@ -50,9 +78,13 @@ class Correction:
         if delta is None:
             return weight
         active = widths[name.removesuffix(".weight")]
-        rows, columns = (torch.cat([torch.arange(*range_) for range_ in part]) for part in (active.rows, active.columns))
-        changed = weight.to(torch.float64, copy=True)
-        changed[rows[:, None], columns] += delta
+        changed, row = weight.to(torch.float64, copy=True), 0
+        for top, bottom in active.rows:
+            column = 0
+            for left, right in active.columns:
+                changed[top:bottom, left:right] += delta[row : row + bottom - top, column : column + right - left]
+                column += right - left
+            row += bottom - top
         return changed
 
     def apply_to_model(self, base: Any, widths: Mapping[str, Widths]) -> None:
@@ -94,8 +126,7 @@ def read_correction(path: Path, elasticity: Elasticity, chosen: Sequence[int]) -
         LonasEdgeError: If the file is missing or damaged, or is another sub-network's; every misfit is listed.
     """
     regular(path, "what solving changed in the base")
-    with read_damaged(path):
-        deltas = load_file(path)
+    deltas = StoredDeltas([path])
     widths, problems = elasticity.widths(chosen), []
     for name, delta in deltas.items():
         wanted = (widths[name].out_features, widths[name].in_features) if name in widths else None

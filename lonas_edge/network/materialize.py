@@ -16,7 +16,7 @@ from lonas_edge.families import Part
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.correction import Correction
-from lonas_edge.network.parts import take
+from lonas_edge.network.parts import outside, take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import LEFT_OUT
 from lonas_edge.space.complexity import materialized_shapes
@@ -165,6 +165,30 @@ class MaterializedModel:
         if leaf == "bias":
             return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
         return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora, self.correction.of(name))
+
+    def left_out(self, layer: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the maximal network's merged weight has in a layer's active rows, and the materialized model's lacks.
+
+        Args:
+            layer: The module path of a linear layer.
+
+        Returns:
+            Its columns that are cut, [rows, cut]; and of the adapter's ranks that are left out, scale · B [rows, ranks] and
+            A [ranks, columns] on the columns that are kept. In float64.
+        """
+        elasticity, lora, widths = self.source.elasticity, self._factors.get(layer), self._widths[layer]
+        whole = elasticity.widths(elasticity.maximal)[layer]
+        cut = outside(widths.columns, whole.in_features)
+        columns = merge(
+            self.base_tensor(f"{layer}.weight", widths.rows, cut), replace(whole, rows=widths.rows, columns=cut), lora
+        )
+        if lora is None or widths.rank is None:
+            return columns, columns.new_empty(len(columns), 0), columns.new_empty(0, widths.in_features)
+        b, a = (
+            take(lora.b, widths.rows)[:, widths.rank : whole.rank],
+            take(lora.a, None, widths.columns)[widths.rank : whole.rank],
+        )
+        return columns, lora.scale * b.double(), a.double()
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model.

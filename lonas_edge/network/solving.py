@@ -1,30 +1,35 @@
 """Solving what a cut leaves: the layer that consumes what is cut gets the weight that answers nearest to the uncut one.
 
-Over the tokens seen, with x the layer's input in the maximal network, K the columns that are kept, W0 the maximal network's
-merged weight and W1 the sub-network's,
+Over the tokens seen, with x the layer's input in the maximal network, K the columns that are kept and C those that are cut, W0
+the maximal network's merged weight and W1 the sub-network's, which lacks the factors b a of the adapter's last ranks,
 
-    W = argmin |W0 x - W x_K|^2 + d |W - W1|^2,    so    W - W1 = (W0 H[:, K] - W1 H[K, K]) (H[K, K] + d I)^-1,
+    W = argmin |W0 x - W x_K|^2 + d |W - W1|^2,    so    W - W1 = (W0[:, C] H[C, K] + b a[:, K] H[K, K]) (H[K, K] + d I)^-1,
 
 with H = sum x x^T and d = SHRINKAGE times the mean of its diagonal: least squares on calibration text, as in OBC (Frantar and
-Alistarh, NeurIPS 2022) and OSSCAR (Meng et al., ICML 2024), drawn towards what training gave. Layers are walked one by one,
-their weights streamed: the memory is that of one layer, of its H, of its inputs for all prompts, and of the
-changes found so far.
+Alistarh, NeurIPS 2022) and OSSCAR (Meng et al., ICML 2024), drawn towards what training gave. No eigenvalue of H[K, K] + d I is
+more than 1 + in / SHRINKAGE times another one, so that single precision holds what follows its factorization.
+
+Layers are walked one by one, the maximal network on the prompts, and beside it the three that are compared on those held out.
+Each change goes to a file as it is found. The memory is that of one layer, of its moments and of its inputs for all prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
+from lonas_edge.families import Part
 from lonas_edge.network.calibration import Moments, summed_moments
-from lonas_edge.network.correction import Correction
+from lonas_edge.network.correction import Correction, StoredDeltas
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import stream_weights
-from lonas_edge.network.parts import take
-from lonas_edge.network.super_network import Batch, SuperNetwork, empty_super_network, of_adapter, unwrapped
+from lonas_edge.network.parts import outside, take
+from lonas_edge.network.super_network import Batch, empty_super_network, of_adapter, unwrapped
 from lonas_edge.network.walk import Walk
-from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.space.elasticity import Elasticity, Widths
 
 SHRINKAGE = 0.1  # docs/guide/export.md has what others gave
 Progress = Callable[[float], None]
@@ -47,25 +52,39 @@ class Solution:
     after: float
 
 
-def cut_consumers(model: MaterializedModel) -> list[str]:
+def cut_consumers(elasticity: Elasticity, chosen: Sequence[int]) -> dict[str, Widths]:
     """The layers whose input a sub-network narrows, and which it has.
 
     Args:
-        model: The materialized sub-network.
+        elasticity: The search space laid over the base model.
+        chosen: The sub-network's widths, one a group.
 
     Returns:
-        Their module paths, in the model's order.
+        What is active of each, by module path, in the model's order.
     """
-    elasticity = model.source.elasticity
-    whole, widths = elasticity.widths(elasticity.maximal), elasticity.widths(model.subnetwork.widths)
+    whole, widths = elasticity.widths(elasticity.maximal), elasticity.widths(chosen)
     consumers = (name for name in elasticity.architecture.producers if name in elasticity.in_group)
-    return [name for name in consumers if 0 < widths[name].in_features < whole[name].in_features]
+    return {name: widths[name] for name in consumers if 0 < widths[name].in_features < whole[name].in_features}
+
+
+def bytes_found(elasticity: Elasticity, chosen: Sequence[int]) -> int:
+    """What the changes that solving finds take on disk.
+
+    Args:
+        elasticity: The search space laid over the base model.
+        chosen: The sub-network's widths, one a group.
+
+    Returns:
+        Bytes.
+    """
+    return sum(4 * active.out_features * active.in_features for active in cut_consumers(elasticity, chosen).values())
 
 
 def solve(
     model: MaterializedModel,
     batches: Sequence[Batch],
     held_out: Sequence[Batch],
+    folder: Path,
     shrinkage: float = SHRINKAGE,
     done: Progress = lambda _: None,
 ) -> Solution:
@@ -75,6 +94,7 @@ def solve(
         model: The materialized sub-network, not corrected.
         batches: The prompts to solve on.
         held_out: Prompts that tell what it gives.
+        folder: An existing directory, which gets a file for each decoder layer; the correction reads them.
         shrinkage: How strongly weights are drawn to those that they have, over the mean square of an input.
         done: Called with the share that is done.
 
@@ -84,71 +104,127 @@ def solve(
     Raises:
         LonasEdgeError: If what a layer is given is not finite; all such layers are listed.
     """
-    elasticity = model.source.elasticity
-    corrected = model
-    network = _streamed(model, lambda: corrected)
-    reference = network.reference(held_out)
-    [before] = network.kl([model.subnetwork.widths], held_out, reference)
-    done(0.1)
-    network.activate(elasticity.maximal)
-    deltas, tokens = _deltas(network, model, batches, shrinkage, lambda share: done(0.1 + 0.8 * share))
-    corrected = MaterializedModel(model.source, model.subnetwork, Correction(deltas))
-    [after] = network.kl([model.subnetwork.widths], held_out, reference)
-    done(1.0)
-    return Solution(corrected.correction, tokens, before, after)
-
-
-def _streamed(model: MaterializedModel, corrected: Callable[[], MaterializedModel]) -> SuperNetwork:
-    """The super-network, computed in fp32, its base's weights taken from `corrected` whenever they are needed."""
-    network = empty_super_network(model.source)
-
-    def fetch(name: str) -> torch.Tensor:
-        return corrected().corrected_base(unwrapped(name))
-
-    stream_weights(network.base, fetch, lambda name: not of_adapter(name), torch.float32)
-    return network
-
-
-def _deltas(
-    network: SuperNetwork, model: MaterializedModel, batches: Sequence[Batch], shrinkage: float, done: Progress
-) -> tuple[dict[str, torch.Tensor], int]:
-    """The change of each layer's weight, and how many tokens they were solved on."""
-    source = model.source
-    whole = MaterializedModel(source, Subnetwork(source.elasticity.maximal, "maximal"))
-    walk, consumers = Walk(network, batches), cut_consumers(model)
-    found: dict[str, torch.Tensor] = {}
-    tokens, damaged = 0, []
+    solver = _Solver(model, shrinkage)
+    maximal, own = model.source.elasticity.maximal, model.subnetwork.widths
+    walk = Walk(solver.network, batches)
+    uncut, cut, solved = (Walk(solver.network, held_out) for _ in range(3))
+    files: list[Path] = []
     for index in range(len(walk)):
-        layer = source.architecture.family.layer(index)
-        here = [name for name in consumers if name.startswith(f"{layer}.")]
-        with summed_moments(network.base, here, whole=True) as (moments, runs):
-            walk.step(lambda place, runs=runs: runs(batches[place]))  # type: ignore[misc]
-        for name, seen in moments.items():
-            tokens = seen.tokens
-            if not seen.total.isfinite().all():
-                damaged.append(f"{name}: its input holds NaN or Inf")
-                continue
-            found[name] = _delta(whole, model, name, seen, shrinkage)
-            if not found[name].isfinite().all():
-                damaged.append(f"{name}: the second moments of its input are singular; give other texts, or more")
+        solver.goes_on(maximal)
+        found = solver.solved(walk, batches, index)
+        if found:
+            files.append(folder / f"layer-{index:05}.safetensors")
+            save_file(found, files[-1])
+        if index + 1 < len(walk):
+            for held, widths, correction in ((uncut, maximal, {}), (cut, own, {}), (solved, own, found)):
+                solver.activate(widths, correction)
+                held.step()
         done((index + 1) / len(walk))
     raise_all(
-        f"{source.folder}: the sub-network cannot be solved:", damaged, "Are base and adapter damaged, or the texts empty?"
+        f"{model.source.folder}: the sub-network cannot be solved:",
+        solver.damaged,
+        "Are base and adapter damaged, or the texts empty?",
     )
-    return {name: delta for name, delta in found.items() if delta.any()}, tokens
+    reference = solver.hidden(uncut, held_out, maximal, {})
+    before, after = (
+        solver.kl(reference, solver.hidden(held, held_out, own, correction))
+        for held, correction in ((cut, {}), (solved, found))
+    )
+    return Solution(Correction(StoredDeltas(files)), solver.tokens, before, after)
 
 
-def _delta(whole: MaterializedModel, model: MaterializedModel, name: str, seen: Moments, shrinkage: float) -> torch.Tensor:
+class _Solver:
+    """A live network whose weights are streamed, and what solving has found in it.
+
+    Attributes:
+        network: The super-network, computed in fp32.
+        tokens: How many a layer was solved on.
+        damaged: Layers that cannot be solved, and why.
+    """
+
+    def __init__(self, model: MaterializedModel, shrinkage: float):
+        """Begin before the first layer.
+
+        Args:
+            model: The materialized sub-network, not corrected.
+            shrinkage: As of `solve`.
+        """
+        self.network = empty_super_network(model.source)
+        self.tokens = 0
+        self.damaged: list[str] = []
+        self._model, self._shrinkage = model, shrinkage
+        self._widths = model.source.elasticity.widths(model.subnetwork.widths)
+        self._consumers = cut_consumers(model.source.elasticity, model.subnetwork.widths)
+        self._correction = Correction()
+        self._kept: dict[str, torch.Tensor] = {}
+        stream_weights(self.network.base, self._fetch, lambda name: not of_adapter(name), torch.float32)
+
+    def _fetch(self, name: str) -> torch.Tensor:
+        """A weight of the base; those of the layer at hand are kept for all that is computed in it."""
+        name = unwrapped(name)
+        if name not in self._kept:
+            stored = self._model.base_tensor(name)
+            self._kept[name] = stored.float() if name.rpartition(".")[0] in self._widths else stored
+        return self._correction.onto(name, self._kept[name], self._widths)
+
+    def goes_on(self, chosen: Sequence[int]) -> None:
+        """Begin the next layer, with a sub-network switched on."""
+        self._kept.clear()
+        self.activate(chosen, {})
+
+    def activate(self, chosen: Sequence[int], deltas: Mapping[str, torch.Tensor]) -> None:
+        """Switch a sub-network on, with what solving changes in the layer at hand."""
+        self.network.activate(chosen)
+        self._correction = Correction(deltas)
+
+    def solved(self, walk: Walk, batches: Sequence[Batch], index: int) -> dict[str, torch.Tensor]:
+        """Walk a decoder layer and solve what consumes a cut in it: changes by module path."""
+        layer = self._model.source.architecture.family.layer(index)
+        here = {name: active.columns for name, active in self._consumers.items() if name.startswith(f"{layer}.")}
+        with summed_moments(self.network.base, here) as (moments, runs):
+            walk.step(lambda place: runs(batches[place]))
+        found = {}
+        for name in here:
+            seen = moments.pop(name)
+            self.tokens = seen.tokens
+            if not seen.squares.isfinite().all():
+                self.damaged.append(f"{name}: its input holds NaN or Inf")
+                continue
+            with torch.inference_mode():  # as what was summed
+                delta = _delta(self._model, name, self._consumers[name].columns, seen, self._shrinkage)
+            if delta.isfinite().all():
+                found[name] = delta
+            else:
+                self.damaged.append(f"{name}: the second moments of its input are singular; give other texts, or more")
+        return found
+
+    def hidden(
+        self, held: Walk, batches: Sequence[Batch], chosen: Sequence[int], deltas: Mapping[str, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """What the head is given at the positions that count, from the walk's layer on; [positions, hidden] of each batch."""
+        self.activate(chosen, deltas)
+        return [self.network.objective.counted(held.hidden(place), batch) for place, batch in enumerate(batches)]
+
+    def kl(self, reference: Sequence[torch.Tensor], hidden: Sequence[torch.Tensor]) -> float:
+        """Mean KL, in nats a position."""
+        with torch.inference_mode():
+            total = sum(self.network.divergence(p, q).item() for p, q in zip(reference, hidden, strict=True))
+        return total / sum(map(len, hidden))
+
+
+def _delta(model: MaterializedModel, layer: str, kept: Part, seen: Moments, shrinkage: float) -> torch.Tensor:
     """The change of one layer's weight, fp32 [active rows, active columns]; NaN where moments are singular."""
-    widths = model.source.elasticity.widths(model.subnetwork.widths)[name]
-    kept = take(seen.total, None, widths.columns)
-    square = take(kept, widths.columns)
-    own, wanted = model.exact(f"{name}.weight"), take(whole.exact(f"{name}.weight"), widths.rows)
+    assert seen.products is not None  # with the channels that are kept
+    square, crossed = take(seen.products, kept), take(seen.products, outside(kept, len(seen.products)))
+    columns, b, a = model.left_out(layer)
     shrink = shrinkage * float(seen.squares.mean())
     if shrink == 0:  # nothing was seen
-        return torch.zeros(own.shape)
-    right = wanted.double() @ kept - own.double() @ square
-    factor, fault = torch.linalg.cholesky_ex(square + shrink * torch.eye(len(square), dtype=square.dtype))
+        return torch.zeros(len(columns), len(square))
+    left, right = torch.cat([columns, b], 1).float(), torch.cat([crossed, a @ square]).float()
+    square.diagonal().add_(shrink)  # nothing needs the moments any more
+    factor, fault = torch.linalg.cholesky_ex(square)
     if fault:
-        return torch.full(own.shape, torch.nan)
-    return torch.cholesky_solve(right.T, factor).T.float().contiguous()
+        return torch.full((len(columns), len(square)), torch.nan)
+    if len(right) > len(left):  # the product first: fewer rows to solve for
+        return torch.cholesky_solve((left @ right).T, factor.float()).T.contiguous()
+    return left @ torch.cholesky_solve(right.T, factor.float()).T

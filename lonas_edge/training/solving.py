@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solved import Solved
 from lonas_edge.training.inputs import Start
 from lonas_edge.training.plan import Solve
+from lonas_edge.training.working import SOLVING
 
 _SOLVED = "solved"  # in the file's metadata: what solving gave
 
@@ -57,8 +59,9 @@ class Solving:
         if (folder / FILE).exists():
             return
         tell("Solving what is cut")
-        model, found = solve_model(self.model, self.texts, self.tokenizer, lambda _share: None)
-        model.correction.save(folder, {_SOLVED: json.dumps(asdict(found))})
+        with TemporaryDirectory(dir=folder, prefix=SOLVING, ignore_cleanup_errors=True) as scratch:
+            model, found = solve_model(self.model, self.texts, self.tokenizer, Path(scratch), lambda _share: None)
+            model.correction.save(folder, {_SOLVED: json.dumps(asdict(found))})
 
 
 def kept(folder: Path, start: Start) -> tuple[Correction, Solved]:

@@ -31,8 +31,9 @@ SETTINGS = "settings.json"
 _FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
 _AGAIN = "--overwrite, without --resume, starts again."
 RUNS = "runs"  # what a logging integration writes
+SOLVING = "solving-"  # how the directory begins that holds what solving finds, layer by layer
 _OURS = re.compile(
-    rf"{re.escape(SETTINGS)}|\.{re.escape(SETTINGS)}\.partial|({re.escape(ORDER)}|{re.escape(CORRECTION)})(\.incomplete)?|{RUNS}|(checkpoint|damaged)-[0-9]+"
+    rf"{re.escape(SETTINGS)}|\.{re.escape(SETTINGS)}\.partial|({re.escape(ORDER)}|{re.escape(CORRECTION)})(\.incomplete)?|{RUNS}|{SOLVING}.*|(checkpoint|damaged)-[0-9]+"
 )
 
 

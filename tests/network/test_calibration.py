@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import mlp_consumers, random_model
 
-from lonas_edge.network.calibration import observed, second_moments
+from lonas_edge.network.calibration import observed, second_moments, summed_moments
 
 
 def inputs_of(model: torch.nn.Module, name: str, prompts: list[torch.Tensor]) -> torch.Tensor:
@@ -30,15 +30,24 @@ def test_moments(case: str, ids: torch.Tensor) -> None:
         {"input_ids": ids[1:, 2:9], "attention_mask": torch.ones(1, 7, dtype=torch.int64)},
     ]
     names = mlp_consumers(case)[:2]
-    diagonal, whole = second_moments(model, names, batches), second_moments(model, names, iter(batches), whole=True)
+    squares = second_moments(model, names, iter(batches))
+    assert model.training
     model.eval()
+    kept = ((0, 3), (5, 9))
+    with summed_moments(model, {names[0]: kept, names[1]: None}) as (products, runs), torch.no_grad():
+        for batch in batches:
+            runs(batch)
+            model(**batch)
     for name in names:
         x = inputs_of(model, name, prompts)
-        assert diagonal[name].tokens == whole[name].tokens == 24
-        torch.testing.assert_close(diagonal[name].squares, x.square().sum(0))
-        torch.testing.assert_close(whole[name].total, x.T @ x)
-        torch.testing.assert_close(whole[name].squares, x.square().sum(0))
-    assert set(diagonal) == set(names)
+        assert squares[name].tokens == products[name].tokens == 24
+        for found in (squares, products):
+            torch.testing.assert_close(found[name].squares, x.square().sum(0))
+        assert squares[name].products is None
+    x = inputs_of(model, names[0], prompts)
+    torch.testing.assert_close(products[names[0]].products, x.T @ x[:, [0, 1, 2, 5, 6, 7, 8]])
+    assert products[names[1]].products is None
+    assert set(squares) == set(names)
 
 
 def test_nothing_is_left_behind(ids: torch.Tensor) -> None:

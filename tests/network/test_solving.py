@@ -70,7 +70,7 @@ def least_squares(whole: Any, cut: Any, layer: str, kept: torch.Tensor, batches:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels, batches: Any) -> None:
+def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels, batches: Any, tmp_path: Path) -> None:
     """MLPs, heads and ranks narrowed, blocks left out."""
     with_heads = has_heads(case)
     source = tiny_models.heads_source(case) if with_heads else tiny_models.deep_source(case)
@@ -78,16 +78,38 @@ def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels,
     widths = [group[index % len(group)] for index, group in enumerate(groups[:-3])]
     widths = [*([*widths[:9], groups[9][-1], groups[10][-1], groups[11][0]] if with_heads else widths), 1, 0, 1]
     model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
-    solution = solve(model, batches, batches, SHRINKAGE)
+    solution = solve(model, batches, batches, tmp_path, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)
     whole, cut = plain(source, {}), plain(source, ranks)
     assert solution.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
-    assert set(solution.correction.deltas) == set(cut_consumers(model))
+    assert list(solution.correction.deltas) == list(cut_consumers(model.source.elasticity, model.subnetwork.widths))
     assert any("mlp" in name for name in solution.correction.deltas)
     assert any("att" in name for name in solution.correction.deltas) == with_heads
     for name, delta in solution.correction.deltas.items():
         expected = least_squares(whole, cut, name, torch.arange(delta.shape[1]), batches)
         assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(delta.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("width", [64, 96])
+def test_ranks_that_the_consumer_lacks(width: int, llama: TinySource, batches: Any, tmp_path: Path) -> None:
+    """Where a space narrows the adapter of `down_proj` itself, what its last ranks did to the kept channels comes back, too."""
+    space = json.loads(llama.space.read_text())
+    groups = space["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
+    of_mlp = [group for group in groups if "gate_proj" in group[0] and "lora_A" in group[0]]
+    assert len(of_mlp) == 3
+    for group in of_mlp:
+        group.append(group[0].replace("gate_proj", "down_proj"))
+    (tmp_path / "space.json").write_text(json.dumps(space))
+    source = replace(llama, space=tmp_path / "space.json")
+    widths = [8, 8, 8, width, width, width, 6, 6, 6]
+    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    solution = solve(model, batches, batches, tmp_path, SHRINKAGE)
+    ranks, _ = read_groups(source.space, widths)
+    assert {ranks[name] for name in mlp_consumers("llama")} == {6}
+    whole, cut = plain(source, {}), plain(source, ranks)
+    for name, delta in solution.correction.deltas.items():
+        expected = least_squares(whole, cut, name, torch.arange(width), batches)
         torch.testing.assert_close(delta.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -101,6 +123,18 @@ def ordered(source: TinySource, folder: Path) -> TinySource:
     return copy
 
 
+def changed_by_hand(source: TinySource, correction: Correction, folder: Path) -> Path:
+    """The base with the changes added to it; a column of a change is a channel in the super-network's order."""
+    shutil.copytree(source.base, folder)
+    tensors, file = load_file(folder / "model.safetensors"), source.adapter / "channel_order.safetensors"
+    order = load_file(file) if file.exists() else {}
+    for name, delta in correction.deltas.items():
+        weight = tensors[f"{name}.weight"]
+        weight[:, order.get(name, torch.arange(weight.shape[1]))[: delta.shape[1]]] += delta
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("case", ["llama", "neox", "phi3-tied", "llama-biased"])
 @pytest.mark.parametrize("reorder", [False, True])
 def test_a_corrected_network_answers_as_the_base_changed_by_hand(
@@ -109,22 +143,14 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
     source = ordered(tiny_models.source(case), tmp_path) if reorder else tiny_models.source(case)
     widths = choose(source, "unequal:2")
     plainly = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
-    solution = solve(plainly, batches, batches, SHRINKAGE)
+    solution = solve(plainly, batches, batches, tmp_path, SHRINKAGE)
     model = MaterializedModel(plainly.source, plainly.subnetwork, solution.correction)
     (tmp_path / "out").mkdir()
     write_weights(model, tmp_path / "out", torch.float32)
     (tmp_path / "out/config.json").write_text(json.dumps(model.config()))
 
-    shutil.copytree(source.base, tmp_path / "changed")
-    file = tmp_path / "changed/model.safetensors"
-    tensors = load_file(file)
-    order = load_file(source.adapter / "channel_order.safetensors") if reorder else {}
-    for name, delta in solution.correction.deltas.items():
-        weight = tensors[f"{name}.weight"]
-        kept = order.get(name, torch.arange(weight.shape[1]))[: delta.shape[1]]
-        weight[:, kept] += delta
-    save_file(tensors, file, {"format": "pt"})
-    expected = oracle_logits(tmp_path / "changed", source.adapter, source.space, widths, ids)
+    changed = changed_by_hand(source, solution.correction, tmp_path / "changed")
+    expected = oracle_logits(changed, source.adapter, source.space, widths, ids)
     uncorrected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
     assert (expected - uncorrected).abs().max() > 1e-2
     with torch.no_grad():
@@ -135,26 +161,37 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
     assert (activated - verify.materialized_logits(model, {"input_ids": ids})).abs().max() < 1e-8
 
 
-def test_it_helps_on_what_it_was_solved_on(llama: TinySource, choose: Callable, batches: Any) -> None:
-    """KL by the definition, from networks of plain torch."""
-    widths = choose(llama, "heuristic")
-    model = MaterializedModel(llama.opened(), Subnetwork(tuple(widths), "test"))
-    solution = solve(model, batches[:1], batches[:1], 1e-3)
+@pytest.mark.parametrize("case", ["llama", "neox", "gemma3"])
+def test_it_helps_on_what_it_was_solved_on(
+    case: str, tiny_models: TinyModels, choose: Callable, batches: Any, tmp_path: Path
+) -> None:
+    """Both KLs by the definition, from networks of plain torch."""
+    source = tiny_models.source(case)
+    widths, found = choose(source, "heuristic"), tmp_path / "found"
+    found.mkdir()
+    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    solution = solve(model, batches[:1], batches[:1], found, 1e-3)
     assert solution.after < solution.before
     ids = batches[0]["input_ids"]
     with torch.no_grad():
-        whole = plain(llama, {})(input_ids=ids).logits.log_softmax(-1)
-    cut = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids).log_softmax(-1)
-    assert solution.before == pytest.approx((whole.exp() * (whole - cut)).sum(-1).mean().item(), rel=1e-4)
+        whole = plain(source, {})(input_ids=ids).logits.log_softmax(-1)
+    for base, kl in (
+        (source.base, solution.before),
+        (changed_by_hand(source, solution.correction, tmp_path / "by-hand"), solution.after),
+    ):
+        cut = oracle_logits(base, source.adapter, source.space, widths, ids).log_softmax(-1)
+        assert kl == pytest.approx((whole.exp() * (whole - cut)).sum(-1).mean().item(), rel=1e-2)
 
 
 def test_nothing_to_solve(llama: TinySource, choose: Callable) -> None:
     model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "maximal")), "maximal"))
-    assert cut_consumers(model) == []
+    assert cut_consumers(model.source.elasticity, model.subnetwork.widths) == {}
     assert not Correction()
 
 
-def test_inputs_that_are_not_finite(llama: TinySource, choose: Callable, batches: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_are_not_finite(
+    llama: TinySource, choose: Callable, batches: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
     summed = solving.summed_moments
 
@@ -169,28 +206,29 @@ def test_inputs_that_are_not_finite(llama: TinySource, choose: Callable, batches
             def __exit__(self, *_error: object) -> None:
                 context.__exit__(None, None, None)
                 for name, moments in found.items():
-                    found[name] = Moments(moments.tokens, moments.total * float("nan"))
+                    found[name] = replace(moments, squares=moments.squares * float("nan"))
 
         return Spoilt()
 
     monkeypatch.setattr(solving, "summed_moments", spoilt)
     with pytest.raises(LonasEdgeError) as error:
-        solve(model, batches, batches)
+        solve(model, batches, batches, tmp_path)
     for name in mlp_consumers("llama"):
         assert f"{name}: its input holds NaN or Inf" in str(error.value)
 
 
 def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> None:
     model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
-    name = cut_consumers(model)[0]
-    whole = MaterializedModel(model.source, replace(model.subnetwork, widths=model.source.elasticity.maximal))
-    size = model.source.architecture.linears[name].in_features
-    delta = solving._delta(whole, model, name, Moments(3, torch.zeros(size, size, dtype=torch.float64)), 0.1)
-    assert not delta.any()
+    [name, *_], size = mlp_consumers("llama"), model.source.architecture.config.intermediate_size
+    kept = cut_consumers(model.source.elasticity, model.subnetwork.widths)[name].columns
+    nothing = torch.zeros(size, dtype=torch.float64)
+    delta = solving._delta(model, name, kept, Moments(3, nothing, nothing[:, None].expand(size, kept[0][1])), 0.1)
+    assert delta.shape == (model.source.architecture.config.hidden_size, kept[0][1]) and not delta.any()
 
 
-def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches: Any) -> None:
+def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches: Any, tmp_path: Path) -> None:
     """A pull that is taken away instead of added: no matrix of that kind can be solved with, and the layers are named."""
     model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
     with pytest.raises(LonasEdgeError, match=rf"{mlp_consumers('llama')[0]}: the second moments of its input are singular"):
-        solve(model, [{name: value[:1] for name, value in batches[0].items() if name != "logits_to_keep"}], batches, -0.5)
+        few = [{name: value[:1] for name, value in batches[0].items() if name != "logits_to_keep"}]
+        solve(model, few, batches, tmp_path, -0.5)

@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, help="instruction data that INT4 looks at: the training's own")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--stock", default=",".join(STOCK), help="of optimum; the first is what answers are compared with")
     parser.add_argument("--gguf", default=",".join(GGUF), help="of llama.cpp; nothing leaves it out")
     parser.add_argument("--ask-gguf", action="store_true", help="let llama.cpp answer, too")
     parser.add_argument("--limit", type=int, help="questions of each task; all when not given")
@@ -244,7 +245,7 @@ def main() -> None:
     arguments = parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
     checkpoint = merged(arguments.lora, arguments.work)
-    irs = [stock_ir(name, checkpoint, arguments.text, arguments.work) for name in STOCK]
+    irs = [stock_ir(name, checkpoint, arguments.text, arguments.work) for name in arguments.stock.split(",")]
     files = [stock_gguf(name, arguments.lora, arguments.work) for name in arguments.gguf.split(",") if name]
     targets = open_targets([*map(str, irs), *map(str, arguments.found)], [None], RunOptions())
     targets += [gguf_target(file, checkpoint) for file in files if arguments.ask_gguf]

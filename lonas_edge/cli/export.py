@@ -156,7 +156,7 @@ _SolvePrompts = Annotated[
     typer.Option(
         "--solve-prompts",
         min=1,
-        help="Prompts to solve on; a quarter as many more are held out, to see what it gives. Default: 512.",
+        help="Prompts to solve on; an eighth as many more are held out, to see what it gives. Default: 512.",
     ),
 ]
 _Fuse = Annotated[

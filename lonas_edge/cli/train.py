@@ -175,7 +175,7 @@ _Solve = Annotated[
 _SolvePrompts = Annotated[
     int | None,
     typer.Option(
-        "--solve-prompts", min=1, help=f"Prompts to solve on; a quarter as many more are held out. Default: {SOLVE_PROMPTS}."
+        "--solve-prompts", min=1, help=f"Prompts to solve on; an eighth as many more are held out. Default: {SOLVE_PROMPTS}."
     ),
 ]
 _Temperature = Annotated[

@@ -90,7 +90,7 @@ class ExportOptions:
         verify: Whether to compare logits and refuse a model beyond the tolerance.
         overwrite: Whether an existing output is replaced.
         solve: Instruction data to solve what is cut on; nothing is solved when None.
-        solve_prompts: How many prompts of it; a quarter as many more are held out, to see what it gives.
+        solve_prompts: How many prompts of it; an eighth as many more are held out, to see what it gives.
         fuse: Whether weight matrices of an IR that multiply the same input become one (`ir.fuse`).
         group_size: Columns that share a scale, `WHOLE_ROWS` for whole rows; the format's choice when None.
         ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.

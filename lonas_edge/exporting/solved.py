@@ -12,6 +12,8 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.solving import SHRINKAGE, cut_consumers, solve
 
+HELD_OUT = 8  # prompts to solve on for one that is held out, which three networks are asked
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -28,7 +30,7 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
         model: The materialized sub-network.
         tokenizer: The base's, or None.
         data: Instruction data, as of training.
-        prompts: How many to solve on; a quarter as many more are held out.
+        prompts: How many to solve on; an eighth as many more are held out.
 
     Returns:
         The prompts.
@@ -50,7 +52,7 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
         )
     if tokenizer is None:
         raise LonasEdgeError(f"{source.base.folder}: has no tokenizer, which --solve needs to read {data}")
-    held_out = max(1, prompts // 4)
+    held_out = max(1, prompts // HELD_OUT)
     chosen = read_held_out(source, data, prompts + held_out, 0, option="--solve-prompts")
     first, second = chosen.split(held_out)
     return Texts(second, first)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from lonas_edge.families import Part
-from lonas_edge.network.parts import take
+from lonas_edge.network.parts import outside, take
 
 Batch = Mapping[str, torch.Tensor]  # of `GIVEN`, each [prompts, tokens]
+BLOCKS = 4  # of a symmetric matrix, of which five eighths are computed
 GIVEN = ("input_ids", "token_type_ids", "attention_mask")  # of a batch, what the body of a model is given, where it is there
 
 
@@ -31,7 +32,8 @@ class Moments:
     Attributes:
         tokens: How many tokens; padding does not count.
         squares: Sum of x^2 of each channel, float64 [in].
-        products: Sum of x x_K^T, K the channels that were asked for, float64 [in, K]; None where none were.
+        products: Sum of x x_K^T, K the channels that were asked for, float64 [in, K]; None where none were. Its first rows are
+            those of K, of which what is above the diagonal may be missing; the others follow.
     """
 
     tokens: int
@@ -68,6 +70,19 @@ def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor
             handle.remove()
 
 
+def _added(products: torch.Tensor | None, inputs: torch.Tensor, columns: Part) -> torch.Tensor:
+    """The products of a batch added to those before: a block of columns at a time, each from its own first row on."""
+    size = inputs.shape[1]
+    kept, others = take(inputs, None, columns), outside(columns, size)
+    ordered = torch.cat([kept, take(inputs, None, others)], 1) if others else kept
+    if products is None:
+        products = torch.zeros(size, kept.shape[1], dtype=torch.float64)
+    block = -(-kept.shape[1] // BLOCKS)
+    for start in range(0, kept.shape[1], block):
+        products[start:, start : start + block].add_(ordered[:, start:].T @ kept[:, start : start + block])
+    return products
+
+
 @contextmanager
 def summed_moments(
     model: Any, layers: Mapping[str, Part | None]
@@ -77,7 +92,7 @@ def summed_moments(
     Args:
         model: A Hugging Face model.
         layers: By module path, the channels K of its input whose products with all are summed: in x K numbers of 8 bytes are
-            kept, and in x K of the input's own dtype are there while a batch is added. None: squares alone.
+            kept, and a quarter as many of the input's own dtype are there while a batch is added. None: squares alone.
 
     Yields:
         Moments by module path, as far as they are summed, and what is to be told the batch that runs next.
@@ -85,15 +100,11 @@ def summed_moments(
     found: dict[str, Moments] = {}
 
     def see(name: str, inputs: torch.Tensor) -> None:
-        columns, before = layers[name], found.get(name)
-        squares = inputs.double().square().sum(0)
-        if before is None:
-            products = None if columns is None else (inputs.T @ take(inputs, None, columns)).double()
-            found[name] = Moments(len(inputs), squares, products)
-            return
-        if columns is not None and before.products is not None:
-            before.products.add_(inputs.T @ take(inputs, None, columns))
-        found[name] = Moments(before.tokens + len(inputs), before.squares + squares, before.products)
+        before, columns = found.get(name, Moments(0, torch.zeros(()))), layers[name]
+        exact = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        squares = before.squares + exact.square().sum(0, dtype=torch.float64)
+        products = None if columns is None else _added(before.products, inputs, columns)
+        found[name] = Moments(before.tokens + len(inputs), squares, products)
 
     with observed(model, list(layers), see) as runs:
         yield found, runs

@@ -21,12 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Part
 from lonas_edge.network.calibration import Moments, summed_moments
 from lonas_edge.network.correction import Correction, StoredDeltas
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import stream_weights
-from lonas_edge.network.parts import outside, take
 from lonas_edge.network.super_network import Batch, empty_super_network, of_adapter, unwrapped
 from lonas_edge.network.walk import Walk
 from lonas_edge.space.elasticity import Elasticity, Widths
@@ -110,7 +108,8 @@ def solve(
     uncut, cut, solved = (Walk(solver.network, held_out) for _ in range(3))
     files: list[Path] = []
     for index in range(len(walk)):
-        solver.goes_on(maximal)
+        solver.forget()
+        solver.activate(maximal, {})
         found = solver.solved(walk, batches, index)
         if found:
             files.append(folder / f"layer-{index:05}.safetensors")
@@ -130,6 +129,7 @@ def solve(
         solver.kl(reference, solver.hidden(held, held_out, own, correction))
         for held, correction in ((cut, {}), (solved, found))
     )
+    solver.forget()
     return Solution(Correction(StoredDeltas(files)), solver.tokens, before, after)
 
 
@@ -167,10 +167,9 @@ class _Solver:
             self._kept[name] = stored.float() if name.rpartition(".")[0] in self._widths else stored
         return self._correction.onto(name, self._kept[name], self._widths)
 
-    def goes_on(self, chosen: Sequence[int]) -> None:
-        """Begin the next layer, with a sub-network switched on."""
+    def forget(self) -> None:
+        """Let go of the weights of the layer at hand."""
         self._kept.clear()
-        self.activate(chosen, {})
 
     def activate(self, chosen: Sequence[int], deltas: Mapping[str, torch.Tensor]) -> None:
         """Switch a sub-network on, with what solving changes in the layer at hand."""
@@ -191,7 +190,7 @@ class _Solver:
                 self.damaged.append(f"{name}: its input holds NaN or Inf")
                 continue
             with torch.inference_mode():  # as what was summed
-                delta = _delta(self._model, name, self._consumers[name].columns, seen, self._shrinkage)
+                delta = _delta(self._model, name, seen, self._shrinkage)
             if delta.isfinite().all():
                 found[name] = delta
             else:
@@ -212,19 +211,22 @@ class _Solver:
         return total / sum(map(len, hidden))
 
 
-def _delta(model: MaterializedModel, layer: str, kept: Part, seen: Moments, shrinkage: float) -> torch.Tensor:
+def _delta(model: MaterializedModel, layer: str, seen: Moments, shrinkage: float) -> torch.Tensor:
     """The change of one layer's weight, fp32 [active rows, active columns]; NaN where moments are singular."""
     assert seen.products is not None  # with the channels that are kept
-    square, crossed = take(seen.products, kept), take(seen.products, outside(kept, len(seen.products)))
+    width = seen.products.shape[1]
+    square, crossed = seen.products[:width], seen.products[width:]  # of the first, what is on and below the diagonal
     columns, b, a = model.left_out(layer)
     shrink = shrinkage * float(seen.squares.mean())
     if shrink == 0:  # nothing was seen
-        return torch.zeros(len(columns), len(square))
-    left, right = torch.cat([columns, b], 1).float(), torch.cat([crossed, a @ square]).float()
+        return torch.zeros(len(columns), width)
+    if len(a):
+        crossed = torch.cat([crossed, a @ (square.tril() + square.tril(-1).T)])
+    left, right = torch.cat([columns, b], 1).float(), crossed.float()
     square.diagonal().add_(shrink)  # nothing needs the moments any more
     factor, fault = torch.linalg.cholesky_ex(square)
     if fault:
-        return torch.full((len(columns), len(square)), torch.nan)
+        return torch.full((len(columns), width), torch.nan)
     if len(right) > len(left):  # the product first: fewer rows to solve for
         return torch.cholesky_solve((left @ right).T, factor.float()).T.contiguous()
     return left @ torch.cholesky_solve(right.T, factor.float()).T

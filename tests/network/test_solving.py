@@ -220,10 +220,10 @@ def test_inputs_that_are_not_finite(
 def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> None:
     model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
     [name, *_], size = mlp_consumers("llama"), model.source.architecture.config.intermediate_size
-    kept = cut_consumers(model.source.elasticity, model.subnetwork.widths)[name].columns
+    kept = cut_consumers(model.source.elasticity, model.subnetwork.widths)[name].in_features
     nothing = torch.zeros(size, dtype=torch.float64)
-    delta = solving._delta(model, name, kept, Moments(3, nothing, nothing[:, None].expand(size, kept[0][1])), 0.1)
-    assert delta.shape == (model.source.architecture.config.hidden_size, kept[0][1]) and not delta.any()
+    delta = solving._delta(model, name, Moments(3, nothing, nothing[:, None].repeat(1, kept)), 0.1)
+    assert delta.shape == (model.source.architecture.config.hidden_size, kept) and not delta.any()
 
 
 def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches: Any, tmp_path: Path) -> None:

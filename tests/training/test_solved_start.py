@@ -72,10 +72,10 @@ def test_it_answers_as_the_adapter_on_a_base_changed_by_hand(
     source, widths, output = tiny_models.source(case), choose(tiny_models.source(case), "minimal"), tmp_path / "out"
     record = solved(trained(case, reorder), data, output)
     figures = record["specialized"]["solved"]
-    assert (figures["prompts"], figures["held_out"], figures["kept"]) == (16, 4, True)
+    assert (figures["prompts"], figures["held_out"], figures["kept"]) == (16, 2, True)
     assert figures["after"] < figures["before"]
     card = (output / "README.md").read_text()
-    assert "What is cut was solved (least squares on 16 prompts of `data.json`; mean KL from the maximal network, 4" in card
+    assert "What is cut was solved (least squares on 16 prompts of `data.json`; mean KL from the maximal network, 2" in card
     assert f"{figures['before']:.3f} nats without, {figures['after']:.3f} with)." in card
     assert "`correction.safetensors` is added to the base's weights" in card
     opened = open_source(str(output))
@@ -182,7 +182,7 @@ def test_wrong_usage(llama: TinySource, trained: Callable, data: Path, tmp_path:
     for arguments, code, told in (
         (["--model", llama.base, "--nncf-config", llama.space, "--solve", data], 2, "--solve goes with --from"),
         (["--from", start, "--solve-prompts", 4], 2, "--solve-prompts goes with --solve"),
-        (["--from", start, "--solve", data], 1, "640 are asked for. Give more data, or a smaller --solve-prompts"),
+        (["--from", start, "--solve", data], 1, "576 are asked for. Give more data, or a smaller --solve-prompts"),
         (["--from", start, "--subnet", "maximal", "--solve", data], 1, "narrows no MLP and no heads"),
     ):
         ran = run_cli(*base, *arguments)

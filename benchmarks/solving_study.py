@@ -7,11 +7,11 @@ Mean KL from the maximal network on prompts of HELD_OUT, none of which is in TRA
 `export --solve` makes. Each case of `--cases` is SUBNET:PROMPTS:SHRINKAGE; SUBNET as on the command line, or a file.
 
     python benchmarks/solving_study.py llama-7b --layers 4 --work DIR --data TRAIN.json --held-out HELD_OUT.json \
-        --held-out-prompts 32 --prompt-tokens 64 --cases heuristic:128:0.1 --output benchmarks/results/solving_llama_7b.json
+        --held-out-prompts 16 --prompt-tokens 64 --cases heuristic:128:0.1 --output benchmarks/results/solving_llama_7b.json
 
 What it costs at a shape of `random_models.py` (random weights, whose KL says nothing). Layers are walked one by one, so seconds
-grow evenly with their number, and memory by what is found for each: a few numbers of
-layers (`--layers 2,4`) give those of the whole model.
+grow evenly with their number, and memory by the adapter's: a few numbers of layers (`--layers 2,4`) give the whole model's.
+Memory is the process's largest so far, so that of a later case may be an earlier one's.
 """
 
 import argparse

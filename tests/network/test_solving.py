@@ -83,6 +83,8 @@ def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels,
     whole, cut = plain(source, {}), plain(source, ranks)
     assert solution.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
     assert list(solution.correction.deltas) == list(cut_consumers(model.source.elasticity, model.subnetwork.widths))
+    size = sum(delta.nbytes for delta in solution.correction.deltas.values())
+    assert solving.bytes_found(model.source.elasticity, model.subnetwork.widths) == size
     assert any("mlp" in name for name in solution.correction.deltas)
     assert any("att" in name for name in solution.correction.deltas) == with_heads
     for name, delta in solution.correction.deltas.items():

@@ -122,6 +122,7 @@ def test_resumed_equals_uninterrupted(trained: Callable, data: Path, tmp_path: P
     with pytest.raises(LonasEdgeError, match=r"Training interrupted\."):
         solved(start, data, tmp_path / "out", at=5, steps=8)
     assert (working(tmp_path / "out") / FILE).exists()
+    (working(tmp_path / "out") / "solving-killed").mkdir()  # as a kill amid solving leaves it
     monkeypatch.setattr(lonas_edge.training.solving, "solve_model", None)
     resumed = solved(start, data, tmp_path / "out", resume=True, steps=8)
     same(tmp_path / "out", resumed, tmp_path / "whole", record)

@@ -20,7 +20,11 @@ def ir_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 def model_logits(model: Any, ids: torch.Tensor, properties: dict[str, str]) -> torch.Tensor:
     """Logits of an ov.Model of a stateful causal language model."""
-    compiled = ov.Core().compile_model(model, "CPU", properties)
+    return compiled_logits(ov.Core().compile_model(model, "CPU", properties), ids)
+
+
+def compiled_logits(compiled: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a compiled model, which remembers nothing of what it was asked before."""
     prompts, tokens = ids.shape
     inputs = {
         "input_ids": ids.numpy(),

@@ -201,13 +201,12 @@ def test_the_sub_network_answers_what_it_was_never_asked(command_line: CommandLi
     assert int(re.search(r"(\d+) of 60 right", finished.stdout).group(1)) > 30  # 6 by chance; 50 and more seen
 
 
-@pytest.mark.parametrize("subnet", [*SUBNETS, "minimal"])
+@pytest.mark.parametrize("subnet", ["random:1", "minimal"])
 def test_checkpoint_answers_as_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet, "--stage", "checkpoint")
     widths = widths_of(folder)
-    named = {"heuristic": lambda n: (n - 1) // 2, "minimal": lambda n: n - 1, "maximal": lambda n: 0}
-    if subnet in named:
-        assert widths == [group[named[subnet](len(group))] for group in groups()]
+    if subnet == "minimal":
+        assert widths == [group[-1] for group in groups()]
     else:
         assert len(set(mlp_widths(widths))) == 5, "unequal widths"
     model = lonas_edge.load_checkpoint(folder)
@@ -221,11 +220,10 @@ def test_checkpoint_answers_as_the_oracle(subnet: str, command_line: CommandLine
     assert difference < 1e-4 * max(1, largest / LOGITS)
 
 
-@pytest.mark.parametrize("subnet", SUBNETS)
-def test_fp32_ir_answers_as_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
-    folder = command_line.export(subnet, "--weight-format", "fp32")
+def test_fp32_ir_answers_as_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
+    folder = command_line.export("random:1", "--weight-format", "fp32")
     difference = (ir_logits(folder, tokens) - oracle(widths_of(folder))).abs().max().item()
-    print(f"{subnet}: fp32 IR, largest logit difference {difference:.1e}")
+    print(f"fp32 IR, largest logit difference {difference:.1e}")
     assert difference < 3e-3  # fp32 arithmetic: 0.9e-4 to 4.8e-4 on an AMD EPYC, up to 1.1e-3 on an Intel Xeon
 
 
@@ -239,6 +237,7 @@ INT8_BOUNDS = (0.03, 0.85)
 def test_int8_ir_stays_close_to_the_oracle(subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor):
     folder = command_line.export(subnet)
     widths = widths_of(folder) or [group[0] for group in groups()]
+    assert subnet != "heuristic" or widths == [group[(len(group) - 1) // 2] for group in groups()]
     kl, top1 = kl_and_top1(oracle(widths), ir_logits(folder, tokens))
     print(f"{subnet}: INT8 IR, mean KL {kl:.2e} nats, same top token at {top1:.1%} of {tokens.numel()} positions")
     largest_kl, smallest_top1 = INT8_BOUNDS
@@ -278,17 +277,16 @@ def test_every_matrix_is_stored_in_8_bits(subnet: str, command_line: CommandLine
     assert found == expected
 
 
-@pytest.mark.parametrize("subnet", SUBNETS)
-def test_size_falls_as_inspect_predicts(subnet: str, command_line: CommandLine):
-    sizes = command_line.json("inspect", str(command_line.adapter), "--subnet", subnet)
+def test_size_falls_as_inspect_predicts(command_line: CommandLine):
+    sizes = command_line.json("inspect", str(command_line.adapter), "--subnet", "heuristic")
     predicted = sizes["subnetwork"]["bytes"]["int8_sym"] / sizes["unpruned"]["bytes"]["int8_sym"]
-    small, large = ((command_line.export(name) / "openvino_model.bin").stat().st_size for name in (subnet, UNPRUNED))
-    print(f"{subnet}: {small / 1e6:.1f} of {large / 1e6:.1f} MB, ratio {small / large:.4f}, predicted {predicted:.4f}")
+    small, large = ((command_line.export(name) / "openvino_model.bin").stat().st_size for name in ("heuristic", UNPRUNED))
+    print(f"{small / 1e6:.1f} of {large / 1e6:.1f} MB, ratio {small / large:.4f}, predicted {predicted:.4f}")
     assert abs(small / large / predicted - 1) < 0.02
     assert abs(small / sizes["subnetwork"]["bytes"]["int8_sym"] - 1) < 0.02
     # by hand: 8 bits a weight, and 2 bytes a row; the head is the embedding; norms in fp32
     matrices = [(49152, 576)]
-    for width in mlp_widths(widths_of(command_line.export(subnet))):
+    for width in mlp_widths(widths_of(command_line.export("heuristic"))):
         matrices += [(576, 576), (192, 576), (192, 576), (576, 576), (width, 576), (width, 576), (576, width)]
     by_hand = sum(rows * columns + 2 * rows for rows, columns in matrices) + (2 * LAYERS + 1) * 576 * 4
     assert abs(small / by_hand - 1) < 0.02
@@ -462,33 +460,18 @@ def likelihoods(command_line: CommandLine, widths: list[int]) -> list[list[float
     return [sums[start : start + 3] for start in range(0, len(sums), 3)]
 
 
-def test_a_plain_lora_adapter_has_the_maximal_network(command_line: CommandLine):
-    """Without a search space: the unpruned merged baseline, by the same road."""
-    plain = command_line.export(UNPRUNED, "--stage", "checkpoint")
-    maximal = command_line.export("maximal", "--stage", "checkpoint")
-    assert widths_of(plain) == []
-    assert (plain / "model.safetensors").read_bytes() == (maximal / "model.safetensors").read_bytes()
-    assert json.loads((plain / "config.json").read_text()) == json.loads((maximal / "config.json").read_text())
-
-
-def test_and_no_other(command_line: CommandLine):
+def test_a_plain_lora_adapter_has_no_sub_networks(command_line: CommandLine):
     refused = command_line.run("export", str(command_line.plain), "--subnet", "minimal", "--output", "refused")
     assert refused.returncode == 1
     assert "--nncf-config" in refused.stderr
     assert not (command_line.folder / "refused").exists()
 
 
-def test_an_explicit_subnetwork_file_gives_the_same_export(command_line: CommandLine, tmp_path: Path):
-    named = command_line.export("random:1", "--stage", "checkpoint")
-    (tmp_path / "found.json").write_text(json.dumps({"widths": widths_of(named)}))
-    by_file = command_line.export(str(tmp_path / "found.json"), "--stage", "checkpoint")
-    assert (by_file / "model.safetensors").read_bytes() == (named / "model.safetensors").read_bytes()
-
-
 def test_search_finds_a_network_that_export_takes(command_line: CommandLine):
     """The recorded KL is that of the definition: from the maximal network's answers, where an answer's token is predicted."""
-    found, data = command_line.folder / "search", command_line.folder / "data/validation.json"
-    options = ["--data", str(data), "--val-set-size", "20", "--evals", "12", "--pick", "bytes<=0.93x", "--output", str(found)]
+    found, data = command_line.folder / "search", command_line.folder / "data/few.json"
+    data.write_text(json.dumps(json.loads(data.with_name("validation.json").read_text())[:6]))
+    options = ["--data", str(data), "--val-set-size", "6", "--evals", "12", "--pick", "bytes<=0.93x", "--output", str(found)]
     record = command_line.json("search", str(command_line.adapter), *options)
     assert len(record["evaluations"]) == 12
     [pick] = record["picks"]
@@ -510,10 +493,10 @@ def test_a_solved_checkpoint_answers_as_the_oracle_on_the_changed_base(
     command_line: CommandLine, oracle: Callable, tokens: torch.Tensor, tmp_path: Path
 ):
     """The base is changed by hand, by what the checkpoint's `correction.safetensors` says, in the base's channel order."""
-    options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--solve-prompts", "64")
+    options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--solve-prompts", "40")
     folder = command_line.export("minimal", *options)
     solved = command_line.printed(folder)["solved"]
-    assert solved["kept"] and solved["after"] < solved["before"] and solved["prompts"] == 64
+    assert solved["kept"] and solved["after"] < solved["before"] and solved["prompts"] == 40
 
     shutil.copytree(command_line.model, tmp_path / "base")
     tensors = load_file(tmp_path / "base/model.safetensors")
@@ -612,10 +595,10 @@ SAMPLES = ROOT / "tests/evaluate/data"
 
 def test_the_ir_and_the_super_network_give_the_same_answers(command_line: CommandLine, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ir = command_line.export("heuristic", "--weight-format", "fp32")
+    ir = command_line.export("random:1", "--weight-format", "fp32")
     options = ["--datasets", str(SAMPLES), "--protocol", "option-text"]
     options += [f"--property={name}={value}" for name, value in F32.items()]
-    found = command_line.json("eval", str(ir), str(command_line.adapter), "--subnet", "heuristic,minimal", *options)
+    found = command_line.json("eval", str(ir), str(command_line.adapter), "--subnet", "random:1,minimal", *options)
     table = {target["name"]: {task["task"]: task["accuracy"] for task in target["tasks"]} for target in found["targets"]}
     print(json.dumps(table, indent=1))
     first, same, smaller = table

@@ -1,12 +1,19 @@
-"""Publishing, stopped before each call to the system and at each instruction: nothing is lost, and nothing is left."""
+"""Publishing, stopped before each call to the system and at each instruction: nothing is lost, and nothing is left.
 
+Each stop is one in a forked process. What forks is small, a process of its own: that of the tests holds PyTorch and much more,
+and to fork it takes a hundred times as long.
+"""
+
+import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from outputs import found, names, publish, write_whole
@@ -64,6 +71,18 @@ WAYS: dict[str, tuple[Callable[[], None], bool]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def small_process() -> Iterator[Executor]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def exchanging(exchange: bool, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do something where directories change places in one call, as on Linux, or by two renames."""
+    with nullcontext() if exchange else patch.object(module, "_exchange", lambda one, other: False):
+        return work(*arguments)
+
+
 def in_a_process(run: Callable[[], int]) -> int:
     """Exit code of a forked process that runs a function and ends without any clearing up."""
     child = os.fork()
@@ -96,12 +115,18 @@ def stopped(output: Path, stop: Stop, at_once: bool) -> int:
 @pytest.mark.parametrize("existing", [True, False], ids=["replaced", "first"])
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize("way", WAYS)
-def test_stopped_before_each_call(
-    way: str, exchange: bool, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_before_each_call(way: str, exchange: bool, existing: bool, small_process: Executor, tmp_path: Path) -> None:
     """Whatever call to the system a run is stopped before, the next one finds the old output or the new, whole, and no more."""
-    if not exchange:
-        monkeypatch.setattr(module, "_exchange", lambda one, other: False)
+    count, seen, left = small_process.submit(exchanging, exchange, stop_before_each_call, way, existing, tmp_path).result()
+    before = "old" if existing else "absent"
+    assert count > 20
+    assert seen == {before, "new"}
+    gap = existing and not exchange and way in ("killed", "interrupted again and again", "the disk is gone")
+    assert left == {before, "new", *(["absent"] if gap else [])}  # with an exchange there is no moment without an output
+
+
+def stop_before_each_call(way: str, existing: bool, tmp_path: Path) -> tuple[int, set[str], set[str]]:
+    """How many calls there are, and what the outputs were after the next run had looked at them, and before."""
     before, seen, left = "old" if existing else "absent", set(), set()
     do, on = WAYS[way]
     for at in range(1, 1000):
@@ -121,18 +146,20 @@ def test_stopped_before_each_call(
         shutil.rmtree(folder)
         if code == DONE:
             break
-    assert at > 20
-    assert seen == {before, "new"}
-    gap = existing and not exchange and way in ("killed", "interrupted again and again", "the disk is gone")
-    assert left == {before, "new", *(["absent"] if gap else [])}  # with an exchange there is no moment without an output
+    return at, seen, left
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-def test_interrupted_at_each_instruction(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_at_each_instruction(exchange: bool, small_process: Executor, tmp_path: Path) -> None:
     """Ctrl-C at any bytecode of the module, and any line of Python that it calls, while an output is replaced."""
-    if not exchange:
-        monkeypatch.setattr(module, "_exchange", lambda one, other: False)
+    count, seen = small_process.submit(exchanging, exchange, interrupt_at_each_instruction, EACH + exchange, tmp_path).result()
+    assert count > 300
+    assert seen == {"old", "new"}
+
+
+def interrupt_at_each_instruction(first: int, tmp_path: Path) -> tuple[int, set[str]]:
+    """How many instructions there are, and what the outputs were after the next run had looked at them."""
 
     def run(output: Path, at: int) -> int:
         count = 0
@@ -155,7 +182,7 @@ def test_interrupted_at_each_instruction(exchange: bool, tmp_path: Path, monkeyp
             sys.settrace(None)
         return HALF if found(output) not in ("old", "new") else STOPPED if count >= at else DONE
 
-    at, code, seen = int(exchange), STOPPED, []
+    at, code, seen = first - EACH, STOPPED, set()
     while code == STOPPED:
         at += EACH
         folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
@@ -164,10 +191,9 @@ def test_interrupted_at_each_instruction(exchange: bool, tmp_path: Path, monkeyp
         assert code != HALF, at
         OutputDirectory(output, overwrite=True).check(0)
         assert names(folder) == ["out"], at
-        seen.append(found(output))
+        seen.add(found(output))
         shutil.rmtree(folder)
-    assert at > 300
-    assert set(seen) == {"old", "new"}
+    return at, seen
 
 
 def leave(folder: Path, **content: str) -> Path:

@@ -287,7 +287,16 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _swallowed(unraisable: Any) -> None:
     """Ctrl-C that came in a destructor or a callback, where Python cannot raise it: it comes once more."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,)).start()
+        threading.Timer(0.1, _raise_in_main_thread).start()
+
+
+def _raise_in_main_thread() -> None:
+    """There the signal ends what waits, too: `raise_signal` would give it to the thread that calls it."""
+    main = threading.main_thread().ident
+    if main is None or sys.platform == "win32":  # which has signals without threads
+        signal.raise_signal(signal.SIGINT)
+    else:
+        signal.pthread_kill(main, signal.SIGINT)
 
 
 atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # nothing is left to be interrupted

@@ -25,27 +25,24 @@ def given(source: TinySource) -> list[str]:
 
 
 def test_arms_side_by_side(run_cli: Callable, int8: Path, source: TinySource, tmp_path: Path) -> None:
-    arguments = ["bench", int8, *given(source), "--arms", "lora,lora-merged", *SHORT, "--prompt-len", "8,16"]
+    arguments = ["bench", int8, *given(source), "--arms", "lora", *SHORT, "--prompt-len", "8,16"]
     ran = run_cli(*arguments, "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)  # one document and nothing else
     assert found == json.loads((tmp_path / "out/bench.json").read_text())
-    assert [arm["name"] for arm in found["arms"]] == ["subnet", "lora", "lora-merged"]
-    assert len(found["samples"]) == 3 * 2 * 2 and not found["failures"] and not found["interrupted"]
+    assert [arm["name"] for arm in found["arms"]] == ["subnet", "lora"]
+    assert len(found["samples"]) == 2 * 2 * 2 and not found["failures"] and not found["interrupted"]
     assert all(len(sample["token_times"]) == 4 for sample in found["samples"])  # never fewer, EOS or not
     assert {(c["arm"], c["metric"]) for c in found["comparisons"]} == {
-        (arm, metric) for arm in ("lora", "lora-merged") for metric in ("ttft", "tpot", "generate_duration")
+        ("lora", metric) for metric in ("ttft", "tpot", "generate_duration")
     }
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"bench.json", "bench.csv", "bench.md", "distributions.png", "prompt_length.png", "speedup.png"}
     facts = {arm["name"]: arm["facts"] for arm in found["arms"]}
-    for name, mlp in (("subnet", 64), ("lora-merged", 128)):
-        assert facts[name]["macs_per_token"] == macs(mlp)
-    assert facts["lora"]["macs_per_token"] > facts["lora-merged"]["macs_per_token"]
+    assert facts["subnet"]["macs_per_token"] == macs(64) and facts["lora"]["macs_per_token"] > macs(128)
     rows = [HIDDEN, HIDDEN // 2, HIDDEN // 2, HIDDEN, 64, 64, HIDDEN]  # INT8: a scale in fp16 and a zero point a row
     stored = facts["subnet"]["macs_per_token"] + 3 * (LAYERS * sum(rows) + VOCAB)
     assert facts["subnet"]["weight_bytes_per_token"] == stored
-    assert facts["lora-merged"]["weight_bytes_per_token"] == 4 * (facts["lora-merged"]["parameters"] - HIDDEN * VOCAB)
     assert all(fact["peak_memory_bytes"] > 1e7 and fact["load_seconds"] > 0 for fact in facts.values())
     assert facts["subnet"]["compile_seconds"] > 0 and facts["subnet"]["kv_precision"] == "u8"
 
@@ -85,6 +82,7 @@ def test_without_memory_the_rest_is_known(run_cli: Callable, int8: Path, source:
         assert (facts["macs_per_token"], facts["kv_precision"]) == (macs({"subnet": 64}.get(arm["name"], 128)), kv)
         assert facts["parameters"] == sizes[kind]["parameters"] and facts["weight_bytes_per_token"] > facts["macs_per_token"]
         assert facts["peak_memory_bytes"] is facts["compile_seconds"] is None and facts["load_seconds"] > 0
+    assert facts["weight_bytes_per_token"] == 4 * (facts["parameters"] - HIDDEN * VOCAB)  # of lora-merged, in fp32
     assert [row["decode_share_of_limit"] > 0 for row in found["rows"]] == [True, True]
 
 

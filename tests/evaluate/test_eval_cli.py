@@ -149,16 +149,16 @@ def answer_by_hand(task: str, text: str) -> str:
 
 
 def test_math_as_a_plain_loop_answers_it(roomy: TinySource, run_cli: Callable, tmp_path: Path):
-    """The network's head knows digits and letters alone; every second sample is given the loop's own answer, or 0.0004 more.
+    """The network's head knows digits and letters alone; the second sample is given the loop's own answer, or 0.0004 more.
 
-    The others are given the next letter, or 0.004 more.
+    The first is given the next letter, or 0.004 more.
     """
     say_only(roomy.base, "0123456789.,-%ABCDE ", louder="ABCDE")
     model = AutoModelForCausalLM.from_pretrained(roomy.base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(roomy.base)
     data, expected = tmp_path / "data", {}
     for task in MATH:
-        samples, found = json.loads((DATA / task / "test.json").read_text())[:4], []
+        samples, found = json.loads((DATA / task / "test.json").read_text())[:2], []
         for index, sample in enumerate(samples):
             prompt = (
                 "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
@@ -187,7 +187,7 @@ def test_math_as_a_plain_loop_answers_it(roomy: TinySource, run_cli: Callable, t
     assert accuracies(target) == {task: {"acc": 0.5} for task in MATH}
     for task in target["tasks"]:
         value = task["metrics"]["acc"]
-        assert value["stderr"] == pytest.approx((value["value"] * (1 - value["value"]) / 3) ** 0.5)
+        assert value["stderr"] == pytest.approx(0.5)  # of two: (0.5 * 0.5 / (2 - 1)) ** 0.5
     told = (tmp_path / "out/eval.md").read_text()
     assert "| GSM8K | AQuA | MAWPS | SVAMP | Average |" in told
     assert "256 new tokens, last number, right within 0.001 (GSM8K, MAWPS, SVAMP); 256 new tokens, first of the letters" in told
@@ -195,26 +195,25 @@ def test_math_as_a_plain_loop_answers_it(roomy: TinySource, run_cli: Callable, t
 
 def test_math_on_an_ir_and_on_the_activated_super_network(roomy: TinySource, exported: Path, run_cli: Callable):
     sources = [exported, roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space, "--subnet", "heuristic,minimal"]
-    command = ["eval", *sources, "--datasets", DATA, "--tasks", "math", "--num-beams", 1, *F32, "--limit", 3, "--json"]
+    command = ["eval", *sources, "--datasets", DATA, "--tasks", "math", "--num-beams", 1, *F32, "--limit", 2, "--json"]
     found = result(run_cli(*command))
     assert [task["task"] for task in found["targets"][0]["tasks"]] == list(MATH)
     assert {one["scope"] for one in found["differences"]} == {*MATH, "average"}
     assert {one["identical"] for one in found["differences"] if one["target"] == "adapter:heuristic"} == {1.0}
-    assert {one["questions"] for one in found["differences"] if one["scope"] != "average"} == {3}
+    assert {one["questions"] for one in found["differences"] if one["scope"] != "average"} == {2}
     again = result(run_cli(*command))
-    assert [target["asked"] for target in found["targets"]] == [12, 12, 12]
+    assert [target["asked"] for target in found["targets"]] == [8, 8, 8]
     assert [target["asked"] for target in again["targets"]] == [0, 0, 0]
     assert again["differences"] == found["differences"]
 
 
-@pytest.mark.parametrize("protocol", ["answer-word", "option-text"])
-def test_math_is_asked_by_the_reference_s_protocol_alone(protocol: str, roomy: TinySource, run_cli: Callable):
+def test_math_is_asked_by_the_reference_s_protocol_alone(roomy: TinySource, run_cli: Callable):
     """The harness has a gsm8k, too: it is asked by its full name, and never in place of ours."""
-    options = ["--datasets", DATA, "--protocol", protocol, "--tasks"]
+    options = ["--datasets", DATA, "--protocol", "option-text", "--tasks"]
     ran = run_cli("eval", roomy.base, *options, "boolq,gsm8k,svamp")
     assert ran.code == 1
     told = " ".join(ran.err.split())
-    assert f"The protocol {protocol} does not ask: - gsm8k: a task of the protocol generate - SVAMP: a task" in told
+    assert "The protocol option-text does not ask: - gsm8k: a task of the protocol generate - SVAMP: a task" in told
     assert "--protocol generate; harness:NAME is lm-evaluation-harness's own" in told
     ran = run_cli("eval", roomy.base, *options, "harness:gsm8k")
     assert "task gsm8k: its data cannot be had" in ran.err

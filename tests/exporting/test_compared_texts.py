@@ -11,7 +11,7 @@ import openvino as ov
 import psutil
 import pytest
 import torch
-from openvino_models import F32, model_logits
+from openvino_models import F32, compiled_logits
 from tiny_bert import TinyBert
 from tiny_models import TinySource, say_only
 
@@ -52,8 +52,9 @@ def of_checkpoint(folder: Path) -> Next:
 
 
 def of_ir(folder: Path) -> Next:
-    model = ov.Core().read_model(folder / "openvino_model.xml")
-    return lambda ids: model_logits(model, ids, {**F32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
+    properties = {**F32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    compiled = ov.Core().compile_model(folder / "openvino_model.xml", "CPU", properties)
+    return lambda ids: compiled_logits(compiled, ids)
 
 
 def beginnings(source: TinySource, count: int) -> torch.Tensor:

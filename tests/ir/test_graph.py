@@ -85,7 +85,7 @@ def test_a_matrix_without_a_place_is_refused(tiny_models: TinyModels, tmp_path: 
         fill_graph(ov.Core().read_model(tmp_path / MODEL), {"model.layers.0.mlp.up_proj.weight": narrower})
 
 
-def test_a_failing_conversion_says_why(start_method: str, tiny_models: TinyModels, tmp_path: Path):
+def test_a_failing_conversion_says_why(tiny_models: TinyModels, tmp_path: Path):
     job = job_of(tiny_models.base("llama"), tmp_path)
     Path(job.vectors).unlink()
     with (

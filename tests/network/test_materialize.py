@@ -44,6 +44,14 @@ def test_every_family(any_source: TinySource, name: str, choose: Callable, mater
         assert (expected - expected_logits(any_source, choose(any_source, "maximal"), ids)).abs().max() > 0.1
 
 
+def test_without_a_search_space_it_is_the_maximal_network(llama: TinySource, choose: Callable, materialize: Callable) -> None:
+    """A plain LoRA adapter, merged: the unpruned baseline, by the same road."""
+    plain = materialize(open_source(str(llama.adapter), str(llama.base), None), [])
+    maximal = materialize(llama, choose(llama, "maximal"))
+    assert (plain / "model.safetensors").read_bytes() == (maximal / "model.safetensors").read_bytes()
+    assert json.loads((plain / "config.json").read_text()) == json.loads((maximal / "config.json").read_text())
+
+
 @pytest.mark.parametrize("name", ["maximal", "heuristic", "minimal"])
 def test_equal_widths_open_with_transformers(
     any_source: TinySource, name: str, choose: Callable, materialize: Callable, ids

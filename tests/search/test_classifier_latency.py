@@ -13,7 +13,7 @@ from tiny_models import TinySource
 from lonas_edge.bench.arms import Case
 from lonas_edge.bench.latency import Latency
 from lonas_edge.bench.measure import Schedule
-from lonas_edge.exporting.export import ExportOptions
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import Source
 from lonas_edge.search import timed
 from lonas_edge.search.cost import cost_function
@@ -159,8 +159,9 @@ def test_a_language_model_has_other_times(llama: TinySource, data: Path, run_cli
     assert told in " ".join(ran.err.split())
 
 
-def test_for_real(bert: TinySource, tmp_path: Path) -> None:
-    """Exports in processes of their own, and a real measurement; what it gives is asked for no more than to be there."""
+def test_for_real(bert: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real measurement; what it gives is asked for no more than to be there. Exports apart: `test_latency_table`."""
+    monkeypatch.setattr(timed, "export_apart", export)
     settings = CostSettings(prompt_len=16, new_tokens=0, cache=tmp_path / "cache", threads=1, rounds=1, starts=1)
     table = open_table(bert.opened(), settings)
     curves = table.formats["int8_sym"].curves

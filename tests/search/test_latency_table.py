@@ -138,7 +138,7 @@ def test_another_format_is_measured_with_those_that_are_there(
         {"threads": 2},
         {"machine": {"processor": "another"}},
         {"machine": {"glibc_tunables": "glibc.malloc.hugetlb=1"}},
-        {"machine": {"instructions": ["avx2"]}},
+        {"machine": {"instructions": ["another"]}},
         {"versions": {}},
         {"graph": 3},
     ],

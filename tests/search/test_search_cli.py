@@ -128,8 +128,9 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "evaluations": evaluations, "seconds": {}, "conditions": {}}
 
 
-@pytest.mark.parametrize("picks", [(), ("--pick", "bytes<=0.95x", "--pick", "macs<=0.9x")])
-@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
+@pytest.mark.parametrize(
+    ("sampler", "picks"), [("nsga2", ("--pick", "bytes<=0.95x", "--pick", "macs<=0.9x")), ("tpe", ()), ("random", ())]
+)
 def test_interrupted_and_gone_on_with(
     sampler: str, picks: tuple[str, ...], run_cli: Callable, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

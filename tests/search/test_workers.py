@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,24 @@ main()
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A storage."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/study.db"
-        return
-    with postgresql() as address:
-        yield address
+def test_a_study_on_a_server(command: Callable, run_cli: Callable, tmp_path: Path) -> None:
+    """The second worker finds what the first has measured, and measures nothing."""
+    with postgresql() as url:
+        options, records, complete = ("--evals", "8", "--storage", url, "--json", "--output"), [], []
+        for name in ("one", "two"):
+            ran = run_cli(*command(*options, tmp_path / name))
+            assert ran.code == 0, ran.err
+            records.append(json.loads(ran.out))
+            [study] = optuna.get_all_study_names(url)
+            trials = optuna.load_study(study_name=study, storage=url).trials
+            complete.append([trial.values for trial in trials if trial.state == TrialState.COMPLETE])
+    first, second = ([(one["widths"], one["quality"], one["cost"]) for one in record["evaluations"]] for record in records)
+    assert first == second and len(first) == 8
+    assert complete[0] == complete[1]
 
 
-def test_three_workers_of_which_one_is_killed(url: str, command: Callable, tmp_path: Path) -> None:
-    hangs = tmp_path / "hangs"
+def test_three_workers_of_which_one_is_killed(command: Callable, tmp_path: Path) -> None:
+    hangs, url = tmp_path / "hangs", f"sqlite:///{tmp_path}/study.db"
 
     def start(name: str, marker: Path) -> subprocess.Popen[str]:
         options = ("--storage", url, "--output", tmp_path / name, "--json")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,14 +86,19 @@ def test_a_signal_that_a_library_swallows_comes_again(run_cli: Callable, monkeyp
 
     def slow(*_arguments: object, **_options: object) -> None:
         Swallows()
-        time.sleep(20)
-        slept.append(20)
+        os.read(waiting, 1)  # for ever, but for what wakes it up in the end
 
-    slept: list[int] = []
+    waiting, waking = os.pipe()
+    awake: list[int] = []
+    timer = threading.Timer(20, lambda: awake.append(os.write(waking, b"x")))
+    timer.start()
     monkeypatch.setattr("lonas_edge.network.source.open_source", slow)
     ran = run_cli("inspect", "SOURCE")
+    timer.cancel()
+    os.close(waiting)
+    os.close(waking)
     assert (ran.code, ran.err) == (1, "interrupted: nothing was written\n")
-    assert not slept, "what waits is not interrupted"
+    assert not awake, "what waits is not interrupted"
 
 
 def test_handlers_are_as_before() -> None:

@@ -15,6 +15,7 @@ from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.super_network import load_super_network
 
 Choose = Callable[[TinySource, str], list[int]]
+UNTIED = [case for case in CASES if not case.endswith("-tied")]  # the head has no part in this
 DEPTHS = [list(kept) for kept in itertools.product((1, 0), repeat=len(BLOCKS))]
 
 
@@ -23,7 +24,7 @@ def widths_of(source: TinySource, choose: Choose, depth: list[int], name: str = 
     return choose(source, name)[: -len(depth)] + depth
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", UNTIED)
 def test_left_out_blocks_answer_as_defined(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
@@ -46,7 +47,7 @@ def test_reordered_blocks_answer_as_defined(
         assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, ids)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", UNTIED)
 def test_generates_as_without_a_cache(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:

@@ -6,6 +6,7 @@ two renames. What a stopped run left is cleared, or put back, by `_recover`: at 
 run that writes there after a kill.
 """
 
+import ctypes
 import errno
 import os
 import re
@@ -316,8 +317,6 @@ def _exchange(one: Path, other: Path) -> bool:
     """Exchange two directories in one step; returns whether this system and file system can."""
     if sys.platform != "linux":
         return False
-    import ctypes
-
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):  # another C library

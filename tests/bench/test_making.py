@@ -126,8 +126,11 @@ def test_the_unpruned_network_is_exported_once_and_kept(
     assert capfd.readouterr() == ("", "")  # its output is not the terminal's
 
 
-def test_the_unpruned_network_is_fused_as_the_other_is(int8: Path, source: TinySource, tmp_path: Path) -> None:
+def test_the_unpruned_network_is_fused_as_the_other_is(
+    int8: Path, source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the other is, the test before this one shows it."""
+    monkeypatch.setattr("lonas_edge.bench.making.apart", lambda work, *given: work(*given))
     opened, asked = open_exported(int8), options(source, tmp_path / "cache", "unpruned")
     plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))
     assert open_exported(make_arms(plain, asked, silent)[1].path).own_manifest.fused == 0

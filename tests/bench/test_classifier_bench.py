@@ -35,7 +35,10 @@ def exported(tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_arms_side_by_side(run_cli: Callable, exported: Path, tiny_bert: TinyBert, tmp_path: Path) -> None:
+def test_arms_side_by_side(
+    run_cli: Callable, exported: Path, tiny_bert: TinyBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lonas_edge.bench.making.apart", lambda work, *given: work(*given))  # apart: `test_making`
     source = tiny_bert.source()
     given = ("--model", source.base, "--adapter", source.adapter)
     ran = run_cli("bench", exported, *given, *SHORT, "--batch-size", "1,3", "--output", tmp_path / "out", "--json")

@@ -97,7 +97,7 @@ def test_fp32(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Ten
     assert_nothing_of_this_machine(tmp_path / "out", tiny.base, tiny.adapter, tmp_path)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name.endswith("-tied")])
+@pytest.mark.parametrize("case", [f"{name}-tied" for name in ("llama", "qwen2", "gemma3", "neox", "phi3", "bloom", "olmo2")])
 def test_int8(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
     tiny = tiny_models.source(case)
     widths = choose(tiny, "unequal:2")
@@ -314,7 +314,7 @@ FORMATS = ["fp32", "fp16", "int8", "int4", "int4_sym", "mxfp4", "fp8"]
 _FIRST, _SECOND = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("weight_format", ["fp32", "int8", "int4"])
 def test_verification_refuses_a_wrong_graph(
     weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -1,5 +1,6 @@
 """What networks are scored on and how: held-out prompts, accuracy, what a weight format adds."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -64,10 +65,13 @@ def ir_logits(source: Source, widths: Sequence[int], weight_format: str, batch: 
     return logits[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
 
 
+COMPRESSED = ["llama", "llama-tied", "llama-biased", "neox", "phi3-tied", "gemma3", "gemma2-tied", "bloom-tied", "granite"]
+
+
 @pytest.mark.parametrize(
-    "case", ["llama", "llama-tied", "llama-biased", "neox", "phi3-tied", "gemma3", "gemma2-tied", "bloom-tied", "granite"]
+    ("case", "name"),
+    [*((case, "int8") for case in COMPRESSED), *itertools.product(["llama-biased", "phi3-tied", "gemma3"], ["int4", "fp16"])],
 )
-@pytest.mark.parametrize("name", ["int8", "int4", "fp16"])
 def test_quality_of_compressed_networks(case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:
     tiny = tiny_models.source(case)
     source = tiny.opened()

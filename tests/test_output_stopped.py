@@ -1,16 +1,17 @@
 """Publishing, stopped before each call to the system and at each instruction: nothing is lost, and nothing is left.
 
 Each stop is one in a forked process. What forks is small, a process of its own: that of the tests holds PyTorch and much more,
-and to fork it takes a hundred times as long.
+and to fork it takes ten times as long.
 """
 
+import itertools
 import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext, suppress
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -72,8 +73,9 @@ WAYS: dict[str, tuple[Callable[[], None], bool]] = {
 
 
 @pytest.fixture(scope="module")
-def small_process() -> Iterator[Executor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+def small_process() -> Iterator[Pool]:
+    """Ended at the end, whatever it does then."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         yield pool
 
 
@@ -115,9 +117,9 @@ def stopped(output: Path, stop: Stop, at_once: bool) -> int:
 @pytest.mark.parametrize("existing", [True, False], ids=["replaced", "first"])
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize("way", WAYS)
-def test_stopped_before_each_call(way: str, exchange: bool, existing: bool, small_process: Executor, tmp_path: Path) -> None:
+def test_stopped_before_each_call(way: str, exchange: bool, existing: bool, small_process: Pool, tmp_path: Path) -> None:
     """Whatever call to the system a run is stopped before, the next one finds the old output or the new, whole, and no more."""
-    count, seen, left = small_process.submit(exchanging, exchange, stop_before_each_call, way, existing, tmp_path).result()
+    count, seen, left = small_process.apply(exchanging, (exchange, stop_before_each_call, way, existing, tmp_path))
     before = "old" if existing else "absent"
     assert count > 20
     assert seen == {before, "new"}
@@ -151,9 +153,9 @@ def stop_before_each_call(way: str, existing: bool, tmp_path: Path) -> tuple[int
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-def test_interrupted_at_each_instruction(exchange: bool, small_process: Executor, tmp_path: Path) -> None:
+def test_interrupted_at_each_instruction(exchange: bool, small_process: Pool, tmp_path: Path) -> None:
     """Ctrl-C at any bytecode of the module, and any line of Python that it calls, while an output is replaced."""
-    count, seen = small_process.submit(exchanging, exchange, interrupt_at_each_instruction, EACH + exchange, tmp_path).result()
+    count, seen = small_process.apply(exchanging, (exchange, interrupt_at_each_instruction, EACH + exchange, tmp_path))
     assert count > 300
     assert seen == {"old", "new"}
 
@@ -182,9 +184,8 @@ def interrupt_at_each_instruction(first: int, tmp_path: Path) -> tuple[int, set[
             sys.settrace(None)
         return HALF if found(output) not in ("old", "new") else STOPPED if count >= at else DONE
 
-    at, code, seen = first - EACH, STOPPED, set()
-    while code == STOPPED:
-        at += EACH
+    seen = set()
+    for at in itertools.count(first, EACH):
         folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
         write_whole(output, "old")
         code = in_a_process(lambda at=at, output=output: run(output, at))
@@ -193,6 +194,8 @@ def interrupt_at_each_instruction(first: int, tmp_path: Path) -> tuple[int, set[
         assert names(folder) == ["out"], at
         seen.add(found(output))
         shutil.rmtree(folder)
+        if code == DONE:
+            break
     return at, seen
 
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
 
 TEXT_LIMIT = 64 * 2**20  # bytes; the configuration and the search space of a 7B model have 0.2 MB
 DEPTH_LIMIT = 200  # of lists and objects in each other; Python's own reader ends in a RecursionError at about 1,000
@@ -190,10 +190,12 @@ def read_by(reader: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LonasEdgeError, MemoryError):
+    except LonasEdgeError:
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, of tokenizers
+            raise
+        if out_of_memory(error):
             raise
         raise LonasEdgeError(f"{path}: {reader} cannot read it: {type(error).__name__}: {_shortened(error)}") from error
 

@@ -7,6 +7,7 @@ import atexit
 import codecs
 import errno
 import logging
+import mmap
 import os
 import re
 import signal
@@ -34,7 +35,9 @@ _NEEDS_LESS = {
     "search": "--torch-dtype bf16 or a smaller --val-set-size needs less",
     "train": "A smaller --micro-batch-size, a shorter --max-length or --gradient-checkpointing needs less",
 }
+_NO_MEMORY = "error: out of memory, and too little of it is left to say where"
 _NEARLY = 0.9
+_RESERVE = 2**24  # bytes of address space, never touched: given back before an error is told, which needs some
 _DISK = re.compile(r"no space left on device|read-only file system|disk quota exceeded|file write failed", re.IGNORECASE)
 _LIBRARIES = {  # read by libraries when they are imported, here and in processes started from here
     "TQDM_DISABLE": "1",
@@ -78,12 +81,15 @@ def guarded(run: Callable[[], Any]) -> None:
     """
     now.__init__(debug=os.environ.get(DEBUG, "0") not in ("", "0"))  # type: ignore[misc]
     _usable_streams()
+    reserve = _reserved()
     with _hooks(), warnings.catch_warnings(), _own_output():
         try:
             code = run()
         except SystemExit as ended:
             code = ended.code
         except BaseException as error:
+            if reserve is not None:
+                reserve.close()
             code = _told(error)
         if code == _TYPER_INTERRUPTED:
             code = _say(_INTERRUPTED)
@@ -100,6 +106,12 @@ def quiet() -> None:
         warnings.simplefilter("ignore")
 
 
+def _reserved() -> mmap.mmap | None:
+    with suppress(OSError):
+        return mmap.mmap(-1, _RESERVE)
+    return None
+
+
 def _told(error: BaseException) -> int:
     """Tell of what ended a command; returns the exit code."""
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage: click's own errors
@@ -107,7 +119,11 @@ def _told(error: BaseException) -> int:
         return int(error.exit_code)
     if now.debug:
         traceback.print_exception(error)
-    return _say(_line(error))
+    try:
+        return _say(_line(error))
+    except MemoryError:
+        atexit.register(os._exit, 1)
+        return _say(_NO_MEMORY)
 
 
 def _line(error: BaseException) -> str:

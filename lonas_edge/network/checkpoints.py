@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
 from lonas_edge.families import Family, Part
 from lonas_edge.files import check_model_folder, exists, read_json, regular
 from lonas_edge.network.parts import shifted, take
@@ -104,9 +104,9 @@ def read_damaged(path: Path) -> Iterator[None]:
     regular(path, "the weights")
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # its own type, OSError, ValueError, TypeError
+        if out_of_memory(error):  # a file that cannot be mapped
+            raise
         raise LonasEdgeError(f"{path}: damaged or truncated safetensors file ({error}). Download or copy it again.") from error
 
 

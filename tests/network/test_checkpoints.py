@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import TinySource
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, out_of_memory
 from lonas_edge.files import read_json, sha256
-from lonas_edge.network.checkpoints import TensorFiles, load_pickle, number_fault, open_base, open_tensors
+from lonas_edge.network.checkpoints import TensorFiles, load_pickle, number_fault, open_base, open_tensors, read_damaged
 
 
 class Bomb:
@@ -140,6 +140,14 @@ def test_headers_that_lie(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(LonasEdgeError, match=r"model\.safetensors: damaged or truncated safetensors file"):
         open_tensors(tmp_path)
+
+
+def test_a_file_that_memory_does_not_suffice_for_is_not_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(header({"a": A}))
+    with pytest.raises(RuntimeError) as caught, read_damaged(file):
+        raise RuntimeError("unable to mmap 16 bytes from file <model.safetensors>: Cannot allocate memory (12)")
+    assert out_of_memory(caught.value)
 
 
 def test_a_header_that_is_right(tmp_path: Path) -> None:

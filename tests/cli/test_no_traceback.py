@@ -296,8 +296,8 @@ def test_too_little_memory_to_import(world: dict[str, list[object]], tmp_path: P
     """A limit of more would be met in code of OpenBLAS that tries for ever, or in other C code that aborts."""
     resource = pytest.importorskip("resource")
     ran = run(*world[command], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 10**8,) * 2))
-    if ran.returncode == 127:
-        pytest.skip("the system's loader gave up before Python could say anything")
+    if ran.returncode not in (0, 1, 2):
+        pytest.skip("the system's loader, or code in C or C++, ended the process before Python could say anything")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert re.fullmatch(OUT_OF_MEMORY.format(command), ran.stderr), ran.stderr
     assert not list((tmp_path / "outputs").iterdir())
@@ -308,6 +308,8 @@ def test_too_little_memory_to_import(world: dict[str, list[object]], tmp_path: P
 def test_too_little_memory_to_work(world: dict[str, list[object]], tmp_path: Path, command: str) -> None:
     arguments = [sys.executable, "-c", AFTER_IMPORTS, *map(str, world[command])]
     ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if ran.returncode not in (0, 1, 2):
+        pytest.skip("code in C or C++ ended the process before Python could say anything")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert re.fullmatch(OUT_OF_MEMORY.format(command), ran.stderr), ran.stderr
     assert not list((tmp_path / "outputs").iterdir())

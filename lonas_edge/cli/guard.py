@@ -117,9 +117,9 @@ def _told(error: BaseException) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage: click's own errors
         error.show()
         return int(error.exit_code)
-    if now.debug:
-        traceback.print_exception(error)
     try:
+        if now.debug:
+            traceback.print_exception(error)
         return _say(_line(error))
     except MemoryError:
         atexit.register(os._exit, 1)

@@ -20,7 +20,7 @@ import published_spaces
 import pytest
 import torch
 from tiny_bert import TinyBert
-from tiny_models import CASES, VOCAB, TinyModels, TinySource
+from tiny_models import VOCAB, TinyModels, TinySource, families
 
 from lonas_edge.cli import main
 from lonas_edge.network import speed
@@ -98,9 +98,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> TinyBert:
     return TinyBert(tmp_path_factory.mktemp("bert"))
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=families())
 def any_source(request: pytest.FixtureRequest, tiny_models: TinyModels) -> TinySource:
-    """Base, adapter and search space of each case in turn: every model type tied and untied, and LLaMA with biases."""
+    """Base, adapter and search space of each case: one case per structure, all model types in the slow tier."""
     return tiny_models.source(request.param)
 
 

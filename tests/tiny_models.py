@@ -10,7 +10,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -84,6 +86,18 @@ for _name, _absent in (("neox", ("num_key_value_heads",)), ("bloom", ("num_key_v
         del CASES[_name][_field], CASES[f"{_name}-tied"][_field]
 CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
 CASES["phi3-partial"] = {**CASES["phi3"], "partial_rotary_factor": 0.75}  # as Phi-4-mini's: not all of a head is rotated
+STRUCTURES = ("llama", "qwen2-tied", "gemma3", "neox", "phi3", "bloom")  # one case per structure; BERT is in `tiny_bert`
+
+
+def families(*cases: str) -> list[ParameterSet]:
+    """Parameters of a test over model families: `@pytest.mark.parametrize("case", families())`.
+
+    Args:
+        cases: Names from `CASES`; all of them when none is given. Those outside `STRUCTURES` are marked slow.
+    """
+    return [
+        pytest.param(case, id=case, marks=() if case in STRUCTURES else pytest.mark.slow) for case in cases or tuple(CASES)
+    ]
 
 
 def say_only(base: Path, characters: str, louder: str = "") -> None:

@@ -95,9 +95,7 @@ def families(*cases: str) -> list[ParameterSet]:
     Args:
         cases: Names from `CASES`; all of them when none is given. Those outside `STRUCTURES` are marked slow.
     """
-    return [
-        pytest.param(case, id=case, marks=() if case in STRUCTURES else pytest.mark.slow) for case in cases or tuple(CASES)
-    ]
+    return [pytest.param(case, id=case, marks=() if case in STRUCTURES else pytest.mark.slow) for case in cases or tuple(CASES)]
 
 
 def say_only(base: Path, characters: str, louder: str = "") -> None:

@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, name: str, draft: str, weight_format:
         made = ["--model", arguments.model] if arguments.model else []
         made += ["--nncf-config", arguments.nncf_config] if arguments.nncf_config else []
         made += ["--no-verify"] if arguments.no_verify else []
-        looks = arguments.calibration and FORMATS[weight_format].data_aware
+        looks = arguments.calibration and FORMATS[weight_format].group_sizes
         looked = ["--calibration", arguments.calibration] if looks else []
         main = ["--subnet", arguments.subnet, "--weight-format", arguments.weight_format, "--output", folder, "--overwrite"]
         beside = ["--draft", draft, "--draft-format", weight_format, *looked]

@@ -62,7 +62,7 @@ _GroupSize = Annotated[
         "--group-size",
         min=-1,
         help="Columns of a weight matrix that share a scale in a format of groups; -1: whole rows do. It must divide the "
-        "input width of every layer. Default: the largest of 128, 64 and 32 that does; fp8: -1.",
+        "input width of every layer. Default: the largest of 128, 64 and 32 that does.",
     ),
 ]
 _Ratio = Annotated[
@@ -262,7 +262,7 @@ def command(
             draft=beside,
         )
         manifest = export(opened, chosen, output, options, report)
-    as_told = chosen.weight_formats or any(given(ctx, name) for name in ("group_size", "ratio", "calibration"))
+    as_told = any(given(ctx, name) for name in ("group_size", "ratio", "calibration"))
     if (trained_as := opened.trained_as) and (manifest.weight_format != trained_as or as_told):
         console(stderr=True).print(
             f"warning: {source} was trained as {trained_as} stores it (`train --weight-format`), and here it is stored "
@@ -306,8 +306,6 @@ def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, rat
     if group_size is not None and not known.group_sizes:
         grouped = ", ".join(name for name, one in FORMATS.items() if one.group_sizes)
         raise typer.BadParameter(f"--group-size goes with --weight-format {grouped}; {weight_format} knows no groups")
-    if group_size is not None and known.one_group_size and group_size not in known.group_sizes:
-        raise typer.BadParameter(f"--group-size {group_size}: {weight_format} has groups of {known.group_sizes[0]} alone")
     if ratio is not None and not known.outer:
         mixed = ", ".join(name for name, one in FORMATS.items() if one.outer)
         raise typer.BadParameter(f"--ratio goes with --weight-format {mixed}; {weight_format} has no rest")
@@ -325,8 +323,8 @@ def _refuse_draft_of_nothing(stage: str, draft: str | None, folder: Path | None,
 def _refuse_calibration_of_nothing(formats: list[str], data: Path | None, method: str | None, prompts: int | None) -> None:
     if data is None and (method or prompts):
         raise typer.BadParameter("--int4-method and --calibration-prompts go with --calibration")
-    if data is not None and not any(FORMATS[name].data_aware for name in formats):
-        known = ", ".join(name for name, one in FORMATS.items() if one.data_aware)
+    if data is not None and not any(FORMATS[name].group_sizes for name in formats):
+        known = ", ".join(name for name, one in FORMATS.items() if one.group_sizes)
         raise typer.BadParameter(f"--calibration goes with --weight-format {known}; {' and '.join(formats)} needs no data")
 
 

@@ -84,7 +84,7 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, asked: Calibratio
     if group_size is None:
         raise LonasEdgeError(
             f"{source.folder}: no group size of {weight_format.name} divides the input width of every layer of the "
-            f"{model.subnetwork.name} sub-network. --group-size -1 gives whole rows a scale."
+            f"{model.subnetwork.name} sub-network. Pass --group-size -1 (one scale per row)."
         )
     needed = bytes_needed(source.sizes(model.subnetwork.widths).parameters)
     available = psutil.virtual_memory().available

@@ -92,7 +92,7 @@ class ExportOptions:
         solve: Instruction data to solve what is cut on; nothing is solved when None.
         solve_prompts: How many prompts of it; an eighth as many more are held out, to see what it gives.
         fuse: Whether weight matrices of an IR that multiply the same input become one (`ir.fuse`).
-        group_size: Columns that share a scale, `WHOLE_ROWS` for whole rows; the format's choice when None.
+        group_size: Columns that share a scale, `PER_CHANNEL` for whole rows; the format's choice when None.
         ratio: Share of the weights between embedding and head that get the format; the rest gets that of embedding and head.
         calibration: What compression to a format that is data-aware looks at, the draft's too; at nothing when None.
         server: The server that the directory is laid out for, one of `SERVERS`; stock clients alone when None.
@@ -124,7 +124,7 @@ class ExportOptions:
     @property
     def looks_at(self) -> Calibration | None:
         """What the IR's own compression looks at."""
-        return self.calibration if self.stored_as.data_aware else None
+        return self.calibration if self.stored_as.group_sizes else None
 
 
 def export(
@@ -212,15 +212,6 @@ def export(
 def _check_storage(model: MaterializedModel, options: ExportOptions) -> None:
     """Refuse what the IR's matrices cannot be stored in."""
     compress.check_group_size(model, options.stored_as, options.group_size)
-    if not model.subnetwork.weight_formats:
-        return
-    asked = ["--ratio"] if options.ratio < 1 else ["--calibration"] if options.looks_at else []
-    if asked:
-        raise LonasEdgeError(
-            f"the {model.subnetwork.name} sub-network has formats of its own for some layers (weight_formats), which "
-            f"{asked[0]} would choose: leave one of both out"
-        )
-    compress.check_formats_by_layer(model)
 
 
 def _write_draft(source: Source, options: ExportOptions, folder: Path, report: Progress) -> None:
@@ -309,8 +300,8 @@ class _Export:
             conversion = stack.enter_context(GraphConversion(job))
             with self.steps.step("compress", "Slicing, merging and compressing") as done:
                 at_once = FORMATS["fp32"] if self.texts else self.options.stored_as
-                ratio, by_layer = (1.0, {}) if self.texts else (self.options.ratio, self.model.subnetwork.weight_formats)
-                schemes = compress.schemes(self.model, at_once, ratio, by_layer)
+                ratio = 1.0 if self.texts else self.options.ratio
+                schemes = compress.schemes(self.model, at_once, ratio)
                 matrices = {}
                 for name, matrix in compress.compress_matrices(self.model, schemes):
                     matrices[name] = matrix
@@ -499,8 +490,7 @@ def _most_bytes(source: Source, subnetwork: Subnetwork, stored: str, options: Ex
     main = "fp16" if stored == "bf16" else stored
     if options.ratio < 1:
         main = FORMATS[stored].outer or stored
-    sizes = source.sizes(subnetwork.widths).bytes
-    return max(sizes[name] for name in (main, *subnetwork.weight_formats.values()))
+    return source.sizes(subnetwork.widths).bytes[main]
 
 
 def _base_dtype(source: Source) -> str:

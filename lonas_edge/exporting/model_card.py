@@ -8,7 +8,7 @@ from lonas_edge.exporting.manifest import COMPARED, DRAFT, BothSizes, Calibrated
 from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.formats import WHOLE_ROWS
+from lonas_edge.formats import PER_CHANNEL
 from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.network.divergence import TextDivergence
@@ -69,8 +69,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
 def as_npus_ask(manifest: Manifest) -> bool:
     """Whether a language model's weights are stored as OpenVINO's guide says that an NPU needs them.
 
-    "OpenVINO GenAI on NPU" (docs.openvino.ai, 2026): all in symmetric INT4, in groups of 128 columns or by whole rows; or in
-    NF4, by whole rows.
+    "OpenVINO GenAI on NPU" (docs.openvino.ai, 2026): all in symmetric INT4, in groups of 128 columns or per channel.
 
     Args:
         manifest: The manifest.
@@ -78,7 +77,7 @@ def as_npus_ask(manifest: Manifest) -> bool:
     Returns:
         Whether they are.
     """
-    wanted = {("int4_sym", 128), ("int4_sym", WHOLE_ROWS), ("nf4", WHOLE_ROWS)}
+    wanted = {("int4_sym", 128), ("int4_sym", PER_CHANNEL)}
     stored = [(part.weight_format, part.group_size) for part in manifest.compression]
     return manifest.pipeline == CAUSAL_LM.pipeline_tag and len(stored) == 1 and stored[0] in wanted
 
@@ -123,7 +122,7 @@ def _compressed(parts: tuple[Compression, ...], calibrated: Calibrated | None) -
     """What the format's name does not say: groups, and what is stored otherwise."""
 
     def told(part: Compression) -> str:
-        columns = {None: "", WHOLE_ROWS: ", a scale a row"}.get(part.group_size, f", a scale for {part.group_size} columns")
+        columns = {None: "", PER_CHANNEL: ", a scale a row"}.get(part.group_size, f", a scale for {part.group_size} columns")
         return f"{part.share:.0%} in {part.weight_format}{columns}"
 
     if all(part.group_size is None for part in parts):

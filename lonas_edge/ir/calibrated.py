@@ -51,7 +51,7 @@ def compress_on_data(
             ratio=ratio or 1e-9,  # NNCF 3.4 takes 0 for 1
             dataset=data,
             subset_size=len(texts),
-            **dict.fromkeys(METHODS[method].options, True),
+            **dict.fromkeys(METHODS[method], True),
         )
 
 

@@ -9,7 +9,7 @@ import openvino as ov
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import FORMATS, WHOLE_ROWS, WeightFormat
+from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.core import openvino_core
@@ -128,8 +128,8 @@ class _Stored:
         own = [scheme for scheme in schemes.values() if scheme.weight_format.name == weight_format.name]
         if own or not weight_format.outer:
             sizes = (scheme.group_size for scheme in own if scheme.group_size)
-            return cls(weight_format, next(sizes, WHOLE_ROWS), ratio if weight_format.outer else 1.0)
-        return cls(FORMATS[weight_format.outer], WHOLE_ROWS, 1.0)
+            return cls(weight_format, next(sizes, PER_CHANNEL), ratio if weight_format.outer else 1.0)
+        return cls(FORMATS[weight_format.outer], PER_CHANNEL, 1.0)
 
     def record(self, model: Any) -> None:
         """Write it into the IR, with the run-time options that go with it."""
@@ -145,7 +145,7 @@ class _Stored:
     def config(self) -> OVConfig:
         """What goes into `openvino_config.json`."""
         mode, bits = self.weight_format.mode, self.weight_format.bits
-        if mode is None or not mode.startswith("INT"):  # optimum-intel 2.2 describes integers alone completely
+        if mode is None:
             return OVConfig(dtype=self.weight_format.name)
         grouped = {"group_size": self.group_size, "ratio": self.ratio} if bits == 4 else {}
         quantization = OVWeightQuantizationConfig(bits=bits, sym=mode.endswith("_SYM"), **grouped)

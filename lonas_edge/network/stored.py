@@ -1,7 +1,7 @@
 """The live super-network with each weight as an IR stores it: what a search scores, and what a training can learn to live with.
 
 A linear layer merges and compresses the active part of its weight when it is asked, and forgets it again, which takes a layer's
-memory. The arithmetic is NNCF's own, data-free; that of its integer formats once more in PyTorch, in a fraction of the time.
+memory. The arithmetic is NNCF's data-free one, once more in PyTorch, in a fraction of the time.
 
 To training, rounding is the identity (the straight-through estimator, Bengio, Léonard & Courville, 2013), with weight and
 adapter inside it: low-rank quantization-aware training (LR-QAT, Bondarenko, Del Chiaro & Nagel, 2024).
@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.formats import FORMATS, WHOLE_ROWS, WeightFormat
+from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.network.parts import take
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.space.elasticity import Widths
-
-_ASYMMETRIC, _SYMMETRIC = ("INT8_ASYM", "INT4_ASYM"), ("INT8_SYM", "INT4_SYM")
 
 
 class StoredWeights:
@@ -123,7 +121,7 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
     Args:
         matrix: [out, in].
         weight_format: How it is stored.
-        group: Columns that share a scale; whole rows when None or `WHOLE_ROWS`.
+        group: Columns that share a scale; whole rows when None or `PER_CHANNEL`.
 
     Returns:
         The same shape.
@@ -131,12 +129,10 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
     matrix = matrix.float()
     if weight_format.mode is None:
         return matrix.half().float() if weight_format.bits == 16 else matrix
-    group = None if group == WHOLE_ROWS else group
-    if weight_format.mode not in (*_ASYMMETRIC, *_SYMMETRIC):
-        return _stored_by_nncf(matrix, weight_format.mode, group)
+    group = None if group == PER_CHANNEL else group
     parts = matrix.reshape(len(matrix), -1, group or matrix.shape[1])
     tiny = torch.finfo(torch.float32).eps
-    if weight_format.mode in _SYMMETRIC:
+    if not weight_format.zero_point_bits:
         low, high, most = parts.amin(-1, keepdim=True).abs(), parts.amax(-1, keepdim=True), 2 ** (weight_format.bits - 1)
         scale = torch.where(low >= high, low, -high) / most
         scale = torch.where(scale.abs() < tiny, tiny, scale)
@@ -150,23 +146,6 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
     codes = (parts / scale).add_(zero).round_().clamp_(0, most)
     restored: torch.Tensor = codes.sub_(zero).mul_(scale.half().float())  # scales are stored in fp16
     return restored.reshape(matrix.shape)
-
-
-def _stored_by_nncf(matrix: torch.Tensor, mode: str, group: int | None) -> torch.Tensor:
-    from nncf import CompressWeightsMode
-    from nncf.quantization.algorithms.weight_compression import weight_lowering
-    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
-    from nncf.tensor import Tensor, TensorDataType
-
-    config = WeightCompressionConfig(CompressWeightsMode[mode], group or WHOLE_ROWS)
-    if config.is_integer:
-        codes = weight_lowering.do_integer_quantization(Tensor(matrix), config, (1,))
-        restore = weight_lowering.do_integer_dequantization
-    else:  # in numpy: of these NNCF 3.4 knows some there alone
-        codes = weight_lowering.do_float_quantization(Tensor(matrix.cpu().numpy()), config, (1,))
-        restore = weight_lowering.do_float_dequantization
-    codes.scale = codes.scale.astype(TensorDataType.float16).astype(TensorDataType.float32)  # as scales are stored
-    return torch.as_tensor(restore(codes).data, device=matrix.device).reshape(matrix.shape)
 
 
 def merged(layer: Any, widths: Widths) -> torch.Tensor:

@@ -2,14 +2,13 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import exists
-from lonas_edge.formats import FORMATS
 from lonas_edge.schema import Migration, Record
 from lonas_edge.space.search_space import SearchSpace
 
@@ -56,11 +55,6 @@ def _second(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "found": None}
 
 
-def _third(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 had one format for all layers; files without a version may have any field."""
-    return {"weight_formats": {}, **content}
-
-
 @dataclass(frozen=True)
 class SubnetworkRecord(Record):
     """A sub-network file. `{"widths": [w0, w1, …]}` is one, written by hand or by other programs; other fields may be there.
@@ -70,19 +64,17 @@ class SubnetworkRecord(Record):
         name: What it is called; a file without is called by its own name.
         search_space: Hash of the search space it is of, checked where there is one.
         found: How a search found it, if one did.
-        weight_formats: As of `Subnetwork`.
     """
 
     NAME: ClassVar[str] = "subnetwork"
-    VERSION: ClassVar[int] = 3
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third}
+    VERSION: ClassVar[int] = 2
+    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
     AGAIN: ClassVar[str] = 'Expected {"widths": [w0, w1, …]}, whole numbers in group order.'
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
     widths: tuple[int, ...]
     name: str | None = None
     search_space: str | None = None
     found: Found | None = None
-    weight_formats: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,18 +85,15 @@ class Subnetwork:
         widths: In group order.
         name: What they were chosen by.
         found: How a search found them, if one did.
-        weight_formats: Names of formats by module path, of a decoder layer, a block of one, or a linear layer: what an IR
-            stores there otherwise than everywhere else. The longest path that holds a layer decides.
     """
 
     widths: tuple[int, ...]
     name: str
     found: Found | None = None
-    weight_formats: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def record(self, space: SearchSpace) -> SubnetworkRecord:
         """As it is written to disk, with the hash of its search space."""
-        return SubnetworkRecord(self.widths, self.name, space.hash, self.found, dict(self.weight_formats))
+        return SubnetworkRecord(self.widths, self.name, space.hash, self.found)
 
 
 def is_name(choice: str) -> bool:
@@ -185,13 +174,8 @@ def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
     if record.name is not None and not (record.name.isprintable() and len(record.name) <= MAX_NAME):
         problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
     problems += _found_faults(record.found) if record.found else []
-    problems += [
-        f"weight_formats: {shortened(layers)}: {shortened(name)} is not one of {', '.join(FORMATS)}"
-        for layers, name in record.weight_formats.items()
-        if name not in FORMATS
-    ]
     raise_all(f"{path}: not a sub-network of this search space:", problems)
-    return Subnetwork(record.widths, record.name or path.name, record.found, record.weight_formats)
+    return Subnetwork(record.widths, record.name or path.name, record.found)
 
 
 def misfits(space: SearchSpace, widths: Sequence[int], search_space: str | None = None) -> list[str]:

@@ -58,8 +58,7 @@ def stored(model: Any) -> dict[str, tuple[str, np.ndarray]]:
 @pytest.mark.parametrize(
     ("method", "asked"),
     [
-        ("scale-estimation", {"scale_estimation": True}),
-        ("awq-scale-estimation", {"awq": True, "scale_estimation": True}),
+        ("awq", {"awq": True, "scale_estimation": True}),
         ("gptq", {"gptq": True}),
     ],
 )
@@ -102,23 +101,21 @@ def test_it_is_what_nncf_makes_of_the_fp32_ir(
 
 
 def test_what_is_recorded(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
-    folder = run(llama, choose(llama, "unequal:1"), tmp_path / "out", data, "scale-estimation", group_size=16)
+    folder = run(llama, choose(llama, "unequal:1"), tmp_path / "out", data, "awq", group_size=16)
     manifest = Manifest.read(folder / "lonas_edge.json")
     assert manifest.calibrated is not None
-    assert manifest.calibrated == Calibrated(
-        "scale-estimation", "data.json", manifest.calibrated.sha256, 8, manifest.calibrated.tokens
-    )
+    assert manifest.calibrated == Calibrated("awq", "data.json", manifest.calibrated.sha256, 8, manifest.calibrated.tokens)
     assert manifest.calibrated.tokens > 8 * 10
     assert manifest.compression == (Compression("int4", 16, 1.0),)
     assert manifest.fused == 2 * LAYERS
     assert manifest.parity.keys() == {"materialized", "ir_uncompressed", "ir"}
     assert manifest.parity["ir_uncompressed"].max_logit_difference < 1e-3 < manifest.parity["ir"].max_logit_difference
-    assert "(scale-estimation on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
+    assert "(awq on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
     assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()
 
 
 def test_a_ratio_and_whole_rows(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
-    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, "scale-estimation", group_size=-1, ratio=0.5)
+    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, "awq", group_size=-1, ratio=0.5)
     parts = {part.weight_format: part for part in Manifest.read(folder / "lonas_edge.json").compression}
     assert parts.keys() == {"int4", "int8"} and parts["int4"].group_size == -1
     assert 0 < parts["int4"].share <= 0.5 and sum(part.share for part in parts.values()) == pytest.approx(1)

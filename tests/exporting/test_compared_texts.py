@@ -74,7 +74,7 @@ def test_the_figures_are_those_of_plain_loops(
     if calibrated:
         examples = [{"instruction": f"What is {a} plus {a}?", "output": f"the {a + a}"} for a in range(30)]
         (tmp_path / "data.json").write_text(json.dumps(examples))
-        options = {"calibration": Calibration(tmp_path / "data.json", "scale-estimation", 8)}
+        options = {"calibration": Calibration(tmp_path / "data.json", "awq", 8)}
     folder = run(llama, widths, tmp_path / "ir", weight_format="int4", compare_texts=True, **options)
     whole = run(llama, widths, tmp_path / "checkpoint", stage="checkpoint", dtype="fp32", verify=False)
     ids = beginnings(llama, 3)

@@ -14,8 +14,6 @@ CALL = 'openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024,
     [
         ([("int4_sym", 128, 1.0)], {}, True),
         ([("int4_sym", -1, 1.0)], {}, True),
-        ([("nf4", -1, 1.0)], {}, True),
-        ([("nf4", 128, 1.0)], {}, False),
         ([("int4_sym", 64, 1.0)], {}, False),
         ([("int4", 128, 1.0)], {}, False),
         ([("int4_sym", 128, 0.8), ("int8", None, 0.2)], {}, False),

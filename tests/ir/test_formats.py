@@ -17,7 +17,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Compression, Manifest
-from lonas_edge.formats import FORMATS, WHOLE_ROWS
+from lonas_edge.formats import FORMATS, PER_CHANNEL
 from lonas_edge.ir import support
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -43,9 +43,6 @@ BITS = {
     "int8_sym": (8, 16, None),
     "int4": (4, 16 + 4, 32),
     "int4_sym": (4, 16, 32),
-    "nf4": (4, 16, 32),
-    "mxfp4": (4, 8, 32),
-    "fp8": (8, 16, None),
 }
 
 
@@ -62,18 +59,17 @@ def test_every_format_is_verified_and_has_its_bytes(
     matrices += [shape for width in mlp for shape in ((width, 64), (width, 64), (64, width))]
     bits, each, group = BITS[weight_format]
     inner = sum(rows * columns * bits + rows * (columns // (group or columns)) * each for rows, columns in matrices)
-    whole = BITS[weight_format] if bits > 4 and weight_format != "fp8" else BITS["int8"]
+    whole = BITS[weight_format] if bits > 4 else BITS["int8"]
     outer = 2 * 288 * (64 * whole[0] + whole[1])
     by_hand = (inner + outer) / 8 + (2 * LAYERS + 1) * 64 * 4
     manifest = Manifest.read(folder / "lonas_edge.json")
     assert manifest.verified and 0 <= manifest.parity["ir_stored"].max_logit_difference < 1e-3
     assert manifest.sizes.subnetwork.bytes[weight_format] == by_hand
     assert 0 <= (folder / "openvino_model.bin").stat().st_size - by_hand < 10_000
-    expected = {None: group, "fp8": WHOLE_ROWS}.get(weight_format if weight_format == "fp8" else None)
-    assert manifest.compression == (Compression(weight_format, expected, 1.0),)
+    assert manifest.compression == (Compression(weight_format, group, 1.0),)
 
 
-@pytest.mark.parametrize("weight_format", ["int8_sym", "int4_sym", "nf4", "mxfp4", "fp8"])
+@pytest.mark.parametrize("weight_format", ["int8_sym", "int4_sym"])
 def test_stock_clients_open_it(weight_format: str, llama: TinySource, choose: Choose, tmp_path: Path) -> None:
     folder = run(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format, verify=False)
     config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=4)
@@ -83,7 +79,7 @@ def test_stock_clients_open_it(weight_format: str, llama: TinySource, choose: Ch
 
 
 def test_what_stock_exporters_say(llama: TinySource, choose: Choose, tmp_path: Path) -> None:
-    options = {"weight_format": "int4_sym", "group_size": WHOLE_ROWS, "ratio": 0.5, "verify": False}
+    options = {"weight_format": "int4_sym", "group_size": PER_CHANNEL, "ratio": 0.5, "verify": False}
     folder = run(llama, choose(llama, "minimal"), tmp_path / "out", **options)
     model = ov.Core().read_model(folder / "openvino_model.xml")
     said = {name: model.get_rt_info(["nncf", "weight_compression", name]).value for name in ("mode", "group_size", "ratio")}
@@ -95,9 +91,7 @@ def test_what_stock_exporters_say(llama: TinySource, choose: Choose, tmp_path: P
     assert " in int4_sym, a scale a row" in card and "% in int8" in card
 
 
-@pytest.mark.parametrize(
-    ("weight_format", "ratio"), [("int4", 0.0), ("int4", 0.3), ("int4_sym", 0.6), ("nf4", 0.9), ("int4", 1.0)]
-)
+@pytest.mark.parametrize(("weight_format", "ratio"), [("int4", 0.0), ("int4", 0.3), ("int4_sym", 0.6), ("int4", 1.0)])
 def test_a_ratio_is_nncf_s(weight_format: str, ratio: float, llama: TinySource, choose: Choose, tmp_path: Path) -> None:
     """The same matrices get the format as where NNCF is given the whole fp32 IR."""
     widths = choose(llama, "unequal:2")
@@ -149,10 +143,10 @@ def test_a_group_size_that_does_not_fit(run_cli: Callable, llama: TinySource, ch
         ran = run_cli("export", *arguments, "--group-size", str(size))
         told = " ".join(ran.err.split())
         assert ran.code == 1 and f"--group-size {size} does not divide the input width of every layer" in told
-        assert [width for width in (64, 96, 128) if f"{width} columns, as " in told] == wrong
-        assert "These do: 32, 16, -1." in told
+        assert [width for width in (64, 96, 128) if f"{width} columns: " in told] == wrong
+        assert "Use one of 32, 16, -1." in told
     layer = [width for width in widths if width > 8].index(128)
-    assert f"128 columns, as model.layers.{layer}.mlp.down_proj" in told
+    assert f"128 columns: model.layers.{layer}.mlp.down_proj" in told
     assert not (tmp_path / "out").exists()
 
 
@@ -163,10 +157,10 @@ def test_a_device_that_refuses_a_format(
     assert support.taken("CPU") == list(FORMATS)
 
     def refuse(*_: object) -> None:
-        raise RuntimeError("Check failed\nnf4 is not supported")
+        raise RuntimeError("Check failed\nint4 is not supported")
 
     monkeypatch.setattr(verify, "ir_logits", refuse)
     monkeypatch.setattr(support, "_takes", lambda _device, weight_format: weight_format.name in ("fp32", "int8"))
-    with pytest.raises(LonasEdgeError, match=r"CPU does not run an IR in nf4: nf4 is not supported\nIt takes: fp32, int8\. "):
-        run(llama, choose(llama, "minimal"), tmp_path / "out", weight_format="nf4")
+    with pytest.raises(LonasEdgeError, match=r"CPU does not run an IR in int4: int4 is not supported\nIt takes: fp32, int8\. "):
+        run(llama, choose(llama, "minimal"), tmp_path / "out", weight_format="int4")
     assert not list(tmp_path.iterdir())

@@ -48,30 +48,12 @@ def test_file_and_back(tmp_path: Path) -> None:
     assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "found.json")
     Subnetwork((28, 90, 7, 6), "mine").record(SPACE).write(path)
     assert json.loads(path.read_text()) == {
-        "schema": "lonas-edge/subnetwork/3",
+        "schema": "lonas-edge/subnetwork/2",
         "widths": [28, 90, 7, 6],
         "name": "mine",
         "search_space": SPACE.hash,
         "found": None,
-        "weight_formats": {},
     }
-    assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "mine")
-
-
-def test_formats_of_layers_and_back(tmp_path: Path) -> None:
-    path, formats = tmp_path / "mixed.json", {"model.layers.0": "int8", "model.layers.0.mlp": "int4"}
-    path.write_text(json.dumps({"widths": [28, 90, 7, 6], "weight_formats": formats}))
-    chosen = select(SPACE, str(path))
-    assert chosen == Subnetwork((28, 90, 7, 6), "mixed.json", weight_formats=formats)
-    chosen.record(SPACE).write(path)
-    assert json.loads(path.read_text())["weight_formats"] == formats
-    assert select(SPACE, str(path)) == chosen
-
-
-def test_a_file_of_version_2_has_none(tmp_path: Path) -> None:
-    path = tmp_path / "older.json"
-    content = {"widths": [28, 90, 7, 6], "name": "mine", "search_space": SPACE.hash, "found": None}
-    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/2", **content}))
     assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "mine")
 
 
@@ -83,8 +65,8 @@ def test_what_other_programs_write_beside_the_widths_is_theirs(tmp_path: Path) -
 
 def test_a_file_of_a_newer_version(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/4", "layers": []}))
-    with pytest.raises(LonasEdgeError, match=r"found\.json: written by a newer lonas-edge .*subnetwork/4"):
+    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/3", "layers": []}))
+    with pytest.raises(LonasEdgeError, match=r"found\.json: written by a newer lonas-edge .*subnetwork/3"):
         select(SPACE, str(path))
 
 
@@ -111,11 +93,6 @@ def test_it_needs_no_torch() -> None:
         ({"widths": [10**300, 100, 7, 9]}, ["group 0", "is not one of [32, 28]"]),
         ({"widths": []}, ["0 widths"]),
         ({"widths": [32, 100, 7, None]}, ["widths.3"]),
-        (
-            {"widths": [32, 100, 7, 6], "weight_formats": {"model.layers.0": "q4_0", "model.layers.1": "int8"}},
-            ["weight_formats: 'model.layers.0': 'q4_0' is not one of fp32, fp16, int8"],
-        ),
-        ({"widths": [32, 100, 7, 6], "weight_formats": ["int8"]}, ["weight_formats: "]),
         ({"widths": [32, 100, 7, 6], "name": "a\n# b"}, ["name: expected at most 200 printable characters"]),
         ({"widths": [32, 100, 7, 6], "name": "a" * 201}, ["name: expected at most 200 printable characters"]),
     ],

@@ -41,7 +41,7 @@ def stored_loss(source: Source, widths: Sequence[int], name: str, batch: dict[st
         return loss_of(stored_model(source, widths, name), batch).item()
 
 
-FORMATS = [("llama-tied", "int8"), ("llama", "int4"), ("llama", "nf4"), ("llama-biased", "mxfp4")]
+FORMATS = [("llama-tied", "int8"), ("llama", "int4"), ("llama-biased", "int4")]
 FORMATS += [(case, "int4_sym") for case in ("llama", "llama-tied", "gemma2-tied", "bloom-tied", "phi3")]
 
 

@@ -8,16 +8,13 @@ from typing import Any
 
 from lonas_edge.bench.arms import Case
 from lonas_edge.bench.measure import Prompter, Prompts
-from lonas_edge.data.conversations import chat_as_template, chat_template_of
 from lonas_edge.data.encoding import Prompting, asked
 from lonas_edge.data.instructions import MESSAGES, read_data
-from lonas_edge.data.templates import CHAT, PROMPTS, Text
+from lonas_edge.data.templates import CHAT, PROMPTS, Text, choose_prompt
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import Exported
 from lonas_edge.files import sha256
 from lonas_edge.network.tokenizer import load_tokenizer
-
-PUBLISHED, CLEAN = "lonas", "alpaca"  # prompts of adapters that say nothing: published LoNAS adapters, and others
 
 
 @dataclass
@@ -81,7 +78,7 @@ def read_prompts(exported: Exported, data: Path, most_tokens: int, count: int, s
     if tokenizer is None:
         raise LonasEdgeError(f"{exported.folder}: has no tokenizer, which --data needs")
     read = read_data(data)
-    prompting = _prompting(exported, read.kind, tokenizer)
+    prompting = _prompting(exported, data, read.kind, tokenizer)
     order = list(read.examples)
     random.Random(seed).shuffle(order)
     found: list[list[int]] = []
@@ -99,11 +96,11 @@ def read_prompts(exported: Exported, data: Path, most_tokens: int, count: int, s
     return DataPrompts(data, sha256(data), read.kind if read.kind == MESSAGES else prompting.template.name, found)
 
 
-def _prompting(exported: Exported, kind: str, tokenizer: Any) -> Prompting:
-    """As `eval` asks an exported model, unless the data are conversations."""
+def _prompting(exported: Exported, data: Path, kind: str, tokenizer: Any) -> Prompting:
+    """As `eval` prompts an exported model."""
     manifest = exported.own_manifest
-    name = manifest.prompt or (PUBLISHED if manifest.subnetwork.search_space else CLEAN)
-    if kind != MESSAGES and name != CHAT:
-        return Prompting(PROMPTS[name].evaluation if name in PROMPTS else PROMPTS[CLEAN].evaluation)
-    chat = chat_template_of(tokenizer, exported.folder)
-    return Prompting(chat_as_template(chat, tokenizer, exported.folder), chat)
+    conversations = data if kind == MESSAGES else None
+    name = choose_prompt(None, manifest.prompt, manifest.subnetwork.search_space, conversations)
+    if name != CHAT:
+        return Prompting(PROMPTS[name].evaluation)
+    return Prompting.of(name, tokenizer, exported.folder)

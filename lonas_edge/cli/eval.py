@@ -92,9 +92,8 @@ _Prompt = Annotated[
         "--prompt",
         click_type=choice((*PROMPTS, CHAT)),
         help=f"Template of the prompt: {'; '.join(known.described for known in PROMPTS.values())}; "
-        "chat (the model's own chat template). Default: the one the "
-        "super-adapter was trained with (lonas in its evaluation form); lonas for other adapters with a search space, "
-        "alpaca for the rest. option-text has its own.",
+        "chat (the model's own chat template). Default: that of the training, else alpaca; lonas for the published LoNAS "
+        "adapters. option-text has its own.",
     ),
 ]
 _NumBeams = Annotated[

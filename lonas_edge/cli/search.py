@@ -92,7 +92,7 @@ _Prompt = Annotated[
     typer.Option(
         "--prompt",
         click_type=choice((*TEMPLATES, CHAT)),
-        help="Template of the prompts. Default: that of the training, else lonas.",
+        help="Prompt template. Default: chat for conversations, else that of the training, else alpaca.",
     ),
 ]
 _Protocol = Annotated[

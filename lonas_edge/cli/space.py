@@ -75,7 +75,14 @@ _Data = Annotated[
     ),
 ]
 _Prompts = Annotated[int, typer.Option("--val-set-size", min=1, help="With --data: how many of them, a seeded choice.")]
-_Prompt = Annotated[str, typer.Option("--prompt", click_type=choice((*TEMPLATES, CHAT)), help="With --data: their template.")]
+_Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        click_type=choice((*TEMPLATES, CHAT)),
+        help="Prompt template of --data. Default: chat for conversations, else alpaca.",
+    ),
+]
 
 
 def command(
@@ -89,7 +96,7 @@ def command(
     heads: _Heads = False,
     data: _Data = None,
     prompts: _Prompts = 32,
-    prompt: _Prompt = "alpaca",
+    prompt: _Prompt = None,
     revision: RevisionOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -130,7 +137,7 @@ def command(
 
 
 def _measured(
-    model: str, revision: str | None, blocks: "Sequence[BlockCost]", data: Path, prompts: int, prompt: str
+    model: str, revision: str | None, blocks: "Sequence[BlockCost]", data: Path, prompts: int, prompt: str | None
 ) -> "list[BlockCost]":
     from lonas_edge.network.source import open_source
     from lonas_edge.search.depth import measured

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lonas_edge.data.conversations import encode_conversation
+from lonas_edge.data.conversations import chat_as_template, chat_template_of, encode_conversation
 from lonas_edge.data.glue import Pair, texts_of
 from lonas_edge.data.instructions import Learned
-from lonas_edge.data.templates import Example, Template, Text
+from lonas_edge.data.templates import CHAT, TEMPLATES, Example, Template, Text
 from lonas_edge.errors import LonasEdgeError, raise_all
 
 IGNORED = -100  # a label that is not learned
@@ -21,6 +22,32 @@ class Prompting:
 
     template: Template
     chat: str | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, tokenizer: Any, folder: Path, recorded: Template | None = None, recorded_chat: str | None = None
+    ) -> "Prompting":
+        """Make the template of a name; a training's recorded template wins where it has that name.
+
+        Args:
+            name: As of `choose_prompt`.
+            tokenizer: The model's; None is refused if the chat template is needed.
+            folder: The model's directory, for messages.
+            recorded: The template in the adapter's training record.
+            recorded_chat: The chat template (Jinja) there.
+
+        Raises:
+            LonasEdgeError: If the model has no chat template and needs one.
+        """
+        same = recorded if recorded and recorded.name == name else None
+        if name != CHAT:
+            return cls(same or TEMPLATES[name])
+        if same and recorded_chat:
+            return cls(same, recorded_chat)
+        if tokenizer is None:
+            raise LonasEdgeError(f"{folder}: has no tokenizer; conversations need the tokenizer's chat template")
+        chat = recorded_chat or chat_template_of(tokenizer, folder)
+        return cls(same or chat_as_template(chat, tokenizer, folder), chat)
 
 
 def encode(

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-CHAT = "chat"  # the name of a template that is made of a model's own chat template
+from lonas_edge.errors import LonasEdgeError
+
+CHAT = "chat"  # the template that is made from a model's own chat template
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,47 @@ PROMPTS = {
     )
 }
 TEMPLATES = {name: prompt.training for name, prompt in PROMPTS.items() if prompt.training}
+
+REFERENCE, DEFAULT = "lonas", "alpaca"
+# Search spaces (by hash) of the published LoNAS adapters, which have no training record: LLaMA-7B and BLOOMZ-7B.
+_REFERENCE_SPACES = frozenset(
+    {
+        "915bea082e3005c1430e34dcfd1b1f42d736111e52fb9173f616bd998eb772a0",
+        "89c87ed8829b85108a4a91005f841b7040761990936de3fc8ddc9bfe55730ff7",
+    }
+)
+
+
+def choose_prompt(
+    explicit: str | None = None,
+    recorded: str | None = None,
+    search_space: str | None = None,
+    conversations: Path | None = None,
+) -> str:
+    """Decide the prompt template; `train`, `search`, `eval`, `bench` and `space` all call this.
+
+    The order is: `--prompt`; `chat` for conversations, which fit no other template; the prompt of the adapter's training
+    record; `lonas` for the published LoNAS adapters; `alpaca`.
+
+    Args:
+        explicit: The value of `--prompt`.
+        recorded: Name in the adapter's training record or manifest.
+        search_space: Hash of the adapter's search space.
+        conversations: A data file with `messages`.
+
+    Returns:
+        A key of `PROMPTS`, or `CHAT`.
+
+    Raises:
+        LonasEdgeError: If `--prompt` contradicts the data.
+    """
+    if conversations and explicit not in (None, CHAT):
+        raise LonasEdgeError(
+            f"--prompt {explicit}: {conversations} holds conversations, which need the model's chat template. "
+            "Omit --prompt, or use instruction data."
+        )
+    if explicit or conversations:
+        return explicit or CHAT
+    if recorded in (*PROMPTS, CHAT):
+        return str(recorded)
+    return REFERENCE if search_space in _REFERENCE_SPACES else DEFAULT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lonas_edge.data.templates import CHAT, PROMPTS, Template
+from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
@@ -35,7 +35,6 @@ _RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights, from where on a batch is smaller: a finished one is what a kill leaves
 _IN_PYTORCH = frozenset({"torch_device", "torch_dtype"})
-PUBLISHED, CLEAN = "lonas", "alpaca"  # prompts of adapters that say nothing: published LoNAS adapters, and others
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ class _Opener:
             partial(shared.activated, chosen.widths),
             files,
             source.sizes(chosen.widths),
-            _prompt(recorded, published=elastic and source.adapter is not None),
+            choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None),
             source.head,
         )
         heeds = (
@@ -372,11 +371,9 @@ def _batch_size(weight_bytes: int, run: RunOptions) -> int:
 
 
 def _prompt_in(manifest: Manifest | None) -> str:
-    return _prompt(manifest.prompt, published=manifest.subnetwork.search_space is not None) if manifest else CLEAN
-
-
-def _prompt(recorded: str | None, published: bool) -> str:
-    return recorded if recorded and recorded in (*PROMPTS, CHAT) else PUBLISHED if published else CLEAN
+    return (
+        choose_prompt(recorded=manifest.prompt, search_space=manifest.subnetwork.search_space) if manifest else choose_prompt()
+    )
 
 
 def cache_folder() -> Path:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lonas_edge.data.conversations import chat_as_template, chat_template_of
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs
 from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import MESSAGES, Learned, read_data
-from lonas_edge.data.templates import CHAT, TEMPLATES, Example, Template, Text
+from lonas_edge.data.templates import CHAT, Example, Template, Text, choose_prompt
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 from lonas_edge.files import sha256
@@ -221,7 +220,7 @@ def read_held_out(
         data: Instruction data, as of training; of a classifier a TSV file of GLUE's.
         prompts: How many to take.
         seed: Of the choice.
-        prompt: Name of the template; that of the super-adapter's training when None, else that of published adapters.
+        prompt: Name of the template; `choose_prompt` decides when None.
         option: What says how many, for the errors.
 
     Returns:
@@ -266,20 +265,9 @@ def _common(source: Source, data: Path, prompts: int, seed: int, option: str, co
 
 
 def _prompting(source: Source, data: Path, kind: str, prompt: str | None) -> Prompting:
-    """What makes text of the examples: as in the training, as far as that says it."""
     training, folder = source.training, source.base.folder
-    if kind == MESSAGES and prompt not in (None, CHAT):
-        raise LonasEdgeError(
-            f"--prompt {prompt}: {data} holds conversations, which the model's chat template makes text of. Leave it out, or "
-            "give instruction data."
-        )
-    trained = training.prompt if training else None
-    if training and trained and prompt in (None, trained.name) and (training.chat_template or kind != MESSAGES):
-        return Prompting(trained, training.chat_template)
-    if kind != MESSAGES and prompt != CHAT:
-        return Prompting(TEMPLATES[prompt or "lonas"])
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise LonasEdgeError(f"{folder}: has no tokenizer, which the conversations of {data} need")
-    chat = chat_template_of(tokenizer, folder)
-    return Prompting(chat_as_template(chat, tokenizer, folder), chat)
+    recorded = training.prompt if training else None
+    space = source.space.hash if source.adapter else None
+    name = choose_prompt(prompt, recorded.name if recorded else None, space, data if kind == MESSAGES else None)
+    tokenizer = load_tokenizer(folder) if name == CHAT else None
+    return Prompting.of(name, tokenizer, folder, recorded, training.chat_template if training else None)

@@ -57,7 +57,7 @@ def measured(
     blocks: Sequence[BlockCost],
     data: Path,
     prompts: int,
-    prompt: str,
+    prompt: str | None,
     seed: int,
     progress: Callable[[str, float | None], None] = lambda _what, _done: None,
 ) -> list[BlockCost]:
@@ -68,7 +68,7 @@ def measured(
         blocks: The blocks.
         data: Prompts with answers.
         prompts: How many of them are taken.
-        prompt: Name of their template.
+        prompt: Name of their template; `choose_prompt` decides when None.
         seed: Of the choice.
         progress: Called with what is being done, and the share done.
 

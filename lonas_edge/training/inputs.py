@@ -21,7 +21,7 @@ from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork, is_name, select
 from lonas_edge.training.plan import Solve, TrainOptions
-from lonas_edge.training.subjects import DEFAULT_PROMPT, PUBLISHED, Files, Subject, read_subject
+from lonas_edge.training.subjects import Files, Subject, read_subject
 from lonas_edge.training.teacher import Teacher, open_teacher
 
 TAUGHT_SHARE = 0.5  # of the loss, where a teacher is named and no share
@@ -54,15 +54,14 @@ class Start:
         return [folder / CONFIG, adapter_file(folder), *others]
 
     def options(self, options: TrainOptions) -> TrainOptions:
-        """Options of training it: what is the super-adapter's own, and its prompt where none is named."""
-        lora, training = self.config.lora, self.source.training
+        """Options of training it: what is the super-adapter's own."""
+        lora = self.config.lora
         targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules or ())
         return replace(
             options,
             rank=lora.r,
             alpha=float(lora.lora_alpha),
             target_modules=tuple(targets),
-            prompt=options.prompt or (training.prompt.name if training and training.prompt else PUBLISHED),
             sampling="random",
             reorder=False,
         )
@@ -249,7 +248,7 @@ def settled(inputs: Inputs, options: TrainOptions) -> TrainOptions:
         LonasEdgeError: If the data cannot be put in the template that is named.
     """
     found = inputs.start.options(options) if inputs.start else resolved(options, inputs.architecture)
-    found = inputs.subject.settled(found, options.prompt)
+    found = inputs.subject.settled(found, inputs.start.source if inputs.start else None)
     share = TAUGHT_SHARE if inputs.teacher else 0.0
     return replace(
         found,
@@ -259,9 +258,9 @@ def settled(inputs: Inputs, options: TrainOptions) -> TrainOptions:
 
 
 def resolved(options: TrainOptions, architecture: Architecture) -> TrainOptions:
-    """The options, with the family's target modules and the usual prompt where none are named."""
+    """The options, with the family's target modules where none are named."""
     targets = architecture.family.default_targets if options.target_modules is None else options.target_modules
-    return replace(options, target_modules=targets, prompt=options.prompt or DEFAULT_PROMPT)
+    return replace(options, target_modules=targets)
 
 
 def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig:

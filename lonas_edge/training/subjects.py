@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from lonas_edge.data.conversations import chat_as_template, chat_template_of
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, asked, encode, encode_pairs
 from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import MESSAGES, Data, Learned, read_data
-from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 from lonas_edge.network.checkpoints import open_tensors
@@ -21,7 +20,6 @@ from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.training.plan import TrainOptions
 
-DEFAULT_PROMPT, PUBLISHED = "alpaca", "lonas"  # where none is named, and that of adapters which say nothing
 Encoded = dict[str, Any]  # of an example: `input_ids` and what else its collator takes
 Batch = dict[str, Any]  # tensors by name
 Files = Path | Sequence[tuple[Path, float]]  # the data: a file, or several with how often an epoch has each of their examples
@@ -72,15 +70,12 @@ class Subject(ABC):
         """The task's name in a record; None for what is no task of GLUE."""
         return None
 
-    def settled(self, options: TrainOptions, prompt: str | None) -> TrainOptions:
-        """The options, with the prompt that the data needs.
+    def settled(self, options: TrainOptions, source: Source | None) -> TrainOptions:
+        """Decide the prompt, if one is needed.
 
         Args:
-            options: How to train, with the usual prompt.
-            prompt: The prompt that was asked for, if one was.
-
-        Returns:
-            The options.
+            options: How to train.
+            source: The adapter that is trained further, if there is one.
 
         Raises:
             LonasEdgeError: If the data cannot be put in the prompt that is asked for.
@@ -184,24 +179,18 @@ class Said(Subject):
         """See `Subject`."""
         return f"{self.files[0].path}: a training on {self.files[0].kind} data"
 
-    def settled(self, options: TrainOptions, prompt: str | None) -> TrainOptions:
-        """See `Subject`; conversations are in the model's chat template."""
+    def settled(self, options: TrainOptions, source: Source | None) -> TrainOptions:
+        """See `Subject`."""
+        training = source.training if source else None
+        recorded = training.prompt.name if training and training.prompt else None
+        space = source.space.hash if source else None
         chats = [data.path for data in self.files if data.kind == MESSAGES]
-        if chats and prompt not in (None, CHAT):
-            raise LonasEdgeError(
-                f"--prompt {prompt}: {chats[0]} holds conversations, which the model's chat template makes text of. "
-                "Leave it out, or give instruction data."
-            )
-        return replace(options, prompt=CHAT) if chats else options
+        return replace(options, prompt=choose_prompt(options.prompt, recorded, space, chats[0] if chats else None))
 
     def prompting(self, options: TrainOptions, tokenizer: Any, folder: Path, before: TrainingRecord | None = None) -> Prompting:
         """See `Subject`."""
-        name = options.prompt or DEFAULT_PROMPT
-        recorded = before.prompt if before and before.prompt and before.prompt.name == name else None
-        if name != CHAT:
-            return Prompting(recorded or TEMPLATES[name])
-        chat = (before.chat_template if before else None) or chat_template_of(tokenizer, folder)
-        return Prompting(recorded or chat_as_template(chat, tokenizer, folder), chat)
+        recorded, chat = (before.prompt, before.chat_template) if before else (None, None)
+        return Prompting.of(str(options.prompt), tokenizer, folder, recorded, chat)
 
     def lacks(self, tokenizer: Any) -> str | None:
         """See `Subject`; answers end with EOS."""

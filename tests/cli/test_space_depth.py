@@ -127,3 +127,16 @@ def test_too_few_prompts(run_cli: Callable, tiny_models: TinyModels, data: Path,
     ran = run_cli("space", "--model", tiny_models.base("llama"), "--output", tmp_path / "s.json", *options)
     assert ran.code == 1 and "holds 12 prompts, and 100 are asked for" in ran.err
     assert not (tmp_path / "s.json").exists()
+
+
+def test_conversations_need_no_prompt(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """They are put in the chat template without being told so."""
+    base = tiny_models.source("llama").copied_to(tmp_path).base
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }} {{ m.content }}</s>{% endfor %}")
+    turns = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "user assistant"}]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(4)))
+    options = ["--depth", "attention", "--data", tmp_path / "chat.jsonl", "--val-set-size", 4]
+    ran = run_cli("space", "--model", base, "--output", tmp_path / "s.json", *options)
+    assert ran.code == 0, ran.err
+    ran = run_cli("space", "--model", base, "--output", tmp_path / "no.json", *options, "--prompt", "alpaca")
+    assert ran.code == 1 and "holds conversations" in ran.err

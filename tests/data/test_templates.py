@@ -1,8 +1,12 @@
 """Prompts, byte for byte: the reference's are its scripts' (LoNAS/run_commonsense.py, run_math.py), blanks included."""
 
+from pathlib import Path
+
 import pytest
 
-from lonas_edge.data.templates import PROMPTS, TEMPLATES, Example
+from lonas_edge.data.templates import PROMPTS, TEMPLATES, Example, choose_prompt
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.space.search_space import read_search_space
 
 ALONE, PAIRED = Example("Ask {this}.", "", "{42}"), Example("Ask.", "In %s {it}.", "yes")
 SPACES_20, SPACES_24 = " " * 20, " " * 24
@@ -109,3 +113,29 @@ def test_every_prompt_is_in_the_registry_by_its_name():
     assert list(PROMPTS) == ["alpaca", "question", "lonas", "lonas-train"]
     assert [prompt.name for prompt in PROMPTS.values()] == list(PROMPTS)
     assert list(TEMPLATES) == ["alpaca", "question", "lonas"]
+
+
+LLAMA, CONVERSATIONS = read_search_space(Path("nncf_config/llama_7b.json")).hash, Path("chat.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "alpaca"),
+        ({"search_space": "another"}, "alpaca"),
+        ({"search_space": LLAMA}, "lonas"),  # a published LoNAS adapter
+        ({"recorded": "question", "search_space": LLAMA}, "question"),
+        ({"recorded": "of a later version"}, "alpaca"),
+        ({"recorded": "question", "conversations": CONVERSATIONS}, "chat"),
+        ({"recorded": "chat"}, "chat"),
+        ({"explicit": "lonas", "recorded": "question"}, "lonas"),
+        ({"explicit": "chat", "conversations": CONVERSATIONS}, "chat"),
+    ],
+)
+def test_the_prompt_is_decided_once(given: dict, expected: str) -> None:
+    assert choose_prompt(**given) == expected
+
+
+def test_conversations_need_the_chat_template() -> None:
+    with pytest.raises(LonasEdgeError, match=r"--prompt alpaca: chat\.jsonl holds conversations, .* Omit --prompt"):
+        choose_prompt("alpaca", conversations=CONVERSATIONS)

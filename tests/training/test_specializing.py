@@ -230,11 +230,11 @@ def test_record(llama: TinySource, trained: Callable, data: Path, tmp_path: Path
 
 
 def test_a_published_adapter_may_be_specialized(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    """With base and search space named; its prompt is the reference's."""
+    """With base and search space named."""
     inputs = open_specialized(str(llama.adapter), data, "minimal", str(llama.base), llama.space)
     record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW, "steps": 1}))
     assert record is not None
-    assert (record.prompt.name, record.reordered) == ("lonas", False)
+    assert (record.prompt.name, record.reordered) == ("alpaca", False)
     assert list(open_source(str(tmp_path / "out")).select().widths) == [values[-1] for values in llama.groups()]
 
 

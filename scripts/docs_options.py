@@ -1,36 +1,29 @@
-"""A hook of mkdocs: what a page has from the package itself.
+"""A hook of mkdocs that generates parts of pages from the package.
 
-`<!-- options: COMMAND -->` becomes the table of that command's options, as `--help` has them, `<!-- families -->` that of the
-model families, from their registry.
+`<!-- options: COMMAND -->` becomes the table of that command's options, `<!-- families -->` that of the model families.
 """
 
 import html
 import re
 from typing import Any
 
-import typer
+import click
 
 from lonas_edge.cli import app
 from lonas_edge.families import FAMILIES
+from lonas_edge.options import PANELS
 
 _MARKER = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
 _FAMILIES = "<!-- families -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs for every page.
-
-    Args:
-        markdown: The page.
-
-    Returns:
-        The page with its tables.
-    """
+    """Insert the tables into a page; mkdocs calls it for each."""
     return _MARKER.sub(lambda found: _table(found[1]), markdown.replace(_FAMILIES, families_table()))
 
 
 def families_table() -> str:
-    """The model families: what they are called, their `model_type`, and whether heads can be elastic."""
+    """List the model families: names, `model_type`, and whether heads can be elastic."""
     rows = [
         f"| {title} | `{model_type}` | {'yes' if family.head_rule else 'no'} |"
         for family in FAMILIES
@@ -40,11 +33,17 @@ def families_table() -> str:
 
 
 def _table(command: str) -> str:
-    group = typer.main.get_command(app)
-    context = typer.Context(group)
-    records = [parameter.get_help_record(context) for parameter in group.commands[command].params]
-    options = [record for record in records if record and record[0].startswith("-")]
-    return "\n".join(["| option | |", "|---|---|", *(f"| `{name}` | {_cell(meaning)} |" for name, meaning in options)])
+    context = click.Context(app)
+    params = app.get_command(context, command).params
+    lines, panel = ["| option | |", "|---|---|"], PANELS[0]
+    for param in params:
+        declared = getattr(param, "declared", None)
+        if declared and declared.option.panel != panel and isinstance(param, click.Option):
+            panel = declared.option.panel
+            lines.append(f"| **{panel}** | |")
+        if (record := param.get_help_record(context)) and isinstance(param, click.Option):
+            lines.append(f"| `{record[0]}` | {_cell(record[1])} |")
+    return "\n".join(lines)
 
 
 def _cell(text: str) -> str:

@@ -4,12 +4,16 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Everything a person reads goes thro
 on standard output and nothing else there. `guard` says how a command ends.
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lonas_edge.cli.commands import app
 
 __all__ = ["app", "main"]
+
+_NAME, _COMPLETE = "lonas-edge", "_LONAS_EDGE_COMPLETE"  # click sets the variable in a shell that completes
 
 
 def main() -> None:
@@ -19,10 +23,20 @@ def main() -> None:
     guarded(_run)  # the commands are imported inside it: Ctrl-C may come meanwhile
 
 
-def _run() -> Any:
+def _run() -> int:
+    import click
+    from click.shell_completion import shell_complete
+
     from lonas_edge.cli.commands import app
 
-    return app(standalone_mode=False)
+    if instruction := os.environ.get(_COMPLETE):
+        return shell_complete(app, {}, _NAME, _COMPLETE, instruction)
+    try:
+        with app.make_context(_NAME, sys.argv[1:]) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    return 0
 
 
 def __getattr__(name: str) -> Any:

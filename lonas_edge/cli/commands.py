@@ -1,40 +1,51 @@
 """The commands, and the options before a command."""
 
-from typing import Annotated
+import importlib
+from typing import Any
 
-import typer
+import click
 
 from lonas_edge import __version__
-from lonas_edge.cli import bench, eval, export, inspect, push, search, space, train
+from lonas_edge.cli.command import HELP
 from lonas_edge.cli.guard import DEBUG, now, quiet
-from lonas_edge.cli.options import CheckedCommand
 
-app = typer.Typer(
-    name="lonas-edge",
-    help="LoNAS super-adapters on Intel edge hardware: pick a sub-network, slice, merge, compress, run with OpenVINO.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+COMMANDS = ("inspect", "space", "train", "search", "export", "bench", "eval", "push")
+
+
+class _Commands(click.Group):
+    """Imports a command when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return _converted(importlib.import_module(f"lonas_edge.cli.{cmd_name}"))
+
+
+def _converted(module: Any) -> click.Command:
+    if isinstance(run := getattr(module, "run", None), click.Command):
+        return run
+    import typer
+
+    from lonas_edge.cli.options import CheckedCommand
+
+    single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP)
+    single.command(cls=CheckedCommand)(module.command)
+    return typer.main.get_command(single)
+
+
+@click.group(
+    "lonas-edge",
+    cls=_Commands,
+    context_settings=HELP,
+    help="Train LoNAS super-adapters, search their sub-networks, and run them with OpenVINO on Intel edge hardware.",
 )
-for module in (inspect, space, train, search, export, bench, eval, push):
-    app.command(module.__name__.rpartition(".")[2], cls=CheckedCommand)(module.command)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks, and the warnings of the libraries.")
-    ] = False,
-) -> None:
+@click.version_option(__version__, message="%(version)s", help="Print the version.")
+@click.option("--debug", is_flag=True, envvar=DEBUG, help="Show tracebacks and the warnings of libraries.")
+@click.pass_context
+def app(context: click.Context, debug: bool) -> None:
     now.command, now.debug = context.invoked_subcommand, debug
     if not debug:
         quiet()

@@ -114,6 +114,8 @@ def _reserved() -> mmap.mmap | None:
 
 def _told(error: BaseException) -> int:
     """Tell of what ended a command; returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # a reader that has enough
+        return 1
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage: click's own errors
         error.show()
         return int(error.exit_code)

@@ -1,22 +1,14 @@
-"""`lonas-edge inspect`: sizes of a sub-network beside the unpruned LoRA model, from configurations alone."""
+"""`lonas-edge inspect`: the sizes of a sub-network next to those of the unpruned model, from configurations alone."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import typer
-
+from lonas_edge.cli.command import command
+from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions, check_revision
 from lonas_edge.cli.importing import importing
-from lonas_edge.cli.options import (
-    JsonOption,
-    ModelOption,
-    RevisionOption,
-    SourceArgument,
-    SpaceOption,
-    SubnetOption,
-    loading,
-    refuse_revision,
-)
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, loading
+from lonas_edge.options import option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,53 +18,36 @@ if TYPE_CHECKING:
     from lonas_edge.space.subnetwork import Subnetwork
 
 
-def command(
-    source: SourceArgument,
-    model: ModelOption = None,
-    nncf_config: SpaceOption = None,
-    revision: RevisionOption = None,
-    subnet: SubnetOption = None,
-    seq_len: Annotated[
-        int | None,
-        typer.Option(
-            "--seq-len",
-            min=1,
-            help="Sequence length of the MACs, in tokens. Default: that of the search space (256 in the published ones).",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-    as_svg: Annotated[
-        bool, typer.Option("--svg", help="Print the picture of the sub-network as an SVG document on standard output.")
-    ] = False,
-) -> None:
-    """Show the sizes of a sub-network beside those of the unpruned LoRA model, and a picture. No weights are read.
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(SubnetOptions, JsonOptions):
+    """What is counted and shown."""
 
-    SOURCE is a super-adapter directory, a PEFT adapter (with --model and --nncf-config), or a base model; or a hub id.
-    """
-    if as_json and as_svg:
-        raise typer.BadParameter("--json and --svg: each prints a document of its own; give one")
+    seq_len: int | None = option(
+        None, help="Sequence length of the MACs, in tokens.", minimum=1, unset="the search space's, 256 in the published ones"
+    )
+
+
+@command(SourceOptions, InspectOptions)
+def run(source: SourceOptions, options: InspectOptions) -> None:
+    """Show the sizes of a sub-network next to those of the unpruned model, and a picture of it. No weights are read."""
     with loading():
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.space.complexity import kv_elements
-            from lonas_edge.space.picture import picture_of, svg
-        opened = open_source(source, model, nncf_config, revision, weights=False)
-    refuse_revision(revision, opened.base)
-    chosen = opened.select(subnet)
-    if as_svg:
-        print(svg(picture_of(opened.elasticity, chosen.widths), f"{opened.base.name}, {chosen.name} sub-network"), end="")
-        return
-    unpruned, small = opened.sizes(None, seq_len), opened.sizes(chosen.widths, seq_len)
+        opened = open_source(source.source, source.model, source.nncf_config, source.revision, weights=False)
+    check_revision(source.revision, opened.base)
+    chosen = opened.select(options.subnet)
+    unpruned, small = opened.sizes(None, options.seq_len), opened.sizes(chosen.widths, options.seq_len)
     cached = kv_elements(opened.elasticity, None), kv_elements(opened.elasticity, chosen.widths)
-    if as_json:
-        groups = [
-            {"kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
-            for group, width in zip(opened.space.groups, chosen.widths, strict=True)
-        ]
-        found = [{**sizes.to_json(), "kv_elements": count} for sizes, count in zip((unpruned, small), cached, strict=True)]
-        print(json.dumps({"unpruned": found[0], "subnetwork": found[1], "groups": groups}, indent=2))
+    if not options.json:
+        _print(opened, chosen, unpruned, small, cached)
         return
-    _print(opened, chosen, unpruned, small, cached)
+    groups = [
+        {"kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
+        for group, width in zip(opened.space.groups, chosen.widths, strict=True)
+    ]
+    sizes = [{**each.to_json(), "kv_elements": count} for each, count in zip((unpruned, small), cached, strict=True)]
+    print(json.dumps({"unpruned": sizes[0], "subnetwork": sizes[1], "groups": groups}, indent=2))
 
 
 def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes", cached: tuple[int, int]) -> None:

@@ -1,62 +1,54 @@
-"""`lonas-edge push`: an exported directory or a super-adapter, published on the hub."""
+"""`lonas-edge push`: publish an exported directory or a super-adapter on the hub."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from lonas_edge.cli.command import command
+from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.importing import importing
-from lonas_edge.cli.options import USER_PATH, JsonOption
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
+from lonas_edge.options import option
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.publish import Upload
 
 
-def command(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            click_type=USER_PATH,
-            help="A directory that `lonas-edge export` or `lonas-edge train` wrote.",
-            show_default=False,
-        ),
-    ],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="The repository, owner/name.", show_default=False)],
-    private: Annotated[
-        bool, typer.Option("--private", help="Make the new repository private. Default: as the owner's new ones are.")
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace what lonas-edge pushed there before, in the same commit."),
-    ] = False,
-    message: Annotated[
-        str | None, typer.Option("--message", help="Message of the commit. Default: the model card's title.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the directory and list what would be sent; the hub is not asked.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Publish DIR, an exported directory or a super-adapter with its model card, as the model repository REPO_ID of the hub.
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(JsonOptions):
+    """What is published, and where."""
 
-    The files are checked first: whole, no secrets, no paths of this machine. They appear in one commit, or not at all.
+    folder: Path = option(argument=True, flag="dir", help="Directory that `lonas-edge export` or `lonas-edge train` wrote.")
+    repo: str = option(argument=True, help="Model repository on the hub, owner/name.")
+    private: bool = option(False, help="Make a new repository private.")
+    overwrite: bool = option(False, help="Replace what lonas-edge pushed there before, in one commit.")
+    dry_run: bool = option(False, help="Check the directory and list its files, without a connection to the hub.")
+    message: str | None = option(None, help="Commit message.", unset="the model card's title")
+
+
+@command(PushOptions)
+def run(options: PushOptions) -> None:
+    """Publish an exported directory or a super-adapter, with its model card, as a model repository of the hub.
+
+    The files are checked first: complete, no secrets, no paths of this machine. They appear in one commit, or not at all.
     The token is that of `hf auth login`, or HF_TOKEN.
     """
     with progress(left=False) as report:
         with importing():
             from lonas_edge.exporting.publish import prepare, push
         report("Checking the files", None)
-        upload = prepare(folder)
-        done = None if dry_run else push(upload, repo_id, private, overwrite, message, lambda what: report(what, None))
-    if as_json:
+        upload, repo = prepare(options.folder), options.repo
+        if options.dry_run:
+            done = None
+        else:
+            done = push(upload, repo, options.private, options.overwrite, options.message, lambda step: report(step, None))
+    if options.json:
         published = {"url": done.url if done else None, "commit": done.commit if done else None}
-        print(json.dumps({"repository": repo_id, **published, "files": upload.files}, indent=2))
+        print(json.dumps({"repository": repo, **published, "files": upload.files}, indent=2))
         return
-    _print(upload, repo_id)
+    _print(upload, repo)
     console().print("nothing was sent (--dry-run)" if done is None else f"{done.url} {done.commit[:12]}", soft_wrap=True)
 
 

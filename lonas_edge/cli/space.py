@@ -1,112 +1,61 @@
 """`lonas-edge space`: write a search space for a model."""
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING
 
-import typer
-
-from lonas_edge.cli.options import (
-    USER_PATH,
-    USER_PATH_OR_NAME,
-    OverwriteOption,
-    RevisionOption,
-    choice,
-    given,
-    loading,
-    refuse_revision,
-)
+from lonas_edge.cli.command import command
+from lonas_edge.cli.groups import check_revision, revision_option
 from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, loading
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.errors import one_line
 from lonas_edge.families import BLOCK_KINDS
+from lonas_edge.options import Checked, option
 
 if TYPE_CHECKING:
     from lonas_edge.search.depth import BlockCost
 
 _SEED = 0  # of the choice of prompts
-_Number = TypeVar("_Number", int, float)
 
 
-def _numbers(kind: Callable[[str], _Number], text: str) -> list[_Number]:
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(map(math.isfinite, found)):
-        raise typer.BadParameter(f"expected finite numbers separated by commas, found {one_line(repr(text))}")
-    return found
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions(Checked):
+    """The dimensions of a search space."""
+
+    model: str = option(path=True, metavar="MODEL", help="Base model, a directory (config.json is enough) or hub id.")
+    output: Path = option(metavar="FILE.json", help="NNCF configuration to write.")
+    ranks: tuple[int, ...] | None = option(None, help="LoRA ranks.", unset="the family's published ones: 32,28; BERT: 8,4,2")
+    ratios: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.625, 0.5), help="MLP widths, as fractions of the full width.")
+    depth: tuple[str, ...] = option((), choices=BLOCK_KINDS, help="Kinds of blocks that can be removed.")
+    heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
+    data: Path | None = option(
+        None,
+        panel="Data",
+        needs="depth",
+        help="Training data to measure the sensitivity to each block on; the most sensitive ones stay.",
+        unset="not measured; the blocks of the first and the last layer stay",
+    )
+    num_prompts: int = option(32, panel="Data", needs="data", minimum=1, help="Number of prompts from --data.")
+    prompt: str | None = option(
+        None,
+        panel="Data",
+        needs="data",
+        choices=(*TEMPLATES, CHAT),
+        help="Prompt template for --data.",
+        unset="chat for conversations, else alpaca",
+    )
+    seq_len: int | None = option(
+        None, panel="Advanced", minimum=1, help="Sequence length of the MACs, in tokens.", unset="256; BERT: 128"
+    )
+    revision: str | None = revision_option()
+    overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
 
-_Model = Annotated[
-    str,
-    typer.Option("--model", click_type=USER_PATH_OR_NAME, help="Base model, a directory (config.json is enough) or hub id."),
-]
-_Output = Annotated[Path, typer.Option("--output", click_type=USER_PATH, help="The NNCF configuration file to write.")]
-_Ratios = Annotated[str, typer.Option("--ratios", help="Admissible MLP widths, as shares of the full one.")]
-_Ranks = Annotated[
-    str | None,
-    typer.Option("--ranks", help="Admissible LoRA ranks. Default: the published ones of the family, 32,28; BERT: 8,4,2."),
-]
-_SeqLen = Annotated[
-    int | None,
-    typer.Option("--seq-len", min=1, help="Sequence length that sizes are counted at. Default: 256; BERT: 128."),
-]
-_Depth = Annotated[
-    str | None,
-    typer.Option(
-        "--depth", help="Blocks that may be left out: attention, mlp, or both with a comma between them. Default: none."
-    ),
-]
-_Heads = Annotated[
-    bool,
-    typer.Option("--heads", help="Elastic heads, at the shares of --ratios: query heads with their key-value head."),
-]
-_Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        click_type=USER_PATH,
-        help="With --depth: prompts with answers, as of `train`, on which it is measured what each block costs; dear ones "
-        "are kept. Default: not measured; those of the first and last layer are kept.",
-    ),
-]
-_Prompts = Annotated[int, typer.Option("--val-set-size", min=1, help="With --data: how many of them, a seeded choice.")]
-_Prompt = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt",
-        click_type=choice((*TEMPLATES, CHAT)),
-        help="Prompt template of --data. Default: chat for conversations, else alpaca.",
-    ),
-]
-
-
-def command(
-    ctx: typer.Context,
-    model: _Model,
-    output: _Output,
-    ratios: _Ratios = "1,.875,.75,.625,.5",
-    ranks: _Ranks = None,
-    seq_len: _SeqLen = None,
-    depth: _Depth = None,
-    heads: _Heads = False,
-    data: _Data = None,
-    prompts: _Prompts = 32,
-    prompt: _Prompt = None,
-    revision: RevisionOption = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Write a search space: elastic ranks of q, k, v and of gate, up; elastic MLP widths and heads; blocks to leave out.
-
-    BERT's has heads as published, without --heads.
-    """
-    parsed_ratios, parsed_ranks = _numbers(float, ratios), None if ranks is None else _numbers(int, ranks)
-    kinds = tuple(dict.fromkeys(part.strip() for part in depth.split(","))) if depth is not None else ()
-    _refuse_what_does_nothing(ctx, kinds, data)
+@command(SpaceOptions)
+def run(options: SpaceOptions) -> None:
+    """Write a search space: elastic LoRA ranks, elastic widths of MLPs and attention, and blocks that can be removed."""
     with loading():
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import locate, read_model_config
@@ -115,49 +64,39 @@ def command(
         from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space
 
-    check_output_file(output, overwrite, (model,))
-    located = locate(model, revision, weights=data is not None)
-    refuse_revision(revision, located)
+    check_output_file(options.output, options.overwrite, (options.model,))
+    located = locate(options.model, options.revision, weights=options.data is not None)
+    check_revision(options.revision, located)
     architecture = Architecture.from_config(read_model_config(located), str(located.folder))
-    generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, heads=heads)  # refuses before anything is measured
-    blocks = candidates(architecture, kinds, str(located.folder))
-    if data is not None:
-        blocks = _measured(model, revision, blocks, data, prompts, prompt)
-    chosen, kept = offered(architecture, blocks)
-    content = generate_space(architecture, parsed_ratios, parsed_ranks, seq_len, [block.path for block in chosen], heads)
-    replace_text(output, json.dumps(content, indent=2) + "\n")
+    ratios, ranks, heads = options.ratios, options.ranks, options.heads
+    generate_space(architecture, ratios, ranks, options.seq_len, heads=heads)  # checks before anything is measured
+    blocks = candidates(architecture, options.depth, str(located.folder))
+    if options.data is not None:
+        blocks = _measured(options, options.data, blocks)
+    removable, kept = offered(architecture, blocks)
+    content = generate_space(architecture, ratios, ranks, options.seq_len, [block.path for block in removable], heads)
+    replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)
-    shown.print(f"{output}: {len(groups) + len(chosen)} elastic groups for {located.name}")
-    order = "in the model's order" if data is None else "cheapest first"
-    for kind in kinds:
-        shown.print(f"{kind}: {_told(chosen, kind)} may be left out, {order}; {_told(kept, kind)} kept")
-    if kinds and data is None:
-        shown.print("What they cost was not measured: --data FILE.json orders them and keeps the dear ones.")
+    shown.print(f"{options.output}: {len(groups) + len(removable)} elastic groups for {located.name}")
+    order = "in the model's order" if options.data is None else "least sensitive first"
+    for kind in options.depth:
+        shown.print(f"{kind}: removable: {_layers(removable, kind)}, {order}; always kept: {_layers(kept, kind)}")
+    if options.depth and options.data is None:
+        shown.print("Sensitivity was not measured. Pass --data FILE to order the blocks and keep the most sensitive ones.")
 
 
-def _measured(
-    model: str, revision: str | None, blocks: "Sequence[BlockCost]", data: Path, prompts: int, prompt: str | None
-) -> "list[BlockCost]":
+def _measured(options: SpaceOptions, data: Path, blocks: "Sequence[BlockCost]") -> "list[BlockCost]":
     from lonas_edge.network.source import open_source
     from lonas_edge.search.depth import measured
 
     with progress() as report:
-        return measured(open_source(model, revision=revision), blocks, data, prompts, prompt, _SEED, report)
+        base = open_source(options.model, revision=options.revision)
+        return measured(base, blocks, data, options.num_prompts, options.prompt, _SEED, report)
 
 
-def _refuse_what_does_nothing(ctx: typer.Context, kinds: tuple[str, ...], data: Path | None) -> None:
-    if unknown := [kind for kind in kinds if kind not in BLOCK_KINDS]:
-        raise typer.BadParameter(f"--depth: expected {' or '.join(BLOCK_KINDS)}, found {one_line(repr(', '.join(unknown)))}")
-    if data is not None and not kinds:
-        raise typer.BadParameter("--data: measures what blocks cost; give --depth, too")
-    if data is None and (idle := [name for name in ("prompts", "prompt") if given(ctx, name)]):
-        flags = {"prompts": "--val-set-size", "prompt": "--prompt"}
-        raise typer.BadParameter(f"{', '.join(flags[name] for name in idle)}: of --data, which is not given")
-
-
-def _told(blocks: "Sequence[BlockCost]", kind: str) -> str:
-    """Layers of a kind of blocks, with what each costs where that was measured."""
+def _layers(blocks: "Sequence[BlockCost]", kind: str) -> str:
+    """Layers of a kind of blocks, with the KL of each where it was measured."""
     layers = [
         f"{next(part for part in block.path.split('.') if part.isdigit())}"
         + (f" ({block.kl:.2g})" if block.kl is not None else "")

@@ -7,6 +7,12 @@ from lonas_edge.errors import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
+
+
+def loading() -> "Status":
+    """A spinner on standard error, for the seconds that heavy imports take."""
+    return console(stderr=True).status("Loading")
 
 
 def console(stderr: bool = False, soft_wrap: bool = False) -> "Console":

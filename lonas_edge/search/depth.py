@@ -78,7 +78,7 @@ def measured(
     Raises:
         LonasEdgeError: If the data or the base cannot be used.
     """
-    held = read_held_out(base, data, prompts, seed, prompt)
+    held = read_held_out(base, data, prompts, seed, prompt, "--num-prompts")
     from lonas_edge.network.super_network import load_super_network
     from lonas_edge.network.tokenizer import load_tokenizer
 

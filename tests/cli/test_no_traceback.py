@@ -73,10 +73,9 @@ def test_whatever_is_raised(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, 
     assert (ran.code, ran.out) == (1, "")
     assert re.fullmatch(told + "\n", ran.err), ran.err
     ran = run_cli("--debug", "inspect", "SOURCE")
-    assert ran.code == 1 and re.search(told + "\n$", ran.err)
-    assert ("Traceback" in ran.err) != isinstance(error, KeyboardInterrupt)
+    assert ran.code == 1 and re.search(told + "\n$", ran.err) and "Traceback" in ran.err
     monkeypatch.setenv("LONAS_EDGE_DEBUG", "1")
-    assert ("Traceback" in run_cli("inspect", "SOURCE").err) == ("Traceback" in ran.err)
+    assert "Traceback" in run_cli("inspect", "SOURCE").err
 
 
 def test_a_signal_that_a_library_swallows_comes_again(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +125,9 @@ EVAL, BENCH = ("eval", "exported", "--datasets", "data"), ("bench", "exported")
         (("inspect", "a", "--seq-len", "9" * 30), "--seq-len.*at most"),
         (("inspect", "a", "--seq-len", "9" * 5000), "--seq-len"),
         (("export", "a", "--output", ""), "--output.*is empty"),
-        ((*SPACE, "--ratios", "nan"), "finite numbers"),
-        ((*SPACE, "--ratios", "1e400"), "finite numbers"),
-        ((*SPACE, "--ranks", "8,,6"), "numbers separated by commas"),
+        ((*SPACE, "--ratios", "nan"), "--ratios nan: is not a finite number"),
+        ((*SPACE, "--ratios", "1e400"), "--ratios inf: is not a finite number"),
+        ((*SPACE, "--ranks", "8,,6"), "'8,,6' has an empty entry"),
         ((*TRAIN, "--lr", "nan"), "--lr.*not a finite number"),
         ((*TRAIN, "--lr", "1e300"), "--lr"),
         ((*TRAIN, "--epochs", "1e400"), "--epochs.*not a finite number"),

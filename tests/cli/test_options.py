@@ -1,17 +1,167 @@
-"""What several commands share of their command line."""
+"""Options that are declared once: their checks, the commands made of them, and `--config`."""
 
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner, Result
 
-from lonas_edge.cli.options import require_extra
+from lonas_edge.cli import app
+from lonas_edge.cli.command import command
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.options import Checked, option
+
+CONTEXT = click.Context(app)
 
 
-def test_a_missing_extra_is_told_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino_genai", None)  # as if it were not installed
-    with pytest.raises(LonasEdgeError, match=r"^openvino-genai is not installed; pip install 'lonas-edge\[bench\]'$"):
-        require_extra("bench", "openvino_genai", "json")
-    with pytest.raises(LonasEdgeError, match="openvino-genai, no-such are not installed"):
-        require_extra("bench", "openvino_genai", "json", "no_such")
-    require_extra("bench", "json")
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """One option of each kind."""
+
+    source: str = option(argument=True, help="Source.")
+    rank: int = option(32, help="Rank.", minimum=1, maximum=64)
+    lr: float | None = option(None, help="Rate.", above=0, panel="Training", unset="3e-4")
+    stage: str = option("ir", help="Stage.", choices=("ir", "checkpoint"))
+    dtype: str | None = option(None, help="Dtype.", needs="stage=checkpoint")
+    steps: int | None = option(None, help="Steps.", excludes="epochs", why="each says how long to train")
+    epochs: float | None = option(None, help="Epochs.")
+    elastic: bool = option(True, help="Elastic.")
+    draws: int | None = option(None, help="Draws.", needs="elastic")
+    tune: bool = option(False, help="Tune.")
+    widths: tuple[int, ...] = option((8, 4), help="Widths.", minimum=1)
+    picks: tuple[str, ...] = option((), help="Bounds.", flag="pick", repeat=True)
+    output: Path | None = option(None, help="Output.")
+    revision: str | None = option(None, help="Revision.")
+    portion: float | None = option(None, help="Portion.", parse=lambda text: float(text.removesuffix("%")) / 100)
+
+
+@pytest.fixture
+def run() -> Callable[..., tuple[Options | None, Result]]:
+    """Runs a command that has them; returns what it was given."""
+
+    def invoke(*arguments: object) -> tuple[Options | None, Result]:
+        made = []
+        result = CliRunner().invoke(command(Options)(made.append), ["source", *map(str, arguments)])
+        return made[0] if made else None, result
+
+    return invoke
+
+
+def test_values_and_defaults(run: Callable) -> None:
+    made, _ = run()
+    assert made == Options(source="source")
+    made, _ = run("--rank", 8, "--no-elastic", "--widths", "4, 2,4", "--pick", "a", "--pick", "b", "--portion", "50%")
+    assert made == Options(source="source", rank=8, elastic=False, widths=(4, 2), picks=("a", "b"), portion=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "error"),
+    [
+        (["--rank", "0"], {"rank": 0}, "--rank 0: must be at least 1"),
+        (["--rank", "65"], {"rank": 65}, "--rank 65: must be at most 64"),
+        (["--lr", "0"], {"lr": 0.0}, "--lr 0.0: must be more than 0"),
+        (["--lr", "nan"], {"lr": float("nan")}, "--lr nan: is not a finite number"),
+        (["--steps", "9" * 17], {"steps": 10**17 - 1}, "--steps 99999999999999999: must be at most 9007199254740992"),
+        (["--revision", " "], {"revision": " "}, "--revision : is empty"),
+        (["--widths", "8,0"], {"widths": (8, 0)}, "--widths 0: must be at least 1"),
+        (["--dtype", "fp16"], {"dtype": "fp16"}, "--dtype needs --stage checkpoint"),
+        (["--draws", "2", "--no-elastic"], {"draws": 2, "elastic": False}, "--draws needs --elastic"),
+        (
+            ["--steps", "1", "--epochs", "2"],
+            {"steps": 1, "epochs": 2.0},
+            "--steps cannot be combined with --epochs: each says how long to train",
+        ),
+    ],
+)
+def test_a_command_and_python_give_the_same_error(run: Callable, arguments: list[str], values: dict, error: str) -> None:
+    made, result = run(*arguments)
+    assert (made, result.exit_code) == (None, 2)
+    assert result.output.splitlines()[-1] == f"Error: {error}"
+    with pytest.raises(LonasEdgeError) as raised:
+        Options(source="source", **values)
+    assert str(raised.value) == error
+
+
+def test_all_errors_at_once(run: Callable) -> None:
+    _, result = run("--rank", 0, "--dtype", "fp16")
+    lines = ["wrong options:", "  - --rank 0: must be at least 1", "  - --dtype needs --stage checkpoint"]
+    assert result.output.splitlines()[-3:] == [f"Error: {lines[0]}", *lines[1:]]
+    with pytest.raises(LonasEdgeError) as raised:
+        Options(source="source", rank=0, dtype="fp16")
+    assert str(raised.value).splitlines() == lines
+
+
+def test_help_shows_sections_defaults_and_ranges(run: Callable) -> None:
+    _, result = run("--help")
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert "--rank INTEGER Rank. [default: 32; at least 1, at most 64]" in lines
+    assert "--lr FLOAT Rate. [default: 3e-4; more than 0]" in lines[lines.index("Training:") :]
+    assert "--widths INTEGER,… Widths. [default: 8,4; at least 1]" in lines
+    assert "--elastic / --no-elastic Elastic. [default: True]" in lines
+
+
+# --config
+
+
+def test_a_flag_wins_over_the_file(run: Callable, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "rank: 16\n--lr: 1e-3\nelastic: false\npick: [a, b]\nwidths: [4, 2]\nstage: checkpoint\noutput: o\nsteps:\n"
+    )
+    made, result = run("--config", file, "--rank", 8)
+    assert made == Options(
+        source="source", rank=8, lr=1e-3, elastic=False, picks=("a", "b"), widths=(4, 2), stage="checkpoint", output=Path("o")
+    ), result.output
+
+
+def test_names_in_the_file(run: Callable, tmp_path: Path) -> None:
+    """With `_` or `-`; the negative form of a flag, too."""
+    (tmp_path / "run.yaml").write_text("no_elastic: true\n")
+    made, _ = run("--config", tmp_path / "run.yaml")
+    assert made.elastic is False
+    (tmp_path / "space.yaml").write_text("seq-len: 0\nmodel: m\noutput: o.json")
+    result = CliRunner().invoke(app, ["space", "--config", str(tmp_path / "space.yaml")])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: --seq-len 0: must be at least 1")
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("rnak: 8\n", "FILE: unknown option 'rnak'; did you mean 'rank'?"),
+        ("config: other.yaml\n", "FILE: unknown option 'config'"),
+        ("rank: many\n", "FILE: rank: 'many' is not a valid integer"),
+        ("rank: true\n", "FILE: rank: expected one value, found True"),
+        ("rank: [1, 2]\n", "FILE: rank: expected one value, found [1, 2]"),
+        ("widths: {a: 1}\n", "FILE: widths: expected a list of values, found {'a': 1}"),
+        ("stage: gguf\n", "FILE: stage: 'gguf' is not one of 'ir', 'checkpoint'"),
+        ("tune: 1\n", "FILE: tune: expected true or false, found 1"),
+        ("- rank\n", "FILE: expected options as `name: value` lines, found list"),
+        ("rank: 0\n", "--rank 0: must be at least 1"),
+    ],
+)
+def test_wrong_files(run: Callable, tmp_path: Path, content: str, error: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    made, result = run("--config", file)
+    assert (made, result.exit_code) == (None, 2)
+    assert result.output.partition("Error: ")[2].startswith(error.replace("FILE", str(file))), result.output
+
+
+@pytest.mark.parametrize("content", ["rank: [", "rank: !!python/object/apply:os.system ['true']"])
+def test_no_yaml(run_cli: Callable, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.yaml").write_text(content)
+    ran = run_cli("inspect", "source", "--config", tmp_path / "run.yaml")
+    assert ran.code == 1 and ran.err.startswith(f"error: {tmp_path / 'run.yaml'}: not readable as YAML: ")
+    assert run_cli("inspect", "source", "--config", tmp_path / "none.yaml").code == 1
+
+
+# all commands
+
+
+def test_common_options_first() -> None:
+    for name in app.list_commands(CONTEXT):
+        options = [param for param in app.get_command(CONTEXT, name).params if isinstance(param, click.Option)]
+        panels = [param.declared.option.panel for param in options if hasattr(param, "declared")]
+        assert panels.count("Options") <= 6, name

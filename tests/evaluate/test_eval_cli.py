@@ -17,7 +17,6 @@ from datasets import Dataset, DatasetDict
 from lm_eval.tasks import TaskManager
 from tiny_models import TinySource, say_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.main import get_command
 
 from lonas_edge.cli import app
 from lonas_edge.data.commonsense import TASKS
@@ -556,7 +555,7 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
 
 
 def test_choices_of_the_command_line():
-    parameters = {parameter.name: parameter for parameter in get_command(app).commands["eval"].params}
+    parameters = {parameter.name: parameter for parameter in app.get_command(None, "eval").params}
     assert list(parameters["protocol"].type.choices) == ["generate", "answer-word", "option-text"]
     assert list(parameters["prompt"].type.choices) == ["alpaca", "question", "lonas", "lonas-train", "chat"]
     assert list(parameters["torch_dtype"].type.choices) == ["fp32", "fp16", "bf16"]

@@ -231,16 +231,6 @@ def test_picture_as_an_image(tiny_models: TinyModels) -> None:
     assert texts[4:] == ["0", "0", "128", "1", "4", "96", "2", "4", "0"]
 
 
-def test_inspect_gives_the_image(tiny_models: TinyModels, run_cli: Callable) -> None:
-    arguments = ("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", "minimal", "--svg")
-    ran = run_cli(*arguments)
-    assert ran.code == 0, ran.err
-    texts = [one.text for one in ElementTree.fromstring(ran.out).iter(f"{SVG}text")]
-    assert texts[0] == "base-llama, minimal sub-network" and texts[4:7] == ["0", "0", "64"]
-    ran = run_cli(*arguments, "--json")
-    assert ran.code == 2 and "--json and --svg" in ran.err
-
-
 def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
     """Keys and values of a token: of a head's channels, twice for each key-value head, in layers with attention."""
     layer, head = 2 * KV_HEADS * HIDDEN // HEADS, 2 * HIDDEN // HEADS

@@ -1,0 +1,213 @@
+"""Make commands from dataclasses of options: `@command(SourceOptions, TrainOptions)`."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lonas_edge.errors import LonasEdgeError, one_line
+from lonas_edge.files import read_text
+from lonas_edge.options import PANELS, Declared, declared, problems
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+_LAST = PANELS[-1]
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:  # not generic in all versions
+    ParamType = click.ParamType
+
+
+def command(*classes: type) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function that takes an instance of each class.
+
+    Args:
+        *classes: Dataclasses whose fields are options.
+
+    Returns:
+        A decorator. The command has the name of the function and its docstring as help.
+    """
+
+    def decorate(run: Callable[..., None]) -> click.Command:
+        known = declared(*classes)
+
+        def invoke(**values: Any) -> None:
+            if wrong := problems(values, *classes):
+                raise click.UsageError(wrong[0] if len(wrong) == 1 else "\n  - ".join(["wrong options:", *wrong]))
+            made = [{each.name: values[each.name] for each in declared(cls)} for cls in classes]
+            run(*(cls(**options) for cls, options in zip(classes, made, strict=True)))
+
+        config = click.Option(
+            ["--config"],
+            type=PATH,
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            metavar="FILE.yaml",
+            help="Read options from a YAML file, by their names; a flag on the command line wins.",
+        )
+        params = [*map(_parameter, known), config]
+        return _Command(None, params=params, callback=invoke, help=run.__doc__, context_settings=HELP)
+
+    return decorate
+
+
+class _Command(click.Command):
+    """Its help has a section for each panel."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{panel: [] for panel in PANELS}}
+        for param in self.get_params(ctx):
+            known = getattr(param, "declared", None)
+            if isinstance(param, click.Argument):
+                sections["Arguments"].append((param.make_metavar(ctx), known.option.help if known else ""))
+            elif record := param.get_help_record(ctx):
+                sections[known.option.panel if known else _LAST].append(record)
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _parameter(known: Declared) -> click.Parameter:
+    """The click parameter of an option; values are checked later, all together."""
+    kind: Any = known.kind
+    if known.option.parse:
+        kind = _Parsed(known.option.parse)
+    elif known.option.choices:
+        kind = click.Choice(list(known.option.choices))
+    elif kind is Path:
+        kind = PATH
+    elif kind is str and known.option.path:
+        kind = PATH_OR_NAME
+    settings: dict[str, Any] = {"type": kind, "metavar": known.option.metavar, "required": known.required}
+    if not known.required:
+        settings["default"] = known.default
+    if known.option.argument:
+        settings |= {"nargs": -1} if known.many else {}
+        param: click.Parameter = click.Argument([known.name], **{**settings, "metavar": known.option.metavar or known.flag})
+    else:
+        if known.many and known.option.repeat:
+            settings["multiple"] = True
+        elif known.many:
+            settings["type"] = _Listed(settings["type"])
+        names = [known.flag, known.name]
+        if known.kind is bool:
+            names[0] += f"/--no-{known.flag.removeprefix('--')}" if known.default is not False else ""
+            settings = {"default": known.default, "is_flag": True}
+        param = click.Option(names, help=described(known), **settings)
+    param.declared = known  # type: ignore[attr-defined]
+    return param
+
+
+def described(known: Declared) -> str:
+    """The help of an option with its default and range."""
+    kept = [f"default: {known.default_shown}"] if known.default_shown else []
+    kept += [known.bounds] if known.bounds else []
+    kept += ["may be repeated"] if known.option.repeat else []
+    return f"{known.option.help} [{'; '.join(kept)}]" if kept else known.option.help
+
+
+class _Listed(ParamType):
+    """Values with commas between them, each once."""
+
+    name = "list"
+
+    def __init__(self, item: Any) -> None:
+        self.item = click.types.convert_type(item)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"{self.item.get_metavar(param, ctx) or self.item.name.upper()},…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if isinstance(value, str) and not all(parts):
+            self.fail(f"{one_line(value)!r} has an empty entry; expected values with commas between them", param, ctx)
+        return tuple(dict.fromkeys(self.item.convert(part, param, ctx) for part in parts))
+
+
+class _Parsed(ParamType):
+    """A text with a form of its own."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def user_path(text: str) -> str:
+    """A path in which `~` is the user's home: shells leave it as it is in `--output=~/exported`.
+
+    Raises:
+        BadParameter: If it is empty, or there is no such home.
+    """
+    if not text:
+        raise click.BadParameter("is empty")  # and would be the working directory
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise click.BadParameter(f"{text}: no such user's home directory; write ./{text} for a file of that name") from None
+
+
+PATH: "click.ParamType[Path]" = click.types.FuncParamType(lambda text: Path(user_path(str(text))))
+PATH_OR_NAME: "click.ParamType[str]" = click.types.FuncParamType(lambda text: user_path(str(text)))
+PATH.name, PATH_OR_NAME.name = "path", "text"
+
+
+def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Take the file's options as defaults."""
+    if path is None:
+        return
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_text(path, "the options"))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise LonasEdgeError(f"{path}: not readable as YAML: {one_line(str(error))}") from error
+    if content is not None and not isinstance(content, dict):
+        raise click.UsageError(f"{path}: expected options as `name: value` lines, found {type(content).__name__}")
+    names = {name.lstrip("-"): param for param in ctx.command.params for name in (*param.opts, *param.secondary_opts)}
+    values: dict[str, Any] = {}
+    wrong = []
+    for key, value in (content or {}).items():
+        name = str(key).lstrip("-").replace("_", "-")
+        param = names.get(name) or names.get(name.replace("-", "_"))
+        if param is None or not param.expose_value:
+            near = get_close_matches(name, names, 1)
+            wrong.append(f"unknown option {one_line(str(key))!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif value is not None:
+            try:
+                values[str(param.name)] = _typed(ctx, param, f"--{name}" in param.secondary_opts, value)
+            except click.BadParameter as error:
+                wrong.append(f"{one_line(str(key))}: {error.message}")
+    if wrong:
+        raise click.UsageError("\n".join(f"{path}: {each}" for each in wrong))
+    ctx.default_map = values
+
+
+def _typed(ctx: click.Context, param: click.Parameter, negated: bool, value: Any) -> Any:
+    """A value of the file as the option has it."""
+    if getattr(param, "is_flag", False):
+        if not isinstance(value, bool):
+            raise click.BadParameter(f"expected true or false, found {one_line(repr(value))}")
+        return value != negated
+    many = param.multiple or param.nargs == -1 or isinstance(param.type, _Listed)
+    items = value if many and isinstance(value, list) else [value]
+    if any(isinstance(item, bool | list | dict) for item in items):
+        raise click.BadParameter(f"expected {'a list of values' if many else 'one value'}, found {one_line(repr(value))}")
+    texts = [str(item) for item in items]
+    text = ",".join(texts) if isinstance(param.type, _Listed) else texts if many else texts[0]
+    param.type_cast_value(ctx, text)
+    return text

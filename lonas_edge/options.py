@@ -1,0 +1,195 @@
+"""Options, each declared once: the command line, the checks and the reference pages derive from the declaration.
+
+    @dataclass(frozen=True, kw_only=True)
+    class TrainOptions(Checked):
+        rank: int = option(32, help="Rank of the LoRA adapters.", minimum=1)
+
+An instance checks itself, so that a caller from Python and a user of the command line get the same errors.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from lonas_edge.errors import LonasEdgeError, one_line, raise_all
+
+COMMON = "Options"  # the panel that `--help` shows first: at most six options of a command
+PANELS = (COMMON, "Model", "Data", "Training", "Latency", "Output", "Advanced")
+LARGEST = 2**53  # integers beyond it differ between JSON readers
+LARGEST_SEED = 2**32 - 1  # NumPy's
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declaration.
+
+    Attributes:
+        help: One line: a noun phrase or an imperative.
+        panel: Section of the help, one of `PANELS`.
+        flag: Its name without dashes; the field's name with `-` for `_` when None.
+        metavar: What stands for the value in the help.
+        choices: Allowed values.
+        minimum: The least value.
+        maximum: The largest value.
+        above: The value must be larger than this.
+        unset: In words, what the default None stands for.
+        needs: Another field that must be set, too: `NAME`, or `NAME=VALUE|VALUE`.
+        excludes: A field that must not be set, too, written as in `needs`.
+        why: The reason for `needs` or `excludes`.
+        argument: Whether it is positional.
+        repeat: Whether it may be repeated; other tuples are lists with commas.
+        path: Whether a text may be a path, in which `~` is the home directory.
+        parse: Makes the value of the text, and raises ValueError.
+    """
+
+    help: str
+    panel: str = COMMON
+    flag: str | None = None
+    metavar: str | None = None
+    choices: Collection[str] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    unset: str | None = None
+    needs: str = ""
+    excludes: str = ""
+    why: str = ""
+    argument: bool = False
+    repeat: bool = False
+    path: bool = False
+    parse: Callable[[str], Any] | None = None
+
+
+def option(default: Any = MISSING, *, help: str, **settings: Any) -> Any:
+    """Declare an option as a field of a dataclass; `settings` are those of `Option`. Without a default it is required."""
+    return field(default=default, metadata={"option": Option(help, **settings)})
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A declaration with what its field adds. `kind` is the type of a value, or of each value of a tuple (`many`)."""
+
+    name: str
+    option: Option
+    kind: Any
+    many: bool
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is MISSING
+
+    @property
+    def flag(self) -> str:
+        """As it is written on the command line."""
+        name = self.option.flag or self.name.replace("_", "-")
+        return name.upper() if self.option.argument else f"--{name}"
+
+    @property
+    def bounds(self) -> str:
+        """The range of its values, in words."""
+        limits = (("more than", self.option.above), ("at least", self.option.minimum), ("at most", self.option.maximum))
+        return ", ".join(f"{words} {number:g}" for words, number in limits if number is not None and abs(number) < LARGEST_SEED)
+
+    @property
+    def default_shown(self) -> str:
+        """The default, in words; empty where there is none to show."""
+        if self.option.unset or self.required or self.default in (None, (), False, ""):
+            return self.option.unset or ""
+        values = self.default if self.many else [self.default]
+        return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+    def given(self, values: Mapping[str, Any]) -> bool:
+        """Whether the value is not the default."""
+        return bool(values[self.name] != self.default and values[self.name] is not None)
+
+    def faults(self, value: Any) -> list[str]:
+        """What is wrong with a value by itself."""
+        items = value if self.many and value is not None else [value]
+        wrong = [(item, self._fault(item)) for item in items if item is not None]
+        return [f"{self.flag} {one_line(str(item))}: {fault}".replace("  ", " ") for item, fault in wrong if fault]
+
+    def _fault(self, value: Any) -> str:
+        known = self.option
+        if known.choices and value not in known.choices:
+            return f"expected {', '.join(known.choices)}"
+        if isinstance(value, str):
+            return "" if value.strip() else "is empty"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return ""
+        if not math.isfinite(value):
+            return "is not a finite number"
+        limits = (
+            ("more than", known.above, known.above is not None and value <= known.above),
+            ("at least", known.minimum, known.minimum is not None and value < known.minimum),
+            ("at most", known.maximum, known.maximum is not None and value > known.maximum),
+        )
+        if exceeded := [f"must be {words} {limit}" for words, limit, outside in limits if outside]:
+            return exceeded[0]
+        return f"must be at most {LARGEST}" if isinstance(value, int) and abs(value) > LARGEST else ""
+
+
+@cache
+def declared(*classes: type) -> tuple[Declared, ...]:
+    """The options that dataclasses declare, by panel, each name once."""
+    found: dict[str, Declared] = {}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        for each in fields(cls):
+            if "option" in each.metadata:
+                kinds = [kind for kind in get_args(hints[each.name]) or [hints[each.name]] if kind is not NoneType]
+                many = tuple in (get_origin(hints[each.name]), *map(get_origin, kinds))
+                kind = get_args(kinds[0])[0] if get_origin(kinds[0]) is tuple else kinds[0]
+                found[each.name] = Declared(each.name, each.metadata["option"], kind, many, each.default)
+    return tuple(sorted(found.values(), key=lambda known: PANELS.index(known.option.panel)))
+
+
+def problems(values: Mapping[str, Any], *classes: type) -> list[str]:
+    """Everything that is wrong with the values of options, one line each.
+
+    Args:
+        values: By field name.
+        *classes: Dataclasses that declare them.
+    """
+    known = {each.name: each for each in declared(*classes)}
+    found = []
+    for each in known.values():
+        found += each.faults(values[each.name])
+        if each.given(values):
+            found += _conflicts(each, known, values)
+    return list(dict.fromkeys(found))
+
+
+def _conflicts(each: Declared, known: Mapping[str, Declared], values: Mapping[str, Any]) -> list[str]:
+    found, reason = [], f": {each.option.why}" if each.option.why else ""
+    for rule, needed in ((each.option.needs, True), (each.option.excludes, False)):
+        name, _, wanted = rule.partition("=")
+        if name not in known:  # no rule, or the field of another dataclass
+            continue
+        other, value = known[name], values[name]
+        met = str(value) in wanted.split("|") if wanted else bool(value) if needed else other.given(values)
+        if met != needed:
+            flag = other.flag + (f" {' or '.join(wanted.split('|'))}" if wanted else "")
+            if other.kind is bool and other.default is True:
+                flag = flag if needed else f"--no-{flag.removeprefix('--')}"
+            found.append(f"{each.flag} {'needs' if needed else 'cannot be combined with'} {flag}{reason}")
+    return found
+
+
+class Checked:
+    """Base of dataclasses with options: an instance with wrong values cannot be made."""
+
+    def __post_init__(self) -> None:
+        """Check all options.
+
+        Raises:
+            LonasEdgeError: If one is wrong; all that are wrong are listed.
+        """
+        wrong = problems(vars(self), type(self))
+        if len(wrong) == 1:
+            raise LonasEdgeError(wrong[0])
+        raise_all("wrong options:", wrong)

@@ -25,12 +25,12 @@ from typing import Any
 from random_models import SHAPES, random_source
 
 from lonas_edge.bench.machine import describe
-from lonas_edge.exporting.steps import peak_memory
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solving import solve
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.processes import peak_memory
 from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 

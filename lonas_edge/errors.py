@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 _LONGEST = 500  # characters of a line that tells somebody else's error
 _NO_MEMORY = re.compile(
-    r"bad.?alloc|out of memory|cannot allocate memory|(can't|cannot|could not|unable to|failed to|failed) alloc|"
+    r"bad.?alloc|out of memory|not enough memory|(can't|cannot|could not|unable to|failed to|failed) alloc|"
     r"memory allocation of|failed to map segment|can't start new thread|resource temporarily unavailable",
     re.IGNORECASE,
 )

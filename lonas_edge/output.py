@@ -1,319 +1,377 @@
-"""Outputs that appear whole or not at all, and that replace nothing but what lonas-edge wrote.
+"""Outputs that appear whole or not at all, and working directories that survive a kill.
 
-An output is written beside its place, in `.NAME.xxxxxxxx.incomplete/new`, and takes its place by one rename at the end.
-One that is replaced is exchanged with it in one system call where Linux can; where not, it waits in `…incomplete/old` between
-two renames. What a stopped run left is cleared, or put back, by `_recover`: at once after Ctrl-C or a fault, and by the next
-run that writes there after a kill.
+An output NAME is made in the sibling directory NAME.partial, which one process at a time holds. At the end NAME.partial/new
+becomes NAME by one rename, or by an atomic exchange with the output that it replaces. A system that cannot exchange directories
+keeps that output in NAME.partial/old between two renames; after a kill the next run puts it back. NAME.partial of a resumable
+run also holds what the run needs to continue, and the identity that the continued run must have.
 """
 
 import ctypes
 import errno
 import os
 import re
-import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import read_json
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.overwrite import refuse_existing, refuse_location
+from lonas_edge.schema import Record
 
-RECORDS = ("lonas_edge.json", "training.json", "bench.json", "eval.json", "search.json")  # an output holds one of them
-_SIGNED = b'"lonas-edge'  # is in each of them: the schema, and before there was one the versions of packages
-_HEAD_BYTES = 2**24  # of a record are read for that
-_SPACE = "bootstrapNAS"  # is in every search space
-
-_HOLDER, _NEW, _OLD = ".incomplete", "new", "old"
-_LOCK = ".lock"
-_FULL_BYTES = 2**22  # a disk with less room than this is full: libraries write in pieces
-_NO_ROOM = re.compile(r"no space left|os error 28\b|quota exceeded", re.IGNORECASE)
+_PARTIAL, _NEW, _OLD = "partial.json", "new", "old"
+_ONLY_RECORD = {_PARTIAL, f".{_PARTIAL}.partial"}
+_FULL_BYTES = 2**22  # a disk with less free space is full: libraries write in pieces
+_NO_SPACE = re.compile(r"no space left|os error 28\b|quota exceeded", re.IGNORECASE)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 
 @dataclass(frozen=True)
-class OutputDirectory:
-    """A directory that appears whole or not at all: written beside its place, renamed last.
+class PartialRecord(Record):
+    """Which run works in NAME.partial.
 
     Attributes:
-        path: Its place.
-        overwrite: Whether what lonas-edge wrote there before is replaced.
-        inputs: What the run reads, and so never replaces; None and names that are no paths (of a hub) are passed over.
+        command: Its command.
+        identity: Settings and input hashes that a continued run must share; None where nothing can be continued.
+    """
+
+    NAME: ClassVar = "partial"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = "Delete this directory to start again."
+
+    command: str
+    identity: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class OutputDirectory:
+    """A directory that appears whole or not at all.
+
+    Attributes:
+        path: The output.
+        overwrite: Whether an existing output of lonas-edge is replaced.
+        inputs: Paths that the run reads and never replaces; None and hub ids are ignored.
     """
 
     path: Path
     overwrite: bool = False
     inputs: Sequence[Path | str | None] = ()
 
-    def check(self, needed_bytes: int) -> None:
-        """Refuse before the long part what could not be written after it. Clears what killed runs left.
+    @property
+    def partial(self) -> Path:
+        """The working directory NAME.partial."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def check(self, needed_bytes: int, resumable: bool = False) -> None:
+        """Refuse an output that could not be written, before the expensive part. Clears what killed runs left.
 
         Args:
-            needed_bytes: How much will be written.
+            needed_bytes: Size of the output.
+            resumable: Whether an unfinished run in NAME.partial may stay there: `resume` looks at it.
 
         Raises:
-            LonasEdgeError: If the output exists and is not to be replaced, its parent cannot be written, or the disk has no
-                room.
+            LonasEdgeError: If the output exists and is not replaced, its parent is not writable, or the disk is full.
         """
-        _refuse_place(self.path)
-        _settle(self.path)
-        _refuse_existing(self.path, self.overwrite, self.inputs, directory=True)
-        parent = _existing_parent(self.path)
+        refuse_location(self.path)
+        if os.path.lexists(self.partial) or _lock_file(self.partial).exists():
+            with self._locked():
+                self._recover()
+                if not resumable and (unfinished := self._unfinished()):
+                    self._refuse_unfinished(unfinished.command)
+        refuse_existing(self.path, self.overwrite, self.inputs, directory=True)
+        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            reason = "cannot be written to" if parent.is_dir() else "is not a directory"
+            reason = "is not writable" if parent.is_dir() else "is not a directory"
             raise LonasEdgeError(f"{self.path}: {parent} {reason}. Choose another --output.")
         free = shutil.disk_usage(parent).free
         if free < needed_bytes:
             raise LonasEdgeError(
-                f"{self.path}: not enough room: {needed_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free. "
+                f"{self.path}: not enough disk space: {needed_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free. "
                 "Free some, or choose an --output on another disk."
             )
 
     @contextmanager
     def open(self) -> Iterator[Path]:
-        """Yield a directory to write into; it becomes the output when the block ends without an error.
-
-        Its files are on the disk, not in the system's memory only, before it does: 0.07 s for 130 MB.
-
-        Yields:
-            The temporary directory.
+        """Yield a directory that becomes the output when the block ends without an error.
 
         Raises:
             LonasEdgeError: If it cannot be written.
         """
-        _refuse_place(self.path)
+        with self._held():
+            if unfinished := self._unfinished():
+                self._refuse_unfinished(unfinished.command)
+            try:
+                self.partial.mkdir(0o700)
+                PartialRecord("", None).write(self.partial / _PARTIAL)
+                with Work(self, resumed=False).publish() as folder:
+                    yield folder
+            finally:
+                self._leave()
+
+    @contextmanager
+    def resume(
+        self, command: str, identity: Mapping[str, Any], resume: bool | None = None, restart: bool = False
+    ) -> Iterator["Work"]:
+        """Hold NAME.partial during a run that can continue after a kill, and keep it until the output is published.
+
+        Args:
+            command: The command, for messages.
+            identity: What a continued run must share, as JSON: settings, and hashes of the inputs.
+            resume: Whether there must be an unfinished run (True), must not be one (False), or may be one (None).
+            restart: Whether an unfinished run is discarded first.
+
+        Yields:
+            The working directory.
+
+        Raises:
+            LonasEdgeError: If it is held by another process, is not ours, has another identity, or the run ended early; the
+                message says how to continue.
+        """
+        with self._held():
+            resumed = self._continue(command, identity, resume, restart)
+            work = Work(self, resumed, "" if resume is None else " with --resume")
+            try:
+                if not resumed:
+                    self.partial.mkdir(0o700)
+                    PartialRecord(command, dict(identity)).write(self.partial / _PARTIAL)
+                yield work
+            except (KeyboardInterrupt, LonasEdgeError) as error:
+                if not self._keeps():
+                    raise
+                reason = f"{error}\n" if isinstance(error, LonasEdgeError) else "Interrupted. "
+                raise LonasEdgeError(f"{reason}{work.kept}") from error
+            finally:
+                self._leave()
+
+    def _continue(self, command: str, identity: Mapping[str, Any], resume: bool | None, restart: bool) -> bool:
+        """Whether there is a run to continue."""
+        unfinished = self._unfinished(restart)
+        if unfinished is None:
+            if resume:
+                raise LonasEdgeError(f"{self.path}: no unfinished run to resume. Run the command without --resume.")
+            return False
+        if unfinished.command != command:
+            self._refuse_unfinished(unfinished.command)
+        if resume is False:
+            raise LonasEdgeError(
+                f"{self.partial}: an unfinished run is kept there. Continue it with --resume, or start again with --overwrite."
+            )
+        raise_all(
+            f"{self.partial}: cannot continue, because settings or inputs have changed:",
+            _differences(unfinished.identity or {}, identity),
+            "Restore them, or delete this directory to start again.",
+        )
+        return True
+
+    def _refuse_unfinished(self, command: str) -> None:
+        raise LonasEdgeError(
+            f"{self.partial}: an unfinished `lonas-edge {command}` is kept there. Choose another --output, or delete it."
+        )
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Lock NAME.partial. Parents that were made for it are removed again if they stay empty."""
+        refuse_location(self.path)
         made = [parent for parent in self.path.absolute().parents if not parent.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _settle(self.path)
-            with self._held() as holder:
-                yield holder / _NEW
-                self._publish(holder / _NEW, holder / _OLD)
+            with self._locked():
+                yield
         except OSError as error:
             raise LonasEdgeError(f"{self.path}: cannot be written: {error}") from error
         finally:
-            for parent in made if not os.path.lexists(self.path) else ():
+            for parent in made:
                 with suppress(OSError):
                     parent.rmdir()
 
     @contextmanager
-    def _held(self) -> Iterator[Path]:
-        """The directory that this run works in. It is locked before it is there, so that nobody takes it for a dead run's."""
-        holder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}{_HOLDER}")
-        with locked(holder):
-            try:
-                holder.mkdir(0o700)
-                (holder / _NEW).mkdir()  # as the user's other directories: it will be one of them
-                yield holder
-            except Exception as error:  # before anything is cleared: the disk may be full
-                self._raise_if_the_disk(error)
-                raise
-            finally:
-                _recover(self.path, holder)
+    def _locked(self) -> Iterator[None]:
+        with locked(self.partial) as held:
+            if not held:
+                raise LonasEdgeError(f"{self.path}: another process is writing it. Wait for it, or choose another --output.")
+            yield
 
-    def _publish(self, new: Path, old: Path) -> None:
-        _sync(new)
-        if not os.path.lexists(self.path):
-            new.rename(self.path)
-        elif not self.overwrite:
+    def _unfinished(self, restart: bool = False) -> PartialRecord | None:
+        """The record of a run that can be continued. Whatever else killed runs left is removed."""
+        self._recover()
+        if not self.partial.exists():
+            return None
+        file = self.partial / _PARTIAL
+        record = PartialRecord.read(file) if file.exists() and not restart else None
+        if record is None or record.identity is None:
+            self._discard()
+            return None
+        return record
+
+    def _recover(self) -> None:
+        """Refuse a NAME.partial that is not ours, and put back an output that a killed run set aside."""
+        partial = self.partial
+        if not os.path.lexists(partial):
+            return
+        directory = partial.is_dir() and not partial.is_symlink()
+        names = {entry.name for entry in partial.iterdir()} if directory else {""}
+        if _PARTIAL not in names and not names <= _ONLY_RECORD:
             raise LonasEdgeError(
-                f"{self.path}: appeared while it was being made, and is kept as it is. Move it away, or --overwrite."
+                f"{partial}: lonas-edge needs this name for unfinished work and did not write what is there. "
+                "Move it away, or choose another --output."
             )
-        else:
-            _refuse_existing(self.path, True, self.inputs, directory=True)
-            if not _exchange(new, self.path):
-                self.path.rename(old)
-                new.rename(self.path)
-        with suppress(OSError):  # the output is there
-            _sync_one(self.path.parent)
+        if not self._restored():
+            raise LonasEdgeError(
+                f"{partial / _OLD}: a killed run set this output aside, and {self.path} was created since. Move one away."
+            )
 
-    def _raise_if_the_disk(self, error: Exception) -> None:
-        """Say so where the disk is at fault; libraries have errors of their own for that."""
-        said = (str(error).strip() or type(error).__name__).splitlines()
-        full = [line for line in said if _NO_ROOM.search(line)]
-        known = isinstance(error, LonasEdgeError) or getattr(error, "errno", None) is not None  # says itself what is wrong
-        if full or (not known and shutil.disk_usage(self.path.parent).free < _FULL_BYTES):
-            reason = f"no room is left on the disk ({(full or said)[-1].strip()}). Free some, or choose another --output."
+    def _restored(self) -> bool:
+        """Put an output back that a run set aside, and remove half-written ones. Returns whether nothing is in the way."""
+        new, old = self.partial / _NEW, self.partial / _OLD
+        if old.exists() and new.exists():  # an old one alone has been replaced, and may be half deleted
+            if os.path.lexists(self.path):
+                return False
+            old.rename(self.path)
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def _keeps(self) -> bool:
+        """Whether NAME.partial holds anything to continue from."""
+        return self.partial.is_dir() and any(entry.name not in {*_ONLY_RECORD, _NEW, _OLD} for entry in self.partial.iterdir())
+
+    def _leave(self) -> None:
+        """Remove a working directory that holds nothing to continue from."""
+        with suppress(OSError, LonasEdgeError):  # another disk error would hide the first
+            if self.partial.is_dir() and self._restored() and not self._keeps():
+                self._discard()
+
+    def _discard(self) -> None:
+        """Delete NAME.partial. Its record goes last and says that nothing can be continued: a kill leaves no half of a run."""
+        with suppress(LonasEdgeError):  # a full disk
+            PartialRecord("", None).write(self.partial / _PARTIAL)
+        for entry in self.partial.iterdir():
+            if entry.name != _PARTIAL:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        (self.partial / _PARTIAL).unlink(missing_ok=True)
+        self.partial.rmdir()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run's hold on NAME.partial.
+
+    Attributes:
+        output: The output.
+        resumed: Whether the run continues an earlier one.
+        flag: What continues it, to be added to the same command.
+    """
+
+    output: OutputDirectory
+    resumed: bool
+    flag: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The directory for what the run keeps."""
+        return self.output.partial
+
+    @property
+    def kept(self) -> str:
+        """A sentence on how to continue."""
+        return f"The work so far is kept in {self.path}. Run the same command again{self.flag} to continue."
+
+    @contextmanager
+    def publish(self) -> Iterator[Path]:
+        """Yield a directory that becomes the output when the block ends; NAME.partial is removed then.
+
+        Its files are on the disk, not only in memory, before that: 0.07 s for 130 MB.
+
+        Raises:
+            LonasEdgeError: If it cannot be written; nothing has changed then.
+        """
+        path, new, old = self.output.path, self.path / _NEW, self.path / _OLD
+        new.mkdir()
+        try:
+            yield new
+            _sync(*new.rglob("*"), new)
+        except Exception as error:  # before anything is cleared: the disk may be full
+            self._raise_if_disk(error)
+            raise
+        if os.path.lexists(path):
+            if not self.output.overwrite:
+                raise LonasEdgeError(f"{path}: was created while this run worked. Move it away, or pass --overwrite.")
+            refuse_existing(path, True, self.output.inputs, directory=True)
+            if not _exchange(new, path):
+                path.rename(old)
+                new.rename(path)
+        else:
+            new.rename(path)
+        with suppress(OSError, LonasEdgeError):  # the output is there
+            _sync(path.parent)
+            self.output._discard()
+
+    def _raise_if_disk(self, error: Exception) -> None:
+        """Name the disk as the cause; libraries raise errors of their own for it."""
+        path, lines = self.output.path, (str(error).strip() or type(error).__name__).splitlines()
+        full = [line for line in lines if _NO_SPACE.search(line)]
+        explained = isinstance(error, LonasEdgeError) or getattr(error, "errno", None) is not None
+        if full or (not explained and shutil.disk_usage(path.parent).free < _FULL_BYTES):
+            reason = f"the disk is full ({(full or lines)[-1].strip()}). Free some space, or choose another --output."
         elif isinstance(error, OSError):
             reason = str(error)
         else:
             return
-        raise LonasEdgeError(f"{self.path}: writing failed, nothing was changed: {reason}") from error
+        raise LonasEdgeError(f"{path}: writing failed, nothing was changed: {reason}") from error
 
 
-def check_output_file(path: Path, overwrite: bool, inputs: Sequence[Path | str | None] = ()) -> None:
-    """Refuse an output that is one file, a search space, where it is not to be written.
-
-    Args:
-        path: The file.
-        overwrite: Whether a search space that is there is replaced.
-        inputs: What the run reads.
-
-    Raises:
-        LonasEdgeError: If there is something that is not to be replaced.
-    """
-    _refuse_place(path)
-    _refuse_existing(path, overwrite, inputs, directory=False)
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each setting that differs."""
+    was, is_now = dict(_flat("", before)), dict(_flat("", now))
+    names = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
+    return [f"{name}: was {_short(was.get(name))}, is {_short(is_now.get(name))}" for name in names]
 
 
-def made_by_us(path: Path) -> bool:
-    """Whether --overwrite may replace it: an empty directory, one that has a record of lonas-edge, or a search space.
-
-    Args:
-        path: A directory or file.
-
-    Returns:
-        Whether it is one of these.
-    """
-    if path.is_dir():
-        return not any(path.iterdir()) or any(_is_record(path / name) for name in RECORDS)
-    try:
-        return path.is_file() and _SPACE in read_json(path)
-    except LonasEdgeError:
-        return False
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name} {key}".strip(), inner)
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
 
 
-def _is_record(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return path.name == RECORDS[0] or _SIGNED in file.read(_HEAD_BYTES)
-
-
-def _refuse_place(path: Path) -> None:
-    """Refuse what is no place for an output, whatever it holds."""
-    reason = ""
-    if path.is_symlink():
-        reason = f"is a link to {path.readlink()}. Give that place itself as --output."
-    elif path.exists():
-        with suppress(OSError, RuntimeError):  # a working directory that was deleted; a user without a home
-            reason = "is your home directory, or holds it" if _holds(path, Path.home()) else reason
-            reason = "is the working directory, or holds it" if _holds(path, Path.cwd()) else reason
-        reason = "is where a disk is mounted" if not reason and os.path.ismount(path) else reason
-        reason = reason and f"{reason}. Choose an --output in it, or beside it."
-    if not reason and path.name in ("", ".."):
-        reason = "is no name. Choose another --output."
-    if reason:
-        raise LonasEdgeError(f"{path}: {reason}")
-
-
-def _refuse_existing(path: Path, overwrite: bool, inputs: Sequence[Path | str | None], directory: bool) -> None:
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise LonasEdgeError(f"{path}: exists and is kept as it is. Choose another --output, or give --overwrite.")
-    if path.is_dir() != directory:
-        found, wanted = ("is not a directory", "one") if directory else ("is a directory", "a file")
-        raise LonasEdgeError(f"{path}: {found}, and --output is {wanted}. Choose another --output, or move it away.")
-    used = [str(one) for one in inputs if one and os.path.lexists(one) and _deletes(path, Path(one))]
-    if used:
-        raise LonasEdgeError(
-            f"{path}: --overwrite would delete {', '.join(used)}, which this run reads. Choose another --output."
-        )
-    try:
-        ours = made_by_us(path)
-    except OSError as error:
-        raise LonasEdgeError(f"{path}: cannot be read, so it is not replaced: {error}. Choose another --output.") from error
-    if not ours:
-        raise LonasEdgeError(
-            f"{path}: --overwrite replaces only what lonas-edge wrote; {_told(path)}. Choose another --output, or move it away."
-        )
-
-
-def _told(path: Path) -> str:
-    """What was found instead of an output."""
-    if not path.is_dir():
-        return "this is not a search space"
-    names = sorted(f"{entry.name}{os.sep * entry.is_dir()}" for entry in path.iterdir())
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"this holds {', '.join(names[:3])}{more}, and none of its records ({', '.join(RECORDS)})"
-
-
-def _deletes(output: Path, used: Path) -> bool:
-    """Whether replacing an output would delete an input, or a file that a link in it stands for (as in a hub's cache)."""
-    entries = used.iterdir() if used.is_dir() and os.access(used, os.R_OK) else ()
-    return any(_holds(output, one) for one in (used, *(entry for entry in entries if entry.is_symlink())))
-
-
-def _holds(folder: Path, other: Path) -> bool:
-    """Whether a path is a directory itself or lies in it, by whatever name."""
-    places = {other.absolute(), other.resolve()}
-    return any(_same(folder, place) for path in places for place in (path, *path.parents))
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
+def _short(value: Any) -> str:
+    text = "missing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold a directory's lock, as long as its writer lives.
-
-    The lock is on a file beside the directory: open files in it would keep some systems from renaming it, and it would get
-    into what is published. The system frees it when the process ends, however it ends.
-
-    Args:
-        folder: The directory.
+    """Hold a directory's lock, which is a file next to it. The system frees it however the process ends.
 
     Yields:
-        Whether it is held: False where another process holds it, or the directory is not there.
+        Whether it is held: False where another process, or this one, holds it already.
     """
-    file = folder.with_name(f".{folder.name.removeprefix('.')}{_LOCK}")
+    file = _lock_file(folder)
     lock = FileLock(file)
     try:
-        file.parent.stat()  # filelock would make it
         lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError):
+    except Timeout:
         yield False
         return
     try:
-        yield folder.is_dir()
+        yield file.exists()  # not where its holder removed it in between
     finally:
         with suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
             file.unlink()  # before the release: after it, the file may be another's
         lock.release()
 
 
-def _settle(path: Path) -> None:
-    """Clear what killed runs left for this output; an output that one had set aside returns to its place."""
-    ours = re.compile(rf"(\.{re.escape(path.name)}\.[^.]+{re.escape(_HOLDER)})(?:{re.escape(_LOCK)})?")
-    with suppress(OSError):  # what cannot be cleared is in nobody's way
-        found = [ours.fullmatch(entry.name) for entry in path.parent.iterdir()]
-        for name in {match[1] for match in found if match}:
-            holder = path.with_name(name)
-            with locked(holder) as abandoned, suppress(OSError):
-                if abandoned:
-                    _recover(path, holder)
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
 
 
-def _recover(path: Path, holder: Path) -> None:
-    """Clear what a run worked in. Where it was stopped between the two renames, the old output returns to its place first.
-
-    That both are there says so: an old one alone has been replaced, and may be half deleted.
-    """
-    new, old = holder / _NEW, holder / _OLD
-    if old.exists() and new.exists():
-        if os.path.lexists(path):  # put there by somebody else since; the old output is not ours to delete
-            return
-        old.rename(path)
-    shutil.rmtree(holder, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Exchange two directories in one step; returns whether this system and file system can."""
     if sys.platform != "linux":
         return False
@@ -321,25 +379,22 @@ def _exchange(one: Path, other: Path) -> bool:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):  # another C library
         return False
-    done: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    return done == 0
+    result: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return result == 0
 
 
-def _sync(folder: Path) -> None:
-    """Have everything in a directory on the disk: after a power cut, too, what was renamed is whole."""
-    for path in (*folder.rglob("*"), folder):
-        if not path.is_symlink():
-            _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
+def _sync(*paths: Path) -> None:
+    """Write files and directories to the disk: after a power cut, too, what was renamed is whole."""
     if os.name != "posix":  # elsewhere a directory cannot be opened, nor a file synced that is open for reading
         return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not do it
-            raise
-    finally:
-        os.close(file)
+    for path in paths:
+        if path.is_symlink():
+            continue
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not do it
+                raise
+        finally:
+            os.close(file)

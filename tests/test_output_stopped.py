@@ -21,7 +21,7 @@ from outputs import found, names, publish, write_whole
 
 from lonas_edge import output as module
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.output import OutputDirectory
+from lonas_edge.output import OutputDirectory, PartialRecord
 
 fcntl = pytest.importorskip("fcntl", reason="runs are forked, and stopped in calls of POSIX")
 
@@ -62,7 +62,7 @@ def fault() -> None:
 
 
 STOPPED, DONE, HALF = 9, 0, 1
-EACH = 5  # instructions: there are 1,500, which take a minute
+EACH = 5  # instructions: there are 1,500, and each takes a process
 WAYS: dict[str, tuple[Callable[[], None], bool]] = {
     "killed": (lambda: os._exit(STOPPED), False),
     "interrupted": (interrupt, False),
@@ -70,6 +70,9 @@ WAYS: dict[str, tuple[Callable[[], None], bool]] = {
     "one fault": (fault, False),
     "the disk is gone": (fault, True),
 }
+
+
+DEFAULT = {("killed", True, True), ("interrupted", False, True)}  # the other combinations are slow tests
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +116,13 @@ def stopped(output: Path, stop: Stop, at_once: bool) -> int:
     return STOPPED if reached else DONE
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize("existing", [True, False], ids=["replaced", "first"])
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "exchange", "existing"),
+    [
+        pytest.param(way, exchange, existing, marks=() if (way, exchange, existing) in DEFAULT else pytest.mark.slow)
+        for way, exchange, existing in itertools.product(WAYS, (True, False), (True, False))
+    ],
+)
 def test_stopped_before_each_call(way: str, exchange: bool, existing: bool, small_process: Pool, tmp_path: Path) -> None:
     """Whatever call to the system a run is stopped before, the next one finds the old output or the new, whole, and no more."""
     count, seen, left = small_process.apply(exchanging, (exchange, stop_before_each_call, way, existing, tmp_path))
@@ -151,7 +157,7 @@ def stop_before_each_call(way: str, existing: bool, tmp_path: Path) -> tuple[int
     return at, seen, left
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 def test_interrupted_at_each_instruction(exchange: bool, small_process: Pool, tmp_path: Path) -> None:
     """Ctrl-C at any bytecode of the module, and any line of Python that it calls, while an output is replaced."""
@@ -200,33 +206,67 @@ def interrupt_at_each_instruction(first: int, tmp_path: Path) -> tuple[int, set[
 
 
 def leave(folder: Path, **content: str) -> Path:
-    """What a killed run left beside `out`: `new` and `old` as they are given."""
-    holder = folder / ".out.0123abcd.incomplete"
-    holder.mkdir()
+    """Content of `out.partial` after a kill: `new` and `old` as they are given."""
+    partial = folder / "out.partial"
+    partial.mkdir()
+    PartialRecord("", None).write(partial / "partial.json")
     for name, what in content.items():
-        write_whole(holder / name, what)
-    return holder
+        write_whole(partial / name, what)
+    return partial
 
 
-def test_output_of_a_run_killed_between_the_renames_is_restored(tmp_path: Path) -> None:
-    """Killed after the old output was set aside, and before the new one took its place: the next run finds the old one."""
+def test_an_output_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
     leave(tmp_path, new="new", old="old")
-    with pytest.raises(LonasEdgeError, match="exists and is kept"):
+    with pytest.raises(LonasEdgeError, match="already exists"):
         OutputDirectory(tmp_path / "out").check(0)
     assert found(tmp_path / "out") == "old"
     assert names(tmp_path) == ["out"]
 
 
-def test_what_was_replaced_does_not_return(tmp_path: Path) -> None:
-    """Killed while the replaced output was deleted: it may be half. The new one has been moved away since."""
-    holder = leave(tmp_path, old="old")
-    (holder / "old/model").unlink()
+def test_a_replaced_output_does_not_return(tmp_path: Path) -> None:
+    """Killed while the replaced output was deleted: half of it may be gone. The new one has been moved away since."""
+    partial = leave(tmp_path, old="old")
+    (partial / "old/model").unlink()
     OutputDirectory(tmp_path / "out").check(0)
     assert names(tmp_path) == []
 
 
-def test_an_output_set_aside_is_kept_where_its_place_is_taken(tmp_path: Path) -> None:
-    holder = leave(tmp_path, new="new", old="old")
+def test_an_output_set_aside_is_kept_where_another_one_took_its_path(tmp_path: Path) -> None:
+    partial = leave(tmp_path, new="new", old="old")
     write_whole(tmp_path / "out", "other")
-    OutputDirectory(tmp_path / "out", overwrite=True).check(0)
-    assert (found(tmp_path / "out"), found(holder / "old")) == ("other", "old")
+    with pytest.raises(LonasEdgeError, match=r"out\.partial/old: a killed run set this output aside"):
+        OutputDirectory(tmp_path / "out", overwrite=True).check(0)
+    assert (found(tmp_path / "out"), found(partial / "old")) == ("other", "old")
+
+
+@pytest.mark.slow
+def test_the_work_of_a_killed_run_is_kept_until_its_output_is_there(small_process: Pool, tmp_path: Path) -> None:
+    assert small_process.apply(kill_while_publishing, (tmp_path,)) == {"kept", "new"}
+
+
+def kill_while_publishing(tmp_path: Path) -> set[str]:
+    """What there was after a kill at each call: the work to continue from, or the new output."""
+
+    def run(output: OutputDirectory, stop: Stop) -> int:
+        stop.install()
+        with output.resume("train", {}) as work, work.publish() as folder:
+            folder.rmdir()
+            write_whole(folder, "new")
+        return DONE
+
+    seen = set()
+    for at in itertools.count(1):
+        output = OutputDirectory(tmp_path / str(at) / "out", overwrite=True)
+        write_whole(output.path, "old")
+        with suppress(RuntimeError), output.resume("train", {}) as work:
+            (work.path / "step").write_text("kept")
+            raise RuntimeError
+        code = in_a_process(lambda output=output, at=at: run(output, Stop(*WAYS["killed"][:1], at, False)))
+        published = found(output.path) == "new"
+        with suppress(RuntimeError), output.resume("train", {}) as work:
+            assert work.resumed or published, at
+            seen |= {"new" if published else (work.path / "step").read_text()}
+            raise RuntimeError
+        if code == DONE:
+            break
+    return seen

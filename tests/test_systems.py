@@ -4,7 +4,7 @@ import ast
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,14 +13,13 @@ import pytest
 from outputs import found, names, publish, write_whole
 
 from lonas_edge import output as output_module
-from lonas_edge.bench import machine, worker
-from lonas_edge.exporting import steps
+from lonas_edge.bench import machine
 from lonas_edge.ir import graph, runtime
 
 PACKAGE = Path(output_module.__file__).parent
 MODULES = {"_posixsubprocess", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}  # of POSIX alone
 CALLS = {"fork", "forkpty", "geteuid", "getpgid", "getuid", "killpg", "mkfifo", "mknod", "setsid", "uname", "wait", "waitpid"}
-ALLOWED = {"graph.py: signal.SIGKILL"}  # in a forked process
+ALLOWED = {"processes.py: signal.SIGKILL"}  # on Linux alone
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
@@ -97,25 +96,6 @@ class _Windows:
 
     def memory_info(self) -> SimpleNamespace:
         return SimpleNamespace(rss=5, peak_wset=7)
-
-
-@pytest.mark.parametrize("peak", [steps.peak_memory, worker.peak_memory])
-def test_peak_memory_without_proc_and_resource(monkeypatch: pytest.MonkeyPatch, peak: Callable[[], int]) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(worker, "_STATUS", Path("nowhere"))
-    monkeypatch.setattr(psutil, "Process", _Windows)
-    monkeypatch.setitem(sys.modules, "resource", None)
-    assert peak() == 7
-    assert steps.peak_memory(children=True) is None, "Windows does not keep it"
-
-
-def test_a_mac_tells_memory_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("resource")
-    monkeypatch.setattr(sys, "platform", "linux")
-    linux = steps.peak_memory()
-    monkeypatch.setattr(sys, "platform", "darwin")
-    now = steps.peak_memory()
-    assert linux is not None and now is not None and now == pytest.approx(linux / 1024, rel=0.1)
 
 
 def test_a_machine_that_describes_no_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

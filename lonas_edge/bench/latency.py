@@ -9,11 +9,12 @@ import psutil
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case, Kind, npu_lengths
-from lonas_edge.bench.measure import Progress, PromptSource, Schedule
+from lonas_edge.bench.measure import PromptSource, Schedule
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.session import Plan, Session, run_session
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.exported import open_exported
+from lonas_edge.progress import Progress, silent
 
 _PROCESS_BYTES = 700_000_000  # libraries and activations of an arm beside its weights
 _SHARE_OF_MEMORY = 0.9  # of what is free, for the arms that are loaded together
@@ -75,7 +76,7 @@ def ir_latencies(
     starts: int = 1,
     device: str = "CPU",
     threads: int | None = None,
-    progress: Progress = lambda _what, _done: None,
+    progress: Progress = silent,
 ) -> list[Latency]:
     """Measure IRs in one interleaved run.
 

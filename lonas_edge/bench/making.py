@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import HUGE_PAGES, LORA, SPECULATIVE, SUBNET, UNPRUNED, Arm, Kind, npu_lengths
-from lonas_edge.bench.measure import Progress
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.worker import apart
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.progress import Progress
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:

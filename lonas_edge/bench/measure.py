@@ -8,9 +8,9 @@ from typing import Protocol
 from lonas_edge.bench.arms import Case
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.worker import ArmFailedError
+from lonas_edge.progress import Progress, silent
 
 Prompts = list[list[int]]
-Progress = Callable[[str, float | None], None]  # what is measured, and the share done
 
 
 class Runs(Protocol):
@@ -146,7 +146,7 @@ def measure(
     cases: Sequence[Case],
     schedule: Schedule,
     prompts: Prompter,
-    report: Progress = lambda _what, _done: None,
+    report: Progress = silent,
     failures: Mapping[tuple[str, Case], str] | None = None,
     before_round: Callable[[], None] = lambda: None,
 ) -> Measured:

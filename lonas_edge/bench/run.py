@@ -1,11 +1,8 @@
 """A benchmark from its inputs to its report."""
 
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +10,7 @@ from lonas_edge.bench import machine, report
 from lonas_edge.bench.arms import Arm, Case, Facts
 from lonas_edge.bench.latency import measure_latency
 from lonas_edge.bench.making import make_arms
-from lonas_edge.bench.measure import Measured, Progress, PromptSource
+from lonas_edge.bench.measure import Measured, PromptSource
 from lonas_edge.bench.memory import config_of
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.prompts import DataPrompts, read_prompts
@@ -24,12 +21,13 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
 from lonas_edge.files import read_json
 from lonas_edge.ir import runtime
+from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers", "peft", "nncf", "llama-cpp-python")
 
 
-def bench(exported: Exported, options: BenchOptions, progress: Progress = lambda _what, _done: None) -> report.Report:
+def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> report.Report:
     """Compare a sub-network with other forms of the same model.
 
     Args:
@@ -186,16 +184,3 @@ def _conditions(options: BenchOptions, place: Placement, sessions: Sequence[Sess
         "versions": versions(PACKAGES),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back while the report is written; only the main thread can, and only it is interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

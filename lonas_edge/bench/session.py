@@ -14,9 +14,10 @@ import psutil
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case, Facts
-from lonas_edge.bench.measure import Measured, Progress, Prompter, Schedule, measure
+from lonas_edge.bench.measure import Measured, Prompter, Schedule, measure
 from lonas_edge.bench.memory import config_of, run_bytes
 from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement
+from lonas_edge.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Plan:
     starts: int
     place: Placement
     prompts: Prompter
-    progress: Progress = lambda _what, _done: None
+    progress: Progress = silent
 
 
 @dataclass

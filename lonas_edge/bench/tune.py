@@ -14,7 +14,7 @@ from typing import Any
 from lonas_edge.bench import machine
 from lonas_edge.bench.arms import Arm, Case
 from lonas_edge.bench.latency import measure_latency
-from lonas_edge.bench.measure import Measured, Progress, PromptSource, Schedule
+from lonas_edge.bench.measure import Measured, PromptSource, Schedule
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.run import PACKAGES, check_cases
 from lonas_edge.bench.session import Plan
@@ -24,6 +24,7 @@ from lonas_edge.bench.worker import Placement, apart
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import Exported, restore_properties, store_properties, untuned
 from lonas_edge.ir import LABELS, runtime
+from lonas_edge.progress import Progress
 from lonas_edge.versions import versions
 
 FIRST_LOOK, FIRST_LOOK_STARTS = Schedule(rounds=3, warmup=1), 1

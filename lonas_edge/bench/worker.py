@@ -4,7 +4,6 @@ The process ends with its parent and leaves Ctrl-C to it; on Linux it is also th
 libraries print goes to a file.
 """
 
-import ctypes
 import importlib
 import multiprocessing
 import os
@@ -26,11 +25,10 @@ from lonas_edge.bench.damage import reason
 from lonas_edge.bench.runners import ENGINES
 from lonas_edge.bench.timing import Timing
 from lonas_edge.errors import LonasEdgeError, one_line, out_of_memory
-from lonas_edge.interrupts import starting
+from lonas_edge.processes import end_with_parent, peak_memory, starting_process
 
 T = TypeVar("T")
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _KILLED = 9  # SIGKILL, which Windows has no name for
 _GRACE_SECONDS = 10
 _OUT_OF_MEMORY = "its process was killed; most likely memory ran out"
@@ -70,7 +68,7 @@ class ArmProcess:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, arm, placement, self._log, os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with starting(), _environment(arm.environment):
+        with starting_process(), _environment(arm.environment):
             self._process.start()
         theirs.close()
 
@@ -192,7 +190,7 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
     process = context.Process(target=_call, args=(theirs, log, os.getpid(), function, arguments))
     grace = 0
     try:
-        with starting():
+        with starting_process():
             process.start()
         theirs.close()
         failed, found = _next(pipe)
@@ -284,9 +282,7 @@ def _detach(log: Path, parent: int) -> None:
     for stream in (1, 2):
         os.dup2(output, stream)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _KILLED)
-        if os.getppid() != parent:
-            os._exit(1)
+        end_with_parent(parent)
 
 
 def _place(placement: Placement) -> None:
@@ -315,18 +311,3 @@ def _told(error: BaseException) -> str:
     if out_of_memory(error):
         return f"not enough memory ({reason(error) or type(error).__name__})"
     return f"{type(error).__name__}: {reason(error)}"
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, bytes, memory-mapped file pages included."""
-    if _STATUS.exists():  # Linux, whose ru_maxrss begins with what the parent had
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    import psutil
-
-    usage = psutil.Process().memory_info()
-    if hasattr(usage, "peak_wset"):  # Windows
-        return int(usage.peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

@@ -313,9 +313,10 @@ def _bench(
     with progress() as report:
         from lonas_edge.bench.plots import write_plots
         from lonas_edge.bench.report import write
-        from lonas_edge.bench.run import bench, uninterrupted
+        from lonas_edge.bench.run import bench
         from lonas_edge.exporting.exported import open_exported
         from lonas_edge.output import OutputDirectory
+        from lonas_edge.processes import interrupts_deferred
 
         others = (name for name in options.arms if name not in ARMS)
         used = (exported, options.model, options.adapter, options.gguf, options.data, *others)
@@ -325,7 +326,7 @@ def _bench(
         opened = open_exported(exported)
         found = bench(opened, _as_asked(context, opened, options), report)
         if directory:
-            with uninterrupted(), directory.open() as folder:
+            with interrupts_deferred(), directory.open() as folder:
                 write(found, folder)
                 write_plots(found, folder)
     print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)

@@ -1,17 +1,16 @@
 """The one progress bar: what is being done, the share done, the time taken and left. On standard error, gone at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lonas_edge.cli.guard import now
 from lonas_edge.cli.terminal import console
 from lonas_edge.errors import escaped
-
-Report = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
+from lonas_edge.progress import Progress
 
 
 @contextmanager
-def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
+def progress(left: bool = True, shown: bool = True) -> Iterator[Progress]:
     """Show a bar while the block runs.
 
     Args:
@@ -23,7 +22,6 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
     """
     from rich.progress import (
         BarColumn,
-        Progress,
         ProgressColumn,
         SpinnerColumn,
         TaskProgressColumn,
@@ -31,13 +29,14 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Report]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bar
 
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
     columns += [TaskProgressColumn(), TimeElapsedColumn()]
     columns += [TextColumn("left:"), TimeRemainingColumn()] if left else []
     shown_on = console(stderr=True)
     hidden = not shown or not shown_on.is_terminal  # into a file it would leave an empty line
-    with Progress(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
+    with Bar(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
         task = bar.add_task("Loading", total=None)
         now.doing = "Loading"
 

@@ -59,7 +59,7 @@ def run(options: SpaceOptions) -> None:
     with loading():
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import locate, read_model_config
-        from lonas_edge.output import check_output_file
+        from lonas_edge.overwrite import check_output_file
         from lonas_edge.search.depth import candidates, offered
         from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space

@@ -22,13 +22,14 @@ from lonas_edge.cli.options import (
     seed_option,
     user_path,
 )
-from lonas_edge.cli.progress import Report, progress
+from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
 from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, Solve, TrainOptions
 
@@ -414,7 +415,7 @@ def _options(parameters: Mapping[str, Any]) -> TrainOptions:
     return TrainOptions(**options)
 
 
-def _told(report: Report) -> Callable[[int, int, Mapping[str, float]], None]:
+def _told(report: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
     """Tells the bar of a step; what is logged of one stays on the terminal, and in the bar until the next."""
     last = ""
 

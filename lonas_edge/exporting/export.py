@@ -40,7 +40,7 @@ from lonas_edge.exporting.manifest import (
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.servers import SERVERS
 from lonas_edge.exporting.solved import read_texts, solve_model
-from lonas_edge.exporting.steps import Progress, Steps, peak_memory
+from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.formats import DEFAULT_FORMAT, DEFAULT_GGUF_TYPE, DTYPES, FORMATS, WeightFormat, dtype_of
@@ -61,6 +61,8 @@ from lonas_edge.network.solving import bytes_found
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
+from lonas_edge.processes import peak_memory_of_children
+from lonas_edge.progress import Progress, silent
 from lonas_edge.space.picture import FILE as PICTURE
 from lonas_edge.space.picture import alike, picture_of, svg
 from lonas_edge.space.subnetwork import FILE as SUBNETWORK
@@ -132,7 +134,7 @@ def export(
     subnetwork: Subnetwork,
     output: Path,
     options: ExportOptions,
-    report: Progress = lambda _step, _done: None,
+    report: Progress = silent,
 ) -> Manifest:
     """Export a sub-network.
 
@@ -538,7 +540,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         parity=job.parity,
         texts=job.generated,
         steps=job.steps.taken,
-        graph_process_peak_rss_bytes=peak_memory(children=True) if options.stage == "ir" else None,
+        graph_process_peak_rss_bytes=peak_memory_of_children() if options.stage == "ir" else None,
         versions=versions(_PACKAGES + (_GGUF_PACKAGES if options.stage == "gguf" else ())),
         files=job.written.result() if job.written else None,
     )

@@ -20,9 +20,9 @@ from lonas_edge.exporting.manifest import MANIFEST, Manifest, Written, record_re
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.families import CAUSAL_LM, Task, family_of
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
-from lonas_edge.interrupts import held
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
+from lonas_edge.processes import interrupts_deferred
 from lonas_edge.schema import field_faults
 
 _LATER = (RUNTIME, MODEL, FILE, "README.md", MANIFEST)  # what later commands write, in the order that they are replaced
@@ -246,7 +246,7 @@ def changed(folder: Path) -> Iterator[Path]:
 
 def _move(new: Path, folder: Path) -> None:
     """Each of the files may be the last: `restore` finds the way back, and the manifest knows both IRs."""
-    with held():
+    with interrupts_deferred():
         found = [new / name for name in _LATER if name != MANIFEST and (new / name).exists()]
         if new / MODEL in found and not filecmp.cmp(new / MODEL, folder / MODEL, shallow=False):
             record_rewritten(folder, MODEL, new / MODEL)

@@ -13,11 +13,9 @@ What is worked around, in this process only (optimum-intel 2.2, transformers 5.5
 - Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/exporting/test_export_families.py`).
 """
 
-import ctypes
 import gc
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -36,15 +34,14 @@ from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Family
-from lonas_edge.interrupts import starting
 from lonas_edge.ir.tokenizer import save_tokenizer
 from lonas_edge.network.depth import without_caches
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.processes import end_with_parent, starting_process
 from lonas_edge.space.architecture import Architecture
 
 SPAWN = "LONAS_EDGE_SPAWN"  # an environment variable; 1 has Linux do what other systems do, for tests
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def forks() -> bool:
@@ -93,7 +90,7 @@ class GraphConversion:
         self._process = context.Process(target=_run, args=(job, self._log, parent), daemon=True)
         if self._forked:
             gc.freeze()  # a collection in the parent would touch, so copy, every page the two share
-        with starting():
+        with starting_process():
             self._process.start()
 
     def wait(self) -> None:
@@ -147,9 +144,7 @@ def _end_with(parent: int | None) -> None:
     if parent is None:
         threading.Thread(target=_outlive_nobody, daemon=True).start()
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this process could ask to be told
-        os._exit(1)
+    end_with_parent(parent)
 
 
 def _outlive_nobody() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.search.timing_settings import CostSettings, Progress
+from lonas_edge.progress import Progress, silent
+from lonas_edge.search.timing_settings import CostSettings
 
 if TYPE_CHECKING:
     from lonas_edge.families.tasks import Task
@@ -93,7 +94,7 @@ def cost_function(
     name: str,
     source: "Source",
     settings: CostSettings,
-    progress: Progress = lambda _what, _done: None,
+    progress: Progress = silent,
     table: "LatencyTable | None" = None,
 ) -> CostFunction:
     """How a cost is found.

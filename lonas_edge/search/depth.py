@@ -6,13 +6,14 @@ among the blocks of its own kind.
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source
+from lonas_edge.progress import Progress, silent
 from lonas_edge.search.damage import measure_damage
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
@@ -59,7 +60,7 @@ def measured(
     prompts: int,
     prompt: str | None,
     seed: int,
-    progress: Callable[[str, float | None], None] = lambda _what, _done: None,
+    progress: Progress = silent,
 ) -> list[BlockCost]:
     """Measure what leaving each block out alone costs.
 

@@ -21,6 +21,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
+from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import Migration, Record
 from lonas_edge.search.timed import (
     cache_of,
@@ -31,7 +32,7 @@ from lonas_edge.search.timed import (
     time_irs,
     used_versions,
 )
-from lonas_edge.search.timing_settings import CostSettings, Progress
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
 
 
@@ -206,7 +207,7 @@ class LatencyTable(Record):
         return self.formats[weight_format].predict(metric, kinds, chosen)
 
 
-def open_table(source: Source, settings: CostSettings, progress: Progress = lambda _what, _done: None) -> LatencyTable:
+def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:
     """The latency table of this machine: the one that is kept, or one that is measured now.
 
     Args:
@@ -248,7 +249,7 @@ def kept_table(source: Source, settings: CostSettings) -> LatencyTable | None:
         The table, if there is one; it may lack weight formats.
     """
     identity = _identity(source, settings)
-    return _read(cache_of(settings) / f"latency-table-{identity.key}.json", identity, lambda _what, _done: None)
+    return _read(cache_of(settings) / f"latency-table-{identity.key}.json", identity, silent)
 
 
 def _check(source: Source, settings: CostSettings) -> None:

@@ -9,10 +9,11 @@ from lonas_edge.bench.latency import Latency
 from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
+from lonas_edge.progress import Progress, silent
 from lonas_edge.search.latency_table import LatencyTable, kept_table
 from lonas_edge.search.record import Evaluation, Measured
 from lonas_edge.search.timed import cache_of, export_apart, kept_ir, one_at_a_time, time_irs
-from lonas_edge.search.timing_settings import CostSettings, Progress
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import find_kinds
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -43,7 +44,7 @@ def measure_front(
     members: Sequence[Member],
     settings: CostSettings,
     output: Path,
-    progress: Progress = lambda _what, _done: None,
+    progress: Progress = silent,
     keep: Collection[str] = (),
     table: LatencyTable | None = None,
 ) -> list[Measured]:

@@ -15,6 +15,7 @@ from optuna.exceptions import StorageInternalError
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.progress import Progress, silent
 from lonas_edge.search import LATENCY, STUDY
 from lonas_edge.search.cost import COSTS, CostFunction, cost_function
 from lonas_edge.search.damage import DamageTable, measure_damage
@@ -37,12 +38,11 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch, SuperNetwork
     from lonas_edge.search.latency_table import LatencyTable
 
-Progress = Callable[[str, float | None], None]
 _TABLE, _LATENCY, _AROUND = "table", "latency_table", "table_around"  # attributes of the study
 _SAVE_SECONDS = 2.0  # the record is written so often at most
 
 
-def search(plan: Plan, progress: Progress = lambda _what, _done: None) -> SearchRecord:
+def search(plan: Plan, progress: Progress = silent) -> SearchRecord:
     """Search.
 
     Args:

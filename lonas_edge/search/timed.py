@@ -17,7 +17,8 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.network.source import Source
-from lonas_edge.search.timing_settings import CostSettings, Progress
+from lonas_edge.progress import Progress
+from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions

@@ -1,13 +1,10 @@
 """What latencies of a search are of: device, prompt, weight formats, and how often each is taken."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.bench.arms import Case
 from lonas_edge.formats import DEFAULT_FORMAT
-
-Progress = Callable[[str, float | None], None]  # what is being done, and the share of it that is done, where known
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
@@ -210,7 +209,7 @@ class WorkingDirectory:
             kept = self._kept("With a lower --lr, or another --precision from the start, it may not happen again.")
             raise LonasEdgeError(f"Training stopped: {error}. {kept}") from error
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             advice = "A smaller --micro-batch-size or --gradient-checkpointing needs less."
             raise LonasEdgeError(f"Training stopped: out of memory. {advice} {self._kept()}") from error
@@ -314,12 +313,6 @@ def _as_saved(checkpoint: Path) -> bool:
     except (LonasEdgeError, OSError):
         return False
     return True
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch has an error of its own for CUDA only; on a CPU it says so in a RuntimeError."""
-    told = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in told)
 
 
 def _compared(stage: PlannedStage) -> dict[str, int | float | None]:

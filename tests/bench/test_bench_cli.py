@@ -229,13 +229,13 @@ def test_a_home_is_known(run_cli: Callable, copy: Path, monkeypatch: pytest.Monk
     (copy.parent / "mine").write_text("mine")
     ran = run_cli("bench", "~/copy", "--arms", "subnet,~/nothing", *SHORT)
     assert f"{copy.parent}/nothing: neither an arm" in "".join(ran.err.split("\n"))
-    assert "exists and is kept as it is" in run_cli("bench", "~/copy", "--arms", "subnet", "--output", "~/mine").err
+    assert "already exists" in run_cli("bench", "~/copy", "--arms", "subnet", "--output", "~/mine").err
 
 
 def test_an_output_that_exists_is_refused_first(run_cli: Callable, int8: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     ran = run_cli("bench", int8, "--arms", "subnet", *SHORT, "--output", tmp_path / "mine")
-    assert ran.code == 1 and "exists and is kept as it is" in ran.err
+    assert ran.code == 1 and "already exists" in ran.err
 
 
 def test_a_batch_larger_than_memory_keeps_the_other_results(run_cli: Callable, int8: Path) -> None:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -13,10 +12,9 @@ import pytest
 from systems import KILL
 from tiny_models import VOCAB
 
-from lonas_edge.bench import worker
 from lonas_edge.bench.arms import Arm, Case
 from lonas_edge.bench.measure import PromptSource
-from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement, apart, peak_memory
+from lonas_edge.bench.worker import ArmFailedError, ArmProcess, Placement, apart
 from lonas_edge.errors import LonasEdgeError
 
 PLACE = Placement((0,), 1)
@@ -115,17 +113,6 @@ except KeyboardInterrupt:
 
 class TestOtherSystems:
     """What only Linux has is not asked for elsewhere."""
-
-    def test_peak_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        taken = bytearray(50_000_000)
-        linux = peak_memory()
-        assert linux > len(taken)
-        monkeypatch.setattr(worker, "_STATUS", Path("/nowhere"))
-        resource = pytest.importorskip("resource")
-        assert peak_memory() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
-        windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=77))
-        monkeypatch.setattr("psutil.Process", lambda: windows)
-        assert peak_memory() == 77
 
     @pytest.mark.parametrize("affinity", [True, False])
     def test_an_arm_is_set_up(self, tmp_path: Path, affinity: bool) -> None:

@@ -315,7 +315,7 @@ def test_a_byte_order_mark_where_libraries_read_none(llama_copy: TinySource, ref
 def test_existing_output(llama_copy: TinySource, refused: Callable, tmp_path: Path) -> None:
     (tmp_path / "new/out").mkdir(parents=True)
     (tmp_path / "new/out/mine").write_text("mine")
-    has(refused(llama_copy), tmp_path / "new/out", "exists and is kept as it is", "--overwrite")
+    has(refused(llama_copy), tmp_path / "new/out", "already exists", "--overwrite")
 
 
 def test_overwrite_keeps_the_old_output_when_it_fails(llama_copy: TinySource, run_cli: Callable, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_full_disk(llama_copy: TinySource, refused: Callable, tmp_path: Path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
     forbid_the_long_part(monkeypatch)
     error = refused(llama_copy, "--stage", stage)
-    has(error, tmp_path / "new/out", "not enough room", "GB needed", "0.00 GB free", "another disk")
+    has(error, tmp_path / "new/out", "not enough disk space", "GB needed", "0.00 GB free", "another disk")
 
 
 def test_read_only_output(llama_copy: TinySource, refused: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ def test_existing_output(llama: TinySource, data: Path, tmp_path: Path, refused:
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine").write_text("mine")
-    has(refused(arguments(llama, data, output)), f"{output}: exists and is kept as it is", "--overwrite")
-    has(refused(arguments(llama, data, output, "--resume")), f"{output}: exists and is kept as it is")
+    has(refused(arguments(llama, data, output)), f"{output}: already exists", "--overwrite")
+    has(refused(arguments(llama, data, output, "--resume")), f"{output}: already exists")
     assert (output / "mine").read_text() == "mine"
 
 

@@ -204,7 +204,7 @@ def test_dropout_of_what_is_stored(llama: TinySource, data: Path, tmp_path: Path
 
 def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
-    has(refused(arguments(llama, data, tmp_path / "out")), tmp_path / "out", "not enough room")
+    has(refused(arguments(llama, data, tmp_path / "out")), tmp_path / "out", "not enough disk space")
 
 
 def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:

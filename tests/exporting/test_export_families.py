@@ -74,7 +74,7 @@ def assert_nothing_of_this_machine(folder: Path, *private: Path) -> None:
         content = path.read_bytes()
         assert not [text for text in forbidden if text in content], path.name
         # a temporary directory of the export itself, or of the conversion
-        assert b".incomplete" not in content and b"graph-" not in content and b"/tmp/" not in content, path.name
+        assert b".partial" not in content and b"graph-" not in content and b"/tmp/" not in content, path.name
 
 
 def assert_int8(folder: Path, case: str) -> None:

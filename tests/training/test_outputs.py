@@ -48,7 +48,7 @@ def test_output_that_appears_meanwhile_is_kept(llama: TinySource, uninterrupted:
             output.mkdir()
             (output / "theirs").write_text("theirs")
 
-    with pytest.raises(LonasEdgeError, match="appeared while it was being made"):
+    with pytest.raises(LonasEdgeError, match="was created while this run worked"):
         run(llama, data, output, report=appear, **changes)
     assert [path.name for path in output.iterdir()] == ["theirs"]
     output.rename(tmp_path / "moved")
@@ -64,7 +64,7 @@ def test_overwrite_replaces_output_and_unfinished_training(llama: TinySource, da
     output.mkdir()
     (output / "mine").write_text("mine")
     (output / RECORD).write_text('{"schema": "lonas-edge/training/4"}')  # lonas-edge wrote it
-    with pytest.raises(LonasEdgeError, match="exists and is kept as it is"):
+    with pytest.raises(LonasEdgeError, match="already exists"):
         run(llama, data, output)
     run_killed(llama, data, output, at=4, overwrite=True)
     assert (output / "mine").read_text() == "mine"  # until the new one is done

@@ -1,0 +1,85 @@
+"""This process, its parent and its children: Ctrl-C, peak memory, and ending together."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STATUS = Path("/proc/self/status")
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Defer Ctrl-C to the end of the block."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+        yield
+        return
+    deferred: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: deferred.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if deferred:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def starting_process() -> Iterator[None]:
+    """Defer Ctrl-C while the block starts a process, and block it in that process for good: its parent ends it.
+
+    A terminal sends Ctrl-C to all processes, and Python prints a traceback for it even while it imports.
+    """
+    block = getattr(signal, "pthread_sigmask", None)
+    if block is None:  # Windows
+        with interrupts_deferred():
+            yield
+        return
+    from multiprocessing import resource_tracker  # unblocks the signal when it starts, with the first process that is spawned
+
+    with interrupts_deferred():
+        resource_tracker.ensure_running()
+        before = block(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            block(signal.SIG_SETMASK, before)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have Linux kill this process when its parent ends.
+
+    Args:
+        parent: Process id of the parent, taken before this process started.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this process asked
+        os._exit(1)
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far in bytes, memory-mapped pages included."""
+    if _STATUS.exists():  # Linux, whose ru_maxrss starts with the parent's
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def peak_memory_of_children() -> int | None:
+    """Largest resident memory of the child processes that have ended, in bytes; None on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

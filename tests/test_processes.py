@@ -1,0 +1,78 @@
+"""Ctrl-C while a process starts or a report is written; peak memory."""
+
+import multiprocessing
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lonas_edge import processes
+from lonas_edge.processes import interrupts_deferred, peak_memory, peak_memory_of_children, starting_process
+
+# in a process of its own: that of the tests has run code of many libraries before
+INTERRUPTED = """
+import signal
+from lonas_edge.processes import {context}
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+done = []
+try:
+    with {context}():
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+except KeyboardInterrupt:
+    done.append(2)
+try:
+    signal.raise_signal(signal.SIGINT)  # as before
+except KeyboardInterrupt:
+    done.append(3)
+print(done)
+"""
+
+
+@pytest.mark.parametrize("context", ["interrupts_deferred", "starting_process"])
+def test_ctrl_c_comes_at_the_end_of_the_block(context: str) -> None:
+    program = INTERRUPTED.format(context=context)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[1, 2, 3]\n", "")
+
+
+def test_a_started_process_never_gets_ctrl_c() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with starting_process():
+        process.start()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert process.pid is not None
+    for _ in range(5):
+        subprocess.run(["kill", "-INT", str(process.pid)], check=True)
+        time.sleep(0.02)
+    assert process.is_alive()
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("context", [interrupts_deferred, starting_process])
+def test_other_threads_are_not_interrupted(context: type) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: context().__enter__()).result() is None
+
+
+def test_peak_memory_on_each_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated = bytearray(50_000_000)
+    assert peak_memory() > len(allocated)
+    monkeypatch.setattr(processes, "_STATUS", Path("/nowhere"))
+    monkeypatch.setattr(sys, "platform", "darwin")  # counts in bytes
+    assert peak_memory() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak_memory_of_children() == resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=77)))
+    assert peak_memory() == 77
+    assert peak_memory_of_children() is None

@@ -127,7 +127,6 @@ def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero
     from lonas_edge.evaluate.torch_lm import TorchLM
     from lonas_edge.network.source import open_source
     from lonas_edge.network.super_network import load_super_network
-    from lonas_edge.space.subnetwork import select
 
     opened = open_source(str(source))
     tokenizer = AutoTokenizer.from_pretrained(opened.base.folder)
@@ -136,7 +135,7 @@ def evaluate(arguments: argparse.Namespace, source: Path, asked: list[Any], zero
     model = TorchLM(pretrained=base.to(arguments.device), tokenizer=tokenizer, batch_size=16)
     found = {}
     for name in SUBNETS if opened.space.groups else ("maximal",):
-        network.activate(select(opened.space, name).widths)
+        network.activate(opened.select(name).widths)
         found[name] = answers_of(model, asked)
     return found
 

@@ -26,7 +26,6 @@ from lonas_edge.bench.speculation import Speculation
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "nncf", "torch", "transformers")
@@ -67,7 +66,7 @@ def drafts_of(arguments: argparse.Namespace, source: Source) -> dict[str, str]:
     if DEEP in found and found[DEEP] == DEEP:
         del found[DEEP]
         if any(blocks):
-            heuristic = select(source.space, "heuristic").widths
+            heuristic = source.select("heuristic").widths
             widths = [0 if block else width for block, width in zip(blocks, heuristic, strict=True)]
             file = arguments.work / f"{DEEP}.json"
             file.write_text(json.dumps({"widths": widths, "name": DEEP}))

@@ -25,7 +25,6 @@ from structure_study import groups_of, lora, restricted, shown, translated
 from lonas_edge.bench.machine import describe
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.space.search_space import Group
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 LORA, WIDTHS, DEEP, RARE, TAUGHT, FRONT = "LoRA", "MLP widths", "and attention", "and attention, rarely", "taught", "of a front"
@@ -81,7 +80,7 @@ def of_mlps(group: Group) -> bool:
 
 def middle(source: Source) -> list[int]:
     """Every MLP at the middle of its widths, all else whole."""
-    narrow, wide = (select(source.space, name).widths for name in ("heuristic", "maximal"))
+    narrow, wide = (source.select(name).widths for name in ("heuristic", "maximal"))
     return [n if of_mlps(group) else w for group, n, w in zip(source.space.groups, narrow, wide, strict=True)]
 
 
@@ -92,7 +91,7 @@ def networks(arguments: argparse.Namespace, arm: str, adapter: Path) -> dict[str
     file.write_text(json.dumps({"widths": middle(source)}))
     found: dict[str, object] = {MAXIMAL: "maximal", MIDDLE: file}
     if arm != WIDTHS:
-        widths = json.loads(arguments.subnet.read_text())["widths"]
+        widths = list(json.loads(arguments.subnet.read_text())["widths"].values())
         own = arguments.work / f"found-{named(arm)}.json"
         own.write_text(
             json.dumps({"widths": translated(widths, groups_of(arguments.base, arguments.space), source.space.groups)})
@@ -157,8 +156,10 @@ def main() -> None:
         "conditions": {**describe("CPU"), "versions": versions(PACKAGES)},
         "settings": {**settings, "base": arguments.base.name, "depth_rates": RATES, "tasks": list(TASKS)},
         "trainings": trainings(arguments, seeds),
-        "found": json.loads(arguments.subnet.read_text())["widths"],
-        "front": {file.stem: json.loads(file.read_text())["widths"] for file in sorted(arguments.front.glob("*.json"))},
+        "found": list(json.loads(arguments.subnet.read_text())["widths"].values()),
+        "front": {
+            file.stem: list(json.loads(file.read_text())["widths"].values()) for file in sorted(arguments.front.glob("*.json"))
+        },
         "networks": result,
     }
     for name, row in result.items():

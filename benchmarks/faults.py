@@ -49,7 +49,7 @@ PACKAGES = ("lonas-edge", "torch", "transformers", "peft")
 def random_subnetwork(source: Source, seed: int) -> Subnetwork:
     """Each width drawn alone."""
     draw = random.Random(seed)
-    return Subnetwork(tuple(draw.choice(group.widths) for group in source.space.groups), f"random:{seed}")
+    return source.subnetwork([draw.choice(group.widths) for group in source.space.groups], f"random:{seed}")
 
 
 def visible_subnetwork(source: Source, seed: int) -> Subnetwork:

@@ -94,7 +94,7 @@ def compared(source: Source, arguments: argparse.Namespace, weight_format: str, 
     table = format_table(source, kinds, found, stock_properties(weight_format, settings))
     rows = []
     for widths in networks:
-        row: dict[str, Any] = {"widths": widths, "linear_weights": source.sizes(widths).linear_weights}
+        row: dict[str, Any] = {"widths": widths, "linear_weights": source.sizes(source.subnetwork(widths)).linear_weights}
         for metric in ("ttft", "tpot"):
             predicted, real = table.predict(metric, kinds, widths), 1e3 * getattr(found[widths], metric)
             row[metric] = {"predicted_ms": predicted, "measured_ms": real, "error": predicted / real - 1}

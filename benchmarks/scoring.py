@@ -24,7 +24,6 @@ from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 
@@ -59,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = open_source(str(arguments.adapter), str(arguments.base), arguments.space)
     prompts = batches(arguments.base, arguments.data, arguments.prompts)
-    chosen = [select(source.space, f"random:{seed}").widths for seed in range(arguments.subnetworks)]
+    chosen = [source.select(f"random:{seed}").widths for seed in range(arguments.subnetworks)]
     before = loading_each(source, chosen[:3], prompts)
     start = time.perf_counter()
     network = load_super_network(source)

@@ -24,7 +24,6 @@ from accuracy_study import TASKS, TRAINING, examples, lonas_edge, paired_differe
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 LORA_STEPS = 180
@@ -86,7 +85,7 @@ def train(arguments: argparse.Namespace, seed: int, data: Path) -> Path:
 def picks_of(super_adapter: Path) -> list[str]:
     """At the heuristic network's linear weights, and along the front."""
     source = open_source(str(super_adapter))
-    equal = source.sizes(select(source.space, "heuristic").widths).linear_weights
+    equal = source.sizes(source.select("heuristic")).linear_weights
     return [f"weights<={equal}", "tpot<=0.97x", "tpot<=0.94x", "tpot<=0.91x", "tpot<=0.88x"]
 
 
@@ -209,7 +208,7 @@ def study(arguments: argparse.Namespace, seed: int, data: tuple[Path, Path], fir
     result["networks"] = {
         name: {
             "average": statistics.mean(statistics.mean(values) for values in result["answers"][name].values()),
-            "linear_weights": source.sizes(tuple(one["widths"])).linear_weights,
+            "linear_weights": source.sizes(source.subnetwork(one["widths"])).linear_weights,
             arguments.quality: one["quality"],
             "tpot_ms_predicted": one["cost"],
             **times.get(name, {}),

@@ -31,7 +31,6 @@ from lonas_edge.network.solving import solve
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.processes import peak_memory
-from lonas_edge.space.subnetwork import select
 from lonas_edge.versions import versions
 
 CASES = "heuristic:128:0.1,heuristic:512:0.03,heuristic:512:0.1,heuristic:512:0.3,heuristic:2048:0.1,minimal:512:0.1"
@@ -78,7 +77,7 @@ def solved(arguments: argparse.Namespace, source: Source) -> Iterator[dict[str, 
     held_out = read_held_out(source, held, arguments.held_out_prompts, 0, template).batches(tokenizer)
     for case in arguments.cases.split(","):
         subnet, prompts, shrinkage = case.rsplit(":", 2)
-        model = MaterializedModel(source, select(source.space, subnet))
+        model = MaterializedModel(source, source.select(subnet))
         batches = read_held_out(source, data, int(prompts), 0, template).batches(tokenizer)
         start = time.perf_counter()
         with TemporaryDirectory(dir=arguments.work) as scratch:

@@ -118,7 +118,7 @@ def networks(arguments: argparse.Namespace, super_adapter: Path, found_spaces: d
         (pick,) = json.loads((output / "search.json").read_text())["picks"]
         given.append((freedom, output / "subnetworks" / f"{pick['file']}.json", found_spaces[freedom]))
     for name, file, space in given:
-        widths = translated(json.loads(file.read_text())["widths"], groups_of(arguments.base, space), whole)
+        widths = translated(list(json.loads(file.read_text())["widths"].values()), groups_of(arguments.base, space), whole)
         found[name] = arguments.work / f"found-{name}.json"
         found[name].write_text(json.dumps({"widths": widths}))
     return found
@@ -202,7 +202,7 @@ def main() -> None:
     report = {
         "conditions": {**describe("CPU"), "versions": versions(PACKAGES)},
         "settings": {**{name: getattr(arguments, name) for name in kept}, "base": arguments.base.name, "tasks": list(TASKS)},
-        "subnetworks": {name: json.loads(file.read_text())["widths"] for name, file in subnets.items()},
+        "subnetworks": {name: list(json.loads(file.read_text())["widths"].values()) for name, file in subnets.items()},
         "networks": result,
     }
     for name, row in result.items():

@@ -116,6 +116,8 @@ def flops_kept(arm: Arm, chosen: list[tuple[int, ...]], arguments: argparse.Name
     """Mean share of the multiply-accumulates that the sub-networks keep; the head counts at the learned tokens only."""
     family, tokens = arm.elasticity.architecture.family, arguments.tokens
 
+    from lonas_edge.space.subnetwork import Subnetwork
+
     def macs(widths: dict[str, Any]) -> int:
         total = 0
         for name, w in widths.items():
@@ -123,9 +125,8 @@ def flops_kept(arm: Arm, chosen: list[tuple[int, ...]], arguments: argparse.Name
             total += (w.in_features * w.out_features + adapter) * (arguments.learned if name == family.head else tokens)
         return total
 
-    groups = arm.elasticity.space.groups
-    whole = macs(arm.elasticity.widths([group.widths[0] for group in groups]))
-    return statistics.mean(macs(arm.elasticity.widths(widths)) / whole for widths in chosen)
+    whole = macs(Subnetwork(arm.elasticity, arm.elasticity.maximal).linears)
+    return statistics.mean(macs(Subnetwork(arm.elasticity, widths).linears) / whole for widths in chosen)
 
 
 def compare(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:

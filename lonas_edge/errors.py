@@ -15,6 +15,10 @@ class LonasEdgeError(Exception):
     """Something in the user's input or environment is wrong; the message says what, where, and what to do."""
 
 
+class LonasEdgeWarning(UserWarning):
+    """Something in the user's input looks wrong but can be used; the command line prints the message."""
+
+
 def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None:
     """Raise one error that lists every problem found, or return if there is none.
 

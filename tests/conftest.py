@@ -26,7 +26,6 @@ from lonas_edge.cli import main
 from lonas_edge.network import speed
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Source
-from lonas_edge.space.subnetwork import Subnetwork
 
 # a shell without job control has its background jobs ignore Ctrl-C, and so would the processes that the tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -166,7 +165,7 @@ def materialize(tmp_path: Path) -> Callable[..., Path]:
 
     def write(source: TinySource | Source, widths: Sequence[int], dtype: torch.dtype = torch.float32) -> Path:
         source = source.opened() if isinstance(source, TinySource) else source
-        model = MaterializedModel(source, Subnetwork(tuple(widths), "test"))
+        model = MaterializedModel(source, source.subnetwork(widths))
         folder = tmp_path / f"materialized-{len(list(tmp_path.glob('materialized-*')))}"
         folder.mkdir()
         write_weights(model, folder, dtype)

@@ -10,12 +10,11 @@ from lonas_edge.ir import compress
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import Source
-from lonas_edge.space.subnetwork import Subnetwork
 
 
 def stored_model(source: Source, widths: Sequence[int], weight_format: str) -> Any:
     """The materialized sub-network as a Hugging Face model, its matrices as the format has them."""
-    model = MaterializedModel(source, Subnetwork(tuple(widths), "test"))
+    model = MaterializedModel(source, source.subnetwork(widths))
     live, schemes = empty_model(model.config()), compress.schemes(model, FORMATS[weight_format])
     for name, matrix in compress.compress_matrices(model, schemes):
         set_parameter(live, name, torch.from_numpy(matrix.restored(model.tensor(name).numpy())[0]))

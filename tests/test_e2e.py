@@ -148,7 +148,7 @@ def groups() -> list[list[int]]:
 
 
 def widths_of(folder: Path) -> list[int]:
-    return json.loads((folder / "subnetwork.json").read_text())["widths"]
+    return list(json.loads((folder / "subnetwork.json").read_text())["widths"].values())
 
 
 def mlp_widths(widths: list[int]) -> list[int]:
@@ -479,7 +479,7 @@ def test_search_finds_a_network_that_export_takes(command_line: CommandLine):
     [pick] = record["picks"]
     best, chosen = record["evaluations"][pick["evaluation"]], found / "subnetworks/bytes-0.93x.json"
     heuristic = next(record["evaluations"][one["evaluation"]] for one in record["named"] if one["name"] == "heuristic")
-    assert json.loads(chosen.read_text())["widths"] == best["widths"]
+    assert list(json.loads(chosen.read_text())["widths"].values()) == best["widths"]
 
     ids, places = validation_tokens(command_line.model, data)
     kl = divergence_from(command_line, [max(allowed) for allowed in groups()], ids, places)

@@ -7,6 +7,7 @@ changed: take `TinySource.copied_to(tmp_path)` to damage something.
 import copy
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
+from lonas_edge.space.subnetwork import Subnetwork
 
 LAYERS, HIDDEN, MLP, HEADS, KV_HEADS, VOCAB = 3, 64, 128, 4, 2, 288
 RANK, ALPHA = 8, 16  # scale 2.0, as published
@@ -173,6 +175,10 @@ class TinySource:
     def opened(self) -> Source:
         """The package's own view of it."""
         return open_source(str(self.adapter), str(self.base), self.space)
+
+    def subnetwork(self, widths: Sequence[int], name: str = "test") -> Subnetwork:
+        """The package's sub-network of these widths, in group order."""
+        return self.opened().subnetwork(widths, name)
 
     def ordered(self, folder: Path) -> "TinySource":
         """The same, with a random order of heads and MLP channels beside the adapter, which is copied to `folder`."""

@@ -244,10 +244,9 @@ def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mappi
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `lonas-edge export` does
     from lonas_edge.exporting.export import ExportOptions, export
     from lonas_edge.network.source import open_source
-    from lonas_edge.space.subnetwork import select
 
     source = open_source(adapter, base)
-    export(source, select(source.space, "maximal"), folder, ExportOptions(verify=False, **storage))
+    export(source, source.select("maximal"), folder, ExportOptions(verify=False, **storage))
 
 
 def _torch_arm(name: str, given: Ingredients, merged: bool) -> Arm:

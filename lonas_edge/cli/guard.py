@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lonas_edge.errors import LonasEdgeError, chain, escaped, one_line, out_of_memory
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, chain, escaped, one_line, out_of_memory
 
 DEBUG = "LONAS_EDGE_DEBUG"  # an environment variable; 1 does what --debug does
 _INTERRUPTED = "interrupted: nothing was written"
@@ -104,6 +104,12 @@ def quiet() -> None:
     logging.disable(logging.WARNING)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=LonasEdgeWarning)
+        warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {escaped(str(message))}", file=sys.stderr)
 
 
 def _reserved() -> mmap.mmap | None:

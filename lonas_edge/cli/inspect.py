@@ -37,14 +37,14 @@ def run(source: SourceOptions, options: InspectOptions) -> None:
         opened = open_source(source.source, source.model, source.nncf_config, source.revision, weights=False)
     check_revision(source.revision, opened.base)
     chosen = opened.select(options.subnet)
-    unpruned, small = opened.sizes(None, options.seq_len), opened.sizes(chosen.widths, options.seq_len)
-    cached = kv_elements(opened.elasticity, None), kv_elements(opened.elasticity, chosen.widths)
+    unpruned, small = opened.sizes(opened.unpruned, options.seq_len), opened.sizes(chosen, options.seq_len)
+    cached = kv_elements(opened.unpruned), kv_elements(chosen)
     if not options.json:
         _print(opened, chosen, unpruned, small, cached)
         return
     groups = [
-        {"kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
-        for group, width in zip(opened.space.groups, chosen.widths, strict=True)
+        {"name": name, "kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
+        for group, (name, width) in zip(opened.space.groups, chosen.by_group.items(), strict=True)
     ]
     sizes = [{**each.to_json(), "kv_elements": count} for each, count in zip((unpruned, small), cached, strict=True)]
     print(json.dumps({"unpruned": sizes[0], "subnetwork": sizes[1], "groups": groups}, indent=2))
@@ -78,7 +78,7 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Si
     if opened.space.groups:
         shown.print(_groups_table(opened, chosen))
         marks = (FULL, EMPTY) if shown.encoding.lower().startswith("utf") else ("#", ".")
-        for line in lines(picture_of(opened.elasticity, chosen.widths), marks):
+        for line in lines(picture_of(chosen), marks):
             shown.print(line, overflow="crop", no_wrap=True)
 
 

@@ -274,7 +274,7 @@ class _Opener:
             source.base.folder,
             partial(shared.activated, chosen.widths),
             files,
-            source.sizes(chosen.widths),
+            source.sizes(chosen),
             choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None),
             source.head,
         )

@@ -86,7 +86,7 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, asked: Calibratio
             f"{source.folder}: no group size of {weight_format.name} divides the input width of every layer of the "
             f"{model.subnetwork.name} sub-network. Pass --group-size -1 (one scale per row)."
         )
-    needed = bytes_needed(source.sizes(model.subnetwork.widths).parameters)
+    needed = bytes_needed(source.sizes(model.subnetwork).parameters)
     available = psutil.virtual_memory().available
     if needed > available:
         raise LonasEdgeError(

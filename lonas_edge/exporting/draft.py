@@ -43,7 +43,7 @@ class DraftOptions:
             The bytes.
         """
         if self.folder is None:
-            return source.sizes(self.subnetwork.widths if self.subnetwork else None).bytes[self.weight_format]
+            return source.sizes(self.subnetwork or source.unpruned).bytes[self.weight_format]
         own = open_exported(self.folder).own_manifest
         return own.sizes.subnetwork.bytes[own.weight_format]
 
@@ -92,7 +92,7 @@ def no_smaller(source: Source, subnetwork: Subnetwork, weight_format: str, asked
     Returns:
         The warning, or None.
     """
-    own, theirs = source.sizes(subnetwork.widths).bytes[weight_format], asked.bytes(source)
+    own, theirs = source.sizes(subnetwork).bytes[weight_format], asked.bytes(source)
     if theirs < own:
         return None
     told = "larger than" if theirs > own else "as large as"

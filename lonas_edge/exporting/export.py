@@ -160,7 +160,7 @@ def export(
     directory = OutputDirectory(output, options.overwrite, used)
     beside = options.draft.bytes(source) + _ROOM_BYTES if options.draft else 0
     written = layout.bytes(stored) if layout else _most_bytes(source, subnetwork, stored, options)
-    beside += bytes_found(source.elasticity, subnetwork.widths) if options.solve else 0
+    beside += bytes_found(subnetwork) if options.solve else 0
     directory.check(written + _ROOM_BYTES + beside)
     with directory.open() as folder, _scratch(folder, "solved-") as found, ThreadPoolExecutor(1, "hash") as background:
         steps = Steps(report)
@@ -183,8 +183,8 @@ def export(
             if options.draft:
                 check_draft(source, options.draft, tokenizer)
         hashes = background.submit(_hashes, model)
-        subnetwork.record(source.space).write(folder / SUBNETWORK)
-        drawn = picture_of(source.elasticity, subnetwork.widths)
+        subnetwork.record().write(folder / SUBNETWORK)
+        drawn = picture_of(subnetwork)
         if not alike(drawn):
             (folder / PICTURE).write_text(svg(drawn, f"{source.base.name}, {subnetwork.name} sub-network"), encoding="utf-8")
         if options.draft:  # first: the main model's manifest has the hashes of its files
@@ -463,7 +463,7 @@ _WRITERS = {  # by the names of `STAGES`
 def _gguf_layout(source: Source, subnetwork: Subnetwork) -> "Layout":
     from lonas_edge.exporting.gguf_file import Layout
 
-    return Layout(source, subnetwork.widths)
+    return Layout(source, subnetwork)
 
 
 def _vocabulary(source: Source, tokenizer: Any) -> "Vocabulary":
@@ -492,7 +492,7 @@ def _most_bytes(source: Source, subnetwork: Subnetwork, stored: str, options: Ex
     main = "fp16" if stored == "bf16" else stored
     if options.ratio < 1:
         main = FORMATS[stored].outer or stored
-    return source.sizes(subnetwork.widths).bytes[main]
+    return source.sizes(subnetwork).bytes[main]
 
 
 def _base_dtype(source: Source) -> str:
@@ -513,9 +513,9 @@ def _hashes(model: MaterializedModel) -> dict[str, dict[str, str]]:
 
 def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | None) -> Manifest:
     model, options, source = job.model, job.options, job.model.source
-    widths, found = model.subnetwork.widths, model.subnetwork.found
-    if found and found.super_adapter != hashes.get("adapter"):
-        found = None  # it was found for another adapter of the same search space
+    subnetwork, searched = model.subnetwork, model.subnetwork.origin
+    if searched and searched.super_adapter != hashes.get("adapter"):
+        searched = None  # a search of another adapter with the same search space
 
     def origin(located: Located, key: str) -> Origin:
         return Origin(located.name, located.revision, hashes[key])
@@ -523,7 +523,7 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
     return Manifest(
         stage=options.stage,
         weight_format=job.stored,
-        subnetwork=Chosen(model.subnetwork.name, source.space.hash if widths else None, found),
+        subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
         draft=Draft.of(job.folder / DRAFT) if options.draft else None,
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
@@ -531,8 +531,8 @@ def _manifest(job: _Export, hashes: dict[str, dict[str, str]], solved: Solved | 
         pipeline=source.architecture.family.task.pipeline_tag,
         task=source.training.task if source.training else None,
         prompt=source.training.prompt.name if source.training and source.training.prompt else None,
-        sizes=BothSizes(source.sizes(None), source.sizes(widths)),
-        layers=picture_of(source.elasticity, widths),
+        sizes=BothSizes(source.sizes(source.unpruned), source.sizes(subnetwork)),
+        layers=picture_of(subnetwork),
         fused=job.fused,
         compression=job.compression,
         calibrated=job.calibrated,

@@ -13,7 +13,7 @@ Zeros add nothing to the residual: the answers are the same. Key names are gguf-
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from lonas_edge.formats import GGUF_TYPES, GgufType
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.source import Source
 from lonas_edge.space.complexity import materialized_shapes
+from lonas_edge.space.subnetwork import Subnetwork
 
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
@@ -114,20 +115,20 @@ class Entry:
 class Layout:
     """What a sub-network is in a GGUF file, told from configurations alone."""
 
-    def __init__(self, source: Source, widths: Sequence[int]):
+    def __init__(self, source: Source, subnetwork: Subnetwork):
         """Lay out a sub-network.
 
         Args:
             source: Base model and search space.
-            widths: The sub-network's widths.
+            subnetwork: The sub-network.
 
         Raises:
             LonasEdgeError: If llama.cpp has no architecture that computes it; every reason is listed.
         """
         self.source, self._family = source, source.architecture.family
         self._known = _llama_cpp(source)
-        self._shapes = materialized_shapes(source.elasticity, widths, source.unties)
-        fields = source.elasticity.layer_fields(widths)
+        self._shapes = materialized_shapes(subnetwork, source.unties)
+        fields = subnetwork.layer_fields()
         found = [
             Layer(i, f.get("num_attention_heads", 0), f.get("num_key_value_heads", 0), f.get("intermediate_size", 0))
             for i, f in enumerate(fields)

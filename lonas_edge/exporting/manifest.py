@@ -14,7 +14,7 @@ from lonas_edge.network.solved import Solved
 from lonas_edge.schema import Migration, Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
-from lonas_edge.space.subnetwork import Found
+from lonas_edge.space.subnetwork import SearchOrigin
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
@@ -47,12 +47,12 @@ class Chosen:
     Attributes:
         name: What it is called.
         search_space: Hash of the search space it is of; None where there is none.
-        found: How a search found it, if one did.
+        origin: How a search found it, if one did.
     """
 
     name: str
     search_space: str | None
-    found: Found | None
+    origin: SearchOrigin | None
 
 
 @dataclass(frozen=True)

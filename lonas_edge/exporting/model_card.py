@@ -14,7 +14,7 @@ from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.network.divergence import TextDivergence
 from lonas_edge.space.picture import FILE as PICTURE
 from lonas_edge.space.picture import alike, lines
-from lonas_edge.space.subnetwork import Found
+from lonas_edge.space.subnetwork import SearchOrigin
 
 
 def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, evaluations: Evaluations | None = None) -> str:
@@ -42,7 +42,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         f"`{base}`{fine_tuned}: its `{name}` LoNAS sub-network, sliced and merged by "
         "lonas-edge. `subnetwork.json` has the widths, `lonas_edge.json` versions, input hashes, sizes and parity.",
         "",
-        *(_found(found) if (found := manifest.subnetwork.found) else []),
+        *(_search_origin(origin) if (origin := manifest.subnetwork.origin) else []),
         *([manifest.solved.told, ""] if manifest.solved else []),
         *_sizes(manifest.sizes),
         "",
@@ -94,15 +94,15 @@ def _for_npu() -> list[str]:
     ]
 
 
-def _found(found: Found) -> list[str]:
+def _search_origin(origin: SearchOrigin) -> list[str]:
     quality, cost = (
-        f"{name} {value:.4g} {found.units.get(name, name)}".removesuffix(f" {name}")
-        for name, value in ((found.quality, found.quality_value), (found.cost, found.cost_value))
+        f"{name} {value:.4g} {origin.units.get(name, name)}".removesuffix(f" {name}")
+        for name, value in ((origin.quality, origin.quality_value), (origin.cost, origin.cost_value))
     )
-    stored = "as the IR stores it" if found.compressed else "before compression"
+    stored = "as the IR stores it" if origin.compressed else "before compression"
     return [
-        f"`lonas-edge search` found it: {quality} on {found.prompts} held-out prompts ({stored}) at {cost} in "
-        f"{found.weight_format}, evaluation {found.evaluation + 1} of {found.evaluations} ({found.origin}).",
+        f"`lonas-edge search` found it: {quality} on {origin.prompts} held-out prompts ({stored}) at {cost} in "
+        f"{origin.weight_format}, evaluation {origin.evaluation + 1} of {origin.evaluations} ({origin.proposed_by}).",
         "",
     ]
 

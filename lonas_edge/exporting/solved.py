@@ -45,7 +45,7 @@ def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: in
             f"{source.folder}: specialized for its {source.own.name} sub-network (`train --from`): there is no whole network "
             "any more that --solve could bring it nearer to. Leave it out."
         )
-    if not cut_consumers(source.elasticity, model.subnetwork.widths):
+    if not cut_consumers(model.subnetwork):
         raise LonasEdgeError(
             f"{source.folder}: its {model.subnetwork.name} sub-network narrows no MLP and no heads, so that --solve does "
             "nothing. Leave it out, or name another --subnet."

@@ -38,7 +38,7 @@ def check_room(model: MaterializedModel) -> None:
     """
     source = model.source
     source.architecture.require(CAUSAL_LM, "--compare-texts")
-    needed = _MEMORY * 4 * source.sizes(model.subnetwork.widths).parameters + _ROOM
+    needed = _MEMORY * 4 * source.sizes(model.subnetwork).parameters + _ROOM
     available = psutil.virtual_memory().available
     if needed > available:
         raise LonasEdgeError(

@@ -1,6 +1,6 @@
 """What solving gives back to a sub-network: a dense change of base weights, on the parts that are active."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from lonas_edge.errors import raise_all
 from lonas_edge.files import regular
 from lonas_edge.network.checkpoints import number_fault, read_damaged, stored_shapes
-from lonas_edge.space.elasticity import Elasticity, Widths
+from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.subnetwork import Subnetwork
 
 FILE = "correction.safetensors"
 
@@ -111,13 +112,12 @@ class Correction:
         partial.replace(folder / FILE)
 
 
-def read_correction(path: Path, elasticity: Elasticity, chosen: Sequence[int]) -> Correction:
+def read_correction(path: Path, subnetwork: Subnetwork) -> Correction:
     """Read what solving changed in a sub-network.
 
     Args:
         path: The file.
-        elasticity: The search space laid over the base model.
-        chosen: The sub-network's widths, one a group.
+        subnetwork: The sub-network that it must fit.
 
     Returns:
         The changes.
@@ -127,7 +127,7 @@ def read_correction(path: Path, elasticity: Elasticity, chosen: Sequence[int]) -
     """
     regular(path, "what solving changed in the base")
     deltas = StoredDeltas([path])
-    widths, problems = elasticity.widths(chosen), []
+    widths, problems = subnetwork.linears, []
     for name, delta in deltas.items():
         wanted = (widths[name].out_features, widths[name].in_features) if name in widths else None
         if wanted is None:

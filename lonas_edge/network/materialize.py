@@ -92,15 +92,15 @@ class MaterializedModel:
             LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
         """
         self.source, self.subnetwork = source, subnetwork
-        self.correction = source.correction(subnetwork.widths) if correction is None else correction
+        self.correction = source.correction(subnetwork) if correction is None else correction
         self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
             self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
         self._factors = {name: source.order.apply_to_factors(name, lora) for name, lora in self.adapter.factors.items()}
         self.untied = source.unties
-        self.shapes = materialized_shapes(source.elasticity, subnetwork.widths, self.untied)
-        self._widths = source.elasticity.widths(subnetwork.widths)
+        self.shapes = materialized_shapes(subnetwork, self.untied)
+        self._widths = subnetwork.linears
         self._faults: dict[str, str] = {}
         self._refuse_bias_without_base()
 
@@ -176,8 +176,8 @@ class MaterializedModel:
             Its columns that are cut, [rows, cut]; and of the adapter's ranks that are left out, scale · B [rows, ranks] and
             A [ranks, columns] on the columns that are kept. In float64.
         """
-        elasticity, lora, widths = self.source.elasticity, self._factors.get(layer), self._widths[layer]
-        whole = elasticity.widths(elasticity.maximal)[layer]
+        lora, widths = self._factors.get(layer), self._widths[layer]
+        whole = self.source.subnetwork(self.source.elasticity.maximal).linears[layer]
         cut = outside(widths.columns, whole.in_features)
         columns = merge(
             self.base_tensor(f"{layer}.weight", widths.rows, cut), replace(whole, rows=widths.rows, columns=cut), lora
@@ -247,7 +247,7 @@ class MaterializedModel:
         architecture = self.source.architecture
         if architecture.family.task.new_head:  # the base may be a body by itself
             content["architectures"] = [architecture.family.class_names[architecture.model_type]["model"]]
-        layers = self.source.elasticity.layer_fields(self.subnetwork.widths)
+        layers = self.subnetwork.layer_fields()
         common = architecture.family.whole_fields(architecture.config)
         for name in architecture.family.own_fields:
             counts = Counter(layer[name] for layer in layers if name in layer)
@@ -260,8 +260,8 @@ class MaterializedModel:
         }
         if unequal:
             content["per_layer_config"] = unequal
-        if left_out := self.source.elasticity.left_out(self.subnetwork.widths):
-            content[LEFT_OUT] = list(left_out)
+        if self.subnetwork.removed:
+            content[LEFT_OUT] = list(self.subnetwork.removed)
         return content
 
 

@@ -27,7 +27,8 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import stream_weights
 from lonas_edge.network.super_network import Batch, empty_super_network, of_adapter, unwrapped
 from lonas_edge.network.walk import Walk
-from lonas_edge.space.elasticity import Elasticity, Widths
+from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.subnetwork import Subnetwork
 
 SHRINKAGE = 0.1  # docs/guide/export.md has what others gave
 Progress = Callable[[float], None]
@@ -50,32 +51,17 @@ class Solution:
     after: float
 
 
-def cut_consumers(elasticity: Elasticity, chosen: Sequence[int]) -> dict[str, Widths]:
-    """The layers whose input a sub-network narrows, and which it has.
-
-    Args:
-        elasticity: The search space laid over the base model.
-        chosen: The sub-network's widths, one a group.
-
-    Returns:
-        What is active of each, by module path, in the model's order.
-    """
-    whole, widths = elasticity.widths(elasticity.maximal), elasticity.widths(chosen)
-    consumers = (name for name in elasticity.architecture.producers if name in elasticity.in_group)
-    return {name: widths[name] for name in consumers if 0 < widths[name].in_features < whole[name].in_features}
+def cut_consumers(subnetwork: Subnetwork) -> dict[str, Widths]:
+    """What is active of the layers whose input a sub-network narrows, by module path in the model's order."""
+    elasticity, active = subnetwork.elasticity, subnetwork.linears
+    whole = Subnetwork(elasticity, elasticity.maximal).linears
+    consumers = (name for name in subnetwork.architecture.producers if name in elasticity.in_group)
+    return {name: active[name] for name in consumers if 0 < active[name].in_features < whole[name].in_features}
 
 
-def bytes_found(elasticity: Elasticity, chosen: Sequence[int]) -> int:
-    """What the changes that solving finds take on disk.
-
-    Args:
-        elasticity: The search space laid over the base model.
-        chosen: The sub-network's widths, one a group.
-
-    Returns:
-        Bytes.
-    """
-    return sum(4 * active.out_features * active.in_features for active in cut_consumers(elasticity, chosen).values())
+def bytes_found(subnetwork: Subnetwork) -> int:
+    """Bytes on disk of the changes that solving finds."""
+    return sum(4 * active.out_features * active.in_features for active in cut_consumers(subnetwork).values())
 
 
 def solve(
@@ -153,8 +139,8 @@ class _Solver:
         self.tokens = 0
         self.damaged: list[str] = []
         self._model, self._shrinkage = model, shrinkage
-        self._widths = model.source.elasticity.widths(model.subnetwork.widths)
-        self._consumers = cut_consumers(model.source.elasticity, model.subnetwork.widths)
+        self._widths = model.subnetwork.linears
+        self._consumers = cut_consumers(model.subnetwork)
         self._correction = Correction()
         self._kept: dict[str, torch.Tensor] = {}
         stream_weights(self.network.base, self._fetch, lambda name: not of_adapter(name), torch.float32)

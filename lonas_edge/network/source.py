@@ -27,7 +27,7 @@ from lonas_edge.space.architecture import LEFT_OUT, Architecture
 from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
-from lonas_edge.space.subnetwork import Subnetwork, misfits, select
+from lonas_edge.space.subnetwork import Subnetwork, misfits, select, unpruned
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
@@ -83,7 +83,7 @@ class Source:
     def own(self) -> Subnetwork | None:
         """The one sub-network that the adapter was specialized for; None where it has all of the search space's."""
         made = self.training.specialized if self.training else None
-        return Subnetwork(made.widths, made.subnetwork) if made else None
+        return self.subnetwork(made.widths, made.subnetwork) if made else None
 
     @property
     def trained_as(self) -> str | None:
@@ -102,11 +102,15 @@ class Source:
         made = self.training.specialized if self.training else None
         return made.solved if made and made.solved and made.solved.kept else None
 
-    def correction(self, chosen: Sequence[int]) -> Correction:
+    def subnetwork(self, widths: Sequence[int], name: str = "") -> Subnetwork:
+        """The sub-network of these widths, one a group in group order."""
+        return Subnetwork(self.elasticity, tuple(widths), name)
+
+    def correction(self, subnetwork: Subnetwork) -> Correction:
         """What solving changed in the base weights of a sub-network, read from the adapter's directory.
 
         Args:
-            chosen: One width a group, in group order.
+            subnetwork: One of this source.
 
         Returns:
             The change; none where nothing was solved, or this is another sub-network.
@@ -115,9 +119,9 @@ class Source:
             LonasEdgeError: If the file is missing or damaged.
         """
         own = self.own
-        if not (self.solved and own and self.adapter and own.widths == tuple(chosen)):
+        if not (self.solved and own and self.adapter and own.widths == subnetwork.widths):
             return Correction()
-        return read_correction(self.adapter.folder / CORRECTION, self.elasticity, own.widths)
+        return read_correction(self.adapter.folder / CORRECTION, own)
 
     def select(self, choice: str | None = None) -> Subnetwork:
         """Pick a sub-network of this source; see `space.subnetwork.select`.
@@ -133,9 +137,8 @@ class Source:
         """
         own = self.own
         if own is None:
-            return select(self.space, choice)
-        plain = self.elasticity.plain
-        if choice is None or plain(select(self.space, choice).widths) == plain(own.widths):
+            return select(self.elasticity, choice)
+        if choice is None or select(self.elasticity, choice).canonical == own.canonical:
             return own
         raise LonasEdgeError(
             f"{self.folder}: specialized for its {own.name} sub-network (`train --from`): the other sub-networks' adapters "
@@ -155,18 +158,23 @@ class Source:
         """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
         return self.adapter_config is not None and self.adapter_config.unties(self.architecture)
 
-    def sizes(self, chosen: Sequence[int] | None, seq_len: int | None = None) -> Sizes:
-        """Sizes of a sub-network of this source.
+    @property
+    def unpruned(self) -> Subnetwork:
+        """The whole LoRA model, which may be larger than the maximal network of the search space."""
+        return unpruned(self.architecture)
+
+    def sizes(self, subnetwork: Subnetwork, seq_len: int | None = None) -> Sizes:
+        """Sizes of a sub-network of this source, or of `unpruned`.
 
         Args:
-            chosen: One width a group, in group order; None for the unpruned LoRA model.
+            subnetwork: What is measured.
             seq_len: Sequence length of the MACs; None for that of the search space, or of the task's published ones.
 
         Returns:
             The sizes.
         """
         length = seq_len or self.space.sequence_length or self.architecture.family.task.sequence_length
-        return measure(self.elasticity, self.ranks(), chosen, length, self.unties)
+        return measure(subnetwork, self.ranks(), length, self.unties)
 
 
 def locate(reference: str, revision: str | None, weights: bool) -> Located:
@@ -288,7 +296,7 @@ def open_source(
     if training and training.specialized:
         raise_all(
             f"{found.folder / TRAINING}: specialized for a sub-network that the search space has not:",
-            misfits(space, training.specialized.widths, training.search_space),
+            misfits(elasticity, training.specialized.widths, training.search_space),
             "Take the search space that was trained with.",
         )
     if adapter_config:

@@ -18,6 +18,7 @@ from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.network.parts import take
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.subnetwork import Subnetwork
 
 
 class StoredWeights:
@@ -52,7 +53,7 @@ class StoredWeights:
             Nothing; within the block it does.
         """
         elasticity, base = self._network.elasticity, self._network.base
-        there = {name: one for name, one in elasticity.widths(chosen).items() if one.in_features}
+        there = {name: one for name, one in Subnetwork(elasticity, tuple(chosen)).linears.items() if one.in_features}
         widths = {name: one for name, one in there.items() if base.get_submodule(name) is not self._head}
         layers = {name for name in widths if elasticity.architecture.split(name)[0]}
         group = self._format.group_size(widths[name].in_features for name in layers)

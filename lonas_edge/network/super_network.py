@@ -25,6 +25,7 @@ from lonas_edge.network.objective import objective_of
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
+from lonas_edge.space.subnetwork import Subnetwork
 
 Batch = Mapping[str, torch.Tensor]  # as of `data.encoding.Collator`
 HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabulary of 49,152
@@ -70,14 +71,13 @@ class SuperNetwork:
         Args:
             chosen: One width a group, in group order.
         """
-        widths = self.elasticity.widths(chosen)
+        subnetwork = Subnetwork(self.elasticity, tuple(chosen))
         for name, layer in self._layers.items():
-            activate(layer, widths[name])
-        for name, fields in self.elasticity.narrowed_attention(chosen).items():
+            activate(layer, subnetwork.linears[name])
+        for name, fields in subnetwork.attention_fields().items():
             self.family.narrow_attention(self.base.get_submodule(name), fields)
-        left_out = set(self.elasticity.left_out(chosen))
         for name, block in self._blocks.items():
-            block.left_out = name in left_out
+            block.left_out = name in subnetwork.removed
 
     def inactive_parts(self, chosen: Sequence[int]) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
         """The parts of the adapters' parameters that a sub-network does not have.
@@ -88,7 +88,7 @@ class SuperNetwork:
         Yields:
             A parameter and the index of a part of it; parts do not overlap.
         """
-        widths = self.elasticity.widths(chosen)
+        widths = Subnetwork(self.elasticity, tuple(chosen)).linears
         for name, layer in self._layers.items():
             if isinstance(layer, ElasticLoraLinear):
                 yield from layer.outside(widths[name])
@@ -228,7 +228,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     source.order.apply_to_model(model)
     network = SuperNetwork(model.eval(), source.elasticity)
     if own := source.own:
-        source.correction(own.widths).apply_to_model(network.base, source.elasticity.widths(own.widths))
+        source.correction(own).apply_to_model(network.base, own.linears)
     return network
 
 

@@ -115,10 +115,10 @@ def cost_function(
     """
     count = COSTS[name].count
     if count is not None:
-        return lambda chosen, weight_format: float(count(source.sizes(chosen), weight_format))
+        return lambda chosen, weight_format: float(count(source.sizes(source.subnetwork(chosen)), weight_format))
     from lonas_edge.search.latency_table import open_table
     from lonas_edge.search.uniform import find_kinds
 
     known, kinds = table or open_table(source, settings, progress), find_kinds(source)
-    plain = source.elasticity.plain  # a width inside a block that is left out costs nothing more
-    return lambda chosen, weight_format: known.predict(name, kinds, plain(chosen), weight_format)
+    canonical = source.elasticity.canonical  # a width inside a removed block costs nothing more
+    return lambda chosen, weight_format: known.predict(name, kinds, canonical(chosen), weight_format)

@@ -26,7 +26,7 @@ class Dimensions:
         space: The search space.
         searched: Indices of the groups that are searched; the others stay at their widest.
         formats: Weight formats; a dimension where there are several.
-        plain: Writes a choice of widths plainly, so that one network is one choice: `Elasticity.plain`.
+        plain: Writes a choice of widths plainly, so that one network is one choice: `Elasticity.canonical`.
         inside: For a group whose layers lie in blocks that another group may leave out, that group: `Elasticity.inside`.
     """
 
@@ -107,13 +107,13 @@ def find_dimensions(source: Source, formats: Sequence[str]) -> Dimensions:
         The dimensions.
     """
     maximal = source.elasticity.maximal
-    whole = source.sizes(maximal).parameters
+    whole = source.sizes(source.subnetwork(maximal)).parameters
     searched = []
     for index, group in enumerate(source.space.groups):
         narrowest = (*maximal[:index], group.widths[-1], *maximal[index + 1 :])
-        if len(group.widths) > 1 and source.sizes(narrowest).parameters < whole:
+        if len(group.widths) > 1 and source.sizes(source.subnetwork(narrowest)).parameters < whole:
             searched.append(index)
-    return Dimensions(source.space, tuple(searched), tuple(formats), source.elasticity.plain, source.elasticity.inside)
+    return Dimensions(source.space, tuple(searched), tuple(formats), source.elasticity.canonical, source.elasticity.inside)
 
 
 def costs_by_width(

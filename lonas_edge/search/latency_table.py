@@ -331,7 +331,7 @@ def _measured(
 def _tell_groups(source: Source, networks: Sequence[Sequence[int]], formats: Sequence[str], progress: Progress) -> None:
     """A format whose groups of columns depend on all widths does not add up exactly where these are mixed."""
     head = source.architecture.family.head
-    widths = [source.elasticity.widths(network) for network in networks]
+    widths = [source.subnetwork(network).linears for network in networks]
     columns = [[one.in_features for name, one in each.items() if name != head and one.in_features] for each in widths]
     for name in formats:
         sizes = {FORMATS[name].group_size(own) for own in columns}

@@ -15,7 +15,6 @@ from lonas_edge.search.record import Evaluation, Measured
 from lonas_edge.search.timed import cache_of, export_apart, kept_ir, one_at_a_time, time_irs
 from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import find_kinds
-from lonas_edge.space.subnetwork import Subnetwork
 
 EXPORTED = "exported"  # directory of the networks that are kept, in a search's output directory
 MOST = 8  # members of the front that are measured
@@ -80,7 +79,7 @@ def measure_front(
             if name in keep:
                 folder = output / EXPORTED / name
                 options = ExportOptions(network.weight_format, overwrite=True)
-                export_apart(source, Subnetwork(network.widths, name), folder, options)
+                export_apart(source, source.subnetwork(network.widths, name), folder, options)
             else:
                 folder = kept_ir(source, network.widths, network.weight_format, Path(scratch), cache)
             irs.append((folder, network.weight_format))

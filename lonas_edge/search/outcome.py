@@ -15,7 +15,7 @@ from lonas_edge.search.picks import resolve
 from lonas_edge.search.plan import Plan
 from lonas_edge.search.record import Evaluation, Measured, Named, Scored, Searched, SearchRecord, Table, front, hypervolume
 from lonas_edge.search.seeds import named
-from lonas_edge.space.subnetwork import Found, Subnetwork
+from lonas_edge.space.subnetwork import SearchOrigin, Subnetwork
 from lonas_edge.versions import versions
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optuna", "openvino", "nncf")
@@ -79,8 +79,9 @@ class Outcome:
         files = {f"{one.file}.json": one for one in (*record.named, *record.picks) if one.file}
         for name, one in files.items():
             evaluation = record.evaluations[one.evaluation]
-            found = Subnetwork(evaluation.widths, f"search:{one.name}", _found(self.plan, record, evaluation))
-            found.record(self.plan.source.space).write(folder / name)
+            origin = _origin(self.plan, record, evaluation)
+            subnetwork = Subnetwork(self.plan.source.elasticity, evaluation.widths, f"search:{one.name}", origin)
+            subnetwork.record().write(folder / name)
         for path in folder.glob("*.json"):  # the front was longer before
             if path.name not in files:
                 path.unlink()
@@ -140,8 +141,8 @@ class Outcome:
         return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
 
 
-def _found(plan: Plan, record: SearchRecord, one: Evaluation) -> Found:
-    return Found(
+def _origin(plan: Plan, record: SearchRecord, one: Evaluation) -> SearchOrigin:
+    return SearchOrigin(
         quality=record.quality,
         quality_value=one.quality,
         cost=record.cost,
@@ -149,7 +150,7 @@ def _found(plan: Plan, record: SearchRecord, one: Evaluation) -> Found:
         units=record.units,
         weight_format=one.weight_format,
         compressed=plan.compressed,
-        origin=one.origin,
+        proposed_by=one.origin,
         evaluation=one.number,
         evaluations=len(record.evaluations),
         prompts=record.data.prompts,

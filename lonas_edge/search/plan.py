@@ -196,7 +196,7 @@ class Plan:
         evals = min(self.evals, self.dimensions.size)
         around = len(self.aims) if self.options.refined else 0
         return [
-            Planned("load", 1, self.source.sizes(None).bytes["fp16"] / 1e9),
+            Planned("load", 1, self.source.sizes(self.source.unpruned).bytes["fp16"] / 1e9),
             *([Planned("damage table", table, share * forward)] if table else []),
             *([Planned(AROUND, around * table, around * share * forward / SKIP)] if around else []),
             Planned("evaluations", evals, evals * forward),
@@ -205,7 +205,7 @@ class Plan:
     def _forward_seconds(self) -> float:
         """Of all prompts through the maximal network; generation is not counted."""
         tokens = sum(min(length // _CHARACTERS_A_TOKEN + 1, MAX_LENGTH) for length in self.held.lengths())
-        operations = 2 * self.source.sizes(None).linear_weights * tokens
+        operations = 2 * self.source.sizes(self.source.unpruned).linear_weights * tokens
         speeds = _EFFICIENCY * matrix_speed(self.options.dtype), _BESIDE * matrix_speed("fp32")
         return sum(operations / speed for speed in speeds)
 

@@ -9,7 +9,6 @@ from lonas_edge.search.damage import DamageTable
 from lonas_edge.search.dimensions import Dimensions, Network, costs_by_width
 from lonas_edge.search.knapsack import ladder, solve
 from lonas_edge.search.picks import Pick
-from lonas_edge.space.subnetwork import select
 
 NAMES = ("maximal", "heuristic", "minimal")
 RUNGS = 12
@@ -17,7 +16,7 @@ RUNGS = 12
 
 def named(dimensions: Dimensions) -> dict[str, Network]:
     """The networks that every search evaluates, at the first weight format; groups that are not searched at their widest."""
-    found = {name: select(dimensions.space, name).widths for name in NAMES}
+    found = {name: dimensions.space.preset(name) for name in NAMES}
     return {name: (dimensions.projected(widths), dimensions.formats[0]) for name, widths in found.items()}
 
 

@@ -50,7 +50,7 @@ def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
     """
     config = source.architecture.config.to_dict()
     known = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_SHAPES}
-    shapes = [materialized_shapes(source.elasticity, widths, source.unties) for widths in networks]
+    shapes = [materialized_shapes(source.subnetwork(widths), source.unties) for widths in networks]
     return digest(json.dumps([known, shapes], sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -75,7 +75,7 @@ def kept_ir(source: Source, widths: Sequence[int], weight_format: str, folder: P
     made = next((place / name for place in (folder, *others) if (place / name).exists()), None)
     if made is None:
         made = folder / name
-        export_apart(source, Subnetwork(tuple(widths), "latency"), made, ExportOptions(weight_format, verify=False))
+        export_apart(source, source.subnetwork(widths, "latency"), made, ExportOptions(weight_format, verify=False))
     return made
 
 

@@ -1,8 +1,7 @@
 """A search space laid over a model's shapes: which group decides the output width, the input width and the rank of which
 linear layer, and which blocks may be left out.
 
-Everything downstream (sizes, activation, slicing) asks `Elasticity` what a choice of widths makes of the model, and does not
-look at groups again.
+Everything downstream (sizes, activation, slicing) asks a `Subnetwork` what is active, and does not look at groups again.
 """
 
 import re
@@ -12,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import HeadRule, Linear, Part, WidthRule, head_dim
+from lonas_edge.families import HeadRule, Part, WidthRule, head_dim
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import Group, SearchSpace, parse_node
 
@@ -45,10 +44,10 @@ class Widths:
 
 
 _MODEL_CLASS = re.compile(r"/(\w+)\[model\]/")  # of a node name
-NOTHING = Widths((), (), 0)  # of a layer in a block that is left out
+NOTHING = Widths((), (), 0)  # of a layer in a removed block
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Elasticity:
     """A search space laid over an architecture. The maps give, for a module path, the index of a group.
 
@@ -65,92 +64,58 @@ class Elasticity:
 
     @cached_property
     def maximal(self) -> tuple[int, ...]:
-        """The widths of the maximal network."""
+        """The widths of the maximal network, in group order."""
         return tuple(group.widths[0] for group in self.space.groups)
 
-    def widths(self, chosen: Sequence[int]) -> dict[str, Widths]:
-        """The active part of every linear layer under one choice of widths.
+    @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """A readable name per group, independent of the order of groups: `layers.3.mlp.width`, `layers.0.self_attn.rank`.
 
-        Args:
-            chosen: One width a group, in group order.
-
-        Returns:
-            Widths by module path, for every linear layer; nothing of a layer in a block that is left out.
+        Blocks that can be removed are called by their path (`layers.3.mlp`). Names hold the modules that contain the group's
+        layers, or the layers themselves where two groups would otherwise share a name.
         """
-        config, left_out = self.architecture.config, tuple(f"{block}." for block in self.left_out(chosen))
-
-        def active(linear: Linear) -> Widths:
-            name = linear.name
-            if name.startswith(left_out):
-                return NOTHING
-            full = self.rules[name].full(config) if name in self.rules else 1
-            rows = linear.rows(chosen[self.out_group[name]] if name in self.out_group else full, full)
-            columns = linear.columns(chosen[self.in_group[name]] if name in self.in_group else full, full)
-            return Widths(rows, columns, chosen[self.rank_group[name]] if name in self.rank_group else None)
-
-        return {name: active(linear) for name, linear in self.architecture.linears.items()}
-
-    def left_out(self, chosen: Sequence[int]) -> tuple[str, ...]:
-        """The blocks that one choice of widths leaves out.
-
-        Args:
-            chosen: One width a group, in group order.
-
-        Returns:
-            Their module paths, in the model's order.
-        """
-        groups = self.block_group
-        return tuple(block for block in self.architecture.blocks if block in groups and chosen[groups[block]] == 0)
-
-    def plain(self, chosen: Sequence[int]) -> tuple[int, ...]:
-        """The same network, written plainly: a width inside a block that is left out decides nothing, so it is the widest.
-
-        Args:
-            chosen: One width a group, in group order.
-
-        Returns:
-            One width a group; two choices are the same network where these are equal.
-        """
-        left_out = tuple(f"{block}." for block in self.left_out(chosen))
-        gone = (
-            group.kind != "block" and all(module.startswith(left_out) for module in group.modules)
-            for group in self.space.groups
+        short = [self._group_name(group, whole=False) for group in self.space.groups]
+        return tuple(
+            name if short.count(name) == 1 else self._group_name(group, whole=True)
+            for name, group in zip(short, self.space.groups, strict=True)
         )
-        return tuple(most if nothing else own for most, own, nothing in zip(self.maximal, chosen, gone, strict=True))
+
+    def _group_name(self, group: Group, whole: bool) -> str:
+        owners = []
+        for module in group.modules:
+            layer, relative = self.architecture.split(module)
+            if group.kind != "block" and not whole:
+                relative = relative.rpartition(".")[0]
+            owners.append(f"layers.{layer.rpartition('.')[2]}.{relative}".rstrip(".") if layer else module)
+        joined = "+".join(dict.fromkeys(owners))
+        return joined if group.kind == "block" else f"{joined}.{group.kind}"
+
+    def removed(self, widths: Sequence[int]) -> tuple[str, ...]:
+        """Module paths of the blocks that widths (in group order) remove, in the model's order."""
+        groups = self.block_group
+        return tuple(block for block in self.architecture.blocks if block in groups and widths[groups[block]] == 0)
+
+    def canonical(self, widths: Sequence[int]) -> tuple[int, ...]:
+        """The same network with the widest value in groups that decide nothing, since their blocks are removed.
+
+        Two choices of widths are the same network if their canonical widths are equal.
+        """
+        removed = tuple(f"{block}." for block in self.removed(widths))
+        unused = (
+            group.kind != "block" and all(module.startswith(removed) for module in group.modules) for group in self.space.groups
+        )
+        return tuple(most if idle else own for most, own, idle in zip(self.maximal, widths, unused, strict=True))
 
     @cached_property
     def inside(self) -> dict[int, int]:
-        """For a group of widths or ranks all of whose layers lie in the blocks of one group, the index of that group."""
+        """Index of the block group that holds all layers of a width or rank group, by the index of the latter."""
         blocks = {f"{block}.": index for block, index in self.block_group.items()}
-        found: dict[int, int] = {}
+        held: dict[int, int] = {}
         for index, group in enumerate(self.space.groups):
             around = {next((i for b, i in blocks.items() if module.startswith(b)), None) for module in group.modules}
             if group.kind != "block" and len(around) == 1 and (only := around.pop()) is not None:
-                found[index] = only
-        return found
-
-    def layer_fields(self, chosen: Sequence[int]) -> list[dict[str, int]]:
-        """For each decoder layer, the configuration fields that widths decide; a block that is left out has none."""
-        family, config, left_out = self.architecture.family, self.architecture.config, self.left_out(chosen)
-
-        def fields(layer: str, rule: WidthRule) -> dict[str, int]:
-            consumer = f"{layer}.{rule.consumer}"
-            if consumer.startswith(tuple(f"{block}." for block in left_out)):
-                return {}
-            return rule.fields(config, chosen[self.in_group[consumer]] if consumer in self.in_group else rule.full(config))
-
-        layers = map(family.layer, range(config.num_hidden_layers))
-        return [{k: v for rule in family.width_rules for k, v in fields(layer, rule).items()} for layer in layers]
-
-    def narrowed_attention(self, chosen: Sequence[int]) -> dict[str, dict[str, int]]:
-        """For each attention whose heads are elastic, the fields that say how many it has; by module path."""
-        rule, config = self.architecture.family.head_rule, self.architecture.config
-        found = {}
-        for path, block in self.architecture.blocks.items():
-            consumer = f"{self.architecture.split(path)[0]}.{rule.consumer}" if rule else ""
-            if rule and block.cached and consumer in self.in_group:
-                found[path] = rule.fields(config, chosen[self.in_group[consumer]])
-        return found
+                held[index] = only
+        return held
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:

@@ -6,7 +6,7 @@ from html import escape
 
 from lonas_edge.families import HeadRule, WidthRule
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import Elasticity
+from lonas_edge.space.subnetwork import Subnetwork
 
 BAR = 24  # characters of a whole block
 FULL, EMPTY = "█", "·"
@@ -35,17 +35,9 @@ class Part:
 Layer = tuple[Part, ...]
 
 
-def picture_of(elasticity: Elasticity, chosen: Sequence[int]) -> tuple[Layer, ...]:
-    """What is left of each decoder layer.
-
-    Args:
-        elasticity: The search space laid over the model.
-        chosen: One width a group, in group order.
-
-    Returns:
-        A tuple of parts for each decoder layer.
-    """
-    architecture, widths = elasticity.architecture, elasticity.widths(chosen)
+def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
+    """What a sub-network keeps of each decoder layer: a tuple of parts per layer."""
+    architecture, widths = subnetwork.architecture, subnetwork.linears
 
     def part(path: str) -> Part:
         inside = next(linear for name, linear in architecture.linears.items() if name.startswith(f"{path}."))

@@ -115,6 +115,11 @@ class SearchSpace:
         content = [[[[m.module, m.role] for m in g.members], list(g.widths)] for g in self.groups]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
+    def preset(self, name: str) -> tuple[int, ...]:
+        """Widths of `maximal`, `minimal` or `heuristic`: the first, the last, or the one at index (n - 1) // 2 of n."""
+        last = {"maximal": 0, "heuristic": 1, "minimal": 2}[name]
+        return tuple(group.widths[(len(group.widths) - 1) * last // 2] for group in self.groups)
+
     @property
     def has_blocks(self) -> bool:
         """Whether there are blocks that may be left out."""

@@ -1,24 +1,33 @@
-"""A sub-network: one width picked from each group of a search space."""
+"""A sub-network: one width picked from each group of a search space, and what is then active in the model."""
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, ClassVar
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
+from lonas_edge.families import Linear, WidthRule
 from lonas_edge.files import exists
-from lonas_edge.schema import Migration, Record
+from lonas_edge.schema import Record
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import NOTHING, Elasticity, Widths
 from lonas_edge.space.search_space import SearchSpace
 
 FILE = "subnetwork.json"  # an exported directory keeps its sub-network under this name
 DEFAULT = "heuristic"
 MAX_NAME = 200  # characters; model cards and tables show it
+_UNNAMED = (
+    "the widths name neither their groups nor a search space; they are taken in the order of this search space's groups. "
+    'Write "widths": {group name: width, …}; `lonas-edge inspect --json` shows the names.'
+)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchOrigin:
     """How a search found a sub-network.
 
     Attributes:
@@ -29,10 +38,10 @@ class Found:
         units: Of both, by name.
         weight_format: Of the IR whose cost it is.
         compressed: Whether the quality is that of the network as the IR stores it, or before compression.
-        origin: What proposed it: `seed:…`, a sampler, `refined`.
-        evaluation: Its place among the evaluations, from 0 on.
-        evaluations: How many there were.
-        prompts: How many prompts each was scored on.
+        proposed_by: `seed:…`, a sampler, or `refined`.
+        evaluation: Index among the evaluations, from 0 on.
+        evaluations: Number of evaluations.
+        prompts: Number of prompts that each was scored on.
         super_adapter: SHA-256 of the adapter's files by name, where there is one; another adapter's sub-network is another.
     """
 
@@ -43,57 +52,124 @@ class Found:
     units: dict[str, str]
     weight_format: str
     compressed: bool
-    origin: str
+    proposed_by: str
     evaluation: int
     evaluations: int
     prompts: int
     super_adapter: dict[str, str] | None
 
 
-def _second(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 1, and what others write, do not say how it was found."""
-    return {**content, "found": None}
-
-
 @dataclass(frozen=True)
 class SubnetworkRecord(Record):
-    """A sub-network file. `{"widths": [w0, w1, …]}` is one, written by hand or by other programs; other fields may be there.
+    """A sub-network file. `{"widths": {"layers.0.mlp.width": 768, …}}` is one; it may have other fields.
 
     Attributes:
-        widths: In group order.
-        name: What it is called; a file without is called by its own name.
-        search_space: Hash of the search space it is of, checked where there is one.
-        found: How a search found it, if one did.
+        widths: By group name; or a list in group order, which `search_space` should then accompany.
+        name: Name of the sub-network; without one it is called by its file name.
+        search_space: Hash of the search space; checked for a list of widths.
+        origin: How a search found it, if one did.
     """
 
     NAME: ClassVar[str] = "subnetwork"
-    VERSION: ClassVar[int] = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
-    AGAIN: ClassVar[str] = 'Expected {"widths": [w0, w1, …]}, whole numbers in group order.'
+    VERSION: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = 'Expected {"widths": {group name: width, …}}.'
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
-    widths: tuple[int, ...]
+    widths: dict[str, int] | tuple[int, ...]
     name: str | None = None
     search_space: str | None = None
-    found: Found | None = None
+    origin: SearchOrigin | None = None
 
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """What was chosen.
+    """One width of each group of a search space that is laid over a model, and what is then active in the model.
 
     Attributes:
+        elasticity: The search space laid over the model.
         widths: In group order.
-        name: What they were chosen by.
-        found: How a search found them, if one did.
+        name: How the widths were chosen.
+        origin: The search that proposed them, if one did.
     """
 
+    elasticity: Elasticity
     widths: tuple[int, ...]
-    name: str
-    found: Found | None = None
+    name: str = ""
+    origin: SearchOrigin | None = None
 
-    def record(self, space: SearchSpace) -> SubnetworkRecord:
-        """As it is written to disk, with the hash of its search space."""
-        return SubnetworkRecord(self.widths, self.name, space.hash, self.found)
+    @property
+    def architecture(self) -> Architecture:
+        """The model's shapes."""
+        return self.elasticity.architecture
+
+    @property
+    def by_group(self) -> dict[str, int]:
+        """Widths by group name."""
+        return dict(zip(self.elasticity.group_names, self.widths, strict=True))
+
+    @cached_property
+    def removed(self) -> tuple[str, ...]:
+        """Module paths of the removed blocks, in the model's order."""
+        return self.elasticity.removed(self.widths)
+
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """Widths that are equal for equal networks; see `Elasticity.canonical`."""
+        return self.elasticity.canonical(self.widths)
+
+    @cached_property
+    def linears(self) -> dict[str, Widths]:
+        """The active part of every linear layer by module path; `NOTHING` inside a removed block."""
+        elasticity, config, chosen = self.elasticity, self.architecture.config, self.widths
+        removed = tuple(f"{block}." for block in self.removed)
+
+        def active(linear: Linear) -> Widths:
+            name = linear.name
+            if name.startswith(removed):
+                return NOTHING
+            full = elasticity.rules[name].full(config) if name in elasticity.rules else 1
+            rows = linear.rows(chosen[elasticity.out_group[name]] if name in elasticity.out_group else full, full)
+            columns = linear.columns(chosen[elasticity.in_group[name]] if name in elasticity.in_group else full, full)
+            return Widths(rows, columns, chosen[elasticity.rank_group[name]] if name in elasticity.rank_group else None)
+
+        return {name: active(linear) for name, linear in self.architecture.linears.items()}
+
+    def layer_fields(self) -> list[dict[str, int]]:
+        """The configuration fields that widths decide, per decoder layer; a removed block has none."""
+        family, config, elasticity = self.architecture.family, self.architecture.config, self.elasticity
+        removed = tuple(f"{block}." for block in self.removed)
+
+        def fields(layer: str, rule: WidthRule) -> dict[str, int]:
+            consumer = f"{layer}.{rule.consumer}"
+            if consumer.startswith(removed):
+                return {}
+            group = elasticity.in_group.get(consumer)
+            return rule.fields(config, rule.full(config) if group is None else self.widths[group])
+
+        layers = map(family.layer, range(config.num_hidden_layers))
+        return [{k: v for rule in family.width_rules for k, v in fields(layer, rule).items()} for layer in layers]
+
+    def attention_fields(self) -> dict[str, dict[str, int]]:
+        """The numbers of heads of each attention whose heads are elastic, by module path."""
+        rule, config = self.architecture.family.head_rule, self.architecture.config
+        if rule is None:
+            return {}
+        consumers = {
+            path: f"{self.architecture.split(path)[0]}.{rule.consumer}"
+            for path, block in self.architecture.blocks.items()
+            if block.cached
+        }
+        groups = self.elasticity.in_group
+        return {path: rule.fields(config, self.widths[groups[name]]) for path, name in consumers.items() if name in groups}
+
+    def record(self) -> SubnetworkRecord:
+        """What a sub-network file holds."""
+        space = self.elasticity.space.hash
+        return SubnetworkRecord(self.by_group, self.name, space, self.origin)
+
+
+def unpruned(architecture: Architecture) -> Subnetwork:
+    """The whole model as a sub-network of a search space without groups."""
+    return Subnetwork(Elasticity(architecture, SearchSpace(), {}, {}, {}, {}), (), "unpruned")
 
 
 def is_name(choice: str) -> bool:
@@ -108,105 +184,120 @@ def is_name(choice: str) -> bool:
     return choice in ("maximal", DEFAULT, "minimal") or choice.startswith("random:")
 
 
-def select(space: SearchSpace, choice: str | None = None) -> Subnetwork:
+def select(elasticity: Elasticity, choice: str | None = None) -> Subnetwork:
     """Pick a sub-network by name or from a file.
 
     `maximal` takes the first width of every group, `minimal` the last, `heuristic` the one at index (n - 1) // 2 of n
     (Muñoz et al. 2024), `random:SEED` draws each uniformly.
 
     Args:
-        space: The search space.
+        elasticity: The search space laid over the model.
         choice: heuristic, maximal, minimal, random:SEED, or the path of a sub-network JSON file. None is heuristic, and
             maximal where the space has no groups (a plain LoRA adapter).
-
-    Returns:
-        The sub-network.
 
     Raises:
         LonasEdgeError: If there is no such sub-network in the space.
     """
-    if not space.groups and choice in (None, "maximal"):
-        return Subnetwork((), "maximal")
-    choice = choice or DEFAULT
-    if not space.groups:
+    groups = elasticity.space.groups
+    choice = choice or (DEFAULT if groups else "maximal")
+    if not groups and choice != "maximal":
         raise LonasEdgeError(
             f"sub-network {choice!r}: there is no search space, so there is the maximal network only. "
             "Give the one the super-adapter was trained with (--nncf-config FILE)."
         )
-    if choice == "maximal":
-        return Subnetwork(tuple(group.widths[0] for group in space.groups), choice)
-    if choice == "minimal":
-        return Subnetwork(tuple(group.widths[-1] for group in space.groups), choice)
-    if choice == "heuristic":
-        return Subnetwork(tuple(group.widths[(len(group.widths) - 1) // 2] for group in space.groups), choice)
     if choice.startswith("random:"):
-        return _random(space, choice)
-    return read_subnetwork(Path(choice), space)
+        draw = _generator(choice)
+        return Subnetwork(elasticity, tuple(draw.choice(group.widths) for group in groups), choice)
+    if not is_name(choice):
+        return read_subnetwork(Path(choice), elasticity)
+    return Subnetwork(elasticity, elasticity.space.preset(choice), choice)
 
 
-def _random(space: SearchSpace, choice: str) -> Subnetwork:
+def _generator(choice: str) -> random.Random:
     try:
-        generator = random.Random(int(choice.removeprefix("random:")))
+        return random.Random(int(choice.removeprefix("random:")))
     except ValueError:
         raise LonasEdgeError(f"sub-network {choice!r}: expected random:SEED with a whole number") from None
-    return Subnetwork(tuple(generator.choice(group.widths) for group in space.groups), choice)
 
 
-def read_subnetwork(path: Path, space: SearchSpace) -> Subnetwork:
-    """Read a sub-network file, and check that it is of a search space.
+def read_subnetwork(path: Path, elasticity: Elasticity) -> Subnetwork:
+    """Read a sub-network file and check that it belongs to a search space.
 
     Args:
         path: The file.
-        space: The search space it must belong to.
+        elasticity: The search space, laid over the model.
 
     Returns:
-        The sub-network, named by the file's own `name` or else by its file name.
+        The sub-network, called by the file's `name`, or by its file name.
 
     Raises:
-        LonasEdgeError: If the file cannot be read or does not belong to the space; every fault is listed.
+        LonasEdgeError: If the file cannot be read or does not belong to the space; every problem is listed.
     """
     if not exists(path):
         raise LonasEdgeError(
             f"sub-network {str(path)[:300]!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
         )
     record = SubnetworkRecord.read(path)
-    problems = misfits(space, record.widths, record.search_space)
-    if record.name is not None and not (record.name.isprintable() and len(record.name) <= MAX_NAME):
+    widths = record.widths
+    if isinstance(widths, dict):
+        problems = _name_misfits(elasticity, widths)
+        widths = () if problems else tuple(widths[name] for name in elasticity.group_names)
+        problems = problems or misfits(elasticity, widths)
+    else:
+        problems = misfits(elasticity, widths, record.search_space)
+        if record.search_space is None:
+            warnings.warn(f"{path}: {_UNNAMED}", LonasEdgeWarning, stacklevel=2)
+    if record.name is not None and not _printable(record.name):
         problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
-    problems += _found_faults(record.found) if record.found else []
+    problems += _origin_faults(record.origin) if record.origin else []
     raise_all(f"{path}: not a sub-network of this search space:", problems)
-    return Subnetwork(record.widths, record.name or path.name, record.found)
+    return Subnetwork(elasticity, widths, record.name or path.name, record.origin)
 
 
-def misfits(space: SearchSpace, widths: Sequence[int], search_space: str | None = None) -> list[str]:
+def misfits(elasticity: Elasticity, widths: Sequence[int], search_space: str | None = None) -> list[str]:
     """Why widths are not those of a sub-network of a search space.
 
     Args:
-        space: The search space.
+        elasticity: The search space, laid over the model.
         widths: In group order.
-        search_space: Hash of the search space that they were written for, where it is known.
-
-    Returns:
-        Every fault.
+        search_space: Hash of the search space that they were written for, if known.
     """
-    problems = []
+    space, problems = elasticity.space, []
     if search_space not in (None, space.hash):
         problems.append(f"it was written for search space {str(search_space)[:12]}, and this one is {space.hash[:12]}")
     if len(widths) != len(space.groups):
         return [*problems, f"{len(widths)} widths; the search space has {len(space.groups)} groups"]
     return problems + [
-        f"group {index} ({group.modules[0]}, …): width {shortened(width)} is not one of {list(group.widths)}"
-        for index, (width, group) in enumerate(zip(widths, space.groups, strict=True))
+        f"{name}: {shortened(width)} is not one of {list(group.widths)}"
+        for name, width, group in zip(elasticity.group_names, widths, space.groups, strict=True)
         if width not in group.widths
     ]
 
 
-def _found_faults(found: Found) -> list[str]:
-    """Model cards show all of it."""
-    texts = {name: value for name, value in asdict(found).items() if isinstance(value, str)}
-    texts |= {f"units.{name}": unit for name, unit in found.units.items()}
+def _name_misfits(elasticity: Elasticity, widths: Mapping[str, int]) -> list[str]:
+    """A line each for groups that the file names and the space lacks, and the other way round."""
+    names = elasticity.group_names
+    kinds = {
+        "not in the search space": [name for name in widths if name not in names],
+        "missing in the file": [name for name in names if name not in widths],
+    }
     return [
-        f"found.{name}: expected at most {MAX_NAME} printable characters, found {shortened(text)}"
+        f"{len(found)} group{'s' * (len(found) > 1)} {kind}: {', '.join(map(shortened, found[:3]))}{', …' * (len(found) > 3)}"
+        for kind, found in kinds.items()
+        if found
+    ]
+
+
+def _printable(text: str) -> bool:
+    return text.isprintable() and len(text) <= MAX_NAME
+
+
+def _origin_faults(origin: SearchOrigin) -> list[str]:
+    """Model cards show all of its texts."""
+    texts = {name: value for name, value in asdict(origin).items() if isinstance(value, str)}
+    texts |= {f"units.{name}": unit for name, unit in origin.units.items()}
+    return [
+        f"origin.{name}: expected at most {MAX_NAME} printable characters, found {shortened(text)}"
         for name, text in texts.items()
-        if not (text.isprintable() and len(text) <= MAX_NAME)
+        if not _printable(text)
     ]

@@ -209,7 +209,7 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
         problems += [] if ones else [f"{choice}: holds no sub-network (*.json)"]
         for one in ones:
             try:
-                found[inputs.elasticity.plain(select(inputs.space, one).widths)] = one
+                found[select(inputs.elasticity, one).canonical] = one
             except LonasEdgeError as error:
                 problems.append(str(error))
     if problems:

@@ -77,6 +77,6 @@ def kept(folder: Path, start: Start) -> tuple[Correction, Solved]:
     Raises:
         LonasEdgeError: If the file is damaged.
     """
-    correction = read_correction(folder / FILE, start.source.elasticity, start.subnetwork.widths)
+    correction = read_correction(folder / FILE, start.subnetwork)
     with safe_open(folder / FILE, "pt") as file:
         return correction, Solved(**json.loads(file.metadata()[_SOLVED]))

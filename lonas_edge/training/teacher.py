@@ -22,7 +22,6 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parameter
 from lonas_edge.network.source import Located, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer, tokenizer_differences
-from lonas_edge.space.subnetwork import Subnetwork
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _opened(reference: str, base: Located) -> Source:
 
 
 def _of_source(source: Source, base: Located) -> Teacher:
-    chosen = source.own or Subnetwork(source.elasticity.maximal, "maximal")
+    chosen = source.own or source.subnetwork(source.elasticity.maximal, "maximal")
     model = MaterializedModel(source, chosen)  # compares every shape with the base's
     files = [source.base.folder / "config.json", *model.base.files]
     own = [] if source.base.folder.resolve() == base.folder.resolve() else files

@@ -286,7 +286,7 @@ class _Run:
         start = self.inputs.start
         if start is None:
             return Correction(), None
-        return kept(self.working.path, start) if self.solving else (start.source.correction(start.subnetwork.widths), None)
+        return kept(self.working.path, start) if self.solving else (start.source.correction(start.subnetwork), None)
 
     def _base(self) -> Any:
         base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[base_dtype(self.inputs, self.options)].torch)
@@ -301,7 +301,7 @@ class _Run:
             order.apply_to_model(model)
             network = SuperNetwork(model, self.inputs.elasticity)
             correction, _ = self._solved()
-            correction.apply_to_model(network.base, self.inputs.elasticity.widths(start.subnetwork.widths))
+            correction.apply_to_model(network.base, start.subnetwork.linears)
             return network
         order.apply_to_model(base)
         set_seed(self.options.seed)

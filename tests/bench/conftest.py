@@ -7,7 +7,6 @@ import pytest
 from tiny_models import TinyModels, TinySource
 
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.space.subnetwork import select
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +19,7 @@ def source(tiny_models: TinyModels) -> TinySource:
 def int8(source: TinySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The minimal sub-network of the tiny LLaMA, INT8. Not to be changed."""
     folder, opened = tmp_path_factory.mktemp("bench") / "minimal-int8", source.opened()
-    export(opened, select(opened.space, "minimal"), folder, ExportOptions("int8", verify=False))
+    export(opened, opened.select("minimal"), folder, ExportOptions("int8", verify=False))
     return folder
 
 

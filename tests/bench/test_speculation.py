@@ -28,7 +28,6 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.draft import DraftOptions
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.space.subnetwork import select
 
 SHORT = ("--prompt-len", "24", "--new-tokens", "12", "--rounds", "2", "--warmup", "1", "--starts", "1")
 
@@ -37,7 +36,7 @@ SHORT = ("--prompt-len", "24", "--new-tokens", "12", "--rounds", "2", "--warmup"
 def pair(source: TinySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The maximal network of the tiny LLaMA in INT8 with itself in symmetric INT8 as the draft: nearly all is accepted."""
     folder, opened = tmp_path_factory.mktemp("bench") / "pair", source.opened()
-    whole = select(opened.space, "maximal")
+    whole = opened.select("maximal")
     draft = DraftOptions(whole, weight_format="int8_sym")
     export(opened, whole, folder, ExportOptions(weight_format="int8", verify=False, draft=draft))
     return folder

@@ -10,7 +10,6 @@ from tiny_models import TinyModels
 
 import lonas_edge.training.train
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.space.subnetwork import select
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 
@@ -71,5 +70,5 @@ def unfinished(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The minimal sub-network of the tiny LLaMA, INT8. Not to be changed."""
     folder, opened = tmp_path_factory.mktemp("cli") / "exported", tiny_models.source("llama").opened()
-    export(opened, select(opened.space, "minimal"), folder, ExportOptions(verify=False))
+    export(opened, opened.select("minimal"), folder, ExportOptions(verify=False))
     return folder

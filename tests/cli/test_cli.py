@@ -146,7 +146,7 @@ def test_exported_checkpoint(case: str, run_cli, tiny_models: TinyModels, choose
     assert manifest == json.loads((output / "lonas_edge.json").read_text())
     assert manifest["verified"] is True
     assert manifest["parity"]["materialized"]["max_logit_difference"] < 1e-4
-    assert json.loads((output / "subnetwork.json").read_text())["widths"] == widths
+    assert list(json.loads((output / "subnetwork.json").read_text())["widths"].values()) == widths
     files = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "tokenizer_config.json"} <= files
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["found.json", "out"]

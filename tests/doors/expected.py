@@ -83,7 +83,7 @@ def _export_answer(logits: Callable[[Path, Any], torch.Tensor], given: Callable[
         config = json.loads((out / "config.json").read_text())
         ids = given(int(config["vocab_size"]))
         copied = {name: _bytes(out / name) for name in ("generation_config.json", "chat_template.jinja")}
-        widths = json.loads((out / "subnetwork.json").read_text())["widths"]
+        widths = list(json.loads((out / "subnetwork.json").read_text())["widths"].values())
         special = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "hidden_act")}
         found = logits(out, ids).double()
         return {"logits": found.flatten().tolist(), "tokens": _tokens(out), "widths": widths, "special": special, **copied}

@@ -23,7 +23,6 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Calibrated, Compression, Manifest
 from lonas_edge.formats import METHODS
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 TEXTS = [np.random.default_rng(seed).integers(2, 288, (1, 7 + 5 * seed)) for seed in range(6)]
@@ -41,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 def run(source: TinySource, widths: list[int], output: Path, data: Path | None, method: str = "gptq", **options: Any) -> Path:
     asked = Calibration(data, method, 8) if data else None
     settings = {"weight_format": "int4", **options}
-    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(calibration=asked, **settings))
+    export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(calibration=asked, **settings))
     return output
 
 

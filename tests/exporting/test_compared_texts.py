@@ -23,7 +23,6 @@ from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.ir.infer import generate
 from lonas_edge.network.divergence import compare_texts
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 Next = Callable[[torch.Tensor], torch.Tensor]
@@ -31,7 +30,7 @@ NEW, END = 32, 1  # tokens of a text, and the one that ends it in the tiny model
 
 
 def run(source: TinySource, widths: list[int], output: Path, **options: Any) -> Path:
-    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))
+    export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**options))
     return output
 
 

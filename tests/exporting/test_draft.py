@@ -18,7 +18,6 @@ from lonas_edge.exporting.draft import DraftOptions
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported, untuned
 from lonas_edge.network.tokenizer import tokenizer_differences
-from lonas_edge.space.subnetwork import Subnetwork, select
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 3, 200, 17]]
@@ -29,8 +28,8 @@ NEW = 16
 def pair(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The maximal network of the tiny LLaMA in fp32, its draft the minimal one in INT8. Not to be changed."""
     folder, source = tmp_path_factory.mktemp("draft") / "pair", tiny_models.source("llama").opened()
-    draft = DraftOptions(select(source.space, "minimal"), weight_format="int8")
-    export(source, select(source.space, "maximal"), folder, ExportOptions(weight_format="fp32", draft=draft))
+    draft = DraftOptions(source.select("minimal"), weight_format="int8")
+    export(source, source.select("maximal"), folder, ExportOptions(weight_format="fp32", draft=draft))
     return folder
 
 
@@ -38,7 +37,7 @@ def pair(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> P
 def alone(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The minimal network, INT8, exported by itself. Not to be changed."""
     folder, source = tmp_path_factory.mktemp("draft") / "alone", tiny_models.source("llama").opened()
-    export(source, select(source.space, "minimal"), folder, ExportOptions(weight_format="int8", verify=False))
+    export(source, source.select("minimal"), folder, ExportOptions(weight_format="int8", verify=False))
     return folder
 
 
@@ -64,10 +63,10 @@ def test_unequal_heads_and_blocks_that_are_left_out(case: str, tiny_models: Tiny
     source = (tiny_models.deep_source if case == "bloom" else tiny_models.heads_source)(case)
     groups = source.groups()
     deep = [group[-1] for group in groups[:-3]] + ([1, 0, 1] if case == "gemma3" else [0, 1, 0])
-    draft = DraftOptions(Subnetwork(tuple(deep), "deep"), weight_format="int8")
+    draft = DraftOptions(source.subnetwork(deep, "deep"), weight_format="int8")
     options = ExportOptions(weight_format="fp32", verify=False, draft=draft)
     folder = tmp_path / "pair"
-    export(source.opened(), Subnetwork(tuple(group[0] for group in groups), "whole"), folder, options)
+    export(source.opened(), source.subnetwork([group[0] for group in groups], "whole"), folder, options)
     plain = openvino_genai.LLMPipeline(folder, "CPU", **EXACT)
     both = openvino_genai.LLMPipeline(folder, "CPU", draft_model=openvino_genai.draft_model(folder / "draft", "CPU"), **EXACT)
     assert answer(both, PROMPTS[0], num_assistant_tokens=3) == answer(plain, PROMPTS[0])
@@ -211,7 +210,7 @@ def test_a_draft_that_fails_leaves_nothing(llama: TinySource, tmp_path: Path, mo
         raise LonasEdgeError("failed")
 
     monkeypatch.setattr("lonas_edge.exporting.export._manifest", failing)
-    draft = DraftOptions(select(source.space, "minimal"))
+    draft = DraftOptions(source.select("minimal"))
     with pytest.raises(LonasEdgeError, match="failed"):
-        export(source, select(source.space, "maximal"), tmp_path / "out", ExportOptions(verify=False, draft=draft))
+        export(source, source.select("maximal"), tmp_path / "out", ExportOptions(verify=False, draft=draft))
     assert not list(tmp_path.iterdir())

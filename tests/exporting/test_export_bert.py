@@ -21,14 +21,13 @@ from lonas_edge.exporting import export as export_module
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.network import materialize
-from lonas_edge.space.subnetwork import Subnetwork
 
 UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
 def run_export(source: TinySource, widths: list[int], output: Path, **options: Any) -> Manifest:
-    return export(source.opened(), Subnetwork(tuple(widths), "unequal"), output, ExportOptions(**options))
+    return export(source.opened(), source.subnetwork(widths, "unequal"), output, ExportOptions(**options))
 
 
 def stock_logits(folder: Path) -> torch.Tensor:

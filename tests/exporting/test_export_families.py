@@ -23,7 +23,6 @@ from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.network import adapters, materialize
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 
@@ -53,7 +52,7 @@ FILES = {
 def run_export(tiny: TinySource, widths: list[int], output: Path, **options: Any) -> Manifest:
     """Export with the tiny source's files."""
     source = open_source(str(tiny.adapter), str(tiny.base), tiny.space)
-    return export(source, Subnetwork(tuple(widths), "unequal"), output, ExportOptions(**options))
+    return export(source, source.subnetwork(widths, "unequal"), output, ExportOptions(**options))
 
 
 def oracle_of(tiny: TinySource, widths: list[int], ids: torch.Tensor) -> torch.Tensor:
@@ -149,7 +148,7 @@ def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) 
 def test_files(exported: tuple[TinySource, list[int], Path]):
     _, widths, folder = exported
     assert {path.name for path in folder.iterdir()} == FILES
-    assert json.loads((folder / "subnetwork.json").read_text())["widths"] == widths
+    assert list(json.loads((folder / "subnetwork.json").read_text())["widths"].values()) == widths
     assert [path.name for path in folder.parent.iterdir()] == ["out"], "something was left beside the output"
 
 
@@ -227,7 +226,8 @@ def test_no_verify_is_recorded(llama: TinySource, choose: Choose, tmp_path: Path
 
 def test_a_base_alone(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path):
     base = tiny_models.base("llama-tied")
-    manifest = export(open_source(str(base)), Subnetwork((), "maximal"), tmp_path / "out", ExportOptions(weight_format="fp32"))
+    source = open_source(str(base))
+    manifest = export(source, source.select(), tmp_path / "out", ExportOptions(weight_format="fp32"))
     assert manifest.adapter is None
     assert (ir_logits(tmp_path / "out", ids) - oracle_logits(base, None, None, [], ids)).abs().max() < 1e-3
 

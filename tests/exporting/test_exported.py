@@ -13,7 +13,7 @@ MANIFEST = {
     "schema": "lonas-edge/manifest/9",
     "stage": "ir",
     "weight_format": "int8",
-    "subnetwork": {"name": "minimal", "search_space": "ab12", "found": None},
+    "subnetwork": {"name": "minimal", "search_space": "ab12", "origin": None},
     "draft": None,
     "base": {"name": "owner/base", "revision": "main", "sha256": {"config.json": "cd34"}},
     "adapter": None,

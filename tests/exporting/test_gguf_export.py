@@ -22,7 +22,6 @@ from lonas_edge.exporting.gguf_vocabulary import tried_texts, vocabulary_of
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 LLAMA_CPP = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
@@ -32,7 +31,7 @@ DEPTHS = [[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 1, 0]]
 
 def exported(source: TinySource, widths: list[int], output: Path, kind: str = "f32", **options: object) -> Path:
     asked = ExportOptions(stage="gguf", gguf_type=kind, **options)  # type: ignore[arg-type]
-    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, asked)
+    export(source.opened(), source.subnetwork(widths, "chosen"), output, asked)
     return output / f"model.{kind.upper()}.gguf"
 
 

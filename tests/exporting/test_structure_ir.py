@@ -21,7 +21,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.space.subnetwork import Subnetwork, select
 
 Choose = Callable[[TinySource, str], list[int]]
 Cut = Callable[[str, str], tuple[TinySource, list[int], Path]]
@@ -43,7 +42,7 @@ PROMPTS = ["the inner ones", "a", "there is another one in the attic", "on and o
 
 
 def exported(source: TinySource, widths: list[int], output: Path, **options: object) -> Path:
-    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))  # type: ignore[arg-type]
+    export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**options))  # type: ignore[arg-type]
     return output
 
 
@@ -63,7 +62,7 @@ def test_answers_as_defined(
     depth = DEPTHS.get(case, [0, 0, 1])
     widths = choose(source, "unequal:1")[:-3] + depth
     if ordered:
-        widths = list(select(source.opened().space, "random:4").widths)
+        widths = list(source.opened().select("random:4").widths)
         depth = widths[-3:]
         assert 0 in depth[:2]
     folder = exported(source, widths, tmp_path / "out", weight_format="fp32")

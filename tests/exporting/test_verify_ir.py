@@ -10,7 +10,6 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.space.subnetwork import select
 
 ADAPTER = Path("models/adapter")
 REFERENCE = torch.full((1, 1, 4), 10.0)
@@ -38,6 +37,6 @@ def test_a_touchy_network_may_differ_by_what_arithmetic_does(difference: float, 
 
 def test_the_noise_of_a_network(llama: TinySource, ids: torch.Tensor) -> None:
     source = llama.opened()
-    model = MaterializedModel(source, select(source.space, "minimal"))
+    model = MaterializedModel(source, source.select("minimal"))
     noise = verify.arithmetic_noise(model, {"input_ids": ids}, verify.materialized_logits(model, {"input_ids": ids}))
     assert 1e-8 < noise < 1e-4  # logits of order 1 in fp32, whose unit in the last place is 1.2e-7

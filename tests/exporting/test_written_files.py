@@ -17,7 +17,6 @@ from lonas_edge.exporting.exported import open_exported, restore_properties, sto
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.ir import runtime
 from lonas_edge.ir.runtime import KNOWN, RuntimeProperties
-from lonas_edge.space.subnetwork import select
 
 NOT_KEPT = {"README.md", "lonas_edge.json"}
 CHOSEN = RuntimeProperties(
@@ -30,7 +29,7 @@ CHOSEN = RuntimeProperties(
 def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The minimal sub-network of the tiny LLaMA, fp32. Not to be changed."""
     folder, opened = tmp_path_factory.mktemp("written") / "fp32", tiny_models.source("llama").opened()
-    export(opened, select(opened.space, "minimal"), folder, ExportOptions("fp32", verify=False))
+    export(opened, opened.select("minimal"), folder, ExportOptions("fp32", verify=False))
     return folder
 
 
@@ -43,7 +42,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 def checkpoint(source: TinySource, output: Path) -> Path:
     """Export a checkpoint, the quick way."""
     opened = source.opened()
-    export(opened, select(opened.space, "minimal"), output, ExportOptions(stage="checkpoint", verify=False))
+    export(opened, opened.select("minimal"), output, ExportOptions(stage="checkpoint", verify=False))
     return output
 
 

@@ -20,8 +20,7 @@ from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import bind
-from lonas_edge.space.search_space import SearchSpace
+from lonas_edge.space.subnetwork import unpruned
 
 BERT_BASE = {
     "model_type": "bert",
@@ -100,8 +99,7 @@ def test_shapes_are_those_of_the_modules() -> None:
     architecture = Architecture.from_config(config, "bert")
     model = AutoModelForSequenceClassification.from_config(config)
     assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    sizes = bind(architecture, SearchSpace(), "bert")
-    assert sizes.widths(())["bert.pooler.dense"].out_features == CONFIG["hidden_size"]
+    assert unpruned(architecture).linears["bert.pooler.dense"].out_features == CONFIG["hidden_size"]
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -19,7 +19,6 @@ from lonas_edge.formats import FORMATS, PER_CHANNEL
 from lonas_edge.ir import compress
 from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
 from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import Subnetwork
 
 GROUP = 32
 INT8, INT4 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], GROUP)
@@ -155,7 +154,7 @@ def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) 
         output = folder / f"{weight_format}{group_size or ''}"
         if not output.exists():
             options = ExportOptions(weight_format=weight_format, verify=False, group_size=group_size)
-            export(source, Subnetwork(widths, "test"), output, options)
+            export(source, source.subnetwork(widths, "test"), output, options)
         return output
 
     return make

@@ -19,13 +19,12 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Compression, Manifest
 from lonas_edge.formats import FORMATS, PER_CHANNEL
 from lonas_edge.ir import support
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 
 
 def run(source: TinySource, widths: list[int], output: Path, **options: Any) -> Path:
-    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))
+    export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**options))
     return output
 
 

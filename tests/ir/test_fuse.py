@@ -19,14 +19,13 @@ from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir.compress import Compressed, Scheme, stack
 from lonas_edge.ir.fuse import fuse
-from lonas_edge.space.subnetwork import Subnetwork
 
 Choose = Callable[[TinySource, str], list[int]]
 INT8, INT4, FP32 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], 32), Scheme(FORMATS["fp32"])
 
 
 def exported(source: TinySource, widths: list[int], output: Path, **options: Any) -> Path:
-    export(source.opened(), Subnetwork(tuple(widths), "chosen"), output, ExportOptions(**options))
+    export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**options))
     return output
 
 

@@ -18,7 +18,6 @@ from lonas_edge.network.adapters import AdapterConfig, load_adapter
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import Subnetwork
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -65,7 +64,8 @@ def peft_logits(base: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor:
 
 def plain(base: Path, adapter: Path) -> MaterializedModel:
     """The adapter merged whole."""
-    return MaterializedModel(open_source(str(adapter), str(base)), Subnetwork((), "maximal"))
+    source = open_source(str(adapter), str(base))
+    return MaterializedModel(source, source.select())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +104,7 @@ def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
     path = adapter.parent / "space-32-28.json"
     path.write_text(json.dumps(space))
     source = open_source(str(adapter), str(base), path)
-    model = MaterializedModel(source, Subnetwork((28, 28, 28, 128, 128, 128, 28, 28, 28), "test"))
+    model = MaterializedModel(source, source.subnetwork((28, 28, 28, 128, 128, 128, 28, 28, 28)))
     weights, tensors = load_file(base / "model.safetensors"), load_file(adapter / WEIGHTS)
     for name, rank in (("self_attn.q_proj", 28), ("mlp.up_proj", 28), ("mlp.down_proj", 32)):
         a, b = (tensors[f"base_model.model.model.layers.1.{name}.lora_{f}.weight"].double() for f in "AB")
@@ -117,7 +117,7 @@ def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
 
 def test_inputs_are_not_changed(llama: TinySource, choose: Callable) -> None:
     source = llama.opened()
-    model = MaterializedModel(source, Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    model = MaterializedModel(source, source.subnetwork(choose(llama, "minimal")))
     before = {name: (f.a.clone(), f.b.clone()) for name, f in model.adapter.factors.items()}
     first = {name: model.tensor(name) for name in model.shapes}
     for name, factors in model.adapter.factors.items():

@@ -93,7 +93,7 @@ def test_widths_inside_a_left_out_block_decide_nothing(tiny_models: TinyModels, 
     elasticity = source.opened().elasticity
     narrow, wide = choose(source, "minimal"), choose(source, "maximal")
     narrow[-3:] = wide[-3:] = [1, 0, 1]
-    kept = elasticity.plain(narrow)
+    kept = elasticity.canonical(narrow)
     inside = [index for index, group in enumerate(elasticity.space.groups[:-3]) if "layers.1." in group.modules[0]]
     assert [kept[index] for index in inside] == [wide[index] for index in inside]
     others = [index for index in range(len(narrow)) if index not in inside]

@@ -22,7 +22,6 @@ from lonas_edge.network.correction import Correction
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.solving import cut_consumers, solve
-from lonas_edge.space.subnetwork import Subnetwork
 
 SHRINKAGE = 0.05
 
@@ -77,14 +76,14 @@ def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels,
     groups = source.groups()
     widths = [group[index % len(group)] for index, group in enumerate(groups[:-3])]
     widths = [*([*widths[:9], groups[9][-1], groups[10][-1], groups[11][0]] if with_heads else widths), 1, 0, 1]
-    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
     solution = solve(model, batches, batches, tmp_path, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)
     whole, cut = plain(source, {}), plain(source, ranks)
     assert solution.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
-    assert list(solution.correction.deltas) == list(cut_consumers(model.source.elasticity, model.subnetwork.widths))
+    assert list(solution.correction.deltas) == list(cut_consumers(model.subnetwork))
     size = sum(delta.nbytes for delta in solution.correction.deltas.values())
-    assert solving.bytes_found(model.source.elasticity, model.subnetwork.widths) == size
+    assert solving.bytes_found(model.subnetwork) == size
     assert any("mlp" in name for name in solution.correction.deltas)
     assert any("att" in name for name in solution.correction.deltas) == with_heads
     for name, delta in solution.correction.deltas.items():
@@ -105,7 +104,7 @@ def test_ranks_that_the_consumer_lacks(width: int, llama: TinySource, batches: A
     (tmp_path / "space.json").write_text(json.dumps(space))
     source = replace(llama, space=tmp_path / "space.json")
     widths = [8, 8, 8, width, width, width, 6, 6, 6]
-    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
     solution = solve(model, batches, batches, tmp_path, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)
     assert {ranks[name] for name in mlp_consumers("llama")} == {6}
@@ -144,7 +143,7 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
 ) -> None:
     source = ordered(tiny_models.source(case), tmp_path) if reorder else tiny_models.source(case)
     widths = choose(source, "unequal:2")
-    plainly = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    plainly = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
     solution = solve(plainly, batches, batches, tmp_path, SHRINKAGE)
     model = MaterializedModel(plainly.source, plainly.subnetwork, solution.correction)
     (tmp_path / "out").mkdir()
@@ -171,7 +170,7 @@ def test_it_helps_on_what_it_was_solved_on(
     source = tiny_models.source(case)
     widths, found = choose(source, "heuristic"), tmp_path / "found"
     found.mkdir()
-    model = MaterializedModel(source.opened(), Subnetwork(tuple(widths), "test"))
+    model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
     solution = solve(model, batches[:1], batches[:1], found, 1e-3)
     assert solution.after < solution.before
     ids = batches[0]["input_ids"]
@@ -186,15 +185,15 @@ def test_it_helps_on_what_it_was_solved_on(
 
 
 def test_nothing_to_solve(llama: TinySource, choose: Callable) -> None:
-    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "maximal")), "maximal"))
-    assert cut_consumers(model.source.elasticity, model.subnetwork.widths) == {}
+    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "maximal"), "maximal"))
+    assert cut_consumers(model.subnetwork) == {}
     assert not Correction()
 
 
 def test_inputs_that_are_not_finite(
     llama: TinySource, choose: Callable, batches: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
     summed = solving.summed_moments
 
     def spoilt(*given: Any, **more: Any) -> Any:
@@ -220,9 +219,9 @@ def test_inputs_that_are_not_finite(
 
 
 def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> None:
-    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
     [name, *_], size = mlp_consumers("llama"), model.source.architecture.config.intermediate_size
-    kept = cut_consumers(model.source.elasticity, model.subnetwork.widths)[name].in_features
+    kept = cut_consumers(model.subnetwork)[name].in_features
     nothing = torch.zeros(size, dtype=torch.float64)
     delta = solving._delta(model, name, Moments(3, nothing, nothing[:, None].repeat(1, kept)), 0.1)
     assert delta.shape == (model.source.architecture.config.hidden_size, kept) and not delta.any()
@@ -230,7 +229,7 @@ def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> N
 
 def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches: Any, tmp_path: Path) -> None:
     """A pull that is taken away instead of added: no matrix of that kind can be solved with, and the layers are named."""
-    model = MaterializedModel(llama.opened(), Subnetwork(tuple(choose(llama, "minimal")), "minimal"))
+    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
     with pytest.raises(LonasEdgeError, match=rf"{mlp_consumers('llama')[0]}: the second moments of its input are singular"):
         few = [{name: value[:1] for name, value in batches[0].items() if name != "logits_to_keep"}]
         solve(model, few, batches, tmp_path, -0.5)

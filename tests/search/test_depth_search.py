@@ -55,7 +55,7 @@ def distinct(elasticity: Elasticity, groups: list[list[int]]) -> set[tuple[int, 
     for widths in itertools.product(*choices):
         gone = {index for index, block in holder.items() if widths[block] == 0}
         plain = tuple(groups[index][0] if index in gone else width for index, width in enumerate(widths))
-        assert elasticity.plain(widths) == plain
+        assert elasticity.canonical(widths) == plain
         found.add(plain)
     return found
 
@@ -78,7 +78,8 @@ def test_the_front_of_all_networks(run_cli: Callable, few: TinySource, data: Pat
     under = [
         widths
         for widths in networks
-        if source.sizes(widths).bytes["int8_sym"] <= 0.8 * source.sizes(source.elasticity.maximal).bytes["int8_sym"]
+        if source.sizes(source.subnetwork(widths)).bytes["int8_sym"]
+        <= 0.8 * source.sizes(source.select("maximal")).bytes["int8_sym"]
     ]
     best = record["evaluations"][record["picks"][0]["evaluation"]]
     assert best["quality"] == pytest.approx(min(kl[widths] for widths in under), abs=1e-4)
@@ -140,7 +141,7 @@ def test_latency_adds_up(deep: TinySource) -> None:
     table = format_table(source, find_kinds(source), {one: latency(*key) for key, one in networks.items()}, {})
 
     def ttft(mlp: list[int], depth: list[int]) -> float:
-        return table.predict("ttft", find_kinds(source), source.elasticity.plain([8] * 3 + mlp + [8] * 3 + depth))
+        return table.predict("ttft", find_kinds(source), source.elasticity.canonical([8] * 3 + mlp + [8] * 3 + depth))
 
     assert ttft([128, 128, 128], [1, 1, 1]) == pytest.approx(10)
     assert ttft([64, 128, 128], [0, 1, 1]) == pytest.approx(10 - 0.1 - 0.2)
@@ -171,7 +172,7 @@ def test_latency_of_heads(tiny_models: TinyModels) -> None:
     table = format_table(source, find_kinds(source), {one: latency(*key) for key, one in networks.items()}, {})
 
     def predicted(metric: str, mlp: list[int], kept: list[int], depth: list[int]) -> float:
-        chosen = source.elasticity.plain([*groups[0][:1] * 3, *mlp, *groups[6][:1] * 3, *kept, *depth])
+        chosen = source.elasticity.canonical([*groups[0][:1] * 3, *mlp, *groups[6][:1] * 3, *kept, *depth])
         return table.predict(metric, find_kinds(source), chosen)
 
     whole = [128, 128, 128]
@@ -196,7 +197,7 @@ def test_a_pick_is_solved_where_blocks_hold_widths(share: float, heads: bool, ti
     table = DamageTable(rows)
 
     def cost(widths: Sequence[int], weight_format: str) -> float:
-        return source.sizes(widths).bytes[weight_format]
+        return source.sizes(source.subnetwork(widths)).bytes[weight_format]
 
     def damage(widths: Sequence[int]) -> float:
         return table.predicted([values.index(width) for values, width in zip(groups, widths, strict=True)])

@@ -18,7 +18,6 @@ from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.search.accuracy import metric_score
 from lonas_edge.search.compressed import StoredNetwork
 from lonas_edge.search.damage import measure_damage
-from lonas_edge.space.subnetwork import Subnetwork
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
 
@@ -100,7 +99,7 @@ def test_compressed_networks_answer_as_their_irs(weight_format: str, tiny_bert: 
 
     source = tiny_bert.source(2)
     answers = Answers(source, write_set(tmp_path, "RTE"))
-    export(source.opened(), Subnetwork(tuple(UNEQUAL), "x"), tmp_path / "ir", ExportOptions(weight_format, verify=False))
+    export(source.opened(), source.subnetwork(UNEQUAL, "x"), tmp_path / "ir", ExportOptions(weight_format, verify=False))
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     model = OVModelForSequenceClassification.from_pretrained(tmp_path / "ir", ov_config=exact)
     inputs = ("input_ids", "attention_mask", "token_type_ids")

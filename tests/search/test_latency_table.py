@@ -23,7 +23,7 @@ from lonas_edge.search.latency_table import LatencyTable, kept_table, open_table
 from lonas_edge.search.timing_settings import CostSettings
 from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
 from lonas_edge.space.search_space import Group, Member, SearchSpace
-from lonas_edge.space.subnetwork import Subnetwork, select
+from lonas_edge.space.subnetwork import Subnetwork
 
 FIRST, EACH = 0.010, {128: 0.0050, 96: 0.0052, 64: 0.0021}  # a device that dislikes 96: seconds of TTFT; TPOT is a tenth
 
@@ -293,5 +293,5 @@ def test_for_real(llama: TinySource, settings: CostSettings) -> None:
         96,
         128,
     ]
-    heuristic = select(opened.space, "heuristic").widths
+    heuristic = opened.select("heuristic").widths
     assert table.predict("tpot", find_kinds(opened), heuristic, "int8") > 0

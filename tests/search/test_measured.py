@@ -18,7 +18,7 @@ from lonas_edge.search.latency_table import open_table
 from lonas_edge.search.measured import measure_front, spread
 from lonas_edge.search.record import Evaluation
 from lonas_edge.search.timing_settings import CostSettings
-from lonas_edge.space.subnetwork import Subnetwork, select
+from lonas_edge.space.subnetwork import Subnetwork
 
 
 class Device:
@@ -57,7 +57,7 @@ def settings(tmp_path: Path) -> CostSettings:
 def evaluated(source: TinySource, *names: str, weight_format: str = "int8") -> list[tuple[str, Evaluation]]:
     """Networks by name, as evaluations."""
     space = source.opened().space
-    widths = [select(space, name).widths for name in names]
+    widths = [space.preset(name) for name in names]
     return [(names[n], Evaluation(n + 10, own, weight_format, 0.0, 0.0, 0.0, "")) for n, own in enumerate(widths)]
 
 

@@ -23,7 +23,10 @@ def everything(llama: TinySource, data: Path, all_networks: list) -> Pairs:
     source = llama.opened()
     batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
     kl = load_super_network(source).kl(all_networks, batches)
-    return {widths: (kl[place], source.sizes(widths).bytes["int8_sym"]) for place, widths in enumerate(all_networks)}
+    return {
+        widths: (kl[place], source.sizes(source.subnetwork(widths)).bytes["int8_sym"])
+        for place, widths in enumerate(all_networks)
+    }
 
 
 def unbeaten(pairs: Pairs) -> set[tuple[int, ...]]:
@@ -77,9 +80,9 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     pick = folder / "bytes-0.95x.json"
     content = json.loads(pick.read_text())
     assert content["name"] == "search:pick:bytes<=0.95x"
-    assert content["widths"] == record["evaluations"][record["picks"][0]["evaluation"]]["widths"]
+    assert list(content["widths"].values()) == record["evaluations"][record["picks"][0]["evaluation"]]["widths"]
     sizes = json.loads(run_cli("inspect", *llama.arguments(), "--subnet", pick, "--json").out)
-    assert [group["width"] for group in sizes["groups"]] == content["widths"]
+    assert [group["width"] for group in sizes["groups"]] == list(content["widths"].values())
     exported = tmp_path / "exported"
     made = run_cli("export", *llama.arguments(), "--subnet", pick, "--output", exported, "--stage", "checkpoint", "--no-verify")
     assert made.code == 0, made.err
@@ -91,8 +94,8 @@ def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp
     found |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8_sym", "origin": best["origin"]}
     found |= {"evaluation": best["number"], "evaluations": 27, "prompts": 8, "compressed": False}
     found["super_adapter"] = {name: sha256((llama.adapter / name).read_bytes()).hexdigest() for name in ADAPTER_FILES}
-    assert json.loads((exported / "subnetwork.json").read_text())["found"] == found
-    assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["found"] == found
+    assert json.loads((exported / "subnetwork.json").read_text())["origin"] == found
+    assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["origin"] == found
     told = f"found it: kl {best['quality']:.4g} nats on 8 held-out prompts (before compression) at bytes {best['cost']:.4g}"
     assert f"{told} in int8_sym" in card
 
@@ -105,7 +108,7 @@ def test_another_adapter_was_not_searched(run_cli: Callable, command: Callable, 
     options = ["--subnet", tmp_path / "out/subnetworks/bytes-0.95x.json", "--stage", "checkpoint", "--no-verify"]
     made = run_cli("export", *llama_copy.arguments(), *options, "--output", tmp_path / "exported")
     assert made.code == 0, made.err
-    assert json.loads((tmp_path / "exported/lonas_edge.json").read_text())["subnetwork"]["found"] is None
+    assert json.loads((tmp_path / "exported/lonas_edge.json").read_text())["subnetwork"]["origin"] is None
     assert "found it" not in (tmp_path / "exported/README.md").read_text()
 
 
@@ -194,7 +197,7 @@ def test_several_weight_formats_share_a_front(
     assert record["settings"]["compressed"] and len(evaluations) == 54
     quality = {(tuple(one["widths"]), one["weight_format"]): one["quality"] for one in evaluations}
     for one in evaluations:
-        assert one["cost"] == source.sizes(one["widths"]).bytes[one["weight_format"]]
+        assert one["cost"] == source.sizes(source.subnetwork(one["widths"])).bytes[one["weight_format"]]
     for widths, (kl, _) in everything.items():
         assert quality[widths, "int8"] == pytest.approx(kl, rel=0.1, abs=2e-3), "INT8 costs next to nothing"
         assert quality[widths, "int4"] > quality[widths, "int8"]

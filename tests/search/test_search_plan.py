@@ -82,7 +82,7 @@ def test_the_time_of_a_network(
     monkeypatch.setattr(lonas_edge.search.plan, "matrix_speed", {"fp32": 1e11, "bf16": 8e11}.__getitem__)
     steps = json.loads(run_cli(*command("--dry-run", "--json", "--torch-dtype", dtype)).out)["steps"]
     lengths = read_held_out(llama.opened(), data, 8, 42, "alpaca").lengths()
-    operations = 2 * llama.opened().sizes(None).linear_weights * sum(length // 4 + 1 for length in lengths)
+    operations = 2 * llama.opened().sizes(llama.opened().unpruned).linear_weights * sum(length // 4 + 1 for length in lengths)
     seconds = operations / (0.4 * speed) + operations / 1.5e11
     assert [step["seconds"] for step in steps if step["name"] == "evaluations"] == [pytest.approx(27 * seconds, rel=0.02)]
 
@@ -135,10 +135,10 @@ def test_seeds_at_the_picks(llama: TinySource) -> None:
     )
 
     def weights(widths: Sequence[int], _weight_format: str) -> float:
-        return source.sizes(widths).linear_weights
+        return source.sizes(source.subnetwork(widths)).linear_weights
 
     def cost(widths: Sequence[int], weight_format: str) -> float:
-        return source.sizes(widths).bytes[weight_format]
+        return source.sizes(source.subnetwork(widths)).bytes[weight_format]
 
     networks = {tuple(place) for place in itertools.product(range(3), repeat=3)}
     picks = parse_picks(["weights<=0.95x", "weights<=0.9x", "weights<=0.99x"], ["weights"])

@@ -11,6 +11,7 @@ from lonas_edge.families import SUPPORTED_MODEL_TYPES
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, Widths, bind
 from lonas_edge.space.search_space import parse_search_space
+from lonas_edge.space.subnetwork import Subnetwork
 
 LAYER = (
     "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/LlamaDecoderLayer"
@@ -60,7 +61,7 @@ def test_a_width_reaches_producers_and_consumer() -> None:
         [[node("gate_proj"), node("up_proj")], [node("q_proj", "lora_A")], [node("down_proj", "lora_A")]],
         [[128, 64], [8, 6], [8, 4]],
     )
-    widths = elasticity.widths([64, 6, 4])
+    widths = Subnetwork(elasticity, (64, 6, 4)).linears
     assert widths["model.layers.0.mlp.gate_proj"] == Widths.first(64, 64)
     assert widths["model.layers.0.mlp.up_proj"] == Widths.first(64, 64)
     assert widths["model.layers.0.mlp.down_proj"] == Widths.first(64, 64, 4)
@@ -69,12 +70,12 @@ def test_a_width_reaches_producers_and_consumer() -> None:
     assert widths["model.layers.1.mlp.down_proj"] == Widths.first(64, 128)
     assert widths["lm_head"] == Widths.first(288, 64)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    assert elasticity.layer_fields([64, 6, 4]) == [{"intermediate_size": w, **heads} for w in (64, 128, 128)]
+    assert Subnetwork(elasticity, (64, 6, 4)).layer_fields() == [{"intermediate_size": w, **heads} for w in (64, 128, 128)]
 
 
 def test_one_group_may_span_layers() -> None:
     nodes = [node(name, role, layer) for layer in (0, 2) for name in ("gate_proj", "up_proj") for role in ("base", "lora_B")]
-    widths = bound([nodes], [[128, 64]]).widths([64])
+    widths = Subnetwork(bound([nodes], [[128, 64]]), (64,)).linears
     assert [widths[f"model.layers.{layer}.mlp.down_proj"].in_features for layer in range(3)] == [64, 128, 64]
 
 

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lonas_edge.formats import FORMATS
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import measure
-from lonas_edge.space.elasticity import bind
-from lonas_edge.space.search_space import SearchSpace
+from lonas_edge.space.subnetwork import unpruned
 
 
 def test_llama_7b_as_published(run_cli, llama_7b: tuple[Path, Path], published_space: Path) -> None:
@@ -31,6 +30,7 @@ def test_llama_7b_as_published(run_cli, llama_7b: tuple[Path, Path], published_s
     assert content["unpruned"]["parameters"] == 6_738_415_616  # the plain LLaMA-7B
     assert len(content["groups"]) == 96
     assert content["groups"][40] == {
+        "name": "layers.8.mlp.width",
         "kind": "width",
         "modules": ["model.layers.8.mlp.gate_proj", "model.layers.8.mlp.up_proj"],
         "widths": [11008, 9632, 8256, 6880, 5504],
@@ -61,7 +61,7 @@ def test_parameters_and_shapes_are_those_of_the_modules(case: str, tiny_models: 
     model = AutoModelForCausalLM.from_config(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert architecture.shapes == shapes
-    sizes = measure(bind(architecture, SearchSpace(), case), {}, None, 1)
+    sizes = measure(unpruned(architecture), {}, 1)
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     matrices = [shape for shape in shapes.values() if len(shape) == 2]
     vectors = sum(prod(shape) for shape in shapes.values() if len(shape) == 1)
@@ -78,9 +78,9 @@ def test_linear_weights_of_an_unequal_subnetwork(tiny_models: TinyModels) -> Non
     for rank, mlp, mlp_rank in zip(ranks, mlps, mlp_ranks, strict=True):
         expected += HIDDEN * (query + 2 * key) + query * HIDDEN + 3 * HIDDEN * mlp
         expected += rank * ((HIDDEN + query) + 2 * (HIDDEN + key)) + (2 * mlp_rank + RANK) * (HIDDEN + mlp)
-    sizes = measure(source.elasticity, source.ranks(), [*ranks, *mlps, *mlp_ranks], 3)
+    sizes = source.sizes(source.subnetwork([*ranks, *mlps, *mlp_ranks]), 3)
     assert (sizes.linear_weights, sizes.macs) == (expected, 3 * expected)
-    unpruned = measure(source.elasticity, source.ranks(), None, 3)
+    unpruned = source.sizes(source.unpruned, 3)
     assert unpruned.parameters - sizes.parameters == 3 * HIDDEN * sum(MLP - mlp for mlp in mlps)
     assert len(mlps) == LAYERS
 

@@ -20,7 +20,7 @@ from lonas_edge.space.complexity import kv_elements
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.picture import lines, picture_of, svg
 from lonas_edge.space.search_space import parse_search_space
-from lonas_edge.space.subnetwork import select
+from lonas_edge.space.subnetwork import Subnetwork, select, unpruned
 
 SVG = "{http://www.w3.org/2000/svg}"
 ATTENTION = "model.layers.{}.self_attn"
@@ -49,10 +49,11 @@ def test_groups_stand_behind_the_others(tiny_models: TinyModels) -> None:
 
 
 def test_named_sub_networks(tiny_models: TinyModels) -> None:
-    space = tiny_models.deep_source("llama").opened().space
-    depths = {name: select(space, name).widths[9:] for name in ("maximal", "heuristic", "minimal")}
+    elasticity = tiny_models.deep_source("llama").opened().elasticity
+    space = elasticity.space
+    depths = {name: space.preset(name)[9:] for name in ("maximal", "heuristic", "minimal")}
     assert depths == {"maximal": (1, 1, 1), "heuristic": (1, 1, 1), "minimal": (0, 0, 0)}
-    assert {select(space, f"random:{seed}").widths[9:] for seed in range(40)} == {
+    assert {select(elasticity, f"random:{seed}").widths[9:] for seed in range(40)} == {
         (a, b, c) for a in (1, 0) for b in (1, 0) for c in (1, 0)
     }
 
@@ -124,14 +125,14 @@ def test_a_width_0_where_there_is_no_block(tiny_models: TinyModels, tmp_path: Pa
     widths = [group[0] for group in tiny_models.deep_source("llama").groups()]
     (tmp_path / "cut.json").write_text(json.dumps({"widths": [*widths[:3], 0, *widths[4:]]}))
     ran = run_cli("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", tmp_path / "cut.json")
-    assert ran.code == 1 and "group 3 (model.layers.0.mlp.gate_proj, …): width 0 is not one of [128, 96, 64]" in ran.err
+    assert ran.code == 1 and "layers.0.mlp.width: 0 is not one of [128, 96, 64]" in ran.err
 
 
 def test_sizes(tiny_models: TinyModels) -> None:
     """Counted by hand: without the first attention, the second layer, and the third MLP."""
     source = tiny_models.deep_source("llama").opened()
-    whole = source.sizes(select(source.space, "maximal").widths)
-    cut = source.sizes((*select(source.space, "maximal").widths[:9], 0, 0, 0))
+    whole = source.sizes(source.select("maximal"))
+    cut = source.sizes(source.subnetwork((*source.space.preset("maximal")[:9], 0, 0, 0)))
     query, key_value, rank = HIDDEN, HIDDEN * KV_HEADS // HEADS, 8
     attention, mlp = 2 * HIDDEN * query + 2 * HIDDEN * key_value, 3 * HIDDEN * MLP
     assert whole.parameters - cut.parameters == 2 * (attention + HIDDEN) + 2 * (mlp + HIDDEN)  # with the norms in front
@@ -185,35 +186,40 @@ def test_sizes_with_heads(tiny_models: TinyModels) -> None:
         ([64, 64, 32], [64, 96, 128], (0, 1, 0)),
         ([32, 32, 32], [128, 64, 64], (0, 0, 1)),
     ):
-        found = source.sizes([8] * 3 + mlps + [8] * 3 + heads + list(kept))
+        found = source.sizes(source.subnetwork([8] * 3 + mlps + [8] * 3 + heads + list(kept)))
         parameters, linear, matrices = sizes_of(heads, mlps, kept)
         assert (found.parameters, found.linear_weights, found.macs) == (parameters, linear, 256 * linear)
         others = parameters - sum(rows * columns for rows, columns in matrices)
         assert found.bytes["fp32"] == 4 * parameters
         assert found.bytes["int8_sym"] == sum(rows * columns + 2 * rows for rows, columns in matrices) + 4 * others
-    alone = [source.sizes([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 1, 1]).parameters for query in (64, 32)]
+    alone = [
+        source.sizes(source.subnetwork([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 1, 1])).parameters
+        for query in (64, 32)
+    ]
     assert alone[0] - alone[1] == 2 * 32 * HIDDEN + 2 * 16 * HIDDEN  # rows of q and columns of o, rows of k and v
-    gone = [source.sizes([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 0, 1]) for query in (64, 32)]
+    gone = [source.sizes(source.subnetwork([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 0, 1])) for query in (64, 32)]
     assert gone[0] == gone[1], "heads of an attention that is not there"
 
 
 def test_picture(tiny_models: TinyModels) -> None:
     elasticity = tiny_models.deep_source("llama").opened().elasticity
     widths = [8] * 3 + [128, 96, 64] + [8] * 3
-    assert lines(picture_of(elasticity, [*widths, 0, 1, 0])) == [
+    assert lines(picture_of(Subnetwork(elasticity, (*widths, 0, 1, 0)))) == [
         "layer  attention heads               MLP width",
         f"    0  {'·' * 24}   0  {'█' * 24} 128",
         f"    1  {'█' * 24}   4  {'█' * 18}{'·' * 6}  96",
         f"    2  {'█' * 24}   4  {'·' * 24}   0",
     ]
-    alike = lines(picture_of(elasticity, elasticity.maximal))
+    alike = lines(picture_of(Subnetwork(elasticity, tuple(elasticity.maximal))))
     assert alike == ["layer  attention heads               MLP width", f"  0-2  {'█' * 24}   4  {'█' * 24} 128"]
 
 
 def test_picture_of_heads(tiny_models: TinyModels) -> None:
     source = tiny_models.heads_source("llama")
     elasticity = source.opened().elasticity
-    drawn = lines(picture_of(elasticity, [group[0] for group in source.groups()[:9]] + [64, 32, 32] + [1, 1, 1]))
+    drawn = lines(
+        picture_of(Subnetwork(elasticity, tuple([group[0] for group in source.groups()[:9]] + [64, 32, 32] + [1, 1, 1])))
+    )
     assert [line.split()[2] for line in drawn[1:]] == ["4", "2", "2"]
     assert drawn[2] == f"    1  {'█' * 12}{'·' * 12}   2  {'█' * 24} 128"
 
@@ -222,7 +228,7 @@ def test_picture_as_an_image(tiny_models: TinyModels) -> None:
     """A grey bar a block, and over it in colour what is kept: nothing where the block is left out."""
     elasticity = tiny_models.deep_source("llama").opened().elasticity
     widths = [8] * 3 + [128, 96, 64] + [8] * 3
-    document = ElementTree.fromstring(svg(picture_of(elasticity, [*widths, 0, 1, 0]), "a <b> & c"))
+    document = ElementTree.fromstring(svg(picture_of(Subnetwork(elasticity, (*widths, 0, 1, 0))), "a <b> & c"))
     bars = [(one.get("fill"), float(str(one.get("width")))) for one in document.iter(f"{SVG}rect")][1:]
     grey, attention, mlp = ("#ececec", 240), ("#4c78a8", 240), "#e08e3b"
     assert bars == [grey, grey, (mlp, 240), grey, attention, grey, (mlp, 180), grey, attention, grey]
@@ -236,16 +242,16 @@ def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
     layer, head = 2 * KV_HEADS * HIDDEN // HEADS, 2 * HIDDEN // HEADS
     depth = tiny_models.deep_source("llama").opened().elasticity
     whole = [*depth.maximal[:-3]]
-    assert kv_elements(depth, None) == kv_elements(depth, depth.maximal) == LAYERS * layer
-    assert kv_elements(depth, [*whole, 0, 1, 1]) == (LAYERS - 1) * layer
+    assert kv_elements(unpruned(depth.architecture)) == kv_elements(Subnetwork(depth, tuple(depth.maximal))) == LAYERS * layer
+    assert kv_elements(Subnetwork(depth, (*whole, 0, 1, 1))) == (LAYERS - 1) * layer
     rigid = tiny_models.deep_source("olmo2").opened().elasticity  # its heads are not elastic
-    assert kv_elements(rigid, rigid.maximal) == LAYERS * layer
-    assert kv_elements(rigid, [*rigid.maximal[:-3], 0, 1, 1]) == (LAYERS - 1) * layer
+    assert kv_elements(Subnetwork(rigid, tuple(rigid.maximal))) == LAYERS * layer
+    assert kv_elements(Subnetwork(rigid, (*rigid.maximal[:-3], 0, 1, 1))) == (LAYERS - 1) * layer
     source = tiny_models.heads_source("llama")
     heads = source.opened().elasticity
     chosen = [group[0] for group in source.groups()[:9]] + [64, 32, 32]
-    assert kv_elements(heads, [*chosen, 1, 1, 1]) == layer + 2 * head
-    assert kv_elements(heads, [*chosen, 0, 1, 1]) == 2 * head
+    assert kv_elements(Subnetwork(heads, (*chosen, 1, 1, 1))) == layer + 2 * head
+    assert kv_elements(Subnetwork(heads, (*chosen, 0, 1, 1))) == 2 * head
 
 
 def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:
@@ -260,5 +266,5 @@ def test_replaced_groups_bind_alike(tiny_models: TinyModels) -> None:
     source = tiny_models.deep_source("llama").opened()
     space = replace(source.space, groups=source.space.groups[9:])
     elasticity = bind(source.architecture, space, "space")
-    assert elasticity.left_out((1, 0, 1)) == ("model.layers.1.self_attn", "model.layers.1.mlp")
+    assert elasticity.removed((1, 0, 1)) == ("model.layers.1.self_attn", "model.layers.1.mlp")
     assert len(BLOCKS) == len(space.groups)

@@ -3,76 +3,136 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import CASES, TinyModels
+from transformers import AutoConfig
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import Group, Member, SearchSpace
-from lonas_edge.space.subnetwork import Subnetwork, select
+from lonas_edge.space.subnetwork import Subnetwork, select, unpruned
 
-WIDTHS = [(32, 28), (100, 90, 80, 70, 60), (7,), (9, 8, 6)]
-SPACE = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), widths) for i, widths in enumerate(WIDTHS)))
+MLP = [Member(f"model.layers.1.mlp.{name}_proj", "base", "node") for name in ("gate", "up")]
+GROUPS = (
+    Group((Member("model.layers.0.self_attn.q_proj", "lora_A", "node"),), (8, 6)),
+    Group(tuple(MLP), (128, 96, 64, 48, 32)),
+    Group((Member("model.layers.2.mlp.down_proj", "lora_A", "node"),), (7,)),
+    Group((Member("model.layers.2.mlp", "block", "model.layers.2.mlp"),), (1, 0)),
+)
+SPACE = SearchSpace(GROUPS)
+ARCHITECTURE = Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "llama")
+ELASTICITY = bind(ARCHITECTURE, SPACE, "space.json")
+NAMES = ["layers.0.self_attn.rank", "layers.1.mlp.width", "layers.2.mlp.rank", "layers.2.mlp"]
+WIDTHS = (6, 96, 7, 0)
+NAMED = dict(zip(NAMES, WIDTHS, strict=True))
 
 
 @pytest.mark.parametrize(
     ("choice", "widths"),
     [
-        ("maximal", (32, 100, 7, 9)),
-        ("minimal", (28, 60, 7, 6)),
-        ("heuristic", (32, 80, 7, 8)),  # index (n - 1) // 2
-        (None, (32, 80, 7, 8)),
+        ("maximal", (8, 128, 7, 1)),
+        ("minimal", (6, 32, 7, 0)),
+        ("heuristic", (8, 64, 7, 1)),  # index (n - 1) // 2
+        (None, (8, 64, 7, 1)),
     ],
 )
 def test_names(choice: str | None, widths: tuple[int, ...]) -> None:
-    assert select(SPACE, choice).widths == widths
+    assert select(ELASTICITY, choice).widths == widths
 
 
 def test_random_is_seeded_and_in_the_space() -> None:
-    drawn = [select(SPACE, f"random:{seed}").widths for seed in range(50)]
-    assert all(width in group for widths in drawn for width, group in zip(widths, WIDTHS, strict=True))
-    assert [{widths[i] for widths in drawn} for i in range(4)] == [set(widths) for widths in WIDTHS]
-    assert drawn == [select(SPACE, f"random:{seed}").widths for seed in range(50)]
+    drawn = [select(ELASTICITY, f"random:{seed}").widths for seed in range(60)]
+    assert [{widths[i] for widths in drawn} for i in range(4)] == [set(group.widths) for group in GROUPS]
+    assert drawn == [select(ELASTICITY, f"random:{seed}").widths for seed in range(60)]
 
 
 @pytest.mark.parametrize("choice", ["random:", "random:x", "random:1.5"])
 def test_random_without_a_whole_seed(choice: str) -> None:
     with pytest.raises(LonasEdgeError, match="random:SEED"):
-        select(SPACE, choice)
+        select(ELASTICITY, choice)
 
 
 def test_file_and_back(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    path.write_text(json.dumps({"widths": [28, 90, 7, 6]}))
-    assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "found.json")
-    Subnetwork((28, 90, 7, 6), "mine").record(SPACE).write(path)
+    Subnetwork(ELASTICITY, WIDTHS, "mine").record().write(path)
     assert json.loads(path.read_text()) == {
-        "schema": "lonas-edge/subnetwork/2",
-        "widths": [28, 90, 7, 6],
+        "schema": "lonas-edge/subnetwork/1",
+        "widths": NAMED,
         "name": "mine",
         "search_space": SPACE.hash,
-        "found": None,
+        "origin": None,
     }
-    assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "mine")
+    assert select(ELASTICITY, str(path)) == Subnetwork(ELASTICITY, WIDTHS, "mine")
 
 
-def test_what_other_programs_write_beside_the_widths_is_theirs(tmp_path: Path) -> None:
+def test_names_hold_in_a_space_with_another_order_of_groups(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    path.write_text(json.dumps({"widths": [28, 90, 7, 6], "name": "", "search_space": None, "accuracy": {"boolq": 62.5}}))
-    assert select(SPACE, str(path)) == Subnetwork((28, 90, 7, 6), "found.json")
+    Subnetwork(ELASTICITY, WIDTHS, "mine").record().write(path)
+    turned = bind(ARCHITECTURE, replace(SPACE, groups=GROUPS[::-1]), "space.json")
+    assert select(turned, str(path)).widths == WIDTHS[::-1]
+    assert select(turned, str(path)).removed == ("model.layers.2.mlp",)
 
 
-def test_a_file_of_a_newer_version(tmp_path: Path) -> None:
+def test_a_list_with_the_hash_is_read(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "found.json"
-    path.write_text(json.dumps({"schema": "lonas-edge/subnetwork/3", "layers": []}))
-    with pytest.raises(LonasEdgeError, match=r"found\.json: written by a newer lonas-edge .*subnetwork/3"):
-        select(SPACE, str(path))
+    path.write_text(json.dumps({"widths": WIDTHS, "search_space": SPACE.hash, "accuracy": {"boolq": 62.5}}))
+    assert select(ELASTICITY, str(path)) == Subnetwork(ELASTICITY, WIDTHS, "found.json")
+    assert not [w for w in recwarn if w.category is LonasEdgeWarning]
+
+
+def test_a_list_with_neither_names_nor_hash_warns(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"widths": WIDTHS}))
+    with pytest.warns(LonasEdgeWarning, match=r"found\.json: the widths name neither their groups nor a search space"):
+        assert select(ELASTICITY, str(path)).widths == WIDTHS
+
+
+def test_the_command_line_shows_the_warning(tmp_path: Path, tiny_models: TinyModels, run_cli: Callable) -> None:
+    source = tiny_models.source("llama")
+    (tmp_path / "mine.json").write_text(json.dumps({"widths": [group[0] for group in source.groups()]}))
+    ran = run_cli("inspect", *source.arguments(), "--subnet", tmp_path / "mine.json")
+    assert ran.code == 0 and ran.err.startswith("warning: ") and "name neither their groups nor a search space" in ran.err
+
+
+def test_group_names(tiny_models: TinyModels) -> None:
+    """Readable, and by layer where two groups of one module would share a name."""
+
+    def names(source: Any) -> tuple[str, ...]:
+        opened: Elasticity = source.opened().elasticity
+        return opened.group_names
+
+    assert names(tiny_models.heads_source("llama"))[::3] == (
+        "layers.0.self_attn.rank",
+        "layers.0.mlp.width",
+        "layers.0.mlp.rank",
+        "layers.0.self_attn.width",
+        "layers.0.self_attn",
+    )
+    assert names(tiny_models.deep_source("llama"))[10] == "layers.1.self_attn+layers.1.mlp"
+    assert names(tiny_models.source("neox"))[:1] == ("layers.0.attention.rank",)
+    assert names(tiny_models.source("bloom"))[:1] == ("layers.0.self_attention.rank",)
+    ranks = tuple(Group((Member(f"model.layers.0.self_attn.{name}_proj", "lora_A", "node"),), (8, 6)) for name in "qv")
+    expected = ("layers.0.self_attn.q_proj.rank", "layers.0.self_attn.v_proj.rank")
+    assert bind(ARCHITECTURE, SearchSpace(ranks), "space.json").group_names == expected
+
+
+def test_equal_networks_have_equal_canonical_widths() -> None:
+    narrow = Subnetwork(ELASTICITY, (6, 96, 7, 0))
+    assert narrow.canonical == (6, 96, 7, 0)
+    inside = bind(ARCHITECTURE, SearchSpace((replace(GROUPS[2], widths=(8, 7)), GROUPS[3])), "space.json")
+    assert Subnetwork(inside, (7, 0)).canonical == Subnetwork(inside, (8, 0)).canonical == (8, 0)
+    assert len({Subnetwork(inside, (7, 0)), Subnetwork(inside, (7, 0)), Subnetwork(inside, (7, 1))}) == 2
 
 
 def test_it_needs_no_torch() -> None:
     code = (
-        "import sys; from lonas_edge.space.subnetwork import *; SubnetworkRecord.from_json({'widths': [1]}, 'here')\n"
+        "import sys; from lonas_edge.space.subnetwork import *; SubnetworkRecord.from_json({'widths': {'a': 1}}, 'here')\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -81,43 +141,51 @@ def test_it_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("content", "faults"),
     [
-        ({"widths": [32, 100]}, ["2 widths; the search space has 4 groups"]),
-        ({"widths": [31, 100, 7, 5]}, ["group 0 (layer0, …): width 31 is not one of [32, 28]", "group 3", "width 5"]),
-        ({"widths": [32.0, 100, "7", 9]}, ["widths.0", "32.0", "widths.2", "'7'", '{"widths": [w0, w1, …]}']),
-        ({"widths": [32, 100, 7, 9], "search_space": "0" * 64}, ["written for search space 000000000000"]),
-        ({"widths": [32, 100, 7, 9], "search_space": 5}, ["search_space", "5"]),
-        ({"widths": [32, 100], "search_space": "0" * 64}, ["2 widths", "written for"]),
-        ({"widths": "all"}, ["widths: ", "'all'"]),
+        ({"widths": [8, 128], "search_space": SPACE.hash}, ["2 widths; the search space has 4 groups"]),
+        (
+            {"widths": [9, 128, 7, 5]},
+            ["layers.0.self_attn.rank: 9 is not one of [8, 6]", "layers.2.mlp: 5 is not"],
+        ),
+        ({"widths": NAMED | {"layers.1.mlp.width": 100}}, ["layers.1.mlp.width: 100 is not one of [128, 96, 64, 48, 32]"]),
+        (
+            {"widths": {"layers.0.self_attn.rank": 8}},
+            ["3 groups missing in the file: 'layers.1.mlp.width', 'layers."],
+        ),
+        ({"widths": NAMED | {"layers.7.mlp": 0}}, ["1 group not in the search space: 'layers.7.mlp'"]),
+        ({"widths": [8.0, 128, "7", 1]}, ["8.0", "'7'", '{"widths": {group name: width, …}}']),
+        ({"widths": {"layers.2.mlp": None}}, ["layers.2.mlp"]),
+        ({"widths": [8, 128, 7, 1], "search_space": "0" * 64}, ["written for search space 000000000000"]),
+        ({"widths": [8, 128, 7, 1], "search_space": 5}, ["search_space", "5"]),
+        ({"widths": "all"}, ["widths", "'all'"]),
         ({"width": []}, ["widths: Field required"]),
-        ([32, 100, 7, 9], ["expected a JSON object, found list"]),
-        ({"widths": [10**300, 100, 7, 9]}, ["group 0", "is not one of [32, 28]"]),
-        ({"widths": []}, ["0 widths"]),
-        ({"widths": [32, 100, 7, None]}, ["widths.3"]),
-        ({"widths": [32, 100, 7, 6], "name": "a\n# b"}, ["name: expected at most 200 printable characters"]),
-        ({"widths": [32, 100, 7, 6], "name": "a" * 201}, ["name: expected at most 200 printable characters"]),
+        ([8, 128, 7, 1], ["expected a JSON object, found list"]),
+        ({"widths": [10**300, 128, 7, 1]}, ["layers.0.self_attn.rank", "is not one of [8, 6]"]),
+        ({"widths": NAMED, "name": "a\n# b"}, ["name: expected at most 200 printable characters"]),
+        ({"widths": NAMED, "name": "a" * 201}, ["name: expected at most 200 printable characters"]),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) -> None:
     path = tmp_path / "found.json"
     path.write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as caught:
-        select(SPACE, str(path))
+        select(ELASTICITY, str(path))
     assert str(path) in str(caught.value)
-    assert all(fault in str(caught.value) for fault in faults)
+    assert all(fault in str(caught.value) for fault in faults), str(caught.value)
 
 
 def test_file_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text("{")
     with pytest.raises(LonasEdgeError, match="not readable as JSON"):
-        select(SPACE, str(tmp_path / "found.json"))
+        select(ELASTICITY, str(tmp_path / "found.json"))
 
 
 def test_neither_name_nor_file() -> None:
     with pytest.raises(LonasEdgeError, match="neither a name"):
-        select(SPACE, "largest")
+        select(ELASTICITY, "largest")
 
 
 def test_plain_lora_has_the_maximal_network_only() -> None:
-    assert select(SearchSpace(), None) == select(SearchSpace(), "maximal") == Subnetwork((), "maximal")
+    plain = unpruned(ARCHITECTURE).elasticity
+    assert select(plain, None) == select(plain, "maximal") == Subnetwork(plain, (), "maximal")
     with pytest.raises(LonasEdgeError, match="--nncf-config"):
-        select(SearchSpace(), "heuristic")
+        select(plain, "heuristic")

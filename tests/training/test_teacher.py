@@ -28,7 +28,6 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
-from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.inputs import open_inputs, open_specialized, with_teacher
 from lonas_edge.training.plan import TrainOptions
 from lonas_edge.training.teacher import open_teacher
@@ -75,7 +74,7 @@ def test_a_specialized_adapter_is_its_sub_network(
 def test_an_exported_checkpoint(llama: TinySource, tmp_path: Path, choose: Callable, ids: torch.Tensor) -> None:
     widths = choose(llama, "unequal:3")
     options = ExportOptions(stage="checkpoint", dtype="fp32")
-    export(llama.opened(), Subnetwork(tuple(widths), "mine"), tmp_path / "exported", options)
+    export(llama.opened(), llama.subnetwork(widths, "mine"), tmp_path / "exported", options)
     expected = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
     assert (answers(tmp_path / "exported", llama, ids) - expected).abs().max() < 1e-4
     file = tmp_path / "exported/config.json"

@@ -1,12 +1,12 @@
-"""Two versions of the package side by side in one run: what a change cost or gave, command by command.
+"""Compare two versions of the package in one run: export, evaluation, training, bench and `--help`.
 
     git worktree add ../before COMMIT
     python benchmarks/before_after.py ../before . --base models/smollm2-135m --adapter models/synthetic-adapter \\
         --space nncf_config/smollm2_135m.json --datasets DIR --output benchmarks/results/FILE.json
 
-Both trees run from source in the same environment, in turn, the order reversed from round to round: an INT8 export (wall time,
-peak PSS of its process tree), `eval` of the exported directory (seconds a prompt, loading not counted), a training step,
-`bench` of the exported directory (TTFT, TPOT), `--help`. Ratios are after over before, of the medians; below 1 is less.
+Both trees run from source in the same environment, interleaved; the order is reversed from round to round. Measured are an INT8
+export (wall time, peak PSS of its process tree), `eval` of the exported directory (seconds per prompt without loading), a
+training step, `bench` of the exported directory (TTFT, TPOT) and `--help`. Ratios are after / before, of the medians.
 """
 
 import argparse
@@ -38,56 +38,56 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--space", type=Path, required=True)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="commands, separated by commas; all by default")
+    parser.add_argument("--only", help="commands, comma-separated; default: all")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
 class Tree:
-    """A source tree whose command line is run."""
+    """A source tree to run."""
 
     def __init__(self, folder: Path, work: Path, arguments: argparse.Namespace):
         self.folder, self.work, self.arguments = folder.resolve(), work, arguments
         work.mkdir()
 
-    def run(self, *command: object, weighed: bool = False) -> tuple[str, float, int]:
-        """Run `lonas-edge`; gives what it printed, its seconds, and, `weighed`, the largest PSS of its process tree in bytes.
+    def run(self, *command: object, memory: bool = False) -> tuple[str, float, int]:
+        """Run `lonas-edge`; return its output, its seconds and, with `memory`, the peak PSS of its process tree in bytes.
 
-        Weighing walks all page tables ten times a second: with it, `bench` found one tree's TTFT to be 12 % above the other's.
+        Sampling the memory walks all page tables and slows the command, so latency is measured without it.
         """
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "XDG_CACHE_HOME": str(self.work), "HF_HUB_OFFLINE": "1"}
         line = [sys.executable, "-m", "lonas_edge", *map(str, command)]
         start, peak = time.perf_counter(), 0
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             process = psutil.Popen(line, stdout=out, stderr=err, env=environment, cwd=self.work)
-            while weighed and process.poll() is None:
+            while memory and process.poll() is None:
                 try:
                     family = [process, *process.children(recursive=True)]
-                    peak = max(peak, sum(one.memory_full_info().pss for one in family))
+                    peak = max(peak, sum(member.memory_full_info().pss for member in family))
                 except psutil.Error:
                     pass
                 time.sleep(0.1)
             process.wait()
-            taken = time.perf_counter() - start
+            seconds = time.perf_counter() - start
             out.seek(0), err.seek(0)
             if process.returncode:
                 raise SystemExit(f"{' '.join(line)} failed:\n{err.read()[-3000:]}")
-            return out.read(), taken, peak
+            return out.read(), seconds, peak
 
     def source(self) -> list[object]:
-        """What names the super-adapter."""
+        """The arguments that name the super-adapter."""
         given = self.arguments
         return [given.adapter.resolve(), "--model", given.base.resolve(), "--nncf-config", given.space.resolve()]
 
     def export(self) -> Figures:
-        _, seconds, peak = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite", weighed=True)
+        _, seconds, peak = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite", memory=True)
         return {"export, s": seconds, "export, peak GB": peak / 1e9}
 
     def eval(self) -> Figures:
-        asked = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", "400", "--fresh", "--json"]
-        printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *asked)
+        options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", "400", "--fresh", "--json"]
+        printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *options)
         (target,) = json.loads(printed)["targets"]
-        return {"eval, s a prompt": target["seconds"] / target["asked"]}
+        return {"eval, s per prompt": target["seconds"] / target["asked"]}
 
     def train(self) -> Figures:
         given = self.arguments
@@ -96,7 +96,7 @@ class Tree:
         command += ["--steps", "8", "--batch-size", "8", "--output", self.work / "adapter", "--overwrite", "--json"]
         printed, _, _ = self.run("train", *command)
         record = json.loads(printed)
-        return {"train, s a step": record["seconds"] / record["steps"]}
+        return {"train, s per step": record["seconds"] / record["steps"]}
 
     def bench(self) -> Figures:
         if not (self.work / "int8").exists():
@@ -117,19 +117,19 @@ STEPS: tuple[Callable[[Tree], Figures], ...] = (Tree.export, Tree.eval, Tree.tra
 
 def main() -> None:
     arguments = parse()
-    found: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
+    samples: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}
     steps = [step for step in STEPS if step.__name__ in (arguments.only or step.__name__).split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        trees = {name: Tree(getattr(arguments, name), Path(folder) / name, arguments) for name in found}
+        trees = {name: Tree(getattr(arguments, name), Path(folder) / name, arguments) for name in samples}
         for number in range(arguments.rounds):
             for step in steps:
-                for name in list(found) if number % 2 == 0 else reversed(list(found)):
+                for name in list(samples) if number % 2 == 0 else reversed(list(samples)):
                     for figure, value in step(trees[name]).items():
-                        found[name].setdefault(figure, []).append(value)
+                        samples[name].setdefault(figure, []).append(value)
                         print(f"round {number + 1}, {name}: {figure} {value:.3f}", flush=True)
     report: dict[str, Any] = {"rounds": arguments.rounds, "machine": describe("CPU"), "figures": {}}
-    for figure, before in found["before"].items():
-        after = found["after"][figure]
+    for figure, before in samples["before"].items():
+        after = samples["after"][figure]
         pair = {"before": statistics.median(before), "after": statistics.median(after)}
         report["figures"][figure] = {**pair, "ratio": pair["after"] / pair["before"], "samples": [before, after]}
         print(f"{figure}: {pair['before']:.3f} before, {pair['after']:.3f} after, {report['figures'][figure]['ratio']:.3f} x")

@@ -1,9 +1,9 @@
-"""Does `lonas-edge eval` answer as the reference's loop and as lm-evaluation-harness's `hf` backend do?
+"""Compare `lonas-edge eval` with the reference's loop and with the `hf` backend of lm-evaluation-harness.
 
     python benchmarks/eval_parity.py ADAPTER BASE EXPORTED_DIR --datasets DIR --output benchmarks/results/eval_parity.json
 
 ADAPTER is a trained (super-)adapter on BASE, EXPORTED_DIR its maximal network as fp32 IR. The loop is plain transformers and
-PEFT, fp32, one prompt at a time: 4 beams or greedy, 32 new tokens. The IR computes with f32 hints and an f32 KV cache.
+PEFT in fp32, one prompt at a time: 4 beams or greedy, 32 new tokens. The IR computes with f32 hints and an f32 KV cache.
 """
 
 import argparse
@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from export_cost import conditions
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
+from study import TASKS, conditions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 from lonas_edge.evaluate.protocols import PROTOCOLS
 
-TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
@@ -37,22 +36,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("exported", type=Path)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--prompt", default="lonas")
-    parser.add_argument("--samples", type=int, default=100, help="of each task")
-    parser.add_argument("--loop", type=Path, help="a file that keeps what the loop generated, for the next time")
+    parser.add_argument("--samples", type=int, default=100, help="samples of each task")
+    parser.add_argument("--loop", type=Path, help="file that caches the texts of the loop")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
 def generated(model: Any, tokenizer: Any, prompts: list[str], num_beams: int) -> list[list[int]]:
-    """The loop: new tokens of each prompt."""
-    found = []
+    """New tokens of each prompt, by the reference's loop."""
+    generated_ids = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt")
         tokens = model.generate(
             **ids, max_new_tokens=32, num_beams=num_beams, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )
-        found.append(tokens[0, ids["input_ids"].shape[1] :].tolist())
-    return found
+        generated_ids.append(tokens[0, ids["input_ids"].shape[1] :].tolist())
+    return generated_ids
 
 
 def kept(path: Path | None, key: str, make: Callable[[], list[list[int]]]) -> list[list[int]]:
@@ -75,17 +74,17 @@ def main() -> None:
     ranks, generates = PROTOCOLS["option-text"], PROTOCOLS["generate"]
     for task in TASKS:
         samples = random.Random(0).sample(ranks.read(arguments.datasets, task), arguments.samples)
-        results[task] = found = {}
+        results[task] = result = {}
         questions = ranks.documents(samples, task, arguments.prompt)
         asked = [
-            Instance("loglikelihood", {}, (d["prompt"], f" {choice}"), place, (task, index, 1))
+            Instance("loglikelihood", {}, (d["prompt"], f" {choice}"), number, (task, index, 1))
             for index, d in enumerate(questions)
-            for place, choice in enumerate(d["choices"])
+            for number, choice in enumerate(d["choices"])
         ]
         reference = HFLM(pretrained=model.get_base_model(), tokenizer=tokenizer, batch_size=8)
         pairs = list(zip(ours.loglikelihood(asked, True), reference.loglikelihood(asked, True), strict=True))
-        found["largest_log_likelihood_difference"] = max(abs(one - other) for (one, _), (other, _) in pairs)
-        found["choices"] = len(pairs)
+        result["largest_log_likelihood_difference"] = max(abs(ours - theirs) for (ours, _), (theirs, _) in pairs)
+        result["choices"] = len(pairs)
         prompts = [d["prompt"] for d in generates.documents(samples, task, arguments.prompt)]
         for num_beams in (1, 4):
             start = time.perf_counter()
@@ -97,20 +96,20 @@ def main() -> None:
             texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in side] for side in (tokens, expected)]
             different = [(one, other) for one, other in zip(*texts, strict=True) if one != other]
             same_tokens = sum(one == other for one, other in zip(tokens, expected, strict=True)) / len(tokens)
-            found[f"{num_beams}_beams"] = {
+            result[f"{num_beams}_beams"] = {
                 "identical_texts": 1 - len(different) / len(tokens),
                 "identical_token_ids": same_tokens,
                 "mean_new_tokens": sum(map(len, expected)) / len(expected),
                 "different": [{"ours": one, "loop": other} for one, other in different],
             }
-            told = found[f"{num_beams}_beams"]
-            print(f"{task}, {num_beams} beams: texts {told['identical_texts']:.1%}, token ids {same_tokens:.1%}", end="  ")
+            row = result[f"{num_beams}_beams"]
+            print(f"{task}, {num_beams} beams: texts {row['identical_texts']:.1%}, token ids {same_tokens:.1%}", end="  ")
             print(f"[{time.perf_counter() - start:.0f} s]", flush=True)
-        print(f"{task}: log-likelihoods within {found['largest_log_likelihood_difference']:.2e}", flush=True)
+        print(f"{task}: log-likelihoods within {result['largest_log_likelihood_difference']:.2e}", flush=True)
     settings = {"prompt": arguments.prompt, "samples": arguments.samples, "adapter": arguments.adapter.name}
     if arguments.output:
-        told = {"conditions": conditions(), "settings": settings, "results": results}
-        arguments.output.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        report = {"conditions": conditions(), "settings": settings, "results": results}
+        arguments.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
-"""What an export costs: `lonas-edge export` beside `optimum-cli export openvino`, INT8, on the same merged sub-network.
+"""Time and memory of `lonas-edge export`, compared with `optimum-cli export openvino` (INT8, the same sub-network).
 
     python benchmarks/export_cost.py --work models/bench                       SmolLM2-135M
     python benchmarks/export_cost.py --work models/bench --shape llama-7b      LLaMA-7B shape, random weights, 60 GB of disk
 
-Both run as command lines of their own, in turn, `--rounds` times. Wall time is that of the command. Memory is that of its
-whole process tree, sampled ten times a second: `pss` counts a page shared by several processes once, `rss` once for each of
-them; both count memory-mapped file pages. optimum-cli gets the sub-network sliced and merged already (`--stage checkpoint`,
-timed too); lonas-edge gets base, adapter and search space, and slices, merges and verifies within its time.
+Both commands run alternately, `--rounds` times. Memory is the peak of the process tree, sampled ten times a second: PSS counts
+a page that processes share once, RSS once per process; both include memory-mapped file pages. optimum-cli gets a sub-network
+that is sliced and merged already (`--stage checkpoint`, timed separately). lonas-edge gets base, adapter and search space, and
+slices, merges and verifies within its time.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,16 +21,14 @@ from typing import Any
 
 import psutil
 from random_models import random_source
+from study import conditions
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
 def run(command: list[str | Path], every: float = 0.1) -> dict[str, Any]:
-    """Run a command and measure it: seconds, largest PSS and RSS of its process tree in bytes, looked at `every` seconds.
-
-    A look at PSS walks all pages: 14 GB of mapped weights take the system a third of a second.
-    """
+    """Run a command; return its seconds and the peak PSS and RSS of its process tree in bytes, sampled `every` seconds."""
     start = time.perf_counter()
     process = psutil.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peak = {"pss": 0, "rss": 0}
@@ -52,7 +47,7 @@ def run(command: list[str | Path], every: float = 0.1) -> dict[str, Any]:
 
 
 def smollm2(work: Path) -> list[str | Path]:
-    """SmolLM2-135M with the synthetic adapter; returns the arguments that name the source."""
+    """The arguments that name SmolLM2-135M with the synthetic adapter."""
     base, adapter = work / "smollm2-135m", work / "smollm2-synthetic-adapter"
     subprocess.run([sys.executable, ROOT / "scripts/smollm2.py", base], check=True)
     if not adapter.exists():
@@ -61,18 +56,18 @@ def smollm2(work: Path) -> list[str | Path]:
 
 
 def measure(source: list[str | Path], work: Path, rounds: int, verify: bool) -> dict[str, Any]:
-    """Slice and merge once for optimum-cli, then run both commands in turn."""
+    """Slice and merge once for optimum-cli, then run both commands alternately."""
     checkpoint, ours, stock = work / "checkpoint", work / "lonas-edge-int8", work / "optimum-int8"
     flags = [] if verify else ["--no-verify"]
-    for left in (checkpoint, ours, stock):
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in (checkpoint, ours, stock):
+        shutil.rmtree(folder, ignore_errors=True)
     lonas = BIN / "lonas-edge"
     materialize = run([lonas, "export", *source, "--stage", "checkpoint", "--output", checkpoint, "--no-verify"])
     runs: dict[str, list[dict[str, Any]]] = {"lonas-edge": [], "optimum-cli": []}
     steps: list[dict[str, Any]] = []
     for _ in range(rounds):
-        for left in (ours, stock):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in (ours, stock):
+            shutil.rmtree(folder, ignore_errors=True)
         runs["lonas-edge"].append(run([lonas, "export", *source, "--weight-format", "int8", "--output", ours, *flags]))
         steps.append(json.loads((ours / "lonas_edge.json").read_text())["steps"])
         task = ["--task", "text-generation-with-past", "--weight-format", "int8"]
@@ -81,37 +76,21 @@ def measure(source: list[str | Path], work: Path, rounds: int, verify: bool) -> 
     return {"materialize": materialize, "runs": runs, "steps": steps, "bin_bytes": sizes, "verified": verify}
 
 
-def conditions() -> dict[str, Any]:
-    """What the figures depend on."""
-    names = ("torch", "transformers", "optimum-intel", "nncf", "openvino", "peft")
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    return {
-        "processor": cpu,
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="scratch directory; models made for it are kept there")
+    parser.add_argument("--work", type=Path, required=True, help="directory for the models, which are kept")
     parser.add_argument("--shape", choices=["smollm2-135m", "llama-7b"], default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-verify", action="store_true", help="without our verification")
-    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    parser.add_argument("--no-verify", action="store_true", help="export without verification")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     smollm = arguments.shape == "smollm2-135m"
     source = smollm2(arguments.work) if smollm else random_source(arguments.shape, arguments.work)
     result = {"shape": arguments.shape, "conditions": conditions()}
     result |= measure(source, arguments.work, arguments.rounds, not arguments.no_verify)
-    once = result["materialize"]
-    print(f"materialize (--stage checkpoint): {once['seconds']:.1f} s, {once['peak_pss'] / 1e9:.2f} GB")
+    materialize = result["materialize"]
+    print(f"materialize (--stage checkpoint): {materialize['seconds']:.1f} s, {materialize['peak_pss'] / 1e9:.2f} GB")
     medians = {}
     for name, runs in result["runs"].items():
         medians[name] = {key: statistics.median(r[key] for r in runs) for key in runs[0]}

@@ -1,6 +1,6 @@
-"""Models with random weights in the shapes that the benchmarks need: base, adapter, search space, tokenizer.
+"""Models with random weights in the shapes of the benchmarks: base, adapter, search space, tokenizer.
 
-What exporting and running a model cost does not depend on its training. Its answers mean nothing.
+The cost of exporting and running a model does not depend on its training; its answers mean nothing.
 """
 
 import json

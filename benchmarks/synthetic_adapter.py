@@ -1,8 +1,8 @@
-"""A seeded synthetic LoRA adapter: not trained, both factors clearly non-zero, so that a fault in slicing or merging shows.
+"""A seeded synthetic LoRA adapter: not trained, both factors non-zero, so that an error in slicing or merging shows.
 
     python benchmarks/synthetic_adapter.py models/smollm2-135m models/synthetic-adapter
 
-What an export costs does not depend on training. Its answers mean nothing.
+The cost of an export does not depend on training. Its answers mean nothing.
 """
 
 import argparse

@@ -1,0 +1,388 @@
+"""Kill commands at random moments: no output is lost or partial, and running the command again gives the undisturbed result.
+
+    python benchmarks/fuzz_kills.py --seed 7 --kills 300 --output benchmarks/results/fuzz_kills.json
+    python benchmarks/fuzz_kills.py --seed 7 --kill 13                 one kill, its directory kept
+
+Each command runs on a tiny model in a forked child of this process. SIGKILL goes to the child, SIGINT to its group, as Ctrl-C
+does. Publishing an output is too short to be hit by chance: `tests/test_output_stopped.py` stops it at each system call.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fuzz import PACKAGES, prepared  # sets the environment of the libraries and the import path
+from runner import Ran, import_all, main_in, redirect, run_command
+
+TIME_LIMIT = 600  # seconds of one run
+ORPHAN_LIMIT = 20  # seconds in which child processes must end after the command
+_FIGURES = re.compile(
+    r'("(?:seconds|peak_rss_bytes|graph_process_peak_rss_bytes|date|asked|resumed_from_step)": )[^,\n]+'  # differ each time
+)
+_DATE = re.compile(r"\b20\d\d-\d\d-\d\d\b")
+_EXPORT = ["export", "adapter", "--model", "base", "--nncf-config", "space.json", "--output", "out"]
+_CHECKPOINT = [*_EXPORT, "--stage", "checkpoint"]
+_TRAIN = ["train", "--model", "base", "--nncf-config", "space.json", "--data", "data.json", "--output", "out", "--rank", "8"]
+_TRAIN += ["--alpha", "16", "--steps", "8", "--save-steps", "2", "--log-steps", "1", "--batch-size", "2", "--lr", "0.01"]
+_TRAIN += ["--prompt", "question", "--device", "cpu", "--max-length", "64"]
+_EVAL = ["eval", "ir", "--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "1"]
+_EVAL += ["--output", "out"]
+_SPACE = ["space", "--model", "base", "--output", "out.json"]
+_TUNE = ["bench", "ir", "--tune", "--rounds", "2", "--starts", "1", "--warmup", "0", "--prompt-len", "4", "--new-tokens", "2"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command to kill.
+
+    Attributes:
+        arguments: Its command line.
+        weight: How often it is drawn.
+        old: The command that wrote the output before it; None without one.
+        output: Its output.
+        reads: The inputs to copy.
+    """
+
+    arguments: list[str]
+    weight: int
+    old: list[str] | None = None
+    output: str = "out"
+    reads: tuple[str, ...] = ("base", "adapter", "space.json")
+
+    @property
+    def again(self) -> list[str]:
+        """The command line that repeats it, whatever is there."""
+        replaces = self.arguments[0] == "bench" or "--overwrite" in self.arguments
+        return self.arguments if replaces else [*self.arguments, "--overwrite"]
+
+
+def _pair(arguments: list[str], weights: tuple[int, int], more: list[str], **options: Any) -> tuple[Scenario, Scenario]:
+    """A command without and with `--overwrite`; `more` are options of the command that wrote the old output."""
+    replacing = Scenario([*arguments, "--overwrite"], weights[1], [*arguments, *more], **options)
+    return Scenario(arguments, weights[0], **options), replacing
+
+
+_SCENARIOS = (
+    *_pair(_EXPORT, (7, 7), ["--subnet", "minimal"]),
+    *_pair(_CHECKPOINT, (3, 7), ["--subnet", "minimal"]),
+    *_pair(_TRAIN, (8, 4), ["--seed", "7", "--steps", "1"], reads=("base", "space.json", "data.json")),
+    *_pair(_EVAL, (6, 3), ["--limit", "1"], reads=("ir", "datasets")),
+    *_pair(_SPACE, (4, 4), ["--ranks", "8"], output="out.json", reads=("base",)),
+    Scenario(_TUNE, 1, output="ir", reads=("ir",)),
+)
+_SHOWN = ("export", "eval", "train", "space", "bench", "--stage", "checkpoint", "--tune", "--overwrite")
+SCENARIOS = {" ".join(part for part in each.arguments if part in _SHOWN): each for each in _SCENARIOS}
+
+
+@dataclass
+class Kill:
+    """One kill and its consequences."""
+
+    number: int
+    command: str
+    signal: str
+    moment: float
+    state: str = ""
+    code: int | None = None
+    resumed: bool = False
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed run: the state of its output before and after, and its seconds."""
+
+    before: str
+    after: str
+    seconds: float
+
+
+class Kills:
+    """Kills commands, one after another."""
+
+    def __init__(self, originals: Path, work: Path, seed: int):
+        """Set up; nothing runs yet."""
+        self.home, self.work, self.seed = originals / "llama", work, seed
+        self._references: dict[str, Reference] = {}
+
+    def _case(self, name: str, scenario: Scenario) -> Path:
+        """Make a directory with the inputs of a command, and the old output."""
+        case = self.work / name
+        shutil.rmtree(case, ignore_errors=True)
+        for folder in ("in", "tmp", "home", "logs", "cache"):
+            (case / folder).mkdir(parents=True)
+        for read in scenario.reads:
+            _copy(self.home / read, case / "in" / read)
+        if scenario.arguments[0] == "bench":
+            (case / "in/ir/lonas_edge_runtime.json").unlink()  # as it was exported
+        if scenario.old:
+            kept = self.work / "old" / re.sub(r"\W+", "-", " ".join(scenario.old))
+            if not kept.exists():
+                _check(run_command(scenario.old, case, TIME_LIMIT), scenario.old)
+                kept.parent.mkdir(exist_ok=True)
+                shutil.move(case / "in" / scenario.output, kept)
+                shutil.rmtree(case / "cache")
+                (case / "cache").mkdir()
+            _copy(kept, case / "in" / scenario.output)
+        return case
+
+    def reference(self, command: str) -> Reference:
+        """Run a command undisturbed. The second of two runs is timed, and must give the same output."""
+        if command not in self._references:
+            scenario, runs = SCENARIOS[command], []
+            for _ in range(1 if scenario.output == "ir" else 2):
+                case = self._case("reference", scenario)
+                before = state_of(case / "in" / scenario.output)
+                ran = run_command(scenario.arguments, case, TIME_LIMIT)
+                _check(ran, scenario.arguments)
+                runs.append(Reference(before, state_of(case / "in" / scenario.output), ran.seconds))
+            if runs[0].after != runs[-1].after:
+                raise RuntimeError(f"{command}: two undisturbed runs differ: {_difference(runs[0].after, runs[-1].after)}")
+            self._references[command] = runs[-1]
+        return self._references[command]
+
+    def run(self, number: int, names: list[str], keep: bool = False) -> Kill:
+        """Run one kill; command, signal and moment are drawn from the seed and the number."""
+        draw = random.Random(f"{self.seed}/{number}")
+        command = draw.choices(names, [SCENARIOS[name].weight for name in names])[0]
+        how, share = draw.choice((signal.SIGKILL, signal.SIGINT)), draw.random()
+        scenario, reference = SCENARIOS[command], self.reference(command)
+        kill = Kill(number, command, how.name, round(share * reference.seconds, 3))
+        case = self._case(str(number), scenario)
+        expected = {path.name for path in (case / "in").iterdir()} | {scenario.output}
+        kill.code, orphans = killed(scenario.arguments, case, kill.moment, how)
+        self._check_state(kill, case, scenario, reference, orphans)
+        self._run_again(kill, case, scenario, reference)
+        names_left = {path.name for path in (case / "in").iterdir()}
+        if names_left != expected:
+            kill.failures.append(f"left behind or removed: {sorted(names_left ^ expected)}")
+        if not keep and not kill.failures:
+            shutil.rmtree(case)
+        return kill
+
+    def _check_state(self, kill: Kill, case: Path, scenario: Scenario, reference: Reference, orphans: list[str]) -> None:
+        """After a kill the output is the old one or the complete new one."""
+        state = state_of(case / "in" / scenario.output)
+        names = {reference.before: "absent" if reference.before == "absent" else "old", reference.after: "new"}
+        kill.state = names.get(state, "partial")
+        allowed = (0, 1 if kill.signal == "SIGINT" else -signal.SIGKILL)
+        checks = {
+            f"neither the old output nor the new one: {state[:300]}": kill.state == "partial",
+            "exit code 0 without the new output": kill.code == 0 and kill.state != "new",
+            f"exit code {kill.code}": kill.code not in allowed,
+            _traceback(case): bool(_traceback(case)),
+            f"processes still run: {orphans}": bool(orphans),
+        }
+        kill.failures += [message for message, failed in checks.items() if failed]
+
+    def _run_again(self, kill: Kill, case: Path, scenario: Scenario, reference: Reference) -> None:
+        """Run the command again, with --resume if it is a training."""
+        arguments = scenario.again
+        if arguments[0] == "train" and kill.state != "new":
+            ran = run_command([*arguments, "--resume"], case, TIME_LIMIT)
+            kill.resumed = ran.code == 0
+            if not kill.resumed and "rror: " not in ran.err:
+                kill.failures.append(f"--resume: {ran.err[-300:]}")
+        if not kill.resumed:
+            ran = run_command(arguments, case, TIME_LIMIT)
+        state = state_of(case / "in" / scenario.output)
+        if ran.code or _traceback(case):
+            kill.failures.append(f"again: exit code {ran.code}: {ran.err[-500:]}")
+        elif state != reference.after:
+            kill.failures.append(f"again, another result: {_difference(state, reference.after)}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+
+
+def _check(ran: Ran, arguments: list[str]) -> None:
+    if ran.code:
+        raise RuntimeError(f"{' '.join(arguments)}: exit code {ran.code}:\n{ran.out[-500:]}\n{ran.err[-2000:]}")
+
+
+def _traceback(case: Path) -> str:
+    log = case / "logs/err"  # missing if the kill came first
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return f"a traceback: {text.strip().splitlines()[-1][:300]}" if "Traceback (most recent call last)" in text else ""
+
+
+def _difference(first: str, second: str) -> str:
+    return "; ".join(sorted({*first.splitlines()} ^ {*second.splitlines()}))[:400]
+
+
+def state_of(output: Path) -> str:
+    """Describe an output for comparison: one line with the hash of each file, without figures that differ each time."""
+    if not os.path.lexists(output):
+        return "absent"
+    paths = sorted(output.rglob("*")) if output.is_dir() else [output]
+    tuned = output.name == "ir"  # the fastest properties depend on chance; the model must stay the same
+    lines = [f"{path.relative_to(output.parent)} {_hash(path, tuned)}" for path in paths if path.is_file()]
+    return "\n".join(line for line in lines if not tuned or not re.search(r"runtime\.json|README|\.partial", line))
+
+
+def _hash(path: Path, tuned: bool) -> str:
+    content = path.read_bytes()
+    if path.suffix in (".json", ".md", ".csv"):
+        content = _DATE.sub("a day", _FIGURES.sub(r"\g<1>1", content.decode())).encode()  # a run may pass midnight
+    if tuned and path.name == "openvino_model.xml":
+        content = _without_options(content)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _without_options(content: bytes) -> bytes:
+    """An IR's .xml without the run-time options that --tune sets."""
+    try:
+        tree = ET.fromstring(content)
+    except ET.ParseError as error:
+        return f"invalid: {error}".encode()
+    info = tree.find("rt_info")
+    for options in [] if info is None else info.findall("runtime_options"):
+        info.remove(options)
+    return ET.canonicalize(ET.tostring(tree, encoding="unicode"), strip_text=True).encode()
+
+
+def killed(arguments: list[str], case: Path, moment: float, how: signal.Signals) -> tuple[int, list[str]]:
+    """Run a command and kill it; return its exit code, and the child processes that did not end with it."""
+    start = time.monotonic()
+    child = os.fork()
+    if not child:
+        try:
+            _run(arguments, case)
+        finally:
+            os._exit(1)
+    with suppress(OSError):  # the child does the same
+        os.setpgid(child, child)
+    time.sleep(max(0.0, start + moment - time.monotonic()))
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        (os.killpg if how == signal.SIGINT else os.kill)(child, how)
+        status = _wait(child)
+    return os.waitstatus_to_exitcode(status), _orphans(child)
+
+
+def _run(arguments: list[str], case: Path) -> None:
+    """Run in the child as a shell does, in a process group of its own."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        redirect(case / "logs/out", case / "logs/err")
+        os.chdir(case / "in")
+        main_in(case, arguments)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:  # before or after the command
+        pass
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def _wait(child: int) -> int:
+    deadline = time.monotonic() + TIME_LIMIT
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.01)
+    os.killpg(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def _orphans(group: int) -> list[str]:
+    """Names of the processes of a group that do not end in time; they are killed."""
+    deadline = time.monotonic() + ORPHAN_LIMIT
+    while time.monotonic() < deadline:
+        if not (left := _members(group)):
+            return []
+        time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    return left
+
+
+def _members(group: int) -> list[str]:
+    names = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            name, rest = (entry / "stat").read_text().rsplit(")", 1) if entry.name.isdecimal() else ("", "")
+            state, _, of = rest.split()[:3]
+            if int(of) == group and state != "Z":
+                names.append(name.partition("(")[2])
+    return names
+
+
+def summary(kills: list[Kill], seed: int, seconds: float) -> dict[str, Any]:
+    """Count the kills, and list those with failures."""
+    from lonas_edge.bench.machine import describe
+    from lonas_edge.versions import versions
+
+    def counts(of: list[Kill]) -> dict[str, int]:
+        counter = Counter({"kills": len(of), "failures": sum(bool(kill.failures) for kill in of)})
+        counter.update(kill.signal for kill in of)
+        counter.update(f"output {kill.state}" for kill in of)
+        counter.update("done before the kill" for kill in of if kill.code == 0)
+        counter.update("resumed" for kill in of if kill.resumed)
+        return dict(counter)
+
+    commands = sorted({kill.command for kill in kills})
+    return {
+        "seed": seed,
+        "counts": counts(kills),
+        "by_command": {name: counts([kill for kill in kills if kill.command == name]) for name in commands},
+        "failures": [asdict(kill) for kill in kills if kill.failures],
+        "seconds": round(seconds, 1),
+        "versions": versions(PACKAGES),
+        "processor": describe("CPU")["processor"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0, help="number of the first kill")
+    parser.add_argument("--kill", type=int, help="run this kill alone and keep its directory")
+    parser.add_argument("--only", help="commands, comma-separated")
+    parser.add_argument("--work", help="directory for the files; the original ones are reused; default: a temporary one")
+    parser.add_argument("--output", help="JSON file to write")
+    options = parser.parse_args()
+    start = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells without job control let background jobs ignore it
+    import_all()
+    work = Path(options.work or tempfile.mkdtemp(prefix="fuzz-kills-")).resolve()
+    runs = Kills(prepared(work), work, options.seed)
+    names = options.only.split(",") if options.only else list(SCENARIOS)
+    numbers = range(options.first, options.first + options.kills) if options.kill is None else [options.kill]
+    kills = []
+    for number in numbers:
+        kills.append(runs.run(number, names, keep=options.kill is not None))
+        if kills[-1].failures or options.kill is not None:
+            print(kills[-1], flush=True)
+    result = summary(kills, options.seed, time.monotonic() - start)
+    for name, counts in [*result["by_command"].items(), ("all", result["counts"])]:
+        print(f"{name:40} {', '.join(f'{count} {what}' for what, count in counts.items())}")
+    print(f"seed {options.seed}, {result['seconds']} s, in {work}")
+    if options.output:
+        Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
+    raise SystemExit(bool(result["failures"]))
+
+
+if __name__ == "__main__":
+    main()

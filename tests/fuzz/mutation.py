@@ -1,0 +1,37 @@
+"""Registry of mutators: each changes one file in place and describes the change. `random.Random` makes a case repeatable."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SECRET = "the-secret-of-another-file-on-this-machine"
+EXECUTED = "executed"  # a directory that a pickle creates when it is executed
+
+
+class NotApplicableError(Exception):
+    """The file has nothing that this mutator changes; another one is drawn."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The file to change, a directory outside of its own, and files of the same name from other models."""
+
+    path: Path
+    outside: Path
+    others: tuple[Path, ...]
+    rng: random.Random
+
+
+Mutator = Callable[[Target], str]
+MUTATORS: dict[str, list[Mutator]] = {}
+
+
+def mutates(group: str, times: int = 1) -> Callable[[Mutator], Mutator]:
+    """Register a mutator for a group of files; it is drawn `times` as often as the others."""
+
+    def register(mutator: Mutator) -> Mutator:
+        MUTATORS.setdefault(group, []).extend([mutator] * times)
+        return mutator
+
+    return register

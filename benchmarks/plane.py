@@ -5,7 +5,7 @@
     python benchmarks/plane.py --plot benchmarks/results/other_tools.json docs/images/plane.png
 
 LORA_ADAPTER is merged, then stored by `optimum-cli export openvino` in INT8 and INT4, by optimum-intel in INT4 with AWQ and
-with GPTQ (calibrated on --text), and by llama.cpp as Q8_0 and Q4_K_M (`pip install 'lonas-edge[llama-cpp]'`). The other
+with GPTQ (calibrated on --text), and by llama.cpp as Q8_0 and Q4_K_M (`pip install llama-cpp-python`). The other
 networks are exported directories. IRs answer the same examples by `option-text`; differences from optimum's INT8 are paired.
 TTFT and TPOT of all files are measured interleaved in one run of `bench`. A stopped run continues from --work.
 """

@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lonas_edge.cli.command import user_path
 from lonas_edge.options import COMMON, Checked, option
 
 if TYPE_CHECKING:
     from lonas_edge.network.source import Located
 
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
 SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
+
+
+def search_space(text: str) -> Path:
+    """The file of a search space: a path, or the name of one that lonas-edge ships (`llama_7b`)."""
+    path = Path(user_path(text))
+    shipped = [folder / f"{text}.json" for folder in _SHIPPED]
+    return next((each for each in shipped if not path.exists() and each.is_file()), path)
 
 
 def revision_option() -> Any:
@@ -50,7 +60,8 @@ class SourceOptions(Checked):
         None,
         panel="Model",
         metavar="FILE",
-        help="Search space, an NNCF configuration.",
+        parse=search_space,
+        help="Search space: an NNCF configuration, or the name of a shipped one such as llama_7b.",
         unset="the super-adapter's own; none for plain LoRA",
     )
     revision: str | None = revision_option()

@@ -49,6 +49,18 @@ def test_every_option_is_explained(run_cli: Callable, name: str) -> None:
             assert "".join(text.split()) in shown, option.name
 
 
+def test_a_shipped_search_space_by_its_name(
+    run_cli: Callable, llama_7b: tuple[Path, Path], tmp_path: Path, monkeypatch
+) -> None:
+    base, adapter = llama_7b
+    monkeypatch.chdir(tmp_path)
+    ran = run_cli("inspect", adapter, "--model", base, "--nncf-config", "llama_7b", "--json")
+    assert ran.code == 0, ran.err
+    assert len(json.loads(ran.out)["groups"]) == 96
+    (tmp_path / "llama_7b").write_text("{}")  # a file of this name comes first
+    assert run_cli("inspect", adapter, "--model", base, "--nncf-config", "llama_7b").code == 1
+
+
 def test_version(run_cli: Callable) -> None:
     ran = run_cli("--version")
     assert (ran.code, ran.out.strip()) == (0, lonas_edge.__version__)

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lonas_edge.bench.arms import SUBNET, Arm, Case, Facts
 from lonas_edge.bench.measure import Measured
@@ -144,11 +144,7 @@ class Report(Record):
     """
 
     NAME = "bench"
-    VERSION = 4
-    MIGRATIONS: ClassVar = {
-        2: dict,  # of 3, times of tokens may be missing
-        3: lambda content: {**content, "speculations": []},
-    }
+    VERSION = 1
     AGAIN = "Run `lonas-edge bench` again."
 
     model: Mapping[str, Any]

@@ -1,16 +1,10 @@
 """The record of an evaluation, `eval.json`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from lonas_edge.evaluate.compare import Difference
-from lonas_edge.exporting.evaluations import Conditions, TargetResult, target_of_version_1
-from lonas_edge.schema import Migration, Record
-
-
-def _of_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {**content, "targets": [target_of_version_1(target) for target in content["targets"]]}
+from lonas_edge.exporting.evaluations import Conditions, TargetResult
+from lonas_edge.schema import Record
 
 
 @dataclass(frozen=True)
@@ -28,8 +22,7 @@ class Report(Record):
     """
 
     NAME = "eval"
-    VERSION = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _of_version_1}
+    VERSION = 1
     AGAIN = "Run `lonas-edge eval` again."
 
     protocol: str

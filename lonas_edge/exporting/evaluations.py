@@ -4,10 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from lonas_edge.data.commonsense import TASKS
-from lonas_edge.schema import Migration, Record
+from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 
 FILE = "lonas_edge_eval.json"
@@ -144,30 +143,12 @@ class Evaluation:
     conditions: Conditions
 
 
-def target_of_version_1(target: Mapping[str, Any]) -> dict[str, Any]:
-    """A target as evaluations of version 1 have it, in the form of version 2."""
-    tasks = [{**task, "harness": task["task"] not in TASKS} for task in target["tasks"]]
-    return {**target, "sizes": target["sizes"] or None, "tasks": tasks}
-
-
-def _by_protocol(kept: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 had no schema of its own: an evaluation of version 1 for each protocol."""
-    return {"by_protocol": {protocol: _of_version_1(**found) for protocol, found in kept.items()}}
-
-
-def _of_version_1(protocol_described: str, targets: Sequence[Mapping[str, Any]], **others: Any) -> dict[str, Any]:
-    (target,) = targets
-    kept = {name: others[name] for name in ("num_beams", "limit", "seed", "conditions")}
-    return {"described": protocol_described, "target": target_of_version_1(target), **kept}
-
-
 @dataclass(frozen=True)
 class Evaluations(Record):
     """The evaluations of an exported directory, the last one of each protocol."""
 
     NAME = "evaluations"
-    VERSION = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _by_protocol}
+    VERSION = 1
     AGAIN = "Delete it, and run `lonas-edge eval --card` again."
 
     by_protocol: dict[str, Evaluation] = field(default_factory=dict)

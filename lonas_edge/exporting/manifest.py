@@ -1,17 +1,15 @@
 """The manifest of an exported directory, `lonas_edge.json`: what it was made of, and what its making found and took."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
-from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME, WEIGHTS
 from lonas_edge.network.divergence import Parity, TextDivergence
 from lonas_edge.network.solved import Solved
-from lonas_edge.schema import Migration, Record
+from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
 from lonas_edge.space.subnetwork import SearchOrigin
@@ -172,47 +170,6 @@ def record_rewritten(folder: Path, name: str, new: Path) -> None:
         replace(manifest, files=files).write(folder / MANIFEST)
 
 
-def _second(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 was written with fewer fields at first, and one under another name."""
-    graph = content.pop("child_peak_rss_bytes", None)
-    return {"prompt": None, "graph_process_peak_rss_bytes": graph, **content}
-
-
-def _third(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 kept no hashes of the output."""
-    return {**content, "files": None}
-
-
-def _fourth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 said neither how the sub-network was found nor what is left of each layer."""
-    return {**content, "subnetwork": {**content["subnetwork"], "found": None}, "layers": []}
-
-
-def _fifth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 solved nothing."""
-    return {**content, "solved": None}
-
-
-def _sixth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 5 left every weight matrix as it is, and knew language models alone."""
-    return {**content, "fused": 0, "pipeline": CAUSAL_LM.pipeline_tag, "task": None}
-
-
-def _seventh(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 6 named the format alone."""
-    return {**content, "compression": []}
-
-
-def _eighth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 7 compressed without data."""
-    return {**content, "calibrated": None}
-
-
-def _ninth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 8 compared no texts, and knew no drafts."""
-    return {**content, "texts": None, "draft": None}
-
-
 @dataclass(frozen=True)
 class Manifest(Record):
     """What `lonas_edge.json` holds.
@@ -246,10 +203,7 @@ class Manifest(Record):
     """
 
     NAME: ClassVar[str] = "manifest"
-    VERSION: ClassVar[int] = 9
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = dict(
-        enumerate((_second, _third, _fourth, _fifth, _sixth, _seventh, _eighth, _ninth), start=1)
-    )
+    VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Export it again."
     stage: str
     weight_format: str

@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.infer import open_ir
-from lonas_edge.schema import Migration, Record, field_faults
+from lonas_edge.schema import Record, field_faults
 
 Rewritten = Callable[[Path], None]
 
@@ -91,11 +91,6 @@ class Gain:
     starts: int
 
 
-def _second(content: dict[str, Any]) -> dict[str, Any]:
-    """At first, version 1 was of one start."""
-    return {**content, "speedups": {metric: {"starts": 1, **gain} for metric, gain in content["speedups"].items()}}
-
-
 @dataclass(frozen=True)
 class RuntimeProperties(Record):
     """What `lonas_edge_runtime.json` holds.
@@ -113,8 +108,7 @@ class RuntimeProperties(Record):
     """
 
     NAME: ClassVar[str] = "runtime"
-    VERSION: ClassVar[int] = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second}
+    VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Export it again, and choose properties with `lonas-edge bench --tune`."
     device: str
     date: str

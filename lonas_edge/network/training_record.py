@@ -75,28 +75,6 @@ class Logged:
     grad_norm: float | None = None
 
 
-def _fourth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 knew no specializing."""
-    return {**content, "specialized": None}
-
-
-def _fifth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 knew no frozen teacher."""
-    return {**content, "teacher": None}
-
-
-def _sixth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 5 knew one file, of instructions."""
-    data = [{**content["data"], "kind": "instruction", "weight": 1.0}]
-    return {**content, "data": data, "task": None, "chat_template": None}
-
-
-def _seventh(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 6 solved nothing before it trained."""
-    special = content["specialized"]
-    return {**content, "specialized": special and {**special, "solved": None}}
-
-
 @dataclass(frozen=True)
 class TrainingRecord(Record):
     """How a super-adapter came to be.
@@ -126,15 +104,7 @@ class TrainingRecord(Record):
     """
 
     NAME: ClassVar = "training"
-    VERSION: ClassVar = 7
-    MIGRATIONS: ClassVar = {
-        1: dict,  # of 2 only the schema was new
-        2: lambda before: {**before, "damaged_checkpoints": []},
-        3: _fourth,
-        4: _fifth,
-        5: _sixth,
-        6: _seventh,
-    }
+    VERSION: ClassVar = 1
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
     base: TrainedBase

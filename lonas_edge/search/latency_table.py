@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as digest
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
-from lonas_edge.schema import Migration, Record
+from lonas_edge.schema import Record
 from lonas_edge.search.timed import (
     cache_of,
     kept_ir,
@@ -143,21 +143,6 @@ def format_table(
     return FormatTable(dict(properties), {kind.name: curve(kind) for kind in kinds})
 
 
-def _second(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 was of the first graphs: a search that began with such a table goes on with it, another one measures anew."""
-    return {**content, "identity": {**content["identity"], "graph": 1}}
-
-
-def _third(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 was of language models alone, one prompt at a time."""
-    return {**content, "identity": {**content["identity"], "batch_size": 1}}
-
-
-def _fourth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 did not say it: a search that began with such a table goes on with it, another one measures anew."""
-    return {**content, "identity": {**content["identity"], "instructions": [], "huge_pages": None}}
-
-
 @dataclass(frozen=True)
 class LatencyTable(Record):
     """A device's table. All of it was measured in one interleaved run.
@@ -172,8 +157,7 @@ class LatencyTable(Record):
     """
 
     NAME: ClassVar[str] = "latency-table"
-    VERSION: ClassVar[int] = 4
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: _second, 2: _third, 3: _fourth}
+    VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Remove it: it is measured again."
     identity: Identity
     date: str

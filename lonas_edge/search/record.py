@@ -1,13 +1,13 @@
 """The record of a search, `search.json`: every evaluation, the front, the picks, and what they depend on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.manifest import Origin
-from lonas_edge.schema import Migration, Record
+from lonas_edge.schema import Record
 from lonas_edge.search.quality import QUALITIES
 
 
@@ -127,8 +127,7 @@ class SearchRecord(Record):
     """
 
     NAME: ClassVar[str] = "search"
-    VERSION: ClassVar[int] = 2
-    MIGRATIONS: ClassVar[Mapping[int, Migration]] = {1: lambda content: content}  # nothing measured was a classifier
+    VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Start the same search again: it goes on from its study and writes the file anew."
     study: str
     searched: Searched

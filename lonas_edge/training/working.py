@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from safetensors import SafetensorError
 
@@ -36,11 +36,6 @@ _OURS = re.compile(
 )
 
 
-def _fourth(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 knew one file."""
-    return {**content, "data": [[content["data"], 1.0]]} if "data" in content else content
-
-
 @dataclass(frozen=True)
 class Settings(Record):
     """What must not change between a training and its resumption.
@@ -60,13 +55,7 @@ class Settings(Record):
     """
 
     NAME: ClassVar = "training-settings"
-    VERSION: ClassVar = 5
-    MIGRATIONS: ClassVar = {
-        1: lambda before: {**before, "start": {}, "widths": []},
-        2: lambda before: {**before, "teacher": {}},
-        3: _fourth,
-        4: lambda before: {**before, "solve": None},
-    }
+    VERSION: ClassVar = 1
     AGAIN: ClassVar = "The training cannot be resumed."
 
     base: dict[str, str]

@@ -90,7 +90,7 @@ def test_figures_by_hand(made: Report) -> None:
 def test_files(made: Report, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["schema"] == "lonas-edge/bench/4"
+    assert content["schema"] == "lonas-edge/bench/1"
     assert Report.read(tmp_path / "bench.json") == made
     assert content["rows"][0]["ttft"]["p99"] == pytest.approx(made.rows[0].ttft.p99)
     assert len(content["samples"]) == 24 and content["samples"][0]["token_times"]
@@ -108,11 +108,8 @@ def test_files(made: Report, tmp_path: Path) -> None:
 def test_what_is_no_report_is_refused(made: Report, tmp_path: Path) -> None:
     """Each fault of a damaged one is named; versions that are not read say how to get one that is."""
     content = json.loads(json.dumps(made.to_json()))
-    for older, newer in (("bench/1", "no longer reads. Run `lonas-edge bench` again"), ("bench/99", "written by a newer")):
-        with pytest.raises(LonasEdgeError, match=newer):
-            Report.from_json({**content, "schema": f"lonas-edge/{older}"}, "bench.json")
-    before = {name: value for name, value in content.items() if name != "speculations"}  # of version 3
-    assert Report.from_json({**before, "schema": "lonas-edge/bench/3"}, "bench.json") == made
+    with pytest.raises(LonasEdgeError, match="written by a newer"):
+        Report.from_json({**content, "schema": "lonas-edge/bench/99"}, "bench.json")
     del content["rows"][0]["ttft"]["p50"]
     content["samples"][3]["token_times"][1] = "soon"
     with pytest.raises(LonasEdgeError, match=r"(?s)bench.json: not a bench.*rows\.0\.ttft\.p50.*samples\.3\.token_times\.1"):

@@ -83,7 +83,7 @@ def test_resume_with_other_settings(
     ("content", "texts"),
     [
         ("{}", ["not a training-settings", "base: ", "options: "]),
-        ('{"schema": "lonas-edge/training-settings/6"}', ["written by a newer lonas-edge", "Update lonas-edge"]),
+        ('{"schema": "lonas-edge/training-settings/2"}', ["written by a newer lonas-edge", "Update lonas-edge"]),
         ("cut off", ["not readable as JSON"]),
     ],
 )

@@ -355,7 +355,7 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "Total params" in ran.out
     assert "Less ir" in ran.out
     saved = json.loads((tmp_path / "out/eval.json").read_text())
-    assert saved["schema"] == "lonas-edge/eval/2"
+    assert saved["schema"] == "lonas-edge/eval/1"
     assert Report.read(tmp_path / "out/eval.json").to_json() == Report.from_json(saved, "saved").to_json()
     rows = list(csv.DictReader((tmp_path / "out/eval.csv").open()))
     assert {(row["target"], row["task"], row["metric"]) for row in rows} == {

@@ -1,125 +1,111 @@
-"""The record of an evaluation and what people read of it; `eval_version_1.*` were written before there were typed records."""
+"""The record of an evaluation, and its Markdown and CSV."""
 
 import csv
 import io
 import json
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.compare import Difference
 from lonas_edge.evaluate.record import Report
 from lonas_edge.evaluate.report import for_card, markdown, to_csv
-from lonas_edge.exporting.evaluations import Metric, TaskResult, averaged
-
-FOLDER = Path(__file__).parent
-
-
-def old() -> dict[str, Any]:
-    return json.loads((FOLDER / "eval_version_1.json").read_text())
+from lonas_edge.exporting.evaluations import Conditions, LeftOut, Metric, TargetResult, TaskResult, averaged
+from lonas_edge.space.complexity import Sizes
 
 
-def read(content: dict[str, Any]) -> Report:
-    return Report.from_json(content, "eval.json")
+def result(metric: str, value: float, stderr: float | None, task: str = "boolq", **others: Any) -> TaskResult:
+    others = {"questions": 6, "left_out": (), "harness": False, **others}
+    return TaskResult.of(task, metric, {metric: Metric(value, stderr)}, **others)
 
 
-def test_a_record_of_version_1_is_read_and_shown_as_before():
-    found = Report.read(FOLDER / "eval_version_1.json")
-    assert markdown(found) == (FOLDER / "eval_version_1.md").read_text()
-    assert found.targets[0].tasks[1].metrics["acc_norm"] == Metric(0.6, 0.24494897427831783)
-    assert found.targets[1].sizes.macs == old()["targets"][1]["sizes"]["macs"]
+def target(name: str, winogrande: float, **changes: Any) -> TargetResult:
+    tasks = (
+        result("acc", 0.5, 0.03),
+        result("acc", winogrande, 0.04, "winogrande", left_out=(LeftOut("winogrande", 7, 130, 128),)),
+    )
+    average, error = averaged(tasks)
+    made = TargetResult(
+        name=name,
+        kind="ir",
+        precision="int8",
+        prompt="alpaca",
+        sizes=Sizes(130_000, 129_000, 33_000_000, 256, {}),
+        average=average,
+        average_stderr=error,
+        tasks=tasks,
+        asked=12,
+        seconds=1.0,
+        identity={"device": "CPU", "batch_size": 64, "properties": {"KV_CACHE_PRECISION": "u8"}},
+    )
+    return replace(made, **changes)
 
 
-def test_which_tasks_of_version_1_were_the_harness_s_own():
-    content = old()
-    for target in content["targets"]:
-        target["tasks"][1]["task"] = "arc_easy"
-    found = read(content)
-    assert [task.harness for task in found.targets[0].tasks] == [False, True]
-    assert "arc_easy: acc_norm, as lm-evaluation-harness defines it" in markdown(found)
+IN_PYTORCH = {"device": "cpu", "batch_size": 64}
+TARGETS = (target("ir", 0.6), target("base", 0.4, kind="torch", precision="fp32", sizes=None, identity=IN_PYTORCH))
+DIFFERENCES = tuple(
+    Difference("base", "ir", scope, points, half, 0, lost, 1.0, 0.8, 12)
+    for scope, points, half, lost in (("boolq", 0.0, None, 0), ("winogrande", -20.0, 39.2, 1), ("average", -10.0, 19.6, 1))
+)
+REPORT = Report("option-text", None, None, 0, TARGETS, DIFFERENCES, Conditions("CPU X", {"python": "3.11"}, "2026-11-25"))
 
 
-def test_sizes_that_version_1_did_not_know():
-    content = old()
-    content["targets"][1]["sizes"] = {}
-    found = read(content)
-    assert found.targets[1].sizes is None
-    assert "| base-llama (fp32) | – | – | 66.7 ± 21.1 |" in markdown(found)
-    assert list(csv.DictReader(io.StringIO(to_csv(found))))[-1]["macs"] == ""
+def test_markdown():
+    lines = markdown(REPORT).splitlines()
+    assert "| ir (int8) | 0.000129B | 3.3e-05 | 50.0 ± 3.0 | 60.0 ± 4.0 | 55.0 ± 2.5 |" in lines
+    assert "| base (fp32) | – | – | 50.0 ± 3.0 | 40.0 ± 4.0 | 45.0 ± 2.5 |" in lines
+    assert any(line.startswith("| base, WinoG | -20.0 | -59.2 … +19.2 | 0 : 1 |") for line in lines)
+    assert any(line.startswith("| base, BoolQ | +0.0 | – |") for line in lines)
+    assert "- ir: OpenVINO on CPU; properties KV_CACHE_PRECISION=u8; batches of 64 prompts" in lines
+    assert sum("winogrande sample 7: 130 tokens" in line for line in lines) == 2
+    own = replace(TARGETS[0], tasks=(result("acc_norm", 0.5, 0.1, "arc_easy", harness=True),))
+    assert "arc_easy: acc_norm, as lm-evaluation-harness defines it" in markdown(replace(REPORT, targets=(own,)))
 
 
-def test_a_record_comes_back_as_it_was():
-    found = read(old())
-    content = found.to_json()
-    assert content["schema"] == "lonas-edge/eval/2"
-    assert read(json.loads(json.dumps(content))) == found
-    # what version 1 had stands where it stood
-    for was, now in zip(old()["targets"], content["targets"], strict=True):
-        assert {**now, "tasks": None} == {**was, "tasks": None}
-        for task, kept in zip(was["tasks"], json.loads(json.dumps(now["tasks"])), strict=True):
-            assert kept == {**task, "harness": False}
-    for key in ("protocol", "num_beams", "limit", "seed", "differences", "conditions"):
-        assert json.loads(json.dumps(content[key])) == old()[key]
+def test_csv_has_a_row_for_each_target_task_and_metric():
+    rows = list(csv.DictReader(io.StringIO(to_csv(REPORT))))
+    expected = [(name, task) for name in ("ir", "base") for task in ("boolq", "winogrande", "average")]
+    assert [(row["target"], row["task"]) for row in rows] == expected
+    average = rows[2]
+    assert (float(average["value"]), float(average["stderr"]), average["questions"]) == (0.55, 0.025, "12")
+    assert (rows[0]["macs"], rows[-1]["macs"]) == ("33000000", "")
 
 
-def test_figures_without_a_finite_value_come_back():
-    content = old()
-    content["targets"][0]["tasks"][0]["metrics"]["perplexity"] = {"value": float("inf"), "stderr": None}
-    found = read(json.loads(json.dumps(content)))
-    assert found.targets[0].tasks[0].metrics["perplexity"].value == float("inf")
+def test_the_record_is_read_as_it_was_written():
+    infinite = replace(TARGETS[0], tasks=(result("perplexity", float("inf"), None),))
+    for report in (REPORT, replace(REPORT, targets=(infinite,))):
+        assert Report.from_json(json.loads(json.dumps(report.to_json())), "eval.json") == report
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
-        ({"schema": "lonas-edge/eval/3"}, ["written by a newer lonas-edge", "Update lonas-edge"]),
-        ({"schema": "lonas-edge/bench/1"}, ["expected schema lonas-edge/eval/2", "Run `lonas-edge eval` again"]),
-        ({"targets": [{"tasks": 3}]}, ["damaged", "Run `lonas-edge eval` again"]),
-        ({"limit": "many", "seed": None}, ["limit: ", "seed: "]),
-        ({"more": 1}, ["more: "]),
+        ({"schema": "lonas-edge/eval/2"}, ["written by a newer lonas-edge", "Update lonas-edge"]),
+        ({"schema": "lonas-edge/bench/1"}, ["expected schema lonas-edge/eval/1", "Run `lonas-edge eval` again"]),
+        ({"limit": "many", "seed": None, "more": 1}, ["limit: ", "seed: ", "more: "]),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_the_way_out(change: dict[str, Any], told: list[str]):
+def test_another_file_is_refused(change: dict[str, Any], expected: list[str]):
     with pytest.raises(LonasEdgeError) as error:
-        read(old() | change)
-    for part in ("eval.json", *told):
+        Report.from_json(json.loads(json.dumps(REPORT.to_json())) | change, "eval.json")
+    for part in ("eval.json", *expected):
         assert part in str(error.value)
 
 
-def test_one_row_for_each_target_task_and_metric():
-    rows = list(csv.DictReader(io.StringIO(to_csv(read(old())))))
-    assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
-        (target, task, metric)
-        for target in ("ir", "base-llama")
-        for task in ("boolq", "winogrande")
-        for metric in ("acc", "acc_norm")
-    } | {(target, "average", "accuracy") for target in ("ir", "base-llama")}
-    average = rows[4]
-    assert (average["target"], float(average["value"]), average["questions"]) == ("ir", pytest.approx(0.6333333), "11")
-    assert float(average["stderr"]) == pytest.approx(0.1615893)
-
-
-def test_a_card_s_evaluation_describes_its_own_target_alone():
-    content = old() | {"protocol": "answer-word", "limit": 5, "seed": 3}
-    content["targets"][1]["prompt"] = "question"
-    found = read(content)
-    kept = for_card(found, found.targets[1])
-    expected = 'answer-word: ranks "the correct answer is WORD"; prompt question; 5 samples of each task, seed 3'
-    assert (kept.described, kept.target.name) == (expected, "base-llama")
-
-
-def result(metric: str, value: float, stderr: float | None) -> TaskResult:
-    return TaskResult.of("t", metric, {metric: Metric(value, stderr)}, questions=1, left_out=(), harness=True)
+def test_the_evaluation_in_a_model_card_describes_its_own_target_alone():
+    both = (TARGETS[0], replace(TARGETS[1], prompt="question"))
+    kept = for_card(replace(REPORT, protocol="answer-word", limit=5, seed=3, targets=both), both[1])
+    assert "prompt question; 5 samples of each task, seed 3" in kept.described and kept.target.name == "base"
 
 
 def test_accuracies_are_percent_and_other_metrics_as_they_are():
     assert (result("acc", 0.25, 0.1).accuracy, result("acc", 0.25, 0.1).accuracy_stderr) == (25.0, 10.0)
     assert (result("ppl", 7.5, 0.5).accuracy, result("ppl", 7.5, 0.5).accuracy_stderr) == (7.5, 0.5)
-    assert result("exact_match", 0.5, None).accuracy_stderr is None
 
 
-def test_the_average_of_tasks_by_hand():
+def test_the_average_of_tasks():
     three, four = result("acc", 0.4, 0.03), result("acc_norm", 0.6, 0.04)
     assert averaged([three, four]) == (pytest.approx(50.0), pytest.approx(2.5))  # sqrt(3² + 4²) / 2
     assert averaged([three, result("ppl", 9.0, 1.0)]) == (pytest.approx(40.0), pytest.approx(3.0))

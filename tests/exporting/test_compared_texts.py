@@ -91,7 +91,7 @@ def test_the_whole_set_of_beginnings(run_cli: Callable, llama: TinySource, tmp_p
     ran = run_cli("export", *llama.arguments(), *arguments, "--json")
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
-    assert found["schema"] == "lonas-edge/manifest/9"
+    assert found["schema"] == "lonas-edge/manifest/1"
     assert found["texts"]["prompts"] == len(BEGINNINGS) == 12 and found["texts"]["new_tokens"] == NEW
     assert found["texts"]["fdt_norm"] > 0.9 and found["texts"]["sdt_norm"] < 0.1, "fp16 rounds little"
     assert {"fp32_texts", "compare_texts"} <= found["steps"].keys()

@@ -100,7 +100,7 @@ def test_a_tuned_pair_is_found_as_it_was(pair: Path, tmp_path: Path) -> None:
     properties = {"ENABLE_CPU_PINNING": "NO"}
     kept = {"device": "CPU", "date": "2026-11-25", "objective": "tpot", "properties": properties, "speedups": {}}
     kept |= {"mean_kl": 0.0, "conditions": {"machine": machine}, "in_ir": [], "replaced_in_ir": {}}
-    (copy / "lonas_edge_runtime.json").write_text(json.dumps({"schema": "lonas-edge/runtime/2", **kept}))
+    (copy / "lonas_edge_runtime.json").write_text(json.dumps({"schema": "lonas-edge/runtime/1", **kept}))
     with untuned(open_exported(copy)) as before:
         assert before.folder != copy and before.properties == {}
         assert (before.folder / "draft/openvino_model.bin").exists()

@@ -155,7 +155,7 @@ def test_files(exported: tuple[TinySource, list[int], Path]):
 def test_manifest(exported: tuple[TinySource, list[int], Path]):
     tiny, widths, folder = exported
     manifest = json.loads((folder / "lonas_edge.json").read_text())
-    assert manifest["schema"] == "lonas-edge/manifest/9"
+    assert manifest["schema"] == "lonas-edge/manifest/1"
     assert manifest["stage"] == "ir"
     assert manifest["weight_format"] == "int8"
     assert manifest["verified"] is True

@@ -10,7 +10,7 @@ from lonas_edge.exporting.exported import open_exported
 
 SIZES = {"parameters": 5, "linear_weights": 4, "macs": 8, "seq_len": 2, "bytes": {"fp32": 20, "int8": 5}}
 MANIFEST = {
-    "schema": "lonas-edge/manifest/9",
+    "schema": "lonas-edge/manifest/1",
     "stage": "ir",
     "weight_format": "int8",
     "subnetwork": {"name": "minimal", "search_space": "ab12", "origin": None},
@@ -35,7 +35,7 @@ MANIFEST = {
     "files": None,
 }
 RUNTIME = {
-    "schema": "lonas-edge/runtime/2",
+    "schema": "lonas-edge/runtime/1",
     "device": "CPU",
     "date": "2026-11-25",
     "objective": "tpot",

@@ -183,29 +183,6 @@ def test_a_damaged_table_is_told_and_measured_again(
     assert LatencyTable.read(file) == again
 
 
-def test_a_table_of_the_version_before(llama: TinySource, device: Device, settings: CostSettings, tmp_path: Path) -> None:
-    """A search that began with it goes on with it; a new one does not take one of other graphs for its own."""
-    first = open_table(llama.opened(), settings)
-    [file] = (settings.cache or Path()).glob("latency-table-*.json")
-    content = json.loads(file.read_text())
-    assert content["schema"] == "lonas-edge/latency-table/4"
-    del content["identity"]["huge_pages"], content["identity"]["instructions"]
-    file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/3"}))
-    first = replace(first, identity=replace(first.identity, huge_pages=None, instructions=()))
-    assert LatencyTable.read(file) == first
-    del content["identity"]["batch_size"]
-    for format_table in content["formats"].values():
-        for curve in format_table["curves"].values():
-            assert curve.pop("latency") == []
-    file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/2"}))
-    assert LatencyTable.read(file) == first
-    del content["identity"]["graph"]
-    file.write_text(json.dumps({**content, "schema": "lonas-edge/latency-table/1"}))
-    old = LatencyTable.read(file)
-    assert old == replace(first, identity=replace(first.identity, graph=1))
-    assert open_table(llama.opened(), settings).formats == first.formats and len(device.runs) == 2
-
-
 def test_refused_before_anything_is_measured(llama: TinySource, device: Device, settings: CostSettings) -> None:
     opened = llama.opened()
     with pytest.raises(LonasEdgeError, match="120\\+16 tokens are longer than the model's context of 128"):

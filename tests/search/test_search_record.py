@@ -1,13 +1,10 @@
 """Front and hypervolume, by their definitions; a record of the version before."""
 
-import json
 import random
-from pathlib import Path
 
 import pytest
-from records import made_up, with_measured
 
-from lonas_edge.search.record import Evaluation, SearchRecord, front, hypervolume
+from lonas_edge.search.record import Evaluation, front, hypervolume
 
 
 def drawn(seed: int, count: int = 60) -> list[Evaluation]:
@@ -49,14 +46,3 @@ def test_hypervolume_counts_cells(seed: int) -> None:
 
 def test_hypervolume_of_nothing_between() -> None:
     assert hypervolume([(0.0, 1.0)], (0.0, 1.0), (0.0, 1.0)) == [0.0]
-
-
-def test_a_record_of_the_version_before(tmp_path: Path) -> None:
-    """It knew no times of classifiers."""
-    record, path = with_measured(made_up(20)), tmp_path / "search.json"
-    content = record.to_json()
-    assert content["schema"] == "lonas-edge/search/2"
-    for one in content["measured"]:
-        del one["latency"], one["predicted_latency"]
-    path.write_text(json.dumps({**content, "schema": "lonas-edge/search/1"}))
-    assert SearchRecord.read(path) == record

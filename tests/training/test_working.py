@@ -46,54 +46,9 @@ def directory(tmp_path: Path, *checkpoints: int) -> WorkingDirectory:
 
 def test_settings_are_read_as_written(tmp_path: Path) -> None:
     path = directory(tmp_path).path / "settings.json"
-    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/5"
+    assert json.loads(path.read_text())["schema"] == "lonas-edge/training-settings/1"
     assert Settings.read(path) == SETTINGS
     assert SETTINGS.changes(Settings.read(path), {}) == []
-
-
-def test_settings_of_version_1(tmp_path: Path) -> None:
-    """Nothing was specialized."""
-    path = directory(tmp_path).path / "settings.json"
-    before = {
-        name: value
-        for name, value in json.loads(path.read_text()).items()
-        if name not in ("start", "widths", "teacher", "solve")
-    }
-    path.write_text(json.dumps({**before, "data": "c", "schema": "lonas-edge/training-settings/1"}))
-    assert Settings.read(path) == SETTINGS
-
-
-def test_settings_of_version_2(tmp_path: Path) -> None:
-    """There was no frozen teacher."""
-    path = directory(tmp_path).path / "settings.json"
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("teacher", "solve")}
-    path.write_text(json.dumps({**before, "data": "c", "schema": "lonas-edge/training-settings/2"}))
-    assert Settings.read(path) == SETTINGS
-
-
-def test_settings_of_version_3(tmp_path: Path) -> None:
-    """There was one file of data."""
-    path = directory(tmp_path).path / "settings.json"
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "solve"}
-    path.write_text(json.dumps({**before, "data": "c", "schema": "lonas-edge/training-settings/3"}))
-    assert Settings.read(path) == SETTINGS
-
-
-def test_settings_of_version_4(tmp_path: Path) -> None:
-    """Nothing was solved."""
-    path = directory(tmp_path).path / "settings.json"
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "solve"}
-    path.write_text(json.dumps({**before, "schema": "lonas-edge/training-settings/4"}))
-    assert Settings.read(path) == SETTINGS
-
-
-def test_settings_from_before_they_had_a_schema(tmp_path: Path) -> None:
-    """A training that was stopped then can be resumed."""
-    path = directory(tmp_path).path / "settings.json"
-    later = ("schema", "start", "widths", "teacher", "solve")
-    before = {name: value for name, value in json.loads(path.read_text()).items() if name not in later}
-    path.write_text(json.dumps({**before, "data": "c"}))
-    assert Settings.read(path) == SETTINGS
 
 
 @pytest.mark.parametrize(

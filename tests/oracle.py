@@ -109,14 +109,13 @@ def silence(weights: dict[str, Any], block: str) -> None:
 def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None:
     """W += alpha / R * B[:, :r] A[:r], R the rank that the adapter was trained with."""
     config = json.loads((adapter / "adapter_config.json").read_text())
-    assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["use_rslora"]
-    scale = config["lora_alpha"] / config["r"]
+    assert not config["alpha_pattern"] and not config["use_rslora"]
     tensors = load_file(adapter / "adapter_model.safetensors")
     for key, a in tensors.items():
         if ".lora_A." not in key:
             continue
         layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        b, rank = tensors[key.replace(".lora_A.", ".lora_B.")], ranks.get(layer, config["r"])
+        b, rank, scale = tensors[key.replace(".lora_A.", ".lora_B.")], ranks.get(layer, len(a)), config["lora_alpha"] / len(a)
         weights[f"{layer}.weight"] += scale * b[:, :rank].double() @ a[:rank].double()
 
 

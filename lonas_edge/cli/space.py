@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import check_revision, revision_option
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console, loading
 from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.options import Checked, option
 
 if TYPE_CHECKING:
+    from lonas_edge.network.source import Source
     from lonas_edge.search.depth import BlockCost
 
 _SEED = 0  # of the choice of prompts
@@ -24,9 +28,17 @@ _SEED = 0  # of the choice of prompts
 class SpaceOptions(Checked):
     """The dimensions of a search space."""
 
-    model: str = option(path=True, metavar="MODEL", help="Base model, a directory (config.json is enough) or hub id.")
+    model: str | None = option(
+        None,
+        path=True,
+        metavar="MODEL",
+        help="Base model, a directory (config.json is enough) or hub id.",
+        unset="the one that --adapter names",
+    )
     output: Path = option(metavar="FILE.json", help="NNCF configuration to write.")
-    ranks: tuple[int, ...] | None = option(None, help="LoRA ranks.", unset="the family's published ones: 32,28; BERT: 8,4,2")
+    adapter: str | None = option(
+        None, path=True, metavar="ADAPTER", help="LoRA adapter that the space is for; sets ranks and target modules."
+    )
     ratios: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.625, 0.5), help="MLP widths, as fractions of the full width.")
     depth: tuple[str, ...] = option((), choices=BLOCK_KINDS, help="Kinds of blocks that can be removed.")
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
@@ -46,6 +58,12 @@ class SpaceOptions(Checked):
         help="Prompt template for --data.",
         unset="chat for conversations, else alpaca",
     )
+    ranks: tuple[int, ...] | None = option(
+        None,
+        panel="Advanced",
+        help="LoRA ranks.",
+        unset="the family's published ones (32,28; BERT: 8,4,2), or the same fractions of the adapter's rank",
+    )
     seq_len: int | None = option(
         None, panel="Advanced", minimum=1, help="Sequence length of the MACs, in tokens.", unset="256; BERT: 128"
     )
@@ -58,27 +76,34 @@ def run(options: SpaceOptions) -> None:
     """Write a search space: elastic LoRA ranks, elastic widths of MLPs and attention, and blocks that can be removed."""
     with loading():
         from lonas_edge.files import replace_text
-        from lonas_edge.network.source import locate, read_model_config
+        from lonas_edge.network.source import open_source
         from lonas_edge.overwrite import check_output_file
         from lonas_edge.search.depth import candidates, offered
-        from lonas_edge.space.architecture import Architecture
         from lonas_edge.space.generate import generate_space
 
-    check_output_file(options.output, options.overwrite, (options.model,))
-    located = locate(options.model, options.revision, weights=options.data is not None)
-    check_revision(options.revision, located)
-    architecture = Architecture.from_config(read_model_config(located), str(located.folder))
-    ratios, ranks, heads = options.ratios, options.ranks, options.heads
-    generate_space(architecture, ratios, ranks, options.seq_len, heads=heads)  # checks before anything is measured
-    blocks = candidates(architecture, options.depth, str(located.folder))
+    if not (options.model or options.adapter):
+        raise click.UsageError("pass --model, or --adapter to read the base model from its configuration")
+    check_output_file(options.output, options.overwrite, (options.model, options.adapter))
+    source = open_source(
+        options.adapter or options.model,
+        options.model if options.adapter else None,
+        revision=options.revision,
+        weights=options.data is not None,
+        elastic=False,
+    )
+    _check_adapter(options, source)
+    architecture, ranks = source.architecture, source.ranks() or None
+    asked = options.ratios, options.ranks, options.seq_len
+    generate_space(architecture, *asked, heads=options.heads, adapter=ranks)  # checks before anything is measured
+    blocks = candidates(architecture, options.depth, str(source.base.folder))
     if options.data is not None:
-        blocks = _measured(options, options.data, blocks)
+        blocks = _measured(options, options.data, source, blocks)
     removable, kept = offered(architecture, blocks)
-    content = generate_space(architecture, ratios, ranks, options.seq_len, [block.path for block in removable], heads)
+    content = generate_space(architecture, *asked, [block.path for block in removable], options.heads, ranks)
     replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)
-    shown.print(f"{options.output}: {len(groups) + len(removable)} elastic groups for {located.name}")
+    shown.print(f"{options.output}: {len(groups) + len(removable)} elastic groups for {(source.adapter or source.base).name}")
     order = "in the model's order" if options.data is None else "least sensitive first"
     for kind in options.depth:
         shown.print(f"{kind}: removable: {_layers(removable, kind)}, {order}; always kept: {_layers(kept, kind)}")
@@ -86,13 +111,20 @@ def run(options: SpaceOptions) -> None:
         shown.print("Sensitivity was not measured. Pass --data FILE to order the blocks and keep the most sensitive ones.")
 
 
-def _measured(options: SpaceOptions, data: Path, blocks: "Sequence[BlockCost]") -> "list[BlockCost]":
-    from lonas_edge.network.source import open_source
+def _check_adapter(options: SpaceOptions, source: "Source") -> None:
+    check_revision(options.revision, source.base)
+    if options.adapter and source.adapter is None:
+        raise LonasEdgeError(f"--adapter {options.adapter}: {source.folder} is a base model; pass it as --model")
+    if source.training and source.training.specialized and source.training.specialized.widths:
+        name = source.training.specialized.subnetwork
+        raise LonasEdgeError(f"{source.folder}: fine-tuned for its {name} sub-network alone; pass the super-adapter instead")
+
+
+def _measured(options: SpaceOptions, data: Path, source: "Source", blocks: "Sequence[BlockCost]") -> "list[BlockCost]":
     from lonas_edge.search.depth import measured
 
     with progress() as report:
-        base = open_source(options.model, revision=options.revision)
-        return measured(base, blocks, data, options.num_prompts, options.prompt, _SEED, report)
+        return measured(source, blocks, data, options.num_prompts, options.prompt, _SEED, report)
 
 
 def _layers(blocks: "Sequence[BlockCost]", kind: str) -> str:

@@ -251,30 +251,20 @@ def plain_name(key: str) -> str:
     return name
 
 
-def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) -> Adapter:
-    """Load an adapter and compare every tensor with the base model and the search space.
-
-    Args:
-        folder: The adapter's directory.
-        config: Its configuration.
-        elasticity: The search space laid over the base model.
-
-    Returns:
-        The adapter.
+def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture) -> Adapter:
+    """Load an adapter and compare every tensor with the base model.
 
     Raises:
-        LonasEdgeError: If tensors are missing, left over, of another shape or not finite, or ranks do not fit the search
-            space; every mismatch is listed.
+        LonasEdgeError: If tensors are missing, unexpected, of another shape or not finite; every mismatch is listed.
     """
-    path = adapter_file(folder)
-    architecture, ranks = elasticity.architecture, config.ranks(elasticity.architecture)
+    path, ranks = adapter_file(folder), config.ranks(architecture)
     stored = _read_tensors(path)
     tensors = {plain_name(key): tensor for key, tensor in stored.items()}
     twice = [name for name, count in Counter(map(plain_name, stored)).items() if count > 1]
     saved = _replaced_shapes(architecture, config, ranks)
     expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
     optional = _repeated_head(architecture, config, ranks, saved)
-    problems = rank_misfits(elasticity, ranks) + [f"{name}: there more than once" for name in twice]
+    problems = [f"{name}: there more than once" for name in twice]
     problems += [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         wanted = expected.get(name, optional.get(name))
@@ -304,16 +294,18 @@ def load_adapter(folder: Path, config: AdapterConfig, elasticity: Elasticity) ->
     return Adapter(factors, replaced)
 
 
-def rank_misfits(elasticity: Elasticity, ranks: dict[str, int]) -> list[str]:
-    """Elastic ranks that the adapter does not have: no adapter on the layer, or one of a smaller rank."""
-    problems = []
+def rank_misfits(elasticity: Elasticity, ranks: Mapping[str, int]) -> list[str]:
+    """Elastic ranks that an adapter of these ranks does not have: one line for each pair of ranks that do not fit."""
+    misfits: dict[tuple[int, int], list[str]] = {}
     for name, index in elasticity.rank_group.items():
-        widest = elasticity.space.groups[index].widths[0]
-        if name not in ranks:
-            problems.append(f"group {index}: elastic rank of {name}, on which the adapter has nothing")
-        elif ranks[name] < widest:
-            problems.append(f"group {index}: rank {widest} of {name}, but the adapter's rank there is {ranks[name]}")
-    return problems
+        own, widest = ranks.get(name, 0), elasticity.space.groups[index].widths[0]
+        if own < widest:
+            misfits.setdefault((own, widest), []).append(name)
+    return [
+        f"{f'adapter rank {own}' if own else 'no adapter'}, search space rank {widest}, in {len(names)} "
+        f"module{'s' * (len(names) > 1)}: {names[0]}{', …' * (len(names) > 1)}"
+        for (own, widest), names in misfits.items()
+    ]
 
 
 def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bias: bool) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ SOURCE is a super-adapter directory; or any PEFT adapter plus --model and --nncf
 search space; a base model alone has no adapter. Each may be a directory or a hub id.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,11 @@ class Located:
     name: str
     folder: Path
     revision: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """The directory or hub id, as a command line takes it."""
+        return shlex.quote(self.name if self.revision else str(self.folder))
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Source:
     def own(self) -> Subnetwork | None:
         """The one sub-network that the adapter was specialized for; None where it has all of the search space's."""
         made = self.training.specialized if self.training else None
-        return self.subnetwork(made.widths, made.subnetwork) if made else None
+        return self.subnetwork(made.widths, made.subnetwork) if made and len(made.widths) == len(self.space.groups) else None
 
     @property
     def trained_as(self) -> str | None:
@@ -136,6 +142,8 @@ class Source:
             LonasEdgeError: If there is no such sub-network, or the adapter was specialized for another.
         """
         own = self.own
+        if not self.space.groups and choice not in (None, "maximal"):
+            raise self.without_space(f"there is no sub-network {choice!r} but the maximal one")
         if own is None:
             return select(self.elasticity, choice)
         if choice is None or select(self.elasticity, choice).canonical == own.canonical:
@@ -143,6 +151,19 @@ class Source:
         raise LonasEdgeError(
             f"{self.folder}: specialized for its {own.name} sub-network (`train --from`): the other sub-networks' adapters "
             f"were left behind, so that {choice!r} would not answer well. Leave --subnet out, or name the super-adapter."
+        )
+
+    @property
+    def space_command(self) -> str:
+        """The command that creates a search space for this source."""
+        adapter = f"--adapter {self.adapter.reference} " if self.adapter else ""
+        return f"lonas-edge space {adapter}--model {self.base.reference} --output space.json"
+
+    def without_space(self, consequence: str) -> LonasEdgeError:
+        """The error for a source without a search space, with the command that creates one."""
+        return LonasEdgeError(
+            f"{self.folder}: no search space, so {consequence}. Create one with `{self.space_command}` and pass "
+            "--nncf-config space.json."
         )
 
     def ranks(self) -> dict[str, int]:
@@ -246,6 +267,7 @@ def open_source(
     revision: str | None = None,
     weights: bool = True,
     outputs: Sequence[str] | None = None,
+    elastic: bool = True,
 ) -> Source:
     """Read the configurations of a SOURCE and check that they belong together.
 
@@ -256,6 +278,7 @@ def open_source(
         revision: The base model's revision on the hub.
         weights: Whether weights will be needed.
         outputs: Names of the outputs of a head that will be begun; those that the adapter says when None.
+        elastic: Whether the adapter's own search space is read.
 
     Returns:
         The source, its weights not read yet.
@@ -272,9 +295,9 @@ def open_source(
     adapter = found if adapter_config else None
     training = TrainingRecord.read(found.folder / TRAINING) if adapter and (found.folder / TRAINING).exists() else None
     base = found if adapter_config is None else _locate_base(adapter_config, training is not None, model, revision, weights)
-    if nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
+    if elastic and nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
-    if nncf_config is None and training and training.search_space:
+    if elastic and nncf_config is None and training and training.search_space:
         raise LonasEdgeError(
             f"{found.folder / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the "
             "super-adapter again, whole, or name the search space (--nncf-config FILE)."
@@ -293,15 +316,18 @@ def open_source(
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
     raise_all(f"{base.folder}: not the base that {found.name} was trained on:", others, "--model names the right one.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
-    if training and training.specialized:
+    if training and training.specialized and training.specialized.widths and elastic:
         raise_all(
             f"{found.folder / TRAINING}: specialized for a sub-network that the search space has not:",
             misfits(elasticity, training.specialized.widths, training.search_space),
             "Take the search space that was trained with.",
         )
     if adapter_config:
-        ranks = adapters.rank_misfits(elasticity, opened.ranks())
-        raise_all(f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:", ranks)
+        raise_all(
+            f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:",
+            adapters.rank_misfits(elasticity, opened.ranks()),
+            f"Create one for this adapter with `{opened.space_command}`.",
+        )
     return opened
 
 

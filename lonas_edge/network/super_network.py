@@ -221,7 +221,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     misfits = base_misfits(source.training, hashes)
     raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "--model names the right one.")
     if source.adapter and source.adapter_config:
-        load_adapter(source.adapter.folder, source.adapter_config, source.elasticity)
+        load_adapter(source.adapter.folder, source.adapter_config, source.architecture)
     model: Any = load_base(source.base, source.architecture, dtype)
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))

@@ -65,7 +65,7 @@ def measured(
     """Measure what leaving each block out alone costs.
 
     Args:
-        base: The base model, without an adapter.
+        base: The base model, or an adapter on it.
         blocks: The blocks.
         data: Prompts with answers.
         prompts: How many of them are taken.
@@ -90,7 +90,7 @@ def measured(
     groups = tuple(Group((Member(block.path, "block", block.path),), BLOCK_WIDTHS) for block in blocks)
     places = {block.path: index for index, block in enumerate(blocks)}
     elasticity = Elasticity(base.architecture, SearchSpace(groups), {}, {}, {}, {}, places)
-    progress("Loading the base", None)
+    progress("Loading the model", None)
     network = load_super_network(replace(base, elasticity=elasticity))
     table = measure_damage(
         network,

@@ -252,10 +252,7 @@ def make_plan(source: Source, options: SearchOptions) -> Plan:
         LonasEdgeError: If there is nothing to search, or an option or the data cannot be used.
     """
     if not source.space.groups:
-        raise LonasEdgeError(
-            f"{(source.adapter or source.base).folder}: there is no search space, so there is nothing to search. "
-            "Give the one the super-adapter was trained with (--nncf-config FILE)."
-        )
+        raise source.without_space("there is nothing to search")
     if own := source.own:
         raise LonasEdgeError(
             f"{source.folder}: specialized for its {own.name} sub-network alone (`train --from`), so that there is nothing to "

@@ -202,8 +202,7 @@ def select(elasticity: Elasticity, choice: str | None = None) -> Subnetwork:
     choice = choice or (DEFAULT if groups else "maximal")
     if not groups and choice != "maximal":
         raise LonasEdgeError(
-            f"sub-network {choice!r}: there is no search space, so there is the maximal network only. "
-            "Give the one the super-adapter was trained with (--nncf-config FILE)."
+            f"sub-network {choice!r}: without a search space there is only the maximal network. Pass --nncf-config FILE."
         )
     if choice.startswith("random:"):
         draw = _generator(choice)

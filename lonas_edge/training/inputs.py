@@ -294,7 +294,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError(f"--max-length {options.max_length}: {inputs.base.name}: {fault}")
     open_base(inputs.base.folder, architecture, architecture.head)
     if inputs.start:
-        load_adapter(inputs.start.located.folder, inputs.start.config, inputs.elasticity)
+        load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
     else:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -320,7 +320,7 @@ def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
     raise_all(
         f"{inputs.nncf_config}: the search space does not fit --rank and --target-modules:",
         rank_misfits(inputs.elasticity, adapter_ranks(options, architecture)),
-        "Raise --rank, add the module, or write a search space with smaller ranks.",
+        "Raise --rank, add --target-modules, or write a search space with other ranks (`lonas-edge space --ranks`).",
     )
 
 

@@ -210,13 +210,13 @@ def test_missing_tensors_are_errors(kind: str, lost: str, tiny_models: TinyModel
 
 def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> None:
     """Some tools save `lora_A.default.weight`; the tensors are the same."""
-    expected = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().elasticity)
+    expected = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture)
     tensors = load_file(llama_copy.adapter / WEIGHTS)
     renamed = {
         key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): t for key, t in tensors.items()
     }
     save_file(renamed, llama_copy.adapter / WEIGHTS)
-    found = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().elasticity)
+    found = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture)
     assert found.factors.keys() == expected.factors.keys()
     assert all(torch.equal(found.factors[name].a, factors.a) for name, factors in expected.factors.items())
 
@@ -235,8 +235,9 @@ def test_search_space_wider_than_the_adapter(tiny_models: TinyModels) -> None:
     with pytest.raises(LonasEdgeError) as caught:
         open_source(str(adapter), str(tiny_models.base("llama")), tiny_models.space("llama"))
     for text in (
-        "group 0: rank 8 of model.layers.0.self_attn.q_proj, but the adapter's rank there is 7",
-        "group 2: elastic rank of model.layers.2.self_attn.v_proj, on which the adapter has nothing",
+        "adapter rank 7, search space rank 8, in 12 modules: model.layers.0.self_attn.q_proj, …",
+        "no adapter, search space rank 8, in 3 modules: model.layers.0.self_attn.v_proj, …",
+        f"Create one for this adapter with `lonas-edge space --adapter {adapter} --model {tiny_models.base('llama')}",
         "space-llama.json",
         "adapter_config.json",
     ):

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 
 COMMON = "Options"  # the panel that `--help` shows first: at most six options of a command
-PANELS = (COMMON, "Model", "Data", "Training", "Latency", "Output", "Advanced")
+PANELS = (COMMON, "Model", "Data", "Training", "Device", "Output", "Advanced")
 LARGEST = 2**53  # integers beyond it differ between JSON readers
 LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -98,7 +98,7 @@ class Declared:
     @property
     def default_shown(self) -> str:
         """The default, in words; empty where there is none to show."""
-        if self.option.unset or self.required or self.default in (None, (), False, ""):
+        if self.option.unset or self.required or self.default in (None, ()) or self.default is False:
             return self.option.unset or ""
         values = self.default if self.many else [self.default]
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
@@ -178,6 +178,24 @@ def _conflicts(each: Declared, known: Mapping[str, Declared], values: Mapping[st
                 flag = flag if needed else f"--no-{flag.removeprefix('--')}"
             found.append(f"{each.flag} {'needs' if needed else 'cannot be combined with'} {flag}{reason}")
     return found
+
+
+def given(options: Any, name: str) -> bool:
+    """Whether an option of an instance differs from its default."""
+    cls: Any = type(options)
+    return next(each for each in declared(cls) if each.name == name).given(vars(options))
+
+
+def parse_property(text: str) -> tuple[str, str]:
+    """Split NAME=VALUE, an OpenVINO runtime property.
+
+    Raises:
+        ValueError: If the text has another form.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (equals and name.isidentifier() and name.isascii() and text.isprintable()):
+        raise ValueError(f"{one_line(ascii(text)[1:-1])}: expected NAME=VALUE")
+    return name, value
 
 
 class Checked:

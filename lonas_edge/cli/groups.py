@@ -29,6 +29,30 @@ def revision_option() -> Any:
     return option(None, panel="Model", help="Revision of the base model on the hub.", unset="the newest")
 
 
+def model_option() -> Any:
+    """The option --model of an adapter's base."""
+    return option(
+        None,
+        panel="Model",
+        path=True,
+        metavar="MODEL",
+        help="Base model, a directory or hub id.",
+        unset="the one that the adapter's configuration names",
+    )
+
+
+def search_space_option() -> Any:
+    """The option --nncf-config."""
+    return option(
+        None,
+        panel="Model",
+        metavar="FILE",
+        parse=search_space,
+        help="Search space: an NNCF configuration, or the name of a shipped one such as llama_7b.",
+        unset="the super-adapter's own; none for plain LoRA",
+    )
+
+
 def check_revision(revision: str | None, located: "Located") -> None:
     """Refuse the revision of a directory.
 
@@ -48,22 +72,8 @@ class SourceOptions(Checked):
         path=True,
         help="Super-adapter directory, PEFT adapter (with --model and --nncf-config) or base model; or a hub id.",
     )
-    model: str | None = option(
-        None,
-        panel="Model",
-        path=True,
-        metavar="MODEL",
-        help="Base model, a directory or hub id.",
-        unset="the one that the adapter's configuration names",
-    )
-    nncf_config: Path | None = option(
-        None,
-        panel="Model",
-        metavar="FILE",
-        parse=search_space,
-        help="Search space: an NNCF configuration, or the name of a shipped one such as llama_7b.",
-        unset="the super-adapter's own; none for plain LoRA",
-    )
+    model: str | None = model_option()
+    nncf_config: Path | None = search_space_option()
     revision: str | None = revision_option()
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
@@ -35,25 +36,6 @@ _RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights, from where on a batch is smaller: a finished one is what a kill leaves
 _IN_PYTORCH = frozenset({"torch_device", "torch_dtype"})
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How targets are run.
-
-    Attributes:
-        device: OpenVINO device of the IRs.
-        properties: OpenVINO run-time properties, over those that `bench --tune` stored.
-        torch_device: cpu or cuda, for what runs in PyTorch.
-        torch_dtype: fp32, bf16 or fp16, for what runs in PyTorch.
-        batch_size: Prompts of a batch; by the model's size when None.
-    """
-
-    device: str = "CPU"
-    properties: Mapping[str, str] = field(default_factory=dict)
-    torch_device: str = "cpu"
-    torch_dtype: str = "fp32"
-    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +192,7 @@ class _Opener:
         if run.device.startswith("NPU"):
             raise LonasEdgeError(f"{folder}: an NPU answers one prompt at a time; --device CPU or GPU evaluates")
         exported = open_exported(folder, ours=(folder / MANIFEST).exists())
-        properties = {**exported.properties, **run.properties}
+        properties = {**exported.properties, **dict(run.properties)}
         tokenizer, max_length = _tokenizer(folder), exported.context or 2048
 
         def load() -> "LM":

@@ -215,7 +215,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
         (
             [*on, "--tasks", "RTE", "--protocol", "option-text"],
             2,
-            "--protocol does nothing: a classifier is asked texts as they are",
+            "--protocol has no effect: a classifier has no prompts",
         ),
         ([*source.arguments(), "--tasks", "RTE"], 1, "--datasets DIR is needed"),
         ([tiny_bert.base(), tiny_models.base("llama"), "--datasets", data, "--tasks", "RTE"], 1, "have no task in common"),

@@ -1,0 +1,31 @@
+"""Options of how models are run in an evaluation."""
+
+from dataclasses import dataclass
+
+from lonas_edge.formats import DTYPES
+from lonas_edge.options import Checked, option, parse_property
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """Devices, precision and batch size."""
+
+    device: str = option("CPU", panel="Device", help="OpenVINO device of exported directories.")
+    properties: tuple[tuple[str, str], ...] = option(
+        (),
+        panel="Device",
+        flag="property",
+        metavar="NAME=VALUE",
+        repeat=True,
+        parse=parse_property,
+        help="OpenVINO runtime property; it wins over tuned ones.",
+    )
+    torch_device: str = option("cpu", panel="Device", choices=("cpu", "cuda"), help="Device of models in PyTorch.")
+    torch_dtype: str = option("fp32", panel="Device", choices=tuple(DTYPES), help="Dtype of models in PyTorch.")
+    batch_size: int | None = option(
+        None,
+        panel="Device",
+        minimum=1,
+        help="Prompts per batch; answers are saved after each batch.",
+        unset="64; 16 above 1 GB of weights",
+    )

@@ -171,6 +171,6 @@ METHODS = {  # of compression on data: options of `nncf.compress_weights`
     "awq": ("awq", "scale_estimation"),  # together, as in most of optimum-intel's recommended configurations
     "gptq": ("gptq",),
 }
-DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and faster on every processor measured: docs/guide/export.md
+DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and faster on every processor measured: docs/benchmarks/weight-formats.md
 DRAFT_FORMAT = "int4"
-DEFAULT_METHOD = "gptq"  # the most accurate: docs/guide/export.md
+DEFAULT_METHOD = "gptq"  # the most accurate: docs/benchmarks/quantization.md

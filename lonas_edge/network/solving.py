@@ -30,7 +30,7 @@ from lonas_edge.network.walk import Walk
 from lonas_edge.space.elasticity import Widths
 from lonas_edge.space.subnetwork import Subnetwork
 
-SHRINKAGE = 0.1  # docs/guide/export.md has what others gave
+SHRINKAGE = 0.1  # others: docs/benchmarks/reconstruction.md
 Progress = Callable[[float], None]
 
 

@@ -33,7 +33,7 @@ def test_the_text_part_is_a_model(
     whole.save_pretrained(tmp_path / "WHOLE")
     refused = run_cli("inspect", tmp_path / "WHOLE")
     assert refused.code == 1 and "model_type 'gemma3' is not supported" in refused.err
-    guide = (Path(__file__).parents[2] / "docs/guide/export.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs/reference/families.md").read_text()
     (lines,) = re.findall(r"```python\n(from transformers import Gemma3ForCausalLM.*?)```", guide, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(lines)

@@ -27,7 +27,7 @@ CALIBRATED = {  # options of optimum-intel
 }
 GGUF = ("Q8_0", "Q4_K_M")
 TEXTS = 96  # examples for the calibration
-TOOLS = {"lonas-edge": ("o", "tab:blue"), "optimum": ("s", "dimgray"), "llama.cpp": ("^", "tab:orange")}
+TOOLS = {"lonas-edge": ("tab:blue", "o^svDP*Xh"), "optimum": ("dimgray", "o^svDP"), "llama.cpp": ("tab:orange", "o^")}
 
 
 def parse() -> argparse.Namespace:
@@ -120,30 +120,28 @@ def plot(result: dict[str, Any], image: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     rows = {name: row for name, row in result["rows"].items() if row.get("accuracy") is not None}
-    labels = {"tpot_ms": "TPOT, ms (shorter is better)", "ttft_ms": "TTFT, ms (shorter is better)"}
+    labels = {"tpot_ms": "TPOT, ms (lower is better)", "ttft_ms": "TTFT, ms (lower is better)"}
     for panel, (metric, label) in zip(panels, labels.items(), strict=True):
-        for tool, (marker, color) in TOOLS.items():
-            points = [row for row in rows.values() if row["tool"] == tool]
-            if not points:
-                continue
-            x, y = [row[metric] for row in points], [row["accuracy"] for row in points]
-            half = [row["difference"][1] if row.get("difference") else 0.0 for row in points]
-            style = {"fmt": marker, "color": color, "elinewidth": 0.8, "alpha": 0.9, "label": tool}
-            panel.errorbar(x, y, yerr=half, **style)
-        for name, row in rows.items():
-            short = name.removeprefix(f"{row['tool']}-")
-            offset = (4, 4) if row["tool"] == "lonas-edge" else (4, -11)
-            text = {"xytext": offset, "textcoords": "offset points", "fontsize": "x-small", "color": TOOLS[row["tool"]][1]}
-            panel.annotate(short, (row[metric], row["accuracy"]), **text)
+        for tool, (color, markers) in TOOLS.items():
+            named = {name: row for name, row in rows.items() if row["tool"] == tool}
+            for (name, row), marker in zip(named.items(), markers, strict=False):
+                half = row["difference"][1] if row.get("difference") else 0.0
+                style = {"fmt": marker, "color": color, "elinewidth": 0.6, "capsize": 2, "label": _label(tool, name)}
+                panel.errorbar([row[metric]], [row["accuracy"]], yerr=[half], **style)
         panel.set_xlabel(label)
-        panel.margins(x=0.2)
+        panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("accuracy, %")
-    panels[0].legend(loc="lower right", frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     figure.suptitle(result["title"], fontsize="medium")
     figure.savefig(image, dpi=120)
+
+
+def _label(tool: str, name: str) -> str:
+    short = name.removeprefix(f"{tool}-")
+    return f"{tool} {short}"
 
 
 def main() -> None:

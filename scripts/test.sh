@@ -1,45 +1,57 @@
 #!/usr/bin/env bash
-# Every check of the project: ruff, ruff format, mypy, pydoclint, the imports' order, the docs, pytest (unit tests, and end to end
-# on the real SmolLM2-135M).
+# All checks of the project: ruff, mypy, pydoclint, import-linter, the docs, and pytest, which runs while the others do.
 #
-#   bash scripts/test.sh                     all of it
-#   bash scripts/test.sh -m "not e2e"        arguments go to pytest
+#   bash scripts/test.sh                     the default tier, about ten minutes on two cores
+#   bash scripts/test.sh --all               the slow tier, too: all model families, kills, memory limits, PostgreSQL
+#   bash scripts/test.sh -m "not e2e"        more arguments go to pytest
 #   COVERAGE=1 bash scripts/test.sh          with coverage before Python 3.12, too, where it slows the unit tests by 45 %
 #
-# Makes .venv if there is none (PYTHON=… names another than python3). All checks run; the exit code is 1 if one failed.
+# Creates .venv if there is none (PYTHON=… names another interpreter than python3). The exit code is 1 if a check failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
+tier=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+  tier=()
+  shift
+fi
 if [ ! -x .venv/bin/python ]; then
   "${PYTHON:-python3}" -m venv .venv || exit 2
 fi
-# a copy of pyproject.toml in the environment says which one was installed last
+# a copy of pyproject.toml in the environment tells which one was installed last
 if ! cmp -s pyproject.toml .venv/installed-pyproject.toml; then
   echo "=== install"
-  .venv/bin/python -m pip install --quiet --editable '.[dev]' || exit 2
+  # modules are compiled when they are first imported: most never are
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]' || exit 2
   cp pyproject.toml .venv/installed-pyproject.toml
 fi
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
 
-failed=()
+scratch=$(mktemp -d) || exit 2
+trap 'rm -rf "$scratch"' EXIT
+
+# check NAME COMMAND…: prints a line, and the output of a command that fails
 check() {
-  local name=$1 start=$SECONDS
+  local name=$1 start=$SECONDS output="$scratch/$1" result=passed
   shift
-  printf '\n=== %s\n' "$name"
-  "$@" || failed+=("$name")
-  printf -- '--- %s: %d s\n' "$name" $((SECONDS - start))
+  if ! "$@" >"$output" 2>&1; then
+    result=FAILED
+    cat "$output"
+    echo "$name" >>"$scratch/failed"
+  fi
+  printf '=== %s %s, %d s\n' "$name" "$result" $((SECONDS - start))
 }
 
-build_docs() {
-  local site
-  site=$(mktemp -d) || return
-  NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$site"
-  local code=$?
-  rm -rf "$site"
-  return $code
+static_checks() {
+  check "ruff check" ruff check .
+  check "ruff format" ruff format --check .
+  check "import order" lint-imports --no-cache --no-logo
+  check "mypy" mypy
+  check "pydoclint" pydoclint --quiet lonas_edge
+  check "docs" env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$scratch/site"
 }
 
-# Python 3.12 and newer say which lines run at no cost (sys.monitoring)
+# Python 3.12 and newer count lines at no cost (sys.monitoring)
 coverage=()
 if python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then
   export COVERAGE_CORE=sysmon
@@ -49,18 +61,15 @@ if [ "${COVERAGE:-0}" != 0 ]; then
   coverage=(--cov=lonas_edge --cov-report=term:skip-covered)
 fi
 
-check "ruff check" ruff check .
-check "ruff format" ruff format --check .
-check "mypy" mypy
-check "pydoclint" pydoclint --quiet lonas_edge
-check "import order" lint-imports --no-cache --no-logo
-check "docs" build_docs
-# one file after another in each of several processes; one that crashes ends the run (xdist 3.8 would wait for it for ever)
-check "pytest" python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "${coverage[@]}" "$@"
+static_checks &
+static=$!
+# a file runs in one process; a worker that crashes ends the run (xdist 3.8 would wait for it forever)
+python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+  ${tier[@]+"${tier[@]}"} ${coverage[@]+"${coverage[@]}"} "$@" || echo pytest >>"$scratch/failed"
+wait "$static"
 
-echo
-if [ ${#failed[@]} -gt 0 ]; then
-  printf 'FAILED: %s\n' "${failed[@]}"
+if [ -e "$scratch/failed" ]; then
+  sed 's/^/FAILED: /' "$scratch/failed"
   exit 1
 fi
-echo "All checks passed."
+echo "All checks passed in $SECONDS s."

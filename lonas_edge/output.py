@@ -143,7 +143,7 @@ class OutputDirectory:
             except (KeyboardInterrupt, LonasEdgeError) as error:
                 if not self._keeps():
                     raise
-                reason = f"{error}\n" if isinstance(error, LonasEdgeError) else "Interrupted. "
+                reason = f"{error}\n" if isinstance(error, LonasEdgeError) else f"{self.path}: interrupted. "
                 raise LonasEdgeError(f"{reason}{work.kept}") from error
             finally:
                 self._leave()

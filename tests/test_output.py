@@ -125,14 +125,14 @@ IDENTITY = {"data": "a" * 64, "options": {"lr": 0.1, "layers": (1, 2)}}
 
 @pytest.mark.parametrize(
     ("stop", "message"),
-    [(KeyboardInterrupt(), "Interrupted. "), (LonasEdgeError("no memory"), "no memory\n"), (RuntimeError("a bug"), "")],
+    [(KeyboardInterrupt(), "{path}: interrupted. "), (LonasEdgeError("no memory"), "no memory\n"), (RuntimeError("a bug"), "")],
 )
 def test_a_stopped_run_continues(stop: BaseException, message: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError if isinstance(stop, RuntimeError) else LonasEdgeError) as raised:
         work(tmp_path, IDENTITY, stop=stop)
     if message:
         kept = f"The work so far is kept in {tmp_path / 'out.partial'}. Run the same command again to continue."
-        assert str(raised.value) == f"{message}{kept}"
+        assert str(raised.value) == message.format(path=tmp_path / "out") + kept
     assert names(tmp_path) == ["out.partial"]
     assert work(tmp_path, IDENTITY)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["training.json"]

@@ -19,13 +19,12 @@ from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.evaluate.protocols import DEFAULT, PROTOCOLS, Protocol
+from lonas_edge.evaluate.protocols import CLASSIFY, PROTOCOLS, TASKS, Classify, Protocol, choose_protocol
 from lonas_edge.options import LARGEST_SEED, given, option
-from lonas_edge.progress import Progress
 
 if TYPE_CHECKING:
-    from lonas_edge.evaluate.record import Report
-    from lonas_edge.evaluate.report import Samples
+    from lonas_edge.evaluate.record import EvalRecord
+    from lonas_edge.evaluate.settings import EvalSettings
     from lonas_edge.evaluate.targets import Target
 
 _NO_IR, _NO_TORCH, _NO_SOURCE = "no TARGET is an IR", "no TARGET runs in PyTorch", "no TARGET is an adapter or a base model"
@@ -61,10 +60,11 @@ class EvalOptions(JsonOptions):
     datasets: Path | None = option(
         None, metavar="DIR", help="Directory with TASK/test.json (LLM-Adapters collection) or TASK/dev.tsv (GLUE)."
     )
-    protocol: str = option(
-        DEFAULT,
+    protocol: str | None = option(
+        None,
         choices=tuple(PROTOCOLS),
         help="Generate an answer (as the LoNAS paper does), or rank answer words or option texts.",
+        unset="option-text; generate for models trained with the prompt lonas, and for math",
     )
     subnet: tuple[str, ...] = option(
         (),
@@ -73,7 +73,9 @@ class EvalOptions(JsonOptions):
         unset="heuristic; maximal for plain LoRA",
     )
     limit: int | None = option(None, minimum=1, help="Examples per task, a random choice.", unset="all")
-    output: Path | None = option(None, metavar="DIR", help="Directory for eval.json, eval.csv, eval.md and the sample logs.")
+    output: Path | None = option(
+        None, metavar="DIR", help="Directory for report and sample logs; only with it, a killed evaluation continues."
+    )
     model: str | None = model_option()
     nncf_config: Path | None = search_space_option()
     revision: str | None = revision_option()
@@ -100,7 +102,6 @@ class EvalOptions(JsonOptions):
         why="a model card shows results on complete test sets",
         help="Write the results into the model cards of exported directories.",
     )
-    fresh: bool = option(False, panel="Advanced", help="Ignore the saved answers of earlier runs with the same settings.")
 
 
 @command(EvalOptions, RunOptions)
@@ -108,76 +109,64 @@ def run(options: EvalOptions, where: RunOptions) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
     Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
-    classifiers (BERT) GLUE. Answers are saved: the same command continues an interrupted run.
+    classifiers (BERT) GLUE. With --output, the same command continues a killed evaluation.
     """
     references = options.targets or ((options.model,) if options.model else ())
     if not references:
         raise click.UsageError("pass a TARGET, or --model BASE")
-    _refuse_idle(options, where, _not_asked(PROTOCOLS[options.protocol]))
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with progress() as report:
         with importing():
-            from lonas_edge.evaluate.report import for_card, write
-            from lonas_edge.evaluate.run import resumable
-            from lonas_edge.evaluate.targets import open_targets
+            from lonas_edge.evaluate.report import for_card
+            from lonas_edge.evaluate.run import evaluate_into
+            from lonas_edge.evaluate.targets import open_targets, task_of_targets
             from lonas_edge.exporting.exported import store_evaluation
+            from lonas_edge.families import CLASSIFICATION
             from lonas_edge.ir.runtime import check_device
             from lonas_edge.output import OutputDirectory
         used = (*references, options.model, options.nncf_config, options.datasets, *filter(os.path.isfile, options.subnet))
         directory = OutputDirectory(options.output, options.overwrite, used) if options.output else None
         if directory:
-            directory.check(_ROOM)
-        tasks, classifies = _tasks(options, where, references)
+            directory.check(_ROOM, resumable=True)
+        classifies = task_of_targets(references, options.model, options.revision) == CLASSIFICATION
+        if classifies:
+            _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier has no prompts"))
         report("Opening", None)
         check_device(where.device)
         opened = open_targets(
             references, options.subnet or (None,), where, options.model, options.nncf_config, options.revision
         )
-        used_by_targets = frozenset[str]().union(*(target.heeds for target in opened))
+        used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
         _refuse_idle(options, where, {name: reason for name, reason in _USED.items() if name not in used_by_targets})
+        settings = _settings(options, where, opened, classifies)
         if options.card:
             _check_cards(opened)
         if directory:  # an adapter may name its base
             directory = replace(directory, inputs=(*used, *(target.base for target in opened)))
-            directory.check(_ROOM)
-        with resumable():
-            result, samples = _evaluate(opened, options, tasks, classifies, report)
-        if directory:
-            with directory.open() as folder:
-                write(result, samples, folder)
+            directory.check(_ROOM, resumable=True)
+        result = evaluate_into(directory, opened, settings, report)
     print(json.dumps(result.to_json(), indent=1)) if options.json else _print(result, options.output)
     for target, record in zip(opened, result.targets, strict=True) if options.card else ():
         if target.folder:
             store_evaluation(target.folder, result.protocol, for_card(result, record))
 
 
-def _tasks(options: EvalOptions, where: RunOptions, references: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """The tasks, and whether they are for classifiers."""
-    from lonas_edge.evaluate.classification import tasks_there
-    from lonas_edge.evaluate.targets import task_of_targets
-    from lonas_edge.families import CLASSIFICATION
+def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", classifies: bool) -> "EvalSettings":
+    """Tasks and protocol."""
+    from lonas_edge.evaluate.classification import choose_tasks
+    from lonas_edge.evaluate.settings import EvalSettings
 
-    named, known = options.tasks or None, PROTOCOLS[options.protocol].tasks
-    if task_of_targets(references, options.model, options.revision) == CLASSIFICATION:
-        _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier has no prompts"))
-        return tasks_there(named, options.datasets), True
-    return tuple(there(known, options.datasets) if named is None else resolve(known, named)), False
-
-
-def _evaluate(
-    targets: "Sequence[Target]", options: EvalOptions, tasks: tuple[str, ...], classifies: bool, report: Progress
-) -> "tuple[Report, Samples]":
-    from lonas_edge.evaluate import classification, run
-
-    limit, seed, resume = options.limit, options.seed, not options.fresh
-    if classifies and options.datasets:
-        asked = classification.ClassifyOptions(tasks, options.datasets, limit, seed, resume)
-        return classification.classify(targets, asked, report)
-    protocol = PROTOCOLS[options.protocol]
-    asked_for = run.EvalOptions(
-        tasks, options.datasets, protocol, options.prompt, options.num_beams, limit, seed, resume=resume
-    )
-    return run.evaluate(targets, asked_for, report)
+    named = options.tasks or None
+    protocol: Protocol | Classify = CLASSIFY
+    if classifies:
+        tasks = choose_tasks(named, options.datasets)
+    else:
+        prompts = [target.prompt for target in targets]
+        protocol = choose_protocol(options.protocol, prompts, named and resolve(TASKS, named))
+        _refuse_idle(options, where, _not_asked(protocol))
+        known = protocol.tasks
+        tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
+    return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit, options.seed)
 
 
 def _refuse_idle(options: EvalOptions, where: RunOptions, idle: dict[str, str]) -> None:
@@ -212,10 +201,10 @@ def _check_cards(targets: "Iterable[Target]") -> None:
             pass
 
 
-def _print(report_of_run: "Report", output: Path | None) -> None:
+def _print(result: "EvalRecord", output: Path | None) -> None:
     from lonas_edge.evaluate import report
 
-    shown, result = console(), report_of_run
+    shown = console()
     shown.print(f"Protocol: {report.describe(result)}")
     print_table(shown, "", report.headings(result), report.card_rows(result), turn=True)
     if result.differences:

@@ -1,45 +1,77 @@
-"""Two networks on the same questions: paired differences, McNemar's test, and how often they answer the same."""
+"""Two models on the same questions: paired differences, McNemar's test, and the share of equal answers."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lonas_edge.evaluate.glue import ACCURACY, METRICS, draws
+from lonas_edge.exporting.evaluations import TaskResult
 
 Z_95 = 1.959964
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One question as one network answered it.
+class Answers:
+    """The answers of one model to one task.
 
     Attributes:
         task: The task.
-        sample: Its index in the test set.
-        right: 1 where the answer is right, 0 where not; another metric's value for other tasks.
-        answer: What was answered: a word, or the number of a choice.
+        samples: Indices in the test set, [questions].
+        right: 1 for a correct answer, 0 for a wrong one; of a regression minus the distance from the label, [questions].
+        given: The answers: words, or numbers of choices, [questions].
+        labels: The labels, where the metric is another one of GLUE's than accuracy, [questions].
+        metric: The metric.
     """
 
     task: str
-    sample: int
-    right: float
-    answer: str | int
+    samples: np.ndarray
+    right: np.ndarray
+    given: np.ndarray
+    labels: np.ndarray | None = field(default=None)
+    metric: str = ACCURACY
+
+    def at(self, kept: np.ndarray) -> "Answers":
+        """Those to some of the questions."""
+        labels = None if self.labels is None else self.labels[kept]
+        return Answers(self.task, self.samples[kept], self.right[kept], self.given[kept], labels, self.metric)
+
+    def score(self, drawn: Any = slice(None)) -> float:
+        """The metric, perhaps of drawn questions."""
+        if self.labels is None:
+            return float(self.right[drawn].mean())
+        return METRICS[self.metric](self.labels[drawn], self.given[drawn])
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """One task of one target: the result, the sample log, and the answers where models can be compared by them."""
+
+    result: TaskResult
+    samples: Sequence[Mapping[str, Any]]
+    answers: Answers | None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`target` less `against`, on the questions that both answered.
+    """`target` minus `against`, on the questions that both answered.
 
     Attributes:
         target: Name of the one.
         against: Name of the other.
         scope: A task, or `average` for the mean over the tasks.
-        points: Difference of accuracy in percentage points.
-        half_width_95: Half of its 95 % interval; normal approximation of the paired difference (tasks are strata). None below
-            two questions of a task, and where no question tells the two apart: that is no proof that none would.
-        only_target: Questions that only the one has right.
+        points: Difference of accuracy (of the task's metric) in percentage points.
+        half_width_95: Half of its 95 % interval: a normal approximation of the paired difference, with tasks as strata; by
+            bootstrap for other metrics than accuracy. None below two questions of a task, and where no question tells the
+            models apart: that does not prove that none would.
+        only_target: Questions that only the one has right; of a regression, those where it is nearer to the label.
         only_against: Questions that only the other has right.
         mcnemar_p: Two-sided exact p of McNemar's test (1947), a sign test on those two.
-        identical: Share of questions that both answer alike, right or wrong.
-        questions: How many there are.
+        identical: Share of questions with equal answers, right or wrong.
+        questions: Number of questions.
     """
 
     target: str
@@ -54,55 +86,75 @@ class Difference:
     questions: int
 
 
-AVERAGE = "average"
+@dataclass(frozen=True)
+class _Pair:
+    """One task or several: the mean difference, its variance (NaN where unknown), and counts of questions."""
+
+    points: float
+    variance: float
+    only_target: int
+    only_against: int
+    identical: int
+    questions: int
 
 
-def compare(target: str, answers: Sequence[Answered], against: str, others: Sequence[Answered]) -> list[Difference]:
-    """Compare two networks task by task, and over all tasks.
+def compare(target: str, ours: Sequence[Answers], against: str, theirs: Sequence[Answers]) -> list[Difference]:
+    """Compare two models task by task, and over all tasks.
 
     Args:
         target: Name of the one.
-        answers: Its answers.
+        ours: Its answers.
         against: Name of the other.
-        others: Its answers.
+        theirs: Its answers.
 
     Returns:
-        A difference for each task in the order of `answers`, and one for the average where there are several.
+        A difference for each task in the order of `ours`, and one for the average where there are several.
     """
-    known = {(one.task, one.sample): one for one in others}
-    pairs: dict[str, list[tuple[Answered, Answered]]] = {}
-    for one in answers:
-        if (one.task, one.sample) in known:
-            pairs.setdefault(one.task, []).append((one, known[one.task, one.sample]))
-    scopes: dict[str, Mapping[str, list[tuple[Answered, Answered]]]] = {task: {task: both} for task, both in pairs.items()}
+    known = {answers.task: answers for answers in theirs}
+    pairs = {answers.task: pair for answers in ours if answers.task in known and (pair := _pair(answers, known[answers.task]))}
     if len(pairs) > 1:
-        scopes[AVERAGE] = pairs
-    return [_difference(target, against, scope, strata) for scope, strata in scopes.items()]
+        pairs[AVERAGE] = _mean(list(pairs.values()))
+    return [_difference(target, against, scope, pair) for scope, pair in pairs.items()]
 
 
-def _difference(target: str, against: str, scope: str, strata: Mapping[str, list[tuple[Answered, Answered]]]) -> Difference:
+def _pair(ours: Answers, theirs: Answers) -> _Pair | None:
+    samples, here, there = np.intersect1d(ours.samples, theirs.samples, assume_unique=True, return_indices=True)
+    count = len(samples)
+    if not count:
+        return None
+    ours, theirs = ours.at(here), theirs.at(there)
+    differences = ours.right - theirs.right
+    if ours.labels is None:
+        points = 100 * float(differences.mean())
+        variance = 1e4 * float(differences.var(ddof=1)) / count if count > 1 else math.nan
+    else:
+        points = 100 * (ours.score() - theirs.score())
+        variance = 1e4 * float(np.var([ours.score(drawn) - theirs.score(drawn) for drawn in draws(count)]))
+    identical = int((ours.given == theirs.given).sum())
+    return _Pair(points, variance, int((differences > 0).sum()), int((differences < 0).sum()), identical, count)
+
+
+def _mean(pairs: Sequence[_Pair]) -> _Pair:
+    """The mean over tasks, which are independent samples."""
+    counts = [sum(getattr(pair, name) for pair in pairs) for name in ("only_target", "only_against", "identical", "questions")]
+    count = len(pairs)
+    return _Pair(sum(pair.points for pair in pairs) / count, sum(pair.variance for pair in pairs) / count**2, *counts)
+
+
+def _difference(target: str, against: str, scope: str, pair: _Pair) -> Difference:
     from scipy.stats import binomtest
 
-    mean, variance = 0.0, 0.0
-    for both in strata.values():
-        differences = [one.right - other.right for one, other in both]
-        center = sum(differences) / len(both)
-        mean += center / len(strata)
-        spread = sum((value - center) ** 2 for value in differences)
-        variance += spread / (len(both) - 1) / len(both) / len(strata) ** 2 if len(both) > 1 else math.nan
-    every = [pair for both in strata.values() for pair in both]
-    only_target = sum(one.right > other.right for one, other in every)
-    only_against = sum(one.right < other.right for one, other in every)
-    differing = only_target + only_against
+    differing = pair.only_target + pair.only_against
+    known = differing and not math.isnan(pair.variance)
     return Difference(
         target=target,
         against=against,
         scope=scope,
-        points=100 * mean,
-        half_width_95=None if math.isnan(variance) or not differing else 100 * Z_95 * math.sqrt(variance),
-        only_target=only_target,
-        only_against=only_against,
-        mcnemar_p=binomtest(only_target, differing).pvalue if differing else 1.0,
-        identical=sum(one.answer == other.answer for one, other in every) / len(every),
-        questions=len(every),
+        points=pair.points,
+        half_width_95=Z_95 * math.sqrt(pair.variance) if known else None,
+        only_target=pair.only_target,
+        only_against=pair.only_against,
+        mcnemar_p=float(binomtest(pair.only_target, differing).pvalue) if differing else 1.0,
+        identical=pair.identical / pair.questions,
+        questions=pair.questions,
     )

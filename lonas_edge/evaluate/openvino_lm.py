@@ -1,10 +1,8 @@
 """An IR as a model of lm-evaluation-harness.
 
-Greedy generation is openvino_genai's continuous batching, beam search that of transformers (through optimum-intel), ranking an
-infer request of our own.
-
-The harness's own `openvino` backend runs `OVModelForCausalLM`, one padded batch at a time; every prompt of a ranking is
-computed once for each of its options, and every position's logits are computed and copied (lm-eval 0.4.13, optimum-intel 2.2).
+Greedy generation uses openvino_genai's continuous batching, beam search transformers (through optimum-intel), ranking an infer
+request of our own. The harness's own `openvino` backend is slower: it computes every prompt of a ranking once for each option,
+and the logits of every position (lm-eval 0.4.13, optimum-intel 2.2).
 """
 
 import logging
@@ -33,15 +31,12 @@ _BEAMS, _BEAM_TOKENS = 64, 16384  # of all prompts that are searched together; e
 
 
 class OpenVinoLM(RankingLM):
-    """An exported directory, or any IR of a language model with its tokenizer.
-
-    Greedy generation, beam search and ranking each compile the model when first asked.
-    """
+    """Any IR of a language model with its tokenizer. Greedy generation, beam search and ranking compile it when first used."""
 
     def __init__(
         self, folder: Path, tokenizer: Any, max_length: int, device: str = "CPU", properties: Mapping[str, str] | None = None
     ):
-        """Remember what to run.
+        """Set up.
 
         Args:
             folder: The directory.
@@ -64,7 +59,7 @@ class OpenVinoLM(RankingLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands in front of a text without a context, as in the harness's `hf` backend."""
+        """The token before a text without a context, as in the harness's `hf` backend."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -84,7 +79,7 @@ class OpenVinoLM(RankingLM):
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
         """See `RankingLM`."""
         if self._ranker is None:
-            with told(self.folder, self._device_name, self._properties):
+            with _compiling(self.folder, self._device_name, self._properties):
                 self._ranker = _Ranker(self.folder, self._device_name, self._properties)
         return self._ranker.rank(batch)
 
@@ -107,13 +102,7 @@ class OpenVinoLM(RankingLM):
         return [postprocess_generated_text(text, stop, None) for text, stop in zip(texts, stops, strict=True)]
 
     def generate_ids(self, requests: "list[Instance]") -> list[list[int]]:
-        """Generate after each prompt.
-
-        Args:
-            requests: Prompts and options, as of the harness's `generate_until`.
-
-        Returns:
-            The new tokens of each, its end-of-text token included if it came to one.
+        """Generate the new tokens after each prompt, with the end-of-text token where there is one.
 
         Raises:
             LonasEdgeError: If an option is not supported, or OpenVINO cannot compile the model with these properties.
@@ -122,17 +111,17 @@ class OpenVinoLM(RankingLM):
         room = [max(1, self.max_length - options["max_gen_toks"]) for _, options in asked]
         ids = [self.tok_encode(prompt)[-longest:] for (prompt, _), longest in zip(asked, room, strict=True)]
         found: dict[int, list[int]] = {}
-        for how, places in _alike(options for _, options in asked).items():
-            options = dict(how)
+        for key, indices in _by_options(options for _, options in asked).items():
+            options = dict(key)
             generate = self._search if options.get("num_beams", 1) > 1 else self._greedy
-            found |= zip(places, generate([ids[place] for place in places], options), strict=True)
-        return [found[place] for place in range(len(asked))]
+            found |= zip(indices, generate([ids[index] for index in indices], options), strict=True)
+        return [found[index] for index in range(len(asked))]
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        strange = sorted(options.keys() - _SUPPORTED)
-        if strange or options.get("do_sample"):
+        unknown = sorted(options.keys() - _SUPPORTED)
+        if unknown or options.get("do_sample"):
             raise LonasEdgeError(
-                f"generation option {strange[0] if strange else 'do_sample'!r}: not supported for an IR, which answers "
+                f"generation option {unknown[0] if unknown else 'do_sample'!r} is not supported for an IR, which answers "
                 f"greedily or by beam search. Supported: {', '.join(sorted(_SUPPORTED - {'do_sample', 'temperature'}))}."
             )
         return {**options, "until": tuple(text for text in options["until"] if text)}
@@ -142,7 +131,7 @@ class OpenVinoLM(RankingLM):
         import openvino_genai
 
         if self._pipeline is None:
-            with told(self.folder, self._device_name, self._properties):
+            with _compiling(self.folder, self._device_name, self._properties):
                 self._pipeline = _pipeline(self.folder, self._device_name, self._properties)
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.do_sample, config.apply_chat_template = options["max_gen_toks"], False, False
@@ -155,22 +144,22 @@ class OpenVinoLM(RankingLM):
     def _search(self, ids: Sequence[list[int]], options: Mapping[str, Any]) -> list[list[int]]:
         """Beam search, prompts of like length together."""
         if self._searcher is None:
-            with told(self.folder, self._device_name, self._properties):
+            with _compiling(self.folder, self._device_name, self._properties):
                 self._searcher = _searcher(self.folder, self._device_name, self._properties)
         stops, filler = self._stops(), min(self._stops())
         found: dict[int, list[int]] = {}
         for part in _searched_together(ids, options):
-            length = max(len(ids[place]) for place in part)
+            length = max(len(ids[index]) for index in part)
             new = self._searcher.generate(
-                torch.from_numpy(_padded([ids[place] for place in part], length, left=True, filler=filler)),
-                attention_mask=torch.from_numpy(_padded([[1] * len(ids[place]) for place in part], length, left=True)),
+                torch.from_numpy(_padded([ids[index] for index in part], length, left=True, filler=filler)),
+                attention_mask=torch.from_numpy(_padded([[1] * len(ids[index]) for index in part], length, left=True)),
                 stopping_criteria=[_StopTexts(self.tokenizer, options["until"], length)] if options["until"] else None,
                 max_new_tokens=options["max_gen_toks"], do_sample=False, eos_token_id=sorted(stops), pad_token_id=filler,
                 **{name: options[name] for name in ("num_beams", "length_penalty", "repetition_penalty") if name in options},
             )[:, length:].tolist()  # fmt: skip
-            found |= {place: _until(row, stops) for place, row in zip(part, new, strict=True)}
+            found |= {index: _until(row, stops) for index, row in zip(part, new, strict=True)}
         self._searcher.request.reset_state()
-        return [found[place] for place in range(len(ids))]
+        return [found[index] for index in range(len(ids))]
 
     def _stops(self) -> set[int]:
         """Tokens that end a generation: as in transformers, those of the generation configuration."""
@@ -181,24 +170,15 @@ class OpenVinoLM(RankingLM):
 
 
 @contextmanager
-def told(folder: Path, device: str, properties: Mapping[str, str]) -> Iterator[None]:
-    """Say what could not be compiled, and why.
-
-    Args:
-        folder: The directory.
-        device: An OpenVINO device.
-        properties: Run-time properties.
-
-    Raises:
-        LonasEdgeError: If OpenVINO refuses.
-    """
+def _compiling(folder: Path, device: str, properties: Mapping[str, str]) -> Iterator[None]:
+    """Name the directory, device and properties with which OpenVINO refuses to compile."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         given = ", ".join(f"{name}={value}" for name, value in properties.items()) or "none"
         raise LonasEdgeError(
-            f"{folder}: cannot be run on {device} (properties: {given}): {lines[-1] if lines else error!r}"
+            f"{folder}: cannot run on {device} (properties: {given}): {lines[-1] if lines else error!r}"
         ) from error
 
 
@@ -206,8 +186,8 @@ def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
-    # Sharing the prompts' common beginning saves a fifth of the time, but what earlier batches left changes the last bits: 9 of
-    # 192 answers of an INT8 IR were others in a run that had to go on (openvino_genai 2026.4.1).
+    # Prefix caching saves a fifth of the time, but earlier batches change the last bits: 9 of 192 answers of an INT8 IR
+    # differed in a continued run (openvino_genai 2026.4.1).
     scheduler.enable_prefix_caching = False
     scheduler.max_num_batched_tokens = _PROMPT_TOKENS
     return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, device, dict(properties))
@@ -216,8 +196,8 @@ def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
 def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     """The IR in optimum-intel, for transformers' own beam search.
 
-    openvino_genai's own (2026.4.1) judges by the scores of the step before whether it is done, and gave other texts for 3 of
-    100 prompts; it sorts the whole vocabulary for every beam, which takes most of its time with a small model.
+    That of openvino_genai (2026.4.1) stops by the scores of the previous step, which gave other texts for 3 of 100 prompts, and
+    sorts the complete vocabulary for every beam, which takes most of the time of a small model.
     """
     from openvino import opset13 as ops
     from optimum.intel import OVModelForCausalLM
@@ -236,7 +216,7 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
     model.model.validate_nodes_and_infer_types()
-    model.generation_config = GenerationConfig()  # what is asked for counts, not the directory's defaults
+    model.generation_config = GenerationConfig()  # the request counts, not the directory's defaults
     model.compile()
     return model
 
@@ -253,36 +233,36 @@ class _StopTexts:
 
 
 def _searched_together(ids: Sequence[list[int]], options: Mapping[str, Any]) -> Iterator[list[int]]:
-    """Places of prompts of like length; one alone where a penalty on repetition would take padding for text."""
-    places = sorted(range(len(ids)), key=lambda place: (len(ids[place]), ids[place]))
+    """Indices of prompts of similar length; single ones where a repetition penalty would take padding for text."""
+    order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), ids[index]))
     part: list[int] = []
-    for place in places:
+    for index in order:
         beams = options["num_beams"] * (len(part) + 1)
-        tokens = beams * (len(ids[place]) + options["max_gen_toks"])
+        tokens = beams * (len(ids[index]) + options["max_gen_toks"])
         if part and (beams > _BEAMS or tokens > _BEAM_TOKENS or "repetition_penalty" in options):
             yield part
             part = []
-        part.append(place)
+        part.append(index)
     if part:
         yield part
 
 
 def _until(ids: list[int], stops: set[int]) -> list[int]:
-    """Tokens until the first that stops, included; padding follows it."""
-    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    """Tokens up to and including the first that stops; padding follows it."""
+    end = next((index for index, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]
 
 
-def _alike(options: Iterable[Mapping[str, Any]]) -> dict[tuple[tuple[str, Any], ...], list[int]]:
-    """Places of what is asked for with the same options."""
-    places: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-    for place, one in enumerate(options):
-        places.setdefault(tuple(sorted(one.items())), []).append(place)
-    return places
+def _by_options(options: Iterable[Mapping[str, Any]]) -> dict[tuple[tuple[str, Any], ...], list[int]]:
+    """Indices of requests by their options."""
+    indices: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    for index, each in enumerate(options):
+        indices.setdefault(tuple(sorted(each.items())), []).append(index)
+    return indices
 
 
 class _Ranker:
-    """The IR with logits at chosen positions only, and contexts whose KV cache several continuations go on from."""
+    """The IR with logits at chosen positions only, and contexts whose KV cache several continuations share."""
 
     def __init__(self, folder: Path, device: str, properties: Mapping[str, str]):
         core = openvino_core()
@@ -292,7 +272,7 @@ class _Ranker:
         self._request = core.compile_model(model, device, dict(properties)).create_infer_request()
 
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
-        """See `RankingLM`: one pass over the contexts, then one over all continuations, whose last token predicts nothing."""
+        """See `RankingLM`: one pass over the contexts, then one over all continuations without their last token."""
         contexts = [item.context for item in batch]
         ends = [(row, end) for row, item in enumerate(batch) for end in item.continuations]
         longest = max(map(len, contexts))
@@ -305,12 +285,12 @@ class _Ranker:
         found = [[pair] for pair in _likelihoods(first[[row for row, _ in ends]], [end[0] for _, end in ends])]
         long = [index for index, (_, end) in enumerate(ends) if len(end) > 1]
         if long:
-            self._go_on(seen, contexts, [ends[index] for index in long], [found[index] for index in long])
+            self._continue(seen, contexts, [ends[index] for index in long], [found[index] for index in long])
         self._request.reset_state()
         sums = iter([(sum(value for value, _ in pairs), all(greedy for _, greedy in pairs)) for pairs in found])
         return [[next(sums) for _ in item.continuations] for item in batch]
 
-    def _go_on(
+    def _continue(
         self,
         seen: np.ndarray,
         contexts: Sequence[Sequence[int]],
@@ -374,7 +354,7 @@ def _select_rows(model: Any) -> None:
 
 
 def _head(model: Any) -> Any:
-    """The matrix product that gives the logits; a conversion, a bias or a soft cap may follow it."""
+    """The matrix product of the logits; a conversion, a bias or a soft cap may follow it."""
     node = next(node for node in model.get_results() if "logits" in node.input_value(0).get_names())
     while node.get_type_name() != "MatMul":
         node = node.input_value(0).get_node()

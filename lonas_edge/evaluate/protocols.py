@@ -1,9 +1,9 @@
-"""Evaluation protocols, one object each: what a sample becomes, and what counts as its accuracy. Nothing heavy is imported.
+"""Evaluation protocols, one object each: how a sample is asked, and which metric is its accuracy. Imports nothing heavy.
 
 `generate` is the LoNAS reference's (run_commonsense.py, run_math.py): beam search, then the answer as the task reads it in the
-response, the first answer word or the last number. The others ask commonsense tasks alone: `answer-word` ranks "the correct
+response, the first answer word or the last number. The others ask commonsense tasks only: `answer-word` ranks "the correct
 answer is WORD" after the same prompt; `option-text` ranks " OPTION" after "Question: Q", a new line and "Answer:", as the
-harness's own ARC tasks do. How the harness runs a protocol is in `harness_tasks/_NAME.yaml`.
+harness's own ARC tasks do. `harness_tasks/_NAME.yaml` tells lm-evaluation-harness how to run a protocol.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,12 +14,12 @@ from typing import Any
 from lonas_edge.data import commonsense, glue, math_tasks
 from lonas_edge.data.commonsense import CommonsenseTask
 from lonas_edge.data.tasks import EXPECTED, Task
-from lonas_edge.data.templates import PROMPTS, Example, Template
+from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template
 from lonas_edge.errors import raise_all
 
 TASKS: Mapping[str, Task] = {**commonsense.TASKS, **math_tasks.TASKS}
 Sample = dict[str, Any]
-Document = dict[str, Any]  # what the harness's definitions ask of
+Document = dict[str, Any]  # a question for the harness's definitions
 Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of the protocol's own kind
 
 
@@ -28,13 +28,13 @@ class Protocol:
     """How samples are asked.
 
     Attributes:
-        name: What it is called on the command line, in records and in the harness's definitions.
-        about: What the command line's help says of it.
-        reported: What reports say of it; {beams} and {answers} are filled in.
+        name: Its name on the command line, in records and in the harness's definitions.
+        about: A phrase for `--help`.
+        reported: A phrase for reports, with {beams} and {answers}.
         tasks: The tasks that it asks.
-        metric: The metric that is a task's accuracy, unless the task says another.
-        ask: Makes of a faultless sample what the harness asks. ValueError says why it cannot.
-        prompt: The prompt as reports show it, where the protocol has its own; None where a template makes it.
+        metric: The metric that is a task's accuracy, unless the task has another.
+        ask: Makes a question of a valid sample. ValueError says why it cannot.
+        prompt: Its own prompt, as reports show it; None where a template makes the prompt.
         num_beams: Beams by default; None where choices are ranked.
     """
 
@@ -57,46 +57,31 @@ class Protocol:
         return self.tasks[task].metric or self.metric
 
     def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
-        """The protocol in one line.
-
-        Args:
-            num_beams: Beams; None where choices are ranked.
-            tasks: Of `tasks`, those that were asked.
-
-        Returns:
-            Its name and how it asks; where answers are read in several ways, each with its tasks.
-        """
+        """The protocol in one line, for tasks that were asked."""
         beams = "greedy" if num_beams == 1 else f"{num_beams} beams"
         read: dict[str, list[str]] = {}
         for task in map(self.tasks.__getitem__, tasks):
             read.setdefault(f"{task.new_tokens} new tokens, {task.reads}", []).append(task.heading)
-        told = "; ".join(f"{how} ({', '.join(those)})" if len(read) > 1 else how for how, those in read.items())
-        return f"{self.name}: {self.reported.format(beams=beams, answers=told)}"
+        answers = "; ".join(f"{way} ({', '.join(those)})" if len(read) > 1 else way for way, those in read.items())
+        return f"{self.name}: {self.reported.format(beams=beams, answers=answers)}"
 
     def read(self, datasets: Path, task: str) -> list[Sample]:
-        """Read a task's test set, and check every sample before any is asked.
-
-        Args:
-            datasets: The directory with a folder for each task.
-            task: One of `tasks`.
-
-        Returns:
-            The samples.
+        """Read a task's test set from a directory with a folder for each task, and check every sample.
 
         Raises:
             LonasEdgeError: If the file is missing, empty or not of the format; every faulty sample is listed with its index.
         """
         known = self.tasks[task]
         items = known.items(datasets)
-        faults = [f"sample {index}: {fault}" for index, item in enumerate(items) if (fault := self._fault(known, item))]
-        raise_all(f"{known.path(datasets)}: not a test set of {task} for the protocol {self.name}:", faults, EXPECTED)
+        problems = [f"sample {index}: {problem}" for index, item in enumerate(items) if (problem := self._problem(known, item))]
+        raise_all(f"{known.path(datasets)}: not a test set of {task} for the protocol {self.name}:", problems, EXPECTED)
         return items
 
-    def _fault(self, task: Task, item: Any) -> str | None:
-        """What is wrong with a sample; one that cannot be asked, with whatever template, is no good."""
-        fault = task.fault(item)
-        if fault:
-            return fault
+    def _problem(self, task: Task, item: Any) -> str | None:
+        """Why a sample cannot be asked, whatever the template."""
+        problem = task.fault(item)
+        if problem:
+            return problem
         try:
             self.ask(task, item, next(iter(PROMPTS.values())).asking(task.collection))
         except ValueError as error:
@@ -104,23 +89,23 @@ class Protocol:
         return None
 
     def documents(self, samples: Sequence[Sample], task: str, prompt: str | Template) -> list[Document]:
-        """What the harness asks: for each sample the text in front, the choices to rank, and the right one.
+        """Questions for the harness.
 
         Args:
             samples: Checked samples.
             task: One of `tasks`.
-            prompt: The prompt, or its name; a protocol with a prompt of its own does not look at it.
+            prompt: The prompt or its name; ignored by a protocol with a prompt of its own.
 
         Returns:
             `task`, `prompt` and `answer`; where choices are ranked also `words` (those that the sample may be answered with),
-            `choices` (texts to rank, in the order of the words), and `label`, the index of the right one.
+            `choices` (texts to rank, in the order of the words), and `label`, the index of the correct one.
         """
         known = self.tasks[task]
         template = prompt if isinstance(prompt, Template) else PROMPTS[prompt].asking(known.collection)
         return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
     def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:
-        """Length of the longest choice, by a measure of texts; of what is generated, the tokens."""
+        """Length of the longest choice, by a measure of texts; new tokens where it generates."""
         if self.generates:
             return self.tasks[document["task"]].new_tokens
         return max(length(f" {choice}") for choice in document["choices"])
@@ -151,13 +136,13 @@ def _document(prompt: str, answer: str, words: Sequence[str], choices: Sequence[
     return {"prompt": prompt, "answer": answer, "words": list(words), "choices": list(choices), "label": label}
 
 
-DEFAULT = "generate"
+GENERATE, ANSWER_WORD, OPTION_TEXT = "generate", "answer-word", "option-text"
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            "generate",
-            about="the reference's, generates and takes the first answer word, of math the last number",
+            GENERATE,
+            about="the LoNAS paper's; generates, and takes the first answer word, of math the last number",
             reported="{beams}, {answers}",
             tasks=TASKS,
             metric="acc",
@@ -165,7 +150,7 @@ PROTOCOLS = {
             num_beams=4,
         ),
         Protocol(
-            "answer-word",
+            ANSWER_WORD,
             about="ranks 'the correct answer is WORD'",
             reported='ranks "the correct answer is WORD"',
             tasks=commonsense.TASKS,
@@ -173,8 +158,8 @@ PROTOCOLS = {
             ask=_answer_word,
         ),
         Protocol(
-            "option-text",
-            about="ranks the options' texts, the sensitive one for small models",
+            OPTION_TEXT,
+            about="ranks the options' texts, the most sensitive protocol for small models",
             reported='ranks " OPTION" after the question, length-normalized (BoolQ: plain)',
             tasks=commonsense.TASKS,
             metric="acc_norm",
@@ -185,42 +170,45 @@ PROTOCOLS = {
 }
 
 
+def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Sequence[str] | None) -> Protocol:
+    """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math.
+
+    Args:
+        explicit: The value of `--protocol`.
+        prompts: The prompts that the targets were trained with.
+        tasks: The value of `--tasks`, its groups and other names resolved.
+    """
+    math_only = bool(tasks) and set(tasks or ()) <= {*math_tasks.TASKS}
+    return PROTOCOLS[explicit or (GENERATE if math_only or REFERENCE in prompts else OPTION_TEXT)]
+
+
+_TITLES = {"acc": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson", "spearman": "Spearman"}
+
+
 @dataclass(frozen=True)
-class Classifying:
-    """How classifiers are asked: a text or a pair of texts, without a prompt, each of GLUE's tasks as GLUE judges it.
+class Classify:
+    """How classifiers are asked: a text or a pair of texts without a prompt, judged by GLUE's metrics of the task.
 
     Attributes:
-        name: What it is called in records.
-        prompt: There is none.
-        tasks: The development sets by the names that reports have.
+        name: Its name in records.
+        metrics: Metrics by development set, as reports name the sets.
     """
 
     name: str
-    prompt: None
-    tasks: Mapping[str, "Headed"]
+    metrics: Mapping[str, Sequence[str]]
+    num_beams: None = None
 
-    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
+    def describe(self, _num_beams: int | None, tasks: Iterable[str]) -> str:
         """It in one line; see `Protocol`."""
-        told = {"acc": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson", "spearman": "Spearman"}
-        judged = [f"{name}: {', '.join(told[metric] for metric in self.tasks[name].metrics)}" for name in tasks]
+        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics[name])}" for name in tasks]
         return f"{self.name}: GLUE's development sets; {'; '.join(judged)}"
 
 
-@dataclass(frozen=True)
-class Headed:
-    """A development set in a report: its heading and its metrics."""
-
-    heading: str
-    metrics: tuple[str, ...]
-
-
-CLASSIFY = Classifying(
+CLASSIFY = Classify(
     "classify",
-    None,
     {
-        f"{task.name}-mm" if number else task.name: Headed(f"{task.name}-mm" if number else task.name, task.metrics)
+        f"{task.name}-mm" if number else task.name: task.metrics
         for task in glue.TASKS.values()
         for number, _ in enumerate(task.splits)
     },
 )
-REPORTED: Mapping[str, Protocol | Classifying] = {**PROTOCOLS, CLASSIFY.name: CLASSIFY}

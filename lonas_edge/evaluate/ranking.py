@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, with every context computed once for all continuations it has."""
+"""Log-likelihoods of continuations, with every context computed once for all its continuations."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ BATCH_TOKENS = 512  # of contexts, and of continuations: enough to keep two core
 
 @dataclass(frozen=True)
 class Ranked:
-    """A context and the continuations to rank after it, as token ids; all of them hold at least one."""
+    """A context and the continuations to rank after it, as token ids; none is empty."""
 
     context: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
@@ -26,10 +26,10 @@ class Ranked:
 
 
 class RankingLM(TemplateLM):  # type: ignore[misc]
-    """A model of lm-evaluation-harness that computes a context once; `rank` is the backend's.
+    """A model of lm-evaluation-harness that computes a context once; a backend implements `rank`.
 
-    The harness's own backends compute context and continuation together, once for every continuation. Requests come here a
-    batch at a time, so that the order of what is computed together depends on nothing but them.
+    The harness's own backends compute context and continuation together, once for every continuation. Requests arrive in
+    batches, so that only these decide which of them are computed together.
     """
 
     max_length: int
@@ -40,28 +40,28 @@ class RankingLM(TemplateLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Likelihood]:
         """See `TemplateLM`: requests are ((context, continuation), token ids of the context, and of the continuation)."""
-        places: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
-        for place, (_, context, continuation) in enumerate(requests):
-            # the harness's own rule for what is too long: the context loses its beginning
+        indices: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+        for index, (_, context, continuation) in enumerate(requests):
+            # the harness's own rule for long sequences: the context loses its beginning
             kept = tuple(context[-max(1, self.max_length + 1 - len(continuation)) :])
-            places.setdefault(kept, {}).setdefault(tuple(continuation), []).append(place)
+            indices.setdefault(kept, {}).setdefault(tuple(continuation), []).append(index)
         found: list[Likelihood] = [(0.0, True)] * len(requests)  # of a continuation without tokens
-        asked = [Ranked(context, tuple(filter(None, ends))) for context, ends in places.items()]
-        for batch in _packed(sorted((item for item in asked if item.tokens), key=_alike)):
+        asked = [Ranked(context, tuple(filter(None, ends))) for context, ends in indices.items()]
+        for batch in _packed(sorted((item for item in asked if item.tokens), key=_by_length)):
             for item, likelihoods in zip(batch, self.rank(batch), strict=True):
                 for end, likelihood in zip(item.continuations, likelihoods, strict=True):
-                    for place in places[item.context][end]:
-                        found[place] = likelihood
+                    for index in indices[item.context][end]:
+                        found[index] = likelihood
         return found
 
 
-def _alike(item: Ranked) -> tuple[int, int, tuple[int, ...]]:
-    """Neighbours in this order need little padding: on ARC 20 % of what is needed; by the context's length alone, 58 %."""
+def _by_length(item: Ranked) -> tuple[int, int, tuple[int, ...]]:
+    """Neighbours in this order need little padding: 20 % of the tokens on ARC; 58 % if sorted by the context alone."""
     return -(len(item.context) // 16), max(map(len, item.continuations)), item.context
 
 
 def _packed(asked: Sequence[Ranked]) -> Iterator[list[Ranked]]:
-    """Batches of what is alike in length, the longest contexts first."""
+    """Batches of similar lengths, the longest contexts first."""
     batch: list[Ranked] = []
     for item in asked:
         together = [*batch, item]

@@ -8,17 +8,17 @@ from lonas_edge.schema import Record
 
 
 @dataclass(frozen=True)
-class Report(Record):
-    """An evaluation. The first target is what the others are compared with.
+class EvalRecord(Record):
+    """An evaluation. The other targets are compared with the first.
 
     Attributes:
         protocol: Name of the protocol.
         num_beams: Beams, where it generates.
-        limit: Samples of each task; None for whole test sets.
+        limit: Samples of each task; None for complete test sets.
         seed: Seed of their choice.
-        targets: What was found of each.
-        differences: Of each from the first, task by task and over all.
-        conditions: Where and when.
+        targets: The results of each.
+        differences: Of each from the first, by task and on average.
+        conditions: Machine, versions, date.
     """
 
     NAME = "eval"

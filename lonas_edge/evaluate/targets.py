@@ -1,6 +1,5 @@
 """TARGETs of an evaluation: an exported directory, a super-adapter with a sub-network, a base; opened without their weights."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,7 +53,7 @@ class Target:
         batch_size: Prompts of a batch.
         folder: Of a directory that `lonas-edge export` wrote, whose model card can be added to; None for others.
         load: Loads it: a language model as one of lm-evaluation-harness, a classifier as what gives logits of a batch.
-        heeds: Arguments of `open_targets` and fields of `RunOptions` that can change it.
+        uses: Arguments of `open_targets` and fields of `RunOptions` that can change it.
         base: The base model's directory, where it is not the target itself; an adapter may name it.
         outputs: Names of a classifier's outputs; none of a language model.
         template: What the prompt `chat` is; by its tokenizer's chat template when None.
@@ -72,7 +71,7 @@ class Target:
     batch_size: int
     folder: Path | None
     load: Callable[[], Any]
-    heeds: frozenset[str]
+    uses: frozenset[str]
     base: Path | None = None
     outputs: tuple[str, ...] = ()
     template: Template | None = None
@@ -219,7 +218,7 @@ class _Opener:
             batch_size=batch_size,
             folder=folder if exported.manifest else None,
             load=load_classifier if classifies else load,
-            heeds=frozenset({"device", "properties"}),
+            uses=frozenset({"device", "properties"}),
             outputs=_outputs(exported.config) if classifies else (),
         )
 
@@ -260,10 +259,8 @@ class _Opener:
             choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None),
             source.head,
         )
-        heeds = (
-            {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
-        )
-        return replace(target, heeds=target.heeds | heeds, base=source.base.folder, template=own, close=shared.close)
+        uses = {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
+        return replace(target, uses=target.uses | uses, base=source.base.folder, template=own, close=shared.close)
 
     def _torch(
         self,
@@ -306,7 +303,7 @@ class _Opener:
             batch_size=batch_size,
             folder=None,
             load=load_classifier if classifies else load,
-            heeds=_IN_PYTORCH,
+            uses=_IN_PYTORCH,
             outputs=_outputs(config) if classifies else (),
         )
 
@@ -356,8 +353,3 @@ def _prompt_in(manifest: Manifest | None) -> str:
     return (
         choose_prompt(recorded=manifest.prompt, search_space=manifest.subnetwork.search_space) if manifest else choose_prompt()
     )
-
-
-def cache_folder() -> Path:
-    """Where finished answers are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge" / "eval"

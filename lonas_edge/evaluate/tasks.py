@@ -1,7 +1,6 @@
 """Functions that the definitions in `harness_tasks/` name; lm-evaluation-harness calls them, stock `lm_eval` too.
 
-The definitions take their documents from `load`, with the prompt and the choices of the protocol ready made, so that nothing
-in a sample is read as a template.
+`load` returns documents with finished prompts and choices, so that no text of a sample is read as a template.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ def load(
     from datasets import Dataset
 
     if not datasets:
-        raise LonasEdgeError('where is the data? The harness takes it as --metadata \'{"datasets": "DIR"}\'')
+        raise LonasEdgeError('no test sets: lm_eval takes their directory as --metadata \'{"datasets": "DIR"}\'')
     asked, asking = PROTOCOLS[protocol], Template(**template) if template else prompt
     return {"test": Dataset.from_list(asked.documents(asked.read(Path(datasets), task), task, asking))}
 
@@ -50,5 +49,5 @@ def answers(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -
 
 
 def judge(document: Document, results: Sequence[str]) -> dict[str, float]:
-    """`process_results` of the definitions: whether the answer is the right one."""
+    """`process_results` of the definitions: whether the answer is correct."""
     return {"acc": float(TASKS[document["task"]].is_right(results[0], document["answer"]))}

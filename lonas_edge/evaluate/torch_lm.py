@@ -14,11 +14,11 @@ from lonas_edge.space.architecture import Architecture
 class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
     """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
 
-    A continuation sees its context and itself, at the positions it would have alone.
+    A continuation sees its context and itself, at its usual positions.
     """
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any) -> list[Likelihood]:
-        """See `RankingLM`. As the harness does it where a mask of our own cannot be: beyond a window, or in a family."""
+        """See `RankingLM`. The harness's own way where a custom mask is impossible: beyond a window, or in some families."""
         window = getattr(self.model.config, "sliding_window", None)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
         if not self._family.takes_positions or (window and longest > window):

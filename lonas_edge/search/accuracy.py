@@ -81,7 +81,8 @@ def accuracy_score(
     Returns:
         Scores a sub-network: right answers, in percent.
     """
-    from lonas_edge.evaluate.run import EvalOptions, evaluate
+    from lonas_edge.evaluate.run import evaluate
+    from lonas_edge.evaluate.settings import EvalSettings
 
     def score(widths: Sequence[int]) -> float:
         network.activate(widths)
@@ -91,11 +92,9 @@ def accuracy_score(
                 folder = Path(scratch) / task
                 folder.mkdir()
                 (folder / "test.json").write_text(json.dumps(samples), encoding="utf-8")
-            options = EvalOptions(
-                tuple(questions), Path(scratch), PROTOCOLS[protocol], prompt.name, resume=False, cache=Path(scratch) / "cache"
-            )
-            report, _ = evaluate([_target(network, widths, prompt, tokenizer)], options)
-        results = report.targets[0].tasks
+            settings = EvalSettings(tuple(questions), Path(scratch), PROTOCOLS[protocol], prompt.name)
+            record, _ = evaluate([_target(network, widths, prompt, tokenizer)], settings)
+        results = record.targets[0].tasks
         asked = sum(one.questions for one in results)
         return sum(one.accuracy * one.questions for one in results) / asked
 
@@ -174,6 +173,6 @@ def _target(network: "SuperNetwork", widths: Sequence[int], prompt: Template, to
         batch_size=BATCH_SIZE,
         folder=None,
         load=partial(TorchLM, pretrained=network.base, tokenizer=tokenizer, batch_size=BATCH_SIZE, backend="causal"),
-        heeds=frozenset(),
+        uses=frozenset(),
         template=prompt if prompt.name == CHAT else None,
     )

@@ -45,7 +45,7 @@ def test_every_command(case: str, run_cli: Callable, tiny_models: TinyModels, id
     assert (plain - expected).abs().max() > 1e-2, "four steps changed nothing"
 
     run("export", adapter, "--subnet", "minimal", "--output", exported)
-    asked = ["--datasets", DATASETS, "--tasks", "ARC-Easy", "--protocol", "option-text", "--fresh", "--json"]
+    asked = ["--datasets", DATASETS, "--tasks", "ARC-Easy", "--protocol", "option-text", "--json"]
     report = json.loads(run("eval", exported, adapter, "--subnet", "minimal", *asked))
     assert [target["kind"] for target in report["targets"]] == ["ir", "torch"]
 

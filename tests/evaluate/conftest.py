@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-import lonas_edge.evaluate.run
+import lonas_edge.evaluate.language
 
 _indexed = cache(TaskManager)
 
@@ -16,4 +16,4 @@ def _tasks_are_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def manager(**options: Any) -> TaskManager:
         return TaskManager(**options) if options else _indexed()
 
-    monkeypatch.setattr(lonas_edge.evaluate.run, "TaskManager", manager)
+    monkeypatch.setattr(lonas_edge.evaluate.language, "TaskManager", manager)

@@ -1,21 +1,21 @@
-"""Paired differences and McNemar's test, against figures worked out by hand."""
+"""Paired differences and McNemar's test, against figures worked out in comments."""
 
 import math
 
+import numpy as np
 import pytest
 
-from lonas_edge.evaluate.compare import AVERAGE, Answered, compare
+from lonas_edge.evaluate.compare import AVERAGE, Answers, compare
+from lonas_edge.evaluate.glue import metrics_of
 
 
-def answers(task: str, right: str, said: str | None = None) -> list[Answered]:
-    """One question a character: 1 right, 0 wrong; `said` what was answered."""
-    return [
-        Answered(task, index, float(value), word) for index, (value, word) in enumerate(zip(right, said or right, strict=True))
-    ]
+def answers(task: str, right: str, given: str | None = None) -> Answers:
+    """One question a character: 1 correct, 0 wrong."""
+    return Answers(task, np.arange(len(right)), np.array([float(value) for value in right]), np.array(list(given or right)))
 
 
 def test_one_task_by_hand():
-    (found,) = compare("a", answers("t", "1111100000"), "b", answers("t", "1110011000"))
+    (found,) = compare("a", [answers("t", "1111100000")], "b", [answers("t", "1110011000")])
     # differences 0 0 0 1 1 -1 -1 0 0 0: mean 0, sum of squares 4
     assert found.points == pytest.approx(0)
     assert found.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt(4 / 9 / 10))
@@ -25,21 +25,21 @@ def test_one_task_by_hand():
 
 
 def test_mcnemar_is_the_exact_sign_test():
-    (found,) = compare("a", answers("t", "1" * 6 + "0" * 4), "b", answers("t", "0" * 10))
+    (found,) = compare("a", [answers("t", "1" * 6 + "0" * 4)], "b", [answers("t", "0" * 10)])
     assert found.mcnemar_p == pytest.approx(2 / 2**6)
     assert found.points == pytest.approx(60)
 
 
 def test_identical_answers_count_wrong_ones_too():
-    (found,) = compare("a", answers("t", "0000", "aabb"), "b", answers("t", "0000", "aaab"))
+    (found,) = compare("a", [answers("t", "0000", "aabb")], "b", [answers("t", "0000", "aaab")])
     assert found.identical == pytest.approx(0.75)
     assert found.mcnemar_p == 1.0
     assert found.half_width_95 is None  # no difference seen is no proof that there is none
 
 
 def test_the_average_weighs_tasks_alike():
-    one = [*answers("x", "1111"), *answers("y", "10")]
-    other = [*answers("x", "0000"), *answers("y", "10")]
+    one = [answers("x", "1111"), answers("y", "10")]
+    other = [answers("x", "0000"), answers("y", "10")]
     x, y, average = compare("a", one, "b", other)
     assert (x.scope, y.scope, average.scope) == ("x", "y", AVERAGE)
     assert (x.points, y.points, average.points) == (100, 0, 50)
@@ -47,8 +47,8 @@ def test_the_average_weighs_tasks_alike():
 
 
 def test_the_interval_of_the_average_by_hand():
-    one = [*answers("x", "1100"), *answers("y", "10")]
-    other = [*answers("x", "0000"), *answers("y", "01")]
+    one = [answers("x", "1100"), answers("y", "10")]
+    other = [answers("x", "0000"), answers("y", "01")]
     *_, average = compare("a", one, "b", other)
     # x: differences 1 1 0 0, variance of the mean (4 · 0.25) / 3 / 4 = 1/12; y: 1 -1, (2) / 1 / 2 = 1; average of two tasks
     assert average.points == pytest.approx(100 * (0.5 + 0) / 2)
@@ -56,10 +56,28 @@ def test_the_interval_of_the_average_by_hand():
 
 
 def test_only_common_questions_are_paired():
-    (found,) = compare("a", answers("t", "111"), "b", answers("t", "11"))
+    (found,) = compare("a", [answers("t", "111")], "b", [answers("t", "11")])
     assert found.questions == 2
 
 
 def test_one_question_has_no_interval():
-    (found,) = compare("a", answers("t", "1"), "b", answers("t", "0"))
+    (found,) = compare("a", [answers("t", "1")], "b", [answers("t", "0")])
     assert found.half_width_95 is None
+
+
+def test_other_metrics_by_bootstrap() -> None:
+    """Paired, the error that both models share cancels; of a regression, the nearer answer counts."""
+    generator = np.random.default_rng(3)
+    labels = generator.normal(size=500)
+    first = 0.8 * labels + 0.6 * generator.normal(size=500)
+    second = first + 0.05 * generator.normal(size=500)
+    ours, theirs = (
+        Answers("STS-B", np.arange(500), -np.abs(given - labels), given, labels, "pearson") for given in (first, second)
+    )
+    (found,) = compare("a", [ours], "b", [theirs])
+    error = metrics_of(["pearson"], labels, first)["pearson"].stderr
+    assert error and found.half_width_95 and found.half_width_95 < 100 * 1.96 * error / 2
+    pearson = [np.corrcoef(labels, given)[0, 1] for given in (first, second)]
+    assert found.points == pytest.approx(100 * (pearson[0] - pearson[1]))
+    nearer = np.abs(first - labels) < np.abs(second - labels)
+    assert (found.only_target, found.only_against) == (nearer.sum(), 500 - nearer.sum())

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lonas_edge.cli import app
 from lonas_edge.data.commonsense import TASKS
 from lonas_edge.evaluate import targets
-from lonas_edge.evaluate.record import Report
+from lonas_edge.evaluate.record import EvalRecord
+from lonas_edge.evaluate.torch_lm import TorchLM
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.exported import restore_properties, store_properties
 from lonas_edge.ir.runtime import Gain, RuntimeProperties
@@ -28,13 +29,6 @@ from lonas_edge.ir.runtime import Gain, RuntimeProperties
 DATA = Path(__file__).parent / "data"
 F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
 QUICK = ("--datasets", DATA, "--protocol", "option-text", "--json")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own finished answers."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/lonas-edge/eval"
 
 
 @pytest.fixture
@@ -199,10 +193,7 @@ def test_math_on_an_ir_and_on_the_activated_super_network(roomy: TinySource, exp
     assert {one["scope"] for one in found["differences"]} == {*MATH, "average"}
     assert {one["identical"] for one in found["differences"] if one["target"] == "adapter:heuristic"} == {1.0}
     assert {one["questions"] for one in found["differences"] if one["scope"] != "average"} == {2}
-    again = result(run_cli(*command))
     assert [target["asked"] for target in found["targets"]] == [8, 8, 8]
-    assert [target["asked"] for target in again["targets"]] == [0, 0, 0]
-    assert again["differences"] == found["differences"]
 
 
 def test_math_is_asked_by_the_reference_s_protocol_alone(roomy: TinySource, run_cli: Callable):
@@ -214,7 +205,7 @@ def test_math_is_asked_by_the_reference_s_protocol_alone(roomy: TinySource, run_
     assert "The protocol option-text does not ask: - gsm8k: a task of the protocol generate - SVAMP: a task" in told
     assert "--protocol generate; harness:NAME is lm-evaluation-harness's own" in told
     ran = run_cli("eval", roomy.base, *options, "harness:gsm8k")
-    assert "task gsm8k: its data cannot be had" in ran.err
+    assert "task gsm8k: its data is not available" in ran.err
     (target,) = result(run_cli("eval", roomy.base, *options, "all", "--limit", 1, "--json"))["targets"]
     assert [task["task"] for task in target["tasks"]] == list(TASKS)
 
@@ -311,7 +302,7 @@ def test_a_task_read_in_two_ways_counts_by_the_first(roomy: TinySource, run_cli:
     )
     (tmp_path / "counting.yaml").write_text(TASK.replace("DATA", str(tmp_path / "test.json")))
     monkeypatch.setattr(
-        "lonas_edge.evaluate.run.TaskManager", lambda: TaskManager(include_path=tmp_path, include_defaults=False)
+        "lonas_edge.evaluate.language.TaskManager", lambda: TaskManager(include_path=tmp_path, include_defaults=False)
     )
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     found = result(run_cli("eval", roomy.base, roomy.adapter, "--model", roomy.base, "--tasks", "counting", "--json"))
@@ -352,10 +343,10 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert "option-text" in ran.out
     assert "BoolQ" in ran.out
     assert "Total params" in ran.out
-    assert "Less ir" in ran.out
+    assert "Accuracy compared with ir" in ran.out
     saved = json.loads((tmp_path / "out/eval.json").read_text())
     assert saved["schema"] == "lonas-edge/eval/1"
-    assert Report.read(tmp_path / "out/eval.json").to_json() == Report.from_json(saved, "saved").to_json()
+    assert EvalRecord.read(tmp_path / "out/eval.json").to_json() == EvalRecord.from_json(saved, "saved").to_json()
     rows = list(csv.DictReader((tmp_path / "out/eval.csv").open()))
     assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
         (target, task, metric) for target in ("ir", "base") for task in ("boolq", "ARC-Easy") for metric in ("acc", "acc_norm")
@@ -368,7 +359,7 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert f"{average:.1f}" in card
     assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
     kept = Evaluations.of(exported).by_protocol["option-text"]
-    assert kept.target == Report.read(tmp_path / "out/eval.json").targets[0]
+    assert kept.target == EvalRecord.read(tmp_path / "out/eval.json").targets[0]
     store_properties(exported, tuned())
     assert "## Answers" in (exported / "README.md").read_text()
     restore_properties(exported)
@@ -382,41 +373,41 @@ def tuned() -> RuntimeProperties:
     return RuntimeProperties("CPU", "2026-01-01", "tpot", {"KV_CACHE_PRECISION": "u8"}, gains, 0.001, conditions)
 
 
-def test_finished_answers_are_used_again(roomy: TinySource, run_cli: Callable, cache: Path):
-    first = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq"))
-    assert first["targets"][0]["asked"] == 6
-    (log,) = cache.glob("*.jsonl")
-    again = result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq"))
-    assert again["targets"][0]["asked"] == 0
-    assert again["targets"][0]["tasks"] == first["targets"][0]["tasks"]
-    assert str(roomy.base.parent) not in log.read_text()
-    assert result(run_cli("eval", roomy.base, *QUICK, "--tasks", "boolq", "--fresh"))["targets"][0]["asked"] == 6
+def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = ["eval", *roomy.arguments(), "--subnet", "minimal,maximal", *QUICK, "--tasks", "boolq,piqa", "--batch-size", 2]
+    expected = result(run_cli(*command))
+    asked: list[int] = []
+    loglikelihood = TorchLM.loglikelihood
 
+    def interrupted(model: TorchLM, requests: list[Any], **options: Any) -> Any:
+        asked.append(len(requests))
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        return loglikelihood(model, requests, **options)
 
-@pytest.mark.parametrize("change", ["weights", "alpha", "tokenizer", "protocol", "prompt", "subnet", "property"])
-def test_and_of_nothing_else(change: str, roomy: TinySource, exported: Path, run_cli: Callable, cache: Path):
-    target: list[object] = [exported] if change == "property" else roomy.arguments()
-    command = ["eval", *target, *QUICK, "--tasks", "boolq"]
-    command += ["--protocol", "answer-word"] if change == "prompt" else []
-    run_cli(*command)
-    if change == "weights":
-        (roomy.adapter / "adapter_model.safetensors").write_bytes(
-            (roomy.adapter / "adapter_model.safetensors").read_bytes()[:-4] + b"\0\0\1\0"
-        )
-    elif change == "tokenizer":
-        path = roomy.base / "tokenizer.json"
-        path.write_text(path.read_text() + " ")
-    elif change == "alpha":
-        path = roomy.adapter / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 8}))
-    command += {
-        "protocol": ["--protocol", "answer-word"],
-        "prompt": ["--prompt", "question"],
-        "subnet": ["--subnet", "minimal"],
-        "property": F32,
-    }.get(change, [])
-    assert result(run_cli(*command))["targets"][0]["asked"] == 6
-    assert len(list(cache.glob("*.jsonl"))) == 2
+    command += ["--output", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchLM, "loglikelihood", interrupted)
+        ran = run_cli(*command)
+    assert ran.code == 1 and [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
+    assert f"The work so far is kept in {tmp_path / 'out.partial'}. Run the same command again to continue." in ran.err
+    assert str(roomy.base.parent) not in (tmp_path / "out.partial/answers.jsonl").read_text()
+    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--prompt", "question", "--torch-dtype", "bf16")
+    assert ran.code == 1
+    for change in (
+        "protocol: was option-text, is answer-word",
+        "prompt: ",
+        "limit: ",
+        "targets adapter:minimal dtype: was fp32",
+    ):
+        assert change in ran.err
+    found = result(run_cli(*command))
+    assert [target["asked"] for target in expected["targets"]] == [11, 11]
+    assert [target["asked"] for target in found["targets"]] == [0, 9], "seven batches are kept: 6 + 5 prompts, and 2"
+    assert found["differences"] == expected["differences"]
+    assert [target["tasks"] for target in found["targets"]] == [target["tasks"] for target in expected["targets"]]
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    assert not (tmp_path / "out/answers.jsonl").exists()
 
 
 def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, run_cli: Callable):
@@ -437,14 +428,14 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
     assert task["questions"] + len(task["left_out"]) == 2
     ran = run_cli("eval", llama.base, "--datasets", DATA, "--protocol", "generate", "--tasks", "boolq")
     assert ran.code == 1
-    assert "nothing is left to ask" in ran.err
+    assert "no prompt fits the context" in ran.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--tasks", "openbokqa"], ["openbokqa: no such task; did you mean openbookqa?", "Tasks with --datasets: boolq"]),
-        (["--tasks", "arc_easy"], ["task arc_easy: its data cannot be had"]),
+        (["--tasks", "arc_easy"], ["task arc_easy: its data is not available"]),
         (["--tasks", "boolq", "--datasets", "nowhere"], ["nowhere: no such directory"]),
         (["--torch-device", "cuda", "--tasks", "boolq"], ["PyTorch finds no CUDA device"]),
         (["--device", "XPU"], ["--device XPU: not on this machine", "CPU"]),
@@ -476,14 +467,13 @@ RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
     ],
 )
 def test_options_that_would_do_nothing_are_wrong_usage(
-    target: str, arguments: tuple[str, ...], told: str, roomy: TinySource, exported: Path, run_cli: Callable, cache: Path
+    target: str, arguments: tuple[str, ...], told: str, roomy: TinySource, exported: Path, run_cli: Callable
 ):
     places = {"BASE": roomy.base, "SPACE": roomy.space}
     given = [places.get(argument, argument) for argument in arguments]
     ran = run_cli("eval", {"base": roomy.base, "ir": exported}[target], "--datasets", DATA, "--tasks", "boolq", *given)
     assert (ran.code, ran.out) == (2, "")
     assert told in " ".join(ran.err.split())
-    assert not cache.exists()  # nothing was asked
 
 
 def test_and_those_that_do_something_are_not(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
@@ -503,7 +493,7 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
     from lonas_edge.network import super_network
 
     source = [roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space]
-    options = [*QUICK, "--tasks", "boolq,piqa", "--fresh"]
+    options = [*QUICK, "--tasks", "boolq,piqa"]
     names = ("minimal", "maximal", "random:3")
     alone = []
     for number, name in enumerate(names):
@@ -543,7 +533,6 @@ def test_choices_of_the_command_line():
     assert list(parameters["protocol"].type.choices) == ["generate", "answer-word", "option-text"]
     assert list(parameters["prompt"].type.choices) == ["alpaca", "question", "lonas", "lonas-train", "chat"]
     assert list(parameters["torch_dtype"].type.choices) == ["fp32", "fp16", "bf16"]
-    assert parameters["protocol"].default == "generate"
 
 
 def test_a_path_of_the_home_directory(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ import pytest
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.compare import Difference
-from lonas_edge.evaluate.record import Report
+from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.report import for_card, markdown, to_csv
 from lonas_edge.exporting.evaluations import Conditions, LeftOut, Metric, TargetResult, TaskResult, averaged
 from lonas_edge.space.complexity import Sizes
@@ -49,7 +49,7 @@ DIFFERENCES = tuple(
     Difference("base", "ir", scope, points, half, 0, lost, 1.0, 0.8, 12)
     for scope, points, half, lost in (("boolq", 0.0, None, 0), ("winogrande", -20.0, 39.2, 1), ("average", -10.0, 19.6, 1))
 )
-REPORT = Report("option-text", None, None, 0, TARGETS, DIFFERENCES, Conditions("CPU X", {"python": "3.11"}, "2026-11-25"))
+REPORT = EvalRecord("option-text", None, None, 0, TARGETS, DIFFERENCES, Conditions("CPU X", {"python": "3.11"}, "2026-11-25"))
 
 
 def test_markdown():
@@ -76,7 +76,7 @@ def test_csv_has_a_row_for_each_target_task_and_metric():
 def test_the_record_is_read_as_it_was_written():
     infinite = replace(TARGETS[0], tasks=(result("perplexity", float("inf"), None),))
     for report in (REPORT, replace(REPORT, targets=(infinite,))):
-        assert Report.from_json(json.loads(json.dumps(report.to_json())), "eval.json") == report
+        assert EvalRecord.from_json(json.loads(json.dumps(report.to_json())), "eval.json") == report
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_record_is_read_as_it_was_written():
 )
 def test_another_file_is_refused(change: dict[str, Any], expected: list[str]):
     with pytest.raises(LonasEdgeError) as error:
-        Report.from_json(json.loads(json.dumps(REPORT.to_json())) | change, "eval.json")
+        EvalRecord.from_json(json.loads(json.dumps(REPORT.to_json())) | change, "eval.json")
     for part in ("eval.json", *expected):
         assert part in str(error.value)
 

@@ -11,7 +11,7 @@ import yaml
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import HARNESS_TASKS
-from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS
+from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, choose_protocol
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (
@@ -199,3 +199,17 @@ def test_missing_data_names_what_is_there(tmp_path: Path):
         PROTOCOLS["generate"].read(tmp_path / "nowhere", "boolq")
     with pytest.raises(LonasEdgeError, match=r"missing\. Test sets in .*: ARC-Easy"):
         PROTOCOLS["generate"].read(damaged(tmp_path, [GOOD]), "boolq")
+
+
+@pytest.mark.parametrize(
+    ("explicit", "prompts", "tasks", "expected"),
+    [
+        (None, ["alpaca", "chat"], None, "option-text"),
+        (None, ["alpaca"], ["boolq", "gsm8k"], "option-text"),
+        (None, ["alpaca"], ["gsm8k", "AQuA"], "generate"),
+        (None, ["alpaca", "lonas"], None, "generate"),
+        ("answer-word", ["lonas"], ["gsm8k"], "answer-word"),
+    ],
+)
+def test_the_default_protocol(explicit: str | None, prompts: list[str], tasks: list[str] | None, expected: str):
+    assert choose_protocol(explicit, prompts, tasks).name == expected

@@ -1,0 +1,48 @@
+"""What is asked: tasks, protocol, prompt, and which samples."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.evaluate.protocols import CLASSIFY, Classify, Protocol
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Tasks, and how they are asked.
+
+    Attributes:
+        tasks: Tasks of the protocol, or of lm-evaluation-harness; of classifiers GLUE's.
+        datasets: Directory of the test sets; only the harness's own tasks need none.
+        protocol: How to ask.
+        prompt: Name of the prompt; each target's own when None.
+        num_beams: Beams of a protocol that generates; its own number when None.
+        limit: Samples of each task, a seeded choice; all when None.
+        seed: Seed of that choice.
+    """
+
+    tasks: tuple[str, ...]
+    datasets: Path | None
+    protocol: Protocol | Classify = CLASSIFY
+    prompt: str | None = None
+    num_beams: int | None = None
+    limit: int | None = None
+    seed: int = 0
+
+    @property
+    def beams(self) -> int | None:
+        """Beams; None where nothing is generated."""
+        return self.num_beams or self.protocol.num_beams
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What answers depend on beside the targets."""
+        names = {"tasks": list(self.tasks), "protocol": self.protocol.name, "prompt": self.prompt, "num_beams": self.beams}
+        return {**names, "limit": self.limit, "seed": self.seed}
+
+    def chosen(self, task: str, count: int) -> list[int]:
+        """Indices of a task's samples that are asked; they depend on the seed and the task's name alone."""
+        if self.limit is None or self.limit >= count:
+            return list(range(count))
+        return sorted(random.Random(f"{self.seed}/{task}").sample(range(count), self.limit))

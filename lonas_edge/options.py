@@ -36,8 +36,8 @@ class Option:
         maximum: The largest value.
         above: The value must be larger than this.
         unset: In words, what the default None stands for.
-        needs: Another field that must be set, too: `NAME`, or `NAME=VALUE|VALUE`.
-        excludes: A field that must not be set, too, written as in `needs`.
+        needs: Other fields that must be set, too: `NAME` or `NAME=VALUE|VALUE`, with spaces between them.
+        excludes: Fields that must not be set, too, written as in `needs`.
         why: The reason for `needs` or `excludes`.
         argument: Whether it is positional.
         repeat: Whether it may be repeated; other tuples are lists with commas.
@@ -88,6 +88,10 @@ class Declared:
         """As it is written on the command line."""
         name = self.option.flag or self.name.replace("_", "-")
         return name.upper() if self.option.argument else f"--{name}"
+
+    def written(self, value: Any) -> str:
+        """As it is written on the command line with a value: `--no-elastic` for False."""
+        return f"--no-{self.flag.removeprefix('--')}" if self.kind is bool and not value else self.flag
 
     @property
     def bounds(self) -> str:
@@ -165,18 +169,17 @@ def problems(values: Mapping[str, Any], *classes: type) -> list[str]:
 
 
 def _conflicts(each: Declared, known: Mapping[str, Declared], values: Mapping[str, Any]) -> list[str]:
+    rules = [(rule, True) for rule in each.option.needs.split()] + [(rule, False) for rule in each.option.excludes.split()]
     found, reason = [], f": {each.option.why}" if each.option.why else ""
-    for rule, needed in ((each.option.needs, True), (each.option.excludes, False)):
+    for rule, needed in rules:
         name, _, wanted = rule.partition("=")
-        if name not in known:  # no rule, or the field of another dataclass
+        if name not in known:  # the field of another dataclass
             continue
         other, value = known[name], values[name]
         met = str(value) in wanted.split("|") if wanted else bool(value) if needed else other.given(values)
         if met != needed:
-            flag = other.flag + (f" {' or '.join(wanted.split('|'))}" if wanted else "")
-            if other.kind is bool and other.default is True:
-                flag = flag if needed else f"--no-{flag.removeprefix('--')}"
-            found.append(f"{each.flag} {'needs' if needed else 'cannot be combined with'} {flag}{reason}")
+            flag = f"{other.flag} {' or '.join(wanted.split('|'))}" if wanted else other.written(needed or value)
+            found.append(f"{each.written(values[each.name])} {'needs' if needed else 'cannot be combined with'} {flag}{reason}")
     return found
 
 

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lonas_edge.cli.command import user_path
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.options import COMMON, Checked, option
 
 if TYPE_CHECKING:
@@ -15,6 +17,16 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
 SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
+
+
+def require(module: str, package: str) -> None:
+    """Refuse to continue without an optional package.
+
+    Raises:
+        LonasEdgeError: If it is not installed; the message has the pip command.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise LonasEdgeError(f"{module} is not installed; pip install {package}")
 
 
 def search_space(text: str) -> Path:

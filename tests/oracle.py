@@ -35,7 +35,7 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
             merge(weights, adapter, ranks)
         for layer, width in outputs.items():
             cut(weights, layer, width, order)
-        for block in read_left_out(space, widths) if space else []:
+        for block in read_removed(space, widths) if space else []:
             silence(weights, block)
         if model.config.model_type == "bloom":
             return bloom_logits(weights, model.config, ids)
@@ -91,7 +91,7 @@ def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[st
     return ranks, outputs
 
 
-def read_left_out(space: Path, widths: list[int]) -> list[str]:
+def read_removed(space: Path, widths: list[int]) -> list[str]:
     """The blocks whose group has the width 0; their groups follow those of widths and ranks."""
     elasticity = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]
     groups, before = elasticity.get("lonas_edge", {}).get("blocks", []), len(elasticity["width"]["overwrite_groups"])

@@ -240,7 +240,7 @@ class TinyModels:
         return path
 
     def deep_space(self, case: str) -> Path:
-        """The search space, with blocks that may be left out behind its 9 groups, those of `BLOCKS`."""
+        """The search space, with removable blocks (`BLOCKS`) after its 9 groups."""
         path = self.folder / f"deep-space-{case}.json"
         if not path.exists():
             content = json.loads(self.space(case).read_text())

@@ -449,9 +449,9 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
     if special and special.solved:
         shown.print(special.solved.told, markup=False)
     for data in record.data:
-        if data.left_out:
+        if data.dropped:
             shown.print(
-                f"{data.name}: {data.left_out} of {data.left_out + data.examples} examples were left out: longer than "
+                f"{data.name}: {data.dropped} of {data.dropped + data.examples} examples were left out: longer than "
                 f"--max-length {options['max_length']}, or 'output' is empty"
             )
     if record.search_space or special:

@@ -1,8 +1,7 @@
-"""What a model family is: its tensors, what an elastic dimension does to them, its configuration, its task.
+"""Base of model families: tensors, the effect of elastic dimensions on them, configuration and task.
 
-A family is behaviour. Everything that knows a layer's name, what shrinks with what, where embedding and head are, or which
-field of a configuration holds a width is asked here, from configurations alone: no torch. Paths are those of the Hugging Face
-modules.
+A family is behaviour. Layer names, the dimensions that shrink together, the places of embedding and head, and the configuration
+fields that hold a width are defined here, from configurations alone: no torch. Paths are those of the Hugging Face modules.
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +17,15 @@ Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer, `weight` [out_features, in_features], at module path `name`.
+    """A linear layer, `weight` [out_features, in_features].
 
     Attributes:
-        name: Its path, from the decoder layer or from the model.
+        name: Module path, relative to the decoder layer or to the model.
         out_features: Rows of its weight.
         in_features: Columns of its weight.
         bias: Whether it has a bias.
-        blocks: Sizes of the parts that a fused layer's output is made of, in order; none where it is one part. An elastic width
-            keeps the first share of each.
+        blocks: Sizes of the parts of a fused layer's output, in order; empty for one part. An elastic width keeps the first
+            share of each.
     """
 
     name: str
@@ -41,15 +40,7 @@ class Linear:
         return self.out_features * self.in_features
 
     def rows(self, width: int, full: int) -> Part:
-        """The rows that an elastic output width keeps.
-
-        Args:
-            width: The width.
-            full: The whole width.
-
-        Returns:
-            The first `width / full` of each block.
-        """
+        """The rows that an elastic output width keeps: the first `width / full` of each part."""
         return _shares(self.blocks or (self.out_features,), width, full)
 
     def columns(self, width: int, full: int) -> Part:
@@ -66,11 +57,11 @@ def _shares(blocks: tuple[int, ...], width: int, full: int) -> Part:
 
 @dataclass(frozen=True)
 class WidthRule:
-    """An elastic output width inside a decoder layer, of an MLP unless a subclass says otherwise.
+    """An elastic output width inside a decoder layer: of an MLP, unless a subclass overrides it.
 
     Attributes:
-        producers: Layers whose output is narrowed; they must share one width, since their outputs meet.
-        consumer: The layer that loses the same input columns, in its base weight and in its own lora_A.
+        producers: Layers whose output is narrowed, to one shared width.
+        consumer: The layer that loses the same input columns, in its base weight and its lora_A.
         config_field: The field of the model's configuration that holds the width.
     """
 
@@ -79,15 +70,15 @@ class WidthRule:
     config_field: str
 
     def full(self, config: Any) -> int:
-        """The whole width."""
+        """The full width."""
         return int(getattr(config, self.config_field))
 
     def unit(self, config: Any) -> int:
-        """Channels that only go together; every width is a multiple."""
+        """Number of channels that stay together; every width is a multiple."""
         return 1
 
     def fields(self, config: Any, width: int) -> dict[str, int]:
-        """The fields of a layer's configuration that a width changes, with what they then are."""
+        """The fields of a layer's configuration that a width changes."""
         return {self.config_field: width}
 
     @property
@@ -98,10 +89,11 @@ class WidthRule:
 
 @dataclass(frozen=True)
 class HeadRule(WidthRule):
-    """Elastic heads: query heads with the key-value head that they share, so that the ratio of both stays.
+    """Elastic heads: query heads with the key-value head that they share, so that their ratio stays.
 
-    The width is counted in output channels of the query projection; key and value keep the same share of theirs. It is not
-    written in the model's own field even where all layers share it: other things are derived from that, as a head's channels.
+    The width counts output channels of the query projection; keys and values keep the same share of theirs. It is not written
+    in the model's own field even where all layers share it, since other fields are derived from that, such as a head's
+    channels.
     """
 
     def full(self, config: Any) -> int:
@@ -131,12 +123,12 @@ def head_dim(config: Any) -> int:
 
 
 def key_value_heads(config: Any) -> int:
-    """Heads of keys, and of values."""
+    """Number of key-value heads."""
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
 def head_faults(config: Any) -> list[str]:
-    """What does not fit of the numbers of heads; a line a fault."""
+    """Inconsistent numbers of heads, one line each."""
     heads, groups, channels = config.num_attention_heads, key_value_heads(config), getattr(config, "head_dim", None)
     faults = [] if heads % groups == 0 else [f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"]
     if not channels and config.hidden_size % heads:
@@ -146,15 +138,15 @@ def head_faults(config: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a decoder layer that can be left out: the residual then passes by it.
+    """A part of a decoder layer that can be removed; only the residual passes then.
 
     Attributes:
-        kind: What the command line calls it: attention or mlp.
-        module: Its path, from the decoder layer.
-        norms: Norms in front of it and behind it, which serve it alone; paths from the decoder layer.
-        results: How many things it returns, its output first; 0 where it returns the output by itself.
+        kind: attention or mlp, as on the command line.
+        module: Module path, relative to the decoder layer.
+        norms: Norms before and after it that serve it alone; paths relative to the decoder layer.
+        results: Number of values it returns, the output first; 0 if it returns the output itself.
         cached: Whether a token adds keys and values to a cache here.
-        adds_residual: Whether it is given the residual, second, and its output holds it; otherwise the layer adds it.
+        adds_residual: Whether its second input is the residual, which its output includes; otherwise the layer adds it.
     """
 
     kind: str
@@ -167,12 +159,12 @@ class Block:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """What llama.cpp has for a model type.
+    """llama.cpp's support of a model type.
 
     Attributes:
-        equal: Its name of the architecture, all layers of one shape.
-        unequal: Its name of the architecture that has the same layers, each of a shape of its own; None where there is none.
-        paired: Layers whose rows are rotated in pairs: it has the two of a pair side by side, transformers half a head apart.
+        equal: Name of its architecture with equal layers.
+        unequal: Name of its architecture with the same layers of unequal shapes, or None.
+        paired: Layers whose rows are rotated in pairs: adjacent rows there, rows half a head apart in transformers.
     """
 
     equal: str
@@ -182,11 +174,11 @@ class LlamaCpp:
 
 @dataclass(frozen=True)
 class GroupKind:
-    """A kind of elastic group that generated search spaces have, one of it in every decoder layer.
+    """A kind of elastic group of generated search spaces, with one group per decoder layer.
 
     Attributes:
         rule: The elastic width; None for an elastic rank.
-        layers: Layers whose adapters share one elastic rank; none for a width.
+        layers: Layers whose adapters share one elastic rank; empty for a width.
     """
 
     rule: WidthRule | None = None
@@ -194,34 +186,33 @@ class GroupKind:
 
 
 class Family(ABC):
-    """One family of models; a subclass is one file of this package, its instance one entry of `FAMILIES`.
+    """A family of models; each subclass is one file of this package, and its instance one entry of `FAMILIES`.
 
     Attributes:
-        titles: For each `model_type` that this family serves, what its models are called.
-        class_names: For each `model_type`, the classes that an NNCF node name spells, by module: `model` with its head, `body`,
-            a decoder `layer`, and by path the modules inside it and those between body and layers.
-        task: What its models are for.
-        sizes: Fields of `config.json` that must be there, each with its other spellings: transformers would take those of the
-            first model of the type.
+        titles: Display names of the models, by `model_type`.
+        class_names: By `model_type`, the class names in NNCF node names, by module: `model` with its head, `body`, a decoder
+            `layer`, and by path the modules inside it and those between body and layers.
+        task: The task of the models.
+        sizes: Required fields of `config.json`, each with its other spellings; transformers would fill in those of another
+            model.
         layers: Path of the list of decoder layers; its first part is the body's name in the model.
         embedding: Path of the token embedding.
         head: Path of the language-model head.
-        final_norm: Path of the norm in front of the head, where there is one.
-        layer_results: How many things a decoder layer returns, its output first; 0 where it returns the output by itself.
-        takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], and not only a mask of padding.
+        final_norm: Path of the norm before the head, if any.
+        layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
+        takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], not only a padding mask.
         width_rules: The output widths that can be elastic.
-        refused_widths: Layers whose output width cannot be, with the reason.
-        refused_heads: Why heads cannot be elastic, where no rule of `width_rules` is a `HeadRule`.
+        refused_widths: Layers whose output width cannot be elastic, with the reason.
+        refused_heads: Why heads cannot be elastic, if no rule of `width_rules` is a `HeadRule`.
         generated_groups: The groups of generated search spaces, in the published order.
         generated_ranks: Ranks of generated search spaces, as published.
-        default_targets: Names of the layers that get an adapter in training by default, as the published adapters have them.
-        dynamic_inputs: Layers that published search spaces name in `add_dynamic_inputs`: what they read narrows with heads.
-        legacy_buffers: Endings of tensors that older checkpoints hold and nobody reads any more.
-        legacy_names: Endings of tensors in older checkpoints, with what they are called now.
-        other_heads: Beginnings of tensors that checkpoints of the same body with another head hold.
-        raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version with which the
-            converted model is right.
-        llama_cpp: By `model_type`, what llama.cpp has for it; a type that is not there is not written as GGUF.
+        default_targets: Names of the layers with an adapter in the published adapters.
+        dynamic_inputs: Layers in `add_dynamic_inputs` of published search spaces: their inputs narrow with heads.
+        legacy_buffers: Endings of unused tensors in older checkpoints.
+        legacy_names: Endings of tensors in older checkpoints, with their current names.
+        other_heads: Prefixes of tensors in checkpoints of the same body with another head.
+        raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version which works.
+        llama_cpp: llama.cpp's support by `model_type`; other types cannot be written as GGUF.
     """
 
     titles: ClassVar[Mapping[str, str]]
@@ -255,21 +246,21 @@ class Family(ABC):
 
     @property
     def model_types(self) -> tuple[str, ...]:
-        """The `model_type` values of the configurations this family serves."""
+        """The `model_type` values of this family."""
         return tuple(self.titles)
 
     @property
     def own_fields(self) -> frozenset[str]:
-        """Fields of a model's configuration in which a width that all layers share is written."""
+        """Fields of a model's configuration that hold a width which all layers share."""
         return frozenset(rule.config_field for rule in self.width_rules if rule.written_alone)
 
     def whole_fields(self, config: Any) -> dict[str, int]:
-        """The fields of a layer's configuration that widths can change, as they are in the whole network."""
+        """The fields of a layer's configuration that widths can change, with their full values."""
         return {name: value for rule in self.width_rules for name, value in rule.fields(config, rule.full(config)).items()}
 
     @property
     def head_rule(self) -> HeadRule | None:
-        """The rule of elastic heads; None where heads cannot be."""
+        """The rule of elastic heads; None where heads cannot be elastic."""
         return next((rule for rule in self.width_rules if isinstance(rule, HeadRule)), None)
 
     def layer(self, index: int) -> str:
@@ -277,15 +268,15 @@ class Family(ABC):
         return f"{self.layers}.{index}"
 
     def faults(self, config: Any) -> list[str]:
-        """What of a configuration does not fit together, or is not supported; a line a fault."""
+        """Inconsistent or unsupported fields of a configuration, one line each."""
         return head_faults(config)
 
     def llama_cpp_faults(self, config: Any) -> list[str]:
-        """What of a configuration llama.cpp's architecture does not compute; a line a fault."""
+        """Fields of a configuration that llama.cpp's architecture does not support, one line each."""
         return []
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """The parts of a decoder layer that can be left out; none where leaving them out is not supported."""
+        """The parts of a decoder layer that can be removed; empty if this is not supported."""
         return ()
 
     @abstractmethod
@@ -297,7 +288,7 @@ class Family(ABC):
         return [Linear(self.head, config.vocab_size, config.hidden_size)]
 
     def embeddings(self, config: Any) -> dict[str, int]:
-        """Entries of each embedding table, by module path, that of the tokens first; each entry has the hidden size."""
+        """Number of entries of each embedding table by module path, tokens first; each entry has the hidden size."""
         return {self.embedding: int(config.vocab_size)}
 
     def tied(self, config: Any) -> bool:
@@ -306,7 +297,7 @@ class Family(ABC):
 
     @abstractmethod
     def vectors(self, config: Any) -> dict[str, int]:
-        """Sizes of the one-dimensional parameters of one decoder layer, by relative name, biases of linear layers left out."""
+        """Sizes of the one-dimensional parameters of a decoder layer by relative name, without biases of linear layers."""
 
     @abstractmethod
     def outer_vectors(self, config: Any) -> dict[str, int]:
@@ -317,50 +308,19 @@ class Family(ABC):
         """Elements of keys and values that a token adds to the cache of one decoder layer."""
 
     def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
-        """Tell a live attention how many heads it has; most tell it from what their projections give.
-
-        Args:
-            attention: The module.
-            fields: As of `HeadRule.fields`.
-        """
+        """Set the numbers of heads (`HeadRule.fields`) of a live attention; most infer them from their projections."""
         return
 
     def hidden(self, model: Any, **inputs: Any) -> Any:
-        """What the head of a live model is given.
-
-        Args:
-            model: A Hugging Face model of this family.
-            **inputs: As of its body.
-
-        Returns:
-            [batch, tokens, hidden].
-        """
+        """The head's input [batch, tokens, hidden] in a live model; `inputs` are those of its body."""
         return model.base_model(**inputs, use_cache=False)[0]
 
     def logits(self, model: Any, hidden: Any) -> Any:
-        """What a live model's head makes of its hidden states.
-
-        Args:
-            model: A Hugging Face model of this family.
-            hidden: [..., hidden].
-
-        Returns:
-            [..., vocabulary].
-        """
+        """The logits [..., vocabulary] of hidden states [..., hidden] in a live model."""
         return model.get_output_embeddings()(hidden)
 
     def node_name(self, model_type: str, layer: int, module: str, last: str) -> str:
-        """The name that NNCF 2.x gave a weight of a PEFT model.
-
-        Args:
-            model_type: The configuration's.
-            layer: Index of the decoder layer.
-            module: Path relative to it.
-            last: What stands for the layer itself and its weight.
-
-        Returns:
-            The node name.
-        """
+        """The NNCF 2.x name of a weight of a PEFT model; `last` is the part for the layer itself and its weight."""
         names = self.class_names[model_type]
         body, *between, layers = self.layers.split(".")
 

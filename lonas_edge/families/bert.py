@@ -1,11 +1,11 @@
-"""BERT with a classification head: encoder layers of attention and an MLP without a gate, a LayerNorm behind each residual.
+"""BERT with a classification head: encoder layers of attention and an MLP without a gate, a LayerNorm after each residual.
 
     mlp(x) = output.dense(act(intermediate.dense(x)))
 
 The head reads the pooled first token: classifier(tanh(pooler.dense(x[0]))). The published search spaces have elastic heads,
-which `attention.output.dense` follows (`add_dynamic_inputs`), adapters on queries and values, none on keys and MLP.
+which `attention.output.dense` follows (`add_dynamic_inputs`), and adapters on queries and values.
 
-Blocks cannot be left out: the norm behind each is in the residual, and nothing says what it then is.
+Blocks cannot be removed, since the norm after each is in the residual.
 
 Source: the configuration and modeling files of transformers 5.5; Devlin et al., NAACL 2019.
 """
@@ -20,7 +20,7 @@ _QUERY, _KEY, _VALUE = (f"attention.self.{name}" for name in ("query", "key", "v
 
 
 class Bert(Family):
-    """BERT and what has its architecture, MiniLM for one."""
+    """BERT and models of its architecture, such as MiniLM."""
 
     titles = {"bert": "BERT, MiniLM"}
     class_names = {

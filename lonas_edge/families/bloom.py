@@ -2,12 +2,12 @@
 
     mlp(x) = dense_4h_to_h(gelu(dense_h_to_4h(x)))
 
-`query_key_value` is fused as [heads, 3, head_dim]. Attention and MLP are given the residual and add it themselves. A LayerNorm
-follows the embedding, which the head shares.
+`query_key_value` is fused as [heads, 3, head_dim]. Attention and MLP add the residual themselves. A LayerNorm follows the
+embedding, which the head shares.
 
-Heads are not elastic. ALiBi (Press et al., ICLR 2022) gives head i of n a slope by which it penalizes distance, 2^(-8i/n).
-transformers, and so the IR that optimum-intel makes, computes slopes from the number of heads in the configuration, once for
-all layers: heads that are kept in a layer could not keep theirs.
+Heads are not elastic. ALiBi (Press et al., ICLR 2022) gives head i of n a slope that penalizes distance, 2^(-8i/n).
+transformers, and so the IR of optimum-intel, computes slopes once for all layers from the number of heads in the configuration:
+the remaining heads of a layer would get other slopes.
 
 Source: the configuration and modeling files of transformers 5.5.
 """
@@ -18,12 +18,12 @@ from typing import Any
 from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule, head_dim, head_faults
 from lonas_edge.families.llama import HIDDEN_STATE
 
-_ALIBI = "its heads have slopes of their own (ALiBi), which follow from the number of heads in the whole model"
+_ALIBI = "the slopes of ALiBi depend on the number of heads"
 
 
 @dataclass(frozen=True)
 class _MlpRule(WidthRule):
-    """The whole width is four times the hidden size: a layer's own configuration has a field for it, the model's has none."""
+    """The full width is four times the hidden size; only the configuration of a layer has a field for it."""
 
     def full(self, config: Any) -> int:
         """Four times the hidden size."""

@@ -88,5 +88,5 @@ class ModelFields(TypedDict, total=False):
     eos_token_id: TokenIds
     pad_token_id: TokenIds
     per_layer_config: dict[str, dict[str, Size]] | None
-    left_out_blocks: list[str] | None
+    removed_blocks: list[str] | None
     quantization_config: None

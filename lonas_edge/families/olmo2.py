@@ -1,10 +1,10 @@
-"""OLMo 2: LLaMA with norms behind each block and none in front, and norms of queries and keys over all heads.
+"""OLMo 2: LLaMA with norms after each block and none before, and norms of queries and keys over all heads.
 
     x = x + post_attention_layernorm(attention(x))
     x = x + post_feedforward_layernorm(mlp(x))
 
-`q_norm` and `k_norm` are RMS norms of all heads' channels together, so a head that goes changes the scale of those that stay:
-heads are not elastic.
+`q_norm` and `k_norm` are RMS norms over the channels of all heads, so removing a head changes the scale of the others: heads
+are not elastic.
 
 Source: the configuration and modeling files of transformers 5.5.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from lonas_edge.families.base import Block
 from lonas_edge.families.llama import Llama, class_names, key_value_channels
 
-_NORMED = "its queries and keys are normed over all heads together, so that heads which are kept would have another scale"
+_NORMED = "queries and keys are normalized over all heads, so the remaining heads would get another scale"
 _NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 

@@ -73,7 +73,7 @@ class Phi3(Family):
 
 
 class _Narrowed:
-    """A configuration with other numbers of heads; all else is asked of the whole one, whenever it is asked."""
+    """A configuration with other numbers of heads; all other fields are those of the whole one."""
 
     def __init__(self, whole: Any, fields: Mapping[str, int]):
         self.whole = whole

@@ -1,7 +1,7 @@
-"""SmolLM3: LLaMA with some layers that know no positions (NoPE).
+"""SmolLM3: LLaMA with some layers without positions (NoPE).
 
-`no_rope_layers` in the configuration has 0 for a layer whose queries and keys are not rotated, 1 for the others. No width
-touches that, and a layer without attention keeps its place in the list.
+`no_rope_layers` in the configuration has 0 for a layer whose queries and keys are not rotated, else 1. Elastic widths do not
+affect it, and a layer without attention keeps its entry in the list.
 
 Source: the configuration and modeling files of transformers 5.5.
 """

@@ -1,7 +1,7 @@
-"""What a model is for: one object a task. A family names its own; what differs between tasks is asked here, without torch.
+"""Tasks of models, one object each, without torch.
 
-A causal language model answers at every token, with a distribution over its vocabulary; a sequence classifier answers once a
-sequence, from the first token, with a distribution over its classes, or with one number (regression).
+A causal language model predicts a distribution over its vocabulary at every token; a sequence classifier predicts one per
+sequence over its classes, from the first token, or one number (regression).
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is for.
+    """The task of a model.
 
     Attributes:
-        name: What it is called in messages.
-        auto_model: The class of transformers that loads such a model.
+        name: Its name in messages.
+        auto_model: The transformers class that loads such a model.
         peft: PEFT's `task_type`.
-        peft_model: PEFT's class, which the node names of search spaces begin with.
+        peft_model: PEFT's class, the first in node names of search spaces.
         conversion: The task of optimum-intel that converts it.
-        pipeline_tag: What model hubs call it.
-        inputs: What the model is given, in the order in which search spaces name it.
+        pipeline_tag: Its name on model hubs.
+        inputs: The model's inputs, in the order of search spaces.
         sequence_length: Sequence length of the published search spaces, in tokens.
-        head_per_token: Whether the layers behind the decoder layers compute at every token, or once a sequence.
-        counts_attention: Whether the published MACs have those of queries with keys and of weights with values.
-        new_head: Whether a base may come without a head, whose weights a training then begins and the adapter carries.
+        head_per_token: Whether the layers after the decoder layers run per token, or once per sequence.
+        counts_attention: Whether the published MACs include queries times keys and weights times values.
+        new_head: Whether a base may come without a head, which training then initializes and the adapter carries.
     """
 
     name: str
@@ -41,18 +41,15 @@ class Task:
 
     @property
     def generates(self) -> bool:
-        """Whether its models generate tokens, one after the other."""
+        """Whether its models generate tokens."""
         return self.head_per_token
 
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
-        """The fields of `config.json` that a head decides.
+        """Fields of `config.json` that a head decides, where they differ from the base's.
 
         Args:
             config: The base's configuration.
-            outputs: Outputs of another head than the base's: their names, or their number; None where there is none.
-
-        Returns:
-            What differs from the base's, as JSON has it.
+            outputs: Names or number of another head's outputs; None without one.
         """
         return {}
 
@@ -62,7 +59,7 @@ class Classification(Task):
     """Sequence classification; one output is a regression."""
 
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
-        """See `Task`; classes that nobody named are called as transformers calls them."""
+        """See `Task`; unnamed classes get the names that transformers gives them."""
         if outputs is None or outputs == config.num_labels:
             return {}
         names = [f"LABEL_{index}" for index in range(outputs)] if isinstance(outputs, int) else list(outputs)

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Family
 from lonas_edge.ir.tokenizer import save_tokenizer
-from lonas_edge.network.depth import without_caches
+from lonas_edge.network.depth import renumber_caches
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.processes import end_with_parent, starting_process
@@ -221,7 +221,7 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     model = _model_without_matrices(config, vectors)
     architecture = Architecture.from_config(model.config, "config.json")
     family = architecture.family
-    _dummy_caches(without_caches(model, architecture))
+    _dummy_caches(renumber_caches(model, architecture))
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     saved = []
 

@@ -1,4 +1,4 @@
-"""PEFT LoRA adapters: what their configuration says, and their factors. What cannot be merged rightly is refused by name."""
+"""PEFT LoRA adapters: configuration and factors. Anything that cannot be merged correctly is refused by name."""
 
 import re
 from collections import Counter
@@ -57,13 +57,7 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, folder: Path) -> "AdapterConfig":
-        """Read `adapter_config.json`.
-
-        Args:
-            folder: The adapter's directory.
-
-        Returns:
-            The configuration.
+        """Read `adapter_config.json` of an adapter's directory.
 
         Raises:
             LonasEdgeError: If it is not a LoRA adapter, or uses something that cannot be sliced and merged.
@@ -78,7 +72,7 @@ class AdapterConfig:
             if name not in _HONOURED and value not in (None, False, 0, "", [], {})
         ]
         faults = field_faults(AdapterFields, content) or _pattern_faults(content)
-        raise_all(f"{path}: not a valid LoRA configuration:", faults, "Take the file that was saved with the adapter.")
+        raise_all(f"{path}: not a valid LoRA configuration:", faults, "Use the file that was saved with the adapter.")
         initialization = content.get("init_lora_weights", True)
         if initialization not in _PLAIN_INITIALIZATIONS:
             refused.append(
@@ -86,7 +80,7 @@ class AdapterConfig:
                 "LoRA (path_initial_model_for_weight_conversion in PEFT's save_pretrained)"
             )
         raise_all(
-            f"{path}: the adapter uses what is not supported:",
+            f"{path}: unsupported adapter:",
             refused,
             "Merge it with PEFT first, or train plain LoRA.",
         )
@@ -95,13 +89,7 @@ class AdapterConfig:
             return cls(path, LoraConfig(**known))
 
     def ranks(self, architecture: Architecture) -> dict[str, int]:
-        """The rank of the adapter on each linear layer that has one.
-
-        Args:
-            architecture: The base model.
-
-        Returns:
-            Rank by module path.
+        """The adapter's rank by module path, for each linear layer that has one.
 
         Raises:
             LonasEdgeError: If no layer of the model is targeted, or the embedding is.
@@ -138,11 +126,11 @@ class AdapterConfig:
         return float(alpha / rank**0.5 if self.lora.use_rslora else alpha / rank)
 
     def replaced(self, architecture: Architecture) -> dict[str, tuple[int, ...]]:
-        """The base's tensors that the adapter carries whole, with their shapes."""
+        """Shapes of the base's tensors that the adapter replaces."""
         return _replaced_shapes(architecture, self, self.ranks(architecture))
 
     def unties(self, architecture: Architecture) -> bool:
-        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
+        """Whether merging gives the head of a tied base a weight of its own."""
         if not architecture.tied or self.lora.ensure_weight_tying:
             return False
         ranks = self.ranks(architecture)
@@ -152,7 +140,7 @@ class AdapterConfig:
 
 
 def _pattern_faults(content: Mapping[str, Any]) -> list[str]:
-    """PEFT matches names of modules with these: each must be a regular expression whose matching ends."""
+    """Check the patterns that PEFT matches module names with: regular expressions whose matching ends."""
     whole = [content.get(name) for name in ("target_modules", "exclude_modules")]
     patterns = [pattern for pattern in whole if isinstance(pattern, str)] + list(content.get("modules_to_save") or ())
     patterns += [*(content.get("rank_pattern") or ()), *(content.get("alpha_pattern") or ())]
@@ -162,14 +150,14 @@ def _pattern_faults(content: Mapping[str, Any]) -> list[str]:
     for pattern in patterns:
         try:
             if _explodes(_parser.parse(pattern)):
-                faults.append(f"{shortened(pattern)}: matching it may never end; expected no repetition inside a repetition")
+                faults.append(f"{shortened(pattern)}: matching may not terminate; remove the repetition inside a repetition")
         except (re.error, RecursionError, OverflowError) as error:
             faults.append(f"{shortened(pattern)}: not a regular expression: {error}")
     return faults
 
 
 def _explodes(parsed: Any, repeated: bool = False) -> bool:
-    """Whether something of several ways to match is repeated without bound: the ways multiply with each character."""
+    """Whether an unbounded repetition contains several ways to match: their number then grows exponentially."""
     for kind, argument in parsed:
         unbounded = kind in (_parser.MAX_REPEAT, _parser.MIN_REPEAT) and argument[1] > 10
         if repeated and (unbounded or kind is _parser.BRANCH):
@@ -201,17 +189,7 @@ class Adapter:
 
 
 def adapter_file(folder: Path) -> Path:
-    """The adapter's weights in `folder`, safetensors preferred.
-
-    Args:
-        folder: The adapter's directory.
-
-    Returns:
-        The file.
-
-    Raises:
-        LonasEdgeError: If there is none.
-    """
+    """The adapter's weights in a directory, safetensors preferred."""
     for name in (SAFETENSORS, PICKLE):
         if (folder / name).exists():
             return folder / name
@@ -219,14 +197,7 @@ def adapter_file(folder: Path) -> Path:
 
 
 def head_outputs(folder: Path) -> int | None:
-    """Outputs of the head of a sequence classifier that an adapter carries.
-
-    Args:
-        folder: The adapter's directory.
-
-    Returns:
-        Their number; None where it carries none, or its weights are not there.
-    """
+    """Number of outputs of the classification head in an adapter; None without one, or without weights."""
     heads = {f"{family.head}.weight" for family in FAMILIES if family.task.new_head}
     if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE)):
         return None
@@ -242,7 +213,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def plain_name(key: str) -> str:
-    """A key of an adapter file or PEFT model without what PEFT puts around it: prefix, adapter name, wrappers."""
+    """A key of an adapter file or PEFT model without prefix, adapter name and wrappers of PEFT."""
     name = key.removeprefix(_PREFIX)
     for wrapper in (".base_layer", ".modules_to_save.default", ".modules_to_save"):
         name = name.replace(f"{wrapper}.", ".")
@@ -252,11 +223,7 @@ def plain_name(key: str) -> str:
 
 
 def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture) -> Adapter:
-    """Load an adapter and compare every tensor with the base model.
-
-    Raises:
-        LonasEdgeError: If tensors are missing, unexpected, of another shape or not finite; every mismatch is listed.
-    """
+    """Load an adapter and compare every tensor with the base model."""
     path, ranks = adapter_file(folder), config.ranks(architecture)
     stored = _read_tensors(path)
     tensors = {plain_name(key): tensor for key, tensor in stored.items()}
@@ -264,12 +231,12 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
     saved = _replaced_shapes(architecture, config, ranks)
     expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
     optional = _repeated_head(architecture, config, ranks, saved)
-    problems = [f"{name}: there more than once" for name in twice]
+    problems = [f"{name}: stored more than once" for name in twice]
     problems += [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         wanted = expected.get(name, optional.get(name))
         if wanted is None:
-            problems.append(f"{name}: not expected by the configuration or the base model; found {list(tensor.shape)}")
+            problems.append(f"{name}: unexpected; found {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted:
             problems.append(f"{name}: expected {list(wanted)}, found {list(tensor.shape)}")
         elif str(tensor.dtype).removeprefix("torch.") not in FLOATS:
@@ -320,7 +287,7 @@ def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bia
 
 
 def _replaced_shapes(architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Base tensors that the adapter carries whole: trained biases, and `modules_to_save` outside the decoder's linears."""
+    """Base tensors that the adapter replaces: trained biases, and `modules_to_save` outside the decoder's linears."""
     shapes = architecture.shapes | architecture.head
     inner = {f"{name}.weight" for name in architecture.linears if name != architecture.family.head}
     modules = tuple(config.lora.modules_to_save or ())
@@ -337,6 +304,6 @@ def _replaced_shapes(architecture: Architecture, config: AdapterConfig, ranks: d
 def _repeated_head(
     architecture: Architecture, config: AdapterConfig, ranks: dict[str, int], saved: dict[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The head's weight where PEFT saves it again: beside an adapter on it, or beside the embedding it stays tied to."""
+    """The head's weight where PEFT saves it again: with an adapter on it, or with the embedding it stays tied to."""
     stays_tied = config.lora.ensure_weight_tying and f"{architecture.family.embedding}.weight" in saved
     return architecture.head if stays_tied or architecture.family.head in ranks else {}

@@ -1,8 +1,7 @@
-"""Calibration: what the layers of a live network are given, over prompts, a batch at a time.
+"""Layer inputs of a live network: their second moments over prompts, batch by batch.
 
-The order of channels needs the second moments of each channel; solving what a cut leaves needs the products of all channels
-with those that are kept. Inputs are never kept: sums are taken as the batches pass, in float64; within a batch, products in the
-inputs' own dtype.
+The order of channels needs the second moments of each channel; least-squares reconstruction needs the products of all channels
+with the kept ones. Inputs are never stored: sums are accumulated in float64; within a batch, products are in the inputs' dtype.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ GIVEN = ("input_ids", "token_type_ids", "attention_mask")  # of a batch, what th
 
 
 def given(batch: Batch) -> dict[str, torch.Tensor]:
-    """What of a batch a model's body is given."""
+    """The inputs of a model's body in a batch."""
     return {name: batch[name] for name in GIVEN if name in batch}
 
 
@@ -30,10 +29,10 @@ class Moments:
     """Second moments of a layer's input x over the tokens seen.
 
     Attributes:
-        tokens: How many tokens; padding does not count.
+        tokens: Number of tokens, without padding.
         squares: Sum of x^2 of each channel, float64 [in].
-        products: Sum of x x_K^T, K the channels that were asked for, float64 [in, K]; None where none were. Its first rows are
-            those of K, of which what is above the diagonal may be missing; the others follow.
+        products: Sum of x x_K^T, K the requested channels, float64 [in, K]; None without any. Its first rows are those of K,
+            whose upper triangle may be missing; the others follow.
     """
 
     tokens: int
@@ -43,15 +42,10 @@ class Moments:
 
 @contextmanager
 def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[Callable[[Batch], None]]:
-    """See what layers are given.
-
-    Args:
-        model: A Hugging Face model.
-        layers: Module paths.
-        see: Called with a layer's path and its input, [tokens, in], padding left out.
+    """Call `see` with a layer's path and its input [tokens, in], without padding, whenever one of `layers` runs.
 
     Yields:
-        To be told the batch that runs next.
+        A function to call with each batch before it runs.
     """
     mask = torch.ones(0)
 
@@ -71,7 +65,7 @@ def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor
 
 
 def _added(products: torch.Tensor | None, inputs: torch.Tensor, columns: Part) -> torch.Tensor:
-    """The products of a batch added to those before: a block of columns at a time, each from its own first row on."""
+    """Add a batch's products: a block of columns at a time, each from its own first row on."""
     size = inputs.shape[1]
     kept, others = take(inputs, None, columns), outside(columns, size)
     ordered = torch.cat([kept, take(inputs, None, others)], 1) if others else kept
@@ -87,15 +81,15 @@ def _added(products: torch.Tensor | None, inputs: torch.Tensor, columns: Part) -
 def summed_moments(
     model: Any, layers: Mapping[str, Part | None]
 ) -> Iterator[tuple[dict[str, Moments], Callable[[Batch], None]]]:
-    """Sum the second moments of what layers are given while a model runs.
+    """Sum the second moments of layers' inputs while a model runs.
 
     Args:
         model: A Hugging Face model.
-        layers: By module path, the channels K of its input whose products with all are summed: in x K numbers of 8 bytes are
-            kept, and a quarter as many of the input's own dtype are there while a batch is added. None: squares alone.
+        layers: By module path, the channels K whose products with all channels are summed, or None for squares alone. Products
+            take in x K x 8 bytes, and a quarter as many elements of the input's dtype while a batch is added.
 
     Yields:
-        Moments by module path, as far as they are summed, and what is to be told the batch that runs next.
+        Moments by module path so far, and a function to call with each batch before it runs.
     """
     found: dict[str, Moments] = {}
 
@@ -111,16 +105,7 @@ def summed_moments(
 
 
 def second_moments(model: Any, layers: Iterable[str], batches: Iterable[Batch]) -> dict[str, Moments]:
-    """Sum the squares of what layers are given.
-
-    Args:
-        model: A Hugging Face model.
-        layers: Module paths.
-        batches: The prompts.
-
-    Returns:
-        Moments by module path, without products; none where there are no batches.
-    """
+    """Sum the squares of layers' inputs over batches: moments by module path, without products."""
     training = model.training
     model.eval()
     try:

@@ -1,11 +1,11 @@
-"""The order of a super-network's channels. A width keeps the *first* channels, so the important ones must come first.
+"""The order of a super-network's channels. A width keeps the first channels, so the important ones come first.
 
-Permuting the channels between two layers (rows of the producers, columns of the consumer, of base and adapter alike) leaves the
-whole network's function as it is and changes what a slice keeps. Importance is activation-aware, as in Wanda (Sun et al.,
-ICLR 2024): the RMS of a channel over calibration prompts times the norm of its column in the consumer.
+Permuting the channels between two layers (rows of the producers and columns of the consumer, of base and adapter) leaves the
+whole network's function as it is and changes what a slice keeps. Importance is activation-aware, as in Wanda (Sun et al., ICLR
+2024): the RMS of a channel over calibration prompts times the norm of its column in the consumer.
 
-Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`, and whoever loads
-it applies it to base and adapter.
+Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`; loading applies it
+to base and adapter.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,14 +29,15 @@ FILE = "channel_order.safetensors"
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """A permutation for the input channels of some layers; none is the base's own order.
+    """A permutation of the input channels of some layers; the base's own order without any.
 
     Attributes:
-        columns: For a consumer's module path, int64 [in_features]: place i of the new order holds that channel of the base.
-        producers: For a consumer's module path, those of the layers that produce its input.
-        blocks: For a producer's module path, the sizes of the parts that its output is made of, one part where it is missing.
-            Each has its own number of channels to a unit: keys and values fewer, fused heads more.
-        units: For a consumer's module path, how many channels only go together: those of the heads that share keys and values.
+        columns: By the consumer's module path, int64 [in_features]: index i of the new order holds that channel of the base.
+        producers: By the consumer's module path, the layers that produce its input.
+        blocks: By the producer's module path, the sizes of the parts of its output; one part if missing. Each has its own
+            number of channels per unit: keys and values fewer, fused heads more.
+        units: By the consumer's module path, the number of channels that stay together: those of heads that share keys and
+            values.
     """
 
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -70,14 +71,14 @@ class ChannelOrder:
         return replace(self, columns={name: torch.argsort(order) for name, order in self.columns.items()})
 
     def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Put a tensor's channels in this order.
+        """Permute the channels of a tensor.
 
         Args:
-            name: The parameter's name in the base, or in a PEFT model or adapter file.
+            name: The parameter's name in the base, a PEFT model or an adapter file.
             tensor: [out, in], or [out] for a bias; lora_A [rank, in], lora_B [out, rank].
 
         Returns:
-            The tensor, permuted; itself where the order does not touch it.
+            The permuted tensor; the tensor itself where the order does not concern it.
         """
         rows, columns = self._axes(name)
         if rows is not None:
@@ -94,47 +95,30 @@ class ChannelOrder:
         return rows, columns
 
     def touches(self, name: str) -> bool:
-        """Whether a parameter of the base has channels in another order than stored."""
+        """Whether a base parameter's channels are permuted."""
         return any(axis is not None for axis in self._axes(name))
 
     def apply_to_factors(self, module: str, lora: LoraFactors) -> LoraFactors:
-        """Put an adapter's factors in this order.
-
-        Args:
-            module: The layer's path.
-            lora: Its adapter, in the base's order.
-
-        Returns:
-            The factors, permuted.
-        """
+        """Permute the factors of a layer's adapter, which are in the base's order."""
         bias = None if lora.bias is None else self.apply(f"{module}.lora_B.bias", lora.bias)
         a, b = self.apply(f"{module}.lora_A.weight", lora.a), self.apply(f"{module}.lora_B.weight", lora.b)
         return replace(lora, a=a, b=b, bias=bias)
 
     def apply_to_model(self, model: torch.nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> None:
-        """Put a live model's parameters in this order, in place.
-
-        Args:
-            model: A base model or a PEFT model.
-            wanted: Whether the parameter of this name is meant.
-        """
+        """Permute a live base or PEFT model's parameters in place; only those with a `wanted` name."""
         for name, parameter in model.named_parameters():
             if wanted(name) and self.touches(name):
                 parameter.data = self.apply(name, parameter.data)
 
     def save(self, folder: Path) -> None:
-        """Write `channel_order.safetensors`.
-
-        Args:
-            folder: An existing directory.
-        """
+        """Write `channel_order.safetensors` into a directory."""
         partial = folder / f"{FILE}.incomplete"
         save_file({name: order.contiguous().cpu() for name, order in self.columns.items()}, partial)
         partial.replace(folder / FILE)
 
 
 def _rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
-    """The same order of a producer's output channels, which has its own number of them to a unit, in each of its parts."""
+    """The same order for a producer's output channels, which has its own number of channels per unit in each part."""
     units = order[::unit] // unit
     found, start = [], 0
     for size in blocks:
@@ -145,17 +129,10 @@ def _rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor
 
 
 def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
-    """Read a super-adapter's channel order.
-
-    Args:
-        folder: Its directory.
-        architecture: The base model.
-
-    Returns:
-        The order; the base's own where there is no file.
+    """Read a super-adapter's channel order; the base's own order without a file.
 
     Raises:
-        LonasEdgeError: If the file is damaged or does not fit the model; every misfit is listed.
+        LonasEdgeError: If the file is damaged or does not fit the model; every mismatch is listed.
     """
     path = folder / FILE
     if not path.exists():
@@ -185,14 +162,12 @@ def _keeps_units(order: torch.Tensor, unit: int) -> bool:
 def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:
     """Order channels by activation-aware importance: RMS of the consumer's input times the norm of its column.
 
+    Units of several channels are ordered by the root of their summed squares; equal ones keep their order.
+
     Args:
-        model: The base model (Hugging Face), its channels in the base's own order.
+        model: The base model (Hugging Face), in its own channel order.
         elasticity: The search space laid over it.
         batches: `input_ids` and `attention_mask`, each [prompts, tokens]; padding does not count.
-
-    Returns:
-        The order, most important channel first, or unit of channels by the root of their summed squares; equal ones stay in
-        place.
 
     Raises:
         LonasEdgeError: If activations are not finite.

@@ -29,14 +29,7 @@ FLOATS = tuple(_DTYPES.values())  # the dtypes that weights may have
 
 
 def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
-    """Load a `.bin` file of tensors without executing anything in it.
-
-    Args:
-        path: The file.
-        mmap: Map the tensors instead of reading them.
-
-    Returns:
-        Tensors by name.
+    """Load a `.bin` file of tensors without executing anything in it; `mmap` maps the tensors instead of reading them.
 
     Raises:
         LonasEdgeError: If the file holds anything but tensors, or cannot be read.
@@ -63,7 +56,7 @@ def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
 
 def _pickled_faults(name: Any, value: Any) -> list[str]:
     if not isinstance(name, str):
-        return [f"{shortened(name)}: a name that is no text"]
+        return [f"{shortened(name)}: expected a text as name"]
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         return [f"{name}: {type(value).__name__}; expected a tensor"]
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
@@ -73,14 +66,9 @@ def _pickled_faults(name: Any, value: Any) -> list[str]:
 
 
 def number_fault(tensor: torch.Tensor) -> str | None:
-    """What keeps a network from computing with a weight.
+    """Describe values that a network cannot compute with: NaN, Inf, or squares beyond fp32 (values above 1.8e19); else None.
 
-    Args:
-        tensor: Any shape and floating-point dtype.
-
-    Returns:
-        That it holds NaN or Inf, or values whose squares are beyond fp32 (1.8e19), so that a norm or a product of two is; None
-        where it is sound. Trained weights are below 1e4.
+    Trained weights are below 1e4.
     """
     narrowed = tensor.float() if tensor.dtype == torch.float64 else tensor  # torch 2.13 refuses to narrow by itself
     if torch.linalg.vector_norm(narrowed, dtype=torch.float32).isfinite():
@@ -90,17 +78,7 @@ def number_fault(tensor: torch.Tensor) -> str | None:
 
 @contextmanager
 def read_damaged(path: Path) -> Iterator[None]:
-    """Tell as the user's whatever reading a safetensors file raises.
-
-    Args:
-        path: The file.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        LonasEdgeError: If it is missing, no file, or not a whole safetensors file.
-    """
+    """Raise a LonasEdgeError for any error of reading a safetensors file inside the block."""
     regular(path, "the weights")
     try:
         yield
@@ -112,20 +90,16 @@ def read_damaged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Closed at once, so that its pages do not stay mapped."""
+    """Open a safetensors file, and close it at once afterwards, so that its pages do not stay mapped."""
     with read_damaged(path), safe_open(path, framework="pt") as file:
         yield file
 
 
 class TensorFiles:
-    """Tensors in one or several files, read one at a time, and only the rows and columns asked for."""
+    """Tensors in one or several files, read one at a time, and only the requested rows and columns."""
 
     def __init__(self, files: Mapping[str, Path]):
-        """Remember where each tensor lies.
-
-        Args:
-            files: For each tensor's name, the file that holds it.
-        """
+        """Remember the file of each tensor."""
         self._files = dict(files)
         self._stored: dict[str, str] = {}  # names in the files, where they are others
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
@@ -142,11 +116,7 @@ class TensorFiles:
         return self._files[name]
 
     def scan(self) -> list[str]:
-        """Read the headers of all files.
-
-        Returns:
-            Faults: files that cannot be opened, tensors that are not where the index says.
-        """
+        """Read the headers of all files; return a line for each file that cannot be opened and each missing tensor."""
         faults = []
         for path in self.files:
             expected = [name for name, file in self._files.items() if file == path]
@@ -170,15 +140,12 @@ class TensorFiles:
             return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()}
 
     def read(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
-        """Read the active part of a tensor.
+        """Read the active part of a tensor, as stored.
 
         Args:
             name: The tensor.
             rows: Ranges of rows; all when None.
-            columns: Ranges of columns; all when None, or when the tensor has one dimension.
-
-        Returns:
-            The tensor [rows, columns] or [rows], as stored.
+            columns: Ranges of columns; all when None, or for a tensor of one dimension.
 
         Raises:
             LonasEdgeError: If its file cannot be read.
@@ -196,13 +163,9 @@ class TensorFiles:
         return take(tensor, None, shifted(columns)) if columns else tensor
 
     def name_as(self, family: Family) -> None:
-        """Name tensors as a model with a head does, where they are stored as its body names them by itself, or as long ago.
+        """Rename tensors that are stored under the names of a body without a head, or under old ones, as transformers does.
 
-        As transformers takes such files; BLOOM is published so (`h.0.mlp…`, not `transformer.h.0.mlp…`), BERT with
-        `LayerNorm.gamma`.
-
-        Args:
-            family: The model's.
+        BLOOM is published so (`h.0.mlp…`, not `transformer.h.0.mlp…`), BERT with `LayerNorm.gamma`.
         """
         body = f"{family.layers.partition('.')[0]}."
         alone = f"{family.embedding.removeprefix(body)}.weight" in self._files
@@ -219,7 +182,7 @@ class TensorFiles:
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in one file, by the name it has there; its values are not read."""
+    """Shapes of the tensors in one file by stored name; values are not read."""
     return {name: shape for name, (shape, _dtype) in TensorFiles({})._header(path).items()}
 
 
@@ -241,16 +204,10 @@ def _indexed_files(index: Path) -> dict[str, Path]:
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """Find the weights of a Hugging Face checkpoint: single or sharded, safetensors preferred over `.bin`.
-
-    Args:
-        folder: The checkpoint's directory.
-
-    Returns:
-        The tensors, headers read.
+    """Open the weights of a Hugging Face checkpoint: single or sharded, safetensors preferred over `.bin`. Headers are read.
 
     Raises:
-        LonasEdgeError: If there are no weights or the files are damaged; every fault is listed.
+        LonasEdgeError: If there are no weights or the files are damaged; every problem is listed.
     """
     check_model_folder(folder)
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
@@ -268,21 +225,18 @@ def open_tensors(folder: Path) -> TensorFiles:
 
 def _headless(name: str, architecture: Architecture) -> str:
     task = architecture.family.task
-    told = f" (a body without the head of a {task.name}; an adapter that `lonas-edge train` made carries one)"
-    return told if task.new_head and name in architecture.head else ""
+    hint = f" (a body without the head of a {task.name}; adapters of `lonas-edge train` carry one)"
+    return hint if task.new_head and name in architecture.head else ""
 
 
 def open_base(folder: Path, architecture: Architecture, replaced: Collection[str] = ()) -> TensorFiles:
-    """Open a base checkpoint and compare its tensors with what the configuration says.
+    """Open a base checkpoint and compare its tensors with its configuration.
 
     Args:
         folder: The checkpoint's directory.
         architecture: The model's shapes.
-        replaced: Tensors that are not taken from it. Where the task begins a head anew, those of the head may be missing, or
-            of another shape.
-
-    Returns:
-        The tensors.
+        replaced: Tensors that are not taken from it. If the task initializes a new head, the head may be missing or of another
+            shape.
 
     Raises:
         LonasEdgeError: If tensors are missing, unknown or of another shape; every mismatch is listed.
@@ -314,7 +268,7 @@ def open_base(folder: Path, architecture: Architecture, replaced: Collection[str
         and head in ignored & tensors.shapes.keys()
         and not torch.equal(tensors.read(head), tensors.read(embedding))
     ):
-        told = f"another matrix than {embedding}, and config.json says that they are one (tie_word_embeddings)"
-        problems.append(f"{head} in {tensors.file_of(head).name}: {told}")
+        reason = f"differs from {embedding}, but config.json ties them (tie_word_embeddings)"
+        problems.append(f"{head} in {tensors.file_of(head).name}: {reason}")
     raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems)
     return tensors

@@ -1,8 +1,7 @@
-"""What a model's configuration files may hold: the fields that we and the libraries below read, by type and range.
+"""Fields of model configuration files that we and the libraries read, by type and range, checked before a library reads them.
 
-Those of config.json are in `families/fields.py`. They are looked at before a library reads them. A field that nobody here
-reads is left alone, and so is one that is missing but for a model's sizes: what must be there, and what fits what, is told
-where it is needed. No torch.
+Those of config.json are in `families/fields.py`. Unknown fields are ignored, and so are missing ones except for a model's
+sizes. No torch.
 """
 
 from collections.abc import Mapping
@@ -93,14 +92,10 @@ class AdapterFields(TypedDict, total=False):
 
 
 def check_model_config(content: Mapping[str, Any], where: str) -> None:
-    """Refuse a config.json with a field of a wrong type or an absurd value.
-
-    Args:
-        content: Its content.
-        where: What to call it in an error.
+    """Check the types and ranges of a config.json's fields.
 
     Raises:
-        LonasEdgeError: Lists every such field; a quantized model is one.
+        LonasEdgeError: Lists every wrong field; a quantized model is refused.
     """
     if content.get("quantization_config"):
         raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
@@ -109,7 +104,7 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
         problems += _size_faults(content, family)
     if not problems and isinstance(content.get("vocab_size"), int):
         problems = _beyond(content, content["vocab_size"])
-    raise_all(f"{where}: not a usable model configuration:", problems, "Take the file that came with the weights.")
+    raise_all(f"{where}: not a usable model configuration:", problems, "Use the file that came with the weights.")
 
 
 def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
@@ -117,31 +112,28 @@ def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
     for spellings in family.sizes:
         found = [name for name in spellings if name in content]
         if any(content[name] != content[found[0]] for name in found):
-            told = ", ".join(f"{name} {content[name]!r}" for name in found)
-            faults.append(f"{told}: names of one field; expected one value")
+            values = ", ".join(f"{name} {content[name]!r}" for name in found)
+            faults.append(f"{values}: spellings of one field with different values")
         faults += [] if found else [f"{' or '.join(spellings)}: missing"]
     return faults
 
 
 def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[str, Any] | None:
-    """Read `generation_config.json`.
+    """Read `generation_config.json`; None where there is none.
 
     Args:
         folder: A model's directory.
-        vocabulary: Size of the model's vocabulary; tokens are not looked at when None.
-
-    Returns:
-        Its content, or None where there is none.
+        vocabulary: Size of the model's vocabulary; token ids are not checked when None.
 
     Raises:
-        LonasEdgeError: If it is not readable, or a field has a wrong type or an absurd value.
+        LonasEdgeError: If it is not readable, or a field has a wrong type or value.
     """
     path = folder / GENERATION
     if not path.exists():
         return None
     content = read_json(path)
     problems = field_faults(GenerationFields, content) or ([] if vocabulary is None else _beyond(content, vocabulary))
-    raise_all(f"{path}: not usable:", problems, "Mend it, or take it away: it is optional.")
+    raise_all(f"{path}: not usable:", problems, "Correct or delete it; it is optional.")
     from transformers import GenerationConfig  # takes a while
 
     with read_by("transformers", path):  # which knows more fields

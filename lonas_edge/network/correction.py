@@ -1,4 +1,4 @@
-"""What solving gives back to a sub-network: a dense change of base weights, on the parts that are active."""
+"""Result of the least-squares reconstruction of a sub-network: a dense change of its active base weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +19,10 @@ FILE = "correction.safetensors"
 
 
 class StoredDeltas(Mapping[str, torch.Tensor]):
-    """Changes of layers, by module path, that lie in files: mapped when they are asked for, not kept."""
+    """Changes of layers by module path in safetensors files, mapped when they are read."""
 
     def __init__(self, files: Iterable[Path]):
-        """Look up what is in the files.
-
-        Args:
-            files: safetensors files, which stay where they are.
-
-        Raises:
-            LonasEdgeError: If one is missing or damaged.
-        """
+        """Read the names in the files, which must stay in place."""
         self._files = {name: file for file in files for name in stored_shapes(file)}
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -47,7 +40,7 @@ class StoredDeltas(Mapping[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Correction:
-    """Changes of the base weights of some layers, in the super-network's channel order; none changes nothing.
+    """Changes of some base weights, in the super-network's channel order; possibly none.
 
     Attributes:
         deltas: By module path, fp32 [active rows, active columns].
@@ -56,16 +49,16 @@ class Correction:
     deltas: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether anything is changed."""
+        """Whether anything changes."""
         return bool(self.deltas)
 
     def of(self, name: str) -> torch.Tensor | None:
-        """The change of a parameter's active part; None where there is none."""
+        """The change of a parameter's active part, or None."""
         layer, _, leaf = name.rpartition(".")
         return self.deltas.get(layer) if leaf == "weight" else None
 
     def onto(self, name: str, weight: torch.Tensor, widths: Mapping[str, Widths]) -> torch.Tensor:
-        """Change a whole weight, what is active of it.
+        """Add the change to the active part of a whole weight.
 
         Args:
             name: The parameter's name in the base.
@@ -73,7 +66,7 @@ class Correction:
             widths: The active part of each layer.
 
         Returns:
-            The weight in float64; itself where there is no change.
+            A copy in float64; the weight itself without a change.
         """
         delta = self.of(name)
         if delta is None:
@@ -89,43 +82,26 @@ class Correction:
         return changed
 
     def apply_to_model(self, base: Any, widths: Mapping[str, Widths]) -> None:
-        """Change the base weights of a live model, in place, what is active of them.
-
-        Args:
-            base: The Hugging Face model, with what PEFT put into it, its channels in the super-network's order.
-            widths: The active part of each layer.
-        """
+        """Change the base weights of a live model in place; its channels are in the super-network's order."""
         for name in self.deltas:
             layer = base.get_submodule(name)
             weight = getattr(layer, "base_layer", layer).weight
             weight.data = self.onto(f"{name}.weight", weight.data, widths).to(weight.dtype)
 
     def save(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write `correction.safetensors`.
-
-        Args:
-            folder: An existing directory.
-            metadata: What the file says beside the changes.
-        """
+        """Write `correction.safetensors` into a directory."""
         partial = folder / f"{FILE}.incomplete"
         save_file({name: delta.contiguous() for name, delta in self.deltas.items()}, partial, dict(metadata or {}))
         partial.replace(folder / FILE)
 
 
 def read_correction(path: Path, subnetwork: Subnetwork) -> Correction:
-    """Read what solving changed in a sub-network.
-
-    Args:
-        path: The file.
-        subnetwork: The sub-network that it must fit.
-
-    Returns:
-        The changes.
+    """Read the correction of a sub-network.
 
     Raises:
-        LonasEdgeError: If the file is missing or damaged, or is another sub-network's; every misfit is listed.
+        LonasEdgeError: If the file is missing, damaged, or another sub-network's; every mismatch is listed.
     """
-    regular(path, "what solving changed in the base")
+    regular(path, "the correction of the base")
     deltas = StoredDeltas([path])
     widths, problems = subnetwork.linears, []
     for name, delta in deltas.items():
@@ -136,5 +112,5 @@ def read_correction(path: Path, subnetwork: Subnetwork) -> Correction:
             problems.append(f"{name}: expected torch.float32 {list(wanted)}, found {delta.dtype} {list(delta.shape)}")
         elif fault := number_fault(delta):
             problems.append(f"{name}: {fault}")
-    raise_all(f"{path}: not the change of this sub-network:", problems, "Copy the adapter again, whole.")
+    raise_all(f"{path}: not a correction of this sub-network:", problems, "Copy the adapter again, whole.")
     return Correction(deltas)

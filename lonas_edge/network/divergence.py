@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parity:
-    """How two models' logits compare over the tokens of the prompts.
+    """Comparison of two models' logits over the tokens of the prompts.
 
     Attributes:
         max_logit_difference: Largest absolute difference.
@@ -30,15 +30,7 @@ class Parity:
 
 
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
-    """Compare logits with those of a reference.
-
-    Args:
-        reference: [prompts, tokens, vocabulary].
-        logits: The same shape.
-
-    Returns:
-        The comparison.
-    """
+    """Compare logits [prompts, tokens, vocabulary] with those of a reference."""
     difference, kl, agreeing = 0.0, 0.0, 0
     for expected, found in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
         expected, found = expected.double(), found.double()
@@ -53,21 +45,22 @@ def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
 
 @dataclass(frozen=True)
 class TextDivergence:
-    """How texts that a network generates greedily compare with a reference's, in OpenVINO's who_what_benchmark's terms.
+    """Comparison of greedily generated texts with a reference's, by the metrics of OpenVINO's who_what_benchmark.
 
-    Deiseroth et al., "Divergent Token Metrics" (arXiv 2311.01544, NAACL 2024), have the idea; the figures are those of
-    `evaluate_divergency` in openvino.genai, `tools/who_what_benchmark/whowhatbench/whowhat_metrics.py`. Two things
-    are otherwise: generated tokens are compared, the end of text among them, where it encodes texts again; and FDT is where two
-    texts part, which it looks for in SequenceMatcher's first block, so that a repetition may make 0 of it.
+    The metrics are those of Deiseroth et al., "Divergent Token Metrics" (arXiv 2311.01544, NAACL 2024), as
+    `evaluate_divergency` in openvino.genai (`tools/who_what_benchmark/whowhatbench/whowhat_metrics.py`) computes them, with two
+    differences: generated tokens are compared, including the end of text, where it encodes texts again; and FDT is the position
+    at which two texts part, which it reads from SequenceMatcher's first block, so that a repetition may make 0 of it.
 
     Attributes:
-        fdt: First divergent token: tokens before it, mean over the prompts. The larger the better.
-        fdt_norm: The same as a share of the mean length of the reference's texts; 1 where all are equal.
-        sdt: Divergent tokens of a text, those in no block that it shares with the reference's; mean. The smaller the better.
-        sdt_norm: Their share of the text's tokens, mean; 0 where all are equal.
-        equal: Texts that are the reference's, whole.
-        prompts: Texts compared.
-        new_tokens: Tokens of a text, at most.
+        fdt: First divergent token: mean number of tokens before it. Larger is better.
+        fdt_norm: The same as a share of the mean length of the reference's texts; 1 if all are equal.
+        sdt: Mean number of divergent tokens of a text: those in no block that it shares with the reference's. Smaller is
+            better.
+        sdt_norm: Their mean share of the text's tokens; 0 if all are equal.
+        equal: Number of texts that equal the reference's.
+        prompts: Number of texts.
+        new_tokens: Largest number of tokens of a text.
     """
 
     fdt: float
@@ -80,16 +73,7 @@ class TextDivergence:
 
 
 def compare_texts(reference: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], new_tokens: int) -> TextDivergence:
-    """Compare generated texts with those of a reference.
-
-    Args:
-        reference: Token ids of each text, at least one.
-        texts: The same of the network that is judged.
-        new_tokens: Tokens of a text, at most.
-
-    Returns:
-        The comparison.
-    """
+    """Compare generated texts, token ids, with those of a reference (at least one); no text has more than `new_tokens`."""
     pairs = list(zip(reference, texts, strict=True))
     fdt = fmean(_common(expected, found) for expected, found in pairs)
     sdt = [len(found) - _matched(expected, found) for expected, found in pairs]
@@ -105,26 +89,18 @@ def compare_texts(reference: Sequence[Sequence[int]], texts: Sequence[Sequence[i
 
 
 def _common(expected: Sequence[int], found: Sequence[int]) -> int:
-    """Tokens that two texts begin with."""
+    """Number of tokens that two texts begin with."""
     differing = (place for place, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other)
     return next(differing, min(len(expected), len(found)))
 
 
 def _matched(expected: Sequence[int], found: Sequence[int]) -> int:
-    """Tokens in blocks that two texts share, in order."""
+    """Number of tokens in blocks that two texts share, in order."""
     return sum(block.size for block in SequenceMatcher(None, expected, found).get_matching_blocks())
 
 
 def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
-    """Kullback-Leibler divergence of next-token distributions from a reference, summed over positions: KL(reference || logits).
-
-    Args:
-        reference: [positions, vocabulary].
-        logits: The same shape.
-
-    Returns:
-        The sum, in nats.
-    """
+    """KL(reference || logits) of next-token distributions [positions, vocabulary], summed over positions, in nats."""
     from torch.nn import functional as F
 
     p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
@@ -132,15 +108,7 @@ def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.T
 
 
 def cross_entropy(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-    """Cross-entropy of the tokens that follow, summed over positions.
-
-    Args:
-        logits: [positions, vocabulary].
-        labels: [positions].
-
-    Returns:
-        The sum, in nats.
-    """
+    """Cross-entropy of logits [positions, vocabulary] and labels [positions], summed over positions, in nats."""
     from torch.nn import functional as F
 
     return F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -23,25 +23,18 @@ from lonas_edge.space.elasticity import Widths
 
 
 class ElasticLinear(nn.Linear):
-    """`nn.Linear` of which the part `active` is active."""
+    """`nn.Linear` that computes with its part `active` only."""
 
     active: Widths
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Compute the active outputs.
-
-        Args:
-            input: [..., active columns].
-
-        Returns:
-            [..., active rows].
-        """
+        """Map [..., active columns] to [..., active rows]."""
         bias = None if self.bias is None else take(self.bias, self.active.rows)
         return F.linear(input, take(self.weight, self.active.rows, self.active.columns), bias)
 
 
 class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
-    """PEFT's `lora.Linear` of which the part `active` is active; its base layer is an ElasticLinear.
+    """PEFT's `lora.Linear` that computes with its part `active` only; its base layer is an ElasticLinear.
 
     y = W[rows, columns] x + scale · B[rows, :rank] A[:rank, columns] x, with the scale of the whole adapter.
     """
@@ -50,14 +43,7 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
     base_layer: ElasticLinear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the active outputs.
-
-        Args:
-            x: [..., active columns].
-
-        Returns:
-            [..., active rows], in the base layer's dtype.
-        """
+        """Map [..., active columns] to [..., active rows], in the base layer's dtype."""
         result: torch.Tensor = self.base_layer(x)
         if self.disable_adapters or self.merged:
             return result
@@ -81,14 +67,7 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
         return F.linear(inner, up, None if bias is None else take(bias, rows)) * scale
 
     def outside(self, widths: Widths) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
-        """What a part of the layer leaves out of the adapters' parameters.
-
-        Args:
-            widths: The part.
-
-        Yields:
-            A parameter and the index of a part of it; parts do not overlap.
-        """
+        """Yield the inactive parts of the adapter under `widths`: a parameter and an index; they do not overlap."""
         rows, columns, rank = widths.rows, widths.columns, widths.rank
         for adapter in self.active_adapters:
             if adapter not in self.lora_A:
@@ -114,15 +93,8 @@ def _outside(
 def make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
     """Make a live layer elastic, in place; all of it is active at first.
 
-    Args:
-        name: Its module path, for the error.
-        layer: `nn.Linear`, or PEFT's plain LoRA layer on one.
-
-    Returns:
-        The layer.
-
     Raises:
-        LonasEdgeError: If it is another kind of layer, or merged.
+        LonasEdgeError: If it is neither `nn.Linear` nor PEFT's plain LoRA layer, or it is merged.
     """
     if type(layer) is LoraLinear and type(layer.base_layer) is nn.Linear and not layer.merged and not layer.lora_variant:
         layer.base_layer.__class__ = ElasticLinear
@@ -139,12 +111,7 @@ def make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
 
 
 def activate(layer: ElasticLinear | ElasticLoraLinear, widths: Widths) -> None:
-    """Set a layer's active part.
-
-    Args:
-        layer: An elastic layer.
-        widths: Its active part.
-    """
+    """Set a layer's active part."""
     layer.active = widths
     if isinstance(layer, ElasticLoraLinear):
         layer.base_layer.active = widths

@@ -1,4 +1,4 @@
-"""The prompts that sub-networks are scored or solved on: a seeded choice of the data, checked before any weight is read."""
+"""Prompts for scoring sub-networks or for least-squares reconstruction: a seeded choice, checked before weights are read."""
 
 import random
 from abc import ABC, abstractmethod
@@ -26,16 +26,16 @@ BATCH_TOKENS = 4096  # of a batch, padding included
 
 @dataclass(frozen=True)
 class HeldOut(ABC):
-    """What sub-networks are scored on.
+    """Prompts that sub-networks are scored on.
 
     Attributes:
-        path: The data's file.
+        path: The data file.
         sha256: Its hash.
-        prompts: How many are scored.
-        seed: Of the choice.
-        unseen: Whether the super-adapter's record says that it was trained on another file; None where there is no record.
-        option: What says how many, for the errors.
-        order: Places of the examples, in the seeded order in which they are taken.
+        prompts: Number of prompts.
+        seed: Seed of the choice.
+        unseen: Whether the super-adapter's record names other training files; None without a record.
+        option: The option that sets the number, for errors.
+        order: Indices of the examples in the order in which they are taken.
     """
 
     path: Path
@@ -49,49 +49,36 @@ class HeldOut(ABC):
     @property
     @abstractmethod
     def asked_as(self) -> str:
-        """What asks: a prompt template's name, or a task's."""
+        """Name of the prompt template, or of the task."""
 
     @property
     def template(self) -> Template | None:
-        """What makes a prompt of an instruction; None where nothing is prompted."""
+        """The prompt template; None where nothing is prompted."""
         return None
 
     @property
     def units(self) -> dict[str, str]:
-        """Units of qualities by name, where they are others than a language model's."""
+        """Units of qualities by name, where they differ from a language model's."""
         return {}
 
     @property
     def metric(self) -> str | None:
-        """The metric that its task is judged by; None where a protocol says."""
+        """The task's metric; None where a protocol defines it."""
         return None
 
     @abstractmethod
     def lengths(self) -> list[int]:
-        """Characters of each that is scored."""
+        """Characters per prompt."""
 
     def split(self, prompts: int) -> "tuple[Self, Self]":
-        """Part the data in two in proportion, so that no example is in both.
-
-        Args:
-            prompts: How many the first part is to give; the second gives the others.
-
-        Returns:
-            Both parts.
-        """
+        """Split the data in proportion into disjoint parts, the first with this number of prompts."""
         place = len(self.order) * prompts // self.prompts
         first = replace(self, prompts=prompts, order=self.order[:place])
         return first, replace(self, prompts=self.prompts - prompts, order=self.order[place:])
 
     @abstractmethod
     def batches(self, tokenizer: Any) -> "list[Batch]":
-        """Tokenize the first that fit.
-
-        Args:
-            tokenizer: The model's.
-
-        Returns:
-            Batches of like length.
+        """Tokenize the first prompts that fit, in batches of similar length.
 
         Raises:
             LonasEdgeError: If too few are within the longest length.
@@ -99,8 +86,8 @@ class HeldOut(ABC):
 
     def _too_few(self, found: int, longest: int) -> LonasEdgeError:
         return LonasEdgeError(
-            f"{self.path}: {found} of {len(self.order)} prompts have an answer within {longest} tokens, and "
-            f"{self.prompts} are asked for. Give more data, or a smaller {self.option}."
+            f"{self.path}: {found} of {len(self.order)} prompts have an answer within {longest} tokens; expected "
+            f"{self.prompts}. Add data, or lower {self.option}."
         )
 
 
@@ -109,8 +96,8 @@ class HeldOutPrompts(HeldOut):
     """Prompts with answers.
 
     Attributes:
-        prompting: What makes text of an example.
-        examples: All of the data.
+        prompting: Makes text of an example.
+        examples: All examples of the data.
     """
 
     prompting: Prompting
@@ -153,12 +140,12 @@ def _characters(example: Learned, template: Template) -> int:
 
 @dataclass(frozen=True)
 class HeldOutPairs(HeldOut):
-    """Texts of a task of GLUE.
+    """Texts of a GLUE task.
 
     Attributes:
         task: The task.
-        pairs: All of the data.
-        context: Tokens of the longest that the model takes; what is longer is left out.
+        pairs: All examples of the data.
+        context: Largest number of tokens of a text; longer ones are dropped.
     """
 
     task: GlueTask
@@ -172,7 +159,7 @@ class HeldOutPairs(HeldOut):
 
     @property
     def units(self) -> dict[str, str]:
-        """See `HeldOut`; a regression's answers are numbers."""
+        """See `HeldOut`; a regression predicts numbers."""
         return {"kl": "squared distance", "loss": "squared error"} if self.task.regression else {}
 
     @property
@@ -213,21 +200,18 @@ def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 def read_held_out(
     source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--val-set-size"
 ) -> HeldOut:
-    """Read the data and choose the prompts, or the texts.
+    """Read the data and choose prompts; nothing is tokenized yet.
 
     Args:
         source: Base model, adapter and search space.
-        data: Instruction data, as of training; of a classifier a TSV file of GLUE's.
-        prompts: How many to take.
-        seed: Of the choice.
+        data: Instruction data, as for training; for a classifier a TSV file of GLUE.
+        prompts: Number of prompts.
+        seed: Seed of the choice.
         prompt: Name of the template; `choose_prompt` decides when None.
-        option: What says how many, for the errors.
-
-    Returns:
-        The prompts, not tokenized yet.
+        option: The option that sets the number, for errors.
 
     Raises:
-        LonasEdgeError: If an example has no answer, or there are fewer than asked, or the head cannot answer them.
+        LonasEdgeError: If an example has no answer, there are fewer examples than prompts, or the head does not fit the task.
     """
     return _READ[source.architecture.family.task](source, data, prompts, seed, prompt, option)
 
@@ -242,7 +226,7 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
     task = task_of(data, source.training.task if source.training else None, option=False)
     architecture = source.architecture
     if misfit := task.misfit(architecture.linears[architecture.family.head].out_features):
-        raise LonasEdgeError(f"{source.folder}: {misfit}. Give data of the task that it was trained on.")
+        raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
     pairs, context = task.read(data), int(architecture.config.max_position_embeddings)
     common = _common(source, data, prompts, seed, option, len(pairs))
     return HeldOutPairs(**common, task=task, pairs=pairs, context=context)
@@ -252,10 +236,9 @@ _READ: Mapping[Task, Callable[..., HeldOut]] = {CAUSAL_LM: _prompts, CLASSIFICAT
 
 
 def _common(source: Source, data: Path, prompts: int, seed: int, option: str, count: int) -> dict[str, Any]:
-    """The fields that every kind has."""
+    """Fields that all kinds have."""
     if count < prompts:
-        told = f"holds {count} prompts, and {prompts} are asked for. Give more data, or a smaller {option}."
-        raise LonasEdgeError(f"{data}: {told}")
+        raise LonasEdgeError(f"{data}: {count} prompts; expected at least {prompts}. Add data, or lower {option}.")
     order = list(range(count))
     random.Random(seed).shuffle(order)
     found, training = sha256(data), source.training

@@ -18,7 +18,7 @@ from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.parts import outside, take
 from lonas_edge.network.source import Source
-from lonas_edge.space.architecture import LEFT_OUT
+from lonas_edge.space.architecture import REMOVED
 from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.elasticity import Widths
 from lonas_edge.space.subnetwork import Subnetwork
@@ -28,16 +28,13 @@ MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
 def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None = None) -> torch.Tensor:
-    """Add a linear layer's adapter to its weight, which is cut already: W + delta + scale · B[rows, :r] A[:r, columns].
+    """Add a layer's adapter to its sliced weight [out, in]: W + delta + scale · B[rows, :r] A[:r, columns], in float64.
 
     Args:
-        sliced: [out, in], any float dtype; not changed.
+        sliced: The weight, in any float dtype; not changed.
         widths: The active part.
         lora: The layer's whole adapter, or None.
-        delta: What solving changes, [out, in], or None.
-
-    Returns:
-        [out, in] in float64: nothing is rounded yet.
+        delta: The correction [out, in], or None.
     """
     sliced = sliced.double() if delta is None else sliced.double() + delta
     if lora is None:
@@ -47,16 +44,7 @@ def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta:
 
 
 def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
-    """Add the bias of lora_B, if there is one, to a layer's bias, which is cut already.
-
-    Args:
-        sliced: [out]; not changed.
-        widths: The active part.
-        lora: The layer's whole adapter, or None.
-
-    Returns:
-        [out] in float64.
-    """
+    """Add the bias of lora_B, if any, to a layer's sliced bias [out], in float64."""
     if lora is None or lora.bias is None:
         return sliced.double()
     return sliced.double() + lora.scale * take(lora.bias, widths.rows).double()
@@ -65,7 +53,7 @@ def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -
 def _merged_in_blocks(
     sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None
 ) -> torch.Tensor:
-    """As `merge`, rounded to fp32 block of rows by block, so that it is never there whole in float64."""
+    """As `merge`, rounded to fp32 in blocks of rows, so that it is never whole in float64."""
     if lora is None and delta is None:
         return sliced.float()
     merged, rows = torch.empty(sliced.shape), max(1, BLOCK_ELEMENTS // sliced.shape[1])
@@ -78,15 +66,15 @@ def _merged_in_blocks(
 
 
 class MaterializedModel:
-    """The materialized model, evaluated tensor by tensor: nothing is read before it is asked for, and nothing is kept."""
+    """The materialized model, computed tensor by tensor: nothing is read in advance, and nothing is cached."""
 
     def __init__(self, source: Source, subnetwork: Subnetwork, correction: Correction | None = None):
         """Open the base and the adapter and check that they fit.
 
         Args:
             source: Base model, adapter and search space.
-            subnetwork: The chosen widths.
-            correction: What solving changes in it; what the source has of it when None.
+            subnetwork: The sub-network.
+            correction: Its correction; that of the source when None.
 
         Raises:
             LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
@@ -114,29 +102,19 @@ class MaterializedModel:
         raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
 
     def base_tensor(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
-        """A tensor before slicing and merging, in the super-network's channel order, what the adapter replaces in place.
+        """A stored tensor before slicing and merging, in the super-network's channel order, or its replacement by the adapter.
 
         Args:
             name: The tensor; the head of a tied base is its embedding.
             rows: Ranges of rows; all when None.
             columns: Ranges of columns; all when None.
-
-        Returns:
-            The tensor, as stored.
         """
         if self.source.order.touches(name):
             return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
 
     def corrected_base(self, name: str) -> torch.Tensor:
-        """A whole tensor of the super-network's base, with what solving changes in the part that is active.
-
-        Args:
-            name: The tensor; as of `base_tensor`.
-
-        Returns:
-            The tensor, as stored; in float64 where it is changed.
-        """
+        """A whole tensor of the super-network's base; in float64 with the correction where there is one."""
         return self.correction.onto(name, self.base_tensor(name), self._widths)
 
     def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
@@ -150,14 +128,7 @@ class MaterializedModel:
         return f"{architecture.family.embedding}.weight" if tied else name
 
     def exact(self, name: str) -> torch.Tensor:
-        """A tensor of the materialized model before it is rounded.
-
-        Args:
-            name: One of `shapes`.
-
-        Returns:
-            The tensor in float64; as it is stored where nothing is merged into it, which is as exact.
-        """
+        """A tensor of the materialized model before rounding: float64, or as stored where nothing is merged."""
         layer, _, leaf = name.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
         if widths is None:
@@ -166,15 +137,12 @@ class MaterializedModel:
             return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
         return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora, self.correction.of(name))
 
-    def left_out(self, layer: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the maximal network's merged weight has in a layer's active rows, and the materialized model's lacks.
-
-        Args:
-            layer: The module path of a linear layer.
+    def cut_part(self, layer: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The parts of the maximal network's merged weight in a layer's active rows that the materialized model lacks.
 
         Returns:
-            Its columns that are cut, [rows, cut]; and of the adapter's ranks that are left out, scale · B [rows, ranks] and
-            A [ranks, columns] on the columns that are kept. In float64.
+            The cut columns [rows, cut]; and for the cut ranks scale · B [rows, ranks] and A [ranks, columns] on the kept
+                columns. In float64.
         """
         lora, widths = self._factors.get(layer), self._widths[layer]
         whole = self.source.subnetwork(self.source.elasticity.maximal).linears[layer]
@@ -191,14 +159,7 @@ class MaterializedModel:
         return columns, lora.scale * b.double(), a.double()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the materialized model.
-
-        Args:
-            name: One of `shapes`.
-
-        Returns:
-            The tensor in fp32, rounded once.
-        """
+        """A tensor of the materialized model in fp32, rounded once."""
         layer, _, leaf = name.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
         if widths is None or leaf == "bias":
@@ -211,10 +172,10 @@ class MaterializedModel:
         return value
 
     def refuse_not_finite(self) -> None:
-        """Raise if a tensor evaluated so far holds NaN, Inf or numbers near them.
+        """Check the tensors computed so far.
 
         Raises:
-            LonasEdgeError: Lists all of them, each with its file.
+            LonasEdgeError: If one holds NaN, Inf or numbers near them; all are listed with their files.
         """
         problems = []
         for name, fault in self._faults.items():
@@ -228,15 +189,8 @@ class MaterializedModel:
     def config(self, dtype: str = "float32") -> dict[str, Any]:
         """Content of the materialized model's config.json.
 
-        A width that all layers share is written in its own field; unequal ones go to `per_layer_config`
-        (transformers 5.6), for the layers that differ from the most frequent one; blocks that are left out to a field of
-        our own.
-
-        Args:
-            dtype: The stored dtype.
-
-        Returns:
-            The configuration.
+        A width that all layers share is written in its own field; unequal ones go to `per_layer_config` (transformers 5.6), for
+        the layers that differ from the most frequent width; removed blocks go to a field of our own.
         """
         content = self.source.base_config()
         for private in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
@@ -261,14 +215,14 @@ class MaterializedModel:
         if unequal:
             content["per_layer_config"] = unequal
         if self.subnetwork.removed:
-            content[LEFT_OUT] = list(self.subnetwork.removed)
+            content[REMOVED] = list(self.subnetwork.removed)
         return content
 
 
 def write_weights(
     model: MaterializedModel, folder: Path, dtype: torch.dtype, done: Callable[[float], None] = lambda _: None
 ) -> None:
-    """Write the materialized weights as safetensors, sharded like transformers does, one shard in memory at a time.
+    """Write the materialized weights as safetensors, sharded as by transformers, with one shard in memory at a time.
 
     Args:
         model: The materialized model.

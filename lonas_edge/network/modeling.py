@@ -1,7 +1,7 @@
-"""Live models of a configuration, unequal widths and left out blocks included: built empty, then filled whole or streamed.
+"""Live models of a configuration, with unequal widths and removed blocks: built empty, then filled or streamed.
 
-`per_layer_config` in config.json is transformers' field for unequal layers from 5.6 on. LLaMA modeling in 5.5 does not read
-it, and `AutoModelForCausalLM` refuses such a checkpoint; so the layers are resized here.
+`per_layer_config` in config.json is transformers' field for unequal layers from 5.6 on. LLaMA in 5.5 does not read it, and
+`AutoModelForCausalLM` refuses such a checkpoint; so the layers are resized here.
 """
 
 import copy
@@ -22,8 +22,8 @@ from lonas_edge.families import Task, key_value_heads
 from lonas_edge.files import check_model_folder, read_by, read_json
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.configuration import check_model_config
-from lonas_edge.network.depth import leave_out
-from lonas_edge.space.architecture import LEFT_OUT, Architecture
+from lonas_edge.network.depth import remove_blocks
+from lonas_edge.space.architecture import REMOVED, Architecture
 
 Fetch = Callable[[str], torch.Tensor]
 Inputs = Mapping[str, torch.Tensor]
@@ -32,14 +32,11 @@ BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
-    """Build a model with its parameters on the meta device; buffers are real.
+    """Build a model with its parameters on the meta device; buffers are real. It is tied as its configuration says.
 
     Args:
         config: Content of a config.json, with or without `per_layer_config`.
-        where: What to call it in an error.
-
-    Returns:
-        The model, in eval mode, tied as its configuration says.
+        where: Name of the model in an error.
 
     Raises:
         LonasEdgeError: If the family is not supported, or the configuration is not one.
@@ -51,9 +48,9 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     per_layer = config.get("per_layer_config") or {}
     raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
     unknown = [
-        f"{block!r}: the model has no such block" for block in architecture.left_out() if block not in architecture.blocks
+        f"{block!r}: the model has no such block" for block in architecture.removed() if block not in architecture.blocks
     ]
-    raise_all(f"{where}: {LEFT_OUT} cannot be used:", unknown)
+    raise_all(f"{where}: {REMOVED} cannot be used:", unknown)
     model = _built(architecture, parsed, Path(where))
     for index, changes in per_layer.items():
         changed, path = architecture.layer_config(int(index)), architecture.family.layer(int(index))
@@ -61,21 +58,13 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
             _resize(model.get_submodule(f"{path}.{linear.name}"), linear.out_features, linear.in_features)
         for block in (block for block in architecture.family.blocks(parsed) if block.cached):
             architecture.family.narrow_attention(model.get_submodule(f"{path}.{block.module}"), changes)
-    leave_out(model, architecture, architecture.left_out())
+    remove_blocks(model, architecture, architecture.removed())
     model.tie_weights()
     return model.eval()
 
 
 def check_builds(architecture: Architecture, path: Path) -> None:
-    """Refuse a configuration that no model can be built of, by building one decoder layer without weights.
-
-    Args:
-        architecture: The model's shapes, however large.
-        path: Its config.json.
-
-    Raises:
-        LonasEdgeError: If it cannot be built, or positions have no finite frequencies.
-    """
+    """Raise if a configuration cannot be built or has no finite rotary frequencies, by building one layer without weights."""
     one = copy.deepcopy(architecture.config)
     with read_by("transformers", path):
         one.num_hidden_layers = 1
@@ -102,7 +91,7 @@ def _per_layer_faults(architecture: Architecture, per_layer: dict[str, dict[str,
 
 
 def _head_faults(architecture: Architecture, index: str) -> list[str]:
-    """Query heads to a key-value head are as many in every layer: attention computes with the model's own number."""
+    """Attention computes with the model's own ratio of query heads to key-value heads, so every layer must have it."""
     own, whole = architecture.layer_config(int(index)), architecture.config
     heads, groups = own.num_attention_heads, key_value_heads(own)
     ratio = whole.num_attention_heads // key_value_heads(whole)
@@ -112,7 +101,7 @@ def _head_faults(architecture: Architecture, index: str) -> list[str]:
 
 
 def auto_model(task: Task) -> Any:
-    """The class of transformers that loads models for a task."""
+    """The transformers class that loads models for a task."""
     return getattr(transformers, task.auto_model)
 
 
@@ -126,14 +115,14 @@ def _resize(layer: nn.Linear, out_features: int, in_features: int) -> None:
 
 
 def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Open a materialized checkpoint in PyTorch, layers of unequal widths included.
+    """Open a materialized checkpoint in PyTorch, on the CPU; its layers may be unequal.
 
     Args:
-        folder: A directory written by `lonas-edge export --stage checkpoint` (or any checkpoint of a supported family).
+        folder: A directory written by `lonas-edge export --stage checkpoint`, or any checkpoint of a supported family.
         dtype: The dtype to load in; the stored one when None.
 
     Returns:
-        The model, on the CPU, in eval mode.
+        The model in eval mode.
 
     Raises:
         LonasEdgeError: If files are missing or damaged, or tensors do not match the configuration; all are listed.
@@ -165,33 +154,20 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Put a value in a parameter's place, whatever was there.
-
-    Args:
-        model: The model.
-        name: The parameter's name in it.
-        value: Its value.
-    """
+    """Replace a parameter of a model."""
     owner, _, leaf = name.rpartition(".")
     model.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
 def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
-    """fp32 zeros that take no memory until they are written: numpy takes them from calloc, which maps no pages.
-
-    Args:
-        shape: The tensor's shape.
-
-    Returns:
-        The tensor.
-    """
+    """fp32 zeros that take no memory until they are written: numpy gets them from calloc, which maps no pages."""
     return torch.from_numpy(np.zeros(tuple(shape), np.float32))
 
 
 class Float64(TorchFunctionMode):
-    """Computes in float64 what a model of transformers asks to be computed in fp32: norms, rotary tables, softmax.
+    """Compute in float64 where a transformers model asks for fp32: norms, rotary tables, softmax.
 
-    `paused` while something else is done inside, such as fetching a weight.
+    `paused` while something else runs inside, such as fetching a weight.
     """
 
     paused = False
@@ -207,7 +183,7 @@ class Float64(TorchFunctionMode):
         return func(*args, **{name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()})
 
     def outside(self, fetch: Fetch) -> Fetch:
-        """The same fetch, done outside of this mode."""
+        """Wrap a fetch so that it runs outside of this mode."""
 
         def paused(name: str) -> torch.Tensor:
             self.paused = True
@@ -222,17 +198,7 @@ class Float64(TorchFunctionMode):
 def float64_logits(
     model: PreTrainedModel, inputs: Inputs, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
 ) -> torch.Tensor:
-    """Logits of an empty model, all arithmetic in float64, its weights streamed.
-
-    Args:
-        model: The model; its own parameters only hold the places.
-        inputs: What it is given by name, each [prompts, tokens].
-        fetch: As of `stream_weights`.
-        wanted: As of `stream_weights`.
-
-    Returns:
-        [prompts, tokens, vocabulary], or [prompts, classes], float64.
-    """
+    """Compute logits [prompts, tokens, vocabulary] or [prompts, classes] of an empty model in float64, its weights streamed."""
     with torch.inference_mode(), Float64() as mode:
         stream_weights(model, mode.outside(fetch), wanted)
         logits: torch.Tensor = model(**inputs, use_cache=False).logits
@@ -242,16 +208,16 @@ def float64_logits(
 def stream_weights(
     model: PreTrainedModel, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True, dtype: torch.dtype = torch.float64
 ) -> None:
-    """Let an empty model run: each module's weights are fetched when it is called and dropped afterwards.
+    """Let an empty model run: fetch the weights of each module when it is called, and drop them afterwards.
 
-    The memory of a forward pass is then that of the largest layer, not of the model. Embeddings look up in fp32, which is
-    exact, and the language-model head goes block by block, so that neither is ever there whole in float64.
+    A forward pass then takes the memory of the largest layer. Embeddings look up in fp32, which is exact, and the
+    language-model head is computed in blocks, so that neither is ever whole in float64.
 
     Args:
-        model: The model; its own parameters only hold the places.
-        fetch: Gives a parameter's value by its name in `model`, in any float dtype.
+        model: The model.
+        fetch: Returns a parameter by its name in `model`, in any float dtype.
         wanted: Whether a parameter is streamed; the others are left alone.
-        dtype: What is computed in.
+        dtype: The dtype of the computation.
     """
     head = model.get_output_embeddings()
     for path, module in model.named_modules():

@@ -1,7 +1,7 @@
-"""What a network's answers are, and how far they are from what is right or from another network's: one object a task.
+"""Losses and distances between networks, one object per task.
 
-A causal language model answers at each position that counts, with a distribution over tokens; a classifier once a sequence,
-with a distribution over classes, or, of one output, with a number. All figures are summed over answers.
+A causal language model predicts a distribution over tokens at each position that counts; a classifier predicts one per sequence
+over classes, or, with one output, a number. All figures are sums.
 """
 
 from abc import ABC, abstractmethod
@@ -19,63 +19,31 @@ Batch = Mapping[str, torch.Tensor]
 
 
 class Objective(ABC):
-    """What a task's answers are."""
+    """A task's loss and distance, and the positions at which they are computed."""
 
     @abstractmethod
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Of what the head is given, what answers that count are made of.
-
-        Args:
-            hidden: As of `Family.hidden`.
-            batch: The batch.
-
-        Returns:
-            [answers, hidden].
-        """
+        """Select the hidden states [answers, hidden] at the positions that count from `Family.hidden`'s output."""
 
     @abstractmethod
     def answers(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Of the logits that a model gave for a batch, those that count.
-
-        Args:
-            logits: As of the model.
-            labels: The batch's.
-
-        Returns:
-            [answers, outputs].
-        """
+        """Select the logits [answers, outputs] at the positions that count."""
 
     @abstractmethod
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Of a batch's labels, those that count, [answers]."""
+        """Select the labels [answers] that count."""
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss, summed over answers.
-
-        Args:
-            logits: [answers, outputs].
-            labels: [answers].
-
-        Returns:
-            The sum.
-        """
+        """Loss of logits [answers, outputs] and labels [answers], summed."""
 
     @abstractmethod
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The distance from another network's answers, summed.
-
-        Args:
-            reference: Its logits, [answers, outputs].
-            logits: The same shape.
-
-        Returns:
-            The sum.
-        """
+        """Distance from another network's logits [answers, outputs], summed."""
 
 
 class NextToken(Objective):
-    """Answers are the tokens that follow the positions that are kept; the loss is their cross-entropy, the distance KL."""
+    """Predict the next token at each learned position: cross-entropy and KL."""
 
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """See `Objective`."""
@@ -99,7 +67,7 @@ class NextToken(Objective):
 
 
 class OneClass(NextToken):
-    """An answer a sequence: its class; cross-entropy and KL."""
+    """Predict one class per sequence: cross-entropy and KL."""
 
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """See `Objective`."""
@@ -115,7 +83,7 @@ class OneClass(NextToken):
 
 
 class OneNumber(OneClass):
-    """An answer a sequence: a number; squared errors and distances."""
+    """Predict one number per sequence: squared errors and distances."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """See `Objective`."""

@@ -1,4 +1,4 @@
-"""The active part of a tensor: ranges of its rows and columns, as views wherever it is one range."""
+"""Parts of a tensor: ranges of its rows and columns, as views wherever possible."""
 
 import torch
 
@@ -6,15 +6,12 @@ from lonas_edge.families import Part
 
 
 def take(tensor: torch.Tensor, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
-    """The active part of a tensor.
+    """The active part of a tensor [out, in] or [out]: a view where it is one range, a copy elsewhere.
 
     Args:
-        tensor: [out, in], or [out].
+        tensor: The tensor.
         rows: Ranges of rows; all when None.
-        columns: Ranges of columns; all when None, or when the tensor has one dimension.
-
-    Returns:
-        A view where both are one range, a copy elsewhere.
+        columns: Ranges of columns; all when None, or for a tensor of one dimension.
     """
     if rows is not None:
         tensor = _taken(tensor, rows, 0)
@@ -29,21 +26,13 @@ def _taken(tensor: torch.Tensor, ranges: Part, axis: int) -> torch.Tensor:
 
 
 def outside(ranges: Part, size: int) -> Part:
-    """What a part leaves out.
-
-    Args:
-        ranges: The part.
-        size: Extent of the axis.
-
-    Returns:
-        The ranges between.
-    """
+    """The ranges of an axis of this size that a part does not have."""
     ends = [0, *(stop for _, stop in ranges)]
     starts = [*(start for start, _ in ranges), size]
     return tuple((end, start) for end, start in zip(ends, starts, strict=True) if end < start)
 
 
 def shifted(ranges: Part) -> Part:
-    """The same part of an axis that begins where the part does."""
+    """The same part of an axis that starts where the part does."""
     first = ranges[0][0]
     return tuple((start - first, stop - first) for start, stop in ranges)

@@ -1,4 +1,4 @@
-"""What solving a sub-network gave, as records keep it."""
+"""Record of a least-squares reconstruction."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ SOLVE_PROMPTS = 512  # by default
 
 @dataclass(frozen=True)
 class Solved:
-    """What solving the sub-network gave.
+    """Result of a least-squares reconstruction.
 
     Attributes:
-        data: Name of the file of prompts.
+        data: Name of the prompts' file.
         sha256: Its hash.
-        prompts: How many it was solved on.
-        tokens: How many tokens those have.
-        shrinkage: How strongly weights were drawn to those that they had.
-        held_out: How many prompts told what it gives.
-        before: Mean KL from the maximal network on those, in nats a position, without the correction.
-        after: With it.
-        kept: Whether the correction was taken: not where it made the KL worse.
+        prompts: Number of prompts.
+        tokens: Number of their tokens.
+        shrinkage: Regularization towards the trained weights.
+        held_out: Number of prompts for the evaluation.
+        before: Mean KL from the maximal network on those without the correction, in nats per position.
+        after: The same with the correction.
+        kept: Whether the correction is used: not if it made the KL worse.
     """
 
     data: str
@@ -33,8 +33,8 @@ class Solved:
 
     @property
     def told(self) -> str:
-        """What it gave, in a sentence."""
+        """The result in a sentence."""
         effect = f"{self.before:.3f} nats without, {self.after:.3f} with"
-        kept = "What is cut was solved" if self.kept else "The cut is plain: solving made it no better"
-        on = f"least squares on {self.prompts:,} prompts of `{self.data}`"
-        return f"{kept} ({on}; mean KL from the maximal network, {self.held_out} held-out prompts: {effect})."
+        kept = "Least-squares reconstruction" if self.kept else "No correction, since least squares was no better"
+        on = f"{self.prompts:,} prompts of `{self.data}`"
+        return f"{kept} ({on}; mean KL from the maximal network on {self.held_out} held-out prompts: {effect})."

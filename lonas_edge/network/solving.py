@@ -1,16 +1,16 @@
-"""Solving what a cut leaves: the layer that consumes what is cut gets the weight that answers nearest to the uncut one.
+"""Least-squares reconstruction: a layer whose input is cut gets the weight with the nearest output to the uncut one.
 
-Over the tokens seen, with x the layer's input in the maximal network, K the columns that are kept and C those that are cut, W0
-the maximal network's merged weight and W1 the sub-network's, which lacks the factors b a of the adapter's last ranks,
+Over the tokens seen, with x the layer's input in the maximal network, K the kept columns and C the cut ones, W0 the maximal
+network's merged weight and W1 the sub-network's, which lacks the factors b a of the adapter's last ranks,
 
     W = argmin |W0 x - W x_K|^2 + d |W - W1|^2,    so    W - W1 = (W0[:, C] H[C, K] + b a[:, K] H[K, K]) (H[K, K] + d I)^-1,
 
 with H = sum x x^T and d = SHRINKAGE times the mean of its diagonal: least squares on calibration text, as in OBC (Frantar and
-Alistarh, NeurIPS 2022) and OSSCAR (Meng et al., ICML 2024), drawn towards what training gave. No eigenvalue of H[K, K] + d I is
-more than 1 + in / SHRINKAGE times another one, so that single precision holds what follows its factorization.
+Alistarh, NeurIPS 2022) and OSSCAR (Meng et al., ICML 2024), regularized towards the trained weights. No eigenvalue of H[K, K] +
+d I is more than 1 + in / SHRINKAGE times another one, so that single precision suffices after its factorization.
 
-Layers are walked one by one, the maximal network on the prompts, and beside it the three that are compared on those held out.
-Each change goes to a file as it is found. The memory is that of one layer, of its moments and of its inputs for all prompts.
+Layers are visited one by one: the maximal network runs on the prompts, and the three compared networks on the held-out ones.
+Each correction is written to a file at once. The memory is that of one layer, its moments, and its inputs for all prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +36,13 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Solution:
-    """What solving a sub-network gave.
+    """Result of a least-squares reconstruction.
 
     Attributes:
-        correction: The change of its weights.
-        tokens: How many it was solved on.
-        before: Mean KL from the maximal network on held-out prompts without it, in nats a position.
-        after: With it.
+        correction: The change of the weights.
+        tokens: Number of tokens it was computed on.
+        before: Mean KL from the maximal network on held-out prompts without it, in nats per position.
+        after: The same with it.
     """
 
     correction: Correction
@@ -52,7 +52,7 @@ class Solution:
 
 
 def cut_consumers(subnetwork: Subnetwork) -> dict[str, Widths]:
-    """What is active of the layers whose input a sub-network narrows, by module path in the model's order."""
+    """The active part of each layer with a narrowed input, by module path in the order of the model."""
     elasticity, active = subnetwork.elasticity, subnetwork.linears
     whole = Subnetwork(elasticity, elasticity.maximal).linears
     consumers = (name for name in subnetwork.architecture.producers if name in elasticity.in_group)
@@ -60,7 +60,7 @@ def cut_consumers(subnetwork: Subnetwork) -> dict[str, Widths]:
 
 
 def bytes_found(subnetwork: Subnetwork) -> int:
-    """Bytes on disk of the changes that solving finds."""
+    """Bytes of the corrections on disk."""
     return sum(4 * active.out_features * active.in_features for active in cut_consumers(subnetwork).values())
 
 
@@ -72,21 +72,18 @@ def solve(
     shrinkage: float = SHRINKAGE,
     done: Progress = lambda _: None,
 ) -> Solution:
-    """Solve every layer that consumes what a sub-network cuts.
+    """Reconstruct every layer with a narrowed input.
 
     Args:
-        model: The materialized sub-network, not corrected.
-        batches: The prompts to solve on.
-        held_out: Prompts that tell what it gives.
-        folder: An existing directory, which gets a file for each decoder layer; the correction reads them.
-        shrinkage: How strongly weights are drawn to those that they have, over the mean square of an input.
+        model: The materialized sub-network, without a correction.
+        batches: Prompts for the least squares.
+        held_out: Prompts for the evaluation.
+        folder: An existing directory, which gets a file per decoder layer; the correction reads them.
+        shrinkage: Regularization towards the trained weights, relative to the mean square of an input.
         done: Called with the share that is done.
 
-    Returns:
-        The correction, with what it gives.
-
     Raises:
-        LonasEdgeError: If what a layer is given is not finite; all such layers are listed.
+        LonasEdgeError: If the input of a layer is not finite; all such layers are listed.
     """
     solver = _Solver(model, shrinkage)
     maximal, own = model.source.elasticity.maximal, model.subnetwork.widths
@@ -106,7 +103,7 @@ def solve(
                 held.step()
         done((index + 1) / len(walk))
     raise_all(
-        f"{model.source.folder}: the sub-network cannot be solved:",
+        f"{model.source.folder}: the least-squares reconstruction failed:",
         solver.damaged,
         "Are base and adapter damaged, or the texts empty?",
     )
@@ -120,21 +117,16 @@ def solve(
 
 
 class _Solver:
-    """A live network whose weights are streamed, and what solving has found in it.
+    """A live network with streamed weights, and the corrections so far.
 
     Attributes:
         network: The super-network, computed in fp32.
-        tokens: How many a layer was solved on.
-        damaged: Layers that cannot be solved, and why.
+        tokens: Number of tokens of the last layer.
+        damaged: Layers that cannot be reconstructed, with the reason.
     """
 
     def __init__(self, model: MaterializedModel, shrinkage: float):
-        """Begin before the first layer.
-
-        Args:
-            model: The materialized sub-network, not corrected.
-            shrinkage: As of `solve`.
-        """
+        """Begin before the first layer."""
         self.network = empty_super_network(model.source)
         self.tokens = 0
         self.damaged: list[str] = []
@@ -146,7 +138,7 @@ class _Solver:
         stream_weights(self.network.base, self._fetch, lambda name: not of_adapter(name), torch.float32)
 
     def _fetch(self, name: str) -> torch.Tensor:
-        """A weight of the base; those of the layer at hand are kept for all that is computed in it."""
+        """Read a base weight; those of the current layer are cached."""
         name = unwrapped(name)
         if name not in self._kept:
             stored = self._model.base_tensor(name)
@@ -154,16 +146,16 @@ class _Solver:
         return self._correction.onto(name, self._kept[name], self._widths)
 
     def forget(self) -> None:
-        """Let go of the weights of the layer at hand."""
+        """Drop the cached weights."""
         self._kept.clear()
 
     def activate(self, chosen: Sequence[int], deltas: Mapping[str, torch.Tensor]) -> None:
-        """Switch a sub-network on, with what solving changes in the layer at hand."""
+        """Activate a sub-network, with the corrections of the current layer."""
         self.network.activate(chosen)
         self._correction = Correction(deltas)
 
     def solved(self, walk: Walk, batches: Sequence[Batch], index: int) -> dict[str, torch.Tensor]:
-        """Walk a decoder layer and solve what consumes a cut in it: changes by module path."""
+        """Walk through a decoder layer and reconstruct its narrowed layers: corrections by module path."""
         layer = self._model.source.architecture.family.layer(index)
         here = {name: active.columns for name, active in self._consumers.items() if name.startswith(f"{layer}.")}
         with summed_moments(self.network.base, here) as (moments, runs):
@@ -180,29 +172,29 @@ class _Solver:
             if delta.isfinite().all():
                 found[name] = delta
             else:
-                self.damaged.append(f"{name}: the second moments of its input are singular; give other texts, or more")
+                self.damaged.append(f"{name}: the second moments of its input are singular; pass other texts, or more")
         return found
 
     def hidden(
         self, held: Walk, batches: Sequence[Batch], chosen: Sequence[int], deltas: Mapping[str, torch.Tensor]
     ) -> list[torch.Tensor]:
-        """What the head is given at the positions that count, from the walk's layer on; [positions, hidden] of each batch."""
+        """The head's input at the positions that count, from the walk's layer on: [positions, hidden] per batch."""
         self.activate(chosen, deltas)
         return [self.network.objective.counted(held.hidden(place), batch) for place, batch in enumerate(batches)]
 
     def kl(self, reference: Sequence[torch.Tensor], hidden: Sequence[torch.Tensor]) -> float:
-        """Mean KL, in nats a position."""
+        """Mean KL in nats per position."""
         with torch.inference_mode():
             total = sum(self.network.divergence(p, q).item() for p, q in zip(reference, hidden, strict=True))
         return total / sum(map(len, hidden))
 
 
 def _delta(model: MaterializedModel, layer: str, seen: Moments, shrinkage: float) -> torch.Tensor:
-    """The change of one layer's weight, fp32 [active rows, active columns]; NaN where moments are singular."""
+    """The correction of one layer's weight, fp32 [active rows, active columns]; NaN where moments are singular."""
     assert seen.products is not None  # with the channels that are kept
     width = seen.products.shape[1]
     square, crossed = seen.products[:width], seen.products[width:]  # of the first, what is on and below the diagonal
-    columns, b, a = model.left_out(layer)
+    columns, b, a = model.cut_part(layer)
     shrink = shrinkage * float(seen.squares.mean())
     if shrink == 0:  # nothing was seen
         return torch.zeros(len(columns), width)

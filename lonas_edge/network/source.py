@@ -1,7 +1,7 @@
-"""A SOURCE on the command line: the base model, the adapter and the search space it stands for.
+"""SOURCE on the command line: a base model, an adapter and a search space.
 
-SOURCE is a super-adapter directory; or any PEFT adapter plus --model and --nncf-config; a plain LoRA adapter needs no
-search space; a base model alone has no adapter. Each may be a directory or a hub id.
+SOURCE is a super-adapter directory; any PEFT adapter plus --model and --nncf-config (a plain LoRA adapter needs no search
+space); or a base model. Each may be a directory or a hub id.
 """
 
 import shlex
@@ -24,7 +24,7 @@ from lonas_edge.network.correction import Correction, read_correction
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.training_record import TrainingRecord
-from lonas_edge.space.architecture import LEFT_OUT, Architecture
+from lonas_edge.space.architecture import REMOVED, Architecture
 from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
@@ -38,7 +38,7 @@ _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.tx
 
 @dataclass(frozen=True)
 class Located:
-    """A directory or hub repository on this disk. `name` is what may be published: a hub id, or a directory's last part."""
+    """A model on this disk. `name` is publishable: a hub id or a directory's last part; `revision` is set for a hub model."""
 
     name: str
     folder: Path
@@ -46,16 +46,16 @@ class Located:
 
     @property
     def reference(self) -> str:
-        """The directory or hub id, as a command line takes it."""
+        """The directory or hub id, quoted for a shell."""
         return shlex.quote(self.name if self.revision else str(self.folder))
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a command works on. `adapter` and `adapter_config` are None for a base model alone.
+    """The network of a command. `adapter` and `adapter_config` are None for a base model.
 
     Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
-    the training, where there is one. `head` has the fields of the base's config.json that the adapter's own head changes.
+    the training, if there is one. `head` has the fields of the base's config.json that the adapter's own head changes.
     """
 
     base: Located
@@ -72,7 +72,7 @@ class Source:
         return self.elasticity.architecture
 
     def base_config(self) -> dict[str, Any]:
-        """Content of the base's config.json, with what the adapter's own head changes."""
+        """Content of the base's config.json, with the changes by the adapter's own head."""
         return {**read_json(self.base.folder / "config.json"), **self.head}
 
     @property
@@ -82,29 +82,29 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """What a message about all of it names: the adapter's directory, or the base's where there is none."""
+        """The adapter's directory, or the base's without one; for messages."""
         return (self.adapter or self.base).folder
 
     @property
     def own(self) -> Subnetwork | None:
-        """The one sub-network that the adapter was specialized for; None where it has all of the search space's."""
+        """The sub-network that the adapter was fine-tuned for; None for a super-adapter."""
         made = self.training.specialized if self.training else None
         return self.subnetwork(made.widths, made.subnetwork) if made and len(made.widths) == len(self.space.groups) else None
 
     @property
     def trained_as(self) -> str | None:
-        """The weight format that the adapter was trained to be stored in (`train --weight-format`); None where it was not."""
+        """The weight format of quantization-aware training (`train --weight-format`), or None."""
         found: str | None = self.training.options.get("weight_format") if self.training else None
         return found
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template that it was trained in; None where it was trained in none, or nothing says so."""
+        """The chat template of the training, or None."""
         return self.training.chat_template if self.training else None
 
     @property
     def solved(self) -> Solved | None:
-        """What solving that one gave, where its change of the base was taken."""
+        """The least-squares reconstruction of that sub-network, if its correction is used."""
         made = self.training.specialized if self.training else None
         return made.solved if made and made.solved and made.solved.kept else None
 
@@ -113,13 +113,7 @@ class Source:
         return Subnetwork(self.elasticity, tuple(widths), name)
 
     def correction(self, subnetwork: Subnetwork) -> Correction:
-        """What solving changed in the base weights of a sub-network, read from the adapter's directory.
-
-        Args:
-            subnetwork: One of this source.
-
-        Returns:
-            The change; none where nothing was solved, or this is another sub-network.
+        """Read the correction of a sub-network from the adapter's directory; empty for another sub-network or without one.
 
         Raises:
             LonasEdgeError: If the file is missing or damaged.
@@ -133,13 +127,10 @@ class Source:
         """Pick a sub-network of this source; see `space.subnetwork.select`.
 
         Args:
-            choice: As of --subnet. None is the adapter's own where it was specialized for one.
-
-        Returns:
-            The sub-network.
+            choice: As of --subnet. None is the sub-network that the adapter was fine-tuned for, if any.
 
         Raises:
-            LonasEdgeError: If there is no such sub-network, or the adapter was specialized for another.
+            LonasEdgeError: If there is no such sub-network, or the adapter was fine-tuned for another.
         """
         own = self.own
         if not self.space.groups and choice not in (None, "maximal"):
@@ -149,8 +140,8 @@ class Source:
         if choice is None or select(self.elasticity, choice).canonical == own.canonical:
             return own
         raise LonasEdgeError(
-            f"{self.folder}: specialized for its {own.name} sub-network (`train --from`): the other sub-networks' adapters "
-            f"were left behind, so that {choice!r} would not answer well. Leave --subnet out, or name the super-adapter."
+            f"{self.folder}: fine-tuned for its {own.name} sub-network alone (`train --from`), not for {choice!r}. Omit "
+            "--subnet, or pass the super-adapter."
         )
 
     @property
@@ -167,16 +158,16 @@ class Source:
         )
 
     def ranks(self) -> dict[str, int]:
-        """The adapter's rank on each layer that has one."""
+        """The adapter's rank by module path."""
         return self.adapter_config.ranks(self.architecture) if self.adapter_config else {}
 
     def replaced(self) -> dict[str, tuple[int, ...]]:
-        """The base's tensors that the adapter carries whole, with their shapes."""
+        """Shapes of the base's tensors that the adapter replaces."""
         return self.adapter_config.replaced(self.architecture) if self.adapter_config else {}
 
     @property
     def unties(self) -> bool:
-        """Whether merging gives the head a weight of its own, though the base ties it to the embedding."""
+        """Whether merging gives the head of a tied base a weight of its own."""
         return self.adapter_config is not None and self.adapter_config.unties(self.architecture)
 
     @property
@@ -185,29 +176,18 @@ class Source:
         return unpruned(self.architecture)
 
     def sizes(self, subnetwork: Subnetwork, seq_len: int | None = None) -> Sizes:
-        """Sizes of a sub-network of this source, or of `unpruned`.
-
-        Args:
-            subnetwork: What is measured.
-            seq_len: Sequence length of the MACs; None for that of the search space, or of the task's published ones.
-
-        Returns:
-            The sizes.
-        """
+        """Sizes of a sub-network, or of `unpruned`; MACs at the length of the search space when `seq_len` is None."""
         length = seq_len or self.space.sequence_length or self.architecture.family.task.sequence_length
         return measure(subnetwork, self.ranks(), length, self.unties)
 
 
 def locate(reference: str, revision: str | None, weights: bool) -> Located:
-    """Find a model or an adapter: a directory, or a hub id (downloaded, or taken from the hub's cache).
+    """Find a model or an adapter: a directory, or a hub id (downloaded, or from the hub's cache).
 
     Args:
         reference: The directory or hub id.
         revision: A branch, tag or commit of the hub repository.
-        weights: Whether weights are needed, or configurations only.
-
-    Returns:
-        Where it lies.
+        weights: Whether weights are needed, or only configurations.
 
     Raises:
         LonasEdgeError: If it is neither, or its files cannot be used.
@@ -230,21 +210,15 @@ def _found(reference: str, revision: str | None, weights: bool) -> Located:
         raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LonasEdgeError(f"{reference}: no such directory, and the hub does not give it: {reason}") from error
+        raise LonasEdgeError(f"{reference}: no such directory, and not available from the hub: {reason}") from error
     return Located(reference, Path(snapshot), Path(snapshot).name)
 
 
 def read_model_config(located: Located) -> Any:
-    """Read a model's `config.json` through transformers, which fills in the fields that older files leave out.
-
-    Args:
-        located: The model.
-
-    Returns:
-        A `PretrainedConfig`.
+    """Read a model's `config.json` as a `PretrainedConfig`.
 
     Raises:
-        LonasEdgeError: If there is none, or it is not one of a supported model, or one of a network that was cut out of it.
+        LonasEdgeError: If there is none, its model is not supported, or it is a materialized sub-network.
     """
     from transformers import AutoConfig
 
@@ -253,9 +227,9 @@ def read_model_config(located: Located) -> Any:
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
     content = read_json(path)
     check_model_config(content, str(path))
-    cut = [name for name in ("per_layer_config", LEFT_OUT) if content.get(name)]
+    cut = [name for name in ("per_layer_config", REMOVED) if content.get(name)]
     if cut:
-        raise LonasEdgeError(f"{path}: a sub-network that was cut out ({', '.join(cut)}); name the whole base model instead")
+        raise LonasEdgeError(f"{path}: a materialized sub-network ({', '.join(cut)}); pass the base model instead")
     with read_by("transformers", path):
         return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
 
@@ -269,19 +243,16 @@ def open_source(
     outputs: Sequence[str] | None = None,
     elastic: bool = True,
 ) -> Source:
-    """Read the configurations of a SOURCE and check that they belong together.
+    """Read the configurations of a SOURCE and check that they fit; weights are not read yet.
 
     Args:
         source: A super-adapter, a PEFT adapter, or a base model.
-        model: The base model; when None the one that the adapter's configuration names.
-        nncf_config: The search space; when None the one in the super-adapter's directory, if there is one.
+        model: The base model; when None the one in the adapter's configuration.
+        nncf_config: The search space; when None the super-adapter's own, if any.
         revision: The base model's revision on the hub.
         weights: Whether weights will be needed.
-        outputs: Names of the outputs of a head that will be begun; those that the adapter says when None.
+        outputs: Names of a new head's outputs; those of the adapter when None.
         elastic: Whether the adapter's own search space is read.
-
-    Returns:
-        The source, its weights not read yet.
 
     Raises:
         LonasEdgeError: If something is missing or does not fit.
@@ -300,7 +271,7 @@ def open_source(
     if elastic and nncf_config is None and training and training.search_space:
         raise LonasEdgeError(
             f"{found.folder / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the "
-            "super-adapter again, whole, or name the search space (--nncf-config FILE)."
+            "super-adapter again, or pass --nncf-config FILE."
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
@@ -314,13 +285,13 @@ def open_source(
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
-    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", others, "--model names the right one.")
+    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", others, "Pass the right one with --model.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
     if training and training.specialized and training.specialized.widths and elastic:
         raise_all(
-            f"{found.folder / TRAINING}: specialized for a sub-network that the search space has not:",
+            f"{found.folder / TRAINING}: fine-tuned for a sub-network that is not in the search space:",
             misfits(elasticity, training.specialized.widths, training.search_space),
-            "Take the search space that was trained with.",
+            "Use the search space of the training.",
         )
     if adapter_config:
         raise_all(
@@ -337,7 +308,7 @@ def _head_fields(config: Any, outputs: Sequence[str] | int | None) -> dict[str, 
 
 
 def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:
-    """Outputs of the head that an adapter carries: named by the task that it was trained on, else counted in its file."""
+    """Outputs of the adapter's head: names from the task of its training, else their number in its file."""
     if adapter is None:
         return None
     task = TASKS.get(training.task or "") if training else None
@@ -345,25 +316,22 @@ def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequen
 
 
 def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> None:
-    """An adapter that says it is of another task's model; one that says nothing known is taken for what the model is."""
+    """Raise if the adapter's task is known and not the model's."""
     ours, theirs = architecture.family.task, config.lora.task_type
     tasks = {family.task.peft: family.task for family in FAMILIES}
     if theirs in tasks and theirs != ours.peft:
         raise LonasEdgeError(
             f"{config.path}: task_type {str(theirs)!r}, an adapter of a {tasks[theirs].name}; the model "
-            f"({architecture.model_type}) is a {ours.name}, {ours.peft!r}. Name the base that it was trained on (--model)."
+            f"({architecture.model_type}) is a {ours.name}, {ours.peft!r}. Pass its base with --model."
         )
 
 
 def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> list[str]:
-    """Files of a base that are not those that a super-adapter was trained on.
+    """Differences between a base's files and those that a super-adapter was trained on; one line each.
 
     Args:
-        training: The record of the training, if there is one.
-        hashes: SHA-256 of the base's files by name.
-
-    Returns:
-        What differs; files that only one side has are not compared.
+        training: The record of the training, if any.
+        hashes: SHA-256 of the base's files by name; files that only one side has are not compared.
     """
     trained = training.base.sha256 if training else {}
     return [
@@ -376,7 +344,7 @@ def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> 
 def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision: str | None, weights: bool) -> Located:
     reference = model or config.lora.base_model_name_or_path
     if not reference:
-        raise LonasEdgeError(f"{config.path}: names no base model; give it with --model")
+        raise LonasEdgeError(f"{config.path}: names no base model; pass --model")
     there = config.path.parent / reference
     if ours and not model and exists(there / "config.json"):
         check_model_folder(there)

@@ -1,4 +1,4 @@
-"""What this processor computes at: the speed of its matrix products by dtype, and whether another dtype is worth naming."""
+"""Speed of matrix products on this processor by dtype."""
 
 import time
 
@@ -11,15 +11,7 @@ LARGE, QUICK = 1024, 512  # rows and columns; where bf16 is emulated (AVX2), thr
 
 
 def matrix_speed(dtype: str, size: int = LARGE) -> float:
-    """Floating-point operations a second of a matrix product, the best of three.
-
-    Args:
-        dtype: A key of `DTYPES`.
-        size: Rows and columns of both matrices.
-
-    Returns:
-        The speed, in FLOP/s.
-    """
+    """Speed of a square matrix product in FLOP/s, best of three; `dtype` is a key of `DTYPES`."""
     left, right = (torch.ones(size, size, dtype=DTYPES[dtype].torch) for _ in range(2))
     best = float("inf")
     for _ in range(3):
@@ -30,16 +22,14 @@ def matrix_speed(dtype: str, size: int = LARGE) -> float:
 
 
 def quicker_in(computed: str, option: str) -> str | None:
-    """What to say to someone whose processor is much faster in the other dtype.
+    """A hint for a processor that is much faster in the other dtype; None where there is little to gain.
 
-    It has units for bf16 (AMX) and computes in fp32; or it computes in bf16 and has none, or slow ones (AVX-512 BF16).
+    Such a processor has units for bf16 (AMX) and computes in fp32, or it computes in bf16 without such units, or with slow ones
+    (AVX-512 BF16).
 
     Args:
-        computed: fp32 or bf16, what is computed in.
-        option: The option that asks for a dtype, without its value.
-
-    Returns:
-        A line; None where there is little to gain.
+        computed: fp32 or bf16, the dtype of the computation.
+        option: The option that sets it, without its value.
     """
     other = "fp32" if computed == "bf16" else "bf16"
     times = matrix_speed(other, QUICK) / matrix_speed(computed, QUICK)

@@ -1,9 +1,9 @@
-"""The live super-network with each weight as an IR stores it: what a search scores, and what a training can learn to live with.
+"""The live super-network with the weights that an IR would store, for search and for quantization-aware training.
 
-A linear layer merges and compresses the active part of its weight when it is asked, and forgets it again, which takes a layer's
-memory. The arithmetic is NNCF's data-free one, once more in PyTorch, in a fraction of the time.
+A linear layer merges and compresses the active part of its weight when it runs, and drops it again, which takes the memory of
+one layer. The arithmetic is NNCF's, data-free, in PyTorch.
 
-To training, rounding is the identity (the straight-through estimator, Bengio, Léonard & Courville, 2013), with weight and
+For training, rounding is the identity (the straight-through estimator, Bengio, Léonard & Courville, 2013), with weight and
 adapter inside it: low-rank quantization-aware training (LR-QAT, Bondarenko, Del Chiaro & Nagel, 2024).
 """
 
@@ -22,15 +22,10 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 
 class StoredWeights:
-    """The weights of a super-network's sub-networks as their IRs of one weight format have them."""
+    """The weights of a super-network's sub-networks as IRs of one weight format store them."""
 
     def __init__(self, network: SuperNetwork, weight_format: str):
-        """Compress what all sub-networks share: embeddings and head.
-
-        Args:
-            network: The super-network.
-            weight_format: One of `FORMATS`.
-        """
+        """Compress the embeddings and the head, which all sub-networks share."""
         self._network, self._format = network, FORMATS[weight_format]
         family, base = network.family, network.base
         self._outer = self._format.chosen(outer=True, group_size=None)
@@ -44,14 +39,7 @@ class StoredWeights:
 
     @contextmanager
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
-        """Let the network compute with stored weights.
-
-        Args:
-            chosen: The sub-network that is activated, one width a group.
-
-        Yields:
-            Nothing; within the block it does.
-        """
+        """Let the network compute with stored weights inside the block; `chosen` is the active sub-network."""
         elasticity, base = self._network.elasticity, self._network.base
         there = {name: one for name, one in Subnetwork(elasticity, tuple(chosen)).linears.items() if one.in_features}
         widths = {name: one for name, one in there.items() if base.get_submodule(name) is not self._head}
@@ -71,11 +59,7 @@ class StoredWeights:
 
     @contextmanager
     def active_head(self) -> Iterator[None]:
-        """The head alone, as of `active`.
-
-        Yields:
-            Nothing; within the block it computes so.
-        """
+        """Let the head alone compute with stored weights inside the block."""
         with _replaced(self._head, self._answer):
             yield
 
@@ -86,7 +70,7 @@ class StoredWeights:
 
 
 def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
-    """A matrix as it is stored; the gradient passes by."""
+    """A matrix as it is stored; the gradient passes straight through."""
     found = stored(matrix.detach(), weight_format, group)
     return found + (matrix - matrix.detach()) if matrix.requires_grad else found  # what is added is 0
 
@@ -102,7 +86,7 @@ def _forward(layer: Any, widths: Widths, weight_format: WeightFormat, group: int
 
 
 def _looked_up(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """An embedding by its own rule, such as a scale; a head that shares its weight does not see the other."""
+    """Look up a stored embedding by its own rule, such as a scale; a head with the same weight does not see it."""
 
     def forward(*indices: Any) -> torch.Tensor:
         kept = table.weight.data
@@ -117,16 +101,7 @@ def _looked_up(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tens
 
 
 def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
-    """A matrix as it is after compression and back, in fp32.
-
-    Args:
-        matrix: [out, in].
-        weight_format: How it is stored.
-        group: Columns that share a scale; whole rows when None or `PER_CHANNEL`.
-
-    Returns:
-        The same shape.
-    """
+    """A matrix [out, in] after compression and decompression, in fp32; `group` columns share a scale, or whole rows."""
     matrix = matrix.float()
     if weight_format.mode is None:
         return matrix.half().float() if weight_format.bits == 16 else matrix
@@ -150,15 +125,7 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
 
 
 def merged(layer: Any, widths: Widths) -> torch.Tensor:
-    """The active part of a live layer's weight with its adapter, in fp32.
-
-    Args:
-        layer: `nn.Linear`, or PEFT's LoRA layer.
-        widths: The active part.
-
-    Returns:
-        [active rows, active columns].
-    """
+    """The active part [rows, columns] of a live layer's weight with its adapter, in fp32."""
     base = _plain(layer)
     weight: torch.Tensor = take(base.weight, widths.rows, widths.columns).float()
     for name in _adapters(layer):

@@ -1,4 +1,4 @@
-"""A super-network that is asked many things: loaded once, then sub-networks are switched on and scored in it."""
+"""A loaded super-network: sub-networks are activated and scored in it without loading anything again."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,17 +32,13 @@ HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabul
 
 
 class SuperNetwork:
-    """A live model with elastic layers, in which sub-networks are switched on.
+    """A live model with elastic layers, in which sub-networks are activated and scored.
 
     The model stays an ordinary `PeftModel` (or a plain Hugging Face model): it saves, loads and trains as before.
     """
 
     def __init__(self, model: Any, elasticity: Elasticity):
-        """Make the elastic layers and blocks of `model` elastic; all of each is active at first.
-
-        Args:
-            model: A PEFT model with unmerged LoRA adapters, or a base model.
-            elasticity: The search space laid over the base model.
+        """Make the layers and blocks of `model` elastic; all of it is active at first.
 
         Raises:
             LonasEdgeError: If an elastic layer is neither `nn.Linear` nor PEFT's plain LoRA layer, or is merged.
@@ -62,46 +58,28 @@ class SuperNetwork:
 
     @property
     def base(self) -> Any:
-        """The Hugging Face model, with what PEFT put into it."""
+        """The Hugging Face model, with the layers of PEFT in it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def activate(self, chosen: Sequence[int]) -> None:
-        """Switch a sub-network on.
-
-        Args:
-            chosen: One width a group, in group order.
-        """
+        """Activate the sub-network of these widths, in group order."""
         subnetwork = Subnetwork(self.elasticity, tuple(chosen))
         for name, layer in self._layers.items():
             activate(layer, subnetwork.linears[name])
         for name, fields in subnetwork.attention_fields().items():
             self.family.narrow_attention(self.base.get_submodule(name), fields)
         for name, block in self._blocks.items():
-            block.left_out = name in subnetwork.removed
+            block.removed = name in subnetwork.removed
 
     def inactive_parts(self, chosen: Sequence[int]) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
-        """The parts of the adapters' parameters that a sub-network does not have.
-
-        Args:
-            chosen: One width a group, in group order.
-
-        Yields:
-            A parameter and the index of a part of it; parts do not overlap.
-        """
+        """Yield the inactive parts of the adapters' parameters: a parameter and an index; they do not overlap."""
         widths = Subnetwork(self.elasticity, tuple(chosen)).linears
         for name, layer in self._layers.items():
             if isinstance(layer, ElasticLoraLinear):
                 yield from layer.outside(widths[name])
 
     def reference(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
-        """What the maximal network's head is given, to compare sub-networks with.
-
-        Args:
-            batches: Prompts with the positions that count.
-
-        Returns:
-            [positions, hidden] for each batch.
-        """
+        """The maximal network's hidden states before the head, [positions, hidden] per batch, for comparisons."""
         return [states.hidden for states in self._states(self.elasticity.maximal, batches)]
 
     def kl(
@@ -110,42 +88,23 @@ class SuperNetwork:
         batches: Sequence[Batch],
         reference: Sequence[torch.Tensor] | None = None,
     ) -> list[float]:
-        """Mean distance of sub-networks from the maximal network: KL divergence in nats an answer; of a regression, squared.
+        """Mean distance of sub-networks from the maximal network: KL in nats per position; squared distance for a regression.
 
         Args:
-            chosen: The sub-networks, one width a group each.
+            chosen: Widths of the sub-networks.
             batches: Prompts with the positions that count, or texts.
-            reference: As of `reference`, where it is kept; computed here otherwise, once for all sub-networks.
-
-        Returns:
-            One figure a sub-network.
+            reference: As of `reference`; computed once for all sub-networks when None.
         """
         kept = self.reference(batches) if reference is None else reference
         return self._means(chosen, batches, lambda found, place: self.divergence(kept[place], found.hidden))
 
     def divergence(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Distance of what the head makes of hidden states from what it makes of a reference, summed; as of `kl`.
-
-        Args:
-            reference: [positions, hidden].
-            hidden: The same shape.
-
-        Returns:
-            The sum over positions.
-        """
+        """Distance of logits of hidden states from those of a reference, both [positions, hidden], summed."""
         parts = zip(torch.split(reference, HEAD_POSITIONS), torch.split(hidden, HEAD_POSITIONS), strict=True)
         return sum((self.objective.divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
 
     def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
-        """Mean loss of sub-networks on what batches have to be answered: cross-entropy in nats; of a regression, squared.
-
-        Args:
-            chosen: The sub-networks, one width a group each.
-            batches: Prompts with the positions that count, and the token that follows each; or texts with their labels.
-
-        Returns:
-            One figure a sub-network.
-        """
+        """Mean loss of sub-networks on the labels of batches: cross-entropy in nats; squared error for a regression."""
 
         def score(found: _States, _place: int) -> torch.Tensor:
             parts = zip(torch.split(found.hidden, HEAD_POSITIONS), torch.split(found.labels, HEAD_POSITIONS), strict=True)
@@ -154,15 +113,7 @@ class SuperNetwork:
         return self._means(chosen, batches, score)
 
     def answers(self, chosen: Sequence[int], batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a sub-network answers.
-
-        Args:
-            chosen: One width a group.
-            batches: Prompts with the positions that count, or texts, with what is right.
-
-        Returns:
-            Logits [answers, outputs], and what is right [answers].
-        """
+        """A sub-network's logits [answers, outputs], and the labels [answers]."""
         with torch.inference_mode():
             found = [(self._logits(states.hidden), states.labels) for states in self._states(chosen, batches)]
         return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
@@ -181,7 +132,7 @@ class SuperNetwork:
         return found
 
     def _states(self, chosen: Sequence[int], batches: Sequence[Batch]) -> "Iterator[_States]":
-        """What the head of a sub-network is given at the positions that count."""
+        """The hidden states before a sub-network's head at the positions that count."""
         self.activate(chosen)
         self.model.eval()
         for batch in batches:
@@ -196,21 +147,18 @@ class SuperNetwork:
 
 @dataclass(frozen=True)
 class _States:
-    """Hidden states in front of the head [positions, hidden], and what each has to be answered with [positions]."""
+    """Hidden states before the head [positions, hidden], and labels [positions]."""
 
     hidden: torch.Tensor
     labels: torch.Tensor
 
 
 def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> SuperNetwork:
-    """Load a super-adapter on its base, channels in the super-network's order, all of it active.
+    """Load a super-adapter on its base, on the CPU, in eval mode, in the super-network's channel order.
 
     Args:
         source: Base model, adapter and search space.
         dtype: The base's dtype; the adapter stays in fp32.
-
-    Returns:
-        The super-network, on the CPU, in eval mode.
 
     Raises:
         LonasEdgeError: If base, adapter and search space do not fit, or the base is not the one that was trained on.
@@ -219,7 +167,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     stored = open_base(source.base.folder, source.architecture, source.replaced())
     hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
     misfits = base_misfits(source.training, hashes)
-    raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "--model names the right one.")
+    raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "Pass the right one with --model.")
     if source.adapter and source.adapter_config:
         load_adapter(source.adapter.folder, source.adapter_config, source.architecture)
     model: Any = load_base(source.base, source.architecture, dtype)
@@ -233,14 +181,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
 
 
 def empty_super_network(source: Source) -> SuperNetwork:
-    """A super-adapter as PEFT itself loads it, on a base that only has the places of its weights, for them to be streamed.
-
-    Args:
-        source: Base model, adapter and search space.
-
-    Returns:
-        The super-network, channels in its order; `of_adapter` tells the parameters that are there.
-    """
+    """A super-adapter on a base whose weights are still missing, to be streamed; see `of_adapter`."""
     network: Any = empty_model(source.base_config(), str(source.base.folder))
     if source.adapter:
         # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
@@ -254,18 +195,18 @@ def empty_super_network(source: Source) -> SuperNetwork:
 
 
 def of_adapter(name: str) -> bool:
-    """Whether a parameter of a PEFT model is the adapter's."""
+    """Whether a parameter of a PEFT model belongs to the adapter."""
     return ".lora_" in name or ".modules_to_save." in name
 
 
 def unwrapped(name: str) -> str:
-    """A parameter's name in the base, from that in a PEFT model: without the wrappers that PEFT puts around layers."""
+    """A parameter's name in the base, from that in a PEFT model."""
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 @contextmanager
 def _untold() -> Iterator[None]:
-    """Without transformers' report of a head that is begun anew, which is meant."""
+    """Silence transformers' report of a newly initialized head, which is intended."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -275,15 +216,12 @@ def _untold() -> Iterator[None]:
 
 
 def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base model from its directory, through transformers.
+    """Load a base model from its directory through transformers, on the CPU.
 
     Args:
-        base: Where it lies.
-        architecture: Its shapes; a head of another shape than the stored one, or without one, is begun at random.
+        base: The directory.
+        architecture: Its shapes; a head that is missing or of another shape is initialized at random.
         dtype: The dtype to load in.
-
-    Returns:
-        The model, on the CPU.
 
     Raises:
         LonasEdgeError: If its generation configuration is not usable, or fp32 cannot compute with a weight; all are listed.

@@ -1,4 +1,4 @@
-"""A model's tokenizer, as it is."""
+"""Load and compare tokenizers."""
 
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,11 @@ _SHOWN = 5  # tokens that two tokenizers disagree on
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
-    """The tokenizer of a model directory, or None where it has none.
+    """Load the transformers tokenizer of a model directory; None where it has none.
 
     Args:
         folder: The directory.
-        chat_template: A chat template (Jinja) in place of the directory's own; of several, the one named default.
-
-    Returns:
-        A transformers tokenizer.
+        chat_template: A chat template (Jinja) that replaces the directory's own; of several, the one named default.
 
     Raises:
         LonasEdgeError: If there is one and it cannot be read.
@@ -53,17 +50,9 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
-    """Refuse a tokenizer that gives tokens which the model has no embedding for.
+    """Refuse a tokenizer of `folder` with tokens that the model has no embedding for.
 
-    Special tokens that nothing but their own name in a text gives may lie beyond: Gemma 3's text models have one for images.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        vocabulary: Size of the model's vocabulary.
-        folder: Where it lies, for the message.
-
-    Raises:
-        LonasEdgeError: If there are such tokens.
+    Special tokens that only occur when a text spells their name may be beyond: Gemma 3's text models have one for images.
     """
     used = {getattr(tokenizer, f"{role}_token_id", None) for role in _ROLES}
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - used
@@ -77,16 +66,12 @@ def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
 
 
 def tokenizer_differences(one: Any, other: Any, padding: bool = True) -> list[str]:
-    """Where two tokenizers would not be taken for one another: a token's number, a special token, how a text is divided.
+    """Differences between two tokenizers: token ids, special tokens, how texts are divided. One line each; empty if they agree.
 
     Args:
         one: A transformers tokenizer.
-        other: Another.
-        padding: Whether the token that pads counts.
-
-    Returns:
-        One line a difference, what the first has before what the other has; of many tokens the first ones, and how many more
-        there are. None where they are the same.
+        other: Another one.
+        padding: Whether the padding token counts.
     """
     first, second = ({number: token for token, number in each.get_vocab().items()} for each in (one, other))
     differing = [number for number in sorted(first.keys() | second.keys()) if first.get(number) != second.get(number)]

@@ -27,7 +27,7 @@ class TrainedData:
         kind: What its records are: instruction, messages, text, or glue.
         weight: How often an epoch had each example.
         examples: How many examples were taken; of texts, pieces.
-        left_out: How many records were not: too long, or without an output.
+        dropped: How many records were not: too long, or without an output.
     """
 
     name: str
@@ -35,7 +35,7 @@ class TrainedData:
     kind: str
     weight: float
     examples: int
-    left_out: int
+    dropped: int
 
 
 @dataclass(frozen=True)

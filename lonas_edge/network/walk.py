@@ -1,7 +1,7 @@
-"""The decoder layers of a live network, walked from the first to the last, the inputs of the current one kept.
+"""A walk over the decoder layers of a live network, from the first to the last, with the inputs of the current one stored.
 
-What acts in one layer changes nothing before it, so that it is evaluated from there on; and what a layer is given is there
-without computing the layers before once more. The memory is that of one layer's inputs.
+A change inside one layer leaves everything before it as it is, so only the layers from there on are computed. The memory is
+that of the inputs of one layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,45 +15,25 @@ from lonas_edge.network.super_network import Batch, SuperNetwork
 
 
 class Walk:
-    """At a decoder layer; `step` goes on to the next.
-
-    Attributes:
-        current: Index of the layer.
-    """
+    """A walk over the decoder layers; `current` is the index of the next layer, `step` runs it."""
 
     def __init__(self, network: SuperNetwork, batches: Sequence[Batch]):
-        """Begin at the first layer.
-
-        Args:
-            network: The super-network; what is active in it is up to the caller.
-            batches: Prompts: `input_ids` and `attention_mask`, each [prompts, tokens].
-        """
+        """Begin at the first layer. The caller decides which sub-network of `network` is active."""
         self._network, self._batches = network, batches
         self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
         self._inputs: list[torch.Tensor] | None = None  # None: what the embedding gives
         self.current = 0
 
     def __len__(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self._layers)
 
     def hidden(self, place: int) -> torch.Tensor:
-        """What the head is given for a batch, computed from the current layer on.
-
-        Args:
-            place: Of the batch.
-
-        Returns:
-            [prompts, tokens, hidden].
-        """
+        """The head's input [prompts, tokens, hidden] for a batch, computed from the current layer on."""
         return self._run(place, range(self.current, len(self._layers)))
 
     def step(self, seen: Callable[[int], None] = lambda _place: None) -> None:
-        """Run the current layer on every batch and go on to the next.
-
-        Args:
-            seen: Called before the layer runs on a batch, with the batch's place.
-        """
+        """Run the current layer on every batch and go on to the next; call `seen` with the index of each batch before."""
         outputs: list[torch.Tensor] = []
         layer = self._layers[self.current]
         handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
@@ -67,7 +47,7 @@ class Walk:
         self.current += 1
 
     def _run(self, place: int, running: range) -> torch.Tensor:
-        """What the head is given when only `running` of the layers run, the first of them on the kept input."""
+        """The head's input if only the layers in `running` run, the first of them on its stored input."""
         batch = self._batches[place]
         self._network.model.eval()
         with torch.inference_mode(), self._only(running, place):
@@ -81,7 +61,7 @@ class Walk:
 
 @contextmanager
 def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None, results: int) -> Iterator[None]:
-    """Layers outside `running` hand on what they are given; the first inside is given `given` instead, where there is one."""
+    """Skip the layers outside `running`, and replace the input of the first inside with `given`, if any."""
     passed = [layer for index, layer in enumerate(layers) if index not in running]
     handle = layers[running.start].register_forward_pre_hook(_replacing(given), with_kwargs=True) if given is not None else None
     kept = [vars(layer).get("forward") for layer in passed]
@@ -100,7 +80,7 @@ def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None, res
 
 
 def _passing_by(results: int) -> Callable[..., Any]:
-    """A layer's `forward` that hands on what it is given, as the first of so many results; see `Family.layer_results`."""
+    """A layer's `forward` that returns its input as the first of so many results; see `Family.layer_results`."""
 
     def forward(hidden_states: Any, *_args: Any, **_kwargs: Any) -> Any:
         return (hidden_states, *[None] * (results - 1)) if results else hidden_states
@@ -116,5 +96,5 @@ def _replacing(given: Any) -> Callable[..., Any]:
 
 
 def _first(output: Any) -> Any:
-    """The hidden states of what a layer gives: alone, or the first of several things."""
+    """The hidden states in a layer's output."""
     return output[0] if isinstance(output, tuple) else output

@@ -1,4 +1,4 @@
-"""A model's shapes: every weight by name and shape. From configurations alone: no weights, no torch modules."""
+"""Shapes of a model: every weight by name, from configurations alone, without weights or torch."""
 
 import copy
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from typing import Any
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, family_of, head_dim
 
-LEFT_OUT = "left_out_blocks"  # of a materialized model's config.json: module paths
+REMOVED = "removed_blocks"  # of a materialized model's config.json: module paths
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,10 @@ class Architecture:
 
         Args:
             config: A `PretrainedConfig`.
-            where: What to call the model in an error.
-
-        Returns:
-            The architecture.
+            where: Name of the model in an error.
 
         Raises:
-            LonasEdgeError: If the model's family is not supported, or something in its configuration.
+            LonasEdgeError: If the model's family or something in its configuration is not supported.
         """
         family = family_of(config.model_type)
         if family is None:
@@ -43,15 +40,12 @@ class Architecture:
         return cls(family, config)
 
     def require(self, task: Task, what: str, said_by: Path | None = None) -> None:
-        """Refuse a model that is for something else.
+        """Raise if the model has another task.
 
         Args:
-            task: What it must be for.
-            what: What asks, for the message.
-            said_by: The file that says what the model is, for the message.
-
-        Raises:
-            LonasEdgeError: If it is not.
+            task: The required task.
+            what: The feature that requires it, for the message.
+            said_by: The file that defines the model's task, for the message.
         """
         if self.family.task != task:
             where = f" ({said_by})" if said_by else ""
@@ -69,7 +63,7 @@ class Architecture:
 
     @cached_property
     def linears(self) -> dict[str, Linear]:
-        """Every linear layer by module path, the head included."""
+        """Every linear layer by module path, including the head."""
         layers = range(self.config.num_hidden_layers)
         per_layer = self.family.linears(self.config)
         found = {}
@@ -81,7 +75,7 @@ class Architecture:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter by its name in a checkpoint. A tied head is not listed: it is the embedding."""
+        """Shape of every parameter by its name in a checkpoint, without a tied head."""
         family, config = self.family, self.config
         tables = family.embeddings(config)
         shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (size, config.hidden_size) for name, size in tables.items()}
@@ -98,20 +92,20 @@ class Architecture:
 
     @property
     def head(self) -> dict[str, tuple[int, ...]]:
-        """Shape of the head's parameters by name, of a tied head, too."""
+        """Shape of the head's parameters by name, also of a tied head."""
         linear = self.linears[self.family.head]
         weight = {f"{linear.name}.weight": (linear.out_features, linear.in_features)}
         return weight | ({f"{linear.name}.bias": (linear.out_features,)} if linear.bias else {})
 
     @cached_property
     def units(self) -> dict[str, int]:
-        """For each layer whose input width can be elastic, the input channels that only go together; by module path."""
+        """Number of input channels that stay together, by module path, for each layer with an elastic input width."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
         return {f"{layer}.{rule.consumer}": rule.unit(self.config) for layer in layers for rule in self.family.width_rules}
 
     @cached_property
     def producers(self) -> dict[str, tuple[str, ...]]:
-        """For each layer whose input width can be elastic, the layers that produce its input; module paths."""
+        """The layers that produce the input, by module path, for each layer with an elastic input width."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
         return {
             f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers)
@@ -121,41 +115,27 @@ class Architecture:
 
     @cached_property
     def blocks(self) -> dict[str, Block]:
-        """The parts of decoder layers that can be left out, by module path."""
+        """The removable parts of decoder layers, by module path."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
         return {f"{layer}.{block.module}": block for layer in layers for block in self.family.blocks(self.config)}
 
-    def left_out(self) -> tuple[str, ...]:
-        """The blocks that a materialized model lacks, module paths, as its configuration says."""
-        return tuple(getattr(self.config, LEFT_OUT, None) or ())
+    def removed(self) -> tuple[str, ...]:
+        """Module paths of the blocks that a materialized model's configuration lists as removed."""
+        return tuple(getattr(self.config, REMOVED, None) or ())
 
-    def absent(self, left_out: Collection[str]) -> tuple[str, ...]:
-        """What goes when blocks are left out: they and the norms that serve them alone.
-
-        Args:
-            left_out: Module paths of the blocks.
-
-        Returns:
-            Module paths; parameters of these modules and of those inside them are not there.
-        """
-        layers = {block: self.split(block)[0] for block in left_out}
-        return tuple(p for b in left_out for p in (b, *(f"{layers[b]}.{norm}" for norm in self.blocks[b].norms)))
+    def absent(self, removed: Collection[str]) -> tuple[str, ...]:
+        """Module paths of removed blocks and of the norms that serve them alone."""
+        layers = {block: self.split(block)[0] for block in removed}
+        return tuple(p for b in removed for p in (b, *(f"{layers[b]}.{norm}" for norm in self.blocks[b].norms)))
 
     def kv_elements(self) -> int:
-        """Elements of keys and values that a token adds to the cache, over all layers that have one."""
-        gone = {self.split(block)[0] for block in self.left_out() if self.blocks[block].cached}
+        """Elements of keys and values that a token adds to the cache, over all layers."""
+        gone = {self.split(block)[0] for block in self.removed() if self.blocks[block].cached}
         layers = [index for index in range(self.config.num_hidden_layers) if self.family.layer(index) not in gone]
         return sum(self.family.kv_width(self.layer_config(index)) for index in layers)
 
     def layer_config(self, index: int) -> Any:
-        """The configuration of one decoder layer of a materialized model, whose layers may be unequal.
-
-        Args:
-            index: Of the layer.
-
-        Returns:
-            A copy of the model's, its fields those of the layer; the channels of a head are stated.
-        """
+        """A copy of the configuration for one decoder layer of a materialized model; `head_dim` is set."""
         changed = copy.copy(self.config)
         changed.head_dim = head_dim(self.config)
         per_layer = getattr(self.config, "per_layer_config", None) or {}
@@ -164,19 +144,12 @@ class Architecture:
         return changed
 
     def inner_width(self) -> int:
-        """The widest that a token becomes inside a decoder layer: outputs of the layers that an elastic width narrows."""
+        """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""
         layers = {linear.name: linear for linear in self.family.linears(self.config)}
         return max((sum(layers[name].out_features for name in rule.producers) for rule in self.family.width_rules), default=0)
 
     def split(self, module: str) -> tuple[str, str]:
-        """Split a module path after its decoder layer.
-
-        Args:
-            module: Such as `model.layers.3.mlp.gate_proj`.
-
-        Returns:
-            Path of the decoder layer, and the rest; a module outside the layers has no layer.
-        """
+        """Split a module path after its decoder layer: its path, or "" outside the layers, and the rest."""
         layers = self.family.layers + "."
         if not module.startswith(layers):
             return "", module

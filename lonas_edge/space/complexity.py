@@ -17,12 +17,12 @@ class Sizes:
 
     Attributes:
         parameters: Parameters of the materialized (merged) model, a tied head counted once.
-        linear_weights: Weights of the linear layers, language-model head and unmerged adapters included; embeddings, norms
-            and biases not. The adapter cards call this "total params".
-        macs: Multiply-accumulates of those weights for one sequence of `seq_len` tokens, as the cards count them, which call
-            this "TFLOPs": a classifier's have those of attention itself, and pooler and head compute once a sequence.
+        linear_weights: Weights of the linear layers, including language-model head and unmerged adapters, without embeddings,
+            norms and biases. The adapter cards call this "total params".
+        macs: Multiply-accumulates of those weights for a sequence of `seq_len` tokens, as the cards count them ("TFLOPs"): a
+            classifier's include attention itself, and its pooler and head run once per sequence.
         seq_len: Sequence length in tokens.
-        bytes: Bytes of the materialized model's weights at each weight format of an export.
+        bytes: Bytes of the materialized model's weights per weight format.
     """
 
     parameters: int
@@ -37,14 +37,7 @@ class Sizes:
 
 
 def measure(subnetwork: Subnetwork, ranks: Mapping[str, int], seq_len: int, untied: bool = False) -> Sizes:
-    """Measure one network.
-
-    Args:
-        subnetwork: What is measured; `unpruned` for the whole model.
-        ranks: The adapter's rank by module path.
-        seq_len: Sequence length of the MACs, in tokens.
-        untied: Whether merging gives a tied head a weight of its own.
-    """
+    """Measure one network."""
     architecture = subnetwork.architecture
     weights = _linear_weights(subnetwork, ranks)
     shapes = materialized_shapes(subnetwork, untied)

@@ -1,5 +1,5 @@
-"""A search space laid over a model's shapes: which group decides the output width, the input width and the rank of which
-linear layer, and which blocks may be left out.
+"""A search space laid over a model's shapes: which groups decide the widths and ranks of linear layers, and which remove
+blocks.
 
 Everything downstream (sizes, activation, slicing) asks a `Subnetwork` what is active, and does not look at groups again.
 """
@@ -18,10 +18,7 @@ from lonas_edge.space.search_space import Group, SearchSpace, parse_node
 
 @dataclass(frozen=True)
 class Widths:
-    """The active part of one linear layer: ranges of rows and of columns, and its first `rank` ranks.
-
-    `rank` is None where no group decides it: the adapter's own rank stands.
-    """
+    """The active part of one linear layer: ranges of rows and columns, and its first `rank` ranks (None: the adapter's own)."""
 
     rows: Part
     columns: Part
@@ -29,7 +26,7 @@ class Widths:
 
     @classmethod
     def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "Widths":
-        """The first rows and columns, which is what a width is where nothing is fused."""
+        """The first rows and columns: the part of a layer that is not fused."""
         return cls(((0, out_features),), ((0, in_features),), rank)
 
     @property
@@ -49,9 +46,8 @@ NOTHING = Widths((), (), 0)  # of a layer in a removed block
 
 @dataclass(frozen=True, eq=False)
 class Elasticity:
-    """A search space laid over an architecture. The maps give, for a module path, the index of a group.
-
-    `rules` are those of the layers in `out_group` and `in_group`; `block_group` is of the blocks that may be left out.
+    """A search space laid over an architecture. The maps give the index of a group by module path; `rules` are those of its
+    layers.
     """
 
     architecture: Architecture
@@ -124,13 +120,10 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
     Args:
         architecture: The model.
         space: The search space.
-        where: What to call the search space in an error.
-
-    Returns:
-        Which group decides what.
+        where: Name of the search space in an error.
 
     Raises:
-        LonasEdgeError: If the space does not fit the model; every misfit is listed.
+        LonasEdgeError: If the space does not fit the model; every mismatch is listed.
     """
     out: dict[str, int] = {}
     inputs: dict[str, int] = {}
@@ -147,26 +140,26 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         elif not faults:
             faults, found = _bind_width(architecture, group)
             faults = list(dict.fromkeys(faults))
-            faults += [f"{m} has its width from group {out[m]} already" for m in group.modules if m in out]
+            faults += [f"{m} is in group {out[m]} too" for m in group.modules if m in out]
             out |= dict.fromkeys(group.modules, index)
             inputs |= {name: index for name in found if name not in group.modules}
             rules |= found
         problems += [f"group {index}: {fault}" for fault in faults]
     if blocks and all(name in blocks for name, block in architecture.blocks.items() if block.cached):
         problems.append(
-            "every layer's attention may be left out; the minimal network would have none. Keep one out of the groups"
+            "every layer's attention is removable, so the minimal network would have none; delete one from the groups"
         )
     problems += _dynamic_faults(architecture, space, inputs)
     raise_all(
         f"{where}: the search space does not fit the model ({architecture.model_type}):",
         problems,
-        "Take the configuration the adapter was trained with, or write one with `lonas-edge space`.",
+        "Use the configuration that the adapter was trained with, or write one with `lonas-edge space`.",
     )
     return Elasticity(architecture, space, out, inputs, ranks, rules, blocks)
 
 
 def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[str]:
-    """Said once, where every group names another class of models than this one: no layer of it is here."""
+    """One line if all groups name the classes of another model."""
     nodes = [member.node for group in space.groups if group.kind != "block" for member in group.members]
     modules = [member.module for group in space.groups if group.kind != "block" for member in group.members]
     if not modules or any(module in architecture.linears for module in modules):
@@ -175,14 +168,14 @@ def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[st
     ours = architecture.family.class_names[architecture.model_type]["model"]
     if len(theirs) != 1 or ours in theirs:
         return []
-    return [f"it is of another model: its {len(nodes)} nodes are those of {theirs.pop()}, and the model is a {ours}"]
+    return [f"its {len(nodes)} nodes belong to {theirs.pop()}; the model is a {ours}"]
 
 
 def _dynamic_faults(architecture: Architecture, space: SearchSpace, inputs: Mapping[str, int]) -> list[str]:
-    """What `add_dynamic_inputs` names must follow elastic heads; it does so whether or not it is named."""
+    """Layers in `add_dynamic_inputs` must follow elastic heads; they do so in any case."""
     family = architecture.family
     if space.dynamic_inputs and not family.dynamic_inputs:
-        return [f"add_dynamic_inputs belongs to BERT-like models; {architecture.model_type} has no use for it"]
+        return [f"add_dynamic_inputs is for BERT-like models, not for {architecture.model_type}"]
     faults = []
     for node in space.dynamic_inputs:
         try:
@@ -199,7 +192,7 @@ def _dynamic_faults(architecture: Architecture, space: SearchSpace, inputs: Mapp
 
 def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
     if not architecture.blocks:
-        return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be left out"]
+        return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be removed"]
     last = architecture.config.num_hidden_layers - 1
     known = [block.module for block in architecture.family.blocks(architecture.config)]
     return [
@@ -219,7 +212,7 @@ def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:
 
 
 def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], dict[str, WidthRule]]:
-    """Check an output-width group against the family's rules; returns faults, and the rule of each layer that it narrows."""
+    """Check an output-width group against the family's rules; return faults, and the rule of each narrowed layer."""
     rules: dict[str, WidthRule] = {}
     faults: list[str] = []
     for module in group.modules:
@@ -233,7 +226,7 @@ def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], di
         if missing:
             faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
         full = rule.full(architecture.config)
-        faults += [f"width {w} of {module} is larger than the whole, which is {full}" for w in group.widths if w > full]
+        faults += [f"width {w} of {module} is larger than the full width {full}" for w in group.widths if w > full]
         faults += _split_heads(rule, architecture.config, module, group.widths)
         rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
     return faults, rules
@@ -243,5 +236,5 @@ def _split_heads(rule: WidthRule, config: Any, module: str, widths: Sequence[int
     unit = rule.unit(config)
     if not isinstance(rule, HeadRule):
         return []
-    told = f"heads of {head_dim(config)} channels, {unit // head_dim(config)} to a key-value head: expected multiples of {unit}"
-    return [f"width {width} of {module} splits {told}" for width in widths if width % unit]
+    heads = f"heads of {head_dim(config)} channels, {unit // head_dim(config)} per key-value head: expected multiples of {unit}"
+    return [f"width {width} of {module} splits {heads}" for width in widths if width % unit]

@@ -1,4 +1,4 @@
-"""A picture of a sub-network: a line a layer, what is left of its attention and of its MLP as bars. Plain text, or SVG."""
+"""A picture of a sub-network as text or SVG: one line per layer, with bars for the kept parts of attention and MLP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _MARGIN, _ROW, _WHOLE, _NUMBER = 44, 14, 240, 56  # pixels: beside the bars, of 
 
 @dataclass(frozen=True)
 class Part:
-    """What is left of a block of a decoder layer.
+    """The kept part of a block of a decoder layer.
 
     Attributes:
         kind: attention or mlp.
-        kept: Heads of an attention, width of an MLP; 0 where it is left out.
-        full: Of the whole network.
+        kept: Heads of an attention, width of an MLP; 0 if removed.
+        full: The same of the whole network.
     """
 
     kind: str
@@ -66,26 +66,13 @@ def _full(architecture: Architecture, path: str) -> int:
 
 
 def alike(picture: Sequence[Layer]) -> bool:
-    """Whether all layers keep the same.
-
-    Args:
-        picture: As of `picture_of`.
-
-    Returns:
-        Whether they do.
-    """
+    """Whether all layers keep the same."""
     return len(set(picture)) <= 1
 
 
 def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> list[str]:
-    """The picture as text.
-
-    Args:
-        picture: As of `picture_of`.
-        marks: The characters of what is there and of what is not.
-
-    Returns:
-        A heading and a line a layer; one line where all layers are alike.
+    """The picture as text: a heading and a line per layer, or one line if all are alike; `marks` are the characters for kept
+    and removed.
     """
     if not picture or not picture[0]:
         return []
@@ -102,15 +89,7 @@ def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> l
 
 
 def svg(picture: Sequence[Layer], title: str) -> str:
-    """The picture as an image, for pages and papers.
-
-    Args:
-        picture: As of `picture_of`.
-        title: What it is of.
-
-    Returns:
-        An SVG document with a heading and a line a layer.
-    """
+    """The picture as an SVG document."""
     parts = picture[0] if picture else ()
     width, height = _MARGIN + len(parts) * (_WHOLE + _NUMBER) + 8, (len(picture) + 4) * _ROW
     columns = [_MARGIN + place * (_WHOLE + _NUMBER) for place in range(len(parts))]
@@ -145,7 +124,7 @@ def _text(left: float, bottom: float, text: str, anchor: str = "start") -> str:
 
 
 def _bar(part: Part, there: str, gone: str) -> str:
-    """A block that is there has a character at least; one that is cut lacks one at least."""
+    """A kept block has at least one mark; a narrowed one lacks at least one."""
     filled = round(BAR * part.kept / max(part.full, 1))
     filled = min(max(filled, part.kept > 0), BAR - (part.kept < part.full))
     return there * filled + gone * (BAR - filled)

@@ -1,13 +1,13 @@
-"""The search space: which widths and ranks a super-network offers, read from (and written as) NNCF configuration JSON.
+"""Search spaces: the widths and ranks that a super-network offers, read from (and written as) NNCF configuration JSON.
 
 The format is NNCF 2.x's `bootstrapNAS` section as the LoNAS authors published it (Muñoz et al., LREC-COLING 2024). NNCF 3
-has no code for it any more, so the reader lives here. No torch, so that `inspect` and `space` stay quick.
+dropped its code for it. There is no torch here, so that `inspect` and `space` stay fast.
 
-The published format has no place for blocks that may be left out. They stand in a section of our own beside `width`:
+The published format has no removable blocks. They are in a section of our own next to `width`:
 
     "lonas_edge": {"version": 1, "blocks": [["model.layers.7.self_attn"], ["model.layers.9.self_attn", "model.layers.9.mlp"]]}
 
-Each list is a group of the widths 1 and 0, behind the groups of `width`; 0 leaves its blocks out.
+Each list is a group of the widths 1 and 0, after the groups of `width`; 0 removes its blocks.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ Role = Literal["base", "lora_A", "lora_B", "block"]
 _NODE_PART = re.compile(r"[^/\[\]]+\[([^\[\]]+)\]")
 _PEFT_PREFIX = ["base_model", "model"]
 _OTHER_DIMENSIONS = ("depth", "kernel")  # NNCF's dimensions of elasticity beside `width`
-_INSTEAD = {"depth": "; blocks that may be left out are lonas-edge's own section (`lonas-edge space --depth`)"}
+_INSTEAD = {"depth": "; for removable blocks use `lonas-edge space --depth`"}
 EXTENSION, EXTENSION_VERSION = "lonas_edge", 1  # our own section of `elasticity`
 BLOCK_WIDTHS = (1, 0)  # there, and left out
 
 
 @dataclass(frozen=True)
 class Member:
-    """One weight in an elastic group: `role` of the linear layer `module`, named `node` by NNCF. A block's name is its path."""
+    """One weight of an elastic group: `role` of the linear layer `module`, NNCF's name `node`. A block's name is its path."""
 
     module: str
     role: Role
@@ -53,14 +53,14 @@ class Group:
 
     @property
     def kind(self) -> Literal["rank", "width", "block"]:
-        """An elastic LoRA rank, an elastic output width, or blocks that may be left out."""
+        """An elastic LoRA rank, an elastic output width, or removable blocks."""
         if self.members[0].role == "block":
             return "block"
         return "rank" if self.members[0].role == "lora_A" else "width"
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The module paths of the members, each once, in the order given."""
+        """The module paths of the members, each once, in order."""
         return tuple(dict.fromkeys(member.module for member in self.members))
 
 
@@ -98,8 +98,8 @@ class SearchSettings:
 class SearchSpace:
     """All sub-networks of a super-network: one width is picked from each group.
 
-    A space without groups is that of a plain LoRA adapter: it has the maximal network only. `search` is read through
-    `search_settings`: `search_faults` says what is wrong in the file, which nothing but a search minds.
+    A space without groups is that of a plain LoRA adapter, which has the maximal network only. `search_faults` lists problems
+    of the search settings, which `search_settings` reports: only a search needs them.
     """
 
     groups: tuple[Group, ...] = ()
@@ -122,38 +122,32 @@ class SearchSpace:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether there are blocks that may be left out."""
+        """Whether there are removable blocks."""
         return any(group.kind == "block" for group in self.groups)
 
     def search_settings(self) -> SearchSettings:
-        """Check and give the settings of the sub-network search.
-
-        Returns:
-            The settings.
+        """The settings of the sub-network search.
 
         Raises:
-            LonasEdgeError: If the file's cannot be used; every fault is listed.
+            LonasEdgeError: If the file's cannot be used; every problem is listed.
         """
-        way_out = "Mend them in the NNCF configuration, or leave them out: each has a default."
-        raise_all("The search space's search settings cannot be used:", self.search_faults, way_out)
+        hint = "Correct or delete them in the NNCF configuration; each has a default."
+        raise_all("The search space's search settings cannot be used:", self.search_faults, hint)
         return self.search
 
 
 def parse_node(node: str) -> Member:
-    """Read an NNCF node name; its bracketed parts spell the module path.
+    """Parse an NNCF node name; its bracketed parts spell the module path.
 
     Three endings occur: `NNCFUserSelfLinear[self_linear]/linear_0`, the frozen weight of a layer with an adapter;
-    `ModuleDict[lora_A]/NNCFLinear[default]/linear_0` (or `lora_B`), the adapter; `NNCFLinear[gate_proj]/linear_0`,
-    a layer without one.
-
-    Args:
-        node: The node name.
+    `ModuleDict[lora_A]/NNCFLinear[default]/linear_0` (or `lora_B`), the adapter; `NNCFLinear[gate_proj]/linear_0`, a layer
+    without one.
 
     Returns:
         The module path relative to the base model (`model.layers.0.mlp.gate_proj`) and the member's role.
 
     Raises:
-        ValueError: If no module path can be read from the name.
+        ValueError: If the name has no module path.
     """
     path = _NODE_PART.findall(node)
     if path[: len(_PEFT_PREFIX)] == _PEFT_PREFIX:
@@ -172,15 +166,9 @@ def parse_node(node: str) -> Member:
 def read_search_space(path: Path) -> SearchSpace:
     """Read an NNCF configuration file: JSON in which comments and trailing commas are allowed.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The search space, checked as far as the file alone allows.
-
     Raises:
-        LonasEdgeError: If the file is missing, is not JSON, or does not describe a search space; all faults are listed, those
-            of the search settings apart.
+        LonasEdgeError: If the file is missing, is not JSON, or is not a search space; all problems except those of the search
+            settings are listed.
     """
     text = read_text(Path(path), "the NNCF configuration")
     try:
@@ -194,14 +182,7 @@ def read_search_space(path: Path) -> SearchSpace:
 
 
 def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
-    """Build a search space from the decoded JSON.
-
-    Args:
-        content: The decoded configuration.
-
-    Returns:
-        The space, and the list of everything that makes it unusable (empty when it is usable).
-    """
+    """Build a search space from decoded JSON; the second result lists everything that makes it unusable."""
     section = content.get("bootstrapNAS") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         return SearchSpace(), ['no "bootstrapNAS" section; expected an NNCF configuration of a LoNAS super-network']
@@ -225,7 +206,7 @@ def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
 
 
 def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
-    """Elasticity that the groups do not hold: without it, sub-networks would be other networks than the file describes."""
+    """Elastic dimensions that the groups do not describe."""
     where, key = "bootstrapNAS.training.elasticity", "available_elasticity_dims"
     listed = elasticity.get(key, [])
     if not isinstance(listed, list) or not all(isinstance(dimension, str) for dimension in listed):
@@ -233,7 +214,7 @@ def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
     found = [(shortened(dimension).strip("'"), key) for dimension in listed if dimension != "width"]
     found += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
     return [
-        f"{where}: elastic {dimension} ({place}) is not supported, elastic widths and ranks are. Take it out of the file, and "
+        f"{where}: elastic {dimension} ({place}) is not supported, only elastic widths and ranks. Remove it from the file, and "
         f"every sub-network keeps the full {dimension}{_INSTEAD.get(dimension, '')}"
         for dimension, place in found
     ]
@@ -323,7 +304,7 @@ def _parse_stages(descriptions: Any) -> tuple[tuple[Stage, ...], list[str]]:
 
 
 def _parse_settings(kind: Any, values: Any, where: str) -> tuple[Any, list[str]]:
-    """Fill a settings dataclass from the keys it knows; other keys of the file belong to other tools and are left alone."""
+    """Fill a settings dataclass from its fields in `values`; other fields belong to other tools."""
     if not isinstance(values, dict):
         return kind(), [f"{where}: expected an object, found {shortened(values)}"]
     known, faults = {}, []
@@ -339,7 +320,7 @@ def _parse_settings(kind: Any, values: Any, where: str) -> tuple[Any, list[str]]
 
 
 def _wanted(name: str, default: Any) -> tuple[str, Callable[[Any], bool]]:
-    """What a setting must be, told and tested. None stands for one that is not set."""
+    """The expected value of a setting in words, and a test for it. None means unset."""
     if isinstance(default, tuple):
         return "a list of names", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
     if isinstance(default, str) or name == "eval_metric_name":

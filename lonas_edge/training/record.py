@@ -85,8 +85,8 @@ def _specialized(start: Start, settings: Settings, solved: Solved | None) -> Spe
 
 def _data(portion: Portion, sha256: str, learned: int) -> TrainedData:
     """A text gives pieces, so that none of them is left out."""
-    left_out = 0 if portion.kind == TEXT else portion.count - learned
-    return TrainedData(portion.path.name, sha256, portion.kind, portion.weight, learned, left_out)
+    dropped = 0 if portion.kind == TEXT else portion.count - learned
+    return TrainedData(portion.path.name, sha256, portion.kind, portion.weight, learned, dropped)
 
 
 def logged(entry: dict[str, Any]) -> Logged:

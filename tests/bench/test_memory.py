@@ -37,7 +37,7 @@ def test_kv_cache_of_smollm2_by_hand() -> None:
 
 def test_each_arm_has_its_own_cache(tmp_path: Path) -> None:
     """Half of the layers have no attention in one arm's model."""
-    config = {**SMOLLM2, "left_out_blocks": [f"model.layers.{layer}.self_attn" for layer in range(15)]}
+    config = {**SMOLLM2, "removed_blocks": [f"model.layers.{layer}.self_attn" for layer in range(15)]}
     for name, content in (("cut", config), ("whole", SMOLLM2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(content))

@@ -97,7 +97,7 @@ def test_unknown_node(llama_copy: TinySource, refused: Callable) -> None:
 def test_width_larger_than_the_layer(llama_copy: TinySource, refused: Callable) -> None:
     edit(llama_copy.space, lambda content: elastic(content)["overwrite_groups_widths"][3].insert(0, 130))
     error = refused(llama_copy)
-    has(error, llama_copy.space, "group 3", "width 130", "model.layers.0.mlp.gate_proj", "larger than the whole, which is 128")
+    has(error, llama_copy.space, "group 3", "width 130", "model.layers.0.mlp.gate_proj", "larger than the full width 128")
 
 
 def test_elastic_attention_widths(llama_copy: TinySource, refused: Callable) -> None:

@@ -173,7 +173,12 @@ def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refus
     commands = arguments(llama_copy, data, tmp_path / "out"), ["inspect", *llama_copy.arguments()]
     commands += (["export", *llama_copy.arguments(), "--output", str(tmp_path / "exported")],)
     for command in commands:
-        has(refused(command), llama_copy.space, "elastic depth (available_elasticity_dims) is not supported", "Take it out")
+        has(
+            refused(command),
+            llama_copy.space,
+            "elastic depth (available_elasticity_dims) is not supported",
+            "Remove it from the file",
+        )
 
 
 # the machine

@@ -179,7 +179,7 @@ def test_memory_that_cannot_fit(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ([{"instruction": "What?", "output": "that"}] * 3, "holds 3 prompts, and 8 are asked for"),
+        ([{"instruction": "What?", "output": "that"}] * 3, "3 prompts; expected at least 8"),
         ([{"instruction": "What?", "output": ""}] * 40, "output"),
         ({"no": "list"}, "data.json"),
         (None, "data.json"),

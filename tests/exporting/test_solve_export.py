@@ -66,7 +66,13 @@ def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySou
     assert solved["after"] < solved["before"] and solved["tokens"] > 100
     figures = f"{solved['before']:.3f}", f"{solved['after']:.3f}"
     has(ran.out, "solved on 16 prompts", *figures)
-    has((tmp_path / "out/README.md").read_text(), "What is cut was solved", "16 prompts of `data.json`", "2 held-out", *figures)
+    has(
+        (tmp_path / "out/README.md").read_text(),
+        "Least-squares reconstruction",
+        "16 prompts of `data.json`",
+        "2 held-out",
+        *figures,
+    )
     assert run_cli("export", *llama.arguments(), "--output", tmp_path / "plain").code == 0
     assert json.loads((tmp_path / "plain/lonas_edge.json").read_text())["solved"] is None
 
@@ -92,7 +98,7 @@ def test_refusals(export_to: Callable, run_cli: Callable, llama: TinySource, dat
     output = tmp_path / "out"
     for options, code, told in (
         (["--subnet", "maximal"], 1, ["maximal sub-network narrows no MLP and no heads", "--solve"]),
-        (["--solve-prompts", "37"], 1, [str(data), "holds 40 prompts, and 41 are asked for", "--solve-prompts"]),
+        (["--solve-prompts", "37"], 1, [str(data), "40 prompts; expected at least 41", "--solve-prompts"]),
         (["--solve-prompts", "0"], 2, ["--solve-prompts"]),
         (["--solve", str(tmp_path / "none.json")], 1, ["none.json"]),
     ):

@@ -211,7 +211,7 @@ def test_widths_that_split_a_head(tiny_bert: TinyBert, tmp_path: Path) -> None:
     (tmp_path / "space.json").write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as raised:
         open_source(str(source.adapter), str(source.base), tmp_path / "space.json")
-    told = "heads of 16 channels, 1 to a key-value head: expected multiples of 16"
+    told = "heads of 16 channels, 1 per key-value head: expected multiples of 16"
     assert f"group 0: width 40 of bert.encoder.layer.0.attention.self.query splits {told}" in str(raised.value)
     assert f"group 2: width 24 of bert.encoder.layer.2.attention.self.key splits {told}" in str(raised.value)
 

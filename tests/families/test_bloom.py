@@ -129,7 +129,7 @@ def test_heads_are_refused(tiny_models: TinyModels, tmp_path: Path) -> None:
         ({"n_head": None}, "num_attention_heads or n_head: missing"),
         ({"n_layer": None}, "num_hidden_layers or n_layer: missing"),
         ({"hidden_size": None}, "hidden_size or n_embed: missing"),
-        ({"num_hidden_layers": 4}, "num_hidden_layers 4, n_layer 3: names of one field; expected one value"),
+        ({"num_hidden_layers": 4}, "num_hidden_layers 4, n_layer 3: spellings of one field with different values"),
         ({"n_layer": "3"}, "n_layer: Input should be a valid integer, found '3'"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from commands import Command
 from openvino_models import ir_logits
-from oracle import cut, read_groups, read_left_out, silence
+from oracle import cut, read_groups, read_removed, silence
 from runner import Ran
 from safetensors.torch import load_file
 from tiny_bert import pairs
@@ -280,7 +280,7 @@ def oracle(base: Path, adapter: Path | None, space: Path | None, widths: list[in
                 columns[:, order.get(reader, torch.arange(columns.shape[1]))[width:]] = 0
             else:
                 cut(weights, layer, width, order)
-        for block in read_left_out(space, widths) if space and widths else []:
+        for block in read_removed(space, widths) if space and widths else []:
             silence(weights, block)
     return _logits(model)
 

@@ -80,20 +80,6 @@ def test_merge_equals_peft(kind: str, tiny_models: TinyModels, materialize: Call
     assert (logits - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["plain", "rank_pattern", "rslora", "bias all", "lora_bias", "all-linear"])
-def test_tensors_equal_merge_and_unload(kind: str, tiny_models: TinyModels) -> None:
-    case, options = KINDS[kind]
-    base, adapter = tiny_models.base(case), tiny_models.adapter(case, **options)
-    merged = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter
-    ).merge_and_unload()
-    model = plain(base, adapter)
-    expected = dict(merged.named_parameters())
-    assert set(expected) == set(model.shapes)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(model.tensor(name), tensor.data, atol=1e-6, rtol=1e-5)
-
-
 def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
     """Rank 28 of 32 at alpha 64: 2.0, not 64 / 28."""
     base = tiny_models.base("llama")
@@ -113,17 +99,6 @@ def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
         assert (model.tensor(key).double() - expected).abs().max() < 1e-6
     assert source.adapter_config is not None
     assert source.adapter_config.scale("model.layers.1.self_attn.q_proj") == 2.0
-
-
-def test_inputs_are_not_changed(llama: TinySource, choose: Callable) -> None:
-    source = llama.opened()
-    model = MaterializedModel(source, source.subnetwork(choose(llama, "minimal")))
-    before = {name: (f.a.clone(), f.b.clone()) for name, f in model.adapter.factors.items()}
-    first = {name: model.tensor(name) for name in model.shapes}
-    for name, factors in model.adapter.factors.items():
-        assert torch.equal(factors.a, before[name][0])
-        assert torch.equal(factors.b, before[name][1])
-    assert all(torch.equal(model.tensor(name), tensor) for name, tensor in first.items())
 
 
 @pytest.mark.parametrize(
@@ -262,9 +237,9 @@ def test_search_space_wider_than_the_adapter(tiny_models: TinyModels) -> None:
         ({"target_modules": "(q_proj"}, r"'\(q_proj': not a regular expression"),
         ({"rank_pattern": {"*q": 8}}, r"'\*q': not a regular expression"),
         ({"modules_to_save": ["[head"]}, r"'\[head': not a regular expression"),
-        ({"target_modules": "(.+)+x"}, r"'\(\.\+\)\+x': matching it may never end"),
-        ({"target_modules": "(.|q)*x"}, "matching it may never end"),
-        ({"exclude_modules": "((a|b)c*){2,}"}, "matching it may never end"),
+        ({"target_modules": "(.+)+x"}, r"'\(\.\+\)\+x': matching may not terminate"),
+        ({"target_modules": "(.|q)*x"}, "matching may not terminate"),
+        ({"exclude_modules": "((a|b)c*){2,}"}, "matching may not terminate"),
         ({"layers_to_transform": "1"}, "layers_to_transform"),
         ({"modules_to_save": "lm_head"}, "modules_to_save"),
         ({"use_rslora": "yes"}, "use_rslora"),
@@ -315,5 +290,5 @@ def test_a_factor_that_is_there_twice(llama_copy: TinySource) -> None:
     key = next(key for key in tensors if "lora_A" in key)
     again = {key.replace("lora_A.", "lora_A.default."): 2 * tensors[key]}
     save_file(tensors | again, llama_copy.adapter / WEIGHTS)
-    with pytest.raises(LonasEdgeError, match=r"lora_A\.weight: there more than once"):
+    with pytest.raises(LonasEdgeError, match=r"lora_A\.weight: stored more than once"):
         plain(llama_copy.base, llama_copy.adapter)

@@ -18,7 +18,7 @@ def inputs_of(model: torch.nn.Module, name: str, prompts: list[torch.Tensor]) ->
     return torch.cat(seen)
 
 
-@pytest.mark.parametrize("case", ["llama", "neox", "phi3", "bloom"])
+@pytest.mark.parametrize("case", ["llama", "bloom"])
 def test_moments(case: str, ids: torch.Tensor) -> None:
     model = random_model(case).double()
     model.train()

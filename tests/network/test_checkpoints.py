@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinySource
 
 from lonas_edge.errors import LonasEdgeError, out_of_memory
-from lonas_edge.files import read_json, sha256
-from lonas_edge.network.checkpoints import TensorFiles, load_pickle, number_fault, open_base, open_tensors, read_damaged
+from lonas_edge.network.checkpoints import load_pickle, number_fault, open_base, open_tensors, read_damaged
 
 
 class Bomb:
@@ -83,8 +82,8 @@ def test_malicious_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
         ([torch.ones(2)], "found list"),
         ({"step": 3}, "step: int; expected a tensor"),
         ({"a": None}, "a: NoneType; expected a tensor"),
-        ({3: torch.ones(2)}, "3: a name that is no text"),
-        ({None: torch.ones(2)}, "None: a name that is no text"),
+        ({3: torch.ones(2)}, "3: expected a text as name"),
+        ({None: torch.ones(2)}, "None: expected a text as name"),
         ({"a": torch.eye(2).to_sparse()}, "a: a sparse_coo tensor on cpu; expected a plain one"),
         ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "a: a quantized tensor"),
         ({"a": torch.ones(2, device="meta")}, "a: a strided tensor on meta"),
@@ -148,11 +147,6 @@ def test_a_file_that_memory_does_not_suffice_for_is_not_damaged(tmp_path: Path) 
     with pytest.raises(RuntimeError) as caught, read_damaged(file):
         raise RuntimeError("unable to mmap 16 bytes from file <model.safetensors>: Cannot allocate memory (12)")
     assert out_of_memory(caught.value)
-
-
-def test_a_header_that_is_right(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(header({"a": A}))
-    assert torch.equal(open_tensors(tmp_path).read("a"), torch.zeros(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool])
@@ -232,26 +226,8 @@ def test_numbers_that_are_sound_and_those_that_are_not(dtype: torch.dtype) -> No
 def test_a_head_that_is_not_the_embedding_it_is_said_to_be(llama_copy: TinySource) -> None:
     config, weights = llama_copy.base / "config.json", llama_copy.base / "model.safetensors"
     config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
-    with pytest.raises(LonasEdgeError, match=r"lm_head\.weight in model\.safetensors: another matrix than model\.embed_tokens"):
+    with pytest.raises(LonasEdgeError, match=r"lm_head\.weight in model\.safetensors: differs from model\.embed_tokens"):
         open_base(llama_copy.base, llama_copy.opened().architecture)
     tensors = load_file(weights)
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, weights)
     assert "lm_head.weight" in open_base(llama_copy.base, llama_copy.opened().architecture).shapes  # many a file has it twice
-
-
-def test_read_json(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(LonasEdgeError, match="expected a JSON object, found list"):
-        read_json(tmp_path / "a.json")
-    (tmp_path / "a.json").write_bytes(b"\xff{")
-    with pytest.raises(LonasEdgeError, match=r"a\.json: not readable as JSON"):
-        read_json(tmp_path / "a.json")
-
-
-def test_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_no_tensor_file_at_all() -> None:
-    assert TensorFiles({}).scan() == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CASES, VOCAB, TinySource, tokenizer
+from tiny_models import CASES, STRUCTURES, VOCAB, TinySource, tokenizer
 from transformers import AddedToken
 
 from lonas_edge.errors import LonasEdgeError
@@ -21,7 +21,7 @@ from lonas_edge.space.architecture import Architecture
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data/published_configs.json").read_text())
 
 
-@pytest.mark.parametrize("content", [*PUBLISHED.values(), *CASES.values()], ids=[*PUBLISHED, *CASES])
+@pytest.mark.parametrize("content", [*PUBLISHED.values(), *(CASES[case] for case in STRUCTURES)], ids=[*PUBLISHED, *STRUCTURES])
 def test_what_is_right_is_taken(content: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     config = read_model_config(Located("it", tmp_path))
@@ -118,26 +118,26 @@ def test_layers_of_another_width(per_layer: dict[str, Any], told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left_out", "told"),
+    ("removed", "told"),
     [
-        (["model.layers.3.mlp"], "left_out_blocks cannot be used:.*'model.layers.3.mlp': the model has no such block"),
+        (["model.layers.3.mlp"], "removed_blocks cannot be used:.*'model.layers.3.mlp': the model has no such block"),
         (["model.layers.0"], "'model.layers.0': the model has no such block"),
-        ("model.layers.0.mlp", "left_out_blocks"),
-        ([1], "left_out_blocks"),
+        ("model.layers.0.mlp", "removed_blocks"),
+        ([1], "removed_blocks"),
     ],
 )
-def test_blocks_that_are_not_there(left_out: Any, told: str) -> None:
+def test_blocks_that_are_not_there(removed: Any, told: str) -> None:
     with pytest.raises(LonasEdgeError, match=f"(?s)here: .*{told}"):
-        empty_model({**CASES["llama"], "left_out_blocks": left_out}, "here")
+        empty_model({**CASES["llama"], "removed_blocks": removed}, "here")
 
 
 @pytest.mark.parametrize(
-    "cut", [{"left_out_blocks": ["model.layers.0.mlp"]}, {"per_layer_config": {"0": {"intermediate_size": 64}}}]
+    "cut", [{"removed_blocks": ["model.layers.0.mlp"]}, {"per_layer_config": {"0": {"intermediate_size": 64}}}]
 )
 def test_a_network_that_was_cut_out_is_no_base(cut: dict[str, Any], llama_copy: TinySource) -> None:
     path = llama_copy.base / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | cut))
-    with pytest.raises(LonasEdgeError, match=rf"a sub-network that was cut out \({next(iter(cut))}\); name the whole base"):
+    with pytest.raises(LonasEdgeError, match=rf"a materialized sub-network \({next(iter(cut))}\); pass the base model"):
         open_source(str(llama_copy.base))
 
 

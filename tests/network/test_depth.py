@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from structured import assert_as_defined, assert_generates_alike
-from tiny_models import BLOCKS, CASES, TinyModels, TinySource, block_path, has_heads
+from tiny_models import BLOCKS, CASES, TinyModels, TinySource, block_path, families, has_heads
 
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.super_network import load_super_network
@@ -24,8 +24,8 @@ def widths_of(source: TinySource, choose: Choose, depth: list[int], name: str = 
     return choose(source, name)[: -len(depth)] + depth
 
 
-@pytest.mark.parametrize("case", UNTIED)
-def test_left_out_blocks_answer_as_defined(
+@pytest.mark.parametrize("case", families(*UNTIED))
+def test_removed_blocks_answer_as_defined(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
     tiny = tiny_models.deep_source(case)
@@ -35,7 +35,7 @@ def test_left_out_blocks_answer_as_defined(
         assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, ids)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not has_heads(case)])
+@pytest.mark.parametrize("case", families(*(case for case in CASES if not has_heads(case))))
 def test_reordered_blocks_answer_as_defined(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -47,7 +47,7 @@ def test_reordered_blocks_answer_as_defined(
         assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, ids)
 
 
-@pytest.mark.parametrize("case", UNTIED)
+@pytest.mark.parametrize("case", families(*UNTIED))
 def test_generates_as_without_a_cache(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
@@ -58,7 +58,7 @@ def test_generates_as_without_a_cache(
     assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, tokens)
 
 
-@pytest.mark.parametrize("case", ["llama-biased", "gemma3", "neox", "phi3", "bloom", "olmo2"])
+@pytest.mark.parametrize("case", families("llama-biased", "gemma3", "neox", "phi3", "bloom", "olmo2"))
 def test_the_checkpoint_lacks_them(
     case: str, tiny_models: TinyModels, choose: Choose, materialize: Callable[..., Path]
 ) -> None:
@@ -73,7 +73,7 @@ def test_the_checkpoint_lacks_them(
     first = block_path(case, 0, "mlp").rpartition(".")[0]
     norms = {name for name in stored if name.startswith(first) and "layernorm" in name}
     assert f"{first}.input_layernorm.weight" not in norms and norms
-    assert json.loads((folder / "config.json").read_text())["left_out_blocks"] == gone
+    assert json.loads((folder / "config.json").read_text())["removed_blocks"] == gone
     assert len(load_checkpoint(folder).state_dict()) >= len(stored)
 
 
@@ -86,15 +86,3 @@ def test_a_block_is_back_when_it_is_chosen_again(tiny_models: TinyModels, choose
         assert not torch.allclose(network.model(input_ids=ids).logits, before)
         network.activate(choose(source, "maximal"))
         assert torch.equal(network.model(input_ids=ids).logits, before)
-
-
-def test_widths_inside_a_left_out_block_decide_nothing(tiny_models: TinyModels, choose: Choose) -> None:
-    source = tiny_models.deep_source("llama")
-    elasticity = source.opened().elasticity
-    narrow, wide = choose(source, "minimal"), choose(source, "maximal")
-    narrow[-3:] = wide[-3:] = [1, 0, 1]
-    kept = elasticity.canonical(narrow)
-    inside = [index for index, group in enumerate(elasticity.space.groups[:-3]) if "layers.1." in group.modules[0]]
-    assert [kept[index] for index in inside] == [wide[index] for index in inside]
-    others = [index for index in range(len(narrow)) if index not in inside]
-    assert [kept[index] for index in others] == [narrow[index] for index in others]

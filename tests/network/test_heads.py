@@ -8,13 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from structured import assert_as_defined, assert_generates_alike
-from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource, has_heads
+from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource, families, has_heads
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 
-Choose = Callable[[TinySource, str], list[int]]
 CUTS = [  # of 12 groups of ranks, MLPs, ranks and heads, and 3 of blocks: heads (1: all, 0: half of them) and blocks
     ((0, 0, 0), (1, 1, 1)),
     ((0, 1, 0), (1, 1, 1)),
@@ -23,54 +22,40 @@ CUTS = [  # of 12 groups of ranks, MLPs, ranks and heads, and 3 of blocks: heads
 ]
 
 
-def widths_of(source: TinySource, choose: Choose, heads: tuple[int, ...], depth: tuple[int, ...], name: str) -> list[int]:
+def widths_of(source: TinySource, heads: tuple[int, ...], depth: tuple[int, ...], unequal: bool = True) -> list[int]:
+    """Heads and blocks as given; ranks and MLPs unequal, or the widest."""
     groups = source.groups()
-    widths = [*choose_ranks_and_mlps(choose, source, name)]
+    widths = [group[(index + 1) % len(group) if unequal else 0] for index, group in enumerate(groups[:9])]
     return widths + [groups[9 + layer][0 if kept else -1] for layer, kept in enumerate(heads)] + list(depth)
 
 
-def choose_ranks_and_mlps(choose: Choose, source: TinySource, name: str) -> list[int]:
-    """Of the first nine groups, which are those of the source without heads."""
-    position = {"maximal": 0, "minimal": -1}
-    if name in position:
-        return [group[position[name]] for group in source.groups()[:9]]
-    return [group[(index + 1) % len(group)] for index, group in enumerate(source.groups()[:9])]
-
-
-@pytest.mark.parametrize(
-    ("case", "ordered"), [*((case, True) for case in CASES if has_heads(case)), ("llama", False), ("phi3-tied", False)]
-)
-def test_answers_as_defined(
-    case: str,
-    ordered: bool,
-    tiny_models: TinyModels,
-    choose: Choose,
-    ids: torch.Tensor,
-    materialize: Callable[..., Path],
-    tmp_path: Path,
+@pytest.mark.parametrize("case", families(*filter(has_heads, CASES)))
+def test_logits_equal_the_oracle(
+    case: str, tiny_models: TinyModels, ids: torch.Tensor, materialize: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """With heads and MLP channels in a random order."""
     tiny = tiny_models.heads_source(case)
-    adapter = tiny.ordered(tmp_path / "ordered").adapter if ordered else tiny.adapter
+    adapter = tiny.ordered(tmp_path / "ordered").adapter
     source = open_source(str(adapter), str(tiny.base), tiny.space)
     network = load_super_network(source)
     for number, (heads, depth) in enumerate(CUTS):
-        widths = widths_of(tiny, choose, heads, depth, "maximal" if number == 0 else "unequal")
+        widths = widths_of(tiny, heads, depth, unequal=number > 0)
         assert_as_defined(tiny, adapter, network, materialize(source, widths), widths, ids)
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3", "neox", "phi3", "qwen3", "smollm3"])
+@pytest.mark.parametrize("case", families("llama", "gemma2", "gemma3", "neox", "phi3", "qwen3", "smollm3"))
 def test_generates_as_without_a_cache(
-    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
+    case: str, tiny_models: TinyModels, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
     tiny = tiny_models.heads_source(case)
-    widths = widths_of(tiny, choose, (0, 1, 0), (1, 0, 1), "unequal")
+    widths = widths_of(tiny, (0, 1, 0), (1, 0, 1))
     assert_generates_alike(tiny.opened(), load_super_network(tiny.opened()), materialize, widths, ids)
 
 
 @pytest.mark.parametrize("case", ["llama", "neox", "phi3"])
-def test_shapes_and_configuration(case: str, tiny_models: TinyModels, choose: Choose, materialize: Callable[..., Path]) -> None:
+def test_shapes_and_configuration(case: str, tiny_models: TinyModels, materialize: Callable[..., Path]) -> None:
     tiny = tiny_models.heads_source(case)
-    folder = materialize(tiny, widths_of(tiny, choose, (0, 1, 1), (1, 1, 1), "maximal"))
+    folder = materialize(tiny, widths_of(tiny, (0, 1, 1), (1, 1, 1), unequal=False))
     config = json.loads((folder / "config.json").read_text())
     assert config["num_attention_heads"] == HEADS
     halved = {"num_attention_heads": 2} if case == "neox" else {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -106,7 +91,7 @@ def test_widths_that_split_heads(
     (tmp_path / "space.json").write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as raised:
         open_source(str(tiny.adapter), str(tiny.base), tmp_path / "space.json")
-    told = f"heads of 16 channels, {shared} to a key-value head: expected multiples of {16 * shared}"
+    told = f"heads of 16 channels, {shared} per key-value head: expected multiples of {16 * shared}"
     assert f"group 9: width {16 * shared - 8} of {layers[0]} splits {told}" in str(raised.value)
     assert f"group 10: width 40 of {layers[1]} splits {told}" in str(raised.value)
 

@@ -22,7 +22,7 @@ def test_several_ranges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranges", "left_out"),
+    ("ranges", "removed"),
     [
         (((0, 6),), ()),
         (((0, 4),), ((4, 6),)),
@@ -30,8 +30,8 @@ def test_several_ranges() -> None:
         (((1, 2),), ((0, 1), (2, 6))),
     ],
 )
-def test_outside(ranges: tuple, left_out: tuple) -> None:
-    assert outside(ranges, 6) == left_out
+def test_outside(ranges: tuple, removed: tuple) -> None:
+    assert outside(ranges, 6) == removed
 
 
 def test_shifted() -> None:

@@ -62,14 +62,14 @@ def test_adapter_whose_base_is_gone(llama_copy: TinySource) -> None:
     with pytest.raises(LonasEdgeError, match=r"/nowhere/base.*named by .*adapter_config.json; --model gives another place"):
         open_source(str(llama_copy.adapter))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
-    with pytest.raises(LonasEdgeError, match=r"names no base model; give it with --model"):
+    with pytest.raises(LonasEdgeError, match=r"names no base model; pass --model"):
         open_source(str(llama_copy.adapter))
 
 
 def test_neither_directory_nor_hub_id() -> None:
     with pytest.raises(LonasEdgeError, match="no such directory"):
         open_source("/no/such/directory")
-    with pytest.raises(LonasEdgeError, match="nobody/nothing: no such directory, and the hub does not give it"):
+    with pytest.raises(LonasEdgeError, match="nobody/nothing: no such directory, and not available from the hub"):
         open_source("nobody/nothing")  # offline
 
 

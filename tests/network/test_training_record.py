@@ -45,7 +45,7 @@ RECORD: dict[str, Any] = {
     "teacher": None,
     "task": None,
     "chat_template": None,
-    "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "left_out": 2}],
+    "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "dropped": 2}],
 }
 
 

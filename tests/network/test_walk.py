@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny_models import CASES, LAYERS, VOCAB, TinyModels
+from tiny_models import CASES, LAYERS, VOCAB, TinyModels, families
 
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.walk import Walk
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+@pytest.mark.parametrize("case", families(*(name for name in CASES if not name.endswith("-tied"))))
 def test_from_every_layer_on(case: str, tiny_models: TinyModels) -> None:
     network = load_super_network(tiny_models.source(case).opened())
     draw = torch.Generator().manual_seed(2)

@@ -61,7 +61,7 @@ def test_no_data(command: Callable, refused: Callable, tmp_path: Path) -> None:
 
 
 def test_fewer_prompts_than_asked(command: Callable, data: Path, refused: Callable) -> None:
-    has(refused(command("--val-set-size", 41)), data, "holds 40 prompts, and 41 are asked for", "--val-set-size")
+    has(refused(command("--val-set-size", 41)), data, "40 prompts; expected at least 41", "--val-set-size")
 
 
 def test_fewer_prompts_that_fit(command: Callable, data: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

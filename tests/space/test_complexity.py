@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
-from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels
+from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels, families
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.formats import FORMATS
@@ -54,7 +54,7 @@ def test_table_folds_layers(run_cli, llama_7b: tuple[Path, Path], published_spac
     assert ran.out.count("0-31") == 4  # three rows of the table, and the picture
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", families())
 def test_parameters_and_shapes_are_those_of_the_modules(case: str, tiny_models: TinyModels) -> None:
     config = AutoConfig.for_model(**CASES[case])
     architecture = Architecture.from_config(config, case)

@@ -1,15 +1,14 @@
-"""Search spaces with blocks that may be left out: the file's section, sub-networks, sizes, pictures; what is refused."""
+"""Search spaces with removable blocks: the file's section, sub-networks, sizes, pictures; what is refused."""
 
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from tiny_models import BLOCKS, CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, VOCAB, TinyModels, TinySource, block_path
+from tiny_models import CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, VOCAB, TinyModels, TinySource, block_path
 from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
@@ -79,8 +78,8 @@ def test_a_section_that_cannot_be_read(section: Any, fault: str, llama: TinySour
 MISFITS = [
     ([["model.layers.3.mlp"]], ["group 9: unknown block 'model.layers.3.mlp'", "model.layers.0 to 2 with self_attn or mlp"]),
     ([["model.layers.1.mlp.down_proj"]], ["unknown block 'model.layers.1.mlp.down_proj'"]),
-    ([[ATTENTION.format(layer)] for layer in range(LAYERS)], ["every layer's attention may be left out"]),
-    ([[ATTENTION.format(layer) for layer in range(LAYERS)]], ["every layer's attention may be left out"]),
+    ([[ATTENTION.format(layer)] for layer in range(LAYERS)], ["every layer's attention is removable"]),
+    ([[ATTENTION.format(layer) for layer in range(LAYERS)]], ["every layer's attention is removable"]),
 ]
 
 
@@ -115,12 +114,6 @@ def test_every_family_says_what_its_blocks_are() -> None:
     }
 
 
-def test_an_old_sub_network_file(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> None:
-    (tmp_path / "old.json").write_text(json.dumps({"widths": [group[0] for group in tiny_models.source("llama").groups()]}))
-    ran = run_cli("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", tmp_path / "old.json")
-    assert ran.code == 1 and "9 widths; the search space has 12 groups" in ran.err
-
-
 def test_a_width_0_where_there_is_no_block(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> None:
     widths = [group[0] for group in tiny_models.deep_source("llama").groups()]
     (tmp_path / "cut.json").write_text(json.dumps({"widths": [*widths[:3], 0, *widths[4:]]}))
@@ -147,14 +140,14 @@ def test_cache(tiny_models: TinyModels) -> None:
     """What a materialized model's configuration says of it."""
     config = copy.deepcopy(CASES["llama"])
     whole = Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements()
-    config["left_out_blocks"] = ["model.layers.0.self_attn", "model.layers.1.self_attn", "model.layers.1.mlp"]
+    config["removed_blocks"] = ["model.layers.0.self_attn", "model.layers.1.self_attn", "model.layers.1.mlp"]
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == whole // 3
     channels = HIDDEN // HEADS
     config["per_layer_config"] = {"0": {"num_attention_heads": 2, "num_key_value_heads": 1}}  # which has no attention
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * KV_HEADS * channels
     config["per_layer_config"]["2"] = {"num_attention_heads": 2, "num_key_value_heads": 1}
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * channels
-    del config["left_out_blocks"]
+    del config["removed_blocks"]
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * (1 + KV_HEADS + 1) * channels
 
 
@@ -259,12 +252,3 @@ def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:
     assert ran.code == 0, ran.err
     assert f"    1  {'·' * 24}   0  {'·' * 24}   0" in ran.out
     assert "block" in ran.out and "attention" in ran.out
-
-
-def test_replaced_groups_bind_alike(tiny_models: TinyModels) -> None:
-    """Blocks alone, without widths."""
-    source = tiny_models.deep_source("llama").opened()
-    space = replace(source.space, groups=source.space.groups[9:])
-    elasticity = bind(source.architecture, space, "space")
-    assert elasticity.removed((1, 0, 1)) == ("model.layers.1.self_attn", "model.layers.1.mlp")
-    assert len(BLOCKS) == len(space.groups)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CASES, TinyModels, block_path, has_heads, mlp_consumers
+from tiny_models import CASES, TinyModels, block_path, families, has_heads, mlp_consumers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
@@ -26,7 +26,7 @@ def test_equals_the_published_one(run_cli, llama_7b: tuple[Path, Path], publishe
     assert generated["overwrite_groups_widths"] == published["overwrite_groups_widths"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", families())
 def test_every_node_is_a_linear_layer_of_the_model(case: str, tiny_models: TinyModels) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CASES[case]))
     content = json.loads(tiny_models.space(case).read_text())
@@ -43,7 +43,7 @@ def test_every_node_is_a_linear_layer_of_the_model(case: str, tiny_models: TinyM
         assert type(module) is torch.nn.Linear
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", families())
 def test_reads_back(case: str, tiny_models: TinyModels) -> None:
     space, problems = parse_search_space(json.loads(tiny_models.space(case).read_text()))
     assert not problems
@@ -52,7 +52,7 @@ def test_reads_back(case: str, tiny_models: TinyModels) -> None:
     assert set(elasticity.in_group) == set(mlp_consumers(case))
 
 
-@pytest.mark.parametrize("case", filter(has_heads, CASES))
+@pytest.mark.parametrize("case", families(*filter(has_heads, CASES)))
 def test_heads(case: str) -> None:
     """At the shares of the MLP, in whole groups of query heads with their key-value head; behind all other groups."""
     architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)

@@ -210,7 +210,7 @@ def test_elasticity_beside_widths_is_refused(elasticity: dict[str, Any], faults:
     _, problems = parse_search_space(content)
     assert len(problems) == len(faults)
     assert all(fault in problem for fault, problem in zip(faults, problems, strict=True))
-    assert all("Take it out" in problem for problem in problems if "must be a list" not in problem)
+    assert all("Remove it" in problem for problem in problems if "must be a list" not in problem)
 
 
 def test_what_is_not_elastic_may_be_mentioned(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
     by = AutoTokenizer.from_pretrained(talking.base)
     pieces = -(-(len(by("the in a on " * 40)["input_ids"]) + 1) // 100)
     assert pieces == 3
-    found = [(one["name"], one["kind"], one["weight"], one["examples"], one["left_out"]) for one in record["data"]]
+    found = [(one["name"], one["kind"], one["weight"], one["examples"], one["dropped"]) for one in record["data"]]
     assert found == [
         ("a.json", "instruction", 1.0, 8, 0),
         ("b.jsonl", "messages", 0.5, 12, 0),

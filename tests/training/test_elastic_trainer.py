@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import oracle_logits, read_groups, read_left_out
+from oracle import oracle_logits, read_groups, read_removed
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from tiny_models import CASES, OTHER_TARGETS, TARGETS, TinyModels, TinySource, has_heads, mlp_names, random_model
@@ -151,7 +151,7 @@ def test_gradients_of_heads_and_blocks(
             found[[row for row in range(shape[0]) if row not in set(rows.tolist())]] = False
         return found
 
-    out = read_left_out(source.space, widths)
+    out = read_removed(source.space, widths)
     parameters = {name: one for name, one in reference.named_parameters() if one.requires_grad}
     with torch.no_grad():
         for name, parameter in parameters.items():

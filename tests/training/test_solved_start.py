@@ -75,7 +75,7 @@ def test_it_answers_as_the_adapter_on_a_base_changed_by_hand(
     assert (figures["prompts"], figures["held_out"], figures["kept"]) == (16, 2, True)
     assert figures["after"] < figures["before"]
     card = (output / "README.md").read_text()
-    assert "What is cut was solved (least squares on 16 prompts of `data.json`; mean KL from the maximal network, 2" in card
+    assert "Least-squares reconstruction (16 prompts of `data.json`; mean KL from the maximal network on 2" in card
     assert f"{figures['before']:.3f} nats without, {figures['after']:.3f} with)." in card
     assert "`correction.safetensors` is added to the base's weights" in card
     opened = open_source(str(output))
@@ -143,7 +143,7 @@ def test_no_better_is_not_taken(trained: Callable, data: Path, tmp_path: Path, m
     assert record["specialized"]["solved"]["kept"] is False
     assert not (tmp_path / "out" / FILE).exists()
     card = (tmp_path / "out/README.md").read_text()
-    assert "The cut is plain: solving made it no better" in card and FILE not in card
+    assert "No correction, since least squares was no better" in card and FILE not in card
     load_super_network(open_source(str(tmp_path / "out")))
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_change(trained: Callable, data: Path, tmp_path: Path) -> None
     with pytest.raises(LonasEdgeError) as raised:
         load_super_network(open_source(str(tmp_path / "out")))
     told = str(raised.value)
-    assert f"{path}: not the change of this sub-network" in told
+    assert f"{path}: not a correction of this sub-network" in told
     assert f"{first}: expected torch.float32 [64, 64], found torch.float32 [64, 3]" in told
     assert f"{second}: " in told and "mine: the model has no such layer" in told
     path.unlink()
@@ -183,12 +183,12 @@ def test_wrong_usage(llama: TinySource, trained: Callable, data: Path, tmp_path:
     for arguments, code, told in (
         (["--model", llama.base, "--nncf-config", llama.space, "--solve", data], 2, "--solve goes with --from"),
         (["--from", start, "--solve-prompts", 4], 2, "--solve-prompts goes with --solve"),
-        (["--from", start, "--solve", data], 1, "576 are asked for. Give more data, or a smaller --solve-prompts"),
+        (["--from", start, "--solve", data], 1, "expected at least 576. Add data, or lower --solve-prompts"),
         (["--from", start, "--subnet", "maximal", "--solve", data], 1, "narrows no MLP and no heads"),
     ):
         ran = run_cli(*base, *arguments)
         assert (ran.code, told in " ".join(ran.err.split())) == (code, True), ran.err
     ran = run_cli(*base, "--from", start, "--solve", data, "--solve-prompts", 12, "--subnet", "minimal")
     assert ran.code == 0, ran.err
-    assert "What is cut was solved (least squares on 12 prompts" in " ".join(ran.out.split())
+    assert "Least-squares reconstruction (12 prompts" in " ".join(ran.out.split())
     assert (tmp_path / "out" / FILE).exists()

@@ -257,7 +257,7 @@ def test_it_is_selected_without_being_named(special: Path, llama: TinySource, tm
     for choice in (None, "minimal", str(named)):
         assert (list(opened.select(choice).widths), opened.select(choice).name) == (widths, "minimal")
     for other in ("heuristic", "maximal", "random:1"):
-        with pytest.raises(LonasEdgeError, match=f"specialized for its minimal sub-network.*'{other}'"):
+        with pytest.raises(LonasEdgeError, match=f"fine-tuned for its minimal sub-network.*'{other}'"):
             opened.select(other)
 
 
@@ -271,9 +271,9 @@ def test_commands_take_it(special: Path, llama: TinySource, data: Path, tmp_path
     for arguments, told in (
         (("export", special, "--subnet", "maximal", "--output", tmp_path / "no"), "Leave --subnet out"),
         (("export", special, "--solve", data, "--output", tmp_path / "no"), "--solve could bring it nearer to"),
-        (("inspect", special, "--subnet", "heuristic"), "specialized for its minimal sub-network"),
+        (("inspect", special, "--subnet", "heuristic"), "fine-tuned for its minimal sub-network"),
         (("search", special, "--data", data, "--output", tmp_path / "no"), "nothing to search"),
-        (("eval", special, "--subnet", "heuristic", "--tasks", "boolq", "--datasets", tmp_path), "specialized for its minimal"),
+        (("eval", special, "--subnet", "heuristic", "--tasks", "boolq", "--datasets", tmp_path), "fine-tuned for its minimal"),
     ):
         ran = run_cli(*arguments)
         assert (ran.code, told in " ".join(ran.err.split())) == (1, True), ran
@@ -285,7 +285,7 @@ def test_it_may_be_trained_on(special: Path, data: Path, tmp_path: Path) -> None
     record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW, "steps": 1}))
     assert record is not None and record.specialized is not None
     assert (record.specialized.super_adapter, record.specialized.subnetwork) == ("special", "minimal")
-    with pytest.raises(LonasEdgeError, match="specialized for its minimal"):
+    with pytest.raises(LonasEdgeError, match="fine-tuned for its minimal"):
         open_specialized(str(special), data, "maximal")
 
 
@@ -296,7 +296,7 @@ def test_a_record_of_widths_that_there_are_not(special: Path, tmp_path: Path) ->
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / RECORD).write_text(json.dumps(record))
     base = json.loads((special / "adapter_config.json").read_text())["base_model_name_or_path"]
-    with pytest.raises(LonasEdgeError, match=r"training\.json: specialized for a sub-network that the search space has not"):
+    with pytest.raises(LonasEdgeError, match=r"training\.json: fine-tuned for a sub-network that is not in the search space"):
         open_source(str(tmp_path), str((special / base).resolve()))
 
 
@@ -332,7 +332,7 @@ def test_what_is_no_adapter(llama: TinySource, data: Path, tmp_path: Path) -> No
         open_specialized(str(llama.base), data)
     with pytest.raises(LonasEdgeError, match="no such directory"):
         open_specialized(str(tmp_path / "none"), data)
-    with pytest.raises(LonasEdgeError, match="there is no search space, so there is the maximal network only"):
+    with pytest.raises(LonasEdgeError, match=r"no search space, so there is no sub-network .* but the maximal one"):
         open_specialized(str(llama.adapter), data, "heuristic", str(llama.base))
 
 

@@ -159,7 +159,7 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
     hashes = {name: hashlib.sha256((llama.base / name).read_bytes()).hexdigest() for name in files}
     assert record["base"] == {"name": "base-llama", "revision": None, "sha256": hashes}
     data_sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
-    counts = {"kind": "instruction", "weight": 1.0, "examples": 40, "left_out": 0}
+    counts = {"kind": "instruction", "weight": 1.0, "examples": 40, "dropped": 0}
     assert record["data"] == [{"name": "data.json", "sha256": data_sha256, **counts}]
     assert record["prompt"]["without_input"] == "Question: {instruction}\nAnswer:"
     assert record["prompt"]["response"] == " {output}"
@@ -182,7 +182,7 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
 def test_examples_that_are_too_long_or_have_no_output_are_counted(llama: TinySource, tmp_path: Path, watched: Watched) -> None:
     long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 200, ""))
     record = run(llama, write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), tmp_path / "out", steps=1)
-    assert (record["data"][0]["examples"], record["data"][0]["left_out"]) == (12, 3)
+    assert (record["data"][0]["examples"], record["data"][0]["dropped"]) == (12, 3)
 
 
 def test_a_skipped_step_is_recorded_as_json() -> None:

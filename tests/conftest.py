@@ -20,7 +20,7 @@ import published_spaces
 import pytest
 import torch
 from tiny_bert import TinyBert
-from tiny_models import VOCAB, TinyModels, TinySource, families
+from tiny_models import CASES, STRUCTURES, VOCAB, TinyModels, TinySource, families
 
 from lonas_edge.cli import main
 from lonas_edge.network import speed
@@ -30,6 +30,7 @@ from lonas_edge.network.source import Source
 # a shell without job control has its background jobs ignore Ctrl-C, and so would the processes that the tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MANY = 6  # families from which on a test is split over the tiers
 LLAMA_7B = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -50,9 +51,26 @@ LLAMA_7B_ADAPTER = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Take the longest module first, so that no process is left alone with it in the end."""
+    """Run the longest module first, and keep one model family per structure in the default tier.
+
+    A test of at least `MANY` cases of `CASES` is slow for the cases outside `STRUCTURES`.
+    """
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    cases: dict[str, set[str]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], set()).update(_families(item))
+    for item in items:
+        many = len(cases[item.nodeid.partition("[")[0]]) >= MANY
+        if many and not _families(item) <= set(STRUCTURES):
+            item.add_marker(pytest.mark.slow)
+
+
+def _families(item: pytest.Item) -> set[str]:
+    """The model families among a test's parameters."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return {value for value in parameters.values() if isinstance(value, str) and value in CASES}
 
 
 @pytest.fixture(autouse=True)

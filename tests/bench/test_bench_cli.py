@@ -246,6 +246,7 @@ def test_a_batch_larger_than_memory_keeps_the_other_results(run_cli: Callable, i
     assert "not enough memory" in found["failures"][0]["reason"] and "Choose a smaller" in found["failures"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_reports_the_rounds_done(int8: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lonas_edge", "bench", int8, "--arms", "subnet", *SHORT, "--rounds", "100000", "--json"]
     command += ["--output", tmp_path / "out"]

@@ -388,6 +388,7 @@ main()
 
 
 @SIGNALS
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "existing"), [(signal.SIGINT, False), (KILL, True)])
 def test_killed_in_the_middle(
     run_cli: Callable, llama: TinySource, tmp_path: Path, number: signal.Signals, existing: bool

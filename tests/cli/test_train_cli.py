@@ -213,6 +213,7 @@ main()
 
 
 @SIGNALS
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "step", "checkpoint"), [(KILL, 5, 3), (signal.SIGINT, 5, 3)])
 def test_killed_and_resumed(
     llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, refused: Callable, number, step: int, checkpoint

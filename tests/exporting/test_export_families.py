@@ -112,6 +112,7 @@ def test_int8(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Ten
     assert_nothing_of_this_machine(tmp_path / "out", tiny.base, tiny.adapter, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_graph_by_a_spawned_process(
     llama: TinySource, choose: Choose, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -25,7 +25,7 @@ from lonas_edge.ir.convert import fill_graph
 from lonas_edge.ir.graph import GraphConversion, Job
 
 
-@pytest.fixture(params=["fork", "spawn"])
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def start_method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What holds for a forked process (Linux) and a spawned one (elsewhere); `test_export_families` compares their IRs."""
     if request.param == "fork" and sys.platform != "linux":

@@ -40,6 +40,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_study_on_a_server(command: Callable, run_cli: Callable, tmp_path: Path) -> None:
     """The second worker finds what the first has measured, and measures nothing."""
     with postgresql() as url:
@@ -56,6 +57,7 @@ def test_a_study_on_a_server(command: Callable, run_cli: Callable, tmp_path: Pat
     assert complete[0] == complete[1]
 
 
+@pytest.mark.slow
 def test_three_workers_of_which_one_is_killed(command: Callable, tmp_path: Path) -> None:
     hangs, url = tmp_path / "hangs", f"sqlite:///{tmp_path}/study.db"
 

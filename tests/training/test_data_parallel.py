@@ -33,6 +33,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     """Each step has the same examples on one process and on two: rank 0 takes the first half of them, rank 1 the second.
 

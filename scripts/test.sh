@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks of the project: ruff, mypy, pydoclint, import-linter, the docs, and pytest, which runs while the others do.
+# All checks of the project: ruff, mypy, import-linter, the docs, and pytest, which runs while the others do.
 #
 #   bash scripts/test.sh                     the default tier, about ten minutes on two cores
 #   bash scripts/test.sh --all               the slow tier, too: all model families, kills, memory limits, PostgreSQL
@@ -47,7 +47,6 @@ static_checks() {
   check "ruff format" ruff format --check .
   check "import order" lint-imports --no-cache --no-logo
   check "mypy" mypy
-  check "pydoclint" pydoclint --quiet lonas_edge
   check "docs" env NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$scratch/site"
 }
 

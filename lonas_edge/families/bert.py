@@ -55,7 +55,7 @@ class Bert(Family):
     other_heads = ("cls.",)  # of pre-training
 
     def faults(self, config: Any) -> list[str]:
-        """See `Family`; a decoder, or relative positions, are other networks."""
+        """A decoder, or relative positions, are other networks."""
         refused = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
         faults = [f"{name} true is not supported; a classifier is an encoder" for name in refused]
         positions = getattr(config, "position_embedding_type", None) or "absolute"
@@ -64,7 +64,6 @@ class Bert(Family):
         return head_faults(config) + faults
 
     def linears(self, config: Any) -> list[Linear]:
-        """See `Family`."""
         hidden, mlp = config.hidden_size, config.intermediate_size
         heads = config.num_attention_heads * head_dim(config)
         return [
@@ -77,36 +76,34 @@ class Bert(Family):
         ]
 
     def outer_linears(self, config: Any) -> list[Linear]:
-        """See `Family`; the pooler is one."""
+        """The pooler is one."""
         hidden = config.hidden_size
         return [Linear("bert.pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
 
     def embeddings(self, config: Any) -> dict[str, int]:
-        """See `Family`; positions and segments have tables, too."""
+        """Positions and segments have tables, too."""
         tables = ("position_embeddings", config.max_position_embeddings), ("token_type_embeddings", config.type_vocab_size)
         return super().embeddings(config) | {f"bert.embeddings.{name}": size for name, size in tables}
 
     def tied(self, config: Any) -> bool:
-        """See `Family`; `tie_word_embeddings` is the pre-training head's."""
+        """`tie_word_embeddings` is the pre-training head's."""
         return False
 
     def vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         norms = ("attention.output.LayerNorm", "output.LayerNorm")
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
     def outer_vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         return {f"bert.embeddings.LayerNorm.{part}": config.hidden_size for part in ("weight", "bias")}
 
     def kv_width(self, config: Any) -> int:
-        """See `Family`; an encoder has no cache."""
+        """An encoder has no cache."""
         return 0
 
     def hidden(self, model: Any, **inputs: Any) -> Any:
-        """See `Family`; what the pooler gives, [batch, hidden]."""
+        """What the pooler gives, [batch, hidden]."""
         return model.base_model(**inputs)[1]
 
     def logits(self, model: Any, hidden: Any) -> Any:
-        """See `Family`; [batch, classes]."""
+        """[batch, classes]."""
         return model.classifier(hidden)

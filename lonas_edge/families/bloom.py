@@ -75,19 +75,18 @@ class Bloom(Family):
     default_targets = ("query_key_value", "dense_h_to_4h", "dense_4h_to_h")
 
     def faults(self, config: Any) -> list[str]:
-        """See `Family`; `slow_but_exact` multiplies with slices of a weight, past its adapter."""
+        """`slow_but_exact` multiplies with slices of a weight, past its adapter."""
         exact = ["slow_but_exact true is not supported; set it to false"] if config.slow_but_exact else []
         return head_faults(config) + exact
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """See `Family`; where norms are in the residual, nothing can be left out."""
+        """Where norms are in the residual, nothing can be left out."""
         if config.apply_residual_connection_post_layernorm:
             return ()
         attention = Block("attention", "self_attention", ("input_layernorm",), 2, cached=True, adds_residual=True)
         return attention, Block("mlp", "mlp", ("post_attention_layernorm",), adds_residual=True)
 
     def linears(self, config: Any) -> list[Linear]:
-        """See `Family`."""
         hidden, heads = config.hidden_size, config.num_attention_heads * head_dim(config)
         mlp = getattr(config, "intermediate_size", None) or 4 * hidden
         return [
@@ -98,15 +97,12 @@ class Bloom(Family):
         ]
 
     def vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         norms = ("input_layernorm", "post_attention_layernorm")
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
     def outer_vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         norms = ("transformer.word_embeddings_layernorm", self.final_norm)
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
     def kv_width(self, config: Any) -> int:
-        """See `Family`."""
         return 2 * int(config.num_attention_heads) * head_dim(config)

@@ -44,12 +44,10 @@ class GPTNeoX(Family):
     legacy_buffers = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """See `Family`."""
         attention = Block("attention", "attention", ("input_layernorm",), 2, cached=True)
         return attention, Block("mlp", "mlp", ("post_attention_layernorm",))
 
     def linears(self, config: Any) -> list[Linear]:
-        """See `Family`."""
         hidden, mlp, bias = config.hidden_size, config.intermediate_size, bool(config.attention_bias)
         heads = config.num_attention_heads * head_dim(config)
         return [
@@ -60,14 +58,11 @@ class GPTNeoX(Family):
         ]
 
     def vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         norms = ("input_layernorm", "post_attention_layernorm")
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
     def outer_vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         return {f"{self.final_norm}.{part}": config.hidden_size for part in ("weight", "bias")}
 
     def kv_width(self, config: Any) -> int:
-        """See `Family`."""
         return 2 * int(config.num_attention_heads) * head_dim(config)

@@ -19,5 +19,5 @@ class Granite(Llama):
     class_names = {"granite": class_names("Granite")}
 
     def logits(self, model: Any, hidden: Any) -> Any:
-        """See `Family`; they are divided by `logits_scaling`."""
+        """They are divided by `logits_scaling`."""
         return super().logits(model, hidden) / model.config.logits_scaling

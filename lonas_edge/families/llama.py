@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, LlamaCpp, WidthRule, head_dim, key_value_heads
 
 HIDDEN_STATE = "its output is the hidden state, which every layer shares"
-_NORMS_BEHIND = ("gemma2", "gemma3_text")
+_NORMS_AFTER = ("gemma2", "gemma3_text")
 _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 _LLAMA_CPP = LlamaCpp("llama", "deci", ("self_attn.q_proj", "self_attn.k_proj"))
 _ROPE_TYPES = ("default", "llama3")  # that `exporting.gguf_file` writes
@@ -77,7 +77,6 @@ class Llama(Family):
     llama_cpp = {"llama": _LLAMA_CPP, "mistral": _LLAMA_CPP, "qwen2": LlamaCpp("qwen2"), "qwen3": LlamaCpp("qwen3")}
 
     def llama_cpp_faults(self, config: Any) -> list[str]:
-        """See `Family`."""
         faults, known = [], _ROPE_TYPES if config.model_type in ("llama", "mistral") else _ROPE_TYPES[:1]
         if (kind := config.rope_parameters.get("rope_type", "default")) not in known:
             faults.append(f"rope_type {kind!r}: expected {' or '.join(map(repr, known))}")
@@ -88,15 +87,14 @@ class Llama(Family):
         return faults
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """See `Family`; Gemma 2 and 3 have a norm behind each block, too."""
-        in_front, behind = "input_layernorm", "post_attention_layernorm"
-        if config.model_type in _NORMS_BEHIND:
-            attention = Block("attention", "self_attn", (in_front, behind), 2, cached=True)
+        """Gemma 2 and 3 have a norm after each block, too."""
+        before, after = "input_layernorm", "post_attention_layernorm"
+        if config.model_type in _NORMS_AFTER:
+            attention = Block("attention", "self_attn", (before, after), 2, cached=True)
             return attention, Block("mlp", "mlp", _MLP_NORMS)
-        return Block("attention", "self_attn", (in_front,), 2, cached=True), Block("mlp", "mlp", (behind,))
+        return Block("attention", "self_attn", (before,), 2, cached=True), Block("mlp", "mlp", (after,))
 
     def linears(self, config: Any) -> list[Linear]:
-        """See `Family`."""
         hidden, mlp = config.hidden_size, config.intermediate_size
         query, key_value = config.num_attention_heads * head_dim(config), key_value_channels(config)
         qkv_bias, o_bias = _attention_biases(config)
@@ -112,9 +110,8 @@ class Llama(Family):
         ]
 
     def vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         norms = ["input_layernorm", "post_attention_layernorm"]
-        if config.model_type in _NORMS_BEHIND:
+        if config.model_type in _NORMS_AFTER:
             norms += _MLP_NORMS
         sizes = {f"{name}.weight": config.hidden_size for name in norms}
         if config.model_type in ("qwen3", "gemma3_text"):
@@ -122,15 +119,13 @@ class Llama(Family):
         return sizes
 
     def outer_vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         return {f"{self.final_norm}.weight": config.hidden_size}
 
     def kv_width(self, config: Any) -> int:
-        """See `Family`."""
         return 2 * key_value_channels(config)
 
     def logits(self, model: Any, hidden: Any) -> Any:
-        """See `Family`; Gemma 2 caps them."""
+        """Gemma 2 caps them."""
         logits = super().logits(model, hidden)
         cap = getattr(model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()

@@ -28,12 +28,10 @@ class Olmo2(Llama):
     refused_heads = _NORMED
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """See `Family`."""
         behind_attention, behind_mlp = _NORMS
         return Block("attention", "self_attn", (behind_attention,), 2, cached=True), Block("mlp", "mlp", (behind_mlp,))
 
     def vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         query = self.linears(config)[0].out_features
         normed = {"self_attn.q_norm.weight": query, "self_attn.k_norm.weight": key_value_channels(config)}
         return {f"{norm}.weight": config.hidden_size for norm in _NORMS} | normed

@@ -37,12 +37,10 @@ class Phi3(Family):
     default_targets = ("qkv_proj", "gate_up_proj", "down_proj")
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """See `Family`."""
         attention = Block("attention", "self_attn", ("input_layernorm",), 2, cached=True)
         return attention, Block("mlp", "mlp", ("post_attention_layernorm",))
 
     def linears(self, config: Any) -> list[Linear]:
-        """See `Family`."""
         hidden, mlp = config.hidden_size, config.intermediate_size
         query, key_value = config.num_attention_heads * head_dim(config), key_value_channels(config)
         qkv = (query, key_value, key_value)
@@ -54,19 +52,16 @@ class Phi3(Family):
         ]
 
     def vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         return {f"{norm}.weight": config.hidden_size for norm in ("input_layernorm", "post_attention_layernorm")}
 
     def outer_vectors(self, config: Any) -> dict[str, int]:
-        """See `Family`."""
         return {f"{self.final_norm}.weight": config.hidden_size}
 
     def kv_width(self, config: Any) -> int:
-        """See `Family`."""
         return 2 * key_value_channels(config)
 
     def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
-        """See `Family`; it splits q, k and v by numbers of heads, and by a configuration that all layers share."""
+        """It splits q, k and v by numbers of heads, and by a configuration that all layers share."""
         config = getattr(attention.config, "whole", attention.config)
         attention.config = _Narrowed(config, fields)
         attention.num_key_value_heads = fields.get("num_key_value_heads", key_value_heads(config))

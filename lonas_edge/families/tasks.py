@@ -59,7 +59,7 @@ class Classification(Task):
     """Sequence classification; one output is a regression."""
 
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
-        """See `Task`; unnamed classes get the names that transformers gives them."""
+        """Unnamed classes get the names that transformers gives them."""
         if outputs is None or outputs == config.num_labels:
             return {}
         names = [f"LABEL_{index}" for index in range(outputs)] if isinstance(outputs, int) else list(outputs)

@@ -201,8 +201,8 @@ def head_outputs(folder: Path) -> int | None:
     heads = {f"{family.head}.weight" for family in FAMILIES if family.task.new_head}
     if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE)):
         return None
-    found = {plain_name(key): shape for key, shape in stored_shapes(adapter_file(folder)).items()}
-    return next((shape[0] for name, shape in found.items() if name in heads and len(shape) == 2 and shape[0] > 0), None)
+    shapes = {plain_name(key): shape for key, shape in stored_shapes(adapter_file(folder)).items()}
+    return next((shape[0] for name, shape in shapes.items() if name in heads and len(shape) == 2 and shape[0] > 0), None)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -91,17 +91,17 @@ def summed_moments(
     Yields:
         Moments by module path so far, and a function to call with each batch before it runs.
     """
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
 
     def see(name: str, inputs: torch.Tensor) -> None:
-        before, columns = found.get(name, Moments(0, torch.zeros(()))), layers[name]
+        before, columns = moments.get(name, Moments(0, torch.zeros(()))), layers[name]
         exact = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         squares = before.squares + exact.square().sum(0, dtype=torch.float64)
         products = None if columns is None else _added(before.products, inputs, columns)
-        found[name] = Moments(before.tokens + len(inputs), squares, products)
+        moments[name] = Moments(before.tokens + len(inputs), squares, products)
 
     with observed(model, list(layers), see) as runs:
-        yield found, runs
+        yield moments, runs
 
 
 def second_moments(model: Any, layers: Iterable[str], batches: Iterable[Batch]) -> dict[str, Moments]:
@@ -109,10 +109,10 @@ def second_moments(model: Any, layers: Iterable[str], batches: Iterable[Batch]) 
     training = model.training
     model.eval()
     try:
-        with summed_moments(model, dict.fromkeys(layers)) as (found, runs), torch.inference_mode():
+        with summed_moments(model, dict.fromkeys(layers)) as (moments, runs), torch.inference_mode():
             for batch in batches:
                 runs(batch)
                 model.base_model(**given(batch), use_cache=False)  # the head is after all of them
     finally:
         model.train(training)
-    return found
+    return moments

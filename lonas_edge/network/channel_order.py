@@ -120,12 +120,12 @@ class ChannelOrder:
 def _rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
     """The same order for a producer's output channels, which has its own number of channels per unit in each part."""
     units = order[::unit] // unit
-    found, start = [], 0
+    rows, start = [], 0
     for size in blocks:
         own = size * unit // len(order)
-        found.append(start + (units[:, None] * own + torch.arange(own)).flatten())
+        rows.append(start + (units[:, None] * own + torch.arange(own)).flatten())
         start += size
-    return torch.cat(found)
+    return torch.cat(rows)
 
 
 def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
@@ -155,8 +155,8 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
 
 
 def _keeps_units(order: torch.Tensor, unit: int) -> bool:
-    places = order.view(-1, unit)
-    return bool((places[:, :1] % unit == 0).all()) and torch.equal(places, places[:, :1] + torch.arange(unit))
+    units = order.view(-1, unit)
+    return bool((units[:, :1] % unit == 0).all()) and torch.equal(units, units[:, :1] + torch.arange(unit))
 
 
 def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:

@@ -121,14 +121,14 @@ class TensorFiles:
         for path in self.files:
             expected = [name for name, file in self._files.items() if file == path]
             try:
-                found = self._header(path)
+                header = self._header(path)
             except LonasEdgeError as error:
                 faults.append(str(error))
                 continue
-            faults += [f"{path}: tensor {name} is missing" for name in expected if name not in found]
+            faults += [f"{path}: tensor {name} is missing" for name in expected if name not in header]
             for name in expected:
-                if name in found:
-                    self.shapes[name], self.dtypes[name] = found[name]
+                if name in header:
+                    self.shapes[name], self.dtypes[name] = header[name]
         return faults
 
     def _header(self, path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -247,14 +247,14 @@ def open_base(folder: Path, architecture: Architecture, replaced: Collection[str
     family = architecture.family
     head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
     ignored = {head} if architecture.tied else set()
-    anew = set(replaced) & architecture.head.keys() if family.task.new_head else set()
+    new_head = set(replaced) & architecture.head.keys() if family.task.new_head else set()
     problems = [
         f"{name}: missing; expected {list(shape)}{_headless(name, architecture)}"
         for name, shape in expected.items()
-        if name not in tensors.shapes and name not in anew
+        if name not in tensors.shapes and name not in new_head
     ]
     for name, shape in tensors.shapes.items():
-        if name in ignored | anew or name.endswith(family.legacy_buffers) or name.startswith(family.other_heads):
+        if name in ignored | new_head or name.endswith(family.legacy_buffers) or name.startswith(family.other_heads):
             continue
         if name not in expected:
             problems.append(f"{name}: unknown to {architecture.model_type}; found {list(shape)}")

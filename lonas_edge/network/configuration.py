@@ -110,11 +110,11 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
 def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
     faults = []
     for spellings in family.sizes:
-        found = [name for name in spellings if name in content]
-        if any(content[name] != content[found[0]] for name in found):
-            values = ", ".join(f"{name} {content[name]!r}" for name in found)
+        present = [name for name in spellings if name in content]
+        if any(content[name] != content[present[0]] for name in present):
+            values = ", ".join(f"{name} {content[name]!r}" for name in present)
             faults.append(f"{values}: spellings of one field with different values")
-        faults += [] if found else [f"{' or '.join(spellings)}: missing"]
+        faults += [] if present else [f"{' or '.join(spellings)}: missing"]
     return faults
 
 

@@ -32,13 +32,13 @@ class Parity:
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
     """Compare logits [prompts, tokens, vocabulary] with those of a reference."""
     difference, kl, agreeing = 0.0, 0.0, 0
-    for expected, found in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
-        expected, found = expected.double(), found.double()
-        p, q = expected.log_softmax(-1), found.log_softmax(-1)
-        largest = (expected - found).abs().max().item()
+    for expected, actual in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
+        expected, actual = expected.double(), actual.double()
+        p, q = expected.log_softmax(-1), actual.log_softmax(-1)
+        largest = (expected - actual).abs().max().item()
         difference = largest if math.isnan(largest) else max(difference, largest)
         kl += (p.exp() * (p - q)).sum().item()
-        agreeing += int((expected.argmax(-1) == found.argmax(-1)).sum())
+        agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     positions = reference[..., 0].numel()
     return Parity(difference, kl / positions, agreeing / positions, positions)
 
@@ -75,28 +75,28 @@ class TextDivergence:
 def compare_texts(reference: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], new_tokens: int) -> TextDivergence:
     """Compare generated texts, token ids, with those of a reference (at least one); no text has more than `new_tokens`."""
     pairs = list(zip(reference, texts, strict=True))
-    fdt = fmean(_common(expected, found) for expected, found in pairs)
-    sdt = [len(found) - _matched(expected, found) for expected, found in pairs]
+    fdt = fmean(_common(expected, text) for expected, text in pairs)
+    sdt = [len(text) - _matched(expected, text) for expected, text in pairs]
     return TextDivergence(
         fdt=fdt,
         fdt_norm=fdt / fmean(map(len, reference)),
         sdt=fmean(sdt),
-        sdt_norm=fmean(divergent / len(found) for divergent, found in zip(sdt, texts, strict=True)),
-        equal=sum(list(expected) == list(found) for expected, found in pairs),
+        sdt_norm=fmean(divergent / len(text) for divergent, text in zip(sdt, texts, strict=True)),
+        equal=sum(list(expected) == list(text) for expected, text in pairs),
         prompts=len(pairs),
         new_tokens=new_tokens,
     )
 
 
-def _common(expected: Sequence[int], found: Sequence[int]) -> int:
+def _common(expected: Sequence[int], text: Sequence[int]) -> int:
     """Number of tokens that two texts begin with."""
-    differing = (place for place, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other)
-    return next(differing, min(len(expected), len(found)))
+    differing = (index for index, (one, other) in enumerate(zip(expected, text, strict=False)) if one != other)
+    return next(differing, min(len(expected), len(text)))
 
 
-def _matched(expected: Sequence[int], found: Sequence[int]) -> int:
+def _matched(expected: Sequence[int], text: Sequence[int]) -> int:
     """Number of tokens in blocks that two texts share, in order."""
-    return sum(block.size for block in SequenceMatcher(None, expected, found).get_matching_blocks())
+    return sum(block.size for block in SequenceMatcher(None, expected, text).get_matching_blocks())
 
 
 def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":

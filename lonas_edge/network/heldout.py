@@ -72,9 +72,9 @@ class HeldOut(ABC):
 
     def split(self, prompts: int) -> "tuple[Self, Self]":
         """Split the data in proportion into disjoint parts, the first with this number of prompts."""
-        place = len(self.order) * prompts // self.prompts
-        first = replace(self, prompts=prompts, order=self.order[:place])
-        return first, replace(self, prompts=self.prompts - prompts, order=self.order[place:])
+        end = len(self.order) * prompts // self.prompts
+        first = replace(self, prompts=prompts, order=self.order[:end])
+        return first, replace(self, prompts=self.prompts - prompts, order=self.order[end:])
 
     @abstractmethod
     def batches(self, tokenizer: Any) -> "list[Batch]":
@@ -84,9 +84,9 @@ class HeldOut(ABC):
             LonasEdgeError: If too few are within the longest length.
         """
 
-    def _too_few(self, found: int, longest: int) -> LonasEdgeError:
+    def _too_few(self, fitting: int, longest: int) -> LonasEdgeError:
         return LonasEdgeError(
-            f"{self.path}: {found} of {len(self.order)} prompts have an answer within {longest} tokens; expected "
+            f"{self.path}: {fitting} of {len(self.order)} prompts have an answer within {longest} tokens; expected "
             f"{self.prompts}. Add data, or lower {self.option}."
         )
 
@@ -105,31 +105,28 @@ class HeldOutPrompts(HeldOut):
 
     @property
     def template(self) -> Template:
-        """See `HeldOut`."""
         return self.prompting.template
 
     @property
     def asked_as(self) -> str:
-        """See `HeldOut`."""
         return self.template.name
 
     def lengths(self) -> list[int]:
-        """See `HeldOut`."""
-        chosen = [self.examples[place] for place in self.order[: self.prompts]]
-        return [_characters(one, self.template) for one in chosen]
+        chosen = [self.examples[index] for index in self.order[: self.prompts]]
+        return [_characters(example, self.template) for example in chosen]
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
-        """See `HeldOut`; the positions that count are those that training learns."""
-        found: list[dict[str, list[int]]] = []
+        """The positions that count are those that training learns."""
+        encoded: list[dict[str, list[int]]] = []
         for start in range(0, len(self.order), self.prompts):
-            part = [self.examples[place] for place in self.order[start : start + self.prompts]]
-            found += encode(part, self.prompting, tokenizer, MAX_LENGTH)
-            if len(found) >= self.prompts:
+            part = [self.examples[index] for index in self.order[start : start + self.prompts]]
+            encoded += encode(part, self.prompting, tokenizer, MAX_LENGTH)
+            if len(encoded) >= self.prompts:
                 break
         else:
-            raise self._too_few(len(found), MAX_LENGTH)
+            raise self._too_few(len(encoded), MAX_LENGTH)
         collate = Collator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-        return [collate(batch) for batch in _packed(found[: self.prompts])]
+        return [collate(batch) for batch in _packed(encoded[: self.prompts])]
 
 
 def _characters(example: Learned, template: Template) -> int:
@@ -154,27 +151,23 @@ class HeldOutPairs(HeldOut):
 
     @property
     def asked_as(self) -> str:
-        """See `HeldOut`."""
         return self.task.name
 
     @property
     def units(self) -> dict[str, str]:
-        """See `HeldOut`; a regression predicts numbers."""
+        """A regression predicts numbers."""
         return {"kl": "squared distance", "loss": "squared error"} if self.task.regression else {}
 
     @property
     def metric(self) -> str | None:
-        """See `HeldOut`."""
         return self.task.metrics[0]
 
     def lengths(self) -> list[int]:
-        """See `HeldOut`."""
-        chosen = [self.pairs[place] for place in self.order[: self.prompts]]
+        chosen = [self.pairs[index] for index in self.order[: self.prompts]]
         return [len(pair.first) + len(pair.second or "") for pair in chosen]
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
-        """See `HeldOut`."""
-        chosen = [self.pairs[place] for place in self.order]
+        chosen = [self.pairs[index] for index in self.order]
         encoded: list[dict[str, Any]] = [
             {**row, "labels": pair.label}
             for row, pair in zip(encode_pairs(chosen, tokenizer, None), chosen, strict=True)
@@ -188,7 +181,7 @@ class HeldOutPairs(HeldOut):
 
 def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
-    for example in sorted(encoded, key=lambda one: len(one["input_ids"]), reverse=True):
+    for example in sorted(encoded, key=lambda row: len(row["input_ids"]), reverse=True):
         if batch and (len(batch) + 1) * len(batch[0]["input_ids"]) > BATCH_TOKENS:
             yield batch
             batch = []
@@ -241,10 +234,10 @@ def _common(source: Source, data: Path, prompts: int, seed: int, option: str, co
         raise LonasEdgeError(f"{data}: {count} prompts; expected at least {prompts}. Add data, or lower {option}.")
     order = list(range(count))
     random.Random(seed).shuffle(order)
-    found, training = sha256(data), source.training
-    unseen = all(one.sha256 != found for one in training.data) if training else None
+    data_hash, training = sha256(data), source.training
+    unseen = all(file.sha256 != data_hash for file in training.data) if training else None
     fixed = {"prompts": prompts, "seed": seed, "unseen": unseen, "option": option, "order": tuple(order)}
-    return {"path": data, "sha256": found, **fixed}
+    return {"path": data, "sha256": data_hash, **fixed}
 
 
 def _prompting(source: Source, data: Path, kind: str, prompt: str | None) -> Prompting:

@@ -39,7 +39,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
         where: Name of the model in an error.
 
     Raises:
-        LonasEdgeError: If the family is not supported, or the configuration is not one.
+        LonasEdgeError: If the family is not supported, or the configuration is not shallow.
     """
     check_model_config(config, where)
     with read_by("transformers", Path(where)):
@@ -65,12 +65,12 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
 
 def check_builds(architecture: Architecture, path: Path) -> None:
     """Raise if a configuration cannot be built or has no finite rotary frequencies, by building one layer without weights."""
-    one = copy.deepcopy(architecture.config)
+    shallow = copy.deepcopy(architecture.config)
     with read_by("transformers", path):
-        one.num_hidden_layers = 1
-        if getattr(one, "layer_types", None):
-            one.layer_types = one.layer_types[:1]
-    _built(architecture, one, path)
+        shallow.num_hidden_layers = 1
+        if getattr(shallow, "layer_types", None):
+            shallow.layer_types = shallow.layer_types[:1]
+    _built(architecture, shallow, path)
 
 
 def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedModel:
@@ -221,15 +221,15 @@ def stream_weights(
     """
     head = model.get_output_embeddings()
     for path, module in model.named_modules():
-        places = {leaf: p for leaf, p in module.named_parameters(recurse=False) if wanted(f"{path}.{leaf}")}
-        if not places:
+        empty = {leaf: p for leaf, p in module.named_parameters(recurse=False) if wanted(f"{path}.{leaf}")}
+        if not empty:
             continue
         if module is head and type(module) is nn.Linear:
             module.forward = _in_blocks(path, fetch, module.bias is not None, dtype)  # type: ignore[method-assign,assignment]
             continue
         stored = None if isinstance(module, nn.Embedding) else dtype
-        module.register_forward_pre_hook(_fill(path, list(places), fetch, stored))
-        module.register_forward_hook(_drop(places, dtype))
+        module.register_forward_pre_hook(_fill(path, list(empty), fetch, stored))
+        module.register_forward_hook(_drop(empty, dtype))
 
 
 def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None) -> Hook:
@@ -240,9 +240,9 @@ def _fill(path: str, leaves: list[str], fetch: Fetch, dtype: torch.dtype | None)
     return hook
 
 
-def _drop(places: dict[str, nn.Parameter], dtype: torch.dtype) -> Hook:
+def _drop(empty: dict[str, nn.Parameter], dtype: torch.dtype) -> Hook:
     def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        module._parameters.update(places)
+        module._parameters.update(empty)
         return output.to(dtype)
 
     return hook

@@ -46,23 +46,18 @@ class NextToken(Objective):
     """Predict the next token at each learned position: cross-entropy and KL."""
 
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """See `Objective`."""
         return hidden[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
 
     def answers(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return logits.flatten(0, 1)[labels.flatten() != IGNORED]
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return labels[labels != IGNORED]
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return cross_entropy(logits, labels)
 
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return kl_divergence(reference, logits)
 
 
@@ -70,15 +65,12 @@ class OneClass(NextToken):
     """Predict one class per sequence: cross-entropy and KL."""
 
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """See `Objective`."""
         return hidden
 
     def answers(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return logits
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return labels
 
 
@@ -86,11 +78,9 @@ class OneNumber(OneClass):
     """Predict one number per sequence: squared errors and distances."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return F.mse_loss(logits[:, 0].float(), labels.float(), reduction="sum")
 
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """See `Objective`."""
         return F.mse_loss(logits.float(), reference.float(), reduction="sum")
 
 

@@ -93,12 +93,12 @@ def solve(
     for index in range(len(walk)):
         solver.forget()
         solver.activate(maximal, {})
-        found = solver.solved(walk, batches, index)
-        if found:
+        deltas = solver.solved(walk, batches, index)
+        if deltas:
             files.append(folder / f"layer-{index:05}.safetensors")
-            save_file(found, files[-1])
+            save_file(deltas, files[-1])
         if index + 1 < len(walk):
-            for held, widths, correction in ((uncut, maximal, {}), (cut, own, {}), (solved, own, found)):
+            for held, widths, correction in ((uncut, maximal, {}), (cut, own, {}), (solved, own, deltas)):
                 solver.activate(widths, correction)
                 held.step()
         done((index + 1) / len(walk))
@@ -110,7 +110,7 @@ def solve(
     reference = solver.hidden(uncut, held_out, maximal, {})
     before, after = (
         solver.kl(reference, solver.hidden(held, held_out, own, correction))
-        for held, correction in ((cut, {}), (solved, found))
+        for held, correction in ((cut, {}), (solved, deltas))
     )
     solver.forget()
     return Solution(Correction(StoredDeltas(files)), solver.tokens, before, after)
@@ -159,8 +159,8 @@ class _Solver:
         layer = self._model.source.architecture.family.layer(index)
         here = {name: active.columns for name, active in self._consumers.items() if name.startswith(f"{layer}.")}
         with summed_moments(self.network.base, here) as (moments, runs):
-            walk.step(lambda place: runs(batches[place]))
-        found = {}
+            walk.step(lambda index: runs(batches[index]))
+        deltas = {}
         for name in here:
             seen = moments.pop(name)
             self.tokens = seen.tokens
@@ -170,17 +170,17 @@ class _Solver:
             with torch.inference_mode():  # as what was summed
                 delta = _delta(self._model, name, seen, self._shrinkage)
             if delta.isfinite().all():
-                found[name] = delta
+                deltas[name] = delta
             else:
                 self.damaged.append(f"{name}: the second moments of its input are singular; pass other texts, or more")
-        return found
+        return deltas
 
     def hidden(
         self, held: Walk, batches: Sequence[Batch], chosen: Sequence[int], deltas: Mapping[str, torch.Tensor]
     ) -> list[torch.Tensor]:
         """The head's input at the positions that count, from the walk's layer on: [positions, hidden] per batch."""
         self.activate(chosen, deltas)
-        return [self.network.objective.counted(held.hidden(place), batch) for place, batch in enumerate(batches)]
+        return [self.network.objective.counted(held.hidden(index), batch) for index, batch in enumerate(batches)]
 
     def kl(self, reference: Sequence[torch.Tensor], hidden: Sequence[torch.Tensor]) -> float:
         """Mean KL in nats per position."""

@@ -94,8 +94,8 @@ class Source:
     @property
     def trained_as(self) -> str | None:
         """The weight format of quantization-aware training (`train --weight-format`), or None."""
-        found: str | None = self.training.options.get("weight_format") if self.training else None
-        return found
+        weight_format: str | None = self.training.options.get("weight_format") if self.training else None
+        return weight_format
 
     @property
     def chat_template(self) -> str | None:
@@ -109,7 +109,7 @@ class Source:
         return made.solved if made and made.solved and made.solved.kept else None
 
     def subnetwork(self, widths: Sequence[int], name: str = "") -> Subnetwork:
-        """The sub-network of these widths, one a group in group order."""
+        """The sub-network of these widths, one per group in group order."""
         return Subnetwork(self.elasticity, tuple(widths), name)
 
     def correction(self, subnetwork: Subnetwork) -> Correction:
@@ -192,12 +192,12 @@ def locate(reference: str, revision: str | None, weights: bool) -> Located:
     Raises:
         LonasEdgeError: If it is neither, or its files cannot be used.
     """
-    found = _found(reference, revision, weights)
-    check_model_folder(found.folder)
-    return found
+    located = _located(reference, revision, weights)
+    check_model_folder(located.folder)
+    return located
 
 
-def _found(reference: str, revision: str | None, weights: bool) -> Located:
+def _located(reference: str, revision: str | None, weights: bool) -> Located:
     folder = Path(reference)
     if exists(folder) and folder.is_dir():
         return Located(folder.resolve().name, folder)
@@ -257,20 +257,20 @@ def open_source(
     Raises:
         LonasEdgeError: If something is missing or does not fit.
     """
-    found = locate(source or model or "", revision if source in (None, model) else None, weights)
-    adapter_config = AdapterConfig.read(found.folder) if (found.folder / adapters.CONFIG).exists() else None
+    located = locate(source or model or "", revision if source in (None, model) else None, weights)
+    adapter_config = AdapterConfig.read(located.folder) if (located.folder / adapters.CONFIG).exists() else None
     if adapter_config is None and revision and source is not None and model is None:
-        found = locate(source, revision, weights)  # a base by itself: the revision is its own
+        located = locate(source, revision, weights)  # a base by itself: the revision is its own
     if adapter_config is None and source is not None and model not in (None, source):
-        raise LonasEdgeError(f"{found.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
-    adapter = found if adapter_config else None
-    training = TrainingRecord.read(found.folder / TRAINING) if adapter and (found.folder / TRAINING).exists() else None
-    base = found if adapter_config is None else _locate_base(adapter_config, training is not None, model, revision, weights)
+        raise LonasEdgeError(f"{located.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
+    adapter = located if adapter_config else None
+    training = TrainingRecord.read(located.folder / TRAINING) if adapter and (located.folder / TRAINING).exists() else None
+    base = located if adapter_config is None else _locate_base(adapter_config, training is not None, model, revision, weights)
     if elastic and nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
     if elastic and nncf_config is None and training and training.search_space:
         raise LonasEdgeError(
-            f"{found.folder / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the "
+            f"{located.folder / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the "
             "super-adapter again, or pass --nncf-config FILE."
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
@@ -285,11 +285,11 @@ def open_source(
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
-    raise_all(f"{base.folder}: not the base that {found.name} was trained on:", others, "Pass the right one with --model.")
+    raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
     if training and training.specialized and training.specialized.widths and elastic:
         raise_all(
-            f"{found.folder / TRAINING}: fine-tuned for a sub-network that is not in the search space:",
+            f"{located.folder / TRAINING}: fine-tuned for a sub-network that is not in the search space:",
             misfits(elasticity, training.specialized.widths, training.search_space),
             "Use the search space of the training.",
         )
@@ -352,5 +352,5 @@ def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision:
     try:
         return locate(reference, revision or (None if model else config.lora.revision), weights)
     except LonasEdgeError as error:
-        hint = "" if model else f" (named by {config.path}; --model gives another place)"
+        hint = "" if model else f" (named by {config.path}; pass --model for another)"
         raise LonasEdgeError(f"{error}{hint}") from error

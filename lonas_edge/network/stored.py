@@ -41,17 +41,17 @@ class StoredWeights:
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
         """Let the network compute with stored weights inside the block; `chosen` is the active sub-network."""
         elasticity, base = self._network.elasticity, self._network.base
-        there = {name: one for name, one in Subnetwork(elasticity, tuple(chosen)).linears.items() if one.in_features}
-        widths = {name: one for name, one in there.items() if base.get_submodule(name) is not self._head}
+        present = {name: part for name, part in Subnetwork(elasticity, tuple(chosen)).linears.items() if part.in_features}
+        widths = {name: part for name, part in present.items() if base.get_submodule(name) is not self._head}
         layers = {name for name in widths if elasticity.architecture.split(name)[0]}
         group = self._format.group_size(widths[name].in_features for name in layers)
         inner, outer = self._format.chosen(outer=False, group_size=group), self._format.chosen(outer=True, group_size=group)
         group = group if inner.group_sizes else None
         with ExitStack() as stack:
-            for name, one in widths.items():
+            for name, part in widths.items():
                 layer = base.get_submodule(name)
                 how = (inner, group) if name in layers else (outer, None)
-                stack.enter_context(_replaced(layer, _forward(layer, one, *how)))
+                stack.enter_context(_replaced(layer, _forward(layer, part, *how)))
             stack.enter_context(self.active_head())
             for table, compressed in self._tables:
                 stack.enter_context(_replaced(table, _looked_up(table, compressed)))
@@ -71,8 +71,8 @@ class StoredWeights:
 
 def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
     """A matrix as it is stored; the gradient passes straight through."""
-    found = stored(matrix.detach(), weight_format, group)
-    return found + (matrix - matrix.detach()) if matrix.requires_grad else found  # what is added is 0
+    rounded = stored(matrix.detach(), weight_format, group)
+    return rounded + (matrix - matrix.detach()) if matrix.requires_grad else rounded  # what is added is 0
 
 
 def _forward(layer: Any, widths: Widths, weight_format: WeightFormat, group: int | None) -> Callable[..., torch.Tensor]:
@@ -92,10 +92,10 @@ def _looked_up(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tens
         kept = table.weight.data
         table.weight.data = compressed
         try:
-            found: torch.Tensor = type(table).forward(table, *indices)
+            embedded: torch.Tensor = type(table).forward(table, *indices)
         finally:
             table.weight.data = kept
-        return found
+        return embedded
 
     return forward
 

@@ -96,7 +96,7 @@ class SuperNetwork:
             reference: As of `reference`; computed once for all sub-networks when None.
         """
         kept = self.reference(batches) if reference is None else reference
-        return self._means(chosen, batches, lambda found, place: self.divergence(kept[place], found.hidden))
+        return self._means(chosen, batches, lambda states, batch: self.divergence(kept[batch], states.hidden))
 
     def divergence(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Distance of logits of hidden states from those of a reference, both [positions, hidden], summed."""
@@ -106,8 +106,8 @@ class SuperNetwork:
     def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
         """Mean loss of sub-networks on the labels of batches: cross-entropy in nats; squared error for a regression."""
 
-        def score(found: _States, _place: int) -> torch.Tensor:
-            parts = zip(torch.split(found.hidden, HEAD_POSITIONS), torch.split(found.labels, HEAD_POSITIONS), strict=True)
+        def score(states: _States, _batch: int) -> torch.Tensor:
+            parts = zip(torch.split(states.hidden, HEAD_POSITIONS), torch.split(states.labels, HEAD_POSITIONS), strict=True)
             return sum((self.objective.loss(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
 
         return self._means(chosen, batches, score)
@@ -115,21 +115,21 @@ class SuperNetwork:
     def answers(self, chosen: Sequence[int], batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """A sub-network's logits [answers, outputs], and the labels [answers]."""
         with torch.inference_mode():
-            found = [(self._logits(states.hidden), states.labels) for states in self._states(chosen, batches)]
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+            answers = [(self._logits(states.hidden), states.labels) for states in self._states(chosen, batches)]
+        return torch.cat([logits for logits, _ in answers]), torch.cat([labels for _, labels in answers])
 
     def _means(
         self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch], score: "Callable[[_States, int], torch.Tensor]"
     ) -> list[float]:
-        found = []
+        means = []
         for widths in chosen:
             total, positions = 0.0, 0
             with torch.inference_mode():
-                for place, states in enumerate(self._states(widths, batches)):
-                    total += score(states, place).item()
+                for batch, states in enumerate(self._states(widths, batches)):
+                    total += score(states, batch).item()
                     positions += len(states.labels)
-            found.append(total / positions)
-        return found
+            means.append(total / positions)
+        return means
 
     def _states(self, chosen: Sequence[int], batches: Sequence[Batch]) -> "Iterator[_States]":
         """The hidden states before a sub-network's head at the positions that count."""
@@ -185,8 +185,8 @@ def empty_super_network(source: Source) -> SuperNetwork:
     network: Any = empty_model(source.base_config(), str(source.base.folder))
     if source.adapter:
         # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
-        for name, place in list(network.named_parameters()):
-            set_parameter(network, name, untouched_zeros(place.shape))
+        for name, parameter in list(network.named_parameters()):
+            set_parameter(network, name, untouched_zeros(parameter.shape))
         network.tie_weights()
         with read_by("peft", source.adapter.folder / "adapter_config.json"):
             network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
@@ -237,9 +237,9 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
             trust_remote_code=False,
             ignore_mismatched_sizes=task.new_head,
         )
-    found = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
-    stored = open_tensors(base.folder) if found else None
-    places = {name: f", in {stored.file_of(name).name}" for name in found if stored and name in stored.shapes}
-    faults = [f"{name}: {fault}{places.get(name, '')}" for name, fault in found.items()]
+    damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
+    stored = open_tensors(base.folder) if damaged else None
+    files = {name: f", in {stored.file_of(name).name}" for name in damaged if stored and name in stored.shapes}
+    faults = [f"{name}: {fault}{files.get(name, '')}" for name, fault in damaged.items()]
     raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again. In fp16, try bf16 or fp32.")
     return model

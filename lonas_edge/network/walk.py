@@ -28,9 +28,9 @@ class Walk:
         """Number of layers."""
         return len(self._layers)
 
-    def hidden(self, place: int) -> torch.Tensor:
+    def hidden(self, index: int) -> torch.Tensor:
         """The head's input [prompts, tokens, hidden] for a batch, computed from the current layer on."""
-        return self._run(place, range(self.current, len(self._layers)))
+        return self._run(index, range(self.current, len(self._layers)))
 
     def step(self, seen: Callable[[int], None] = lambda _place: None) -> None:
         """Run the current layer on every batch and go on to the next; call `seen` with the index of each batch before."""
@@ -38,24 +38,24 @@ class Walk:
         layer = self._layers[self.current]
         handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
         try:
-            for place in range(len(self._batches)):
-                seen(place)
-                self._run(place, range(self.current, self.current + 1))
+            for index in range(len(self._batches)):
+                seen(index)
+                self._run(index, range(self.current, self.current + 1))
         finally:
             handle.remove()
         self._inputs = outputs
         self.current += 1
 
-    def _run(self, place: int, running: range) -> torch.Tensor:
+    def _run(self, index: int, running: range) -> torch.Tensor:
         """The head's input if only the layers in `running` run, the first of them on its stored input."""
-        batch = self._batches[place]
+        batch = self._batches[index]
         self._network.model.eval()
-        with torch.inference_mode(), self._only(running, place):
+        with torch.inference_mode(), self._only(running, index):
             hidden: torch.Tensor = self._network.family.hidden(self._network.base, **given(batch))
         return hidden
 
-    def _only(self, running: range, place: int) -> AbstractContextManager[None]:
-        given = self._inputs[place] if self._inputs else None
+    def _only(self, running: range, index: int) -> AbstractContextManager[None]:
+        given = self._inputs[index] if self._inputs else None
         return _only(self._layers, running, given, self._network.family.layer_results)
 
 

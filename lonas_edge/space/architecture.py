@@ -66,12 +66,12 @@ class Architecture:
         """Every linear layer by module path, including the head."""
         layers = range(self.config.num_hidden_layers)
         per_layer = self.family.linears(self.config)
-        found = {}
+        linears = {}
         for index in layers:
             for linear in per_layer:
                 name = f"{self.family.layer(index)}.{linear.name}"
-                found[name] = replace(linear, name=name)
-        return found | {linear.name: linear for linear in self.family.outer_linears(self.config)}
+                linears[name] = replace(linear, name=name)
+        return linears | {linear.name: linear for linear in self.family.outer_linears(self.config)}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -63,8 +63,8 @@ def _linear_weights(subnetwork: Subnetwork, ranks: Mapping[str, int]) -> dict[st
 
 def _macs(subnetwork: Subnetwork, weights: Mapping[str, int], seq_len: int) -> int:
     architecture, task = subnetwork.architecture, subnetwork.architecture.family.task
-    behind = seq_len if task.head_per_token else 1
-    total = sum(count * (seq_len if architecture.split(name)[0] else behind) for name, count in weights.items())
+    outer_tokens = seq_len if task.head_per_token else 1
+    total = sum(count * (seq_len if architecture.split(name)[0] else outer_tokens) for name, count in weights.items())
     rule = architecture.family.head_rule
     if not task.counts_attention or rule is None:
         return total

@@ -138,12 +138,12 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         elif not faults and group.kind == "block":
             blocks |= dict.fromkeys(group.modules, index)
         elif not faults:
-            faults, found = _bind_width(architecture, group)
+            faults, narrowed = _bind_width(architecture, group)
             faults = list(dict.fromkeys(faults))
             faults += [f"{m} is in group {out[m]} too" for m in group.modules if m in out]
             out |= dict.fromkeys(group.modules, index)
-            inputs |= {name: index for name in found if name not in group.modules}
-            rules |= found
+            inputs |= {name: index for name in narrowed if name not in group.modules}
+            rules |= narrowed
         problems += [f"group {index}: {fault}" for fault in faults]
     if blocks and all(name in blocks for name, block in architecture.blocks.items() if block.cached):
         problems.append(
@@ -164,7 +164,7 @@ def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[st
     modules = [member.module for group in space.groups if group.kind != "block" for member in group.members]
     if not modules or any(module in architecture.linears for module in modules):
         return []
-    theirs = {found[1] for node in nodes if (found := _MODEL_CLASS.search(node))}
+    theirs = {match[1] for node in nodes if (match := _MODEL_CLASS.search(node))}
     ours = architecture.family.class_names[architecture.model_type]["model"]
     if len(theirs) != 1 or ours in theirs:
         return []

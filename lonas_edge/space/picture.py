@@ -14,7 +14,7 @@ FILE = "subnetwork.svg"  # in an exported directory, where the layers differ
 
 _UNITS = {"attention": "attention heads", "mlp": "MLP width"}
 _COLOURS = {"attention": "#4c78a8", "mlp": "#e08e3b"}
-_MARGIN, _ROW, _WHOLE, _NUMBER = 44, 14, 240, 56  # pixels: beside the bars, of a line, of a whole block, of what is kept
+_MARGIN, _ROW, _WHOLE, _NUMBER = 44, 14, 240, 56  # pixels: margin, row, full block, number
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,23 @@ def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> l
     """
     if not picture or not picture[0]:
         return []
-    one = alike(picture)
-    names = [f"0-{len(picture) - 1}"] if one and len(picture) > 1 else [str(index) for index in range(len(picture))]
+    uniform = alike(picture)
+    names = [f"0-{len(picture) - 1}"] if uniform and len(picture) > 1 else [str(index) for index in range(len(picture))]
     number = max(len(str(part.full)) for layer in picture for part in layer)
     heading = "  ".join(_UNITS.get(part.kind, part.kind).ljust(BAR + 1 + number) for part in picture[0])
     first = max(5, *map(len, names))
-    found = [f"{'layer':>{first}}  {heading}".rstrip()]
-    for name, layer in zip(names, picture[:1] if one else picture, strict=True):
+    text_lines = [f"{'layer':>{first}}  {heading}".rstrip()]
+    for name, layer in zip(names, picture[:1] if uniform else picture, strict=True):
         bars = [f"{_bar(part, *marks)} {part.kept:>{number}}" for part in layer]
-        found.append(f"{name:>{first}}  {'  '.join(bars)}")
-    return found
+        text_lines.append(f"{name:>{first}}  {'  '.join(bars)}")
+    return text_lines
 
 
 def svg(picture: Sequence[Layer], title: str) -> str:
     """The picture as an SVG document."""
     parts = picture[0] if picture else ()
     width, height = _MARGIN + len(parts) * (_WHOLE + _NUMBER) + 8, (len(picture) + 4) * _ROW
-    columns = [_MARGIN + place * (_WHOLE + _NUMBER) for place in range(len(parts))]
+    columns = [_MARGIN + index * (_WHOLE + _NUMBER) for index in range(len(parts))]
     drawn = [_text(8, _ROW + 2, title), _text(8, 3 * _ROW, "layer")]
     for left, part in zip(columns, parts, strict=True):
         drawn.append(_text(left, 3 * _ROW, f"{_UNITS.get(part.kind, part.kind)}, of {part.full}"))

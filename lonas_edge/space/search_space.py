@@ -29,7 +29,7 @@ Role = Literal["base", "lora_A", "lora_B", "block"]
 
 _NODE_PART = re.compile(r"[^/\[\]]+\[([^\[\]]+)\]")
 _PEFT_PREFIX = ["base_model", "model"]
-_OTHER_DIMENSIONS = ("depth", "kernel")  # NNCF's dimensions of elasticity beside `width`
+_OTHER_DIMENSIONS = ("depth", "kernel")  # NNCF's other dimensions of elasticity
 _INSTEAD = {"depth": "; for removable blocks use `lonas-edge space --depth`"}
 EXTENSION, EXTENSION_VERSION = "lonas_edge", 1  # our own section of `elasticity`
 BLOCK_WIDTHS = (1, 0)  # there, and left out
@@ -211,23 +211,23 @@ def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
     listed = elasticity.get(key, [])
     if not isinstance(listed, list) or not all(isinstance(dimension, str) for dimension in listed):
         return [f"{where}.{key} must be a list of names, found {shortened(listed)}"]
-    found = [(shortened(dimension).strip("'"), key) for dimension in listed if dimension != "width"]
-    found += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
+    fixed = [(shortened(dimension).strip("'"), key) for dimension in listed if dimension != "width"]
+    fixed += [(dimension, f'the section "{dimension}"') for dimension in _OTHER_DIMENSIONS if dimension in elasticity]
     return [
-        f"{where}: elastic {dimension} ({place}) is not supported, only elastic widths and ranks. Remove it from the file, and "
+        f"{where}: elastic {dimension} ({field}) is not supported, only elastic widths and ranks. Remove it from the file, and "
         f"every sub-network keeps the full {dimension}{_INSTEAD.get(dimension, '')}"
-        for dimension, place in found
+        for dimension, field in fixed
     ]
 
 
 def _parse_blocks(section: Any, before: int) -> tuple[tuple[Group, ...], list[str]]:
-    """The groups of our own section; they stand behind `before` others."""
+    """The groups of our own section; they follow `before` others."""
     where = f"bootstrapNAS.training.elasticity.{EXTENSION}"
     if section is None:
         return (), []
     if not isinstance(section, dict) or section.get("version") != EXTENSION_VERSION:
-        found = section.get("version") if isinstance(section, dict) else section
-        return (), [f"{where}: expected version {EXTENSION_VERSION}, found {shortened(found)}. A newer lonas-edge reads others"]
+        version = section.get("version") if isinstance(section, dict) else section
+        return (), [f"{where}: expected version {EXTENSION_VERSION}, found {shortened(version)}. Update lonas-edge"]
     listed, unknown = section.get("blocks", []), sorted(section.keys() - {"version", "blocks"})
     problems = [f"{where}: unknown field {shortened(name)}" for name in unknown]
     if not isinstance(listed, list):

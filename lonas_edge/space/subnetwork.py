@@ -281,9 +281,10 @@ def _name_misfits(elasticity: Elasticity, widths: Mapping[str, int]) -> list[str
         "missing in the file": [name for name in names if name not in widths],
     }
     return [
-        f"{len(found)} group{'s' * (len(found) > 1)} {kind}: {', '.join(map(shortened, found[:3]))}{', …' * (len(found) > 3)}"
-        for kind, found in kinds.items()
-        if found
+        f"{len(groups)} group{'s' * (len(groups) > 1)} {kind}: {', '.join(map(shortened, groups[:3]))}"
+        + ", …" * (len(groups) > 3)
+        for kind, groups in kinds.items()
+        if groups
     ]
 
 

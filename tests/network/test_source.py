@@ -59,7 +59,7 @@ def test_model_with_a_base_as_source(llama: TinySource) -> None:
 def test_adapter_whose_base_is_gone(llama_copy: TinySource) -> None:
     path = llama_copy.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/nowhere/base"}))
-    with pytest.raises(LonasEdgeError, match=r"/nowhere/base.*named by .*adapter_config.json; --model gives another place"):
+    with pytest.raises(LonasEdgeError, match=r"/nowhere/base.*named by .*adapter_config.json; pass --model for another"):
         open_source(str(llama_copy.adapter))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
     with pytest.raises(LonasEdgeError, match=r"names no base model; pass --model"):

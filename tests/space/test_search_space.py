@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published_spaces import bert_base_rte, bloomz_7b, llama_7b
+from published_spaces import llama_7b
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.space.search_space import Member, SearchSpace, parse_node, parse_search_space, read_search_space
@@ -55,30 +55,6 @@ def test_published_llama_7b(tmp_path: Path) -> None:
     assert (search.mutation_prob, search.mutation_eta) == (0.02, 3)
 
 
-def test_published_bloomz_7b(tmp_path: Path) -> None:
-    space = read(bloomz_7b(), tmp_path)
-    assert [group.kind for group in space.groups] == ["rank"] * 30 + ["width"] * 30 + ["rank"] * 30
-    assert space.groups[29].modules == ("transformer.h.29.self_attention.query_key_value",)
-    assert space.groups[31].modules == space.groups[61].modules == ("transformer.h.1.mlp.dense_h_to_4h",)
-    assert [member.role for member in space.groups[31].members] == ["base", "lora_B"]
-    assert {group.widths for group in space.groups} == {(32, 28), (16384, 14336, 12288, 10240, 8192)}
-    assert (space.stages[0].epochs, space.stages[0].width_indicator) == (8, 5)
-    assert space.search_settings().eval_metric_name == "eval_accuracy"
-
-
-def test_published_bert_base_rte(tmp_path: Path) -> None:
-    space = read(bert_base_rte(), tmp_path)
-    assert [group.kind for group in space.groups] == ["width"] * 12 + ["rank"] * 12 + ["width"] * 12
-    heads, layer = space.groups[10], "bert.encoder.layer.10"
-    assert heads.modules == tuple(f"{layer}.attention.self.{name}" for name in ("query", "key", "value"))
-    assert [member.role for member in heads.members] == ["base", "lora_B", "base", "base", "lora_B"]
-    assert (heads.widths, space.groups[22].widths, space.groups[34].widths) == ((768, 704, 192), (8, 4, 2), (3072, 2198, 163))
-    assert space.groups[34].modules == (f"{layer}.intermediate.dense",)
-    assert len(space.dynamic_inputs) == 12
-    assert parse_node(space.dynamic_inputs[10]).module == f"{layer}.attention.output.dense"
-    assert (space.sequence_length, space.stages[0].epochs, space.search_settings().num_evals) == (128, 80, 1000)
-
-
 def test_comments_trailing_commas_and_scientific_notation(tmp_path: Path) -> None:
     stages = '{"list_stage_descriptions": [{"init_lr": 3e-4, "epochs": 1E+1,}, /* second */ {"init_lr": 1.5e-05}],}'
     elastic = json.dumps(GOOD["bootstrapNAS"]["training"]["elasticity"])[:-1] + ",}"
@@ -117,11 +93,6 @@ def test_node_names(node: str, module: str, role: str) -> None:
 def test_node_name_without_a_path_is_unknown(tmp_path: Path) -> None:
     _, problems = parse_search_space(configuration([["gate_proj"]], [[8]]))
     assert problems == ["group 0: unknown node 'gate_proj': no module path in brackets"]
-
-
-def test_dynamic_inputs_are_read() -> None:
-    space, problems = parse_search_space(configuration([[RANK_NODE]], [[8]], add_dynamic_inputs=["a", "b"]))
-    assert (space.dynamic_inputs, problems) == (("a", "b"), [])
 
 
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
@@ -211,17 +182,6 @@ def test_elasticity_beside_widths_is_refused(elasticity: dict[str, Any], faults:
     assert len(problems) == len(faults)
     assert all(fault in problem for fault, problem in zip(faults, problems, strict=True))
     assert all("Remove it" in problem for problem in problems if "must be a list" not in problem)
-
-
-def test_what_is_not_elastic_may_be_mentioned(tmp_path: Path) -> None:
-    """What a stage trains is for the training to refuse, an order of dimensions that are not there says nothing."""
-    content = copy.deepcopy(GOOD)
-    training = content["bootstrapNAS"]["training"]
-    training["progressivity_of_elasticity"] = ["depth", "width"]
-    training["elasticity"]["available_elasticity_dims"] = ["width"]
-    training["schedule"] = {"list_stage_descriptions": [{"train_dims": ["depth"], "reorg_weights": True, "bn_adapt": True}]}
-    (stage,) = read(content, tmp_path).stages
-    assert (stage.train_dims, stage.reorg_weights) == (("depth",), True)
 
 
 def test_hash_depends_on_groups_alone() -> None:

@@ -2,8 +2,8 @@
 
 It does not import the package. The full Hugging Face model is kept at its full size: adapters are merged with their first r
 ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For an MLP, act(gate) * up or act(up), that
-is the same as removing it, since act(0) is 0 for the activations in use. A block that is left out adds nothing to the residual:
-its last layer is zero, and so is what a norm behind it makes of that.
+is the same as removing it, since act(0) is 0 for the activations in use. A removed block adds nothing to the residual:
+its last layer is zero, and so is the output of a norm after it.
 
 BLOOM's forward pass is defined here, too (`bloom_logits`): what positions are (ALiBi) and how q, k, v are fused then does not
 rest on what transformers makes of it.
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-ORDER = "channel_order.safetensors"  # beside the adapter: place i of the order holds that channel of the base
+ORDER = "channel_order.safetensors"  # next to the adapter: index i of the order holds that channel of the base
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
 _READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv_proj": "o_proj", "query_key_value": "dense"}
 _ENDINGS = ("self_linear", "lora_A", "lora_B")  # of a node name's bracketed parts, after the layer's own

@@ -81,7 +81,7 @@ class TinyBert:
         return TinySource("bert", self.base(headless), self.adapter(outputs, **options), self.space())
 
     def ordered(self, source: TinySource, folder: Path) -> TinySource:
-        """The same, with a random order of heads and MLP channels beside the adapter."""
+        """The same, with a random order of heads and MLP channels next to the adapter."""
         generator = torch.Generator().manual_seed(3)
         columns = {}
         for index in range(LAYERS):

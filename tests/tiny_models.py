@@ -181,7 +181,7 @@ class TinySource:
         return self.opened().subnetwork(widths, name)
 
     def ordered(self, folder: Path) -> "TinySource":
-        """The same, with a random order of heads and MLP channels beside the adapter, which is copied to `folder`."""
+        """The same, with a random order of heads and MLP channels next to the adapter, which is copied to `folder`."""
         generator = torch.Generator().manual_seed(3)
         architecture, columns = self.opened().architecture, {}
         for name, unit in architecture.units.items():

@@ -237,7 +237,7 @@ def test_dynamic_inputs_that_follow_nothing(tiny_bert: TinyBert, tmp_path: Path)
 def test_spaces_of_other_models(tiny_bert: TinyBert, tiny_models: TinyModels, bert_base: TinySource, tmp_path: Path) -> None:
     """A published BERT configuration on a causal model, and the reverse: said once, not for each of its nodes."""
     (tmp_path / "llama.json").write_text(json.dumps(llama_7b()))
-    told = "of another model: its .* nodes are those of {}, and the model is a {}"
+    told = "its .* nodes belong to {}; the model is a {}"
     bert, llama = "BertForSequenceClassification", "LlamaForCausalLM"
     with pytest.raises(LonasEdgeError, match=told.format(bert, llama)):
         open_source(str(tiny_models.base("llama")), None, bert_base.space)

@@ -1,4 +1,4 @@
-"""Blocks that are left out, against the definition: activated in a super-network, and materialized."""
+"""Removed blocks against the oracle: activated in a super-network, and materialized."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ def test_reordered_blocks_answer_as_defined(
 def test_generates_as_without_a_cache(
     case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path]
 ) -> None:
-    """Positions and masks come from the caches, whose first layer may be one that is left out."""
+    """Positions and masks come from the caches, whose first layer may be removed."""
     tiny = tiny_models.deep_source(case)
     network, widths = load_super_network(tiny.opened()), widths_of(tiny, choose, [0, 1, 0])
     tokens = assert_generates_alike(tiny.opened(), network, materialize, widths, ids)

@@ -70,7 +70,7 @@ def least_squares(whole: Any, cut: Any, layer: str, kept: torch.Tensor, batches:
 
 @pytest.mark.parametrize("case", families())
 def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels, batches: Any, tmp_path: Path) -> None:
-    """MLPs, heads and ranks narrowed, blocks left out."""
+    """MLPs, heads and ranks narrowed, blocks removed."""
     with_heads = has_heads(case)
     source = tiny_models.heads_source(case) if with_heads else tiny_models.deep_source(case)
     groups = source.groups()

@@ -112,11 +112,16 @@ def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None
     assert not config["alpha_pattern"] and not config["use_rslora"]
     tensors = load_file(adapter / "adapter_model.safetensors")
     for key, a in tensors.items():
+        name = key.removeprefix("base_model.model.")
+        if name.endswith(".bias") and ".lora_B." not in name:  # trained in place
+            weights[name.replace(".base_layer.", ".")].copy_(a)
         if ".lora_A." not in key:
             continue
-        layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        layer = name.removesuffix(".lora_A.weight")
         b, rank, scale = tensors[key.replace(".lora_A.", ".lora_B.")], ranks.get(layer, len(a)), config["lora_alpha"] / len(a)
         weights[f"{layer}.weight"] += scale * b[:, :rank].double() @ a[:rank].double()
+        if (bias := tensors.get(key.replace(".lora_A.weight", ".lora_B.bias"))) is not None:
+            weights[f"{layer}.bias"] += scale * bias.double()
 
 
 def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from lonas_edge.errors import raise_all
 from lonas_edge.families import HeadRule, Part, WidthRule, head_dim
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.search_space import Group, SearchSpace, parse_node
+from lonas_edge.space.search_space import Group, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,6 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         problems.append(
             "every layer's attention is removable, so the minimal network would have none; delete one from the groups"
         )
-    problems += _dynamic_faults(architecture, space, inputs)
     raise_all(
         f"{where}: the search space does not fit the model ({architecture.model_type}):",
         problems,
@@ -169,25 +168,6 @@ def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[st
     if len(theirs) != 1 or ours in theirs:
         return []
     return [f"its {len(nodes)} nodes belong to {theirs.pop()}; the model is a {ours}"]
-
-
-def _dynamic_faults(architecture: Architecture, space: SearchSpace, inputs: Mapping[str, int]) -> list[str]:
-    """Layers in `add_dynamic_inputs` must follow elastic heads; they do so in any case."""
-    family = architecture.family
-    if space.dynamic_inputs and not family.dynamic_inputs:
-        return [f"add_dynamic_inputs is for BERT-like models, not for {architecture.model_type}"]
-    faults = []
-    for node in space.dynamic_inputs:
-        try:
-            module = parse_node(node).module
-        except ValueError as error:
-            faults.append(f"add_dynamic_inputs: unknown node {node[:300]!r}: {error}")
-            continue
-        if architecture.split(module)[1] not in family.dynamic_inputs:
-            faults.append(f"add_dynamic_inputs: {module[:300]}: expected {' or '.join(family.dynamic_inputs)} of a layer")
-        elif module not in inputs:
-            faults.append(f"add_dynamic_inputs: {module[:300]} follows heads that no group makes elastic")
-    return faults
 
 
 def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:

@@ -7,7 +7,8 @@ The published format has no removable blocks. They are in a section of our own n
 
     "lonas_edge": {"version": 1, "blocks": [["model.layers.7.self_attn"], ["model.layers.9.self_attn", "model.layers.9.mlp"]]}
 
-Each list is a group of the widths 1 and 0, after the groups of `width`; 0 removes its blocks.
+Each list is a group of the widths 1 and 0, after the groups of `width`; 0 removes its blocks. `add_dynamic_inputs` is not read:
+what follows elastic heads is known.
 """
 
 import hashlib
@@ -107,7 +108,6 @@ class SearchSpace:
     search: SearchSettings = field(default_factory=SearchSettings)
     search_faults: tuple[str, ...] = ()
     sequence_length: int | None = None
-    dynamic_inputs: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -193,16 +193,14 @@ def parse_search_space(content: Any) -> tuple[SearchSpace, list[str]]:
     blocks, block_problems = _parse_blocks(elasticity.get(EXTENSION), len(groups))
     stages, stage_problems = _parse_stages(_mapping(training, "schedule").get("list_stage_descriptions", []))
     search, search_faults = _parse_settings(SearchSettings, section.get("search", {}), "bootstrapNAS.search")
-    dynamic_inputs, dynamic_problems = _parse_dynamic_inputs(width.get("add_dynamic_inputs", []))
     space = SearchSpace(
         groups=groups + blocks,
         stages=stages,
         search=search,
         search_faults=tuple(search_faults),
         sequence_length=_sequence_length(content.get("input_info")),
-        dynamic_inputs=dynamic_inputs,
     )
-    return space, _dimension_faults(elasticity) + problems + block_problems + dynamic_problems + stage_problems
+    return space, _dimension_faults(elasticity) + problems + block_problems + stage_problems
 
 
 def _dimension_faults(elasticity: dict[str, Any]) -> list[str]:
@@ -330,12 +328,6 @@ def _wanted(name: str, default: Any) -> tuple[str, Callable[[Any], bool]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 2**53  # false for NaN
-
-
-def _parse_dynamic_inputs(nodes: Any) -> tuple[tuple[str, ...], list[str]]:
-    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
-        return (), [f"add_dynamic_inputs must be a list of node names, found {shortened(nodes)}"]
-    return tuple(nodes), []
 
 
 def _sequence_length(input_info: Any) -> int | None:

@@ -71,8 +71,7 @@ def test_figures_of_the_card(run_cli: Callable, bloomz_7b1: TinySource) -> None:
     assert len(content["groups"]) == 90
 
 
-@pytest.mark.parametrize("pickled", [False, True])
-@pytest.mark.parametrize("case", ["bloom", "bloom-tied"])
+@pytest.mark.parametrize(("case", "pickled"), [("bloom", True), ("bloom-tied", False)])
 def test_weights_of_the_body_by_itself(
     case: str,
     pickled: bool,

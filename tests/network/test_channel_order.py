@@ -1,12 +1,11 @@
 """The order of channels: permutations in live models and files, and the importance they come from."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from oracle import cut, merge, read_groups
+from oracle import oracle_logits
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_models import LAYERS, MLP, TinyModels, TinySource, families, mlp_consumers, mlp_names, random_model
@@ -244,66 +243,26 @@ def test_activations_that_are_not_finite(llama: TinySource, ids: torch.Tensor) -
     assert all(name in str(raised.value) for name in DOWN)  # the later ones see its result
 
 
-# --- an adapter with a file
+# --- an adapter with a file; every family: test_heads, test_depth
 
 
-def ordered_oracle(source: TinySource, columns: dict[str, torch.Tensor], widths: list[int], ids: torch.Tensor) -> torch.Tensor:
-    """Logits of a sub-network of an ordered super-network: full size, original order, channels order[width:] set to zero."""
-    model = AutoModelForCausalLM.from_pretrained(source.base, dtype=torch.float64).eval()
-    weights = dict(model.named_parameters())
-    ranks, outputs = read_groups(source.space, widths)
-    config = json.loads((source.adapter / "adapter_config.json").read_text())
-    with torch.no_grad():
-        merge(weights, source.adapter, ranks)
-        for key, tensor in load_file(source.adapter / "adapter_model.safetensors").items():
-            name = key.removeprefix("base_model.model.")
-            if name.endswith(".lora_B.bias"):
-                weights[name.replace(".lora_B.", ".")] += config["lora_alpha"] / config["r"] * tensor.double()
-            elif name.endswith(".bias"):  # trained in place
-                weights[name.replace(".base_layer.", ".")].copy_(tensor)
-        for layer, width in outputs.items():
-            cut(weights, layer, width, columns)
-        return model(input_ids=ids, use_cache=False).logits
-
-
-def ordered(source: TinySource, columns: dict[str, torch.Tensor], folder: Path) -> TinySource:
-    """A copy of `source` whose adapter has a channel order."""
-    copied = source.copied_to(folder)
-    save_file(columns, copied.adapter / "channel_order.safetensors")
-    return copied
-
-
-def check_against_the_oracle(source: TinySource, columns, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
-    """Materialized and activated, three sub-networks and the whole."""
-    opened = open_source(str(source.adapter), str(source.base), source.space)
-    network = load_super_network(opened)
+@pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"lora_bias": True}])
+def test_an_adapter_with_a_channel_order(options: dict, tiny_models, tmp_path, choose, materialize, ids) -> None:
+    """Materialized and activated; one layer keeps the base's order."""
+    source = tiny_models.source("llama-biased", **options).copied_to(tmp_path)
+    plain = oracle_logits(source.base, source.adapter, source.space, choose(source, "unequal:1"), ids)
+    save_file(permutations(5, [DOWN[0], DOWN[2]]), source.adapter / FILE)
+    network = load_super_network(source.opened())
     network.model.double()
-    whole = ordered_oracle(source, {}, choose(source, "maximal"), ids)
-    assert (logits_of(network.model, ids) - whole).abs().max() < EXACT  # no order changes what all channels compute
-    for name in ("heuristic", "minimal", "unequal:1"):
+    for name in ("maximal", "unequal:1"):
         widths = choose(source, name)
-        expected = ordered_oracle(source, columns, widths, ids)
-        assert (expected - ordered_oracle(source, {}, widths, ids)).abs().max() > 0.1  # the order decides what is cut
-        found = logits_of(load_checkpoint(materialize(opened, widths), torch.float64), ids)
-        assert (found - expected).abs().max() < EXACT, name
+        expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
         network.activate(widths)
         assert (logits_of(network.model, ids) - expected).abs().max() < EXACT, name
-
-
-def test_an_ordered_adapter(any_source: TinySource, tmp_path, choose, materialize, ids) -> None:
-    columns = permutations(3, mlp_consumers(any_source.case))
-    check_against_the_oracle(ordered(any_source, columns, tmp_path), columns, choose, materialize, ids)
-
-
-@pytest.mark.parametrize("options", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])
-def test_an_ordered_adapter_with_biases(options: dict, tiny_models, tmp_path, choose, materialize, ids) -> None:
-    source = ordered(tiny_models.source("llama-biased", **options), permutations(4), tmp_path)
-    check_against_the_oracle(source, permutations(4), choose, materialize, ids)
-
-
-def test_an_adapter_that_orders_some_layers(llama: TinySource, tmp_path, choose, materialize, ids) -> None:
-    columns = permutations(5, [DOWN[0], DOWN[2]])
-    check_against_the_oracle(ordered(llama, columns, tmp_path), columns, choose, materialize, ids)
+        assert (logits_of(load_checkpoint(materialize(source, widths), torch.float64), ids) - expected).abs().max() < EXACT, (
+            name
+        )
+    assert (expected - plain).abs().max() > 0.1  # the order decides what is cut
 
 
 # --- files
@@ -322,10 +281,6 @@ def test_saved_and_read(llama: TinySource, tmp_path: Path) -> None:
         assert found.keys() == columns.keys()
         assert all(torch.equal(found[name], order) for name, order in columns.items())
     assert read.producers == {name: producers_of(name) for name in columns}
-
-
-def test_an_adapter_without_a_file_has_the_order_of_the_base(llama: TinySource) -> None:
-    assert not llama.opened().order
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", "half", "short"])

@@ -95,11 +95,6 @@ def test_all_misfits_are_listed_together() -> None:
     assert "group 2" in str(caught.value)
 
 
-def test_dynamic_inputs_are_refused_by_name() -> None:
-    with pytest.raises(LonasEdgeError, match="add_dynamic_inputs"):
-        bound([[node("q_proj", "lora_A")]], [[8]], add_dynamic_inputs=["x"])
-
-
 def test_unsupported_family() -> None:
     with pytest.raises(LonasEdgeError, match=r"base: model_type 'gpt2' is not supported. Supported: llama, mistral"):
         Architecture.from_config(AutoConfig.for_model("gpt2"), "base")

@@ -130,13 +130,6 @@ def test_no_section(content: Any) -> None:
     assert 'no "bootstrapNAS" section' in problems[0]
 
 
-@pytest.mark.parametrize("dynamic", [3, "one", [1, 2]])
-def test_dynamic_inputs_of_a_wrong_kind_are_a_fault(dynamic: Any) -> None:
-    _, problems = parse_search_space(configuration([[RANK_NODE]], [[8]], add_dynamic_inputs=dynamic))
-    assert len(problems) == 1
-    assert "add_dynamic_inputs" in problems[0]
-
-
 @pytest.mark.parametrize(
     ("search", "faults"),
     [

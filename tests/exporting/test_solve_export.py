@@ -91,7 +91,7 @@ def test_no_better_is_not_taken(export_to: Callable, tmp_path: Path, monkeypatch
     has(ran.out, "no better, the cut is plain")
     assert not (tmp_path / "out/correction.safetensors").exists()
     assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["solved"]["kept"] is False
-    has((tmp_path / "out/README.md").read_text(), "The cut is plain")
+    has((tmp_path / "out/README.md").read_text(), "No correction, since least squares was no better")
 
 
 def test_refusals(export_to: Callable, run_cli: Callable, llama: TinySource, data: Path, tmp_path: Path) -> None:

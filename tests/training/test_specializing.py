@@ -269,7 +269,7 @@ def test_commands_take_it(special: Path, llama: TinySource, data: Path, tmp_path
     ran = run_cli("inspect", special, "--json")
     assert [group["width"] for group in json.loads(ran.out)["groups"]] == widths
     for arguments, told in (
-        (("export", special, "--subnet", "maximal", "--output", tmp_path / "no"), "Leave --subnet out"),
+        (("export", special, "--subnet", "maximal", "--output", tmp_path / "no"), "Omit --subnet"),
         (("export", special, "--solve", data, "--output", tmp_path / "no"), "--solve could bring it nearer to"),
         (("inspect", special, "--subnet", "heuristic"), "fine-tuned for its minimal sub-network"),
         (("search", special, "--data", data, "--output", tmp_path / "no"), "nothing to search"),

@@ -161,8 +161,8 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
     if classifies:
         tasks = choose_tasks(named, options.datasets)
     else:
-        prompts = [target.prompt for target in targets]
-        protocol = choose_protocol(options.protocol, prompts, named and resolve(TASKS, named))
+        present = there(TASKS, options.datasets) if named is None else resolve(TASKS, named)
+        protocol = choose_protocol(options.protocol, [target.prompt for target in targets], present)
         _refuse_idle(options, where, _not_asked(protocol))
         known = protocol.tasks
         tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))

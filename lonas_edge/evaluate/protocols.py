@@ -170,15 +170,15 @@ PROTOCOLS = {
 }
 
 
-def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Sequence[str] | None) -> Protocol:
+def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterable[str]) -> Protocol:
     """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math.
 
     Args:
         explicit: The value of `--protocol`.
         prompts: The prompts that the targets were trained with.
-        tasks: The value of `--tasks`, its groups and other names resolved.
+        tasks: The tasks, as asked for or found in `--datasets`.
     """
-    math_only = bool(tasks) and set(tasks or ()) <= {*math_tasks.TASKS}
+    math_only = set(tasks) <= {*math_tasks.TASKS}
     return PROTOCOLS[explicit or (GENERATE if math_only or REFERENCE in prompts else OPTION_TEXT)]
 
 

@@ -204,12 +204,12 @@ def test_missing_data_names_what_is_there(tmp_path: Path):
 @pytest.mark.parametrize(
     ("explicit", "prompts", "tasks", "expected"),
     [
-        (None, ["alpaca", "chat"], None, "option-text"),
+        (None, ["alpaca", "chat"], ["boolq"], "option-text"),
         (None, ["alpaca"], ["boolq", "gsm8k"], "option-text"),
         (None, ["alpaca"], ["gsm8k", "AQuA"], "generate"),
-        (None, ["alpaca", "lonas"], None, "generate"),
+        (None, ["alpaca", "lonas"], ["boolq"], "generate"),
         ("answer-word", ["lonas"], ["gsm8k"], "answer-word"),
     ],
 )
-def test_the_default_protocol(explicit: str | None, prompts: list[str], tasks: list[str] | None, expected: str):
+def test_the_default_protocol(explicit: str | None, prompts: list[str], tasks: list[str], expected: str):
     assert choose_protocol(explicit, prompts, tasks).name == expected

@@ -42,7 +42,7 @@ _TRAIN += ["--prompt", "question", "--device", "cpu", "--max-length", "64"]
 _EVAL = ["eval", "ir", "--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "1"]
 _EVAL += ["--output", "out"]
 _SPACE = ["space", "--model", "base", "--output", "out.json"]
-_TUNE = ["bench", "ir", "--tune", "--rounds", "2", "--starts", "1", "--warmup", "0", "--prompt-len", "4", "--new-tokens", "2"]
+_TUNE = ["bench", "ir", "--tune", "--rounds", "2", "--starts", "1", "--prompt-len", "4", "--new-tokens", "2"]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory for the models, which are kept")
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
-    parser.add_argument("--arms", help="variants, as of `lonas-edge bench`; default: those of the shape")
+    parser.add_argument("--arms", help="variants, as of `lonas-edge bench`, or gguf; default: those of the shape")
     parser.add_argument("--output", type=Path, required=True, help="directory of the report")
     parser.add_argument("--tune", action="store_true", help="tune the exported directory first")
     parser.add_argument("options", nargs="*", help="more options of `lonas-edge bench`, after --")
@@ -81,8 +81,8 @@ def main() -> None:
     if "gguf" in arms:
         if not gguf.exists():
             lonas_edge("export", *source, "--subnet", "maximal", "--stage", "gguf", "--output", gguf, "--no-verify")
-        options += ["--gguf", gguf / "model.Q8_0.gguf"]
-    options += ["--warmup", 1, *settings.bench.split(), *arguments.options]
+        arms[arms.index("gguf")] = str(gguf / "model.Q8_0.gguf")
+    options += [*settings.bench.split(), *arguments.options]
     lonas_edge("bench", folder, "--arms", ",".join(arms), "--output", arguments.output, "--overwrite", *options)
 
 

@@ -90,19 +90,18 @@ def evaluated(networks: dict[str, Path], output: Path, datasets: Path, limit: in
 
 
 def timed(networks: dict[str, Path], output: Path, rounds: int = 12, starts: int = 4) -> dict[str, dict[str, Any]]:
-    """Measure TTFT and TPOT of exported networks, interleaved in one run; speed-ups are those of the first network."""
+    """Measure TTFT and TPOT of exported networks, interleaved in one run; ratios are first network / other."""
     first, *others = networks.values()
     if not output.exists():
-        settings = ["--rounds", rounds, "--warmup", 1, "--starts", starts, "--no-memory", "--output", output]
+        settings = ["--rounds", rounds, "--starts", starts, "--output", output]
         lonas_edge("bench", first, "--arms", ",".join(["subnet", *map(str, others)]), *settings)
     report = json.loads((output / "bench.json").read_text())
-    speedups: dict[str, dict[str, Any]] = {}
+    ratios: dict[str, dict[str, Any]] = {}
     for comparison in report["comparisons"]:
-        speedup = comparison["speedup"]
-        interval = [speedup["ratio"], speedup["low"], speedup["high"]]
-        speedups.setdefault(comparison["arm"], {})[f"speedup_{comparison['metric']}"] = interval
+        interval = [comparison["ratio"][name] for name in ("value", "low", "high")]
+        ratios.setdefault(comparison["baseline"], {})[f"ratio_{comparison['metric']}"] = interval
     return {
-        name: {"ttft_ms": row["ttft"]["p50"], "tpot_ms": row["tpot"]["p50"], **speedups.get(row["arm"], {})}
+        name: {"ttft_ms": row["ttft"]["p50"], "tpot_ms": row["tpot"]["p50"], **ratios.get(row["variant"], {})}
         for name, row in zip(networks, report["rows"], strict=True)
     }
 

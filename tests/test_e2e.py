@@ -567,16 +567,16 @@ def test_help_names_the_commands(command_line: CommandLine):
 def test_bench_beside_lora_and_the_unpruned_ir(command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = command_line.export("heuristic")
-    options = ["--prompt-len", "64", "--new-tokens", "16", "--rounds", "2", "--starts", "1", "--warmup", "1", "--no-memory"]
+    options = ["--prompt-len", "64", "--new-tokens", "16", "--rounds", "2", "--starts", "1"]
     options += ["--output", str(tmp_path / "out")]
     finished = command_line.run("bench", str(folder), "--adapter", str(command_line.adapter), *options)
     print(finished.stdout)
     assert finished.returncode == 0, finished.stderr
     assert "2 rounds give no 95 % interval" in " ".join(finished.stdout.split())
     found = json.loads((tmp_path / "out/bench.json").read_text())
-    assert [arm["name"] for arm in found["arms"]] == ["subnet", "lora", "unpruned"]
+    assert [variant["name"] for variant in found["variants"]] == ["subnet", "lora", "unpruned"]
     assert all(len(sample["token_times"]) == 16 for sample in found["samples"])
-    facts = {arm["name"]: arm["facts"] for arm in found["arms"]}
+    facts = {variant["name"]: variant["facts"] for variant in found["variants"]}
     heads, mlp = 2 * 576 * 576 + 2 * 576 * 192, 3 * 576
     narrow = sum(heads + mlp * width for width in mlp_widths(widths_of(folder)))
     assert facts["subnet"]["macs_per_token"] == narrow + 49152 * 576

@@ -1,68 +1,167 @@
-"""Latency of arms side by side: the one way in which it is measured, for `bench`, `tune` and whoever asks what an IR costs."""
+"""Latency of variants in interleaved rounds: the one function that `bench`, `bench --tune` and `search` use.
 
+Two processes of the same program may differ for as long as they live (where their memory lies), and more rounds do not average
+that out. So the rounds are spread over several process starts, as pyperf does, and intervals are over starts
+(`statistics.paired_ratio`).
+"""
+
+import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.arms import Arm, Case, Kind, npu_lengths
-from lonas_edge.bench.measure import PromptSource, Schedule
-from lonas_edge.bench.memory import weight_bytes
-from lonas_edge.bench.session import Plan, Session, run_session
+from lonas_edge.bench.measure import Measurement, PromptSource, Schedule, measure
+from lonas_edge.bench.memory import config_of, run_bytes, weight_bytes
+from lonas_edge.bench.variants import Case, Facts, Kind, Variant, npu_lengths
+from lonas_edge.bench.worker import Placement, VariantFailedError, VariantProcess
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.progress import Progress, silent
 
-_PROCESS_BYTES = 700_000_000  # libraries and activations of an arm beside its weights
-_SHARE_OF_MEMORY = 0.9  # of what is free, for the arms that are loaded together
+_PROCESS_BYTES = 700_000_000  # libraries and activations of a process
+_SHARE_OF_MEMORY = 0.9  # of the free memory, for variants that are loaded together
 
 
-def measure_latency(arms: Sequence[Arm], plan: Plan) -> list[Session]:
-    """Measure arms side by side, all together or in pairs, as memory allows.
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, how often, and where.
 
-    Args:
-        arms: The arms, first the one that the others are compared with.
-        plan: What is measured of them.
+    Attributes:
+        config: Content of config.json for variants without one (GGUF), to estimate memory.
+        cases: The settings.
+        schedule: Rounds, starts, warm-ups, seed.
+        placement: Processors and threads.
+        prompts: Source of the prompts.
+        progress: Called with the current step and the share done.
+    """
+
+    config: Mapping[str, Any]
+    cases: Sequence[Case]
+    schedule: Schedule
+    placement: Placement
+    prompts: PromptSource
+    progress: Progress = silent
+
+
+def measure_latency(variants: Sequence[Variant], plan: Plan) -> Measurement:
+    """Measure variants, all loaded together or each in a pair with the first, as memory allows.
 
     Returns:
-        What each session gave, until the end or until Ctrl-C; then the last one says so.
+        The samples until the end or Ctrl-C. A variant that fails at one start is not tried at the next.
     """
-    done = []
-    for group in together(arms, psutil.virtual_memory().available):
-        done.append(run_session(group, plan))
-        if done[-1].measured.interrupted:
+    result = Measurement()
+    for group in loaded_together(variants, psutil.virtual_memory().available):
+        result.add(_measure_group(group, plan))
+        if result.interrupted:
             break
-    return done
+    return result
 
 
-def together(arms: Sequence[Arm], available: int) -> list[list[Arm]]:
-    """Which arms are measured together: all, where they fit in memory, or else the first paired with each of the others.
+def loaded_together(variants: Sequence[Variant], available: int) -> list[list[Variant]]:
+    """Return groups of variants: all in one if they fit in `available` bytes, otherwise the first with each of the others."""
+    needed = sum(variant.bytes_estimate + _PROCESS_BYTES for variant in variants)
+    if needed <= _SHARE_OF_MEMORY * available or len(variants) < 3:
+        return [list(variants)]
+    return [[variants[0], variant] for variant in variants[1:]]
 
-    Args:
-        arms: The arms.
-        available: Free memory in bytes.
 
-    Returns:
-        Groups of arms, each with the first.
-    """
-    needed = sum(arm.bytes_estimate + _PROCESS_BYTES for arm in arms)
-    if needed <= _SHARE_OF_MEMORY * available or len(arms) < 3:
-        return [list(arms)]
-    return [[arms[0], arm] for arm in arms[1:]]
+def _measure_group(group: Sequence[Variant], plan: Plan) -> Measurement:
+    result = Measurement(groups=[[variant.name for variant in group]])
+    parts = plan.schedule.split()
+    for number, part in enumerate(parts):
+
+        def progress(step: str, done: float | None, number: int = number) -> None:
+            start = f"start {number + 1} of {len(parts)}, " if len(parts) > 1 else ""
+            plan.progress(f"{start}{step}", None if done is None else (number + done) / len(parts))
+
+        result.add(_measure_start(group, replace(plan, schedule=part, progress=progress), result.failures, number == 0))
+        if result.interrupted:
+            break
+    return result
+
+
+def _measure_start(group: Sequence[Variant], plan: Plan, failures: Mapping[tuple[str, Case], str], first: bool) -> Measurement:
+    """Start the processes once and measure; collect facts if it is the first start."""
+    failures = dict(failures)
+    with ExitStack() as stack:
+        try:
+            loaded, seconds = _load(group, plan, failures, stack)
+            failures = too_large(group, plan.config, plan.cases) | failures
+        except KeyboardInterrupt:
+            return Measurement(failures=failures, interrupted=True)
+        pids = [process.pid for process in loaded.values() if process.pid]
+        before = machine.CpuTimes.now(pids)
+        bandwidths: list[float] = []
+
+        def measure_bandwidth() -> None:  # before each round: it varies with the load of the host
+            bandwidths.append(machine.memory_bandwidth(plan.placement.threads))
+
+        result = measure(loaded, plan.cases, plan.schedule, plan.prompts, plan.progress, failures, measure_bandwidth)
+        result.bandwidths = bandwidths
+        result.loads = [machine.others_share(before, machine.CpuTimes.now(pids), os.cpu_count() or 1)]
+        if first and not result.interrupted:
+            result.facts = _facts(group, loaded, seconds)
+    return result
+
+
+def _load(
+    group: Sequence[Variant], plan: Plan, failures: dict[tuple[str, Case], str], stack: ExitStack
+) -> tuple[dict[str, VariantProcess], dict[str, float]]:
+    """Start every variant that has a case left; return processes and load times by name, and add to `failures`."""
+    loaded: dict[str, VariantProcess] = {}
+    seconds: dict[str, float] = {}
+    for variant in group:
+        if all((variant.name, case) in failures for case in plan.cases):
+            continue
+        plan.progress(f"loading {variant.name}", None)
+        process = stack.enter_context(VariantProcess(variant, plan.placement))
+        try:
+            seconds[variant.name] = process.wait_loaded()
+        except VariantFailedError as error:
+            failures.update({(variant.name, case): str(error) for case in plan.cases})
+            continue
+        loaded[variant.name] = process
+    return loaded, seconds
+
+
+def _facts(group: Sequence[Variant], loaded: Mapping[str, VariantProcess], seconds: Mapping[str, float]) -> dict[str, Facts]:
+    facts = {}
+    for variant in group:
+        process = loaded.get(variant.name)
+        if process is None or not process.alive:
+            continue
+        try:
+            facts[variant.name] = Facts(seconds[variant.name], **{"parameters": variant.parameters, **process.facts()})
+        except VariantFailedError:
+            continue  # its latency is known nevertheless
+    return facts
+
+
+def too_large(group: Sequence[Variant], config: Mapping[str, Any], cases: Sequence[Case]) -> dict[tuple[str, Case], str]:
+    """Return error messages for cases whose KV cache and activations exceed the free memory, by variant and case."""
+    available = psutil.virtual_memory().available
+    problems = {}
+    for variant in group:
+        own = config_of(variant, config)
+        for case in cases:
+            needed = run_bytes(own, case)
+            if needed > available and variant.device.lower() == "cpu":
+                problems[variant.name, case] = (
+                    f"{variant.name}: {case}: not enough memory: needs about {needed / 1e9:.1f} GB, "
+                    f"{available / 1e9:.1f} GB are free. Choose a smaller --batch-size."
+                )
+    return problems
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median latency of an IR, seconds: of a generation the first two, of a classifier's pass the third.
-
-    Attributes:
-        ttft: Time to first token.
-        tpot: Time per output token.
-        latency: Of one pass of a batch.
-    """
+    """Median latency of an IR in seconds: TTFT and TPOT of a generation, or latency of a classifier's pass."""
 
     ttft: float | None = None
     tpot: float | None = None
@@ -73,7 +172,6 @@ def ir_latencies(
     irs: Sequence[tuple[Path, Mapping[str, str]]],
     case: Case,
     schedule: Schedule,
-    starts: int = 1,
     device: str = "CPU",
     threads: int | None = None,
     progress: Progress = silent,
@@ -81,36 +179,41 @@ def ir_latencies(
     """Measure IRs in one interleaved run.
 
     Args:
-        irs: Directory and run-time properties of each; the same directory may be there several times.
-        case: Length of prompt and answer, and how many at once.
-        schedule: Rounds in all, warm-ups at every start, seed.
-        starts: How often all are started afresh.
-        device: The OpenVINO device.
-        threads: Threads on a CPU; one for each physical core when None.
-        progress: Called with what is being done, and with the share done.
+        irs: Directory and runtime properties of each; a directory may occur several times.
+        case: Lengths and batch size.
+        schedule: Rounds, starts, warm-ups, seed.
+        device: OpenVINO device.
+        threads: CPU threads; one per physical core when None.
+        progress: Called with the current step and the share done.
 
     Returns:
         Medians, in the order of `irs`.
 
     Raises:
-        LonasEdgeError: If one cannot be measured; all that cannot are listed.
+        LonasEdgeError: If an IR cannot be measured; all of them are listed.
         KeyboardInterrupt: At Ctrl-C.
     """
     kind: Kind = "ir" if case.new_tokens else "ir-classifier"
     opened = [open_exported(folder, ours=False) for folder, _ in irs]
     lengths = npu_lengths([case]) if device.startswith("NPU") else {}
-    arms = [
-        Arm(f"{n}: {folder.name}", kind, folder, device, properties={**lengths, **given}, bytes_estimate=weight_bytes(folder))
-        for n, (folder, given) in enumerate(irs, 1)
+    variants = [
+        Variant(
+            f"{number}: {folder.name}",
+            kind,
+            folder,
+            device,
+            properties={**lengths, **properties},
+            bytes_estimate=weight_bytes(folder),
+        )
+        for number, (folder, properties) in enumerate(irs, 1)
     ]
-    vocabulary = min(one.vocabulary for one in opened)
-    prompts = PromptSource(vocabulary, schedule.seed)
-    plan = Plan(opened[0].config, [case], schedule, starts, machine.placement(threads), prompts, progress)
-    done = [session.measured for session in measure_latency(arms, plan)]
-    if done[-1].interrupted:
+    prompts = PromptSource(min(exported.vocabulary for exported in opened), schedule.seed)
+    plan = Plan(opened[0].config, [case], schedule, machine.placement(threads), prompts, progress)
+    measurement = measure_latency(variants, plan)
+    if measurement.interrupted:
         raise KeyboardInterrupt
-    raise_all("These IRs cannot be measured:", [why for measured in done for why in measured.failures.values()])
-    of_each = [[timing for measured in done for timing in measured.timings(arm.name, case)] for arm in arms]
+    raise_all("Cannot measure these IRs:", list(measurement.failures.values()))
+    timings = [measurement.timings(variant.name, case) for variant in variants]
     if not case.new_tokens:
-        return [Latency(latency=statistics.median(t.end_to_end for t in own)) for own in of_each]
-    return [Latency(statistics.median(t.ttft for t in own), statistics.median(t.tpot for t in own)) for own in of_each]
+        return [Latency(latency=statistics.median(t.end_to_end for t in own)) for own in timings]
+    return [Latency(statistics.median(t.ttft for t in own), statistics.median(t.tpot for t in own)) for own in timings]

@@ -1,4 +1,4 @@
-"""`lonas-edge bench`: the latency of a sub-network beside the unpruned LoRA model."""
+"""`lonas-edge bench`: latency of a sub-network vs. the unpruned LoRA model."""
 
 import json
 from collections.abc import Callable
@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lonas_edge.bench.arms import Case
-from lonas_edge.bench.making import ARMS, ArmKind, kind_of
 from lonas_edge.bench.measure import Schedule
-from lonas_edge.bench.memory import KV_BYTES
-from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.runners import ENGINES
+from lonas_edge.bench.options import BenchOptions, TuneOptions
+from lonas_edge.bench.prepare import VARIANTS, NamedVariant
 from lonas_edge.bench.timing import OBJECTIVES
+from lonas_edge.bench.variants import Case
 from lonas_edge.cli.options import (
     USER_PATH,
     USER_PATH_OR_NAME,
@@ -26,8 +24,6 @@ from lonas_edge.cli.options import (
     names,
     numbers,
     parse_properties,
-    require_extra,
-    seed_option,
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
@@ -42,113 +38,55 @@ if TYPE_CHECKING:
     from lonas_edge.exporting.exported import Exported
 
 _MOST_ROUNDS = 1_000_000
-_TOLD_ARMS = ", ".join(f"{arm.name} ({arm.told})" for arm in ARMS.values())
-_NOT_TO_TUNE = (
-    *("arms", "model", "adapter", "revision", "torch_device", "torch_dtype", "kv_precision", "properties", "gguf"),
-    *("num_assistant_tokens", "data"),
-    *("memory", "output", "overwrite"),
-)
+_VARIANTS_HELP = ", ".join(f"{variant.name} ({variant.help})" for variant in VARIANTS.values())
+_NOT_TO_TUNE = ("arms", "model", "adapter", "revision", "torch_device", "torch_dtype", "properties", "output", "overwrite")
 
 
 _Exported = Annotated[
-    Path, typer.Argument(click_type=USER_PATH, help="A directory that `lonas-edge export` wrote.", show_default=False)
+    Path, typer.Argument(click_type=USER_PATH, help="Directory written by `lonas-edge export`.", show_default=False)
 ]
 _Arms = Annotated[
     str,
     typer.Option(
-        "--arms",
-        help=f"What is compared, separated by commas: {_TOLD_ARMS}, further exported directories, and .gguf files.",
+        "--arms", help=f"Variants to compare, separated by commas: {_VARIANTS_HELP}, exported directories, .gguf files."
     ),
 ]
 _Model = Annotated[
     str | None,
     typer.Option(
-        "--model",
-        click_type=USER_PATH_OR_NAME,
-        help="Base model, a directory or hub id. Default: where it was, if on the hub.",
+        "--model", click_type=USER_PATH_OR_NAME, help="Base model, directory or hub id. Default: the recorded hub id."
     ),
 ]
 _Adapter = Annotated[
     str | None,
-    typer.Option(
-        "--adapter", click_type=USER_PATH_OR_NAME, help="Adapter or super-adapter. Default: where it was, if on the hub."
-    ),
+    typer.Option("--adapter", click_type=USER_PATH_OR_NAME, help="Adapter, directory or hub id. Default: the recorded hub id."),
 ]
 _PromptLen = Annotated[
     str | None,
-    typer.Option(
-        "--prompt-len",
-        help="Tokens of the prompt, or of a classifier's text; several separated by commas. Default: 256, or 128 of a "
-        "classifier.",
-    ),
+    typer.Option("--prompt-len", help="Prompt tokens; several separated by commas. Default: 256; 128 for a classifier."),
 ]
-_NewTokens = Annotated[
-    str,
-    typer.Option(
-        "--new-tokens",
-        help="Tokens to generate, at least 2; several separated by commas. A classifier generates none.",
-    ),
-]
-_BatchSize = Annotated[str, typer.Option("--batch-size", help="Prompts at once; several separated by commas.")]
+_NewTokens = Annotated[str, typer.Option("--new-tokens", help="Tokens to generate, at least 2; several separated by commas.")]
+_BatchSize = Annotated[str, typer.Option("--batch-size", help="Prompts per batch; several separated by commas.")]
 _Rounds = Annotated[
-    int, typer.Option("--rounds", min=1, max=_MOST_ROUNDS, help="Rounds that count; 6 are the least for an interval.")
+    int, typer.Option("--rounds", min=1, max=_MOST_ROUNDS, help="Measured rounds; an interval needs at least 6.")
 ]
-_Warmup = Annotated[int, typer.Option("--warmup", min=0, max=_MOST_ROUNDS, help="Rounds at every start that do not count.")]
 _Starts = Annotated[
     int,
     typer.Option(
-        "--starts",
-        min=1,
-        max=_MOST_ROUNDS,
-        help="How often all arms are started afresh; the rounds are divided among the starts. From 6 on, intervals are "
-        "over the starts, which differ more than rounds do.",
+        "--starts", min=1, max=_MOST_ROUNDS, help="Process starts that the rounds are divided among; 6 or more are best."
     ),
 ]
-_Seed = Annotated[int, seed_option("Seed of prompts and of the order of arms.")]
-_Device = Annotated[
-    str,
-    typer.Option("--device", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO, …; those present are listed if not."),
-]
+_Device = Annotated[str, typer.Option("--device", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO, …")]
 _TorchDevice = Annotated[
-    str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of the PyTorch arms.")
+    str, typer.Option("--torch-device", click_type=choice(("cpu", "cuda")), help="Device of the PyTorch variants.")
 ]
-_TorchDtype = Annotated[str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of the PyTorch arms.")]
+_TorchDtype = Annotated[str, typer.Option("--torch-dtype", click_type=choice(DTYPES), help="Dtype of the PyTorch variants.")]
 _Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads of every arm on a CPU. Default: one for each physical core.")
-]
-_KvPrecision = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-precision",
-        click_type=choice(KV_BYTES),
-        help="KV cache of every IR. Default: that of the tuned properties, or what stock clients give EXPORTED, u8 where "
-        "its weights are quantized, f16 where not.",
-    ),
+    int | None, typer.Option("--threads", min=1, help="CPU threads of every variant. Default: one per physical core.")
 ]
 _Properties = Annotated[
     list[str] | None,
-    typer.Option("--property", help="NAME=VALUE, an OpenVINO run-time property of every IR; may be repeated."),
-]
-_Gguf = Annotated[Path | None, typer.Option("--gguf", click_type=USER_PATH, help="The GGUF file of the arm gguf.")]
-_NumAssistantTokens = Annotated[
-    str,
-    typer.Option(
-        "--num-assistant-tokens",
-        help="Tokens that the draft of the arm draft proposes at a time; several separated by commas, an arm for each.",
-    ),
-]
-_Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        click_type=USER_PATH,
-        help="Instruction data, conversations or texts to take prompts from, of up to --prompt-len tokens, in the template "
-        "that the model was trained with. What a draft gains depends on the text. Default: random tokens.",
-    ),
-]
-_Memory = Annotated[
-    bool,
-    typer.Option("--memory/--no-memory", help="Measure peak memory and compile time, in a run of its own for each arm."),
+    typer.Option("--property", help="OpenVINO runtime property of every IR, NAME=VALUE; repeatable."),
 ]
 _Output = Annotated[
     Path | None,
@@ -156,21 +94,12 @@ _Output = Annotated[
 ]
 _Tune = Annotated[
     bool,
-    typer.Option("--tune", help="Search run-time properties for the lowest latency and store them in EXPORTED instead."),
+    typer.Option("--tune", help="Search runtime properties for the lowest latency and store them in EXPORTED."),
 ]
 _Objective = Annotated[
     str,
     typer.Option(
-        "--objective",
-        click_type=choice(OBJECTIVES),
-        help="What --tune makes small. Of tpot and ttft the other may grow by 10 % at most; end-to-end is the whole "
-        "answer, of --prompt-len and --new-tokens.",
-    ),
-]
-_Tolerance = Annotated[
-    float,
-    typer.Option(
-        "--tolerance", min=0, help="With --tune: mean KL of the answers from those by default, in nats, that is allowed."
+        "--objective", click_type=choice(OBJECTIVES), help="Metric to minimize with --tune; TTFT or TPOT may grow by 10 %."
     ),
 ]
 
@@ -186,31 +115,22 @@ def command(
     new_tokens: _NewTokens = "64",
     batch_size: _BatchSize = "1",
     rounds: _Rounds = 24,
-    warmup: _Warmup = 2,
     starts: _Starts = 8,
-    seed: _Seed = 0,
     device: _Device = "CPU",
     torch_device: _TorchDevice = "cpu",
     torch_dtype: _TorchDtype = "fp32",
     threads: _Threads = None,
-    kv_precision: _KvPrecision = None,
     properties: _Properties = None,
-    gguf: _Gguf = None,
-    num_assistant_tokens: _NumAssistantTokens = "3",
-    data: _Data = None,
-    memory: _Memory = True,
     output: _Output = None,
     overwrite: OverwriteOption = False,
     tune: _Tune = False,
     objective: _Objective = "tpot",
-    tolerance: _Tolerance = 0.02,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the latency of an exported sub-network with the unpruned LoRA model and other arms, side by side in one run.
+    """Compare the latency of an exported sub-network with the unpruned LoRA model and other variants.
 
-    EXPORTED is a directory that `lonas-edge export` wrote. Every arm runs in a process of its own, in turn, on prompts that are
-    never repeated, generating a fixed number of tokens; a classifier passes each text through once. Ctrl-C ends the run; the
-    rounds done so far are reported.
+    All variants run in interleaved rounds, each in its own process, on distinct random prompts, and generate a fixed number of
+    tokens. A classifier computes one pass per text. Ctrl-C ends the run and reports the completed rounds.
     """
     lengths, news, batches = (
         numbers(*pair)
@@ -220,87 +140,62 @@ def command(
     options = BenchOptions(
         arms=tuple(names("--arms", arms)),
         cases=cases,
-        schedule=Schedule(rounds, warmup, seed),
-        starts=starts,
+        schedule=Schedule(rounds, starts),
         device=device,
         torch_device=torch_device,
         torch_dtype=torch_dtype,
         threads=threads,
-        kv_precision=kv_precision,
         properties=parse_properties(properties or []),
-        gguf=gguf,
-        assistant_tokens=tuple(numbers("--num-assistant-tokens", num_assistant_tokens, 1)),
-        data=data,
-        memory=memory,
         model=model,
         adapter=adapter,
         revision=revision,
     )
     _refuse_idle(context, options, tune, output)
-    _require_extras(options)
     if tune:
-        _tune(exported, options, objective, tolerance, as_json)
+        _tune(exported, options, objective, as_json)
     else:
         _bench(context, exported, options, output, overwrite, as_json)
 
 
 def _refuse_idle(context: typer.Context, options: BenchOptions, tune: bool, output: Path | None) -> None:
-    """Refuse options that would do nothing beside the others."""
+    """Refuse options without effect."""
 
-    def without(able: Callable[[ArmKind], bool]) -> str:
-        those = [arm.name for arm in ARMS.values() if able(arm)]
-        return "" if set(those) & set(options.arms) else f"goes with --arms {' or '.join(those)}"
+    def unless(used_by: Callable[[NamedVariant], bool]) -> str:
+        variants = [variant.name for variant in VARIANTS.values() if used_by(variant)]
+        return "" if set(variants) & set(options.arms) else f"requires --arms {' or '.join(variants)}"
 
     idle = (
-        (_NOT_TO_TUNE, "does nothing with --tune" if tune else ""),
-        (("objective", "tolerance"), "" if tune else "goes with --tune"),
-        (("overwrite",), "" if output else "goes with --output"),
-        (("gguf",), without(lambda arm: arm.kind == "gguf")),
-        (("num_assistant_tokens",), without(lambda arm: arm.needs_draft)),
-        (("torch_device", "torch_dtype"), without(lambda arm: arm.kind == "torch")),
-        (("model", "adapter", "revision"), without(lambda arm: arm.needs_source)),
-        (("kv_precision",), "is not for an NPU" if options.device.startswith("NPU") else ""),
-        (("kv_precision",), "--property says it" if "KV_CACHE_PRECISION" in options.properties else ""),
+        (_NOT_TO_TUNE, "has no effect with --tune" if tune else ""),
+        (("objective",), "" if tune else "requires --tune"),
+        (("overwrite",), "" if output else "requires --output"),
+        (("torch_device", "torch_dtype"), unless(lambda variant: variant.in_torch)),
+        (("model", "adapter", "revision"), unless(lambda variant: variant.needs_source)),
     )
     spelled = {param.name: "/".join((*param.opts, *param.secondary_opts)) for param in context.command.params}
-    for idle_ones, why in idle:
-        for name in idle_ones:
+    for names_, why in idle:
+        for name in names_:
             if why and given(context, name):
                 raise typer.BadParameter(f"{spelled[name]}: {why}")
-    if options.data and (len({case.prompt_len for case in options.cases}) > 1 or any(c.batch_size > 1 for c in options.cases)):
-        raise typer.BadParameter("--data gives prompts of unequal lengths: one --prompt-len, the longest, and no --batch-size")
     if tune and len(options.cases) > 1:
-        raise typer.BadParameter("--tune is at one length and batch size: give one --prompt-len, --new-tokens, --batch-size")
+        raise typer.BadParameter("--tune needs one value each of --prompt-len, --new-tokens and --batch-size")
 
 
-def _require_extras(options: BenchOptions) -> None:
-    require_extra("bench", "openvino_genai", "matplotlib")
-    for kind in {kind_of(name) for name in options.arms}:
-        engine = ENGINES[kind]
-        if engine.extra:
-            require_extra(engine.extra, *engine.modules)
-
-
-def _tune(exported: Path, options: BenchOptions, objective: str, tolerance: float, as_json: bool) -> None:
+def _tune(exported: Path, options: BenchOptions, objective: str, as_json: bool) -> None:
     with progress() as report:
-        from lonas_edge.bench.tune import TuneOptions, tune
+        from lonas_edge.bench.tune import tune
         from lonas_edge.exporting.exported import open_exported
 
-        asked = TuneOptions(
-            options.cases[0], options.schedule, options.starts, options.device, options.threads, objective, tolerance
-        )
-        chosen = tune(open_exported(exported, task=CAUSAL_LM), asked, report)
-    print(json.dumps(chosen.to_json(), indent=1)) if as_json else _print_tuned(chosen, exported)
+        settings = TuneOptions(options.cases[0], options.schedule, options.device, options.threads, objective)
+        tuned = tune(open_exported(exported, task=CAUSAL_LM), settings, report)
+    print(json.dumps(tuned.to_json(), indent=1)) if as_json else _print_tuned(tuned, exported)
 
 
-def _as_asked(context: typer.Context, opened: "Exported", options: BenchOptions) -> BenchOptions:
-    """The options for the task of what is measured: a classifier has neither tokens to generate nor a cache."""
+def _for_task(context: typer.Context, opened: "Exported", options: BenchOptions) -> BenchOptions:
+    """Adapt the cases to a classifier, which generates no tokens."""
     if opened.task.generates:
         return options
-    for name, option in (("new_tokens", "--new-tokens"), ("kv_precision", "--kv-precision"), ("data", "--data")):
-        if given(context, name):
-            told = f"{opened.folder} is a {opened.task.name}, which generates nothing; leave it out"
-            raise typer.BadParameter(f"{option}: {told}")
+    if given(context, "new_tokens"):
+        raise typer.BadParameter(f"--new-tokens: {opened.folder} is a {opened.task.name} and generates nothing; omit it")
     length = min(opened.task.sequence_length, opened.context or opened.task.sequence_length)
     cases = [replace(case, new_tokens=0) for case in options.cases]
     cases = cases if given(context, "prompt_len") else [replace(case, prompt_len=length) for case in cases]
@@ -318,53 +213,50 @@ def _bench(
         from lonas_edge.output import OutputDirectory
         from lonas_edge.processes import interrupts_deferred
 
-        others = (name for name in options.arms if name not in ARMS)
-        used = (exported, options.model, options.adapter, options.gguf, options.data, *others)
-        directory = OutputDirectory(output, overwrite, used) if output else None
+        others = (name for name in options.arms if name not in VARIANTS)
+        directory = OutputDirectory(output, overwrite, (exported, options.model, options.adapter, *others)) if output else None
         if directory:
             directory.check(10_000_000)
         opened = open_exported(exported)
-        found = bench(opened, _as_asked(context, opened, options), report)
+        result = bench(opened, _for_task(context, opened, options), report)
         if directory:
             with interrupts_deferred(), directory.open() as folder:
-                write(found, folder)
-                write_plots(found, folder)
-    print(json.dumps(found.to_json(), indent=1)) if as_json else _print(found, output)
-    if found.failures or found.interrupted:
+                write(result, folder)
+                write_plots(result, folder)
+    print(json.dumps(result.to_json(), indent=1)) if as_json else _print(result, output)
+    if result.failures or result.interrupted:
         raise typer.Exit(1)
 
 
-def _print(found: "Report", output: Path | None) -> None:
-    from lonas_edge.bench import report
+def _print(report: "Report", output: Path | None) -> None:
+    from lonas_edge.bench import tables
 
-    shown = console()
-    for case in dict.fromkeys(row.case for row in found.rows):
-        print_table(shown, f"{case}", report.headings(case), report.latency_table(found, case))
-        print_table(shown, "", report.speedup_headings(case), report.speedup_table(found, case))
-    if found.speculations:
-        print_table(shown, "Speculative decoding", report.SPECULATION_HEADINGS, report.speculation_table(found))
-        shown.print(report.SPECULATION_EXPLAINED + "\n")
-    print_table(shown, "Arms", report.ARM_HEADINGS, report.arm_table(found))
-    shown.print(report.explained(found) + "\n")
-    for line in report.describe_conditions(found):
-        shown.print(line)
-    for warning in found.warnings:
-        shown.print(f"warning: {warning}", style="yellow")
-    for failure in found.failures:
-        shown.print(f"not measured: {failure.reason}", style="red")
+    terminal = console()
+    for case in dict.fromkeys(row.case for row in report.rows):
+        print_table(terminal, f"{case}", *tables.latency_table(report, case))
+        print_table(terminal, "", *tables.ratio_table(report, case))
+    print_table(terminal, "Variants", *tables.variant_table(report))
+    terminal.print(tables.explain(report) + "\n")
+    for line in tables.describe_conditions(report):
+        terminal.print(line)
+    for warning in report.warnings:
+        terminal.print(f"warning: {warning}", style="yellow")
+    for failure in report.failures:
+        terminal.print(f"not measured: {failure.reason}", style="red")
     if output:
-        shown.print(f"\n{output}: bench.json, bench.csv, bench.md and plots")
+        terminal.print(f"\n{output}: bench.json, bench.csv, bench.md and plots")
 
 
-def _print_tuned(chosen: "Tuned", exported: Path) -> None:
-    shown = console()
-    headings = ("value", "TTFT ms", "TPOT ms", f"{LABELS[chosen.objective]} x", "KL (nats)", "")
-    shown.print("Tried, each beside the best so far; speed-up over that, and mean KL from the answers by default")
-    for name in dict.fromkeys(trial.name for trial in chosen.trials):
-        print_table(shown, name, headings, [trial.shown() for trial in chosen.trials if trial.name == name])
-    if not chosen.properties:
-        shown.print("Nothing is faster than the defaults within the tolerance; nothing was written.")
+def _print_tuned(tuned: "Tuned", exported: Path) -> None:
+    terminal = console()
+    headings = ("value", "TTFT ms", "TPOT ms", f"{LABELS[tuned.objective]} ratio", "KL (nats)", "")
+    terminal.print("Ratio: latency vs the best properties so far. KL: mean divergence from the outputs with the defaults.")
+    for name in dict.fromkeys(trial.name for trial in tuned.trials):
+        print_table(terminal, name, headings, [trial.cells() for trial in tuned.trials if trial.name == name])
+    if not tuned.properties:
+        terminal.print("No property is faster than the defaults within the tolerance; nothing was stored.")
         return
-    told = ", ".join(f"{name}={value}" for name, value in chosen.properties.items())
-    shown.print(f"Stored in {exported}: {told}")
-    shown.print(f"{chosen.speedup_shown()}; stock clients find {', '.join(chosen.in_ir) or 'none of them'} in the IR.")
+    properties = ", ".join(f"{name}={value}" for name, value in tuned.properties.items())
+    terminal.print(f"Stored in {exported}: {properties}")
+    in_ir = f"stock clients read {', '.join(tuned.in_ir)} from the IR" if tuned.in_ir else "clients must pass all of them"
+    terminal.print(f"{tuned.summary()}; {in_ir}.")

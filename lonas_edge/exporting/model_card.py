@@ -189,7 +189,7 @@ def _draft(draft: Draft) -> list[str]:
 
 
 def _tuned(runtime: RuntimeProperties) -> list[str]:
-    gains = ", ".join(f"{LABELS[metric]} {gain.ratio:.2f} x" for metric, gain in runtime.speedups.items())
+    ratios = ", ".join(f"{LABELS[metric]} {ratio.value:.2f}x" for metric, ratio in runtime.ratios.items())
     passed = {name: value for name, value in runtime.properties.items() if name not in runtime.in_ir}
     machine = runtime.conditions["machine"]
     inside = ", ".join(f"`{name}={runtime.properties[name]}`" for name in runtime.in_ir)
@@ -197,7 +197,7 @@ def _tuned(runtime: RuntimeProperties) -> list[str]:
         "## Run-time properties",
         "",
         f"Chosen by `lonas-edge bench --tune` on {machine['device_name']}, {machine['threads']} threads, {runtime.date}: "
-        f"{gains} over the defaults; answers differ by {runtime.mean_kl:.4f} nats (mean KL). "
+        f"{ratios} vs defaults; answers differ by {runtime.mean_kl:.4f} nats (mean KL). "
         "Another machine may want others.",
         "",
     ]

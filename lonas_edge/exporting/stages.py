@@ -67,7 +67,7 @@ _LLAMA_CPP = (
     "```",
     "",
     "Tokenizer and chat template are in the file. Whatever is made of llama.cpp opens it: `llama-server`, llama-cpp-python, "
-    "`lonas-edge bench --arms gguf --gguf FILE`. Layers of unequal widths are its architecture `deci`. lonas-edge checks such "
+    "`lonas-edge bench --arms FILE`. Layers of unequal widths are its architecture `deci`. lonas-edge checks such "
     "files with llama-cpp-python on CPUs.",
 )
 _TASKS = (CAUSAL_LM, CLASSIFICATION)

@@ -81,10 +81,18 @@ def property_faults(properties: Mapping[str, str | None], names: Iterable[str] =
 
 
 @dataclass(frozen=True)
-class Gain:
-    """How many times faster than by default; the ends of the 95 % interval, where there is one; what it was paired over."""
+class Ratio:
+    """Ratio of a variant's latency to its baseline's; below 1 the variant is faster.
 
-    ratio: float
+    Attributes:
+        value: The estimate.
+        low: Lower end of the 95 % interval; None with fewer than 6 rounds.
+        high: Its upper end.
+        rounds: Rounds that both completed.
+        starts: Process starts of these rounds. With 6 or more, the interval is over starts; otherwise it is over rounds.
+    """
+
+    value: float
     low: float | None
     high: float | None
     rounds: int
@@ -100,7 +108,7 @@ class RuntimeProperties(Record):
         date: When.
         objective: tpot, ttft or end-to-end.
         properties: Values by name.
-        speedups: Gains over the defaults, by objective.
+        ratios: Latency over that of the defaults, by objective.
         mean_kl: Mean KL divergence of the answers from those by default, in nats.
         conditions: Machine, versions, case, tolerance.
         in_ir: Those of the properties that are in the IR.
@@ -114,7 +122,7 @@ class RuntimeProperties(Record):
     date: str
     objective: str
     properties: dict[str, str]
-    speedups: dict[str, Gain]
+    ratios: dict[str, Ratio]
     mean_kl: float
     conditions: dict[str, Any]
     in_ir: tuple[str, ...] = ()

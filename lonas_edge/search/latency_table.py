@@ -54,7 +54,6 @@ class Identity:
         graph: Of the graphs that `export` writes (`ir.fuse.GRAPH`).
         batch_size: Prompts or texts computed together.
         instructions: What its processor can do: machines of one processor's name differ.
-        huge_pages: Whether memory lay in huge pages: the system's rule, and what glibc was told.
     """
 
     shape: str
@@ -70,7 +69,6 @@ class Identity:
     graph: int
     batch_size: int
     instructions: tuple[str, ...]
-    huge_pages: str | None
 
     @property
     def key(self) -> str:
@@ -265,7 +263,6 @@ def _identity(source: Source, settings: CostSettings) -> Identity:
         graph=GRAPH,
         batch_size=settings.batch_size,
         instructions=tuple(told["instructions"]),
-        huge_pages=" ".join(filter(None, (told["transparent_huge_pages"], told["glibc_tunables"]))) or None,
     )
 
 

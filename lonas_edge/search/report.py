@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.bench.arms import Case
+from lonas_edge.bench.variants import Case
 from lonas_edge.files import replace_text
 from lonas_edge.search.cost import COSTS
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord

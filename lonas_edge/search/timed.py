@@ -127,9 +127,9 @@ def time_irs(irs: Sequence[tuple[Path, str]], settings: CostSettings, progress: 
     Raises:
         LonasEdgeError: If one cannot be measured; all that cannot are listed.
     """
-    schedule = Schedule(settings.rounds, WARMUP)
+    schedule = Schedule(settings.rounds, settings.starts, WARMUP)
     run = [(folder, stock_properties(weight_format, settings)) for folder, weight_format in irs]
-    return ir_latencies(run, settings.case, schedule, settings.starts, settings.device, settings.threads, progress)
+    return ir_latencies(run, settings.case, schedule, settings.device, settings.threads, progress)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lonas_edge.bench.arms import Case
+from lonas_edge.bench.variants import Case
 from lonas_edge.formats import DEFAULT_FORMAT
 
 

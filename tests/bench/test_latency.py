@@ -1,80 +1,145 @@
-"""Latency of arms side by side: which are loaded together, what a pair's sessions give, and IRs for real."""
+"""`measure_latency` and `ir_latencies` with fake processes: starts, groups, failures, facts; memory estimates."""
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_variants import FACTS, Fakes
 
-from lonas_edge.bench import latency as module
-from lonas_edge.bench.arms import Arm, Case
-from lonas_edge.bench.latency import Latency, ir_latencies, measure_latency, together
-from lonas_edge.bench.measure import Measured, PromptSource, Sample, Schedule
-from lonas_edge.bench.session import Plan, Session
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.worker import Placement
+from lonas_edge.bench import latency
+from lonas_edge.bench.latency import Latency, Plan, ir_latencies, loaded_together, measure_latency, too_large
+from lonas_edge.bench.measure import PromptSource, Schedule
+from lonas_edge.bench.memory import config_of, kv_bytes, run_bytes
+from lonas_edge.bench.variants import Case, Variant, npu_lengths
+from lonas_edge.bench.worker import Placement, VariantFailedError
 from lonas_edge.errors import LonasEdgeError
 
+SMOLLM2 = {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+}
 CASE, PASS = Case(8, 3), Case(8, 0, 4)
-PLAN = Plan({}, [CASE], Schedule(2), 1, Placement((0,), 1), PromptSource(100, 0))
-ARMS = [Arm(name, "ir", Path(), bytes_estimate=5 * 10**9) for name in ("subnet", "lora", "unpruned")]
-TPOTS = {"subnet": (0.1, 0.3, 0.4), "lora": (0.5, 0.7, 0.6), "unpruned": (1.0, 3.0, 2.0)}
+NAMES = ["subnet", "lora", "unpruned"]
+VARIANTS = [Variant(name, "ir", Path(), bytes_estimate=5 * 10**9) for name in NAMES]
 
 
-@pytest.fixture
-def made_up(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Sessions of made-up latencies, the first token after two of them; the groups that were measured."""
-    groups: list[list[str]] = []
-
-    def run_session(group: Sequence[Arm], plan: Plan) -> Session:
-        names = [arm.name for arm in group]
-        groups.append(names)
-        samples = []
-        for name in names:
-            for number, each in enumerate(TPOTS[name.split()[-1]]):
-                samples.append(Sample(name, CASE, number, Timing((2 * each, 3 * each, 4 * each), 4 * each)))
-                samples.append(Sample(name, PASS, number, Timing((), 5 * each)))
-        return Session(names, Measured(samples, interrupted=plan.starts == len(groups) + 1))
-
-    monkeypatch.setattr(module, "run_session", run_session)
-    return groups
+def plan(schedule: Schedule, *cases: Case) -> Plan:
+    return Plan(SMOLLM2, cases or (CASE,), schedule, Placement((0,), 1), PromptSource(100, 0))
 
 
-def free(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+def free(monkeypatch: pytest.MonkeyPatch, available: float) -> None:
+    monkeypatch.setattr(latency.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
 
 
-def test_arms_that_do_not_fit_together_are_paired() -> None:
-    assert [[a.name for a in group] for group in together(ARMS, 30 * 10**9)] == [["subnet", "lora", "unpruned"]]
-    assert [[a.name for a in group] for group in together(ARMS, 12 * 10**9)] == [["subnet", "lora"], ["subnet", "unpruned"]]
+def test_variants_that_do_not_fit_together_are_paired() -> None:
+    assert [[v.name for v in group] for group in loaded_together(VARIANTS, 30 * 10**9)] == [NAMES]
+    pairs = [["subnet", "lora"], ["subnet", "unpruned"]]
+    assert [[v.name for v in group] for group in loaded_together(VARIANTS, 12 * 10**9)] == pairs
 
 
-def test_every_group_is_measured_until_ctrl_c(monkeypatch: pytest.MonkeyPatch, made_up: list[list[str]]) -> None:
-    free(monkeypatch, 12 * 10**9)
-    assert [session.arms for session in measure_latency(ARMS, PLAN)] == made_up == [["subnet", "lora"], ["subnet", "unpruned"]]
-    made_up.clear()
-    ended = measure_latency(ARMS, Plan(**{**vars(PLAN), "starts": 2}))  # the first is interrupted
-    assert len(ended) == len(made_up) == 1 and ended[-1].measured.interrupted
+def test_rounds_are_spread_over_starts(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 30e9)
+    steps: list[str] = []
+    asked = Plan(**{**vars(plan(Schedule(5, 2, 1))), "progress": lambda step, _done: steps.append(step)})
+    result = measure_latency(VARIANTS, asked)
+    assert [v.name for v in fakes.started] == NAMES * 2
+    taken = sorted({(s.start, s.round) for s in result.samples})
+    assert taken == [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4)] and len(result.samples) == 5 * 3
+    assert all(len(fakes.prompts[name]) == 5 + 2 for name in NAMES)  # a warm-up at each start
+    assert len(result.bandwidths) == 5 and len(result.loads) == 2 and result.groups == [NAMES]
+    assert {name: vars(facts) for name, facts in result.facts.items()} == {
+        name: {"load_seconds": 1.5, "parameters": None, **FACTS} for name in NAMES
+    }
+    assert "start 2 of 2, loading lora" in steps
 
 
-def test_medians_by_hand(monkeypatch: pytest.MonkeyPatch, made_up: list[list[str]], int8: Path, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in TPOTS]
-    for folder in folders:
-        folder.symlink_to(int8)
-    found = ir_latencies([(folder, {}) for folder in folders], CASE, Schedule(3), starts=1)
-    assert found == [Latency(pytest.approx(2 * t), pytest.approx(t)) for t in (0.3, 0.6, 2.0)]  # type: ignore[arg-type]
-    assert len(made_up) == 1  # all in one run
-    found = ir_latencies([(folder, {}) for folder in folders], PASS, Schedule(3), starts=1)
-    assert found == [Latency(latency=pytest.approx(5 * t)) for t in (0.3, 0.6, 2.0)]  # type: ignore[arg-type]
-    made_up.clear()
+def test_pairs_have_rounds_of_their_own(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 12e9)
+    result = measure_latency(VARIANTS, plan(Schedule(2, 1, 0)))
+    assert result.groups == [["subnet", "lora"], ["subnet", "unpruned"]]
+    rounds = {name: [s.round for s in result.samples if s.variant == name] for name in NAMES}
+    assert rounds == {"subnet": [0, 1, 2, 3], "lora": [0, 1], "unpruned": [2, 3]}
+
+
+def test_a_variant_that_cannot_be_loaded_is_not_tried_again(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 30e9)
+    fakes.fails["lora", "load"] = VariantFailedError("damaged")
+    result = measure_latency(VARIANTS, plan(Schedule(2, 2, 0)))
+    assert result.failures == {("lora", CASE): "lora: damaged"} and set(result.facts) == {"subnet", "unpruned"}
+    assert [v.name for v in fakes.started] == [*NAMES, "subnet", "unpruned"]
+
+
+@pytest.mark.parametrize("moment", ["load", 4])
+def test_ctrl_c_ends_all_starts(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, moment: str | int) -> None:
+    free(monkeypatch, 30e9)
+    fakes.fails["unpruned", moment] = KeyboardInterrupt()
+    result = measure_latency(VARIANTS, plan(Schedule(8, 4, 0)))
+    assert result.interrupted and {s.start for s in result.samples} == (set() if moment == "load" else {0, 1})
+
+
+def test_a_case_beyond_the_free_memory_is_skipped(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(8, 4)
+    one = run_bytes(SMOLLM2, case)
+    assert one == 2 * 30 * 192 * 12 * 2 + 4 * 8 * (576 + 2 * 1536) + 4 * 49152
+    free(monkeypatch, 2.5 * one)
+    variant = Variant("subnet", "ir", Path(), "CPU")
+    large = Case(8, 4, 3)
+    problem = too_large([variant], SMOLLM2, [large, Case(8, 4, 2)])
+    assert list(problem) == [("subnet", large)]
+    assert "8+4 tokens, batch 3: not enough memory" in problem["subnet", large] and "--batch-size" in problem["subnet", large]
+    result = measure_latency([variant], plan(Schedule(1, 1, 0), case, large))
+    assert result.failures == problem and [s.case for s in result.samples] == [case]
+
+
+def test_kv_cache_of_smollm2() -> None:
+    assert kv_bytes(SMOLLM2, 100, "f16") == 2 * 30 * 192 * 100 * 2
+    assert kv_bytes(SMOLLM2, 100, "f32") == 2 * kv_bytes(SMOLLM2, 100, "f16") == 4 * kv_bytes(SMOLLM2, 100, "u8")
+    assert kv_bytes({**SMOLLM2, "head_dim": 128}, 1, "f16") == 2 * 30 * 3 * 128 * 2
+
+
+def test_each_variant_has_its_own_kv_cache(tmp_path: Path) -> None:
+    """Half of the layers of one variant have no attention."""
+    cut = {**SMOLLM2, "removed_blocks": [f"model.layers.{layer}.self_attn" for layer in range(15)]}
+    (tmp_path / "config.json").write_text(json.dumps(cut))
+    pruned = config_of(Variant("cut", "ir", tmp_path), SMOLLM2)
+    assert kv_bytes(SMOLLM2, 100, "f16") == 2 * kv_bytes(pruned, 100, "f16")
+    assert config_of(Variant("gguf", "gguf", tmp_path / "a.gguf"), SMOLLM2) is SMOLLM2
+
+
+def test_medians_of_irs(fakes: Fakes, int8: Path) -> None:
+    """The same directory three times; a classifier's case gives the latency of a pass."""
+    tpots = {"1": 0.3, "2": 0.7, "3": 2.0}
+    fakes.times = lambda variant: (2 * tpots[variant.name[0]], tpots[variant.name[0]])
+    irs = [(int8, {"A": str(number)}) for number in range(3)]
+    latencies = ir_latencies(irs, CASE, Schedule(3, 1, 0), threads=1)
+    noise = 1.002  # of the second of three rounds
+    assert latencies == [Latency(pytest.approx(2 * t * noise), pytest.approx(t * noise)) for t in tpots.values()]  # type: ignore[arg-type]
+    assert [variant.properties for variant in fakes.started] == [{"A": "0"}, {"A": "1"}, {"A": "2"}]
+    fakes.prompts.clear()
+    latencies = ir_latencies(irs, PASS, Schedule(3, 1, 0), threads=1)
+    assert latencies == [Latency(latency=pytest.approx(2 * t * noise)) for t in tpots.values()]  # type: ignore[arg-type]
+    assert {variant.kind for variant in fakes.started[3:]} == {"ir-classifier"}
+    assert [len(batch) for batch in fakes.prompts["1: minimal-int8"]] == [4] * 3
+
+
+def test_irs_that_cannot_be_measured(fakes: Fakes, int8: Path) -> None:
+    fakes.fails["2: minimal-int8", "load"] = VariantFailedError("nonsense")
+    with pytest.raises(LonasEdgeError, match=r"(?s)Cannot measure these IRs.*2: minimal-int8: nonsense"):
+        ir_latencies([(int8, {}), (int8, {})], CASE, Schedule(2, 1, 0), threads=1)
+    fakes.prompts.clear()
+    fakes.fails = {("1: minimal-int8", 2): KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
-        ir_latencies([(folders[0], {})], CASE, Schedule(3), starts=2)
+        ir_latencies([(int8, {})], CASE, Schedule(3, 1, 0), threads=1)
 
 
-def test_irs_for_real(int8: Path) -> None:
-    """The same directory twice, with properties of its own each."""
-    irs = [(int8, {"KV_CACHE_PRECISION": "u8"}), (int8, {"KV_CACHE_PRECISION": "f16"})]
-    found = ir_latencies(irs, Case(8, 4), Schedule(rounds=2, warmup=1), threads=1)
-    assert len(found) == 2 and all(one.ttft > 0 and one.tpot > 0 for one in found)
-    with pytest.raises(LonasEdgeError, match=r"(?s)cannot be measured.*2: minimal-int8: .*nonsense"):
-        ir_latencies([irs[0], (int8, {"KV_CACHE_PRECISION": "nonsense"})], Case(8, 4), Schedule(2, 0), threads=1)
+def test_an_npu_gets_the_lengths_of_the_longest_case(fakes: Fakes, int8: Path) -> None:
+    cases = [Case(256, 64), Case(2048, 2), Case(16, 100)]
+    assert npu_lengths(cases) == {"MAX_PROMPT_LEN": "2048", "MIN_RESPONSE_LEN": "100"}
+    ir_latencies([(int8, {"A": "B"})], Case(24, 4), Schedule(1, 1, 0), device="NPU", threads=1)
+    assert fakes.started[0].properties == {"A": "B", "MAX_PROMPT_LEN": "24", "MIN_RESPONSE_LEN": "4"}

@@ -1,4 +1,4 @@
-"""Placement on a described machine, and what others took of it."""
+"""Placement on a fake machine, its description, bandwidth, and load by others."""
 
 import os
 from pathlib import Path
@@ -24,19 +24,19 @@ def sysfs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_one_thread_a_physical_core(sysfs: Path) -> None:
+def test_one_thread_per_physical_core(sysfs: Path) -> None:
     assert placement(None, range(8), sysfs) == Placement((0, 1, 2, 3), 4)
     assert placement(2, range(8), sysfs) == Placement((0, 1), 2)
     assert placement(6, range(8), sysfs) == Placement((0, 1, 2, 3, 4, 5), 6)
 
 
-def test_only_processors_that_this_process_may_use(sysfs: Path) -> None:
+def test_only_allowed_processors_are_used(sysfs: Path) -> None:
     assert placement(None, [1, 5, 6], sysfs) == Placement((1, 6), 2)
-    with pytest.raises(LonasEdgeError, match="--threads 4: this process may use 3"):
+    with pytest.raises(LonasEdgeError, match="--threads 4: this process may use only 3"):
         placement(4, [1, 5, 6], sysfs)
 
 
-def test_a_kernel_that_says_nothing(tmp_path: Path) -> None:
+def test_a_kernel_without_topology(tmp_path: Path) -> None:
     assert placement(None, [0, 1], tmp_path) == Placement((0, 1), 2)
 
 
@@ -51,7 +51,7 @@ def test_processors_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert placement(None, sysfs=tmp_path) == Placement(tuple(expected), len(expected))
 
 
-def test_what_others_took() -> None:
+def test_load_by_others() -> None:
     """Ten seconds on two processors: 16 s used, 11 of them ours, 2 s stolen."""
     before, after = CpuTimes(0.0, 100.0, 5.0, 10.0), CpuTimes(10.0, 116.0, 7.0, 21.0)
     assert others_share(before, after, 2) == {"others": pytest.approx(0.25), "stolen": pytest.approx(0.1)}
@@ -66,16 +66,7 @@ def test_bandwidth_is_bytes_over_the_best_pass(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     threads = torch.get_num_threads()
     assert memory_bandwidth(threads + 1) == 4096 / 0.5
-    assert torch.get_num_threads() == threads  # it is the caller's, and changes the last bits of what is computed next
-
-
-@pytest.mark.parametrize(("text", "mode"), [("always [madvise] never\n", "madvise"), ("always madvise [never]\n", "never")])
-def test_huge_pages_of_the_system(text: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "enabled").write_text(text)
-    monkeypatch.setattr(machine, "TRANSPARENT", tmp_path / "enabled")
-    assert machine.transparent_huge_pages() == mode == machine.describe("CPU")["transparent_huge_pages"]
-    monkeypatch.setattr(machine, "TRANSPARENT", tmp_path / "missing")
-    assert machine.transparent_huge_pages() is None
+    assert torch.get_num_threads() == threads  # the caller's setting is restored
 
 
 @pytest.mark.parametrize(
@@ -89,31 +80,9 @@ def test_huge_pages_of_the_system(text: str, mode: str, tmp_path: Path, monkeypa
         ("", []),
     ],
 )
-def test_what_the_processor_can_do(lines: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instruction_sets(lines: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpuinfo").write_text(lines)
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.instructions() == found == machine.describe("CPU")["instructions"]
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "missing")
     assert machine.instructions() == []
-
-
-@pytest.mark.parametrize(
-    ("library", "mode", "tunables", "told"),
-    [
-        (("glibc", "2.36"), "madvise", None, None),
-        (("glibc", "2.36"), "always", None, None),
-        (("glibc", "2.31"), "madvise", None, "glibc 2.35 or newer has to ask for them, and here is glibc 2.31"),
-        (("", ""), "madvise", None, "and here is another C library"),
-        (("glibc", "2.36"), "never", None, "says never); root may write madvise"),
-        (("glibc", "2.36"), None, None, "has none to give"),
-        (("glibc", "2.36"), "madvise", "glibc.malloc.hugetlb=1", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 is set already"),
-    ],
-)
-def test_where_there_are_none(library, mode, tunables, told, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.platform, "libc_ver", lambda: library)
-    monkeypatch.setattr(machine, "transparent_huge_pages", lambda: mode)
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    if tunables:
-        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    found = machine.huge_pages_fault()
-    assert told in found if told else found is None

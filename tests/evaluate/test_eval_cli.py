@@ -24,7 +24,7 @@ from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.torch_lm import TorchLM
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.exported import restore_properties, store_properties
-from lonas_edge.ir.runtime import Gain, RuntimeProperties
+from lonas_edge.ir.runtime import Ratio, RuntimeProperties
 
 DATA = Path(__file__).parent / "data"
 F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
@@ -369,8 +369,8 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
 
 def tuned() -> RuntimeProperties:
     conditions = {"machine": {"device_name": "a processor", "threads": 2}}
-    gains = {"tpot": Gain(1.1, None, None, 3, 1)}
-    return RuntimeProperties("CPU", "2026-01-01", "tpot", {"KV_CACHE_PRECISION": "u8"}, gains, 0.001, conditions)
+    ratios = {"tpot": Ratio(0.9, None, None, 3, 1)}
+    return RuntimeProperties("CPU", "2026-01-01", "tpot", {"KV_CACHE_PRECISION": "u8"}, ratios, 0.001, conditions)
 
 
 def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -98,7 +98,7 @@ def test_a_tuned_pair_is_found_as_it_was(pair: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(pair, tmp_path / "copy"))
     machine = {"device_name": "a CPU", "threads": 4}
     properties = {"ENABLE_CPU_PINNING": "NO"}
-    kept = {"device": "CPU", "date": "2026-11-25", "objective": "tpot", "properties": properties, "speedups": {}}
+    kept = {"device": "CPU", "date": "2026-11-25", "objective": "tpot", "properties": properties, "ratios": {}}
     kept |= {"mean_kl": 0.0, "conditions": {"machine": machine}, "in_ir": [], "replaced_in_ir": {}}
     (copy / "lonas_edge_runtime.json").write_text(json.dumps({"schema": "lonas-edge/runtime/1", **kept}))
     with untuned(open_exported(copy)) as before:

@@ -40,7 +40,7 @@ RUNTIME = {
     "date": "2026-11-25",
     "objective": "tpot",
     "properties": {"ENABLE_CPU_PINNING": "NO"},
-    "speedups": {"tpot": {"ratio": 1.5, "low": None, "high": None, "rounds": 3, "starts": 1}},
+    "ratios": {"tpot": {"value": 0.7, "low": None, "high": None, "rounds": 3, "starts": 1}},
     "mean_kl": 0.0,
     "conditions": {"machine": {"device_name": "a CPU", "threads": 4}},
     "in_ir": [],

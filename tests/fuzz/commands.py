@@ -14,7 +14,7 @@ TRAIN = [*TRAIN_CHAT, "--prompt", "question", "--data", "data.json"]
 SEARCH = ["--population", "2", "--val-set-size", "4", "--cost", "macs", "--json"]
 EVAL = ["--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "4", "--json"]
 _GLUE = ["--tasks", "RTE", "--datasets", "glue", "--json"]
-_BENCH = ["--rounds", "1", "--starts", "1", "--warmup", "0", "--prompt-len", "4", "--new-tokens", "2", "--json"]
+_BENCH = ["--rounds", "1", "--starts", "1", "--prompt-len", "4", "--new-tokens", "2", "--json"]
 
 _CONFIGS = ["base/config.json", "adapter/adapter_config.json", "space.json"]
 _WEIGHTS = ["base/config.json", "base/model.safetensors"]
@@ -163,7 +163,7 @@ COMMANDS = {
     "eval-adapter": Command(["eval", *SOURCE, *EVAL], [*_BASE, *_ADAPTER, "space.json"], "eval", 5, writes=[]),
     "eval-super": Command(["eval", "super", *EVAL], [*_SUPER, *_WEIGHTS], "eval", 5, writes=[]),
     "eval-checkpoint": Command(["eval", "checkpoint", *EVAL], ["checkpoint/*"], "eval", 5, writes=[]),
-    "bench": Command(["bench", "ir", "--arms", "subnet", "--no-memory", *_BENCH], _IR, "bench", 3, writes=[], seconds=180),
+    "bench": Command(["bench", "ir", "--arms", "subnet", *_BENCH], _IR, "bench", 3, writes=[], seconds=180),
     "bench-tune": Command(
         ["bench", "ir", "--tune", *_BENCH],
         _IR,

@@ -165,9 +165,9 @@ def _interrupt_training(case: Path) -> None:
 
 def _store_properties(folder: Path) -> None:
     from lonas_edge.exporting.exported import store_properties
-    from lonas_edge.ir.runtime import Gain, RuntimeProperties
+    from lonas_edge.ir.runtime import Ratio, RuntimeProperties
 
     conditions = {"machine": {"device_name": "a processor", "threads": 2}}
     properties = {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"}
-    gains = {"tpot": Gain(1.1, None, None, 3, 1)}
-    store_properties(folder, RuntimeProperties("CPU", "2026-01-01", "tpot", properties, gains, 0.001, conditions))
+    ratios = {"tpot": Ratio(0.9, None, None, 3, 1)}
+    store_properties(folder, RuntimeProperties("CPU", "2026-01-01", "tpot", properties, ratios, 0.001, conditions))

@@ -10,9 +10,9 @@ from test_glue_search import write_set
 from tiny_bert import LAYERS, TinyBert
 from tiny_models import TinySource
 
-from lonas_edge.bench.arms import Case
 from lonas_edge.bench.latency import Latency
 from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.variants import Case
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import Source
 from lonas_edge.search import timed
@@ -78,8 +78,8 @@ def test_every_network_adds_up_from_the_uniform_ones(bert: TinySource, device: D
     heads = [(*[width] * LAYERS, *[8] * LAYERS, *[128] * LAYERS) for width in HEADS]
     mlps = [(*[64] * LAYERS, *[8] * LAYERS, *[width] * LAYERS) for width in MLPS]
     assert {widths for widths, _ in device.exported} == {*heads, *mlps} and len(device.exported) == 2 * 5
-    [(case, schedule, starts, where, threads, _progress)] = device.asked
-    assert (case, schedule, starts, where, threads) == (Case(16, 0, 4), Schedule(12, 1), 4, "CPU", 1)
+    [(case, schedule, where, threads, _progress)] = device.asked
+    assert (case, schedule, where, threads) == (Case(16, 0, 4), Schedule(12, 4, 1), "CPU", 1)
     assert device.runs == [[{}] * 10]
     for widths in itertools.product(*([HEADS] * LAYERS), [6], [8], [6], *([MLPS] * LAYERS)):
         for weight_format in ("int8", "int4"):

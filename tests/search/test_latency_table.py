@@ -10,9 +10,9 @@ import pytest
 from tiny_models import LAYERS, TinyModels, TinySource
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.arms import Case
 from lonas_edge.bench.latency import Latency
 from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.variants import Case
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.exporting.exported import open_exported
@@ -97,8 +97,8 @@ def test_every_network_adds_up_from_the_uniform_ones(llama: TinySource, device: 
 
 def test_how_it_is_measured(llama: TinySource, device: Device, settings: CostSettings) -> None:
     table = open_table(llama.opened(), replace(settings, weight_formats=("fp16", "int8"), rounds=5, starts=2))
-    [(case, schedule, starts, where, threads, _progress)] = device.asked
-    assert (case, schedule, starts, where, threads) == (Case(16, 8), Schedule(5, 1), 2, "CPU", 1)
+    [(case, schedule, where, threads, _progress)] = device.asked
+    assert (case, schedule, where, threads) == (Case(16, 8), Schedule(5, 2, 1), "CPU", 1)
     assert [properties["KV_CACHE_PRECISION"] for _, properties in device.runs[0]] == ["f16"] * 3 + ["u8"] * 3
     assert (table.rounds, table.starts) == (5, 2)
     assert {name: one.properties for name, one in table.formats.items()} == {
@@ -137,7 +137,6 @@ def test_another_format_is_measured_with_those_that_are_there(
         {"batch_size": 2},
         {"threads": 2},
         {"machine": {"processor": "another"}},
-        {"machine": {"glibc_tunables": "glibc.malloc.hugetlb=1"}},
         {"machine": {"instructions": ["another"]}},
         {"versions": {}},
         {"graph": 3},

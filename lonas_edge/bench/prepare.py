@@ -1,0 +1,282 @@
+"""Preparation of the variants: find or export the files that each one runs.
+
+No heavy imports at the top: the command line takes its help from `VARIANTS`.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lonas_edge.bench.memory import weight_bytes
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.runners import GgufRunner
+from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant, npu_lengths
+from lonas_edge.bench.worker import apart
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import sha256
+from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.progress import Progress
+from lonas_edge.versions import versions
+
+if TYPE_CHECKING:
+    from lonas_edge.exporting.exported import Exported
+    from lonas_edge.exporting.manifest import Manifest
+    from lonas_edge.network.source import Source
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of the preparation; `source` (base and adapter) only if a variant needs it."""
+
+    exported: "Exported"
+    options: BenchOptions
+    progress: Progress
+    source: "Source | None" = None
+
+
+@dataclass(frozen=True)
+class NamedVariant:
+    """A variant that the command line knows by name.
+
+    Attributes:
+        name: Its name.
+        help: Description for the help.
+        make: Prepares it.
+        needs_source: Whether it needs base and adapter.
+        needs_adapter: Whether the export must have used an adapter.
+        in_torch: Whether it runs in PyTorch.
+    """
+
+    name: str
+    help: str
+    make: Callable[[str, Inputs], Variant]
+    needs_source: bool = False
+    needs_adapter: bool = False
+    in_torch: bool = False
+
+
+def prepare_variants(exported: "Exported", options: BenchOptions, progress: Progress) -> list[Variant]:
+    """Find or export the files that each variant runs.
+
+    Returns:
+        The variants, `subnet` first.
+
+    Raises:
+        LonasEdgeError: If a variant is not available; all problems are listed.
+    """
+    from lonas_edge.exporting.exported import open_exported
+
+    names = list(dict.fromkeys((SUBNET, *options.arms)))
+    raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --arms.")
+    folders = [name for name in names if name not in VARIANTS and not _is_gguf(name)]
+    opened = {name: open_exported(Path(name), ours=False, task=exported.task) for name in folders}
+    source = None
+    if any(VARIANTS[name].needs_source for name in names if name in VARIANTS):
+        progress("Checking base and adapter", None)
+        source = find_source(exported, options.model, options.adapter, options.revision)
+    inputs = Inputs(exported, options, progress, source)
+    return [
+        VARIANTS[name].make(name, inputs)
+        if name in VARIANTS
+        else _ir_variant(_label(name), opened[name], inputs)
+        if name in opened
+        else _gguf_variant(Path(name))
+        for name in names
+    ]
+
+
+def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
+    problems = [
+        f"{name}: neither a variant ({', '.join(VARIANTS)}), a directory nor a .gguf file"
+        for name in names
+        if name not in VARIANTS and not _is_gguf(name) and not Path(name).is_dir()
+    ]
+    files = [name for name in names if _is_gguf(name)]
+    problems += [f"{name}: {problem}" for name in files if (problem := _gguf_problem(Path(name)))]
+    if not exported.task.generates:
+        problems += [f"{name}: llama.cpp cannot run a {exported.task.name} ({exported.folder})" for name in files]
+    elif options.device.startswith("NPU") and any(case.batch_size > 1 for case in options.cases):
+        problems.append(f"--device {options.device}: an NPU runs one prompt at a time; omit --batch-size")
+    labels = Counter(map(_label, names))
+    repeated = [(label, count) for label, count in labels.items() if count > 1]
+    problems += [f"{label}: {count} variants have this name; rename a directory" for label, count in repeated]
+    if not exported.own_manifest.adapter:
+        needing = [name for name in names if name in VARIANTS and VARIANTS[name].needs_adapter]
+        problems += [f"{name}: {exported.folder} was exported without an adapter" for name in needing]
+    return problems
+
+
+def _is_gguf(name: str) -> bool:
+    return name not in VARIANTS and Path(name).suffix == ".gguf"
+
+
+def _label(name: str) -> str:
+    return name if name in VARIANTS else Path(name).resolve().name
+
+
+def _gguf_problem(file: Path) -> str | None:
+    if not file.is_file():
+        return "no such file"
+    with file.open("rb") as content:
+        if content.read(4) != b"GGUF":
+            return "not a GGUF file"
+    missing = [module for module in GgufRunner.modules if importlib.util.find_spec(module) is None]
+    return f"needs {' and '.join(missing)}; pip install llama-cpp-python gguf" if missing else None
+
+
+def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
+    """Describe an IR. All IRs get the same properties: those tuned for the sub-network."""
+    exported, options = inputs.exported, inputs.options
+    properties: dict[str, str] = {}
+    if exported.task.generates:
+        on_npu = options.device.startswith("NPU")
+        kv_cache = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache}
+        properties = npu_lengths(options.cases) if on_npu else kv_cache
+    properties |= exported.properties
+    properties |= options.properties
+    parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
+    return Variant(
+        name,
+        "ir" if exported.task.generates else "ir-classifier",
+        opened.folder,
+        options.device,
+        opened.weight_format,
+        properties=properties,
+        parameters=parameters,
+        bytes_estimate=weight_bytes(opened.folder),
+    )
+
+
+def _subnet(name: str, inputs: Inputs) -> Variant:
+    return _ir_variant(name, inputs.exported, inputs)
+
+
+def _unpruned(name: str, inputs: Inputs) -> Variant:
+    """Export the maximal network in the same weight format, unless the cache has it."""
+    from lonas_edge.exporting.exported import open_exported
+
+    manifest, source = inputs.exported.own_manifest, inputs.source
+    assert source  # it is needed
+    adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
+    storage = {"weight_format": manifest.weight_format, "fuse": manifest.fused > 0, "ratio": _ratio(manifest)}
+    identity = [manifest.base.sha256, adapter_hashes, storage]
+    identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = inputs.options.cache / f"unpruned-{key}"
+    if not folder.exists():
+        inputs.progress("Exporting the unpruned network (kept in the cache)", None)
+        adapter = str(source.adapter.folder) if source.adapter else None
+        try:
+            apart(_export_maximal, adapter, str(source.base.folder), folder, storage)
+        except LonasEdgeError as error:
+            raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
+    return _ir_variant(name, open_exported(folder), inputs)
+
+
+def _ratio(manifest: "Manifest") -> float:
+    """Return the share of the weights in the export's format."""
+    return next((part.share for part in manifest.compression if part.weight_format == manifest.weight_format), 1.0)
+
+
+def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mapping[str, Any]) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in `lonas-edge export`
+    from lonas_edge.exporting.export import ExportOptions, export
+    from lonas_edge.network.source import open_source
+
+    source = open_source(adapter, base)
+    export(source, source.select("maximal"), folder, ExportOptions(verify=False, **storage))
+
+
+def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
+    source, options = inputs.source, inputs.options
+    assert source  # it is needed
+    parameters, generates = inputs.exported.own_manifest.sizes.unpruned.parameters, inputs.exported.task.generates
+    return Variant(
+        name,
+        "torch" if generates else "torch-classifier",
+        source.base.folder,
+        options.torch_device,
+        options.torch_dtype,
+        source.adapter.folder if source.adapter else None,
+        merged,
+        parameters=parameters,
+        bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes if options.torch_device == "cpu" else 0,
+        outputs=0 if generates else _outputs(inputs.exported.config),
+    )
+
+
+def _outputs(config: Mapping[str, Any]) -> int:
+    """Return the number of outputs of a classifier's head; transformers' default if the configuration does not state it."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.for_model(**config).num_labels)
+
+
+def _gguf_variant(file: Path) -> Variant:
+    return Variant(file.resolve().name, "gguf", file, precision=file.stem.split(".")[-1], bytes_estimate=file.stat().st_size)
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        NamedVariant(SUBNET, "EXPORTED; always included", _subnet),
+        NamedVariant(LORA, "PyTorch, adapter unmerged", partial(_torch_variant, merged=False), True, True, True),
+        NamedVariant("lora-merged", "PyTorch, adapter merged", partial(_torch_variant, merged=True), True, True, True),
+        NamedVariant(UNPRUNED, "IR of the maximal network in the same weight format", _unpruned, True),
+    )
+}
+
+
+def find_source(exported: "Exported", model: str | None, adapter: str | None, revision: str | None) -> "Source":
+    """Open the base and the adapter that a directory was exported from; check their recorded hashes.
+
+    Args:
+        exported: The directory.
+        model: The base, a directory or hub id; by default the recorded hub id, or the one the adapter names.
+        adapter: The adapter, likewise.
+        revision: Revision of the base on the hub.
+
+    Raises:
+        LonasEdgeError: If one is not available or differs; every differing file is listed.
+    """
+    from lonas_edge.network.source import open_source
+
+    base, recorded = exported.own_manifest.base, exported.own_manifest.adapter
+    if recorded and adapter is None:
+        if recorded.revision is None:
+            raise LonasEdgeError(
+                f"{exported.folder}: its adapter {recorded.name!r} is a local directory; pass it with --adapter "
+                "(and the base with --model, unless the adapter names it)."
+            )
+        adapter = recorded.name
+    if adapter and not recorded:
+        raise LonasEdgeError(f"{exported.folder}: exported without an adapter; omit --adapter {adapter}.")
+    if model is None and base.revision is not None:
+        model, revision = base.name, revision or base.revision
+    if not recorded and model is None:
+        raise LonasEdgeError(f"{exported.folder}: its base {base.name!r} is a local directory; pass it with --model.")
+    source = open_source(adapter, model, None, revision)
+    if revision and source.base.revision is None:
+        raise LonasEdgeError(f"--revision {revision}: {source.base.folder} is a local directory; a revision needs a hub id.")
+    problems = _differing("base", source.base.folder, base.sha256)
+    if recorded and source.adapter:
+        problems += _differing("adapter", source.adapter.folder, recorded.sha256)
+    raise_all(f"{exported.folder}: exported from other files:", problems, "Pass the right ones with --model and --adapter.")
+    return source
+
+
+def _differing(what: str, folder: Path, recorded: Mapping[str, str]) -> list[str]:
+    problems = []
+    for name, expected in recorded.items():
+        path = folder / name
+        actual = sha256(path) if path.exists() else "no file"
+        if actual != expected:
+            problems.append(f"{what}: {path}: expected SHA-256 {expected[:12]}, found {actual[:12]}")
+    return problems

@@ -1,0 +1,134 @@
+"""The report of a benchmark as tables, Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Mapping
+
+from lonas_edge.bench.report import METRICS, Report, metric_titles
+from lonas_edge.bench.statistics import MIN_PAIRS, Summary
+from lonas_edge.bench.variants import SUBNET, Case
+from lonas_edge.ir.runtime import Ratio
+
+Table = tuple[list[str], list[list[str]]]  # headings, rows
+
+
+def latency_table(report: Report, case: Case) -> Table:
+    """Return medians and 90th percentiles of one case."""
+    titles = metric_titles(case)
+    metrics = list(titles)[:2]  # end to end follows from TTFT and TPOT
+    headings = ["variant", *(heading for metric in metrics for heading in (f"{titles[metric]} ms", "p90"))]
+    headings += ["tokens/s", "of limit"] if case.new_tokens else ["sequences/s"]
+    rows = []
+    for row in report.rows:
+        if row.case == case:
+            summaries = [getattr(row, metric) for metric in metrics]
+            cells = [f"{value:.1f}" for summary in summaries for value in (summary.p50, summary.p90)]
+            share = "" if row.decode_share_of_limit is None else f"{row.decode_share_of_limit:.0%}"
+            rows.append([row.variant, *cells, f"{row.throughput.p50:.1f}", *([share] if case.new_tokens else [])])
+    return headings, rows
+
+
+def ratio_table(report: Report, case: Case) -> Table:
+    """Return the ratios of one case with their intervals."""
+    titles = metric_titles(case)
+    ratios = {(c.baseline, c.metric): c.ratio for c in report.comparisons if c.case == case}
+    baselines = dict.fromkeys(baseline for baseline, _ in ratios)
+    rows = [[name, *(show_ratio(ratios[name, metric]) for metric in titles)] for name in baselines]
+    return [f"{SUBNET} vs", *titles.values()], rows
+
+
+def show_ratio(ratio: Ratio) -> str:
+    """Format a ratio with its interval."""
+    interval = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.value:.2f}x{interval}"
+
+
+def variant_table(report: Report) -> Table:
+    """Return the facts of the variants."""
+    rows = []
+    for variant in report.variants:
+        facts = variant.facts
+        framework = variant.framework.removesuffix("_genai")
+        cells = [variant.name, framework + ("" if variant.device.lower() == "cpu" else f" {variant.device}"), variant.precision]
+        if facts is None:
+            rows.append([*cells, "", "", "", ""])
+            continue
+        cells[-1] += f", {facts.kv_precision}" if facts.kv_precision else ""
+        sizes = (facts.parameters, facts.disk_bytes, facts.peak_memory_bytes)
+        cells += ["" if size is None else f"{size / 1e6:,.0f}" for size in sizes]
+        rows.append([*cells, f"{facts.load_seconds:.1f}"])
+    return ["variant", "runs in", "weights, KV", "params M", "disk MB", "peak MB", "load s"], rows
+
+
+def explain(report: Report) -> str:
+    """Explain the tables."""
+    limit = "Limit: bytes of weights and KV cache that a token reads, over the memory bandwidth. "
+    return (
+        f"Medians and 90th percentiles of the rounds. {limit if any(row.case.new_tokens for row in report.rows) else ''}"
+        f"Ratio: latency of {SUBNET} over that of the baseline, paired over rounds, with its 95 % interval "
+        f"(over starts, with {MIN_PAIRS} or more); below 1 {SUBNET} is faster."
+    )
+
+
+def describe_conditions(report: Report) -> list[str]:
+    """Describe the conditions in a few lines."""
+    conditions = report.conditions
+    machine, schedule = conditions["machine"], conditions["schedule"]
+    instructions = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
+    bandwidth = "" if report.bandwidth is None else f", {report.bandwidth / 1e9:.1f} GB/s memory bandwidth (measured)"
+    return [
+        f"{machine['processor']}{instructions}, {conditions['threads']} threads on processors {conditions['cores']}, "
+        f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']})",
+        f"{schedule['rounds']} interleaved rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, one "
+        "process per variant, distinct random prompts, no prefix cache; processor used by "
+        f"others {report.load.get('others', 0):.0%}, host {report.load.get('stolen', 0):.0%}; {machine['date']}",
+        ", ".join(f"{name} {version}" for name, version in conditions["versions"].items()),
+    ]
+
+
+def to_markdown(report: Report) -> str:
+    """Format the report as Markdown."""
+    lines = [f"# Latency of {report.model['base']['name']}, {report.model['subnetwork']['name']} sub-network", ""]
+    lines += [f"> **{warning}**\n>" for warning in report.warnings]
+    for case in dict.fromkeys(row.case for row in report.rows):
+        lines += ["", f"## {case}", "", *_markdown(latency_table(report, case)), "", *_markdown(ratio_table(report, case))]
+    lines += ["", explain(report), "", "## Variants", "", *_markdown(variant_table(report)), ""]
+    if report.failures:
+        lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]
+    properties = [f"- {v.name}: {_properties(v.properties)}" for v in report.variants if v.properties]
+    return "\n".join([*lines, "## Conditions", "", *[f"- {line}" for line in describe_conditions(report)], *properties, ""])
+
+
+def _properties(properties: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in properties.items())
+
+
+def _markdown(table: Table) -> list[str]:
+    headings, rows = table
+    return ["| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *rows]]
+
+
+def to_csv(report: Report) -> str:
+    """Format the report as CSV: one line per variant and case. Columns are named as in openvino_genai and llm_bench."""
+    parts = list(Summary.__annotations__)
+    facts = ["load_seconds", "peak_memory_bytes", "disk_bytes", "parameters", "macs_per_token"]
+    variants = {variant.name: variant for variant in report.variants}
+    lines = []
+    for row in report.rows:
+        variant, case = variants[row.variant], row.case
+        line = {name: getattr(variant, name) for name in ("framework", "device", "precision")}
+        line |= {"batch_size": case.batch_size, "input_size": case.prompt_len, "output_size": case.new_tokens}
+        for metric in (*METRICS, "throughput"):
+            line |= {f"{metric}_{part}": getattr(getattr(row, metric), part, None) for part in parts}
+        line |= {name: getattr(row, name) for name in ("decode_limit_ms", "decode_share_of_limit")}
+        line |= {name: getattr(variant.facts, name, None) for name in facts}
+        ratios = {c.metric: c.ratio for c in report.comparisons if (c.baseline, c.case) == (row.variant, case)}
+        for metric in METRICS:
+            ends = {"": "value", "_low": "low", "_high": "high"}
+            line |= {f"ratio_{metric}{end}": getattr(ratios.get(metric), name, None) for end, name in ends.items()}
+        lines.append({"variant": row.variant, **line})
+    output = io.StringIO()
+    writer = csv.DictWriter(output, list(lines[0]) if lines else ["variant"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return output.getvalue()

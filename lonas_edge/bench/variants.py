@@ -1,0 +1,94 @@
+"""Variants: what `bench` compares, described with plain values that a process can receive."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["ir", "torch", "gguf", "ir-classifier", "torch-classifier"]
+
+SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the default variants; `prepare.VARIANTS` has all
+NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's NPU pipeline: tokens of the prompt and the response
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant.
+
+    Attributes:
+        name: Name in reports.
+        kind: Key of `runners.RUNNERS`.
+        path: Directory of the IR or of the base model, or the GGUF file.
+        device: OpenVINO device; cpu or cuda for PyTorch.
+        precision: Weight format of an IR, dtype of a PyTorch model, or type of a GGUF file.
+        adapter: Directory of the PEFT adapter (PyTorch).
+        merged: Whether the adapter is merged (PyTorch).
+        properties: OpenVINO runtime properties.
+        parameters: Number of parameters, where known before loading.
+        bytes_estimate: Memory of its weights in bytes.
+        outputs: Outputs of a classifier's head (PyTorch).
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    device: str = "cpu"
+    precision: str = ""
+    adapter: Path | None = None
+    merged: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+    parameters: int | None = None
+    bytes_estimate: int = 0
+    outputs: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting that every variant is measured at.
+
+    Attributes:
+        prompt_len: Tokens of the prompt.
+        new_tokens: Tokens generated; 0 for one pass of a classifier.
+        batch_size: Prompts computed together.
+    """
+
+    prompt_len: int
+    new_tokens: int
+    batch_size: int = 1
+
+    def __str__(self) -> str:
+        """Format the case as reports show it."""
+        generated = f"+{self.new_tokens}" if self.new_tokens else ""
+        return f"{self.prompt_len}{generated} tokens, batch {self.batch_size}"
+
+
+def npu_lengths(cases: Iterable[Case]) -> dict[str, str]:
+    """Return the properties that set the static shapes openvino_genai compiles for an NPU (1,024 and 128 by default).
+
+    Source: "OpenVINO GenAI on NPU", docs.openvino.ai, 2026.
+    """
+    longest = [max(lengths) for lengths in zip(*((case.prompt_len, case.new_tokens) for case in cases), strict=True)]
+    return dict(zip(NPU_LENGTHS, map(str, longest), strict=True))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Properties of a variant other than latency.
+
+    Attributes:
+        load_seconds: From files to ready to run, without imports.
+        peak_memory_bytes: Peak resident memory of its process.
+        disk_bytes: Size of its files.
+        parameters: Number of parameters, where known.
+        macs_per_token: Multiply-accumulates of its linear layers per token.
+        weight_bytes_per_token: Bytes of weights that one decoding step (or one pass of a classifier) reads.
+        kv_precision: Precision of its KV cache; empty without one.
+    """
+
+    load_seconds: float
+    peak_memory_bytes: int | None
+    disk_bytes: int
+    parameters: int | None
+    macs_per_token: int | None
+    weight_bytes_per_token: int | None
+    kv_precision: str

@@ -1,0 +1,77 @@
+"""Variants that run in this process with made-up times."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from lonas_edge.bench.timing import Timing
+from lonas_edge.bench.variants import Variant
+from lonas_edge.bench.worker import Placement, VariantFailedError
+
+FACTS = {
+    "peak_memory_bytes": 400_000_000,
+    "disk_bytes": 120_000_000,
+    "macs_per_token": 90_000_000,
+    "weight_bytes_per_token": 100_000_000,
+    "kv_precision": "u8",
+}
+
+
+@dataclass
+class Fakes:
+    """Fake processes.
+
+    Attributes:
+        times: TTFT and TPOT of a variant, in seconds.
+        started: The variants, in the order of starts.
+        placements: Where they ran.
+        prompts: Prompts that a variant received, by name.
+        fails: Raises an error instead of loading (`load`) or of a run (its number) of a variant.
+    """
+
+    times: Callable[[Variant], tuple[float, float]] = lambda _variant: (0.1, 0.01)
+    started: list[Variant] = field(default_factory=list)
+    placements: list[Placement] = field(default_factory=list)
+    prompts: dict[str, list[Sequence[Sequence[int]]]] = field(default_factory=dict)
+    fails: dict[tuple[str, str | int], BaseException] = field(default_factory=dict)
+
+
+class FakeProcess:
+    """A `VariantProcess` without a process."""
+
+    pid, alive = None, True
+
+    def __init__(self, fakes: Fakes, variant: Variant, placement: Placement):
+        self.fakes, self.variant, self.runs = fakes, variant, 0
+        fakes.started.append(variant)
+        fakes.placements.append(placement)
+
+    def wait_loaded(self) -> float:
+        self._fail("load")
+        return 1.5
+
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timing:
+        received = self.fakes.prompts.setdefault(self.variant.name, [])
+        received.append(prompts)
+        self._fail(len(received))
+        self.runs += 1
+        ttft, tpot = self.fakes.times(self.variant)
+        noise = 1 + 0.001 * self.runs
+        times = tuple(noise * (ttft + tpot * index) for index in range(new_tokens))
+        return Timing(times, times[-1] if times else noise * ttft)
+
+    def facts(self) -> dict[str, Any]:
+        return FACTS
+
+    def _fail(self, moment: str | int) -> None:
+        error = self.fakes.fails.get((self.variant.name, moment))
+        if isinstance(error, VariantFailedError):
+            raise VariantFailedError(f"{self.variant.name}: {error}")
+        if error:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass

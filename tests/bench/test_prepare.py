@@ -1,0 +1,161 @@
+"""Preparation of variants: names, needs, base and adapter checked by hash, the unpruned network exported once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_bert import TinyBert
+from tiny_models import LAYERS, TinyModels, TinySource
+
+from lonas_edge.bench import prepare
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.prepare import find_source, prepare_variants
+from lonas_edge.bench.variants import Case, Variant
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.exported import Exported, open_exported
+
+
+def options(source: TinySource, cache: Path, *arms: str) -> BenchOptions:
+    return BenchOptions(arms=arms, model=str(source.base), adapter=str(source.adapter), cache=cache)
+
+
+def prepared(exported: Exported, options: BenchOptions) -> list[Variant]:
+    return prepare_variants(exported, options, lambda _what, _done: None)
+
+
+def test_another_adapter_is_refused(int8: Path, source: TinySource, tiny_models: TinyModels) -> None:
+    other = tiny_models.adapter("llama", lora_alpha=4)
+    with pytest.raises(
+        LonasEdgeError, match=r"(?s)exported from other files.*adapter: .*adapter_config\.json: expected SHA-256"
+    ):
+        find_source(open_exported(int8), str(source.base), str(other), None)
+    assert find_source(open_exported(int8), str(source.base), str(source.adapter), None).adapter is not None
+
+
+def test_local_directories_must_be_named(int8: Path, source: TinySource) -> None:
+    with pytest.raises(LonasEdgeError, match=r"its adapter '.*' is a local directory; pass it with --adapter"):
+        find_source(open_exported(int8), None, None, None)
+    with pytest.raises(LonasEdgeError, match=r"--revision main: .* is a local directory; a revision needs a hub id"):
+        find_source(open_exported(int8), str(source.base), str(source.adapter), "main")
+
+
+def test_an_export_without_adapter(int8: Path, source: TinySource) -> None:
+    opened = open_exported(int8)
+    alone = replace(opened, manifest=replace(opened.own_manifest, adapter=None))
+    with pytest.raises(LonasEdgeError, match="exported without an adapter; omit --adapter"):
+        find_source(alone, str(source.base), str(source.adapter), None)
+    assert find_source(alone, str(source.base), None, None).adapter is None
+    with pytest.raises(LonasEdgeError, match=r"(?s)lora: .* was exported without an adapter.*lora-merged: .* without"):
+        prepared(alone, BenchOptions(arms=("lora", "lora-merged")))
+
+
+def test_all_problems_are_listed(int8: Path, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"no GGUF")
+    twin = tmp_path / "twins/copy"
+    twin.mkdir(parents=True)
+    arms = (f"{tmp_path}/model.gguf", "nowhere.gguf", "nothing", str(copy), str(twin))
+    with pytest.raises(LonasEdgeError) as error:
+        prepared(open_exported(int8), BenchOptions(arms=arms))
+    for problem in (
+        "nothing: neither a variant (subnet, lora, lora-merged, unpruned), a directory nor a .gguf file",
+        "model.gguf: not a GGUF file",
+        "nowhere.gguf: no such file",
+        "copy: 2 variants have this name",
+    ):
+        assert problem in str(error.value)
+
+
+def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_path: Path, llama_cpp: None) -> None:
+    (tmp_path / "big.Q8_0.gguf").write_bytes(b"GGUF....")
+    asked = options(source, tmp_path, "lora", "lora-merged", f"{tmp_path}/big.Q8_0.gguf", str(copy))
+    subnet, lora, merged, gguf, other = prepared(open_exported(int8), replace(asked, torch_dtype="bf16"))
+    sizes = json.loads((int8 / "lonas_edge.json").read_text())["sizes"]
+    unpruned = sizes["unpruned"]["parameters"]
+    assert (lora.name, lora.kind, lora.path, lora.adapter) == ("lora", "torch", source.base, source.adapter)
+    assert (lora.precision, lora.merged, merged.merged) == ("bf16", False, True)
+    assert (merged.parameters, merged.bytes_estimate) == (unpruned, 2 * unpruned)
+    assert (subnet.name, subnet.kind, subnet.path, subnet.precision) == ("subnet", "ir", int8, "int8")
+    assert (subnet.parameters, subnet.bytes_estimate) == (
+        sizes["subnetwork"]["parameters"],
+        (int8 / "openvino_model.bin").stat().st_size,
+    )
+    assert (gguf.name, gguf.kind, gguf.precision, gguf.bytes_estimate) == ("big.Q8_0.gguf", "gguf", "Q8_0", 8)
+    assert other == replace(subnet, name="copy", path=copy)
+
+
+def test_all_irs_get_the_same_properties(int8: Path, copy: Path) -> None:
+    """--property overrides tuned properties, which override the KV precision of the weight format."""
+    opened, kv = open_exported(int8), "KV_CACHE_PRECISION"
+    tuned = replace(opened, properties={kv: "f16", "ENABLE_CPU_PINNING": "NO"})
+    for exported, given, expected in (
+        (opened, {}, {kv: "u8"}),
+        (tuned, {}, {kv: "f16", "ENABLE_CPU_PINNING": "NO"}),
+        (tuned, {kv: "f32"}, {kv: "f32", "ENABLE_CPU_PINNING": "NO"}),
+    ):
+        variants = prepared(exported, BenchOptions(arms=(str(copy),), properties=given))
+        assert [variant.properties for variant in variants] == [expected] * 2
+
+
+@pytest.mark.parametrize("device", ["NPU", "NPU.3720"])
+def test_on_an_npu(int8: Path, device: str) -> None:
+    opened, asked = open_exported(int8), BenchOptions(arms=(), device=device, cases=(Case(32, 8), Case(48, 4)))
+    [plain] = prepared(opened, asked)
+    assert plain.properties == {"MAX_PROMPT_LEN": "48", "MIN_RESPONSE_LEN": "8"}
+    [own] = prepared(opened, replace(asked, properties={"MAX_PROMPT_LEN": "4096"}))
+    assert own.properties == {"MAX_PROMPT_LEN": "4096", "MIN_RESPONSE_LEN": "8"}
+    with pytest.raises(LonasEdgeError, match=f"--device {device}: an NPU runs one prompt at a time; omit --batch-size"):
+        prepared(opened, replace(asked, cases=(Case(32, 8, 2),)))
+
+
+def test_a_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source = tiny_bert.source()
+    opened = source.opened()
+    export(opened, opened.select("minimal"), tmp_path / "ir", ExportOptions("int8", verify=False))
+    exported = open_exported(tmp_path / "ir")
+    subnet, lora = prepared(exported, replace(options(source, tmp_path, "lora"), cases=(Case(16, 0),)))
+    assert (subnet.kind, subnet.properties, lora.kind, lora.outputs) == ("ir-classifier", {}, "torch-classifier", 2)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LonasEdgeError, match=r"model\.gguf: llama\.cpp cannot run a sequence classifier"):
+        prepared(exported, BenchOptions(arms=(f"{tmp_path}/model.gguf",)))
+
+
+def test_a_gguf_file_needs_llama_cpp(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else name)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LonasEdgeError, match=r"model\.gguf: needs llama_cpp; pip install llama-cpp-python"):
+        prepared(open_exported(int8), BenchOptions(arms=(f"{tmp_path}/model.gguf",)))
+
+
+@pytest.fixture
+def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-cpp-python counts as installed."""
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: name)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "apart", lambda work, *arguments: work(*arguments))
+
+
+def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:
+    asked, steps = options(source, tmp_path / "cache", "unpruned"), []
+    opened = open_exported(int8)
+    first = prepare_variants(opened, asked, lambda what, _done: steps.append(what))[1]
+    assert first.path.parent == tmp_path / "cache" and first.precision == "int8" and steps[-1].startswith("Exporting")
+    manifest = json.loads((first.path / "lonas_edge.json").read_text())
+    assert (manifest["subnetwork"]["name"], manifest["verified"]) == ("maximal", False)
+    assert first.parameters == manifest["sizes"]["subnetwork"]["parameters"]
+    assert manifest["fused"] == opened.own_manifest.fused == 2 * LAYERS
+    written = (first.path / "lonas_edge.json").stat().st_mtime_ns
+    assert prepared(opened, asked)[1] == first
+    assert (first.path / "lonas_edge.json").stat().st_mtime_ns == written
+    plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))  # fused as the sub-network is
+    assert open_exported(prepared(plain, asked)[1].path).own_manifest.fused == 0
+
+
+def test_an_export_that_fails(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:
+    (tmp_path / "cache").write_text("no directory")
+    with pytest.raises(LonasEdgeError, match=r"unpruned: the export failed:\n.*cache is not a directory"):
+        prepared(open_exported(int8), options(source, tmp_path / "cache", "unpruned"))

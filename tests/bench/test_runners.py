@@ -1,0 +1,130 @@
+"""Runners in this process: openvino_genai, OpenVINO and PyTorch; what they pass to the libraries; their facts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino_genai
+import pytest
+import torch
+from optimum.intel import OVModelForSequenceClassification
+from peft import PeftModel
+from tiny_bert import TinyBert
+from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lonas_edge.bench.runners import RUNNERS, ClassifierRunner, GenaiRunner, TorchClassifierRunner, TorchRunner
+from lonas_edge.bench.timing import Timing
+from lonas_edge.bench.variants import Variant
+from lonas_edge.exporting.export import ExportOptions, export
+
+IDS = [[5, 6, 7, 8], [9, 10, 11, 12]]
+
+
+def macs(mlp: int) -> int:
+    """Per token: q and o; k and v of half the heads; three matrices of the MLP; the head."""
+    attention = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // 4)
+    return LAYERS * (attention + 3 * HIDDEN * mlp) + HIDDEN * VOCAB
+
+
+def check(timing: Timing, new_tokens: int) -> None:
+    assert len(timing.token_times) == new_tokens  # never fewer: the end token does not stop it
+    assert list(timing.token_times) == sorted(timing.token_times) and 0 < timing.ttft <= timing.end_to_end
+
+
+def test_openvino_genai(int8: Path) -> None:
+    runner = GenaiRunner(Variant("subnet", "ir", int8, "CPU", properties={"KV_CACHE_PRECISION": "f16"}), 1)
+    check(runner.run(IDS, 4), 4)
+    facts = runner.facts()
+    rows = [HIDDEN, HIDDEN // 2, HIDDEN // 2, HIDDEN, 64, 64, HIDDEN]  # INT8: an fp16 scale and a zero point per row
+    assert facts == {
+        "macs_per_token": macs(64),
+        "weight_bytes_per_token": macs(64) + 3 * (LAYERS * sum(rows) + VOCAB),
+        "disk_bytes": sum(file.stat().st_size for file in int8.glob("openvino_model.*")),
+        "kv_precision": "f16",
+    }
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_pytorch(source: TinySource, merged: bool) -> None:
+    runner = TorchRunner(Variant("lora", "torch", source.base, "cpu", "fp32", source.adapter, merged), 1)
+    logits = []
+    runner._model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits[:, -1]))
+    check(runner.run(IDS, 4), 4)
+    base = AutoModelForCausalLM.from_pretrained(source.base, dtype=torch.float32)
+    model, ids = PeftModel.from_pretrained(base, source.adapter).eval(), torch.tensor(IDS)
+    for seen in logits:  # without a KV cache
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits[:, -1]
+        assert torch.allclose(seen, expected, atol=1e-4)
+        ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], 1)
+    assert len(logits) == 4
+    facts = runner.facts()
+    assert facts["kv_precision"] == "f32" and facts["macs_per_token"] >= macs(128)
+    assert (facts["macs_per_token"] == macs(128)) is merged  # LoRA matrices count as long as they are not merged
+    assert facts["weight_bytes_per_token"] == 4 * (facts["parameters"] - HIDDEN * VOCAB)
+    files = [*source.base.glob("*.safetensors"), source.adapter / "adapter_model.safetensors"]
+    assert facts["disk_bytes"] == sum(file.stat().st_size for file in files)
+
+
+def test_an_ir_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """One pass: all tokens attended, one segment, as in optimum-intel."""
+    opened = tiny_bert.source().opened()
+    export(opened, opened.select("minimal"), tmp_path / "ir", ExportOptions("int8", verify=False))
+    f32 = {"INFERENCE_PRECISION_HINT": "f32"}
+    runner = ClassifierRunner(Variant("subnet", "ir-classifier", tmp_path / "ir", "CPU", properties=f32), 1)
+    timing = runner.run(IDS, 0)
+    assert timing.token_times == () and timing.end_to_end > 0
+    model = OVModelForSequenceClassification.from_pretrained(tmp_path / "ir", ov_config=f32)
+    ids = torch.tensor(IDS)
+    expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids)).logits
+    assert np.abs(runner._loaded.get_output_tensor(0).data - np.asarray(expected)).max() < 1e-5
+    assert runner.facts()["kv_precision"] == ""
+
+
+def test_a_pytorch_classifier_uses_the_head_of_the_adapter(tiny_bert: TinyBert) -> None:
+    source = tiny_bert.source()
+    variant = Variant("lora", "torch-classifier", source.base, precision="fp32", adapter=source.adapter, outputs=2)
+    runner = TorchClassifierRunner(variant, 1)
+    logits = []
+    runner._model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
+    assert runner.run(IDS, 0).end_to_end > 0
+    base = AutoModelForSequenceClassification.from_pretrained(source.base, num_labels=2)
+    plain = PeftModel.from_pretrained(base, source.adapter).eval()
+    with torch.no_grad():
+        assert torch.equal(logits[0], plain(input_ids=torch.tensor(IDS)).logits)
+    assert runner.facts()["kv_precision"] == ""
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of the last `LLMPipeline`."""
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(openvino_genai, "LLMPipeline", lambda *_arguments, **given: options.update(given))
+    return options
+
+
+def test_the_prefix_cache_is_off(int8: Path, pipeline: dict[str, Any]) -> None:
+    """By default LLMPipeline answers a repeated prompt from its cache."""
+    GenaiRunner(Variant("subnet", "ir", int8, "CPU", properties={"KV_CACHE_PRECISION": "u8"}), 3)
+    assert pipeline["scheduler_config"].enable_prefix_caching is False
+    assert pipeline["scheduler_config"].max_num_batched_tokens > 100_000  # the prompt in one pass
+    assert (pipeline["KV_CACHE_PRECISION"], pipeline["INFERENCE_NUM_THREADS"]) == ("u8", "3")
+
+
+def test_an_npu_gets_numbers_and_no_scheduler(int8: Path, pipeline: dict[str, Any]) -> None:
+    """openvino_genai refuses lengths as text, and its static pipeline has no scheduler. It was never run on an NPU."""
+    properties = {"MAX_PROMPT_LEN": "48", "MIN_RESPONSE_LEN": "8", "GENERATE_HINT": "BEST_PERF"}
+    GenaiRunner(Variant("subnet", "ir", int8, "NPU", properties=properties), 2)
+    expected = {"MAX_PROMPT_LEN": 48, "MIN_RESPONSE_LEN": 8, "GENERATE_HINT": "BEST_PERF", "PERFORMANCE_HINT": "LATENCY"}
+    assert pipeline == expected
+
+
+def test_every_kind_has_a_runner_with_a_framework() -> None:
+    assert {kind: runner.framework for kind, runner in RUNNERS.items()} == {
+        "ir": "openvino_genai",
+        "torch": "pytorch",
+        "gguf": "llama.cpp",
+        "ir-classifier": "openvino",
+        "torch-classifier": "pytorch",
+    }

@@ -95,6 +95,12 @@ class OutputDirectory:
                 "Free some, or choose an --output on another disk."
             )
 
+    def identity(self) -> dict[str, Any]:
+        """The identity of the unfinished run in NAME.partial; empty where none can be read."""
+        with suppress(LonasEdgeError, OSError):
+            return PartialRecord.read(self.partial / _PARTIAL).identity or {}
+        return {}
+
     @contextmanager
     def open(self) -> Iterator[Path]:
         """Yield a directory that becomes the output when the block ends without an error.

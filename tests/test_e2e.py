@@ -166,7 +166,7 @@ def test_training_says_what_it_did(command_line: CommandLine):
     assert record == json.loads((command_line.adapter / "training.json").read_text())
     assert record["steps"] == 40 and record["data"][0]["examples"] == 360 and record["reordered"]
     assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] / 3
-    assert not command_line.adapter.with_name("adapter.training").exists()
+    assert not command_line.adapter.with_name("adapter.partial").exists()
 
 
 def test_plain_peft_loads_the_super_adapter_as_the_maximal_network(command_line, oracle: Callable, tokens: torch.Tensor):

@@ -64,7 +64,7 @@ def test_the_road(minilm: Path, tmp_path: Path) -> None:
     from lonas_edge import load_checkpoint
 
     data, space, adapter = write_task(tmp_path / "data"), ROOT / "nncf_config/minilm_l6.json", tmp_path / "adapter"
-    training = ["--rank", 8, "--alpha", 16, "--steps", 40, "--batch-size", 16, "--lr", "5e-3", "--sampling", "sandwich"]
+    training = ["--rank", 8, "--alpha", 16, "--steps", 40, "--batch-size", 16, "--lr", "5e-3"]
     on = ["train", "--model", minilm, "--data", data / "SST-2/train.tsv", "--nncf-config", space, *training]
     record = run(tmp_path, *on, "--output", adapter)
     assert record["task"] == "SST-2" and record["losses"][-1]["loss"] < record["losses"][0]["loss"]

@@ -26,20 +26,19 @@ from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.errors import LonasEdgeError, one_line
+from lonas_edge.errors import one_line
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.solved import SOLVE_PROMPTS
 from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
-from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, Solve, TrainOptions
+from lonas_edge.training.options import DEVICES, PRECISIONS, SolveOptions, TrainOptions
 
 if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
-    from lonas_edge.space.search_space import SearchSpace
 
 _DEFAULT = TrainOptions()
 _LARGEST = 1e6  # far beyond what learns anything, and a float32
-_OF_ELASTIC_TRAINING = ("width_indicator", "sample_rate", "depth_rate", "front", "sampling", "reorder")
+_OF_ELASTIC_TRAINING = ("front", "reorder")
 _OF_THE_SUPER_ADAPTER = ("rank", "alpha", "target_modules", "elastic", *_OF_ELASTIC_TRAINING)
 
 _Model = Annotated[
@@ -114,19 +113,16 @@ _MicroBatchSize = Annotated[
 ]
 _Lr = Annotated[
     float | None,
-    typer.Option(min=0, max=_LARGEST, help="Initial learning rate of each stage. Default: the stage's own, or 3e-4."),
+    typer.Option(
+        min=0,
+        max=_LARGEST,
+        help="Initial learning rate of each stage. Default: its init_lr, else 1e-3; classifiers and above 1e9 weights 3e-4.",
+    ),
 ]
 _WarmupSteps = Annotated[
     int | None, typer.Option(min=0, help="Linear warm-up. Default: 100, or 5 % of the steps when that is less.")
 ]
 _WeightDecay = Annotated[float, typer.Option(min=0, max=_LARGEST, help="AdamW's, on the active part.")]
-_WidthIndicator = Annotated[
-    int | None, typer.Option(min=1, help="Values of each group that may be drawn, widest first. Default: the stage's own.")
-]
-_SampleRate = Annotated[int | None, typer.Option(min=1, help="Optimizer steps between two draws. Default: the stage's own.")]
-_DepthRate = Annotated[
-    float, typer.Option(min=0, max=1, help="Chance that a group of blocks is left out of a drawn sub-network.")
-]
 _Subnetworks = Annotated[
     list[str] | None,
     typer.Option(
@@ -135,22 +131,6 @@ _Subnetworks = Annotated[
         metavar="DIR|FILE|NAME",
         help="Draw from these sub-networks alone: a search's directory of them, files, or names as of --subnet; maximal trains "
         "plain LoRA that can be cut afterwards. May be repeated. Default: from the whole search space.",
-    ),
-]
-_Sampling = Annotated[
-    str,
-    typer.Option(
-        click_type=choice(SAMPLINGS),
-        help="random: one drawn sub-network a step. sandwich: the widest, the narrowest and a drawn one; 2.5 x as long.",
-    ),
-]
-_Distill = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Share of the loss that is distillation, from --teacher or else from the maximal network as it is by then. "
-        "Default: 0.5 with --teacher, else 0, which is off.",
     ),
 ]
 _Teacher = Annotated[
@@ -173,16 +153,7 @@ _Solve = Annotated[
         "Default: nothing is solved.",
     ),
 ]
-_SolvePrompts = Annotated[
-    int | None,
-    typer.Option(
-        "--solve-prompts", min=1, help=f"Prompts to solve on; an eighth as many more are held out. Default: {SOLVE_PROMPTS}."
-    ),
-]
-_Temperature = Annotated[
-    float,
-    typer.Option(max=_LARGEST, help="What logits are divided by for the distillation: above 1, unlikely tokens count more."),
-]
+_SolvePrompts = Annotated[int, typer.Option("--solve-prompts", min=1, help="With --solve: number of prompts.")]
 _Reorder = Annotated[bool, typer.Option("--reorder/--no-reorder", help="Put channels in order of importance before training.")]
 _Elastic = Annotated[bool, typer.Option("--elastic/--no-elastic", help="--no-elastic: plain LoRA.")]
 _Prompt = Annotated[
@@ -195,23 +166,15 @@ _Prompt = Annotated[
         "else alpaca.",
     ),
 ]
-_TrainOnPrompt = Annotated[
-    bool | None,
-    typer.Option("--train-on-prompt/--no-train-on-prompt", help="Learn the prompt's tokens too. Default: the template's rule."),
-]
 _MaxLength = Annotated[
     int | None,
-    typer.Option(min=2, help="Tokens of the longest example. Default: 256; of a classifier 128, and longer texts are cut."),
-]
-_GroupByLength = Annotated[
-    bool,
-    typer.Option("--group-by-length/--no-group-by-length", help="Batch examples of similar length: less padding."),
+    typer.Option(min=2, help="Tokens of the longest example. Default: 1024; classifiers cut at 128."),
 ]
 _Seed = Annotated[int, seed_option("Two runs with one seed give the same adapter.")]
 _Device = Annotated[str, typer.Option(click_type=choice(DEVICES), help="auto takes CUDA where there is one.")]
 _Precision = Annotated[
     str,
-    typer.Option(click_type=choice(PRECISIONS), help="auto: fp32 on a CPU; on CUDA bf16, or fp16 where the card has no bf16."),
+    typer.Option(click_type=choice(PRECISIONS), help="auto takes bf16 where it is faster."),
 ]
 _WeightFormat = Annotated[
     str | None,
@@ -255,22 +218,14 @@ def command(  # the options are read from the context, by the names they have in
     lr: _Lr = None,
     warmup_steps: _WarmupSteps = None,
     weight_decay: _WeightDecay = _DEFAULT.weight_decay,
-    width_indicator: _WidthIndicator = None,
-    sample_rate: _SampleRate = None,
-    depth_rate: _DepthRate = _DEFAULT.depth_rate,
     front: _Subnetworks = None,
-    sampling: _Sampling = _DEFAULT.sampling,
-    distill: _Distill = None,
     teacher: _Teacher = None,
-    temperature: _Temperature = _DEFAULT.temperature,
     solve: _Solve = None,
-    solve_prompts: _SolvePrompts = None,
+    solve_prompts: _SolvePrompts = SOLVE_PROMPTS,
     reorder: _Reorder = _DEFAULT.reorder,
     elastic: _Elastic = True,
     prompt: _Prompt = _DEFAULT.prompt,
-    train_on_prompt: _TrainOnPrompt = None,
     max_length: _MaxLength = _DEFAULT.max_length,
-    group_by_length: _GroupByLength = _DEFAULT.group_by_length,
     seed: _Seed = _DEFAULT.seed,
     device: _Device = _DEFAULT.device,
     precision: _Precision = _DEFAULT.precision,
@@ -289,7 +244,7 @@ def command(  # the options are read from the context, by the names they have in
     Or, with --from, one sub-network of a super-adapter further: what it has of the adapters, and nothing else; or LoRA.
     A causal language model learns instruction data, a classifier (BERT) a task of GLUE, with a head that the adapter carries.
 
-    OUTPUT then is a SOURCE for inspect and export. Its checkpoints lie in OUTPUT.training until it is done. On several GPUs:
+    OUTPUT then is a SOURCE for inspect and export. Its checkpoints lie in OUTPUT.partial until it is done. On several GPUs:
     torchrun --nproc-per-node N -m lonas_edge train …
     """
     _refuse_what_does_nothing(ctx)
@@ -299,22 +254,20 @@ def command(  # the options are read from the context, by the names they have in
             from transformers.utils.logging import disable_progress_bar
 
             from lonas_edge.output import OutputDirectory
-            from lonas_edge.training.inputs import open_inputs, open_specialized, read_subnetworks, with_teacher
+            from lonas_edge.training.inputs import open_inputs, open_recovery, read_subnetworks, with_teacher
             from lonas_edge.training.train import train
         disable_progress_bar()
         chosen = [one for one in (subnet, *(front or ())) if one and not is_name(one)]
         used = (model, *(path for path, _ in files_of_data), nncf_config, start, teacher, solve, *chosen)
-        OutputDirectory(output, overwrite, used).check(0)  # before a base is downloaded
+        OutputDirectory(output, overwrite, used).check(0, resumable=True)  # before a base is downloaded
         if start:
-            inputs = open_specialized(start, files_of_data, subnet, model, nncf_config, revision, task)
-            inputs = replace(inputs, solve=Solve(str(solve), solve_prompts or SOLVE_PROMPTS)) if solve else inputs
+            inputs = open_recovery(start, files_of_data, subnet, model, nncf_config, revision, task)
+            inputs = replace(inputs, solve=SolveOptions(str(solve), solve_prompts)) if solve else inputs
         else:
             inputs = open_inputs(str(model), files_of_data, nncf_config, revision, elastic, task)
         inputs = with_teacher(inputs, teacher) if teacher else inputs
-        _refuse_idle_prompt(ctx, inputs.subject.glue)
+        _refuse_idle_prompt(ctx, inputs.data.glue)
         refuse_revision(revision, inputs.base)
-        if given(ctx, "depth_rate"):
-            _refuse_idle_depth(inputs.space, str(nncf_config))
         record = train(
             inputs,
             output,
@@ -331,10 +284,9 @@ def command(  # the options are read from the context, by the names they have in
 def _refuse_what_does_nothing(ctx: typer.Context) -> None:
     if ctx.params["alpha"] <= 0:
         raise typer.BadParameter(f"--alpha {ctx.params['alpha']:g}: must be more than 0")
-    _refuse_idle_distillation(ctx)
     if ctx.params["solve"] and not ctx.params["start"]:
         raise typer.BadParameter("--solve goes with --from SUPER_ADAPTER: it is of one sub-network")
-    if ctx.params["solve_prompts"] and not ctx.params["solve"]:
+    if given(ctx, "solve_prompts") and not ctx.params["solve"]:
         raise typer.BadParameter("--solve-prompts goes with --solve")
     if given(ctx, "steps") and given(ctx, "epochs"):
         raise typer.BadParameter("--steps and --epochs: each says how long to train; give one")
@@ -352,21 +304,8 @@ def _refuse_what_does_nothing(ctx: typer.Context) -> None:
         raise typer.BadParameter(
             "--nncf-config FILE is needed (`lonas-edge space --model M --output FILE` writes one), or --no-elastic"
         )
-    idle += ["distill"] if ctx.params["distill"] and not ctx.params["teacher"] else []
-    if ctx.params["front"] and (idle_draws := [name for name in ("width_indicator", "depth_rate") if given(ctx, name)]):
-        raise typer.BadParameter(f"{_flags(idle_draws)}: of draws from the whole search space, and --subnetworks names others")
     if not elastic and idle:
         raise typer.BadParameter(f"{_flags(idle)}: plain LoRA (--no-elastic) has no sub-networks; leave it out")
-
-
-def _refuse_idle_depth(space: "SearchSpace", where: str) -> None:
-    if not space.has_blocks:
-        raise LonasEdgeError(f"--depth-rate: {where} has no blocks that may be left out (`lonas-edge space --depth`)")
-    if space.stages and not any("depth" in stage.train_dims for stage in space.stages):
-        raise LonasEdgeError(
-            f'--depth-rate: every stage of {where} holds depth back: "train_dims" is ["width"]. Expected ["width", "depth"] in '
-            "one of them at least"
-        )
 
 
 def _portion(text: str) -> tuple[Path, float]:
@@ -383,29 +322,14 @@ def _portion(text: str) -> tuple[Path, float]:
     return Path(user_path(name)), weight
 
 
-def _refuse_idle_distillation(ctx: typer.Context) -> None:
-    teacher, share = ctx.params["teacher"], ctx.params["distill"]
-    if not ctx.params["temperature"] > 0:
-        raise typer.BadParameter(f"--temperature {ctx.params['temperature']:g}: must be more than 0")
-    if teacher and share == 0:
-        raise typer.BadParameter("--teacher with --distill 0: nothing would be learned from it; leave one out")
-    if not teacher and share and ctx.params["start"]:
-        told = "the maximal network is not trained with --from; --teacher SUPER_ADAPTER learns from it as it is"
-        raise typer.BadParameter(f"--distill goes with --teacher MODEL: {told}")
-    if given(ctx, "temperature") and not (teacher or share):
-        raise typer.BadParameter("--temperature goes with --teacher or --distill")
-
-
 def _flags(names: Iterable[str]) -> str:
     known = {"front": "subnetworks"}
     return ", ".join(f"--{known.get(name, name).replace('_', '-')}" for name in names)
 
 
 def _refuse_idle_prompt(ctx: typer.Context, task: str | None) -> None:
-    idle = [name for name in ("prompt", "train_on_prompt") if given(ctx, name)]
-    if task and idle:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise typer.BadParameter(f"{flags}: {task} is classified as it is, without a prompt; leave it out")
+    if task and given(ctx, "prompt"):
+        raise typer.BadParameter(f"--prompt: {task} is classified without a prompt; omit it")
 
 
 def _options(parameters: Mapping[str, Any]) -> TrainOptions:
@@ -448,12 +372,6 @@ def _print(record: "TrainingRecord", output: Path, as_json: bool) -> None:
         shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
     if special and special.solved:
         shown.print(special.solved.told, markup=False)
-    for data in record.data:
-        if data.dropped:
-            shown.print(
-                f"{data.name}: {data.dropped} of {data.dropped + data.examples} examples were left out: longer than "
-                f"--max-length {options['max_length']}, or 'output' is empty"
-            )
     if record.search_space or special:
         stored = f" --weight-format {options['weight_format']}" if options["weight_format"] else ""
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'}{stored} --output DIR")

@@ -26,8 +26,8 @@ class TrainedData:
         sha256: Its hash.
         kind: What its records are: instruction, messages, text, or glue.
         weight: How often an epoch had each example.
-        examples: How many examples were taken; of texts, pieces.
-        dropped: How many records were not: too long, or without an output.
+        examples: Number of learned examples; of texts, pieces.
+        dropped: Number of the others: too long, or without an output.
     """
 
     name: str
@@ -40,14 +40,14 @@ class TrainedData:
 
 @dataclass(frozen=True)
 class Specialized:
-    """The one sub-network that an adapter was trained for, and the adapter that it began as.
+    """The sub-network that an adapter was trained for, and the adapter that training started from.
 
     Attributes:
-        super_adapter: Name of the super-adapter, or of the plain LoRA adapter, whose one network is the maximal.
+        super_adapter: Name of the super-adapter, or of a plain LoRA adapter, which has the maximal network only.
         sha256: SHA-256 of its files, by name.
-        subnetwork: What the sub-network is called.
-        widths: One a group, in group order.
-        solved: What solving the sub-network gave, before it was trained; None where it was not solved.
+        subnetwork: Name of the sub-network.
+        widths: Its widths, in group order.
+        solved: Result of the least-squares reconstruction before the training; None without one.
     """
 
     super_adapter: str
@@ -67,7 +67,7 @@ class Taught:
 
 @dataclass(frozen=True)
 class Logged:
-    """An entry of the log. None is what JSON cannot say: with fp16 a step whose gradients are not finite is skipped."""
+    """An entry of the log. None stands for NaN and Inf: fp16 skips steps whose gradients are not finite."""
 
     step: int
     loss: float | None = None
@@ -77,30 +77,30 @@ class Logged:
 
 @dataclass(frozen=True)
 class TrainingRecord(Record):
-    """How a super-adapter came to be.
+    """How an adapter was trained.
 
     Attributes:
         base: The base model.
         search_space: Hash of the search space; None for plain LoRA.
-        specialized: The sub-network that was trained alone; None for a super-adapter, and for LoRA trained from the start.
-        teacher: The frozen model that was learned from, if there was one.
-        data: The files.
-        task: The task of GLUE; None for instruction data.
+        specialized: The sub-network that was trained further (`--from`).
+        teacher: The frozen teacher.
+        data: The data files.
+        task: The task of GLUE; None for text.
         prompt: The prompt template; None for a task of GLUE.
-        chat_template: The chat template (Jinja), where the prompt is made of one.
-        options: The `TrainOptions`, as the version that trained had them.
-        reordered: Whether channels were put in order of importance.
-        stages: The `PlannedStage`s.
+        chat_template: The chat template (Jinja) behind the prompt `chat`.
+        options: The `TrainOptions` of the version that trained.
+        reordered: Whether channels were sorted by importance.
+        stages: The `ScheduledStage`s.
         warmup_steps: Steps of the linear warm-up.
-        steps: Optimizer steps in all.
-        resumed_from_step: Where this run went on; None if it began at the beginning.
-        damaged_checkpoints: What was wrong with newer checkpoints than that.
-        seconds: Those of this run, since it went on.
+        steps: All optimizer steps.
+        resumed_from_step: The step where this run continued; None if it started at the first.
+        damaged_checkpoints: Problems of newer checkpoints than that.
+        seconds: Duration of this run.
         device: The CUDA device's name, or cpu.
         precision: fp32, bf16 or fp16.
-        processes: How many trained in parallel.
+        processes: Number of parallel processes.
         losses: The log.
-        versions: Versions of the packages by name.
+        versions: Versions of packages, by name.
     """
 
     NAME: ClassVar = "training"

@@ -146,7 +146,6 @@ def _configuration(
         "epochs": 6,
         "depth_indicator": 1,
         "width_indicator": max(map(len, widths)),
-        "init_lr": 3e-4,
         "epochs_lr": 6,
         "sample_rate": 1,
     }

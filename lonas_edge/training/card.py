@@ -4,24 +4,18 @@ from lonas_edge.data.templates import Template
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.training_record import Specialized, TrainingRecord
+from lonas_edge.training.options import TEACHER_SHARE
 
-_OF_A_SOLVED_ONE = (
+_CORRECTION = (
     " That was done before it was trained further: `correction.safetensors` is added to the base's weights, which lonas-edge "
     "does and plain PEFT does not."
 )
 
 
 def super_adapter_card(record: TrainingRecord) -> str:
-    """Write the model card of a super-adapter.
-
-    Args:
-        record: How it was trained.
-
-    Returns:
-        Markdown, with the metadata block that model hubs read.
-    """
+    """Write the model card, Markdown with the metadata block that model hubs read."""
     base, options = record.base, record.options
-    data = ", ".join(f"`{one.name}` ({one.examples} examples)" for one in record.data)
+    data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
     pipeline = CAUSAL_LM.pipeline_tag if record.task is None else CLASSIFICATION.pipeline_tag
     learned = f"prompt `{record.prompt.name}`" if record.prompt else f"GLUE's {record.task}"
     special = record.specialized
@@ -31,8 +25,8 @@ def super_adapter_card(record: TrainingRecord) -> str:
     stored = options.get("weight_format")
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     order = (
-        "The MLP channels of base and adapter are put in order of importance first (`channel_order.safetensors`; lonas-edge "
-        "does it on loading). The adapter itself is stored in the base's own order: plain PEFT loads it as the maximal network."
+        "lonas-edge sorts the channels of base and adapter by importance on loading (`channel_order.safetensors`). The adapter "
+        "itself is stored in the base's own order: plain PEFT loads it as the maximal network."
     )
     return "\n".join(
         [
@@ -64,28 +58,28 @@ def super_adapter_card(record: TrainingRecord) -> str:
 
 def _taught(record: TrainingRecord) -> str:
     name = record.teacher.name if record.teacher else ""
-    return f"It learned from `{name}` as a frozen teacher, too: {record.options['distill']:.0%} of the loss."
+    return f"It was distilled from the frozen teacher `{name}`: {TEACHER_SHARE:.0%} of the loss."
 
 
 def _of_stored(weight_format: str) -> str:
     return (
-        f"It was trained as `{weight_format}` stores it (quantization-aware): export it in that format, without calibration. "
-        "In any other it is not what was trained."
+        f"It was trained as `{weight_format}` stores it (quantization-aware training). Export it in that format, without "
+        "calibration; another format changes the weights it was trained for."
     )
 
 
 def _of_super_adapter(special: Specialized, elastic: bool) -> str:
     if not elastic:
-        return f"It began as the LoRA adapter `{special.super_adapter}`."
+        return f"Training started from the LoRA adapter `{special.super_adapter}`."
     return (
-        f"It began as the super-adapter `{special.super_adapter}`, of which the {special.subnetwork} sub-network alone was "
-        "trained further: that is the network which lonas-edge takes. The parts that only other sub-networks have are as they "
-        f"were.{_of_solved(special.solved) if special.solved else ''}"
+        f"Training started from the super-adapter `{special.super_adapter}`. Only its {special.subnetwork} sub-network was "
+        "trained further; lonas-edge loads this one. Parts of other sub-networks are unchanged."
+        f"{_of_solved(special.solved) if special.solved else ''}"
     )
 
 
 def _of_solved(solved: Solved) -> str:
-    return f" {solved.told}{_OF_A_SOLVED_ONE if solved.kept else ''}"
+    return f" {solved.told}{_CORRECTION if solved.kept else ''}"
 
 
 def _prompt(prompt: Template) -> list[str]:

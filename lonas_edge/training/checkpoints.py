@@ -1,6 +1,6 @@
-"""Checkpoints of a training: marked as whole with a hash of every file, and checked before one is gone on from.
+"""Checkpoints of a training: marked as complete with the hash of every file, and checked before one is used.
 
-Whatever is loaded from one is tensors and numbers: no pickle is read but with `weights_only=True`.
+Only tensors and numbers are loaded: no pickle is read except with `weights_only=True`.
 """
 
 import re
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import TrainerState
+from safetensors import SafetensorError
 from transformers.trainer_pt_utils import safe_globals
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import read_json, regular, sha256
+from lonas_edge.files import regular, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.correction import FILE as CORRECTION
@@ -25,7 +24,7 @@ from lonas_edge.schema import Record
 
 COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
 ADAPTER, OPTIMIZER, SCHEDULER, STATE = adapters.SAFETENSORS, "optimizer.pt", "scheduler.pt", "trainer_state.json"
-_SHARED = (f"../{ORDER}", f"../{CORRECTION}")  # what all checkpoints of a training begin from
+_SHARED = (f"../{ORDER}", f"../{CORRECTION}")  # common to all checkpoints of a training
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -35,12 +34,7 @@ class NotSavedError(LonasEdgeError):
 
 @dataclass(frozen=True)
 class CheckpointRecord(Record):
-    """The file `complete`: what a checkpoint holds.
-
-    Attributes:
-        step: The step that it was written after.
-        sha256: SHA-256 of each of its files, by name; those of the files that all checkpoints share, too.
-    """
+    """The file `complete`: the step of a checkpoint, and SHA-256 of its files and of the files that checkpoints share."""
 
     NAME: ClassVar = "training-checkpoint"
     VERSION: ClassVar = 1
@@ -51,38 +45,33 @@ class CheckpointRecord(Record):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a working directory that were written to their end, the newest first."""
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and (path / COMPLETE).exists()]
-    return sorted(found, key=step_of, reverse=True)
+    """The complete checkpoints in a working directory, newest first."""
+    return sorted((path for path in _directories(folder) if (path / COMPLETE).exists()), key=step_of, reverse=True)
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Those that were being written when their training was killed."""
-    return [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and not (path / COMPLETE).exists()]
+    """The checkpoints that were being written when their training was killed."""
+    return [path for path in _directories(folder) if not (path / COMPLETE).exists()]
+
+
+def _directories(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint was written after."""
+    """The step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def mark(checkpoint: Path) -> None:
-    """Mark a checkpoint as whole.
-
-    Args:
-        checkpoint: Its directory, with all of its files.
-    """
+    """Mark a checkpoint as complete."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != COMPLETE)
     names += [name for name in _SHARED if (checkpoint / name).exists()]
     CheckpointRecord(step_of(checkpoint), {name: sha256(checkpoint / name) for name in names}).write(checkpoint / COMPLETE)
 
 
 def discard(path: Path) -> None:
-    """Remove a file, a link or a directory; a checkpoint's mark first, so that half of one never looks whole.
-
-    Args:
-        path: What to remove.
-    """
+    """Remove a file, link or directory; a checkpoint's mark first, so that half of one never looks complete."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
@@ -92,16 +81,10 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def saving(checkpoint: Path) -> Iterator[None]:
-    """Say what could not be saved, and why. torch's writer of zip files knows no error but RuntimeError.
-
-    Args:
-        checkpoint: What is being written.
-
-    Yields:
-        While it is.
+    """Explain why a checkpoint could not be saved; torch's writer raises nothing but RuntimeError.
 
     Raises:
-        NotSavedError: If it fails, for another reason than memory.
+        NotSavedError: If it fails for another reason than memory.
     """
     try:
         yield
@@ -112,78 +95,42 @@ def saving(checkpoint: Path) -> Iterator[None]:
         raise NotSavedError(f"{checkpoint} could not be saved (is the disk full?): {reason}") from error
 
 
-def check_files(checkpoint: Path) -> None:
-    """Compare the files of a checkpoint with its record. A version before left the record empty: it has no hashes.
-
-    Args:
-        checkpoint: Its directory.
+def check(checkpoint: Path) -> None:
+    """Compare the files of a checkpoint with its record.
 
     Raises:
-        LonasEdgeError: Names the first file that is missing, or is not what was saved.
-    """
-    regular(checkpoint / COMPLETE, "its record")
-    if not (checkpoint / COMPLETE).stat().st_size:
-        return
-    recorded = CheckpointRecord.read(checkpoint / COMPLETE)
-    if recorded.step != step_of(checkpoint):
-        raise LonasEdgeError(f"{checkpoint / COMPLETE}: of step {recorded.step}")
-    for name, expected in recorded.sha256.items():
-        regular(checkpoint / name, "a part of the checkpoint")
-        if sha256(checkpoint / name) != expected:
-            raise LonasEdgeError(f"{checkpoint / name}: not what was saved; its SHA-256 is another")
-
-
-def check(checkpoint: Path, processes: int, steps: int) -> None:
-    """Refuse a checkpoint that a training would not go on from as if nothing had happened.
-
-    Args:
-        checkpoint: Its directory.
-        processes: How many train in parallel; each has a random state.
-        steps: Those of the whole training.
-
-    Raises:
-        LonasEdgeError: Names the file and says what is wrong with it.
+        LonasEdgeError: Names the first file that is missing or differs.
     """
     try:
-        check_files(checkpoint)
-        random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{process}.pth" for process in range(processes)]
-        for name in (OPTIMIZER, SCHEDULER, *random):
-            load(checkpoint / name)
-        _check_adapter(checkpoint / ADAPTER)
-        _check_state(checkpoint / STATE, step_of(checkpoint), steps)
+        regular(checkpoint / COMPLETE, "its record")
+        recorded = CheckpointRecord.read(checkpoint / COMPLETE)
+        if recorded.step != step_of(checkpoint):
+            raise LonasEdgeError(f"{checkpoint / COMPLETE}: is of step {recorded.step}")
+        for name, expected in recorded.sha256.items():
+            regular(checkpoint / name, "a part of the checkpoint")
+            if sha256(checkpoint / name) != expected:
+                raise LonasEdgeError(f"{checkpoint / name}: differs from what was saved (SHA-256)")
     except OSError as error:
         raise LonasEdgeError(f"{checkpoint}: cannot be read: {error}") from error
 
 
 def load(path: Path) -> Any:
-    """Load a file of `torch.save`, and execute nothing of it.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its tensors and numbers, on the CPU: transformers 5.5 asks for "cpu:0" under torchrun, which torch refuses.
+    """Load a file of `torch.save` on the CPU, without executing anything in it.
 
     Raises:
-        LonasEdgeError: If it holds something else.
+        LonasEdgeError: If it is damaged or holds more than tensors and numbers.
     """
     regular(path, "a part of the checkpoint")
-    with loading(path), safe_globals():
+    with loading(path), safe_globals():  # transformers 5.5 asks for "cpu:0" under torchrun, which torch refuses
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager
 def loading(path: Path) -> Iterator[None]:
-    """Name the file that cannot be loaded: damaged ones raise about anything.
-
-    Args:
-        path: The file.
-
-    Yields:
-        While it is loaded.
+    """Name the file that cannot be loaded: damaged ones raise any exception.
 
     Raises:
-        LonasEdgeError: If it fails, for another reason than memory.
+        LonasEdgeError: If it fails for another reason than memory.
     """
     try:
         yield
@@ -192,22 +139,3 @@ def loading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
         raise LonasEdgeError(f"{path}: cannot be loaded: {type(error).__name__}: {reason}") from error
-
-
-def _check_adapter(path: Path) -> None:
-    regular(path, "the adapter")
-    with loading(path), safe_open(path, "pt") as tensors:
-        tensors.keys()
-
-
-def _check_state(path: Path, step: int, steps: int) -> None:
-    with loading(path):
-        content = read_json(path)
-        TrainerState(**content)
-        logged = all(type(entry["step"]) is int for entry in content["log_history"])
-    if content["global_step"] != step:
-        raise LonasEdgeError(f"{path}: global_step is {content['global_step']!r}; expected {step}, as its directory's")
-    if step > steps:
-        raise LonasEdgeError(f"{path}: global_step is {step}, and the training has {steps} steps")
-    if not logged:
-        raise LonasEdgeError(f"{path}: log_history is damaged")

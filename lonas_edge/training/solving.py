@@ -1,4 +1,4 @@
-"""A sub-network that is solved before it is trained further: its change of the base is found once, kept, and trained on."""
+"""Least-squares reconstruction of a sub-network before it is trained further: computed once, kept, and trained on."""
 
 import json
 from collections.abc import Callable
@@ -14,65 +14,42 @@ from lonas_edge.network.correction import FILE, Correction, read_correction
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solved import Solved
 from lonas_edge.training.inputs import Start
-from lonas_edge.training.plan import Solve
+from lonas_edge.training.options import SolveOptions
 from lonas_edge.training.working import SOLVING
 
-_SOLVED = "solved"  # in the file's metadata: what solving gave
+_SOLVED = "solved"  # key of the result in the file's metadata
 
 
 @dataclass(frozen=True)
 class Solving:
-    """A sub-network that is to be solved, and the prompts; no weights are computed with yet."""
+    """A sub-network and the prompts to reconstruct it on; no weights are read yet."""
 
     model: MaterializedModel
     texts: Texts
     tokenizer: Any
 
     @classmethod
-    def of(cls, start: Start, tokenizer: Any, solve: Solve) -> "Solving":
+    def of(cls, start: Start, tokenizer: Any, solve: SolveOptions) -> "Solving":
         """Read the prompts.
 
-        Args:
-            start: The super-adapter and the sub-network.
-            tokenizer: The base's.
-            solve: What to solve on.
-
-        Returns:
-            What is to be solved.
-
         Raises:
-            LonasEdgeError: If the sub-network cuts nothing that can be solved, or there is too little data.
+            LonasEdgeError: If the sub-network has nothing to reconstruct, or there is too little data.
         """
         model = MaterializedModel(start.source, start.subnetwork)
         return cls(model, read_texts(model, tokenizer, Path(solve.data), solve.prompts), tokenizer)
 
-    def solved(self, folder: Path, tell: Callable[[str], None]) -> None:
-        """Solve it, unless that has been done, and keep what it gave in a training's working directory.
-
-        Args:
-            folder: The working directory.
-            tell: Called with what is being done.
-
-        Raises:
-            LonasEdgeError: If what a layer is given is not finite.
-        """
+    def run(self, folder: Path, tell: Callable[[str], None]) -> None:
+        """Compute the correction, unless it is in the working directory already, and keep it there."""
         if (folder / FILE).exists():
             return
-        tell("Solving what is cut")
+        tell("Least-squares reconstruction")
         with TemporaryDirectory(dir=folder, prefix=SOLVING, ignore_cleanup_errors=True) as scratch:
-            model, found = solve_model(self.model, self.texts, self.tokenizer, Path(scratch), lambda _share: None)
-            model.correction.save(folder, {_SOLVED: json.dumps(asdict(found))})
+            model, solved = solve_model(self.model, self.texts, self.tokenizer, Path(scratch), lambda _share: None)
+            model.correction.save(folder, {_SOLVED: json.dumps(asdict(solved))})
 
 
-def kept(folder: Path, start: Start) -> tuple[Correction, Solved]:
-    """What solving gave, from a training's working directory.
-
-    Args:
-        folder: The working directory.
-        start: The super-adapter and the sub-network.
-
-    Returns:
-        The change of the base, none where it was no better, and its record.
+def solved_correction(folder: Path, start: Start) -> tuple[Correction, Solved]:
+    """Read the kept correction and its record; the correction is empty where it was no better.
 
     Raises:
         LonasEdgeError: If the file is damaged.

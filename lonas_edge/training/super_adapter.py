@@ -1,4 +1,4 @@
-"""The directory of a super-adapter, as a training leaves it: any PEFT client loads it on the base."""
+"""Write the directory of a super-adapter; any PEFT client loads it on the base."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from lonas_edge.training.card import super_adapter_card
 def write_super_adapter(
     folder: Path, model: PeftModel, base: Located, output: Path, order: ChannelOrder, record: TrainingRecord
 ) -> None:
-    """Write adapter, order and record. The adapter goes back to the base's own channel order.
+    """Write adapter, channel order, record and model card; the adapter returns to the base's own channel order.
 
     Args:
-        folder: Where to write.
+        folder: Directory to write to.
         model: The trained model; it is changed.
         base: The base model.
-        output: Where the folder will be in the end.
-        order: The channel order that was trained in.
+        output: The final place of the folder.
+        order: The channel order of the training.
         record: How it was trained.
     """
     order.inverse().apply_to_model(model, lambda name: ".lora_" in name)
@@ -41,7 +41,7 @@ def write_super_adapter(
 
 
 def _reference(base: Located, output: Path) -> str:
-    """A hub id; or the path to a directory on this disk from the super-adapter, so that both can be moved together."""
+    """A hub id, or the relative path to a local directory, so that both can be moved together."""
     if base.revision is not None:
         return base.name
     place = output.absolute().parent.resolve() / output.name

@@ -1,7 +1,4 @@
-"""A teacher: a finished model, frozen, whose answers a training learns from beside those of the data.
-
-It is loaded once, in the dtype that is trained in, and merged: its memory is that of the model's weights, beside the base's.
-"""
+"""A frozen teacher for distillation. It is loaded once, merged, in the dtype of the training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,12 +23,12 @@ from lonas_edge.network.tokenizer import load_tokenizer, tokenizer_differences
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that is learned from.
+    """A frozen model.
 
     Attributes:
-        name: What may be published of where it lies.
-        folder: The directory that was named.
-        files: What it is made of, but for the base that is trained on.
+        name: Its name without local paths, for records.
+        folder: Its directory.
+        files: Its files, without those of the base that is trained on.
         load: Reads its weights, in a dtype.
     """
 
@@ -42,14 +39,11 @@ class Teacher:
 
 
 def open_teacher(reference: str, base: Located) -> Teacher:
-    """Open a teacher, and check that it speaks of the same tokens as the model that is trained.
+    """Open a teacher and compare its tokens with the base's; no weights are read.
 
     Args:
-        reference: A finished LoRA adapter (a super-adapter is its maximal network), an exported checkpoint, or a base model.
-        base: The base model that is trained on.
-
-    Returns:
-        The teacher, its weights not read yet.
+        reference: A LoRA adapter (a super-adapter is its maximal network), an exported checkpoint, or a base model.
+        base: The base model of the training.
 
     Raises:
         LonasEdgeError: If it is none of these, or has another vocabulary or tokenizer.
@@ -71,7 +65,8 @@ def _exported(folder: Path) -> Teacher:
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
     if manifest is None or manifest.stage != "checkpoint":
         raise LonasEdgeError(
-            f"{folder}: an OpenVINO IR; a teacher answers in PyTorch. Export it with --stage checkpoint, or name the adapter"
+            f"{folder}: is an OpenVINO IR, but a teacher needs PyTorch weights. Pass the adapter, or export it with "
+            "--stage checkpoint."
         )
     raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
     files = (folder / "config.json", *open_tensors(folder).files)
@@ -79,14 +74,13 @@ def _exported(folder: Path) -> Teacher:
 
 
 def _opened(reference: str, base: Located) -> Source:
-    """A SOURCE; an adapter whose own base is not to be had is on the base that is trained on."""
+    """Open a SOURCE; an adapter whose own base is missing uses the base of the training."""
     try:
         return open_source(reference)
     except LonasEdgeError:
         if not (Path(reference) / CONFIG).is_file():
             raise
-        with_ours = open_source(reference, str(base.folder))
-    return with_ours
+        return open_source(reference, str(base.folder))
 
 
 def _of_source(source: Source, base: Located) -> Teacher:
@@ -97,11 +91,11 @@ def _of_source(source: Source, base: Located) -> Teacher:
     if source.adapter:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
     named = source.adapter or source.base
-    return Teacher(named.name, named.folder, tuple(own), partial(_live, model))
+    return Teacher(named.name, named.folder, tuple(own), partial(_load, model))
 
 
-def _live(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The materialized model as a live one, filled tensor by tensor: merged in fp32, rounded once."""
+def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the materialized model tensor by tensor: merged in fp32, rounded once."""
     network = empty_model(model.config(), str(model.source.base.folder))
     for name in dict(network.named_parameters()):  # a tied head is not among them
         set_parameter(network, name, model.tensor(name).to(dtype))
@@ -111,25 +105,16 @@ def _live(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _check_tokens(teacher: Path, described: Path, student: Path) -> None:
-    """Compare vocabularies and tokenizers: logits are compared token by token.
-
-    Args:
-        teacher: The directory that was named, for the message.
-        described: Where its configuration and tokenizer are.
-        student: The base that is trained on.
-
-    Raises:
-        LonasEdgeError: If one differs.
-    """
+    """Refuse another vocabulary or tokenizer: logits are compared token by token."""
     theirs, ours = (read_json(folder / "config.json")["vocab_size"] for folder in (described, student))
     problems = [f"its vocabulary has {theirs} entries, and that of {student} has {ours}"] if theirs != ours else []
     tokenizers = load_tokenizer(described), load_tokenizer(student)
     if tokenizers[0] is None and tokenizers[1] is not None:
         problems.append(f"{described} has no tokenizer to compare with that of {student}")
     elif None not in tokenizers:
-        problems += tokenizer_differences(*tokenizers, padding=False)  # what is padded is masked
+        problems += tokenizer_differences(*tokenizers, padding=False)  # padding is masked
     raise_all(
-        f"{teacher}: cannot teach {student}, whose tokens are others (the teacher's come first):",
+        f"{teacher}: cannot teach {student}; their tokens differ (the teacher's come first):",
         problems,
-        "Take a --teacher that is trained on the same base, or one of the same family with the same tokenizer.",
+        "Use a --teacher of the same base, or of the same family with the same tokenizer.",
     )

@@ -1,4 +1,4 @@
-"""What is learned, as tokens: by file, in the template of the training."""
+"""Tokenize the training data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.encoding import Prompting
+from lonas_edge.data.instructions import TEXT
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.plan import TrainOptions
-from lonas_edge.training.subjects import Encoded
+from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.training_data import DataFile, Encoded
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokenized:
     """Encoded examples.
 
     Attributes:
         tokenizer: The model's.
-        prompting: What made text of the examples; None where they are taken as they are.
-        files: `input_ids` and what else the collator takes, of every example that is learned, for each file of the data.
+        prompting: The prompt template; None for GLUE.
+        files: The encoded examples of each file.
         weights: How often an epoch has each example of a file.
     """
 
@@ -31,68 +32,57 @@ class Tokens:
 
     @property
     def examples(self) -> list[Encoded]:
-        """All of them, file by file."""
+        """All examples, file by file."""
         return [example for file in self.files for example in file]
 
     @property
-    def portions(self) -> list[tuple[int, float]]:
-        """For each file, how many examples it has, and how often an epoch has each."""
+    def counts(self) -> list[tuple[int, float]]:
+        """Number of examples and weight of each file."""
         return [(len(file), weight) for file, weight in zip(self.files, self.weights, strict=True)]
 
+    def dropped(self, file: DataFile, index: int) -> int:
+        """Examples of a file that are not learned; texts are split, never dropped."""
+        return 0 if file.kind == TEXT else file.count - len(self.files[index])
 
-def tokenized(inputs: Inputs, options: TrainOptions) -> Tokens:
-    """Make the examples tokens.
 
-    Args:
-        inputs: Base model and data.
-        options: How to train, settled.
-
-    Returns:
-        The tokens of every example that has something to learn and is not too long.
+def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
+    """Tokenize the examples.
 
     Raises:
-        LonasEdgeError: If there is no usable tokenizer, it is another model's, or no example of a file is left.
+        LonasEdgeError: If the tokenizer is missing, incomplete or another model's, or no example of a file remains.
     """
-    subject, folder = inputs.subject, inputs.base.folder
+    data, folder = inputs.data, inputs.base.folder
     tokenizer = _tokenizer(folder)
-    if lacks := subject.lacks(tokenizer):
-        raise LonasEdgeError(f"{folder}: the tokenizer has no {lacks} token; set one in tokenizer_config.json")
-    prompting = subject.prompting(options, tokenizer, folder, inputs.start.source.training if inputs.start else None)
-    files = subject.encoded(tokenizer, options, prompting)
-    for portion, encoded in zip(subject.portions, files, strict=True):
+    if missing := data.missing_tokens(tokenizer):
+        raise LonasEdgeError(f"{folder}: the tokenizer has no {missing} token; set one in tokenizer_config.json")
+    prompting = data.prompting(options, tokenizer, folder, inputs.start.source.training if inputs.start else None)
+    files = data.encode(tokenizer, options, prompting)
+    for file, encoded in zip(data.files, files, strict=True):
         if not encoded:
             raise LonasEdgeError(
-                f"{portion.path}: each of its {portion.count} examples is longer than --max-length {options.max_length} "
-                "tokens, or has no output. Raise it."
+                f"{file.path}: each of its {file.count} examples is longer than --max-length {options.max_length}, or has no "
+                "output. Increase --max-length."
             )
         for example in encoded:
-            refuse_beyond_vocabulary(example["input_ids"], inputs)
-    # shorter examples are filled with one, and the model looks it up; with the other answers end
+            check_vocabulary(example["input_ids"], inputs)
+    # the model looks padding up, too, and answers end with EOS
     ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
-    refuse_beyond_vocabulary(ends, inputs)
-    return Tokens(tokenizer, prompting, tuple(files), tuple(portion.weight for portion in subject.portions))
+    check_vocabulary(ends, inputs)
+    return Tokenized(tokenizer, prompting, tuple(files), tuple(file.weight for file in data.files))
 
 
-def refuse_beyond_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
-    """Refuse tokens that the model does not have.
-
-    Args:
-        ids: Token ids.
-        inputs: Says the model.
-
-    Raises:
-        LonasEdgeError: If one is larger than the model's vocabulary.
-    """
+def check_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
+    """Refuse token ids that the model does not have."""
     size, largest = inputs.architecture.config.vocab_size, max(ids, default=0)
     if largest >= size:
         raise LonasEdgeError(
-            f"{inputs.base.folder}: the tokenizer gives token {largest}, and the model's vocabulary has {size} entries. "
-            "Do tokenizer and model belong together?"
+            f"{inputs.base.folder}: the tokenizer gives token {largest}, but the model's vocabulary has {size} entries. "
+            "Use the tokenizer of this model."
         )
 
 
 def _tokenizer(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise LonasEdgeError(f"{folder}: training needs the model's tokenizer; there are no tokenizer files")
+        raise LonasEdgeError(f"{folder}: no tokenizer files; training needs the model's tokenizer")
     return tokenizer

@@ -1,15 +1,14 @@
-"""Train a super-adapter: elastic LoRA, from instruction data to a directory that `export` takes as it is.
+"""Train a super-adapter: elastic LoRA, from data to a directory that `export` accepts as it is.
 
-Every step activates a sub-network drawn from the search space. What is inactive is not computed, gets no gradient, and is left
-by the optimizer exactly as it was, moments included (`elastic_trainer.py`). All else (mixed precision, accumulation,
-checkpointing, data parallelism under torchrun, logging, resuming) is the Hugging Face Trainer's.
+Every step activates a sub-network of the search space. Inactive parts are not computed, get no gradient, and the optimizer
+leaves them and their moments unchanged (`elastic_trainer.py`). Mixed precision, accumulation, checkpointing, data
+parallelism under torchrun, logging and resuming are the work of the Hugging Face Trainer.
 """
 
 import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,12 +32,11 @@ from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_c
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
-from lonas_edge.network.speed import quicker_in
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import STATE, step_of
-from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, per_epoch, restore_adapter
+from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
 from lonas_edge.training.inputs import (
     Inputs,
     Start,
@@ -48,16 +46,19 @@ from lonas_edge.training.inputs import (
     device_of,
     lora_config,
     precision_of,
-    settled,
+    with_defaults,
 )
-from lonas_edge.training.plan import Plan, TrainOptions, make_plan
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.record import make_record
-from lonas_edge.training.solving import Solving, kept
+from lonas_edge.training.sampler import EpochSampler, per_epoch
+from lonas_edge.training.schedule import Schedule, make_schedule
+from lonas_edge.training.solving import Solving, solved_correction
 from lonas_edge.training.super_adapter import write_super_adapter
-from lonas_edge.training.tokens import Tokens, refuse_beyond_vocabulary, tokenized
-from lonas_edge.training.working import RUNS, Settings, WorkingDirectory
+from lonas_edge.training.tokens import Tokenized, check_vocabulary, tokenize
+from lonas_edge.training.working import RUNS, Hashes, identity, newest_complete, stopping
 
-_PATIENCE = timedelta(hours=6)  # how long processes wait while the first loads, hashes and calibrates
+_PATIENCE = timedelta(hours=6)  # other processes wait while the first loads, hashes and calibrates
+_CALIBRATION_EXAMPLES = 64  # to measure the importance of channels
 
 
 def train(
@@ -69,102 +70,117 @@ def train(
     report: Progress = lambda _step, _steps, _log: None,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> TrainingRecord | None:
-    """Train a super-adapter and write its directory.
+    """Train an adapter and write its directory.
 
     Args:
         inputs: Base model, search space and data.
-        output: The super-adapter's directory; it appears when the training is done.
+        output: The adapter's directory; it appears when the training is done.
         options: How to train.
-        resume: Whether to go on from the last checkpoint of a training that was killed or stopped.
-        overwrite: Whether an existing output is replaced; without `resume` an unfinished training of it, too.
+        resume: Whether to continue from the last checkpoint of a killed or stopped training.
+        overwrite: Whether to replace an existing output; without `resume` an unfinished training of it, too.
         report: Called after every step.
-        tell: Called with where a resumed training goes on, and why.
+        tell: Called with what the user should know: dropped examples, where a resumed training starts.
 
     Returns:
         The record, as written to `training.json`; None in every process but the first.
 
     Raises:
-        LonasEdgeError: If the inputs do not fit, the output exists, the loss is not finite, or something ends it early.
+        LonasEdgeError: If the inputs do not fit, the output exists, the loss is not finite, or the training stopped early.
     """
-    options = settled(inputs, options)
+    options = with_defaults(inputs, options)
     check(inputs, options)
-    working = WorkingDirectory.of(output)
-    with working.kept():
-        run = _prepared(inputs, options, working, report, tell)
+    others = [each.folder for each in (inputs.start and inputs.start.located, inputs.teacher) if each]
+    used = [inputs.base.folder, *(file.path for file in inputs.data.files), inputs.nncf_config, *others]
+    used += [Path(inputs.solve.data)] if inputs.solve else []
+    directory = OutputDirectory(output, overwrite, used)
+    with stopping():
+        run = _prepared(inputs, options, directory, resume, report, tell)
         if run.state.is_main_process:
-            others = [one.folder for one in (inputs.start and inputs.start.located, inputs.teacher) if one]
-            used = (inputs.base.folder, *(portion.path for portion in inputs.subject.portions), inputs.nncf_config, *others)
-            used += (Path(inputs.solve.data),) if inputs.solve else ()
-            return run.lead(OutputDirectory(output, overwrite, used), resume)
+            return run.lead(resume)
         run.trained()
         run.state.wait_for_everyone()
     return None
 
 
 def _prepared(
-    inputs: Inputs, options: TrainOptions, working: WorkingDirectory, report: Progress, tell: Callable[[str], None]
+    inputs: Inputs,
+    options: TrainOptions,
+    directory: OutputDirectory,
+    resume: bool,
+    report: Progress,
+    tell: Callable[[str], None],
 ) -> "_Run":
     state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
+    if options.precision == "auto":
+        before = directory.identity().get("options", {}).get("precision") if resume else None
+        precision = [str(before or precision_of(options)) if state.is_main_process else ""]
+        broadcast_object_list(precision)  # the speeds that processes measure may differ
+        options = replace(options, precision=precision[0])
     set_seed(options.seed)
-    tokens = tokenized(inputs, options)
+    tokens = tokenize(inputs, options)
+    for index, file in enumerate(inputs.data.files):
+        if dropped := tokens.dropped(file, index):
+            tell(
+                f"{file.path.name}: {dropped} of {file.count} examples dropped: longer than --max-length {options.max_length}, "
+                "or without output"
+            )
     solving = Solving.of(inputs.start, tokens.tokenizer, inputs.solve) if inputs.start and inputs.solve else None
-    plan = _plan(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.portions))
-    arguments = _arguments(plan, options, state.num_processes, working.path)
-    return _Run(inputs, options, plan, tokens, solving, working, state, arguments, report, tell)
+    schedule = _schedule(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.counts))
+    arguments = _arguments(schedule, options, state.num_processes, directory.partial)
+    return _Run(inputs, options, schedule, tokens, solving, directory, state, arguments, report, tell)
 
 
-def _plan(inputs: Inputs, options: TrainOptions, examples: int) -> Plan:
+def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
+    default_lr = inputs.data.default_lr(inputs.architecture)
     if inputs.start is None:
-        return make_plan(inputs.space, options, examples, str(inputs.nncf_config), options.subnetworks)
-    alone = replace(inputs.space, stages=())  # the stages are those of a super-network
-    return make_plan(alone, options, examples, given=(inputs.start.subnetwork.widths,))
+        where = str(inputs.nncf_config)
+        return make_schedule(inputs.space, options, examples, where, options.subnetworks, default_lr)
+    space = replace(inputs.space, stages=())  # the stages are those of the super-network's training
+    return make_schedule(space, options, examples, "", (inputs.start.subnetwork.widths,), default_lr)
 
 
-def _arguments(plan: Plan, options: TrainOptions, processes: int, working: Path) -> TrainingArguments:
-    precision = precision_of(options)
+def _arguments(schedule: Schedule, options: TrainOptions, processes: int, working: Path) -> TrainingArguments:
     accumulation = options.accumulation(processes)
-    log_steps = min(options.log_steps, plan.steps)
-    tenth = min(200, max(1, plan.steps // 10))
+    log_steps = min(options.log_steps, schedule.steps)
+    tenth = min(200, max(1, schedule.steps // 10))
     try:
         get_reporting_integration_callbacks(options.report_to)
         arguments = TrainingArguments(
             output_dir=str(working),
-            max_steps=plan.steps,
+            max_steps=schedule.steps,
             per_device_train_batch_size=options.batch_size // accumulation // processes,
             gradient_accumulation_steps=accumulation,
             average_tokens_across_devices=True,
-            max_grad_norm=options.max_grad_norm,
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
+            bf16=options.precision == "bf16",
+            fp16=options.precision == "fp16",
             use_cpu=device_of(options) == "cpu",
             gradient_checkpointing=options.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
             remove_unused_columns=False,
             logging_steps=log_steps,
             logging_nan_inf_filter=False,
-            save_steps=options.save_steps or -(-tenth // log_steps) * log_steps,  # a log's interval is not cut by a checkpoint
+            save_steps=options.save_steps or -(-tenth // log_steps) * log_steps,  # a checkpoint does not split a log interval
             report_to=options.report_to,
             seed=options.seed,
             disable_tqdm=True,
-            ddp_find_unused_parameters=plan.space.has_blocks,  # those of a block that a step leaves out
+            ddp_find_unused_parameters=schedule.space.has_blocks,  # those of a removed block
             dataloader_pin_memory=device_of(options) == "cuda",
         )
-    except (ValueError, RuntimeError) as error:  # an integration that is not known or installed, bf16 that the card lacks
-        chosen = f"--report-to {options.report_to}, --precision {precision}"
+    except (ValueError, RuntimeError) as error:  # an unknown or missing integration, a card without bf16
+        chosen = f"--report-to {options.report_to}, --precision {options.precision}"
         raise LonasEdgeError(f"the Trainer refuses one of {chosen}: {error}") from error
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards are for torchrun; DataParallel would split the kept positions
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards need torchrun; DataParallel would split the kept positions
     return arguments
 
 
 def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
-    """The adapter, and at the peak three checkpoints of it with two moments each, in fp32."""
+    """The adapter and, at the peak, three checkpoints of it with two moments each, in fp32."""
     ranks = inputs.start.source.ranks() if inputs.start else adapter_ranks(options, inputs.architecture)
     sizes = inputs.architecture.linears
     return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())
 
 
 def _continued(base: Any, start: Start, dropout: float) -> Any:
-    """The super-adapter on its base, trainable."""
     config = copy.deepcopy(start.config.lora)
     config.lora_dropout, config.inference_mode = dropout, False
     with read_by("peft", start.located.folder / CONFIG):
@@ -172,7 +188,7 @@ def _continued(base: Any, start: Start, dropout: float) -> Any:
 
 
 class _Trained(NamedTuple):
-    """What a process has at the end."""
+    """The result of a process."""
 
     network: SuperNetwork
     order: ChannelOrder
@@ -181,112 +197,105 @@ class _Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class _Run:
-    """One training under way, in one of its processes."""
+    """A running training in one of its processes."""
 
     inputs: Inputs
     options: TrainOptions
-    plan: Plan
-    tokens: Tokens
+    schedule: Schedule
+    tokens: Tokenized
     solving: Solving | None
-    working: WorkingDirectory
+    directory: OutputDirectory
     state: PartialState
     arguments: TrainingArguments
     report: Progress
     tell: Callable[[str], None]
 
-    def lead(self, directory: OutputDirectory, resume: bool) -> TrainingRecord:
-        """The first process alone has the working directory and the output; inputs are recorded as they were at the start."""
-        inputs, options = self.inputs, self.options
-        directory.check(0 if resume else _needed_bytes(inputs, options))
+    def lead(self, resume: bool) -> TrainingRecord:
+        """Train in the first process, which alone holds the working directory and writes the output."""
+        inputs, options, directory, schedule = self.inputs, self.options, self.directory, self.schedule
+        directory.check(0 if resume else _needed_bytes(inputs, options), resumable=True)
         nncf_config = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
-        settings = Settings.of(inputs, options, self.plan, self.state.num_processes)
-        data = ", ".join(str(portion.path) for portion in inputs.subject.portions)
-        files: dict[str, Path | str] = {"base": inputs.base.folder, "tokenizer": inputs.base.folder, "data": data}
-        files |= {"search_space": inputs.nncf_config, "stages": inputs.nncf_config} if inputs.nncf_config else {}
-        files |= {"teacher": inputs.teacher.folder} if inputs.teacher else {}
+        hashes = Hashes.of(inputs)
+        settings = identity(inputs, hashes, options, schedule, self.state.num_processes)
         if inputs.start:
-            files["start"] = inputs.start.located.folder
-            misfits = base_misfits(inputs.start.source.training, settings.base)
-            raise_all(f"{inputs.base.folder}: not the base that was trained on:", misfits, "--model names the right one.")
-        with self.working.held(settings, resume, directory.overwrite, files) as resumption:
+            misfits = base_misfits(inputs.start.source.training, hashes.base)
+            raise_all(f"{inputs.base.folder}: not the base of the adapter's training:", misfits, "Pass the right --model.")
+        restart = directory.overwrite and not resume
+        with directory.resume("train", settings, resume, restart) as work, stopping(work.path):
+            resumption = newest_complete(work.path)
             if resume:
-                self.tell(resumption.told())
-            elif device_of(options) == "cpu" and options.precision != "fp32":
-                self.tell_of_speed()
+                self.tell(str(resumption))
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
             correction, solved = self._solved()
-            record = make_record(inputs, self.plan, settings, state, self.tokens, bool(order), resumption, seconds, solved)
-            with directory.open() as folder:
+            record = make_record(
+                inputs, options, schedule, hashes, state, self.tokens, bool(order), resumption, self.state, seconds, solved
+            )
+            with work.publish() as folder:
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
                 if correction:
                     correction.save(folder)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
-                if (self.working.path / RUNS).exists():
-                    shutil.copytree(self.working.path / RUNS, folder / RUNS)
-            with suppress(OSError):  # the output is there, whatever is left here
-                self.working.remove()
-            self.state.wait_for_everyone()
+                if (work.path / RUNS).exists():
+                    shutil.copytree(work.path / RUNS, folder / RUNS)
+        self.state.wait_for_everyone()
         return record
 
-    def tell_of_speed(self) -> None:
-        """Say so where this processor is much faster in another precision."""
-        if told := quicker_in(precision_of(self.options), "--precision"):
-            self.tell(told)
-
     def trained(self, checkpoint: Path | None = None) -> _Trained:
-        """Load and train; the first process says from where."""
+        """Load and train; the first process names the checkpoint to continue from."""
         checkpoint, order = self._agreed(checkpoint)
         network = self._super_network(order)
         trainer = self._trainer(network)
-        if checkpoint and step_of(checkpoint) == self.plan.steps:  # killed between the last step and the output
+        if checkpoint and step_of(checkpoint) == self.schedule.steps:  # killed between the last step and the output
             restore_adapter(network.model, checkpoint)
             return _Trained(network, order, TrainerState.load_from_json(str(checkpoint / STATE)))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return _Trained(network, order, trainer.state)
 
     def _agreed(self, checkpoint: Path | None) -> tuple[Path | None, ChannelOrder]:
-        """The checkpoint to go on from and the channel order, as the first process finds them: all must have the same."""
+        """Send the first process's checkpoint and channel order to all processes."""
         agreed: list[Any] = [None, None]
         if self.state.is_main_process:
             agreed = [checkpoint and str(checkpoint), dict(self._order(checkpoint is not None).columns)]
             if self.solving:
-                self.solving.solved(self.working.path, self.tell)
+                self.solving.run(self.directory.partial, self.tell)
         broadcast_object_list(agreed)
-        found = ChannelOrder.of(self.inputs.architecture, agreed[1] or {})
-        return (Path(agreed[0]) if agreed[0] else None), found
+        order = ChannelOrder.of(self.inputs.architecture, agreed[1] or {})
+        return (Path(agreed[0]) if agreed[0] else None), order
 
     def _order(self, resumed: bool) -> ChannelOrder:
         if self.inputs.start:
             return self.inputs.start.source.order
-        elasticity, folder = self.inputs.elasticity, self.working.path
+        elasticity, folder = self.inputs.elasticity, self.directory.partial
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
-        found = read_channel_order(folder, elasticity.architecture)
-        if found:
-            return found
+        order = read_channel_order(folder, elasticity.architecture)
+        if order:
+            return order
         if resumed:
-            raise LonasEdgeError(f"{folder}: its channel order is missing; start again with --overwrite, without --resume")
-        count, wanted = sum(portion.count for portion in self.inputs.subject.portions), self.options.calibration_prompts
-        chosen = Random(self.options.seed).sample(range(count), min(wanted, count))
-        found = by_importance(self._base().to(self.state.device), elasticity, self._calibration(chosen))
-        found.save(folder)
-        return found
+            raise LonasEdgeError(f"{folder}: the channel order is missing. Start again with --overwrite, without --resume.")
+        count = sum(file.count for file in self.inputs.data.files)
+        chosen = Random(self.options.seed).sample(range(count), min(_CALIBRATION_EXAMPLES, count))
+        order = by_importance(self._base().to(self.state.device), elasticity, self._calibration(chosen))
+        order.save(folder)
+        return order
 
-    def _calibration(self, places: list[int]) -> Iterator[dict[str, torch.Tensor]]:
+    def _calibration(self, indices: list[int]) -> Iterator[dict[str, torch.Tensor]]:
         tokens = self.tokens
-        for batch in self.inputs.subject.calibration(places, tokens.tokenizer, self.options, tokens.prompting):
-            refuse_beyond_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
+        for batch in self.inputs.data.calibration(indices, tokens.tokenizer, self.options, tokens.prompting):
+            check_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
     def _solved(self) -> tuple[Correction, Solved | None]:
-        """What solving changed in the base, and what it gave; that of an adapter which is trained on further stays."""
+        """The correction of the base's weights and its record; an adapter to train further keeps its correction."""
         start = self.inputs.start
         if start is None:
             return Correction(), None
-        return kept(self.working.path, start) if self.solving else (start.source.correction(start.subnetwork), None)
+        if self.solving:
+            return solved_correction(self.directory.partial, start)
+        return start.source.correction(start.subnetwork), None
 
     def _base(self) -> Any:
         base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[base_dtype(self.inputs, self.options)].torch)
@@ -294,7 +303,7 @@ class _Run:
         return base
 
     def _super_network(self, order: ChannelOrder) -> SuperNetwork:
-        set_seed(self.options.seed)  # a head that the base lacks is drawn
+        set_seed(self.options.seed)  # a missing head is initialized at random
         base, start = self._base(), self.inputs.start
         if start:
             model = _continued(base, start, self.options.dropout)
@@ -308,32 +317,24 @@ class _Run:
         config = lora_config(self.options, self.inputs.architecture)
         return SuperNetwork(get_peft_model(base, config), self.inputs.elasticity)
 
-    def _teacher(self) -> Any:
-        """The frozen teacher, loaded; None where there is none."""
-        if self.inputs.teacher is None:
-            return None
-        return self.inputs.teacher.load(DTYPES[precision_of(self.options)].torch).to(self.arguments.device)
-
     def _trainer(self, network: SuperNetwork) -> ElasticTrainer:
+        options, tokens, teacher = self.options, self.tokens, self.inputs.teacher
         trainable = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
-        optimizer = AdamW(trainable, lr=1.0, weight_decay=self.options.weight_decay)  # the scheduler gives the rate itself
+        optimizer = AdamW(trainable, lr=1.0, weight_decay=options.weight_decay)  # the scheduler gives the learning rate itself
+        lengths = [len(example["input_ids"]) for example in tokens.examples]
         trainer = ElasticTrainer(
             network,
-            self.plan,
-            self.options.distill or 0.0,
-            self.options.batch_size,
-            self.options.group_by_length,
-            self._teacher(),
-            self.options.temperature,
-            self.tokens.portions,
-            self.options.weight_format,
+            self.schedule,
+            EpochSampler(lengths, options.batch_size, options.seed, tokens.counts),
+            teacher.load(DTYPES[options.precision].torch).to(self.arguments.device) if teacher else None,
+            options.weight_format,
             args=self.arguments,
-            train_dataset=self.tokens.examples,
-            data_collator=self.inputs.subject.collator(self.tokens.tokenizer),
-            optimizers=(optimizer, LambdaLR(optimizer, self.plan.learning_rate)),
+            train_dataset=tokens.examples,
+            data_collator=self.inputs.data.collator(tokens.tokenizer),
+            optimizers=(optimizer, LambdaLR(optimizer, self.schedule.learning_rate)),
             callbacks=[Watch(self.report)],
         )
         for noisy in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(noisy)
-        InactiveKept(optimizer, lambda: network.inactive_parts(trainer.active_of_step()))
+        InactiveKept(optimizer, lambda: network.inactive_parts(self.schedule.subnetwork(trainer.state.global_step)))
         return trainer

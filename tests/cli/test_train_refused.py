@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import TinyModels, TinySource
+from tiny_models import TinySource
 from train_commands import arguments, has
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -49,7 +49,7 @@ def test_data_of_another_format(llama: TinySource, data: Path, tmp_path: Path, r
 
 def test_all_examples_too_long(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     error = refused(arguments(llama, data, tmp_path / "out", max_length=12))
-    has(error, data, "each of its 40 examples is longer than --max-length 12 tokens", "Raise it")
+    has(error, data, "each of its 40 examples is longer than --max-length 12", "Increase --max-length")
 
 
 # what does not fit the model
@@ -135,7 +135,7 @@ def test_an_adapter_as_the_model(llama_copy: TinySource, data: Path, tmp_path: P
     for name in ("adapter_config.json", "adapter_model.safetensors"):  # beside a base, where it would be left out
         shutil.copy(llama_copy.adapter / name, llama_copy.base)
     error = refused(arguments(llama_copy, data, tmp_path / "out"))
-    has(error, f"{llama_copy.base}: holds an adapter", "the base model alone")
+    has(error, f"{llama_copy.base}: is an adapter", "--model takes a base model")
 
 
 def test_stages_that_ask_for_what_is_not_done(
@@ -148,21 +148,8 @@ def test_stages_that_ask_for_what_is_not_done(
     llama_copy.space.write_text(json.dumps(content))
     error = refused(arguments(llama_copy, data, tmp_path / "out"))
     has(error, f"{llama_copy.space}: the training stages cannot be used", "stage 0: train_dims = ('depth', 'width')")
-    has(error, "stage 1: reorg_weights", "--reorder")
+    has(error, "stage 1: reorg_weights: not supported")
     assert run_cli("inspect", *llama_copy.arguments(), "--json").code == 0
-
-
-def test_depth_rate_without_blocks(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    error = refused(arguments(llama, data, tmp_path / "out", depth_rate=0.2))
-    has(error, f"--depth-rate: {llama.space} has no blocks that may be left out", "lonas-edge space --depth")
-
-
-def test_depth_rate_where_every_stage_holds_depth_back(
-    tiny_models: TinyModels, data: Path, tmp_path: Path, refused: Callable
-) -> None:
-    source = tiny_models.deep_source("llama")
-    error = refused(arguments(source, data, tmp_path / "out", depth_rate=0.2))
-    has(error, f"--depth-rate: every stage of {source.space} holds depth back", '"train_dims" is ["width"]')
 
 
 def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
@@ -186,7 +173,7 @@ def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refus
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_cuda(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", device="cuda")), "--device cuda", "take --device cpu")
+    has(refused(arguments(llama, data, tmp_path / "out", device="cuda")), "--device cuda", "use --device cpu")
 
 
 def test_fp16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
@@ -201,7 +188,7 @@ def test_batch_that_cannot_be_divided(llama: TinySource, data: Path, tmp_path: P
 
 def test_dropout_of_what_is_stored(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     error = refused(arguments(llama, data, tmp_path / "out", dropout=0.1, weight_format="int4_sym"))
-    has(error, "--dropout 0.1 with --weight-format int4_sym", "leave one out")
+    has(error, "--dropout cannot be combined with --weight-format")
 
 
 def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +202,7 @@ def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refuse
 
 @pytest.mark.parametrize("epochs", [0, -1])
 def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, epochs: float | str) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", steps=None, epochs=epochs)), "--epochs", "must be positive")
+    has(refused(arguments(llama, data, tmp_path / "out", steps=None, epochs=epochs)), "--epochs", "must be more than 0")
 
 
 # wrong usage
@@ -228,9 +215,7 @@ def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Calla
         ({"data": None}, "--data"),
         ({"steps": 0}, "--steps"),
         ({"rank": 0}, "--rank"),
-        ({"distill": 1.5}, "--distill"),
         ({"dropout": 1}, "--dropout"),
-        ({"sampling": "all"}, "--sampling"),
         ({"precision": "int8"}, "--precision"),
         ({"weight_format": "fp16"}, "--weight-format"),
         ({"revision": "main"}, "--revision main"),
@@ -245,18 +230,7 @@ def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Cal
     [
         (["--no-elastic", "--reorder"], ["--reorder: plain LoRA (--no-elastic) has no sub-networks"]),
         (["--no-elastic", "--no-reorder"], ["--reorder: plain LoRA"]),
-        (["--no-elastic", "--sampling", "random"], ["--sampling: plain LoRA"]),
-        (["--no-elastic", "--distill", "0.5", "--sample-rate", "2"], ["--sample-rate, --distill: plain LoRA"]),
-        (["--width-indicator", "2", "--no-elastic"], ["--width-indicator: plain LoRA"]),
         (["--epochs", "2"], ["--steps and --epochs", "give one"]),
-        (["--depth-rate", "nan"], ["--depth-rate", "nan is not a finite number"]),
-        (["--depth-rate", "1.1"], ["--depth-rate", "1.1 is not in the range"]),
-        (["--no-elastic", "--depth-rate", "0.1"], ["--depth-rate: plain LoRA"]),
-        (["--subnetworks", "minimal", "--depth-rate", "0.1"], ["--depth-rate: of draws from the whole search space"]),
-        (
-            ["--subnetworks", "minimal", "--depth-rate", "0.1", "--width-indicator", "2"],
-            ["--width-indicator, --depth-rate: of draws", "--subnetworks names others"],
-        ),
     ],
 )
 def test_options_that_would_do_nothing(

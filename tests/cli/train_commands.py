@@ -15,6 +15,7 @@ OPTIONS = {
     "--lr": 0.01,
     "--prompt": "question",
     "--device": "cpu",
+    "--precision": "fp32",
 }
 
 

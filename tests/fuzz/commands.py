@@ -66,8 +66,8 @@ def _variant(suffix: str, adapter: str = "adapter") -> list[str]:
 _SUBNET = ("--subnet", "subnet.json", "--stage", "checkpoint")
 _SHARDED = ["base-sharded/*.safetensors", *["base-sharded/model.safetensors.index.json"] * 3, "adapter/adapter_config.json"]
 _PICKLED = ["base-pickled/pytorch_model.bin", "adapter-pickled/adapter_model.bin", "space.json"]
-_CHECKPOINTS = [f"out.training/checkpoint-{step}/*" for step in (2, 3)]
-_TRAINING = ["in/out", "in/out/*", "in/out.training", "in/out.training/*"]
+_CHECKPOINTS = [f"out.partial/checkpoint-{step}/*" for step in (2, 3)]
+_TRAINING = ["in/out", "in/out/*", "in/out.partial", "in/out.partial/*"]
 COMMANDS = {
     "inspect": Command(
         ["inspect", *SOURCE, "--subnet", "subnet.json", "--json"],
@@ -95,7 +95,7 @@ COMMANDS = {
     "train": Command([*TRAIN, "--output", "out"], [*_BASE, "space.json", *["data.json"] * 3], "adapter", 9),
     "train-resume": Command(
         [*TRAIN, "--output", "out", "--resume"],
-        [*_CHECKPOINTS, *["out.training/settings.json", "out.training/channel_order.safetensors"] * 3, *_CONFIGS[::2]],
+        [*_CHECKPOINTS, *["out.partial/partial.json", "out.partial/channel_order.safetensors"] * 3, *_CONFIGS[::2]],
         "resumed",
         14,
         writes=_TRAINING,

@@ -77,7 +77,7 @@ def _more_of_llama(case: Path) -> list[str]:
     ):
         _in_child(work, case, f"llama/{name}")
     _check(run_command(["eval", "ir", *EVAL, "--card"], case, 300), "llama/evaluation")
-    return ["out.training"]
+    return ["out.partial"]
 
 
 def _in_child(work: Callable[[], None], folder: Path, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The record of a training: written, read, refused."""
+"""The record of a training: written and read."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,16 @@ import pytest
 
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.training_record import Logged, Specialized, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
 
-RECORD: dict[str, Any] = {
+CONTENT: dict[str, Any] = {
     "schema": "lonas-edge/training/1",
     "base": {"name": "base", "revision": None, "sha256": {"config.json": "8f40", "model.safetensors": "5e45"}},
     "search_space": "e1b5",
+    "specialized": {"super_adapter": "super", "sha256": {}, "subnetwork": "minimal", "widths": [6, 64], "solved": None},
+    "teacher": {"name": "lora", "sha256": {"config.json": "2a"}},
+    "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "dropped": 2}],
+    "task": None,
     "prompt": {
         "name": "question",
         "without_input": "Question: {instruction}\nAnswer:",
@@ -22,63 +26,53 @@ RECORD: dict[str, Any] = {
         "train_on_prompt": False,
         "whole_text": False,
     },
-    "options": {"rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "epochs": None, "elastic": True},
+    "chat_template": None,
+    "options": {"rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "epochs": None},
     "reordered": True,
     "stages": [{"first": 0, "steps": 2, "lr": 0.0003, "lr_steps": 2, "width_indicator": None, "sample_rate": 1}],
     "warmup_steps": 0,
     "steps": 2,
     "resumed_from_step": None,
+    "damaged_checkpoints": [],
     "seconds": 0.4,
     "device": "cpu",
     "precision": "fp32",
     "processes": 1,
-    "losses": [{"step": 1, "loss": 6.76, "learning_rate": 0.00015, "grad_norm": None}, {"step": 2, "loss": 6.5}],
+    "losses": [{"step": 1, "loss": 6.76, "learning_rate": 0.00015, "grad_norm": None}],
     "versions": {"python": "3.11.7", "torch": "2.13.0+cpu"},
-    "damaged_checkpoints": [],
-    "specialized": {
-        "super_adapter": "super",
-        "sha256": {"adapter_config.json": "1f"},
-        "subnetwork": "minimal",
-        "widths": [6, 64],
-        "solved": None,
-    },
-    "teacher": None,
-    "task": None,
-    "chat_template": None,
-    "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "dropped": 2}],
 }
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
-    """A file with this content."""
     path = folder / "training.json"
     path.write_text(json.dumps(content))
     return path
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
-    record = TrainingRecord.read(written(tmp_path, RECORD))
+def test_read_and_written_again(tmp_path: Path) -> None:
+    record = TrainingRecord.read(written(tmp_path, CONTENT))
     assert record.base == TrainedBase("base", None, {"config.json": "8f40", "model.safetensors": "5e45"})
+    assert record.specialized == Specialized("super", {}, "minimal", (6, 64), None)
+    assert record.teacher == Taught("lora", {"config.json": "2a"})
     assert record.data == (TrainedData("data.json", "e9d4", "instruction", 1.0, 30, 2),)
     assert record.prompt == TEMPLATES["question"]
-    assert record.losses == (Logged(1, 6.76, 0.00015, None), Logged(2, 6.5, None, None))
-    assert record.specialized == Specialized("super", {"adapter_config.json": "1f"}, "minimal", (6, 64), None)
+    assert record.losses == (Logged(1, 6.76, 0.00015, None),)
     record.write(tmp_path / "again.json")
-    assert TrainingRecord.read(tmp_path / "again.json") == record
+    assert json.loads((tmp_path / "again.json").read_text()) == CONTENT
 
 
 @pytest.mark.parametrize(
     ("changes", "texts"),
     [
-        ({"schema": "lonas-edge/training/2"}, ["newer lonas-edge", "lonas-edge/training/2", "Update lonas-edge"]),
-        ({"schema": "lonas-edge/manifest/2"}, ["expected schema lonas-edge/training/1", "lonas-edge/manifest/2"]),
+        ({"schema": "lonas-edge/training/2"}, ["lonas-edge/training/2"]),
+        ({"schema": "lonas-edge/manifest/1"}, ["lonas-edge/training/1", "lonas-edge/manifest/1"]),
         ({"steps": "two", "base": {"name": "base"}}, ["steps: ", "base.revision: ", "base.sha256: "]),
         ({"mine": 1}, ["mine: ", "train again"]),
     ],
 )
-def test_what_is_not_a_record_is_refused(changes: dict[str, Any], texts: list[str], tmp_path: Path) -> None:
-    """With its name, and every fault."""
-    path = written(tmp_path, RECORD | changes)
+def test_other_content_is_refused(changes: dict[str, Any], texts: list[str], tmp_path: Path) -> None:
+    """All problems are listed, with the path."""
+    path = written(tmp_path, CONTENT | changes)
     with pytest.raises(LonasEdgeError) as raised:
         TrainingRecord.read(path)
     assert all(text in str(raised.value) for text in [str(path), *texts]), raised.value

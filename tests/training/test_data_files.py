@@ -9,7 +9,6 @@ from typing import Any
 import openvino
 import openvino_genai
 import pytest
-import torch
 from gguf_model import fields_of
 from tiny_models import TinySource
 from training_runs import EXAMPLES, OPTIONS, RECORD, write_data
@@ -20,9 +19,9 @@ from lonas_edge.exporting.draft import DraftOptions
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import open_source
-from lonas_edge.training.elastic_trainer import EpochSampler
-from lonas_edge.training.inputs import open_inputs, open_specialized
-from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.inputs import open_inputs, open_recovery
+from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.sampler import EpochSampler
 from lonas_edge.training.train import train
 
 CHAT = (
@@ -58,9 +57,8 @@ def talking(llama_copy: TinySource) -> TinySource:
 # weights
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_weights_say_how_often_an_epoch_has_an_example(grouped: bool) -> None:
-    sampler = EpochSampler([3] * 10 + [5] * 10 + [7] * 4, 4, 42, grouped, [(10, 1.0), (10, 0.3), (4, 2.5)])
+def test_weights_say_how_often_an_epoch_has_an_example() -> None:
+    sampler = EpochSampler([3] * 10 + [5] * 10 + [7] * 4, 4, 42, [(10, 1.0), (10, 0.3), (4, 2.5)])
     epochs = []
     for epoch in range(40):
         sampler.set_epoch(epoch)
@@ -74,16 +72,7 @@ def test_weights_say_how_often_an_epoch_has_an_example(grouped: bool) -> None:
     assert {index for epoch in epochs for index in epoch} == set(range(24))  # others each time
     sampler.set_epoch(3)
     assert list(sampler) == epochs[3]
-    assert len(EpochSampler([1] * 100, 4, 0, False, [(100, 0.001)])) == 1
-
-
-def test_without_weights_the_order_is_what_it_was() -> None:
-    """Expected as torch draws it, so that older trainings go on as they began."""
-    expected = torch.randperm(9, generator=torch.Generator().manual_seed(5 + 2 * 1_000_003)).tolist()
-    for portions in ((), [(9, 1.0)], [(4, 1.0), (5, 1.0)]):
-        sampler = EpochSampler([1] * 9, 2, 5, False, portions)
-        sampler.set_epoch(2)
-        assert list(sampler) == expected
+    assert len(EpochSampler([1] * 100, 4, 0, [(100, 0.001)])) == 1
 
 
 # a training
@@ -150,7 +139,7 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
     [batch] = instructions.batches(by)
     assert instructions.unseen is True
     assert all(by.decode(row).startswith("<|user|>What is ") for row in batch["input_ids"])
-    inputs = open_specialized(str(trained_on_chat), tmp_path / "new.json", "minimal")
+    inputs = open_recovery(str(trained_on_chat), tmp_path / "new.json", "minimal")
     record = train(inputs, tmp_path / "special", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
     assert record is not None
     assert (record.chat_template, record.prompt) == (CHAT, source.training.prompt)  # type: ignore[union-attr]
@@ -196,19 +185,6 @@ def test_clients_of_an_export_have_the_training_s_chat_template(
         assert openvino_genai.Tokenizer(folder).get_original_chat_template() == CHAT
         tokenizer = openvino.Core().read_model(folder / "openvino_tokenizer.xml")
         assert tokenizer.get_rt_info("chat_template").value == CHAT
-    assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
-
-
-def test_other_chat_templates_stay(trained_on_chat: Path, talking: TinySource, tmp_path: Path) -> None:
-    """A base may have several by name; the training's is the one that is taken where none is named."""
-    (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
-    (talking.base / "additional_chat_templates").mkdir()
-    (talking.base / "additional_chat_templates/tool_use.jinja").write_text("tools")
-    source = open_source(str(trained_on_chat))
-    widths = source.select("maximal")
-    export(source, widths, tmp_path / "out", ExportOptions(stage="checkpoint", verify=False))
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {"default": CHAT, "tool_use": "tools"}
-    export(source, widths, tmp_path / "gguf", ExportOptions(stage="gguf", gguf_type="f32", verify=False))
     assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
 
 

@@ -40,7 +40,7 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     The two are killed and resumed on the way.
     """
     data = write_data(tmp_path / "data.json", TWELVE)  # 3 steps an epoch
-    settings = {**OPTIONS, "sampling": "sandwich", "distill": 0.5, "weight_decay": 0.1}
+    settings = {**OPTIONS, "weight_decay": 0.1}
     settings["micro_batch_size"] = 1  # two micro-batches on each of two processes, four on one
     one = run(llama, data, tmp_path / "one", **settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -55,7 +55,7 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     assert ran.returncode != 0
     assert not ran.stdout
     assert not (tmp_path / "two").exists()
-    assert (tmp_path / "two.training/checkpoint-3/complete").exists()
+    assert (tmp_path / "two.partial/checkpoint-3/complete").exists()
 
     resuming = [*torchrun, "-m", "lonas_edge", *command, "--resume"]
     ran = subprocess.run(resuming, check=False, capture_output=True, text=True, timeout=300)

@@ -1,7 +1,6 @@
 """Drawing from given sub-networks instead of the whole search space."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,24 +9,7 @@ from tiny_models import TinySource
 from training_runs import Watched, run
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.space.search_space import Group, Member, SearchSpace
 from lonas_edge.training.inputs import open_inputs, read_subnetworks
-from lonas_edge.training.plan import TrainOptions, make_plan
-
-SPACE = SearchSpace(tuple(Group((Member(f"layer{index}", "lora_A", ""),), (8, 6, 4)) for index in range(3)))
-GIVEN = ((8, 8, 4), (6, 6, 6), (4, 8, 8))
-
-
-def test_each_is_drawn_as_often() -> None:
-    """300 draws from three: 100 each, give or take four standard deviations (8.2)."""
-    plan = make_plan(SPACE, TrainOptions(steps=300), 1600, given=GIVEN)
-    drawn = Counter(plan.drawn(step) for step in range(300))
-    assert set(drawn) == set(GIVEN)
-    assert all(abs(count - 100) < 33 for count in drawn.values())
-    assert [plan.drawn(step) for step in range(300)] == [plan.drawn(step) for step in range(300)]
-    assert plan.trained(5) == [plan.drawn(5)]
-    sandwich = make_plan(SPACE, TrainOptions(steps=3, sampling="sandwich"), 1600, given=GIVEN)
-    assert sandwich.trained(1) == [(8, 8, 8), (4, 4, 4), sandwich.drawn(1)]
 
 
 def test_a_training_draws_from_them_alone(
@@ -54,7 +36,7 @@ def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, m
     assert read_subnetworks(inputs, ["maximal"]) == (tuple(choose(llama, "maximal")),)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text('{"widths": [1]}')
-    told = r"empty: holds no sub-network[\s\S]*bad\.json: not a sub-network of this[\s\S]*random:x"
+    told = r"empty: contains no sub-network file[\s\S]*bad\.json: not a sub-network of this[\s\S]*random:x"
     with pytest.raises(LonasEdgeError, match=told):
         read_subnetworks(inputs, [str(tmp_path / "empty"), str(tmp_path / "bad.json"), "random:x"])
 
@@ -67,10 +49,6 @@ def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli
     for arguments, told in (
         ([*model, "--no-elastic"], "--subnetworks: plain LoRA"),
         (["--from", llama.adapter], "--subnetworks: of a super-adapter's training"),
-        (
-            [*model, "--nncf-config", llama.space, "--width-indicator", 2],
-            "--width-indicator: of draws from the whole search space",
-        ),
     ):
         ran = run_cli(*base, *arguments)
         assert (ran.code, told in " ".join(ran.err.split())) == (2, True), ran.err

@@ -8,15 +8,15 @@ from tiny_models import OTHER_TARGETS, TARGETS, TinyModels, TinySource
 from training_runs import EXAMPLES
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.training.inputs import adapter_ranks, lora_config, open_inputs, resolved
-from lonas_edge.training.plan import DEVICES, PRECISIONS, SAMPLINGS, TrainOptions
+from lonas_edge.training.inputs import adapter_ranks, lora_config, open_inputs, with_targets
+from lonas_edge.training.options import TrainOptions
 
 
 def test_opened(llama: TinySource, data: Path) -> None:
     inputs = open_inputs(str(llama.base), data, llama.space)
     assert (inputs.base.name, inputs.base.folder, inputs.base.revision) == ("base-llama", llama.base, None)
     assert [list(group.widths) for group in inputs.space.groups] == llama.groups()
-    assert [(e.instruction, e.output) for e in inputs.subject.files[0].examples] == [
+    assert [(e.instruction, e.output) for e in inputs.data.data[0].examples] == [
         (e["instruction"], e["output"]) for e in EXAMPLES
     ]
 
@@ -55,28 +55,19 @@ def test_plain_lora_takes_the_stages_alone(llama_copy: TinySource, data: Path) -
 )
 def test_default_target_modules(case: str, targets: list[str], tiny_models: TinyModels, data: Path) -> None:
     architecture = open_inputs(str(tiny_models.base(case)), data, tiny_models.space(case)).architecture
-    found = resolved(TrainOptions(), architecture).target_modules
+    found = with_targets(TrainOptions(), architecture).target_modules
     assert (len(found), set(found)) == (len(targets), set(targets))
 
 
 def test_target_modules(llama: TinySource, data: Path) -> None:
     """The family's where none are named; `()` names none."""
     architecture = open_inputs(str(llama.base), data, llama.space).architecture
-    assert resolved(TrainOptions(), architecture).target_modules == tuple(TARGETS)
-    assert resolved(TrainOptions(target_modules=("o_proj",)), architecture).target_modules == ("o_proj",)
-    assert resolved(TrainOptions(target_modules=()), architecture).target_modules == ()
-    options = resolved(TrainOptions(rank=5, alpha=7, dropout=0.25), architecture)
+    assert with_targets(TrainOptions(), architecture).target_modules == tuple(TARGETS)
+    assert with_targets(TrainOptions(target_modules=("o_proj",)), architecture).target_modules == ("o_proj",)
+    assert with_targets(TrainOptions(target_modules=()), architecture).target_modules == ()
+    options = with_targets(TrainOptions(rank=5, alpha=7, dropout=0.25), architecture)
     config = lora_config(options, architecture)
     assert config.task_type == "CAUSAL_LM"
     assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (5, 7, 0.25, set(TARGETS))
     layers = [f"model.layers.{i}.{'mlp' if name[0] in 'gud' else 'self_attn'}.{name}" for i in range(3) for name in TARGETS]
     assert adapter_ranks(options, architecture) == dict.fromkeys(layers, 5)
-
-
-def test_values_of_the_options() -> None:
-    """What the command line offers; the defaults are among them."""
-    assert set(SAMPLINGS) == {"random", "sandwich"}
-    assert set(PRECISIONS) == {"auto", "fp32", "bf16", "fp16"}
-    assert set(DEVICES) == {"auto", "cpu", "cuda"}
-    default = TrainOptions()
-    assert (SAMPLINGS[0], PRECISIONS[0], DEVICES[0]) == (default.sampling, default.precision, default.device)

@@ -38,7 +38,7 @@ def test_bf16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, choose: Ca
     assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("changes", [{}, {"sampling": "sandwich", "distill": 0.5, "weight_format": "int4_sym"}])
+@pytest.mark.parametrize("changes", [{}, {"weight_format": "int4_sym"}])
 def test_gradient_checkpointing_changes_nothing(changes, llama: TinySource, data: Path, tmp_path: Path, monkeypatch) -> None:
     run(llama, data, tmp_path / "plain", steps=4, **changes)
     calls = []
@@ -53,7 +53,7 @@ def test_gradient_checkpointing_changes_nothing(changes, llama: TinySource, data
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (and CUDA_VISIBLE_DEVICES)")
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sampling": "sandwich", "distill": 0.5, "gradient_checkpointing": True}, {"weight_format": "int4_sym"}],
+    [{}, {"gradient_checkpointing": True}, {"weight_format": "int4_sym"}],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cuda(
@@ -83,3 +83,16 @@ def test_cuda_resumes(llama: TinySource, data: Path, tmp_path: Path) -> None:
     run_killed(llama, data, tmp_path / "out", at=5, **changes)
     resumed = run(llama, data, tmp_path / "out", resume=True, **changes)
     assert [e["loss"] for e in resumed["losses"]] == pytest.approx([e["loss"] for e in whole["losses"]], abs=1e-3)
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(6e11, "bf16"), (1e11, "fp32")])
+def test_auto_takes_the_faster_precision_and_keeps_it(
+    bf16: float, expected: str, llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed training computes as it began, whatever is measured by then."""
+    speeds = {"fp32": 1e11, "bf16": bf16}
+    monkeypatch.setattr("lonas_edge.training.inputs.matrix_speed", lambda dtype, _size: speeds[dtype])
+    run_killed(llama, data, tmp_path / "out", at=5, precision="auto")
+    speeds["bf16"] = 7e11 - bf16
+    record = run(llama, data, tmp_path / "out", resume=True, precision="auto")
+    assert (record["precision"], record["resumed_from_step"]) == (expected, 3)

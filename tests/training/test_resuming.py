@@ -1,15 +1,22 @@
-"""Seeds, killed and resumed trainings: bitwise as if nothing had happened."""
+"""Killed, interrupted and failed trainings: one error that names what is kept, and resuming gives bitwise the same adapter."""
 
+import errno
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import TinySource
 from training_runs import (
+    ADAPTER,
+    EXAMPLES,
+    ORDER,
+    RECORD,
+    SPACE,
     VARIANTS,
     Watched,
     difference,
@@ -18,17 +25,45 @@ from training_runs import (
     run_killed,
     same,
     working,
+    write_data,
 )
+from transformers import AutoTokenizer
 
+import lonas_edge.training.train
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.output import locked
+from lonas_edge.training.elastic_trainer import ElasticTrainer
+
+VARIANT = "middle-of-epoch"
+CHANGES = VARIANTS[VARIANT][1]
+KEPT = [ORDER, "checkpoint-3", "partial.json"]
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    return raises
+
+
+@pytest.fixture
+def killed(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> tuple[Path, Path]:
+    """Data and output of a training that was killed after its checkpoints of steps 3 and 6."""
+    data = uninterrupted(VARIANT)[0]
+    run_killed(llama, data, tmp_path / "out", at=7, **CHANGES)
+    assert names_in(working(tmp_path / "out")) == [ORDER, "checkpoint-3", "checkpoint-6", "partial.json"]
+    return data, tmp_path / "out"
+
+
+# resuming
 
 
 def test_a_seed_gives_one_adapter(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
-    data, folder, record = uninterrupted("middle-of-epoch")
-    torch.manual_seed(1)  # what happened before does not matter
-    again = run(llama, data, tmp_path / "again", **VARIANTS["middle-of-epoch"][1])
+    data, folder, record = uninterrupted(VARIANT)
+    torch.manual_seed(1)  # the global state does not matter
+    again = run(llama, data, tmp_path / "again", **CHANGES)
     same(tmp_path / "again", again, folder, record)
-    run(llama, data, tmp_path / "other", seed=43, **VARIANTS["middle-of-epoch"][1])
+    run(llama, data, tmp_path / "other", seed=43, **CHANGES)
     assert difference(tmp_path / "other", folder) > 1e-3
 
 
@@ -37,72 +72,57 @@ def test_resumed_equals_uninterrupted(variant: str, llama: TinySource, uninterru
     data, folder, record = uninterrupted(variant)
     output, changes = tmp_path / "out", VARIANTS[variant][1]
     run_killed(llama, data, output, at=5, **changes)
-    assert names_in(tmp_path) == ["out.training"]
+    assert names_in(tmp_path) == ["out.partial"]
     assert [path.name for path in working(output).glob("checkpoint-*")] == ["checkpoint-3"]
     steps = []
     resumed = run(llama, data, output, resume=True, report=lambda step, _steps, log: steps.append(step), **changes)
-    assert resumed["resumed_from_step"] == 3
-    assert steps[0] == 4
-    assert record["resumed_from_step"] is None
+    assert (resumed["resumed_from_step"], record["resumed_from_step"], steps[0]) == (3, None, 4)
     same(output, resumed, folder, record)
     assert names_in(tmp_path) == ["out"]
 
 
-def test_interrupted_before_the_first_checkpoint(llama: TinySource, data: Path, tmp_path: Path) -> None:
+def test_killed_before_the_first_checkpoint(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    """Nothing is kept, and there is nothing to resume."""
     run_killed(llama, data, tmp_path / "out", at=2)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(LonasEdgeError, match="no unfinished run to resume"):
+        run(llama, data, tmp_path / "out", resume=True)
 
 
-def test_an_incomplete_checkpoint_is_not_used(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
-    data, folder, record = uninterrupted("middle-of-epoch")
-    output, changes = tmp_path / "out", VARIANTS["middle-of-epoch"][1]
-    run_killed(llama, data, output, at=7, **changes)
-    newest = working(output) / "checkpoint-6"
-    assert (working(output) / "checkpoint-3/complete").exists()
-    (newest / "complete").unlink()
-    (newest / "optimizer.pt").write_bytes(b"cut off")
-    (newest / "trainer_state.json").unlink()
-    resumed = run(llama, data, output, resume=True, **changes)
-    assert resumed["resumed_from_step"] == 3
-    same(output, resumed, folder, record)
-
-
-@pytest.mark.parametrize("name", ["base", "stages"])
-def test_resuming_on_something_else_is_refused(llama: TinySource, data: Path, tmp_path: Path, name: str) -> None:
-    """Another base of the same architecture, or another schedule over the same groups."""
-    source = llama.copied_to(tmp_path)
+def test_resuming_with_other_settings(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
+    """Base, search space, stages, data and options are compared; all differences are listed."""
+    source, data = llama.copied_to(tmp_path), write_data(tmp_path / "data.json", EXAMPLES[:8])
     run_killed(source, data, tmp_path / "out", at=4, lr=None)
-    if name == "base":
-        from safetensors.torch import save_file
+    tensors = load_file(source.base / "model.safetensors")
+    tensors["model.norm.weight"] *= 1.5
+    save_file(tensors, source.base / "model.safetensors", metadata={"format": "pt"})
+    content = json.loads(source.space.read_text())
+    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0].update(init_lr=0.5, width_indicator=1)
+    content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][3] = [128, 64]
+    source.space.write_text(json.dumps(content))
+    write_data(data, EXAMPLES[1:9])
+    with pytest.raises(LonasEdgeError, match="cannot continue, because settings or inputs have changed") as raised:
+        run(source, data, tmp_path / "out", resume=True, lr=None, seed=1, batch_size=8)
+    for text in ("base model.safetensors: ", "search_space: ", "stages: ", "data 1 data.json: ", "options seed: was 42, is 1"):
+        assert text in str(raised.value)
 
-        tensors = load_file(source.base / "model.safetensors")
-        tensors["model.norm.weight"] *= 1.5
-        save_file(tensors, source.base / "model.safetensors", metadata={"format": "pt"})
-    else:
-        content = json.loads(source.space.read_text())
-        content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0].update(init_lr=0.5, width_indicator=1)
-        source.space.write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match="cannot be resumed with other settings"):
-        run(source, data, tmp_path / "out", resume=True, lr=None)
 
-
-def test_resumed_with_other_saving_and_logging(llama: TinySource, data: Path, tmp_path: Path) -> None:
+def test_resumed_with_other_intervals(llama: TinySource, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run_killed(llama, data, output, at=5)
-    found: set[str] = set()
+    seen: set[str] = set()
     record = run(
         *(llama, data, output),
         resume=True,
         save_steps=1,
         log_steps=2,
-        report=lambda *_: found.update(path.name for path in working(output).glob("checkpoint-*")),
+        report=lambda *_: seen.update(path.name for path in working(output).glob("checkpoint-*")),
     )
-    assert {"checkpoint-4", "checkpoint-5", "checkpoint-7"} <= found
+    assert {"checkpoint-4", "checkpoint-5", "checkpoint-7"} <= seen
     assert [entry["step"] for entry in record["losses"]] == [1, 2, 3, 4, 6, 8]
 
 
-def test_checkpoints_do_not_cut_what_is_logged(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    """A record is the mean of its steps, also when the training was resumed: by default checkpoints and records meet."""
+def test_checkpoints_do_not_split_a_log_interval(llama: TinySource, data: Path, tmp_path: Path) -> None:
     changes = {"save_steps": None, "log_steps": 3, "steps": 11}
     expected = run(llama, data, tmp_path / "whole", **changes)
     run_killed(llama, data, tmp_path / "out", at=5, **changes)
@@ -120,3 +140,248 @@ def test_resumed_with_a_lower_learning_rate(llama: TinySource, data: Path, tmp_p
     expected = [(0.01 if step < 3 else 0.001) / 2 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
     assert [entry["learning_rate"] for entry in record["losses"]] == pytest.approx(expected)
     assert [update.lr for update in watched.updates] == pytest.approx(expected[3:])
+
+
+# damaged checkpoints
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(("name", "damage"), [("optimizer.pt", cut), ("rng_state.pth", Path.unlink), ("complete", cut)])
+def test_the_older_good_checkpoint_is_used(
+    llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path], name: str, damage: Callable[[Path], None]
+) -> None:
+    data, output = killed
+    damage(working(output) / "checkpoint-6" / name)
+    record = run(llama, data, output, resume=True, **CHANGES)
+    assert record["resumed_from_step"] == 3
+    assert [text.partition(":")[0] for text in record["damaged_checkpoints"]] == [f"checkpoint-6/{name}"]
+    same(output, record, *uninterrupted(VARIANT)[1:])
+    assert names_in(output.parent) == ["out"]
+
+
+def test_without_a_good_checkpoint_it_starts_at_the_first_step(
+    llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path]
+) -> None:
+    data, output = killed
+    cut(working(output) / ORDER)  # common to all checkpoints
+    record = run(llama, data, output, resume=True, **CHANGES)
+    assert (record["resumed_from_step"], len(record["damaged_checkpoints"])) == (None, 2)
+    same(output, record, *uninterrupted(VARIANT)[1:])
+
+
+def test_a_checkpoint_that_was_being_written_is_not_used(
+    llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path]
+) -> None:
+    """And transformers finds no other weights in one."""
+    data, output = killed
+    (working(output) / "checkpoint-6/complete").unlink()
+    older = working(output) / "checkpoint-3"
+    save_file({"base_model.model.lm_head.weight": torch.ones(2, 2)}, older / "model.safetensors")
+    (older / "pytorch_model.bin").write_bytes(b"garbage")
+    record = run(llama, data, output, resume=True, **CHANGES)
+    assert (record["resumed_from_step"], record["damaged_checkpoints"]) == (3, [])
+    same(output, record, *uninterrupted(VARIANT)[1:])
+
+
+def test_a_new_checkpoint_is_complete_before_an_old_one_goes(
+    llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[list[str]] = []
+    discard = lonas_edge.training.elastic_trainer.discard
+
+    def look(path: Path) -> None:
+        there.append(sorted(mark.parent.name for mark in path.parent.glob("*/complete")))
+        discard(path)
+
+    monkeypatch.setattr(lonas_edge.training.elastic_trainer, "discard", look)
+    run(llama, data, tmp_path / "out", save_steps=2)
+    assert there == [[f"checkpoint-{step - back}" for back in (4, 2, 0)] for step in (6, 8)]
+
+
+# disk, memory, Ctrl-C
+
+
+def fails(error: BaseException, at: str) -> Callable[..., Any]:
+    """A `torch.save` that fails at one file of the second checkpoint."""
+    save = torch.save
+
+    def failing(content: object, path: Any, *arguments: Any, **options: Any) -> None:
+        if str(path).endswith(f"checkpoint-6/{at}"):
+            Path(path).write_bytes(b"PK")
+            raise error
+        save(content, path, *arguments, **options)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "text"),
+    [
+        (
+            RuntimeError("[enforce fail] . unexpected pos 64\nframe #0: …"),
+            "optimizer.pt",
+            "could not be saved (is the disk full?",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "rng_state.pth", "could not be saved (is the disk full?"),
+        (KeyboardInterrupt(), "optimizer.pt", "interrupted."),
+    ],
+)
+def test_stopped_while_saving(
+    llama: TinySource, uninterrupted: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error, at: str, text: str
+) -> None:
+    data, output = uninterrupted(VARIANT)[0], tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(LonasEdgeError) as raised:
+        patch.setattr(torch, "save", fails(error, at))
+        run(llama, data, output, **CHANGES)
+    assert text in str(raised.value) and "frame" not in str(raised.value)
+    assert f"The work so far is kept in {working(output)}. Run the same command again with --resume" in str(raised.value)
+    assert names_in(tmp_path) == ["out.partial"] and names_in(working(output)) == KEPT
+    record = run(llama, data, output, resume=True, **CHANGES)
+    assert record["resumed_from_step"] == 3
+    same(output, record, *uninterrupted(VARIANT)[1:])
+
+
+def test_files_that_may_not_grow(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
+    """As `ulimit -f`, met by torch's own writer."""
+    resource = pytest.importorskip("resource")
+    data, output, limits = uninterrupted(VARIANT)[0], tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(step: int, *_: object) -> None:
+        if step == 5:
+            size = (working(output) / "checkpoint-3/optimizer.pt").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, limits[1]))
+
+    try:
+        with pytest.raises(LonasEdgeError, match="checkpoint-6 could not be saved"):
+            run(llama, data, output, report=limit, **CHANGES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names_in(working(output)) == KEPT
+
+
+@pytest.mark.parametrize("place", ["tokenize", "load_base", "write_super_adapter"])
+def test_stopped_anywhere(
+    llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Out of memory or interrupted while it resumes: what was kept still is."""
+    data, output = killed
+    for error, text in (
+        (MemoryError(), r"out of memory\. Use a smaller --micro-batch-size"),
+        (KeyboardInterrupt(), "nterrupt"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises((LonasEdgeError, KeyboardInterrupt)) as raised:
+            patch.setattr(lonas_edge.training.train, place, raising(error))
+            run(llama, data, output, resume=True, **CHANGES)
+        if place != "tokenize":  # before that, nothing was touched
+            raised.match(text)
+            raised.match("with --resume")
+    same(output, run(llama, data, output, resume=True, **CHANGES), *uninterrupted(VARIANT)[1:])
+
+
+# values that are not finite
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(
+    llama: TinySource, uninterrupted: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output, compute_loss = uninterrupted(VARIANT)[0], tmp_path / "out", ElasticTrainer.compute_loss
+
+    def broken(self: ElasticTrainer, *arguments: Any, **options: Any) -> Any:
+        return compute_loss(self, *arguments, **options) * (math.nan if self.state.global_step == 4 else 1)
+
+    with monkeypatch.context() as patch, pytest.raises(LonasEdgeError, match=r"the loss is nan at step 5\. Use a lower --lr"):
+        patch.setattr(ElasticTrainer, "compute_loss", broken)
+        run(llama, data, output, **CHANGES)
+    assert all(tensor.isfinite().all() for tensor in load_file(working(output) / "checkpoint-3" / ADAPTER).values())
+    assert not output.exists()
+    same(output, run(llama, data, output, resume=True, **CHANGES), *uninterrupted(VARIANT)[1:])
+
+
+@pytest.mark.parametrize(("at", "kept"), [(6, "checkpoint-3"), (8, "checkpoint-6")])
+def test_an_adapter_that_is_not_finite_is_not_saved(
+    at: int, kept: str, llama: TinySource, data: Path, tmp_path: Path, watched: Watched
+) -> None:
+    def spoil(step: int, _steps: int, log: Any) -> None:
+        if step == at and not log:
+            with torch.no_grad():
+                next(watched.parameters())[1][0, 0] = torch.inf
+
+    with pytest.raises(LonasEdgeError, match=rf"holds NaN or Inf after step {at}"):
+        run(llama, data, tmp_path / "out", report=spoil)
+    assert kept in names_in(working(tmp_path / "out")) and f"checkpoint-{at}" not in names_in(working(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# outputs
+
+
+def test_the_output_appears_when_it_is_done(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def look(step: int, steps: int, _log: Any) -> None:
+        seen.append((step, steps))
+        assert names_in(tmp_path) == ["out.partial"]
+        with locked(working(tmp_path / "out")) as free:
+            assert not free
+
+    run(llama, data, tmp_path / "out", report=look)
+    assert (seen[0], seen[-1]) == ((1, 8), (8, 8))
+    assert names_in(tmp_path) == ["out"]
+    assert names_in(tmp_path / "out") == sorted(["README.md", "adapter_config.json", ADAPTER, ORDER, SPACE, RECORD])
+
+
+def test_an_output_that_appears_meanwhile_is_kept(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
+    """Once it has been moved away, --resume publishes the last checkpoint."""
+    data, folder, record = uninterrupted(VARIANT)
+    output = tmp_path / "out"
+
+    def appear(step: int, _steps: int, _log: Any) -> None:
+        if step == 6 and not output.exists():
+            output.mkdir()
+            (output / "theirs").write_text("theirs")
+
+    with pytest.raises(LonasEdgeError, match="was created while this run worked"):
+        run(llama, data, output, report=appear, **CHANGES)
+    assert [path.name for path in output.iterdir()] == ["theirs"]
+    output.rename(tmp_path / "moved")
+    resumed = run(llama, data, output, resume=True, **CHANGES)
+    assert resumed["resumed_from_step"] == 8
+    same(output, resumed, folder, record)
+    assert not working(output).exists()
+
+
+def test_overwrite_replaces_output_and_unfinished_training(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run_killed(llama, data, output, at=5, seed=1)
+    output.mkdir()
+    (output / "mine").write_text("mine")
+    (output / RECORD).write_text('{"schema": "lonas-edge/training/1"}')  # written by lonas-edge
+    with pytest.raises(LonasEdgeError, match="already exists"):
+        run(llama, data, output)
+    run_killed(llama, data, output, at=4, overwrite=True)
+    assert (output / "mine").read_text() == "mine"  # until the new one is done
+    run(llama, data, output, overwrite=True, steps=2)
+    assert not (output / "mine").exists()
+    assert json.loads((output / RECORD).read_text())["steps"] == 2
+    assert names_in(tmp_path) == ["out"]
+
+
+# tokens that the model does not have
+
+
+@pytest.mark.parametrize(("special", "prompt"), [("eos_token", "question"), ("pad_token", "lonas")])
+def test_special_tokens_beyond_the_vocabulary(
+    llama_copy: TinySource, data: Path, tmp_path: Path, special: str, prompt: str
+) -> None:
+    """The tokenizer has 40 more tokens than the model's vocabulary of 288."""
+    tokenizer = AutoTokenizer.from_pretrained(llama_copy.base)
+    tokenizer.add_tokens([f"zz{index}" for index in range(40)])
+    tokenizer.save_pretrained(llama_copy.base)
+    path = llama_copy.base / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {special: "zz39"}))
+    with pytest.raises(LonasEdgeError, match=r"the tokenizer gives token 3\d\d, but the model's vocabulary has 288 entries"):
+        run(llama_copy, data, tmp_path / "out", prompt=prompt, max_length=20 if prompt == "lonas" else 256)
+    assert not working(tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import torch
 from oracle import oracle_logits
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import CASES, TARGETS, TinyModels, TinySource, mlp_names
+from tiny_models import TARGETS, TinyModels, TinySource, families, mlp_names
 from training_runs import (
     ADAPTER,
     EXAMPLES,
@@ -38,11 +38,11 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.training_record import Logged
 from lonas_edge.training.inputs import open_inputs
-from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.record import logged
 from lonas_edge.training.train import train
 
-REORDERED = [*((case, True) for case in CASES), ("llama-biased", False), ("gemma2-tied", False)]
+REORDERED = [pytest.param(*case.values, True, id=case.id, marks=case.marks) for case in families()] + [("gemma3", False)]
 
 
 @pytest.mark.parametrize(("case", "reorder"), REORDERED)
@@ -118,7 +118,7 @@ def test_channels_are_in_order_of_importance(llama: TinySource, trained: Callabl
 def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor, watched) -> None:
     """A search space without groups: no order, no widths, the whole adapter in every step."""
     inputs, output = open_inputs(str(llama.base), data, elastic=False), tmp_path / "out"
-    record = train(inputs, output, TrainOptions(**{**OPTIONS, "steps": 3, "sampling": "sandwich", "distill": 0.5}))
+    record = train(inputs, output, TrainOptions(**{**OPTIONS, "steps": 3}))
     assert (record.search_space, record.reordered) == (None, False)
     assert sorted(path.name for path in output.iterdir()) == sorted(["README.md", "adapter_config.json", ADAPTER, RECORD])
     assert [step for step, _ in watched.passes] == [0, 1, 2]
@@ -127,12 +127,10 @@ def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Calla
     assert (found - oracle_logits(llama.base, output, None, [], ids)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("reorder", [True, False])
-@pytest.mark.parametrize("case", ["llama-biased", "gemma2-tied"])
-def test_what_is_written_is_what_was_trained(
+@pytest.mark.parametrize(("case", "reorder"), [("llama", True), ("gemma3", False)])
+def test_the_files_are_the_trained_network(
     case: str, reorder: bool, tiny_models: TinyModels, data: Path, tmp_path: Path, watched: Watched, choose, ids
 ) -> None:
-    """The files against the live network at the end of its training."""
     source, live = tiny_models.source(case), {}
 
     def look(step: int, steps: int, log: Any) -> None:
@@ -179,10 +177,14 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
         assert str(Path.cwd()).encode() not in path.read_bytes(), path
 
 
-def test_examples_that_are_too_long_or_have_no_output_are_counted(llama: TinySource, tmp_path: Path, watched: Watched) -> None:
-    long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 200, ""))
-    record = run(llama, write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), tmp_path / "out", steps=1)
-    assert (record["data"][0]["examples"], record["data"][0]["dropped"]) == (12, 3)
+def test_dropped_examples_are_counted_and_told(llama: TinySource, tmp_path: Path) -> None:
+    """The default length is 1024 tokens."""
+    long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 2000, ""))
+    data, told = write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), []
+    options, inputs = TrainOptions(**{**OPTIONS, "steps": 1}), open_inputs(str(llama.base), data, llama.space)
+    record = train(inputs, tmp_path / "out", options, tell=told.append)
+    assert record is not None and (record.data[0].examples, record.data[0].dropped) == (12, 3)
+    assert told == ["data.json: 3 of 15 examples dropped: longer than --max-length 1024, or without output"]
 
 
 def test_a_skipped_step_is_recorded_as_json() -> None:

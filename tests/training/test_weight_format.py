@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from stored_model import stored_model
-from test_specializing import specialize
+from test_recovery import recover
 from tiny_models import TinyModels
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +19,7 @@ from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.inputs import base_dtype, open_inputs
-from lonas_edge.training.plan import TrainOptions
+from lonas_edge.training.options import TrainOptions
 
 ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step that learns nothing, of all there is
 
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_what_is_stored(
     tiny, start, eight = tiny_models.source(case), trained(case, True), write_data(tmp_path / "eight.json", EIGHT)
     widths = choose(tiny, "unequal:5")
     losses = {
-        one: specialize(start, eight, tmp_path / f"out-{one}", widths, weight_format=one, **ALL)["losses"][0]["loss"]
+        one: recover(start, eight, tmp_path / f"out-{one}", widths, weight_format=one, **ALL)["losses"][0]["loss"]
         for one in (name, None)
     }
     source = open_source(str(start))
@@ -93,7 +93,7 @@ def test_it_is_learned(tiny_models: TinyModels, trained: Callable, tmp_path: Pat
     found = {}
     for one in ("int4_sym", None):
         out = tmp_path / f"out-{one}"
-        specialize(start, eight, out, widths, weight_format=one, **many)
+        recover(start, eight, out, widths, weight_format=one, **many)
         source = open_source(str(out))
         found[one] = stored_loss(source, widths, "int4_sym", batch_of(source, tiny.base, eight))
     assert found["int4_sym"] < found[None]
@@ -101,10 +101,7 @@ def test_it_is_learned(tiny_models: TinyModels, trained: Callable, tmp_path: Pat
 
 def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
     source = tiny_models.source("llama")
-    records = {
-        one: run(source, data, tmp_path / f"out-{one}", weight_format=one, sampling="sandwich", distill=0.5, steps=2)
-        for one in ("int4_sym", None)
-    }
+    records = {one: run(source, data, tmp_path / f"out-{one}", weight_format=one, steps=2) for one in ("int4_sym", None)}
     assert records["int4_sym"]["options"]["weight_format"] == "int4_sym"
     changed = [
         not torch.equal(one, tensors_of(tmp_path / "out-None")[name])
@@ -151,9 +148,9 @@ def test_resumed_in_another_format_is_refused(
     tiny, start, eight = tiny_models.source("llama"), trained("llama", True), write_data(tmp_path / "eight.json", EIGHT)
     arguments = (start, eight, tmp_path / "out", choose(tiny, "heuristic"))
     with pytest.raises(LonasEdgeError, match="interrupted"):
-        specialize(*arguments, at=2, save_steps=1, weight_format="int4_sym")
-    with pytest.raises(LonasEdgeError, match="weight_format: was 'int4_sym', is 'int8'"):
-        specialize(*arguments, resume=True, save_steps=1, weight_format="int8")
+        recover(*arguments, at=2, save_steps=1, weight_format="int4_sym")
+    with pytest.raises(LonasEdgeError, match="options weight_format: was int4_sym, is int8"):
+        recover(*arguments, resume=True, save_steps=1, weight_format="int8")
 
 
 def test_the_base_is_not_rounded_before(tiny_models: TinyModels, data: Path) -> None:

@@ -1,0 +1,105 @@
+"""Options of a training. No torch: the command line imports this module."""
+
+from dataclasses import dataclass
+
+from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.formats import FORMATS
+from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.options import Checked, option
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+
+TEACHER_SHARE = 0.5  # of the loss; the temperature is 1
+DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
+_LARGEST = 1e6  # far beyond values that learn anything, and a float32
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """The data of the least-squares reconstruction before the training, and its number of prompts."""
+
+    data: str
+    prompts: int = SOLVE_PROMPTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Checked):
+    """How to train. `subnetworks` holds the widths of the sub-networks to draw from; empty means the whole search space."""
+
+    steps: int | None = option(
+        None, panel="Training", minimum=1, excludes="epochs", help="Optimizer steps; stages are scaled.", unset="from --epochs"
+    )
+    epochs: float | None = option(
+        None, panel="Training", above=0, help="Passes over the data.", unset="the sum of the search space's stages, else 3"
+    )
+    lr: float | None = option(
+        None,
+        panel="Training",
+        minimum=0,
+        maximum=_LARGEST,
+        help="Initial learning rate of each stage.",
+        unset="the stage's init_lr, else 1e-3; above 1e9 weights and for classifiers 3e-4",
+    )
+    batch_size: int = option(16, panel="Training", minimum=1, help="Examples per optimizer step, over all devices.")
+    max_length: int | None = option(
+        None,
+        panel="Data",
+        minimum=2,
+        help="Tokens of the longest example; longer ones are dropped.",
+        unset="1024; classifiers cut at 128",
+    )
+    prompt: str | None = option(
+        None,
+        panel="Data",
+        choices=(*TEMPLATES, CHAT),
+        help="Prompt template.",
+        unset="chat for conversations, else that of --from, else alpaca",
+    )
+    rank: int = option(32, panel="Model", minimum=1, help="Rank of the LoRA adapters.")
+    alpha: float = option(64, panel="Model", above=0, maximum=_LARGEST, help="LoRA alpha; the scale is alpha / rank.")
+    target_modules: tuple[str, ...] | None = option(
+        None, panel="Model", help="Names of the linear layers with an adapter.", unset="the family's"
+    )
+    weight_format: str | None = option(
+        None,
+        panel="Model",
+        choices=tuple(name for name, known in FORMATS.items() if known.mode),
+        help="Train the weights as this export format stores them (QAT).",
+    )
+    seed: int = option(42, panel="Training", minimum=0, help="Random seed; equal seeds give equal adapters.")
+    device: str = option("auto", panel="Training", choices=DEVICES, help="Device; auto prefers CUDA.")
+    precision: str = option(
+        "auto", panel="Training", choices=PRECISIONS, help="Compute precision; auto takes bf16 where it is faster."
+    )
+    dropout: float = option(0.0, panel="Advanced", minimum=0, maximum=0.99, help="Dropout in front of the adapters.")
+    micro_batch_size: int | None = option(
+        None, panel="Advanced", minimum=1, help="Examples per device and pass; gradients accumulate.", unset="all"
+    )
+    gradient_checkpointing: bool = option(False, panel="Advanced", help="Recompute activations: less memory, 1/3 more time.")
+    warmup_steps: int | None = option(
+        None, panel="Advanced", minimum=0, help="Steps of linear warm-up.", unset="5 % of the steps, at most 100"
+    )
+    weight_decay: float = option(0.0, panel="Advanced", minimum=0, maximum=_LARGEST, help="Weight decay of AdamW.")
+    reorder: bool = option(True, panel="Advanced", help="Sort channels by importance before training.")
+    save_steps: int | None = option(
+        None, panel="Advanced", minimum=1, help="Steps between checkpoints.", unset="a tenth of the steps, at most 200"
+    )
+    log_steps: int = option(10, panel="Advanced", minimum=1, help="Steps between entries of the log.")
+    report_to: str = option("none", panel="Advanced", help="Logging integration: none, tensorboard, wandb, …")
+    subnetworks: tuple[tuple[int, ...], ...] = ()
+
+    def accumulation(self, devices: int) -> int:
+        """Count the micro-batches of one device in an optimizer step.
+
+        Raises:
+            LonasEdgeError: If the batch cannot be divided evenly.
+        """
+        share = self.micro_batch_size or self.batch_size // devices
+        if share < 1 or self.batch_size % (share * devices):
+            raise LonasEdgeError(
+                f"--batch-size {self.batch_size} cannot be divided over {devices} device(s) in micro-batches of {share}. "
+                "Choose a multiple."
+            )
+        return self.batch_size // (share * devices)

@@ -1,0 +1,167 @@
+"""The schedule of a training: stages in optimizer steps, the learning rate and the sub-network of every step. No torch.
+
+Stages are NNCF's (`list_stage_descriptions`, progressive shrinking): each restarts a cosine learning rate and says which widths
+may be drawn.
+"""
+
+import json
+import math
+import random
+from dataclasses import dataclass
+
+from lonas_edge.errors import raise_all
+from lonas_edge.space.search_space import Group, SearchSpace, Stage
+from lonas_edge.training.options import DEPTH_RATE, TrainOptions
+
+DEFAULT_LR = 1e-3
+DEFAULT_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class ScheduledStage:
+    """A stage in optimizer steps.
+
+    Attributes:
+        first: Its first step.
+        steps: Number of steps.
+        lr: Learning rate at its start.
+        lr_steps: Steps until the cosine reaches 0, where it stays.
+        width_indicator: Number of values of each group that may be drawn, widest first; all when None.
+        sample_rate: Steps between two draws.
+        depth_rate: Chance that a block is removed from a drawn sub-network.
+    """
+
+    first: int
+    steps: int
+    lr: float
+    lr_steps: int
+    width_indicator: int | None
+    sample_rate: int
+    depth_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What to train in every step. A draw depends on seed and step only.
+
+    Therefore all processes of a data-parallel training draw the same sub-network, and so does a resumed training.
+
+    Attributes:
+        space: The search space; without groups for plain LoRA.
+        stages: The stages, in order.
+        warmup_steps: Steps of the linear warm-up.
+        seed: Seed of the draws.
+        subnetworks: Widths of the sub-networks to draw from; the whole search space if empty.
+    """
+
+    space: SearchSpace
+    stages: tuple[ScheduledStage, ...]
+    warmup_steps: int
+    seed: int
+    subnetworks: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """All optimizer steps."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage(self, step: int) -> ScheduledStage:
+        """The stage of a step."""
+        return next((stage for stage in reversed(self.stages) if step >= stage.first), self.stages[0])
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step: lr / 2 · (1 + cos(π t / T)) within its stage, times the linear warm-up."""
+        stage = self.stage(step)
+        progress = min(1.0, (step - stage.first) / stage.lr_steps)
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return stage.lr * 0.5 * (1 + math.cos(math.pi * progress)) * warmup
+
+    def subnetwork(self, step: int) -> tuple[int, ...]:
+        """Draw the sub-network of a step: every width uniformly among the stage's, blocks by the stage's rate."""
+        stage = self.stage(step)
+        draw = random.Random(f"{self.seed}/{stage.first}/{(step - stage.first) // stage.sample_rate}")
+        if self.subnetworks:
+            return draw.choice(self.subnetworks)
+
+        def width(group: Group) -> int:
+            if group.kind == "block":
+                return int(draw.random() >= stage.depth_rate)
+            return draw.choice(group.widths[: stage.width_indicator])
+
+        return tuple(map(width, self.space.groups))
+
+
+def make_schedule(
+    space: SearchSpace,
+    options: TrainOptions,
+    examples: int,
+    where: str = "The search space",
+    subnetworks: tuple[tuple[int, ...], ...] = (),
+    default_lr: float = DEFAULT_LR,
+) -> Schedule:
+    """Turn the search space's stages into steps; options win over the file.
+
+    Args:
+        space: The search space; without groups for plain LoRA.
+        options: How to train.
+        examples: Examples of an epoch.
+        where: Name of the search space in an error.
+        subnetworks: Widths of the sub-networks to draw from.
+        default_lr: Learning rate if neither options nor stage have one.
+
+    Raises:
+        LonasEdgeError: If a stage has an invalid value or needs an unsupported feature of NNCF.
+    """
+    stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",)),)
+    checks = (_invalid_values, _unsupported) if space.groups else (_invalid_values,)  # plain LoRA ignores elastic settings
+    problems = [
+        f"stage {i}: {problem}" for i, stage in enumerate(stages) for check in checks for problem in check(stage, space)
+    ]
+    raise_all(f"{where}: the training stages cannot be used:", problems, "Correct them, or write a new search space.")
+    total_epochs = sum(stage.epochs for stage in stages)
+    steps_per_epoch = math.ceil(examples / options.batch_size)
+    steps = options.steps or max(1, round((total_epochs if options.epochs is None else options.epochs) * steps_per_epoch))
+    scheduled = _scheduled(stages, options.lr, steps / total_epochs, default_lr)
+    warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
+    return Schedule(space, scheduled, warmup, options.seed, subnetworks)
+
+
+def _invalid_values(stage: Stage, _space: SearchSpace) -> list[str]:
+    numbers = {"epochs": stage.epochs, "epochs_lr": stage.epochs_lr, "init_lr": stage.init_lr}
+    counts = {"width_indicator": stage.width_indicator, "sample_rate": stage.sample_rate}
+    problems = [f"{n} = {v!r}; must be positive" for n, v in numbers.items() if v is not None and not 0 < v < math.inf]
+    return problems + [
+        f"{name} = {value!r}; must be a whole number, 1 or more"
+        for name, value in counts.items()
+        if value is not None and (not isinstance(value, int) or value < 1)
+    ]
+
+
+def _unsupported(stage: Stage, space: SearchSpace) -> list[str]:
+    problems = []
+    allowed = [("width",), ("width", "depth")] if space.has_blocks else [("width",)]
+    if tuple(sorted(stage.train_dims, reverse=True)) not in allowed:
+        wanted = " or ".join(json.dumps(dims) for dims in allowed)
+        problems.append(f"train_dims = {stage.train_dims!r}; expected {wanted} for this search space")
+    if stage.reorg_weights:
+        problems.append("reorg_weights: not supported; channels are sorted once, before the first stage. Remove it.")
+    return problems
+
+
+def _scheduled(
+    stages: tuple[Stage, ...], lr: float | None, steps_per_epoch: float, default_lr: float
+) -> tuple[ScheduledStage, ...]:
+    scheduled: list[ScheduledStage] = []
+    epochs, first = 0.0, 0
+    for stage in stages:
+        epochs += stage.epochs
+        end = round(epochs * steps_per_epoch)
+        if end > first:
+            rate = lr if lr is not None else stage.init_lr or default_lr
+            lr_steps = max(1, round((stage.epochs_lr or stage.epochs) * steps_per_epoch))
+            depth_rate = DEPTH_RATE if "depth" in stage.train_dims else 0.0
+            scheduled.append(
+                ScheduledStage(first, end - first, rate, lr_steps, stage.width_indicator, stage.sample_rate, depth_rate)
+            )
+        first = end
+    return tuple(scheduled)

@@ -1,0 +1,204 @@
+"""Training data of a kind: text for causal language models, GLUE for classifiers; tokenized, and as batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from lonas_edge.data.encoding import Collator, PairCollator, Prompting, asked, encode, encode_pairs
+from lonas_edge.data.glue import GlueTask, Pair, task_of
+from lonas_edge.data.instructions import MESSAGES, Data, Learned, read_data
+from lonas_edge.data.templates import choose_prompt
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
+from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.source import Source
+from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.training.options import TrainOptions
+
+_LARGE = 1e9  # weights of linear layers
+Encoded = dict[str, Any]  # `input_ids` and the other inputs of a collator
+Batch = dict[str, Any]  # tensors by name
+Files = Path | Sequence[tuple[Path, float]]  # one file, or several with their weights
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file: the kind of its records, their number, and how often an epoch has each of them."""
+
+    path: Path
+    kind: str
+    count: int
+    weight: float = 1.0
+
+
+class TrainingData(ABC):
+    """Data for a task. `asks` names a training on it in errors; `head` and `glue` are set for classifiers only."""
+
+    task: ClassVar[Task]
+    max_length: ClassVar[int]  # tokens of the longest example by default
+    files: tuple[DataFile, ...]
+    asks: str
+    head: tuple[str, ...] | None = None  # names of the head's outputs
+    glue: str | None = None  # name of the task
+
+    def with_prompt(self, options: TrainOptions, source: Source | None) -> TrainOptions:
+        """Decide the prompt, if one is needed; `source` is the adapter to train further."""
+        return options
+
+    def prompting(self, options: TrainOptions, tokenizer: Any, folder: Path, record: TrainingRecord | None) -> Prompting | None:
+        """Make the prompt template; that of the `record` of the adapter to train further, if it has the same name."""
+        return None
+
+    def check(self, source: Source) -> None:
+        """Refuse a base that cannot learn the data, before its weights are read."""
+        source.architecture.require(self.task, self.asks, source.base.folder / "config.json")
+
+    def longest(self, architecture: Architecture) -> int:
+        """The default of `--max-length`."""
+        return self.max_length
+
+    def default_lr(self, architecture: Architecture) -> float:
+        """The default of `--lr`: as published for LoNAS and LLaMA-7B."""
+        return 3e-4
+
+    @abstractmethod
+    def missing_tokens(self, tokenizer: Any) -> str:
+        """Name the special tokens that the tokenizer lacks."""
+
+    @abstractmethod
+    def encode(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
+        """Tokenize the examples of each file; those that are too long or have no output are dropped."""
+
+    @abstractmethod
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
+        """Make the function that makes a batch of encoded examples."""
+
+    @abstractmethod
+    def calibration(
+        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
+        """Yield the inputs of chosen examples, without answers, to measure the importance of channels on."""
+
+
+class TextData(TrainingData):
+    """Instructions, conversations and texts."""
+
+    task = CAUSAL_LM
+    max_length = 1024
+
+    def __init__(self, data: Sequence[Data]):
+        self.data = tuple(data)
+        self.files = tuple(DataFile(file.path, file.kind, len(file.examples), file.weight) for file in data)
+        self.asks = f"{data[0].path}: a training on {data[0].kind} data"
+
+    def with_prompt(self, options: TrainOptions, source: Source | None) -> TrainOptions:
+        training = source.training if source else None
+        recorded = training.prompt.name if training and training.prompt else None
+        space = source.space.hash if source else None
+        conversations = next((file.path for file in self.files if file.kind == MESSAGES), None)
+        return replace(options, prompt=choose_prompt(options.prompt, recorded, space, conversations))
+
+    def prompting(self, options: TrainOptions, tokenizer: Any, folder: Path, record: TrainingRecord | None) -> Prompting:
+        template, chat = (record.prompt, record.chat_template) if record else (None, None)
+        return Prompting.of(str(options.prompt), tokenizer, folder, template, chat)
+
+    def default_lr(self, architecture: Architecture) -> float:
+        """1e-3 was better than 3e-4 for SmolLM2-135M; larger models need less."""
+        weights = sum(linear.in_features * linear.out_features for linear in architecture.linears.values())
+        return 1e-3 if weights < _LARGE else super().default_lr(architecture)
+
+    def missing_tokens(self, tokenizer: Any) -> str:
+        return "" if tokenizer.eos_token_id is not None else "EOS"
+
+    def encode(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
+        assert prompting and options.max_length
+        return [encode(file.examples, prompting, tokenizer, options.max_length) for file in self.data]
+
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        return Collator(eos if pad is None else pad)
+
+    def calibration(
+        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
+        assert prompting and options.max_length
+        examples: list[Learned] = [example for file in self.data for example in file.examples]
+        for index in indices:
+            ids = torch.tensor([asked(examples[index], prompting, tokenizer, options.max_length)])
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class GlueData(TrainingData):
+    """A task of GLUE. Texts that are too long are cut, as in the published trainings."""
+
+    task = CLASSIFICATION
+    max_length = CLASSIFICATION.sequence_length
+
+    def __init__(self, path: Path, task: GlueTask):
+        self.glue_task, self.pairs = task, tuple(task.read(path))
+        self.files = (DataFile(path, "glue", len(self.pairs)),)
+        self.asks = f"{path}: a training on GLUE's {task.name}"
+        self.head, self.glue = task.outputs, task.name
+
+    def check(self, source: Source) -> None:
+        super().check(source)
+        folder, family = source.base.folder, source.architecture.family
+        tensors = open_tensors(folder)
+        tensors.name_as(family)
+        shape = tensors.shapes.get(f"{family.head}.weight")
+        if shape and (misfit := self.glue_task.misfit(shape[0])):
+            advice = "Use a base without a head, or data of another task."
+            raise LonasEdgeError(f"{folder}: {misfit} ({tensors.file_of(f'{family.head}.weight').name}). {advice}")
+
+    def longest(self, architecture: Architecture) -> int:
+        return min(self.max_length, int(architecture.config.max_position_embeddings))
+
+    def missing_tokens(self, tokenizer: Any) -> str:
+        return " and ".join(name for name in ("CLS", "PAD") if getattr(tokenizer, f"{name.lower()}_token_id") is None)
+
+    def encode(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
+        encoded = encode_pairs(self.pairs, tokenizer, options.max_length)
+        return [[{**row, "labels": pair.label} for row, pair in zip(encoded, self.pairs, strict=True)]]
+
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
+        return PairCollator(tokenizer.pad_token_id, self.glue_task.regression)
+
+    def calibration(
+        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
+        chosen: list[Pair] = [self.pairs[index] for index in indices]
+        collate = self.collator(tokenizer)
+        for row in encode_pairs(chosen, tokenizer, options.max_length):
+            yield {name: tensor for name, tensor in collate([{**row, "labels": 0}]).items() if name != "labels"}
+
+
+def read_training_data(data: Files, task: str | None = None) -> TrainingData:
+    """Read training data: a TSV file is GLUE's, all others hold instructions, conversations or texts.
+
+    Args:
+        data: The files.
+        task: The GLUE task; the name of the file's folder when None.
+
+    Raises:
+        LonasEdgeError: If a file is missing, empty or malformed; all problems are listed.
+    """
+    files = [(data, 1.0)] if isinstance(data, Path) else list(data)
+    tables = [path for path, _ in files if task is not None or path.suffix.lower() == ".tsv"]
+    if tables:
+        if len(files) > 1 or files[0][1] != 1.0:
+            raise LonasEdgeError(f"{tables[0]}: a GLUE task is one file without a weight; give --data once")
+        return GlueData(tables[0], task_of(tables[0], task))
+    read, problems = [], []
+    for path, weight in files:
+        try:
+            read.append(read_data(path, weight))
+        except LonasEdgeError as error:
+            problems.append(str(error))
+    if problems:
+        raise LonasEdgeError("\n".join(problems))
+    return TextData(read)

@@ -1,9 +1,9 @@
-"""Errors a user can act on, and how any error is told. Only the command line turns them into an exit code."""
+"""Errors that a user can act on, and text of other programs in messages."""
 
 import re
 from collections.abc import Iterator, Sequence
 
-_LONGEST = 500  # characters of a line that tells somebody else's error
+_LONGEST = 500  # characters of a line with text of other programs
 _NO_MEMORY = re.compile(
     r"bad.?alloc|out of memory|not enough memory|(can't|cannot|could not|unable to|failed to|failed) alloc|"
     r"memory allocation of|failed to map segment|can't start new thread|resource temporarily unavailable",
@@ -20,22 +20,19 @@ class LonasEdgeWarning(UserWarning):
 
 
 def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None:
-    """Raise one error that lists every problem found, or return if there is none.
+    """Raise one error that lists all problems; return if there is none.
 
     Args:
-        headline: What was being checked, with the file's name.
-        problems: One line for each problem, naming the tensor, group or field, and expected and found.
+        headline: The file or thing that was checked.
+        problems: One line for each: the tensor, group or field, expected and actual value.
         way_out: What the user can do about it.
-
-    Raises:
-        LonasEdgeError: If `problems` is not empty.
     """
     if not problems:
         return
     shown = list(problems[:20])
     if len(problems) > len(shown):
         shown.append(f"… and {len(problems) - len(shown)} more")
-    longest = 2 * _LONGEST  # a file's own value may stand in it
+    longest = 2 * _LONGEST  # a problem may quote a value of the file
     lines = [headline, *(f"  - {problem[:longest]}{' …' * (len(problem) > longest)}" for problem in shown)]
     if way_out:
         lines.append(way_out)
@@ -43,7 +40,7 @@ def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it came from."""
+    """An error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -52,12 +49,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python says so by a class, PyTorch, OpenVINO and the loader of libraries by their words."""
-    return any(isinstance(one, MemoryError) or bool(_NO_MEMORY.search(str(one))) for one in chain(error))
+    """Whether memory ran out. Python has a class for it; PyTorch, OpenVINO and the loader of libraries only have messages."""
+    return any(isinstance(each, MemoryError) or bool(_NO_MEMORY.search(str(each))) for each in chain(error))
 
 
 def escaped(text: str) -> str:
-    """A text of somebody else's for a terminal: control characters, which could change it, are shown instead; lines stay."""
+    """Make text of other programs safe for a terminal: control characters are shown instead of sent; line breaks stay."""
     return "".join(c if c in "\n\t" or not _is_control(c) else ascii(c)[1:-1] for c in text)
 
 
@@ -66,6 +63,6 @@ def _is_control(character: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """A text of somebody else's in one line of bearable length, control characters shown."""
+    """Text of other programs as one line of limited length, safe for a terminal."""
     line = " ".join(escaped(text).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

@@ -1,4 +1,4 @@
-"""Files of the user's: JSON read with its faults told, content by hash, text replaced whole."""
+"""Files: checked before they are read, JSON with clear errors, hashes, atomic text."""
 
 import codecs
 import hashlib
@@ -12,12 +12,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
+from lonas_edge.errors import LonasEdgeError, one_line, out_of_memory, raise_all
 
 TEXT_LIMIT = 64 * 2**20  # bytes; the configuration and the search space of a 7B model have 0.2 MB
 DEPTH_LIMIT = 200  # of lists and objects in each other; Python's own reader ends in a RecursionError at about 1,000
 
-_READ_OF_A_MODEL = {  # the files that are read of a model's directory, by us or by what we call, and the bytes they may have
+_READ_OF_A_MODEL = {  # the files that we or libraries read in a model's directory, and their maximum size in bytes
     "*.safetensors": math.inf,
     "*.bin": math.inf,
     "*.xml": math.inf,
@@ -33,14 +33,11 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def regular(path: Path, what: str = "the file") -> Path:
-    """Refuse what is no file, before it is opened: opening a FIFO or reading a device may never end.
+    """Refuse a path that is not a regular file, before it is opened: to open a FIFO or to read a device may never end.
 
     Args:
-        path: The file.
-        what: What it is, for the message.
-
-    Returns:
-        The same path.
+        path: The path; it is returned.
+        what: Its name in errors.
 
     Raises:
         LonasEdgeError: If it is missing or not a regular file.
@@ -57,11 +54,8 @@ def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
 
     Args:
         path: The file.
-        what: What it is, for the message.
-        limit: The bytes it may have.
-
-    Returns:
-        Its content.
+        what: Its name in errors.
+        limit: Its maximum size in bytes.
 
     Raises:
         LonasEdgeError: If it is missing, not a regular file, larger, or not UTF-8.
@@ -73,17 +67,10 @@ def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
 
 
 def read_json(path: Path, limit: float = TEXT_LIMIT) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-        limit: The bytes it may have.
-
-    Returns:
-        Its content.
+    """Read a JSON object from a file of `limit` bytes at most.
 
     Raises:
-        LonasEdgeError: If it cannot be read or is not a JSON object; as of `decode_json`.
+        LonasEdgeError: If it cannot be read or is not a JSON object; as for `decode_json`.
     """
     try:
         text = _text(path, limit)
@@ -96,14 +83,11 @@ def read_json(path: Path, limit: float = TEXT_LIMIT) -> dict[str, Any]:
 
 
 def decode_json(text: str, where: str) -> Any:
-    """Decode JSON, and refuse what JSON's readers take differently or cannot take.
+    """Decode JSON, and refuse what JSON readers disagree on or cannot handle.
 
     Args:
         text: The JSON.
-        where: What to call it in an error.
-
-    Returns:
-        The value.
+        where: Its name in errors.
 
     Raises:
         LonasEdgeError: If it is not JSON, holds NaN, Infinity, half a surrogate pair or two values of one name, or is nested
@@ -111,26 +95,21 @@ def decode_json(text: str, where: str) -> Any:
     """
     try:
         content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+        check_decoded(content, where)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 40) : error.end]
+        raise LonasEdgeError(f"{where}: not readable as JSON: half of a surrogate pair after {around!a}") from error
     except RecursionError:
         raise LonasEdgeError(f"{where}: not readable as JSON: {_TOO_DEEP}") from None
     except ValueError as error:
         raise LonasEdgeError(f"{where}: not readable as JSON: {error}") from error
-    check_decoded(content, where)
-    if _SURROGATE.search(text):
-        raise_all(f"{where}: not readable as JSON:", list(_halves(content, "")))
     return content
 
 
 def check_decoded(content: Any, where: str) -> None:
-    """Refuse decoded JSON that is nested deeper than `DEPTH_LIMIT`.
-
-    Args:
-        content: The value.
-        where: What to call it in an error.
-
-    Raises:
-        LonasEdgeError: If it is.
-    """
+    """Refuse decoded JSON that is nested deeper than `DEPTH_LIMIT`."""
     level = [content]
     for _ in range(DEPTH_LIMIT + 1):
         level = [inner for value in level for inner in _inside(value)]
@@ -146,23 +125,13 @@ def _inside(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def _halves(value: Any, place: str) -> Iterator[str]:
-    """Where text holds half of a surrogate pair: it comes of escapes alone, and cannot be written again."""
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        yield f"{place}: {ascii(value)[:80]}: half of a surrogate pair, which is no text"
-    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, inner in named:
-        yield from _halves(name, f"the name of a field in {place or 'the object'}")
-        yield from _halves(inner, f"{place}.{name}".lstrip(".").encode("ascii", "backslashreplace").decode())
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # readers differ in which of them they take
-        twice = next((name for name, value in pairs if value != found[name]), None)
+    content = dict(pairs)
+    if len(content) < len(pairs):  # readers differ in which of the values they take
+        twice = next((name for name, value in pairs if value != content[name]), None)
         if twice is not None:
             raise ValueError(f"{twice!r} is there twice, with different values")
-    return found
+    return content
 
 
 def _no_number(constant: str) -> NoReturn:
@@ -176,17 +145,10 @@ def _finite(digits: str) -> float:
 
 @contextmanager
 def read_by(reader: str, path: Path) -> Iterator[None]:
-    """Tell as the user's whatever a library raises while it reads a file: such libraries raise dozens of types.
-
-    Args:
-        reader: The library.
-        path: The file or directory.
-
-    Yields:
-        Nothing.
+    """Name a file and the library that cannot read it: such libraries raise dozens of types.
 
     Raises:
-        LonasEdgeError: If it raises anything.
+        LonasEdgeError: If the block raises anything, except for out of memory.
     """
     try:
         yield
@@ -197,20 +159,17 @@ def read_by(reader: str, path: Path) -> Iterator[None]:
             raise
         if out_of_memory(error):
             raise
-        raise LonasEdgeError(f"{path}: {reader} cannot read it: {type(error).__name__}: {_shortened(error)}") from error
+        raise LonasEdgeError(f"{path}: {reader} cannot read it: {type(error).__name__}: {one_line(str(error))}") from error
 
 
 def check_model_folder(folder: Path) -> None:
-    """Look at the files of a directory with a model before any of them is opened, by us or by a library.
+    """Check the files of a model, an adapter or an export before any of them is opened, by us or by a library.
 
-    A link must not lead out of the directory: what it leads to would be read, and published with an export. The links of a hub
-    cache lead to the blobs of their own repository.
-
-    Args:
-        folder: The directory of a model, an adapter or an export.
+    A link must not lead out of the directory: its target would be read, and published with an export. The links of a hub cache
+    lead to the blobs of their own repository.
 
     Raises:
-        LonasEdgeError: Lists every file that is missing behind a link, no regular file, too large, or outside.
+        LonasEdgeError: Lists every file that is missing behind a link, not a regular file, too large, or outside.
     """
     try:
         entries = [*folder.iterdir(), *((folder / _TEMPLATES).iterdir() if (folder / _TEMPLATES).is_dir() else ())]
@@ -225,10 +184,10 @@ def check_model_folder(folder: Path) -> None:
             continue
         try:
             if not any(path.resolve().is_relative_to(home) for home in homes):
-                raise ValueError(f"a link out of the directory, to {path.resolve()}; put the file itself there")
+                raise ValueError(f"a link out of the directory, to {path.resolve()}; replace it by the file")
             _check(path, limit)
             if path.name in _NO_MARK and _marked(path):
-                raise ValueError("begins with a byte order mark, which transformers and PEFT do not read; save it without")
+                raise ValueError("starts with a byte order mark, which transformers and PEFT do not read; save it without")
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(f"{path.relative_to(folder)}: {_reason(error)}")
     raise_all(f"{folder}: files that cannot be used:", problems)
@@ -252,12 +211,12 @@ def _marked(path: Path) -> bool:
 
 
 def _check(path: Path, limit: float) -> None:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a device, pipe or socket"
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
         raise ValueError(f"{kind}; expected a file")
-    if found.st_size > limit:
-        raise ValueError(f"{found.st_size:,} bytes; expected {limit:,.0f} at most")
+    if status.st_size > limit:
+        raise ValueError(f"{status.st_size:,} bytes; expected {limit:,.0f} at most")
 
 
 def _reason(error: Exception) -> str:
@@ -266,13 +225,8 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _shortened(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 500 else f"{text[:500]}…"
-
-
 def exists(path: Path) -> bool:
-    """Whether something is there; nothing is at a path that the system cannot have, which `Path.exists` raises for."""
+    """Whether a path exists; `Path.exists` raises for paths that the system cannot have."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -287,14 +241,10 @@ def sha256(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a file whole or not at all.
-
-    Args:
-        path: The file.
-        text: Its new content.
+    """Write a text file atomically.
 
     Raises:
-        LonasEdgeError: If it cannot be written; what was there is as it was.
+        LonasEdgeError: If it cannot be written; the earlier file stays.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -1,4 +1,4 @@
-"""Versions of what a result depends on."""
+"""Versions of packages."""
 
 import importlib.metadata
 import sys
@@ -6,14 +6,7 @@ from collections.abc import Sequence
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of packages, and Python's.
-
-    Args:
-        packages: Their names; those that are not installed are left out.
-
-    Returns:
-        Version by name.
-    """
+    """Installed versions by name, Python's first; packages that are not installed are omitted."""
     found = {"python": sys.version.split()[0]}
     for name in packages:
         try:

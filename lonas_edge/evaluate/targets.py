@@ -1,4 +1,4 @@
-"""TARGETs of an evaluation: an exported directory, a super-adapter with a sub-network, a base; opened without their weights."""
+"""TARGETs of an evaluation: exported directories, sub-networks of super-adapters, base models; opened without their weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,34 +30,34 @@ if TYPE_CHECKING:
 
     from lonas_edge.network.super_network import SuperNetwork
 
-_FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # what a model is loaded from
-_RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # what says how it came to be
+_FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
+_RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
-_LARGE_BYTES = 1_000_000_000  # of weights, from where on a batch is smaller: a finished one is what a kill leaves
+_LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
 _IN_PYTORCH = frozenset({"torch_device", "torch_dtype"})
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is evaluated.
+    """A model to evaluate.
 
     Attributes:
-        name: What it is called in reports.
+        name: Its name in reports.
         kind: `ir` or `torch`.
         precision: Weight format of an IR, dtype in PyTorch.
-        prompt: The template it was trained with, as far as is known.
+        prompt: Name of the template that it was trained with, where known; else the default.
         max_length: The longest sequence in tokens.
         tokenizer: Its transformers tokenizer.
         sizes: Its sizes, where they are known.
-        identity: What its answers depend on: hashes of files, sub-network, properties, versions.
+        identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
         batch_size: Prompts of a batch.
-        folder: Of a directory that `lonas-edge export` wrote, whose model card can be added to; None for others.
-        load: Loads it: a language model as one of lm-evaluation-harness, a classifier as what gives logits of a batch.
+        folder: The directory, where `lonas-edge export` wrote it and so has a model card.
+        load: Loads a model of lm-evaluation-harness, or a classifier as a function from batches to logits.
         uses: Arguments of `open_targets` and fields of `RunOptions` that can change it.
-        base: The base model's directory, where it is not the target itself; an adapter may name it.
+        base: The base model's directory, where it is not the target itself.
         outputs: Names of a classifier's outputs; none of a language model.
-        template: What the prompt `chat` is; by its tokenizer's chat template when None.
-        close: Lets go what it shares with other targets; to be called once, when it will not be asked again.
+        template: The prompt `chat`; by the tokenizer's chat template when None.
+        close: Releases what it shares with other targets; call it once, after the last question.
     """
 
     name: str
@@ -86,18 +86,15 @@ def open_targets(
     nncf_config: Path | None = None,
     revision: str | None = None,
 ) -> list[Target]:
-    """Open every TARGET.
+    """Open all TARGETs.
 
     Args:
-        references: Exported directories, super-adapters, PEFT adapters, bases.
-        subnets: Sub-networks of each super-adapter among them; they share the network, which is loaded once.
-        run: How they are run.
-        model: The base of the adapters among them.
-        nncf_config: The search space of the adapters among them.
-        revision: The base's revision on the hub.
-
-    Returns:
-        The targets, each with a name of its own.
+        references: Exported directories, super-adapters, PEFT adapters, base models.
+        subnets: Sub-networks of each super-adapter; they share the network, which is loaded once.
+        run: Devices, precision, batch size.
+        model: The base model of adapters.
+        nncf_config: The search space of adapters.
+        revision: The base model's revision on the hub.
 
     Raises:
         LonasEdgeError: If one cannot be opened, or two are the same.
@@ -114,29 +111,21 @@ def open_targets(
     names = [target.name for target in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise LonasEdgeError(f"{', '.join(twice)}: given twice, or two directories of one name; rename one of them")
+        raise LonasEdgeError(f"{', '.join(twice)}: given twice, or two directories with the same name; rename one of them")
     return found
 
 
 def task_of_targets(references: Sequence[str], model: str | None = None, revision: str | None = None) -> Task:
-    """What the targets are for, from their configurations alone.
-
-    Args:
-        references: As of `open_targets`.
-        model: The base of the adapters among them.
-        revision: The base's revision on the hub.
-
-    Returns:
-        The task of them all.
+    """The common task of the targets, from their configurations; arguments as for `open_targets`.
 
     Raises:
-        LonasEdgeError: If one is not there, or some are for one thing and some for another.
+        LonasEdgeError: If a target is missing, or they have different tasks.
     """
-    found = {reference: _task_of(reference, model, revision) for reference in references}
-    if len(set(found.values())) > 1:
-        told = ", ".join(f"{reference} is a {task.name}" for reference, task in found.items())
-        raise LonasEdgeError(f"{told}: they have no task in common; evaluate them one kind at a time")
-    return next(iter(found.values()))
+    tasks = {reference: _task_of(reference, model, revision) for reference in references}
+    if len(set(tasks.values())) > 1:
+        kinds = ", ".join(f"{reference} is a {task.name}" for reference, task in tasks.items())
+        raise LonasEdgeError(f"{kinds}: evaluate them separately, because they have no task in common")
+    return next(iter(tasks.values()))
 
 
 def _task_of(reference: str, model: str | None, revision: str | None) -> Task:
@@ -156,14 +145,14 @@ def _outputs(config: Any) -> tuple[str, ...]:
 
 
 class _SharedNetwork:
-    """A super-network for all its sub-networks: loaded when the first is asked, let go after the last."""
+    """A super-network for all its sub-networks: loaded for the first, released after the last."""
 
     def __init__(self, source: Source, run: RunOptions, users: int):
         self._source, self._run, self._users = source, run, users
         self._network: SuperNetwork | None = None
 
     def activated(self, widths: Sequence[int]) -> Any:
-        """The live model, a sub-network switched on."""
+        """The model with a sub-network activated."""
         from lonas_edge.network.super_network import load_super_network
 
         if self._network is None:
@@ -172,14 +161,14 @@ class _SharedNetwork:
         return self._network.base
 
     def close(self) -> None:
-        """One of those that share it needs it no more."""
+        """Count one user less."""
         self._users -= 1
         if not self._users:
             self._network = None
 
 
 class _Opener:
-    """Opens targets; a directory's files are hashed once, however many targets are loaded from them."""
+    """Opens targets; hashes the files of a directory once."""
 
     def __init__(self, run: RunOptions):
         self.run = run
@@ -189,7 +178,7 @@ class _Opener:
         """An IR."""
         run = self.run
         if run.device.startswith("NPU"):
-            raise LonasEdgeError(f"{folder}: an NPU answers one prompt at a time; --device CPU or GPU evaluates")
+            raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
         exported = open_exported(folder, ours=(folder / MANIFEST).exists())
         properties = {**exported.properties, **dict(run.properties)}
         tokenizer, max_length = _tokenizer(folder), exported.context or 2048
@@ -223,7 +212,7 @@ class _Opener:
         )
 
     def checkpoint(self, folder: Path) -> Target:
-        """What `export --stage checkpoint` wrote."""
+        """A checkpoint of `export --stage checkpoint`."""
         from lonas_edge.network.modeling import load_checkpoint
 
         check_model_folder(folder)
@@ -315,14 +304,7 @@ class _Opener:
 
 
 def torch_classifier(model: Any) -> Callable[[Mapping[str, Any]], Any]:
-    """A live classifier as a function from a batch of arrays to logits, an array.
-
-    Args:
-        model: A Hugging Face model, perhaps with an adapter.
-
-    Returns:
-        The function.
-    """
+    """A Hugging Face classifier as a function from a batch of arrays to logits, an array [texts, outputs]."""
 
     def classify(batch: Mapping[str, Any]) -> Any:
         with torch.inference_mode():
@@ -339,7 +321,7 @@ def _is_checkpoint(folder: Path) -> bool:
 def _tokenizer(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-        raise LonasEdgeError(f"{folder}: no tokenizer; an evaluation needs one")
+        raise LonasEdgeError(f"{folder}: no tokenizer, which an evaluation needs")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -306,7 +306,7 @@ def test_base_that_does_not_match_its_configuration(llama_copy: TinySource, refu
 def test_a_byte_order_mark_where_libraries_read_none(llama_copy: TinySource, refused: Callable, name: str) -> None:
     path = llama_copy.base.parent / name
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    has(refused(llama_copy), path.parent, f"{path.name}: begins with a byte order mark")
+    has(refused(llama_copy), path.parent, f"{path.name}: starts with a byte order mark")
 
 
 # the output

@@ -182,7 +182,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
             "--protocol has no effect: a classifier has no prompts",
         ),
         ([*source.arguments(), "--tasks", "RTE"], 1, "--datasets DIR is needed"),
-        ([tiny_bert.base(), tiny_models.base("llama"), "--datasets", data, "--tasks", "RTE"], 1, "have no task in common"),
+        ([tiny_bert.base(), tiny_models.base("llama"), "--datasets", data, "--tasks", "RTE"], 1, "they have no task in common"),
         ([tiny_models.base("llama"), "--datasets", data, "--tasks", "STS-B"], 1, "STS-B: no such task"),
     ):
         ran = run_cli("eval", *arguments)

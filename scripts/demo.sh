@@ -50,7 +50,7 @@ heading "Inspect: sizes of the heuristic sub-network, from configurations alone"
 run lonas-edge inspect "$SUPER_ADAPTER" --subnet heuristic
 
 heading "Search: unequal sub-networks, from questions that the training never names; the best at the heuristic one's size is picked"
-run lonas-edge search "$SUPER_ADAPTER" --data "$DATA/validation.json" --val-set-size 20 --cost bytes --evals 40 \
+run lonas-edge search "$SUPER_ADAPTER" --data "$DATA/validation.json" --num-prompts 20 --cost bytes --evals 40 \
   --pick "bytes<=0.853x" --output "$EXPORTS/search" --overwrite
 
 heading "Export: the found sub-network, sliced, merged, INT8, verified"

@@ -473,7 +473,8 @@ def test_search_finds_a_network_that_export_takes(command_line: CommandLine):
     """The recorded KL is that of the definition: from the maximal network's answers, where an answer's token is predicted."""
     found, data = command_line.folder / "search", command_line.folder / "data/few.json"
     data.write_text(json.dumps(json.loads(data.with_name("validation.json").read_text())[:4]))
-    options = ["--data", str(data), "--val-set-size", "4", "--evals", "12", "--pick", "bytes<=0.93x", "--output", str(found)]
+    options = ["--data", str(data), "--num-prompts", "4", "--cost", "macs", "--evals", "12", "--pick", "bytes<=0.93x"]
+    options += ["--output", str(found)]
     record = command_line.json("search", str(command_line.adapter), *options)
     assert len(record["evaluations"]) == 12
     [pick] = record["picks"]

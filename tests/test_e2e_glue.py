@@ -69,7 +69,7 @@ def test_the_road(minilm: Path, tmp_path: Path) -> None:
     record = run(tmp_path, *on, "--output", adapter)
     assert record["task"] == "SST-2" and record["losses"][-1]["loss"] < record["losses"][0]["loss"]
 
-    held = ["--data", data / "SST-2/dev.tsv", "--val-set-size", 20, "--evals", 8, "--population", 4, "--pick", "macs<=0.8x"]
+    held = ["--data", data / "SST-2/dev.tsv", "--num-prompts", 20, "--evals", 8, "--cost", "macs", "--pick", "macs<=0.8x"]
     found = run(tmp_path, "search", adapter, *held, "--output", tmp_path / "search")
     assert len(found["evaluations"]) == 8
     subnet = tmp_path / "search/subnetworks" / f"{found['picks'][0]['file']}.json"

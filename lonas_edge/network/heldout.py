@@ -191,7 +191,7 @@ def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 
 
 def read_held_out(
-    source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--val-set-size"
+    source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--num-prompts"
 ) -> HeldOut:
     """Read the data and choose prompts; nothing is tokenized yet.
 

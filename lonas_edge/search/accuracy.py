@@ -1,4 +1,4 @@
-"""Accuracy as a quality: held-out questions asked as `eval` asks them, of sub-networks activated in one super-network."""
+"""Accuracy as a quality: held-out examples evaluated as `eval` does, of sub-networks activated in one super-network."""
 
 import json
 import tempfile
@@ -22,42 +22,53 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 
 
-def read_questions(data: Path, protocol: str, order: Sequence[int]) -> dict[str, list[Sample]]:
-    """Questions of the data by the task whose answer words and form they have.
+def score_of(held: "HeldOut", network: "SuperNetwork", protocol: str, tokenizer: Any, batches: "Sequence[Batch]") -> Score:
+    """Make the function that scores accuracy in percent: by a protocol, or by the metric of a GLUE task."""
+    if held.template is None:
+        return metric_score(str(held.metric), network, batches)
+    samples = read_samples(held.path, protocol, held.order[: held.prompts])
+    return protocol_score(network, samples, protocol, held.template, tokenizer)
+
+
+def check_questions(held: "HeldOut", protocol: str) -> None:
+    """Refuse data on which accuracy cannot be measured; see `read_samples`."""
+    if held.template is not None:
+        read_samples(held.path, protocol, held.order[: held.prompts])
+
+
+def read_samples(data: Path, protocol: str, order: Sequence[int]) -> dict[str, list[Sample]]:
+    """Group examples by the task whose answers and form they have.
 
     Args:
-        data: A list of {instruction, input, output, answer}, as of LLM-Adapters.
-        protocol: How they are asked.
-        order: Places of the questions to take.
-
-    Returns:
-        Questions by task.
+        data: A JSON list of {instruction, input, output, answer}, as of LLM-Adapters.
+        protocol: Name of the protocol.
+        order: Indices of the examples to take.
 
     Raises:
-        LonasEdgeError: If one has no answer, or no task that the protocol can ask; all are listed.
+        LonasEdgeError: If an example has no answer, or no task of the protocol; all are listed.
     """
     try:
         items = json.loads(data.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise LonasEdgeError(f"{data}: accuracy needs a JSON list of questions: {error}") from error
-    found: dict[str, list[Sample]] = defaultdict(list)
-    faults = []
-    for place in order:
-        task = _task(PROTOCOLS[protocol], items[place])
+        raise LonasEdgeError(f"{data}: --quality accuracy needs a JSON list of examples: {error}") from error
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    problems = []
+    for index in order:
+        task = _task(PROTOCOLS[protocol], items[index])
         if task:
-            found[task].append(items[place])
+            samples[task].append(items[index])
         else:
-            faults.append(f"example {place}: no answer that {protocol} can ask for")
-    way_out = (
-        'Accuracy needs "answer" and the instructions of a commonsense task, or with --protocol generate those of a math task; '
+            problems.append(f"example {index}: no answer that the protocol {protocol} can evaluate")
+    hint = (
+        'Each example needs "answer" and the instruction of a commonsense task, or with --protocol generate of a math task. '
         "--quality kl and loss take any data."
     )
-    raise_all(f"{data}: accuracy cannot be measured on it:", faults, way_out)
-    return dict(found)
+    raise_all(f"{data}: cannot measure accuracy:", problems, hint)
+    return dict(samples)
 
 
 def _task(protocol: Protocol, item: Any) -> str | None:
-    """The first task that a question can be one of."""
+    """The first task that an example fits."""
     for name, task in protocol.tasks.items():
         if task.fault(item) is None:
             with suppress(ValueError):
@@ -66,20 +77,17 @@ def _task(protocol: Protocol, item: Any) -> str | None:
     return None
 
 
-def accuracy_score(
-    network: "SuperNetwork", questions: dict[str, list[Sample]], protocol: str, prompt: Template, tokenizer: Any
+def protocol_score(
+    network: "SuperNetwork", samples: dict[str, list[Sample]], protocol: str, prompt: Template, tokenizer: Any
 ) -> Score:
-    """How accuracy is scored.
+    """Make the function that evaluates a protocol.
 
     Args:
         network: The super-network.
-        questions: Questions by task.
-        protocol: How they are asked.
-        prompt: What makes the prompt.
+        samples: Examples by task.
+        protocol: Name of the protocol.
+        prompt: Template of the prompts.
         tokenizer: The model's.
-
-    Returns:
-        Scores a sub-network: right answers, in percent.
     """
     from lonas_edge.evaluate.run import evaluate
     from lonas_edge.evaluate.settings import EvalSettings
@@ -88,69 +96,26 @@ def accuracy_score(
         network.activate(widths)
         network.model.eval()
         with tempfile.TemporaryDirectory() as scratch:
-            for task, samples in questions.items():
+            for task, chosen in samples.items():
                 folder = Path(scratch) / task
                 folder.mkdir()
-                (folder / "test.json").write_text(json.dumps(samples), encoding="utf-8")
-            settings = EvalSettings(tuple(questions), Path(scratch), PROTOCOLS[protocol], prompt.name)
+                (folder / "test.json").write_text(json.dumps(chosen), encoding="utf-8")
+            settings = EvalSettings(tuple(samples), Path(scratch), PROTOCOLS[protocol], prompt.name)
             record, _ = evaluate([_target(network, widths, prompt, tokenizer)], settings)
         results = record.targets[0].tasks
-        asked = sum(one.questions for one in results)
-        return sum(one.accuracy * one.questions for one in results) / asked
+        return sum(task.accuracy * task.questions for task in results) / sum(task.questions for task in results)
 
     return score
 
 
-def check_questions(held: "HeldOut", protocol: str) -> None:
-    """Refuse data on which accuracy cannot be measured.
-
-    Args:
-        held: The data.
-        protocol: How it would be asked.
-
-    Raises:
-        LonasEdgeError: If an example has no answer that can be asked for; all are listed.
-    """
-    if held.template is not None:
-        read_questions(held.path, protocol, held.order[: held.prompts])
-
-
-def score_of(held: "HeldOut", network: "SuperNetwork", protocol: str, tokenizer: Any, batches: "Sequence[Batch]") -> Score:
-    """How accuracy is scored on data: by a protocol, or by the metric of a task of GLUE.
-
-    Args:
-        held: The data.
-        network: The super-network.
-        protocol: How prompts are asked.
-        tokenizer: The model's.
-        batches: The data's.
-
-    Returns:
-        Scores a sub-network, in percent.
-    """
-    if held.template is None:
-        return metric_score(str(held.metric), network, batches)
-    questions = read_questions(held.path, protocol, held.order[: held.prompts])
-    return accuracy_score(network, questions, protocol, held.template, tokenizer)
-
-
 def metric_score(metric: str, network: "SuperNetwork", batches: "Sequence[Batch]") -> Score:
-    """How one of GLUE's metrics is scored.
-
-    Args:
-        metric: The metric.
-        network: The super-network.
-        batches: Texts with their labels.
-
-    Returns:
-        Scores a sub-network, in percent.
-    """
+    """Make the function that computes one of GLUE's metrics."""
     from lonas_edge.evaluate.glue import METRICS
 
     def score(widths: Sequence[int]) -> float:
         logits, labels = network.answers(widths, batches)
-        answers = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
-        return 100 * METRICS[metric](labels.numpy(), answers.float().numpy())
+        predictions = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
+        return 100 * METRICS[metric](labels.numpy(), predictions.float().numpy())
 
     return score
 

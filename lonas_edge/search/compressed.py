@@ -1,4 +1,4 @@
-"""The quality of a network as an IR stores it: the live super-network, each weight as it is after compression."""
+"""Quality of sub-networks as an IR stores them: the super-network, with each weight as it is after compression."""
 
 from collections.abc import Sequence
 
@@ -9,30 +9,15 @@ from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import HEAD_POSITIONS, Batch, SuperNetwork
 
 
-class StoredNetwork:
-    """A super-network whose sub-networks answer as their IRs of one weight format do."""
+class CompressedNetwork:
+    """A super-network whose sub-networks compute as their IRs in one weight format do."""
 
     def __init__(self, network: SuperNetwork, weight_format: str):
-        """Compress what all sub-networks share.
-
-        Args:
-            network: The super-network.
-            weight_format: One of `FORMATS`.
-        """
+        """Compress the weights that all sub-networks share."""
         self._network, self._weights = network, StoredWeights(network, weight_format)
 
     def score(self, quality: str, chosen: Sequence[int], batches: Sequence[Batch], reference: Sequence[torch.Tensor]) -> float:
-        """The quality of a sub-network.
-
-        Args:
-            quality: `kl` or `loss`.
-            chosen: One width a group, in group order.
-            batches: Prompts with the positions that count.
-            reference: As of `SuperNetwork.reference`: the answers of the maximal network before compression.
-
-        Returns:
-            The quality, in nats.
-        """
+        """Score a sub-network, in nats; arguments as of `quality.likelihood_score`."""
         total, positions, objective = 0.0, 0, self._network.objective
         self._network.activate(chosen)
         self._network.model.eval()
@@ -49,7 +34,7 @@ class StoredNetwork:
     def _distance(self, quality: str, reference: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor) -> float:
         family, base = self._network.family, self._network.base
         with self._weights.active_head():
-            found = family.logits(base, hidden)
+            logits = family.logits(base, hidden)
         if quality == "kl":
-            return self._network.objective.divergence(family.logits(base, reference), found).item()
-        return self._network.objective.loss(found, labels).item()
+            return self._network.objective.divergence(family.logits(base, reference), logits).item()
+        return self._network.objective.loss(logits, labels).item()

@@ -1,7 +1,7 @@
-"""Which blocks a search space offers to leave out: those that cost little alone, measured on the base before training.
+"""The removable blocks of a search space: those with little effect when removed alone, measured before training.
 
-KL orders blocks of one kind well before training; it does not compare kinds (docs/guide/search.md). So what is dear is judged
-among the blocks of its own kind.
+KL ranks blocks of one kind well before training; it does not compare kinds. So blocks are compared with others of
+their own kind.
 """
 
 import math
@@ -14,17 +14,17 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
-from lonas_edge.search.damage import measure_damage
+from lonas_edge.search.sensitivity import measure_sensitivity
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace
 
-DEAR = 5.0  # times the median of its kind: such a block is kept
+EXPENSIVE = 5.0  # times the median of its kind: such a block is kept
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What leaving a block out costs: KL from the whole network, in nats; None where it was not measured."""
+    """KL from the unpruned model if a block is removed, in nats; None if it was not measured."""
 
     path: str
     kind: str
@@ -32,15 +32,7 @@ class BlockCost:
 
 
 def candidates(architecture: Architecture, kinds: Sequence[str], where: str) -> list[BlockCost]:
-    """The blocks of some kinds, in the model's order.
-
-    Args:
-        architecture: The model.
-        kinds: attention, mlp.
-        where: What to call the model in an error.
-
-    Returns:
-        The blocks, not measured.
+    """List the blocks of some kinds (attention, mlp) in the model's order; `where` names the model in errors.
 
     Raises:
         LonasEdgeError: If the family has no such blocks.
@@ -48,8 +40,8 @@ def candidates(architecture: Architecture, kinds: Sequence[str], where: str) -> 
     known = dict.fromkeys(block.kind for block in architecture.blocks.values())
     missing = [kind for kind in kinds if kind not in known]
     if missing:
-        offered = f"it has {', '.join(known)}" if known else f"{architecture.model_type} has no blocks that can be left out"
-        raise LonasEdgeError(f"{where}: --depth {', '.join(missing)}: {offered}")
+        reason = f"it has {', '.join(known)}" if known else f"{architecture.model_type} has no removable blocks"
+        raise LonasEdgeError(f"{where}: --depth {', '.join(missing)}: {reason}")
     return [BlockCost(path, block.kind) for path, block in architecture.blocks.items() if block.kind in kinds]
 
 
@@ -57,29 +49,26 @@ def measured(
     base: Source,
     blocks: Sequence[BlockCost],
     data: Path,
-    prompts: int,
+    num_prompts: int,
     prompt: str | None,
     seed: int,
     progress: Progress = silent,
 ) -> list[BlockCost]:
-    """Measure what leaving each block out alone costs.
+    """Measure the KL without each block.
 
     Args:
         base: The base model, or an adapter on it.
         blocks: The blocks.
         data: Prompts with answers.
-        prompts: How many of them are taken.
-        prompt: Name of their template; `choose_prompt` decides when None.
-        seed: Of the choice.
-        progress: Called with what is being done, and the share done.
-
-    Returns:
-        The same blocks with their costs.
+        num_prompts: Prompts to take.
+        prompt: Name of their template; chosen by the data if None.
+        seed: Seed of the choice.
+        progress: Called with the step and the share done.
 
     Raises:
         LonasEdgeError: If the data or the base cannot be used.
     """
-    held = read_held_out(base, data, prompts, seed, prompt, "--num-prompts")
+    held = read_held_out(base, data, num_prompts, seed, prompt, "--num-prompts")
     from lonas_edge.network.super_network import load_super_network
     from lonas_edge.network.tokenizer import load_tokenizer
 
@@ -92,43 +81,40 @@ def measured(
     elasticity = Elasticity(base.architecture, SearchSpace(groups), {}, {}, {}, {}, places)
     progress("Loading the model", None)
     network = load_super_network(replace(base, elasticity=elasticity))
-    table = measure_damage(
-        network,
-        batches,
-        network.reference(batches),
-        range(len(blocks)),
-        lambda done: progress("Measuring what each block costs", done),
+    reference = network.reference(batches)
+    table = measure_sensitivity(
+        network, batches, reference, range(len(blocks)), lambda done: progress("Measuring the KL without each block", done)
     )
-    found = [replace(block, kl=table.of(index, 1)) for index, block in enumerate(blocks)]
-    damaged = [f"without {block.path}: {block.kl}" for block in found if not math.isfinite(block.kl or 0.0)]
-    raise_all(f"{base.base.folder}: answers are not finite:", damaged, "Is the base checkpoint damaged?")
-    return found
+    costs = [replace(block, kl=row[1]) for block, row in zip(blocks, table.rows, strict=True)]
+    problems = [f"without {block.path}: {block.kl}" for block in costs if not math.isfinite(block.kl or 0.0)]
+    raise_all(f"{base.base.folder}: the KL is not finite:", problems, "Is the base checkpoint damaged?")
+    return costs
 
 
 def offered(architecture: Architecture, blocks: Sequence[BlockCost]) -> tuple[list[BlockCost], list[BlockCost]]:
-    """Decide which blocks are offered. One layer's attention at least is kept, so that every sub-network has some.
+    """Choose the removable blocks. The attention of at least one layer is kept.
 
     Args:
         architecture: The model.
-        blocks: The blocks, in the model's order; either all measured or none.
+        blocks: The blocks in the model's order, either all measured or none.
 
     Returns:
-        Those that are offered, kind by kind, the cheapest first, or in the model's order where nothing was measured; and those
-        that are kept: the dear ones, or, unmeasured, those of the first and last layer.
+        The removable blocks by kind, the cheapest first (in the model's order if not measured); and the kept ones: the
+        expensive ones, or, if not measured, those of the first and last layer.
     """
     kinds = {
         block.kind: [other.kl for other in blocks if other.kind == block.kind and other.kl is not None] for block in blocks
     }
-    limits = {kind: DEAR * statistics.median(values) for kind, values in kinds.items() if values}
+    limits = {kind: EXPENSIVE * statistics.median(values) for kind, values in kinds.items() if values}
     last = architecture.family.layer(int(architecture.config.num_hidden_layers) - 1)
     outer = (architecture.family.layer(0) + ".", last + ".")
 
     def cheap(block: BlockCost) -> bool:
         return not block.path.startswith(outer) if block.kl is None else block.kl <= limits[block.kind]
 
-    found = sorted(filter(cheap, blocks), key=lambda block: (block.kind, block.kl or 0.0))
+    removable = sorted(filter(cheap, blocks), key=lambda block: (block.kind, block.kl or 0.0))
     caches = {path for path, block in architecture.blocks.items() if block.cached}
-    dearest = [block for block in found if block.path in caches]
-    if caches and len(dearest) == len(caches):
-        found.remove(dearest[-1])
-    return found, [block for block in blocks if block not in found]
+    attentions = [block for block in removable if block.path in caches]
+    if caches and len(attentions) == len(caches):
+        removable.remove(attentions[-1])
+    return removable, [block for block in blocks if block not in removable]

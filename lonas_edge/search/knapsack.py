@@ -1,7 +1,7 @@
-"""Which width for each group does the least damage within a budget: exact, by dynamic programming.
+"""Exact knapsack by dynamic programming: the widths of least total sensitivity within a budget.
 
-Costs are rounded up to a grid, so that a solution never exceeds its budget; where all costs are multiples of one unit that
-divides the grid, as with equal layers, nothing is lost.
+Costs are rounded up to a grid, so a solution never exceeds its budget. Nothing is lost where all costs are multiples of a unit
+that divides the grid, as with equal layers.
 """
 
 import math
@@ -9,27 +9,27 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-GRID = 10_080  # steps between the cheapest and the dearest network; its many divisors are why it is this number
+GRID = 10_080  # steps between the cheapest and the most expensive network; chosen for its many divisors
 
 
-def solve(damage: Sequence[Sequence[float]], cost: Sequence[Sequence[float]], budgets: Iterable[float]) -> list[list[int]]:
+def solve(sensitivity: Sequence[Sequence[float]], cost: Sequence[Sequence[float]], budgets: Iterable[float]) -> list[list[int]]:
     """Solve the knapsack for several budgets.
 
     Args:
-        damage: For each group, that of each of its widths.
-        cost: The same shape; only differences within a group count, added to the others'.
-        budgets: What a network may cost: the sum of its widths' costs.
+        sensitivity: A row per group, a figure per width.
+        cost: The same shape; costs of the chosen widths add up.
+        budgets: Largest total costs.
 
     Returns:
-        For each budget the place of each group's width. A budget below the cheapest network gives that.
+        For each budget the chosen column of each group. A budget below the cheapest network gives the cheapest.
     """
     cheapest = [min(row) for row in cost]
     span = sum(max(row) for row in cost) - sum(cheapest)
     unit = span / GRID or 1.0
     steps = [[math.ceil((value - low) / unit - 1e-6) for value in row] for row, low in zip(cost, cheapest, strict=True)]
-    # with the first groups and at most so many steps spent on them: the least damage, and each group's width that gives it
+    # for the first groups and a number of steps: the least sensitivity, and the width of each group that gives it
     best, chosen = np.zeros(GRID + 1), np.zeros((len(cost), GRID + 1), np.int32)
-    for group, (row, spent) in enumerate(zip(damage, steps, strict=True)):
+    for group, (row, spent) in enumerate(zip(sensitivity, steps, strict=True)):
         options = np.full((len(row), GRID + 1), np.inf)
         for level, (value, size) in enumerate(zip(row, spent, strict=True)):
             if size <= GRID:
@@ -48,6 +48,6 @@ def _trace(chosen: np.ndarray, steps: Sequence[Sequence[int]], room: float) -> l
     return levels[::-1]
 
 
-def ladder(low: float, high: float, rungs: int) -> list[float]:
-    """Budgets at equal distances between the cheapest and the dearest network, both left out."""
-    return [low + (high - low) * step / (rungs + 1) for step in range(1, rungs + 1)]
+def ladder(high: float, rungs: int) -> list[float]:
+    """Budgets at equal distances between 0 and `high`, both excluded."""
+    return [high * step / (rungs + 1) for step in range(1, rungs + 1)]

@@ -1,7 +1,7 @@
-"""What a search is going to do: options resolved, everything checked, and an estimate of its time; no weights are read."""
+"""What a search will do: options resolved and checked; no weights are read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -10,163 +10,143 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network import adapters
-from lonas_edge.network.heldout import MAX_LENGTH, HeldOut, read_held_out
+from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.source import Source
-from lonas_edge.network.speed import matrix_speed
-from lonas_edge.search.cost import COSTS, CostFunction, check_cost, cost_function
-from lonas_edge.search.damage import evaluations, first_layer
-from lonas_edge.search.dimensions import Dimensions, find_dimensions
+from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, check_cost, cost_function, default_cost
+from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.search.quality import QUALITIES
-from lonas_edge.search.samplers import SamplerSettings
-from lonas_edge.search.seeds import named
-from lonas_edge.search.timing_settings import CostSettings
-from lonas_edge.space.search_space import SearchSpace
+from lonas_edge.search.warm_start import named
+from lonas_edge.space.search_space import SearchSettings
 
-REFINED = 0.25  # of the evaluations, at the end: those in which the refinement comes before the sampler,
-REFINED_PICKS = 0.5  # and where picks bound a cost, around which it looks first
-AROUND = "tables around picks"  # the step that measures those,
-SKIP = 4  # on a prompt in so many: each move is evaluated on all
-CONFIGURED = ("macs", "weights", "bytes")  # costs that configurations tell, whatever was searched for
-_CHARACTERS_A_TOKEN = 4  # English text; an estimate needs no tokenizer
-_EFFICIENCY = 0.4  # of a large matrix product's speed that a model's products reach,
-_BESIDE = 1.5  # and of fp32's, whatever the dtype, at which all else than products is done beside them (SmolLM2-135M, AMX)
+REFINED = 0.25  # share of the evaluations, at the end, in which the refinement comes before the sampler
+REFINED_PICKS = 0.5  # the same where picks bound a cost
+LEAST_EVALS = 3  # maximal, heuristic, minimal
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What to search, as on the command line; None is the search space's own setting.
+    """What to search, as on the command line.
 
     Attributes:
         data: Prompts with answers.
-        output: The directory.
+        output: Output directory.
         quality: Name of the quality.
-        cost: Name of the cost.
-        cost_settings: How it is counted or measured; the weight formats, too.
-        prompts: How many prompts are scored.
-        prompt: Name of their template; that of the training when None.
-        protocol: How accuracy asks.
-        dtype: In which the super-network computes.
+        cost: Name of the cost; TPOT, or the latency of a classifier, if None.
+        cost_settings: How the cost is counted or measured.
+        num_prompts: Scored prompts.
+        prompt: Name of their template; the training's if None.
+        protocol: How accuracy is evaluated.
+        dtype: Data type of the super-network.
         evals: Networks to evaluate.
-        population: Networks of a generation.
-        crossover_prob: How likely a network has two parents.
-        mutation_prob: How likely a group is drawn anew.
-        seed: Of the draws and of the choice of prompts.
-        sampler: Name of the sampler.
-        seeded: Whether the knapsack's solutions are evaluated first.
-        refined: Whether the front is refined.
-        storage: Where trials are kept; a file in the output directory when None.
+        seed: Seed of the sampler and of the choice of prompts.
+        warm_start: Whether the knapsack's solutions are evaluated first.
+        refine: Whether picks and front are refined.
+        storage: URL of a shared storage; a file in the output directory if None.
         study: Name of the study.
         picks: Bounds.
-        resume: Whether there must be a search to go on with.
-        overwrite: Whether one that is there is begun anew.
-        measured: Whether the front is exported and measured in the end.
+        overwrite: Whether an earlier search in the output directory is replaced.
+        measure: Whether the front is exported and measured at the end; if None, where the cost is a latency.
     """
 
     data: Path
     output: Path
     quality: str = "kl"
-    cost: str = "macs"
+    cost: str | None = None
     cost_settings: CostSettings = field(default_factory=CostSettings)
-    prompts: int = 64
+    num_prompts: int = 64
     prompt: str | None = None
-    protocol: str = "answer-word"
+    protocol: str = "option-text"
     dtype: str = "fp32"
-    evals: int | None = None
-    population: int | None = None
-    crossover_prob: float | None = None
-    mutation_prob: float | None = None
-    seed: int | None = None
-    sampler: str = "nsga2"
-    seeded: bool = True
-    refined: bool = True
+    evals: int = 80
+    seed: int = 0
+    warm_start: bool = True
+    refine: bool = True
     storage: str | None = None
     study: str | None = None
     picks: Sequence[str] = ()
-    resume: bool = False
     overwrite: bool = False
-    measured: bool = True
+    measure: bool | None = None
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A step: how many of what, and its estimated seconds."""
-
-    name: str
-    count: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A search before it begins.
+class SearchPlan:
+    """A checked search before it starts.
 
     Attributes:
         source: Base model, adapter and search space.
-        options: What was asked for.
-        dimensions: What is searched.
+        options: The options.
+        cost: Name of the cost.
+        dimensions: The searched groups.
         held: The prompts.
-        evals: Networks to evaluate.
-        settings: The sampler's.
         picks: The bounds.
     """
 
     source: Source
     options: SearchOptions
+    cost: str
     dimensions: Dimensions
     held: HeldOut
-    evals: int
-    settings: SamplerSettings
     picks: tuple[Pick, ...]
 
     @property
     def sign(self) -> int:
-        """1 where a lower quality is better, -1 where a higher one is."""
+        """1 if a lower quality is better, -1 if a higher one is."""
         return QUALITIES[self.options.quality].sign
 
     @property
-    def asked_by(self) -> str:
-        """How accuracy asks: a protocol, or GLUE's own metric of a task."""
+    def metric(self) -> str:
+        """How accuracy is evaluated: a protocol, or a GLUE task's metric."""
         return self.held.metric or self.options.protocol
 
     @property
-    def quality_unit(self) -> str:
-        """Of the quality's figures."""
-        return self.held.units.get(self.options.quality, QUALITIES[self.options.quality].unit)
+    def measures(self) -> bool:
+        """Whether the front is exported and measured at the end."""
+        return COSTS[self.cost].timed if self.options.measure is None else self.options.measure
+
+    @property
+    def timed(self) -> bool:
+        """Whether any latency is measured."""
+        return COSTS[self.cost].timed or self.measures
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of quality and cost, by name."""
+        quality = self.options.quality
+        return {quality: self.held.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
 
     @property
     def needs_table(self) -> bool:
-        """Whether the damage table is asked for anything."""
-        return self.options.seeded or self.options.refined
+        """Whether the sensitivity table is used."""
+        return self.options.warm_start or self.options.refine
 
     @property
-    def aims(self) -> tuple[Pick, ...]:
-        """The picks that bound a cost."""
-        return tuple(pick for pick in self.picks if pick.measure not in QUALITIES)
+    def compressed(self) -> bool:
+        """Whether networks are scored as their IRs store them: INT8 changes next to nothing, fewer bits do."""
+        return self.options.quality != "accuracy" and FORMATS[self.options.cost_settings.weight_format].bits < 8
 
     @property
     def refine_from(self) -> int:
         """Evaluations after which the refinement comes before the sampler."""
-        return round(self.evals * (1 - (REFINED_PICKS if self.aims else REFINED)))
-
-    @property
-    def compressed(self) -> bool:
-        """Whether networks are scored as their IRs store them: where formats are compared, or one of them does damage."""
-        formats = self.dimensions.formats
-        return self.options.quality != "accuracy" and (len(formats) > 1 or any(FORMATS[name].bits < 8 for name in formats))
+        bounded = any(pick.measure not in QUALITIES for pick in self.picks)
+        return round(self.options.evals * (1 - (REFINED_PICKS if bounded else REFINED)))
 
     @cached_property
-    def configured_costs(self) -> dict[str, CostFunction]:
-        """The costs that configurations tell, by name; each network's are counted once."""
-        return {name: cache(cost_function(name, self.source, self.options.cost_settings)) for name in CONFIGURED}
+    def sampler_settings(self) -> SearchSettings:
+        """The search space's settings of NSGA-II, with the seed of the options."""
+        return replace(self.source.space.search_settings(), seed=self.options.seed)
+
+    @cached_property
+    def counted_costs(self) -> dict[str, Cost]:
+        """Costs that need no measurement, by name; the figures of each network are computed once."""
+        settings = self.options.cost_settings
+        return {name: cache(cost_function(name, self.source, settings)) for name in COUNTED}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the trials depend on, as JSON: two searches with the same may share a study."""
-        options, source = self.options, self.source
-        costs = options.cost_settings
-        case = [costs.prompt_len, costs.new_tokens, *([costs.batch_size] if costs.batch_size > 1 else [])]  # one went unsaid
-        device = [costs.device, *case] if COSTS[options.cost].needs_device else None
+        """What the evaluations depend on, as JSON: searches with the same identity can share a study."""
+        options, source, settings = self.options, self.source, self.options.cost_settings
+        lengths = [settings.device, settings.prompt_len, settings.new_tokens, settings.batch_size]
         return {
             "base": sha256(source.base.folder / "config.json"),
             "super_adapter": adapter_hashes(source),
@@ -174,59 +154,12 @@ class Plan:
             "data": self.held.sha256,
             "prompts": self.held.prompts,
             "template": self.held.asked_as,
-            "quality": options.quality if options.quality != "accuracy" else f"accuracy, {self.asked_by}",
-            "cost": options.cost,
-            "device": device,
-            "weight_formats": list(self.dimensions.formats),
+            "quality": options.quality if options.quality != "accuracy" else f"accuracy, {self.metric}",
+            "cost": self.cost,
+            "device": lengths if COSTS[self.cost].timed else None,
+            "weight_format": settings.weight_format,
             "dtype": options.dtype,
-            "seed": self.settings.seed,
-        }
-
-    def steps(self) -> list[Planned]:
-        """The steps that compute, with estimates by the speed of this processor's matrix products."""
-        forward = self._forward_seconds()
-        layers = int(self.source.architecture.config.num_hidden_layers)
-        table, share = 0, 0.0
-        if self.needs_table:
-            table = evaluations(self.source.space, self.dimensions.searched)
-            for index in self.dimensions.searched:
-                group = self.source.space.groups[index]
-                left = layers - first_layer(self.source.architecture, group.modules)
-                share += (len(group.widths) - 1) * left / layers
-        evals = min(self.evals, self.dimensions.size)
-        around = len(self.aims) if self.options.refined else 0
-        return [
-            Planned("load", 1, self.source.sizes(self.source.unpruned).bytes["fp16"] / 1e9),
-            *([Planned("damage table", table, share * forward)] if table else []),
-            *([Planned(AROUND, around * table, around * share * forward / SKIP)] if around else []),
-            Planned("evaluations", evals, evals * forward),
-        ]
-
-    def _forward_seconds(self) -> float:
-        """Of all prompts through the maximal network; generation is not counted."""
-        tokens = sum(min(length // _CHARACTERS_A_TOKEN + 1, MAX_LENGTH) for length in self.held.lengths())
-        operations = 2 * self.source.sizes(self.source.unpruned).linear_weights * tokens
-        speeds = _EFFICIENCY * matrix_speed(self.options.dtype), _BESIDE * matrix_speed("fp32")
-        return sum(operations / speed for speed in speeds)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as people and programs read it."""
-        groups = self.source.space.groups
-        steps = self.steps()
-        return {
-            "groups": len(groups),
-            "searched": list(self.dimensions.searched),
-            "fixed": list(self.dimensions.fixed),
-            "networks": str(self.dimensions.size),  # more than a JSON number holds
-            "evaluations": self.evals,
-            "sampler": {"name": self.options.sampler, **asdict(self.settings)},
-            "quality": self.options.quality,
-            "cost": self.options.cost,
-            "weight_formats": list(self.dimensions.formats),
-            "prompts": self.held.prompts,
-            "template": self.held.asked_as,
-            "steps": [asdict(step) for step in steps],
-            "seconds": sum(step.seconds for step in steps),
+            "seed": options.seed,
         }
 
 
@@ -238,83 +171,64 @@ def adapter_hashes(source: Source) -> dict[str, str] | None:
     return {path.name: sha256(path) for path in files}
 
 
-def make_plan(source: Source, options: SearchOptions) -> Plan:
-    """Resolve the options and check everything that can be without weights.
-
-    Args:
-        source: Base model, adapter and search space.
-        options: What was asked for.
-
-    Returns:
-        The plan.
+def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
+    """Resolve and check the options.
 
     Raises:
         LonasEdgeError: If there is nothing to search, or an option or the data cannot be used.
     """
-    if not source.space.groups:
-        raise source.without_space("there is nothing to search")
-    if own := source.own:
-        raise LonasEdgeError(
-            f"{source.folder}: specialized for its {own.name} sub-network alone (`train --from`), so that there is nothing to "
-            "search. Name the super-adapter that it began as."
-        )
-    check_cost(options.cost, source.architecture.family.task)
-    evals, settings = _settings(source.space, options)
-    measures = list(dict.fromkeys((options.quality, options.cost, *CONFIGURED)))
-    picks = parse_picks(options.picks, measures)
-    dimensions = find_dimensions(source, options.cost_settings.weight_formats)
+    _check_source(source)
+    task = source.architecture.family.task
+    cost = options.cost or default_cost(task)
+    check_cost(cost, task)
+    if options.evals < LEAST_EVALS:
+        raise LonasEdgeError(f"--evals {options.evals}: expected at least {LEAST_EVALS}.")
+    _check_sampler_settings(source.space.search_settings())
+    picks = parse_picks(options.picks, list(dict.fromkeys((options.quality, cost, *COUNTED))))
+    dimensions = find_dimensions(source)
     if not dimensions.searched:
-        raise LonasEdgeError("The search space has no width that makes the deployed model smaller: nothing to search.")
-    if options.quality == "accuracy" and len(dimensions.formats) > 1:
-        raise LonasEdgeError("--quality accuracy is measured in PyTorch, before compression: name one --weight-format")
-    held = read_held_out(source, options.data, options.prompts, settings.seed, options.prompt)
+        raise LonasEdgeError(
+            "The search space has only ranks, or single widths: none of them makes the merged model smaller. "
+            "Create a space with widths, heads or removable blocks: lonas-edge space --help"
+        )
+    held = read_held_out(source, options.data, options.num_prompts, options.seed, options.prompt)
     if options.quality == "accuracy":
         from lonas_edge.search.accuracy import check_questions
 
         check_questions(held, options.protocol)
-    plan = Plan(source, options, dimensions, held, evals, settings, tuple(picks))
-    refuse_hopeless(plan, plan.configured_costs)
+    plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks))
+    check_picks(plan, plan.counted_costs)
     return plan
 
 
-def refuse_hopeless(plan: Plan, costs: Mapping[str, CostFunction]) -> None:
-    """Refuse a pick below what the cheapest network costs.
+def _check_source(source: Source) -> None:
+    if not source.space.groups:
+        raise source.without_space("there is nothing to search")
+    if own := source.own:
+        raise LonasEdgeError(
+            f"{source.folder}: this adapter has only its {own.name} sub-network (`train --from`). "
+            "Search the super-adapter that it was trained from."
+        )
 
-    Args:
-        plan: The plan.
-        costs: Costs by name; picks of others are not looked at.
 
-    Raises:
-        LonasEdgeError: If there is one; the nearest is named.
-    """
+def _check_sampler_settings(settings: SearchSettings) -> None:
+    problems = [f"population: expected at least 2, found {settings.population}"] if settings.population < 2 else []
+    for name in ("crossover_prob", "mutation_prob"):
+        value = getattr(settings, name)
+        problems += [] if 0 <= value <= 1 else [f"{name}: expected 0 to 1, found {value}"]
+    raise_all("The search settings of the search space are invalid:", problems)
+
+
+def check_picks(plan: SearchPlan, costs: Mapping[str, Cost]) -> None:
+    """Refuse a pick below the cost of the cheapest network; picks of other measures than `costs` are ignored."""
     known = named(plan.dimensions)
     for pick in plan.picks:
         if pick.measure not in costs:
             continue
         cost = costs[pick.measure]
-        least = min(cost(known["minimal"][0], name) for name in plan.dimensions.formats)
-        whole = cost(*known["maximal"])
-        if not pick.meets(least, whole):
+        least, largest = cost(known["minimal"]), cost(known["maximal"])
+        if not pick.meets(least, largest):
+            figure = f"{least / largest:.3g}x" if pick.relative else f"{least:.6g}"
             raise LonasEdgeError(
-                f"--pick {pick.expression}: nothing meets it; the nearest is the minimal network with {pick.measure} "
-                f"{least:.6g} ({least / whole:.3g}x)"
+                f"--pick {pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound."
             )
-
-
-def _settings(space: SearchSpace, options: SearchOptions) -> tuple[int, SamplerSettings]:
-    """The configuration's own settings, where the options do not say otherwise."""
-    configured = space.search_settings()
-    evals = int(configured.num_evals) if options.evals is None else options.evals
-    given = {name: getattr(options, name) for name in SamplerSettings.__dataclass_fields__}
-    chosen = {name: getattr(configured, name) if value is None else value for name, value in given.items()}
-    settings = SamplerSettings(**{**chosen, "population": int(chosen["population"]), "seed": int(chosen["seed"])})
-    faults = _faults({"evals": evals, **asdict(settings)})
-    raise_all("The search's settings cannot be used:", faults, "They are options, and the NNCF configuration's own otherwise.")
-    return evals, settings
-
-
-def _faults(values: Mapping[str, float]) -> list[str]:
-    least = {"evals": 3, "population": 2}
-    faults = [f"{name}: at least {low}, found {values[name]}" for name, low in least.items() if values[name] < low]
-    probabilities = ("crossover_prob", "mutation_prob")
-    return faults + [f"{name}: between 0 and 1, found {values[name]}" for name in probabilities if not 0 <= values[name] <= 1]

@@ -1,6 +1,6 @@
-"""How good a sub-network is: one object each. All are measured in one super-network, loaded once.
+"""Quality measures of a sub-network. All are measured in one super-network, loaded once.
 
-A registry for the command line: nothing heavy is imported before something is scored.
+A registry for the command line: nothing heavy is imported before a network is scored.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,58 +17,54 @@ Score = Callable[[Sequence[int]], float]  # of a sub-network's widths
 
 @dataclass(frozen=True)
 class Quality:
-    """A measure of a network's answers.
+    """A quality measure.
 
     Attributes:
-        name: What it is called on the command line and in records.
-        unit: Of the figure.
-        described: What the command line's help says of it.
-        sign: 1 where lower is better, -1 where higher is.
+        name: On the command line and in records.
+        unit: Unit of the figure.
+        described: For the help text.
+        title: In plots.
+        sign: 1 if lower is better, -1 if higher is.
     """
 
     name: str
     unit: str
     described: str
+    title: str
     sign: int = 1
-
-    def minimized(self, value: float) -> float:
-        """The figure, turned so that lower is better."""
-        return self.sign * value
 
 
 QUALITIES = {
     quality.name: quality
     for quality in (
-        Quality(
-            "kl",
-            "nats",
-            "mean KL divergence from the maximal network's answers, at what training learns; of a regression squared",
-        ),
-        Quality("loss", "nats", "mean cross-entropy of the right answers' tokens"),
-        Quality(
-            "accuracy",
-            "%",
-            "right answers to the held-out questions, as `eval --protocol` asks; of GLUE its metric",
-            sign=-1,
-        ),
+        Quality("kl", "nats", "KL divergence from the unpruned network", "KL from the unpruned network"),
+        Quality("loss", "nats", "cross-entropy of the answers", "loss"),
+        Quality("accuracy", "%", "accuracy as of eval --protocol, or the GLUE task's metric", "accuracy", sign=-1),
     )
 }
 
 
 def likelihood_score(
-    name: str, network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]"
+    name: str,
+    network: "SuperNetwork",
+    batches: "Sequence[Batch]",
+    reference: "Sequence[torch.Tensor]",
+    weight_format: str | None = None,
 ) -> Score:
-    """How `kl` or `loss` is scored.
+    """Make the function that scores `kl` or `loss`, in nats.
 
     Args:
-        name: Which of them.
+        name: The quality.
         network: The super-network.
         batches: Prompts with the positions that count.
-        reference: As of `SuperNetwork.reference`.
-
-    Returns:
-        Scores a sub-network.
+        reference: Hidden states of the maximal network before compression, from `SuperNetwork.reference`.
+        weight_format: Score networks as an IR with this format stores them; None before compression.
     """
+    if weight_format is not None:
+        from lonas_edge.search.compressed import CompressedNetwork
+
+        compressed = CompressedNetwork(network, weight_format)
+        return lambda widths: compressed.score(name, widths, batches, reference)
     if name == "kl":
         return lambda widths: network.kl([widths], batches, reference)[0]
     return lambda widths: network.losses([widths], batches)[0]

@@ -1,12 +1,12 @@
-"""Refinement: widths moved between two groups at a cost that stays, each move evaluated like any other network.
+"""Refinement: move widths between two groups at nearly the same cost; each move is evaluated like any other network.
 
-What is picked comes first. How much a group matters depends on what else is cut, above all where attention is left out: sums of
-a damage table that was measured in the maximal network say next to nothing of the moves of a network that is cut deeply. So a
-table is measured around the best network of each pick, and its moves are tried from the most promising one on; one that is
-better is where the next ones begin. Groups that were moved are left alone then: the table is no longer true of them.
+Picks come first. The sensitivity of a group depends on what else is removed, above all among attention blocks: a table of the
+maximal network predicts little for a network with many cuts. So a table is measured around the best network of each pick, and
+its most promising moves are tried first. A better network becomes the new start; groups that moved are then fixed, because the
+table no longer holds for them.
 
-Then the front: one level moved between two groups at nearly equal cost, as the first damage table promises. EvoPress finishes
-with such level switches (Sieberling et al., 2410.14649).
+The front comes next: one level moves between two groups, as the first table predicts. EvoPress finishes with such level
+switches (Sieberling et al., 2410.14649).
 """
 
 import itertools
@@ -14,85 +14,78 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lonas_edge.search.damage import DamageTable
-from lonas_edge.search.dimensions import Dimensions, Network, costs_by_width
+from lonas_edge.search.dimensions import Cost, Dimensions, Widths, costs_by_width
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.record import Evaluation, front
+from lonas_edge.search.sensitivity import SensitivityTable
 
 ORIGIN = "refined"
-Cost = Callable[[Sequence[int], str], float]
-Proposal = tuple[Network, str]  # a network, and its origin
-Around = Callable[[Pick, Evaluation], tuple[Sequence[int], DamageTable]]
-PICK_PATIENCE = 8  # moves of a pick in a row that brought nothing, after which there are no more
-PATIENCE = 16  # moves in a row that brought nothing, after which there are no more
-NEARLY_EQUAL = 0.5  # of a move's own size: what a pair of moves may add to the cost
-HOPELESS = 0.1  # of a network's damage: a move that is predicted to add more is not tried
+Proposal = tuple[Widths, str]  # a network and its origin
+Propose = Callable[[Sequence[Evaluation], set[Widths]], Proposal | None]  # from the evaluations and all known networks
+Around = Callable[[Pick, Evaluation], tuple[Sequence[int], SensitivityTable]]
+PICK_PATIENCE = 8  # moves of a pick without a gain, after which it is finished
+PATIENCE = 16  # the same for moves of the front
+NEARLY_EQUAL = 0.5  # largest cost that a pair of moves may add, as a share of one move
+HOPELESS = 0.1  # largest predicted increase of a network's total sensitivity
 
 
-def pick_proposer(
-    dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, around: Around
-) -> Callable[[Sequence[Evaluation], set[Network]], Proposal | None]:
-    """Make the function that proposes moves of what is picked.
+def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, around: Around) -> Propose:
+    """Make the function that proposes moves of the picks' networks.
 
     Args:
-        dimensions: What is searched.
+        dimensions: The dimensions of the search.
         aims: Picks that bound a cost, each with that cost.
-        sign: 1 where a lower quality is better, -1 where a higher one is.
-        around: Gives the damage table around a pick's network, and the widths that it was measured around: those of the
-            evaluation that it is first asked with, ever.
+        sign: 1 if a lower quality is better, -1 if a higher one is.
+        around: Gives the sensitivity table of a pick, and the widths that it was measured around.
 
     Returns:
-        As of `proposer`.
+        The function; it gives None if no move is left.
     """
-    whole = {
-        pick: cost(dimensions.network([0] * len(dimensions.searched), "")[0], dimensions.formats[0])
-        for pick, cost in aims.items()
-    }
-    formats = dimensions.formats
-    steps = {pick: {one: costs_by_width(dimensions, cost, one) for one in formats} for pick, cost in aims.items()}
+    largest = {pick: cost(dimensions.maximal) for pick, cost in aims.items()}
+    costs = {pick: costs_by_width(dimensions, cost) for pick, cost in aims.items()}
 
-    def propose(done: Sequence[Evaluation], taken: set[Network]) -> Proposal | None:
+    def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         for pick, cost in aims.items():
-            met = [one for one in done if pick.meets(cost(one.widths, one.weight_format), whole[pick])]
+            met = [evaluation for evaluation in evaluations if pick.meets(cost(evaluation.widths), largest[pick])]
             if not met:
                 continue
             best, origin = front(met, sign)[-1], f"{ORIGIN}:{pick.expression}"
-            if sum(one.origin == origin for one in done[best.number + 1 :]) >= PICK_PATIENCE:
+            if sum(later.origin == origin for later in evaluations[best.number + 1 :]) >= PICK_PATIENCE:
                 continue
-            centre, table = around(pick, best)
-            room = pick.limit(whole[pick]) - cost(best.widths, best.weight_format)
-            damages = [table.rows[index] for index in dimensions.searched]
-            levels, free = dimensions.levels(best.widths), _free(dimensions, best.widths, centre)
-            for _, moved in sorted(_swaps(levels, free, damages, steps[pick][best.weight_format], room)):
-                network = dimensions.network(moved, best.weight_format)
-                if network not in taken and pick.meets(cost(*network), whole[pick]):
-                    return network, origin
+            center, table = around(pick, best)
+            room = pick.limit(largest[pick]) - cost(best.widths)
+            rows = [table.rows[index] for index in dimensions.searched]
+            levels, free = dimensions.levels(best.widths), _free(dimensions, best.widths, center)
+            for _, moved in sorted(_swaps(levels, free, rows, costs[pick], room)):
+                widths = dimensions.widths(moved)
+                if widths not in known and pick.meets(cost(widths), largest[pick]):
+                    return widths, origin
         return None
 
     return propose
 
 
-def _free(dimensions: Dimensions, widths: Sequence[int], centre: Sequence[int]) -> list[int]:
-    """Places of the searched groups that a table around a network is true of: not moved since, and not in a block left out."""
+def _free(dimensions: Dimensions, widths: Sequence[int], center: Sequence[int]) -> list[int]:
+    """Places of the searched groups for which the table holds: not moved since, and not in a removed block."""
     return [
         place
         for place, index in enumerate(dimensions.searched)
-        if widths[index] == centre[index] and (index not in dimensions.inside or widths[dimensions.inside[index]])
+        if widths[index] == center[index] and (index not in dimensions.inside or widths[dimensions.inside[index]])
     ]
 
 
 def _swaps(
     levels: Sequence[int],
     free: Sequence[int],
-    damages: Sequence[Sequence[float]],
+    rows: Sequence[Sequence[float]],
     costs: Sequence[Sequence[float]],
     room: float,
 ) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """One group wider, another narrower, or one of both alone: those that promise less damage within the room for more cost."""
+    """Widen one group, narrow another, or either alone, if that lowers the sensitivity and adds at most `room` to the cost."""
     changes = [
-        (damages[place][level], costs[place][level] - costs[place][levels[place]], place, level)
+        (rows[place][level], costs[place][level] - costs[place][levels[place]], place, level)
         for place in free
-        for level in range(len(damages[place]))
+        for level in range(len(rows[place]))
         if level != levels[place]
     ]
     nothing = (0.0, 0.0, -1, 0)
@@ -108,57 +101,54 @@ def _swaps(
             yield change, tuple(moved)
 
 
-def proposer(
-    dimensions: Dimensions, table: DamageTable, cost: Cost, sign: int
-) -> Callable[[Sequence[Evaluation], set[Network]], Proposal | None]:
-    """Make the function that proposes moves of the front.
+def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost, sign: int) -> Propose:
+    """Make the function that proposes the most promising move of a member of the front.
 
     Args:
-        dimensions: What is searched.
-        table: The damage of each group alone.
-        cost: Of a network.
-        sign: 1 where a lower quality is better, -1 where a higher one is.
+        dimensions: The dimensions of the search.
+        table: The sensitivity table of the maximal network.
+        cost: The searched cost.
+        sign: 1 if a lower quality is better, -1 if a higher one is.
 
     Returns:
-        From what is evaluated and what is taken, the most promising move of a member of the front; None where there is none.
-        It depends on nothing else, so that a search that goes on refines the same.
+        The function; it gives None if no move is left.
     """
-    steps = {weight_format: costs_by_width(dimensions, cost, weight_format) for weight_format in dimensions.formats}
-    damages = [table.rows[index] for index in dimensions.searched]
+    costs = costs_by_width(dimensions, cost)
+    rows = [table.rows[index] for index in dimensions.searched]
 
-    def propose(done: Sequence[Evaluation], taken: set[Network]) -> Proposal | None:
-        best = front(done, sign)
-        members = {one.number for one in best}
-        tried = [one for one in done if one.origin == ORIGIN][-PATIENCE:]
-        if len(tried) == PATIENCE and not any(one.number in members for one in tried):
+    def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
+        best = front(evaluations, sign)
+        members = {member.number for member in best}
+        tried = [evaluation for evaluation in evaluations if evaluation.origin == ORIGIN][-PATIENCE:]
+        if len(tried) == PATIENCE and not any(evaluation.number in members for evaluation in tried):
             return None
-        moves = []
-        for member in best:
-            levels = dimensions.levels(member.widths)
-            for change, moved in _moves(levels, damages, steps[member.weight_format]):
-                moves.append((change, member.number, moved, member.weight_format))
-        for _, _, moved, weight_format in sorted(moves):
-            network = dimensions.network(moved, weight_format)
-            if network not in taken:
-                return network, ORIGIN
+        moves = [
+            (change, member.number, moved)
+            for member in best
+            for change, moved in _moves(dimensions.levels(member.widths), rows, costs)
+        ]
+        for _, _, moved in sorted(moves):
+            widths = dimensions.widths(moved)
+            if widths not in known:
+                return widths, ORIGIN
         return None
 
     return propose
 
 
 def _moves(
-    levels: list[int], damages: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
+    levels: list[int], rows: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Pairs of one level wider here and one narrower there: the predicted change of damage, and the levels."""
+    """Pairs of one level wider here and one narrower there: the predicted change of the sensitivity, and the levels."""
     places = range(len(levels))
-    total = sum(row[level] for row, level in zip(damages, levels, strict=True))
-    wider = [_change(damages, levels, place, -1) for place in places]
-    narrower = [_change(damages, levels, place, 1) for place in places]
-    dearer = [_change(costs, levels, place, -1) for place in places]
-    cheaper = [_change(costs, levels, place, 1) for place in places]
+    total = sum(row[level] for row, level in zip(rows, levels, strict=True))
+    wider = [_change(rows, levels, place, -1) for place in places]
+    narrower = [_change(rows, levels, place, 1) for place in places]
+    spent = [_change(costs, levels, place, -1) for place in places]
+    saved = [_change(costs, levels, place, 1) for place in places]
     change = np.add.outer(wider, narrower)
-    added = np.add.outer(dearer, cheaper)
-    size = np.abs(np.asarray(dearer))[:, None]
+    added = np.add.outer(spent, saved)
+    size = np.abs(np.asarray(spent))[:, None]
     good = (change <= HOPELESS * total) & (np.abs(added) <= NEARLY_EQUAL * size) & ~np.eye(len(levels), dtype=bool)
     for first, second in np.argwhere(good):
         moved = list(levels)
@@ -168,6 +158,6 @@ def _moves(
 
 
 def _change(rows: Sequence[Sequence[float]], levels: Sequence[int], place: int, by: int) -> float:
-    """What a step of one group changes; infinite where there is no such level."""
+    """Change of a figure with a step of one group; infinite if the group has no such level."""
     row, level = rows[place], levels[place]
     return row[level + by] - row[level] if 0 <= level + by < len(row) else float("inf")

@@ -1,4 +1,4 @@
-"""A search from its plan to its record; here the steps meet."""
+"""A search from its plan to its record."""
 
 import functools
 import shutil
@@ -12,25 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import StorageInternalError
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
-from lonas_edge.search import LATENCY, STUDY
-from lonas_edge.search.cost import COSTS, CostFunction, cost_function
-from lonas_edge.search.damage import DamageTable, measure_damage
-from lonas_edge.search.dimensions import Network
-from lonas_edge.search.outcome import Outcome
+from lonas_edge.search import LATENCY, SEARCH, STUDY
+from lonas_edge.search.cost import COSTS, cost_function
+from lonas_edge.search.dimensions import Cost
 from lonas_edge.search.picks import Pick
-from lonas_edge.search.place import check, place
-from lonas_edge.search.plan import AROUND, SKIP, Plan, refuse_hopeless
-from lonas_edge.search.quality import likelihood_score
+from lonas_edge.search.plan import SearchPlan, check_picks
+from lonas_edge.search.quality import Score, likelihood_score
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord, front
-from lonas_edge.search.refine import pick_proposer, proposer
-from lonas_edge.search.samplers import reseeded
-from lonas_edge.search.seeds import seeds
-from lonas_edge.search.storage import open_file, open_storage, open_study, shown
-from lonas_edge.search.study import Propose, Rules, Worker
+from lonas_edge.search.refine import Propose, front_proposer, pick_proposer
+from lonas_edge.search.results import SearchResults
+from lonas_edge.search.sensitivity import SensitivityTable, measure_sensitivity
+from lonas_edge.search.storage import differences, open_journal, open_storage, open_study, shown
+from lonas_edge.search.study import Worker
+from lonas_edge.search.warm_start import warm_start
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -38,66 +37,76 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch, SuperNetwork
     from lonas_edge.search.latency_table import LatencyTable
 
-_TABLE, _LATENCY, _AROUND = "table", "latency_table", "table_around"  # attributes of the study
-_SAVE_SECONDS = 2.0  # the record is written so often at most
+SKIP = 4  # a pick's sensitivity table uses one prompt in so many: each move is evaluated on all prompts
+_AROUND = "sensitivity around picks"
+_NEEDED_BYTES = 2**24
 
 
-def search(plan: Plan, progress: Progress = silent) -> SearchRecord:
-    """Search.
-
-    Args:
-        plan: What to search.
-        progress: Called with what is being done, and the share of it that is done.
+def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
+    """Search, and write the output directory.
 
     Returns:
         The record, as written to `search.json`.
 
     Raises:
-        LonasEdgeError: If the storage or the study cannot be used, nothing meets a pick, or it is interrupted; what is
-            evaluated is kept.
+        LonasEdgeError: If the output, storage or study cannot be used, or no network meets a pick, which is reported after the
+            output is written. An interrupted search can be continued.
     """
     options = plan.options
-    check(options.output, options.resume, options.storage is not None)
+    finished = _finished(plan)
+    inputs = [options.data, plan.source.base.folder, *([plan.source.adapter.folder] if plan.source.adapter else [])]
+    output = OutputDirectory(options.output, options.overwrite or finished, inputs)
+    output.check(_NEEDED_BYTES, resumable=True)
     tokenizer = load_tokenizer(plan.source.base.folder)
     if tokenizer is None:
         raise LonasEdgeError(f"{plan.source.base.folder}: no tokenizer; a search needs one")
     batches = plan.held.batches(tokenizer)
-    made, begun = not options.output.exists(), (options.output / STUDY).exists()
-    storage = open_storage(options.storage) if options.storage else None  # before a directory is made, or a model loaded
-    with place(options.output, options.resume, options.overwrite, storage is not None) as before:
-        where = shown(options.storage) if options.storage else str(options.output / STUDY)
-        identity = plan.identity
-        name = options.study or ("search" if storage is None else _name(identity))
-        storage = storage or open_file(options.output / STUDY)
-        study = open_study(storage, name, identity, reseeded(options.sampler, plan.settings), where)
-        running = _Search(plan, study, progress, tokenizer, batches, dict(before.seconds) if before else {})
+    shared = open_storage(options.storage) if options.storage else None
+    with output.resume("search", plan.identity, restart=options.overwrite) as work:
+        journal = work.path / STUDY
+        if finished and not options.overwrite and not work.resumed and (options.output / STUDY).exists():
+            shutil.copyfile(options.output / STUDY, journal)
+        where = shown(options.storage) if options.storage else str(journal)
+        name = options.study or (_name(plan.identity) if shared else "search")
+        study = open_study(shared or open_journal(journal), name, plan.identity, plan.sampler_settings, where)
+        running = _Search(plan, study, progress, tokenizer, batches, work.path)
         try:
-            running.run()
-        except KeyboardInterrupt:
-            running.outcome(finished=False).write(drawn=True)
-            raise LonasEdgeError(
-                f"interrupted: {len(running.evaluations)} evaluations are kept in {options.output}; the same command goes on "
-                "from there"
-            ) from None
-        except LonasEdgeError:
-            if not (options.storage or begun or study.trials):  # nothing is found yet, such as where a tensor is missing
-                _leave_nothing(options.output, made)
-            raise
+            results = running.run()
         except StorageInternalError as error:
             raise LonasEdgeError(
-                f"{where}: the storage can no longer be reached; what is evaluated is kept there, and the same command goes on "
-                f"from it: {next(iter(str(error).splitlines()), '')}"
+                f"{where}: lost the connection; all evaluations are kept there. Run the same command again to continue: "
+                f"{next(iter(str(error).splitlines()), '')}"
             ) from error
-        return running.outcome(finished=True).finish()
+        except LonasEdgeError:
+            if not study.trials:  # nothing to continue from
+                journal.unlink(missing_ok=True)
+            raise
+        with work.publish() as folder:
+            results.write(folder)
+            if running.latency:
+                running.latency.write(folder / LATENCY)
+            if journal.exists():
+                shutil.copyfile(journal, folder / STUDY)
+    if results.missed:
+        raise LonasEdgeError("\n".join(results.missed))
+    return results.record
 
 
-def _leave_nothing(output: Path, made: bool) -> None:
-    """Remove what a search that found nothing has written; the directory, too, where it made it."""
-    if made:
-        shutil.rmtree(output)
-    else:
-        for path in (*output.glob(f"{STUDY}*"), output / LATENCY):
-            path.unlink(missing_ok=True)
+def _finished(plan: SearchPlan) -> bool:
+    """Whether the output directory holds this search, finished: it is continued.
+
+    Raises:
+        LonasEdgeError: If it holds another search, and that is not to be overwritten.
+    """
+    output = plan.options.output
+    if plan.options.overwrite or not (output / SEARCH).is_file():
+        return False
+    raise_all(
+        f"{output}: holds another search:",
+        differences(SearchRecord.read(output / SEARCH).identity, plan.identity),
+        "Choose another --output, or replace it with --overwrite.",
+    )
+    return True
 
 
 def _name(identity: Mapping[str, Any]) -> str:
@@ -105,174 +114,138 @@ def _name(identity: Mapping[str, Any]) -> str:
 
 
 def _thinned(batch: "Batch") -> "Batch":
-    """One prompt in `SKIP` of a batch, whose prompts are in the order of their lengths; positions are those of all."""
+    """One prompt in `SKIP` of a batch, whose prompts are sorted by length; positions are those of the whole batch."""
     return {name: values if name == "logits_to_keep" else values[::SKIP] for name, values in batch.items()}
 
 
 @dataclass
 class _Search:
-    """One search under way."""
+    """A running search."""
 
-    plan: Plan
+    plan: SearchPlan
     study: "Study"
     progress: Progress
     tokenizer: Any
     batches: "Sequence[Batch]"
-    seconds: dict[str, float]
-    table: DamageTable | None = None
-    evaluations: list[Evaluation] = field(default_factory=list)
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=dict)
     latency: "LatencyTable | None" = None
-    measured: tuple[Measured, ...] = ()
-    saved: float = 0.0
 
-    def run(self) -> None:
-        plan, options = self.plan, self.plan.options
+    def run(self) -> SearchResults:
+        """All steps. The super-network is released before anything is measured."""
+        plan = self.plan
         with self._step("cost"):
             cost = self._cost()
-            refuse_hopeless(plan, {options.cost: cost})
-        self._evaluate(cost)
-        if options.measured:
-            self.outcome(finished=False).write()
-            self._measure()
+            check_picks(plan, {plan.cost: cost})
+        evaluations, table = self._evaluate(cost)
+        results = SearchResults(plan, self.study.study_name, evaluations, table.rows if table else None, self.seconds)
+        return results.with_measured(self._measure(results.record)) if plan.measures else results
 
-    def _evaluate(self, cost: CostFunction) -> None:
-        """Networks, until there are enough; the super-network is let go afterwards."""
-        plan, options = self.plan, self.plan.options
-        network, reference = self._loaded()
-        score = self._scorer(network, reference)
-        costs = {**plan.configured_costs, options.cost: cost}
-        aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
-        propose = self._refinement(network, cost, aims) if self.table and options.refined else None
-        rules = Rules(plan.evals, options.sampler, plan.refine_from, plan.settings.seed, plan.sign)
-        worker = Worker(self.study, plan.dimensions, rules, alone=options.storage is None, propose=propose)
-        worker.seed(seeds(plan.dimensions, plan.evals, self.table if options.seeded else None, cost, aims))
-        with self._step("evaluations", without=AROUND):
-            worker.run(lambda one: (score(one), cost(*one)), self._told)
-
-    def _refinement(self, network: "SuperNetwork", cost: CostFunction, aims: Mapping[Pick, CostFunction]) -> Propose:
-        """What is picked first, then the front."""
-        plan, table = self.plan, self.table
-        assert table  # it is asked for
-        of_picks = pick_proposer(plan.dimensions, aims, plan.sign, functools.partial(self._around, network))
-        of_front = proposer(plan.dimensions, table, cost, plan.sign)
-        return lambda done, taken: of_picks(done, taken) or of_front(done, taken)
-
-    def _around(self, network: "SuperNetwork", pick: Pick, best: Evaluation) -> tuple[Sequence[int], DamageTable]:
-        """The damage table around a pick's network: the study's, else measured here on a part of the prompts and kept there."""
-        name = f"{_AROUND}:{pick.expression}"
-        if name not in self.study.user_attrs:
-            with self._step(AROUND):
-                told = functools.partial(self.progress, f"Damage of each group around {pick.expression}")
-                batches = [_thinned(batch) for batch in self.batches]
-                searched, reference = self.plan.dimensions.searched, network.reference(batches)
-                found = measure_damage(network, batches, reference, searched, told, best.widths)
-            if name not in self.study.user_attrs:  # another worker may have been quicker: all use one
-                self.study.set_user_attr(name, {"widths": best.widths, "rows": found.rows})
-        kept = self.study.user_attrs[name]
-        return kept["widths"], DamageTable(tuple(map(tuple, kept["rows"])))
-
-    def _cost(self) -> CostFunction:
-        """The cost. A device's latency is that of the machine which began the study, so that all workers mean the same."""
-        options, source = self.plan.options, self.plan.source
-        settings = options.cost_settings
-        if not COSTS[options.cost].needs_device:
-            return cost_function(options.cost, source, settings)
-        from lonas_edge.search.latency_table import LatencyTable, open_table
-
-        if _LATENCY not in self.study.user_attrs:
-            found = open_table(source, settings, self.progress).to_json()
-            if _LATENCY not in self.study.user_attrs:
-                self.study.set_user_attr(_LATENCY, found)
-        self.latency = LatencyTable.from_json(self.study.user_attrs[_LATENCY], f"the study {self.study.study_name!r}")
-        self.latency.write(options.output / LATENCY)
-        return cost_function(options.cost, source, settings, self.progress, self.latency)
-
-    def _loaded(self) -> "tuple[SuperNetwork, list[Any]]":
-        """The super-network, and its answers; the damage table is made or found, too."""
+    def _evaluate(self, cost: Cost) -> tuple[tuple[Evaluation, ...], SensitivityTable | None]:
+        """Load the super-network and evaluate networks until there are enough."""
         from lonas_edge.network.super_network import load_super_network
 
-        plan, options, batches = self.plan, self.plan.options, self.batches
+        plan, options = self.plan, self.plan.options
         with self._step("load"):
             self.progress("Loading the super-network", None)
             network = load_super_network(plan.source, DTYPES[options.dtype].torch)
-            self.progress("Answers of the maximal network", None)
-            reference = network.reference(batches)
-        self._find_table(network, reference)
-        return network, reference
+            self.progress("Scoring the unpruned network", None)
+            reference = network.reference(self.batches)
+        table = self._table(network, reference) if plan.needs_table else None
+        costs = {**plan.counted_costs, plan.cost: cost}
+        aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
+        propose = self._refinement(network, table, cost, aims) if table and options.refine else None
+        worker = Worker(self.study, plan.dimensions, options.evals, plan.sign, propose, plan.refine_from)
+        if options.storage is None:
+            worker.retry_unfinished()
+        worker.enqueue(warm_start(plan.dimensions, options.evals, table if options.warm_start else None, cost, aims))
+        score = self._scorer(network, reference)
+        with self._step("evaluations", without=_AROUND):
+            worker.run(lambda widths: (score(widths), cost(widths)), self._report)
+        return tuple(worker.evaluations()), table
 
-    def _scorer(self, network: "SuperNetwork", reference: Sequence[Any]) -> Callable[[Network], float]:
-        plan, options, batches = self.plan, self.plan.options, self.batches
+    def _shared(self, name: str, make: Callable[[], Any]) -> Any:
+        """A value as JSON that all workers of the study use: the first one that was stored."""
+        if name not in self.study.user_attrs:
+            value = make()
+            if name not in self.study.user_attrs:  # another worker may have been faster
+                self.study.set_user_attr(name, value)
+        return self.study.user_attrs[name]
+
+    def _cost(self) -> Cost:
+        """The cost function. Latencies are those of the machine that started the study."""
+        plan, settings = self.plan, self.plan.options.cost_settings
+        if COSTS[plan.cost].timed:
+            from lonas_edge.search.latency_table import LatencyTable, open_table
+
+            content = self._shared("latency_table", lambda: open_table(plan.source, settings, self.progress).to_json())
+            self.latency = LatencyTable.from_json(content, f"the study {self.study.study_name!r}")
+        return cost_function(plan.cost, plan.source, settings, self.latency)
+
+    def _table(self, network: "SuperNetwork", reference: Sequence[Any]) -> SensitivityTable:
+        """The sensitivity table of the maximal network."""
+
+        def measure() -> Sequence[Sequence[float]]:
+            with self._step("sensitivity table"):
+                report = functools.partial(self.progress, "Measuring the sensitivity of each group")
+                searched = self.plan.dimensions.searched
+                return measure_sensitivity(network, self.batches, reference, searched, report).rows
+
+        return SensitivityTable.of_rows(self._shared("sensitivity", measure))
+
+    def _around(self, network: "SuperNetwork", pick: Pick, best: Evaluation) -> tuple[Sequence[int], SensitivityTable]:
+        """The sensitivity table around a pick's network, measured on a part of the prompts."""
+
+        def measure() -> dict[str, Any]:
+            with self._step(_AROUND):
+                report = functools.partial(self.progress, f"Measuring the sensitivity around {pick.expression}")
+                batches, searched = [_thinned(batch) for batch in self.batches], self.plan.dimensions.searched
+                table = measure_sensitivity(network, batches, network.reference(batches), searched, report, best.widths)
+                return {"widths": best.widths, "rows": table.rows}
+
+        content = self._shared(f"sensitivity:{pick.expression}", measure)
+        return content["widths"], SensitivityTable.of_rows(content["rows"])
+
+    def _refinement(self, network: "SuperNetwork", table: SensitivityTable, cost: Cost, aims: Mapping[Pick, Cost]) -> Propose:
+        """Proposes moves of the picks first, then of the front."""
+        dimensions, sign = self.plan.dimensions, self.plan.sign
+        of_picks = pick_proposer(dimensions, aims, sign, functools.partial(self._around, network))
+        of_front = front_proposer(dimensions, table, cost, sign)
+        return lambda evaluations, known: of_picks(evaluations, known) or of_front(evaluations, known)
+
+    def _scorer(self, network: "SuperNetwork", reference: Sequence[Any]) -> Score:
+        plan, options = self.plan, self.plan.options
         if options.quality == "accuracy":
             from lonas_edge.search.accuracy import score_of
 
-            score = score_of(plan.held, network, options.protocol, self.tokenizer, batches)
-            return lambda one: score(one[0])
-        if plan.compressed:
-            from lonas_edge.search.compressed import StoredNetwork
+            return score_of(plan.held, network, options.protocol, self.tokenizer, self.batches)
+        weight_format = options.cost_settings.weight_format if plan.compressed else None
+        return likelihood_score(options.quality, network, self.batches, reference, weight_format)
 
-            known = {name: StoredNetwork(network, name) for name in plan.dimensions.formats}
-            return lambda one: known[one[1]].score(options.quality, one[0], batches, reference)
-        score = likelihood_score(options.quality, network, batches, reference)
-        return lambda one: score(one[0])
+    def _report(self, evaluations: list[Evaluation]) -> None:
+        total = min(self.plan.options.evals, self.plan.dimensions.size)
+        members = len(front(evaluations, self.plan.sign))
+        self.progress(f"{len(evaluations)} of {total} networks, {members} in the Pareto front", len(evaluations) / total)
 
-    def _measure(self) -> None:
-        """Members of the front and the picks on the device, beside what the table predicts."""
+    def _measure(self, record: SearchRecord) -> tuple[Measured, ...]:
+        """Measure the unpruned and the heuristic network, members of the front, and the picks."""
         from lonas_edge.search.measured import measure_front, spread
 
-        record, evaluations = self.outcome(finished=False).record(), self.evaluations
-        chosen = {one.name: evaluations[one.evaluation] for one in record.named if one.name in ("maximal", "heuristic")}
+        evaluations, settings = record.evaluations, self.plan.options.cost_settings
         names = {one.evaluation: one.file or one.name for one in (*record.named, *record.picks)}
-        members = [evaluations[number] for number in record.front]
-        for one in (*spread(members), *(evaluations[pick.evaluation] for pick in record.picks)):
-            if one not in chosen.values():
-                chosen[names[one.number]] = one
+        first = [one.evaluation for one in record.named if one.name in ("maximal", "heuristic")]
+        others = [one.number for one in spread([evaluations[number] for number in record.front])]
+        chosen = dict.fromkeys([*first, *others, *(pick.evaluation for pick in record.picks)])
+        members = [(names[number], evaluations[number]) for number in chosen]
         with self._step("measured"):
-            settings, output = self.plan.options.cost_settings, self.plan.options.output
-            found = measure_front(self.plan.source, list(chosen.items()), settings, output, self.progress, table=self.latency)
-        self.measured = tuple(found)
-
-    def _find_table(self, network: "SuperNetwork", reference: Sequence[Any]) -> None:
-        """The damage table: the study's, else measured here and kept there."""
-        if not self.plan.needs_table:
-            return
-        if _TABLE not in self.study.user_attrs:
-            with self._step("damage table"):
-                done = functools.partial(self.progress, "Damage of each group")
-                found = measure_damage(network, self.batches, reference, self.plan.dimensions.searched, done)
-            if _TABLE not in self.study.user_attrs:  # another worker may have been quicker: all use one
-                self.study.set_user_attr(_TABLE, found.rows)
-        self.table = DamageTable(tuple(map(tuple, self.study.user_attrs[_TABLE])))
-
-    def _told(self, evaluations: list[Evaluation]) -> None:
-        """Keep and show what is evaluated."""
-        self.evaluations = evaluations
-        plan = self.plan
-        total = min(plan.evals, plan.dimensions.size)
-        members = len(front(evaluations, plan.sign))
-        self.progress(f"{len(evaluations)} of {total} networks, {members} in the front", len(evaluations) / total)
-        if time.monotonic() - self.saved > _SAVE_SECONDS:
-            self.outcome(finished=False).write()
-            self.saved = time.monotonic()
+            return tuple(measure_front(self.plan.source, members, settings, self.folder, self.progress, self.latency))
 
     @contextmanager
     def _step(self, name: str, without: str = "") -> Iterator[None]:
-        """Count the seconds of a step, less those of another one inside it."""
-        start, before, inside = time.perf_counter(), self.seconds.get(name, 0.0), self.seconds.get(without, 0.0)
+        """Count the seconds of a step, without those of another one inside it."""
+        start, inside = time.perf_counter(), self.seconds.get(without, 0.0)
         try:
             yield
         finally:
             taken = time.perf_counter() - start - (self.seconds.get(without, 0.0) - inside)
-            self.seconds[name] = round(before + taken, 3)
-
-    def outcome(self, finished: bool) -> Outcome:
-        """What there is so far."""
-        table = self.table.rows if self.table else ()
-        return Outcome(
-            plan=self.plan,
-            study=self.study.study_name,
-            evaluations=tuple(self.evaluations),
-            table=table,
-            measured=self.measured,
-            seconds=dict(self.seconds),
-            finished=finished,
-        )
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + taken, 3)

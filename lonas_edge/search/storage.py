@@ -1,35 +1,26 @@
-"""Where trials are kept: a file in the output directory, or any Optuna storage that several workers share."""
+"""The Optuna study of a search: a journal file of one process, or a database that several workers share."""
 
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from lonas_edge.errors import LonasEdgeError, raise_all
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
 
-IDENTITY = "lonas_edge"  # the study's attribute that says what it is of
-_GRPC = "grpc://"
+    from lonas_edge.space.search_space import SearchSettings
+
+IDENTITY = "lonas_edge"  # study attribute with the identity of the search
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; a silent one's trial is evaluated again by another
 _CONNECT_SECONDS = 10
-_PIP_NAMES = {
-    "grpc": "grpcio protobuf",
-    "psycopg": "'psycopg[binary]'",
-    "psycopg2": "psycopg2-binary",
-    "MySQLdb": "mysqlclient",
-}
+_PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
 def shown(url: str) -> str:
-    """A storage's address without its password."""
-    if url.startswith(_GRPC):
-        return url
+    """A storage URL without its password."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -40,137 +31,108 @@ def shown(url: str) -> str:
 
 
 def open_storage(url: str) -> "BaseStorage":
-    """Open a storage that workers share.
-
-    Args:
-        url: A database as SQLAlchemy names it (postgresql://…, mysql://…, sqlite:///FILE), or grpc://HOST:PORT, Optuna's proxy.
-
-    Returns:
-        The storage.
+    """Open a database that workers share, as SQLAlchemy names it: postgresql://…, sqlite:///FILE.
 
     Raises:
         LonasEdgeError: If it cannot be reached.
     """
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+    from sqlalchemy.exc import IntegrityError
+
+    settings = {
+        "engine_kwargs": {"connect_args": {"connect_timeout": _CONNECT_SECONDS}, "pool_pre_ping": True},
+        "heartbeat_interval": HEARTBEAT_SECONDS,
+        "grace_period": GRACE_SECONDS,
+        "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
+    }
+    settings |= {"engine_kwargs": {}} if url.startswith("sqlite") else {}
     try:
-        return _proxy(url.removeprefix(_GRPC)) if url.startswith(_GRPC) else _database(url)
+        try:
+            return RDBStorage(url, **settings)
+        except IntegrityError:  # another worker created the tables at the same moment
+            return RDBStorage(url, **settings)
     except ModuleNotFoundError as error:
         missing = _PIP_NAMES.get(str(error.name), error.name)
-        raise LonasEdgeError(f"--storage {shown(url)}: its driver is not installed: pip install {missing}") from error
-    except Exception as error:  # each database has exceptions of its own; all mean that it is not to be had
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LonasEdgeError(f"--storage {shown(url)}: its driver is missing. Run: pip install {missing}") from error
+    except Exception as error:  # each database has its own exceptions
         raise LonasEdgeError(
-            f"--storage {shown(url)}: cannot be reached: {reason}. Expected postgresql://…, mysql://…, sqlite:///FILE or "
-            "grpc://HOST:PORT of a server that is running."
+            f"--storage {shown(url)}: cannot connect: {_first_line(error)}. Expected postgresql://… or sqlite:///FILE."
         ) from error
 
 
-def _database(url: str) -> "BaseStorage":
-    from optuna.storages import RDBStorage
-
-    served = url.startswith(("postgresql", "mysql"))
-    connect = {"connect_args": {"connect_timeout": _CONNECT_SECONDS}, "pool_pre_ping": True} if served else {}
-    return RDBStorage(url, engine_kwargs=connect)
-
-
-def _proxy(address: str) -> "BaseStorage":
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.storages import GrpcStorageProxy
-
-    host, _, port = address.rpartition(":")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        proxy = GrpcStorageProxy(host=host, port=int(port))
-    proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
-    return proxy
-
-
-def open_file(path: Path) -> "BaseStorage":
-    """Open a file of trials that this process alone writes; a last line that a kill cut short is cut off.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The storage.
+def open_journal(path: Path) -> "BaseStorage":
+    """Open a journal file that only this process uses. An incomplete last line, of a killed process, is removed.
 
     Raises:
-        LonasEdgeError: If it is damaged.
+        LonasEdgeError: If the file is damaged.
     """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    class Lock:
-        """Freed with the process, where Optuna's own outlives a killed one."""
-
-        def __init__(self) -> None:
-            self._lock = FileLock(path.with_name(f"{path.name}.lock"))
-
-        def acquire(self) -> bool:
-            return bool(self._lock.acquire())
-
-        def release(self) -> None:
-            self._lock.release()
-
-    _cut_off(path)
-    try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=Lock()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise LonasEdgeError(f"{path}: damaged: {error}. Search again with --overwrite.") from error
-
-
-def _cut_off(path: Path) -> None:
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # Optuna's lock outlives a killed process
     with suppress(FileNotFoundError), path.open("r+b") as file:
         content = file.read()
         if not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # Optuna checks nothing: anything can come
+        raise LonasEdgeError(f"{path}: damaged: {_first_line(error)}. Search again with --overwrite.") from error
 
 
-def open_study(storage: "BaseStorage", name: str, identity: Mapping[str, Any], sampler: "BaseSampler", where: str) -> "Study":
-    """Open or begin a study of two objectives, both minimized.
+def open_study(
+    storage: "BaseStorage", name: str, identity: Mapping[str, Any], settings: "SearchSettings", where: str
+) -> "Study":
+    """Open or create a study of two minimized objectives, sampled by NSGA-II.
 
     Args:
-        storage: Where it is.
+        storage: Its storage.
         name: Its name.
-        identity: What it is of, as JSON: super-adapter, space, objectives, data.
-        sampler: What draws its trials.
-        where: What to call the storage in an error.
-
-    Returns:
-        The study.
+        identity: Settings and input hashes that all runs of the study share, as JSON.
+        settings: The sampler's settings.
+        where: Name of the storage for errors.
 
     Raises:
-        LonasEdgeError: If there is a study of something else under that name; what differs is listed.
+        LonasEdgeError: If another search has a study with that name; the differences are listed.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        if name in optuna.get_all_study_names(storage):  # one that is there is read, nothing is written
-            study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+        if name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=name, storage=storage)
         else:
-            study = optuna.create_study(
-                study_name=name, storage=storage, directions=["minimize"] * 2, sampler=sampler, load_if_exists=True
-            )
-        found = study.user_attrs.get(IDENTITY)
-        if found is None and not study.get_trials(deepcopy=False):
+            study = optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * 2, load_if_exists=True)
+        trials = study.get_trials(deepcopy=False)
+        if IDENTITY not in study.user_attrs and not trials:
             study.set_user_attr(IDENTITY, dict(identity))
-            found = identity
+        stored = study.user_attrs.get(IDENTITY)
     except Exception as error:  # see `open_storage`
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise LonasEdgeError(f"{where}: the study {name!r} cannot be opened: {reason}") from error
+        raise LonasEdgeError(f"{where}: cannot open the study {name!r}: {_first_line(error)}") from error
     raise_all(
-        f"{where}: the study {name!r} is of another search:",
-        _differences(found, identity),
-        "Choose another --output and --study, or give the options that it was begun with.",
+        f"{where}: the study {name!r} belongs to another search:",
+        differences(stored, identity),
+        "Choose another --output and --study, or use the options that it was started with.",
+    )
+    study.sampler = optuna.samplers.NSGAIISampler(
+        population_size=settings.population,
+        crossover_prob=settings.crossover_prob,
+        mutation_prob=settings.mutation_prob,
+        seed=settings.seed + len(trials),  # a continued study does not repeat its first draws
     )
     return study
 
 
-def _differences(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> list[str]:
-    if found is None:
-        return ["another program's: it does not say what it is of"]
+def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """The settings in which two searches differ, for an error."""
+    if before is None:
+        return ["it was created by another program"]
     return [
-        f"{key.replace('_', ' ')}: it has {found.get(key)}, this search {wanted.get(key)}"
-        for key in {**wanted, **found}
-        if found.get(key) != wanted.get(key)
+        f"{key.replace('_', ' ')}: it has {before.get(key)}, this search {now.get(key)}"
+        for key in {**now, **before}
+        if before.get(key) != now.get(key)
     ]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

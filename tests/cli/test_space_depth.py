@@ -117,7 +117,7 @@ def test_wrong_usage(
 @pytest.mark.parametrize("kinds", ["attention", "attention,mlp"])
 def test_a_family_without_blocks(kinds: str, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
     ran = run_cli("space", "--model", tiny_bert.base(), "--output", tmp_path / "s.json", "--depth", kinds)
-    told = f"--depth {kinds.replace(',', ', ')}: bert has no blocks that can be left out"
+    told = f"--depth {kinds.replace(',', ', ')}: bert has no removable blocks"
     assert ran.code == 1 and told in ran.err and str(tiny_bert.base()) in ran.err and "Traceback" not in ran.err
     assert not (tmp_path / "s.json").exists()
 

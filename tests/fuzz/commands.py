@@ -11,7 +11,7 @@ STEPS = ["--steps", "4", "--save-steps", "1", "--log-steps", "1", "--batch-size"
 STEPS += ["--max-length", "64"]
 TRAIN_CHAT = ["train", "--model", "base", "--nncf-config", "space.json", "--rank", "8", "--alpha", "16", *STEPS]
 TRAIN = [*TRAIN_CHAT, "--prompt", "question", "--data", "data.json"]
-SEARCH = ["--population", "2", "--val-set-size", "4", "--cost", "macs", "--json"]
+SEARCH = ["--num-prompts", "4", "--cost", "macs", "--json"]
 EVAL = ["--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "4", "--json"]
 _GLUE = ["--tasks", "RTE", "--datasets", "glue", "--json"]
 _BENCH = ["--rounds", "1", "--starts", "1", "--prompt-len", "4", "--new-tokens", "2", "--json"]
@@ -124,7 +124,7 @@ COMMANDS = {
         seconds=90,
     ),
     "search-resume": Command(
-        ["search", "super", "--data", "data.json", "--evals", "5", *SEARCH, "--output", "searched", "--resume"],
+        ["search", "super", "--data", "data.json", "--evals", "5", *SEARCH, "--output", "searched"],
         [*["searched/search.json", "searched/study.log"] * 3, *_SUPER, "data.json"],
         "search",
         5,

@@ -1,4 +1,4 @@
-"""A search on classifiers: qualities by hand, the damage table, compressed networks, a whole search, and what is refused."""
+"""A search on classifiers: qualities, the sensitivity table, compressed networks, a whole search, refused data."""
 
 import json
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import HeldOutPairs, read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.search.accuracy import metric_score
-from lonas_edge.search.compressed import StoredNetwork
-from lonas_edge.search.damage import measure_damage
+from lonas_edge.search.compressed import CompressedNetwork
+from lonas_edge.search.sensitivity import measure_sensitivity
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
 
@@ -77,23 +77,23 @@ def test_qualities_by_hand(task: str, tiny_bert: TinyBert, tmp_path: Path) -> No
     assert answers.held.units == ({} if task == "RTE" else {"kl": "squared distance", "loss": "squared error"})
 
 
-def test_the_damage_table_is_that_of_whole_networks(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Walked from each group's own layer on, segments and padding kept."""
+def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Against whole networks; segments and padding are kept."""
     source = tiny_bert.source(2)
     answers = Answers(source, write_set(tmp_path, "RTE"))
     network = load_super_network(source.opened())
     maximal, searched = [group[0] for group in source.groups()], [0, 1, 2, 6, 7, 8]
-    table = measure_damage(network, answers.batches, network.reference(answers.batches), searched)
+    table = measure_sensitivity(network, answers.batches, network.reference(answers.batches), searched)
     whole = answers.of(maximal)
     for index in searched:
         for place, width in enumerate(source.groups()[index][1:], 1):
             small = answers.of([*maximal[:index], width, *maximal[index + 1 :]])
             kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
-            assert table.of(index, place) == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+            assert table.rows[index][place] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
-def test_compressed_networks_answer_as_their_irs(weight_format: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+def test_compressed_networks_equal_their_irs(weight_format: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Tables of positions and segments, pooler and head are stored, too."""
     from optimum.intel import OVModelForSequenceClassification
 
@@ -107,7 +107,7 @@ def test_compressed_networks_answer_as_their_irs(weight_format: str, tiny_bert: 
     expected = -found.double().log_softmax(-1)[range(16), answers.labels].mean()
     network: SuperNetwork = load_super_network(source.opened())
     before = {name: tensor.clone() for name, tensor in network.model.named_parameters()}
-    stored = StoredNetwork(network, weight_format)
+    stored = CompressedNetwork(network, weight_format)
     loss = stored.score("loss", UNEQUAL, answers.batches, network.reference(answers.batches))
     assert loss == pytest.approx(expected.item(), rel=1e-4)  # the tables' rounding alone makes more
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.named_parameters())
@@ -118,11 +118,11 @@ def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path
     source, data = tiny_bert.source(2), write_set(tmp_path, "RTE")
     ran = run_cli(
         *("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--quality", quality, "--cost", "macs"),
-        *("--val-set-size", 16, "--evals", 20, "--population", 4, "--pick", "macs<=0.8x", "--json"),
+        *("--num-prompts", 16, "--evals", 12, "--pick", "macs<=0.8x", "--json"),
     )
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
-    assert len(record["evaluations"]) == 20 and record["data"]["template"] == "RTE"
+    assert len(record["evaluations"]) == 12 and record["data"]["template"] == "RTE"
     answers = Answers(source, data)
     whole = answers.of([group[0] for group in source.groups()])
     for one in record["evaluations"][:6]:
@@ -137,12 +137,12 @@ def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path
     exported = run_cli("export", *source.arguments(), "--subnet", file, "--stage", "checkpoint", "--output", tmp_path / "one")
     assert exported.code == 0, exported.err
     sizes = json.loads((tmp_path / "one/lonas_edge.json").read_text())["sizes"]
-    maximal = next(one for one in record["evaluations"] if one["origin"] == "seed:maximal")
+    maximal = next(one for one in record["evaluations"] if one["origin"] == "warm-start:maximal")
     assert sizes["subnetwork"]["macs"] <= 0.8 * maximal["cost"]
 
 
 def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """They are left out, and others taken; where too few are left, that is said with the context."""
+    """They are dropped and replaced by others; if too few are left, the error names the context."""
     source, data = tiny_bert.source(2), write_set(tmp_path, "RTE", count=10)
     head, *lines = data.read_text().rstrip("\n").split("\n")
     long = [line.replace("\t", f"\t{'the good ' * 32}", 1) for line in lines[:3]]  # 64 tokens, and [CLS], [SEP]
@@ -154,7 +154,7 @@ def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> N
         read_held_out(source.opened(), data, 8, 0).batches(tokenizer)
 
 
-def test_what_is_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     source = tiny_bert.source(2)
     with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression"):
         read_held_out(source.opened(), write_set(tmp_path, "STS-B"), 16, 0)
@@ -162,4 +162,4 @@ def test_what_is_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path)
     with pytest.raises(LonasEdgeError, match="24 prompts; expected at least 99"):
         read_held_out(source.opened(), data, 99, 0)
     ran = run_cli("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--prompt", "alpaca")
-    assert ran.code == 2 and "--prompt does nothing: a classifier is asked texts as they are" in ran.err
+    assert ran.code == 2 and "--prompt: a classifier has no prompt template" in ran.err

@@ -1,63 +1,40 @@
-"""The latency table, with made-up latencies: what is measured, what follows for other networks, when it is used again."""
+"""The latency table, with made-up latencies: what is measured, what follows for other networks, when it is reused."""
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from device import Device
 from tiny_models import LAYERS, TinyModels, TinySource
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.latency import Latency
 from lonas_edge.bench.measure import Schedule
-from lonas_edge.bench.variants import Case
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.network.source import Source
 from lonas_edge.search import timed
-from lonas_edge.search.cost import cost_function
-from lonas_edge.search.latency_table import LatencyTable, kept_table, open_table
-from lonas_edge.search.timing_settings import CostSettings
+from lonas_edge.search.cost import CostSettings, cost_function
+from lonas_edge.search.latency_table import Curve, LatencyTable, open_table, predict
+from lonas_edge.search.measured import measure_front, spread
+from lonas_edge.search.record import Evaluation
 from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
 from lonas_edge.space.search_space import Group, Member, SearchSpace
-from lonas_edge.space.subnetwork import Subnetwork
 
-FIRST, EACH = 0.010, {128: 0.0050, 96: 0.0052, 64: 0.0021}  # a device that dislikes 96: seconds of TTFT; TPOT is a tenth
-
-
-def seconds(mlp: Sequence[int], weight_format: str) -> float:
-    """What the made-up device takes."""
-    return (FIRST + sum(EACH[width] for width in mlp)) * (0.6 if weight_format == "int4" else 1)
+FIRST, EACH = 0.010, {128: 0.0050, 96: 0.0052, 64: 0.0021}  # a device that is slow with 96: seconds of TTFT
 
 
-class Device:
-    """In place of exports and measurements; what was asked of it."""
-
-    def __init__(self) -> None:
-        self.exported: list[tuple[tuple[int, ...], str]] = []
-        self.runs: list[list[tuple[str, Mapping[str, str]]]] = []
-        self.asked: list[tuple[object, ...]] = []
-
-    def export(self, _source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
-        self.exported.append((subnetwork.widths, options.weight_format))
-        folder.mkdir(parents=True)
-        mlp = [width for width in subnetwork.widths if width > 8]
-        (folder / "made_up.json").write_text(json.dumps([mlp, options.weight_format]))
-
-    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *asked: object) -> list[Latency]:
-        self.runs.append([(folder.name, properties) for folder, properties in irs])
-        self.asked.append(asked)
-        took = [seconds(*json.loads((folder / "made_up.json").read_text())) for folder, _ in irs]
-        return [Latency(one, one / 10) for one in took]
+def seconds(widths: Sequence[int]) -> float:
+    """TTFT of a network."""
+    return FIRST + sum(EACH[width] for width in widths if width > 8)
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A made-up device."""
-    made = Device()
+    made = Device(seconds)
     monkeypatch.setattr(timed, "export_apart", made.export)
     monkeypatch.setattr(timed, "ir_latencies", made.measure)
     return made
@@ -66,11 +43,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 @pytest.fixture
 def settings(tmp_path: Path) -> CostSettings:
     """A prompt of 16 tokens, and a cache of the test's own."""
-    return CostSettings(prompt_len=16, new_tokens=8, weight_formats=("int8",), cache=tmp_path / "cache", threads=1)
+    return CostSettings("int8", prompt_len=16, new_tokens=8, cache=tmp_path / "cache", threads=1)
 
 
-class Told(list[str]):
-    """What is being done."""
+class Messages(list[str]):
+    """Collects what is being done."""
 
     def __call__(self, what: str, _done: float | None) -> None:
         self.append(what)
@@ -78,72 +55,53 @@ class Told(list[str]):
 
 def test_every_network_adds_up_from_the_uniform_ones(llama: TinySource, device: Device, settings: CostSettings) -> None:
     opened, maximal = llama.opened(), [values[0] for values in llama.groups()]
-    settings = replace(settings, weight_formats=("int8", "int4"))
-    costs = {metric: cost_function(metric, opened, settings) for metric in ("ttft", "tpot")}
-    assert [(sorted(widths, reverse=True)[:LAYERS], name) for widths, name in device.exported] == [
-        ([width] * LAYERS, name) for name in ("int8", "int4") for width in (128, 96, 64)
-    ]
-    assert all(width in (8, 128, 96, 64) for widths, _ in device.exported for width in widths)  # ranks at their widest
-    assert len(device.runs) == 1 and len(device.runs[0]) == 6  # both formats in one run, for both metrics
+    table = open_table(opened, settings)
+    costs = {metric: cost_function(metric, opened, settings, table) for metric in ("ttft", "tpot")}
+    assert [sorted(widths, reverse=True)[:LAYERS] for widths, _, _ in device.exported] == [[w] * LAYERS for w in (128, 96, 64)]
+    assert all(width in (8, 128, 96, 64) for widths, _, _ in device.exported for width in widths), "ranks at their widest"
+    assert len(device.runs) == 1 and len(device.runs[0]) == 3, "one run, for both metrics"
     mlp = [index for index, width in enumerate(maximal) if width == 128]
-    for widths in itertools.product(EACH, repeat=LAYERS):
+    for chosen in itertools.product(EACH, repeat=LAYERS):
         network = list(maximal)
-        for index, width in zip(mlp, widths, strict=True):
+        for index, width in zip(mlp, chosen, strict=True):
             network[index] = width
-        for name in settings.weight_formats:
-            assert costs["ttft"](network, name) == pytest.approx(1e3 * seconds(widths, name))
-            assert costs["tpot"](network, name) == pytest.approx(1e2 * seconds(widths, name))
+        assert costs["ttft"](network) == pytest.approx(1e3 * seconds(chosen))
+        assert costs["tpot"](network) == pytest.approx(1e2 * seconds(chosen))
 
 
-def test_how_it_is_measured(llama: TinySource, device: Device, settings: CostSettings) -> None:
-    table = open_table(llama.opened(), replace(settings, weight_formats=("fp16", "int8"), rounds=5, starts=2))
+@pytest.mark.parametrize(("weight_format", "cached"), [("fp16", "f16"), ("int8", "u8")])
+def test_how_it_is_measured(weight_format: str, cached: str, llama: TinySource, device: Device, settings: CostSettings) -> None:
+    settings = replace(settings, weight_format=weight_format, rounds=5, starts=2)
+    table = open_table(llama.opened(), settings)
     [(case, schedule, where, threads, _progress)] = device.asked
-    assert (case, schedule, where, threads) == (Case(16, 8), Schedule(5, 2, 1), "CPU", 1)
-    assert [properties["KV_CACHE_PRECISION"] for _, properties in device.runs[0]] == ["f16"] * 3 + ["u8"] * 3
-    assert (table.rounds, table.starts) == (5, 2)
-    assert {name: one.properties for name, one in table.formats.items()} == {
-        "fp16": {"KV_CACHE_PRECISION": "f16"},
-        "int8": {"KV_CACHE_PRECISION": "u8"},
-    }
+    assert (case, schedule, where, threads) == (settings.case, Schedule(5, 2, 1), "CPU", 1)
+    assert device.runs == [[{"KV_CACHE_PRECISION": cached}] * 3]
+    assert (table.rounds, table.starts) == (5, 2) and {name for _, name, _ in device.exported} == {weight_format}
 
 
-def test_it_is_used_again(llama: TinySource, tiny_models: TinyModels, device: Device, settings: CostSettings) -> None:
-    """For another adapter, too: what the weights are does not matter."""
-    told = Told()
-    opened, first = llama.opened(), open_table(llama.opened(), settings)
-    assert kept_table(opened, settings) == first
-    assert open_table(opened, settings, told) == first and len(device.runs) == 1
-    assert f"The latency table of {first.date} is used again" in told[-1]
+def test_it_is_reused(llama: TinySource, tiny_models: TinyModels, device: Device, settings: CostSettings) -> None:
+    """For another adapter, too: values of weights do not matter."""
+    messages, first = Messages(), open_table(llama.opened(), settings)
+    assert open_table(llama.opened(), settings, messages) == first and len(device.runs) == 1
+    assert f"Reusing the latency table of {first.date}" in messages[-1]
     other = replace(llama, adapter=tiny_models.adapter("llama", lora_alpha=4)).opened()
     assert open_table(other, settings) == first and len(device.runs) == 1
-
-
-def test_another_format_is_measured_with_those_that_are_there(
-    llama: TinySource, device: Device, settings: CostSettings
-) -> None:
-    opened = llama.opened()
-    open_table(opened, settings)
-    both = open_table(opened, replace(settings, weight_formats=("int4",)))
-    assert list(both.formats) == ["int8", "int4"] and len(device.runs[1]) == 6
-    assert len(device.exported) == 6  # the networks of the first are kept
-    assert open_table(opened, settings) == both and len(device.runs) == 2
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"prompt_len": 24},
-        {"new_tokens": 4},
         {"batch_size": 2},
-        {"threads": 2},
+        {"weight_format": "int4"},
         {"machine": {"processor": "another"}},
         {"machine": {"instructions": ["another"]}},
         {"versions": {}},
         {"graph": 3},
     ],
 )
-def test_it_is_not_used_for_anything_else(
-    change: dict[str, object], llama: TinySource, device: Device, settings: CostSettings, monkeypatch: pytest.MonkeyPatch
+def test_it_is_not_reused_for_anything_else(
+    change: dict, llama: TinySource, device: Device, settings: CostSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, first = llama.opened(), open_table(llama.opened(), settings)
     if "machine" in change:
@@ -156,54 +114,49 @@ def test_it_is_not_used_for_anything_else(
         monkeypatch.setattr("lonas_edge.search.latency_table.used_versions", lambda: {"openvino": "another"})
     else:
         settings = replace(settings, **change)
-    assert kept_table(opened, settings) is None
     assert open_table(opened, settings).identity != first.identity and len(device.runs) == 2
-    assert len(device.exported) == (6 if "graph" in change else 3)  # what was exported before is another graph
-    assert len(list((settings.cache or Path()).glob("latency-table-*.json"))) == 2
+    assert len(device.exported) == (6 if {"graph", "weight_format"} & change.keys() else 3), "networks are kept, too"
 
 
-def test_a_copied_file_of_another_identity_is_not_believed(llama: TinySource, device: Device, settings: CostSettings) -> None:
-    opened, first = llama.opened(), open_table(llama.opened(), settings)
+@pytest.mark.parametrize("damage", ['{"schema": "lonas-edge/latency-table/1", "curves": {}}', '{"schema": "lonas-', "other"])
+def test_a_damaged_table_is_measured_again(damage: str, llama: TinySource, device: Device, settings: CostSettings) -> None:
+    """And so is a copied file of another machine."""
+    first, messages = open_table(llama.opened(), settings), Messages()
     [file] = (settings.cache or Path()).glob("latency-table-*.json")
-    replace(first, identity=replace(first.identity, processor="another")).write(file)
-    assert open_table(opened, settings).identity == first.identity and len(device.runs) == 2
-
-
-@pytest.mark.parametrize("damage", ['{"schema": "lonas-edge/latency-table/1", "formats": {}}', '{"schema": "lonas-'])
-def test_a_damaged_table_is_told_and_measured_again(
-    damage: str, llama: TinySource, device: Device, settings: CostSettings
-) -> None:
-    opened, first, told = llama.opened(), open_table(llama.opened(), settings), Told()
-    [file] = (settings.cache or Path()).glob("latency-table-*.json")
-    file.write_text(damage)
-    again = open_table(opened, settings, told)
-    assert again.formats == first.formats and len(device.runs) == 2
-    assert str(file) in told[0] and "It is measured again.\n" in told[0]
+    if damage == "other":
+        replace(first, identity=replace(first.identity, processor="another")).write(file)
+    else:
+        file.write_text(damage)
+    again = open_table(llama.opened(), settings, messages)
+    assert again.curves == first.curves and again.identity == first.identity and len(device.runs) == 2
+    assert damage == "other" or (str(file) in messages[0] and "Measuring again.\n" in messages[0])
     assert LatencyTable.read(file) == again
 
 
 def test_refused_before_anything_is_measured(llama: TinySource, device: Device, settings: CostSettings) -> None:
     opened = llama.opened()
-    with pytest.raises(LonasEdgeError, match="120\\+16 tokens are longer than the model's context of 128"):
+    with pytest.raises(LonasEdgeError, match="136 tokens exceed the model's context of 128"):
         open_table(opened, replace(settings, prompt_len=120, new_tokens=16))
+    with pytest.raises(LonasEdgeError, match=r"--device TPU: not on this machine\. Present: CPU"):
+        open_table(opened, replace(settings, device="TPU"))
     ranks = tuple(group for group in opened.space.groups if group.kind == "rank")
     alone = replace(opened, elasticity=replace(opened.elasticity, space=SearchSpace(ranks)))
-    with pytest.raises(LonasEdgeError, match="no width that a latency depends on"):
+    with pytest.raises(LonasEdgeError, match="no width that latency depends on"):
         open_table(alone, settings)
     assert not device.exported and not (settings.cache or Path()).exists()
 
 
-def test_groups_of_columns_that_depend_on_the_width_are_told(llama: TinySource, device: Device, settings: CostSettings) -> None:
-    """64 and 128 are multiples of 64, 96 is one of 32 only; INT8 has no groups of columns."""
-    told = Told()
-    open_table(llama.opened(), settings, told)
-    assert "columns" not in "".join(told)
-    open_table(llama.opened(), replace(settings, weight_formats=("int4",)), told)
-    assert "int4: networks of equal widths have groups of 32, 64 columns" in "".join(told)
+def test_group_sizes_that_depend_on_the_width(llama: TinySource, device: Device, settings: CostSettings) -> None:
+    """64 and 128 are multiples of 64, 96 is one of 32 only; INT8 has no quantization groups."""
+    messages = Messages()
+    open_table(llama.opened(), settings, messages)
+    assert "group sizes" not in "".join(messages)
+    open_table(llama.opened(), replace(settings, weight_format="int4"), messages)
+    assert "int4: group sizes of 32, 64, depending on the widths" in "".join(messages)
 
 
 def two_kinds(source: Source) -> Source:
-    """A space whose first group has two layers' MLPs, and another one narrower widths; and heads that are no dimension."""
+    """A space whose first group has two layers' MLPs, and another one narrower widths; and made-up groups of heads."""
     ranks = [group for group in source.space.groups if group.kind == "rank"]
     mlp = [group for group in source.space.groups if group.kind == "width"]
     both = Group((*mlp[0].members, *mlp[1].members), (128, 96))
@@ -212,7 +165,7 @@ def two_kinds(source: Source) -> Source:
     return replace(source, elasticity=replace(source.elasticity, space=space))
 
 
-def test_kinds_and_networks_by_hand(llama: TinySource) -> None:
+def test_kinds_and_networks(llama: TinySource) -> None:
     source = two_kinds(llama.opened())
     kinds = find_kinds(source)
     mlp = "mlp.gate_proj, mlp.up_proj"
@@ -226,48 +179,70 @@ def test_kinds_and_networks_by_hand(llama: TinySource) -> None:
     }
 
 
-def test_prediction_by_hand(llama: TinySource, device: Device, settings: CostSettings) -> None:
-    """Two layers in one group, other widths in another, a kind of layers beside them; between two widths on the line."""
-    from lonas_edge.search.latency_table import Curve, FormatTable
-
+def test_prediction(llama: TinySource) -> None:
+    """Two layers in one group, other widths in another, a second kind; linear between two widths."""
     kinds = find_kinds(two_kinds(llama.opened()))
     curves = {
         "mlp.gate_proj, mlp.up_proj": Curve((128, 96, 64), (30.0, 27.0, 21.0), (3.0, 2.7, 2.1)),
         "self_attn.q_proj": Curve((64, 32), (30.0, 26.0), (3.0, 2.8)),
     }
-    table = replace(open_table(llama.opened(), settings), formats={"int8": FormatTable({}, curves)})
+    assert predict(curves, "ttft", kinds, (8, 128, 128, 64, 64)) == pytest.approx(30)
+    assert predict(curves, "ttft", kinds, (6, 96, 64, 64, 32)) == pytest.approx(30 - 3 * 2 / 3 - 9 / 3 - 4 / 2)
+    assert predict(curves, "ttft", kinds, (8, 128, 80, 64, 64)) == pytest.approx(30 - 6 / 3)  # 80 is between 96 and 64: 24
+    assert predict(curves, "tpot", kinds, (8, 64, 64, 32, 32)) == pytest.approx(3 - 0.9 - 0.2)
 
-    def predicted(*widths: int) -> float:
-        return table.predict("ttft", kinds, widths, "int8")
 
-    assert predicted(8, 128, 128, 64, 64) == pytest.approx(30)
-    assert predicted(6, 96, 64, 64, 32) == pytest.approx(30 - 3 * 2 / 3 - 9 / 3 - 4 / 2)
-    assert predicted(8, 128, 80, 64, 64) == pytest.approx(30 - 6 / 3)  # 80 lies between 96 and 64: 24
-    assert table.predict("tpot", kinds, (8, 64, 64, 32, 32), "int8") == pytest.approx(3 - 0.9 - 0.2)
-    with pytest.raises(LonasEdgeError, match=r"has no int8 networks of other widths of self_attn\.q_proj"):
-        replace(table, formats={"int8": FormatTable({}, {kinds[0].name: curves[kinds[0].name]})}).predict(
-            "ttft", kinds, (8, 128, 128, 64, 64), "int8"
-        )
+def test_a_table_of_another_model(llama: TinySource, device: Device, settings: CostSettings) -> None:
+    table = open_table(llama.opened(), settings)
+    with pytest.raises(LonasEdgeError, match=r"no widths of self_attn\.q_proj: it is of another model"):
+        table.predict("ttft", find_kinds(two_kinds(llama.opened())), (8, 128, 128, 64, 64))
 
 
 def test_many_widths_are_thinned(llama: TinySource) -> None:
     source = llama.opened()
     [first, *others] = [group for group in source.space.groups if group.kind == "width"]
-    fine = replace(first, widths=tuple(range(128, 63, -4)))
-    space = SearchSpace((fine, *others))
+    space = SearchSpace((replace(first, widths=tuple(range(128, 63, -4))), *others))
     [kind] = find_kinds(replace(source, elasticity=replace(source.elasticity, space=space)))
     assert len(kind.widths) == 9 and (kind.widths[0], kind.widths[-1]) == (128, 64) and kind.widths[1] == 120
 
 
-def test_for_real(llama: TinySource, settings: CostSettings) -> None:
-    """Exports in processes of their own, and a real measurement; what it gives is asked for no more than to be there."""
+def evaluated(source: TinySource, *names: str) -> list[tuple[str, Evaluation]]:
+    """Networks by name, as evaluations."""
+    widths = [source.opened().select(name).widths for name in names]
+    return [(names[n], Evaluation(n + 10, own, 0.0, 0.0, 0.0, "")) for n, own in enumerate(widths)]
+
+
+def test_members_of_a_front_are_spread_over_it() -> None:
+    front = [Evaluation(n, (), 0, 0, 0, "") for n in range(30)]
+    assert [one.number for one in spread(front)] == [0, 4, 8, 12, 17, 21, 25, 29]
+    assert spread(front[:8]) == front[:8] and [one.number for one in spread(front, 2)] == [0, 29]
+
+
+def test_measured_and_predicted(llama: TinySource, device: Device, settings: CostSettings, tmp_path: Path) -> None:
+    """Measured when everything takes a tenth longer than when the table was made."""
+    opened, members = llama.opened(), evaluated(llama, "maximal", "heuristic", "random:3")
+    table = open_table(opened, settings)
+    device.slower = 1.1
+    device.exported.clear()
+    (tmp_path / "work/measured").mkdir(parents=True)  # of a killed run
+    measured = measure_front(opened, members, settings, tmp_path / "work", table=table)
+    assert [(one.name, one.evaluation) for one in measured] == [("maximal", 10), ("heuristic", 11), ("random:3", 12)]
+    for one, (_, network) in zip(measured, members, strict=True):
+        expected = 1e3 * seconds(network.widths)
+        assert (one.predicted_ttft, one.predicted_tpot) == pytest.approx((expected, expected / 10))
+        assert (one.ttft, one.tpot) == pytest.approx((1.1 * expected, 0.11 * expected))
+    assert len(device.exported) == 1, "the others are there from the table"
+    assert not list((tmp_path / "work").iterdir()), "exports are deleted"
+    [alone] = measure_front(opened, members[:1], settings, tmp_path / "work")
+    assert alone.tpot and (alone.predicted_ttft, alone.predicted_tpot) == (None, None)
+
+
+@pytest.mark.slow
+def test_real_exports_and_measurements(llama: TinySource, settings: CostSettings) -> None:
+    """In processes of their own; times only have to be there."""
     opened = llama.opened()
     table = open_table(opened, replace(settings, rounds=1, starts=1))
-    folders = sorted((settings.cache or Path()).glob("latency-*/lonas_edge.json"))
-    assert sorted({size for file in folders for size in [open_exported(file.parent).config["intermediate_size"]]}) == [
-        64,
-        96,
-        128,
-    ]
-    heuristic = opened.select("heuristic").widths
-    assert table.predict("tpot", find_kinds(opened), heuristic, "int8") > 0
+    folders = [file.parent for file in (settings.cache or Path()).glob("latency-*/lonas_edge.json")]
+    assert sorted(open_exported(folder).config["intermediate_size"] for folder in folders) == [64, 96, 128]
+    assert table.predict("tpot", find_kinds(opened), opened.select("heuristic").widths) > 0
+    assert json.loads(next((settings.cache or Path()).glob("latency-table-*.json")).read_text())["curves"]

@@ -23,7 +23,7 @@ from lonas_edge.network.source import Source
 from lonas_edge.network.stored import stored
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.compressed import StoredNetwork
+from lonas_edge.search.compressed import CompressedNetwork
 
 DATASETS = Path(__file__).parents[1] / "evaluate/data"
 
@@ -77,7 +77,7 @@ def test_quality_of_compressed_networks(case: str, name: str, tiny_models: TinyM
     source = tiny.opened()
     network = load_super_network(source)
     [batch] = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(tiny.base))
-    reference, found = network.reference([batch]), StoredNetwork(network, name)
+    reference, found = network.reference([batch]), CompressedNetwork(network, name)
     plain = network.kl([choose(tiny, "unequal:3")], [batch])
     whole = network.family.logits(network.base, reference[0]).log_softmax(-1)
     for which in ("maximal", "unequal:3", "minimal"):
@@ -121,8 +121,8 @@ def questions(tmp_path: Path) -> Path:
 def test_accuracy(run_cli: Callable, command: Callable, questions: Path, llama: TinySource) -> None:
     """Against the options ranked by the oracle's logits, a prompt at a time."""
     items = json.loads(questions.read_text())
-    options = ("--data", questions, "--quality", "accuracy", "--protocol", "option-text", "--val-set-size", len(items))
-    ran = run_cli(*command(*options, "--evals", "4", "--no-seeds", "--no-refine", "--json"))
+    options = ("--data", questions, "--quality", "accuracy", "--protocol", "option-text", "--num-prompts", len(items))
+    ran = run_cli(*command(*options, "--evals", "4", "--no-warm-start", "--no-refine", "--json"))
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
     for one in record["evaluations"][:3]:
@@ -132,8 +132,9 @@ def test_accuracy(run_cli: Callable, command: Callable, questions: Path, llama: 
     assert max(one["quality"] for one in record["evaluations"]) == front[-1]["quality"], "more is better"
 
 
+@pytest.mark.slow
 def test_accuracy_of_math_questions(llama_copy: TinySource, run_cli: Callable, tmp_path: Path) -> None:
-    """Half of the questions are given what `eval` reads as the maximal network's answers, the others something beside that."""
+    """Half of the examples have the maximal network's output, as `eval` reads it, as their answers; the others do not."""
     config = llama_copy.base / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
     say_only(llama_copy.base, "0123456789.,-ABCDE ", louder="ABCDE")
@@ -144,7 +145,18 @@ def test_accuracy_of_math_questions(llama_copy: TinySource, run_cli: Callable, t
     for task, samples in questions.items():
         (tmp_path / "asked" / task).mkdir(parents=True)
         (tmp_path / "asked" / task / "test.json").write_text(json.dumps(samples))
-    asked = ("--datasets", tmp_path / "asked", "--prompt", "alpaca", "--subnet", "maximal", "--output", tmp_path / "out")
+    asked = (
+        "--datasets",
+        tmp_path / "asked",
+        "--prompt",
+        "alpaca",
+        "--protocol",
+        "generate",
+        "--subnet",
+        "maximal",
+        "--output",
+        tmp_path / "out",
+    )
     assert run_cli("eval", *llama_copy.arguments(), *asked).code == 0
     for task, samples in questions.items():
         (log,) = (tmp_path / "out/samples").glob(f"*/samples_{task}.jsonl")
@@ -154,11 +166,11 @@ def test_accuracy_of_math_questions(llama_copy: TinySource, run_cli: Callable, t
     data = tmp_path / "questions.json"
     data.write_text(json.dumps([sample for samples in questions.values() for sample in samples]))
     command = ["search", *llama_copy.arguments(), "--data", data, "--output", tmp_path / "search", "--cost", "bytes"]
-    command += ["--quality", "accuracy", "--val-set-size", 4, "--prompt", "alpaca"]
-    command += ["--evals", 3, "--no-seeds", "--no-refine", "--json"]
+    command += ["--quality", "accuracy", "--num-prompts", 4, "--prompt", "alpaca"]
+    command += ["--evals", 3, "--no-warm-start", "--no-refine", "--json"]
     ran = run_cli(*command)
     assert ran.code == 1
-    assert "with --protocol generate those of a math task" in ran.err
+    assert "with --protocol generate of a math task" in ran.err
     ran = run_cli(*command, "--protocol", "generate")
     assert ran.code == 0, ran.err
     widest = [max(values) for values in llama_copy.groups()]

@@ -5,40 +5,40 @@ from collections.abc import Sequence
 import pytest
 
 from lonas_edge.search import refine
-from lonas_edge.search.damage import DamageTable
-from lonas_edge.search.dimensions import Dimensions, Network
+from lonas_edge.search.dimensions import Dimensions, Widths
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.record import Evaluation
-from lonas_edge.search.refine import pick_proposer, proposer
+from lonas_edge.search.refine import front_proposer, pick_proposer
+from lonas_edge.search.sensitivity import SensitivityTable
 from lonas_edge.space.search_space import Group, Member, SearchSpace
 
 SPACE = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), (4, 3, 2)) for i in range(3)))
-DIMENSIONS = Dimensions(SPACE, (0, 1, 2), ("int8",))
-TABLE = DamageTable(((0.0, 0.1, 0.3), (0.0, 0.4, 0.9), (0.0, 0.2, 0.5)))
+DIMENSIONS = Dimensions(SPACE, (0, 1, 2))
+TABLE = SensitivityTable(((0.0, 0.1, 0.3), (0.0, 0.4, 0.9), (0.0, 0.2, 0.5)))
 
 
-def cost(widths: tuple[int, ...], _format: str) -> float:
+def cost(widths: tuple[int, ...]) -> float:
     """Every channel costs the same."""
     return float(sum(widths))
 
 
 def evaluation(number: int, widths: tuple[int, ...], quality: float, origin: str = "nsga2") -> Evaluation:
     """An evaluation of a network."""
-    return Evaluation(number, widths, "int8", quality, cost(widths, "int8"), 0.0, origin)
+    return Evaluation(number, widths, quality, cost(widths), 0.0, origin)
 
 
-def proposed(done: list[Evaluation]) -> Network | None:
+def proposed(done: list[Evaluation]) -> Widths | None:
     """What is proposed when nothing else is under way."""
-    found = proposer(DIMENSIONS, TABLE, cost, 1)(done, {(one.widths, "int8") for one in done})
+    found = front_proposer(DIMENSIONS, TABLE, cost, 1)(done, {one.widths for one in done})
     assert found is None or found[1] == "refined"
     return found and found[0]
 
 
 def test_the_most_promising_move_comes_first() -> None:
     done = [evaluation(0, (4, 3, 4), 0.4)]
-    assert proposed(done) == ((3, 4, 4), "int8")  # -0.4 + 0.1
+    assert proposed(done) == (3, 4, 4)  # -0.4 + 0.1
     done.append(evaluation(1, (3, 4, 4), 0.5))
-    assert proposed(done) == ((4, 4, 3), "int8")  # -0.4 + 0.2
+    assert proposed(done) == (4, 4, 3)  # -0.4 + 0.2
 
 
 def test_a_move_keeps_the_cost() -> None:
@@ -47,8 +47,8 @@ def test_a_move_keeps_the_cost() -> None:
         found = proposed(done)
         if found is None:
             break
-        assert cost(*found) == 10
-        done.append(evaluation(number, found[0], 0.5))
+        assert cost(found) == 10
+        done.append(evaluation(number, found, 0.5))
     assert len(done) > 2
 
 
@@ -70,16 +70,16 @@ PICK = Pick("macs<=9", "macs", 9.0)
 
 
 def of_pick(
-    done: list[Evaluation], rows: Sequence[Sequence[float]], centre: Sequence[int], dimensions: Dimensions = DIMENSIONS
-) -> tuple[Network, str] | None:
-    """What is proposed for the pick, by the rows of a table that was measured around `centre`."""
+    done: list[Evaluation], rows: Sequence[Sequence[float]], center: Sequence[int], dimensions: Dimensions = DIMENSIONS
+) -> tuple[Widths, str] | None:
+    """What is proposed for the pick, by the rows of a table that was measured around `center`."""
     asked = []
 
-    def around(pick: Pick, best: Evaluation) -> tuple[Sequence[int], DamageTable]:
+    def around(pick: Pick, best: Evaluation) -> tuple[Sequence[int], SensitivityTable]:
         asked.append((pick, best.number))
-        return centre, DamageTable(tuple(map(tuple, rows)))
+        return center, SensitivityTable(tuple(map(tuple, rows)))
 
-    found = pick_proposer(dimensions, {PICK: cost}, 1, around)(done, {(one.widths, "int8") for one in done})
+    found = pick_proposer(dimensions, {PICK: cost}, 1, around)(done, {one.widths for one in done})
     assert len(asked) <= 1
     return found
 
@@ -89,9 +89,9 @@ AROUND_333 = ((-0.3, 0.0, 0.2), (-0.1, 0.0, 0.05), (-0.05, 0.0, 0.2))  # of a ne
 
 def test_the_best_network_of_a_pick_is_where_moves_begin() -> None:
     done = [evaluation(0, (4, 4, 4), 0.0), evaluation(1, (3, 3, 3), 0.5), evaluation(2, (3, 3, 2), 0.6)]
-    assert of_pick(done, AROUND_333, (3, 3, 3)) == (((4, 2, 3), "int8"), "refined:macs<=9")  # -0.3 + 0.05
+    assert of_pick(done, AROUND_333, (3, 3, 3)) == ((4, 2, 3), "refined:macs<=9")  # -0.3 + 0.05
     done.append(evaluation(3, (4, 2, 3), 0.7, "refined:macs<=9"))  # no better
-    assert of_pick(done, AROUND_333, (3, 3, 3)) == (((4, 3, 2), "int8"), "refined:macs<=9")  # -0.3 + 0.2
+    assert of_pick(done, AROUND_333, (3, 3, 3)) == ((4, 3, 2), "refined:macs<=9")  # -0.3 + 0.2
     done.append(evaluation(4, (4, 3, 2), 0.8, "refined:macs<=9"))
     assert of_pick(done, AROUND_333, (3, 3, 3)) is None, "(3, 2, 4) promises nothing: -0.05 + 0.05"
 
@@ -99,12 +99,12 @@ def test_the_best_network_of_a_pick_is_where_moves_begin() -> None:
 def test_groups_that_were_moved_are_left_alone() -> None:
     rows = [[-0.3, 0.0, 0.2], [-0.1, 0.0, 0.05], [-0.2, 0.0, 0.1], [-0.2, 0.0, 0.1]]
     space = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), (4, 3, 2)) for i in range(4)))
-    wider = Dimensions(space, (0, 1, 2, 3), ("int8",))
+    wider = Dimensions(space, (0, 1, 2, 3))
     done = [evaluation(0, (4, 2, 3, 3), 0.4, "refined:macs<=12")]  # from (3, 3, 3, 3)
     pick = pick_proposer(
-        wider, {Pick("macs<=12", "macs", 12.0): cost}, 1, lambda *_: ((3, 3, 3, 3), DamageTable(tuple(map(tuple, rows))))
+        wider, {Pick("macs<=12", "macs", 12.0): cost}, 1, lambda *_: ((3, 3, 3, 3), SensitivityTable(tuple(map(tuple, rows))))
     )
-    assert pick(done, set()) == (((4, 2, 4, 2), "int8"), "refined:macs<=12")
+    assert pick(done, set()) == ((4, 2, 4, 2), "refined:macs<=12")
 
 
 def test_several_levels_at_once_and_what_promises_less_for_less() -> None:
@@ -112,21 +112,21 @@ def test_several_levels_at_once_and_what_promises_less_for_less() -> None:
     rows = ((0.0, 0.3, 0.6), (-0.1, 0.0, 0.9), (-0.5, -0.3, 0.0))
     assert of_pick(done, rows, (4, 3, 2)) is None, "each move costs more than it gives"
     rows = ((0.0, 0.1, 0.15), (-0.1, 0.0, 0.9), (-0.5, -0.3, 0.0))
-    assert of_pick(done, rows, (4, 3, 2)) == (((2, 3, 4), "int8"), "refined:macs<=9")  # -0.5 + 0.15: two levels for two
+    assert of_pick(done, rows, (4, 3, 2)) == ((2, 3, 4), "refined:macs<=9")  # -0.5 + 0.15: two levels for two
     rows = ((0.0, -0.2, 0.1), (0.1, 0.0, 0.9), (0.1, 0.1, 0.0))
-    assert of_pick(done, rows, (4, 3, 2)) == (((3, 3, 2), "int8"), "refined:macs<=9"), "cut alone"
+    assert of_pick(done, rows, (4, 3, 2)) == ((3, 3, 2), "refined:macs<=9"), "cut alone"
     done = [evaluation(0, (4, 2, 2), 0.5)]
     rows = ((0.0, 0.1, 0.2), (-0.3, -0.2, 0.0), (-0.1, -0.1, 0.0))
-    assert of_pick(done, rows, (4, 2, 2)) == (((4, 3, 2), "int8"), "refined:macs<=9"), "there is room for one more"
+    assert of_pick(done, rows, (4, 2, 2)) == ((4, 3, 2), "refined:macs<=9"), "there is room for one more"
 
 
 def test_widths_inside_a_block_that_is_left_out_are_no_moves() -> None:
     block = Group((Member("layer0", "block", "node"),), (1, 0))
     space = SearchSpace((Group((Member("layer0.mlp", "base", "node"),), (4, 2)), block, SPACE.groups[1]))
-    dimensions = Dimensions(space, (0, 1, 2), ("int8",), inside={0: 1})
+    dimensions = Dimensions(space, (0, 1, 2), inside={0: 1})
     done = [evaluation(0, (4, 0, 3), 0.5)]
     rows = ((0.0, -0.9), (0.2, 0.0), (-0.1, 0.0, 0.3))
-    assert of_pick(done, rows, (4, 0, 3), dimensions) == (((4, 0, 4), "int8"), "refined:macs<=9"), "not 4 to 2 in the first"
+    assert of_pick(done, rows, (4, 0, 3), dimensions) == ((4, 0, 4), "refined:macs<=9"), "not 4 to 2 in the first"
 
 
 def test_the_end_of_a_pick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_the_end_of_a_pick(monkeypatch: pytest.MonkeyPatch) -> None:
     done.append(evaluation(1, (4, 2, 3), 0.7, "refined:macs<=9"))
     assert of_pick(done, AROUND_333, (3, 3, 3)) is None
     done.append(evaluation(2, (2, 3, 3), 0.3, "nsga2"))  # another one is the best now
-    assert of_pick(done, AROUND_333, (3, 3, 3)) == (((2, 4, 3), "int8"), "refined:macs<=9")
+    assert of_pick(done, AROUND_333, (3, 3, 3)) == ((2, 4, 3), "refined:macs<=9")
 
 
 def test_nothing_under_a_pick() -> None:

@@ -1,6 +1,7 @@
 """`lonas-edge search` from end to end on the tiny LLaMA, whose 27 networks can all be evaluated without it."""
 
 import json
+import sqlite3
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +13,7 @@ from tiny_models import TinySource
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.search.storage import open_journal
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 Pairs = dict[tuple[int, ...], tuple[float, float]]
@@ -39,16 +41,22 @@ def unbeaten(pairs: Pairs) -> set[tuple[int, ...]]:
 
 
 def searched(run_cli: Callable, command: list[str]) -> dict[str, Any]:
-    """Runs a search and gives the record that it prints."""
+    """Runs a search; gives the record that it prints."""
     ran = run_cli(*command, "--json")
     assert ran.code == 0, ran.err
-    found: dict[str, Any] = json.loads(ran.out)
-    return found
+    record: dict[str, Any] = json.loads(ran.out)
+    return record
+
+
+def widths_of(record: dict[str, Any]) -> list[list[int]]:
+    return [one["widths"] for one in record["evaluations"]]
 
 
 def test_the_front_of_all_networks(run_cli: Callable, command: Callable, tmp_path: Path, everything: Pairs) -> None:
     record = searched(run_cli, command("--pick", "bytes<=0.95x", "--pick", "kl<=0.4"))
-    assert json.loads((tmp_path / "out/search.json").read_text()) == record
+    output = tmp_path / "out"
+    assert json.loads((output / "search.json").read_text()) == record
+    assert not output.with_name("out.partial").exists()
     found = {tuple(one["widths"]): (one["quality"], one["cost"]) for one in record["evaluations"]}
     assert len(record["evaluations"]) == len(found) == 27, "each once"
     assert found.keys() == everything.keys()
@@ -58,185 +66,141 @@ def test_the_front_of_all_networks(run_cli: Callable, command: Callable, tmp_pat
     front = [record["evaluations"][number] for number in record["front"]]
     assert {tuple(one["widths"]) for one in front} == unbeaten(found)
     assert [one["cost"] for one in front] == sorted(one["cost"] for one in front)
-    assert record["finished"] and record["fixed"] == [0, 1, 2, 6, 7, 8]
+    assert record["fixed"] == [0, 1, 2, 6, 7, 8]
     assert record["hypervolume"] == sorted(record["hypervolume"]) and 0 < record["hypervolume"][-1] <= 1
-    assert [one["origin"] for one in record["evaluations"]][:3] == ["seed:maximal", "seed:heuristic", "seed:minimal"]
-    origins = {one["origin"].partition(":")[0] for one in record["evaluations"]}
-    assert origins <= {"seed", "nsga2", "refined", "random"} and len(origins) > 2
+    origins = [one["origin"] for one in record["evaluations"]]
+    assert origins[:3] == [f"warm-start:{name}" for name in ("maximal", "heuristic", "minimal")]
+    kinds = {origin.partition(":")[0] for origin in origins}
+    assert kinds <= {"warm-start", "nsga2", "refined", "random"} and len(kinds) > 2
 
     maximal = max(cost for _, cost in found.values())
-    under = {widths: pair for widths, pair in found.items() if pair[1] <= 0.95 * maximal}
     picks = {one["name"]: record["evaluations"][one["evaluation"]] for one in record["picks"]}
-    assert picks["pick:bytes<=0.95x"]["quality"] == min(kl for kl, _ in under.values())
+    assert picks["pick:bytes<=0.95x"]["quality"] == min(kl for kl, cost in found.values() if cost <= 0.95 * maximal)
     assert picks["pick:kl<=0.4"]["cost"] == min(cost for kl, cost in found.values() if kl <= 0.4)
 
 
-def test_the_networks_are_sub_networks(run_cli: Callable, command: Callable, tmp_path: Path, llama: TinySource) -> None:
-    record = searched(run_cli, command("--pick", "bytes<=0.95x"))
+def test_sub_networks_are_exported(
+    run_cli: Callable, command: Callable, tmp_path: Path, llama: TinySource, llama_copy: TinySource
+) -> None:
+    record = searched(run_cli, command("--pick", "bytes<=0.95x", "--evals", "12"))
+    written = {"search.json", "search_progression.csv", "search_progression.png", "front.png", "study.log", "subnetworks"}
+    assert written == {path.name for path in (tmp_path / "out").iterdir()}
     folder = tmp_path / "out/subnetworks"
     assert len(list(folder.iterdir())) == len(record["front"]) + 1
-    written = {"search.json", "search_progression.csv", "search_progression.png", "front.png", "study.log", "subnetworks"}
-    assert written <= {path.name for path in (tmp_path / "out").iterdir()}
     pick = folder / "bytes-0.95x.json"
-    content = json.loads(pick.read_text())
-    assert content["name"] == "search:pick:bytes<=0.95x"
-    assert list(content["widths"].values()) == record["evaluations"][record["picks"][0]["evaluation"]]["widths"]
-    sizes = json.loads(run_cli("inspect", *llama.arguments(), "--subnet", pick, "--json").out)
-    assert [group["width"] for group in sizes["groups"]] == list(content["widths"].values())
-    exported = tmp_path / "exported"
-    made = run_cli("export", *llama.arguments(), "--subnet", pick, "--output", exported, "--stage", "checkpoint", "--no-verify")
-    assert made.code == 0, made.err
-    assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["name"] == content["name"]
-    card = (exported / "README.md").read_text()
-    assert content["name"] in card
     best = record["evaluations"][record["picks"][0]["evaluation"]]
-    found = {"quality": "kl", "quality_value": best["quality"], "cost": "bytes", "cost_value": best["cost"]}
-    found |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8_sym", "origin": best["origin"]}
-    found |= {"evaluation": best["number"], "evaluations": 27, "prompts": 8, "compressed": False}
-    found["super_adapter"] = {name: sha256((llama.adapter / name).read_bytes()).hexdigest() for name in ADAPTER_FILES}
-    assert json.loads((exported / "subnetwork.json").read_text())["origin"] == found
-    assert json.loads((exported / "lonas_edge.json").read_text())["subnetwork"]["origin"] == found
-    told = f"found it: kl {best['quality']:.4g} nats on 8 held-out prompts (before compression) at bytes {best['cost']:.4g}"
-    assert f"{told} in int8_sym" in card
+    sizes = json.loads(run_cli("inspect", *llama.arguments(), "--subnet", pick, "--json").out)
+    assert [group["width"] for group in sizes["groups"]] == best["widths"]
 
+    def exported(source: TinySource, output: Path) -> Any:
+        options = ["--subnet", pick, "--output", output, "--stage", "checkpoint", "--no-verify"]
+        made = run_cli("export", *source.arguments(), *options)
+        assert made.code == 0, made.err
+        return json.loads((output / "lonas_edge.json").read_text())["subnetwork"]
 
-def test_another_adapter_was_not_searched(run_cli: Callable, command: Callable, tmp_path: Path, llama_copy: TinySource) -> None:
-    """A sub-network of the same space is taken; how it was found is not said of an adapter that it was not found for."""
-    searched(run_cli, command("--pick", "bytes<=0.95x"))
+    made = exported(llama, tmp_path / "exported")
+    assert made["name"] == "search:pick:bytes<=0.95x"
+    expected = {"quality": "kl", "quality_value": best["quality"], "cost": "bytes", "cost_value": best["cost"]}
+    expected |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8_sym", "compressed": False}
+    expected |= {"proposed_by": best["origin"], "evaluation": best["number"], "evaluations": 12, "prompts": 8}
+    expected["super_adapter"] = {name: sha256((llama.adapter / name).read_bytes()).hexdigest() for name in ADAPTER_FILES}
+    assert made["origin"] == expected
     path = llama_copy.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 8}))
-    options = ["--subnet", tmp_path / "out/subnetworks/bytes-0.95x.json", "--stage", "checkpoint", "--no-verify"]
-    made = run_cli("export", *llama_copy.arguments(), *options, "--output", tmp_path / "exported")
-    assert made.code == 0, made.err
-    assert json.loads((tmp_path / "exported/lonas_edge.json").read_text())["subnetwork"]["origin"] is None
-    assert "found it" not in (tmp_path / "exported/README.md").read_text()
+    assert exported(llama_copy, tmp_path / "other")["origin"] is None, "the search was not of this adapter"
 
 
-def interrupted_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the scoring of a network, `count` networks after the first."""
+def test_interrupted_and_continued(
+    run_cli: Callable, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in an evaluation, and a kill: what was evaluated is kept, the rest follows."""
     kl, scored = SuperNetwork.kl, []
 
     def interrupting(self: SuperNetwork, *given: Any, **options: Any) -> list[float]:
         scored.append(given)
-        if len(scored) > count:
+        if len(scored) > 8:
             raise KeyboardInterrupt
         return kl(self, *given, **options)
 
-    monkeypatch.setattr(SuperNetwork, "kl", interrupting)
+    with monkeypatch.context() as patch:
+        patch.setattr(SuperNetwork, "kl", interrupting)
+        ran = run_cli(*command("--evals", "20"))
+    partial = tmp_path / "out.partial"
+    assert ran.code == 1 and str(partial) in ran.err and "Run the same command again" in " ".join(ran.err.split())
+    assert not (tmp_path / "out").exists()
+    with (partial / "study.log").open("a") as journal:
+        journal.write('{"op_code": 5, "wor')  # the process was killed while it wrote
+    ran = run_cli(*command("--evals", "20", "--seed", "3"))
+    assert ran.code == 1 and "seed" in ran.err and "settings or inputs have changed" in ran.err
+    record = searched(run_cli, command("--evals", "20"))
+    assert len(record["evaluations"]) == 20 == len({tuple(widths) for widths in widths_of(record)})
+    assert len([trial for trial in trials(tmp_path) if trial.state.name == "COMPLETE"]) == 20, "none was evaluated twice"
+    assert [one["origin"] for one in record["evaluations"][:2]] == ["warm-start:maximal", "warm-start:heuristic"]
+    assert not partial.exists()
 
 
-def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    """What does not differ from run to run."""
-    evaluations = [{**one, "seconds": 0} for one in record["evaluations"]]
-    return {**record, "evaluations": evaluations, "seconds": {}, "conditions": {}}
-
-
-@pytest.mark.parametrize(
-    ("sampler", "picks"), [("nsga2", ("--pick", "bytes<=0.95x", "--pick", "macs<=0.9x")), ("tpe", ()), ("random", ())]
-)
-def test_interrupted_and_gone_on_with(
-    sampler: str, picks: tuple[str, ...], run_cli: Callable, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = ("--sampler", sampler, "--evals", "20", "--no-seeds", *picks)
-    whole = searched(run_cli, command(*options, "--output", tmp_path / "whole"))
-    origins = {one["origin"] for one in whole["evaluations"]}
-    assert origins >= {sampler} and origins & {"refined", *(f"refined:{pick}" for pick in picks[1::2])}
-    for count in (2, 7, 9):
-        with monkeypatch.context() as patch:
-            interrupted_after(count, patch)
-            ran = run_cli(*command(*options))
-        assert ran.code == 1 and "evaluations are kept" in ran.err
-        kept = json.loads((tmp_path / "out/search.json").read_text())
-        assert not kept["finished"] and (tmp_path / "out/subnetworks").is_dir()
-        around = len(picks) // 2 if count == 9 else 0  # a network in a damage table around each pick is scored, too
-        assert len(kept["evaluations"]) == {2: 2, 7: 9, 9: 18}[count] - around
-    again = searched(run_cli, command(*options, "--resume"))
-    assert without_times(again) == without_times(whole)
-
-
-def test_a_finished_search_goes_on_when_more_is_asked(run_cli: Callable, command: Callable) -> None:
-    first = searched(run_cli, command("--evals", "8"))
-    more = searched(run_cli, command("--evals", "12"))
-    assert len(first["evaluations"]) == 8 and len(more["evaluations"]) == 12
-    assert more["evaluations"][:8] == first["evaluations"]
-    assert searched(run_cli, command("--evals", "12", "--overwrite"))["evaluations"][0]["number"] == 0
-
-
-def test_no_seeds_and_no_refinement_need_no_table(run_cli: Callable, command: Callable) -> None:
-    record = searched(run_cli, command("--no-seeds", "--no-refine", "--evals", "10"))
-    assert record["table"] is None
-    origins = [one["origin"] for one in record["evaluations"]]
-    assert set(origins) <= {"seed:maximal", "seed:heuristic", "seed:minimal", "nsga2", "random"}
-
-
-def test_seeds_belong_to_the_first_generation(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
-    """Optuna 5 gives a trial without draws no generation: seeds would be evaluated and never be parents."""
-    from lonas_edge.search.storage import open_file
-
-    searched(run_cli, command("--evals", "12"))
-    storage = open_file(tmp_path / "out/study.log")
+def trials(folder: Path) -> list[Any]:
+    """All trials of a finished search."""
+    storage = open_journal(folder / "out/study.log")
     [study] = storage.get_all_studies()
-    trials = storage.get_all_trials(study._study_id)
-    generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in trials[:3]]
-    assert generations == [0, 0, 0]
+    return storage.get_all_trials(study._study_id)
+
+
+def test_a_finished_search_is_continued(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
+    """With more evaluations and another pick: the pick's network comes first, what was evaluated stays."""
+    first = searched(run_cli, command("--evals", "8"))
+    generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in trials(tmp_path)[:3]]
+    assert generations == [0, 0, 0], "the warm start belongs to the first generation"
+    more = searched(run_cli, command("--evals", "12", "--pick", "weights<=0.97x"))
+    assert widths_of(more)[:8] == widths_of(first) and len(more["evaluations"]) == 12
+    origins = [one["origin"] for one in more["evaluations"]]
+    assert origins[8] == "warm-start:pick:weights<=0.97x"
+    again = searched(run_cli, command("--evals", "8", "--overwrite"))
+    assert widths_of(again) == widths_of(first), "the same seed gives the same networks"
+
+
+def test_without_warm_start_and_refinement(run_cli: Callable, command: Callable) -> None:
+    record = searched(run_cli, command("--no-warm-start", "--no-refine", "--evals", "10"))
+    assert record["sensitivity"] is None
+    origins = [one["origin"] for one in record["evaluations"]]
+    assert set(origins[3:]) <= {"nsga2", "random"}
 
 
 def test_loss(run_cli: Callable, command: Callable, llama: TinySource, data: Path) -> None:
-    record = searched(run_cli, command("--quality", "loss", "--evals", "9"))
+    record = searched(run_cli, command("--quality", "loss", "--evals", "5"))
     source = llama.opened()
     batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
-    expected = load_super_network(source).losses([one["widths"] for one in record["evaluations"]], batches)
+    expected = load_super_network(source).losses(widths_of(record), batches)
     assert [one["quality"] for one in record["evaluations"]] == pytest.approx(expected, rel=1e-5)
 
 
-def test_several_weight_formats_share_a_front(
-    run_cli: Callable, command: Callable, llama: TinySource, everything: Pairs
-) -> None:
-    record = searched(run_cli, command("--weight-format", "int8,int4", "--evals", "54"))
-    source, evaluations = llama.opened(), record["evaluations"]
-    assert record["settings"]["compressed"] and len(evaluations) == 54
-    quality = {(tuple(one["widths"]), one["weight_format"]): one["quality"] for one in evaluations}
-    for one in evaluations:
-        assert one["cost"] == source.sizes(source.subnetwork(one["widths"])).bytes[one["weight_format"]]
-    for widths, (kl, _) in everything.items():
-        assert quality[widths, "int8"] == pytest.approx(kl, rel=0.1, abs=2e-3), "INT8 costs next to nothing"
-        assert quality[widths, "int4"] > quality[widths, "int8"]
-    assert {evaluations[number]["weight_format"] for number in record["front"]} >= {"int4"}
-
-
-def test_one_format_is_scored_compressed_where_it_does_damage(run_cli: Callable, command: Callable) -> None:
+def test_int4_is_scored_compressed(run_cli: Callable, command: Callable) -> None:
+    """INT8 changes next to nothing and is scored before compression."""
     for name, compressed in (("int8", False), ("int4", True)):
         record = searched(run_cli, command("--weight-format", name, "--evals", "4", "--overwrite"))
         assert record["settings"]["compressed"] == compressed
         assert (record["evaluations"][0]["quality"] > 1e-3) == compressed, "of the maximal network"
 
 
-def test_what_people_read(run_cli: Callable, command: Callable) -> None:
+def test_tables_on_the_terminal(run_cli: Callable, command: Callable) -> None:
     ran = run_cli(*command("--evals", "8", "--pick", "bytes<=0.95x"))
     assert ran.code == 0, ran.err
-    for text in ("8 networks evaluated", "maximal", "heuristic", "minimal", "front:1", "pick:bytes<=0.95x"):
+    for text in ("8 networks evaluated", "maximal", "heuristic", "minimal", "front:1", "pick:bytes<=0.95x", "Sensitivity"):
         assert text in " ".join(ran.out.split())
 
 
-def test_more_picks_when_it_goes_on(run_cli: Callable, command: Callable) -> None:
-    """Networks at bounds that the first run did not have are solved and evaluated; what was evaluated stays."""
-    first = searched(run_cli, command("--evals", "8", "--sampler", "random", "--no-refine"))
-    more = searched(
-        run_cli, command("--evals", "10", "--sampler", "random", "--no-refine", "--pick", "weights<=0.97x", "--resume")
+def test_two_workers_in_turn(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
+    """The second one finds the study in the shared storage, and evaluates nothing again."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    first, second = (
+        searched(run_cli, command("--evals", "6", "--storage", url, "--output", tmp_path / name)) for name in ("one", "two")
     )
-    assert [one["widths"] for one in more["evaluations"][:8]] == [one["widths"] for one in first["evaluations"]]
-    origins = [one["origin"] for one in more["evaluations"]]
-    assert not any("pick" in origin for origin in origins[:8])
-    assert origins[8] == "seed:pick:weights<=0.97x"
+    assert first["evaluations"] == second["evaluations"] and first["sensitivity"] == second["sensitivity"]
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        assert database.execute("select count(*) from trials where state = 'COMPLETE'").fetchone() == (6,)
 
 
-def test_a_processor_with_units_for_bf16_is_told_of(run_cli: Callable, command: Callable, processor: Callable) -> None:
+def test_faster_dtype_is_suggested(run_cli: Callable, command: Callable, processor: Callable) -> None:
     processor(1e11, 6e11)
-    told = "6.0 times as fast in bf16 (--torch-dtype bf16)"
-    assert told in run_cli(*command("--dry-run")).err
-    assert told not in run_cli(*command("--dry-run", "--torch-dtype", "fp32")).err, "it was asked for"
-    assert told not in run_cli(*command("--dry-run", "--torch-dtype", "bf16")).err
-    processor(1.5e11, 0.8e11)
-    told = "1.9 times as fast in fp32 (--torch-dtype fp32)"
-    assert told in run_cli(*command("--dry-run", "--torch-dtype", "bf16")).err
-    assert told not in run_cli(*command("--dry-run")).err
+    ran = run_cli(*command("--evals", "3", "--no-warm-start", "--no-refine"))
+    assert ran.code == 0 and "6.0 times as fast in bf16 (--torch-dtype bf16)" in ran.err

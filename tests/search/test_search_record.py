@@ -1,4 +1,4 @@
-"""Front and hypervolume, by their definitions; a record of the version before."""
+"""Pareto front and hypervolume, by their definitions."""
 
 import random
 
@@ -10,7 +10,7 @@ from lonas_edge.search.record import Evaluation, front, hypervolume
 def drawn(seed: int, count: int = 60) -> list[Evaluation]:
     """Evaluations with figures on a coarse grid, so that some are equal."""
     draw = random.Random(seed)
-    return [Evaluation(n, (n,), "int8", draw.randrange(20) / 20, draw.randrange(20), 0.0, "random") for n in range(count)]
+    return [Evaluation(n, (n,), draw.randrange(20) / 20, draw.randrange(20), 0.0, "random") for n in range(count)]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,163 @@
+"""The results of a search: its record, and the files of its sub-networks and plots."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.bench.machine import describe
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.search import SEARCH, SUBNETWORKS, report
+from lonas_edge.search.dimensions import Cost
+from lonas_edge.search.picks import resolve
+from lonas_edge.search.plan import SearchPlan
+from lonas_edge.search.record import Evaluation, Measured, Named, Scored, SearchRecord, front, hypervolume
+from lonas_edge.search.study import SAMPLER
+from lonas_edge.search.warm_start import named
+from lonas_edge.space.subnetwork import SearchOrigin, Subnetwork
+from lonas_edge.versions import versions
+
+_PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optuna", "openvino", "nncf")
+Value = Callable[[Evaluation], float]
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """The results of a search.
+
+    Attributes:
+        plan: The search.
+        study: Name of the study.
+        evaluations: In the order of the trials.
+        sensitivity: Rows of the sensitivity table; None without one.
+        seconds: By step.
+        measured: The networks measured at the end.
+    """
+
+    plan: SearchPlan
+    study: str
+    evaluations: tuple[Evaluation, ...]
+    sensitivity: tuple[tuple[float, ...], ...] | None
+    seconds: Mapping[str, float]
+    measured: tuple[Measured, ...] = ()
+
+    def with_measured(self, measured: tuple[Measured, ...]) -> "SearchResults":
+        """The same with measured latencies."""
+        return replace(self, measured=measured)
+
+    def write(self, folder: Path) -> None:
+        """Write record, sub-networks and plots into an empty directory."""
+        record = self.record
+        (folder / SUBNETWORKS).mkdir()
+        for one in (*record.named, *record.picks):
+            if one.file:
+                evaluation = self.evaluations[one.evaluation]
+                elasticity, origin = self.plan.source.elasticity, self._origin(evaluation)
+                subnetwork = Subnetwork(elasticity, evaluation.widths, f"search:{one.name}", origin)
+                subnetwork.record().write(folder / SUBNETWORKS / f"{one.file}.json")
+        report.write(record, folder)
+        record.write(folder / SEARCH)
+
+    @property
+    def missed(self) -> list[str]:
+        """An error for each pick that no network meets."""
+        return self._picks[1]
+
+    @cached_property
+    def record(self) -> SearchRecord:
+        """The record."""
+        plan, held = self.plan, self.plan.held
+        members = front(self.evaluations, plan.sign)
+        return SearchRecord(
+            study=self.study,
+            model=plan.source.base.name,
+            identity=plan.identity,
+            data=Scored(held.path.name, held.sha256, held.prompts, held.asked_as, held.unseen),
+            quality=plan.options.quality,
+            cost=plan.cost,
+            units=plan.units,
+            settings=self._settings(),
+            fixed=plan.dimensions.fixed,
+            sensitivity=self.sensitivity,
+            evaluations=self.evaluations,
+            front=tuple(member.number for member in members),
+            named=(
+                *(Named(name, evaluation.number) for name, evaluation in self._named.items()),
+                *(Named(f"front:{place}", member.number, f"front-{place:02}") for place, member in enumerate(members, 1)),
+            ),
+            picks=self._picks[0],
+            measured=self.measured,
+            hypervolume=tuple(self._hypervolume()),
+            conditions={**describe("CPU"), "versions": versions(_PACKAGES)},
+            seconds=dict(self.seconds),
+        )
+
+    @cached_property
+    def _named(self) -> dict[str, Evaluation]:
+        """The evaluations of maximal, heuristic and minimal."""
+        places = {evaluation.widths: evaluation for evaluation in self.evaluations}
+        return {name: places[widths] for name, widths in named(self.plan.dimensions).items() if widths in places}
+
+    @cached_property
+    def _picks(self) -> tuple[tuple[Named, ...], list[str]]:
+        """The picks, and an error for each that no network meets."""
+        picked, missed = [], []
+        for pick in self.plan.picks:
+            try:
+                best = resolve(pick, self.evaluations, self._values(), self._named["maximal"], self.plan.sign)
+                picked.append(Named(f"pick:{pick.expression}", best.number, pick.file))
+            except LonasEdgeError as error:
+                missed.append(str(error))
+        return tuple(picked), missed
+
+    def _values(self) -> dict[str, Value]:
+        """Every measure that a pick can bound."""
+
+        def value(cost: Cost) -> Value:
+            return lambda evaluation: cost(evaluation.widths)
+
+        values = {name: value(cost) for name, cost in self.plan.counted_costs.items()}
+        return values | {self.plan.cost: lambda one: one.cost, self.plan.options.quality: lambda one: one.quality}
+
+    def _hypervolume(self) -> list[float]:
+        points = [(self.plan.sign * evaluation.quality, evaluation.cost) for evaluation in self.evaluations]
+        maximal, minimal = (points[self._named[name].number] for name in ("maximal", "minimal"))
+        return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
+
+    def _settings(self) -> dict[str, Any]:
+        """The options that the result depends on, without paths."""
+        plan, options = self.plan, self.plan.options
+        costs, nsga2 = asdict(options.cost_settings), plan.sampler_settings
+        return {
+            "evals": options.evals,
+            "sampler": SAMPLER,
+            "population": nsga2.population,
+            "crossover_prob": nsga2.crossover_prob,
+            "mutation_prob": nsga2.mutation_prob,
+            "seed": options.seed,
+            "warm_start": options.warm_start,
+            "refine": options.refine,
+            "dtype": options.dtype,
+            "compressed": plan.compressed,
+            "protocol": plan.metric if options.quality == "accuracy" else None,
+            **{name: value for name, value in costs.items() if name not in ("cache", "rounds", "starts")},
+        }
+
+    def _origin(self, evaluation: Evaluation) -> SearchOrigin:
+        """Where a sub-network comes from, for its file."""
+        plan = self.plan
+        return SearchOrigin(
+            quality=plan.options.quality,
+            quality_value=evaluation.quality,
+            cost=plan.cost,
+            cost_value=evaluation.cost,
+            units=plan.units,
+            weight_format=plan.options.cost_settings.weight_format,
+            compressed=plan.compressed,
+            proposed_by=evaluation.origin,
+            evaluation=evaluation.number,
+            evaluations=len(self.evaluations),
+            prompts=plan.held.prompts,
+            super_adapter=plan.identity["super_adapter"],
+        )

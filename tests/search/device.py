@@ -1,0 +1,43 @@
+"""A made-up device: what a network takes follows from its widths, and nothing is exported or measured."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lonas_edge.bench.latency import Latency
+from lonas_edge.exporting.export import ExportOptions
+from lonas_edge.network.source import Source
+from lonas_edge.space.subnetwork import Subnetwork
+
+
+class Device:
+    """Takes the place of exports and measurements.
+
+    Attributes:
+        exported: Widths, weight format and directory of each export.
+        runs: Runtime properties of the networks of each run.
+        asked: The other arguments of each run.
+        slower: Factor of all times.
+        slower_later: Factor of all times but those of the first run.
+    """
+
+    def __init__(self, seconds: Callable[[Sequence[int]], float], classifier: bool = False) -> None:
+        """`seconds` is the TTFT of a network, or the latency of a classifier; TPOT is a tenth of it."""
+        self.seconds, self.classifier, self.slower = seconds, classifier, 1.0
+        self.slower_later: float | None = None
+        self.exported: list[tuple[tuple[int, ...], str, Path]] = []
+        self.runs: list[list[Mapping[str, str]]] = []
+        self.asked: list[tuple[object, ...]] = []
+
+    def export(self, _source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
+        assert not options.verify
+        self.exported.append((subnetwork.widths, options.weight_format, folder))
+        folder.mkdir(parents=True)
+        (folder / "widths.json").write_text(json.dumps(subnetwork.widths))
+
+    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *asked: object) -> list[Latency]:
+        self.slower = self.slower_later if self.slower_later and self.runs else self.slower
+        self.runs.append([properties for _, properties in irs])
+        self.asked.append(asked)
+        took = [self.slower * self.seconds(json.loads((folder / "widths.json").read_text())) for folder, _ in irs]
+        return [Latency(latency=one) if self.classifier else Latency(one, one / 10) for one in took]

@@ -1,0 +1,93 @@
+"""The sensitivity table against whole evaluations of the same networks."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import LAYERS, TinyModels, TinySource
+
+from lonas_edge.network.heldout import read_held_out
+from lonas_edge.network.super_network import SuperNetwork, load_super_network
+from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.walk import Walk
+from lonas_edge.search.dimensions import find_dimensions
+from lonas_edge.search.run import SKIP, _thinned
+from lonas_edge.search.sensitivity import measure_sensitivity
+
+
+def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:
+    """A network, and two batches of different lengths."""
+    opened = source.opened()
+    tokenizer = load_tokenizer(source.base)
+    batches = read_held_out(opened, data, 6, 0, "alpaca").batches(tokenizer)
+    return load_super_network(opened), [*batches, *read_held_out(opened, data, 3, 1, "question").batches(tokenizer)]
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3", "bloom"])
+@pytest.mark.parametrize("around", ["maximal", "unequal:3"])
+def test_the_same_as_whole_evaluations(case: str, around: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:
+    """Alone in the maximal network, and in another one, where a wider group can lower the KL."""
+    source = tiny_models.source(case)
+    network, batches = scored(source, data)
+    groups, center = source.groups(), list(choose(source, around))
+    everything = range(len(groups))  # ranks, too: the mechanism is the same
+    changed = None if around == "maximal" else center
+    table = measure_sensitivity(network, batches, network.reference(batches), everything, around=changed)
+    own = network.kl([center], batches)[0]
+    for group, values in enumerate(groups):
+        alone = [[*center[:group], value, *center[group + 1 :]] for value in values]
+        expected = [kl - own for kl in network.kl(alone, batches)]
+        assert table.rows[group] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert table.rows[group][values.index(center[group])] == 0
+    assert (min(min(row) for row in table.rows) < -1e-4) == (around != "maximal")
+    assert not any("forward" in vars(layer) for layer in network.base.get_submodule(network.family.layers))
+
+
+@pytest.mark.parametrize("case", ["llama", "bloom"])
+def test_skipped_layers_pass_their_input_on(case: str, tiny_models: TinyModels, data: Path) -> None:
+    """The output of the last layer alone, applied to the embeddings."""
+    network, batches = scored(tiny_models.source(case), data)
+    ran = Walk(network, batches)._run(0, range(LAYERS - 1, LAYERS))
+    layers = network.base.get_submodule(network.family.layers)
+    seen: list[torch.Tensor] = []
+    handle = layers[0].register_forward_pre_hook(lambda _layer, given: seen.append(given[0]))
+    inputs = {name: batches[0][name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        network.family.hidden(network.base, **inputs)
+        handle.remove()
+        first = layers[-1].register_forward_pre_hook(lambda _layer, given: (seen[0], *given[1:]))
+        expected = network.family.hidden(network.base, **inputs)
+        first.remove()
+    assert torch.equal(ran, expected)
+
+
+def test_only_the_layers_from_the_changed_one_run(llama: TinySource, data: Path) -> None:
+    """And fixed groups, the ranks, are not measured."""
+    network, batches = scored(llama, data)
+    reference = network.reference(batches)
+    ran: list[int] = []
+    for index, layer in enumerate(network.base.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+    searched, shares = find_dimensions(llama.opened()).searched, list[float]()
+    table = measure_sensitivity(network, batches, reference, searched, shares.append)
+    # two narrower widths per layer, each from there to the end, and one step through each layer
+    expected = {layer: len(batches) * (2 * (layer + 1) + 1) for layer in range(LAYERS)}
+    assert {layer: ran.count(layer) for layer in range(LAYERS)} == expected
+    assert [bool(row) for row in table.rows] == [index in searched for index in range(len(llama.groups()))]
+    assert shares == [pytest.approx(3 / 6), pytest.approx(5 / 6), 1.0]
+
+
+def test_a_thinned_batch_is_those_prompts_alone(llama: TinySource, data: Path, choose: Callable) -> None:
+    """Each of them without padding, weighted by its answers."""
+    network, batches = scored(llama, data)
+    widths, total, count = choose(llama, "minimal"), 0.0, 0
+    for batch in batches:
+        for row in range(0, len(batch["input_ids"]), SKIP):
+            length, kept = int(batch["attention_mask"][row].sum()), batch["labels"][row] != -100
+            one = {name: batch[name][row : row + 1, :length] for name in ("input_ids", "attention_mask")}
+            one |= {"logits_to_keep": batch["logits_to_keep"][kept], "labels": batch["labels"][row : row + 1, kept]}
+            total += network.kl([widths], [one])[0] * int(kept.sum())
+            count += int(kept.sum())
+    assert network.kl([widths], [_thinned(batch) for batch in batches])[0] == pytest.approx(total / count, rel=1e-4)
+    assert any(len(batch["input_ids"]) > SKIP for batch in batches)

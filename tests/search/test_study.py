@@ -1,0 +1,167 @@
+"""Workers on one study: each network once, dead workers, networks that run out; a database server."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from postgresql import postgresql
+from tiny_models import TinySource
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.search import storage as storage_module
+from lonas_edge.search import study as study_module
+from lonas_edge.search.dimensions import Dimensions, Widths, find_dimensions
+from lonas_edge.search.storage import open_journal, open_storage, open_study
+from lonas_edge.search.study import Worker
+from lonas_edge.space.search_space import SearchSettings
+
+SETTINGS = SearchSettings(population=4)
+# a worker that dies in its first evaluation: `python -c KILLED URL`
+KILLED = """
+import os, sys
+from lonas_edge.search import storage
+from lonas_edge.search.storage import open_storage
+import optuna
+storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, 2
+study = optuna.load_study(study_name="s", storage=open_storage(sys.argv[1]))
+def die(trial):
+    for group in (3, 4, 5):
+        trial.suggest_int(f"group_{group}", 0, 2)
+    os._exit(9)
+study.optimize(die, n_trials=1)
+"""
+
+
+@pytest.fixture
+def dimensions(llama: TinySource) -> Dimensions:
+    return find_dimensions(llama.opened())
+
+
+@pytest.fixture
+def joined(dimensions: Dimensions, tmp_path: Path) -> Callable[..., Worker]:
+    """A worker on a study in memory, or in a journal file that is opened anew each time."""
+
+    def join(evals: int, propose: Any = None, refine_from: int = 0, journal: bool = False) -> Worker:
+        storage = open_journal(tmp_path / "study.log") if journal else optuna.storages.InMemoryStorage()
+        study = open_study(storage, "s", {}, SETTINGS, "here")
+        return Worker(study, dimensions, evals, 1, propose, refine_from)
+
+    return join
+
+
+class Measuring:
+    """What measures networks, and those that it has measured."""
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        self.dimensions, self.seen = dimensions, list[Widths]()
+
+    def __call__(self, widths: Widths) -> tuple[float, float]:
+        self.seen.append(widths)
+        level = sum(self.dimensions.levels(widths))
+        return float(level), float(-level)
+
+
+def silent(_: object) -> None: ...
+
+
+def test_every_network_of_a_space_once(joined: Callable, dimensions: Dimensions) -> None:
+    worker, measure, reported = joined(1000), Measuring(dimensions), list[int]()
+    worker.enqueue({dimensions.maximal: "warm-start:maximal"})
+    worker.run(measure, lambda evaluations: reported.append(len(evaluations)))
+    assert len(measure.seen) == len(set(measure.seen)) == dimensions.size == 27
+    assert measure.seen[0] == dimensions.maximal and worker.evaluations()[0].origin == "warm-start:maximal"
+    assert [one.number for one in worker.evaluations()] == list(range(27)) and reported[-1] == 27
+
+
+def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dimensions: Dimensions) -> None:
+    """With its network and its origin."""
+    worker, measure = joined(5, journal=True), Measuring(dimensions)
+    worker.enqueue({dimensions.widths([2, 0, 1]): "refined"})
+    dimensions.suggested(worker.study.ask())  # and no more of it
+    worker = joined(5, journal=True)
+    worker.retry_unfinished()
+    worker.run(measure, silent)
+    assert measure.seen[0] == dimensions.widths([2, 0, 1]) and len(set(measure.seen)) == 5
+    assert worker.evaluations()[0].origin == "refined"
+    assert [trial.state for trial in worker.study.trials].count(TrialState.RUNNING) == 0
+
+
+def test_the_refinement_comes_before_the_sampler(joined: Callable, dimensions: Dimensions) -> None:
+    moves = [dimensions.widths([2, 2, level]) for level in range(3)]
+
+    def propose(_: Any, known: set[Widths]) -> tuple[Widths, str] | None:
+        return next(((widths, "refined") for widths in moves if widths not in known), None)
+
+    worker, measure = joined(8, propose, 4), Measuring(dimensions)
+    worker.run(measure, silent)
+    origins = [one.origin for one in worker.evaluations()]
+    assert origins[:4] == ["nsga2"] * 4 and origins.count("refined") == len(set(moves) - set(measure.seen[:4]))
+
+
+def test_a_quality_that_is_not_finite(joined: Callable) -> None:
+    with pytest.raises(LonasEdgeError, match="has quality nan: the weights are damaged"):
+        joined(3).run(lambda _: (float("nan"), 1.0), silent)
+
+
+def test_nsga2_has_the_settings(joined: Callable) -> None:
+    sampler = joined(3).study.sampler
+    child = sampler._child_generation_strategy
+    assert (sampler.population_size, child._crossover_prob, child._mutation_prob) == (4, 0.9, 0.02)
+
+
+def shared_study(url: str) -> optuna.Study:
+    return open_study(open_storage(url), "s", {}, SETTINGS, "here")
+
+
+def test_a_dead_worker_s_network_is_evaluated_by_another(
+    dimensions: Dimensions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna's heartbeat finds it: its process has ended, and says nothing more."""
+    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage_module, "GRACE_SECONDS", 2)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.2)
+    url = f"sqlite:///{tmp_path}/study.db"
+    worker = Worker(shared_study(url), dimensions, 3, 1)
+    worker.enqueue({dimensions.widths([0, 1, 2]): "refined"})
+    assert subprocess.run([sys.executable, "-c", KILLED, url], check=False, capture_output=True, timeout=100).returncode == 9
+    measure, start = Measuring(dimensions), time.monotonic()
+    worker.run(measure, silent)
+    assert dimensions.widths([0, 1, 2]) in measure.seen and len(measure.seen) == len(set(measure.seen)) == 3
+    assert "refined" in [one.origin for one in worker.evaluations()] and time.monotonic() - start < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+def test_workers_at_once(server: str, command: Callable, tmp_path: Path) -> None:
+    """Three processes evaluate the 27 networks of a space, each once, and agree on the front."""
+
+    def run(url: str) -> None:
+        def start(name: str) -> subprocess.Popen[str]:
+            options = command("--storage", url, "--output", tmp_path / name, "--json")
+            return subprocess.Popen(
+                [sys.executable, "-m", "lonas_edge", *map(str, options)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+        for worker in [start(name) for name in ("one", "two", "three")]:
+            _, err = worker.communicate(timeout=300)
+            assert worker.returncode == 0, err
+        [name] = optuna.get_all_study_names(url)
+        complete = [t for t in optuna.load_study(study_name=name, storage=url).trials if t.state == TrialState.COMPLETE]
+        assert len({tuple(sorted(trial.params.items())) for trial in complete}) == len(complete) == 27
+        files = {path.read_text() for path in tmp_path.glob("*/search_progression.csv")}
+        assert len(files) == 1, "all workers write the same evaluations"
+
+    if server == "sqlite":
+        run(f"sqlite:///{tmp_path}/study.db")
+    else:
+        with postgresql() as url:
+            run(url)

@@ -172,5 +172,4 @@ METHODS = {  # of compression on data: options of `nncf.compress_weights`
     "gptq": ("gptq",),
 }
 DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and faster on every processor measured: docs/benchmarks/weight-formats.md
-DRAFT_FORMAT = "int4"
 DEFAULT_METHOD = "gptq"  # the most accurate: docs/benchmarks/quantization.md

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import ctypes
+import functools
 import json
 import random
 import signal
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import published_spaces
 import pytest
@@ -23,6 +25,7 @@ from tiny_bert import TinyBert
 from tiny_models import CASES, STRUCTURES, VOCAB, TinyModels, TinySource, families
 
 from lonas_edge.cli import main
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network import speed
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Source
@@ -191,6 +194,20 @@ def materialize(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def exports(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Exports once per session: `exports(case, "minimal", weight_format="int8", …) -> Path`. Not to be changed."""
+
+    @functools.cache
+    def make(case: str, widths: str, **options: Any) -> Path:
+        source, folder = tiny_models.source(case), tmp_path_factory.mktemp("exports") / "out"
+        opened = source.opened()
+        export(opened, opened.subnetwork(choose_widths(source, widths), widths), folder, ExportOptions(**options))
+        return folder
+
+    return make
 
 
 @dataclass(frozen=True)

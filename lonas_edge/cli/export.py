@@ -10,7 +10,6 @@ import typer
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.options import (
     USER_PATH,
-    USER_PATH_OR_NAME,
     JsonOption,
     ModelOption,
     OverwriteOption,
@@ -26,20 +25,19 @@ from lonas_edge.cli.options import (
 )
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
-from lonas_edge.exporting.servers import SERVERS
+from lonas_edge.exporting.options import CALIBRATION_PROMPTS, ExportOptions
+from lonas_edge.exporting.ovms import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.formats import (
     DEFAULT_FORMAT,
     DEFAULT_GGUF_TYPE,
     DEFAULT_METHOD,
-    DRAFT_FORMAT,
     DTYPES,
     FORMATS,
     GGUF_TYPES,
     METHODS,
 )
 from lonas_edge.network.solved import SOLVE_PROMPTS
-from lonas_edge.space.subnetwork import is_name
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -102,23 +100,6 @@ _Stage = Annotated[
         "--stage",
         click_type=choice(STAGES),
         help="What is written: checkpoint is the sliced, merged Hugging Face checkpoint, gguf a file for llama.cpp.",
-    ),
-]
-_Draft = Annotated[
-    str | None,
-    typer.Option(
-        "--draft",
-        click_type=USER_PATH_OR_NAME,
-        help="A draft for speculative decoding, in the directory `draft` of the output: another sub-network, named as by "
-        "--subnet, or a directory that was exported before, of the same tokenizer. Default: none.",
-    ),
-]
-_DraftFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--draft-format",
-        click_type=choice(FORMATS),
-        help="Storage of the weights of a draft that is a sub-network. Default: int4.",
     ),
 ]
 _Dtype = Annotated[
@@ -189,8 +170,6 @@ def command(
     int4_method: _Int4Method = None,
     calibration_prompts: _CalibrationPrompts = None,
     stage: _Stage = "ir",
-    draft: _Draft = None,
-    draft_format: _DraftFormat = None,
     dtype: _Dtype = None,
     gguf_type: _GgufType = None,
     server: _Server = None,
@@ -216,10 +195,7 @@ def command(
         raise typer.BadParameter(f"--server {server} goes with --stage ir")
     _refuse_texts_that_say_nothing(compare_texts, stage, weight_format, verify)
     _refuse_storage_that_is_none(weight_format, group_size, ratio)
-    folder = Path(draft) if draft and not is_name(draft) and Path(draft).is_dir() else None
-    _refuse_draft_of_nothing(stage, draft, folder, draft_format)
-    formats = [weight_format] + ([draft_format or DRAFT_FORMAT] if draft and folder is None else [])
-    _refuse_calibration_of_nothing(formats, calibration, int4_method, calibration_prompts)
+    _refuse_calibration_of_nothing(weight_format, calibration, int4_method, calibration_prompts)
     if solve_prompts and not solve:
         raise typer.BadParameter("--solve-prompts goes with --solve")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
@@ -227,23 +203,12 @@ def command(
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
-        OutputDirectory(
-            output, overwrite, (source, model, nncf_config, solve, calibration, *files([subnet, draft]), folder)
-        ).check(0)
+        OutputDirectory(output, overwrite, (source, model, nncf_config, solve, calibration, *files([subnet]))).check(0)
         opened = open_source(source, model, nncf_config, revision)
         refuse_revision(revision, opened.base)
         chosen = opened.select(subnet)
         with importing():
-            from lonas_edge.exporting.calibration import CALIBRATION_PROMPTS, Calibration
-            from lonas_edge.exporting.draft import DraftOptions
-            from lonas_edge.exporting.export import ExportOptions, export
-        looks_at = None
-        if calibration:
-            looks_at = Calibration(calibration, int4_method or DEFAULT_METHOD, calibration_prompts or CALIBRATION_PROMPTS)
-        beside = None
-        if draft:
-            proposes = opened.select(draft) if folder is None else None
-            beside = DraftOptions(proposes, folder, draft_format or DRAFT_FORMAT)
+            from lonas_edge.exporting.export import export
         options = ExportOptions(
             weight_format=weight_format,
             stage=stage,
@@ -256,10 +221,11 @@ def command(
             fuse=fuse,
             group_size=group_size,
             ratio=1.0 if ratio is None else ratio,
-            calibration=looks_at,
+            calibration=calibration,
+            int4_method=int4_method or DEFAULT_METHOD,
+            calibration_prompts=calibration_prompts or CALIBRATION_PROMPTS,
             server=server,
             compare_texts=compare_texts,
-            draft=beside,
         )
         manifest = export(opened, chosen, output, options, report)
     as_told = any(given(ctx, name) for name in ("group_size", "ratio", "calibration"))
@@ -311,27 +277,18 @@ def _refuse_storage_that_is_none(weight_format: str, group_size: int | None, rat
         raise typer.BadParameter(f"--ratio goes with --weight-format {mixed}; {weight_format} has no rest")
 
 
-def _refuse_draft_of_nothing(stage: str, draft: str | None, folder: Path | None, draft_format: str | None) -> None:
-    if draft and stage != "ir":
-        raise typer.BadParameter(f"--draft goes with an IR, which openvino_genai runs; not with --stage {stage}")
-    if draft_format and not draft:
-        raise typer.BadParameter("--draft-format goes with --draft")
-    if folder and draft_format:
-        raise typer.BadParameter(f"--draft-format goes with a sub-network; {folder} is stored as it was exported")
-
-
-def _refuse_calibration_of_nothing(formats: list[str], data: Path | None, method: str | None, prompts: int | None) -> None:
+def _refuse_calibration_of_nothing(weight_format: str, data: Path | None, method: str | None, prompts: int | None) -> None:
     if data is None and (method or prompts):
         raise typer.BadParameter("--int4-method and --calibration-prompts go with --calibration")
-    if data is not None and not any(FORMATS[name].group_sizes for name in formats):
+    if data is not None and not FORMATS[weight_format].group_sizes:
         known = ", ".join(name for name, one in FORMATS.items() if one.group_sizes)
-        raise typer.BadParameter(f"--calibration goes with --weight-format {known}; {' and '.join(formats)} needs no data")
+        raise typer.BadParameter(f"--calibration goes with --weight-format {known}; {weight_format} needs no data")
 
 
 def _print(manifest: "Manifest", output: Path) -> None:
     from rich.table import Table
 
-    from lonas_edge.exporting.manifest import COMPARED, DRAFT
+    from lonas_edge.exporting.manifest import COMPARED
 
     shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
@@ -339,11 +296,6 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    if draft := manifest.draft:
-        shown.print(
-            f"{output / DRAFT}: {draft.subnetwork} sub-network, {draft.weight_format}, {draft.parameters / 1e6:,.1f} M "
-            f"parameters, {draft.bytes / 1e6:,.1f} MB of weights"
-        )
     if solved := manifest.solved:
         outcome = "" if solved.kept else ": no better, the cut is plain"
         shown.print(

@@ -1,85 +1,65 @@
-"""The data that an export's compression looks at: read and checked before anything is computed."""
+"""Data for INT4 compression (`--calibration`): read and checked before anything is computed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Calibrated
+from lonas_edge.exporting.memory import require_memory
+from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.formats import WeightFormat
 from lonas_edge.ir import compress
 from lonas_edge.ir.calibrated import bytes_needed
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 
-CALIBRATION_PROMPTS = 64
-
 
 @dataclass(frozen=True)
-class Calibration:
-    """What an export is asked to compress on.
+class CalibrationPrompts:
+    """Prompts to compress on.
 
     Attributes:
-        data: Instruction data, as of training.
-        method: Name of the method, one of `METHODS`.
-        prompts: How many prompts of it.
-    """
-
-    data: Path
-    method: str
-    prompts: int = CALIBRATION_PROMPTS
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What the compression looks at.
-
-    Attributes:
-        asked: What was asked for.
-        prompts: The prompts, in the template that the super-adapter was trained with.
+        prompts: The prompts, in the template of the super-adapter's training.
+        method: Compression method, one of `METHODS`.
         group_size: Columns that share a scale.
-        bytes_needed: Memory that it takes, at most.
+        bytes_needed: Memory that the compression takes at most.
     """
 
-    asked: Calibration
     prompts: HeldOut
+    method: str
     group_size: int
     bytes_needed: float
 
     def encoded(self, tokenizer: Any) -> list[np.ndarray]:
-        """Token ids of each prompt with its answer, [1, tokens]; an error where too few are short enough."""
+        """Return the token ids of each prompt with its answer, [1, tokens]; fail where too few are short enough."""
         batches = self.prompts.batches(tokenizer)
         rows = [pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         return [ids[mask.bool()].numpy()[None] for ids, mask in rows]
 
     def record(self, tokens: int) -> Calibrated:
-        """For the manifest."""
-        return Calibrated(self.asked.method, self.prompts.path.name, self.prompts.sha256, self.prompts.prompts, tokens)
+        """Return the manifest's record."""
+        return Calibrated(self.method, self.prompts.path.name, self.prompts.sha256, self.prompts.prompts, tokens)
 
 
-def read_calibration(model: MaterializedModel, tokenizer: Any, asked: Calibration, weight_format: WeightFormat) -> Texts:
-    """Read the data, and see that there is room.
-
-    Args:
-        model: The materialized sub-network.
-        tokenizer: The base's, or None.
-        asked: What was asked for.
-        weight_format: The IR's, with its group size.
+def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOptions) -> CalibrationPrompts | None:
+    """Read the data and check the memory.
 
     Returns:
-        What the compression looks at.
+        The prompts; None where the format does not use data.
 
     Raises:
         LonasEdgeError: If there is no tokenizer, too little data, no group size that fits, or too little memory.
     """
-    source = model.source
+    source, weight_format = model.source, options.stored_as
+    if options.calibration is None or not weight_format.group_sizes:
+        return None
     source.architecture.require(CAUSAL_LM, "--calibration")
     if tokenizer is None:
-        raise LonasEdgeError(f"{source.base.folder}: has no tokenizer, which --calibration needs to read {asked.data}")
+        raise LonasEdgeError(
+            f"{source.base.folder}: no tokenizer, which --calibration needs. Save the model's tokenizer there."
+        )
     group_size = weight_format.group_size(shape[1] for shape in compress.inner_matrices(model).values())
     if group_size is None:
         raise LonasEdgeError(
@@ -87,14 +67,8 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, asked: Calibratio
             f"{model.subnetwork.name} sub-network. Pass --group-size -1 (one scale per row)."
         )
     needed = bytes_needed(source.sizes(model.subnetwork).parameters)
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise LonasEdgeError(
-            f"--calibration compresses the whole network at once and needs about {needed / 1e9:.1f} GB; "
-            f"{available / 1e9:.1f} GB are free. Without it, weights are compressed as they are made."
-        )
-    texts = Texts(
-        asked, read_held_out(source, asked.data, asked.prompts, 0, option="--calibration-prompts"), group_size, needed
-    )
-    texts.encoded(tokenizer)  # too long ones are told now
-    return texts
+    require_memory("--calibration", needed)
+    chosen = read_held_out(source, options.calibration, options.calibration_prompts, 0, option="--calibration-prompts")
+    prompts = CalibrationPrompts(chosen, options.int4_method, group_size, needed)
+    prompts.encoded(tokenizer)  # fails now where prompts are too long
+    return prompts

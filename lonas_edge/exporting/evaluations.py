@@ -1,4 +1,4 @@
-"""What evaluations found, typed; and what `eval --card` keeps of them with an exported directory."""
+"""Results of evaluations, and the evaluations that `eval --card` keeps with an exported directory."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 
 FILE = "lonas_edge_eval.json"
-SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of right answers; the first that a task has counts
-CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's, which are told in percent, too
+SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
+CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's, also reported in percent
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sample whose prompt and answer do not fit the model's context; it is not asked, and not counted."""
+    """A sample whose prompt and answer exceed the model's context; it is skipped and not counted."""
 
     task: str
     sample: int
@@ -26,7 +26,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's value with its standard error, as the harness gives them: shares, not percent."""
+    """A metric's value with its standard error, as in the harness: shares, not percent."""
 
     value: float
     stderr: float | None
@@ -34,17 +34,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task.
+    """Result of one task.
 
     Attributes:
         task: Its name.
         metric: The metric that counts as its accuracy.
-        accuracy: Percent; the value as it is where the metric is no share of right answers and no correlation.
+        accuracy: In percent; the plain value where the metric is neither a share of correct answers nor a correlation.
         accuracy_stderr: Its standard error in the same unit.
-        questions: Samples that were asked.
-        left_out: Samples that were not.
+        questions: Number of evaluated samples.
+        left_out: Skipped samples.
         metrics: All metrics by name.
-        harness: Whether it is one of the harness's own tasks, which the protocol does not govern.
+        harness: Whether it is one of the harness's own tasks, to which the protocol does not apply.
     """
 
     task: str
@@ -58,33 +58,33 @@ class TaskResult:
 
     @classmethod
     def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], **others: Any) -> Self:
-        """A result, its accuracy taken from the metric that counts."""
+        """Make a result whose accuracy is that of the metric that counts."""
         unit, counted = 100 if metric in (*SHARES, *CORRELATIONS) else 1, metrics[metric]
         error = None if counted.stderr is None else unit * counted.stderr
         return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), **others)
 
     @property
     def is_share(self) -> bool:
-        """Whether its metric is a share of right answers, or one of GLUE's correlations: it counts in an average."""
+        """Whether its accuracy is in percent, so that it counts in an average."""
         return self.metric in (*SHARES, *CORRELATIONS)
 
 
 @dataclass(frozen=True)
 class TargetResult:
-    """One target.
+    """Results of one target.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         kind: `ir` or `torch`.
         precision: Weight format of an IR, dtype in PyTorch.
-        prompt: The prompt it was asked with.
-        sizes: Its sizes, where they are known.
-        average: Mean accuracy over the tasks that have one, in percent.
+        prompt: The prompt template.
+        sizes: Its sizes, where known.
+        average: Mean accuracy in percent over the tasks that have one.
         average_stderr: Its standard error; the tasks are independent samples.
-        tasks: The tasks.
-        asked: Prompts that were answered in this run; the others were in earlier ones.
-        seconds: That they took.
-        identity: What its answers depend on: hashes of files, sub-network, properties, versions.
+        tasks: Results by task.
+        asked: Prompts evaluated in this run; the others were in earlier ones.
+        seconds: Time of these.
+        identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
     """
 
     name: str
@@ -101,12 +101,12 @@ class TargetResult:
 
     @property
     def properties(self) -> dict[str, str]:
-        """OpenVINO run-time properties that it ran with."""
+        """OpenVINO runtime properties of the run."""
         return self.identity.get("properties") or {}
 
 
 def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:
-    """The mean accuracy in percent with its standard error, where tasks have them; a metric that is no share does not count."""
+    """Return the mean accuracy in percent and its standard error, where tasks have them."""
     shares = [task for task in tasks if task.is_share]
     known = [task.accuracy_stderr for task in shares if task.accuracy_stderr is not None]
     mean = statistics.mean(task.accuracy for task in shares) if shares else None
@@ -115,7 +115,7 @@ def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where and when figures were taken."""
+    """Processor, versions and date of a measurement."""
 
     processor: str
     versions: dict[str, str]
@@ -124,14 +124,14 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model card shows of an evaluation by one protocol.
+    """An evaluation by one protocol, as a model card shows it.
 
     Attributes:
         described: The protocol in one line.
         num_beams: Beams, where it generates.
-        limit: Samples of each task; None for whole test sets.
+        limit: Samples of each task; None for complete test sets.
         seed: Seed of their choice.
-        target: What was found.
+        target: The results.
         conditions: Where and when.
     """
 
@@ -145,7 +145,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluations(Record):
-    """The evaluations of an exported directory, the last one of each protocol."""
+    """The latest evaluation of an exported directory by each protocol."""
 
     NAME = "evaluations"
     VERSION = 1
@@ -155,9 +155,9 @@ class Evaluations(Record):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Those that an exported directory keeps; none where there is no file."""
+        """Read those of an exported directory; none without a file."""
         return cls.read(folder / FILE) if (folder / FILE).exists() else cls()
 
     def with_one(self, protocol: str, evaluation: Evaluation) -> Self:
-        """These with another one, in place of an earlier one by the same protocol."""
+        """Add an evaluation, or replace the earlier one by the same protocol."""
         return replace(self, by_protocol={**self.by_protocol, protocol: evaluation})

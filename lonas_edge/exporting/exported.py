@@ -1,4 +1,4 @@
-"""An exported directory, opened: what a command that runs an IR needs to know, and whether the files are whole."""
+"""An exported directory, opened by a later command: its content, checks of its files, and changes of its small files."""
 
 import filecmp
 import os
@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
-from lonas_edge.exporting.manifest import MANIFEST, Manifest, Written, record_rewritten
+from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, record_rewritten
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.families import CAUSAL_LM, Task, family_of
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
@@ -25,7 +25,7 @@ from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.processes import interrupts_deferred
 from lonas_edge.schema import field_faults
 
-_LATER = (RUNTIME, MODEL, FILE, "README.md", MANIFEST)  # what later commands write, in the order that they are replaced
+_LATER = (RUNTIME, MODEL, FILE, CARD, MANIFEST)  # files that later commands replace, in this order
 _CHANGING, _UNTUNED = ".changing", ".untuned"
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
@@ -44,7 +44,7 @@ class Exported:
         folder: The directory.
         manifest: Content of `lonas_edge.json`; None for a directory that another tool wrote.
         config: Content of `config.json`.
-        properties: Run-time properties that `bench --tune` chose for it, those in the IR included.
+        properties: Runtime properties that `bench --tune` chose, those in the IR included.
     """
 
     folder: Path
@@ -59,12 +59,12 @@ class Exported:
 
     @property
     def context(self) -> int | None:
-        """The longest sequence in tokens, where the configuration says it."""
+        """Longest sequence in tokens, where the configuration names it."""
         return self.config.get("max_position_embeddings")
 
     @property
     def task(self) -> Task:
-        """What its model is for; a language model's where the family is not one of ours."""
+        """Task of the model; a language model's for families that are not ours."""
         family = family_of(self.config.get("model_type"))
         return family.task if family else CAUSAL_LM
 
@@ -77,26 +77,23 @@ class Exported:
 
     @property
     def weight_format(self) -> str:
-        """How its weights are stored."""
+        """Storage of its weights."""
         if self.manifest:
             return self.manifest.weight_format
-        stored = read_json(self.folder / "openvino_config.json") if (self.folder / "openvino_config.json").exists() else {}
-        return str(stored.get("dtype") or "as stored")
+        config = read_json(self.folder / "openvino_config.json") if (self.folder / "openvino_config.json").exists() else {}
+        return str(config.get("dtype") or "as stored")
 
 
 def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> Exported:
-    """Open an exported directory and check that its files are whole, and ours those that were exported.
+    """Open an exported directory and check its files.
 
     Args:
         folder: The directory.
-        ours: Whether it must be one that `lonas-edge export` wrote; otherwise any IR of a model will do.
-        task: What its model must be for; anything when None.
-
-    Returns:
-        The directory.
+        ours: Whether it must be one that `lonas-edge export` wrote, and unchanged; otherwise any IR of a model.
+        task: Task that its model must have; any when None.
 
     Raises:
-        LonasEdgeError: If it is none, or files are missing or damaged; every fault is listed.
+        LonasEdgeError: If it is none, or files are missing or damaged; all are listed.
     """
     if not exists(folder) or not folder.is_dir():
         raise LonasEdgeError(f"{folder}: no such directory; expected one that `lonas-edge export` wrote")
@@ -106,7 +103,7 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
     if manifest and manifest.stage != "ir":
         raise LonasEdgeError(
-            f"{folder}: a {manifest.stage} export; an IR is needed. Export again without --stage {manifest.stage}."
+            f"{folder}: a {manifest.stage} export; expected an IR. Export again without --stage {manifest.stage}."
         )
     problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
     problems += [] if problems else _ir_faults(folder, manifest is not None)
@@ -114,11 +111,11 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
     problems += [f"config.json: {fault}" for fault in field_faults(_ConfigFields, config)]
     problems += file_faults(folder, manifest) if manifest and not problems else []
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
-    chosen = _properties(folder)
-    found = Exported(folder, manifest, config, chosen.properties if chosen else {})
-    if task and found.task != task:
-        raise LonasEdgeError(f"{folder}: a {found.task.name}; expected a {task.name}")
-    return found
+    runtime_properties = _properties(folder)
+    exported = Exported(folder, manifest, config, runtime_properties.properties if runtime_properties else {})
+    if task and exported.task != task:
+        raise LonasEdgeError(f"{folder}: a {exported.task.name}; expected a {task.name}")
+    return exported
 
 
 def _not_ours(folder: Path) -> LonasEdgeError:
@@ -130,80 +127,57 @@ def _properties(folder: Path) -> RuntimeProperties | None:
 
 
 def _ir_faults(folder: Path, ours: bool) -> list[str]:
-    """Whether the .xml is whole and, if we wrote it, asks for nothing else than we do, and the .bin is as long as it says.
+    """Check that the .xml is complete and the .bin long enough, and runtime options of an IR that we wrote.
 
-    An .xml may be large: it is parsed only where it has run-time options.
+    The .xml may be large: it is parsed only where it has runtime options.
     """
     text = read_text(folder / MODEL, "the IR", _XML_LIMIT)
     if not text.rstrip().endswith("</net>"):
-        return [f"{MODEL}: cut off"]
+        return [f"{MODEL}: truncated"]
     ends = [int(offset) + int(size) for offset, size in re.findall(r'offset="(\d{1,18})"[^>]*?\bsize="(\d{1,18})"', text)]
-    found = (folder / WEIGHTS).stat().st_size
-    if ends and found < max(ends):
-        return [f"{WEIGHTS}: expected at least {max(ends):,} bytes, found {found:,}"]
+    size = (folder / WEIGHTS).stat().st_size
+    if ends and size < max(ends):
+        return [f"{WEIGHTS}: expected at least {max(ends):,} bytes, found {size:,}"]
     return [f"{MODEL}: {fault}" for fault in runtime.ir_faults(text)] if ours else []
 
 
 def file_faults(folder: Path, manifest: Manifest) -> list[str]:
-    """Files of an exported directory that are not what was exported.
-
-    Args:
-        folder: The directory.
-        manifest: Its manifest.
-
-    Returns:
-        One line a file; none where the manifest is of a version that kept no hashes.
-    """
-    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    """List the files of an exported directory that are missing or changed, one line each."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     faults = []
-    for name, either in (manifest.files or {}).items():
-        sizes = {written.bytes for written in either}
-        if name not in there:
+    for name, states in manifest.files.items():
+        sizes = {written.bytes for written in states}
+        if name not in paths:
             faults.append(f"{name}: missing")
-        elif there[name].stat().st_size not in sizes:
-            told = " or ".join(f"{size:,}" for size in sorted(sizes))
-            faults.append(f"{name}: not what was exported: {MANIFEST} says {told} bytes, found {there[name].stat().st_size:,}")
-        elif _written(there[name], there[name].stat().st_mtime_ns) not in either:
-            faults.append(f"{name}: not what was exported: its SHA-256 is not the one in {MANIFEST}, {either[0].sha256[:12]}…")
+        elif (size := paths[name].stat().st_size) not in sizes:
+            expected = " or ".join(f"{size:,}" for size in sorted(sizes))
+            faults.append(f"{name}: changed: expected {expected} bytes ({MANIFEST}), found {size:,}")
+        elif _written(paths[name], paths[name].stat().st_mtime_ns) not in states:
+            faults.append(f"{name}: changed: its SHA-256 is not the one in {MANIFEST}, {states[0].sha256[:12]}…")
     return faults
 
 
 @lru_cache(maxsize=1024)
 def _written(path: Path, _changed_ns: int) -> Written:
-    """A command opens a directory more than once, and 5.7 GB take 4 seconds."""
+    """Measure a file once: a command opens a directory several times, and hashing 5.7 GB takes 4 seconds."""
     return Written.of(path)
 
 
 def write_card(folder: Path) -> None:
-    """Write the model card of an exported directory anew, from what is in it.
-
-    Args:
-        folder: The directory.
-    """
+    """Write the model card of an exported directory again, from its other files."""
     manifest, evaluations = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
-    replace_text(folder / "README.md", model_card(manifest, _properties(folder), evaluations))
+    replace_text(folder / CARD, model_card(manifest, _properties(folder), evaluations))
 
 
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
-    """Keep an evaluation with an exported directory, and show it in its model card. One for each protocol is kept.
-
-    Args:
-        folder: The directory, one that `lonas-edge export` wrote.
-        protocol: Name of the protocol.
-        evaluation: What was found.
-    """
+    """Keep an evaluation with an exported directory instead of an earlier one by this protocol; show it in the model card."""
     with changed(folder) as new:
         Evaluations.of(new).with_one(protocol, evaluation).write(new / FILE)
         write_card(new)
 
 
 def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
-    """Keep run-time properties with an exported directory instead of earlier ones, and show them in its model card.
-
-    Args:
-        folder: The directory.
-        chosen: The properties.
-    """
+    """Keep runtime properties with an exported directory instead of earlier ones; show them in the model card."""
     with changed(folder) as new:
         runtime.restore(new)
         runtime.store(new, chosen)
@@ -211,11 +185,7 @@ def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
 
 
 def restore_properties(folder: Path) -> None:
-    """Take back what `store_properties` did.
-
-    Args:
-        folder: The directory.
-    """
+    """Undo `store_properties`."""
     with changed(folder) as new:
         runtime.restore(new)
         write_card(new)
@@ -223,65 +193,60 @@ def restore_properties(folder: Path) -> None:
 
 @contextmanager
 def changed(folder: Path) -> Iterator[Path]:
-    """Change the small files of an exported directory together: what fails, fails before one of them is another.
+    """Change the small files of an exported directory together, after everything that may fail.
 
     Args:
         folder: The directory.
 
     Yields:
-        A directory with copies of the files that later commands write; they are moved to their places when the block ends.
+        A directory with copies of these files, which replace them when the block ends.
 
     Raises:
-        LonasEdgeError: If the directory cannot be written to; it is as it was.
+        LonasEdgeError: If the directory cannot be written; it is unchanged.
     """
     try:
-        with _beside(folder, _CHANGING) as new:
+        with _temporary_inside(folder, _CHANGING) as new:
             for path in filter(Path.exists, (folder / name for name in _LATER)):
                 shutil.copyfile(path, new / path.name)
             yield new
             _move(new, folder)
     except OSError as error:
-        raise LonasEdgeError(f"{folder}: cannot be changed, and is as it was: {error}") from error
+        raise LonasEdgeError(f"{folder}: cannot be written, and is unchanged: {error}") from error
 
 
 def _move(new: Path, folder: Path) -> None:
-    """Each of the files may be the last: `restore` finds the way back, and the manifest knows both IRs."""
+    """Replace file by file; after a kill in between, `restore` still works, and the manifest knows both IRs."""
     with interrupts_deferred():
-        found = [new / name for name in _LATER if name != MANIFEST and (new / name).exists()]
-        if new / MODEL in found and not filecmp.cmp(new / MODEL, folder / MODEL, shallow=False):
+        written = [new / name for name in _LATER if name != MANIFEST and (new / name).exists()]
+        if new / MODEL in written and not filecmp.cmp(new / MODEL, folder / MODEL, shallow=False):
             record_rewritten(folder, MODEL, new / MODEL)
-        for path in found:
-            place = folder / path.name
-            if not place.exists() or not filecmp.cmp(path, place, shallow=False):
-                path.replace(place)
-        if new / RUNTIME not in found:
+        for path in written:
+            old = folder / path.name
+            if not old.exists() or not filecmp.cmp(path, old, shallow=False):
+                path.replace(old)
+        if new / RUNTIME not in written:
             (folder / RUNTIME).unlink(missing_ok=True)
 
 
 @contextmanager
 def untuned(exported: Exported) -> Iterator[Exported]:
-    """An exported directory as it was before `bench --tune`: itself, or one for the time being that shares its weights.
-
-    Args:
-        exported: The directory.
-
-    Yields:
-        The same without run-time properties of its own.
+    """Yield the exported directory without the changes of `bench --tune`: itself, or a temporary one that links its files.
 
     Raises:
-        LonasEdgeError: If the directory cannot be written to.
+        LonasEdgeError: If the directory cannot be written.
     """
     folder = exported.folder
     with ExitStack() as stack:
         try:
-            copy = stack.enter_context(_beside(folder, _UNTUNED))
+            copy = stack.enter_context(_temporary_inside(folder, _UNTUNED))
             if exists(folder / RUNTIME):
                 for path in [path for path in folder.rglob("*") if path.is_file() and copy not in path.parents]:
                     _link(path, copy / path.relative_to(folder))
-                runtime.restore(copy, lambda new: record_rewritten(copy, MODEL, new))
+                runtime.restore(copy)
+                record_rewritten(copy, MODEL, copy / MODEL)
                 exported = open_exported(copy)
         except OSError as error:
-            raise LonasEdgeError(f"{folder}: cannot be written to: {error}") from error
+            raise LonasEdgeError(f"{folder}: cannot be written: {error}") from error
         yield exported
 
 
@@ -294,8 +259,8 @@ def _link(path: Path, link: Path) -> None:
 
 
 @contextmanager
-def _beside(folder: Path, name: str) -> Iterator[Path]:
-    """A directory inside an exported one, on the same disk; what a killed run left of it is cleared first."""
+def _temporary_inside(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a temporary directory inside an exported one; the rest of a killed run is removed first."""
     new = folder / name
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()

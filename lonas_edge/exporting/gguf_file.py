@@ -1,21 +1,21 @@
-"""A sub-network as a GGUF file, which llama.cpp runs: its layout, the file written tensor by tensor, and read again.
+"""A sub-network as a GGUF file for llama.cpp: its layout, the file written tensor by tensor, and read again.
 
-Layers of one shape are written as llama.cpp's own architecture of the family. Unequal ones, of a LLaMA, are written as `deci`,
-which has heads and MLP width for each layer, and can leave blocks out, but not everywhere (`src/models/deci.cpp`):
+Layers of one shape are written as llama.cpp's architecture of the family. A LLaMA with unequal layers is written as `deci`,
+which has heads and MLP width per layer. It supports removed blocks, with exceptions (`src/models/deci.cpp`):
 
-- a layer without attention has no heads, but for the first, from which the channels of a head are told: one head of zeros;
-- a layer with attention and no MLP would be passed by whole (`n_ff == 0`): its MLP is 32 channels of zeros;
+- a layer without attention has no heads; the first layer has one head of zeros, since llama.cpp reads a head's channels there;
+- a layer with attention and no MLP would be skipped (`n_ff == 0`): its MLP is 32 channels of zeros;
 - a layer without both is not written.
 
-Zeros add nothing to the residual: the answers are the same. Key names are gguf-py's; the order of rotary rows is that of
+Zeros add nothing to the residual, so the logits are the same. Key names are gguf-py's; the order of rotary rows is that of
 `conversion/llama.py` in llama.cpp.
 """
 
-import ctypes
-from collections import deque
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lonas_edge.errors import LonasEdgeError, one_line, raise_all
-from lonas_edge.exporting.gguf_vocabulary import Vocabulary, tried_texts
-from lonas_edge.exporting.manifest import Compression
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.exporting.manifest import Compression, shares
 from lonas_edge.families import FAMILIES, LlamaCpp, head_dim
 from lonas_edge.formats import GGUF_TYPES, GgufType
 from lonas_edge.network.materialize import MaterializedModel
@@ -42,8 +41,8 @@ _FILE_TYPES = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 _ZERO_WIDTH = GGUF_TYPES["q8_0"].block  # channels of an MLP of zeros
-# Rounding of an element as a share of the largest of its block, of itself where it is alone, and of what is next to 0. Merged
-# weights are rounded to fp32 first (2^-23 where sums go another way); q8_0 rounds to 1/127 of its scale, and that to fp16.
+# Rounding as a share of the largest element of a block (of the element itself in types without blocks), and near 0. Merged
+# weights are rounded to fp32 first (2^-23 where the order of sums differs); q8_0 rounds to 1/127 of its fp16 scale.
 _ROUNDING = {
     "f32": (2.0**-23, 2.0**-126),
     "f16": (2.0**-11, 2.0**-24),
@@ -54,7 +53,7 @@ _SLACK = 1.01
 
 
 def file_name(kind: str) -> str:
-    """What the file of an export is called; model hubs and `bench` read the type from it."""
+    """Return the name of the file; model hubs and `bench` read the type from it."""
     return f"model.{kind.upper()}.gguf"
 
 
@@ -63,10 +62,10 @@ class Layer:
     """A decoder layer of the file.
 
     Attributes:
-        index: Which one of the base it is.
-        heads: Heads of queries; 0 where attention is left out.
-        key_value_heads: Heads of keys and values; 0 as well.
-        width: Channels of the MLP; 0 where it is left out.
+        index: Its index in the base.
+        heads: Query heads; 0 where attention is removed.
+        key_value_heads: Key-value heads; 0 where attention is removed.
+        width: Channels of the MLP; 0 where it is removed.
     """
 
     index: int
@@ -80,11 +79,11 @@ class Entry:
     """A tensor of the file.
 
     Attributes:
-        name: Its name there.
-        shape: Its shape, as PyTorch counts.
-        source: The tensor of the materialized model; None where it is one of zeros or ones that stands for what is left out.
-        head_channels: Channels of a head whose rotary pairs are put side by side; 0 where rows stay in order.
-        fill: What fills it where there is no source.
+        name: Its name.
+        shape: Its shape in PyTorch's order.
+        source: The tensor of the materialized model; None for constants that stand for a removed block.
+        head_channels: Channels of a head whose rotary pairs become neighbours; 0 where rows stay in order.
+        fill: Value of a constant.
     """
 
     name: str
@@ -94,18 +93,18 @@ class Entry:
     fill: float = 0.0
 
     def kind(self, matrices: GgufType) -> GgufType:
-        """How it is stored, given the type of matrices: vectors are stored in f32."""
+        """Return its type, given that of matrices; vectors are stored in f32."""
         return matrices.of(self.shape[-1]) if len(self.shape) > 1 else GGUF_TYPES["f32"]
 
     def from_model(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor in the file's order of rows: halves of a head [2, d/2] become neighbours [d/2, 2]."""
+        """Put rows in the file's order: halves of a head [2, d/2] become neighbours [d/2, 2]."""
         if not self.head_channels:
             return tensor
         pairs = tensor.reshape(-1, 2, self.head_channels // 2, *tensor.shape[1:])
         return pairs.transpose(1, 2).reshape(tensor.shape)
 
     def to_model(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor in the model's order of rows again."""
+        """Put rows back in the model's order."""
         if not self.head_channels:
             return tensor
         pairs = tensor.reshape(-1, self.head_channels // 2, 2, *tensor.shape[1:])
@@ -113,7 +112,7 @@ class Entry:
 
 
 class Layout:
-    """What a sub-network is in a GGUF file, told from configurations alone."""
+    """The layers and tensors of a sub-network in a GGUF file, from configurations alone."""
 
     def __init__(self, source: Source, subnetwork: Subnetwork):
         """Lay out a sub-network.
@@ -123,34 +122,31 @@ class Layout:
             subnetwork: The sub-network.
 
         Raises:
-            LonasEdgeError: If llama.cpp has no architecture that computes it; every reason is listed.
+            LonasEdgeError: If llama.cpp has no architecture for it; every reason is listed.
         """
         self.source, self._family = source, source.architecture.family
         self._known = _llama_cpp(source)
         self._shapes = materialized_shapes(subnetwork, source.unties)
         fields = subnetwork.layer_fields()
-        found = [
-            Layer(i, f.get("num_attention_heads", 0), f.get("num_key_value_heads", 0), f.get("intermediate_size", 0))
-            for i, f in enumerate(fields)
-        ]
-        self.layers = tuple(layer for layer in found if layer.heads or layer.width)
+        layers = [Layer(index, *self._family.llama_cpp_layer(own)) for index, own in enumerate(fields)]
+        self.layers = tuple(layer for layer in layers if layer.heads or layer.width)
         self.equal = len({(layer.heads, layer.key_value_heads, layer.width) for layer in self.layers}) == 1 and all(
             layer.heads and layer.width for layer in self.layers
         )
         faults = self._family.llama_cpp_faults(source.architecture.config)
         if not self.layers:
-            faults.append("every block is left out")
+            faults.append("every block is removed")
         if not self.equal and self._known.unequal is None:
-            faults.append(f"layers are unequal, and llama.cpp's {self._known.equal!r} has one shape for all")
-        raise_all(f"{source.base.folder}: cannot be written as GGUF:", faults, "--stage ir and --stage checkpoint take it.")
+            faults.append(f"layers have unequal widths; llama.cpp's {self._known.equal!r} has one width for all")
+        raise_all(f"{source.base.folder}: cannot be written as GGUF:", faults, "Use --stage ir or --stage checkpoint.")
 
     @property
     def architecture(self) -> str:
-        """What llama.cpp calls it."""
+        """llama.cpp's name of the architecture."""
         return self._known.equal if self.equal or self._known.unequal is None else self._known.unequal
 
     def written(self, layer: Layer) -> Layer:
-        """A layer as the file has it: with what of zeros stands for a block that is left out."""
+        """Return a layer with the zeros that stand for a removed block."""
         heads = (layer.heads, layer.key_value_heads) if layer.heads or layer is not self.layers[0] else (1, 1)
         return Layer(layer.index, *heads, layer.width or _ZERO_WIDTH)
 
@@ -173,35 +169,28 @@ class Layout:
         return (*entries, *self._fillers(channels))
 
     def _fillers(self, channels: int) -> Iterator[Entry]:
-        """What stands for blocks that are left out: it adds 0 to the residual. A norm of ones is never seen."""
+        """Yield tensors that stand for removed blocks: zeros, and norms of ones, which have no effect then."""
         hidden = self.source.architecture.config.hidden_size
         for new, layer in enumerate(self.layers):
-            if (written := self.written(layer)).heads > layer.heads:
-                yield Entry(f"blk.{new}.attn_norm.weight", (hidden,), fill=1.0)
-                for name in ("attn_q", "attn_k", "attn_v"):
-                    yield Entry(f"blk.{new}.{name}.weight", (channels, hidden))
-                yield Entry(f"blk.{new}.attn_output.weight", (hidden, channels))
-            if written.width > layer.width:
-                yield Entry(f"blk.{new}.ffn_norm.weight", (hidden,), fill=1.0)
-                for name in ("ffn_gate", "ffn_up"):
-                    yield Entry(f"blk.{new}.{name}.weight", (_ZERO_WIDTH, hidden))
-                yield Entry(f"blk.{new}.ffn_down.weight", (hidden, _ZERO_WIDTH))
+            written = self.written(layer)
+            tensors = self._known.attention_tensors(channels, hidden) if written.heads > layer.heads else {}
+            tensors |= self._known.mlp_tensors(_ZERO_WIDTH, hidden) if written.width > layer.width else {}
+            for name, shape in tensors.items():
+                yield Entry(f"blk.{new}.{name}.weight", shape, fill=float(len(shape) == 1))
 
     def bytes(self, kind: str) -> int:
-        """Bytes of the tensors, matrices stored as this type."""
+        """Return the bytes of the tensors with matrices of this type."""
         matrices = GGUF_TYPES[kind]
         return sum(_bytes(entry, matrices) for entry in self.entries)
 
     def compression(self, kind: str) -> tuple[Compression, ...]:
-        """How the weights between embedding and head are stored, the type with the most first."""
-        count: dict[GgufType, int] = {}
+        """Return the storage of the layers' weights, the largest share first."""
+        counts: Counter[tuple[str, int | None]] = Counter()
         for entry in self.entries:
             if entry.source and len(entry.shape) > 1 and self.source.architecture.split(entry.source)[0]:
                 stored = entry.kind(GGUF_TYPES[kind])
-                count[stored] = count.get(stored, 0) + entry.shape[0] * entry.shape[1]
-        total = sum(count.values())
-        parts = sorted(count.items(), key=lambda part: -part[1])
-        return tuple(Compression(t.name, t.block if t.block > 1 else None, n / total) for t, n in parts)
+                counts[stored.name, stored.block if stored.block > 1 else None] += math.prod(entry.shape)
+        return shares(counts)
 
 
 def _llama_cpp(source: Source) -> LlamaCpp:
@@ -210,8 +199,8 @@ def _llama_cpp(source: Source) -> LlamaCpp:
     if known is None:
         written = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.llama_cpp))
         raise LonasEdgeError(
-            f"{source.base.folder}: --stage gguf does not write model_type {model_type!r}; it writes {written}. "
-            "--stage ir and --stage checkpoint take it."
+            f"{source.base.folder}: --stage gguf does not support model_type {model_type!r}, only {written}. "
+            "Use --stage ir or --stage checkpoint."
         )
     return known
 
@@ -228,7 +217,7 @@ def _ggml(kind: GgufType) -> GGMLQuantizationType:
 def write_gguf(
     layout: Layout,
     model: MaterializedModel,
-    vocabulary: Vocabulary,
+    vocabulary: Mapping[str, Any],
     path: Path,
     kind: str,
     done: Callable[[float], None] = lambda _: None,
@@ -238,10 +227,10 @@ def write_gguf(
     Args:
         layout: Its layout.
         model: The materialized model.
-        vocabulary: Its tokenizer.
+        vocabulary: Fields of its tokenizer, as of `vocabulary_of`.
         path: The file.
         kind: Type of the matrices, one of `GGUF_TYPES`.
-        done: Called with the share that is written.
+        done: Called with the share written.
 
     Raises:
         LonasEdgeError: If a tensor holds NaN or Inf, before or after the rounding; all are listed.
@@ -252,7 +241,8 @@ def write_gguf(
     _add_shape(writer, layout)
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    vocabulary.add_to(writer)
+    for name, value in vocabulary.items():
+        getattr(writer, f"add_{name}")(value)
     factors = _rope_factors(model.source.architecture.config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
@@ -278,29 +268,23 @@ def write_gguf(
 
 
 def _add_shape(writer: gguf.GGUFWriter, layout: Layout) -> None:
-    """Add the fields that describe the network; of unequal layers a list of each."""
-    config, layers = layout.source.architecture.config, [layout.written(layer) for layer in layout.layers]
+    """Add the fields that describe the network; lists where layers are unequal."""
+    architecture, layers = layout.source.architecture, [layout.written(layer) for layer in layout.layers]
 
     def of(name: str) -> Any:
         values = [getattr(layer, name) for layer in layers]
         return values[0] if layout.equal else values
 
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(layers))
     writer.add_feed_forward_length(of("width"))
     writer.add_head_count(of("heads"))
     writer.add_head_count_kv(of("key_value_heads"))
-    writer.add_key_length(head_dim(config))
-    writer.add_value_length(head_dim(config))
-    writer.add_rope_dimension_count(head_dim(config))
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    for name, value in architecture.family.llama_cpp_fields(architecture.config).items():
+        getattr(writer, f"add_{name}")(value)
 
 
 def _rope_factors(config: Any) -> np.ndarray | None:
-    """What llama.cpp divides the frequencies of rotary positions by, where they are scaled as LLaMA 3's are: [channels / 2]."""
+    """Return llama.cpp's divisors of scaled rotary frequencies, as LLaMA 3's are, [channels / 2]; None where not scaled."""
     kind = config.rope_parameters.get("rope_type", "default")
     if kind == "default":
         return None
@@ -312,18 +296,18 @@ def _rope_factors(config: Any) -> np.ndarray | None:
 
 
 class GgufFile:
-    """A GGUF file that was written, read again."""
+    """A written GGUF file, read again."""
 
     def __init__(self, path: Path, layout: Layout, kind: str):
         """Open it; weights stay on the disk.
 
         Args:
             path: The file.
-            layout: What it should hold.
+            layout: The expected layout.
             kind: Type of its matrices.
 
         Raises:
-            LonasEdgeError: If it holds other tensors than it should.
+            LonasEdgeError: If its tensors are not those of the layout.
         """
         self._stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name != "rope_freqs.weight"}
         self._entries = {entry.source: entry for entry in layout.entries if entry.source}
@@ -336,22 +320,22 @@ class GgufFile:
             for entry in layout.entries
             if entry.source is None and entry.name not in wrong and not (self._values(entry) == entry.fill).all()
         ]
-        raise_all(f"{path}: verification failed: not the tensors that were to be written:", wrong, "Please report it.")
+        raise_all(f"{path}: verification failed: unexpected tensors:", wrong, "Please report it.")
 
     def _values(self, entry: Entry) -> torch.Tensor:
         tensor = self._stored[entry.name]
         return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(entry.shape))
 
     def restored(self, name: str, exact: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """A tensor as it is stored, and how far it is from what it was made of.
+        """Decompress a tensor and compare it with its original.
 
         Args:
             name: A tensor of the materialized model.
             exact: Its value there, not rounded.
 
         Returns:
-            The stored tensor in fp32, in the model's order of rows, and the largest difference, in units of what rounding to
-            its type explains.
+            The stored tensor in fp32, in the model's order of rows, and its largest difference in units of the difference that
+            rounding to its type explains.
         """
         entry = self._entries[name]
         restored = entry.to_model(self._values(entry))
@@ -362,73 +346,3 @@ class GgufFile:
         difference = (restored.reshape(blocks.shape) - blocks).abs()
         error = torch.where(difference == 0, 0.0, difference / allowed)  # NaN stays NaN
         return restored, float(error.max())
-
-
-def llama_cpp_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of llama.cpp, its KV cache in f32.
-
-    Args:
-        path: The file.
-        ids: [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], fp32.
-
-    Raises:
-        LonasEdgeError: If llama.cpp refuses the file.
-    """
-    llama = _llama(path, len(ids[0]))
-    found = []
-    for prompt in ids.tolist():
-        llama.reset()
-        llama.eval(prompt)
-        found.append(torch.from_numpy(llama.scores[: len(prompt)].copy()))
-    llama.close()
-    return torch.stack(found)
-
-
-def tokenizer_faults(path: Path, tokenizer: Any) -> list[str]:
-    """Texts that llama.cpp cuts into other tokens than the tokenizer does; a line each.
-
-    Args:
-        path: The file.
-        tokenizer: A transformers tokenizer.
-
-    Returns:
-        The lines.
-    """
-    llama = _llama(path, 32)
-    faults = []
-    for text in tried_texts():
-        wanted, found = list(tokenizer(text)["input_ids"]), llama.tokenize(text.encode(), add_bos=True, special=True)
-        if wanted != found:
-            faults.append(f"{text!r}: expected {wanted}, found {found}")
-    llama.close()
-    return faults
-
-
-def _llama(path: Path, context: int) -> Any:
-    import llama_cpp
-
-    said, f32 = _log(), llama_cpp.GGML_TYPE_F32
-    options = {"logits_all": True, "type_k": f32, "type_v": f32, "flash_attn": False, "verbose": False}
-    try:
-        return llama_cpp.Llama(str(path), n_ctx=context, **options)
-    except ValueError as error:
-        reason = one_line("".join(said).strip().rpartition("\n")[2])
-        raise LonasEdgeError(f"{path.name}: llama.cpp does not open it: {error}: {reason}") from error
-
-
-@cache
-def _log() -> "deque[str]":
-    """The last lines that llama.cpp said, which would be printed otherwise."""
-    import llama_cpp
-
-    said: deque[str] = deque(maxlen=20)
-    callback = llama_cpp.llama_log_callback(lambda _level, text, _data: said.append(text.decode("utf-8", "replace")))
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    _KEPT.append(callback)
-    return said
-
-
-_KEPT: list[Any] = []  # what C code calls

@@ -1,12 +1,13 @@
-"""The manifest of an exported directory, `lonas_edge.json`: what it was made of, and what its making found and took."""
+"""The manifest of an exported directory, `lonas_edge.json`: its inputs, and the results of the export."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
-from lonas_edge.ir import RUNTIME, WEIGHTS
+from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity, TextDivergence
 from lonas_edge.network.solved import Solved
 from lonas_edge.schema import Record
@@ -16,22 +17,21 @@ from lonas_edge.space.subnetwork import SearchOrigin
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
-DRAFT = "draft"  # the directory of a draft, in the main model's
-REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # written anew by later commands; no hash of them is kept
-COMPARED = {  # the parity figures, as people read them
-    "materialized": "materialized model against the activated super-network",
-    "stored": "this checkpoint against the materialized model",
-    "ir_uncompressed": "IR before compression (computed in fp32) against the materialized model",
-    "ir_stored": "IR (computed in fp32) against the weights stored in it",
-    "ir": "IR (computed in fp32) against the materialized model",
-    "gguf_stored": "weights stored in the GGUF file against the materialized model",
-    "llama_cpp": "llama.cpp against the weights stored in the GGUF file",
+REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # replaced by later commands; their hashes are not kept
+COMPARED = {  # titles of the parity figures
+    "materialized": "materialized model vs. activated super-network",
+    "stored": "this checkpoint vs. materialized model",
+    "ir_uncompressed": "IR before compression (computed in fp32) vs. materialized model",
+    "ir_stored": "IR (computed in fp32) vs. the weights stored in it",
+    "ir": "IR (computed in fp32) vs. materialized model",
+    "gguf_stored": "weights stored in the GGUF file vs. materialized model",
+    "llama_cpp": "llama.cpp vs. the weights stored in the GGUF file",
 }
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A model or adapter that an export was made of: its hub id and revision, or a directory's name; SHA-256 by file."""
+    """The base model or the adapter: its hub id and revision, or a directory's name; SHA-256 by file."""
 
     name: str
     revision: str | None
@@ -43,9 +43,9 @@ class Chosen:
     """The sub-network.
 
     Attributes:
-        name: What it is called.
-        search_space: Hash of the search space it is of; None where there is none.
-        origin: How a search found it, if one did.
+        name: Its name.
+        search_space: Hash of its search space; None without one.
+        origin: The search that proposed it, if one did.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Compression:
-    """How a part of the weights between embedding and head is stored.
+    """Storage of a part of the layers' weights.
 
     Attributes:
         weight_format: Name of the format.
-        group_size: Columns that share a scale, -1 where whole rows do; None where the format knows no groups.
-        share: Share of those weights.
+        group_size: Columns that share a scale, or `PER_CHANNEL`; None for formats without groups.
+        share: Share of these weights.
     """
 
     weight_format: str
@@ -68,16 +68,21 @@ class Compression:
     share: float
 
 
+def shares(counts: "Counter[tuple[str, int | None]]") -> tuple[Compression, ...]:
+    """Return the shares of numbers of weights by format and group size, the largest first."""
+    return tuple(Compression(*scheme, count / counts.total()) for scheme, count in counts.most_common())
+
+
 @dataclass(frozen=True)
 class Calibrated:
-    """What compression looked at.
+    """Data of the compression.
 
     Attributes:
-        method: Name of the method, one of `METHODS`.
-        data: Name of the file of prompts.
+        method: Compression method, one of `METHODS`.
+        data: Name of the file.
         sha256: Its hash.
-        prompts: How many there were.
-        tokens: How many tokens those have.
+        prompts: Number of prompts.
+        tokens: Tokens of these.
     """
 
     method: str
@@ -85,32 +90,6 @@ class Calibrated:
     sha256: str
     prompts: int
     tokens: int
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A draft for speculative decoding, in the directory `DRAFT`; its own manifest there says the rest.
-
-    Attributes:
-        base: Name of the model that it was made of.
-        subnetwork: Name of its sub-network.
-        weight_format: How its weights are stored.
-        parameters: Parameters of its materialized model.
-        bytes: Of the file of its weights.
-    """
-
-    base: str
-    subnetwork: str
-    weight_format: str
-    parameters: int
-    bytes: int
-
-    @classmethod
-    def of(cls, folder: Path) -> "Draft":
-        """That of an exported directory."""
-        own = Manifest.read(folder / MANIFEST)
-        stored = (folder / WEIGHTS).stat().st_size
-        return cls(own.base.name, own.subnetwork.name, own.weight_format, own.sizes.subnetwork.parameters, stored)
 
 
 @dataclass(frozen=True)
@@ -123,7 +102,7 @@ class BothSizes:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step of an export took: seconds, and the largest resident memory of the process by the end of it."""
+    """Seconds of a step, and the largest resident memory of the process up to its end."""
 
     seconds: float
     peak_rss_bytes: int
@@ -131,75 +110,63 @@ class Step:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of the output, as it was written."""
+    """Size and hash of a written file."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> "Written":
-        """As it is now."""
+        """Measure a file."""
         return cls(path.stat().st_size, sha256(path))
 
 
 def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:
-    """What is to be kept of an output's files.
-
-    Args:
-        folder: The output, all written but what is `REWRITTEN`.
-
-    Returns:
-        By path from the directory.
-    """
+    """Measure the files of an output, `REWRITTEN` ones excepted, by their path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     kept = {path.relative_to(folder).as_posix(): path for path in files if path.name not in REWRITTEN}
     return {name: (Written.of(path),) for name, path in kept.items()}
 
 
 def record_rewritten(folder: Path, name: str, new: Path) -> None:
-    """Keep what a file of an output is about to be, and what it was: whenever this is interrupted, it is one of them.
+    """Record the next and the present state of a file, so that the manifest is right whenever replacing it is interrupted.
 
     Args:
         folder: An exported directory.
-        name: The file, there.
-        new: What takes its place.
+        name: The file in it.
+        new: The file that will replace it.
     """
     manifest = Manifest.read(folder / MANIFEST)
-    if manifest.files is not None:
-        files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
-        replace(manifest, files=files).write(folder / MANIFEST)
+    files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
+    replace(manifest, files=files).write(folder / MANIFEST)
 
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """What `lonas_edge.json` holds.
+    """Content of `lonas_edge.json`.
 
     Attributes:
         stage: Where the export stopped, one of `STAGES`.
-        weight_format: How the IR's weights are stored, the checkpoint's dtype, or the type of the GGUF file's matrices.
-        compression: How the weights of IR or GGUF file between embedding and head are stored, the format with the most first;
-            nothing of a checkpoint, and where an older version wrote it.
-        calibrated: What compression looked at; None where it looked at nothing.
+        weight_format: The IR's format, the checkpoint's dtype, or the type of the GGUF file's matrices.
+        compression: Storage of the layers' weights in an IR or GGUF file, the largest share first; empty for a checkpoint.
+        calibrated: Data of the compression, or None.
         subnetwork: The sub-network; `subnetwork.json` has its widths.
-        draft: The draft beside it, where there is one.
         base: The base model.
-        adapter: The adapter; None where the base was exported alone.
-        solved: What solving gave; None where nothing was solved.
-        pipeline: What model hubs call what the model is for: text-generation, text-classification.
-        task: The task of GLUE that it was trained on, where it was.
-        prompt: Name of the prompt that the adapter was trained with, where that is known.
+        adapter: The adapter; None for a base model alone.
+        solved: Result of the least-squares reconstruction, or None.
+        pipeline: Task name of model hubs: text-generation or text-classification.
+        task: GLUE task of the training, if any.
+        prompt: Name of the prompt template of the adapter's training, where known.
         sizes: Of both networks.
-        layers: What is left of each decoder layer; none where an older version wrote it.
-        fused: How many of the IR's weight matrices went into others that multiply the same input.
+        layers: Remaining part of each decoder layer.
+        fused: Number of the IR's matrices that are part of others.
         verified: Whether logits were compared.
-        parity: What the comparisons gave, by the names in `COMPARED`.
-        texts: How texts of the IR compare with those of the same sub-network's fp32 IR, both computed in fp32; None where
-            none were generated.
+        parity: Results of the comparisons, by the names in `COMPARED`.
+        texts: Comparison of texts of the IR with those of the fp32 IR, both computed in fp32; or None.
         steps: Seconds and memory by step.
-        graph_process_peak_rss_bytes: Memory of the process that converted the graph, where it is known.
-        versions: Of what the result depends on.
-        files: What each file of the output is, by path; of one that `bench --tune` wrote anew, what it was before, too. None
-            where an older version wrote it.
+        graph_process_peak_rss_bytes: Memory of the process that converted the graph, where known.
+        versions: Versions of the packages that the result depends on.
+        files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new one first.
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -210,7 +177,6 @@ class Manifest(Record):
     compression: tuple[Compression, ...]
     calibrated: Calibrated | None
     subnetwork: Chosen
-    draft: Draft | None
     base: Origin
     adapter: Origin | None
     solved: Solved | None
@@ -226,10 +192,10 @@ class Manifest(Record):
     steps: dict[str, Step]
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]
-    files: dict[str, tuple[Written, ...]] | None
+    files: dict[str, tuple[Written, ...]]
 
     @property
     def formats(self) -> str:
-        """The weight format as people read it: all that the layers have, where they have several."""
-        found = dict.fromkeys(part.weight_format for part in self.compression)
-        return " and ".join(found) if len(found) > 1 else self.weight_format
+        """The weight format for people; all formats where layers have several."""
+        formats = dict.fromkeys(part.weight_format for part in self.compression)
+        return " and ".join(formats) if len(formats) > 1 else self.weight_format

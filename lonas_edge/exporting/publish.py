@@ -1,4 +1,4 @@
-"""What lonas-edge wrote, published on a model hub: checked, listed, and uploaded in one commit."""
+"""Publishing on a model hub: a directory that lonas-edge wrote is checked, listed, and uploaded in one commit."""
 
 import json
 import re
@@ -22,38 +22,38 @@ from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.source import TRAINING
 from lonas_edge.network.training_record import TrainingRecord
 
-RECORDS = (MANIFEST, TRAINING)  # a directory that is published has one of them, and so has a repository that is replaced
-_OF_THE_HUB = (".gitattributes",)  # what the hub puts into a new repository by itself
+RECORDS = (MANIFEST, TRAINING)  # a published directory has one of them, and so has a repository that may be replaced
+_OF_THE_HUB = (".gitattributes",)  # files that the hub puts into a new repository
 _SECRET_FILES = (
     *(".env", ".env.*", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".pypirc", "*.pem", "*.key", "*.p12", "*.pfx"),
     *("id_rsa*", "id_ed25519*", "id_ecdsa*", "token", "*.token", "credentials", "credentials.json", "stored_tokens"),
 )
 _SECRETS = {
-    "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{30,}",
-    "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})",
-    "a key of AWS": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a key of OpenAI": r"\bsk-(?:proj-)?[A-Za-z0-9]{32,}",
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})",
+    "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "an OpenAI key": r"\bsk-(?:proj-)?[A-Za-z0-9]{32,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.png")
-_TOKENS = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "vocab.txt")  # tokens may be called /home/x
-# a path in a text, of the places where people work; not the end of an address such as https://host/home/x
-_PLACES = re.compile(
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "vocab.txt")  # /home/x may be a token
+# a path in a text, of directories where people work; not the end of an address such as https://host/home/x
+_LOCAL_PATH = re.compile(
     r"(?<![\w./:-])(?:/(?:home|Users|root|tmp|mnt|media|work|workspace|scratch|data|opt|var|srv|content|private)/[\w.+-]"
     r"|[A-Za-z]:\\{1,2}Users\\|file://)[^\s\"'`<>|)]*"
 )
-_WHOLE_PATH = re.compile(r"(?:/[^/\s]+){2,}/?|~[\w-]*/\S+|[A-Za-z]:[\\/]\S+|\\\\\S+")  # a JSON value that is one
-_HEADER_LIMIT = 2**27  # bytes of a safetensors header, as the library has it
+_WHOLE_PATH = re.compile(r"(?:/[^/\s]+){2,}/?|~[\w-]*/\S+|[A-Za-z]:[\\/]\S+|\\\\\S+")  # a JSON value that is a path
+_HEADER_LIMIT = 2**27  # bytes of a safetensors header, as in the library
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be published.
+    """A directory that may be published.
 
     Attributes:
         folder: The directory.
-        files: Its files, by their path in it and in the repository, with their bytes.
-        title: The first line of the model card.
+        files: Bytes of its files by their path in it and in the repository.
+        title: First line of the model card.
     """
 
     folder: Path
@@ -63,41 +63,34 @@ class Upload:
 
 @dataclass(frozen=True)
 class Published:
-    """What was published: where it is to be seen, and the commit."""
+    """Address and commit of a published directory."""
 
     url: str
     commit: str
 
 
 def prepare(folder: Path) -> Upload:
-    """Look at a directory that is to be published. Nothing is sent.
-
-    Args:
-        folder: An exported directory or a super-adapter.
-
-    Returns:
-        What would be published.
+    """Check an exported directory or a super-adapter before it is published. Nothing is sent.
 
     Raises:
-        LonasEdgeError: If it is neither, or is not whole, or holds what looks like a secret, or tells a place on this machine;
-            every fault is listed.
+        LonasEdgeError: If it is neither, is damaged, or seems to contain a secret or a path of this machine; all are listed.
     """
     if not folder.is_dir():
         raise LonasEdgeError(f"{folder}: no such directory; expected one that `lonas-edge export` or `train` wrote")
-    _require_whole(folder)
-    paths, faults = _found(folder)
+    _require_undamaged(folder)
+    paths, faults = _regular_files(folder)
     faults += [f"{name}: {fault}" for name, path in paths.items() for fault in _file_faults(path)]
     raise_all(
-        f"{folder}: not fit to be published:",
+        f"{folder}: cannot be published:",
         faults,
-        "Nothing was sent. Take them out, or correct them, and push again; what once was public stays known.",
+        "Nothing was sent. Remove or correct these files, and push again.",
     )
     card = read_text(folder / CARD, "the model card")
     title = next((line.removeprefix("# ") for line in card.splitlines() if line.startswith("# ")), folder.name)
     return Upload(folder, {name: path.stat().st_size for name, path in paths.items()}, title)
 
 
-def _require_whole(folder: Path) -> None:
+def _require_undamaged(folder: Path) -> None:
     if (folder / MANIFEST).exists():
         faults = file_faults(folder, Manifest.read(folder / MANIFEST))
     elif (folder / TRAINING).exists():
@@ -108,12 +101,12 @@ def _require_whole(folder: Path) -> None:
         raise LonasEdgeError(
             f"{folder}: neither {MANIFEST} nor {TRAINING}; expected a directory that `lonas-edge export` or `train` wrote"
         )
-    faults += [] if (folder / CARD).exists() else [f"{CARD}: missing, the model card"]
+    faults += [] if (folder / CARD).exists() else [f"{CARD}: missing (the model card)"]
     raise_all(f"{folder}: damaged:", faults, "Export or train it again.")
 
 
-def _found(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """All files, and what is no file of its own."""
+def _regular_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return all files by name, and faults: links and special files."""
     paths, faults = {}, []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -121,68 +114,67 @@ def _found(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if stat.S_ISREG(mode):
             paths[name] = path
         elif not stat.S_ISDIR(mode):
-            faults.append(f"{name}: {'a link' if stat.S_ISLNK(mode) else 'no file'}; put the file itself there")
+            faults.append(f"{name}: {'a link' if stat.S_ISLNK(mode) else 'not a file'}; replace it by the file itself")
     return paths, faults
 
 
 def _file_faults(path: Path) -> Iterator[str]:
     if any(fnmatch(path.name.lower(), pattern) for pattern in _SECRET_FILES):
-        yield "files of that name hold secrets"
+        yield "files of this name contain secrets"
         return
     weights = any(fnmatch(path.name, pattern) for pattern in _WEIGHTS)
     if weights and path.suffix != ".safetensors":
         return
     text = _header(path) if weights else _text(path)
     for what, pattern in _SECRETS.items():
-        if found := re.search(pattern, text):
-            yield f"line {_line(text, found)} holds what looks like {what}, {found[0][:6]}…"
-    if path.name in _TOKENS:
+        if match := re.search(pattern, text):
+            yield f"line {_line(text, match)} seems to contain {what}, {match[0][:6]}…"
+    if path.name in _VOCABULARIES:
         return
-    paths = [f"{place}: {told}" for place, told in _places(path, text)]
+    paths = [f"{where}: {local}" for where, local in _local_paths(path, text)]
     if paths:
         more = f", and {len(paths) - 1} more" if len(paths) > 1 else ""
-        yield f"tells a place on this machine: {one_line(paths[0])}{more}"
+        yield f"contains a path of this machine: {one_line(paths[0])}{more}"
 
 
-def _places(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    """What tells a place on this machine, with where it stands: a line, or a value of a JSON document."""
+def _local_paths(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """Find paths of this machine, with their line or their place in a JSON document."""
     values: list[tuple[str, str]] = []
     if path.suffix == ".json":
         with suppress(ValueError):
             values = list(_values(json.loads(text)))
-    for place, value in values:
-        if found := _WHOLE_PATH.fullmatch(value) or _PLACES.search(value):
-            yield place, found[0]
+    for where, value in values:
+        if match := _WHOLE_PATH.fullmatch(value) or _LOCAL_PATH.search(value):
+            yield where, match[0]
     if not values:
-        yield from ((f"line {_line(text, found)}", found[0]) for found in _PLACES.finditer(text))
+        yield from ((f"line {_line(text, match)}", match[0]) for match in _LOCAL_PATH.finditer(text))
 
 
 def _text(path: Path) -> str:
-    """What no weights are: text, and of anything else the bytes that are letters."""
     with path.open("rb") as file:
         return file.read(TEXT_LIMIT).decode("utf-8", "replace")
 
 
 def _header(path: Path) -> str:
-    """The header of a safetensors file, in which its metadata is."""
+    """Read the header of a safetensors file, which contains its metadata."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return file.read(min(length, _HEADER_LIMIT)).decode("utf-8", "replace")
 
 
-def _line(text: str, found: "re.Match[str]") -> int:
-    return text.count("\n", 0, found.start()) + 1
+def _line(text: str, match: "re.Match[str]") -> int:
+    return text.count("\n", 0, match.start()) + 1
 
 
-def _values(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of a JSON document that are text, with where they are."""
+def _values(content: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield field names and text values of a JSON document, with their places."""
     if isinstance(content, str):
-        yield place, content
+        yield where, content
     named = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for name, inner in named:
         if isinstance(name, str):
-            yield f"the name of a field in {place or 'the object'}", name
-        yield from _values(inner, f"{place}.{name}".lstrip("."))
+            yield f"the name of a field in {where or 'the object'}", name
+        yield from _values(inner, f"{where}.{name}".lstrip("."))
 
 
 def push(
@@ -196,36 +188,33 @@ def push(
     """Publish a directory as a model repository, in one commit: all of its files appear, or none.
 
     Args:
-        upload: What `prepare` gave.
-        repo_id: The repository, owner/name; made where there is none.
-        private: Whether a new repository is private; one that is there must be, then.
-        overwrite: Whether a repository that lonas-edge's files are in is replaced: in the same commit, what else is in it goes.
+        upload: Result of `prepare`.
+        repo_id: The repository, owner/name; created if it does not exist.
+        private: Whether a new repository is private; an existing one must be, then.
+        overwrite: Whether to replace a repository that lonas-edge wrote; its other files are deleted in the same commit.
         message: Of the commit.
-        report: Called with what is being done.
-
-    Returns:
-        Where it is.
+        report: Called with each step.
 
     Raises:
-        LonasEdgeError: If there is no token, the hub cannot be reached or refuses, or the repository is there and may not be
-            replaced. The repository is as it was, or new and empty.
+        LonasEdgeError: If there is no token, the hub cannot be reached or refuses, or the repository exists and may not be
+            replaced. The repository is then unchanged, or new and empty.
     """
     _require_name(repo_id)
     if not get_token():
-        raise LonasEdgeError(f"{repo_id}: no token for the hub. `hf auth login` keeps one, or set HF_TOKEN. Nothing was sent.")
+        raise LonasEdgeError(f"{repo_id}: no token for the hub. Run `hf auth login`, or set HF_TOKEN. Nothing was sent.")
     api = HfApi()
-    report(f"Asking the hub for {repo_id}")
-    with _told(repo_id):
-        head, there = _repository(api, repo_id, private)
-    _refuse_repository(repo_id, there, overwrite)
+    report(f"Looking up {repo_id}")
+    with _hub_errors(repo_id):
+        head, existing = _repository(api, repo_id, private)
+    _refuse_repository(repo_id, existing, overwrite)
     if head is None:
-        with _told(repo_id):
+        with _hub_errors(repo_id):
             api.create_repo(repo_id, repo_type="model", private=private, exist_ok=False)
     size = sum(upload.files.values())
     report(f"Uploading {len(upload.files)} files, {size / 1e6:,.1f} MB")
     operations: list[Any] = [CommitOperationAdd(name, upload.folder / name) for name in upload.files]
-    operations += [CommitOperationDelete(name) for name in there if name not in upload.files]
-    with _told(repo_id):
+    operations += [CommitOperationDelete(name) for name in existing if name not in upload.files]
+    with _hub_errors(repo_id):
         done = api.create_commit(
             repo_id,
             operations,
@@ -240,55 +229,53 @@ def _require_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise LonasEdgeError(f"{repo_id}: not the name of a repository: {one_line(str(error))}") from None
+        raise LonasEdgeError(f"{repo_id}: not a repository name: {one_line(str(error))}") from None
     if "/" not in repo_id:
         raise LonasEdgeError(f"{repo_id}: expected owner/name, the owner a user or an organization of the hub")
 
 
 def _repository(api: HfApi, repo_id: str, private: bool) -> tuple[str | None, list[str]]:
-    """The commit that a repository is at, and its files but for the hub's own; None where there is no repository."""
+    """Return a repository's commit and its files without the hub's own; None where there is no repository."""
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
         return None, []
     if private and not info.private:
-        raise LonasEdgeError(f"{repo_id}: exists and is public; --private makes new repositories private. Nothing was sent.")
+        raise LonasEdgeError(f"{repo_id}: exists and is public; --private applies to new repositories. Nothing was sent.")
     return info.sha, [file.rfilename for file in info.siblings or [] if file.rfilename not in _OF_THE_HUB]
 
 
-def _refuse_repository(repo_id: str, there: list[str], overwrite: bool) -> None:
-    if not there:
+def _refuse_repository(repo_id: str, existing: list[str], overwrite: bool) -> None:
+    if not existing:
         return
     if not overwrite:
         raise LonasEdgeError(
-            f"{repo_id}: exists, with {len(there)} files, and is kept as it is. Choose another name, or give --overwrite. "
-            "Nothing was sent."
+            f"{repo_id}: exists and has {len(existing)} files. Choose another name, or pass --overwrite. Nothing was sent."
         )
-    if not set(RECORDS) & set(there):
+    if not set(RECORDS) & set(existing):
         raise LonasEdgeError(
-            f"{repo_id}: --overwrite replaces only what lonas-edge wrote; this holds {', '.join(sorted(there)[:3])}, and none "
-            f"of its records ({', '.join(RECORDS)}). Choose another name. Nothing was sent."
+            f"{repo_id}: --overwrite replaces only repositories that lonas-edge wrote; this one has "
+            f"{', '.join(sorted(existing)[:3])} and neither {' nor '.join(RECORDS)}. Choose another name. Nothing was sent."
         )
 
 
 @contextmanager
-def _told(repo_id: str) -> Iterator[None]:
-    """The hub's client raises dozens of types; what the hub says is in their first line."""
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """Translate the dozens of errors of the hub's client, whose first line is the hub's answer."""
     try:
         yield
     except (LonasEdgeError, MemoryError):
         raise
     except LocalTokenNotFoundError as error:
-        raise LonasEdgeError(f"{repo_id}: no token for the hub. `hf auth login` keeps one, or set HF_TOKEN.") from error
+        raise LonasEdgeError(f"{repo_id}: no token for the hub. Run `hf auth login`, or set HF_TOKEN.") from error
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
-        way_out = "Push again; what the hub has already is not sent again."
+        way_out = "Push again; files that the hub has already are not sent again."
         if status in (401, 403):
-            way_out = "The token must be valid and may write there: `hf auth login`, or HF_TOKEN."
+            way_out = "Check that the token is valid and may write there: `hf auth login`, or HF_TOKEN."
         elif status is None:
-            way_out = f"Is the network there, and HF_HUB_OFFLINE not set? {way_out}"
+            way_out = f"Check the network, and that HF_HUB_OFFLINE is not set. {way_out}"
         raise LonasEdgeError(
-            f"{repo_id}: the hub did not take it: {type(error).__name__}: {reason}\n"
-            f"Nothing of this push is to be seen there. {way_out}"
+            f"{repo_id}: the hub refused: {type(error).__name__}: {reason}\nNothing of this push is visible there. {way_out}"
         ) from error

@@ -1,4 +1,4 @@
-"""An export whose cut is solved: the texts, what solving them gives, and whether it is taken."""
+"""Least-squares reconstruction in an export (`--solve`): its prompts, its effect on held-out ones, and whether it is used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,78 +12,76 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solved import Solved
 from lonas_edge.network.solving import SHRINKAGE, cut_consumers, solve
 
-HELD_OUT = 8  # prompts to solve on for one that is held out, which three networks are asked
+HELD_OUT = 8  # prompts of the reconstruction for each held-out one
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Prompts to solve on, and others that tell what it gives; no example is in both."""
+class SolvePrompts:
+    """Prompts of the reconstruction, and others that measure its effect; no example is in both."""
 
     solved_on: HeldOut
     held_out: HeldOut
 
 
-def read_texts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: int) -> Texts:
-    """Read the data, before anything is computed.
+def read_solve_prompts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: int) -> SolvePrompts:
+    """Read the data.
 
     Args:
         model: The materialized sub-network.
         tokenizer: The base's, or None.
-        data: Instruction data, as of training.
-        prompts: How many to solve on; an eighth as many more are held out.
-
-    Returns:
-        The prompts.
+        data: Instruction data.
+        prompts: How many to use; an eighth as many more are held out.
 
     Raises:
-        LonasEdgeError: If the sub-network cuts nothing that can be solved, there is no tokenizer, or too little data.
+        LonasEdgeError: If the sub-network has nothing to reconstruct, there is no tokenizer, or too little data.
     """
     source = model.source
     source.architecture.require(CAUSAL_LM, "--solve")
     if source.own:
         raise LonasEdgeError(
-            f"{source.folder}: specialized for its {source.own.name} sub-network (`train --from`): there is no whole network "
-            "any more that --solve could bring it nearer to. Leave it out."
+            f"{source.folder}: fine-tuned for its {source.own.name} sub-network (`train --from`); the unpruned network that "
+            "--solve compares with is gone. Remove --solve."
         )
     if not cut_consumers(model.subnetwork):
         raise LonasEdgeError(
-            f"{source.folder}: its {model.subnetwork.name} sub-network narrows no MLP and no heads, so that --solve does "
-            "nothing. Leave it out, or name another --subnet."
+            f"{source.folder}: --solve has no effect: its {model.subnetwork.name} sub-network has full MLPs and all heads. "
+            "Remove --solve, or choose another --subnet."
         )
     if tokenizer is None:
-        raise LonasEdgeError(f"{source.base.folder}: has no tokenizer, which --solve needs to read {data}")
+        raise LonasEdgeError(f"{source.base.folder}: no tokenizer, which --solve needs. Save the model's tokenizer there.")
     held_out = max(1, prompts // HELD_OUT)
     chosen = read_held_out(source, data, prompts + held_out, 0, option="--solve-prompts")
     first, second = chosen.split(held_out)
-    return Texts(second, first)
+    return SolvePrompts(second, first)
 
 
 def solve_model(
-    model: MaterializedModel, texts: Texts, tokenizer: Any, folder: Path, done: Callable[[float], None]
+    model: MaterializedModel, prompts: SolvePrompts, tokenizer: Any, folder: Path, done: Callable[[float], None]
 ) -> tuple[MaterializedModel, Solved]:
-    """Solve a sub-network; keep it as it is where the correction makes its answers worse.
+    """Reconstruct a sub-network; keep it unchanged where that raises the KL on the held-out prompts.
 
     Args:
         model: The materialized sub-network.
-        texts: The prompts.
+        prompts: The prompts.
         tokenizer: The base's.
-        folder: An existing directory, from which the correction reads what is found.
+        folder: An existing directory for the correction, which is read from there.
         done: Called with the share that is done.
 
     Returns:
-        The sub-network, with the correction where that is of use, and what solving gave.
+        The sub-network, with the correction where it helps, and the record.
 
     Raises:
-        LonasEdgeError: If too few prompts fit, or what a layer is given is not finite.
+        LonasEdgeError: If too few prompts fit, or a layer's inputs are not finite.
     """
-    solution = solve(model, texts.solved_on.batches(tokenizer), texts.held_out.batches(tokenizer), folder, SHRINKAGE, done)
+    solved_on, held_out = prompts.solved_on, prompts.held_out
+    solution = solve(model, solved_on.batches(tokenizer), held_out.batches(tokenizer), folder, SHRINKAGE, done)
     solved = Solved(
-        data=texts.solved_on.path.name,
-        sha256=texts.solved_on.sha256,
-        prompts=texts.solved_on.prompts,
+        data=solved_on.path.name,
+        sha256=solved_on.sha256,
+        prompts=solved_on.prompts,
         tokens=solution.tokens,
         shrinkage=SHRINKAGE,
-        held_out=texts.held_out.prompts,
+        held_out=held_out.prompts,
         before=solution.before,
         after=solution.after,
         kept=solution.after < solution.before,

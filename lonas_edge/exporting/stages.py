@@ -1,4 +1,4 @@
-"""Where an export stops: one object a stage; the command line takes its choices from here."""
+"""Stages of an export; the command line takes its choices from here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 
 @dataclass(frozen=True)
 class Stage:
-    """Where an export stops.
+    """A stage where an export stops.
 
     Attributes:
-        name: What it is called on the command line and in records.
-        library: What model hubs call the library that runs the result.
-        tags: What else model hubs find it by.
-        run: How to run it, lines of the model card, by what the model is for as model hubs call it.
+        name: Its name on the command line and in records.
+        library: Name of the library that runs the result, on model hubs.
+        tags: Further tags on model hubs.
+        run: Lines of the model card that show how to run it, by the pipeline tag of the model's task.
     """
 
     name: str
@@ -23,13 +23,13 @@ class Stage:
     run: Mapping[str, tuple[str, ...]]
 
 
-_WHERE = "lonas-edge is developed and measured on AMD and Intel CPUs; nothing was run on an Intel GPU or NPU."
+_TESTED = "lonas-edge is developed and measured on AMD and Intel CPUs; it was never run on an Intel GPU or NPU."
 
 
 def _opened(auto_model: str) -> tuple[str, ...]:
     return (
-        f"Layers may be of unequal widths (`per_layer_config` in config.json), which `{auto_model}` of transformers "
-        "5.5 refuses. Two lines open it:",
+        f"Where layers have unequal widths (`per_layer_config` in config.json), `{auto_model}` of transformers 5.5 refuses the "
+        "checkpoint. Open it with:",
         "",
         "```python",
         "from lonas_edge import load_checkpoint",
@@ -46,8 +46,8 @@ _GENERATES = (
     'print(pipe.generate("The sun is", max_new_tokens=32))',
     "```",
     "",
-    "`OVModelForCausalLM.from_pretrained`, OpenVINO Model Server and `lm_eval --model openvino --device cpu` take the "
-    f"directory as it is, too. {_WHERE}",
+    "`OVModelForCausalLM.from_pretrained`, OpenVINO Model Server and `lm_eval --model openvino --device cpu` open the "
+    f"directory, too. {_TESTED}",
 )
 _CLASSIFIES = (
     "```python",
@@ -59,16 +59,16 @@ _CLASSIFIES = (
     'print(model(**tokenizer("It is raining.", "It is dry.", return_tensors="pt")).logits)',
     "```",
     "",
-    _WHERE,
+    _TESTED,
 )
 _LLAMA_CPP = (
     "```sh",
     "llama-cli -m THIS_DIRECTORY/model.*.gguf -p 'The sun is' -n 32",
     "```",
     "",
-    "Tokenizer and chat template are in the file. Whatever is made of llama.cpp opens it: `llama-server`, llama-cpp-python, "
-    "`lonas-edge bench --arms FILE`. Layers of unequal widths are its architecture `deci`. lonas-edge checks such "
-    "files with llama-cpp-python on CPUs.",
+    "The file contains tokenizer and chat template. `llama-server`, llama-cpp-python and `lonas-edge bench --arms FILE` "
+    "open it, too. Models with layers of unequal widths have llama.cpp's architecture `deci`. lonas-edge verifies such files "
+    "with llama-cpp-python on CPUs.",
 )
 _TASKS = (CAUSAL_LM, CLASSIFICATION)
 _CHECKPOINT = Stage("checkpoint", "transformers", (), {task.pipeline_tag: _opened(task.auto_model) for task in _TASKS})

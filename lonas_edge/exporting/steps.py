@@ -1,4 +1,4 @@
-"""The steps of an export: what is shown while they go on, and what they took."""
+"""Steps of an export: their display, seconds and memory."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from lonas_edge.progress import Progress
 
 @dataclass
 class Steps:
-    """The steps so far: seconds of each, and the largest resident memory of this process by the end of it."""
+    """The steps so far: seconds of each, and the largest resident memory of this process up to its end."""
 
     report: Progress
     taken: dict[str, Step] = field(default_factory=dict)
@@ -22,11 +22,11 @@ class Steps:
         """Measure a step while the block runs.
 
         Args:
-            name: What it is called in the manifest.
-            shown: What people read meanwhile.
+            name: Its name in the manifest.
+            shown: Its description for people.
 
         Yields:
-            To be called with the share done.
+            A function that takes the share done.
         """
         self.report(shown, None)
         start = time.perf_counter()

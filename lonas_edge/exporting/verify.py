@@ -1,16 +1,16 @@
-"""The oracle, run by every export. Three comparisons, each sharp, so that a fault cannot hide behind quantization:
+"""The oracle, run by every export. Three sharp comparisons, so that an error cannot hide behind quantization:
 
-1. the materialized model, before it is rounded, answers as the activated super-network (1e-8);
+1. the logits of the materialized model, before it is rounded, equal those of the activated super-network (1e-8);
 2. every stored weight is the materialized one, to one rounding of its format;
-3. the IR answers as the weights stored in it (1e-3); llama.cpp, where it is installed, as those in the GGUF file.
+3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, where it is installed.
 
-What the format costs, the IR's distance from the materialized model, is reported (KL divergence, top-1), not judged: it depends
-on the network.
+The distance of the IR from the materialized model is the effect of the format. It is reported (KL divergence, top-1), not
+judged: it depends on the network.
 
-The super-network is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so a fault in
+The super-network is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so an error in
 our reading of the adapter, its scale, the slicing or the merging shows. Weights are streamed a layer at a time. All is computed
 in float64, norms, rotary tables and the merge too: rounding the merged weights to fp32 once changes logits by up to 2e-4, and
-fp32 arithmetic by 5e-4 (SmolLM2-135M, logits up to 40), which either hides what is looked for or refuses what is right.
+fp32 arithmetic by 5e-4 (SmolLM2-135M, logits up to 40). Either would hide errors or refuse correct models.
 """
 
 import math
@@ -30,15 +30,15 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import Inputs, empty_model, float64_logits, stream_weights
 from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped
 
-# What a faultless export stays below; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
+# Upper bounds of correct exports; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8
-IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins order their sums otherwise than PyTorch
-# llama.cpp's, by how matrices are stored. Of f16 it may round what they are multiplied with, too, to as many digits; of bf16
-# and q8_0 it does so coarsely, which is reported and not judged: a network that is cut and untrained then answers otherwise.
+IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins and PyTorch add in different orders
+# llama.cpp's, by the type of the matrices. For f16 it may round activations, too, to as many digits. For bf16 and q8_0 it
+# rounds them coarsely, which is reported and not judged: it changes the logits of a pruned, untrained network.
 LLAMA_CPP_TOLERANCE = {"f32": 1e-3, "f16": 0.5}
-_WAY_OUT = "Nothing was written. Please report it; --no-verify exports all the same, and records that."
+_WAY_OUT = "Nothing was written. Please report it; --no-verify exports anyway, and records that."
 FP32 = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -46,17 +46,11 @@ FP32 = {
     "PERFORMANCE_HINT": "LATENCY",
 }
 
+# Logits below are [prompts, tokens, vocabulary], or [prompts, classes]. Inputs are by name, each [prompts, tokens].
+
 
 def super_network_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:
-    """Logits of the activated super-network: base and unmerged adapter, loaded by PEFT, the sub-network switched on.
-
-    Args:
-        model: Says the source and the sub-network.
-        inputs: What it is given by name, each [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], or [prompts, classes], float64.
-    """
+    """Compute the float64 logits of the activated super-network: base and unmerged adapter, loaded by PEFT."""
     network = empty_super_network(model.source)
     for name, parameter in network.model.named_parameters():
         if of_adapter(name):
@@ -67,60 +61,42 @@ def super_network_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tens
 
 
 def materialized_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:
-    """Logits of the materialized model before any rounding to a storage format.
-
-    Args:
-        model: The materialized model.
-        inputs: What it is given by name, each [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], or [prompts, classes], float64.
-    """
+    """Compute the float64 logits of the materialized model before any rounding to a storage format."""
     return float64_logits(empty_model(model.config()), inputs, model.exact)
 
 
 def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], inputs: Inputs) -> torch.Tensor:
-    """Logits of the weights as an IR stores them; checks on the way that each is the materialized one, to its format's step.
+    """Compute the float64 logits of the weights as an IR stores them.
 
     Args:
         model: The materialized model.
-        matrices: Its weight matrices as stored.
-        inputs: What it is given by name, each [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], or [prompts, classes], float64.
+        matrices: Its weight matrices as stored; other tensors are stored in fp32.
+        inputs: The inputs.
 
     Raises:
         LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
     """
-    embedding = f"{model.source.architecture.family.embedding}.weight"
 
-    def stored(name: str) -> torch.Tensor:
-        name = name if name in model.shapes else embedding  # a tied head
-        value = model.exact(name).float()  # not `tensor`, by which what is stored was made
+    def restored(name: str, exact: torch.Tensor) -> tuple[torch.Tensor, float]:
+        value = exact.float()  # not `model.tensor`, which made what is stored
         if name not in matrices:
-            return value
-        matrix = matrices[name]
-        restored, error = matrix.restored(value.numpy())
-        what = f"the stored {name} is not the materialized one, in units of its {matrix.scheme.weight_format.name} rounding"
-        _require(model.source.folder, what, error, matrix.scheme.weight_format.tolerance)
-        return torch.from_numpy(restored)
+            return value, 0.0
+        matrix, error = matrices[name].restored(value.numpy())
+        return torch.from_numpy(matrix), error / matrices[name].scheme.weight_format.tolerance
 
-    return float64_logits(empty_model(model.config()), inputs, stored)
+    return file_logits(model, restored, inputs)
 
 
 def file_logits(
     model: MaterializedModel, restored: Callable[[str, torch.Tensor], tuple[torch.Tensor, float]], inputs: Inputs
 ) -> torch.Tensor:
-    """Logits of the weights as a GGUF file stores them; checks on the way that each is the materialized one, rounded once.
+    """Compute the float64 logits of the weights as a file stores them.
 
     Args:
         model: The materialized model.
-        restored: As of `GgufFile.restored`.
-        inputs: What it is given by name, each [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], float64.
+        restored: Takes a tensor's name and its exact value; returns the stored value, and its largest difference in units of
+            the difference that rounding explains.
+        inputs: The inputs.
 
     Raises:
         LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
@@ -136,32 +112,8 @@ def file_logits(
     return float64_logits(empty_model(model.config()), inputs, stored)
 
 
-def check_llama_cpp(of: Path, parity: Parity, reference: torch.Tensor, kind: str) -> None:
-    """Refuse a GGUF file that llama.cpp does not answer from as the weights stored in it say.
-
-    Args:
-        of: The directory it was made from, for the message.
-        parity: The comparison.
-        reference: Logits of the stored weights.
-        kind: How its matrices are stored.
-
-    Raises:
-        LonasEdgeError: If it is beyond the tolerance.
-    """
-    what, tolerance = "llama.cpp does not answer as the weights stored in the GGUF file", LLAMA_CPP_TOLERANCE.get(kind)
-    _require(of, what, parity.max_logit_difference, math.inf if tolerance is None else tolerance * _scale(reference))
-
-
 def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:
-    """Logits of a checkpoint on disk, read a layer at a time.
-
-    Args:
-        folder: The checkpoint's directory.
-        inputs: What it is given by name, each [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], or [prompts, classes], float64.
-    """
+    """Compute the float64 logits of a checkpoint on disk, read a layer at a time."""
     config, tensors = read_json(folder / "config.json"), open_tensors(folder)
     network = empty_model(config, str(folder))
     embedding = next(name for name, module in network.named_modules() if module is network.get_input_embeddings())
@@ -169,53 +121,41 @@ def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:
 
 
 def ir_logits(path: "Path | ov.Model", inputs: Inputs) -> torch.Tensor:
-    """Logits of an IR on the CPU, computed in fp32: what is compared is the stored model, not the plugin's bf16.
-
-    Args:
-        path: The .xml file, or the model.
-        inputs: What it is given by name, each [prompts, tokens].
-
-    Returns:
-        [prompts, tokens, vocabulary], or [prompts, classes], fp32.
-    """
+    """Compute the fp32 logits of an IR on the CPU in fp32: the stored model is compared, not the plugin's bf16."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     if inputs.keys() == {"input_ids"}:
         return torch.from_numpy(open_ir(path, "CPU", FP32)(arrays["input_ids"], 0))
     return torch.from_numpy(open_model(path, "CPU", FP32)(arrays))
 
 
+def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tensor) -> float:
+    """Return the largest difference of a materialized model's fp32 logits from its float64 ones."""
+    network = empty_model(model.config())
+    stream_weights(network, model.tensor, dtype=torch.float32)
+    with torch.inference_mode():
+        return float((network(**inputs, use_cache=False).logits - exact).abs().max())
+
+
 def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:
-    """Refuse a materialized model that does not answer as the activated super-network.
+    """Refuse a materialized model whose logits are not the activated super-network's.
 
     Args:
         of: The directory it was made from, for the message.
         parity: The comparison, before any rounding to a storage format.
         reference: The super-network's logits.
-
-    Raises:
-        LonasEdgeError: If it is beyond the tolerance.
     """
-    what = "the materialized model does not answer as the activated super-network"
+    what = "the logits of the materialized model differ from the activated super-network's"
     _require(of, what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
 
 
 def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Refuse a checkpoint on disk whose tensors are not the materialized ones, rounded once.
-
-    Args:
-        model: The materialized model.
-        folder: The checkpoint's directory.
-        dtype: Its dtype.
-
-    Raises:
-        LonasEdgeError: If a tensor differs; all are listed.
-    """
+    """Refuse a checkpoint on disk whose tensors are not the materialized ones, rounded once; list all that differ."""
     tensors, unit = open_tensors(folder), torch.finfo(dtype)
 
     def right(name: str) -> bool:
-        """Within half a unit in the last place; a hundredth of one more where it was rounded by way of fp32."""
+        """Allow half a unit in the last place, and a hundredth more where the value was rounded to fp32 first."""
         exact, stored = model.exact(name), tensors.read(name)
-        if exact.dtype != torch.float64:  # nothing was merged into it
+        if exact.dtype != torch.float64:  # nothing is merged into it
             return stored.dtype == dtype and torch.equal(stored, exact.to(dtype))
         last_place = torch.minimum(exact.abs(), torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1)) * unit.eps
         allowed = 0.51 * last_place + unit.smallest_normal * unit.eps
@@ -233,39 +173,33 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     )
 
 
-def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tensor) -> float:
-    """What computing in fp32 alone changes: the largest difference of a materialized model's logits from those in float64.
-
-    Args:
-        model: The materialized model.
-        inputs: What it is given by name, each [prompts, tokens].
-        exact: Its logits in float64.
-
-    Returns:
-        The difference.
-    """
-    network = empty_model(model.config())
-    stream_weights(network, model.tensor, dtype=torch.float32)
-    with torch.inference_mode():
-        return float((network(**inputs, use_cache=False).logits - exact).abs().max())
-
-
 def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:
-    """Refuse an IR that does not compute what its stored weights say.
+    """Refuse an IR whose logits are not those of its stored weights.
 
     Args:
         of: The directory it was made from, for the message.
         parity: The comparison.
         reference: Logits of the stored weights.
-        noise: As of `arithmetic_noise`; asked only beyond the tolerance, since a touchy network needs more.
-
-    Raises:
-        LonasEdgeError: If it is beyond the tolerance.
+        noise: Gives `arithmetic_noise`; called only beyond the tolerance, since a sensitive network needs more.
     """
-    what, tolerance = "the IR does not answer as the weights stored in it", IR_TOLERANCE * _scale(reference)
+    what, tolerance = "the logits of the IR differ from those of the weights stored in it", IR_TOLERANCE * _scale(reference)
     if parity.max_logit_difference > tolerance:
         tolerance = max(tolerance, NOISE_ALLOWED * noise())
     _require(of, what, parity.max_logit_difference, tolerance)
+
+
+def check_llama_cpp(of: Path, parity: Parity, reference: torch.Tensor, kind: str) -> None:
+    """Refuse a GGUF file with which llama.cpp's logits are not those of its stored weights.
+
+    Args:
+        of: The directory it was made from, for the message.
+        parity: The comparison.
+        reference: Logits of the stored weights.
+        kind: Type of its matrices, one of `GGUF_TYPES`.
+    """
+    what = "llama.cpp's logits differ from those of the weights stored in the GGUF file"
+    tolerance = LLAMA_CPP_TOLERANCE.get(kind)
+    _require(of, what, parity.max_logit_difference, math.inf if tolerance is None else tolerance * _scale(reference))
 
 
 def _scale(reference: torch.Tensor) -> float:

@@ -171,6 +171,15 @@ class LlamaCpp:
     unequal: str | None = None
     paired: tuple[str, ...] = ()
 
+    def attention_tensors(self, channels: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of an attention block's tensors with one head, by llama.cpp's names; its norm is a vector."""
+        inputs = dict.fromkeys(("attn_q", "attn_k", "attn_v"), (channels, hidden))
+        return {"attn_norm": (hidden,), **inputs, "attn_output": (hidden, channels)}
+
+    def mlp_tensors(self, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of an MLP's tensors by llama.cpp's names."""
+        return {"ffn_norm": (hidden,), "ffn_gate": (width, hidden), "ffn_up": (width, hidden), "ffn_down": (hidden, width)}
+
 
 @dataclass(frozen=True)
 class GroupKind:
@@ -274,6 +283,14 @@ class Family(ABC):
     def llama_cpp_faults(self, config: Any) -> list[str]:
         """Fields of a configuration that llama.cpp's architecture does not support, one line each."""
         return []
+
+    def llama_cpp_fields(self, config: Any) -> dict[str, Any]:
+        """Return the fields of a GGUF file that all layers share, by the names of gguf-py's `GGUFWriter.add_…`."""
+        return {}
+
+    def llama_cpp_layer(self, fields: Mapping[str, int]) -> tuple[int, int, int]:
+        """Return query heads, key-value heads and MLP width of a layer, given its fields as of `WidthRule.fields`."""
+        return 0, 0, 0
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The parts of a decoder layer that can be removed; empty if this is not supported."""

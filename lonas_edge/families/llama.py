@@ -9,6 +9,7 @@ logits; none of that is touched by a width of the MLP.
 Sources: the configuration and modeling files of transformers 5.5 for each model type.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, LlamaCpp, WidthRule, head_dim, key_value_heads
@@ -85,6 +86,25 @@ class Llama(Family):
         if getattr(config, "sliding_window", None):
             faults.append(f"sliding_window {config.sliding_window}: llama.cpp attends to everything")
         return faults
+
+    def llama_cpp_fields(self, config: Any) -> dict[str, Any]:
+        """See `Family`."""
+        channels = head_dim(config)
+        return {
+            "context_length": config.max_position_embeddings,
+            "embedding_length": config.hidden_size,
+            "key_length": channels,
+            "value_length": channels,
+            "rope_dimension_count": channels,
+            "rope_freq_base": config.rope_parameters["rope_theta"],
+            "layer_norm_rms_eps": config.rms_norm_eps,
+            "vocab_size": config.vocab_size,
+        }
+
+    def llama_cpp_layer(self, fields: Mapping[str, int]) -> tuple[int, int, int]:
+        """See `Family`."""
+        heads, key_value_heads = fields.get("num_attention_heads", 0), fields.get("num_key_value_heads", 0)
+        return heads, key_value_heads, fields.get("intermediate_size", 0)
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """Gemma 2 and 3 have a norm after each block, too."""

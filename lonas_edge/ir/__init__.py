@@ -7,11 +7,7 @@ import sys
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 MODEL, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
-RUNTIME = "lonas_edge_runtime.json"  # run-time properties that `bench --tune` chose
+RUNTIME = "lonas_edge_runtime.json"  # runtime properties that `bench --tune` chose
 
 END_TO_END = "end-to-end"
-LABELS = {
-    "tpot": "TPOT",
-    "ttft": "TTFT",
-    END_TO_END: "end to end",
-}  # what properties are chosen for, as people read it
+LABELS = {"tpot": "TPOT", "ttft": "TTFT", END_TO_END: "end to end"}  # objectives of a tuning, for people

@@ -1,4 +1,4 @@
-"""Compression that looks at data: NNCF on the whole graph, which is in memory uncompressed."""
+"""Compression on data: NNCF on the whole uncompressed graph."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,32 +9,25 @@ import numpy as np
 from lonas_edge.formats import METHODS, WeightFormat
 from lonas_edge.ir.compress import quiet
 
-MEMORY = 3.0  # times the uncompressed weights: they, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
-ROOM = 1.2e9  # bytes beside that: libraries
+_MEMORY = 3.0  # times the fp32 weights: these, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
+_LIBRARIES = 1.2e9  # bytes
 
 
 def bytes_needed(parameters: int) -> float:
-    """Memory that compressing on data takes, at most.
-
-    Args:
-        parameters: Of the materialized model.
-
-    Returns:
-        Bytes.
-    """
-    return MEMORY * 4 * parameters + ROOM
+    """Return the memory that compression of a model with this number of parameters takes at most, in bytes."""
+    return _MEMORY * 4 * parameters + _LIBRARIES
 
 
 def compress_on_data(
     model: Any, weight_format: WeightFormat, group_size: int, ratio: float, method: str, texts: Sequence[np.ndarray]
 ) -> Any:
-    """Compress the matrices between embedding and head by a method of NNCF that looks at what they are given.
+    """Compress the matrices between embedding and head by one of NNCF's data-aware methods.
 
     Args:
-        model: The whole model, its weights in fp32.
+        model: The model, its weights in fp32.
         weight_format: The format.
         group_size: Columns that share a scale.
-        ratio: Share of the weights that gets the format, at most; data tell which.
+        ratio: Largest share of the weights in the format, chosen on the data.
         method: Name of the method, one of `METHODS`.
         texts: Token ids of each prompt, [1, tokens].
 

@@ -17,7 +17,7 @@ from lonas_edge.ir.fuse import fuse
 
 
 def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
-    """Put the compressed matrices in the place of the graph's inputs of their names; the model shares their memory.
+    """Replace the graph's inputs by the compressed matrices of their names; the model shares their memory.
 
     Args:
         model: The graph, as `ir.graph` writes it.
@@ -26,15 +26,15 @@ def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
-    places = {node.friendly_name: node for node in model.get_parameters()}
+    inputs = {node.friendly_name: node for node in model.get_parameters()}
     for name, matrix in matrices.items():
-        place = places.get(name)
-        if place is None or tuple(place.get_output_shape(0)) != matrix.shape:
-            raise LonasEdgeError(f"The converted graph has no place for {name} {list(matrix.shape)}")
-        filled = matrix.node(name).output(0)
-        for target in place.output(0).get_target_inputs():
-            target.replace_source_output(filled)
-        model.remove_parameter(place)
+        parameter = inputs.get(name)
+        if parameter is None or tuple(parameter.get_output_shape(0)) != matrix.shape:
+            raise LonasEdgeError(f"The converted graph has no input for {name} {list(matrix.shape)}")
+        weight = matrix.node(name).output(0)
+        for target in parameter.output(0).get_target_inputs():
+            target.replace_source_output(weight)
+        model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
 
 
@@ -47,28 +47,28 @@ def write_ir(
     blocks: Sequence[Sequence[str]] = (),
     ratio: float = 1.0,
 ) -> int:
-    """Fill a graph and write it as `openvino_model.xml` and `.bin`, `openvino_config.json` beside it.
+    """Fill a graph and write it as `openvino_model.xml` and `.bin`, with `openvino_config.json`.
 
     Args:
         graph: An IR written by `ir.graph`.
         folder: An existing directory.
-        matrices: The compressed matrix of each of the graph's inputs that stands for one; those that are stacked become views.
+        matrices: As of `filled`.
         schemes: The scheme of each matrix.
-        weight_format: The format of the whole model.
-        blocks: Names of the matrices that may share one.
+        weight_format: The format of the model.
+        blocks: As of `filled`.
         ratio: As of `compress.schemes`.
 
     Returns:
-        How many matrices went into others.
+        Number of matrices that are part of others.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
     model, held = filled(graph, matrices, blocks)
-    stored = _Stored.of(schemes, weight_format, ratio)
-    stored.record(model)
+    storage = _Storage.of(schemes, weight_format, ratio)
+    storage.record(model)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    stored.config().save_pretrained(folder)
+    storage.config().save_pretrained(folder)
     return len(matrices) - len(held)
 
 
@@ -79,12 +79,11 @@ def filled(
 
     Args:
         graph: An IR written by `ir.graph`.
-        matrices: As of `write_ir`.
-        blocks: As of `write_ir`.
+        matrices: The compressed matrix of each of the graph's inputs that stands for one; stacked ones become views.
+        blocks: Names of the matrices that may share one.
 
     Returns:
-        The whole model, and the matrices that it shares memory with: to be held as long as it is used. A stack's parts are
-        copies where they do not begin at a byte, so that `matrices` does not hold it.
+        The model, and the matrices whose memory it shares: hold them as long as you use it.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
@@ -96,27 +95,19 @@ def filled(
 
 
 def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float) -> None:
-    """Write a model that NNCF compressed whole, as of `write_ir`.
-
-    Args:
-        model: The model; NNCF has written into it how.
-        folder: An existing directory.
-        weight_format: The format of the whole model.
-        group_size: Columns that share a scale.
-        ratio: As of `compress.schemes`.
-    """
+    """Write a model that NNCF compressed, and that NNCF's record is in already; arguments as of `write_ir`."""
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    _Stored(weight_format, group_size, ratio).config().save_pretrained(folder)
+    _Storage(weight_format, group_size, ratio).config().save_pretrained(folder)
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """What stock exporters say of how an IR's weights are stored.
+class _Storage:
+    """Storage of an IR's weights, as stock exporters record it.
 
     Attributes:
         weight_format: The format; that of embedding and head where no matrix has another.
-        group_size: Columns that share a scale, -1 where whole rows do: NNCF's convention.
-        ratio: Share of the weights between embedding and head that have the format.
+        group_size: Columns that share a scale, or `PER_CHANNEL`.
+        ratio: Share of the weights between embedding and head in the format.
     """
 
     weight_format: WeightFormat
@@ -124,7 +115,7 @@ class _Stored:
     ratio: float
 
     @classmethod
-    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat, ratio: float) -> "_Stored":
+    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat, ratio: float) -> "_Storage":
         own = [scheme for scheme in schemes.values() if scheme.weight_format.name == weight_format.name]
         if own or not weight_format.outer:
             sizes = (scheme.group_size for scheme in own if scheme.group_size)
@@ -132,18 +123,18 @@ class _Stored:
         return cls(FORMATS[weight_format.outer], PER_CHANNEL, 1.0)
 
     def record(self, model: Any) -> None:
-        """Write it into the IR, with the run-time options that go with it."""
+        """Write it into the IR with the runtime options that belong to it."""
         if self.weight_format.mode is None:
             if model.get_variables():  # a classifier has no cache
                 model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
             return
-        said = {"mode": self.weight_format.mode.lower(), "group_size": str(self.group_size)}
-        said |= {"ratio": str(self.ratio)} if self.ratio < 1 else {}
-        for name, value in said.items():
+        options = {"mode": self.weight_format.mode.lower(), "group_size": str(self.group_size)}
+        options |= {"ratio": str(self.ratio)} if self.ratio < 1 else {}
+        for name, value in options.items():
             model.set_rt_info(value, ["nncf", "weight_compression", name])
 
     def config(self) -> OVConfig:
-        """What goes into `openvino_config.json`."""
+        """Return the content of `openvino_config.json`."""
         mode, bits = self.weight_format.mode, self.weight_format.bits
         if mode is None:
             return OVConfig(dtype=self.weight_format.name)

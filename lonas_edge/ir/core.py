@@ -9,16 +9,13 @@ if TYPE_CHECKING:
 
 @functools.cache
 def openvino_core() -> "ov.Core":
-    """The process's `openvino.Core`, which reads tokenizers, too.
+    """Return the process's only `openvino.Core`, which also reads tokenizers.
 
-    With two, of which the first made ends first, the thread keeps an alternate signal stack whose memory is gone, and the next
-    signal, such as Ctrl-C, ends the process with a segmentation fault (openvino 2026.4: the CPU plugin's `SigAltStackSetup`
-    puts back what it found when it was made).
-
-    Returns:
-        The same at each call.
+    With two, of which the first is destroyed first, the thread keeps an alternate signal stack whose memory is freed, and the
+    next signal, such as Ctrl-C, ends the process with a segmentation fault (openvino 2026.4, `SigAltStackSetup` of the CPU
+    plugin restores the stack that it found).
     """
     import openvino as ov
-    import openvino_tokenizers  # noqa: F401  # a Core that is made later knows their operations
+    import openvino_tokenizers  # noqa: F401  # registers their operations with later Cores
 
     return ov.Core()

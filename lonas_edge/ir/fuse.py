@@ -1,8 +1,8 @@
 """Fewer, larger products: weight matrices that multiply the same input become one, whose product is split again.
 
-A decoded token passes hundreds of small products, and each costs its dispatch beside its bytes. Query, key and value
-projections of a layer are rows of one matrix here: codes, zero points and scales stacked, so not a number changes. gate and up
-are left as they are: stacking them, too, gains nothing more (`docs/design-notes.md`).
+A decoded token passes hundreds of small products, each with a dispatch overhead. Query, key and value projections of a layer
+become rows of one matrix: codes, zero points and scales are stacked, so no number changes. gate and up stay apart: stacking
+them has no effect (`docs/design-notes.md`).
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -15,28 +15,28 @@ from openvino import opset13 as ops
 from lonas_edge.ir.compress import Compressed, stack
 from lonas_edge.space.architecture import Architecture
 
-GRAPH = 2  # raised whenever `export` writes graphs of another latency: what was measured of older ones is measured anew
+GRAPH = 2  # raise it when `export` writes graphs of another latency: older measurements are then repeated
 
 
 @dataclass(frozen=True)
 class _Product:
-    """A weight's product in a graph.
+    """The product x Wᵀ of a weight in a graph.
 
     Attributes:
-        name: The weight's.
-        place: The input that stands for it.
+        name: Name of the weight.
+        parameter: The input that stands for the weight.
         node: The MatMul.
-        bias: The Add behind it and the constant that it adds, where there is one.
+        bias: The Add after it and the constant that it adds, or None.
     """
 
     name: str
-    place: Any
+    parameter: Any
     node: Any
     bias: tuple[Any, Any] | None
 
     @property
     def rows(self) -> int:
-        return int(self.place.get_output_shape(0)[0])
+        return int(self.parameter.get_output_shape(0)[0])
 
     @property
     def result(self) -> Any:
@@ -44,14 +44,7 @@ class _Product:
 
 
 def attention_matrices(architecture: Architecture) -> list[tuple[str, ...]]:
-    """The weight matrices of each attention block.
-
-    Args:
-        architecture: The whole network's.
-
-    Returns:
-        Tensor names, a tuple a block.
-    """
+    """Return the names of the weight matrices of each attention block of the unpruned network."""
     attention = [path for path, block in architecture.blocks.items() if block.kind == "attention"]
     return [
         tuple(f"{name}.weight" for name in architecture.linears if name.startswith(f"{block}."))  #
@@ -60,36 +53,35 @@ def attention_matrices(architecture: Architecture) -> list[tuple[str, ...]]:
 
 
 def fuse(graph: Any, blocks: Sequence[Sequence[str]], matrices: MutableMapping[str, Compressed]) -> dict[str, Compressed]:
-    """Have products of one input and one scheme share a matrix.
+    """Fuse products with the same input and scheme.
 
     Args:
         graph: A model whose weight matrices are inputs of their names; it is changed.
-        blocks: Names of the matrices that may share one; those that the graph lacks are left out.
-        matrices: The matrix of each such input. Those that are stacked become views of their stack, so that no weight is in
-            memory twice.
+        blocks: Names of the matrices that may share one; names that the graph lacks are ignored.
+        matrices: The matrix of each such input. Stacked ones become views, so that no weight is in memory twice.
 
     Returns:
         The matrix of each input that the graph has now; a stack is named by its members.
     """
-    places = {node.friendly_name: node for node in graph.get_parameters() if node.friendly_name in matrices}
-    found = dict(matrices)
+    inputs = {node.friendly_name: node for node in graph.get_parameters() if node.friendly_name in matrices}
+    fused = dict(matrices)
     for names in blocks:
-        for products in _alike([places[name] for name in names if name in places], matrices):
+        for products in _fusible([inputs[name] for name in names if name in inputs], matrices):
             members = [product.name for product in products]
-            stacked, parts = stack([found.pop(name) for name in members])
+            stacked, parts = stack([fused.pop(name) for name in members])
             matrices.update(zip(members, parts, strict=True))
             name = _joined(members)
             _replace(graph, name, products)
-            found[name] = stacked
+            fused[name] = stacked
     graph.validate_nodes_and_infer_types()
-    return found
+    return fused
 
 
-def _alike(places: Sequence[Any], matrices: Mapping[str, Compressed]) -> Iterator[list[_Product]]:
-    """The products of these inputs, those together that have one input, one scheme and all a bias or none."""
+def _fusible(parameters: Sequence[Any], matrices: Mapping[str, Compressed]) -> Iterator[list[_Product]]:
+    """Group the products of these weights by input, scheme, and whether they have a bias."""
     groups: dict[Any, list[_Product]] = {}
-    for place in places:
-        product = _product(place)
+    for parameter in parameters:
+        product = _product(parameter)
         if product is None:
             continue
         source, scheme = product.node.input_value(0), matrices[product.name].scheme
@@ -98,16 +90,16 @@ def _alike(places: Sequence[Any], matrices: Mapping[str, Compressed]) -> Iterato
     return (products for products in groups.values() if len(products) > 1)
 
 
-def _product(place: Any) -> _Product | None:
-    """The product x Wᵀ of an input that stands for W; None where it is used in another way, or more than once."""
-    users = list(place.output(0).get_target_inputs())
+def _product(parameter: Any) -> _Product | None:
+    """Return the product of a weight; None where it is used in another way, or more than once."""
+    users = list(parameter.output(0).get_target_inputs())
     node = users[0].get_node() if len(users) == 1 else None
     if node is None or node.get_type_name() != "MatMul" or users[0].get_index() != 1:
         return None
     transposed = node.get_attributes()
     if transposed["transpose_a"] or not transposed["transpose_b"]:
         return None
-    return _Product(place.friendly_name, place, node, _bias(node, place.get_output_shape(0)[0]))
+    return _Product(parameter.friendly_name, parameter, node, _bias(node, parameter.get_output_shape(0)[0]))
 
 
 def _bias(node: Any, rows: int) -> tuple[Any, Any] | None:
@@ -116,17 +108,17 @@ def _bias(node: Any, rows: int) -> tuple[Any, Any] | None:
     if added is None or added.get_type_name() != "Add":
         return None
     constant = added.input_value(1 - users[0].get_index()).get_node()
-    whole = constant.get_type_name() == "Constant" and constant.data.size == rows == list(constant.shape)[-1]
-    return (added, constant) if whole else None
+    vector = constant.get_type_name() == "Constant" and constant.data.size == rows == list(constant.shape)[-1]
+    return (added, constant) if vector else None
 
 
 def _replace(graph: Any, name: str, products: Sequence[_Product]) -> None:
-    """Put one product in the place of several."""
+    """Replace several products by one."""
     first, lengths, layer = products[0], [product.rows for product in products], name.removesuffix(".weight")
-    columns, kind = first.place.get_output_shape(0)[1], first.place.get_output_element_type(0)
-    place = ops.parameter([sum(lengths), columns], kind, name=name)
-    place.output(0).get_tensor().set_names({name})
-    result = ops.matmul(first.node.input_value(0), place.output(0), False, True, name=layer)
+    columns, kind = first.parameter.get_output_shape(0)[1], first.parameter.get_output_element_type(0)
+    parameter = ops.parameter([sum(lengths), columns], kind, name=name)
+    parameter.output(0).get_tensor().set_names({name})
+    result = ops.matmul(first.node.input_value(0), parameter.output(0), False, True, name=layer)
     if all(product.bias for product in products):
         values = np.concatenate([product.bias[1].data.reshape(-1) for product in products if product.bias])
         result = ops.add(result, ops.constant(values.reshape(1, 1, -1)), name=f"{layer}/biased")
@@ -134,11 +126,11 @@ def _replace(graph: Any, name: str, products: Sequence[_Product]) -> None:
     for index, product in enumerate(products):
         for target in list(product.result.output(0).get_target_inputs()):
             target.replace_source_output(split.output(index))
-        graph.remove_parameter(product.place)
-    graph.add_parameters([place])
+        graph.remove_parameter(product.parameter)
+    graph.add_parameters([parameter])
 
 
 def _joined(names: Sequence[str]) -> str:
-    """`layer.q_proj.weight` and `layer.k_proj.weight` as `layer.q_proj+k_proj.weight`."""
+    """Join `layer.q_proj.weight` and `layer.k_proj.weight` to `layer.q_proj+k_proj.weight`."""
     block, _, _ = names[0].removesuffix(".weight").rpartition(".")
     return f"{block}.{'+'.join(name.removeprefix(f'{block}.').removesuffix('.weight') for name in names)}.weight"

@@ -1,16 +1,16 @@
-"""The graph of a model as OpenVINO IR, converted without its weights, and its tokenizer, in a process of their own.
+"""The graph of a model as OpenVINO IR, converted without its weights, and its tokenizer, in their own process.
 
-optimum-intel converts the model; every weight matrix of the graph is then an input of the matrix's name. The matrices are
-untouched zero pages meanwhile, so converting a 7B model takes 1 GB; norms and biases are real, as they may be folded.
+optimum-intel converts the model; every weight matrix of the graph becomes an input of the matrix's name. The matrices are
+untouched zero pages meanwhile, so converting a 7B model takes 1 GB. Norms and biases are real, since they may be folded.
 
-A process of its own, because conversion patches transformers while it runs and is single-threaded Python: the parent slices,
-merges and compresses the weights at the same time. It ends when its parent does.
+Conversion patches transformers while it runs, and is single-threaded Python. In its own process it runs while the parent
+slices, merges and compresses the weights. The process ends when its parent does.
 
-What is worked around, in this process only (optimum-intel 2.2, transformers 5.5):
-- `export_from_model` hands nobody the converted model but writes it: its `save_model` is intercepted.
-- the trace is traced again to check it, a third of the time; `verify.py` compares logits instead, which says more.
-- every layer's cache is given the same number of heads: those of the trace are narrowed (`_dummy_caches`).
-- Gemma 1 to 3 are refused above transformers 5.0; the converted model is right (`tests/exporting/test_export_families.py`).
+Workarounds, in this process only (optimum-intel 2.2, transformers 5.5):
+- `export_from_model` writes the converted model and does not return it: its `save_model` is intercepted.
+- it traces the model again as a check, a third of the time; `verify.py` compares logits instead, a sharper check.
+- it gives every layer's cache the same number of heads: `_dummy_caches` corrects these.
+- it refuses Gemma 1 to 3 above transformers 5.0; the converted model is correct (`tests/exporting/test_export_families.py`).
 """
 
 import gc
@@ -41,29 +41,25 @@ from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.processes import end_with_parent, starting_process
 from lonas_edge.space.architecture import Architecture
 
-SPAWN = "LONAS_EDGE_SPAWN"  # an environment variable; 1 has Linux do what other systems do, for tests
+SPAWN = "LONAS_EDGE_SPAWN"  # an environment variable; with 1 Linux does what other systems do, for tests
 
 
 def forks() -> bool:
-    """Whether the process is forked: the two then share what importing torch, transformers and openvino took, 5 s and 0.5 GB.
-
-    Returns:
-        True on Linux; elsewhere a process with threads may not be forked.
-    """
+    """Return whether the process is forked, which saves the imports (5 s, 0.5 GB); only Linux can with threads."""
     return sys.platform == "linux" and os.environ.get(SPAWN) != "1"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the process converts; paths are strings.
+class Conversion:
+    """Inputs and outputs of the process; paths are strings.
 
     Attributes:
         config: Content of the materialized model's config.json.
         vectors: A safetensors file with its one-dimensional parameters, fp32.
         graph: The IR's .xml file, to be written.
-        tokenizer: The directory of the tokenizer, or None.
-        folder: An existing directory, for the converted tokenizer.
-        chat_template: The chat template that the tokenizer gets; its own when None.
+        tokenizer: Directory of the tokenizer, or None.
+        folder: An existing directory for the converted tokenizer.
+        chat_template: Chat template of the tokenizer; its own when None.
     """
 
     config: dict[str, Any]
@@ -75,19 +71,15 @@ class Job:
 
 
 class GraphConversion:
-    """The parent's side. Leaving its `with` block ends the process."""
+    """The process, as its parent sees it. Leaving the `with` block ends it."""
 
-    def __init__(self, job: Job):
-        """Start the conversion.
-
-        Args:
-            job: What to convert.
-        """
-        self._log = Path(job.graph).with_suffix(".log")
+    def __init__(self, conversion: Conversion):
+        """Start the conversion."""
+        self._log = Path(conversion.graph).with_suffix(".log")
         self._forked = forks()
         context = multiprocessing.get_context("fork") if self._forked else multiprocessing.get_context("spawn")
         parent = os.getpid() if self._forked else None
-        self._process = context.Process(target=_run, args=(job, self._log, parent), daemon=True)
+        self._process = context.Process(target=_run, args=(conversion, self._log, parent), daemon=True)
         if self._forked:
             gc.freeze()  # a collection in the parent would touch, so copy, every page the two share
         with starting_process():
@@ -97,15 +89,15 @@ class GraphConversion:
         """Wait for the IR.
 
         Raises:
-            LonasEdgeError: If the conversion failed; the end of what it said is in the message.
+            LonasEdgeError: If the conversion failed; the message has the end of its log.
         """
         self._process.join()
         if self._process.exitcode != 0:
-            said = self._log.read_text(encoding="utf-8", errors="replace")[-2000:] if self._log.exists() else ""
-            raise LonasEdgeError(f"The conversion to OpenVINO failed (exit code {self._process.exitcode}):\n{said}")
+            log = self._log.read_text(encoding="utf-8", errors="replace")[-2000:] if self._log.exists() else ""
+            raise LonasEdgeError(f"The conversion to OpenVINO failed (exit code {self._process.exitcode}):\n{log}")
 
     def __enter__(self) -> Self:
-        """Nothing to do: the process runs already."""
+        """Return the running process."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,27 +108,28 @@ class GraphConversion:
             gc.unfreeze()
 
 
-def _run(job: Job, log: Path, parent: int | None) -> None:
-    """The process: one thread, no garbage collection, its output in a file; never returns to the parent's code."""
+def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
+    """Convert with one thread, without garbage collection, the output in a file; never return to the parent's code."""
     try:
         with log.open("w", encoding="utf-8") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-    except FileNotFoundError:  # the parent was interrupted meanwhile, and has taken the directory away
+    except FileNotFoundError:  # the parent was interrupted meanwhile, and has removed the directory
         os._exit(1)
     _end_with(parent)
     gc.disable()  # it lives for seconds
     code = 1
     try:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
-        family = convert(job.config, Path(job.vectors), Path(job.graph))
-        if job.tokenizer is not None:
-            save_tokenizer(load_tokenizer(Path(job.tokenizer), job.chat_template), Path(job.folder), family.task)
+        family = convert(conversion.config, Path(conversion.vectors), Path(conversion.graph))
+        if conversion.tokenizer is not None:
+            tokenizer = load_tokenizer(Path(conversion.tokenizer), conversion.chat_template)
+            save_tokenizer(tokenizer, Path(conversion.folder), family.task)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
-        os._exit(code)  # nothing is left to clean up, and tearing down torch takes a second
+        os._exit(code)  # nothing is left to clean up, and unloading torch takes a second
 
 
 def _end_with(parent: int | None) -> None:
@@ -187,7 +180,7 @@ def _matrices_to_inputs(model: Any, names: list[str]) -> None:
 
 
 def _dummy_caches(heads: list[int]) -> None:
-    """Have the caches that a trace is given hold each layer's own number of heads; optimum-intel knows one for all."""
+    """Give the caches of the trace each layer's own number of heads; optimum-intel has one number for all."""
 
     def narrowed(stock: Callable[..., Any]) -> Callable[..., Any]:
         def generate(self: Any, input_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -209,14 +202,14 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
 
     Args:
         config: Content of its config.json.
-        vectors: A safetensors file with its one-dimensional parameters, fp32.
+        vectors: As of `Conversion`.
         output: The .xml file.
 
     Returns:
         The model's family.
 
     Raises:
-        RuntimeError: If the conversion gives a graph in which a weight cannot be found.
+        RuntimeError: If the converted graph lacks a weight.
     """
     model = _model_without_matrices(config, vectors)
     architecture = Architecture.from_config(model.config, "config.json")

@@ -1,4 +1,4 @@
-"""Logits of an IR, as OpenVINO computes them."""
+"""Logits and texts of an IR, as OpenVINO computes them."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str]) -> "Callable[[np.ndarray, int], np.ndarray]":
-    """Compile an IR.
+    """Compile an IR of a language model.
 
     Args:
         path: The .xml file, or the model.
         device: An OpenVINO device.
-        properties: Run-time properties.
+        properties: Runtime properties.
 
     Returns:
-        A function that takes token ids [prompts, tokens] and at which of the tokens to begin, those before it being in the KV
-        cache by earlier calls, and gives the logits [prompts, tokens from there, vocabulary], fp32.
+        A function from token ids [prompts, tokens] and a start, before which all tokens are in the KV cache by earlier calls,
+        to the fp32 logits [prompts, tokens from start, vocabulary].
     """
     import numpy as np
 
-    answer = open_model(path, device, properties)
+    infer = open_model(path, device, properties)
 
     def logits(ids: np.ndarray, start: int = 0) -> np.ndarray:
         batch, end = ids.shape
@@ -35,60 +35,60 @@ def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str])
             "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
             "beam_idx": np.arange(batch, dtype=np.int32),
         }
-        return answer(inputs)
+        return infer(inputs)
 
     return logits
 
 
 def generate(
-    answer: "Callable[[np.ndarray, int], np.ndarray]", ids: "np.ndarray", new_tokens: int, ends: Collection[int]
+    logits_of: "Callable[[np.ndarray, int], np.ndarray]", ids: "np.ndarray", new_tokens: int, ends: Collection[int]
 ) -> list[list[int]]:
     """Generate texts greedily.
 
     Args:
-        answer: As `open_ir` gives it, not asked before.
+        logits_of: Result of `open_ir`, not called before.
         ids: Token ids of the prompts, [prompts, tokens].
-        new_tokens: Tokens of a text, at most.
+        new_tokens: Largest number of tokens of a text.
         ends: Tokens that end a text.
 
     Returns:
-        Token ids of each text without its prompt, up to the end and with it.
+        Token ids of each text without its prompt, up to and with the end token.
     """
     import numpy as np
 
-    start = asked = ids.shape[1]
-    logits = answer(ids, 0)
+    start = cached = ids.shape[1]
+    logits = logits_of(ids, 0)
     while True:
         ids = np.concatenate([ids, logits[:, -1:].argmax(-1).astype(ids.dtype)], axis=1)
         if ids.shape[1] == start + new_tokens or all(map(set(ends).intersection, ids[:, start:].tolist())):
             break
-        logits, asked = answer(ids, asked), ids.shape[1]
+        logits, cached = logits_of(ids, cached), ids.shape[1]
     return [_up_to_end(row, ends) for row in ids[:, start:].tolist()]
 
 
 def _up_to_end(tokens: list[int], ends: Collection[int]) -> list[int]:
-    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))]
+    return tokens[: next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def open_model(
     path: "Path | ov.Model", device: str, properties: Mapping[str, str]
 ) -> "Callable[[Mapping[str, np.ndarray]], np.ndarray]":
-    """Compile an IR that is asked with inputs by their names.
+    """Compile an IR.
 
     Args:
         path: The .xml file, or the model.
         device: An OpenVINO device.
-        properties: Run-time properties.
+        properties: Runtime properties.
 
     Returns:
-        A function that takes inputs by name, those that the IR has not among them left alone, and gives the logits, fp32.
+        A function from inputs by name, of which it ignores those that the IR lacks, to the fp32 logits.
     """
     compiled = openvino_core().compile_model(path, device, dict(properties))
     request = compiled.create_infer_request()
     names = {name for port in compiled.inputs for name in port.get_names()}
 
-    def answer(inputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
-        found: np.ndarray = request.infer({name: value for name, value in inputs.items() if name in names})["logits"]
-        return found.copy()
+    def infer(inputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
+        logits: np.ndarray = request.infer({name: value for name, value in inputs.items() if name in names})["logits"]
+        return logits.copy()
 
-    return answer
+    return infer

@@ -1,13 +1,13 @@
-"""Run-time properties of an IR: which there are to choose from, what answers they give, and where they are kept.
+"""Runtime properties of an IR: candidates, their effect on logits, and the files that hold them.
 
-openvino 2026.4.1 takes properties from `rt_info/runtime_options` of the IR for some of them only (`IN_IR`); the others, the
-client has to pass. `lonas_edge_runtime.json` holds all of them. Both may have come with a download: only properties that
-`bench --tune` may choose are taken from them, since others (CACHE_DIR, …) reach beyond the model.
+openvino 2026.4.1 reads some properties from `rt_info/runtime_options` of the IR (`IN_IR`); the client must pass the others.
+`lonas_edge_runtime.json` holds all of them. Both files may be downloaded: only properties that `bench --tune` chooses are used,
+since others (CACHE_DIR, …) have effects outside the model.
 """
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Required, Self
@@ -20,12 +20,10 @@ from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.infer import open_ir
 from lonas_edge.schema import Record, field_faults
 
-Rewritten = Callable[[Path], None]
+IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # candidates that plugins read from the IR
+PER_CHANNEL = str(2**64 - 1)  # one group per row of the activations
 
-IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # those of the candidates that plugins read from the IR
-PER_CHANNEL = str(2**64 - 1)  # one group a row: activations are quantized whole
-
-# Values tried, property by property; the plugin's own default is what they are compared with.
+# Candidates by property; they are compared with the plugin's default.
 _CPU = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": ("0", "64", "128", "256", PER_CHANNEL),
     "KV_CACHE_PRECISION": ("u8", "f16"),
@@ -37,7 +35,7 @@ _GPU = {name: _CPU[name] for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CAC
     "INFERENCE_PRECISION_HINT": ("f16", "f32")
 }
 
-KNOWN = {  # every property that a search may choose, and the values that it may have: a pattern
+KNOWN = {  # every property that a tuning may choose, with a pattern of its values
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": r"[0-9]{1,20}",
     "KV_CACHE_PRECISION": "u8|f16|bf16|f32",
     "INFERENCE_PRECISION_HINT": "f32|bf16|f16",
@@ -46,7 +44,7 @@ KNOWN = {  # every property that a search may choose, and the values that it may
     "PERFORMANCE_HINT": "LATENCY|THROUGHPUT",
     "SCHEDULING_CORE_TYPE": "ANY_CORE|PCORE_ONLY|ECORE_ONLY",
 }
-_STOCK = {"ACTIVATIONS_SCALE_FACTOR": r"[0-9]{1,6}(\.[0-9]{1,6})?"}  # what optimum-intel 2.2 puts into an IR, beside the above
+_STOCK = {"ACTIVATIONS_SCALE_FACTOR": r"[0-9]{1,6}(\.[0-9]{1,6})?"}  # optimum-intel 2.2 also puts this into an IR
 _DEVICE = re.compile(r"[A-Z]+(\.[0-9]+)?(:[A-Z0-9.,]+)?")
 
 
@@ -60,21 +58,18 @@ class _Conditions(TypedDict, total=False):
 
 
 def property_faults(properties: Mapping[str, str | None], names: Iterable[str] = KNOWN) -> list[str]:
-    """Properties that nobody should have chosen.
+    """List properties and values that no tuning chooses, one line each.
 
     Args:
-        properties: Values by name; None for one that is not set.
-        names: The properties that may be there.
-
-    Returns:
-        One line a fault.
+        properties: Values by name; None for unset ones.
+        names: Allowed properties.
     """
     known = KNOWN | _STOCK
     allowed = {name: known[name] for name in names}
     return [
         f"{name} = {value!r}: expected {allowed[name]}"
         if name in allowed
-        else f"{name} = {value!r}: not a property that is taken from a file; expected one of {', '.join(allowed)}"
+        else f"{name} = {value!r}: not read from files; expected one of {', '.join(allowed)}"
         for name, value in properties.items()
         if name not in allowed or (value is not None and not re.fullmatch(allowed[name], value))
     ]
@@ -101,18 +96,18 @@ class Ratio:
 
 @dataclass(frozen=True)
 class RuntimeProperties(Record):
-    """What `lonas_edge_runtime.json` holds.
+    """Content of `lonas_edge_runtime.json`.
 
     Attributes:
-        device: The OpenVINO device they were chosen on.
-        date: When.
+        device: The OpenVINO device of the tuning.
+        date: Its date.
         objective: tpot, ttft or end-to-end.
         properties: Values by name.
         ratios: Latency over that of the defaults, by objective.
-        mean_kl: Mean KL divergence of the answers from those by default, in nats.
+        mean_kl: Mean KL divergence from the logits by default, in nats.
         conditions: Machine, versions, case, tolerance.
-        in_ir: Those of the properties that are in the IR.
-        replaced_in_ir: What was there before; None for what was not.
+        in_ir: Names of the properties in the IR.
+        replaced_in_ir: Their previous values in the IR; None for properties that were not there.
     """
 
     NAME: ClassVar[str] = "runtime"
@@ -130,25 +125,18 @@ class RuntimeProperties(Record):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> Self:
-        """See `Record`; a device, property or value that no search chooses is refused."""
-        found = super().from_json(content, where)
-        faults = property_faults(found.properties) + property_faults(found.replaced_in_ir, IN_IR)
-        faults += [f"in_ir: {name}: expected one of {', '.join(IN_IR)}" for name in set(found.in_ir) - set(IN_IR)]
-        faults += [] if _DEVICE.fullmatch(found.device) else [f"device: {found.device!r} is none"]
-        faults += [f"conditions.{fault}" for fault in field_faults(_Conditions, found.conditions)]
-        raise_all(f"{where}: run-time properties that are not used:", faults, cls.AGAIN)
-        return found
+        """See `Record`; refuse a device, property or value that no tuning chooses."""
+        record = super().from_json(content, where)
+        faults = property_faults(record.properties) + property_faults(record.replaced_in_ir, IN_IR)
+        faults += [f"in_ir: {name}: expected one of {', '.join(IN_IR)}" for name in set(record.in_ir) - set(IN_IR)]
+        faults += [] if _DEVICE.fullmatch(record.device) else [f"device: {record.device!r} is not an OpenVINO device"]
+        faults += [f"conditions.{fault}" for fault in field_faults(_Conditions, record.conditions)]
+        raise_all(f"{where}: invalid runtime properties:", faults, cls.AGAIN)
+        return record
 
 
 def check_device(device: str) -> None:
-    """Refuse an OpenVINO device that is not there.
-
-    Args:
-        device: CPU, GPU, GPU.1, NPU, AUTO, AUTO:GPU,CPU, …
-
-    Raises:
-        LonasEdgeError: If there is none; those present are listed.
-    """
+    """Refuse an OpenVINO device (CPU, GPU.1, AUTO:GPU,CPU, …) that this machine lacks; list those that it has."""
     present = openvino_core().available_devices
     virtual, _, listed = device.partition(":")
     wanted = listed.split(",") if listed else [] if virtual == "AUTO" else [device]
@@ -159,22 +147,21 @@ def check_device(device: str) -> None:
 
 
 def candidates(device: str, threads: int, processors: int) -> dict[str, tuple[str, ...]]:
-    """Values worth trying on a device.
+    """Return the candidate values by property on a device, without precisions that it does not support.
 
     Args:
         device: An OpenVINO device.
-        threads: Threads by default, one a physical core.
-        processors: Logical processors there are.
-
-    Returns:
-        Values by property; precisions that the device does not compute in are left out.
+        threads: Number of threads by default, one per physical core.
+        processors: Number of logical processors.
     """
     table = dict(_CPU if device == "CPU" else _GPU if device.startswith("GPU") else {})
     if not table:
         return table
-    able = {str(name).lower().replace("fp", "f") for name in openvino_core().get_property(device, "OPTIMIZATION_CAPABILITIES")}
+    capable = {
+        str(name).lower().replace("fp", "f") for name in openvino_core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    }
     hint = "INFERENCE_PRECISION_HINT"
-    table[hint] = tuple(value for value in table[hint] if value == "f32" or value in able)
+    table[hint] = tuple(value for value in table[hint] if value == "f32" or value in capable)
     if device == "CPU":
         counts = {threads // 2, processors} - {0, threads}
         table["INFERENCE_NUM_THREADS"] = tuple(str(count) for count in sorted(counts))
@@ -184,16 +171,16 @@ def candidates(device: str, threads: int, processors: int) -> dict[str, tuple[st
 
 
 def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Sequence[Sequence[int]]) -> Any:
-    """Logits under given properties: half of each prompt in one pass, the rest a token at a time, so that the KV cache is read.
+    """Compute logits under given properties: half of each prompt in one pass, the rest token by token from the KV cache.
 
     Args:
         folder: An exported directory.
         device: An OpenVINO device.
-        properties: Run-time properties.
+        properties: Runtime properties.
         ids: Token ids [prompts, tokens].
 
     Returns:
-        Logits [prompts, tokens, vocabulary], an fp32 array.
+        An fp32 array [prompts, tokens, vocabulary].
     """
     import numpy as np
 
@@ -206,14 +193,7 @@ def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Seque
 
 
 def ir_faults(text: str) -> list[str]:
-    """Run-time options inside an IR that `export` and `bench --tune` do not write.
-
-    Args:
-        text: The .xml file.
-
-    Returns:
-        One line a fault.
-    """
+    """List the runtime options in an IR's .xml text that neither `export` nor `bench --tune` writes, one line each."""
     if "runtime_options" not in text:
         return []
     try:
@@ -223,39 +203,27 @@ def ir_faults(text: str) -> list[str]:
     return property_faults({option.tag: option.get("value", "") for option in options}, (*IN_IR, *_STOCK))
 
 
-def store(folder: Path, chosen: RuntimeProperties, rewritten: Rewritten = lambda _: None) -> None:
-    """Keep properties with an exported directory: in the IR, and in a file for our runtime.
-
-    Args:
-        folder: An exported directory.
-        chosen: The properties; which of them are in the IR, and what was there, is filled in.
-        rewritten: Called with the new .xml before it takes the place of the old one.
-    """
+def store(folder: Path, chosen: RuntimeProperties) -> None:
+    """Write properties into the IR and the record of an exported directory; fill in `in_ir` and `replaced_in_ir`."""
     inside = {name: value for name, value in chosen.properties.items() if name in IN_IR}
     tree = ET.parse(folder / MODEL)
     replaced = _set_options(tree, inside)
-    # the file first: with it, `restore` finds the way back whatever happens between
+    _write_model(folder, tree)
     replace(chosen, in_ir=tuple(sorted(inside)), replaced_in_ir=replaced).write(folder / RUNTIME)
-    _write_model(folder, tree, rewritten)
 
 
-def restore(folder: Path, rewritten: Rewritten = lambda _: None) -> None:
-    """Take back what `store` did.
-
-    Args:
-        folder: An exported directory.
-        rewritten: As of `store`.
-    """
+def restore(folder: Path) -> None:
+    """Undo `store`."""
     if not (folder / RUNTIME).exists():
         return
     tree = ET.parse(folder / MODEL)
     _set_options(tree, RuntimeProperties.read(folder / RUNTIME).replaced_in_ir)
-    _write_model(folder, tree, rewritten)
+    _write_model(folder, tree)
     (folder / RUNTIME).unlink()
 
 
 def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Set run-time options in an IR, or take them out where the value is None; returns those that were there."""
+    """Set runtime options in an IR, or remove them where the value is None; return their previous values."""
     root = tree.getroot()
     info = root.find("rt_info")
     info = ET.SubElement(root, "rt_info") if info is None else info
@@ -272,12 +240,6 @@ def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str |
     return before
 
 
-def _write_model(folder: Path, tree: Any, rewritten: Rewritten) -> None:
-    partial = folder / f".{MODEL}.partial"
-    try:
-        tree.write(partial, encoding="utf-8", xml_declaration=True)
-        rewritten(partial)
-        partial.replace(folder / MODEL)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise LonasEdgeError(f"{folder / MODEL}: cannot be written: {error}") from error
+def _write_model(folder: Path, tree: Any) -> None:
+    (folder / MODEL).unlink()  # it may be a hard link
+    tree.write(folder / MODEL, encoding="utf-8", xml_declaration=True)

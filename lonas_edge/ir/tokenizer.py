@@ -12,12 +12,7 @@ TOKENIZER = "openvino_tokenizer.xml"
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, task: Task) -> None:
-    """Write a tokenizer's files, and the same as OpenVINO models for clients without transformers.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        folder: An existing directory.
-        task: What the model is for.
+    """Write a transformers tokenizer's files, and OpenVINO models of it for clients without transformers.
 
     Raises:
         LonasEdgeError: If OpenVINO cannot express it.

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from lonas_edge.exporting.solved import Texts, read_texts, solve_model
+from lonas_edge.exporting.solved import SolvePrompts, read_solve_prompts, solve_model
 from lonas_edge.network.correction import FILE, Correction, read_correction
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.solved import Solved
@@ -25,7 +25,7 @@ class Solving:
     """A sub-network and the prompts to reconstruct it on; no weights are read yet."""
 
     model: MaterializedModel
-    texts: Texts
+    prompts: SolvePrompts
     tokenizer: Any
 
     @classmethod
@@ -36,7 +36,7 @@ class Solving:
             LonasEdgeError: If the sub-network has nothing to reconstruct, or there is too little data.
         """
         model = MaterializedModel(start.source, start.subnetwork)
-        return cls(model, read_texts(model, tokenizer, Path(solve.data), solve.prompts), tokenizer)
+        return cls(model, read_solve_prompts(model, tokenizer, Path(solve.data), solve.prompts), tokenizer)
 
     def run(self, folder: Path, tell: Callable[[str], None]) -> None:
         """Compute the correction, unless it is in the working directory already, and keep it there."""
@@ -44,7 +44,7 @@ class Solving:
             return
         tell("Least-squares reconstruction")
         with TemporaryDirectory(dir=folder, prefix=SOLVING, ignore_cleanup_errors=True) as scratch:
-            model, solved = solve_model(self.model, self.texts, self.tokenizer, Path(scratch), lambda _share: None)
+            model, solved = solve_model(self.model, self.prompts, self.tokenizer, Path(scratch), lambda _share: None)
             model.correction.save(folder, {_SOLVED: json.dumps(asdict(solved))})
 
 

@@ -1,26 +1,38 @@
 """The evaluations that `eval --card` keeps with an exported directory."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.evaluations import FILE, Conditions, Evaluation, Evaluations, Metric, TargetResult, TaskResult
+from lonas_edge.exporting.evaluations import (
+    FILE,
+    Conditions,
+    Evaluation,
+    Evaluations,
+    Metric,
+    TargetResult,
+    TaskResult,
+    averaged,
+)
 
-TASK = TaskResult.of("boolq", "acc", {"acc": Metric(0.5, 0.1)}, questions=6, left_out=(), harness=False)
-TARGET = TargetResult("ir", "ir", "int8", "alpaca", None, 50.0, 10.0, (TASK,), 6, 1.0, {"properties": {"A": "B"}})
-EVALUATION = Evaluation("option-text", None, None, 0, TARGET, Conditions("CPU X", {}, "2026-11-25"))
+
+def evaluation(accuracy: float) -> Evaluation:
+    task = TaskResult.of("boolq", "acc", {"acc": Metric(accuracy, 0.01)}, questions=5, left_out=(), harness=False)
+    target = TargetResult("out", "ir", "int8", "alpaca", None, *averaged([task]), (task,), 5, 1.0, {})
+    return Evaluation("by option text", None, None, 0, target, Conditions("a CPU", {}, "2026-01-01"))
 
 
-def test_one_evaluation_is_kept_for_each_protocol(tmp_path: Path):
-    assert Evaluations.of(tmp_path) == Evaluations()
-    again = replace(EVALUATION, seed=1)
-    kept = Evaluations().with_one("generate", EVALUATION).with_one("option-text", EVALUATION).with_one("generate", again)
-    kept.write(tmp_path / FILE)
-    assert Evaluations.of(tmp_path).by_protocol == {"generate": again, "option-text": EVALUATION}
-    assert Evaluations.of(tmp_path).by_protocol["generate"].target.properties == {"A": "B"}
+def test_the_latest_of_each_protocol_is_kept(tmp_path: Path) -> None:
+    kept = Evaluations.of(tmp_path)
+    assert kept == Evaluations()
+    for protocol, accuracy in (("option-text", 0.5), ("generate", 0.25), ("option-text", 0.75)):
+        Evaluations.of(tmp_path).with_one(protocol, evaluation(accuracy)).write(tmp_path / FILE)
+    assert json.loads((tmp_path / FILE).read_text())["schema"] == "lonas-edge/evaluations/1"
+    kept = Evaluations.of(tmp_path)
+    assert kept.by_protocol == {"option-text": evaluation(0.75), "generate": evaluation(0.25)}
+    assert kept.by_protocol["option-text"].target.average == 75 and kept.by_protocol["generate"].target.average_stderr == 1
 
 
 @pytest.mark.parametrize(
@@ -30,7 +42,7 @@ def test_one_evaluation_is_kept_for_each_protocol(tmp_path: Path):
         ({"schema": "lonas-edge/evaluations/1", "by_protocol": {"generate": {}}}, "by_protocol.generate.target"),
     ],
 )
-def test_a_damaged_file_is_refused(content: object, message: str, tmp_path: Path):
+def test_an_unreadable_file(content: object, message: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError, match=FILE) as error:
         Evaluations.of(tmp_path)

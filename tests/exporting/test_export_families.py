@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import pytest
 import torch
 from openvino_models import ir_logits, stored_matrices
 from oracle import oracle_logits
-from tiny_models import CASES, HIDDEN, LAYERS, VOCAB, TinyModels, TinySource
+from tiny_models import CASES, HIDDEN, LAYERS, VOCAB, TinyModels, TinySource, families
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting import export as export_module
+from lonas_edge.exporting import stage_checkpoint, stage_ir
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.network import adapters, materialize
@@ -83,8 +82,11 @@ def assert_int8(folder: Path, case: str) -> None:
     assert stored == {("MatMul", "u8"): (4 if fused else 5) * LAYERS + 1, ("Gather", "u8"): 1}
 
 
+TIED = [f"{name}-tied" for name in ("llama", "qwen2", "gemma3", "neox", "phi3", "bloom", "olmo2")]
+
+
 # each family with a head of its own in fp32, and tied in INT8
-@pytest.mark.parametrize("case", [name for name in CASES if not name.endswith("-tied")])
+@pytest.mark.parametrize("case", families(*(name for name in CASES if not name.endswith("-tied"))))
 def test_fp32(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
     """Channels in a random order; `test_structure_ir` has them as stored."""
     tiny = tiny_models.source(case).ordered(tmp_path / "ordered")
@@ -96,7 +98,7 @@ def test_fp32(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Ten
     assert_nothing_of_this_machine(tmp_path / "out", tiny.base, tiny.adapter, tmp_path)
 
 
-@pytest.mark.parametrize("case", [f"{name}-tied" for name in ("llama", "qwen2", "gemma3", "neox", "phi3", "bloom", "olmo2")])
+@pytest.mark.parametrize("case", families(*TIED))
 def test_int8(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
     tiny = tiny_models.source(case)
     widths = choose(tiny, "unequal:2")
@@ -136,14 +138,11 @@ def numberless(path: Path) -> bytes:
     return re.sub(rb"(_|Model)[0-9]+", rb"\1", content) if path.suffix == ".xml" else content
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySource, list[int], Path]:
-    """One INT8 export, for all that is read off it: source, widths, directory."""
+@pytest.fixture
+def exported(tiny_models: TinyModels, choose: Choose, exports: Callable[..., Path]) -> tuple[TinySource, list[int], Path]:
+    """One INT8 export: source, widths, directory."""
     tiny = tiny_models.source("qwen2")
-    widths = [group[index % len(group)] for index, group in enumerate(tiny.groups())]
-    output = tmp_path_factory.mktemp("exported") / "out"
-    run_export(tiny, widths, output, weight_format="int8")
-    return tiny, widths, output
+    return tiny, choose(tiny, "unequal:1"), exports("qwen2", "unequal:1", weight_format="int8")
 
 
 def test_files(exported: tuple[TinySource, list[int], Path]):
@@ -189,15 +188,6 @@ def parameters(tiny: TinySource, mlp: list[int]) -> int:
     key_value = config["num_key_value_heads"] * HIDDEN // config["num_attention_heads"]
     attention = 2 * query * HIDDEN + 2 * key_value * HIDDEN + query + 2 * key_value
     return 2 * VOCAB * HIDDEN + HIDDEN + sum(attention + 3 * HIDDEN * width + 2 * HIDDEN for width in mlp)
-
-
-def test_bytes_on_disk(exported: tuple[TinySource, list[int], Path]):
-    """The .bin has what the manifest says, but for the constants of shape arithmetic."""
-    _, _, folder = exported
-    manifest = json.loads((folder / "lonas_edge.json").read_text())
-    found, predicted = (folder / "openvino_model.bin").stat().st_size, manifest["sizes"]["subnetwork"]["bytes"]["int8"]
-    assert 0 <= found - predicted < 10_000
-    assert math.isclose(found, predicted, rel_tol=0.05)
 
 
 def test_model_card(exported: tuple[TinySource, list[int], Path]):
@@ -255,11 +245,10 @@ def forgotten_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(materialize, "merge", lambda sliced, widths, *more: stock(sliced, replace(widths, rank=None), *more))
 
 
-FAULTS = [wrong_scale, swapped_slice, forgotten_rank]
-
-
-@pytest.mark.parametrize("stage", ["checkpoint", "ir"])
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__ for fault in FAULTS])
+@pytest.mark.parametrize(
+    ("fault", "stage"),
+    [(wrong_scale, "ir"), (swapped_slice, "ir"), (swapped_slice, "checkpoint"), (forgotten_rank, "checkpoint")],
+)
 def test_verification_refuses_a_wrong_model(
     fault: Callable, stage: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -269,34 +258,23 @@ def test_verification_refuses_a_wrong_model(
     assert not list(tmp_path.iterdir())
 
 
-def test_verification_keeps_what_was_there(llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "out").mkdir()
-    for name in ("mine", "lonas_edge.json"):
-        (tmp_path / "out" / name).write_text("kept")
-    wrong_scale(monkeypatch)
-    with pytest.raises(LonasEdgeError, match="verification failed"):
-        run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out/mine").read_text() == "kept"
-
-
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_rounding_to_16_bits_hides_no_fault(
     dtype: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """A scale 0.3 % off moves the logits less than the rounding does; the verification looks before the rounding."""
     stock = adapters.AdapterConfig.scale
     monkeypatch.setattr(adapters.AdapterConfig, "scale", lambda self, name: 1.003 * stock(self, name))
-    with pytest.raises(LonasEdgeError, match="verification failed: the materialized model"):
+    with pytest.raises(LonasEdgeError, match="verification failed: the logits of the materialized model"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_verification_reads_the_checkpoint_on_disk(
     dtype: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    stock = export_module.write_weights
+    stock = stage_checkpoint.write_weights
 
     def write(model: MaterializedModel, folder: Path, *rest: Any) -> None:
         stock(model, folder, *rest)
@@ -305,44 +283,43 @@ def test_verification_reads_the_checkpoint_on_disk(
         content[-1] ^= 1  # one bit of the last weight
         path.write_bytes(content)
 
-    monkeypatch.setattr(export_module, "write_weights", write)
+    monkeypatch.setattr(stage_checkpoint, "write_weights", write)
     with pytest.raises(LonasEdgeError, match=r"the checkpoint does not hold the materialized model:\n  - \S+: not the"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", stage="checkpoint", dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
-FORMATS = ["fp32", "fp16", "int8", "int4", "int4_sym"]
 _FIRST, _SECOND = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
 
 
-@pytest.mark.parametrize("weight_format", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("weight_format", ["fp32", "int4"])
 def test_verification_refuses_a_wrong_graph(
     weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Right weights in wrong places: two layers' matrices of one shape change places in the graph."""
-    stock = export_module.write_ir
+    stock = stage_ir.write_ir
 
     def write(graph: Path, folder: Path, matrices: dict[str, Any], *rest: Any) -> None:
         stock(graph, folder, {**matrices, _FIRST: matrices[_SECOND], _SECOND: matrices[_FIRST]}, *rest)
 
-    monkeypatch.setattr(export_module, "write_ir", write)
-    with pytest.raises(LonasEdgeError, match="verification failed: the IR does not answer"):
+    monkeypatch.setattr(stage_ir, "write_ir", write)
+    with pytest.raises(LonasEdgeError, match="verification failed: the logits of the IR differ"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
+@pytest.mark.parametrize("weight_format", ["fp16", "int8", "int4"])
 def test_verification_refuses_wrong_stored_weights(
     weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """A compression that hands out the rows of one matrix as those of another, as a fault in stacking would."""
-    stock = export_module.compress.compress_matrices
+    stock = stage_ir.compress.compress_matrices
 
     def swapped(*arguments: Any) -> dict[str, Any]:
         found = dict(stock(*arguments))
         return {**found, _FIRST: found[_SECOND], _SECOND: found[_FIRST]}
 
-    monkeypatch.setattr(export_module.compress, "compress_matrices", lambda *arguments: swapped(*arguments).items())
+    monkeypatch.setattr(stage_ir.compress, "compress_matrices", lambda *arguments: swapped(*arguments).items())
     with pytest.raises(LonasEdgeError, match=r"verification failed: the stored model\.layers\.\d\.self_attn\.q_proj\.weight"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())

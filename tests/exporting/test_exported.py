@@ -14,7 +14,6 @@ MANIFEST = {
     "stage": "ir",
     "weight_format": "int8",
     "subnetwork": {"name": "minimal", "search_space": "ab12", "origin": None},
-    "draft": None,
     "base": {"name": "owner/base", "revision": "main", "sha256": {"config.json": "cd34"}},
     "adapter": None,
     "pipeline": "text-generation",
@@ -32,7 +31,7 @@ MANIFEST = {
     "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},
     "graph_process_peak_rss_bytes": None,
     "versions": {"python": "3.11.7"},
-    "files": None,
+    "files": {},
 }
 RUNTIME = {
     "schema": "lonas-edge/runtime/1",
@@ -77,7 +76,7 @@ def test_not_one(folder: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint(folder: Path) -> None:
     (folder / "lonas_edge.json").write_text(json.dumps({**MANIFEST, "stage": "checkpoint"}))
-    with pytest.raises(LonasEdgeError, match="a checkpoint export; an IR is needed"):
+    with pytest.raises(LonasEdgeError, match="a checkpoint export; expected an IR"):
         open_exported(folder)
 
 
@@ -93,7 +92,7 @@ def test_cut_off(folder: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"openvino_model\.bin: expected at least 10 bytes, found 9"):
         open_exported(folder)
     (folder / "openvino_model.xml").write_text(XML[:-20])
-    with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: cut off"):
+    with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: truncated"):
         open_exported(folder)
 
 

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_models import VOCAB, TinyModels, TinySource
+from tiny_models import TinySource
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported, restore_properties, store_properties
 from lonas_edge.exporting.manifest import Manifest
-from lonas_edge.ir import runtime
-from lonas_edge.ir.runtime import KNOWN, RuntimeProperties
+from lonas_edge.ir.runtime import RuntimeProperties
 
 NOT_KEPT = {"README.md", "lonas_edge.json"}
 CHOSEN = RuntimeProperties(
@@ -25,18 +24,10 @@ CHOSEN = RuntimeProperties(
 )
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The minimal sub-network of the tiny LLaMA, fp32. Not to be changed."""
-    folder, opened = tmp_path_factory.mktemp("written") / "fp32", tiny_models.source("llama").opened()
-    export(opened, opened.select("minimal"), folder, ExportOptions("fp32", verify=False))
-    return folder
-
-
 @pytest.fixture
-def folder(exported: Path, tmp_path: Path) -> Path:
+def folder(exports: Callable[..., Path], tmp_path: Path) -> Path:
     """A copy that may be damaged."""
-    return Path(shutil.copytree(exported, tmp_path / "copy"))
+    return Path(shutil.copytree(exports("llama", "minimal", weight_format="fp32", verify=False), tmp_path / "copy"))
 
 
 def checkpoint(source: TinySource, output: Path) -> Path:
@@ -66,12 +57,10 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "change", "told"),
     [
-        ("openvino_model.bin", inserted, r"not what was exported: lonas_edge.json says [\d,]+ bytes, found [\d,]+"),
-        ("openvino_model.bin", flipped, "not what was exported: its SHA-256 is not the one in lonas_edge.json"),
-        ("openvino_model.xml", lambda content: content.replace(b"</net>", b" </net>"), "not what was exported"),
-        ("openvino_tokenizer.bin", flipped, "not what was exported"),
-        ("tokenizer.json", lambda content: content.replace(b"the", b"hte"), "not what was exported"),
-        ("generation_config.json", lambda content: content + b"\n", "not what was exported"),
+        ("openvino_model.bin", inserted, r"changed: expected [\d,]+ bytes \(lonas_edge.json\), found [\d,]+"),
+        ("openvino_model.bin", flipped, "changed: its SHA-256 is not the one in lonas_edge.json"),
+        ("openvino_model.xml", lambda content: content.replace(b"</net>", b" </net>"), "changed"),
+        ("tokenizer.json", lambda content: content.replace(b"the", b"hte"), "changed"),
         ("subnetwork.json", None, "missing"),
     ],
 )
@@ -99,7 +88,7 @@ def test_run_time_properties_stored_and_taken_back(folder: Path) -> None:
     restore_properties(folder)
     assert open_exported(folder).properties == {}
     (folder / "openvino_model.xml").write_bytes(first + b" ")  # neither what it is nor what it was when it was last written
-    with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: not what was exported"):
+    with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: changed"):
         open_exported(folder)
 
 
@@ -123,19 +112,12 @@ def test_stopped_while_properties_are_stored(folder: Path, monkeypatch: pytest.M
             open_exported(folder)
 
 
-def test_every_candidate_is_known() -> None:
-    for table in (runtime.candidates("CPU", 4, 8), runtime._CPU, runtime._GPU):
-        for name, values in table.items():
-            assert all(not runtime.property_faults({name: value}) for value in values)
-    assert "CACHE_DIR" not in KNOWN
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (
             {"properties": {"CACHE_DIR": "/tmp/elsewhere"}},
-            "CACHE_DIR = '/tmp/elsewhere': not a property that is taken from a file",
+            "CACHE_DIR = '/tmp/elsewhere': not read from files",
         ),
         ({"properties": {"KV_CACHE_PRECISION": "u8\n"}}, "KV_CACHE_PRECISION = .*: expected u8"),
         ({"properties": {"INFERENCE_NUM_THREADS": "-1"}}, "INFERENCE_NUM_THREADS = '-1': expected"),
@@ -143,7 +125,7 @@ def test_every_candidate_is_known() -> None:
         ({"replaced_in_ir": {"CACHE_DIR": "/tmp/elsewhere"}}, "CACHE_DIR"),
         ({"replaced_in_ir": {"ENABLE_CPU_PINNING": "NO"}}, "ENABLE_CPU_PINNING"),
         ({"in_ir": ["CACHE_DIR"]}, "in_ir: CACHE_DIR"),
-        ({"device": 'CPU", CACHE_DIR="x'}, "device: .* is none"),
+        ({"device": 'CPU", CACHE_DIR="x'}, "device: .* is not an OpenVINO device"),
         ({"conditions": {}}, "conditions.machine"),
     ],
 )
@@ -158,14 +140,14 @@ def test_properties_that_nobody_chooses(folder: Path, change: dict, told: str) -
 
 
 def test_options_inside_the_ir(folder: Path) -> None:
-    """A directory that says it is ours, without hashes, as an older version wrote it."""
-    replace(Manifest.read(folder / "lonas_edge.json"), files=None).write(folder / "lonas_edge.json")
+    """In a directory that claims to be ours."""
+    replace(Manifest.read(folder / "lonas_edge.json"), files={}).write(folder / "lonas_edge.json")
     path = folder / "openvino_model.xml"
     text = path.read_text()
     assert text.count("<runtime_options>") == 1  # KV_CACHE_PRECISION
     open_exported(folder)
     path.write_text(text.replace("<runtime_options>", '<runtime_options><CACHE_DIR value="/tmp/elsewhere" />'))
-    with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: CACHE_DIR = '/tmp/elsewhere': not a property"):
+    with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: CACHE_DIR = '/tmp/elsewhere': not read from files"):
         open_exported(folder)
     (folder / "lonas_edge.json").unlink()
     assert open_exported(folder, ours=False).properties == {}  # of another tool's, plugins take what they take
@@ -187,15 +169,5 @@ def test_a_link_to_a_file_of_the_system_is_not_followed(llama_copy: TinySource, 
     (llama_copy.base / file).unlink(missing_ok=True)
     (llama_copy.base / file).symlink_to(secret)
     with pytest.raises(LonasEdgeError, match=rf"base: files that cannot be used:\n  - {file}: a link out of the directory"):
-        checkpoint(llama_copy, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_larger_than_the_embedding(llama_copy: TinySource, tmp_path: Path) -> None:
-    path = llama_copy.base / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["vocab"]["the on"] = VOCAB
-    path.write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=rf"base: the tokenizer has tokens beyond .*\n  - token {VOCAB} \('the on'\)"):
         checkpoint(llama_copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,13 +12,10 @@ import pytest
 import torch
 from openvino import opset13 as ops
 from openvino_models import constants, model_logits
-from tiny_models import TinyModels
 
-from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.formats import FORMATS, PER_CHANNEL
 from lonas_edge.ir import compress
 from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
-from lonas_edge.network.source import open_source
 
 GROUP = 32
 INT8, INT4 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], GROUP)
@@ -136,28 +133,10 @@ def test_fp16_constants_stay_fp16_on_disk(matrices: dict[str, np.ndarray], tmp_p
         assert np.array_equal(stored[name].data, matrix.astype(np.float16))
 
 
-def test_fp32_constants_are_the_matrices(matrices: dict[str, np.ndarray]):
-    found = compressed(matrices, Scheme(FORMATS["fp32"]))
-    assert all(np.array_equal(found[name].codes.data, matrix) for name, matrix in matrices.items())
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Directories of one tiny model of unequal widths exported in a format."""
-    tiny = tiny_models.source("llama-tied")
-    source = open_source(str(tiny.adapter), str(tiny.base), tiny.space)
-    widths = tuple(group[index % len(group)] for index, group in enumerate(tiny.groups()))
-    assert {width for width in widths if width > 8} == {128, 96, 64}
-    folder = tmp_path_factory.mktemp("formats")
-
-    def make(weight_format: str, group_size: int | None = None) -> Path:
-        output = folder / f"{weight_format}{group_size or ''}"
-        if not output.exists():
-            options = ExportOptions(weight_format=weight_format, verify=False, group_size=group_size)
-            export(source, source.subnetwork(widths, "test"), output, options)
-        return output
-
-    return make
+@pytest.fixture(scope="session")
+def exported(exports: Callable[..., Path]) -> Callable[..., Path]:
+    """Directories of one tiny model of unequal widths, exported in a format."""
+    return lambda name, group=None: exports("llama-tied", "unequal:1", weight_format=name, group_size=group, verify=False)
 
 
 @SCHEMES
@@ -178,17 +157,6 @@ def test_equals_nncf_on_a_whole_ir(scheme: Scheme, exported: Callable[..., Path]
         assert np.array_equal(values(found[name]), values(expected[name])), name
     properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     assert torch.equal(model_logits(found_model, ids, properties), model_logits(stock_model, ids, properties))
-
-
-def test_fp16_ir(exported: Callable[..., Path]):
-    whole, half = (
-        constants(ov.Core().read_model(exported(weight_format) / "openvino_model.xml")) for weight_format in ("fp32", "fp16")
-    )
-    names = [name for name in whole if name.endswith(".weight")]
-    assert len(names) == 3 * 5 + 1
-    for name in names:
-        assert half[name].get_element_type() == ov.Type.f16
-        assert np.array_equal(half[name].data, whole[name].data.astype(np.float16)), name
 
 
 def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable[..., Path]):

@@ -12,7 +12,7 @@ import torch
 from openvino import opset13 as ops
 from openvino_models import constants, ir_logits, stored_matrices
 from oracle import oracle_logits
-from tiny_models import HEADS, HIDDEN, KV_HEADS, LAYERS, TinyModels, TinySource
+from tiny_models import HEADS, HIDDEN, KV_HEADS, LAYERS, TinyModels, TinySource, families
 
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
@@ -78,7 +78,7 @@ def test_stacked_and_taken_apart(scheme: Scheme, rows: Sequence[int]) -> None:
         assert np.shares_memory(part.codes.data, whole.codes.data), "no weight is in memory twice"
 
 
-@pytest.mark.parametrize("case", ["llama-biased", "gemma3", "olmo2", "phi3"])  # the others: test_export_families
+@pytest.mark.parametrize("case", families("llama-biased", "gemma3", "olmo2", "phi3"))  # the others: test_export_families
 def test_every_family(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
     """Two products a layer less, the rows of q, k and v below each other, and the answers of the oracle."""
     source = tiny_models.source(case)
@@ -98,20 +98,21 @@ def test_every_family(case: str, tiny_models: TinyModels, choose: Choose, ids: t
         assert not [name for name in after if name.startswith(f"{block}.k_proj")]
 
 
-@pytest.mark.parametrize(("case", "weight_format"), [("llama", "fp16"), ("qwen2-tied", "int8"), ("llama", "int4")])
-def test_every_format(
-    case: str, weight_format: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
-) -> None:
-    """qwen2 has biases on q, k and v. What is stored is the same, so answers differ by the order of sums alone."""
-    source = tiny_models.source(case)
-    widths = choose(source, "unequal:2")
-    one, each = (
-        exported(source, widths, tmp_path / str(fused), weight_format=weight_format, fuse=fused) for fused in (True, False)
-    )
+@pytest.mark.parametrize(("case", "weight_format"), [("qwen2-tied", "int8"), ("llama", "int4")])
+def test_formats_and_stock_clients(case: str, weight_format: str, ids: torch.Tensor, exports: Callable[..., Path]) -> None:
+    """qwen2 has biases on q, k and v. The stored weights are the same, so logits differ by the order of sums only."""
+    one, each = (exports(case, "unequal:2", weight_format=weight_format, fuse=fuse, verify=fuse) for fuse in (True, False))
     assert products(each) - products(one) == 2 * LAYERS
     assert (ir_logits(one, ids) - ir_logits(each, ids)).abs().max() < 1e-5
     sizes = [(folder / "openvino_model.bin").stat().st_size for folder in (one, each)]
     assert abs(sizes[0] - sizes[1]) < 1000  # constants of shapes
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=16)
+    texts = [
+        openvino_genai.LLMPipeline(str(folder), "CPU", **exact).generate(["the inner ones", "a"], config).texts
+        for folder in (one, each)
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_heads_and_attention_that_are_gone(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
@@ -129,18 +130,6 @@ def test_heads_and_attention_that_are_gone(tiny_models: TinyModels, ids: torch.T
         "model.layers.1.self_attn.q_proj+k_proj+v_proj.weight": whole // 2,
         "model.layers.2.self_attn.q_proj+k_proj+v_proj.weight": whole,
     }
-
-
-def test_stock_clients_write_the_same(llama: TinySource, choose: Choose, tmp_path: Path) -> None:
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=16)
-    written: dict[str, list[Any]] = {"SDPA": [], "PA": []}
-    for fused in (True, False):
-        folder = exported(llama, choose(llama, "heuristic"), tmp_path / str(fused), fuse=fused)
-        for backend, texts in written.items():
-            pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", ATTENTION_BACKEND=backend, **exact)
-            texts.append(pipeline.generate(["the inner ones", "a"], config).texts)
-    assert all(one == each for one, each in written.values())
 
 
 def graph(biases: Sequence[bool], inputs: Sequence[int], widths: Sequence[int] = (4, 2, 2)) -> Any:

@@ -22,7 +22,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import fill_graph
-from lonas_edge.ir.graph import GraphConversion, Job
+from lonas_edge.ir.graph import Conversion, GraphConversion
 
 
 @pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
@@ -39,13 +39,13 @@ def test_the_start_method_is_the_one_asked_for(start_method: str, tiny_models: T
         assert type(conversion._process) is multiprocessing.get_context(start_method).Process
 
 
-def job_of(base: Path, folder: Path) -> Job:
+def job_of(base: Path, folder: Path) -> Conversion:
     """The conversion of a whole base, without tokenizer, into `folder`."""
     vectors = {name: tensor for name, tensor in load_file(base / "model.safetensors").items() if tensor.dim() == 1}
     save_file(vectors, folder / "vectors.safetensors")
     (folder / "graph").mkdir()
     config = json.loads((base / "config.json").read_text())
-    return Job(config, str(folder / "vectors.safetensors"), str(folder / "graph" / MODEL), None, str(folder))
+    return Conversion(config, str(folder / "vectors.safetensors"), str(folder / "graph" / MODEL), None, str(folder))
 
 
 @pytest.mark.parametrize("case", ["llama-biased", "gemma3-tied"])
@@ -119,8 +119,8 @@ def test_leaving_the_block_ends_the_process(tiny_models: TinyModels, tmp_path: P
 _PARENT = """
 import json, os, signal, sys, time
 from pathlib import Path
-from lonas_edge.ir.graph import GraphConversion, Job
-job = Job(**json.loads(sys.argv[1]))
+from lonas_edge.ir.graph import Conversion, GraphConversion
+job = Conversion(**json.loads(sys.argv[1]))
 conversion = GraphConversion(job)
 while not conversion._log.exists():  # it has begun
     time.sleep(0.001)

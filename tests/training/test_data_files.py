@@ -15,7 +15,6 @@ from training_runs import EXAMPLES, OPTIONS, RECORD, write_data
 from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.draft import DraftOptions
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import open_source
@@ -172,19 +171,18 @@ def test_eval_and_export_ask_in_the_chat_template(
 def test_clients_of_an_export_have_the_training_s_chat_template(
     trained_on_chat: Path, talking: TinySource, tmp_path: Path
 ) -> None:
-    """In the tokenizer's files, in the OpenVINO tokenizer that openvino_genai asks, in the GGUF file, in a draft."""
+    """In the tokenizer's files, in the OpenVINO tokenizer that openvino_genai asks, in the GGUF file."""
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source = open_source(str(trained_on_chat))
     widths = source.select("maximal")
     export(source, widths, tmp_path / "checkpoint", ExportOptions(stage="checkpoint", verify=False))
     export(source, widths, tmp_path / "gguf", ExportOptions(stage="gguf", gguf_type="f32", verify=False))
-    export(source, widths, tmp_path / "ir", ExportOptions(draft=DraftOptions(widths), verify=False))
-    for folder in (tmp_path / "checkpoint", tmp_path / "ir", tmp_path / "ir/draft"):
+    export(source, widths, tmp_path / "ir", ExportOptions(verify=False))
+    for folder in (tmp_path / "checkpoint", tmp_path / "ir"):
         assert AutoTokenizer.from_pretrained(folder).chat_template == CHAT
-    for folder in (tmp_path / "ir", tmp_path / "ir/draft"):
-        assert openvino_genai.Tokenizer(folder).get_original_chat_template() == CHAT
-        tokenizer = openvino.Core().read_model(folder / "openvino_tokenizer.xml")
-        assert tokenizer.get_rt_info("chat_template").value == CHAT
+    assert openvino_genai.Tokenizer(tmp_path / "ir").get_original_chat_template() == CHAT
+    tokenizer = openvino.Core().read_model(tmp_path / "ir/openvino_tokenizer.xml")
+    assert tokenizer.get_rt_info("chat_template").value == CHAT
     assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
 
 

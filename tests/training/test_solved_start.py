@@ -154,7 +154,7 @@ def test_trained_further_it_keeps_the_change(trained: Callable, data: Path, tmp_
     assert one["solved"] == two["solved"] and FILE in two["sha256"]
     first, second = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(LonasEdgeError, match="there is no whole network any more"):
+    with pytest.raises(LonasEdgeError, match="the unpruned network that --solve compares with is gone"):
         solved(tmp_path / "one", data, tmp_path / "three")
 
 
@@ -184,7 +184,7 @@ def test_wrong_usage(llama: TinySource, trained: Callable, data: Path, tmp_path:
         (["--model", llama.base, "--nncf-config", llama.space, "--solve", data], 2, "--solve goes with --from"),
         (["--from", start, "--solve-prompts", 4], 2, "--solve-prompts goes with --solve"),
         (["--from", start, "--solve", data], 1, "expected at least 576. Add data, or lower --solve-prompts"),
-        (["--from", start, "--subnet", "maximal", "--solve", data], 1, "narrows no MLP and no heads"),
+        (["--from", start, "--subnet", "maximal", "--solve", data], 1, "--solve has no effect: its maximal sub-network"),
     ):
         ran = run_cli(*base, *arguments)
         assert (ran.code, told in " ".join(ran.err.split())) == (code, True), ran.err

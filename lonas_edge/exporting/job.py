@@ -1,0 +1,115 @@
+"""One export in progress, and the steps that all stages share."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lonas_edge.data.calibration import compared_inputs
+from lonas_edge.exporting import ovms, verify
+from lonas_edge.exporting.calibration import CalibrationPrompts
+from lonas_edge.exporting.manifest import Calibrated, Compression, Written
+from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.exporting.solved import SolvePrompts
+from lonas_edge.exporting.steps import Steps
+from lonas_edge.files import replace_text
+from lonas_edge.network.configuration import GENERATION
+from lonas_edge.network.divergence import Parity, TextDivergence, compare
+from lonas_edge.network.materialize import MaterializedModel
+
+if TYPE_CHECKING:  # of an extra
+    from lonas_edge.exporting.gguf_file import Layout
+
+
+@dataclass(frozen=True)
+class Job:
+    """An export whose inputs are read and checked.
+
+    Attributes:
+        model: The materialized sub-network.
+        tokenizer: The base's, with the chat template of the training; or None.
+        generation: Content of the base's generation_config.json, or None.
+        folder: The output while it is written.
+        options: What to write.
+        stored: The IR's format, the checkpoint's dtype or the GGUF file's type.
+        steps: Times the steps.
+        hash_files: Starts to hash the files of the output, all of which are written, while they are verified.
+        solve: Prompts of the least-squares reconstruction, or None.
+        calibration: Prompts of the compression, or None.
+        gguf: Layout and vocabulary of a GGUF file, or None.
+    """
+
+    model: MaterializedModel
+    tokenizer: Any
+    generation: dict[str, Any] | None
+    folder: Path
+    options: ExportOptions
+    stored: str
+    steps: Steps
+    hash_files: Callable[[], Future[dict[str, tuple[Written, ...]]]]
+    solve: SolvePrompts | None = None
+    calibration: CalibrationPrompts | None = None
+    gguf: "tuple[Layout, dict[str, Any]] | None" = None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Return the inputs of compared networks by name, each [prompts, tokens]."""
+        architecture = self.model.source.architecture
+        return compared_inputs(architecture.family.task, self.tokenizer, architecture.config)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of a stage, for the manifest.
+
+    Attributes:
+        files: Hashes of the files.
+        parity: Results of the comparisons, by the names in `manifest.COMPARED`.
+        compression: How the layers' weights are stored.
+        fused: Number of the IR's matrices that are part of others.
+        calibrated: Data of the compression, or None.
+        texts: Comparison of generated texts, or None.
+    """
+
+    files: Future[dict[str, tuple[Written, ...]]]
+    parity: dict[str, Parity] = field(default_factory=dict)
+    compression: tuple[Compression, ...] = ()
+    fused: int = 0
+    calibrated: Calibrated | None = None
+    texts: TextDivergence | None = None
+
+
+def verify_weights(job: Job) -> tuple[torch.Tensor, Parity]:
+    """Compare the materialized model with the activated super-network.
+
+    Returns:
+        The materialized model's logits in float64, and the comparison.
+
+    Raises:
+        LonasEdgeError: If they differ.
+    """
+    with job.steps.step("verify_weights", "Comparing with the activated super-network"):
+        inputs = job.inputs()
+        reference = verify.super_network_logits(job.model, inputs)
+        materialized = verify.materialized_logits(job.model, inputs)
+        parity = compare(reference, materialized)
+        verify.check_materialized(job.model.source.folder, parity, reference)
+    return materialized, parity
+
+
+def write_configs(job: Job, dtype: str) -> None:
+    """Write config.json, generation_config.json and the files for a server."""
+    replace_text(job.folder / "config.json", json.dumps(job.model.config(dtype), indent=2) + "\n")
+    if job.options.server:
+        replace_text(job.folder / ovms.GRAPH_FILE, ovms.GRAPH)
+    if job.generation is not None:
+        replace_text(job.folder / GENERATION, json.dumps(job.generation, indent=2) + "\n")
+
+
+def scratch(folder: Path, prefix: str) -> "tempfile.TemporaryDirectory[str]":
+    """Return a temporary directory next to the output; Windows cannot remove it at once where an error holds a mapped file."""
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True)

@@ -1,0 +1,190 @@
+"""`--stage ir`: OpenVINO IR. The graph is converted in its own process while this one makes and compresses the weights."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+import torch
+from safetensors.torch import save_file
+
+from lonas_edge.exporting import texts, verify
+from lonas_edge.exporting.calibration import CalibrationPrompts
+from lonas_edge.exporting.job import Job, Outcome, scratch, verify_weights, write_configs
+from lonas_edge.exporting.manifest import Calibrated, Compression, shares
+from lonas_edge.formats import FORMATS, WeightFormat
+from lonas_edge.ir import MODEL, compress
+from lonas_edge.ir.calibrated import compress_on_data
+from lonas_edge.ir.compress import Compressed, Scheme
+from lonas_edge.ir.convert import filled, write_compressed, write_ir
+from lonas_edge.ir.fuse import attention_matrices
+from lonas_edge.ir.graph import Conversion, GraphConversion
+from lonas_edge.ir.support import refusal
+from lonas_edge.network.divergence import Parity, compare, compare_texts
+from lonas_edge.network.materialize import MaterializedModel
+
+Matrices = dict[str, Compressed]  # by tensor name
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A written IR: matrices that are part of others, storage of the layers' weights, data of the compression, comparisons."""
+
+    fused: int
+    compression: tuple[Compression, ...]
+    calibrated: Calibrated | None = None
+    parity: dict[str, Parity] = field(default_factory=dict)
+
+
+def export_ir(job: Job) -> Outcome:
+    """Write and verify an IR."""
+    options, model = job.options, job.model
+    parity: dict[str, Parity] = {}
+    materialized = fp32_texts = divergence = None
+    with ExitStack() as stack:
+        conversion = _conversion(job, Path(stack.enter_context(scratch(job.folder, "graph-"))))
+        process = stack.enter_context(GraphConversion(conversion))
+        schemes, matrices = _compress(job)
+        if options.verify:
+            materialized, parity["materialized"] = verify_weights(job)
+        write_configs(job, "float32" if job.stored == "fp32" else "float16")
+        with job.steps.step("convert", "Waiting for the converted graph and tokenizer"):
+            process.wait()
+        graph = Path(conversion.graph)
+        blocks = attention_matrices(model.source.architecture) if options.fuse else ()
+        if job.calibration:
+            written = _write_calibrated(job, job.calibration, graph, matrices, blocks, materialized)
+        else:
+            with job.steps.step("write", "Writing the IR"):
+                fused = write_ir(graph, job.folder, matrices, schemes, options.stored_as, blocks, options.ratio)
+            written = _Written(fused, _compression_of(model, schemes))
+        if options.compare_texts:
+            with job.steps.step("fp32_texts", "Generating texts in fp32"):
+                fp32_texts = texts.generate_in_fp32(model, graph, job.tokenizer, job.generation)
+    files = job.hash_files()
+    parity |= written.parity
+    if materialized is not None:
+        with job.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
+            if written.calibrated:  # verified before the compression, after which no weight is rounded by itself
+                parity["ir"] = compare(materialized, _ir_logits(job, job.folder / MODEL))
+            else:
+                parity["ir_stored"], logits = _verified(job, job.folder / MODEL, matrices, materialized)
+                parity["ir"] = compare(materialized, logits)
+    if fp32_texts is not None:
+        with job.steps.step("compare_texts", "Comparing the IR's texts with those in fp32"):
+            generated = texts.generate_texts(model, job.folder / MODEL, job.tokenizer, job.generation)
+            divergence = compare_texts(fp32_texts, generated, texts.NEW_TOKENS)
+    return Outcome(files, parity, written.compression, written.fused, written.calibrated, divergence)
+
+
+def _conversion(job: Job, folder: Path) -> Conversion:
+    """Write the one-dimensional parameters, which the conversion needs; matrices are filled in afterwards."""
+    vectors, graph = folder / "vectors.safetensors", folder / "graph" / MODEL
+    names = [name for name, shape in job.model.shapes.items() if len(shape) == 1]
+    save_file({name: job.model.tensor(name).contiguous() for name in names}, vectors)
+    graph.parent.mkdir()
+    source = job.model.source
+    tokenizer = str(source.base.folder) if job.tokenizer is not None else None
+    return Conversion(job.model.config(), str(vectors), str(graph), tokenizer, str(job.folder), source.chat_template)
+
+
+def _compress(job: Job) -> tuple[dict[str, Scheme], Matrices]:
+    """Make every matrix and compress it; to fp32 where the graph is compressed on data later."""
+    with job.steps.step("compress", "Slicing, merging and compressing") as done:
+        if job.calibration:
+            schemes = compress.schemes(job.model, FORMATS["fp32"])
+        else:
+            schemes = compress.schemes(job.model, job.options.stored_as, job.options.ratio)
+        matrices: Matrices = {}
+        for name, matrix in compress.compress_matrices(job.model, schemes):
+            matrices[name] = matrix
+            done(len(matrices) / len(schemes))
+        job.model.refuse_not_finite()
+    return schemes, matrices
+
+
+def _write_calibrated(
+    job: Job,
+    calibration: CalibrationPrompts,
+    graph: Path,
+    matrices: Matrices,
+    blocks: Sequence[Sequence[str]],
+    materialized: torch.Tensor | None,
+) -> _Written:
+    """Fill the graph with fp32 weights, verify it, compress it on data, and write it."""
+    parity = {}
+    ir, held = filled(graph, matrices, blocks)
+    fused = len(matrices) - len(held)
+    if materialized is not None:
+        with job.steps.step("verify_uncompressed", "Comparing the IR with its weights before compression"):
+            parity["ir_uncompressed"], _ = _verified(job, ir, matrices, materialized)
+    shown = f"Compressing on data ({calibration.method}), about {calibration.bytes_needed / 1e9:.1f} GB"
+    with job.steps.step("calibrate", shown):
+        encoded = calibration.encoded(job.tokenizer)
+        storage = job.options.stored_as, calibration.group_size, job.options.ratio
+        ir = compress_on_data(ir, *storage, calibration.method, encoded)
+        matrices.clear()
+        held.clear()
+        compression = _compression_in(ir, compress.outer_matrices(job.model), *storage[:2])
+    with job.steps.step("write", "Writing the IR"):
+        write_compressed(ir, job.folder, *storage)
+    return _Written(fused, compression, calibration.record(sum(ids.size for ids in encoded)), parity)
+
+
+def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized: torch.Tensor) -> tuple[Parity, torch.Tensor]:
+    """Compare an IR with the weights stored in it.
+
+    Returns:
+        The comparison, and the IR's logits.
+
+    Raises:
+        LonasEdgeError: If they differ.
+    """
+    inputs = job.inputs()
+    stored = verify.stored_logits(job.model, matrices, inputs)
+    if isinstance(ir, Path):
+        matrices.clear()  # makes room for the compiled IR
+    logits = _ir_logits(job, ir)
+    parity = compare(stored, logits)
+
+    def noise() -> float:
+        return verify.arithmetic_noise(job.model, inputs, materialized)
+
+    verify.check_ir(job.model.source.folder, parity, stored, noise)
+    return parity, logits
+
+
+def _ir_logits(job: Job, ir: "Path | ov.Model") -> torch.Tensor:
+    try:
+        return verify.ir_logits(ir, job.inputs())
+    except RuntimeError as error:
+        raise refusal("CPU", job.options.weight_format, error) from error
+
+
+def _compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> tuple[Compression, ...]:
+    """Return the storage of the layers' weights, the largest share first."""
+    counts: Counter[tuple[str, int | None]] = Counter()
+    for name, shape in compress.inner_matrices(model).items():
+        counts[schemes[name].weight_format.name, schemes[name].group_size] += math.prod(shape)
+    return shares(counts)
+
+
+def _compression_in(ir: Any, outer: tuple[str, ...], weight_format: WeightFormat, group_size: int) -> tuple[Compression, ...]:
+    """Read the same from an IR that NNCF compressed."""
+    rest = FORMATS[weight_format.outer or weight_format.name]
+    formats: dict[int, tuple[str, int | None]] = {
+        rest.bits: (rest.name, None),
+        weight_format.bits: (weight_format.name, group_size),
+    }
+    counts: Counter[tuple[str, int | None]] = Counter()
+    for node in ir.get_ops():
+        name = node.friendly_name
+        if node.get_type_name() != "Constant" or not name.endswith(".weight") or name in outer or math.prod(node.shape) < 2:
+            continue
+        if scheme := formats.get(node.get_element_type().bitwidth):
+            counts[scheme] += math.prod(node.shape)
+    return shares(counts)

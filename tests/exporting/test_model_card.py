@@ -1,0 +1,92 @@
+"""The model card: prompts, the call for NPUs, runtime properties."""
+
+import pytest
+from test_exported import MANIFEST, RUNTIME
+
+from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.exporting.model_card import fits_npu, model_card
+from lonas_edge.ir.runtime import RuntimeProperties
+
+ALPACA = """`alpaca`; the answer takes the place of `{output}`:
+
+```text
+Below is an instruction that describes a task. Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Response:
+{output}
+```
+
+With an input in addition to the instruction:
+
+```text
+Below is an instruction that describes a task, paired with an input that provides further context. Write a response that \
+appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:
+{output}
+```
+
+## Verification"""
+APPLIES = "openvino_genai applies the tokenizer's chat template unless you pass `apply_chat_template=False`.\n\n## Verification"
+CHAT = "It was trained with the prompt `chat`: use the tokenizer's chat template"
+FILE = {"chat_template.jinja": [{"bytes": 1, "sha256": "ab"}]}
+
+
+def manifest(**changes: object) -> Manifest:
+    return Manifest.from_json({**MANIFEST, **changes}, "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"prompt": "alpaca"}, ALPACA),
+        ({"prompt": "alpaca", "stage": "checkpoint", "files": FILE}, ALPACA),
+        ({"prompt": "question", "files": FILE}, APPLIES),
+        ({"prompt": "chat", "files": FILE}, CHAT + ", which openvino_genai applies by itself.\n\n## Verification"),
+        ({"prompt": "chat", "stage": "checkpoint"}, CHAT + ".\n\n## Verification"),
+    ],
+)
+def test_the_prompt(changes: dict[str, object], expected: str) -> None:
+    assert expected in model_card(manifest(**changes))
+
+
+@pytest.mark.parametrize("prompt", [None, "of a later version"])
+def test_an_unknown_prompt(prompt: str | None) -> None:
+    card = model_card(manifest(prompt=prompt, files=FILE))
+    assert "trained with" not in card and "apply_chat_template" not in card
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes", "fits"),
+    [
+        ([("int4_sym", 128, 1.0)], {}, True),
+        ([("int4_sym", -1, 1.0)], {}, True),
+        ([("int4_sym", 64, 1.0)], {}, False),
+        ([("int4", 128, 1.0)], {}, False),
+        ([("int4_sym", 128, 0.8), ("int8", None, 0.2)], {}, False),
+        ([], {"stage": "checkpoint"}, False),
+        ([("int4_sym", 128, 1.0)], {"pipeline": "text-classification"}, False),
+    ],
+)
+def test_exports_for_npus(stored: list, changes: dict, fits: bool) -> None:
+    parts = [{"weight_format": name, "group_size": size, "share": share} for name, size, share in stored]
+    of = manifest(compression=parts, **changes)
+    assert fits_npu(of) is fits
+    assert ('openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024' in model_card(of)) is fits
+
+
+def test_runtime_properties() -> None:
+    chosen = {"properties": {"ENABLE_CPU_PINNING": "NO", "KV_CACHE_PRECISION": "u8"}, "in_ir": ["KV_CACHE_PRECISION"]}
+    card = model_card(manifest(), RuntimeProperties.from_json({**RUNTIME, **chosen}, "here"))
+    assert "on a CPU, 4 threads, 2026-11-25: TPOT 0.70x vs. the defaults" in card
+    assert "In the IR, used by every client: `KV_CACHE_PRECISION=u8`." in card
+    assert 'LLMPipeline("THIS_DIRECTORY", "CPU", **{"ENABLE_CPU_PINNING": "NO"})' in card

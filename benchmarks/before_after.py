@@ -55,7 +55,8 @@ class Tree:
 
         Sampling the memory walks all page tables and slows the command, so latency is measured without it.
         """
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "XDG_CACHE_HOME": str(self.work), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
+        environment["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=self.work)  # nothing is reused
         line = [sys.executable, "-m", "lonas_edge", *map(str, command)]
         start, peak = time.perf_counter(), 0
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -84,7 +85,7 @@ class Tree:
         return {"export, s": seconds, "export, peak GB": peak / 1e9}
 
     def eval(self) -> Figures:
-        options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", "400", "--fresh", "--json"]
+        options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", "400", "--json"]
         printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *options)
         (target,) = json.loads(printed)["targets"]
         return {"eval, s per prompt": target["seconds"] / target["asked"]}

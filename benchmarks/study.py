@@ -59,8 +59,8 @@ def trained(output: Path, *options: object) -> Path:
     """Train an adapter, or resume its training."""
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = [*output.parent.glob(f"{output.name}.training"), *output.parent.glob(f"{output.name}.partial")]
-        lonas_edge("train", *options, "--output", output, *(["--resume"] if partial else []))
+        resumed = ["--resume"] if output.with_name(f"{output.name}.partial").exists() else []
+        lonas_edge("train", *options, "--output", output, *resumed)
     return output
 
 

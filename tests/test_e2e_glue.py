@@ -85,7 +85,7 @@ def test_train_search_export_eval(minilm: Path, tmp_path: Path) -> None:
     report = run(
         tmp_path,
         *("eval", tmp_path / "int8", adapter, tmp_path / "checkpoint", "--subnet", "maximal"),
-        *("--tasks", "SST-2", "--datasets", data, "--fresh"),
+        *("--tasks", "SST-2", "--datasets", data),
     )
     accuracies = [target["tasks"][0]["accuracy"] for target in report["targets"]]
     assert accuracies[1] > 75  # the maximal network has learned it: 50 is chance

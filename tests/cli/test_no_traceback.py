@@ -241,7 +241,7 @@ def commands(source: TinySource, exported: Path, folder: Path) -> dict[str, list
         "space": ["space", "--model", source.base, "--output", folder / "new.json", "--ranks", "8,6"],
         "export": ["export", *source.arguments(), "--output", folder / "new"],
         "train": ["train", *train, "--output", folder / "new", "--steps", "2", "--rank", "8"],
-        "eval": ["eval", exported, "--datasets", DATASETS, "--tasks", "ARC-Easy", "--protocol", "option-text", "--fresh"],
+        "eval": ["eval", exported, "--datasets", DATASETS, "--tasks", "ARC-Easy", "--protocol", "option-text"],
         "bench": ["bench", exported, "--arms", "lora", *model, *short, "--output", folder / "new"],
     }
 

@@ -142,7 +142,7 @@ COMMANDS = {
         _export(SOURCE, *_SUBNET), [*_WEIGHTS, *_TOKENIZER, *_ADAPTER, "space.json", "subnet.json"], "classifier", 8, BERT
     ),
     "export-bert-super": Command(_export(["super"]), [*_SUPER, *_WEIGHTS], "classifier", 5, BERT),
-    "eval-glue": Command(["eval", "ir", *_GLUE, "--fresh"], [*_IR, *["glue/RTE/dev.tsv"] * 3], "eval", 5, BERT, []),
+    "eval-glue": Command(["eval", "ir", *_GLUE], [*_IR, *["glue/RTE/dev.tsv"] * 3], "eval", 5, BERT, []),
     "search-glue": Command(
         ["search", "super", "--data", "RTE/train.tsv", "--evals", "5", *SEARCH, "--output", "out"],
         [*_SUPER, *_WEIGHTS, *["RTE/train.tsv"] * 3],
@@ -151,7 +151,7 @@ COMMANDS = {
         BERT,
         seconds=90,
     ),
-    "eval-ir": Command(["eval", "ir", *EVAL, "--fresh"], [*_IR, "datasets/boolq/test.json"], "eval", 10, writes=[]),
+    "eval-ir": Command(["eval", "ir", *EVAL], [*_IR, "datasets/boolq/test.json"], "eval", 10, writes=[]),
     "eval-card": Command(
         ["eval", "ir", *EVAL, "--card"],
         ["ir/lonas_edge_eval.json", "ir/lonas_edge.json", "ir/lonas_edge_runtime.json"],

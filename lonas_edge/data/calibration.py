@@ -1,4 +1,4 @@
-"""Texts that networks are compared on, and the token ids of them."""
+"""Texts and token ids to compare networks on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ TEXTS = (
 )
 
 
-BEGINNINGS = (  # of texts that networks go on with
+BEGINNINGS = (  # of texts that networks continue
     *TEXTS,
     "A long time ago, in a village by the sea, there lived a fisherman whose nets came up empty every single morning, until",
     "Plants make sugar out of water and carbon dioxide with the energy of light. This process, which goes on in the leaves,",
@@ -26,20 +26,11 @@ BEGINNINGS = (  # of texts that networks go on with
     "import csv\n\ndef read_rows(path):\n    with open(path, newline='') as rows:\n        reader = csv.reader(rows)\n",
     "The capital of France is Paris, the capital of Italy is Rome, the capital of Spain is Madrid, and the capital of Portugal",
 )
-PROMPT_TOKENS, FEWEST_TOKENS = 16, 4  # with one or two, rotary tables and attention say nothing
+PROMPT_TOKENS, FEWEST_TOKENS = 16, 4  # with fewer, rotary tables and attention are not tested
 
 
 def prompts(tokenizer: Any, vocab_size: int, texts: Sequence[str] = TEXTS) -> torch.Tensor:
-    """Token ids of the prompts that are compared, all of one length: [prompts, tokens].
-
-    Args:
-        tokenizer: The model's tokenizer, or None. Seeded random ids then, and where it makes too few tokens of the texts.
-        vocab_size: Size of the vocabulary.
-        texts: What the prompts are the beginnings of.
-
-    Returns:
-        The ids.
-    """
+    """Token ids of prompts of one length, [prompts, tokens]; random ones without a usable tokenizer."""
     if tokenizer is not None:
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         length = min(PROMPT_TOKENS, *map(len, encoded))
@@ -53,7 +44,7 @@ PAIR_TOKENS = 24  # of a pair, padding included
 
 
 def _pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Pairs of texts of unequal lengths: a mask, and segments where the model has several, say something."""
+    """Pairs of texts of unequal lengths, so that mask and segments matter."""
     rows = [_pair(tokenizer, config, number) for number in range(len(TEXTS))]
     length = max(len(ids) for ids, _ in rows)
     last = config.type_vocab_size - 1
@@ -69,7 +60,7 @@ def _pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
 
 
 def _pair(tokenizer: Any, config: Any, number: int) -> tuple[list[int], list[int]]:
-    """Ids and segments of one pair, of a length of its own; drawn where the tokenizer makes too few tokens of the texts."""
+    """Ids and segments of one pair of its own length; random ones without a usable tokenizer."""
     length = min(PAIR_TOKENS, config.max_position_embeddings) - number
     if tokenizer is not None:
         options = {"truncation": True, "max_length": length, "return_token_type_ids": True}
@@ -78,8 +69,8 @@ def _pair(tokenizer: Any, config: Any, number: int) -> tuple[list[int], list[int
         if len(set(ids)) > FEWEST_TOKENS and max(ids) < config.vocab_size:
             return ids, kinds
     generator = torch.Generator().manual_seed(number)
-    drawn = torch.randint(0, config.vocab_size, (max(1, length),), generator=generator).tolist()
-    return drawn, [int(place > length // 2) for place in range(len(drawn))]
+    random = torch.randint(0, config.vocab_size, (max(1, length),), generator=generator).tolist()
+    return random, [int(position > length // 2) for position in range(len(random))]
 
 
 def _tokens(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
@@ -90,14 +81,5 @@ _COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {CAUSA
 
 
 def compared_inputs(task: Task, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """What networks are compared on.
-
-    Args:
-        task: What they are for.
-        tokenizer: Their tokenizer, or None.
-        config: Their configuration.
-
-    Returns:
-        What they are given by name, each [prompts, tokens].
-    """
+    """Inputs to compare networks of a task on, by name, each [prompts, tokens]."""
     return _COMPARED[task](tokenizer, config)

@@ -1,4 +1,4 @@
-"""The eight commonsense tasks of the LLM-Adapters collection: their answer words, and what a sample asks."""
+"""The eight commonsense tasks of the LLM-Adapters collection: questions and answer words."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ _INSTRUCTION = re.compile(r".*?: (?P<body>.*?)\s*Answer format: (?P<words>\S+)\s
 
 @dataclass(frozen=True)
 class Question:
-    """What an instruction asks: the question, and the text of each option by its answer word, in order."""
+    """A question, and the text of each option by its answer word, in order."""
 
     text: str
     options: dict[str, str]
@@ -27,21 +27,15 @@ class CommonsenseTask(WordTask):
     spelled_out: bool = field(default=True, kw_only=True)
 
     def question(self, sample: dict[str, str]) -> Question:
-        """What a sample asks.
-
-        Args:
-            sample: A sample without a fault.
-
-        Returns:
-            The question, the right answer among its options.
+        """Parse the question of a sample.
 
         Raises:
             ValueError: If the instruction has another form, or other options.
         """
         question = parse(sample["instruction"])
-        strange = [word for word in question.options if word not in self.words]
-        if strange:
-            raise ValueError(f"answer format {strange[0]!r} is not one of {', '.join(self.words)}")
+        unknown = [word for word in question.options if word not in self.words]
+        if unknown:
+            raise ValueError(f"answer format {unknown[0]!r} is not one of {', '.join(self.words)}")
         if self.spelled_out and all(text == word for word, text in question.options.items()):
             first = next(iter(question.options)).capitalize()
             raise ValueError(f"no option is spelled out; expected '{first}: TEXT …'")
@@ -51,22 +45,17 @@ class CommonsenseTask(WordTask):
 
 
 def parse(instruction: str) -> Question:
-    """Take question and options from an instruction.
+    """Parse `…: QUESTION`, the options `Answer1: TEXT Answer2: TEXT …`, and `Answer format: answer1/answer2/…`.
 
-    Args:
-        instruction: `…: QUESTION`, the options as `Answer1: TEXT Answer2: TEXT …`, and `Answer format: answer1/answer2/…`.
-            Where no options are spelled out (BoolQ), the answer words are the options.
-
-    Returns:
-        The question.
+    Without spelled-out options (BoolQ) the answer words are the options.
 
     Raises:
         ValueError: If it has another form.
     """
-    found = _INSTRUCTION.fullmatch(instruction)
-    if not found:
+    match = _INSTRUCTION.fullmatch(instruction)
+    if not match:
         raise ValueError("the instruction does not end with 'Answer format: WORD/WORD/…'")
-    words, body = found["words"].split("/"), found["body"]
+    words, body = match["words"].split("/"), match["body"]
     labels = [f"{word.capitalize()}:" for word in words]
     if labels[0] not in body:
         return Question(body.strip(), {word: word for word in words})

@@ -1,8 +1,8 @@
-"""Conversations: `messages` in the model's own chat template, of which what the assistant says is learned.
+"""Conversations: `messages` in the model's own chat template; the assistant's turns are learned.
 
 A template is Jinja, rendered by transformers in its sandbox. Where it marks the assistant's turns (`{% generation %}`), those
-marks are taken, as TRL does. Elsewhere a turn is what rendering the conversation up to it adds to rendering what was before,
-with the prompt for an answer: the text is told apart, not the tokens, so that the tokens are those of the whole conversation.
+marks are used, as TRL does. Otherwise a turn is the text that it adds to the rendered conversation so far, with the prompt for
+an answer. The text is split, not the tokens, so that the tokens are those of the whole conversation.
 """
 
 import re
@@ -15,28 +15,19 @@ from lonas_edge.errors import LonasEdgeError, one_line
 
 ROLES = ("system", "user", "assistant")
 _MARKS = re.compile(r"\{%-?\s*generation\b")
-_ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # nothing that a template says itself
+_ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
 _CONTEXT = "\n\n"  # between an instruction and its input, in one message
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages by their roles; `place` is where they were read, for errors."""
+    """Messages (role, content); `place` is their position in the file, for errors."""
 
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False)
 
     def rendered(self, tokenizer: Any, chat: str, count: int | None = None, asking: bool = False) -> str:
-        """The text of its first messages.
-
-        Args:
-            tokenizer: Knows the template's special tokens.
-            chat: The template.
-            count: How many messages; all when None.
-            asking: Whether the prompt for an answer follows.
-
-        Returns:
-            The text.
+        """Render the first `count` messages, and the prompt for an answer if `asking`.
 
         Raises:
             LonasEdgeError: If the template refuses them.
@@ -52,7 +43,7 @@ class Conversation:
 
 
 def conversation_fault(item: Any) -> str | None:
-    """What is wrong with a record of `messages`; None where nothing is."""
+    """Describe the problem of a record with `messages`; None if it is valid."""
     messages = item.get("messages")
     if not isinstance(messages, list) or not messages:
         return "'messages' is not a list of messages"
@@ -64,21 +55,14 @@ def conversation_fault(item: Any) -> str | None:
         if not isinstance(message.get("content"), str) or not message["content"]:
             return f"message {index}: no text in 'content'"
         if message["role"] == "system" and index:
-            return f"message {index}: a system message comes first, or not at all"
+            return f"message {index}: a system message must be the first"
     if not any(message["role"] == "assistant" for message in messages):
         return "no message of the assistant: there is nothing to learn"
     return None
 
 
 def chat_template_of(tokenizer: Any, folder: Path) -> str:
-    """A model's chat template.
-
-    Args:
-        tokenizer: The model's.
-        folder: Where it lies, for the message.
-
-    Returns:
-        Jinja.
+    """Get a model's chat template (Jinja).
 
     Raises:
         LonasEdgeError: If it has none.
@@ -87,27 +71,21 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
         raise LonasEdgeError(
-            f"{folder}: the model has no chat template (chat_template.jinja, or in tokenizer_config.json), which 'messages' "
-            "and --prompt chat need. Take its instruction-tuned release, put a template there, or give instruction data."
+            f"{folder}: the model has no chat template (chat_template.jinja, or in tokenizer_config.json). 'messages' and "
+            "--prompt chat need one. Use the instruction-tuned release, add a template, or use instruction data."
         ) from error
 
 
 def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Tokenize a conversation.
-
-    Args:
-        conversation: The conversation.
-        chat: The chat template.
-        tokenizer: The model's.
-
-    Returns:
-        Token ids, and for each whether the assistant says it.
+    """Tokenize a conversation; return the ids, and for each whether the assistant says it.
 
     Raises:
-        LonasEdgeError: If the template refuses it, or what the assistant says cannot be told from the rest.
+        LonasEdgeError: If the template refuses it, or hides where the assistant speaks.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise LonasEdgeError(f"{conversation.place}: 'messages' need a fast tokenizer, which tells a token's place in the text")
+        raise LonasEdgeError(
+            f"{conversation.place}: 'messages' need a fast tokenizer, which gives the position of a token in the text"
+        )
     text = conversation.rendered(tokenizer, chat)
     if _MARKS.search(chat):
         return _marked(conversation, chat, tokenizer)
@@ -119,15 +97,15 @@ def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -
 
 def _marked(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
     messages = [{"role": role, "content": content} for role, content in conversation.messages]
-    found = tokenizer.apply_chat_template(
+    encoded = tokenizer.apply_chat_template(
         messages, chat_template=chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    return list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
+    return list(encoded["input_ids"]), list(map(bool, encoded["assistant_masks"]))
 
 
 def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """Where the assistant speaks: from the prompt for an answer to the end of its turn."""
-    found = []
+    """Find the assistant's turns in the text: from the prompt for an answer to the end of the turn."""
+    spans = []
     for index, (role, _) in enumerate(conversation.messages):
         if role != "assistant":
             continue
@@ -135,40 +113,31 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
         through = conversation.rendered(tokenizer, chat, index + 1)
         if not (text.startswith(through) and through.startswith(before)):
             raise LonasEdgeError(
-                f"{conversation.place}: message {index}: the chat template writes a turn otherwise when others follow, or when "
-                "it is asked for, so that what the assistant says cannot be told. Give a template that marks it, "
-                "by {% generation %}."
+                f"{conversation.place}: message {index}: the chat template renders this turn differently when others "
+                "follow, so that the assistant's text cannot be found. Use a template that marks it with {% generation %}."
             )
-        found.append((len(before), len(before) + len(_turn(through[len(before) :], tokenizer))))
-    return found
+        spans.append((len(before), len(before) + len(_turn(through[len(before) :], tokenizer))))
+    return spans
 
 
 def _turn(said: str, tokenizer: Any) -> str:
-    """What is learned of a turn: not the line's end that follows the token which ends it."""
+    """Remove the line break after the token that ends a turn."""
     stripped = said.rstrip()
     return stripped if tokenizer.eos_token and stripped.endswith(tokenizer.eos_token) else said
 
 
 def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
-    """A chat template as a plain one, for examples of one instruction: what a user says, and what the assistant answers.
-
-    Args:
-        chat: The chat template.
-        tokenizer: The model's.
-        folder: Where it lies, for messages.
-
-    Returns:
-        The template. A BOS token that the tokenizer adds by itself is not in its text.
+    """Turn a chat template into a plain one, for instruction data: one user message and one answer.
 
     Raises:
         LonasEdgeError: If the chat template cannot be written so.
     """
-    one = Conversation((("user", _ASKED), ("assistant", _ANSWERED)), str(folder))
-    prompt, whole = one.rendered(tokenizer, chat, 1, asking=True), one.rendered(tokenizer, chat)
+    example = Conversation((("user", _ASKED), ("assistant", _ANSWERED)), str(folder))
+    prompt, whole = example.rendered(tokenizer, chat, 1, asking=True), example.rendered(tokenizer, chat)
     if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
         raise LonasEdgeError(
-            f"{folder}: its chat template does not write a question and its answer one after the other, so that instruction "
-            "data cannot be put in it. Give 'messages', or another --prompt."
+            f"{folder}: its chat template does not render a question and its answer one after the other, so instruction data "
+            "does not fit. Use 'messages', or another --prompt."
         )
     lead, _, end = whole[len(prompt) :].partition(_ANSWERED)
     end = end.rstrip().removesuffix(tokenizer.eos_token or "\0")  # which ends every example

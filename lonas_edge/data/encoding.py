@@ -1,4 +1,4 @@
-"""Examples as token batches: what is learned, and the positions whose logits are needed for it."""
+"""Examples as token batches, with the positions whose logits are needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ IGNORED = -100  # a label that is not learned
 
 @dataclass(frozen=True)
 class Prompting:
-    """What makes text of examples: a template, and of conversations a chat template (Jinja), where there is one."""
+    """The template of instructions, and the chat template (Jinja) of conversations."""
 
     template: Template
     chat: str | None = None
@@ -55,20 +55,18 @@ def encode(
     prompting: Template | Prompting,
     tokenizer: Any,
     max_length: int,
-    train_on_prompt: bool | None = None,
 ) -> list[dict[str, list[int]]]:
     """Tokenize examples.
 
     Args:
         examples: The examples.
-        prompting: What makes text of them.
+        prompting: The templates.
         tokenizer: The model's.
         max_length: Tokens of the longest example.
-        train_on_prompt: Whether the prompt is learned too; the template's own rule when None.
 
     Returns:
         `input_ids` and `labels`, each [tokens], for every example with an output that has something to learn within
-        `max_length`; what has no output would teach to say nothing. Texts are learned whole, in pieces of that length.
+        `max_length`. Texts are learned whole, in pieces of that length.
 
     Raises:
         LonasEdgeError: If conversations cannot be put in the chat template; all are listed.
@@ -82,15 +80,14 @@ def encode(
             encoded += _pieces(example.text, tokenizer, max_length)
             continue
         if isinstance(example, Example):
-            found = _instruction(example, prompting.template, tokenizer, max_length, train_on_prompt)
+            found = _instruction(example, prompting.template, tokenizer, max_length)
         else:
             try:
                 ids, said = encode_conversation(example, prompting.chat or "", tokenizer)
             except LonasEdgeError as error:
                 faults.append(str(error))
                 continue
-            learned = [True] * len(ids) if train_on_prompt else said
-            found = (ids, learned) if len(ids) <= max_length else ([], [])
+            found = (ids, said) if len(ids) <= max_length else ([], [])
         ids, learned = found
         if any(learned[1:]):
             encoded.append({"input_ids": ids, "labels": [i if own else IGNORED for i, own in zip(ids, learned, strict=True)]})
@@ -99,17 +96,7 @@ def encode(
 
 
 def asked(example: Learned, prompting: Prompting, tokenizer: Any, max_length: int) -> list[int]:
-    """What a network is given of an example before it answers, cut at a length.
-
-    Args:
-        example: The example.
-        prompting: What makes text of it.
-        tokenizer: The model's.
-        max_length: The most tokens.
-
-    Returns:
-        Token ids: of an instruction its prompt, of a conversation all but its last answer, of a text the whole.
-    """
+    """Token ids before the answer, cut: a prompt, a conversation without its last answer, or a whole text."""
     if isinstance(example, Example):
         text, special = prompting.template.prompt(example), True
     elif isinstance(example, Text):
@@ -121,14 +108,13 @@ def asked(example: Learned, prompting: Prompting, tokenizer: Any, max_length: in
     return ids
 
 
-def _instruction(
-    example: Example, template: Template, tokenizer: Any, max_length: int, train_on_prompt: bool | None
-) -> tuple[list[int], list[bool]]:
-    """Token ids, and for each whether it is learned."""
-    learn_prompt = template.train_on_prompt if train_on_prompt is None else train_on_prompt
+def _instruction(example: Example, template: Template, tokenizer: Any, max_length: int) -> tuple[list[int], list[bool]]:
+    """Tokenize an instruction; say of each token whether it is learned."""
     tokenize = _whole if template.whole_text else _apart
     ids, prompt = tokenize(template.prompt(example), template.answer(example), tokenizer, max_length)
-    return (ids, [learn_prompt or place >= prompt for place in range(len(ids))]) if example.output else ([], [])
+    return (
+        (ids, [template.train_on_prompt or position >= prompt for position in range(len(ids))]) if example.output else ([], [])
+    )
 
 
 def _pieces(text: str, tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
@@ -141,7 +127,7 @@ def _pieces(text: str, tokenizer: Any, max_length: int) -> list[dict[str, list[i
 def _apart(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple[list[int], int]:
     first = tokenizer(prompt)["input_ids"]
     if first and first[-1] == tokenizer.eos_token_id and len(first) > 1:
-        first = first[:-1]  # some tokenizers end every text
+        first = first[:-1]  # some tokenizers add EOS to every text
     whole = tokenizer(prompt + response, add_special_tokens=True)["input_ids"]
     whole = whole[:-1] if whole[-1:] == [tokenizer.eos_token_id] else whole
     if whole[: len(first)] != first:  # a token would span the boundary: the prompt ends as it does at inference
@@ -159,7 +145,7 @@ def _whole(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads examples on the right and keeps the positions that predict something learned: logits of others are not computed."""
+    """Pads on the right and keeps the positions that predict learned tokens: other logits are not computed."""
 
     pad_token_id: int
 
@@ -186,16 +172,7 @@ class Collator:
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
-    """Tokenize texts or pairs of them.
-
-    Args:
-        pairs: The texts, all single or all in pairs.
-        tokenizer: The model's.
-        max_length: Tokens of the longest; of what is longer the longer text is cut at its end. Nothing is cut when None.
-
-    Returns:
-        `input_ids` and `token_type_ids`, each [tokens].
-    """
+    """Tokenize texts or pairs; the longer text of a pair is cut at `max_length`."""
     if not pairs:
         return []
     cut = {"truncation": "longest_first", "max_length": max_length} if max_length else {"truncation": False}
@@ -206,7 +183,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None) 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Pads texts on the right; labels are numbers of classes, or figures where it is a regression."""
+    """Pads on the right; labels are class numbers, or values of a regression."""
 
     pad_token_id: int
     regression: bool = False

@@ -18,7 +18,7 @@ _DEV = "dev"
 
 @dataclass(frozen=True)
 class Pair:
-    """A text, or two, and what is to be said of it: the number of a class, or a figure."""
+    """One text or two, and the label: a class number, or a value of a regression."""
 
     first: str
     second: str | None
@@ -33,14 +33,14 @@ class GlueTask:
         name: Its name, and its folder's.
         texts: The columns of the one text or the two.
         label: The column of the label.
-        classes: Names of the classes in order; none where the label is a figure between `least` and `most`.
-        values: What the file has for each class; the names themselves where None.
-        metrics: GLUE's own, the first of them the one that a search and an average take.
-        columns: The columns in order, where the file has no line that names them.
+        classes: Names of the classes in order; empty for a regression, with labels from `least` to `most`.
+        values: The file's label of each class; the class names when None.
+        metrics: GLUE's own; searches and averages use the first.
+        columns: The columns in order, for a file without a header.
         splits: The development sets; MNLI has two.
-        torn: Whether lines with fewer columns are known in the published file, and passed over.
-        least: The least figure.
-        most: The largest.
+        torn: Whether the published file has incomplete lines, which are skipped.
+        least: The least value.
+        most: The largest value.
     """
 
     name: str
@@ -57,12 +57,12 @@ class GlueTask:
 
     @property
     def regression(self) -> bool:
-        """Whether the label is a figure."""
+        """Whether the label is a number."""
         return not self.classes
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs of its classifier: the classes, or the one figure."""
+        """Names of the classifier's outputs."""
         return self.classes or ("score",)
 
     def path(self, datasets: Path, split: str = _DEV) -> Path:
@@ -71,12 +71,6 @@ class GlueTask:
 
     def read(self, path: Path) -> list[Pair]:
         """Read a file of the task, and check every line.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The texts with their labels.
 
         Raises:
             LonasEdgeError: If it is missing or empty, lacks columns, or labels are not the task's; every fault is listed.
@@ -88,9 +82,9 @@ class GlueTask:
         wanted = (*self.texts, self.label)
         missing = [name for name in wanted if name not in columns]
         if missing:
-            told = f"expected the columns {', '.join(wanted)}, found {', '.join(columns)[:300] or 'nothing'}"
+            expected = f"expected the columns {', '.join(wanted)}, found {', '.join(columns)[:300] or 'nothing'}"
             unlabelled = " (GLUE's test sets have no labels; take train.tsv or dev.tsv)" if missing == [self.label] else ""
-            raise LonasEdgeError(f"{path}: not data of {self.name}: {', '.join(missing)} missing; {told}{unlabelled}")
+            raise LonasEdgeError(f"{path}: not data of {self.name}: {', '.join(missing)} missing; {expected}{unlabelled}")
         places = [columns.index(name) for name in wanted]
         pairs, faults = [], []
         for line, row in numbered:
@@ -105,7 +99,7 @@ class GlueTask:
                 faults.append(f"line {line}: no text in {' and '.join(empty)}")
             else:
                 pairs.append(Pair(texts[0], texts[1] if len(texts) > 1 else None, label))
-        raise_all(f"{path}: not data of {self.name}:", faults, "Take the file as GLUE distributes it.")
+        raise_all(f"{path}: not data of {self.name}:", faults, "Use the file as GLUE distributes it.")
         if not pairs:
             raise LonasEdgeError(f"{path}: holds no examples")
         return pairs
@@ -124,7 +118,7 @@ class GlueTask:
         return " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
 
     def misfit(self, outputs: int) -> str | None:
-        """Why a head of so many outputs cannot answer it; None where it can."""
+        """Say why a head with this number of outputs does not fit; None if it does."""
         if outputs == len(self.outputs):
             return None
         theirs = "regression (1 output)" if outputs == 1 else f"classification ({outputs} outputs)"
@@ -178,21 +172,13 @@ TASKS: Mapping[str, GlueTask] = {
 
 
 def task_named(name: str) -> GlueTask | None:
-    """A task by its name in any case, with or without the hyphen; None where it is none of GLUE's."""
+    """Find a task by its name, in any case, with or without the hyphen."""
     plain = {known.replace("-", "").lower(): task for known, task in TASKS.items()}
     return plain.get(name.replace("-", "").lower())
 
 
 def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
-    """The task that a file is of.
-
-    Args:
-        path: The file.
-        name: The task's name, as on the command line; the file's folder is named so when None, as GLUE has it.
-        option: Whether the command line has an option for the name, for the message.
-
-    Returns:
-        The task.
+    """Find the task of a file: `name`, else the name of its folder; `option` says whether --task exists.
 
     Raises:
         LonasEdgeError: If it is none of GLUE's.
@@ -203,12 +189,12 @@ def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
         return task
     known = ", ".join(TASKS)
     if name is None:
-        way = f"--task names one of {known}" if option else f"expected it in a folder of the task's name, one of {known}"
-        raise LonasEdgeError(f"{path}: of which task of GLUE? Its folder, {stated!r}, is none; {way}")
-    raise LonasEdgeError(f"--task {stated}: none of GLUE's tasks, {known}")
+        way = f"pass --task, one of {known}" if option else f"expected a folder named {known}"
+        raise LonasEdgeError(f"{path}: Cannot infer the GLUE task from folder {stated!r}; {way}")
+    raise LonasEdgeError(f"--task {stated}: unknown; expected one of {known}")
 
 
 def texts_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str] | None]:
-    """First texts and second ones, as tokenizers take them; no second ones where the task has single texts."""
+    """First and second texts, as tokenizers take them."""
     first = [pair.first for pair in pairs]
     return first, None if pairs[0].second is None else [pair.second or "" for pair in pairs]

@@ -1,4 +1,4 @@
-"""Data as users have it: instructions in the reference's JSON, conversations, plain texts; JSON, JSON lines, Parquet."""
+"""Training data: instructions, conversations or plain texts, as JSON, JSON lines or Parquet."""
 
 import json
 from collections.abc import Callable
@@ -20,13 +20,13 @@ _LIMIT = 2**31  # bytes; the reference's 170,000 examples have 0.2 GB
 
 @dataclass(frozen=True)
 class Kind:
-    """What the records of a file are.
+    """A kind of records.
 
     Attributes:
-        name: What it is called in records, and the field that tells it.
-        fault: What is wrong with a record of it; None where nothing is.
-        make: Makes an example of a record and the place where it was read.
-        expected: What a file of it looks like.
+        name: Its name in training records, and the field that identifies it.
+        fault: Describes the problem of a record; None if it is valid.
+        make: Makes an example of a record and its position in the file.
+        expected: The expected format, for errors.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Data:
 
     Attributes:
         path: The file.
-        kind: Name of what its records are, one of `KINDS`.
+        kind: Name of the kind of its records, one of `KINDS`.
         examples: The examples.
-        weight: How often an epoch has each of them; with 0.3 it has another 30 % of them each time.
+        weight: How often an epoch has each of them; 0.3 takes a different 30 % each time.
     """
 
     path: Path
@@ -54,13 +54,6 @@ class Data:
 
 def read_data(path: Path, weight: float = 1.0) -> Data:
     """Read data: instructions, conversations or texts, as a JSON list, one JSON object a line, or Parquet.
-
-    Args:
-        path: The file.
-        weight: As of `Data`.
-
-    Returns:
-        The examples; all of a file are of one kind, that of its first record. Other fields are not looked at.
 
     Raises:
         LonasEdgeError: If the file is missing, empty, not of that format, or has no output at all; faults are listed with
@@ -83,13 +76,8 @@ def read_data(path: Path, weight: float = 1.0) -> Data:
     return Data(path, kind.name, examples, weight)
 
 
-def read_examples(path: Path) -> list[Learned]:
-    """The examples of a file of data; see `read_data`."""
-    return read_data(path).examples
-
-
 def _kind(item: Any) -> str:
-    """The kind that a record says it is of, by its fields."""
+    """The kind of a record, by its fields."""
     if isinstance(item, dict) and not any(name in item for name in FIELDS):
         return next((name for name in (MESSAGES, TEXT) if name in item), INSTRUCTION)
     return INSTRUCTION
@@ -105,7 +93,7 @@ def _rows(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
 
 
 def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
-    """The objects of the file, each with its line, and what ended the reading early."""
+    """The objects of the file, each with its line, and the problem that ended the reading early."""
     decoder = json.JSONDecoder()
     items: list[tuple[int, Any]] = []
     is_list = text.lstrip().startswith("[")
@@ -140,7 +128,7 @@ def _instruction_fault(item: Any) -> str | None:
 
 
 def _half_character(name: str, text: str) -> str | None:
-    """JSON can say a lone surrogate (`\\ud800` without its second half); no tokenizer and no file can hold it."""
+    """Find a lone surrogate (`\\ud800` without its second half): JSON allows it, tokenizers and files do not."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

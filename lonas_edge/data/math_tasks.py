@@ -1,4 +1,4 @@
-"""The four math tasks of the LLM-Adapters collection, asked and read as the LoNAS reference does (LoNAS/run_math.py)."""
+"""The four math tasks of the LLM-Adapters collection, as in the LoNAS reference (LoNAS/run_math.py)."""
 
 import math
 import re
@@ -7,16 +7,15 @@ from typing import Any
 
 from lonas_edge.data.tasks import Task, WordTask, response
 
-TOLERANCE = 0.001  # of a right number
+TOLERANCE = 0.001  # of a correct number
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 
 
 @dataclass(frozen=True)
 class NumberTask(Task):
-    """A question that is answered by a number; a sample may give it as text, as the collection does, or as JSON's own."""
+    """A question with a number as the answer, given as text or as a JSON number."""
 
     def fault(self, item: Any) -> str | None:
-        """See `Task`."""
         as_number = isinstance(item, dict) and isinstance(item.get("answer"), int | float)
         fault = super().fault({**item, "answer": str(item["answer"])} if as_number else item)
         if fault is None and not math.isfinite(_number(item["answer"])):
@@ -24,21 +23,15 @@ class NumberTask(Task):
         return fault
 
     def answer_in(self, text: str) -> str:
-        """The reference's rule: commas go, and the last number of the response is the answer.
+        """Take the last number of the response, without commas (the reference's rule).
 
-        A hyphen in front of digits is a sign (`3-5` ends with -5); units, a percent sign and a full stop say nothing.
-
-        Args:
-            text: What was generated after the prompt.
-
-        Returns:
-            The number as Python writes a float, so that 5 and 5.0 are one answer; or nothing.
+        A hyphen in front of digits is a sign (`3-5` ends with -5); units, a percent sign and a full stop are ignored.
         """
         found = _NUMBER.findall(response(text).replace(",", ""))
         return str(float(found[-1])) if found else ""
 
     def is_right(self, found: str, answer: str) -> bool:
-        """Whether a number is within 0.001 of a sample's answer."""
+        """Whether a number is within 0.001 of the answer."""
         return abs(float(answer) - float(found or "inf")) <= TOLERANCE
 
 

@@ -1,4 +1,4 @@
-"""Parquet files, as the `datasets` library writes them; pyarrow reads them, and is imported when there is one."""
+"""Parquet files, as the `datasets` library writes them. pyarrow is imported only for one."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ _MAGIC = b"PAR1"  # at both ends of such a file
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is, or is called, a Parquet file; one that cannot be opened is looked at by who reads it."""
+    """Whether a file is a Parquet file, by name or content."""
     try:
-        if not path.is_file():  # a pipe would never end
+        if not path.is_file():  # reading a pipe would never end
             return False
         with path.open("rb") as file:
             return path.suffix == ".parquet" or file.read(len(_MAGIC)) == _MAGIC
@@ -21,13 +21,6 @@ def is_parquet(path: Path) -> bool:
 
 def read_parquet(path: Path, limit: int) -> list[dict[str, Any]]:
     """Read the rows of a Parquet file.
-
-    Args:
-        path: The file.
-        limit: The bytes it may have.
-
-    Returns:
-        A dictionary a row.
 
     Raises:
         LonasEdgeError: If pyarrow is not installed, or the file is larger, or cannot be read.

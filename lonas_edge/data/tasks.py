@@ -19,15 +19,15 @@ EXPECTED = 'Expected a list of {"instruction": "â€¦", "input": "", "output": "â€
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A test set, and how an answer is read from a generated text.
+    """A test set, and the rule to read an answer from generated text.
 
     Attributes:
         name: Its name, and its folder's.
-        heading: Its short name, as in the adapter cards' tables; the command line takes it, too.
-        metric: The metric that is its accuracy, whatever the protocol; the protocol's own when None.
-        collection: The adapter card that it belongs to, `commonsense` or `math`: the reference has a script for each.
+        heading: Its short name in tables and on the command line.
+        metric: The metric of its accuracy; the protocol's own when None.
+        collection: `commonsense` or `math`: the reference has a script for each.
         new_tokens: Tokens that the reference generates for an answer.
-        reads: What it reads as the answer, in a report's words.
+        reads: The rule to read an answer, for reports.
     """
 
     name: str
@@ -43,12 +43,6 @@ class Task(ABC):
 
     def items(self, datasets: Path) -> list[Any]:
         """Read its file.
-
-        Args:
-            datasets: The directory with a folder for each task.
-
-        Returns:
-            The samples, not checked yet.
 
         Raises:
             LonasEdgeError: If the file is missing, empty or not a JSON list.
@@ -69,7 +63,7 @@ class Task(ABC):
         return items
 
     def fault(self, item: Any) -> str | None:
-        """What is wrong with a sample as it was read, whatever is done with it; None where nothing is."""
+        """Describe the problem of a sample; None if it is valid."""
         if not isinstance(item, dict):
             return f"expected an object, found {type(item).__name__}"
         missing = [name for name in ("instruction", "answer") if not isinstance(item.get(name), str) or not item[name].strip()]
@@ -79,16 +73,16 @@ class Task(ABC):
 
     @abstractmethod
     def answer_in(self, text: str) -> str:
-        """The answer that a generated text gives; nothing where it gives none."""
+        """The answer in a generated text; empty if there is none."""
 
     def is_right(self, found: str, answer: str) -> bool:
-        """Whether what `answer_in` found is a sample's answer."""
+        """Whether an answer from `answer_in` is correct."""
         return found == answer
 
 
 @dataclass(frozen=True)
 class WordTask(Task):
-    """A question that is answered by a word.
+    """A question with a word as the answer.
 
     Attributes:
         words: The answer words; a sample may have fewer.
@@ -97,40 +91,24 @@ class WordTask(Task):
     words: tuple[str, ...] = field(kw_only=True)
 
     def fault(self, item: Any) -> str | None:
-        """See `Task`."""
         fault = super().fault(item)
         if fault is None and item["answer"] not in self.words:
             fault = f"answer {item['answer']!r} is not one of {', '.join(self.words)}"
         return fault
 
     def answer_in(self, text: str) -> str:
-        """The reference's rule: the first answer word in the response, in whatever it is embedded.
-
-        Args:
-            text: What was generated after the prompt.
-
-        Returns:
-            The word, or nothing.
-        """
+        """The first answer word in the response, even inside another word (the reference's rule)."""
         found = re.search("|".join(map(re.escape, self.words)), response(text))
         return found[0] if found else ""
 
 
 def response(text: str) -> str:
-    """What was generated after a prompt, up to where another response begins, as in the reference."""
+    """The generated text up to the start of another response, as in the reference."""
     return text.split("### Response:")[0]
 
 
 def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
-    """Names of tasks as given on the command line.
-
-    Args:
-        tasks: The tasks there are.
-        names: Their names or headings in any case; a collection for its tasks, `all` for all of them.
-
-    Returns:
-        The tasks, each once; names that are none of them stay as they are, for the harness.
-    """
+    """Resolve names, headings, collections and `all` to task names; unknown names stay, for the harness."""
     known = {task.heading.lower(): task.name for task in tasks.values()} | {name.lower(): name for name in tasks}
     found: list[str] = []
     for name in names:
@@ -140,14 +118,7 @@ def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
 
 
 def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
-    """The tasks that a directory of test sets has.
-
-    Args:
-        tasks: The tasks there are.
-        datasets: The directory.
-
-    Returns:
-        Their names.
+    """The names of the tasks in a directory of test sets.
 
     Raises:
         LonasEdgeError: If it has none.
@@ -161,16 +132,7 @@ def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
 
 
 def unknown_task(tasks: Mapping[str, Task], name: str, others: Iterable[str] = ()) -> str:
-    """What to say of a task that nobody knows.
-
-    Args:
-        tasks: The tasks there are.
-        name: The task.
-        others: Names of the harness's own tasks.
-
-    Returns:
-        That it is unknown, with the nearest known one.
-    """
+    """The message about an unknown task, with the nearest known one."""
     near = difflib.get_close_matches(name.lower(), [known.lower() for known in tasks], 1, 0.5)
     near = [known for known in tasks if known.lower() in near] or difflib.get_close_matches(name, list(others), 1, 0.6)
     hint = f"; did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Prompts: how an example becomes text, to learn from and to be asked. One object each, in `PROMPTS`."""
+"""Prompt templates for training and evaluation, one object each in `PROMPTS`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ CHAT = "chat"  # the template that is made from a model's own chat template
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction, with an optional input, and the answer to learn."""
+    """An instruction with an optional input, and the answer to learn."""
 
     instruction: str
     input: str
@@ -20,21 +20,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is learned whole: general text beside a task's."""
+    """A text that is learned as a whole."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Template:
-    """How an example becomes text: a prompt, and the response that follows it.
+    """Turns an example into text: a prompt, and the response that follows it.
 
     Attributes:
-        name: What it is called in a super-adapter's record.
+        name: Its name in training records.
         without_input: The prompt, with {instruction}.
         with_input: The prompt of an example that has an input, with {instruction} and {input}.
         response: The response, with {output}.
-        train_on_prompt: Whether the prompt's tokens are learned too, unless the command line says otherwise.
+        train_on_prompt: Whether the prompt's tokens are learned, too.
         whole_text: The reference's rules: prompt and response are tokenized as one text, cut at the maximal length, and end
             with EOS only where that leaves room. Otherwise the prompt's tokens are those it has at
             inference, and all end with EOS; examples that are too long are left out, never cut.
@@ -48,7 +48,7 @@ class Template:
     whole_text: bool = False
 
     def prompt(self, example: Example) -> str:
-        """The text in front of the response."""
+        """The text before the response."""
         template = self.with_input if example.input else self.without_input
         return template.format(instruction=example.instruction, input=example.input)
 
@@ -59,14 +59,14 @@ class Template:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt by its name.
+    """A named prompt.
 
     Attributes:
-        name: What it is called on the command line and in records.
-        evaluation: What `eval` asks with.
-        training: What `train` learns from; None where it is for asking only.
-        about: What the command line's help says of it.
-        others: What it asks the tasks of a collection with, where that is another template.
+        name: Its name on the command line and in records.
+        evaluation: The template of `eval`.
+        training: The template of `train`; None for evaluation only.
+        about: Its description in the help.
+        others: Other evaluation templates, by collection.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Prompt:
     others: Mapping[str, Template] = field(default_factory=dict)
 
     def asking(self, collection: str) -> Template:
-        """What the tasks of a collection are asked with."""
+        """The evaluation template of a collection."""
         return self.others.get(collection, self.evaluation)
 
     @property
     def described(self) -> str:
-        """Its name, with what it is where that needs saying."""
+        """Its name and description."""
         return f"{self.name} ({self.about})" if self.about else self.name
 
 
@@ -102,7 +102,7 @@ _QUESTION = Template(
 
 
 def _reference(indent: int, blanks: int, training: bool) -> Template:
-    """A prompt of the reference, whose source code indents the later lines and has blanks at the end of the first."""
+    """A prompt of the reference: later lines are indented, the first ends with blanks."""
     line, text = f"\n\n{indent * ' '}### ", f":\n{indent * ' '}"
     instruction, response = f"{line}Instruction{text}{{instruction}}", f"{line}Response{text}"
     return Template(

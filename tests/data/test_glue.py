@@ -112,9 +112,9 @@ def test_torn_lines_of_qqp(tmp_path: Path) -> None:
 def test_unknown_tasks(tmp_path: Path) -> None:
     path = written(tmp_path, "mine", FILES["RTE"])
     assert task_of(path, "rte") is TASKS["RTE"]
-    with pytest.raises(LonasEdgeError, match=r"of which task of GLUE\? Its folder, 'mine', is none; --task names one of CoLA"):
+    with pytest.raises(LonasEdgeError, match=r"Cannot infer the GLUE task from folder 'mine'; pass --task, one of CoLA"):
         task_of(path, None)
-    with pytest.raises(LonasEdgeError, match=r"--task boolq: none of GLUE's tasks, CoLA, SST-2"):
+    with pytest.raises(LonasEdgeError, match=r"--task boolq: unknown; expected one of CoLA, SST-2"):
         task_of(path, "boolq")
 
 

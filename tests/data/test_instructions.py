@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from lonas_edge.data.encoding import Collator, encode
-from lonas_edge.data.instructions import read_examples
+from lonas_edge.data.instructions import read_data
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 
@@ -51,32 +51,32 @@ def learned(encoded: dict[str, list[int]], by: PreTrainedTokenizerFast) -> str:
 @pytest.mark.parametrize("indent", [None, 2])
 def test_reads_a_list(data: Callable, indent: int | None) -> None:
     items = [{"instruction": "a", "input": "b", "output": "c", "answer": 3}, {"output": "e", "instruction": "d\n{}"}]
-    found = read_examples(data("\n " + json.dumps(items, indent=indent) + "\n"))
+    found = read_data(data("\n " + json.dumps(items, indent=indent) + "\n")).examples
     assert found == [Example("a", "b", "c"), Example("d\n{}", "", "e")]
 
 
 def test_reads_lines(data: Callable) -> None:
     text = '{"instruction": "a", "output": "c", "input": null}\n\n{"instruction": "é", "input": "", "output": "[1]"}\r\n'
-    assert read_examples(data(text)) == [Example("a", "", "c"), Example("é", "", "[1]")]
+    assert read_data(data(text)).examples == [Example("a", "", "c"), Example("é", "", "[1]")]
 
 
 def test_a_byte_order_mark_is_no_fault(data: Callable) -> None:
     for text in ('[{"instruction": "a", "output": "b"}]', '{"instruction": "a", "output": "b"}'):
-        assert read_examples(data(b"\xef\xbb\xbf" + text.encode())) == [Example("a", "", "b")]
+        assert read_data(data(b"\xef\xbb\xbf" + text.encode())).examples == [Example("a", "", "b")]
 
 
 @pytest.mark.parametrize("text", ["", " \n\t\r\n ", "[]", "[\n]\n"])
 def test_nothing_in_the_file(data: Callable, text: str) -> None:
     path = data(text)
     with pytest.raises(LonasEdgeError, match="holds no examples") as raised:
-        read_examples(path)
+        read_data(path)
     assert str(path) in str(raised.value)
 
 
 def test_an_output_may_be_empty_but_not_all(data: Callable) -> None:
     """As three of the reference's 3,260 math examples; they are read, so that places stay, and nothing learns from them."""
     items = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
-    found = read_examples(data(json.dumps(items)))
+    found = read_data(data(json.dumps(items))).examples
     assert [example.output for example in found] == ["b", "", "e"]
     for name in TEMPLATES:
         assert [one["input_ids"] for one in encode(found, TEMPLATES[name], tokenizer(), 1000)] == [
@@ -84,17 +84,17 @@ def test_an_output_may_be_empty_but_not_all(data: Callable) -> None:
         ]
     path = data(json.dumps([{"instruction": "a", "output": ""}] * 2))
     with pytest.raises(LonasEdgeError, match="'output' is empty in each of its 2 examples") as raised:
-        read_examples(path)
+        read_data(path)
     assert str(path) in str(raised.value)
 
 
 def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"absent\.json: the data cannot be read"):
-        read_examples(tmp_path / "absent.json")
+        read_data(tmp_path / "absent.json")
     with pytest.raises(LonasEdgeError, match="cannot be read"):
-        read_examples(tmp_path)
+        read_data(tmp_path)
     with pytest.raises(LonasEdgeError, match="cannot be read"):
-        read_examples(data(b'[{"instruction": "\xff", "output": "a"}]'))
+        read_data(data(b'[{"instruction": "\xff", "output": "a"}]'))
 
 
 ITEM = '{"instruction": "a", "output": "b"}'
@@ -105,7 +105,7 @@ def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: a device, pipe"):
-            read_examples(path)
+            read_data(path)
 
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
@@ -114,8 +114,8 @@ def test_half_a_character(data: Callable, field: str) -> None:
     item = {"instruction": "a", "input": "b", "output": "c"}
     lines = [json.dumps({**item, field: "x\U0001f600"}), json.dumps({**item, field: "ab\ud800"})]
     with pytest.raises(LonasEdgeError, match=rf"line 2: half a character, a lone surrogate, in '{field}' at 2: '\\ud800'"):
-        read_examples(data("\n".join(lines)))
-    assert getattr(read_examples(data(lines[0]))[0], field) == "x\U0001f600"
+        read_data(data("\n".join(lines)))
+    assert getattr(read_data(data(lines[0])).examples[0], field) == "x\U0001f600"
 
 
 @pytest.mark.parametrize(
@@ -130,25 +130,25 @@ def test_half_a_character(data: Callable, field: str) -> None:
 )
 def test_hostile_json(data: Callable, text: str, expected: str) -> None:
     with pytest.raises(LonasEdgeError, match=expected):
-        read_examples(data(text))
+        read_data(data(text))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_other_encodings(data: Callable, encoding: str) -> None:
     with pytest.raises(LonasEdgeError, match="the data cannot be read: not UTF-8"):
-        read_examples(data(f'{ITEM}\n{{"instruction": "é", "output": "b"}}'.encode(encoding)))
+        read_data(data(f'{ITEM}\n{{"instruction": "é", "output": "b"}}'.encode(encoding)))
 
 
 @pytest.mark.parametrize("text", [f"[{ITEM},\n{ITEM}", f"[{ITEM},\n{ITEM},\n", "[", "[\n\n"])
 def test_a_list_that_is_cut_off(data: Callable, text: str) -> None:
     with pytest.raises(LonasEdgeError, match="cut off"):
-        read_examples(data(text))
+        read_data(data(text))
 
 
 @pytest.mark.parametrize("more", [f"[{ITEM}]", ITEM, "]", "garbage"])
 def test_what_follows_a_list_is_not_lost(data: Callable, more: str) -> None:
     with pytest.raises(LonasEdgeError, match="line 2: something follows the end of the list"):
-        read_examples(data(f"[{ITEM},\n{ITEM}]\n{more}\n"))
+        read_data(data(f"[{ITEM},\n{ITEM}]\n{more}\n"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_what_follows_a_list_is_not_lost(data: Callable, more: str) -> None:
 )
 def test_wrong_json_is_named_by_its_line(data: Callable, text: str, line: int) -> None:
     with pytest.raises(LonasEdgeError, match=rf"line {line}: not JSON") as raised:
-        read_examples(data(text))
+        read_data(data(text))
     assert "Expected a JSON list" in str(raised.value)
 
 
@@ -183,20 +183,11 @@ FAULTY = {
 def test_all_faulty_items_are_listed(data: Callable, opening: str) -> None:
     lines = [opening + ITEM, *(FAULTY.get(line, ITEM) for line in range(2, 11))]
     with pytest.raises(LonasEdgeError) as raised:
-        read_examples(data((",\n" if opening else "\n").join(lines) + ("]" if opening else "")))
+        read_data(data((",\n" if opening else "\n").join(lines) + ("]" if opening else "")))
     found = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
     assert [line.partition(":")[0] for line in found] == [f"line {line}" for line in FAULTY]
     expected = ["'output'", "'output'", "'instruction'", "found str", "'input'", "found NoneType", "'instruction' and 'output'"]
     assert all(text in line for text, line in zip(expected, found, strict=True))
-
-
-def test_faulty_items_and_a_cut_off_file_are_listed_together(data: Callable) -> None:
-    """Items that span lines count from where they start."""
-    text = '[\n  {\n    "instruction": "a",\n    "output": "b"\n  },\n  {\n    "output": "b"\n  },\n  5,\n  {"a'
-    with pytest.raises(LonasEdgeError) as raised:
-        read_examples(data(text))
-    for fault in ("line 6: no text in 'instruction'", "line 9: expected an object, found int", "line 10: not JSON"):
-        assert fault in str(raised.value)
 
 
 # --- templates
@@ -256,7 +247,7 @@ def test_alpaca_and_question() -> None:
 
 
 @pytest.mark.parametrize(("name", "response"), [("alpaca", "the end"), ("question", " the end")])
-@pytest.mark.parametrize("special", ["$A", "<s> $A", "<s> $A </s>"])
+@pytest.mark.parametrize("special", ["$A", "<s> $A </s>"])
 def test_only_the_response_is_learned(name: str, response: str, special: str) -> None:
     """The response starts on a token of its own, as at inference, and what the tokenizer adds to a text comes once."""
     by = adding(special)
@@ -288,7 +279,7 @@ def test_lonas_is_cut_at_the_maximal_length() -> None:
     assert encode([example], template, by, 1) == []  # nothing predicts the first token
 
 
-def test_what_is_too_long_is_left_out() -> None:
+def test_too_long_examples_are_dropped() -> None:
     by = tokenizer()
     examples = [Example("a", "", "b" * size) for size in (3, 30, 4)]
     prompt = len(by.encode("Question: a\nAnswer:"))
@@ -298,34 +289,10 @@ def test_what_is_too_long_is_left_out() -> None:
     assert encode(examples, TEMPLATES["question"], by, 5) == []
 
 
-@pytest.mark.parametrize("name", ["alpaca", "question"])
-def test_train_on_prompt(name: str) -> None:
-    examples = [Example("Why?", "Because.", "the end"), Example("Why?", "", "no")]
-    default = encode(examples, TEMPLATES[name], tokenizer(), 256)
-    whole = encode(examples, TEMPLATES[name], tokenizer(), 256, train_on_prompt=True)
-    assert encode(examples, TEMPLATES[name], tokenizer(), 256, train_on_prompt=False) == default
-    assert [found["input_ids"] for found in whole] == [found["input_ids"] for found in default]
-    assert all(found["labels"] == found["input_ids"] for found in whole)
-    assert all(found["labels"][0] == -100 for found in default)
-
-
-def test_lonas_without_the_prompt() -> None:
-    template, by = TEMPLATES["lonas"], adding("<s> $A")
-    example = Example("What?", "", "yes")
-    (found,) = encode([example], template, by, 1000, train_on_prompt=False)
-    assert learned(found, by) == "yes</s>"
-    assert by.decode(found["input_ids"]) == "<s>" + template.prompt(example) + "yes</s>"
-    length = len(found["input_ids"])
-    (found,) = encode([example], template, by, length - 2, train_on_prompt=False)
-    assert learned(found, by) == "ye"
-    assert encode([example], template, by, length - 4, train_on_prompt=False) == []  # the prompt alone fills it
-    assert encode([example], template, by, 10, train_on_prompt=False) == []
-
-
 # --- batches
 
 
-def test_batch_by_hand() -> None:
+def test_a_batch() -> None:
     batch = Collator(9)(
         [
             {"input_ids": [2, 3, 4, 5, 6], "labels": [-100, -100, 4, 5, -100]},
@@ -347,12 +314,11 @@ def test_kept_positions_need_not_be_next_to_each_other() -> None:
     assert batch["labels"].tolist() == [[3, 6]]  # nothing predicts the first token
 
 
-@pytest.mark.parametrize("train_on_prompt", [False, True])
-def test_loss_of_kept_positions_is_that_of_transformers(train_on_prompt: bool) -> None:
-    """Padding is EOS here, which the response ends with too: only the padding may be left out of the loss."""
+def test_loss_of_kept_positions_is_that_of_transformers() -> None:
+    """Padding is EOS here, and the response ends with EOS, too: only the padding is not learned."""
     by, model = tokenizer(), random_model("llama").double()
     examples = [Example("What is the sum?", "", "the one"), Example("Why?", "In it.", "no"), Example("a", "", "b in the air")]
-    encoded = encode(examples, TEMPLATES["question"], by, 128, train_on_prompt)
+    encoded = encode(examples, TEMPLATES["question"], by, 128)
     batch = Collator(EOS)(encoded)
     length = max(len(found["input_ids"]) for found in encoded)
     full = torch.tensor([found["labels"] + [-100] * (length - len(found["labels"])) for found in encoded])
@@ -361,8 +327,7 @@ def test_loss_of_kept_positions_is_that_of_transformers(train_on_prompt: bool) -
         expected = model(**inputs, labels=full).loss
         logits = model(**inputs, logits_to_keep=batch["logits_to_keep"]).logits
     assert logits.shape[:2] == batch["labels"].shape
-    if not train_on_prompt:
-        assert logits.shape[1] < length - 5  # and others are not computed
+    assert logits.shape[1] < length - 5  # others are not computed
     found = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     assert abs(found - expected) < 1e-6  # transformers rounds the logits to fp32
     assert expected > 1

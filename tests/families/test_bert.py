@@ -264,8 +264,8 @@ def test_commands_that_ask_for_prompts(run_cli: Callable, tiny_bert: TinyBert, t
         (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {told}"),
         (["export", *source.arguments(), *on_data, "--output", tmp_path / "o"], f"--calibration {told}"),
         ([*on, "--cost", "ttft"], "a sequence classifier generates no tokens; its times are --cost latency"),
-        ([*on, "--measure"], "data.json: of which task of GLUE? Its folder, "),
-        (on, "is none; expected it in a folder of the task's name, one of CoLA, SST-2"),
+        ([*on, "--measure"], "data.json: Cannot infer the GLUE task from folder"),
+        (on, "expected a folder named CoLA, SST-2"),
         (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),
     ):
         ran = run_cli(*arguments)

@@ -4,7 +4,7 @@ The order of channels needs the second moments of each channel; least-squares re
 with the kept ones. Inputs are never stored: sums are accumulated in float64; within a batch, products are in the inputs' dtype.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,30 +40,6 @@ class Moments:
     products: torch.Tensor | None = None
 
 
-@contextmanager
-def observed(model: Any, layers: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[Callable[[Batch], None]]:
-    """Call `see` with a layer's path and its input [tokens, in], without padding, whenever one of `layers` runs.
-
-    Yields:
-        A function to call with each batch before it runs.
-    """
-    mask = torch.ones(0)
-
-    def hook(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        return lambda _module, inputs: see(name, inputs[0].detach()[mask.bool()])
-
-    def runs(batch: Batch) -> None:
-        nonlocal mask
-        mask = batch["attention_mask"]
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
-    try:
-        yield runs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _added(products: torch.Tensor | None, inputs: torch.Tensor, columns: Part) -> torch.Tensor:
     """Add a batch's products: a block of columns at a time, each from its own first row on."""
     size = inputs.shape[1]
@@ -81,27 +57,39 @@ def _added(products: torch.Tensor | None, inputs: torch.Tensor, columns: Part) -
 def summed_moments(
     model: Any, layers: Mapping[str, Part | None]
 ) -> Iterator[tuple[dict[str, Moments], Callable[[Batch], None]]]:
-    """Sum the second moments of layers' inputs while a model runs.
+    """Sum the second moments of layers' inputs while a model runs; padding does not count.
 
     Args:
         model: A Hugging Face model.
-        layers: By module path, the channels K whose products with all channels are summed, or None for squares alone. Products
-            take in x K x 8 bytes, and a quarter as many elements of the input's dtype while a batch is added.
+        layers: By module path, the channels K whose products with all channels are summed, or None for squares alone.
+            Products take in x K x 8 bytes, and a quarter as many elements of the input's dtype while a batch is added.
 
     Yields:
         Moments by module path so far, and a function to call with each batch before it runs.
     """
     moments: dict[str, Moments] = {}
+    mask = torch.ones(0)
 
-    def see(name: str, inputs: torch.Tensor) -> None:
+    def add(name: str, inputs: torch.Tensor) -> None:
         before, columns = moments.get(name, Moments(0, torch.zeros(()))), layers[name]
         exact = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         squares = before.squares + exact.square().sum(0, dtype=torch.float64)
         products = None if columns is None else _added(before.products, inputs, columns)
         moments[name] = Moments(before.tokens + len(inputs), squares, products)
 
-    with observed(model, list(layers), see) as runs:
+    def hook(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        return lambda _module, inputs: add(name, inputs[0].detach()[mask.bool()])
+
+    def runs(batch: Batch) -> None:
+        nonlocal mask
+        mask = batch["attention_mask"]
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
+    try:
         yield moments, runs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def second_moments(model: Any, layers: Iterable[str], batches: Iterable[Batch]) -> dict[str, Moments]:

@@ -20,7 +20,7 @@ from lonas_edge.network.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch
 
-MAX_LENGTH = 512  # tokens of a prompt with its answer; longer ones are left out
+MAX_LENGTH = 512  # tokens of a prompt with its answer; longer ones are dropped
 BATCH_TOKENS = 4096  # of a batch, padding included
 
 
@@ -36,6 +36,10 @@ class HeldOut(ABC):
         unseen: Whether the super-adapter's record names other training files; None without a record.
         option: The option that sets the number, for errors.
         order: Indices of the examples in the order in which they are taken.
+        asked_as: Name of the prompt template, or of the task.
+        template: The prompt template; None where nothing is prompted.
+        metric: The task's metric; None where a protocol defines it.
+        units: Units of qualities by name, where they differ from a language model's.
     """
 
     path: Path
@@ -45,26 +49,10 @@ class HeldOut(ABC):
     unseen: bool | None
     option: str
     order: Sequence[int]
-
-    @property
-    @abstractmethod
-    def asked_as(self) -> str:
-        """Name of the prompt template, or of the task."""
-
-    @property
-    def template(self) -> Template | None:
-        """The prompt template; None where nothing is prompted."""
-        return None
-
-    @property
-    def units(self) -> dict[str, str]:
-        """Units of qualities by name, where they differ from a language model's."""
-        return {}
-
-    @property
-    def metric(self) -> str | None:
-        """The task's metric; None where a protocol defines it."""
-        return None
+    asked_as: str
+    template: Template | None
+    metric: str | None
+    units: dict[str, str]
 
     @abstractmethod
     def lengths(self) -> list[int]:
@@ -103,17 +91,9 @@ class HeldOutPrompts(HeldOut):
     prompting: Prompting
     examples: Sequence[Learned]
 
-    @property
-    def template(self) -> Template:
-        return self.prompting.template
-
-    @property
-    def asked_as(self) -> str:
-        return self.template.name
-
     def lengths(self) -> list[int]:
         chosen = [self.examples[index] for index in self.order[: self.prompts]]
-        return [_characters(example, self.template) for example in chosen]
+        return [_characters(example, self.prompting.template) for example in chosen]
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """The positions that count are those that training learns."""
@@ -148,19 +128,6 @@ class HeldOutPairs(HeldOut):
     task: GlueTask
     pairs: Sequence[Pair]
     context: int
-
-    @property
-    def asked_as(self) -> str:
-        return self.task.name
-
-    @property
-    def units(self) -> dict[str, str]:
-        """A regression predicts numbers."""
-        return {"kl": "squared distance", "loss": "squared error"} if self.task.regression else {}
-
-    @property
-    def metric(self) -> str | None:
-        return self.task.metrics[0]
 
     def lengths(self) -> list[int]:
         chosen = [self.pairs[index] for index in self.order[: self.prompts]]
@@ -212,7 +179,10 @@ def read_held_out(
 def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | None, option: str) -> HeldOut:
     read = read_data(data)
     common = _common(source, data, prompts, seed, option, len(read.examples))
-    return HeldOutPrompts(**common, prompting=_prompting(source, data, read.kind, prompt), examples=read.examples)
+    prompting = _prompting(source, data, read.kind, prompt)
+    template = prompting.template
+    common |= {"asked_as": template.name, "template": template, "metric": None, "units": {}}
+    return HeldOutPrompts(**common, prompting=prompting, examples=read.examples)
 
 
 def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
@@ -222,6 +192,8 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
         raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
     pairs, context = task.read(data), int(architecture.config.max_position_embeddings)
     common = _common(source, data, prompts, seed, option, len(pairs))
+    units = {"kl": "squared distance", "loss": "squared error"} if task.regression else {}
+    common |= {"asked_as": task.name, "template": None, "metric": task.metrics[0], "units": units}
     return HeldOutPairs(**common, task=task, pairs=pairs, context=context)
 
 

@@ -5,7 +5,7 @@ that of the inputs of one layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,13 +50,10 @@ class Walk:
         """The head's input if only the layers in `running` run, the first of them on its stored input."""
         batch = self._batches[index]
         self._network.model.eval()
-        with torch.inference_mode(), self._only(running, index):
+        stored, results = self._inputs[index] if self._inputs else None, self._network.family.layer_results
+        with torch.inference_mode(), _only(self._layers, running, stored, results):
             hidden: torch.Tensor = self._network.family.hidden(self._network.base, **given(batch))
         return hidden
-
-    def _only(self, running: range, index: int) -> AbstractContextManager[None]:
-        given = self._inputs[index] if self._inputs else None
-        return _only(self._layers, running, given, self._network.family.layer_results)
 
 
 @contextmanager

@@ -345,7 +345,7 @@ def test_read_only_output(llama_copy: TinySource, refused: Callable, tmp_path: P
     else:
         tmp_path.chmod(0o500)
     forbid_the_long_part(monkeypatch)
-    has(refused(llama_copy), tmp_path / "new/out", f"{tmp_path} cannot be written to", "--output")
+    has(refused(llama_copy), tmp_path / "new/out", f"{tmp_path} is not writable", "--output")
 
 
 def test_disk_that_fills_up_while_writing(llama_copy: TinySource, refused: Callable, tmp_path, monkeypatch) -> None:

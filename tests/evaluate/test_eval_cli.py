@@ -355,16 +355,16 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     average = saved["targets"][0]["average"]
     assert f"{average:.1f}" in told
     card = (exported / "README.md").read_text()
-    assert "## Answers" in card
+    assert "## Accuracy" in card
     assert f"{average:.1f}" in card
     assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
     kept = Evaluations.of(exported).by_protocol["option-text"]
     assert kept.target == EvalRecord.read(tmp_path / "out/eval.json").targets[0]
     store_properties(exported, tuned())
-    assert "## Answers" in (exported / "README.md").read_text()
+    assert "## Accuracy" in (exported / "README.md").read_text()
     restore_properties(exported)
-    assert "## Answers" in (exported / "README.md").read_text()
-    assert "Run-time properties" not in (exported / "README.md").read_text()
+    assert "## Accuracy" in (exported / "README.md").read_text()
+    assert "Runtime properties" not in (exported / "README.md").read_text()
 
 
 def tuned() -> RuntimeProperties:
@@ -591,7 +591,7 @@ def test_a_checkpoint_export_runs_in_pytorch(roomy: TinySource, run_cli: Callabl
     ran = run_cli("eval", tmp_path / "cut", *QUICK, "--tasks", "boolq")
     assert ran.code == 1
     assert f"{tmp_path / 'cut'}: the exported checkpoint is damaged" in ran.err
-    assert "model.safetensors: not what was exported" in ran.err
+    assert "model.safetensors: changed" in ran.err
 
 
 @pytest.mark.gpu

@@ -399,7 +399,7 @@ def test_bench_compares_with_lora(command_line: CommandLine, tmp_path: Path) -> 
     report = json.loads((output / "bench.json").read_text())
     facts = {variant["name"]: variant["facts"] for variant in report["variants"]}
     assert [*facts] == ["subnet", "lora"]
-    assert all(len(sample["token_times"]) == 8 for sample in report["samples"])
+    assert all(len(sample["timing"]["token_times"]) == 8 for sample in report["samples"])
     attention = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV
     macs = sum(attention + 3 * HIDDEN * width for width in mlp_widths(widths_of(folder))) + VOCABULARY * HIDDEN
     assert facts["subnet"]["macs_per_token"] == macs

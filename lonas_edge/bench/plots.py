@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.report import METRICS, Report, metric_titles
-from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import SUBNET, Case
 
 
@@ -56,8 +55,8 @@ def _distributions(report: Report) -> Any:
     figure, axes = _figure(len(panels), 1.2 + 0.6 * len(names))
     for axis, (metric, title) in zip(axes, panels.items(), strict=True):
         for position, name in enumerate(names):
-            own = [sample for sample in report.samples if (sample.variant, sample.case) == (name, case)]
-            values = [METRICS[metric](Timing(sample.token_times, sample.end_to_end)) for sample in own]
+            own = [sample.timing for sample in report.samples if (sample.variant, sample.case) == (name, case)]
+            values = [METRICS[metric](timing) for timing in own]
             axis.boxplot(values, positions=[position], orientation="horizontal", widths=0.6, showfliers=False)
             axis.plot(values, [position] * len(values), "o", color=colors[name], alpha=0.5, markersize=4)
         axis.set(xlabel=f"{title} in ms (log scale)", xscale="log", yticks=range(len(names)), yticklabels=names)

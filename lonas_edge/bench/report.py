@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.bench.measure import Measurement
+from lonas_edge.bench.measure import Measurement, Sample
 from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.bench.runners import RUNNERS
 from lonas_edge.bench.statistics import (
@@ -97,18 +97,6 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One measured generation in seconds; see `Timing`."""
-
-    variant: str
-    case: Case
-    start: int
-    round: int
-    token_times: tuple[float, ...]
-    end_to_end: float
-
-
-@dataclass(frozen=True)
 class Report(Record):
     """A benchmark.
 
@@ -140,7 +128,7 @@ class Report(Record):
     failures: Sequence[Failure]
     warnings: Sequence[str]
     interrupted: bool
-    samples: Sequence[Generation] = field(repr=False)
+    samples: Sequence[Sample] = field(repr=False)
 
 
 def describe_variant(variant: Variant, facts: Facts | None) -> VariantReport:
@@ -254,13 +242,6 @@ def find_warnings(
 def failures(measurement: Measurement) -> list[Failure]:
     """List what could not be measured."""
     return [Failure(variant, case, reason) for (variant, case), reason in measurement.failures.items()]
-
-
-def samples(measurement: Measurement) -> list[Generation]:
-    """List every measured generation."""
-    return [
-        Generation(s.variant, s.case, s.start, s.round, s.timing.token_times, s.timing.end_to_end) for s in measurement.samples
-    ]
 
 
 def write(report: Report, folder: Path) -> None:

@@ -64,7 +64,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
         failures=report.failures(measurement),
         warnings=report.find_warnings(comparisons, load, measurement.interrupted, rounds, starts),
         interrupted=measurement.interrupted,
-        samples=report.samples(measurement),
+        samples=measurement.samples,
     )
 
 

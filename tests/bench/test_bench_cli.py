@@ -23,7 +23,7 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
     assert report == json.loads((tmp_path / "out/bench.json").read_text())
     assert [variant["name"] for variant in report["variants"]] == ["subnet", "lora"]
     assert len(report["samples"]) == 2 * 2 and not report["failures"] and not report["interrupted"]
-    assert all(len(sample["token_times"]) == 4 for sample in report["samples"])
+    assert all(len(sample["timing"]["token_times"]) == 4 for sample in report["samples"])
     assert {(c["variant"], c["baseline"], c["metric"]) for c in report["comparisons"]} == {
         ("subnet", "lora", metric) for metric in ("ttft", "tpot", "generate_duration")
     }

@@ -58,7 +58,7 @@ def made() -> Report:
         failures=module.failures(measurement),
         warnings=[],
         interrupted=False,
-        samples=module.samples(measurement),
+        samples=samples,
     )
 
 
@@ -95,7 +95,7 @@ def test_files(made: Report, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "bench.json").read_text())
     assert content["schema"] == "lonas-edge/bench/1"
     assert Report.read(tmp_path / "bench.json") == made
-    assert len(content["samples"]) == 24 and len(content["samples"][0]["token_times"]) == 11
+    assert len(content["samples"]) == 24 and len(content["samples"][0]["timing"]["token_times"]) == 11
     lines = list(csv.DictReader((tmp_path / "bench.csv").open()))
     assert [(line["variant"], line["input_size"]) for line in lines] == [
         (row.variant, str(row.case.prompt_len)) for row in made.rows
@@ -112,8 +112,10 @@ def test_files(made: Report, tmp_path: Path) -> None:
 def test_a_damaged_report_is_refused(made: Report) -> None:
     content = json.loads(json.dumps(made.to_json()))
     del content["rows"][0]["ttft"]["p50"]
-    content["samples"][3]["token_times"][1] = "soon"
-    with pytest.raises(LonasEdgeError, match=r"(?s)bench.json: not a bench.*rows\.0\.ttft\.p50.*samples\.3\.token_times\.1"):
+    content["samples"][3]["timing"]["token_times"][1] = "soon"
+    with pytest.raises(
+        LonasEdgeError, match=r"(?s)bench.json: not a bench.*rows\.0\.ttft\.p50.*samples\.3\.timing\.token_times\.1"
+    ):
         Report.from_json(content, "bench.json")
 
 

@@ -1,6 +1,5 @@
 """Removed blocks against the oracle: activated in a super-network, and materialized."""
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +8,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from structured import assert_as_defined, assert_generates_alike
-from tiny_models import BLOCKS, CASES, TinyModels, TinySource, block_path, families, has_heads
+from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads
 
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.super_network import load_super_network
 
 Choose = Callable[[TinySource, str], list[int]]
 UNTIED = [case for case in CASES if not case.endswith("-tied")]  # the head has no part in this
-DEPTHS = [list(kept) for kept in itertools.product((1, 0), repeat=len(BLOCKS))]
+DEPTHS = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]  # groups of `BLOCKS`
 
 
 def widths_of(source: TinySource, choose: Choose, depth: list[int], name: str = "unequal:3") -> list[int]:

@@ -8,7 +8,6 @@ import itertools
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from multiprocessing.pool import Pool
@@ -62,7 +61,6 @@ def fault() -> None:
 
 
 STOPPED, DONE, HALF = 9, 0, 1
-EACH = 5  # instructions: there are 1,500, and each takes a process
 WAYS: dict[str, tuple[Callable[[], None], bool]] = {
     "killed": (lambda: os._exit(STOPPED), False),
     "interrupted": (interrupt, False),
@@ -155,54 +153,6 @@ def stop_before_each_call(way: str, existing: bool, tmp_path: Path) -> tuple[int
         if code == DONE:
             break
     return at, seen, left
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-def test_interrupted_at_each_instruction(exchange: bool, small_process: Pool, tmp_path: Path) -> None:
-    """Ctrl-C at any bytecode of the module, and any line of Python that it calls, while an output is replaced."""
-    count, seen = small_process.apply(exchanging, (exchange, interrupt_at_each_instruction, EACH + exchange, tmp_path))
-    assert count > 300
-    assert seen == {"old", "new"}
-
-
-def interrupt_at_each_instruction(first: int, tmp_path: Path) -> tuple[int, set[str]]:
-    """How many instructions there are, and what the outputs were after the next run had looked at them."""
-
-    def run(output: Path, at: int) -> int:
-        count = 0
-
-        def trace(frame: Any, event: str, _argument: object) -> Any:
-            nonlocal count
-            frame.f_trace_opcodes = frame.f_code.co_filename == module.__file__
-            if event == ("opcode" if frame.f_trace_opcodes else "line"):
-                count += 1
-                if count == at:
-                    raise KeyboardInterrupt
-            return trace
-
-        with suppress(KeyboardInterrupt, LonasEdgeError):  # the latter: rmtree closes a descriptor again that it had closed
-            with OutputDirectory(output, overwrite=True).open() as folder:
-                folder.rmdir()
-                write_whole(folder, "new")
-                sys.settrace(trace)
-                sys._getframe().f_trace = trace
-            sys.settrace(None)
-        return HALF if found(output) not in ("old", "new") else STOPPED if count >= at else DONE
-
-    seen = set()
-    for at in itertools.count(first, EACH):
-        folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
-        write_whole(output, "old")
-        code = in_a_process(lambda at=at, output=output: run(output, at))
-        assert code != HALF, at
-        OutputDirectory(output, overwrite=True).check(0)
-        assert names(folder) == ["out"], at
-        seen.add(found(output))
-        shutil.rmtree(folder)
-        if code == DONE:
-            break
-    return at, seen
 
 
 def leave(folder: Path, **content: str) -> Path:

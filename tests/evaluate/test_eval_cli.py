@@ -17,7 +17,6 @@ from lm_eval.tasks import TaskManager
 from tiny_models import TinySource, say_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.cli import app
 from lonas_edge.data.commonsense import TASKS
 from lonas_edge.evaluate import targets
 from lonas_edge.evaluate.record import EvalRecord
@@ -180,20 +179,11 @@ def test_math_as_a_plain_loop_answers_it(roomy: TinySource, run_cli: Callable, t
     for task in target["tasks"]:
         value = task["metrics"]["acc"]
         assert value["stderr"] == pytest.approx(0.5)  # of two: (0.5 * 0.5 / (2 - 1)) ** 0.5
-    told = (tmp_path / "out/eval.md").read_text()
-    assert "| GSM8K | AQuA | MAWPS | SVAMP | Average |" in told
-    assert "256 new tokens, last number, right within 0.001 (GSM8K, MAWPS, SVAMP); 256 new tokens, first of the letters" in told
-
-
-def test_math_on_an_ir_and_on_the_activated_super_network(roomy: TinySource, exported: Path, run_cli: Callable):
-    sources = [exported, roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space, "--subnet", "heuristic,minimal"]
-    command = ["eval", *sources, "--datasets", DATA, "--tasks", "math", "--num-beams", 1, *F32, "--limit", 2, "--json"]
-    found = result(run_cli(*command))
-    assert [task["task"] for task in found["targets"][0]["tasks"]] == list(MATH)
-    assert {one["scope"] for one in found["differences"]} == {*MATH, "average"}
-    assert {one["identical"] for one in found["differences"] if one["target"] == "adapter:heuristic"} == {1.0}
-    assert {one["questions"] for one in found["differences"] if one["scope"] != "average"} == {2}
-    assert [target["asked"] for target in found["targets"]] == [8, 8, 8]
+    report = (tmp_path / "out/eval.md").read_text()
+    assert "| GSM8K | AQuA | MAWPS | SVAMP | Average |" in report
+    assert (
+        "256 new tokens, last number, right within 0.001 (GSM8K, MAWPS, SVAMP); 256 new tokens, first of the letters" in report
+    )
 
 
 def test_math_is_asked_by_the_reference_s_protocol_alone(roomy: TinySource, run_cli: Callable):
@@ -201,32 +191,13 @@ def test_math_is_asked_by_the_reference_s_protocol_alone(roomy: TinySource, run_
     options = ["--datasets", DATA, "--protocol", "option-text", "--tasks"]
     ran = run_cli("eval", roomy.base, *options, "boolq,gsm8k,svamp")
     assert ran.code == 1
-    told = " ".join(ran.err.split())
-    assert "The protocol option-text does not ask: - gsm8k: a task of the protocol generate - SVAMP: a task" in told
-    assert "--protocol generate; harness:NAME is lm-evaluation-harness's own" in told
+    message = " ".join(ran.err.split())
+    assert "The protocol option-text does not ask: - gsm8k: a task of the protocol generate - SVAMP: a task" in message
+    assert "--protocol generate; harness:NAME is lm-evaluation-harness's own" in message
     ran = run_cli("eval", roomy.base, *options, "harness:gsm8k")
     assert "task gsm8k: its data is not available" in ran.err
     (target,) = result(run_cli("eval", roomy.base, *options, "all", "--limit", 1, "--json"))["targets"]
     assert [task["task"] for task in target["tasks"]] == list(TASKS)
-
-
-def test_faulty_math_data_is_refused_by_name(roomy: TinySource, run_cli: Callable, tmp_path: Path):
-    for task, answer in (("gsm8k", "twelve"), ("AQuA", "F")):
-        samples = json.loads((DATA / task / "test.json").read_text())
-        samples[3]["answer"] = answer
-        (tmp_path / task).mkdir()
-        (tmp_path / task / "test.json").write_text(json.dumps(samples))
-    ran = run_cli("eval", roomy.base, "--datasets", tmp_path, "--tasks", "math")
-    assert ran.code == 1
-    for told in (
-        f"{tmp_path / 'gsm8k/test.json'}: not a test set of gsm8k",
-        "sample 3: answer 'twelve' is not a number",
-        f"{tmp_path / 'AQuA/test.json'}: not a test set of AQuA",
-        "sample 3: answer 'F' is not one of A, B, C, D, E",
-        f"{tmp_path / 'mawps/test.json'}: missing",
-        f"{tmp_path / 'SVAMP/test.json'}: missing",
-    ):
-        assert told in ran.err
 
 
 def test_answer_word_ranks_the_words_of_the_options(roomy: TinySource, run_cli: Callable):
@@ -323,19 +294,6 @@ def test_card_needs_an_export_of_ours_and_whole_test_sets(roomy: TinySource, exp
     assert not (exported / "lonas_edge_eval.json").exists()
 
 
-def test_limit_is_a_seeded_choice(roomy: TinySource, run_cli: Callable, tmp_path: Path):
-    chosen = []
-    for number, seed in enumerate((0, 0, 1, 2, 3)):
-        output = tmp_path / f"out{number}"
-        options = ["--limit", 3, "--seed", seed, "--tasks", "boolq", "--output", output]
-        found = result(run_cli("eval", roomy.base, *QUICK, *options))
-        assert found["targets"][0]["tasks"][0]["questions"] == 3
-        (log,) = output.glob("samples/*/samples_boolq.jsonl")
-        chosen.append(tuple(json.loads(line)["doc_id"] for line in log.read_text().splitlines()))
-    assert chosen[0] == chosen[1]
-    assert len(set(chosen)) > 2
-
-
 def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
     options = ["--tasks", "boolq,arc-e", "--output", tmp_path / "out", "--card"]
     ran = run_cli("eval", exported, roomy.base, "--datasets", DATA, "--protocol", "option-text", *options)
@@ -351,9 +309,9 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
         (target, task, metric) for target in ("ir", "base") for task in ("boolq", "ARC-Easy") for metric in ("acc", "acc_norm")
     } | {(target, "average", "accuracy") for target in ("ir", "base")}
-    told = (tmp_path / "out/eval.md").read_text()
+    message = (tmp_path / "out/eval.md").read_text()
     average = saved["targets"][0]["average"]
-    assert f"{average:.1f}" in told
+    assert f"{average:.1f}" in message
     card = (exported / "README.md").read_text()
     assert "## Accuracy" in card
     assert f"{average:.1f}" in card
@@ -432,7 +390,7 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--tasks", "openbokqa"], ["openbokqa: no such task; did you mean openbookqa?", "Tasks with --datasets: boolq"]),
         (["--tasks", "arc_easy"], ["task arc_easy: its data is not available"]),
@@ -441,10 +399,10 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
         (["--device", "XPU"], ["--device XPU: not on this machine", "CPU"]),
     ],
 )
-def test_bad_input(arguments: list[str], told: list[str], roomy: TinySource, run_cli: Callable):
+def test_bad_input(arguments: list[str], message: list[str], roomy: TinySource, run_cli: Callable):
     ran = run_cli("eval", roomy.base, "--datasets", DATA, *arguments)
     assert ran.code == 1
-    for fault in told:
+    for fault in message:
         assert fault in ran.err
 
 
@@ -452,7 +410,7 @@ RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
 
 
 @pytest.mark.parametrize(
-    ("target", "arguments", "told"),
+    ("target", "arguments", "message"),
     [
         ("base", (*RANKS, "--num-beams", "4"), "--num-beams has no effect: answer-word generates nothing"),
         ("base", ("--protocol", "option-text", "--prompt", "alpaca"), "--prompt has no effect: option-text has its own"),
@@ -467,13 +425,13 @@ RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
     ],
 )
 def test_options_that_would_do_nothing_are_wrong_usage(
-    target: str, arguments: tuple[str, ...], told: str, roomy: TinySource, exported: Path, run_cli: Callable
+    target: str, arguments: tuple[str, ...], message: str, roomy: TinySource, exported: Path, run_cli: Callable
 ):
     places = {"BASE": roomy.base, "SPACE": roomy.space}
     given = [places.get(argument, argument) for argument in arguments]
     ran = run_cli("eval", {"base": roomy.base, "ir": exported}[target], "--datasets", DATA, "--tasks", "boolq", *given)
     assert (ran.code, ran.out) == (2, "")
-    assert told in " ".join(ran.err.split())
+    assert message in " ".join(ran.err.split())
 
 
 def test_and_those_that_do_something_are_not(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
@@ -526,23 +484,6 @@ def test_sub_networks_of_one_super_adapter_share_what_is_loaded(
     assert len(set(logs)) == len(names)  # log-likelihoods differ
     folders = [tmp_path / "all/samples" / target["name"].replace(":", "_") for target in found[3:]]
     assert [(folder / "samples_piqa.jsonl").read_text() for folder in folders] == logs
-
-
-def test_choices_of_the_command_line():
-    parameters = {parameter.name: parameter for parameter in app.get_command(None, "eval").params}
-    assert list(parameters["protocol"].type.choices) == ["generate", "answer-word", "option-text"]
-    assert list(parameters["prompt"].type.choices) == ["alpaca", "question", "lonas", "lonas-train", "chat"]
-    assert list(parameters["torch_dtype"].type.choices) == ["fp32", "fp16", "bf16"]
-
-
-def test_a_path_of_the_home_directory(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    shutil.copytree(DATA / "boolq", tmp_path / "data/boolq")
-    home = f"~/{roomy.adapter.relative_to(tmp_path)}", f"--model=~/{roomy.base.relative_to(tmp_path)}"
-    options = ["--datasets=~/data", "--protocol", "option-text", "--output=~/out"]
-    ran = run_cli("eval", *home, *options)
-    assert ran.code == 0, ran.err
-    assert (tmp_path / "out/eval.md").exists()
 
 
 def test_needs_a_target_and_datasets(roomy: TinySource, run_cli: Callable):

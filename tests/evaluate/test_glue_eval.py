@@ -172,7 +172,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
     source, data = tiny_bert.source(2), tmp_path / "data"
     write_set(data, "STS-B"), write_set(data, "RTE")
     on = [*source.arguments(), "--datasets", data]
-    for arguments, code, told in (
+    for arguments, code, message in (
         ([*on, "--tasks", "boolq,harness:rte,RTE"], 1, "boolq: not a task of GLUE, and the target is a classifier"),
         ([*on, "--tasks", "stsb"], 1, "its head is one of classification (2 outputs), and STS-B is a regression (1 output)"),
         ([*on, "--tasks", "mnli"], 1, "dev_matched.tsv"),
@@ -186,7 +186,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
         ([tiny_models.base("llama"), "--datasets", data, "--tasks", "STS-B"], 1, "STS-B: no such task"),
     ):
         ran = run_cli("eval", *arguments)
-        assert ran.code == code and told in " ".join(ran.err.replace("│", " ").split()), ran.err
+        assert ran.code == code and message in " ".join(ran.err.replace("│", " ").split()), ran.err
     (data / "RTE/dev.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tneutral\n")
     ran = run_cli("eval", *on)
     assert ran.code == 1 and "line 2: label 'neutral': expected entailment or not_entailment" in ran.err

@@ -12,6 +12,7 @@ import yaml
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, choose_protocol
+from lonas_edge.evaluate.settings import EvalSettings
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (
@@ -65,7 +66,7 @@ def test_accuracy_is_plain_where_length_says_nothing():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "beams", "tasks", "told"),
+    ("protocol", "beams", "tasks", "message"),
     [
         ("generate", 4, ["boolq", "piqa"], "generate: 4 beams, 32 new tokens, first answer word"),
         ("generate", 1, ["boolq"], "generate: greedy, 32 new tokens, first answer word"),
@@ -81,8 +82,8 @@ def test_accuracy_is_plain_where_length_says_nothing():
         ("option-text", None, ["boolq"], 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)'),
     ],
 )
-def test_a_protocol_in_one_line(protocol: str, beams: int | None, tasks: list[str], told: str):
-    assert PROTOCOLS[protocol].describe(beams, tasks) == told
+def test_a_protocol_in_one_line(protocol: str, beams: int | None, tasks: list[str], message: str):
+    assert PROTOCOLS[protocol].describe(beams, tasks) == message
 
 
 def test_room_for_the_answer():
@@ -178,18 +179,18 @@ def refused(protocol: str, content: object, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize(("content", "told"), FAULTS)
-def test_bad_files_are_refused_with_every_fault(protocol: str, content: object, told: list[str], tmp_path: Path):
+@pytest.mark.parametrize(("content", "message"), FAULTS)
+def test_bad_files_are_refused_with_every_fault(protocol: str, content: object, message: list[str], tmp_path: Path):
     error = refused(protocol, content, tmp_path)
-    for fault in told:
+    for fault in message:
         assert fault in error
 
 
 @pytest.mark.parametrize("protocol", ["answer-word", "option-text"])
-@pytest.mark.parametrize(("content", "told"), RANKING_FAULTS)
-def test_ranking_needs_options(protocol: str, content: list[dict[str, str]], told: list[str], tmp_path: Path):
+@pytest.mark.parametrize(("content", "message"), RANKING_FAULTS)
+def test_ranking_needs_options(protocol: str, content: list[dict[str, str]], message: list[str], tmp_path: Path):
     error = refused(protocol, content, tmp_path)
-    for fault in told:
+    for fault in message:
         assert fault in error
     assert PROTOCOLS["generate"].read(tmp_path, "ARC-Easy") == content
 
@@ -213,3 +214,10 @@ def test_missing_data_names_what_is_there(tmp_path: Path):
 )
 def test_the_default_protocol(explicit: str | None, prompts: list[str], tasks: list[str], expected: str):
     assert choose_protocol(explicit, prompts, tasks).name == expected
+
+
+def test_limit_is_a_seeded_choice():
+    chosen = [EvalSettings((), None, limit=3, seed=seed).chosen("boolq", 6) for seed in (0, 0, 1, 2, 3)]
+    assert chosen[0] == chosen[1] == sorted(chosen[0]) and all(len(set(indices)) == 3 for indices in chosen)
+    assert len(set(map(tuple, chosen))) > 2
+    assert EvalSettings((), None, limit=6).chosen("boolq", 6) == EvalSettings((), None).chosen("boolq", 6) == [*range(6)]

@@ -18,6 +18,7 @@ from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 
 COMMON = "Options"  # the panel that `--help` shows first: at most six options of a command
 PANELS = (COMMON, "Model", "Data", "Training", "Device", "Output", "Advanced")
+_ABSURD = 1e6  # such bounds are not worth a word in the help
 LARGEST = 2**53  # integers beyond it differ between JSON readers
 LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -36,7 +37,7 @@ class Option:
         maximum: The largest value.
         above: The value must be larger than this.
         unset: In words, what the default None stands for.
-        needs: Other fields that must be set, too: `NAME` or `NAME=VALUE|VALUE`, with spaces between them.
+        needs: Other fields that must be set, too: `NAME`, `NAME|NAME` or `NAME=VALUE|VALUE`, with spaces between them.
         excludes: Fields that must not be set, too, written as in `needs`.
         why: The reason for `needs` or `excludes`.
         argument: Whether it is positional.
@@ -97,7 +98,7 @@ class Declared:
     def bounds(self) -> str:
         """The range of its values, in words."""
         limits = (("more than", self.option.above), ("at least", self.option.minimum), ("at most", self.option.maximum))
-        return ", ".join(f"{words} {number:g}" for words, number in limits if number is not None and abs(number) < LARGEST_SEED)
+        return ", ".join(f"{words} {number:g}" for words, number in limits if number is not None and abs(number) < _ABSURD)
 
     @property
     def default_shown(self) -> str:
@@ -111,11 +112,15 @@ class Declared:
         """Whether the value is not the default."""
         return bool(values[self.name] != self.default and values[self.name] is not None)
 
+    def set(self, values: Mapping[str, Any], needed: bool) -> bool:
+        """Whether a rule that needs, or excludes, the option applies."""
+        return bool(values[self.name]) if needed else self.given(values)
+
     def faults(self, value: Any) -> list[str]:
         """What is wrong with a value by itself."""
         items = value if self.many and value is not None else [value]
         wrong = [(item, self._fault(item)) for item in items if item is not None]
-        return [f"{self.flag} {one_line(str(item))}: {fault}".replace("  ", " ") for item, fault in wrong if fault]
+        return [f"{self.flag} {_shown(item)}: {fault}" for item, fault in wrong if fault]
 
     def _fault(self, value: Any) -> str:
         known = self.option
@@ -135,6 +140,10 @@ class Declared:
         if exceeded := [f"must be {words} {limit}" for words, limit, outside in limits if outside]:
             return exceeded[0]
         return f"must be at most {LARGEST}" if isinstance(value, int) and abs(value) > LARGEST else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else one_line(str(value)) or "''"
 
 
 @cache
@@ -172,14 +181,15 @@ def _conflicts(each: Declared, known: Mapping[str, Declared], values: Mapping[st
     rules = [(rule, True) for rule in each.option.needs.split()] + [(rule, False) for rule in each.option.excludes.split()]
     found, reason = [], f": {each.option.why}" if each.option.why else ""
     for rule, needed in rules:
-        name, _, wanted = rule.partition("=")
-        if name not in known:  # the field of another dataclass
-            continue
-        other, value = known[name], values[name]
-        met = str(value) in wanted.split("|") if wanted else bool(value) if needed else other.given(values)
-        if met != needed:
-            flag = f"{other.flag} {' or '.join(wanted.split('|'))}" if wanted else other.written(needed or value)
-            found.append(f"{each.written(values[each.name])} {'needs' if needed else 'cannot be combined with'} {flag}{reason}")
+        names, _, wanted = rule.partition("=")
+        others = [known[name] for name in names.split("|") if name in known]  # those of other dataclasses are not checked
+        choices = wanted.split("|") if wanted else []
+        met = any(str(values[other.name]) in choices if choices else other.set(values, needed) for other in others)
+        if others and met != needed:
+            flags = " or ".join(other.written(needed or values[other.name]) for other in others)
+            rest = f" {' or '.join(choices)}" if choices else ""
+            verb = "needs" if needed else "cannot be combined with"
+            found.append(f"{each.written(values[each.name])} {verb} {flags}{rest}{reason}")
     return found
 
 

@@ -474,7 +474,7 @@ def test_a_reconstructed_checkpoint_answers_as_the_oracle(
     command_line: CommandLine, oracle: Callable, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
     """The base is changed by the checkpoint's `correction.safetensors`, in the base's channel order."""
-    options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--solve-prompts", "40")
+    options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--num-prompts", "40")
     folder = command_line.export("minimal", *options)
     solved = command_line.printed(folder)["solved"]
     assert solved["kept"] and solved["after"] < solved["before"] and solved["prompts"] == 40

@@ -41,11 +41,11 @@ def revision_option() -> Any:
     return option(None, panel="Model", help="Revision of the base model on the hub.", unset="the newest")
 
 
-def model_option() -> Any:
+def model_option(panel: str = "Model") -> Any:
     """The option --model of an adapter's base."""
     return option(
         None,
-        panel="Model",
+        panel=panel,
         path=True,
         metavar="MODEL",
         help="Base model, a directory or hub id.",

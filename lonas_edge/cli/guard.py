@@ -172,7 +172,7 @@ def _flush(code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        if error.errno != errno.EPIPE:
+        if error.errno != errno.EPIPE and not code:
             _say(f"error: standard output: {error.strerror}")
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's end

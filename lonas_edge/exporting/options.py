@@ -3,51 +3,141 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lonas_edge.formats import DEFAULT_FORMAT, DEFAULT_GGUF_TYPE, DEFAULT_METHOD, FORMATS, WeightFormat
+from lonas_edge.exporting.ovms import SERVERS
+from lonas_edge.exporting.stages import STAGES
+from lonas_edge.formats import (
+    DEFAULT_FORMAT,
+    DEFAULT_GGUF_TYPE,
+    DEFAULT_METHOD,
+    DTYPES,
+    FORMATS,
+    GGUF_TYPES,
+    METHODS,
+    PER_CHANNEL,
+    WeightFormat,
+)
 from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.options import Checked, option
 
 CALIBRATION_PROMPTS = 64
+_GROUPED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.group_sizes)
+_MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
+
+
+def _group_size(text: str) -> int:
+    size = int(text) if text.removeprefix("-").isdecimal() else 0
+    if size < 1 and size != PER_CHANNEL:
+        raise ValueError(f"{text}: expected a number of columns, or {PER_CHANNEL} for whole rows")
+    return size
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What to write.
+class ExportOptions(Checked):
+    """What to write."""
 
-    Attributes:
-        weight_format: Storage of the IR's weights, one of `FORMATS`.
-        stage: Where to stop, one of `STAGES`.
-        dtype: Dtype of a checkpoint, one of `DTYPES`; the base's when None.
-        gguf_type: Storage of a GGUF file's matrices, one of `GGUF_TYPES`.
-        verify: Whether to compare logits and refuse a model beyond the tolerance.
-        overwrite: Whether to replace an existing output.
-        solve: Instruction data for least-squares reconstruction; none when None.
-        solve_prompts: Prompts of it; an eighth as many more are held out to measure the effect.
-        fuse: Whether to store an IR's matrices with the same input as one (`ir.fuse`).
-        group_size: Columns that share a scale, or `PER_CHANNEL`; the format's choice when None.
-        ratio: Largest share of the layers' weights in the format; the rest gets that of embedding and head.
-        calibration: Instruction data for INT4 compression; without data when None.
-        int4_method: Compression method on this data, one of `METHODS`.
-        calibration_prompts: Prompts of this data.
-        server: Server to write files for, one of `SERVERS`; none when None.
-        compare_texts: Whether to compare texts that the IR generates with those of the fp32 sub-network.
-    """
+    weight_format: str = option(
+        DEFAULT_FORMAT,
+        choices=tuple(FORMATS),
+        needs="stage=ir",
+        help="Format of the IR's weights; embedding and head have 8 bits unless it is fp32 or fp16.",
+    )
+    stage: str = option(
+        "ir",
+        choices=tuple(STAGES),
+        help="OpenVINO IR, Hugging Face checkpoint (sliced and merged), or GGUF file for llama.cpp.",
+    )
+    calibration: Path | None = option(
+        None,
+        panel="Data",
+        metavar="DATA",
+        needs=_GROUPED,
+        help="Training data for INT4 compression; the complete network is then in memory.",
+        unset="compression without data",
+    )
+    int4_method: str = option(
+        DEFAULT_METHOD,
+        panel="Data",
+        choices=tuple(METHODS),
+        needs="calibration",
+        help="NNCF's compression method with --calibration.",
+    )
+    solve: Path | None = option(
+        None,
+        panel="Data",
+        metavar="DATA",
+        help="Training data for a least-squares reconstruction of the layers behind pruned parts.",
+        unset="no reconstruction",
+    )
+    num_prompts: int | None = option(
+        None,
+        panel="Data",
+        minimum=1,
+        needs="calibration|solve",
+        help="Number of prompts from --calibration or --solve.",
+        unset=f"{CALIBRATION_PROMPTS}; {SOLVE_PROMPTS} from --solve",
+    )
+    dtype: str | None = option(
+        None,
+        panel="Output",
+        choices=tuple(DTYPES),
+        needs="stage=checkpoint",
+        help="Dtype of the checkpoint.",
+        unset="the base model's",
+    )
+    gguf_type: str = option(
+        DEFAULT_GGUF_TYPE,
+        panel="Output",
+        choices=tuple(GGUF_TYPES),
+        needs="stage=gguf",
+        help="Type of the GGUF file's matrices; f16 where 32 does not divide their columns.",
+    )
+    server: str | None = option(
+        None,
+        panel="Output",
+        choices=SERVERS,
+        needs="stage=ir",
+        help="Add the files that a server needs: OpenVINO Model Server.",
+    )
+    overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
+    group_size: int | None = option(
+        None,
+        panel="Advanced",
+        parse=_group_size,
+        metavar="INTEGER",
+        needs=_GROUPED,
+        help=f"Quantization group size; {PER_CHANNEL} for per-channel.",
+        unset="the largest of 128, 64 and 32 that divides all widths",
+    )
+    ratio: float = option(
+        1.0,
+        panel="Advanced",
+        minimum=0,
+        maximum=1,
+        needs=_MIXED,
+        help="Maximum share of layer weights in --weight-format; the most sensitive stay INT8.",
+    )
+    fuse: bool = option(
+        True, panel="Advanced", needs="stage=ir", help="Merge matrices with the same input (q, k and v) into one product."
+    )
+    verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail where they differ.")
+    compare_texts: bool = option(
+        False,
+        panel="Advanced",
+        needs="stage=ir verify",
+        excludes="weight_format=fp32",
+        why="texts are compared with those in fp32",
+        help="Compare generated texts with those in fp32 (FDT and SDT of who_what_benchmark).",
+    )
 
-    weight_format: str = DEFAULT_FORMAT
-    stage: str = "ir"
-    dtype: str | None = None
-    gguf_type: str = DEFAULT_GGUF_TYPE
-    verify: bool = True
-    overwrite: bool = False
-    solve: Path | None = None
-    solve_prompts: int = SOLVE_PROMPTS
-    fuse: bool = True
-    group_size: int | None = None
-    ratio: float = 1.0
-    calibration: Path | None = None
-    int4_method: str = DEFAULT_METHOD
-    calibration_prompts: int = CALIBRATION_PROMPTS
-    server: str | None = None
-    compare_texts: bool = False
+    @property
+    def calibration_prompts(self) -> int:
+        """Prompts of `calibration`."""
+        return self.num_prompts or CALIBRATION_PROMPTS
+
+    @property
+    def solve_prompts(self) -> int:
+        """Prompts of `solve`; an eighth as many more are held out to measure the effect."""
+        return self.num_prompts or SOLVE_PROMPTS
 
     @property
     def stored_as(self) -> WeightFormat:

@@ -50,7 +50,7 @@ def read_solve_prompts(model: MaterializedModel, tokenizer: Any, data: Path, pro
     if tokenizer is None:
         raise LonasEdgeError(f"{source.base.folder}: no tokenizer, which --solve needs. Save the model's tokenizer there.")
     held_out = max(1, prompts // HELD_OUT)
-    chosen = read_held_out(source, data, prompts + held_out, 0, option="--solve-prompts")
+    chosen = read_held_out(source, data, prompts + held_out, 0, option="--num-prompts")
     first, second = chosen.split(held_out)
     return SolvePrompts(second, first)
 

@@ -6,7 +6,7 @@ from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.solved import SOLVE_PROMPTS
-from lonas_edge.options import Checked, option
+from lonas_edge.options import LARGEST_SEED, Checked, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -57,10 +57,12 @@ class TrainOptions(Checked):
         help="Prompt template.",
         unset="chat for conversations, else that of --from, else alpaca",
     )
-    rank: int = option(32, panel="Model", minimum=1, help="Rank of the LoRA adapters.")
-    alpha: float = option(64, panel="Model", above=0, maximum=_LARGEST, help="LoRA alpha; the scale is alpha / rank.")
+    rank: int = option(32, panel="Model", excludes="start", minimum=1, help="Rank of the LoRA adapters.")
+    alpha: float = option(
+        64, panel="Model", excludes="start", above=0, maximum=_LARGEST, help="LoRA alpha; the scale is alpha / rank."
+    )
     target_modules: tuple[str, ...] | None = option(
-        None, panel="Model", help="Names of the linear layers with an adapter.", unset="the family's"
+        None, panel="Model", excludes="start", help="Names of the linear layers with an adapter.", unset="the family's"
     )
     weight_format: str | None = option(
         None,
@@ -68,7 +70,9 @@ class TrainOptions(Checked):
         choices=tuple(name for name, known in FORMATS.items() if known.mode),
         help="Train the weights as this export format stores them (QAT).",
     )
-    seed: int = option(42, panel="Training", minimum=0, help="Random seed; equal seeds give equal adapters.")
+    seed: int = option(
+        42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed; equal seeds give equal adapters."
+    )
     device: str = option("auto", panel="Training", choices=DEVICES, help="Device; auto prefers CUDA.")
     precision: str = option(
         "auto", panel="Training", choices=PRECISIONS, help="Compute precision; auto takes bf16 where it is faster."
@@ -82,7 +86,9 @@ class TrainOptions(Checked):
         None, panel="Advanced", minimum=0, help="Steps of linear warm-up.", unset="5 % of the steps, at most 100"
     )
     weight_decay: float = option(0.0, panel="Advanced", minimum=0, maximum=_LARGEST, help="Weight decay of AdamW.")
-    reorder: bool = option(True, panel="Advanced", help="Sort channels by importance before training.")
+    reorder: bool = option(
+        True, panel="Advanced", needs="elastic", excludes="start", help="Sort channels by importance before training."
+    )
     save_steps: int | None = option(
         None, panel="Advanced", minimum=1, help="Steps between checkpoints.", unset="a tenth of the steps, at most 200"
     )

@@ -70,19 +70,9 @@ def test_not_json(llama_copy: TinySource, refused: Callable) -> None:
     has(refused(llama_copy), llama_copy.space, "not JSON")
 
 
-def test_no_search_space_file(llama_copy: TinySource, refused: Callable) -> None:
-    llama_copy.space.unlink()
-    has(refused(llama_copy), llama_copy.space, "cannot be read")
-
-
 def test_no_bootstrapnas_section(llama_copy: TinySource, refused: Callable) -> None:
     llama_copy.space.write_text('{"input_info": {}}')
     has(refused(llama_copy), llama_copy.space, 'no "bootstrapNAS" section', "expected an NNCF configuration")
-
-
-def test_lists_of_different_length(llama_copy: TinySource, refused: Callable) -> None:
-    edit(llama_copy.space, lambda content: elastic(content)["overwrite_groups_widths"].pop())
-    has(refused(llama_copy), llama_copy.space, "9 overwrite_groups but 8 overwrite_groups_widths", "expected one list a group")
 
 
 def test_unknown_node(llama_copy: TinySource, refused: Callable) -> None:
@@ -159,10 +149,9 @@ def test_missing_and_extra_adapter_keys(llama_copy: TinySource, refused: Callabl
     has(error, "model.layers.3.mlp.up_proj.lora_B.weight: unexpected", "found [128, 8]")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_finite_adapter(llama_copy: TinySource, refused: Callable, value: float) -> None:
+def test_not_finite_adapter(llama_copy: TinySource, refused: Callable) -> None:
     key = "base_model.model.model.layers.2.mlp.down_proj.lora_A.weight"
-    edit_tensors(llama_copy.adapter / ADAPTER, lambda tensors: tensors[key][0].fill_(value))
+    edit_tensors(llama_copy.adapter / ADAPTER, lambda tensors: tensors[key][0].fill_(float("inf")))
     has(refused(llama_copy), llama_copy.adapter / ADAPTER, "model.layers.2.mlp.down_proj.lora_A.weight: holds NaN or Inf")
 
 
@@ -192,27 +181,16 @@ def test_numbers_that_fp32_cannot_compute_with(llama_copy: TinySource, refused: 
     has(refused(llama_copy), llama_copy.base, f"v_proj.weight: holds values too large to compute with, in {WEIGHTS}")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize(("name", "value"), [("model.norm.weight", float("nan")), ("model.embed_tokens.weight", float("-inf"))])
 def test_not_finite_base(llama_copy: TinySource, refused: Callable, name: str, value: float) -> None:
     edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors[name][..., 0].fill_(value))
     has(refused(llama_copy), llama_copy.base, f"{name}: holds NaN or Inf, in {WEIGHTS}", "Download or train them again")
 
 
-@pytest.mark.parametrize("share", [0.5, 0.999])
+@pytest.mark.parametrize("share", [0, 0.999])
 def test_truncated_base(llama_copy: TinySource, refused: Callable, share: float) -> None:
     os.truncate(llama_copy.base / WEIGHTS, int((llama_copy.base / WEIGHTS).stat().st_size * share))
     has(refused(llama_copy), llama_copy.base / WEIGHTS, "truncated", "Download or copy it again")
-
-
-def test_empty_base_file(llama_copy: TinySource, refused: Callable) -> None:
-    os.truncate(llama_copy.base / WEIGHTS, 0)
-    has(refused(llama_copy), llama_copy.base / WEIGHTS, "truncated")
-
-
-def test_truncated_adapter(llama_copy: TinySource, refused: Callable) -> None:
-    os.truncate(llama_copy.adapter / ADAPTER, (llama_copy.adapter / ADAPTER).stat().st_size // 2)
-    has(refused(llama_copy), llama_copy.adapter / ADAPTER, "truncated")
 
 
 def test_truncated_shard(tiny_models: TinyModels, tmp_path: Path, refused: Callable) -> None:
@@ -389,7 +367,7 @@ main()
 
 @SIGNALS
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "existing"), [(signal.SIGINT, False), (KILL, True)])
+@pytest.mark.parametrize(("number", "existing"), [pytest.param(signal.SIGINT, False, marks=pytest.mark.slow), (KILL, True)])
 def test_killed_in_the_middle(
     run_cli: Callable, llama: TinySource, tmp_path: Path, number: signal.Signals, existing: bool
 ) -> None:
@@ -411,8 +389,8 @@ def test_killed_in_the_middle(
     assert output.exists() == existing
     if existing:
         assert {path.name: path.read_text() for path in output.iterdir()} == {"mine": "mine", "lonas_edge.json": "mine"}
-    visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert visible == (["out"] if existing else [])
+    finished = [path.name for path in tmp_path.iterdir() if not path.name.endswith((".partial", ".lock"))]
+    assert finished == (["out"] if existing else [])
     if number == signal.SIGINT:
         assert error.endswith("interrupted: nothing was written\n")
         assert "Traceback" not in error

@@ -59,8 +59,10 @@ def test_a_base_that_the_adapter_names_is_kept(
     assert f"would delete {llama_copy.base}, which this run reads" in ran.err
 
 
-@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
-@pytest.mark.parametrize("command", ["export", "train", "eval", "bench"])
+@pytest.mark.parametrize(
+    ("command", "overwrite"),
+    [("export", ()), ("export", ("--overwrite",)), ("train", ("--overwrite",)), ("eval", ("--overwrite",)), ("bench", ())],
+)
 def test_the_working_directory_is_kept(
     command: str, overwrite: tuple[str, ...], commands: dict, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +70,7 @@ def test_the_working_directory_is_kept(
     monkeypatch.chdir(tmp_path / "here")
     ran = run_cli(*commands[command], "--output", ".", *overwrite)
     assert (ran.code, ran.out) == (1, "")
-    assert ".: is the working directory, or holds it. Choose an --output in it" in " ".join(ran.err.split())
+    assert ".: is the working directory, or contains it. Choose an --output inside it" in " ".join(ran.err.split())
 
 
 def test_a_sub_network_s_name_is_no_input(commands: dict, run_cli: Callable, tmp_path: Path, monkeypatch) -> None:

@@ -29,6 +29,7 @@ class Options(Checked):
     epochs: float | None = option(None, help="Epochs.")
     elastic: bool = option(True, help="Elastic.")
     draws: int | None = option(None, help="Draws.", needs="elastic")
+    prompts: int | None = option(None, help="Prompts.", needs="steps|epochs")
     tune: bool = option(False, help="Tune.")
     widths: tuple[int, ...] = option((8, 4), help="Widths.", minimum=1)
     picks: tuple[str, ...] = option((), help="Bounds.", flag="pick", repeat=True)
@@ -61,12 +62,13 @@ def test_values_and_defaults(run: Callable) -> None:
     [
         (["--rank", "0"], {"rank": 0}, "--rank 0: must be at least 1"),
         (["--rank", "65"], {"rank": 65}, "--rank 65: must be at most 64"),
-        (["--lr", "0"], {"lr": 0.0}, "--lr 0.0: must be more than 0"),
+        (["--lr", "0"], {"lr": 0.0}, "--lr 0: must be more than 0"),
         (["--lr", "nan"], {"lr": float("nan")}, "--lr nan: is not a finite number"),
         (["--steps", "9" * 17], {"steps": 10**17 - 1}, "--steps 99999999999999999: must be at most 9007199254740992"),
-        (["--revision", " "], {"revision": " "}, "--revision : is empty"),
+        (["--revision", " "], {"revision": " "}, "--revision '': is empty"),
         (["--widths", "8,0"], {"widths": (8, 0)}, "--widths 0: must be at least 1"),
         (["--dtype", "fp16"], {"dtype": "fp16"}, "--dtype needs --stage checkpoint"),
+        (["--prompts", "2"], {"prompts": 2}, "--prompts needs --steps or --epochs"),
         (["--draws", "2", "--no-elastic"], {"draws": 2, "elastic": False}, "--draws needs --elastic"),
         (
             ["--steps", "1", "--epochs", "2"],

@@ -163,7 +163,9 @@ main()
 
 @SIGNALS
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "step", "checkpoint"), [(KILL, 5, 3), (signal.SIGINT, 5, 3)])
+@pytest.mark.parametrize(
+    ("number", "step", "checkpoint"), [(KILL, 5, 3), pytest.param(signal.SIGINT, 5, 3, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed(
     llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, refused: Callable, number, step: int, checkpoint
 ) -> None:

@@ -54,6 +54,6 @@ def test_wrong_usage(llama: TinySource, start: Path, data: Path, tmp_path: Path,
         ([], {"target_modules": "q_proj"}),
     ):
         error = " ".join(refused(from_(llama, start, data, output, *flags, **changes), 2).split())
-        has(error, "of a super-adapter's training", "--from names one that is trained")
-    has(refused(arguments(llama, data, output, "--subnet", "minimal"), 2), "--subnet goes with --from SUPER_ADAPTER")
-    has(refused(arguments(llama, data, output, model=None), 2), "--model M is needed, or --from SUPER_ADAPTER")
+        has(error, "cannot be combined with --from")
+    has(refused(arguments(llama, data, output, "--subnet", "minimal"), 2), "--subnet needs --from")
+    has(refused(arguments(llama, data, output, model=None), 2), "pass --model MODEL, or --from SUPER_ADAPTER")

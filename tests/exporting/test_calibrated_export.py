@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(source: TinySource, widths: list[int], output: Path, data: Path | None, method: str = "gptq", **options: Any) -> Path:
-    settings = {"weight_format": "int4", "calibration": data, "int4_method": method, "calibration_prompts": 8, **options}
+    settings = {"weight_format": "int4", "calibration": data, "int4_method": method, "num_prompts": 8, **options}
     export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**settings))
     return output
 
@@ -180,7 +180,7 @@ def test_bad_data(
     """Refused before a weight is read."""
     monkeypatch.setattr(stage_ir, "GraphConversion", lambda _: pytest.fail("it has started"))
     data.unlink() if content is None else data.write_text(json.dumps(content))
-    arguments = ["--weight-format", "int4", "--calibration", data, "--calibration-prompts", 8, "--output", tmp_path / "out"]
+    arguments = ["--weight-format", "int4", "--calibration", data, "--num-prompts", 8, "--output", tmp_path / "out"]
     ran = run_cli("export", *llama.arguments(), *arguments)
     assert ran.code == 1 and told in " ".join(ran.err.split()), ran.err
     assert not (tmp_path / "out").exists()

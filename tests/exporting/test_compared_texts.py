@@ -75,7 +75,7 @@ def test_the_figures_are_those_of_plain_loops(
     if calibrated:
         examples = [{"instruction": f"What is {a} plus {a}?", "output": f"the {a + a}"} for a in range(30)]
         (tmp_path / "data.json").write_text(json.dumps(examples))
-        options = {"calibration": tmp_path / "data.json", "int4_method": "gptq", "calibration_prompts": 8}
+        options = {"calibration": tmp_path / "data.json", "int4_method": "gptq", "num_prompts": 8}
     folder = run(llama, widths, tmp_path / "ir", weight_format="int4", compare_texts=True, **options)
     whole = exports("llama", "unequal:1", stage="checkpoint", dtype="fp32", verify=False)
     ids = beginnings(llama, 3)
@@ -98,7 +98,7 @@ def test_the_whole_set_of_beginnings(run_cli: Callable, llama: TinySource, tmp_p
     assert found["texts"]["fdt_norm"] > 0.9 and found["texts"]["sdt_norm"] < 0.1, "fp16 rounds little"
     assert {"fp32_texts", "compare_texts"} <= found["steps"].keys()
     ran = run_cli("export", *llama.arguments(), *arguments, "--overwrite")
-    assert "texts, 12 of up to 32 tokens, against fp32: FDT" in " ".join(ran.out.split())
+    assert "12 texts of up to 32 tokens, compared with fp32: FDT" in " ".join(ran.out.split())
 
 
 def test_greedy_generation() -> None:
@@ -132,9 +132,9 @@ def test_no_room_for_fp32(run_cli: Callable, llama: TinySource, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--weight-format", "fp32"], "for IRs of another format than fp32"),
-        (["--stage", "checkpoint"], "for IRs of another format than fp32"),
-        (["--no-verify"], "goes with --verify"),
+        (["--weight-format", "fp32"], "--compare-texts cannot be combined with --weight-format fp32"),
+        (["--stage", "checkpoint"], "--compare-texts needs --stage ir"),
+        (["--no-verify"], "--compare-texts needs --verify"),
     ],
 )
 def test_texts_that_say_nothing(run_cli: Callable, llama: TinySource, tmp_path: Path, options: list[str], told: str) -> None:

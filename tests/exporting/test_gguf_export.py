@@ -286,9 +286,9 @@ def test_a_classifier(tiny_bert: object, run_cli: Callable, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--gguf-type", "f16"], "--gguf-type goes with --stage gguf; --stage ir has --weight-format"),
-        (["--stage", "gguf", "--weight-format", "int8"], "--weight-format is an IR's; --stage gguf has --gguf-type"),
-        (["--stage", "gguf", "--no-fuse"], "an IR's; not --stage gguf's"),
+        (["--gguf-type", "f16"], "--gguf-type needs --stage gguf"),
+        (["--stage", "gguf", "--weight-format", "int8"], "--weight-format needs --stage ir"),
+        (["--stage", "gguf", "--no-fuse"], "--no-fuse needs --stage ir"),
         (["--stage", "gguf", "--gguf-type", "q4_k"], "'q4_k' is not one of 'f32', 'f16', 'bf16', 'q8_0'"),
     ],
 )

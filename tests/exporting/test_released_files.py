@@ -14,7 +14,7 @@ from lonas_edge import output as output_module
 CASES = {
     "int8": [],
     "texts": ["--weight-format", "int4", "--compare-texts"],
-    "calibrated": ["--weight-format", "int4", "--int4-method", "awq", "--calibration-prompts", 8],
+    "calibrated": ["--weight-format", "int4", "--int4-method", "awq", "--num-prompts", 8],
     "checkpoint": ["--stage", "checkpoint"],
 }
 

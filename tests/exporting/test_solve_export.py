@@ -37,7 +37,7 @@ def export_to(run_cli: Callable, llama: TinySource, data: Path) -> Callable[...,
     """Runs the export: `export_to(output, *options)`."""
 
     def run(output: Path, *options: object) -> Any:
-        return run_cli("export", *llama.arguments(), "--output", output, "--solve", data, "--solve-prompts", 16, *options)
+        return run_cli("export", *llama.arguments(), "--output", output, "--solve", data, "--num-prompts", 16, *options)
 
     return run
 
@@ -65,7 +65,7 @@ def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySou
     }
     assert solved["after"] < solved["before"] and solved["tokens"] > 100
     figures = f"{solved['before']:.3f}", f"{solved['after']:.3f}"
-    has(ran.out, "solved on 16 prompts", *figures)
+    has(ran.out, "least-squares reconstruction on 16 prompts", *figures)
     has(
         (tmp_path / "out/README.md").read_text(),
         "Least-squares reconstruction",
@@ -88,7 +88,7 @@ def test_no_better_is_not_taken(export_to: Callable, tmp_path: Path, monkeypatch
     monkeypatch.setattr(solved_module, "solve", worse)
     ran = export_to(tmp_path / "out", "--stage", "checkpoint")
     assert ran.code == 0
-    has(ran.out, "no better, the cut is plain")
+    has(ran.out, "not used, it is no better")
     assert not (tmp_path / "out/correction.safetensors").exists()
     assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["solved"]["kept"] is False
     has((tmp_path / "out/README.md").read_text(), "No correction, since least squares was no better")
@@ -98,17 +98,17 @@ def test_refusals(export_to: Callable, run_cli: Callable, llama: TinySource, dat
     output = tmp_path / "out"
     for options, code, told in (
         (["--subnet", "maximal"], 1, ["--solve has no effect: its maximal sub-network has full MLPs and all heads"]),
-        (["--solve-prompts", "37"], 1, [str(data), "40 prompts; expected at least 41", "--solve-prompts"]),
-        (["--solve-prompts", "0"], 2, ["--solve-prompts"]),
+        (["--num-prompts", "37"], 1, [str(data), "40 prompts; expected at least 41", "--num-prompts"]),
+        (["--num-prompts", "0"], 2, ["--num-prompts"]),
         (["--solve", str(tmp_path / "none.json")], 1, ["none.json"]),
     ):
         ran = export_to(output, *options)
         assert ran.code == code, ran
         has(ran.err, *told)
         assert not output.exists()
-    ran = run_cli("export", *llama.arguments(), "--output", output, "--solve-prompts", "3")
+    ran = run_cli("export", *llama.arguments(), "--output", output, "--num-prompts", "3")
     assert ran.code == 2
-    has(ran.err, "--solve-prompts goes with --solve")
+    has(ran.err, "--num-prompts needs --calibration or --solve")
 
 
 def test_the_data_is_not_replaced(export_to: Callable, data: Path, tmp_path: Path) -> None:
@@ -119,6 +119,6 @@ def test_the_data_is_not_replaced(export_to: Callable, data: Path, tmp_path: Pat
 def test_a_base_without_a_tokenizer(run_cli: Callable, llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
     for file in llama_copy.base.glob("token*"):
         file.unlink()
-    ran = run_cli("export", *llama_copy.arguments(), "--output", tmp_path / "out", "--solve", data, "--solve-prompts", "4")
+    ran = run_cli("export", *llama_copy.arguments(), "--output", tmp_path / "out", "--solve", data, "--num-prompts", "4")
     assert ran.code == 1
     has(ran.err, "no tokenizer, which --solve needs")

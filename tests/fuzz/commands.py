@@ -82,7 +82,7 @@ COMMANDS = {
     "export-checkpoint": Command(_export(SOURCE), [*_BASE, *_ADAPTER, "space.json"], "checkpoint", 18, CAUSAL),
     "export-subnet": Command(_export(SOURCE, *_SUBNET), ["subnet.json", "space.json"], "checkpoint", 4),
     "export-solve": Command(
-        _export(SOURCE, "--stage", "checkpoint", "--solve", "data.json", "--solve-prompts", "4"),
+        _export(SOURCE, "--stage", "checkpoint", "--solve", "data.json", "--num-prompts", "4"),
         [*_BASE, *_ADAPTER, "space.json", *["data.json"] * 6],
         "other",
         5,

@@ -152,7 +152,7 @@ def test_eval_and_export_ask_in_the_chat_template(
     (tmp_path / "boolq").mkdir()
     sample = {"instruction": "Please answer: is it {so}?\n\nAnswer format: true/false", "input": "", "answer": "true"}
     (tmp_path / "boolq/test.json").write_text(json.dumps([sample]))
-    solved = ("--solve", tmp_path / "chat.jsonl", "--solve-prompts", 6)
+    solved = ("--solve", tmp_path / "chat.jsonl", "--num-prompts", 6)
     for name, options in (("checkpoint", (*solved, "--stage", "checkpoint")), ("ir", ())):
         ran = run_cli("export", trained_on_chat, *options, "--output", tmp_path / name)
         assert ran.code == 0, ran.err

@@ -108,7 +108,7 @@ def test_exported(trained: Callable, data: Path, tmp_path: Path, run_cli: Callab
     assert manifest["solved"] == record["specialized"]["solved"]
     assert FILE in manifest["adapter"]["sha256"]
     assert (tmp_path / "exported" / FILE).exists()
-    options = ("--subnet", "minimal", "--solve", data, "--solve-prompts", 16, "--stage", "checkpoint")
+    options = ("--subnet", "minimal", "--solve", data, "--num-prompts", 16, "--stage", "checkpoint")
     ran = run_cli("export", trained("llama", True), *options, "--output", tmp_path / "other")
     assert ran.code == 0, ran.err
     own, other = load_file(tmp_path / "out" / FILE), load_file(tmp_path / "other" / FILE)
@@ -181,14 +181,14 @@ def test_wrong_usage(llama: TinySource, trained: Callable, data: Path, tmp_path:
     start = trained("llama", True)
     base = ["train", "--data", data, "--output", tmp_path / "out", "--steps", 1, "--device", "cpu"]
     for arguments, code, told in (
-        (["--model", llama.base, "--nncf-config", llama.space, "--solve", data], 2, "--solve goes with --from"),
-        (["--from", start, "--solve-prompts", 4], 2, "--solve-prompts goes with --solve"),
-        (["--from", start, "--solve", data], 1, "expected at least 576. Add data, or lower --solve-prompts"),
+        (["--model", llama.base, "--nncf-config", llama.space, "--solve", data], 2, "--solve needs --from"),
+        (["--from", start, "--num-prompts", 4], 2, "--num-prompts needs --solve"),
+        (["--from", start, "--solve", data], 1, "expected at least 576. Add data, or lower --num-prompts"),
         (["--from", start, "--subnet", "maximal", "--solve", data], 1, "--solve has no effect: its maximal sub-network"),
     ):
         ran = run_cli(*base, *arguments)
         assert (ran.code, told in " ".join(ran.err.split())) == (code, True), ran.err
-    ran = run_cli(*base, "--from", start, "--solve", data, "--solve-prompts", 12, "--subnet", "minimal")
+    ran = run_cli(*base, "--from", start, "--solve", data, "--num-prompts", 12, "--subnet", "minimal")
     assert ran.code == 0, ran.err
     assert "Least-squares reconstruction (12 prompts" in " ".join(ran.out.split())
     assert (tmp_path / "out" / FILE).exists()

@@ -193,13 +193,7 @@ def restore_properties(folder: Path) -> None:
 
 @contextmanager
 def changed(folder: Path) -> Iterator[Path]:
-    """Change the small files of an exported directory together, after everything that may fail.
-
-    Args:
-        folder: The directory.
-
-    Yields:
-        A directory with copies of these files, which replace them when the block ends.
+    """Yield a directory with copies of an exported one's small files, which replace them together when the block ends.
 
     Raises:
         LonasEdgeError: If the directory cannot be written; it is unchanged.

@@ -6,12 +6,7 @@ from lonas_edge.errors import LonasEdgeError
 
 
 def require_memory(option: str, needed: float) -> None:
-    """Refuse an option that needs more memory than is available.
-
-    Args:
-        option: Its name.
-        needed: Bytes.
-    """
+    """Refuse an option that needs more bytes of memory than are available."""
     available = psutil.virtual_memory().available
     if needed > available:
         raise LonasEdgeError(

@@ -24,13 +24,7 @@ class SolvePrompts:
 
 
 def read_solve_prompts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: int) -> SolvePrompts:
-    """Read the data.
-
-    Args:
-        model: The materialized sub-network.
-        tokenizer: The base's, or None.
-        data: Instruction data.
-        prompts: How many to use; an eighth as many more are held out.
+    """Read instruction data; an eighth as many prompts again are held out.
 
     Raises:
         LonasEdgeError: If the sub-network has nothing to reconstruct, there is no tokenizer, or too little data.
@@ -58,17 +52,10 @@ def read_solve_prompts(model: MaterializedModel, tokenizer: Any, data: Path, pro
 def solve_model(
     model: MaterializedModel, prompts: SolvePrompts, tokenizer: Any, folder: Path, done: Callable[[float], None]
 ) -> tuple[MaterializedModel, Solved]:
-    """Reconstruct a sub-network; keep it unchanged where that raises the KL on the held-out prompts.
-
-    Args:
-        model: The materialized sub-network.
-        prompts: The prompts.
-        tokenizer: The base's.
-        folder: An existing directory for the correction, which is read from there.
-        done: Called with the share that is done.
+    """Reconstruct a sub-network; the correction is written to `folder`, and read from there while it is used.
 
     Returns:
-        The sub-network, with the correction where it helps, and the record.
+        The sub-network, with the correction where it lowers the KL on the held-out prompts, and the record.
 
     Raises:
         LonasEdgeError: If too few prompts fit, or a layer's inputs are not finite.

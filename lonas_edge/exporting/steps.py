@@ -19,15 +19,7 @@ class Steps:
 
     @contextmanager
     def step(self, name: str, shown: str) -> Iterator[Callable[[float], None]]:
-        """Measure a step while the block runs.
-
-        Args:
-            name: Its name in the manifest.
-            shown: Its description for people.
-
-        Yields:
-            A function that takes the share done.
-        """
+        """Measure a step while the block runs, and yield a function that takes the share done."""
         self.report(shown, None)
         start = time.perf_counter()
         yield lambda done: self.report(shown, done)

@@ -35,14 +35,7 @@ def check_memory(model: MaterializedModel) -> None:
 def generate_in_fp32(
     model: MaterializedModel, graph: Path, tokenizer: Any, generation: Mapping[str, Any] | None
 ) -> list[list[int]]:
-    """Generate texts with the sub-network's fp32 IR.
-
-    Args:
-        model: The materialized sub-network.
-        graph: Its graph, an IR written by `ir.graph`.
-        tokenizer: As of `generate_texts`.
-        generation: As of `generate_texts`.
-    """
+    """Generate texts with the sub-network's fp32 IR, made of a graph that `ir.graph` wrote."""
     matrices = dict(compress.compress_matrices(model, compress.schemes(model, FORMATS["fp32"])))
     ir, _held = filled(graph, matrices, ())
     return generate_texts(model, ir, tokenizer, generation)
@@ -51,17 +44,7 @@ def generate_in_fp32(
 def generate_texts(
     model: MaterializedModel, ir: "Path | ov.Model", tokenizer: Any, generation: Mapping[str, Any] | None
 ) -> list[list[int]]:
-    """Generate texts with an IR.
-
-    Args:
-        model: The materialized sub-network; it names the end tokens where `generation` does not.
-        ir: The .xml file, or the model.
-        tokenizer: The base's, or None.
-        generation: Content of the base's generation_config.json, or None.
-
-    Returns:
-        Token ids of each text.
-    """
+    """Generate token ids of each text with an IR; the end tokens are those of `generation`, or else of the model."""
     ids = prompts(tokenizer, model.source.architecture.config.vocab_size, BEGINNINGS)
     end = (generation or {}).get("eos_token_id")
     end = model.config().get("eos_token_id") if end is None else end

@@ -66,12 +66,7 @@ def materialized_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tenso
 
 
 def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], inputs: Inputs) -> torch.Tensor:
-    """Compute the float64 logits of the weights as an IR stores them.
-
-    Args:
-        model: The materialized model.
-        matrices: Its weight matrices as stored; other tensors are stored in fp32.
-        inputs: The inputs.
+    """Compute the float64 logits of the weights as an IR stores them; tensors that are no matrices are stored in fp32.
 
     Raises:
         LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
@@ -137,13 +132,7 @@ def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tens
 
 
 def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:
-    """Refuse a materialized model whose logits are not the activated super-network's.
-
-    Args:
-        of: The directory it was made from, for the message.
-        parity: The comparison, before any rounding to a storage format.
-        reference: The super-network's logits.
-    """
+    """Refuse a materialized model whose logits are not the super-network's (`reference`); `of` is named in the error."""
     what = "the logits of the materialized model differ from the activated super-network's"
     _require(of, what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
 
@@ -174,13 +163,9 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
 
 
 def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:
-    """Refuse an IR whose logits are not those of its stored weights.
+    """Refuse an IR whose logits are not those of its stored weights (`reference`); `of` is named in the error.
 
-    Args:
-        of: The directory it was made from, for the message.
-        parity: The comparison.
-        reference: Logits of the stored weights.
-        noise: Gives `arithmetic_noise`; called only beyond the tolerance, since a sensitive network needs more.
+    `noise` gives `arithmetic_noise`; it is called only beyond the tolerance, since a sensitive network needs more.
     """
     what, tolerance = "the logits of the IR differ from those of the weights stored in it", IR_TOLERANCE * _scale(reference)
     if parity.max_logit_difference > tolerance:
@@ -189,14 +174,7 @@ def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[
 
 
 def check_llama_cpp(of: Path, parity: Parity, reference: torch.Tensor, kind: str) -> None:
-    """Refuse a GGUF file with which llama.cpp's logits are not those of its stored weights.
-
-    Args:
-        of: The directory it was made from, for the message.
-        parity: The comparison.
-        reference: Logits of the stored weights.
-        kind: Type of its matrices, one of `GGUF_TYPES`.
-    """
+    """Refuse a GGUF file with which llama.cpp's logits are not those of its stored weights (`reference`)."""
     what = "llama.cpp's logits differ from those of the weights stored in the GGUF file"
     tolerance = LLAMA_CPP_TOLERANCE.get(kind)
     _require(of, what, parity.max_logit_difference, math.inf if tolerance is None else tolerance * _scale(reference))

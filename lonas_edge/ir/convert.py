@@ -17,11 +17,7 @@ from lonas_edge.ir.fuse import fuse
 
 
 def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
-    """Replace the graph's inputs by the compressed matrices of their names; the model shares their memory.
-
-    Args:
-        model: The graph, as `ir.graph` writes it.
-        matrices: The compressed matrix of each such input.
+    """Replace the inputs of a graph of `ir.graph` by the compressed matrices of their names; the model shares their memory.
 
     Raises:
         LonasEdgeError: If the graph lacks a matrix or the shapes differ.
@@ -47,22 +43,10 @@ def write_ir(
     blocks: Sequence[Sequence[str]] = (),
     ratio: float = 1.0,
 ) -> int:
-    """Fill a graph and write it as `openvino_model.xml` and `.bin`, with `openvino_config.json`.
-
-    Args:
-        graph: An IR written by `ir.graph`.
-        folder: An existing directory.
-        matrices: As of `filled`.
-        schemes: The scheme of each matrix.
-        weight_format: The format of the model.
-        blocks: As of `filled`.
-        ratio: As of `compress.schemes`.
+    """Fill a graph and write it as `openvino_model.xml` and `.bin`, with `openvino_config.json`; arguments as of `filled`.
 
     Returns:
         Number of matrices that are part of others.
-
-    Raises:
-        LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
     model, held = filled(graph, matrices, blocks)
     storage = _Storage.of(schemes, weight_format, ratio)

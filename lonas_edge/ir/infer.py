@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str]) -> "Callable[[np.ndarray, int], np.ndarray]":
     """Compile an IR of a language model.
 
-    Args:
-        path: The .xml file, or the model.
-        device: An OpenVINO device.
-        properties: Runtime properties.
-
     Returns:
         A function from token ids [prompts, tokens] and a start, before which all tokens are in the KV cache by earlier calls,
         to the fp32 logits [prompts, tokens from start, vocabulary].
@@ -73,16 +68,7 @@ def _up_to_end(tokens: list[int], ends: Collection[int]) -> list[int]:
 def open_model(
     path: "Path | ov.Model", device: str, properties: Mapping[str, str]
 ) -> "Callable[[Mapping[str, np.ndarray]], np.ndarray]":
-    """Compile an IR.
-
-    Args:
-        path: The .xml file, or the model.
-        device: An OpenVINO device.
-        properties: Runtime properties.
-
-    Returns:
-        A function from inputs by name, of which it ignores those that the IR lacks, to the fp32 logits.
-    """
+    """Compile an IR: return a function from inputs by name, ignoring those that the IR lacks, to the fp32 logits."""
     compiled = openvino_core().compile_model(path, device, dict(properties))
     request = compiled.create_infer_request()
     names = {name for port in compiled.inputs for name in port.get_names()}

@@ -173,14 +173,7 @@ def candidates(device: str, threads: int, processors: int) -> dict[str, tuple[st
 def answers(folder: Path, device: str, properties: Mapping[str, str], ids: Sequence[Sequence[int]]) -> Any:
     """Compute logits under given properties: half of each prompt in one pass, the rest token by token from the KV cache.
 
-    Args:
-        folder: An exported directory.
-        device: An OpenVINO device.
-        properties: Runtime properties.
-        ids: Token ids [prompts, tokens].
-
-    Returns:
-        An fp32 array [prompts, tokens, vocabulary].
+    `ids` are [prompts, tokens]; the result is an fp32 array [prompts, tokens, vocabulary].
     """
     import numpy as np
 

@@ -25,16 +25,7 @@ class _ScoredCriterion(DataFreeCriterion):  # type: ignore[misc]
 
 
 def least_sensitive(model: MaterializedModel, matrices: Mapping[str, tuple[int, ...]], ratio: float) -> set[str]:
-    """Choose the matrices that lose least in the smaller format.
-
-    Args:
-        model: The materialized model; each matrix is evaluated once.
-        matrices: Shapes by name of those to choose from.
-        ratio: Largest share of their weights.
-
-    Returns:
-        Names of the chosen matrices.
-    """
+    """Choose the matrices, out of those with these shapes, that lose least in the smaller format: at most this share."""
     scored = [
         SimpleNamespace(name=name, num_weights=rows * columns, score=_score(model.tensor(name).numpy()))
         for name, (rows, columns) in matrices.items()

@@ -18,16 +18,7 @@ def supported_formats(device: str) -> list[str]:
 
 
 def refusal(device: str, name: str, error: Exception) -> LonasEdgeError:
-    """Make the error for an IR that a device does not compile.
-
-    Args:
-        device: The device.
-        name: Weight format of the IR.
-        error: OpenVINO's error.
-
-    Returns:
-        The error, which names the formats that the device supports.
-    """
+    """Make the error for an IR in the weight format `name` that a device does not compile; it names supported formats."""
     lines, supported = str(error).strip().splitlines(), supported_formats(device)
     return LonasEdgeError(
         f"{device} does not run an IR in {name}: {lines[-1] if lines else type(error).__name__}\n"

@@ -7,10 +7,10 @@ import torch
 from lonas_edge.formats import DTYPES
 
 WORTH_SAYING = 1.5  # times as fast
-LARGE, QUICK = 1024, 512  # rows and columns; where bf16 is emulated (AVX2), three of the large take 8 s, of the others 0.5
+QUICK = 512  # rows and columns; 0.5 s where bf16 is emulated (AVX2)
 
 
-def matrix_speed(dtype: str, size: int = LARGE) -> float:
+def matrix_speed(dtype: str, size: int) -> float:
     """Speed of a square matrix product in FLOP/s, best of three; `dtype` is a key of `DTYPES`."""
     left, right = (torch.ones(size, size, dtype=DTYPES[dtype].torch) for _ in range(2))
     best = float("inf")

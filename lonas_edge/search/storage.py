@@ -1,5 +1,7 @@
 """The Optuna study of a search: a journal file of one process, or a database that several workers share."""
 
+import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 IDENTITY = "lonas_edge"  # study attribute with the identity of the search
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; a silent one's trial is evaluated again by another
 _CONNECT_SECONDS = 10
+_TABLES_EXIST, _TABLES_SECONDS = re.compile("already exists|unique", re.IGNORECASE), 3
 _PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
@@ -37,7 +40,7 @@ def open_storage(url: str) -> "BaseStorage":
         LonasEdgeError: If it cannot be reached.
     """
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-    from sqlalchemy.exc import IntegrityError
+    from sqlalchemy.exc import DatabaseError
 
     settings = {
         "engine_kwargs": {"connect_args": {"connect_timeout": _CONNECT_SECONDS}, "pool_pre_ping": True},
@@ -49,7 +52,10 @@ def open_storage(url: str) -> "BaseStorage":
     try:
         try:
             return RDBStorage(url, **settings)
-        except IntegrityError:  # another worker created the tables at the same moment
+        except DatabaseError as error:
+            if not _TABLES_EXIST.search(str(error)):
+                raise
+            time.sleep(_TABLES_SECONDS)  # another worker creates the tables at this moment
             return RDBStorage(url, **settings)
     except ModuleNotFoundError as error:
         missing = _PIP_NAMES.get(str(error.name), error.name)

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from oracle import oracle_logits, read_groups
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_models import TinyModels, TinySource, families
 from torch import nn
 from training_runs import (
@@ -100,8 +99,8 @@ def test_blocks_and_heads(
     assert not any(".0.self_attn." in name or ".2.mlp." in name for name in changed)
 
 
-@pytest.mark.parametrize("case", ["llama", "phi3"])
-def test_the_rest_of_the_adapter_is_left_as_it_was(
+@pytest.mark.parametrize("case", families("phi3"))
+def test_the_rest_of_the_adapter_is_unchanged(
     case: str, tiny_models: TinyModels, trained: Callable, data: Path, tmp_path: Path, choose: Callable
 ) -> None:
     """Weight decay would move it, and so would an optimizer that knows no widths."""
@@ -167,12 +166,9 @@ def plain_training(
     return {name: (parameter.detach(), active) for name, (parameter, active) in parts.items()}
 
 
-@pytest.mark.parametrize("reorder", [True, False])
-def test_it_is_plain_lora_on_the_cut_network(
-    reorder: bool, llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable
-) -> None:
+def test_it_is_plain_lora_on_the_cut_network(llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable) -> None:
     """Four examples are one batch, so that a plain loop sees what the training sees."""
-    start, widths = trained("llama", reorder), choose(llama, "unequal:5")
+    start, widths = trained("llama", True), choose(llama, "unequal:5")
     data = write_data(tmp_path / "data.json", EXAMPLES[:4])
     recover(start, data, tmp_path / "out", widths, lr=0.003)
     found, expected = tensors_of(tmp_path / "out"), plain_training(llama, start, widths, 3, 0.003)
@@ -193,18 +189,6 @@ def test_resumed_equals_uninterrupted(llama: TinySource, trained: Callable, tmp_
     resumed = recover(start, data, tmp_path / "out", widths, resume=True, **changes)
     assert resumed["resumed_from_step"] == 3
     same(tmp_path / "out", resumed, tmp_path / "whole", record)
-
-
-def test_another_sub_network_or_super_adapter_is_not_resumed(
-    llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable
-) -> None:
-    data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
-    with pytest.raises(LonasEdgeError, match=r"interrupted\."):
-        recover(start, data, tmp_path / "out", choose(llama, "minimal"), at=5, steps=8)
-    with pytest.raises(LonasEdgeError, match="widths: was"):
-        recover(start, data, tmp_path / "out", choose(llama, "heuristic"), resume=True, steps=8)
-    with pytest.raises(LonasEdgeError, match=r"start adapter_model\.safetensors: was"):
-        recover(trained("llama", False), data, tmp_path / "out", choose(llama, "minimal"), resume=True, steps=8)
 
 
 def test_record(llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable) -> None:
@@ -270,23 +254,13 @@ def test_commands_take_it(special: Path, llama: TinySource, data: Path, tmp_path
     assert [group["width"] for group in json.loads(ran.out)["groups"]] == widths
     for arguments, told in (
         (("export", special, "--subnet", "maximal", "--output", tmp_path / "no"), "Omit --subnet"),
-        (("export", special, "--solve", data, "--output", tmp_path / "no"), "--solve could bring it nearer to"),
+        (("export", special, "--solve", data, "--output", tmp_path / "no"), "Remove --solve"),
         (("inspect", special, "--subnet", "heuristic"), "fine-tuned for its minimal sub-network"),
-        (("search", special, "--data", data, "--output", tmp_path / "no"), "nothing to search"),
+        (("search", special, "--data", data, "--output", tmp_path / "no"), "has only its minimal sub-network"),
         (("eval", special, "--subnet", "heuristic", "--tasks", "boolq", "--datasets", tmp_path), "fine-tuned for its minimal"),
     ):
         ran = run_cli(*arguments)
         assert (ran.code, told in " ".join(ran.err.split())) == (1, True), ran
-
-
-def test_it_may_be_trained_on(special: Path, data: Path, tmp_path: Path) -> None:
-    """For its own sub-network."""
-    inputs = open_recovery(str(special), data)
-    record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW, "steps": 1}))
-    assert record is not None and record.specialized is not None
-    assert (record.specialized.super_adapter, record.specialized.subnetwork) == ("special", "minimal")
-    with pytest.raises(LonasEdgeError, match="fine-tuned for its minimal"):
-        open_recovery(str(special), data, "maximal")
 
 
 def test_a_record_of_widths_that_there_are_not(special: Path, tmp_path: Path) -> None:
@@ -341,36 +315,3 @@ def test_an_adapter_that_has_more_than_factors(tiny_models: TinyModels, data: Pa
     adapter = tiny_models.adapter("llama-biased", bias="all")
     with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors only[\s\S]*bias = 'all'"):
         open_recovery(str(adapter), data, "minimal", str(base), space)
-
-
-def test_a_sub_network_of_another_space(trained: Callable, data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    path.write_text(json.dumps({"widths": [8, 8, 8], "search_space": "0" * 64}))
-    with pytest.raises(LonasEdgeError, match=r"found\.json: not a sub-network of this search space:[\s\S]*3 widths; the"):
-        open_recovery(str(trained("llama", True)), data, str(path))
-
-
-def test_another_base(llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
-    """Of the same configuration: its weights tell, before they are loaded."""
-    run(llama_copy, data, tmp_path / "super", steps=1)
-    file = llama_copy.base / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.layers.1.mlp.up_proj.weight"].neg_()
-    save_file(tensors, file, {"format": "pt"})
-    inputs = open_recovery(str(tmp_path / "super"), data, "minimal")
-    with pytest.raises(LonasEdgeError, match=r"not the base of the adapter's training:\s+- model\.safetensors: SHA-256"):
-        train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW}))
-
-
-def test_a_damaged_super_adapter(trained: Callable, data: Path, tmp_path: Path) -> None:
-    start = trained("llama", True)
-    inputs = open_recovery(str(start), data, "minimal")
-    for path in start.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(start / ADAPTER)
-    tensors.pop(next(iter(tensors)))
-    save_file(tensors, tmp_path / ADAPTER)
-    source = replace(inputs.start.source, adapter=replace(inputs.start.located, folder=tmp_path))  # type: ignore[union-attr]
-    damaged = replace(inputs, start=replace(inputs.start, source=source))  # type: ignore[type-var]
-    with pytest.raises(LonasEdgeError, match="missing; expected"):
-        train(damaged, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW}))

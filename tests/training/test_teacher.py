@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import oracle_logits
 from peft import PeftModel
-from tiny_models import TinyModels, TinySource, random_model, tokenizer
+from tiny_models import TinyModels, TinySource, families, random_model, tokenizer
 from training_runs import (
     EIGHT,
     EXAMPLES,
@@ -44,7 +44,7 @@ def answers(reference: Path, base: TinySource, ids: torch.Tensor) -> torch.Tenso
 # what may be one
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2-tied", "phi3"])
+@pytest.mark.parametrize("case", families("llama", "phi3"))
 def test_an_adapter_is_its_merged_model(case: str, tiny_models: TinyModels, trained: Callable, ids: torch.Tensor) -> None:
     """A plain adapter, whose configuration names its base; a super-adapter in an order of its own."""
     source = tiny_models.source(case)

@@ -10,16 +10,13 @@ from test_recovery import recover
 from tiny_models import TinyModels
 from torch import nn
 from torch.nn import functional as F
-from training_runs import EIGHT, IGNORED, OPTIONS, run, tensors_of, write_data
+from training_runs import EIGHT, IGNORED, run, tensors_of, write_data
 
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.training.inputs import base_dtype, open_inputs
-from lonas_edge.training.options import TrainOptions
 
 ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step that learns nothing, of all there is
 
@@ -41,8 +38,9 @@ def stored_loss(source: Source, widths: Sequence[int], name: str, batch: dict[st
         return loss_of(stored_model(source, widths, name), batch).item()
 
 
-FORMATS = [("llama-tied", "int8"), ("llama", "int4"), ("llama-biased", "int4")]
-FORMATS += [(case, "int4_sym") for case in ("llama", "llama-tied", "gemma2-tied", "bloom-tied", "phi3")]
+FORMATS = [("llama-tied", "int8"), ("llama", "int4")]
+FORMATS += [(case, "int4_sym") for case in ("llama", "phi3")]
+FORMATS += [pytest.param(case, "int4_sym", marks=pytest.mark.slow) for case in ("llama-tied", "gemma2-tied", "bloom-tied")]
 
 
 @pytest.mark.parametrize(("case", "name"), FORMATS)
@@ -61,7 +59,7 @@ def test_the_loss_is_that_of_what_is_stored(
     assert abs(losses[name] - losses[None]) > 3e-4 * expected, "the test would not see a training that stores nothing"
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied", "gemma2-tied"])
+@pytest.mark.parametrize("case", ["llama", "llama-tied"])
 def test_gradients_pass_through_rounding(case: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     """Of W' = stored(W + s B A) with the gradient G of the loss by W': s Bᵀ G of A, and s G Aᵀ of B."""
     tiny, eight = tiny_models.source(case), write_data(tmp_path / "eight.json", EIGHT)
@@ -119,10 +117,8 @@ def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, 
     [
         ("int4_sym", ["--weight-format", "int4_sym"], False),
         ("int4_sym", ["--weight-format", "int4_sym", "--group-size", "-1"], True),
-        ("int4_sym", ["--weight-format", "int4_sym", "--ratio", "0.5"], True),
-        ("int4_sym", [], True),
         ("int4_sym", ["--stage", "checkpoint"], True),
-        (None, [], False),
+        (None, ["--stage", "checkpoint"], False),
     ],
 )
 def test_export_warns_of_another_format(
@@ -140,25 +136,3 @@ def test_export_warns_of_another_format(
     assert ("warning: " in ran.err) == told
     if told:
         assert "What was trained is `export --weight-format int4_sym`, without --group-size" in " ".join(ran.err.split())
-
-
-def test_resumed_in_another_format_is_refused(
-    tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable
-) -> None:
-    tiny, start, eight = tiny_models.source("llama"), trained("llama", True), write_data(tmp_path / "eight.json", EIGHT)
-    arguments = (start, eight, tmp_path / "out", choose(tiny, "heuristic"))
-    with pytest.raises(LonasEdgeError, match="interrupted"):
-        recover(*arguments, at=2, save_steps=1, weight_format="int4_sym")
-    with pytest.raises(LonasEdgeError, match="options weight_format: was int4_sym, is int8"):
-        recover(*arguments, resume=True, save_steps=1, weight_format="int8")
-
-
-def test_the_base_is_not_rounded_before(tiny_models: TinyModels, data: Path) -> None:
-    source = tiny_models.source("llama")
-    inputs = open_inputs(str(source.base), data, source.space)
-    options = TrainOptions(**{**OPTIONS, "precision": "bf16"})
-    assert inputs.architecture.config.dtype == torch.float32
-    assert base_dtype(inputs, options) == "bf16"
-    assert base_dtype(inputs, TrainOptions(**{**vars(options), "weight_format": "int4_sym"})) == "fp32"
-    inputs.architecture.config.dtype = torch.bfloat16
-    assert base_dtype(inputs, TrainOptions(**{**vars(options), "weight_format": "int4_sym"})) == "bf16"

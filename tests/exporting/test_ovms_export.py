@@ -140,7 +140,7 @@ def test_the_dockerfile_starts_the_server_as_the_card_says() -> None:
 def test_refused(llama: TinySource, tiny_bert: object, run_cli: Callable, tmp_path: Path) -> None:
     for stage in ("checkpoint", "gguf"):
         ran = run_cli("export", *llama.arguments(), "--stage", stage, "--server", "ovms", "--output", tmp_path / "out")
-        assert ran.code == 2 and "--server ovms goes with --stage ir" in ran.err
+        assert ran.code == 2 and "--server needs --stage ir" in ran.err
     ran = run_cli("export", *tiny_bert.source(2).arguments(), "--server", "ovms", "--output", tmp_path / "out")  # type: ignore[attr-defined]
     assert ran.code == 1 and "--server ovms works on a causal language model" in ran.err
     assert not (tmp_path / "out").exists()

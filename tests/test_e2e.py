@@ -100,8 +100,8 @@ class CommandLine:
         """The exported directory of the network that the search picks."""
         if not self.record:
             data = self.folder / "few.json"
-            data.write_text(json.dumps(json.loads((self.folder / "data/validation.json").read_text())[:4]))
-            search = ["--data", data, "--num-prompts", 4, "--cost", "bytes", "--evals", 8, "--pick", PICK]
+            data.write_text(json.dumps(json.loads((self.folder / "data/validation.json").read_text())[:2]))
+            search = ["--data", data, "--num-prompts", 2, "--cost", "bytes", "--evals", 8, "--pick", PICK]
             self.record.update(self.json("search", self.adapter, *search, "--output", "search"))
         return self.export(SEARCHED, *options)
 

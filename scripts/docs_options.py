@@ -47,4 +47,5 @@ def _table(command: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    text = html.escape(" ".join(text.split()), quote=False)
+    return text.replace("|", "\\|").replace("[", "\\[")  # not links

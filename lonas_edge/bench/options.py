@@ -1,45 +1,73 @@
 """Options of `bench` and `bench --tune`."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Case
+from lonas_edge.formats import DTYPES
+from lonas_edge.options import Checked, option, parse_property
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(Checked):
     """What `bench` measures.
 
     Attributes:
-        arms: Names of variants (`prepare.VARIANTS`), exported directories, and .gguf files.
         cases: Prompt lengths, numbers of new tokens (0 for a classifier), and batch sizes.
         schedule: Rounds, process starts, warm-ups, seed.
-        device: OpenVINO device of the IRs.
-        torch_device: cpu or cuda, for the PyTorch variants.
-        torch_dtype: Key of `DTYPES`, for the PyTorch variants.
-        threads: CPU threads of every variant; one per physical core when None.
-        properties: OpenVINO runtime properties of every IR.
         cache: Directory that keeps exports of unpruned networks.
-        model: Base model; the recorded one when None.
-        adapter: Adapter; the recorded one when None.
-        revision: Revision of the base model on the hub.
     """
 
-    arms: tuple[str, ...] = (SUBNET, LORA, UNPRUNED)
+    arms: tuple[str, ...] = option(
+        (SUBNET, LORA, UNPRUNED),
+        excludes="tune",
+        path=True,
+        help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories, .gguf files.",
+    )
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)
-    device: str = "CPU"
-    torch_device: str = "cpu"
-    torch_dtype: str = "fp32"
-    threads: int | None = None
-    properties: Mapping[str, str] = field(default_factory=dict)
+    device: str = option("CPU", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO or another.")
+    torch_device: str = option(
+        "cpu", panel="Device", choices=("cpu", "cuda"), excludes="tune", help="Device of the PyTorch variants."
+    )
+    torch_dtype: str = option(
+        "fp32", panel="Device", choices=tuple(DTYPES), excludes="tune", help="Dtype of the PyTorch variants."
+    )
+    threads: int | None = option(
+        None, panel="Device", minimum=1, help="CPU threads of every variant.", unset="one per physical core"
+    )
+    properties: tuple[tuple[str, str], ...] = option(
+        (),
+        panel="Device",
+        flag="property",
+        metavar="NAME=VALUE",
+        repeat=True,
+        parse=parse_property,
+        excludes="tune",
+        help="OpenVINO runtime property of every IR.",
+    )
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
-    model: str | None = None
-    adapter: str | None = None
-    revision: str | None = None
+    model: str | None = option(
+        None,
+        panel="Model",
+        path=True,
+        excludes="tune",
+        help="Base model, a directory or hub id.",
+        unset="the recorded hub id",
+    )
+    adapter: str | None = option(
+        None,
+        panel="Model",
+        path=True,
+        excludes="tune",
+        help="Adapter, a directory or hub id.",
+        unset="the recorded hub id",
+    )
+    revision: str | None = option(
+        None, panel="Model", excludes="tune", help="Revision of the base model on the hub.", unset="the recorded one"
+    )
 
 
 @dataclass(frozen=True)

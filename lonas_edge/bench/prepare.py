@@ -140,7 +140,7 @@ def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
         kv_cache = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache}
         properties = npu_lengths(options.cases) if on_npu else kv_cache
     properties |= exported.properties
-    properties |= options.properties
+    properties |= dict(options.properties)
     parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
     return Variant(
         name,

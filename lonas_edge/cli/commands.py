@@ -1,7 +1,6 @@
 """The commands, and the options before a command."""
 
 import importlib
-from typing import Any
 
 import click
 
@@ -9,11 +8,24 @@ from lonas_edge import __version__
 from lonas_edge.cli.command import HELP
 from lonas_edge.cli.guard import DEBUG, now, quiet
 
-COMMANDS = ("inspect", "space", "train", "search", "export", "bench", "eval", "push")
+COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
+    "inspect": "Show the sizes of a sub-network.",
+    "space": "Write a search space for a model.",
+    "train": "Train a super-adapter, or recover a sub-network.",
+    "search": "Search the best sub-networks at each cost.",
+    "export": "Export a sub-network to OpenVINO, a checkpoint or GGUF.",
+    "bench": "Compare latencies, or tune runtime properties.",
+    "eval": "Measure accuracy on tasks.",
+    "push": "Publish an exported directory on the hub.",
+}
 
 
 class _Commands(click.Group):
     """Imports a command when it is needed."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -21,19 +33,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return _converted(importlib.import_module(f"lonas_edge.cli.{cmd_name}"))
-
-
-def _converted(module: Any) -> click.Command:
-    if isinstance(run := getattr(module, "run", None), click.Command):
+        run: click.Command = importlib.import_module(f"lonas_edge.cli.{cmd_name}").run
         return run
-    import typer
-
-    from lonas_edge.cli.options import CheckedCommand
-
-    single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP)
-    single.command(cls=CheckedCommand)(module.command)
-    return typer.main.get_command(single)
 
 
 @click.group(

@@ -1,9 +1,8 @@
 """What a search will do: options resolved and checked; no weights are read."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -12,8 +11,9 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.network import adapters
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, check_cost, cost_function, default_cost
+from lonas_edge.search.cost import COSTS, COUNTED, check_cost, cost_function, default_cost
 from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
+from lonas_edge.search.options import LEAST_EVALS, SearchOptions
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.warm_start import named
@@ -21,52 +21,6 @@ from lonas_edge.space.search_space import SearchSettings
 
 REFINED = 0.25  # share of the evaluations, at the end, in which the refinement comes before the sampler
 REFINED_PICKS = 0.5  # the same where picks bound a cost
-LEAST_EVALS = 3  # maximal, heuristic, minimal
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What to search, as on the command line.
-
-    Attributes:
-        data: Prompts with answers.
-        output: Output directory.
-        quality: Name of the quality.
-        cost: Name of the cost; TPOT, or the latency of a classifier, if None.
-        cost_settings: How the cost is counted or measured.
-        num_prompts: Scored prompts.
-        prompt: Name of their template; the training's if None.
-        protocol: How accuracy is evaluated.
-        dtype: Data type of the super-network.
-        evals: Networks to evaluate.
-        seed: Seed of the sampler and of the choice of prompts.
-        warm_start: Whether the knapsack's solutions are evaluated first.
-        refine: Whether picks and front are refined.
-        storage: URL of a shared storage; a file in the output directory if None.
-        study: Name of the study.
-        picks: Bounds.
-        overwrite: Whether an earlier search in the output directory is replaced.
-        measure: Whether the front is exported and measured at the end; if None, where the cost is a latency.
-    """
-
-    data: Path
-    output: Path
-    quality: str = "kl"
-    cost: str | None = None
-    cost_settings: CostSettings = field(default_factory=CostSettings)
-    num_prompts: int = 64
-    prompt: str | None = None
-    protocol: str = "option-text"
-    dtype: str = "fp32"
-    evals: int = 80
-    seed: int = 0
-    warm_start: bool = True
-    refine: bool = True
-    storage: str | None = None
-    study: str | None = None
-    picks: Sequence[str] = ()
-    overwrite: bool = False
-    measure: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ class TrainOptions(Checked):
         None, panel="Advanced", minimum=1, help="Steps between checkpoints.", unset="a tenth of the steps, at most 200"
     )
     log_steps: int = option(10, panel="Advanced", minimum=1, help="Steps between entries of the log.")
-    report_to: str = option("none", panel="Advanced", help="Logging integration: none, tensorboard, wandb, …")
+    report_to: str = option(
+        "none", panel="Advanced", help="Logging integration of transformers: none, tensorboard, wandb or another."
+    )
     subnetworks: tuple[tuple[int, ...], ...] = ()
 
     def accumulation(self, devices: int) -> int:

@@ -101,18 +101,18 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--new-tokens", "1"], "must be 2 or more"),
-        (["--prompt-len", "many"], "expected whole numbers"),
-        (["--batch-size", "0"], "must be 1 or more"),
+        (["--new-tokens", "1"], "must be at least 2"),
+        (["--prompt-len", "many"], "'many' is not a valid integer"),
+        (["--batch-size", "0"], "must be at least 1"),
         (["--property", "X"], "expected NAME=VALUE"),
         (["--rounds", "0"], "rounds"),
-        (["--tune", "--arms", "subnet"], "--arms: has no effect with --tune"),
-        (["--tune", "--output", "x"], "--output: has no effect with --tune"),
+        (["--tune", "--arms", "subnet"], "--arms cannot be combined with --tune"),
+        (["--tune", "--output", "x"], "--output cannot be combined with --tune"),
         (["--tune", "--prompt-len", "8,16"], "--tune needs one value each"),
-        (["--objective", "ttft"], "--objective: requires --tune"),
-        (["--overwrite"], "--overwrite: requires --output"),
-        (["--arms", "unpruned", "--torch-dtype", "fp32"], "--torch-dtype: requires --arms lora or lora-merged"),
-        (["--arms", "subnet", "--model", "x"], "--model: requires --arms lora or lora-merged or unpruned"),
+        (["--objective", "ttft"], "--objective needs --tune"),
+        (["--overwrite"], "--overwrite needs --output"),
+        (["--arms", "unpruned", "--torch-dtype", "bf16"], "--torch-dtype needs --arms lora or lora-merged"),
+        (["--arms", "subnet", "--model", "x"], "--model needs --arms lora or lora-merged or unpruned"),
     ],
 )
 def test_wrong_usage(run_cli: Callable, int8: Path, options: list[str], message: str) -> None:

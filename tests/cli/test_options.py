@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from lonas_edge.cli import app
 from lonas_edge.cli.command import command
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.options import Checked, option
+from lonas_edge.options import COMMON, Checked, option
 
 CONTEXT = click.Context(app)
 
@@ -162,8 +162,20 @@ def test_no_yaml(run_cli: Callable, tmp_path: Path, content: str) -> None:
 # all commands
 
 
-def test_common_options_first() -> None:
-    for name in app.list_commands(CONTEXT):
-        options = [param for param in app.get_command(CONTEXT, name).params if isinstance(param, click.Option)]
-        panels = [param.declared.option.panel for param in options if hasattr(param, "declared")]
-        assert panels.count("Options") <= 6, name
+def test_common_options_first_and_few_in_all() -> None:
+    options = {
+        name: [param for param in app.get_command(CONTEXT, name).params if hasattr(param, "declared")]
+        for name in app.list_commands(CONTEXT)
+    }
+    for name, params in options.items():
+        common = [param for param in params if param.declared.option.panel == COMMON and isinstance(param, click.Option)]
+        assert 1 <= len(common) <= 6, name
+    assert len({param.opts[0] for params in options.values() for param in params if isinstance(param, click.Option)}) <= 100
+
+
+@pytest.mark.parametrize("name", app.list_commands(CONTEXT))
+def test_every_option_has_one_line_of_help(name: str) -> None:
+    for param in app.get_command(CONTEXT, name).params:
+        if hasattr(param, "declared"):
+            text = param.declared.option.help
+            assert len(text.split()) > 1 and len(text) <= 120 and text.endswith(".") and "\n" not in text, param.name

@@ -157,8 +157,8 @@ def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, ref
 
 
 def test_options_without_effect(command: Callable, refused: Callable) -> None:
-    has(refused(command("--protocol", "generate"), code=2), "--protocol has no effect")
-    has(refused(command("--device", "CPU", "--threads", "1"), code=2), "--device, --threads", "nothing is timed")
+    has(refused(command("--protocol", "generate"), code=2), "--protocol needs --quality accuracy")
+    has(refused(command("--device", "CPU", "--threads", "1"), code=2), "--threads: no effect", "nothing is timed")
     has(refused(command("--overwrite", "--storage", "sqlite:///x.db"), code=2), "--study NAME")
 
 

@@ -99,8 +99,8 @@ def test_measured_by_another_cost(bert: TinySource, device: Device, run_cli: Cal
     ("options", "code", "message"),
     [
         (["--cost", "tpot"], 1, "--cost tpot: a sequence classifier generates no tokens; use --cost latency"),
-        (["--new-tokens", "8"], 2, "--new-tokens: a classifier generates no tokens"),
-        (["--cost", "macs", "--batch-size", "8"], 2, "--batch-size: has no effect: nothing is timed"),
+        (["--new-tokens", "8"], 2, "--new-tokens: no effect, a classifier has no prompts"),
+        (["--cost", "macs", "--batch-size", "8"], 2, "--batch-size: no effect, nothing is timed"),
         (["--cost", "macs", "--pick", "latency<=0.7x"], 1, "this search does not measure latency; it measures kl, macs"),
         (["--prompt-len", "65"], 1, "65 tokens exceed the model's context of 64"),
     ],

@@ -1,0 +1,75 @@
+"""The options of a search."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.options import LARGEST_SEED, Checked, option
+from lonas_edge.search.cost import COSTS, CostSettings
+from lonas_edge.search.quality import QUALITIES
+
+LEAST_EVALS = 3  # maximal, heuristic, minimal
+
+
+@dataclass(frozen=True)
+class SearchOptions(Checked):
+    """What to search. `cost_settings` says how the cost is counted or measured."""
+
+    data: Path = option(metavar="FILE", help="Prompts with answers, in the format of `train`; best unseen in training.")
+    output: Path = option(metavar="DIR", help="Directory for search.json, plots and sub-networks; a search there continues.")
+    quality: str = option(
+        "kl", choices=tuple(QUALITIES), help="KL divergence from the maximal network, loss of the answers, or accuracy."
+    )
+    cost: str | None = option(
+        None,
+        choices=tuple(COSTS),
+        help="Latency per output token, to the first token or of a classifier; MACs, weights or bytes.",
+        unset="tpot; latency for a classifier",
+    )
+    evals: int = option(80, minimum=LEAST_EVALS, help="Number of networks to evaluate.")
+    picks: tuple[str, ...] = option(
+        (),
+        flag="pick",
+        metavar="EXPRESSION",
+        repeat=True,
+        help="Save the best network under a bound: macs<=1.43e12, tpot<=0.85x (of the unpruned network), kl<=0.05.",
+    )
+    num_prompts: int = option(64, panel="Data", minimum=1, help="Number of prompts from --data.")
+    prompt: str | None = option(
+        None, panel="Data", choices=(*TEMPLATES, CHAT), help="Prompt template.", unset="the one of the training"
+    )
+    protocol: str = option(
+        "option-text",
+        panel="Data",
+        choices=tuple(PROTOCOLS),
+        needs="quality=accuracy",
+        help="Protocol of --quality accuracy.",
+    )
+    dtype: str = option(
+        "fp32", panel="Device", flag="torch-dtype", choices=("fp32", "bf16"), help="Dtype in which PyTorch scores the networks."
+    )
+    warm_start: bool = option(True, panel="Advanced", help="Evaluate knapsack solutions over the sensitivity table first.")
+    refine: bool = option(True, panel="Advanced", help="Refine the picks and the Pareto front in the last evaluations.")
+    measure: bool | None = option(
+        None, panel="Advanced", help="Export and time the Pareto front at the end.", unset="if the cost is a latency"
+    )
+    seed: int = option(
+        0, panel="Advanced", minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and of the choice of prompts."
+    )
+    storage: str | None = option(
+        None,
+        panel="Advanced",
+        metavar="URL",
+        help="Database that several workers share: postgresql://…, sqlite:///FILE; each worker has its own --output.",
+        unset="a file in --output",
+    )
+    study: str | None = option(None, panel="Advanced", needs="storage", help="Name of the study in --storage.")
+    overwrite: bool = option(
+        False,
+        panel="Output",
+        excludes="storage",
+        why="start another study with --study NAME",
+        help="Replace an earlier search in --output.",
+    )
+    cost_settings: CostSettings = field(default_factory=CostSettings)

@@ -98,7 +98,7 @@ class Study:
         """The sub-network that is picked."""
         output, arguments = self.work / f"search-{structures}", self.arguments
         record = output / "search.json"
-        if not record.exists() or not json.loads(record.read_text())["finished"]:
+        if not record.exists():
             command = ["search", self.super_network(structures), "--nncf-config", self.space(structures), "--output", output]
             command += ["--data", self.held_out, "--quality", "kl", "--cost", "tpot", "--pick", f"tpot<={arguments.target}x"]
             command += ["--num-prompts", arguments.prompts, "--evals", arguments.evals, "--seed", self.seed, "--no-measure"]

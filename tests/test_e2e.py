@@ -476,7 +476,7 @@ def test_a_reconstructed_checkpoint_answers_as_the_oracle(
     """The base is changed by the checkpoint's `correction.safetensors`, in the base's channel order."""
     options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--num-prompts", "40")
     folder = command_line.export("minimal", *options)
-    solved = command_line.printed(folder)["solved"]
+    solved = command_line.printed(folder)["reconstruction"]
     assert solved["kept"] and solved["after"] < solved["before"] and solved["prompts"] == 40
     shutil.copytree(command_line.model, tmp_path / "base")
     tensors = load_file(tmp_path / "base/model.safetensors")

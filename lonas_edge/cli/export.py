@@ -72,7 +72,7 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    if solved := manifest.solved:
+    if solved := manifest.reconstruction:
         outcome = "" if solved.kept else ": not used, it is no better"
         shown.print(
             f"least-squares reconstruction on {solved.prompts:,} prompts: mean KL from the maximal network {solved.before:.3f} "

@@ -115,8 +115,8 @@ def _check_adapter(options: SpaceOptions, source: "Source") -> None:
     check_revision(options.revision, source.base)
     if options.adapter and source.adapter is None:
         raise LonasEdgeError(f"--adapter {options.adapter}: {source.folder} is a base model; pass it as --model")
-    if source.training and source.training.specialized and source.training.specialized.widths:
-        name = source.training.specialized.subnetwork
+    if source.training and source.training.recovered and source.training.recovered.widths:
+        name = source.training.recovered.subnetwork
         raise LonasEdgeError(f"{source.folder}: fine-tuned for its {name} sub-network alone; pass the super-adapter instead")
 
 

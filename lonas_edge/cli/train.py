@@ -16,7 +16,7 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
-from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.network.training_record import RECONSTRUCTION_PROMPTS
 from lonas_edge.options import COMMON, given, option
 from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
@@ -98,7 +98,9 @@ class InputOptions(JsonOptions):
         help="Data for a least-squares reconstruction before the training, as of `export --solve`.",
         unset="no reconstruction",
     )
-    num_prompts: int = option(SOLVE_PROMPTS, panel="Data", minimum=1, needs="solve", help="Number of prompts from --solve.")
+    num_prompts: int = option(
+        RECONSTRUCTION_PROMPTS, panel="Data", minimum=1, needs="solve", help="Number of prompts from --solve."
+    )
     resume: bool = option(False, panel="Output", help="Continue an interrupted training.")
     overwrite: bool = option(
         False, panel="Output", help="Replace an existing output; without --resume, an unfinished training, too."
@@ -178,7 +180,7 @@ def _steps(report: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
 
 def _print(record: "TrainingRecord", output: Path) -> None:
     shown = console(soft_wrap=True)
-    options, losses, special = record.options, record.losses, record.specialized
+    options, losses, special = record.options, record.losses, record.recovered
     elastic = f"{special.subnetwork} sub-network" if special else "super-adapter"
     kind = elastic if record.search_space else "LoRA adapter"
     steps = record.steps - (record.resumed_from_step or 0)
@@ -189,8 +191,8 @@ def _print(record: "TrainingRecord", output: Path) -> None:
     )
     if losses:
         shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
-    if special and special.solved:
-        shown.print(special.solved.told, markup=False)
+    if special and special.reconstruction:
+        shown.print(special.reconstruction.summary, markup=False)
     if record.search_space or special:
         stored = f" --weight-format {options['weight_format']}" if options["weight_format"] else ""
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'}{stored} --output DIR")

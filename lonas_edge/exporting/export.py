@@ -16,7 +16,7 @@ from lonas_edge.exporting.job import Job, Outcome, scratch
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.exporting.solved import read_solve_prompts, solve_model
+from lonas_edge.exporting.reconstruction import read_reconstruction_prompts, reconstruct_model
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
@@ -26,10 +26,10 @@ from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.solved import Solved
-from lonas_edge.network.solving import bytes_found
+from lonas_edge.network.reconstruction import correction_bytes
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
+from lonas_edge.network.training_record import Reconstruction
 from lonas_edge.output import OutputDirectory
 from lonas_edge.processes import peak_memory_of_children
 from lonas_edge.progress import Progress, silent
@@ -92,7 +92,9 @@ def export(
                 stored,
                 steps,
                 hash_files=lambda: background.submit(written_files, folder),
-                solve=read_solve_prompts(model, tokenizer, options.solve, options.solve_prompts) if options.solve else None,
+                solve=read_reconstruction_prompts(model, tokenizer, options.solve, options.solve_prompts)
+                if options.solve
+                else None,
                 calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
                 gguf=(layout, _vocabulary(source, tokenizer)) if layout else None,
             )
@@ -134,7 +136,7 @@ def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, store
     else:
         largest = FORMATS[stored].outer or stored if options.ratio < 1 else stored
         weights = source.sizes(subnetwork).bytes["fp16" if largest == "bf16" else largest]
-    return weights + _OTHER_FILES + (bytes_found(subnetwork) if options.solve else 0)
+    return weights + _OTHER_FILES + (correction_bytes(subnetwork) if options.solve else 0)
 
 
 def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> tuple[MaterializedModel, Any]:
@@ -179,12 +181,12 @@ def _write_subnetwork(model: MaterializedModel, folder: Path) -> None:
         (folder / PICTURE).write_text(svg(layers, title), encoding="utf-8")
 
 
-def _solved(job: Job, folder: Path) -> tuple[Job, Solved | None]:
+def _solved(job: Job, folder: Path) -> tuple[Job, Reconstruction | None]:
     """Reconstruct the sub-network by least squares (`--solve`), if requested."""
     if job.solve is None:
-        return job, job.model.source.solved
+        return job, job.model.source.reconstruction
     with job.steps.step("solve", "Least-squares reconstruction") as done:
-        model, solved = solve_model(job.model, job.solve, job.tokenizer, folder, done)
+        model, solved = reconstruct_model(job.model, job.solve, job.tokenizer, folder, done)
     return replace(job, model=model), solved
 
 
@@ -209,7 +211,7 @@ def _input_hashes(model: MaterializedModel) -> Hashes:
     hashes = {"base": {path.name: sha256(path) for path in base}}
     if source.adapter:
         files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
-        files += [source.adapter.folder / CORRECTION] if source.solved else []
+        files += [source.adapter.folder / CORRECTION] if source.reconstruction else []
         hashes["adapter"] = {path.name: sha256(path) for path in files}
     return hashes
 
@@ -222,7 +224,7 @@ def _refuse_other_base(source: Source, hashes: Hashes) -> None:
     )
 
 
-def _manifest(job: Job, outcome: Outcome, hashes: Hashes, solved: Solved | None) -> Manifest:
+def _manifest(job: Job, outcome: Outcome, hashes: Hashes, solved: Reconstruction | None) -> Manifest:
     model, options, source = job.model, job.options, job.model.source
     training, subnetwork, searched = source.training, model.subnetwork, model.subnetwork.origin
     if searched and searched.super_adapter != hashes.get("adapter"):
@@ -239,7 +241,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes, solved: Solved | None)
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
-        solved=solved,
+        reconstruction=solved,
         pipeline=source.architecture.family.task.pipeline_tag,
         task=training.task if training else None,
         prompt=training.prompt.name if training and training.prompt else None,

@@ -9,7 +9,7 @@ from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity, TextDivergence
-from lonas_edge.network.solved import Solved
+from lonas_edge.network.training_record import Reconstruction
 from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
@@ -153,7 +153,7 @@ class Manifest(Record):
         subnetwork: The sub-network; `subnetwork.json` has its widths.
         base: The base model.
         adapter: The adapter; None for a base model alone.
-        solved: Result of the least-squares reconstruction, or None.
+        reconstruction: Result of the least-squares reconstruction, or None.
         pipeline: Task name of model hubs: text-generation or text-classification.
         task: GLUE task of the training, if any.
         prompt: Name of the prompt template of the adapter's training, where known.
@@ -179,7 +179,7 @@ class Manifest(Record):
     subnetwork: Chosen
     base: Origin
     adapter: Origin | None
-    solved: Solved | None
+    reconstruction: Reconstruction | None
     pipeline: str
     task: str | None
     prompt: str | None

@@ -16,7 +16,7 @@ from lonas_edge.formats import (
     PER_CHANNEL,
     WeightFormat,
 )
-from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.network.training_record import RECONSTRUCTION_PROMPTS
 from lonas_edge.options import Checked, option
 
 CALIBRATION_PROMPTS = 64
@@ -74,7 +74,7 @@ class ExportOptions(Checked):
         minimum=1,
         needs="calibration|solve",
         help="Number of prompts from --calibration or --solve.",
-        unset=f"{CALIBRATION_PROMPTS}; {SOLVE_PROMPTS} from --solve",
+        unset=f"{CALIBRATION_PROMPTS}; {RECONSTRUCTION_PROMPTS} from --solve",
     )
     dtype: str | None = option(
         None,
@@ -137,7 +137,7 @@ class ExportOptions(Checked):
     @property
     def solve_prompts(self) -> int:
         """Prompts of `solve`; an eighth as many more are held out to measure the effect."""
-        return self.num_prompts or SOLVE_PROMPTS
+        return self.num_prompts or RECONSTRUCTION_PROMPTS
 
     @property
     def stored_as(self) -> WeightFormat:

@@ -22,8 +22,7 @@ from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.correction import Correction, read_correction
 from lonas_edge.network.modeling import check_builds
-from lonas_edge.network.solved import Solved
-from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.network.training_record import Reconstruction, TrainingRecord
 from lonas_edge.space.architecture import REMOVED, Architecture
 from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
@@ -88,7 +87,7 @@ class Source:
     @property
     def own(self) -> Subnetwork | None:
         """The sub-network that the adapter was fine-tuned for; None for a super-adapter."""
-        made = self.training.specialized if self.training else None
+        made = self.training.recovered if self.training else None
         return self.subnetwork(made.widths, made.subnetwork) if made and len(made.widths) == len(self.space.groups) else None
 
     @property
@@ -103,10 +102,10 @@ class Source:
         return self.training.chat_template if self.training else None
 
     @property
-    def solved(self) -> Solved | None:
+    def reconstruction(self) -> Reconstruction | None:
         """The least-squares reconstruction of that sub-network, if its correction is used."""
-        made = self.training.specialized if self.training else None
-        return made.solved if made and made.solved and made.solved.kept else None
+        made = self.training.recovered if self.training else None
+        return made.reconstruction if made and made.reconstruction and made.reconstruction.kept else None
 
     def subnetwork(self, widths: Sequence[int], name: str = "") -> Subnetwork:
         """The sub-network of these widths, one per group in group order."""
@@ -119,7 +118,7 @@ class Source:
             LonasEdgeError: If the file is missing or damaged.
         """
         own = self.own
-        if not (self.solved and own and self.adapter and own.widths == subnetwork.widths):
+        if not (self.reconstruction and own and self.adapter and own.widths == subnetwork.widths):
             return Correction()
         return read_correction(self.adapter.folder / CORRECTION, own)
 
@@ -287,10 +286,10 @@ def open_source(
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
     raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
-    if training and training.specialized and training.specialized.widths and elastic:
+    if training and training.recovered and training.recovered.widths and elastic:
         raise_all(
             f"{located.folder / TRAINING}: fine-tuned for a sub-network that is not in the search space:",
-            misfits(elasticity, training.specialized.widths, training.search_space),
+            misfits(elasticity, training.recovered.widths, training.search_space),
             "Use the search space of the training.",
         )
     if adapter_config:

@@ -2,8 +2,7 @@
 
 from lonas_edge.data.templates import Template
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
-from lonas_edge.network.solved import Solved
-from lonas_edge.network.training_record import Specialized, TrainingRecord
+from lonas_edge.network.training_record import Reconstruction, Recovered, TrainingRecord
 from lonas_edge.training.options import TEACHER_SHARE
 
 _CORRECTION = (
@@ -18,7 +17,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
     pipeline = CAUSAL_LM.pipeline_tag if record.task is None else CLASSIFICATION.pipeline_tag
     learned = f"prompt `{record.prompt.name}`" if record.prompt else f"GLUE's {record.task}"
-    special = record.specialized
+    special = record.recovered
     elastic = record.search_space is not None and special is None
     kind = "LoNAS super-adapter" if elastic else "LoRA adapter"
     kind = f"LoNAS adapter of one sub-network ({special.subnetwork})" if special and record.search_space else kind
@@ -68,18 +67,18 @@ def _of_stored(weight_format: str) -> str:
     )
 
 
-def _of_super_adapter(special: Specialized, elastic: bool) -> str:
+def _of_super_adapter(special: Recovered, elastic: bool) -> str:
     if not elastic:
         return f"Training started from the LoRA adapter `{special.super_adapter}`."
     return (
         f"Training started from the super-adapter `{special.super_adapter}`. Only its {special.subnetwork} sub-network was "
         "trained further; lonas-edge loads this one. Parts of other sub-networks are unchanged."
-        f"{_of_solved(special.solved) if special.solved else ''}"
+        f"{_of_reconstruction(special.reconstruction) if special.reconstruction else ''}"
     )
 
 
-def _of_solved(solved: Solved) -> str:
-    return f" {solved.told}{_CORRECTION if solved.kept else ''}"
+def _of_reconstruction(solved: Reconstruction) -> str:
+    return f" {solved.summary}{_CORRECTION if solved.kept else ''}"
 
 
 def _prompt(prompt: Template) -> list[str]:

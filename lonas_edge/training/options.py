@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
-from lonas_edge.network.solved import SOLVE_PROMPTS
+from lonas_edge.network.training_record import RECONSTRUCTION_PROMPTS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -21,7 +21,7 @@ class SolveOptions:
     """The data of the least-squares reconstruction before the training, and its number of prompts."""
 
     data: str
-    prompts: int = SOLVE_PROMPTS
+    prompts: int = RECONSTRUCTION_PROMPTS
 
 
 @dataclass(frozen=True, kw_only=True)

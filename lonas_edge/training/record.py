@@ -9,8 +9,15 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerState
 
-from lonas_edge.network.solved import Solved
-from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.network.training_record import (
+    Logged,
+    Reconstruction,
+    Recovered,
+    Taught,
+    TrainedBase,
+    TrainedData,
+    TrainingRecord,
+)
 from lonas_edge.training.inputs import Inputs, Start, device_of
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.schedule import Schedule
@@ -32,14 +39,14 @@ def make_record(
     resumption: Resumption,
     processes: PartialState,
     seconds: float,
-    solved: Solved | None,
+    reconstruction: Reconstruction | None,
 ) -> TrainingRecord:
     """Make the record of a finished training; `hashes` are from its start, `seconds` those of this run."""
     start = inputs.start
     return TrainingRecord(
         base=TrainedBase(inputs.base.name, inputs.base.revision, hashes.base),
         search_space=inputs.space.hash if inputs.space.groups else None,
-        specialized=_specialized(start, hashes, solved) if start else None,
+        recovered=_recovered(start, hashes, reconstruction) if start else None,
         teacher=Taught(inputs.teacher.name, hashes.teacher) if inputs.teacher else None,
         data=_data(inputs, hashes, tokens),
         task=inputs.data.glue,
@@ -61,9 +68,9 @@ def make_record(
     )
 
 
-def _specialized(start: Start, hashes: Hashes, solved: Solved | None) -> Specialized:
+def _recovered(start: Start, hashes: Hashes, solved: Reconstruction | None) -> Recovered:
     chosen = start.subnetwork
-    return Specialized(start.located.name, hashes.start, chosen.name, chosen.widths, solved or start.source.solved)
+    return Recovered(start.located.name, hashes.start, chosen.name, chosen.widths, solved or start.source.reconstruction)
 
 
 def _data(inputs: Inputs, hashes: Hashes, tokens: Tokenized) -> tuple[TrainedData, ...]:

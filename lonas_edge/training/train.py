@@ -30,10 +30,9 @@ from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.correction import Correction
-from lonas_edge.network.solved import Solved
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.super_network import SuperNetwork, load_base
-from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.network.training_record import Reconstruction, TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import STATE, step_of
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
@@ -49,10 +48,10 @@ from lonas_edge.training.inputs import (
     with_defaults,
 )
 from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.reconstruction import Solving, reconstructed_correction
 from lonas_edge.training.record import make_record
 from lonas_edge.training.sampler import EpochSampler, per_epoch
 from lonas_edge.training.schedule import Schedule, make_schedule
-from lonas_edge.training.solving import Solving, solved_correction
 from lonas_edge.training.super_adapter import write_super_adapter
 from lonas_edge.training.tokens import Tokenized, check_vocabulary, tokenize
 from lonas_edge.training.working import RUNS, Hashes, identity, newest_complete, stopping
@@ -288,13 +287,13 @@ class _Run:
             check_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
-    def _solved(self) -> tuple[Correction, Solved | None]:
+    def _solved(self) -> tuple[Correction, Reconstruction | None]:
         """The correction of the base's weights and its record; an adapter to train further keeps its correction."""
         start = self.inputs.start
         if start is None:
             return Correction(), None
         if self.solving:
-            return solved_correction(self.directory.partial, start)
+            return reconstructed_correction(self.directory.partial, start)
         return start.source.correction(start.subnetwork), None
 
     def _base(self) -> Any:

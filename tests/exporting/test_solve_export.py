@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import TinySource, mlp_consumers
 
 from lonas_edge import load_checkpoint
-from lonas_edge.exporting import solved as solved_module
+from lonas_edge.exporting import reconstruction as reconstruction_module
 from lonas_edge.network.correction import Correction
 
 
@@ -56,7 +56,7 @@ def test_an_ir_answers_as_the_corrected_checkpoint(export_to: Callable, tmp_path
 def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
     ran = export_to(tmp_path / "out")
     manifest = json.loads((tmp_path / "out/lonas_edge.json").read_text())
-    solved = manifest["solved"]
+    solved = manifest["reconstruction"]
     assert {name: solved[name] for name in ("data", "prompts", "held_out", "kept")} == {
         "data": "data.json",
         "prompts": 16,
@@ -74,23 +74,23 @@ def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySou
         *figures,
     )
     assert run_cli("export", *llama.arguments(), "--output", tmp_path / "plain").code == 0
-    assert json.loads((tmp_path / "plain/lonas_edge.json").read_text())["solved"] is None
+    assert json.loads((tmp_path / "plain/lonas_edge.json").read_text())["reconstruction"] is None
 
 
 def test_no_better_is_not_taken(export_to: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = solved_module.solve
+    solve = reconstruction_module.reconstruct
 
     def worse(*given: Any) -> Any:
         solution = solve(*given)
         damage = {name: delta * 100 for name, delta in solution.correction.deltas.items()}
         return replace(solution, correction=Correction(damage), after=solution.before)
 
-    monkeypatch.setattr(solved_module, "solve", worse)
+    monkeypatch.setattr(reconstruction_module, "reconstruct", worse)
     ran = export_to(tmp_path / "out", "--stage", "checkpoint")
     assert ran.code == 0
     has(ran.out, "not used, it is no better")
     assert not (tmp_path / "out/correction.safetensors").exists()
-    assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["solved"]["kept"] is False
+    assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["reconstruction"]["kept"] is False
     has((tmp_path / "out/README.md").read_text(), "No correction, since least squares was no better")
 
 

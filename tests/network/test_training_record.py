@@ -8,13 +8,13 @@ import pytest
 
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.training_record import Logged, Specialized, Taught, TrainedBase, TrainedData, TrainingRecord
+from lonas_edge.network.training_record import Logged, Recovered, Taught, TrainedBase, TrainedData, TrainingRecord
 
 CONTENT: dict[str, Any] = {
     "schema": "lonas-edge/training/1",
     "base": {"name": "base", "revision": None, "sha256": {"config.json": "8f40", "model.safetensors": "5e45"}},
     "search_space": "e1b5",
-    "specialized": {"super_adapter": "super", "sha256": {}, "subnetwork": "minimal", "widths": [6, 64], "solved": None},
+    "recovered": {"super_adapter": "super", "sha256": {}, "subnetwork": "minimal", "widths": [6, 64], "reconstruction": None},
     "teacher": {"name": "lora", "sha256": {"config.json": "2a"}},
     "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "dropped": 2}],
     "task": None,
@@ -52,7 +52,7 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
 def test_read_and_written_again(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, CONTENT))
     assert record.base == TrainedBase("base", None, {"config.json": "8f40", "model.safetensors": "5e45"})
-    assert record.specialized == Specialized("super", {}, "minimal", (6, 64), None)
+    assert record.recovered == Recovered("super", {}, "minimal", (6, 64), None)
     assert record.teacher == Taught("lora", {"config.json": "2a"})
     assert record.data == (TrainedData("data.json", "e9d4", "instruction", 1.0, 30, 2),)
     assert record.prompt == TEMPLATES["question"]

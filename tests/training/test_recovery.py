@@ -194,7 +194,7 @@ def test_resumed_equals_uninterrupted(llama: TinySource, trained: Callable, tmp_
 def test_record(llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable) -> None:
     start, widths = trained("llama", True), choose(llama, "unequal:5")
     record = recover(start, data, tmp_path / "out", widths, dropout=0.25)
-    made = record["specialized"]
+    made = record["recovered"]
     assert (made["super_adapter"], made["widths"], made["subnetwork"]) == (start.name, widths, "out.subnet.json")
     assert sorted(made["sha256"]) == sorted(["adapter_config.json", ADAPTER, ORDER])
     assert record["search_space"] == json.loads((start / RECORD).read_text())["search_space"]
@@ -265,7 +265,7 @@ def test_commands_take_it(special: Path, llama: TinySource, data: Path, tmp_path
 
 def test_a_record_of_widths_that_there_are_not(special: Path, tmp_path: Path) -> None:
     record = json.loads((special / RECORD).read_text())
-    record["specialized"]["widths"][2:] = [7, *record["specialized"]["widths"][3:-1]]
+    record["recovered"]["widths"][2:] = [7, *record["recovered"]["widths"][3:-1]]
     for path in special.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / RECORD).write_text(json.dumps(record))
@@ -282,8 +282,8 @@ def test_a_plain_lora_adapter_as_a_whole(
     assert inputs.nncf_config is None
     options = TrainOptions(**{**OPTIONS, **FEW, "weight_format": weight_format})
     record = train(inputs, tmp_path / "out", options)
-    assert record is not None and record.specialized is not None
-    assert (record.search_space, record.specialized.super_adapter, record.specialized.widths) == (None, llama.adapter.name, ())
+    assert record is not None and record.recovered is not None
+    assert (record.search_space, record.recovered.super_adapter, record.recovered.widths) == (None, llama.adapter.name, ())
     opened = open_source(str(tmp_path / "out"))
     assert opened.select().name == opened.select("maximal").name == "maximal"
     assert opened.trained_as == weight_format

@@ -59,12 +59,12 @@ def cut_consumers(subnetwork: Subnetwork) -> dict[str, Widths]:
     return {name: active[name] for name in consumers if 0 < active[name].in_features < whole[name].in_features}
 
 
-def bytes_found(subnetwork: Subnetwork) -> int:
+def correction_bytes(subnetwork: Subnetwork) -> int:
     """Bytes of the corrections on disk."""
     return sum(4 * active.out_features * active.in_features for active in cut_consumers(subnetwork).values())
 
 
-def solve(
+def reconstruct(
     model: MaterializedModel,
     batches: Sequence[Batch],
     held_out: Sequence[Batch],
@@ -85,38 +85,38 @@ def solve(
     Raises:
         LonasEdgeError: If the input of a layer is not finite; all such layers are listed.
     """
-    solver = _Solver(model, shrinkage)
+    network = _Network(model, shrinkage)
     maximal, own = model.source.elasticity.maximal, model.subnetwork.widths
-    walk = Walk(solver.network, batches)
-    uncut, cut, solved = (Walk(solver.network, held_out) for _ in range(3))
+    walk = Walk(network.network, batches)
+    uncut, cut, reconstructed = (Walk(network.network, held_out) for _ in range(3))
     files: list[Path] = []
     for index in range(len(walk)):
-        solver.forget()
-        solver.activate(maximal, {})
-        deltas = solver.solved(walk, batches, index)
+        network.forget()
+        network.activate(maximal, {})
+        deltas = network.reconstruct(walk, batches, index)
         if deltas:
             files.append(folder / f"layer-{index:05}.safetensors")
             save_file(deltas, files[-1])
         if index + 1 < len(walk):
-            for held, widths, correction in ((uncut, maximal, {}), (cut, own, {}), (solved, own, deltas)):
-                solver.activate(widths, correction)
+            for held, widths, correction in ((uncut, maximal, {}), (cut, own, {}), (reconstructed, own, deltas)):
+                network.activate(widths, correction)
                 held.step()
         done((index + 1) / len(walk))
     raise_all(
         f"{model.source.folder}: the least-squares reconstruction failed:",
-        solver.damaged,
+        network.damaged,
         "Are base and adapter damaged, or the texts empty?",
     )
-    reference = solver.hidden(uncut, held_out, maximal, {})
+    reference = network.hidden(uncut, held_out, maximal, {})
     before, after = (
-        solver.kl(reference, solver.hidden(held, held_out, own, correction))
-        for held, correction in ((cut, {}), (solved, deltas))
+        network.kl(reference, network.hidden(held, held_out, own, correction))
+        for held, correction in ((cut, {}), (reconstructed, deltas))
     )
-    solver.forget()
-    return Solution(Correction(StoredDeltas(files)), solver.tokens, before, after)
+    network.forget()
+    return Solution(Correction(StoredDeltas(files)), network.tokens, before, after)
 
 
-class _Solver:
+class _Network:
     """A live network with streamed weights, and the corrections so far.
 
     Attributes:
@@ -154,7 +154,7 @@ class _Solver:
         self.network.activate(chosen)
         self._correction = Correction(deltas)
 
-    def solved(self, walk: Walk, batches: Sequence[Batch], index: int) -> dict[str, torch.Tensor]:
+    def reconstruct(self, walk: Walk, batches: Sequence[Batch], index: int) -> dict[str, torch.Tensor]:
         """Walk through a decoder layer and reconstruct its narrowed layers: corrections by module path."""
         layer = self._model.source.architecture.family.layer(index)
         here = {name: active.columns for name, active in self._consumers.items() if name.startswith(f"{layer}.")}
@@ -205,6 +205,6 @@ def _delta(model: MaterializedModel, layer: str, seen: Moments, shrinkage: float
     factor, fault = torch.linalg.cholesky_ex(square)
     if fault:
         return torch.full((len(columns), width), torch.nan)
-    if len(right) > len(left):  # the product first: fewer rows to solve for
+    if len(right) > len(left):  # the product first: fewer right-hand sides
         return torch.cholesky_solve((left @ right).T, factor.float()).T.contiguous()
     return left @ torch.cholesky_solve(right.T, factor.float()).T

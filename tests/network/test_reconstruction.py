@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
-from lonas_edge.network import solving
+from lonas_edge.network import reconstruction
 from lonas_edge.network.calibration import Moments
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.modeling import load_checkpoint
-from lonas_edge.network.solving import cut_consumers, solve
+from lonas_edge.network.reconstruction import cut_consumers, reconstruct
 
 SHRINKAGE = 0.05
 
@@ -77,13 +77,13 @@ def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels,
     widths = [group[index % len(group)] for index, group in enumerate(groups[:-3])]
     widths = [*([*widths[:9], groups[9][-1], groups[10][-1], groups[11][0]] if with_heads else widths), 1, 0, 1]
     model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
-    solution = solve(model, batches, batches, tmp_path, SHRINKAGE)
+    solution = reconstruct(model, batches, batches, tmp_path, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)
     whole, cut = plain(source, {}), plain(source, ranks)
     assert solution.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
     assert list(solution.correction.deltas) == list(cut_consumers(model.subnetwork))
     size = sum(delta.nbytes for delta in solution.correction.deltas.values())
-    assert solving.bytes_found(model.subnetwork) == size
+    assert reconstruction.correction_bytes(model.subnetwork) == size
     assert any("mlp" in name for name in solution.correction.deltas)
     assert any("att" in name for name in solution.correction.deltas) == with_heads
     for name, delta in solution.correction.deltas.items():
@@ -105,7 +105,7 @@ def test_ranks_that_the_consumer_lacks(width: int, llama: TinySource, batches: A
     source = replace(llama, space=tmp_path / "space.json")
     widths = [8, 8, 8, width, width, width, 6, 6, 6]
     model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
-    solution = solve(model, batches, batches, tmp_path, SHRINKAGE)
+    solution = reconstruct(model, batches, batches, tmp_path, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)
     assert {ranks[name] for name in mlp_consumers("llama")} == {6}
     whole, cut = plain(source, {}), plain(source, ranks)
@@ -144,7 +144,7 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
     source = ordered(tiny_models.source(case), tmp_path) if reorder else tiny_models.source(case)
     widths = choose(source, "unequal:2")
     plainly = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
-    solution = solve(plainly, batches, batches, tmp_path, SHRINKAGE)
+    solution = reconstruct(plainly, batches, batches, tmp_path, SHRINKAGE)
     model = MaterializedModel(plainly.source, plainly.subnetwork, solution.correction)
     (tmp_path / "out").mkdir()
     write_weights(model, tmp_path / "out", torch.float32)
@@ -171,7 +171,7 @@ def test_it_helps_on_what_it_was_solved_on(
     widths, found = choose(source, "heuristic"), tmp_path / "found"
     found.mkdir()
     model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
-    solution = solve(model, batches[:1], batches[:1], found, 1e-3)
+    solution = reconstruct(model, batches[:1], batches[:1], found, 1e-3)
     assert solution.after < solution.before
     ids = batches[0]["input_ids"]
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_inputs_that_are_not_finite(
     llama: TinySource, choose: Callable, batches: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
-    summed = solving.summed_moments
+    summed = reconstruction.summed_moments
 
     def spoilt(*given: Any, **more: Any) -> Any:
         context = summed(*given, **more)
@@ -211,9 +211,9 @@ def test_inputs_that_are_not_finite(
 
         return Spoilt()
 
-    monkeypatch.setattr(solving, "summed_moments", spoilt)
+    monkeypatch.setattr(reconstruction, "summed_moments", spoilt)
     with pytest.raises(LonasEdgeError) as error:
-        solve(model, batches, batches, tmp_path)
+        reconstruct(model, batches, batches, tmp_path)
     for name in mlp_consumers("llama"):
         assert f"{name}: its input holds NaN or Inf" in str(error.value)
 
@@ -223,7 +223,7 @@ def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> N
     [name, *_], size = mlp_consumers("llama"), model.source.architecture.config.intermediate_size
     kept = cut_consumers(model.subnetwork)[name].in_features
     nothing = torch.zeros(size, dtype=torch.float64)
-    delta = solving._delta(model, name, Moments(3, nothing, nothing[:, None].repeat(1, kept)), 0.1)
+    delta = reconstruction._delta(model, name, Moments(3, nothing, nothing[:, None].repeat(1, kept)), 0.1)
     assert delta.shape == (model.source.architecture.config.hidden_size, kept) and not delta.any()
 
 
@@ -232,4 +232,4 @@ def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches:
     model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
     with pytest.raises(LonasEdgeError, match=rf"{mlp_consumers('llama')[0]}: the second moments of its input are singular"):
         few = [{name: value[:1] for name, value in batches[0].items() if name != "logits_to_keep"}]
-        solve(model, few, batches, tmp_path, -0.5)
+        reconstruct(model, few, batches, tmp_path, -0.5)

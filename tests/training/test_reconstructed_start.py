@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModels, TinySource, mlp_consumers
 from training_runs import OPTIONS, ORDER, RECORD, SPACE, logits_of, same, working
 
-import lonas_edge.exporting.solved
-import lonas_edge.training.solving
+import lonas_edge.exporting.reconstruction
+import lonas_edge.training.reconstruction
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.modeling import load_checkpoint
@@ -70,7 +70,7 @@ def test_it_answers_as_the_adapter_on_a_base_changed_by_hand(
 ) -> None:
     source, widths, output = tiny_models.source(case), choose(tiny_models.source(case), "minimal"), tmp_path / "out"
     record = solved(trained(case, reorder), data, output)
-    figures = record["specialized"]["solved"]
+    figures = record["recovered"]["reconstruction"]
     assert (figures["prompts"], figures["held_out"], figures["kept"]) == (16, 2, True)
     assert figures["after"] < figures["before"]
     card = (output / "README.md").read_text()
@@ -93,7 +93,7 @@ def test_exported(trained: Callable, data: Path, tmp_path: Path, run_cli: Callab
     ran = run_cli("export", tmp_path / "out", "--stage", "checkpoint", "--output", tmp_path / "exported")
     assert ran.code == 0, ran.err
     manifest = json.loads((tmp_path / "exported/lonas_edge.json").read_text())
-    assert manifest["solved"] == record["specialized"]["solved"]
+    assert manifest["reconstruction"] == record["recovered"]["reconstruction"]
     assert FILE in manifest["adapter"]["sha256"]
     assert (tmp_path / "exported" / FILE).exists()
     options = ("--subnet", "minimal", "--solve", data, "--num-prompts", 16, "--stage", "checkpoint")
@@ -111,24 +111,24 @@ def test_resumed_equals_uninterrupted(trained: Callable, data: Path, tmp_path: P
         solved(start, data, tmp_path / "out", at=5, steps=8)
     assert (working(tmp_path / "out") / FILE).exists()
     (working(tmp_path / "out") / "solving-killed").mkdir()  # as a kill amid solving leaves it
-    monkeypatch.setattr(lonas_edge.training.solving, "solve_model", None)
+    monkeypatch.setattr(lonas_edge.training.reconstruction, "reconstruct_model", None)
     resumed = solved(start, data, tmp_path / "out", resume=True, steps=8)
     same(tmp_path / "out", resumed, tmp_path / "whole", record)
-    assert resumed["specialized"] == record["specialized"]
+    assert resumed["recovered"] == record["recovered"]
     assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
     assert not working(tmp_path / "out").exists()
 
 
 def test_no_better_is_not_taken(trained: Callable, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = lonas_edge.exporting.solved.solve
+    solve = lonas_edge.exporting.reconstruction.reconstruct
 
     def worse(*given: Any) -> Any:
         solution = solve(*given)
         return replace(solution, correction=Correction({"a": torch.ones(1)}), after=solution.before)
 
-    monkeypatch.setattr(lonas_edge.exporting.solved, "solve", worse)
+    monkeypatch.setattr(lonas_edge.exporting.reconstruction, "reconstruct", worse)
     record = solved(trained("llama", True), data, tmp_path / "out")
-    assert record["specialized"]["solved"]["kept"] is False
+    assert record["recovered"]["reconstruction"]["kept"] is False
     assert not (tmp_path / "out" / FILE).exists()
     card = (tmp_path / "out/README.md").read_text()
     assert "No correction, since least squares was no better" in card and FILE not in card
@@ -138,8 +138,8 @@ def test_no_better_is_not_taken(trained: Callable, data: Path, tmp_path: Path, m
 def test_trained_further_it_keeps_the_change(trained: Callable, data: Path, tmp_path: Path) -> None:
     solved(trained("llama", True), data, tmp_path / "one")
     train(open_recovery(str(tmp_path / "one"), data), tmp_path / "two", TrainOptions(**{**OPTIONS, **FEW}))
-    one, two = (json.loads((tmp_path / name / RECORD).read_text())["specialized"] for name in ("one", "two"))
-    assert one["solved"] == two["solved"] and FILE in two["sha256"]
+    one, two = (json.loads((tmp_path / name / RECORD).read_text())["recovered"] for name in ("one", "two"))
+    assert one["reconstruction"] == two["reconstruction"] and FILE in two["sha256"]
     first, second = load_file(tmp_path / "one" / FILE), load_file(tmp_path / "two" / FILE)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(LonasEdgeError, match="the unpruned network that --solve compares with is gone"):

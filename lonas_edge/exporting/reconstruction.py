@@ -9,21 +9,21 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.solved import Solved
-from lonas_edge.network.solving import SHRINKAGE, cut_consumers, solve
+from lonas_edge.network.reconstruction import SHRINKAGE, cut_consumers, reconstruct
+from lonas_edge.network.training_record import Reconstruction
 
 HELD_OUT = 8  # prompts of the reconstruction for each held-out one
 
 
 @dataclass(frozen=True)
-class SolvePrompts:
+class ReconstructionPrompts:
     """Prompts of the reconstruction, and others that measure its effect; no example is in both."""
 
-    solved_on: HeldOut
+    data_prompts: HeldOut
     held_out: HeldOut
 
 
-def read_solve_prompts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: int) -> SolvePrompts:
+def read_reconstruction_prompts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: int) -> ReconstructionPrompts:
     """Read instruction data; an eighth as many prompts again are held out.
 
     Raises:
@@ -46,12 +46,12 @@ def read_solve_prompts(model: MaterializedModel, tokenizer: Any, data: Path, pro
     held_out = max(1, prompts // HELD_OUT)
     chosen = read_held_out(source, data, prompts + held_out, 0, option="--num-prompts")
     first, second = chosen.split(held_out)
-    return SolvePrompts(second, first)
+    return ReconstructionPrompts(second, first)
 
 
-def solve_model(
-    model: MaterializedModel, prompts: SolvePrompts, tokenizer: Any, folder: Path, done: Callable[[float], None]
-) -> tuple[MaterializedModel, Solved]:
+def reconstruct_model(
+    model: MaterializedModel, prompts: ReconstructionPrompts, tokenizer: Any, folder: Path, done: Callable[[float], None]
+) -> tuple[MaterializedModel, Reconstruction]:
     """Reconstruct a sub-network; the correction is written to `folder`, and read from there while it is used.
 
     Returns:
@@ -60,12 +60,12 @@ def solve_model(
     Raises:
         LonasEdgeError: If too few prompts fit, or a layer's inputs are not finite.
     """
-    solved_on, held_out = prompts.solved_on, prompts.held_out
-    solution = solve(model, solved_on.batches(tokenizer), held_out.batches(tokenizer), folder, SHRINKAGE, done)
-    solved = Solved(
-        data=solved_on.path.name,
-        sha256=solved_on.sha256,
-        prompts=solved_on.prompts,
+    data_prompts, held_out = prompts.data_prompts, prompts.held_out
+    solution = reconstruct(model, data_prompts.batches(tokenizer), held_out.batches(tokenizer), folder, SHRINKAGE, done)
+    reconstruction = Reconstruction(
+        data=data_prompts.path.name,
+        sha256=data_prompts.sha256,
+        prompts=data_prompts.prompts,
         tokens=solution.tokens,
         shrinkage=SHRINKAGE,
         held_out=held_out.prompts,
@@ -73,4 +73,6 @@ def solve_model(
         after=solution.after,
         kept=solution.after < solution.before,
     )
-    return (MaterializedModel(model.source, model.subnetwork, solution.correction) if solved.kept else model), solved
+    return (
+        MaterializedModel(model.source, model.subnetwork, solution.correction) if reconstruction.kept else model
+    ), reconstruction

@@ -201,6 +201,8 @@ def tiny_sources(work: Path) -> list[Files]:
     def files(name: str, source: TinySource) -> Files:
         return Files(name, source.base, source.adapter, source.space)
 
+    for folder in (work / "tiny", work / "tiny-bert"):
+        folder.mkdir(parents=True, exist_ok=True)
     models = TinyModels(work / "tiny")
     structured = [models.heads_source(case) if has_heads(case) else models.deep_source(case) for case in CASES]
     sources = [files(case, models.source(case)) for case in CASES]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lonas_edge.bench.measure import Schedule
-from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Case
+from lonas_edge.bench.variants import Case
 from lonas_edge.formats import DTYPES
 from lonas_edge.options import Checked, option, parse_property
 
@@ -20,11 +20,12 @@ class BenchOptions(Checked):
         cache: Directory that keeps exports of unpruned networks.
     """
 
-    arms: tuple[str, ...] = option(
-        (SUBNET, LORA, UNPRUNED),
+    arms: tuple[str, ...] | None = option(
+        None,
         excludes="tune",
         path=True,
         help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories, .gguf files.",
+        unset="those that differ from EXPORTED and are available",
     )
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)

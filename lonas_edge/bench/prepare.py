@@ -62,27 +62,33 @@ class NamedVariant:
     in_torch: bool = False
 
 
-def prepare_variants(exported: "Exported", options: BenchOptions, progress: Progress) -> list[Variant]:
+def prepare_variants(exported: "Exported", options: BenchOptions, progress: Progress) -> tuple[list[Variant], list[str]]:
     """Find or export the files that each variant runs.
 
     Returns:
-        The variants, `subnet` first.
+        The variants, `subnet` first, and warnings about default variants that are not available.
 
     Raises:
-        LonasEdgeError: If a variant is not available; all problems are listed.
+        LonasEdgeError: If a requested variant is not available; all problems are listed.
     """
     from lonas_edge.exporting.exported import open_exported
 
-    names = list(dict.fromkeys((SUBNET, *options.arms)))
+    names = list(dict.fromkeys((SUBNET, *(_default_arms(exported) if options.arms is None else options.arms))))
     raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --arms.")
     folders = [name for name in names if name not in VARIANTS and not _is_gguf(name)]
     opened = {name: open_exported(Path(name), ours=False, task=exported.task) for name in folders}
-    source = None
+    source, warnings = None, []
     if any(VARIANTS[name].needs_source for name in names if name in VARIANTS):
         progress("Checking base and adapter", None)
-        source = find_source(exported, options.model, options.adapter, options.revision)
+        try:
+            source = find_source(exported, options.model, options.adapter, options.revision)
+        except LonasEdgeError as error:
+            if options.arms is not None or options.model or options.adapter:
+                raise
+            warnings.append(f"Not compared with {' and '.join(names[1:])}: {error}")
+            names = [SUBNET]
     inputs = Inputs(exported, options, progress, source)
-    return [
+    variants = [
         VARIANTS[name].make(name, inputs)
         if name in VARIANTS
         else _ir_variant(_label(name), opened[name], inputs)
@@ -90,6 +96,14 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
         else _gguf_variant(Path(name))
         for name in names
     ]
+    return variants, warnings
+
+
+def _default_arms(exported: "Exported") -> list[str]:
+    """Return the variants that differ from the export: with an adapter PyTorch, and the unpruned network where it is larger."""
+    manifest = exported.own_manifest
+    pruned = manifest.sizes.unpruned.parameters > manifest.sizes.subnetwork.parameters
+    return [LORA] * bool(manifest.adapter) + [UNPRUNED] * pruned
 
 
 def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:

@@ -36,7 +36,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
     runtime.check_device(options.device)
     check_cases(exported, options.cases)
     placement = machine.placement(options.threads)
-    variants = prepare_variants(exported, options, progress)
+    variants, missing = prepare_variants(exported, options, progress)
     vocabulary = min(exported.vocabulary, *(_vocabulary(variant.path) for variant in variants))
     prompts = PromptSource(vocabulary, options.schedule.seed)
     measurement = measure_latency(
@@ -62,7 +62,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
         rows=report.make_rows(measurement, described, options.cases, configs, bandwidth),
         comparisons=comparisons,
         failures=report.failures(measurement),
-        warnings=report.find_warnings(comparisons, load, measurement.interrupted, rounds, starts),
+        warnings=[*missing, *report.find_warnings(comparisons, load, measurement.interrupted, rounds, starts)],
         interrupted=measurement.interrupted,
         samples=measurement.samples,
     )

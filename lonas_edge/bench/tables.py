@@ -91,7 +91,8 @@ def to_markdown(report: Report) -> str:
     lines = [f"# Latency of {report.model['base']['name']}, {report.model['subnetwork']['name']} sub-network", ""]
     lines += [f"> **{warning}**\n>" for warning in report.warnings]
     for case in dict.fromkeys(row.case for row in report.rows):
-        lines += ["", f"## {case}", "", *_markdown(latency_table(report, case)), "", *_markdown(ratio_table(report, case))]
+        lines += ["", f"## {case}", "", *_markdown(latency_table(report, case))]
+        lines += ["", *_markdown(ratio_table(report, case))] if report.comparisons else []
     lines += ["", explain(report), "", "## Variants", "", *_markdown(variant_table(report)), ""]
     if report.failures:
         lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]

@@ -87,7 +87,7 @@ def _refuse_idle(options: BenchOptions) -> None:
     wrong = [
         f"--{name.replace('_', '-')} needs --arms {' or '.join(variants)}"
         for name, variants in users.items()
-        if given(options, name) and not set(variants) & set(options.arms)
+        if given(options, name) and options.arms is not None and not set(variants) & set(options.arms)
     ]
     if wrong:
         raise click.UsageError("; ".join(wrong))
@@ -127,7 +127,7 @@ def _bench(where: RunOptions, options: BenchOptions) -> None:
         from lonas_edge.output import OutputDirectory
         from lonas_edge.processes import interrupts_deferred
 
-        others = (name for name in options.arms if name not in VARIANTS)
+        others = (name for name in options.arms or () if name not in VARIANTS)
         read = (where.exported, options.model, options.adapter, *others)
         directory = OutputDirectory(where.output, where.overwrite, read) if where.output else None
         if directory:
@@ -149,7 +149,8 @@ def _print(report: "Report", output: Path | None) -> None:
     terminal = console()
     for case in dict.fromkeys(row.case for row in report.rows):
         print_table(terminal, f"{case}", *tables.latency_table(report, case))
-        print_table(terminal, "", *tables.ratio_table(report, case))
+        if report.comparisons:
+            print_table(terminal, "", *tables.ratio_table(report, case))
     print_table(terminal, "Variants", *tables.variant_table(report))
     terminal.print(tables.explain(report) + "\n")
     for line in tables.describe_conditions(report):

@@ -22,7 +22,9 @@ def options(source: TinySource, cache: Path, *arms: str) -> BenchOptions:
 
 
 def prepared(exported: Exported, options: BenchOptions) -> list[Variant]:
-    return prepare_variants(exported, options, lambda _what, _done: None)
+    variants, warnings = prepare_variants(exported, options, lambda _what, _done: None)
+    assert not warnings
+    return variants
 
 
 def test_another_adapter_is_refused(int8: Path, source: TinySource, tiny_models: TinyModels) -> None:
@@ -49,6 +51,25 @@ def test_an_export_without_adapter(int8: Path, source: TinySource) -> None:
     assert find_source(alone, str(source.base), None, None).adapter is None
     with pytest.raises(LonasEdgeError, match=r"(?s)lora: .* was exported without an adapter.*lora-merged: .* without"):
         prepared(alone, BenchOptions(arms=("lora", "lora-merged")))
+
+
+def test_default_variants(int8: Path, source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an adapter PyTorch; the unpruned network only if the export is pruned."""
+    monkeypatch.setitem(prepare.VARIANTS, "unpruned", replace(prepare.VARIANTS["unpruned"], make=prepare._subnet))
+    pruned, asked = open_exported(int8), replace(options(source, tmp_path), arms=None)
+    manifest = pruned.own_manifest
+    same = replace(manifest, sizes=replace(manifest.sizes, unpruned=manifest.sizes.subnetwork))
+    alone = replace(manifest, adapter=None)
+    for changed, adapter, names in (
+        (manifest, asked.adapter, ["subnet", "lora", "unpruned"]),
+        (alone, None, ["subnet", "unpruned"]),
+        (same, asked.adapter, ["subnet", "lora"]),
+        (replace(same, adapter=None), None, ["subnet"]),
+    ):
+        variants = prepared(replace(pruned, manifest=changed), replace(asked, adapter=adapter))
+        assert [variant.name for variant in variants] == names
+    with pytest.raises(LonasEdgeError, match="exported without an adapter; omit --adapter"):  # not a warning: it was requested
+        prepared(replace(pruned, manifest=alone), asked)
 
 
 def test_all_problems_are_listed(int8: Path, copy: Path, tmp_path: Path) -> None:
@@ -121,13 +142,6 @@ def test_a_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
         prepared(exported, BenchOptions(arms=(f"{tmp_path}/model.gguf",)))
 
 
-def test_a_gguf_file_needs_llama_cpp(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else name)
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(LonasEdgeError, match=r"model\.gguf: needs llama_cpp; pip install llama-cpp-python"):
-        prepared(open_exported(int8), BenchOptions(arms=(f"{tmp_path}/model.gguf",)))
-
-
 @pytest.fixture
 def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama-cpp-python counts as installed."""
@@ -142,7 +156,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:
     asked, steps = options(source, tmp_path / "cache", "unpruned"), []
     opened = open_exported(int8)
-    first = prepare_variants(opened, asked, lambda what, _done: steps.append(what))[1]
+    first = prepare_variants(opened, asked, lambda what, _done: steps.append(what))[0][1]
     assert first.path.parent == tmp_path / "cache" and first.precision == "int8" and steps[-1].startswith("Exporting")
     manifest = json.loads((first.path / "lonas_edge.json").read_text())
     assert (manifest["subnetwork"]["name"], manifest["verified"]) == ("maximal", False)

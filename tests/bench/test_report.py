@@ -10,10 +10,8 @@ from lonas_edge.bench import report as module
 from lonas_edge.bench.measure import Measurement, Sample
 from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.report import Comparison, Report, compare, describe_variant, find_warnings, make_rows, write
-from lonas_edge.bench.tables import to_csv, to_markdown
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case, Facts, Variant
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.runtime import Ratio
 
 SMOLLM2 = {
@@ -104,19 +102,11 @@ def test_files(made: Report, tmp_path: Path) -> None:
     assert float(lines[0]["tpot_p90"]) == pytest.approx(10.45)
     assert lines[0]["peak_memory_bytes"] == "400000000" and lines[1]["peak_memory_bytes"] == ""
     markdown = (tmp_path / "bench.md").read_text()
+    widths = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
+    assert widths == [8] * 4 + [5] * 3 + [8] * 4 + [5] * 3 + [8] * 4
     assert "0.20x [0.20, 0.20]" in markdown and "lora: not enough memory" in markdown and "20.0 GB/s" in markdown
     for path in tmp_path.iterdir():
         assert SECRET not in path.read_text(), path
-
-
-def test_a_damaged_report_is_refused(made: Report) -> None:
-    content = json.loads(json.dumps(made.to_json()))
-    del content["rows"][0]["ttft"]["p50"]
-    content["samples"][3]["timing"]["token_times"][1] = "soon"
-    with pytest.raises(
-        LonasEdgeError, match=r"(?s)bench.json: not a bench.*rows\.0\.ttft\.p50.*samples\.3\.timing\.token_times\.1"
-    ):
-        Report.from_json(content, "bench.json")
 
 
 def test_plots(made: Report, tmp_path: Path) -> None:
@@ -126,15 +116,6 @@ def test_plots(made: Report, tmp_path: Path) -> None:
     alone = [row for row in made.rows if row.variant == "subnet" and row.case == CASES[0]]
     files = write_plots(Report(**{**vars(made), "rows": alone, "comparisons": []}), tmp_path)
     assert [path.name for path in files] == ["distributions.png"]
-
-
-def test_tables_in_markdown_have_equal_rows(made: Report) -> None:
-    lines = [line for line in to_markdown(made).splitlines() if line.startswith("|")]
-    widths = [line.count("|") for line in lines]
-    assert widths == [8] * 4 + [5] * 3 + [8] * 4 + [5] * 3 + [8] * 4
-    assert to_csv(made).splitlines()[0].split(",")[:7] == [
-        *("variant", "framework", "device", "precision", "batch_size", "input_size", "output_size")
-    ]
 
 
 @pytest.mark.parametrize(
@@ -149,9 +130,9 @@ def test_tables_in_markdown_have_equal_rows(made: Report) -> None:
     ],
 )
 def test_warnings(ratio: Ratio, load: dict[str, float], interrupted: bool, warnings: list[str]) -> None:
-    found = find_warnings([Comparison("subnet", "lora", CASES[0], "ttft", ratio)], load, interrupted, 24, 8)
-    assert len(found) == len(warnings)
-    assert all(part in warning for part, warning in zip(warnings, found, strict=True))
+    actual = find_warnings([Comparison("subnet", "lora", CASES[0], "ttft", ratio)], load, interrupted, 24, 8)
+    assert len(actual) == len(warnings)
+    assert all(part in warning for part, warning in zip(warnings, actual, strict=True))
 
 
 def test_few_starts_give_one_warning_with_advice() -> None:
@@ -162,14 +143,3 @@ def test_few_starts_give_one_warning_with_advice() -> None:
     enough = Comparison("subnet", "unpruned", CASES[0], "ttft", Ratio(1.1, 1.08, 1.12, 24, 8))
     (warning,) = find_warnings([comparisons[0], enough], {}, False, 24, 8)
     assert "lora" in warning and "unpruned" not in warning and "--starts" not in warning
-
-
-def test_pairs_come_from_the_rounds_that_both_were_in() -> None:
-    """`subnet` was measured with each baseline at another time."""
-    case, whole = CASES[0], Measurement()
-    for subnet, name, baseline in ((1.0, "lora", 4.0), (2.0, "unpruned", 2.5)):
-        times = (("subnet", subnet), (name, baseline))
-        whole.add(Measurement([Sample(v, case, n, timing(s, s / 10)) for n in range(6) for v, s in times]))
-    ratios = {(c.baseline, c.metric): c.ratio for c in compare(whole, ["lora", "unpruned"], [case])}
-    assert ratios["lora", "ttft"].value == pytest.approx(0.25)
-    assert ratios["unpruned", "ttft"].value == pytest.approx(0.8) and ratios["unpruned", "ttft"].rounds == 6

@@ -13,7 +13,7 @@ from tiny_bert import TinyBert
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lonas_edge.bench.runners import RUNNERS, ClassifierRunner, GenaiRunner, TorchClassifierRunner, TorchRunner
+from lonas_edge.bench.runners import ClassifierRunner, GenaiRunner, TorchClassifierRunner, TorchRunner
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Variant
 from lonas_edge.exporting.export import ExportOptions, export
@@ -105,7 +105,6 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_prefix_cache_is_off(int8: Path, pipeline: dict[str, Any]) -> None:
-    """By default LLMPipeline answers a repeated prompt from its cache."""
     GenaiRunner(Variant("subnet", "ir", int8, "CPU", properties={"KV_CACHE_PRECISION": "u8"}), 3)
     assert pipeline["scheduler_config"].enable_prefix_caching is False
     assert pipeline["scheduler_config"].max_num_batched_tokens > 100_000  # the prompt in one pass
@@ -118,13 +117,3 @@ def test_an_npu_gets_numbers_and_no_scheduler(int8: Path, pipeline: dict[str, An
     GenaiRunner(Variant("subnet", "ir", int8, "NPU", properties=properties), 2)
     expected = {"MAX_PROMPT_LEN": 48, "MIN_RESPONSE_LEN": 8, "GENERATE_HINT": "BEST_PERF", "PERFORMANCE_HINT": "LATENCY"}
     assert pipeline == expected
-
-
-def test_every_kind_has_a_runner_with_a_framework() -> None:
-    assert {kind: runner.framework for kind, runner in RUNNERS.items()} == {
-        "ir": "openvino_genai",
-        "torch": "pytorch",
-        "gguf": "llama.cpp",
-        "ir-classifier": "openvino",
-        "torch-classifier": "pytorch",
-    }

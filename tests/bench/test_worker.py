@@ -51,12 +51,6 @@ def test_a_damaged_file_of_a_base_or_adapter_is_named(source: TinySource, tmp_pa
     assert worker._describe_load_error(variant, MemoryError()) == "not enough memory (MemoryError)"
 
 
-def test_a_damaged_gguf_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(20))
-    damaged = find_damaged_file(Variant("gguf", "gguf", tmp_path / "a.gguf"))
-    assert damaged and damaged.startswith(f"{tmp_path}/a.gguf: damaged: ")
-
-
 def test_reason_of_an_error() -> None:
     """OpenVINO's last line is the cause."""
     error = RuntimeError("Exception from src/core.cpp:132:\nException from src/a.cpp:5:\nNo such property\x1b\n\n")

@@ -9,6 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -184,14 +185,17 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = inputs.options.cache / f"unpruned-{key}"
-    if not folder.exists():
+    cached = None
+    with suppress(LonasEdgeError):  # missing, or damaged
+        cached = open_exported(folder)
+    if cached is None:
         inputs.progress("Exporting the unpruned network (kept in the cache)", None)
         adapter = str(source.adapter.folder) if source.adapter else None
         try:
             apart(_export_maximal, adapter, str(source.base.folder), folder, storage)
         except LonasEdgeError as error:
             raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
-    return _ir_variant(name, open_exported(folder), inputs)
+    return _ir_variant(name, cached or open_exported(folder), inputs)
 
 
 def _ratio(manifest: "Manifest") -> float:
@@ -205,7 +209,7 @@ def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mappi
     from lonas_edge.network.source import open_source
 
     source = open_source(adapter, base)
-    export(source, source.select("maximal"), folder, ExportOptions(verify=False, **storage))
+    export(source, source.select("maximal"), folder, ExportOptions(verify=False, overwrite=True, **storage))
 
 
 def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:

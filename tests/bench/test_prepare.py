@@ -165,6 +165,8 @@ def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, t
     written = (first.path / "lonas_edge.json").stat().st_mtime_ns
     assert prepared(opened, asked)[1] == first
     assert (first.path / "lonas_edge.json").stat().st_mtime_ns == written
+    (first.path / "openvino_model.xml").write_text("damaged")
+    assert prepared(opened, asked)[1] == first and "</net>" in (first.path / "openvino_model.xml").read_text()
     plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))  # fused as the sub-network is
     assert open_exported(prepared(plain, asked)[1].path).own_manifest.fused == 0
 

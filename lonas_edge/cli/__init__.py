@@ -1,7 +1,7 @@
-"""The command line: parse, call, print. One module a command; heavy imports happen inside the command.
+"""The command line: parse, call, print. One module per command; heavy imports happen inside the command.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. Everything a person reads goes through rich; `--json` prints one JSON document
-on standard output and nothing else there. `guard` says how a command ends.
+Exit codes: 0 done, 1 failed, 2 wrong usage. Human-readable output goes through rich; `--json` prints one JSON document on
+standard output and nothing else. `guard` reports errors.
 """
 
 import os
@@ -17,7 +17,7 @@ _NAME, _COMPLETE = "lonas-edge", "_LONAS_EDGE_COMPLETE"  # click sets the variab
 
 
 def main() -> None:
-    """Run the command line; whatever ends it early is told in a line."""
+    """Run the command line and exit."""
     from lonas_edge.cli.guard import guarded
 
     guarded(_run)  # the commands are imported inside it: Ctrl-C may come meanwhile

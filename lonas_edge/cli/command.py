@@ -72,7 +72,7 @@ class _Command(click.Command):
 
 
 def _parameter(known: Declared) -> click.Parameter:
-    """The click parameter of an option; values are checked later, all together."""
+    """Make the click parameter of an option; `problems` checks the values of all options together."""
     kind: Any = known.kind
     if known.option.parse:
         kind = _Parsed(known.option.parse)

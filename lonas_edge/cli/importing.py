@@ -1,4 +1,4 @@
-"""Importing libraries that make a million objects."""
+"""Faster imports of large libraries."""
 
 import gc
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import large libraries without looking for garbage meanwhile, nor later in what they made: it stays to the end.
+    """Pause garbage collection during imports, and exclude the imported objects from later collections.
 
-    An export of SmolLM2-135M takes a second of fifteen less.
+    An export of SmolLM2-135M takes one second of fifteen less.
     """
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The one progress bar: what is being done, the share done, the time taken and left. On standard error, gone at the end."""
+"""The progress bar on standard error: the step, its share, the time elapsed and left. It disappears at the end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,10 @@ from lonas_edge.progress import Progress
 
 @contextmanager
 def progress(left: bool = True, shown: bool = True) -> Iterator[Progress]:
-    """Show a bar while the block runs.
-
-    Args:
-        left: Whether the time left is shown.
-        shown: Whether anything is.
+    """Show a bar while the block runs; with `left`, the remaining time, too.
 
     Yields:
-        To be called with what is being done, and the share done; with a line break, what is before it stays on the terminal.
+        A function of the step and its share. Lines before the last line break of the step stay on the terminal.
     """
     from rich.progress import (
         BarColumn,

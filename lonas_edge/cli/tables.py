@@ -12,15 +12,7 @@ _LONG_NAME = 28  # longer names in the first column are folded
 def print_table(
     console: "Console", title: str, headings: Sequence[str], cells: Sequence[Sequence[str]], turn: bool = False
 ) -> None:
-    """Print a table, names on the left and figures on the right; nothing where there are no rows.
-
-    Args:
-        console: Where to.
-        title: Above the table.
-        headings: Of the columns.
-        cells: Rows.
-        turn: Whether rows become columns where the terminal is too narrow for the table as it is.
-    """
+    """Print a table, names left and figures right; nothing without rows. `turn` transposes it on a narrow terminal."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""The terminal: what is printed comes from anybody's files and names, so nothing in it is taken for markup or control."""
+"""The terminal. Printed texts come from foreign files and names: markup and control characters in them have no effect."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,7 @@ def loading() -> "Status":
 
 
 def console(stderr: bool = False, soft_wrap: bool = False) -> "Console":
-    """Where a person reads.
-
-    Args:
-        stderr: Standard error instead of standard output.
-        soft_wrap: Whether long lines are left to the terminal.
-
-    Returns:
-        A rich console that prints texts as they are, control characters shown.
-    """
+    """Return a rich console that prints texts as they are, control characters escaped; `soft_wrap` keeps long lines."""
     return _plain()(stderr=stderr, soft_wrap=soft_wrap, markup=False, highlight=False, emoji=False)
 
 

@@ -418,20 +418,6 @@ def test_an_import_is_not_needed_to_tell(monkeypatch: pytest.MonkeyPatch, capfd:
     assert capfd.readouterr().err.startswith("error: out of memory in lonas-edge (starting).")
 
 
-def test_what_libraries_print_is_no_output(capfd: pytest.CaptureFixture[str]) -> None:
-    """tokenizers writes a warning to the descriptor of standard output, in the middle of a JSON document."""
-
-    def run() -> None:
-        print("{")
-        os.write(1, b"a warning\n")
-        print("}")
-
-    with pytest.raises(SystemExit):
-        guarded(run)
-    os.write(1, b"after\n")
-    assert capfd.readouterr() == ("{\n}\nafter\n", "")
-
-
 @pytest.mark.parametrize("debug", [True, False])
 def test_what_libraries_print_is_no_output_of_a_process(debug: bool) -> None:
     program = "import os\nfrom lonas_edge.cli.guard import guarded\n"

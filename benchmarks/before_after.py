@@ -4,9 +4,10 @@
     python benchmarks/before_after.py ../before . --base models/smollm2-135m --adapter models/synthetic-adapter \\
         --space nncf_config/smollm2_135m.json --datasets DIR --output benchmarks/results/FILE.json
 
-Both trees run from source in the same environment, interleaved; the order is reversed from round to round. Measured are an INT8
-export (wall time, peak PSS of its process tree), `eval` of the exported directory (seconds per prompt without loading), a
-training step, `bench` of the exported directory (TTFT, TPOT) and `--help`. Ratios are after / before, of the medians.
+Both trees run from source in the same environment, interleaved; the order is reversed from round to round. Only options that
+both versions have are used. Measured are an INT8 export (wall time, peak memory of its largest process), `eval` of the exported
+directory (seconds per prompt without loading), a training step in fp32, `bench` of the exported directory (TTFT, TPOT) and
+`--help`. Ratios are after / before, of the medians; each round's ratio shows the spread.
 """
 
 import argparse
@@ -20,8 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.versions import versions
@@ -38,6 +37,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--space", type=Path, required=True)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=300, help="prompts of an evaluation")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a training")
     parser.add_argument("--only", help="commands, comma-separated; default: all")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
@@ -50,30 +51,21 @@ class Tree:
         self.folder, self.work, self.arguments = folder.resolve(), work, arguments
         work.mkdir()
 
-    def run(self, *command: object, memory: bool = False) -> tuple[str, float, int]:
-        """Run `lonas-edge`; return its output, its seconds and, with `memory`, the peak PSS of its process tree in bytes.
-
-        Sampling the memory walks all page tables and slows the command, so latency is measured without it.
-        """
+    def run(self, *command: object) -> tuple[str, float, int]:
+        """Run `lonas-edge`; return its output, its seconds and the peak resident memory of its largest process in bytes."""
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
         environment["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=self.work)  # nothing is reused
         line = [sys.executable, "-m", "lonas_edge", *map(str, command)]
-        start, peak = time.perf_counter(), 0
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            process = psutil.Popen(line, stdout=out, stderr=err, env=environment, cwd=self.work)
-            while memory and process.poll() is None:
-                try:
-                    family = [process, *process.children(recursive=True)]
-                    peak = max(peak, sum(member.memory_full_info().pss for member in family))
-                except psutil.Error:
-                    pass
-                time.sleep(0.1)
-            process.wait()
+            start = time.perf_counter()
+            process = subprocess.Popen(line, stdout=out, stderr=err, env=environment, cwd=self.work)  # not in another tree
+            _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
             out.seek(0), err.seek(0)
             if process.returncode:
                 raise SystemExit(f"{' '.join(line)} failed:\n{err.read()[-3000:]}")
-            return out.read(), seconds, peak
+            return out.read(), seconds, usage.ru_maxrss * 1024
 
     def source(self) -> list[object]:
         """The arguments that name the super-adapter."""
@@ -81,11 +73,11 @@ class Tree:
         return [given.adapter.resolve(), "--model", given.base.resolve(), "--nncf-config", given.space.resolve()]
 
     def export(self) -> Figures:
-        _, seconds, peak = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite", memory=True)
+        _, seconds, peak = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite")
         return {"export, s": seconds, "export, peak GB": peak / 1e9}
 
     def eval(self) -> Figures:
-        options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", "400", "--json"]
+        options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", self.arguments.prompts, "--json"]
         printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *options)
         (target,) = json.loads(printed)["targets"]
         return {"eval, s per prompt": target["seconds"] / target["asked"]}
@@ -94,7 +86,8 @@ class Tree:
         given = self.arguments
         data = given.datasets.resolve() / "ARC-Easy/train.json"
         command = ["--model", given.base.resolve(), "--data", data, "--nncf-config", given.space.resolve(), "--no-reorder"]
-        command += ["--steps", "8", "--batch-size", "8", "--output", self.work / "adapter", "--overwrite", "--json"]
+        command += ["--steps", given.steps, "--batch-size", 8, "--max-length", 256, "--lr", "3e-4", "--precision", "fp32"]
+        command += ["--prompt", "alpaca", "--seed", 0, "--output", self.work / "adapter", "--overwrite", "--json"]
         printed, _, _ = self.run("train", *command)
         record = json.loads(printed)
         return {"train, s per step": record["seconds"] / record["steps"]}
@@ -107,10 +100,7 @@ class Tree:
         return {"bench, TTFT ms": row["ttft"]["p50"], "bench, TPOT ms": row["tpot"]["p50"]}
 
     def help(self) -> Figures:
-        start = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(self.folder)}
-        subprocess.run([sys.executable, "-m", "lonas_edge", "--help"], check=True, capture_output=True, env=environment)
-        return {"--help, s": time.perf_counter() - start}
+        return {"--help, s": statistics.median(self.run("--help")[1] for _ in range(5))}
 
 
 STEPS: tuple[Callable[[Tree], Figures], ...] = (Tree.export, Tree.eval, Tree.train, Tree.bench, Tree.help)
@@ -132,8 +122,10 @@ def main() -> None:
     for figure, before in samples["before"].items():
         after = samples["after"][figure]
         pair = {"before": statistics.median(before), "after": statistics.median(after)}
-        report["figures"][figure] = {**pair, "ratio": pair["after"] / pair["before"], "samples": [before, after]}
-        print(f"{figure}: {pair['before']:.3f} before, {pair['after']:.3f} after, {report['figures'][figure]['ratio']:.3f} x")
+        ratio, ratios = pair["after"] / pair["before"], [second / first for first, second in zip(before, after, strict=True)]
+        report["figures"][figure] = {**pair, "ratio": ratio, "samples": [before, after]}
+        rounds = f"rounds {min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{figure}: {pair['before']:.3f} before, {pair['after']:.3f} after, {ratio:.3f} x ({rounds})")
     report["versions"] = versions(("lonas-edge", "torch", "transformers", "openvino", "nncf", "peft"))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")

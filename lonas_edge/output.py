@@ -339,8 +339,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
+    records = isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value)
+    if value and (records or isinstance(value, Mapping)):
+        for key, inner in enumerate(value, 1) if records else value.items():
             yield from _flat(f"{name} {key}".strip(), inner)
     else:
         yield name, list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""A model whose matrices are those that an export stores, compressed by NNCF and restored, apart from any super-network."""
+"""A Hugging Face model with the matrices that an export stores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from lonas_edge.network.source import Source
 
 
 def stored_model(source: Source, widths: Sequence[int], weight_format: str) -> Any:
-    """The materialized sub-network as a Hugging Face model, its matrices as the format has them."""
+    """The materialized sub-network with its matrices compressed by NNCF and dequantized."""
     model = MaterializedModel(source, source.subnetwork(widths))
     live, schemes = empty_model(model.config()), compress.schemes(model, FORMATS[weight_format])
     for name, matrix in compress.compress_matrices(model, schemes):

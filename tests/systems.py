@@ -1,4 +1,4 @@
-"""What tests need of the system that not every one has."""
+"""Features of the operating system that tests need."""
 
 import os
 import signal
@@ -10,5 +10,5 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def may_write_anywhere() -> bool:
-    """Whether permissions of files and directories do not stop who runs the test: root, or anybody on Windows."""
+    """Whether permissions do not restrict this user: root, or anybody on Windows."""
     return not hasattr(os, "geteuid") or os.geteuid() == 0

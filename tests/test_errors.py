@@ -1,4 +1,4 @@
-"""How errors of others are told."""
+"""Errors of libraries: recognized, shortened and escaped."""
 
 import pytest
 
@@ -20,7 +20,7 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: 
         RuntimeError("Exception from src/inference/src/cpp/core.cpp:132:\nResource temporarily unavailable"),
     ],
 )
-def test_memory_that_ran_out(error: Exception) -> None:
+def test_out_of_memory_is_recognized(error: Exception) -> None:
     assert out_of_memory(error)
     wrapped = ValueError("cannot be read")
     wrapped.__cause__ = error
@@ -38,7 +38,7 @@ def test_control_characters_are_shown() -> None:
     assert one_line("a\n  b\x00\n" + "c" * 1000) == f"a b\\x00 {'c' * 492} …"
 
 
-def test_a_problem_of_any_length_is_shown_at_a_bearable_one() -> None:
+def test_a_long_problem_is_shortened() -> None:
     with pytest.raises(LonasEdgeError) as raised:
         raise_all("The file cannot be used:", [f"field = {'x' * 100_000}"])
     assert len(str(raised.value)) < 2_000

@@ -17,7 +17,9 @@ def test_replaced_in_utf8_with_plain_line_ends(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
 
 
-def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_cannot_be_written_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LonasEdgeError, match=r"none/card\.md: cannot be written"):
+        replace_text(tmp_path / "none/card.md", "new")
     (tmp_path / "card.md").write_text("old")
 
     def full(self: Path, _target: Path) -> Path:
@@ -30,15 +32,9 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "card.md").read_text() == "old"
 
 
-def test_no_such_directory(tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=r"none/card\.md: cannot be written"):
-        replace_text(tmp_path / "none/card.md", "new")
-
-
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "expected"),
     [
-        (b'{"a": [1, 2.5, "x"]}', {"a": [1, 2.5, "x"]}),
         (b'\xef\xbb\xbf{"a": "\xc3\xa4"}', {"a": "ä"}),  # a byte order mark
         (b'{"a": "\\ud83d\\ude00"}', {"a": "😀"}),  # both halves
         (b'{"a": "\\\\ud800"}', {"a": "\\ud800"}),  # a backslash, and five letters
@@ -46,58 +42,46 @@ def test_no_such_directory(tmp_path: Path) -> None:
         (b'{"a": ' + b"[" * 190 + b"]" * 190 + b"}", None),
     ],
 )
-def test_json_that_is_right(tmp_path: Path, content: bytes, found: dict | None) -> None:
+def test_unusual_json_is_read(tmp_path: Path, content: bytes, expected: dict | None) -> None:
     (tmp_path / "a.json").write_bytes(content)
     read = read_json(tmp_path / "a.json")
-    assert read == found or (found is None and set(read) == {"a"})
+    assert read == expected or (expected is None and set(read) == {"a"})
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "Expecting value"),
         (b'{"a": ', "Expecting value"),
         (b"[1]", "expected a JSON object, found list"),
         (b'{"a": "\xff"}', r"not UTF-8 \(byte 7: 0xff\)"),
-        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
         (b'{"a": [0, {"b": "x\\ud800"}]}', r"half of a surrogate pair after '.*\"b\": \"x"),
         (b'{"a": {"\\udc00": 1}}', "half of a surrogate pair after "),
         (b'{"a": NaN}', "NaN is not JSON"),
-        (b'{"a": -Infinity}', "-Infinity is not JSON"),
         (b'{"a": 1e999}', "1e999 is not JSON; expected a finite number"),
         (b'{"a": 1, "a": 2}', "'a' is there twice, with different values"),
-        (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", "nested more than 200 deep"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 200 deep"),
         (b'{"a": ' + b"1" * 5000 + b"}", "4300 digits"),
     ],
 )
-def test_json_that_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_wrong_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(LonasEdgeError, match=rf"(?s)^{tmp_path}/a\.json: .*{message}"):
         read_json(tmp_path / "a.json")
 
 
-def special_files(folder: Path) -> dict[str, Path]:
-    """What is no file, by what is said of it."""
-    os.mkfifo(folder / "pipe.json")
-    (folder / "link.json").symlink_to(folder / "none")
-    return {
-        "a device, pipe or socket; expected a file": folder / "pipe.json",
-        "a directory; expected a file": folder,
-        "No such file": folder / "link.json",
-        "File name too long": folder / ("x" * 300),
-        "null byte": folder / "a\0b",
-    }
-
-
-@pytest.mark.skipif(os.name != "posix", reason="pipes have names on POSIX")
-@pytest.mark.parametrize(
-    "read",
-    [read_json, lambda path: read_text(path, "the space"), lambda path: regular(path, "it")],
-    ids=["json", "text", "any"],
-)
+@pytest.mark.skipif(os.name != "posix", reason="named pipes need POSIX")
+@pytest.mark.parametrize("read", [read_json, lambda path: read_text(path, "the space"), regular], ids=["json", "text", "any"])
 def test_other_than_regular_files_are_not_opened(tmp_path: Path, read: Callable) -> None:
-    for message, path in {**special_files(tmp_path), "device": Path("/dev/zero")}.items():
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "none")
+    for message, path in (
+        ("a device, pipe or socket; expected a file", tmp_path / "pipe.json"),
+        ("a device, pipe or socket; expected a file", Path("/dev/zero")),
+        ("a directory; expected a file", tmp_path),
+        ("No such file", tmp_path / "link.json"),
+        ("File name too long", tmp_path / ("x" * 300)),
+        ("null byte", tmp_path / "a\0b"),
+    ):
         with pytest.raises(LonasEdgeError, match=message):
             read(path)
 
@@ -125,9 +109,9 @@ def test_errors_of_libraries_name_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="links need a privilege on Windows")
 class TestModelFolder:
-    """What the files of a model's directory may be."""
+    """Checks of the files in a model's directory."""
 
-    def test_links_inside(self, tmp_path: Path) -> None:
+    def test_links_inside_are_accepted(self, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()
         (tmp_path / "model/real.json").write_text("{}")
         (tmp_path / "model/config.json").symlink_to("real.json")
@@ -136,7 +120,7 @@ class TestModelFolder:
         (tmp_path / "other").symlink_to(tmp_path / "model")  # the directory itself is the user's choice
         check_model_folder(tmp_path / "other")
 
-    def test_a_hub_cache(self, tmp_path: Path) -> None:
+    def test_links_of_a_hub_cache_are_accepted(self, tmp_path: Path) -> None:
         repository = tmp_path / "hub/models--owner--name"
         snapshot = repository / "snapshots/0123"
         snapshot.mkdir(parents=True)
@@ -161,14 +145,10 @@ class TestModelFolder:
         (folder / "vocab.json").mkdir()
         os.mkfifo(folder / "merges.txt")
         with (folder / "config.json").open("wb") as file:
-            file.truncate(2**30)  # takes no room
+            file.truncate(2**30)  # sparse
         with pytest.raises(LonasEdgeError) as caught:
             check_model_folder(folder)
-        message = [line.removeprefix("  - ").split(":")[0] for line in str(caught.value).splitlines()[1:]]
-        assert sorted(message) == sorted(
-            [
-                *("additional_chat_templates/tool.jinja", "chat_template.jinja", "config.json", "merges.txt"),
-                *("model.safetensors", "tokenizer.json", "vocab.json"),
-            ]
-        )
+        files = {line.removeprefix("  - ").split(":")[0] for line in str(caught.value).splitlines()[1:]}
+        expected = {"additional_chat_templates/tool.jinja", "chat_template.jinja", "config.json", "merges.txt"}
+        assert files == expected | {"model.safetensors", "tokenizer.json", "vocab.json"}
         assert "1,073,741,824 bytes; expected 67,108,864 at most" in str(caught.value)

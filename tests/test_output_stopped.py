@@ -1,7 +1,6 @@
-"""Publishing, stopped before each call to the system and at each instruction: nothing is lost, and nothing is left.
+"""Stop a run that publishes its output before each system call: nothing is lost, and nothing is left behind.
 
-Each stop is one in a forked process. What forks is small, a process of its own: that of the tests holds PyTorch and much more,
-and to fork it takes ten times as long.
+Each stop takes a forked process. A small process forks, because forking the one that holds PyTorch takes ten times as long.
 """
 
 import itertools
@@ -9,88 +8,75 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-from outputs import found, names, publish, write_whole
+from outputs import content_of, names, publish, write_files
 
 from lonas_edge import output as module
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.output import OutputDirectory, PartialRecord
 
-fcntl = pytest.importorskip("fcntl", reason="runs are forked, and stopped in calls of POSIX")
+fcntl = pytest.importorskip("fcntl", reason="needs fork and POSIX system calls")
 
 CALLS = {
     os: "rename replace mkdir rmdir unlink remove open close fsync scandir listdir lstat stat fstat chmod fchmod",
     fcntl: "flock",
     module: "_exchange",
 }
+STOPPED, DONE, PARTIAL = 9, 0, 1  # exit codes
 
 
-class Stop:
-    """Counts the calls to the system and does something before the n-th, or before that and all later ones."""
-
-    def __init__(self, do: Callable[[], None], at: int, on: bool):
-        self.do, self.at, self.on, self.count = do, at, on, 0
-
-    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            self.count += 1
-            if self.count == self.at or (self.on and self.count > self.at):
-                self.do()
-            return call(*arguments, **options)
-
-        return counted
-
-    def install(self) -> None:
-        for holder, calls in CALLS.items():
-            for name in calls.split():
-                setattr(holder, name, self.before(getattr(holder, name)))
+def kill() -> None:
+    os._exit(STOPPED)
 
 
 def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def fault() -> None:
+def fail() -> None:
     raise OSError(5, "Input/output error")
 
 
-STOPPED, DONE, HALF = 9, 0, 1
-WAYS: dict[str, tuple[Callable[[], None], bool]] = {
-    "killed": (lambda: os._exit(STOPPED), False),
-    "interrupted": (interrupt, False),
-    "interrupted again and again": (interrupt, True),
-    "one fault": (fault, False),
-    "the disk is gone": (fault, True),
-}
+WAYS = {"killed": (kill, False), "interrupted": (interrupt, False), "disk gone": (fail, True)}  # True: all later calls, too
 
 
-DEFAULT = {("killed", True, True), ("interrupted", False, True)}  # the other combinations are slow tests
+class Stop:
+    """Stops a run before system call number `at`, or before that one and all later ones."""
+
+    def __init__(self, way: str, at: int):
+        (self.stop, self.later), self.at, self.count = WAYS[way], at, 0
+
+    def install(self) -> None:
+        for holder, calls in CALLS.items():
+            for name in calls.split():
+                setattr(holder, name, self.before(getattr(holder, name)))
+
+    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.at or (self.later and self.count > self.at > 0):
+                self.stop()
+            return call(*arguments, **options)
+
+        return counted
 
 
 @pytest.fixture(scope="module")
 def small_process() -> Iterator[Pool]:
-    """Ended at the end, whatever it does then."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         yield pool
 
 
-def exchanging(exchange: bool, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do something where directories change places in one call, as on Linux, or by two renames."""
-    with nullcontext() if exchange else patch.object(module, "_exchange", lambda one, other: False):
-        return work(*arguments)
-
-
-def in_a_process(run: Callable[[], int]) -> int:
-    """Exit code of a forked process that runs a function and ends without any clearing up."""
+def forked(run: Callable[[], int]) -> int:
+    """Run a function in a forked process that ends without cleaning up; return its exit code."""
     child = os.fork()
     if not child:
-        code = HALF
+        code = PARTIAL
         try:
             code = run()
         finally:
@@ -98,95 +84,88 @@ def in_a_process(run: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def stopped(output: Path, stop: Stop, at_once: bool) -> int:
-    """Run `publish` until it is stopped; where that can be caught, the output must be whole by then."""
-    before = found(output)
+def stopped(output: Path, way: str, at: int, exchange: bool) -> int:
+    """Publish until the stop. After an exception that the run can handle, the output must be complete at once."""
+    before, stop, published = content_of(output), Stop(way, at), False
+    if not exchange:
+        module._exchange = lambda first, second: False
     stop.install()
-    ended = False
     with suppress(KeyboardInterrupt, LonasEdgeError, OSError):
         publish(output)
-        ended = True
-    reached = stop.count >= stop.at
-    stop.at, stop.on = -1, False  # what is called from here on is not the run's
-    whole = found(output) in (("new",) if ended else (before, "new"))
-    if not whole and (ended or at_once):
-        return HALF
+        published = True
+    reached, stop.at = stop.count >= at, -1  # later calls are the test's
+    complete = content_of(output) in (("new",) if published else (before, "new"))
+    if not complete and (published or way == "interrupted"):
+        return PARTIAL
     return STOPPED if reached else DONE
+
+
+DEFAULT = {("killed", True, True), ("killed", False, True), ("interrupted", False, True)}
 
 
 @pytest.mark.parametrize(
     ("way", "exchange", "existing"),
     [
-        pytest.param(way, exchange, existing, marks=() if (way, exchange, existing) in DEFAULT else pytest.mark.slow)
-        for way, exchange, existing in itertools.product(WAYS, (True, False), (True, False))
+        pytest.param(*case, marks=() if case in DEFAULT else pytest.mark.slow)
+        for case in itertools.product(WAYS, (True, False), (True, False))
     ],
 )
 def test_stopped_before_each_call(way: str, exchange: bool, existing: bool, small_process: Pool, tmp_path: Path) -> None:
-    """Whatever call to the system a run is stopped before, the next one finds the old output or the new, whole, and no more."""
-    count, seen, left = small_process.apply(exchanging, (exchange, stop_before_each_call, way, existing, tmp_path))
+    """The next run finds the complete old or new output and nothing else, whether or not directories can be exchanged."""
+    count, recovered, left = small_process.apply(stop_before_each_call, (way, exchange, existing, tmp_path))
     before = "old" if existing else "absent"
     assert count > 20
-    assert seen == {before, "new"}
-    gap = existing and not exchange and way in ("killed", "interrupted again and again", "the disk is gone")
-    assert left == {before, "new", *(["absent"] if gap else [])}  # with an exchange there is no moment without an output
+    assert recovered == {before, "new"}
+    gap = existing and not exchange and way != "interrupted"  # between two renames there is no output
+    assert left == {before, "new", *(["absent"] if gap else [])}
 
 
-def stop_before_each_call(way: str, existing: bool, tmp_path: Path) -> tuple[int, set[str], set[str]]:
-    """How many calls there are, and what the outputs were after the next run had looked at them, and before."""
-    before, seen, left = "old" if existing else "absent", set(), set()
-    do, on = WAYS[way]
-    for at in range(1, 1000):
+def stop_before_each_call(way: str, exchange: bool, existing: bool, tmp_path: Path) -> tuple[int, set[str], set[str]]:
+    """Return the number of calls, and the contents of the output after and before the next run's recovery."""
+    before, recovered, left = "old" if existing else "absent", set(), set()
+    for at in itertools.count(1):
         folder, output = tmp_path / str(at), tmp_path / str(at) / "out"
         folder.mkdir()
         (folder / "mine").write_text("mine")
         if existing:
-            write_whole(output, "old")
-        code = in_a_process(lambda at=at, output=output: stopped(output, Stop(do, at, on), way in ("interrupted", "one fault")))
+            write_files(output, "old")
+        code = forked(lambda output=output, at=at: stopped(output, way, at, exchange))
         assert code in (STOPPED, DONE), (at, names(folder))
-        left.add(found(output))
-        recover = OutputDirectory(output, overwrite=True)
-        recover.check(0)
-        assert found(output) in (before, "new"), (at, names(folder))
+        left.add(content_of(output))
+        OutputDirectory(output, overwrite=True).check(0)
+        recovered.add(content_of(output))
+        assert content_of(output) in (before, "new"), (at, names(folder))
         assert names(folder) == sorted(["mine", *(["out"] if output.exists() else [])]), at
-        seen.add(found(output))
         shutil.rmtree(folder)
         if code == DONE:
-            break
-    return at, seen, left
+            return at, recovered, left
+    raise AssertionError
 
 
-def leave(folder: Path, **content: str) -> Path:
-    """Content of `out.partial` after a kill: `new` and `old` as they are given."""
+def after_kill(folder: Path, **contents: str) -> Path:
+    """Write `out.partial` as a killed run leaves it: with outputs `new` and `old`."""
     partial = folder / "out.partial"
     partial.mkdir()
     PartialRecord("", None).write(partial / "partial.json")
-    for name, what in content.items():
-        write_whole(partial / name, what)
+    for name, content in contents.items():
+        write_files(partial / name, content)
     return partial
 
 
-def test_an_output_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
-    leave(tmp_path, new="new", old="old")
-    with pytest.raises(LonasEdgeError, match="already exists"):
-        OutputDirectory(tmp_path / "out").check(0)
-    assert found(tmp_path / "out") == "old"
-    assert names(tmp_path) == ["out"]
-
-
 def test_a_replaced_output_does_not_return(tmp_path: Path) -> None:
-    """Killed while the replaced output was deleted: half of it may be gone. The new one has been moved away since."""
-    partial = leave(tmp_path, old="old")
+    """Killed while the replaced output was deleted, so it may be incomplete. The new output has been moved away since."""
+    partial = after_kill(tmp_path, old="old")
     (partial / "old/model").unlink()
     OutputDirectory(tmp_path / "out").check(0)
     assert names(tmp_path) == []
 
 
-def test_an_output_set_aside_is_kept_where_another_one_took_its_path(tmp_path: Path) -> None:
-    partial = leave(tmp_path, new="new", old="old")
-    write_whole(tmp_path / "out", "other")
+def test_an_output_that_was_set_aside_is_kept_if_another_one_took_its_path(tmp_path: Path) -> None:
+    partial = after_kill(tmp_path, new="new", old="old")
+    write_files(tmp_path / "out", "other")
     with pytest.raises(LonasEdgeError, match=r"out\.partial/old: a killed run set this output aside"):
         OutputDirectory(tmp_path / "out", overwrite=True).check(0)
-    assert (found(tmp_path / "out"), found(partial / "old")) == ("other", "old")
+    assert (content_of(tmp_path / "out"), content_of(partial / "old")) == ("other", "old")
 
 
 @pytest.mark.slow
@@ -195,28 +174,28 @@ def test_the_work_of_a_killed_run_is_kept_until_its_output_is_there(small_proces
 
 
 def kill_while_publishing(tmp_path: Path) -> set[str]:
-    """What there was after a kill at each call: the work to continue from, or the new output."""
+    """Kill a resumable run at each call; return what was there afterwards: work to continue from, or the new output."""
 
     def run(output: OutputDirectory, stop: Stop) -> int:
         stop.install()
         with output.resume("train", {}) as work, work.publish() as folder:
             folder.rmdir()
-            write_whole(folder, "new")
+            write_files(folder, "new")
         return DONE
 
     seen = set()
     for at in itertools.count(1):
         output = OutputDirectory(tmp_path / str(at) / "out", overwrite=True)
-        write_whole(output.path, "old")
+        write_files(output.path, "old")
         with suppress(RuntimeError), output.resume("train", {}) as work:
             (work.path / "step").write_text("kept")
             raise RuntimeError
-        code = in_a_process(lambda output=output, at=at: run(output, Stop(*WAYS["killed"][:1], at, False)))
-        published = found(output.path) == "new"
+        code = forked(lambda output=output, at=at: run(output, Stop("killed", at)))
+        published = content_of(output.path) == "new"
         with suppress(RuntimeError), output.resume("train", {}) as work:
             assert work.resumed or published, at
-            seen |= {"new" if published else (work.path / "step").read_text()}
+            seen.add("new" if published else (work.path / "step").read_text())
             raise RuntimeError
         if code == DONE:
-            break
-    return seen
+            return seen
+    raise AssertionError

@@ -15,7 +15,7 @@ import pytest
 from lonas_edge import processes
 from lonas_edge.processes import interrupts_deferred, peak_memory, peak_memory_of_children, starting_process
 
-# in a process of its own: that of the tests has run code of many libraries before
+# a fresh process, where no library has changed the signal handlers
 INTERRUPTED = """
 import signal
 from lonas_edge.processes import {context}

@@ -65,26 +65,20 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sample.json"]
 
 
-@pytest.mark.parametrize("schema", [{}, {"schema": "lonas-edge/sample/3"}])
-def test_defaults_and_the_schema_may_be_missing(schema: dict[str, str]) -> None:
-    assert Sample.from_json({**schema, "part": {"size": 3}, "parts": {}}, "here") == Sample(Part(3), {})
+def test_defaults_and_the_schema_may_be_missing() -> None:
+    assert Sample.from_json({"part": {"size": 3, "shares": [1]}, "parts": {}}, "here") == Sample(Part(3, (1.0,)), {})
 
 
-def test_an_integer_is_a_number() -> None:
-    content = {**JSON, "part": {"size": 3, "shares": [1, 0.5]}}
-    assert Sample.from_json(content, "here").part.shares == (1.0, 0.5)
-
-
-def test_a_newer_version_is_refused_by_name(refused: Any) -> None:
+def test_a_newer_version_is_refused(refused: Any) -> None:
     assert refused({"schema": "lonas-edge/sample/12", "unheard": "of"}) == [
         "written by a newer lonas-edge (lonas-edge/sample/12; this one reads lonas-edge/sample/3). Update lonas-edge."
     ]
 
 
 @pytest.mark.parametrize(
-    "schema", ["lonas-edge/other/3", "lonas-edge/sample/2", "sample/3", "lonas-edge/sample", "lonas-edge/sample/x", 3, None]
+    "schema", ["lonas-edge/other/3", "lonas-edge/sample/2", "lonas-edge/sample", "lonas-edge/sample/x", None]
 )
-def test_another_schema(refused: Any, schema: object) -> None:
+def test_another_schema_is_refused(refused: Any, schema: object) -> None:
     assert refused({**JSON, "schema": schema}) == [
         f"expected schema lonas-edge/sample/3, found {str(schema)!r}. Sample it again."
     ]
@@ -111,17 +105,7 @@ def test_every_wrong_field_is_reported(refused: Any, wrong: dict[str, Any], erro
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1]", "expected a JSON object, found list"),
-        ("{", "not readable as JSON"),
-        ('{"title": "\\ud800"}', "not readable as JSON:"),
-    ],
+    ("text", "message"), [("[1]", "expected a JSON object, found list"), ('{"title": "\\ud800"}', "not readable as JSON:")]
 )
-def test_text_that_is_no_json_object(refused: Any, text: str, message: str) -> None:
+def test_other_text_is_refused(refused: Any, text: str, message: str) -> None:
     assert refused(text)[0].startswith(message)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=r"none\.json: not readable as JSON"):
-        Sample.read(tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""The package on other systems than Linux, as far as Linux can tell: what it imports and calls, and which ways it takes."""
+"""Portability of the package, as far as it can be tested on Linux."""
 
 import ast
 import os
@@ -10,16 +10,16 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from outputs import found, names, publish, write_whole
+from outputs import content_of, names, publish, write_files
 
 from lonas_edge import output as output_module
 from lonas_edge.bench import machine
 from lonas_edge.ir import graph, runtime
 
 PACKAGE = Path(output_module.__file__).parent
-MODULES = {"_posixsubprocess", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}  # of POSIX alone
+MODULES = {"_posixsubprocess", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}  # POSIX only
 CALLS = {"fork", "forkpty", "geteuid", "getpgid", "getuid", "killpg", "mkfifo", "mknod", "setsid", "uname", "wait", "waitpid"}
-ALLOWED = {"processes.py: signal.SIGKILL"}  # on Linux alone
+ALLOWED = {"processes.py: signal.SIGKILL"}  # in code for Linux
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
@@ -27,83 +27,52 @@ def trees() -> Iterator[tuple[Path, ast.Module]]:
         yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_every_module_can_be_imported_everywhere() -> None:
-    """What POSIX alone has is imported where it is used, and `sys.platform` or an ImportError says that it is not there."""
-    found = {
-        f"{path.name}: {name}"
-        for path, tree in trees()
-        for node in tree.body
-        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
-        if name in MODULES
-    }
-    assert found == set()
+def test_no_module_needs_posix() -> None:
+    """Modules and functions of POSIX are imported and called only where other systems do not get to."""
+    signals = {name for name in vars(signal) if name.startswith("SIG")} - {"SIGINT", "SIGTERM", "SIG_DFL", "SIG_IGN"}
+    signals -= {"SIG_BLOCK", "SIG_SETMASK"}  # of pthread_sigmask, whose presence is checked
+    used = set()
+    for path, tree in trees():
+        for node in tree.body:
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+            used |= {f"{path.name}: {name}" for name in imported if name in MODULES}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names = {"os": CALLS, "signal": signals}.get(node.value.id, ())
+                used |= {f"{path.name}: {node.value.id}.{node.attr}"} if node.attr in names else set()
+    assert used == ALLOWED
 
 
-def test_nothing_is_called_that_only_posix_has() -> None:
-    here = {name for name in vars(signal) if name.startswith("SIG")} - {"SIGINT", "SIGTERM", "SIG_DFL", "SIG_IGN"}
-    here -= {"SIG_BLOCK", "SIG_SETMASK"}  # of pthread_sigmask, which is asked for first
-    found = {
-        f"{path.name}: {node.value.id}.{node.attr}"
-        for path, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        if (node.value.id == "os" and node.attr in CALLS) or (node.value.id == "signal" and node.attr in here)
-    }
-    assert found == ALLOWED
-
-
-def test_text_is_utf_8_whatever_the_system_s_own_is() -> None:
-    found = [
+def test_text_is_read_and_written_as_utf_8() -> None:
+    without = [
         f"{path.name}:{node.lineno}"
         for path, tree in trees()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text")
         if "encoding" not in {keyword.arg for keyword in node.keywords}
     ]
-    assert found == []
+    assert without == []
 
 
 @pytest.mark.parametrize(
-    ("platform", "asked", "forked"),
-    [
-        ("linux", "", True),
-        ("linux", "1", False),
-        ("darwin", "", False),
-        ("win32", "", False),
-    ],
+    ("platform", "spawn", "forks"), [("linux", "", True), ("linux", "1", False), ("darwin", "", False), ("win32", "", False)]
 )
-def test_where_processes_are_forked(monkeypatch: pytest.MonkeyPatch, platform: str, asked: str, forked: bool) -> None:
+def test_processes_are_forked_on_linux_only(monkeypatch: pytest.MonkeyPatch, platform: str, spawn: str, forks: bool) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setenv(graph.SPAWN, asked)
-    assert graph.forks() is forked
+    monkeypatch.setenv(graph.SPAWN, spawn)
+    assert graph.forks() is forks
 
 
-@pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_an_output_is_replaced_where_directories_cannot_be_exchanged(
-    monkeypatch: pytest.MonkeyPatch, platform: str, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "platform", platform)
-    write_whole(tmp_path / "out", "old")
+def test_an_output_is_replaced_without_an_exchange(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    write_files(tmp_path / "out", "old")
     publish(tmp_path / "out")
-    assert found(tmp_path / "out") == "new" and names(tmp_path) == ["out"]
+    assert content_of(tmp_path / "out") == "new" and names(tmp_path) == ["out"]
 
 
-class _Windows:
-    """A process as psutil has it on Windows: a peak, no affinity."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def memory_info(self) -> SimpleNamespace:
-        return SimpleNamespace(rss=5, peak_wset=7)
-
-
-def test_a_machine_that_describes_no_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(psutil, "Process", _Windows)
-    place = machine.placement(None, sysfs=tmp_path)
-    assert place.cores == tuple(range(os.cpu_count() or 1)) and place.threads == len(place.cores)
-
-
-def test_properties_of_hybrid_processors_are_tried_where_linux_says_that_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "Path", lambda *_: Path("nowhere"))
-    assert "SCHEDULING_CORE_TYPE" not in runtime.candidates("CPU", 4, 8)
+def test_a_machine_without_affinity_and_sysfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda *_: SimpleNamespace())
+    placement = machine.placement(None, sysfs=tmp_path)
+    assert placement.cores == tuple(range(os.cpu_count() or 1)) and placement.threads == len(placement.cores)
+    monkeypatch.setattr(runtime, "Path", lambda *_: tmp_path / "nowhere")
+    assert "SCHEDULING_CORE_TYPE" not in runtime.candidates("CPU", 4, 8)  # for hybrid processors

@@ -92,8 +92,8 @@ def _names(error: str, case: Case) -> bool:
         return True
     if not os.path.lexists(case.folder / "in" / case.file) or "others:" in case.mutation:
         return str(Path(case.file).parent) in error
-    checkpoint = re.search(r"checkpoint-\d+", case.file)
-    if checkpoint and checkpoint.group() in error:
+    work = re.search(r"checkpoint-\d+|out\.partial(?=/partial\.json)", case.file)  # errors name the directory
+    if work and work.group() in error:
         return True
     name, error = (re.sub(r"model-\d+-of-\d+\.safetensors", "model.safetensors", text) for text in (name, error))
     return any(other in error for group in _RELATED if name in group for other in group)

@@ -105,6 +105,8 @@ class Declared:
         """The default, in words; empty where there is none to show."""
         if self.option.unset or self.required or self.default in (None, ()) or self.default is False:
             return self.option.unset or ""
+        if self.default is True:
+            return self.flag.removeprefix("--")
         values = self.default if self.many else [self.default]
         return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 

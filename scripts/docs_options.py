@@ -4,6 +4,7 @@
 """
 
 import html
+import importlib
 import re
 from typing import Any
 
@@ -34,7 +35,7 @@ def families_table() -> str:
 
 def _table(command: str) -> str:
     context = click.Context(app)
-    params = app.get_command(context, command).params
+    params = importlib.import_module(f"lonas_edge.cli.{command}").run.params
     lines, panel = ["| option | |", "|---|---|"], PANELS[0]
     for param in params:
         declared = getattr(param, "declared", None)
@@ -47,5 +48,4 @@ def _table(command: str) -> str:
 
 
 def _cell(text: str) -> str:
-    text = html.escape(" ".join(text.split()), quote=False)
-    return text.replace("|", "\\|").replace("[", "\\[")  # not links
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.files import read_text
 from lonas_edge.options import PANELS, Declared, declared, problems
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-_LAST = PANELS[-1]
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -20,7 +20,7 @@ else:  # not generic in all versions
     ParamType = click.ParamType
 
 
-def command(*classes: type) -> Callable[[Callable[..., None]], click.Command]:
+def command(*classes: type) -> Callable[[Callable[..., None]], TyperCommand]:
     """Make a command of a function that takes an instance of each class.
 
     Args:
@@ -30,7 +30,7 @@ def command(*classes: type) -> Callable[[Callable[..., None]], click.Command]:
         A decorator. The command has the name of the function and its docstring as help.
     """
 
-    def decorate(run: Callable[..., None]) -> click.Command:
+    def decorate(run: Callable[..., None]) -> TyperCommand:
         known = declared(*classes)
 
         def invoke(**values: Any) -> None:
@@ -39,40 +39,26 @@ def command(*classes: type) -> Callable[[Callable[..., None]], click.Command]:
             made = [{each.name: values[each.name] for each in declared(cls)} for cls in classes]
             run(*(cls(**options) for cls, options in zip(classes, made, strict=True)))
 
-        config = click.Option(
-            ["--config"],
+        config = TyperOption(
+            param_decls=["--config"],
             type=PATH,
             is_eager=True,
             expose_value=False,
             callback=_read_config,
             metavar="FILE.yaml",
             help="Read options from a YAML file, by their names; a flag on the command line wins.",
+            rich_help_panel=PANELS[-1],
         )
         params = [*map(_parameter, known), config]
-        return _Command(None, params=params, callback=invoke, help=run.__doc__, context_settings=HELP)
+        return TyperCommand(
+            None, params=params, callback=invoke, help=run.__doc__, context_settings=HELP, rich_markup_mode="rich"
+        )
 
     return decorate
 
 
-class _Command(click.Command):
-    """Its help has a section for each panel."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{panel: [] for panel in PANELS}}
-        for param in self.get_params(ctx):
-            known = getattr(param, "declared", None)
-            if isinstance(param, click.Argument):
-                sections["Arguments"].append((param.make_metavar(ctx), known.option.help if known else ""))
-            elif record := param.get_help_record(ctx):
-                sections[known.option.panel if known else _LAST].append(record)
-        for title, rows in sections.items():
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-
 def _parameter(known: Declared) -> click.Parameter:
-    """Make the click parameter of an option; `problems` checks the values of all options together."""
+    """Make the parameter of an option; `problems` checks the values of all options together."""
     kind: Any = known.kind
     if known.option.parse:
         kind = _Parsed(known.option.parse)
@@ -87,7 +73,8 @@ def _parameter(known: Declared) -> click.Parameter:
         settings["default"] = known.default
     if known.option.argument:
         settings |= {"nargs": -1} if known.many else {}
-        param: click.Parameter = click.Argument([known.name], **{**settings, "metavar": known.option.metavar or known.flag})
+        settings |= {"metavar": known.option.metavar or known.flag, "help": known.option.help, "show_default": False}
+        param: click.Parameter = TyperArgument(param_decls=[known.name], **settings)
     else:
         if known.many and known.option.repeat:
             settings["multiple"] = True
@@ -97,7 +84,7 @@ def _parameter(known: Declared) -> click.Parameter:
         if known.kind is bool:
             names[0] += f"/--no-{known.flag.removeprefix('--')}" if known.default is not False else ""
             settings = {"default": known.default, "is_flag": True}
-        param = click.Option(names, help=described(known), **settings)
+        param = TyperOption(param_decls=names, help=described(known), rich_help_panel=known.option.panel, **settings)
     param.declared = known  # type: ignore[attr-defined]
     return param
 
@@ -107,7 +94,8 @@ def described(known: Declared) -> str:
     kept = [f"default: {known.default_shown}"] if known.default_shown else []
     kept += [known.bounds] if known.bounds else []
     kept += ["may be repeated"] if known.option.repeat else []
-    return f"{known.option.help} [{'; '.join(kept)}]" if kept else known.option.help
+    text = known.option.help.replace("[", "\\[")  # not rich's markup
+    return f"{text} \\[{'; '.join(kept)}]" if kept else text
 
 
 class _Listed(ParamType):

@@ -1,8 +1,11 @@
 """The commands, and the options before a command."""
 
 import importlib
+from typing import Annotated
 
 import click
+import typer
+from typer.core import TyperCommand, TyperGroup
 
 from lonas_edge import __version__
 from lonas_edge.cli.command import HELP
@@ -20,33 +23,49 @@ COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
 }
 
 
-class _Commands(click.Group):
-    """Imports a command when it is needed."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+class _Commands(TyperGroup):
+    """Imports a command when it is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        run: click.Command = importlib.import_module(f"lonas_edge.cli.{cmd_name}").run
-        return run
+        """Return a placeholder with the command's help line."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, importlib.import_module(f"lonas_edge.cli.{name}").run if known else None, rest
 
 
-@click.group(
-    "lonas-edge",
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+_typer = typer.Typer(
+    name="lonas-edge",
     cls=_Commands,
     context_settings=HELP,
     help="Train LoNAS super-adapters, search their sub-networks, and run them with OpenVINO on Intel edge hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
 )
-@click.version_option(__version__, message="%(version)s", help="Print the version.")
-@click.option("--debug", is_flag=True, envvar=DEBUG, help="Show tracebacks and the warnings of libraries.")
-@click.pass_context
-def app(context: click.Context, debug: bool) -> None:
+
+
+@_typer.callback()
+def _before(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks and library warnings.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     now.command, now.debug = context.invoked_subcommand, debug
     if not debug:
         quiet()
+
+
+app = typer.main.get_command(_typer)

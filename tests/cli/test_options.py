@@ -1,19 +1,18 @@
 """Options that are declared once: their checks, the commands made of them, and `--config`."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from lonas_edge.cli import app
 from lonas_edge.cli.command import command
+from lonas_edge.cli.commands import COMMANDS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.options import COMMON, Checked, option
-
-CONTEXT = click.Context(app)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +38,17 @@ class Options(Checked):
 
 
 @pytest.fixture
-def run() -> Callable[..., tuple[Options | None, Result]]:
-    """Runs a command that has them; returns what it was given."""
+def run() -> Callable[..., tuple[Options | None, str]]:
+    """Run a command with these options; return the options that it got, and the message of a usage error."""
 
-    def invoke(*arguments: object) -> tuple[Options | None, Result]:
-        made = []
-        result = CliRunner().invoke(command(Options)(made.append), ["source", *map(str, arguments)])
-        return made[0] if made else None, result
+    def invoke(*arguments: object) -> tuple[Options | None, str]:
+        made: list[Options] = []
+        try:
+            command(Options)(made.append).main(["source", *map(str, arguments)], standalone_mode=False)
+        except click.UsageError as error:
+            assert error.exit_code == 2
+            return None, error.format_message()
+        return (made[0] if made else None), ""
 
     return invoke
 
@@ -78,30 +81,29 @@ def test_values_and_defaults(run: Callable) -> None:
     ],
 )
 def test_a_command_and_python_give_the_same_error(run: Callable, arguments: list[str], values: dict, error: str) -> None:
-    made, result = run(*arguments)
-    assert (made, result.exit_code) == (None, 2)
-    assert result.output.splitlines()[-1] == f"Error: {error}"
+    assert run(*arguments) == (None, error)
     with pytest.raises(LonasEdgeError) as raised:
         Options(source="source", **values)
     assert str(raised.value) == error
 
 
 def test_all_errors_at_once(run: Callable) -> None:
-    _, result = run("--rank", 0, "--dtype", "fp16")
+    _, message = run("--rank", 0, "--dtype", "fp16")
     lines = ["wrong options:", "  - --rank 0: must be at least 1", "  - --dtype needs --stage checkpoint"]
-    assert result.output.splitlines()[-3:] == [f"Error: {lines[0]}", *lines[1:]]
+    assert message.splitlines() == lines
     with pytest.raises(LonasEdgeError) as raised:
         Options(source="source", rank=0, dtype="fp16")
     assert str(raised.value).splitlines() == lines
 
 
-def test_help_shows_sections_defaults_and_ranges(run: Callable) -> None:
-    _, result = run("--help")
-    lines = [" ".join(line.split()) for line in result.output.splitlines()]
-    assert "--rank INTEGER Rank. [default: 32; at least 1, at most 64]" in lines
-    assert "--lr FLOAT Rate. [default: 3e-4; more than 0]" in lines[lines.index("Training:") :]
-    assert "--widths INTEGER,… Widths. [default: 8,4; at least 1]" in lines
-    assert "--elastic / --no-elastic Elastic. [default: True]" in lines
+def test_help_shows_panels_defaults_and_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 140)
+    output = CliRunner().invoke(command(Options)(lambda _: None), ["--help"]).output
+    text = " ".join(output.replace("│", " ").split())
+    assert "--rank INTEGER Rank. [default: 32; at least 1, at most 64]" in text
+    assert "--lr FLOAT Rate. [default: 3e-4; more than 0]" in text.partition(" Training ")[2]
+    assert "--widths INTEGER,… Widths. [default: 8,4; at least 1]" in text
+    assert "--elastic --no-elastic Elastic. [default: elastic]" in text
 
 
 # --config
@@ -112,20 +114,20 @@ def test_a_flag_wins_over_the_file(run: Callable, tmp_path: Path) -> None:
     file.write_text(
         "rank: 16\n--lr: 1e-3\nelastic: false\npick: [a, b]\nwidths: [4, 2]\nstage: checkpoint\noutput: o\nsteps:\n"
     )
-    made, result = run("--config", file, "--rank", 8)
+    made, message = run("--config", file, "--rank", 8)
     assert made == Options(
         source="source", rank=8, lr=1e-3, elastic=False, picks=("a", "b"), widths=(4, 2), stage="checkpoint", output=Path("o")
-    ), result.output
+    ), message
 
 
-def test_names_in_the_file(run: Callable, tmp_path: Path) -> None:
+def test_names_in_the_file(run: Callable, run_cli: Callable, tmp_path: Path) -> None:
     """With `_` or `-`; the negative form of a flag, too."""
     (tmp_path / "run.yaml").write_text("no_elastic: true\n")
     made, _ = run("--config", tmp_path / "run.yaml")
     assert made.elastic is False
     (tmp_path / "space.yaml").write_text("seq-len: 0\nmodel: m\noutput: o.json")
-    result = CliRunner().invoke(app, ["space", "--config", str(tmp_path / "space.yaml")])
-    assert (result.exit_code, result.output.splitlines()[-1]) == (2, "Error: --seq-len 0: must be at least 1")
+    ran = run_cli("space", "--config", tmp_path / "space.yaml")
+    assert ran.code == 2 and ran.err.splitlines()[-1] == "Error: --seq-len 0: must be at least 1"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +148,8 @@ def test_names_in_the_file(run: Callable, tmp_path: Path) -> None:
 def test_wrong_files(run: Callable, tmp_path: Path, content: str, error: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(content)
-    made, result = run("--config", file)
-    assert (made, result.exit_code) == (None, 2)
-    assert result.output.partition("Error: ")[2].startswith(error.replace("FILE", str(file))), result.output
+    made, message = run("--config", file)
+    assert made is None and message.startswith(error.replace("FILE", str(file))), message
 
 
 @pytest.mark.parametrize("content", ["rank: [", "rank: !!python/object/apply:os.system ['true']"])
@@ -162,20 +163,22 @@ def test_no_yaml(run_cli: Callable, tmp_path: Path, content: str) -> None:
 # all commands
 
 
+def params_of(name: str) -> list[click.Parameter]:
+    """The parameters of a command."""
+    return importlib.import_module(f"lonas_edge.cli.{name}").run.params
+
+
 def test_common_options_first_and_few_in_all() -> None:
-    options = {
-        name: [param for param in app.get_command(CONTEXT, name).params if hasattr(param, "declared")]
-        for name in app.list_commands(CONTEXT)
-    }
+    options = {name: [param for param in params_of(name) if hasattr(param, "declared")] for name in COMMANDS}
     for name, params in options.items():
         common = [param for param in params if param.declared.option.panel == COMMON and isinstance(param, click.Option)]
         assert 1 <= len(common) <= 6, name
     assert len({param.opts[0] for params in options.values() for param in params if isinstance(param, click.Option)}) <= 100
 
 
-@pytest.mark.parametrize("name", app.list_commands(CONTEXT))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_one_line_of_help(name: str) -> None:
-    for param in app.get_command(CONTEXT, name).params:
+    for param in params_of(name):
         if hasattr(param, "declared"):
             text = param.declared.option.help
             assert len(text.split()) > 1 and len(text) <= 120 and text.endswith(".") and "\n" not in text, param.name

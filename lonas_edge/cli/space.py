@@ -20,8 +20,11 @@ from lonas_edge.options import Checked, option
 if TYPE_CHECKING:
     from lonas_edge.network.source import Source
     from lonas_edge.search.depth import BlockCost
+    from lonas_edge.space.architecture import Architecture
 
 _SEED = 0  # of the choice of prompts
+_ATTENTION = BLOCK_KINDS[0]
+_RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +42,17 @@ class SpaceOptions(Checked):
     adapter: str | None = option(
         None, path=True, metavar="ADAPTER", help="LoRA adapter that the space is for; sets ranks and target modules."
     )
-    ratios: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.625, 0.5), help="MLP widths, as fractions of the full width.")
-    depth: tuple[str, ...] = option((), choices=BLOCK_KINDS, help="Kinds of blocks that can be removed.")
+    ratios: tuple[float, ...] = option(
+        (), help="MLP widths, as fractions of the full width.", unset="1,0.875,0.75,0.625,0.5; with --adapter 1"
+    )
+    depth: tuple[str, ...] = option(
+        (), choices=BLOCK_KINDS, help="Kinds of blocks that can be removed.", unset="none; with --adapter attention"
+    )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
     data: Path | None = option(
         None,
         panel="Data",
-        needs="depth",
+        needs="depth|adapter",
         help="Training data to measure the sensitivity to each block on; the most sensitive ones stay.",
         unset="not measured; the blocks of the first and the last layer stay",
     )
@@ -93,9 +100,10 @@ def run(options: SpaceOptions) -> None:
     )
     _check_adapter(options, source)
     architecture, ranks = source.architecture, source.ranks() or None
-    asked = options.ratios, options.ranks, options.seq_len
+    ratios, depth = _freedom(options, architecture)
+    asked = ratios, options.ranks, options.seq_len
     generate_space(architecture, *asked, heads=options.heads, adapter=ranks)  # checks before anything is measured
-    blocks = candidates(architecture, options.depth, str(source.base.folder))
+    blocks = candidates(architecture, depth, str(source.base.folder))
     if options.data is not None:
         blocks = _measured(options, options.data, source, blocks)
     removable, kept = offered(architecture, blocks)
@@ -105,10 +113,18 @@ def run(options: SpaceOptions) -> None:
     shown = console(stderr=True, soft_wrap=True)
     shown.print(f"{options.output}: {len(groups) + len(removable)} elastic groups for {(source.adapter or source.base).name}")
     order = "in the model's order" if options.data is None else "least sensitive first"
-    for kind in options.depth:
+    for kind in depth:
         shown.print(f"{kind}: removable: {_layers(removable, kind)}, {order}; always kept: {_layers(kept, kind)}")
-    if options.depth and options.data is None:
+    if depth and options.data is None:
         shown.print("Sensitivity was not measured. Pass --data FILE to order the blocks and keep the most sensitive ones.")
+
+
+def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """The MLP widths and the removable blocks. Channels of a plain adapter are not sorted, so its MLPs stay as they are."""
+    attention = any(block.kind == _ATTENTION for block in architecture.blocks.values())
+    if options.ratios or options.heads or not options.adapter or not attention:
+        return options.ratios or _RATIOS, options.depth
+    return (1.0,), options.depth or (_ATTENTION,)
 
 
 def _check_adapter(options: SpaceOptions, source: "Source") -> None:

@@ -67,14 +67,16 @@ def test_search_and_export(tiny_models: TinyModels, run_cli: Callable, tmp_path:
     space = tmp_path / "space.json"
     assert command == f"space --adapter {adapter} --model {base} --output space.json"
     arguments = shlex.split(command.replace("space.json", str(space)))
-    assert run_cli(*arguments, "--depth", "attention").code == 0
+    assert run_cli(*arguments).code == 0
+    narrowable = {group.kind for group in read_search_space(space).groups if group.kind != "rank" and len(group.widths) > 1}
+    assert narrowable == {"block"}  # attention; channels of a plain adapter are not sorted, so its MLPs stay full
     data = tmp_path / "data.json"
     data.write_text(json.dumps([{"instruction": f"What is {n} plus one?", "output": str(n + 1)} for n in range(30)]))
     source = TinySource("llama", base, adapter, space)
-    output, options = tmp_path / "found", ["--cost", "bytes", "--evals", "12", "--pick", "bytes<=0.9x"]
+    output, options = tmp_path / "found", ["--cost", "bytes", "--evals", "12", "--pick", "bytes<=0.95x"]
     ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, "--num-prompts", "4", *options)
     assert ran.code == 0, ran.err
-    picked = output / "subnetworks/bytes-0.9x.json"
+    picked = output / "subnetworks/bytes-0.95x.json"
     ran = run_cli("export", *source.arguments(), "--subnet", picked, "--stage", "checkpoint", "--output", tmp_path / "out")
     assert ran.code == 0, ran.err
     widths = list(json.loads(picked.read_text())["widths"].values())

@@ -55,7 +55,7 @@ class BenchOptions(Checked):
         panel="Model",
         path=True,
         excludes="tune",
-        help="Base model, a directory or hub id.",
+        help="Base model, a directory or hub id (ID or ID@REVISION).",
         unset="the recorded hub id",
     )
     adapter: str | None = option(
@@ -65,9 +65,6 @@ class BenchOptions(Checked):
         excludes="tune",
         help="Adapter, a directory or hub id.",
         unset="the recorded hub id",
-    )
-    revision: str | None = option(
-        None, panel="Model", excludes="tune", help="Revision of the base model on the hub.", unset="the recorded one"
     )
 
 

@@ -82,7 +82,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     if any(VARIANTS[name].needs_source for name in names if name in VARIANTS):
         progress("Checking base and adapter", None)
         try:
-            source = find_source(exported, options.model, options.adapter, options.revision)
+            source = find_source(exported, options.model, options.adapter)
         except LonasEdgeError as error:
             if options.arms is not None or options.model or options.adapter:
                 raise
@@ -252,14 +252,13 @@ VARIANTS = {
 }
 
 
-def find_source(exported: "Exported", model: str | None, adapter: str | None, revision: str | None) -> "Source":
+def find_source(exported: "Exported", model: str | None, adapter: str | None) -> "Source":
     """Open the base and the adapter that a directory was exported from; check their recorded hashes.
 
     Args:
         exported: The directory.
         model: The base, a directory or hub id; by default the recorded hub id, or the one the adapter names.
         adapter: The adapter, likewise.
-        revision: Revision of the base on the hub.
 
     Raises:
         LonasEdgeError: If one is not available or differs; every differing file is listed.
@@ -277,12 +276,10 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None, re
     if adapter and not recorded:
         raise LonasEdgeError(f"{exported.folder}: exported without an adapter; omit --adapter {adapter}.")
     if model is None and base.revision is not None:
-        model, revision = base.name, revision or base.revision
+        model = f"{base.name}@{base.revision}"
     if not recorded and model is None:
         raise LonasEdgeError(f"{exported.folder}: its base {base.name!r} is a local directory; pass it with --model.")
-    source = open_source(adapter, model, None, revision)
-    if revision and source.base.revision is None:
-        raise LonasEdgeError(f"--revision {revision}: {source.base.folder} is a local directory; a revision needs a hub id.")
+    source = open_source(adapter, model)
     problems = _differing("base", source.base.folder, base.sha256)
     if recorded and source.adapter:
         problems += _differing("adapter", source.adapter.folder, recorded.sha256)

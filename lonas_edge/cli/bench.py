@@ -83,7 +83,7 @@ def _refuse_idle(options: BenchOptions) -> None:
     in_torch = [variant.name for variant in VARIANTS.values() if variant.in_torch]
     with_source = [variant.name for variant in VARIANTS.values() if variant.needs_source]
     users = {**dict.fromkeys(("torch_device", "torch_dtype"), in_torch)}
-    users |= dict.fromkeys(("model", "adapter", "revision"), with_source)
+    users |= dict.fromkeys(("model", "adapter"), with_source)
     wrong = [
         f"--{name.replace('_', '-')} needs --arms {' or '.join(variants)}"
         for name, variants in users.items()

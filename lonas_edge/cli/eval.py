@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, model_option, revision_option, search_space_option
+from lonas_edge.cli.groups import JsonOptions, model_option, search_space_option
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
@@ -35,7 +35,6 @@ _USED = {  # options that only some targets use, and the message where none does
     "torch_dtype": _NO_TORCH,
     "model": _NO_SOURCE,
     "nncf_config": _NO_SOURCE,
-    "revision": "no TARGET's base model is from a hub",
     "subnet": "no TARGET has a search space",
 }
 _ROOM = 100_000_000  # bytes for the report and the sample logs
@@ -78,7 +77,6 @@ class EvalOptions(JsonOptions):
     )
     model: str | None = model_option()
     nncf_config: Path | None = search_space_option()
-    revision: str | None = revision_option()
     prompt: str | None = option(
         None,
         panel="Data",
@@ -128,14 +126,12 @@ def run(options: EvalOptions, where: RunOptions) -> None:
         directory = OutputDirectory(options.output, options.overwrite, used) if options.output else None
         if directory:
             directory.check(_ROOM, resumable=True)
-        classifies = task_of_targets(references, options.model, options.revision) == CLASSIFICATION
+        classifies = task_of_targets(references) == CLASSIFICATION
         if classifies:
             _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier has no prompts"))
         report("Opening", None)
         check_device(where.device)
-        opened = open_targets(
-            references, options.subnet or (None,), where, options.model, options.nncf_config, options.revision
-        )
+        opened = open_targets(references, options.subnet or (None,), where, options.model, options.nncf_config)
         used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
         _refuse_idle(options, where, {name: reason for name, reason in _USED.items() if name not in used_by_targets})
         settings = _settings(options, where, opened, classifies)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions, check_revision, require
+from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions, require
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
@@ -41,8 +41,7 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
         read = (source.source, source.model, source.nncf_config, options.solve, options.calibration)
         files = [target.subnet] if target.subnet and Path(target.subnet).is_file() else []
         OutputDirectory(target.output, options.overwrite, (*read, *files)).check(0)
-        opened = open_source(source.source, source.model, source.nncf_config, source.revision)
-        check_revision(source.revision, opened.base)
+        opened = open_source(source.source, source.model, source.nncf_config)
         chosen = opened.select(target.subnet)
         with importing():
             from lonas_edge.exporting.export import export

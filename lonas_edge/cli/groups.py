@@ -3,16 +3,11 @@
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import Any
 
 from lonas_edge.cli.command import user_path
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.options import COMMON, Checked, option
-
-if TYPE_CHECKING:
-    from lonas_edge.network.source import Located
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
@@ -36,11 +31,6 @@ def search_space(text: str) -> Path:
     return next((each for each in shipped if not path.exists() and each.is_file()), path)
 
 
-def revision_option() -> Any:
-    """The option --revision."""
-    return option(None, panel="Model", help="Revision of the base model on the hub.", unset="the newest")
-
-
 def model_option(panel: str = "Model") -> Any:
     """The option --model of an adapter's base."""
     return option(
@@ -48,7 +38,7 @@ def model_option(panel: str = "Model") -> Any:
         panel=panel,
         path=True,
         metavar="MODEL",
-        help="Base model, a directory or hub id.",
+        help="Base model, a directory or hub id (ID or ID@REVISION).",
         unset="the one that the adapter's configuration names",
     )
 
@@ -65,16 +55,6 @@ def search_space_option() -> Any:
     )
 
 
-def check_revision(revision: str | None, located: "Located") -> None:
-    """Refuse the revision of a directory.
-
-    Raises:
-        UsageError: If the model is not from a hub.
-    """
-    if revision and located.revision is None:
-        raise click.UsageError(f"--revision {revision}: {located.folder} is a directory; only hub models have revisions")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(Checked):
     """The network that a command works on."""
@@ -82,11 +62,10 @@ class SourceOptions(Checked):
     source: str = option(
         argument=True,
         path=True,
-        help="Super-adapter directory, PEFT adapter (with --model and --nncf-config) or base model; or a hub id.",
+        help="Super-adapter directory, PEFT adapter (with --model and --nncf-config) or base model; or a hub id (ID@REVISION).",
     )
     model: str | None = model_option()
     nncf_config: Path | None = search_space_option()
-    revision: str | None = revision_option()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions, check_revision
+from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.terminal import console, loading
 from lonas_edge.options import option
@@ -34,8 +34,7 @@ def run(source: SourceOptions, options: InspectOptions) -> None:
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.space.complexity import kv_elements
-        opened = open_source(source.source, source.model, source.nncf_config, source.revision, weights=False)
-    check_revision(source.revision, opened.base)
+        opened = open_source(source.source, source.model, source.nncf_config, weights=False)
     chosen = opened.select(options.subnet)
     unpruned, small = opened.sizes(opened.unpruned, options.seq_len), opened.sizes(chosen, options.seq_len)
     cached = kv_elements(opened.unpruned), kv_elements(chosen)

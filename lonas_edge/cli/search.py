@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions, check_revision
+from lonas_edge.cli.groups import JsonOptions, SourceOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
@@ -56,8 +56,7 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
             from lonas_edge.network.speed import quicker_in
             from lonas_edge.search.plan import make_plan
         report("Reading configurations", None)
-        opened = open_source(source.source, source.model, source.nncf_config, source.revision)
-        check_revision(source.revision, opened.base)
+        opened = open_source(source.source, source.model, source.nncf_config)
         settings = _cost_settings(opened, options, latency)
         plan = make_plan(opened, replace(options, cost_settings=settings))
         if plan.timed:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import check_revision, revision_option
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console, loading
 from lonas_edge.data.templates import CHAT, TEMPLATES
@@ -35,7 +34,7 @@ class SpaceOptions(Checked):
         None,
         path=True,
         metavar="MODEL",
-        help="Base model, a directory (config.json is enough) or hub id.",
+        help="Base model, a directory (config.json is enough) or hub id (ID or ID@REVISION).",
         unset="the one that --adapter names",
     )
     output: Path = option(metavar="FILE.json", help="NNCF configuration to write.")
@@ -74,7 +73,6 @@ class SpaceOptions(Checked):
     seq_len: int | None = option(
         None, panel="Advanced", minimum=1, help="Sequence length of the MACs, in tokens.", unset="256; BERT: 128"
     )
-    revision: str | None = revision_option()
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
 
@@ -94,7 +92,6 @@ def run(options: SpaceOptions) -> None:
     source = open_source(
         options.adapter or options.model,
         options.model if options.adapter else None,
-        revision=options.revision,
         weights=options.data is not None,
         elastic=False,
     )
@@ -128,7 +125,6 @@ def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple
 
 
 def _check_adapter(options: SpaceOptions, source: "Source") -> None:
-    check_revision(options.revision, source.base)
     if options.adapter and source.adapter is None:
         raise LonasEdgeError(f"--adapter {options.adapter}: {source.folder} is a base model; pass it as --model")
     if source.training and source.training.recovered and source.training.recovered.widths:

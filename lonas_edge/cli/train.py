@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command, user_path
-from lonas_edge.cli.groups import SUBNET_HELP, JsonOptions, check_revision, model_option, revision_option, search_space
+from lonas_edge.cli.groups import SUBNET_HELP, JsonOptions, model_option, search_space
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
@@ -86,7 +86,6 @@ class InputOptions(JsonOptions):
         help="Sub-networks to draw from: a search's directory, files, or names; maximal trains LoRA that can be cut later.",
         unset="the search space",
     )
-    revision: str | None = revision_option()
     task: str | None = option(
         None, panel="Data", choices=tuple(TASKS), help="GLUE task of a TSV file.", unset="the name of its folder"
     )
@@ -135,7 +134,6 @@ def run(options: InputOptions, how: TrainOptions) -> None:
         inputs = _inputs(options)
         if inputs.data.glue and given(how, "prompt"):
             raise click.UsageError(f"--prompt has no effect: {inputs.data.glue} has no prompts")
-        check_revision(options.revision, inputs.base)
         record = train(
             inputs,
             options.output,
@@ -154,13 +152,13 @@ def run(options: InputOptions, how: TrainOptions) -> None:
 def _inputs(options: InputOptions) -> "Inputs":
     from lonas_edge.training.inputs import open_inputs, open_recovery, with_teacher
 
-    space, revision, task = options.nncf_config, options.revision, options.task
+    space, task = options.nncf_config, options.task
     if options.start:
-        inputs = open_recovery(options.start, options.data, options.subnet, options.model, space, revision, task)
+        inputs = open_recovery(options.start, options.data, options.subnet, options.model, space, task)
         if options.solve:
             inputs = replace(inputs, solve=SolveOptions(str(options.solve), options.num_prompts))
     else:
-        inputs = open_inputs(str(options.model), options.data, space, revision, options.elastic, task)
+        inputs = open_inputs(str(options.model), options.data, space, options.elastic, task)
     return with_teacher(inputs, options.teacher) if options.teacher else inputs
 
 

@@ -84,7 +84,6 @@ def open_targets(
     run: RunOptions,
     model: str | None = None,
     nncf_config: Path | None = None,
-    revision: str | None = None,
 ) -> list[Target]:
     """Open all TARGETs.
 
@@ -94,7 +93,6 @@ def open_targets(
         run: Devices, precision, batch size.
         model: The base model of adapters.
         nncf_config: The search space of adapters.
-        revision: The base model's revision on the hub.
 
     Raises:
         LonasEdgeError: If one cannot be opened, or two are the same.
@@ -106,7 +104,7 @@ def open_targets(
         if (folder / MODEL).exists() or (folder / MANIFEST).exists():
             found.append(opener.checkpoint(folder) if _is_checkpoint(folder) else opener.exported(folder))
         else:
-            source = open_source(reference, model if reference != model else None, nncf_config, revision)
+            source = open_source(reference, model if reference != model else None, nncf_config)
             found += opener.subnetworks(source, subnets if source.space.groups else [None])
     names = [target.name for target in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -115,21 +113,21 @@ def open_targets(
     return found
 
 
-def task_of_targets(references: Sequence[str], model: str | None = None, revision: str | None = None) -> Task:
+def task_of_targets(references: Sequence[str]) -> Task:
     """The common task of the targets, from their configurations; arguments as for `open_targets`.
 
     Raises:
         LonasEdgeError: If a target is missing, or they have different tasks.
     """
-    tasks = {reference: _task_of(reference, model, revision) for reference in references}
+    tasks = {reference: _task_of(reference) for reference in references}
     if len(set(tasks.values())) > 1:
         kinds = ", ".join(f"{reference} is a {task.name}" for reference, task in tasks.items())
         raise LonasEdgeError(f"{kinds}: evaluate them separately, because they have no task in common")
     return next(iter(tasks.values()))
 
 
-def _task_of(reference: str, model: str | None, revision: str | None) -> Task:
-    folder = locate(reference, revision if reference == model else None, weights=False).folder
+def _task_of(reference: str) -> Task:
+    folder = locate(reference, weights=False).folder
     if (folder / adapters.CONFIG).exists():
         stated = read_json(folder / adapters.CONFIG).get("task_type")
         return next((family.task for family in FAMILIES if family.task.peft == stated), CAUSAL_LM)
@@ -248,7 +246,7 @@ class _Opener:
             choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None),
             source.head,
         )
-        uses = {"model", "nncf_config"} | ({"subnet"} if elastic else set()) | ({"revision"} if source.base.revision else set())
+        uses = {"model", "nncf_config"} | ({"subnet"} if elastic else set())
         return replace(target, uses=target.uses | uses, base=source.base.folder, template=own, close=shared.close)
 
     def _torch(

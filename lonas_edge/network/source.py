@@ -180,36 +180,42 @@ class Source:
         return measure(subnetwork, self.ranks(), length, self.unties)
 
 
-def locate(reference: str, revision: str | None, weights: bool) -> Located:
+def locate(reference: str, weights: bool, revision: str | None = None) -> Located:
     """Find a model or an adapter: a directory, or a hub id (downloaded, or from the hub's cache).
 
     Args:
-        reference: The directory or hub id.
-        revision: A branch, tag or commit of the hub repository.
+        reference: The directory, or the hub id, which may end in `@REVISION`: a branch, tag or commit.
         weights: Whether weights are needed, or only configurations.
+        revision: The revision of a hub id that names none.
 
     Raises:
         LonasEdgeError: If it is neither, or its files cannot be used.
     """
-    located = _located(reference, revision, weights)
+    located = _located(reference, weights, revision)
     check_model_folder(located.folder)
     return located
 
 
-def _located(reference: str, revision: str | None, weights: bool) -> Located:
+def _located(reference: str, weights: bool, revision: str | None) -> Located:
     folder = Path(reference)
     if exists(folder) and folder.is_dir():
         return Located(folder.resolve().name, folder)
+    name, _, named = reference.rpartition("@")
+    if name and named:
+        if exists(Path(name)):
+            raise LonasEdgeError(f"{reference}: {name} is a local path; revisions exist on the hub only. Omit @{named}.")
+        reference, revision = name, named
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         snapshot = snapshot_download(reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES)
     except HFValidationError:
-        raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name)") from None
+        raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name or owner/name@REVISION)") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LonasEdgeError(f"{reference}: no such directory, and not available from the hub: {reason}") from error
+        at = f"@{revision}" if revision else ""
+        raise LonasEdgeError(f"{reference}{at}: no such directory, and not available from the hub: {reason}") from error
     return Located(reference, Path(snapshot), Path(snapshot).name)
 
 
@@ -237,7 +243,6 @@ def open_source(
     source: str | None,
     model: str | None = None,
     nncf_config: Path | None = None,
-    revision: str | None = None,
     weights: bool = True,
     outputs: Sequence[str] | None = None,
     elastic: bool = True,
@@ -245,10 +250,9 @@ def open_source(
     """Read the configurations of a SOURCE and check that they fit; weights are not read yet.
 
     Args:
-        source: A super-adapter, a PEFT adapter, or a base model.
+        source: A super-adapter, a PEFT adapter, or a base model; see `locate`.
         model: The base model; when None the one in the adapter's configuration.
         nncf_config: The search space; when None the super-adapter's own, if any.
-        revision: The base model's revision on the hub.
         weights: Whether weights will be needed.
         outputs: Names of a new head's outputs; those of the adapter when None.
         elastic: Whether the adapter's own search space is read.
@@ -256,15 +260,13 @@ def open_source(
     Raises:
         LonasEdgeError: If something is missing or does not fit.
     """
-    located = locate(source or model or "", revision if source in (None, model) else None, weights)
+    located = locate(source or model or "", weights)
     adapter_config = AdapterConfig.read(located.folder) if (located.folder / adapters.CONFIG).exists() else None
-    if adapter_config is None and revision and source is not None and model is None:
-        located = locate(source, revision, weights)  # a base by itself: the revision is its own
     if adapter_config is None and source is not None and model not in (None, source):
         raise LonasEdgeError(f"{located.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = located if adapter_config else None
     training = TrainingRecord.read(located.folder / TRAINING) if adapter and (located.folder / TRAINING).exists() else None
-    base = located if adapter_config is None else _locate_base(adapter_config, training is not None, model, revision, weights)
+    base = located if adapter_config is None else _locate_base(adapter_config, training is not None, model, weights)
     if elastic and nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
     if elastic and nncf_config is None and training and training.search_space:
@@ -340,7 +342,7 @@ def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> 
     ]
 
 
-def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision: str | None, weights: bool) -> Located:
+def _locate_base(config: AdapterConfig, ours: bool, model: str | None, weights: bool) -> Located:
     reference = model or config.lora.base_model_name_or_path
     if not reference:
         raise LonasEdgeError(f"{config.path}: names no base model; pass --model")
@@ -349,7 +351,7 @@ def _locate_base(config: AdapterConfig, ours: bool, model: str | None, revision:
         check_model_folder(there)
         return Located(there.resolve().name, there)  # `train` names a base on this disk by its path from the super-adapter
     try:
-        return locate(reference, revision or (None if model else config.lora.revision), weights)
+        return locate(reference, weights, None if model else config.lora.revision)
     except LonasEdgeError as error:
         hint = "" if model else f" (named by {config.path}; pass --model for another)"
         raise LonasEdgeError(f"{error}{hint}") from error

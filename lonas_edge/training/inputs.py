@@ -96,7 +96,6 @@ def open_inputs(
     model: str,
     data: Files,
     nncf_config: Path | None = None,
-    revision: str | None = None,
     elastic: bool = True,
     task: str | None = None,
 ) -> Inputs:
@@ -106,7 +105,6 @@ def open_inputs(
         model: The base model.
         data: The data files.
         nncf_config: The search space.
-        revision: The base model's revision on the hub.
         elastic: Whether sub-networks are trained; plain LoRA takes only the stages from the search space.
         task: The GLUE task; the name of the file's folder when None.
 
@@ -116,7 +114,7 @@ def open_inputs(
     read = read_training_data(data, task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
-    source = open_source(None, model, revision=revision, outputs=read.head)
+    source = open_source(None, model, outputs=read.head)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
@@ -132,7 +130,6 @@ def open_recovery(
     subnet: str | None = None,
     model: str | None = None,
     nncf_config: Path | None = None,
-    revision: str | None = None,
     task: str | None = None,
 ) -> Inputs:
     """Open adapter, sub-network and data to train one sub-network further; no weights are read.
@@ -143,14 +140,13 @@ def open_recovery(
         subnet: The sub-network, as of --subnet.
         model: The base model; the one that the adapter names when None.
         nncf_config: The search space; the super-adapter's when None.
-        revision: The base model's revision on the hub.
         task: The GLUE task; the name of the file's folder when None.
 
     Raises:
         LonasEdgeError: If something is missing or does not fit.
     """
     read = read_training_data(data, task)
-    source = open_source(start, model, nncf_config, revision)
+    source = open_source(start, model, nncf_config)
     if not (source.adapter and source.adapter_config):
         raise LonasEdgeError(
             f"{source.folder}: is a base model, but --from takes a LoRA adapter. Use --model for a base model."

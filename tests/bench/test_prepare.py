@@ -32,23 +32,21 @@ def test_another_adapter_is_refused(int8: Path, source: TinySource, tiny_models:
     with pytest.raises(
         LonasEdgeError, match=r"(?s)exported from other files.*adapter: .*adapter_config\.json: expected SHA-256"
     ):
-        find_source(open_exported(int8), str(source.base), str(other), None)
-    assert find_source(open_exported(int8), str(source.base), str(source.adapter), None).adapter is not None
+        find_source(open_exported(int8), str(source.base), str(other))
+    assert find_source(open_exported(int8), str(source.base), str(source.adapter)).adapter is not None
 
 
 def test_local_directories_must_be_named(int8: Path, source: TinySource) -> None:
     with pytest.raises(LonasEdgeError, match=r"its adapter '.*' is a local directory; pass it with --adapter"):
-        find_source(open_exported(int8), None, None, None)
-    with pytest.raises(LonasEdgeError, match=r"--revision main: .* is a local directory; a revision needs a hub id"):
-        find_source(open_exported(int8), str(source.base), str(source.adapter), "main")
+        find_source(open_exported(int8), None, None)
 
 
 def test_an_export_without_adapter(int8: Path, source: TinySource) -> None:
     opened = open_exported(int8)
     alone = replace(opened, manifest=replace(opened.own_manifest, adapter=None))
     with pytest.raises(LonasEdgeError, match="exported without an adapter; omit --adapter"):
-        find_source(alone, str(source.base), str(source.adapter), None)
-    assert find_source(alone, str(source.base), None, None).adapter is None
+        find_source(alone, str(source.base), str(source.adapter))
+    assert find_source(alone, str(source.base), None).adapter is None
     with pytest.raises(LonasEdgeError, match=r"(?s)lora: .* was exported without an adapter.*lora-merged: .* without"):
         prepared(alone, BenchOptions(arms=("lora", "lora-merged")))
 

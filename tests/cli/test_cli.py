@@ -92,16 +92,6 @@ def test_wrong_usage_is_2(run_cli: Callable, arguments: list[str]) -> None:
     assert run_cli(*arguments).code == 2
 
 
-@pytest.mark.parametrize("command", ["inspect", "export", "space"])
-def test_a_revision_of_a_directory_is_wrong_usage(run_cli: Callable, llama: TinySource, tmp_path: Path, command: str) -> None:
-    source = ["--model", llama.base] if command == "space" else llama.arguments()
-    output = [] if command == "inspect" else ["--output", tmp_path / "out"]
-    ran = run_cli(command, *source, *output, "--revision", "main")
-    assert ran.code == 2
-    assert "--revision main" in ran.err and "is a directory" in ran.err
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_home_directory_in_every_path(
     run_cli: Callable, llama_copy: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

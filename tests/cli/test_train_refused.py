@@ -218,7 +218,6 @@ def test_no_epochs(llama: TinySource, data: Path, tmp_path: Path, refused: Calla
         ({"dropout": 1}, "--dropout"),
         ({"precision": "int8"}, "--precision"),
         ({"weight_format": "fp16"}, "--weight-format"),
-        ({"revision": "main"}, "--revision main"),
     ],
 )
 def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes, text: str) -> None:

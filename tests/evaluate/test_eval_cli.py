@@ -421,7 +421,6 @@ RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
         ("ir", (*RANKS, "--torch-device", "cuda"), "--torch-device has no effect: no TARGET runs in PyTorch"),
         ("ir", (*RANKS, "--model", "BASE"), "--model has no effect: no TARGET is an adapter or a base model"),
         ("ir", (*RANKS, "--nncf-config", "SPACE"), "--nncf-config has no effect: no TARGET is an adapter or a base model"),
-        ("base", (*RANKS, "--revision", "main"), "--revision has no effect: no TARGET's base model is from a hub"),
     ],
 )
 def test_options_that_would_do_nothing_are_wrong_usage(

@@ -73,6 +73,13 @@ def test_neither_directory_nor_hub_id() -> None:
         open_source("nobody/nothing")  # offline
 
 
+def test_a_directory_has_no_revision(llama_copy: TinySource) -> None:
+    with pytest.raises(LonasEdgeError, match=r"base@v2: .*base is a local path; revisions exist on the hub only. Omit @v2\."):
+        open_source(f"{llama_copy.base}@v2")
+    folder = llama_copy.base.rename(llama_copy.base.with_name("base@v2"))
+    assert open_source(str(folder)).base.folder == folder
+
+
 def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
@@ -81,12 +88,12 @@ def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest
         return str({"me/base": llama.base, "me/adapter": llama.adapter}[repo])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    source = open_source("me/adapter", "me/base", llama.space, revision="v2", weights=False)
+    source = open_source("me/adapter", "me/base@v2", llama.space, weights=False)
     assert (source.base.name, source.adapter and source.adapter.name) == ("me/base", "me/adapter")
-    assert asked["me/base"][0] == "v2"  # --revision is the base's
+    assert asked["me/base"][0] == "v2"
     assert asked["me/adapter"][0] is None
     assert not any("*.safetensors" in pattern for _, patterns in asked.values() for pattern in patterns)
-    open_source("me/adapter", "me/base", llama.space)
+    open_source("me/adapter", "me/base@v2", llama.space)
     assert all("*.safetensors" in patterns for _, patterns in asked.values())
 
 

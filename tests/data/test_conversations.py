@@ -1,4 +1,4 @@
-"""Conversations: what the assistant says is learned, in the model's own chat template; refused where that cannot be told."""
+"""Conversations: the assistant's turns are learned, in the model's own chat template."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def messages(turns: Any) -> list[dict[str, str]]:
 
 
 def learned(ids: list[int], said: list[bool]) -> str:
-    """What is learned, decoded; runs are parted by |."""
+    """The learned text; runs are separated by |."""
     text, before = "", False
     for token, own in zip(ids, said, strict=True):
         text += ("|" if own and not before and text else "") + (tokenizer().decode([token]) if own else "")
@@ -34,8 +34,8 @@ def learned(ids: list[int], said: list[bool]) -> str:
 
 @pytest.mark.parametrize("turns", [TURNS, WITH_SYSTEM, TURNS[:2]])
 @pytest.mark.parametrize("chat", [CHATML, MARKED, INSTRUCT])
-def test_what_the_assistant_says_is_learned(chat: str, turns: Any) -> None:
-    """The tokens are those that transformers makes of the whole; learned are the answers, with the token that ends each."""
+def test_the_assistant_s_turns_are_learned(chat: str, turns: Any) -> None:
+    """The tokens are those of transformers; each answer is learned with the token that ends it."""
     by = tokenizer()
     if chat == INSTRUCT and turns == WITH_SYSTEM:
         return
@@ -48,22 +48,21 @@ def test_what_the_assistant_says_is_learned(chat: str, turns: Any) -> None:
     assert encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, len(ids) - 1) == []
 
 
-def test_marks_tell_what_the_text_does_not() -> None:
-    """Of a template that writes earlier turns otherwise; what is outside of the marks is not learned."""
+def test_marked_turns() -> None:
+    """Text outside of the marks is not learned, even if the template renders earlier turns differently."""
     ids, said = encode_conversation(Conversation(TURNS), MARKED_FORGETFUL, tokenizer())
     assert "thinking" in tokenizer().decode(ids)
     assert learned(ids, said) == "a the</s>|er in</s>"
 
 
-def test_a_template_that_cannot_be_told_apart() -> None:
-    """Only the turn that it forgets makes it so; all such conversations are listed."""
+def test_turns_that_are_rendered_differently() -> None:
+    """All such conversations are listed."""
     by, fine = tokenizer(), Conversation(TURNS[:1])
     bad = [Conversation(TURNS, f"data.jsonl, line {line}") for line in (3, 8)]
     with pytest.raises(LonasEdgeError) as raised:
         encode([fine, *bad], Prompting(TEMPLATES["alpaca"], FORGETFUL), by, 500)
-    told = str(raised.value)
-    assert "data.jsonl, line 3: message 1: the chat template renders this turn differently" in told
-    assert "data.jsonl, line 8: " in told
+    assert "data.jsonl, line 3: message 1: the chat template renders this turn differently" in str(raised.value)
+    assert "data.jsonl, line 8: " in str(raised.value)
     with pytest.raises(LonasEdgeError, match=r"line 1: the chat template \(chat_template\.jinja, .*\) refuses .*: no system"):
         encode_conversation(Conversation(WITH_SYSTEM, "line 1"), INSTRUCT, by)
 
@@ -71,7 +70,7 @@ def test_a_template_that_cannot_be_told_apart() -> None:
 @pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("chat", [CHATML, INSTRUCT, MARKED])
 def test_as_a_plain_template(chat: str, adds_bos: bool) -> None:
-    """An instruction in it is, token by token, the conversation of a question and its answer."""
+    """An instruction has the same tokens as the conversation of a question and its answer."""
     by = tokenizer()
     if adds_bos:
         by.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -81,12 +80,12 @@ def test_as_a_plain_template(chat: str, adds_bos: bool) -> None:
     assert template.name == "chat"
     for context, asked in (("", "the {in}"), ("on a", "the {in}\n\non a")):
         example = Example("the {in}", context, "er {on}")
-        (found,) = encode([example], template, by, 500)
+        (encoded,) = encode([example], template, by, 500)
         turns = messages((("user", asked), ("assistant", "er {on}")))
         ids = by.apply_chat_template(turns, chat_template=chat, tokenize=True, return_dict=True)["input_ids"]
         ids = ids[: len(ids) - ids[::-1].index(1)]  # to the token that ends the turn
-        assert found["input_ids"] == ids
-        answer = [token for token in found["labels"] if token != -100]
+        assert encoded["input_ids"] == ids
+        answer = [token for token in encoded["labels"] if token != -100]
         assert by.decode(answer) == ("" if chat != INSTRUCT else " ") + "er {on}</s>"
 
 
@@ -104,11 +103,10 @@ GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ([GOOD[0]], "no message of the assistant"),
         ([{"role": "tool", "content": "a"}, GOOD[1]], "message 0: unknown role 'tool'; expected system, user, assistant"),
-        ([], "'messages' is not a list of messages"),
         ("hello", "'messages' is not a list of messages"),
         ([GOOD[0], "b"], "message 1: expected an object with 'role' and 'content', found str"),
         ([GOOD[0], {"role": "assistant", "content": None}], "message 1: no text in 'content'"),
@@ -117,11 +115,11 @@ GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ([GOOD[0], {"role": "assistant", "content": "\ud800"}], "half a character"),
     ],
 )
-def test_wrong_messages_are_named_by_their_line(tmp_path: Path, wrong: Any, told: str) -> None:
+def test_wrong_messages_are_named_by_their_line(tmp_path: Path, wrong: Any, message: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps(one) for one in ({"messages": GOOD}, {"messages": wrong}, {"instruction": "a"})))
     with pytest.raises(LonasEdgeError) as raised:
         read_data(path)
-    assert f"{path}: not messages data:\n  - line 2: {told}" in str(raised.value)
+    assert f"{path}: not messages data:\n  - line 2: {message}" in str(raised.value)
     assert "line 3: 'messages' is not a list of messages" in str(raised.value)
     assert 'Expected a JSON list of {"messages": [{"role": "user"' in str(raised.value)

@@ -17,13 +17,12 @@ from lonas_edge.data.instructions import read_data
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 
-INDENT = " " * 20
 EOS = 1
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Callable[[str | bytes], Path]:
-    """Writes a data file."""
+    """Write a data file."""
 
     def write(content: str | bytes) -> Path:
         path = tmp_path / "data.json"
@@ -48,11 +47,10 @@ def learned(encoded: dict[str, list[int]], by: PreTrainedTokenizerFast) -> str:
 # --- reading
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-def test_reads_a_list(data: Callable, indent: int | None) -> None:
+def test_reads_a_list(data: Callable) -> None:
     items = [{"instruction": "a", "input": "b", "output": "c", "answer": 3}, {"output": "e", "instruction": "d\n{}"}]
-    found = read_data(data("\n " + json.dumps(items, indent=indent) + "\n")).examples
-    assert found == [Example("a", "b", "c"), Example("d\n{}", "", "e")]
+    examples = read_data(data(b"\xef\xbb\xbf\n " + json.dumps(items, indent=2).encode() + b"\n")).examples
+    assert examples == [Example("a", "b", "c"), Example("d\n{}", "", "e")]
 
 
 def test_reads_lines(data: Callable) -> None:
@@ -60,32 +58,22 @@ def test_reads_lines(data: Callable) -> None:
     assert read_data(data(text)).examples == [Example("a", "", "c"), Example("é", "", "[1]")]
 
 
-def test_a_byte_order_mark_is_no_fault(data: Callable) -> None:
-    for text in ('[{"instruction": "a", "output": "b"}]', '{"instruction": "a", "output": "b"}'):
-        assert read_data(data(b"\xef\xbb\xbf" + text.encode())).examples == [Example("a", "", "b")]
-
-
-@pytest.mark.parametrize("text", ["", " \n\t\r\n ", "[]", "[\n]\n"])
-def test_nothing_in_the_file(data: Callable, text: str) -> None:
+@pytest.mark.parametrize("text", [" \n\t\r\n ", "[\n]\n"])
+def test_an_empty_file(data: Callable, text: str) -> None:
     path = data(text)
-    with pytest.raises(LonasEdgeError, match="holds no examples") as raised:
+    with pytest.raises(LonasEdgeError, match=rf"{path}: holds no examples"):
         read_data(path)
-    assert str(path) in str(raised.value)
 
 
-def test_an_output_may_be_empty_but_not_all(data: Callable) -> None:
-    """As three of the reference's 3,260 math examples; they are read, so that places stay, and nothing learns from them."""
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_examples_without_output_are_not_learned(data: Callable, name: str) -> None:
     items = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
-    found = read_data(data(json.dumps(items))).examples
-    assert [example.output for example in found] == ["b", "", "e"]
-    for name in TEMPLATES:
-        assert [one["input_ids"] for one in encode(found, TEMPLATES[name], tokenizer(), 1000)] == [
-            one["input_ids"] for one in encode([found[0], found[2]], TEMPLATES[name], tokenizer(), 1000)
-        ]
-    path = data(json.dumps([{"instruction": "a", "output": ""}] * 2))
-    with pytest.raises(LonasEdgeError, match="'output' is empty in each of its 2 examples") as raised:
-        read_data(path)
-    assert str(path) in str(raised.value)
+    examples = read_data(data(json.dumps(items))).examples
+    assert [example.output for example in examples] == ["b", "", "e"]
+    expected = encode([examples[0], examples[2]], TEMPLATES[name], tokenizer(), 1000)
+    assert encode(examples, TEMPLATES[name], tokenizer(), 1000) == expected
+    with pytest.raises(LonasEdgeError, match="'output' is empty in each of its 2 examples"):
+        read_data(data(json.dumps([{"instruction": "a", "output": ""}] * 2)))
 
 
 def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
@@ -93,7 +81,7 @@ def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
         read_data(tmp_path / "absent.json")
     with pytest.raises(LonasEdgeError, match="cannot be read"):
         read_data(tmp_path)
-    with pytest.raises(LonasEdgeError, match="cannot be read"):
+    with pytest.raises(LonasEdgeError, match="the data cannot be read: not UTF-8"):
         read_data(data(b'[{"instruction": "\xff", "output": "a"}]'))
 
 
@@ -101,7 +89,7 @@ ITEM = '{"instruction": "a", "output": "b"}'
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX systems")
-def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: a device, pipe"):
@@ -110,7 +98,7 @@ def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
 def test_half_a_character(data: Callable, field: str) -> None:
-    """JSON can say it, and no tokenizer takes it; a whole pair is a character as any other."""
+    """JSON allows lone surrogates, tokenizers do not; a pair is a character."""
     item = {"instruction": "a", "input": "b", "output": "c"}
     lines = [json.dumps({**item, field: "x\U0001f600"}), json.dumps({**item, field: "ab\ud800"})]
     with pytest.raises(LonasEdgeError, match=rf"line 2: half a character, a lone surrogate, in '{field}' at 2: '\\ud800'"):
@@ -124,46 +112,19 @@ def test_half_a_character(data: Callable, field: str) -> None:
         (f'{ITEM}\n{{"instruction": {"[" * 100_000}', "line 2: nested too deeply"),
         (f'{ITEM}\n{{"instruction": {"1" * 5000}}}', "line 2: not JSON"),
         (f"{ITEM}\n\0\0\0", "line 2: not JSON"),
-        (f'{ITEM}\n{{"instruction": "a\0", "output": "b"}}', "line 2: not JSON"),
+        (f"[{ITEM},\n{ITEM},\n", "cut off"),
+        ("[", "cut off"),
+        (f"[{ITEM},\n{ITEM}]\n{ITEM}\n", "line 2: something follows the end of the list"),
+        (f'[{ITEM},\n{ITEM},\n{{"instruction": "a", "out', "line 3: not JSON"),
+        (f"[\n{ITEM},\n{ITEM},\n{{'instruction': 1}},\n{ITEM}]", "line 4: not JSON"),
+        (f"{ITEM}\n{ITEM[:-3]}\n{ITEM}\n", "line 2: not JSON"),
+        ('[\n{"instruction": "a",\n"output": "b"},\n{"instruction": "a",\n"output": b}]', "line 5: not JSON"),
+        ("instruction,output\na,b\n", "line 1: not JSON"),
     ],
-    ids=["nested", "digits", "zeros", "zero"],
+    ids=range(11),
 )
-def test_hostile_json(data: Callable, text: str, expected: str) -> None:
-    with pytest.raises(LonasEdgeError, match=expected):
-        read_data(data(text))
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
-def test_other_encodings(data: Callable, encoding: str) -> None:
-    with pytest.raises(LonasEdgeError, match="the data cannot be read: not UTF-8"):
-        read_data(data(f'{ITEM}\n{{"instruction": "é", "output": "b"}}'.encode(encoding)))
-
-
-@pytest.mark.parametrize("text", [f"[{ITEM},\n{ITEM}", f"[{ITEM},\n{ITEM},\n", "[", "[\n\n"])
-def test_a_list_that_is_cut_off(data: Callable, text: str) -> None:
-    with pytest.raises(LonasEdgeError, match="cut off"):
-        read_data(data(text))
-
-
-@pytest.mark.parametrize("more", [f"[{ITEM}]", ITEM, "]", "garbage"])
-def test_what_follows_a_list_is_not_lost(data: Callable, more: str) -> None:
-    with pytest.raises(LonasEdgeError, match="line 2: something follows the end of the list"):
-        read_data(data(f"[{ITEM},\n{ITEM}]\n{more}\n"))
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        (f'[{ITEM},\n{ITEM},\n{{"instruction": "a", "out', 3),  # cut off inside an item
-        (f"[\n{ITEM},\n{ITEM},\n{{'instruction': 1}},\n{ITEM}]", 4),
-        (f"{ITEM}\n{ITEM}\n\n\noutput: b\n{ITEM}\n", 5),
-        (f"{ITEM}\n{ITEM[:-3]}\n{ITEM}\n", 2),
-        ('[\n{"instruction": "a",\n"output": "b"},\n{"instruction": "a",\n"output": b}]', 5),
-        ("instruction,output\na,b\n", 1),
-    ],
-)
-def test_wrong_json_is_named_by_its_line(data: Callable, text: str, line: int) -> None:
-    with pytest.raises(LonasEdgeError, match=rf"line {line}: not JSON") as raised:
+def test_wrong_json_is_named_by_its_line(data: Callable, text: str, expected: str) -> None:
+    with pytest.raises(LonasEdgeError, match=expected) as raised:
         read_data(data(text))
     assert "Expected a JSON list" in str(raised.value)
 
@@ -184,63 +145,13 @@ def test_all_faulty_items_are_listed(data: Callable, opening: str) -> None:
     lines = [opening + ITEM, *(FAULTY.get(line, ITEM) for line in range(2, 11))]
     with pytest.raises(LonasEdgeError) as raised:
         read_data(data((",\n" if opening else "\n").join(lines) + ("]" if opening else "")))
-    found = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
-    assert [line.partition(":")[0] for line in found] == [f"line {line}" for line in FAULTY]
+    listed = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert [line.partition(":")[0] for line in listed] == [f"line {line}" for line in FAULTY]
     expected = ["'output'", "'output'", "'instruction'", "found str", "'input'", "found NoneType", "'instruction' and 'output'"]
-    assert all(text in line for text, line in zip(expected, found, strict=True))
+    assert all(text in line for text, line in zip(expected, listed, strict=True))
 
 
 # --- templates
-
-
-def test_lonas_is_the_prompt_of_the_reference() -> None:
-    template = TEMPLATES["lonas"]
-    example = Example("Is {this} {0} a {{test}}?\nSay so.", "", "the {answer}")
-    assert template.prompt(example) + template.answer(example) == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n\n"
-        + INDENT
-        + "### Instruction:\n"
-        + INDENT
-        + "Is {this} {0} a {{test}}?\nSay so.\n\n"
-        + INDENT
-        + "### Response:\n"
-        + INDENT
-        + "the {answer}"
-    )
-    example = Example("Is it {so}?", "{input}", "{output}")
-    assert template.prompt(example) + template.answer(example) == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request. \n\n"
-        + INDENT
-        + "### Instruction:\n"
-        + INDENT
-        + "Is it {so}?\n\n"
-        + INDENT
-        + "### Input:\n"
-        + INDENT
-        + "{input}\n\n"
-        + INDENT
-        + "### Response:\n"
-        + INDENT
-        + "{output}"
-    )
-
-
-def test_alpaca_and_question() -> None:
-    alone, paired = Example("{Do} it.", "", "{Done}."), Example("Do it.", "Th{is}.", "Done.")
-    assert TEMPLATES["alpaca"].prompt(alone) == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{Do} it.\n\n### Response:\n"
-    )
-    assert TEMPLATES["alpaca"].prompt(paired) == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nDo it.\n\n### Input:\nTh{is}.\n\n### Response:\n"
-    )
-    assert TEMPLATES["alpaca"].answer(alone) == "{Done}."
-    assert TEMPLATES["question"].prompt(alone) == "Question: {Do} it.\nAnswer:"
-    assert TEMPLATES["question"].prompt(paired) == "Th{is}.\nQuestion: Do it.\nAnswer:"
-    assert TEMPLATES["question"].answer(alone) == " {Done}."
 
 
 # --- labels
@@ -249,33 +160,33 @@ def test_alpaca_and_question() -> None:
 @pytest.mark.parametrize(("name", "response"), [("alpaca", "the end"), ("question", " the end")])
 @pytest.mark.parametrize("special", ["$A", "<s> $A </s>"])
 def test_only_the_response_is_learned(name: str, response: str, special: str) -> None:
-    """The response starts on a token of its own, as at inference, and what the tokenizer adds to a text comes once."""
+    """The response starts a new token, as at inference; special tokens are added once."""
     by = adding(special)
-    (found,) = encode([Example("What is it?", "", "the end")], TEMPLATES[name], by, 256)
+    (encoded,) = encode([Example("What is it?", "", "the end")], TEMPLATES[name], by, 256)
     plain = tokenizer()
     prompt = ([0] if "<s>" in special else []) + plain.encode(TEMPLATES[name].prompt(Example("What is it?", "", "")))
-    assert found["input_ids"] == [*prompt, *plain.encode(response), EOS]
-    assert found["labels"] == [-100] * len(prompt) + [*plain.encode(response), EOS]
+    assert encoded["input_ids"] == [*prompt, *plain.encode(response), EOS]
+    assert encoded["labels"] == [-100] * len(prompt) + [*plain.encode(response), EOS]
 
 
 def test_lonas_learns_everything() -> None:
-    """One text, so that the blank in front of the response joins it: `Ġthe` is one token."""
+    """Prompt and response are one text, so that the blank joins the response: `Ġthe` is one token."""
     template, by = TEMPLATES["lonas"], adding("<s> $A")
-    (found,) = encode([Example("What is it?", "", "the end")], template, by, 1000)
+    (encoded,) = encode([Example("What is it?", "", "the end")], template, by, 1000)
     text = template.prompt(Example("What is it?", "", "the end")) + "the end"
-    assert found["input_ids"] == found["labels"] == [0, *tokenizer().encode(text), EOS]
-    assert tokenizer().encode(" the")[0] in found["input_ids"][-6:]
+    assert encoded["input_ids"] == encoded["labels"] == [0, *tokenizer().encode(text), EOS]
+    assert tokenizer().encode(" the")[0] in encoded["input_ids"][-6:]
     (ended,) = encode([Example("What is it?", "", "the end")], template, adding("<s> $A </s>"), 1000)
-    assert ended == found  # no second EOS
+    assert ended == encoded  # no second EOS
 
 
 def test_lonas_is_cut_at_the_maximal_length() -> None:
     template, by = TEMPLATES["lonas"], tokenizer()
     example = Example("What?", "", "yes")
     text = by.encode(template.prompt(example) + "yes")
-    for length in (len(text) + 5, len(text) + 1, len(text), len(text) - 1, 10):
-        (found,) = encode([example], template, by, length)
-        assert found["input_ids"] == found["labels"] == [*text, EOS][:length]
+    for length in (len(text) + 1, len(text), 10):
+        (encoded,) = encode([example], template, by, length)
+        assert encoded["input_ids"] == encoded["labels"] == [*text, EOS][:length]
     assert encode([example], template, by, 1) == []  # nothing predicts the first token
 
 
@@ -283,10 +194,9 @@ def test_too_long_examples_are_dropped() -> None:
     by = tokenizer()
     examples = [Example("a", "", "b" * size) for size in (3, 30, 4)]
     prompt = len(by.encode("Question: a\nAnswer:"))
-    texts = [learned(found, by) for found in encode(examples, TEMPLATES["question"], by, prompt + 1 + 4 + 1)]
+    texts = [learned(example, by) for example in encode(examples, TEMPLATES["question"], by, prompt + 1 + 4 + 1)]
     assert texts == [" bbb</s>", " bbbb</s>"]  # a blank, four letters, EOS: the longest that fits
     assert len(encode(examples, TEMPLATES["question"], by, prompt + 1 + 4)) == 1
-    assert encode(examples, TEMPLATES["question"], by, 5) == []
 
 
 # --- batches
@@ -308,26 +218,20 @@ def test_a_batch() -> None:
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
 
 
-def test_kept_positions_need_not_be_next_to_each_other() -> None:
-    batch = Collator(0)([{"input_ids": [2, 3, 4, 5, 6], "labels": [2, 3, -100, -100, 6]}])
-    assert batch["logits_to_keep"].tolist() == [0, 3]
-    assert batch["labels"].tolist() == [[3, 6]]  # nothing predicts the first token
-
-
 def test_loss_of_kept_positions_is_that_of_transformers() -> None:
-    """Padding is EOS here, and the response ends with EOS, too: only the padding is not learned."""
+    """Padding is EOS here; the EOS of a response is learned, padding is not."""
     by, model = tokenizer(), random_model("llama").double()
     examples = [Example("What is the sum?", "", "the one"), Example("Why?", "In it.", "no"), Example("a", "", "b in the air")]
     encoded = encode(examples, TEMPLATES["question"], by, 128)
     batch = Collator(EOS)(encoded)
-    length = max(len(found["input_ids"]) for found in encoded)
-    full = torch.tensor([found["labels"] + [-100] * (length - len(found["labels"])) for found in encoded])
+    length = max(len(example["input_ids"]) for example in encoded)
+    full = torch.tensor([row["labels"] + [-100] * (length - len(row["labels"])) for row in encoded])
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     with torch.no_grad():
         expected = model(**inputs, labels=full).loss
         logits = model(**inputs, logits_to_keep=batch["logits_to_keep"]).logits
     assert logits.shape[:2] == batch["labels"].shape
     assert logits.shape[1] < length - 5  # others are not computed
-    found = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-    assert abs(found - expected) < 1e-6  # transformers rounds the logits to fp32
+    loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    assert abs(loss - expected) < 1e-6  # transformers rounds the logits to fp32
     assert expected > 1

@@ -35,15 +35,13 @@ def test_read(kind: str, container: str, tmp_path: Path) -> None:
         Dataset.from_list([record] * 3).to_parquet(path)
     else:
         path.write_text(json.dumps([record] * 3) if container == "json" else "\n".join([json.dumps(record)] * 3))
-    found = read_data(path, 0.5)
-    assert (found.path, found.kind, found.weight) == (path, kind, 0.5)
-    assert found.examples == [expected] * 3
-    if kind == "messages":
-        places = ["row 0", "row 1", "row 2"] if container in ("parquet", "data") else None
-        assert places is None or [one.place for one in found.examples] == [f"{path}, {place}" for place in places]
+    data = read_data(path, 0.5)
+    assert (data.path, data.kind, data.weight, data.examples) == (path, kind, 0.5, [expected] * 3)
+    if isinstance(expected, Conversation) and container == "parquet":
+        assert [example.place for example in data.examples] == [f"{path}, row {row}" for row in range(3)]
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 cut off", b'{"instruction": "a", "output": "b"}'])
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut off"])
 def test_unreadable_parquet(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.parquet"
     path.write_bytes(content)
@@ -75,7 +73,7 @@ def test_wrong_texts(wrong: Any, tmp_path: Path) -> None:
         read_data(path)
 
 
-def test_a_text_is_learned_whole_in_pieces() -> None:
+def test_a_text_is_learned_in_pieces() -> None:
     by = tokenizer()
     ids = [*by("the in a on")["input_ids"], 1]
     assert len(ids) == 7

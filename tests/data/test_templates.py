@@ -11,29 +11,6 @@ from lonas_edge.space.search_space import read_search_space
 ALONE, PAIRED = Example("Ask {this}.", "", "{42}"), Example("Ask.", "In %s {it}.", "yes")
 SPACES_20, SPACES_24 = " " * 20, " " * 24
 
-# the reference trains with two blanks after "request." (one where there is an input), and evaluates with one (none)
-LONAS_TRAINING = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n"
-    "\n"
-    f"{SPACES_20}### Instruction:\n"
-    f"{SPACES_20}Ask {{this}}.\n"
-    "\n"
-    f"{SPACES_20}### Response:\n"
-    f"{SPACES_20}"
-)
-LONAS_TRAINING_PAIRED = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-    "appropriately completes the request. \n"
-    "\n"
-    f"{SPACES_20}### Instruction:\n"
-    f"{SPACES_20}Ask.\n"
-    "\n"
-    f"{SPACES_20}### Input:\n"
-    f"{SPACES_20}In %s {{it}}.\n"
-    "\n"
-    f"{SPACES_20}### Response:\n"
-    f"{SPACES_20}"
-)
 LONAS_EVALUATION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
     "\n"
@@ -56,6 +33,9 @@ LONAS_EVALUATION_PAIRED = (
     f"{SPACES_24}### Response:\n"
     f"{SPACES_24}"
 )
+# the reference trains with one more blank after "request." and a smaller indentation
+LONAS_TRAINING = LONAS_EVALUATION.replace("request.", "request. ").replace(SPACES_24, SPACES_20)
+LONAS_TRAINING_PAIRED = LONAS_EVALUATION_PAIRED.replace("request.", "request. ").replace(SPACES_24, SPACES_20)
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\nAsk {this}.\n\n### Response:\n"
@@ -76,7 +56,7 @@ QUESTION, QUESTION_PAIRED = "Question: Ask {this}.\nAnswer:", "In %s {it}.\nQues
         ("lonas-train", LONAS_TRAINING, LONAS_TRAINING_PAIRED, "{42}"),
     ],
 )
-def test_what_an_evaluation_asks(name: str, alone: str, paired: str, answer: str):
+def test_evaluation_prompts(name: str, alone: str, paired: str, answer: str):
     template = PROMPTS[name].evaluation
     assert template.prompt(ALONE) == alone
     assert template.prompt(PAIRED) == paired
@@ -91,13 +71,13 @@ def test_what_an_evaluation_asks(name: str, alone: str, paired: str, answer: str
         ("lonas", LONAS_TRAINING, LONAS_TRAINING_PAIRED),
     ],
 )
-def test_what_a_training_learns(name: str, alone: str, paired: str):
+def test_training_prompts(name: str, alone: str, paired: str):
     template = TEMPLATES[name]
     assert (template.name, template.prompt(ALONE), template.prompt(PAIRED)) == (name, alone, paired)
     assert (template.train_on_prompt, template.whole_text) == (name == "lonas", name == "lonas")
 
 
-def test_math_is_asked_with_another_indentation_by_the_reference_alone():
+def test_only_the_reference_s_math_prompt_has_another_indentation():
     for name, prompt in PROMPTS.items():
         asking = prompt.asking("math")
         assert prompt.asking("commonsense") is prompt.evaluation
@@ -106,13 +86,6 @@ def test_math_is_asked_with_another_indentation_by_the_reference_alone():
     template = PROMPTS["lonas"].asking("math")
     assert template.prompt(ALONE) == LONAS_EVALUATION.replace(SPACES_24, " " * 28)
     assert template.prompt(PAIRED) == LONAS_EVALUATION_PAIRED.replace(SPACES_24, " " * 28)
-    assert template.answer(ALONE) == "{42}"
-
-
-def test_every_prompt_is_in_the_registry_by_its_name():
-    assert list(PROMPTS) == ["alpaca", "question", "lonas", "lonas-train"]
-    assert [prompt.name for prompt in PROMPTS.values()] == list(PROMPTS)
-    assert list(TEMPLATES) == ["alpaca", "question", "lonas"]
 
 
 LLAMA, CONVERSATIONS = read_search_space(Path("nncf_config/llama_7b.json")).hash, Path("chat.jsonl")

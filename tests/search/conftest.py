@@ -1,4 +1,4 @@
-"""Fixtures of `lonas-edge search`: data, and a tiny source whose space has few networks."""
+"""Fixtures of the searches."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def all_networks(llama: TinySource) -> list[tuple[int, ...]]:
 
 @pytest.fixture
 def refused(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs a command that must fail before the model is loaded, leaving everything as it was; returns the error."""
+    """Run a command that must fail before the model is loaded and change no file; return the error."""
 
     def run(command: list[str], code: int = 1) -> str:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
@@ -60,5 +60,5 @@ def refused(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def forbidden(*_arguments: object) -> None:
-    """In place of what takes long."""
+    """Replaces the loading of a model."""
     raise AssertionError("the model was loaded")

@@ -1,4 +1,4 @@
-"""A made-up device: what a network takes follows from its widths, and nothing is exported or measured."""
+"""An artificial device: the latency of a network follows from its widths; nothing is exported or measured."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 
 class Device:
-    """Takes the place of exports and measurements.
+    """Replaces exports and measurements.
 
     Attributes:
         exported: Widths, weight format and directory of each export.
         runs: Runtime properties of the networks of each run.
-        asked: The other arguments of each run.
+        arguments: The other arguments of each run.
         slower: Factor of all times.
         slower_later: Factor of all times but those of the first run.
     """
@@ -27,7 +27,7 @@ class Device:
         self.slower_later: float | None = None
         self.exported: list[tuple[tuple[int, ...], str, Path]] = []
         self.runs: list[list[Mapping[str, str]]] = []
-        self.asked: list[tuple[object, ...]] = []
+        self.arguments: list[tuple[object, ...]] = []
 
     def export(self, _source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
         assert not options.verify
@@ -35,9 +35,9 @@ class Device:
         folder.mkdir(parents=True)
         (folder / "widths.json").write_text(json.dumps(subnetwork.widths))
 
-    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *asked: object) -> list[Latency]:
+    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *arguments: object) -> list[Latency]:
         self.slower = self.slower_later if self.slower_later and self.runs else self.slower
         self.runs.append([properties for _, properties in irs])
-        self.asked.append(asked)
-        took = [self.slower * self.seconds(json.loads((folder / "widths.json").read_text())) for folder, _ in irs]
-        return [Latency(latency=one) if self.classifier else Latency(one, one / 10) for one in took]
+        self.arguments.append(arguments)
+        times = [self.slower * self.seconds(json.loads((folder / "widths.json").read_text())) for folder, _ in irs]
+        return [Latency(latency=time) if self.classifier else Latency(time, time / 10) for time in times]

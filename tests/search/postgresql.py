@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, run by an ordinary user; the programs are those of Debian's package `postgresql`."""
+"""A temporary PostgreSQL server, run by an ordinary user with the programs of Debian's package `postgresql`."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import pytest
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Start a server with an empty database; gives its URL. Skips the test where PostgreSQL is not installed."""
+    """Start a server with an empty database and yield its URL; skip the test if PostgreSQL is not installed."""
     folders = [Path(found).parent for found in filter(None, [shutil.which("initdb")])]
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     programs = next((folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
@@ -51,7 +51,7 @@ def postgresql() -> Iterator[str]:
 
 
 def _ordinary_user() -> str | None:
-    """Whom the server runs as; None for whoever runs the test. It refuses root."""
+    """The user that runs the server, which refuses root; None for the current user."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
     import pwd  # not on Windows

@@ -1,4 +1,4 @@
-"""A made-up search, as its record."""
+"""The record of an artificial search."""
 
 import random
 from dataclasses import replace

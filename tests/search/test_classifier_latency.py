@@ -1,4 +1,4 @@
-"""The latency of classifiers, with made-up times: what is measured, a search by it, what is refused."""
+"""The latency of classifiers with artificial times: measurements, a search, refusals."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def seconds(widths: Sequence[int]) -> float:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Device:
-    """A made-up device, and a cache of the test's own."""
+    """An artificial device, and a temporary cache."""
     made = Device(seconds, classifier=True)
     monkeypatch.setattr(timed, "export_apart", made.export)
     monkeypatch.setattr(timed, "ir_latencies", made.measure)
@@ -42,14 +42,14 @@ def bert(tiny_bert: TinyBert) -> TinySource:
     return tiny_bert.source(2)
 
 
-def test_every_network_adds_up_from_the_uniform_ones(bert: TinySource, device: Device) -> None:
-    """Heads and MLPs are the kinds; ranks are at their widest. A classifier has no KV cache."""
+def test_latencies_add_up(bert: TinySource, device: Device) -> None:
+    """The kinds are heads and MLPs; ranks are at their widest. A classifier has no KV cache."""
     settings = CostSettings("int8", prompt_len=16, new_tokens=0, threads=1, batch_size=4)
     cost = cost_function("latency", bert.opened(), settings, open_table(bert.opened(), settings))
     heads = [(*[width] * LAYERS, *[8] * LAYERS, *[128] * LAYERS) for width in HEADS]
     mlps = [(*[64] * LAYERS, *[8] * LAYERS, *[width] * LAYERS) for width in MLPS]
     assert {widths for widths, _, _ in device.exported} == {*heads, *mlps} and len(device.exported) == 5
-    [(case, schedule, where, threads, _progress)] = device.asked
+    [(case, schedule, where, threads, _progress)] = device.arguments
     assert (case, schedule, where, threads) == (settings.case, Schedule(12, 4, 1), "CPU", 1)
     assert device.runs == [[{}] * 5]
     for widths in ((64, 48, 32, 6, 8, 6, 128, 96, 64), (32, 32, 64, 8, 8, 8, 64, 64, 96)):
@@ -57,7 +57,7 @@ def test_every_network_adds_up_from_the_uniform_ones(bert: TinySource, device: D
 
 
 def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path) -> None:
-    """By latency, the default; then measured, when everything takes a tenth longer; a pick is under its bound."""
+    """By latency, the default; the measurement at the end is a tenth slower."""
     command = [
         *("search", *bert.arguments(), "--data", write_set(tmp_path, "RTE"), "--output", tmp_path / "out"),
         *("--batch-size", 2, "--num-prompts", 8, "--evals", 12, "--pick", "latency<=0.7x", "--weight-format", "int8"),
@@ -66,33 +66,32 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     ran = run_cli(*command, "--json")
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
-    assert [str(asked[0]) for asked in device.asked] == ["64 tokens, batch 2"] * 2, "no longer than the context"
+    assert [str(arguments[0]) for arguments in device.arguments] == ["64 tokens, batch 2"] * 2, "no longer than the context"
     assert record["units"] == {"kl": "nats", "latency": "ms"}
     evaluations = record["evaluations"]
-    for one in evaluations:
-        assert one["cost"] == pytest.approx(1e3 * seconds(one["widths"]))
+    for evaluation in evaluations:
+        assert evaluation["cost"] == pytest.approx(1e3 * seconds(evaluation["widths"]))
     bound = 0.7e3 * seconds([64] * LAYERS + [8] * LAYERS + [128] * LAYERS)
     (picked,) = record["picks"]
     best = evaluations[picked["evaluation"]]
-    under = [one["quality"] for one in evaluations if one["cost"] <= bound]
+    under = [evaluation["quality"] for evaluation in evaluations if evaluation["cost"] <= bound]
     assert picked["file"] == "latency-0.7x" and best["cost"] <= bound and best["quality"] == min(under)
-    measured = {one["evaluation"]: one for one in record["measured"]}
-    assert {0, picked["evaluation"]} <= measured.keys()
-    for number, one in measured.items():
-        expected = 1e3 * seconds(evaluations[number]["widths"])
-        assert (one["latency"], one["predicted_latency"]) == pytest.approx((1.1 * expected, expected))
-        assert (one["ttft"], one["tpot"], one["predicted_tpot"]) == (None, None, None)
+    assert {0, picked["evaluation"]} <= {network["evaluation"] for network in record["measured"]}
+    for network in record["measured"]:
+        expected = 1e3 * seconds(evaluations[network["evaluation"]]["widths"])
+        assert (network["latency"], network["predicted_latency"]) == pytest.approx((1.1 * expected, expected))
+        assert (network["ttft"], network["tpot"], network["predicted_tpot"]) == (None, None, None)
 
 
-def test_measured_by_another_cost(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path) -> None:
-    """A front by MACs can be measured, too; no table predicts it."""
+def test_measured_with_another_cost(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path) -> None:
+    """Without a latency table there are no predictions."""
     ran = run_cli(
         *("search", *bert.arguments(), "--data", write_set(tmp_path, "RTE"), "--output", tmp_path / "out", "--measure"),
         *("--cost", "macs", "--num-prompts", 8, "--evals", 6, "--prompt-len", 32, "--json"),
     )
     assert ran.code == 0, ran.err
     measured = json.loads(ran.out)["measured"]
-    assert measured and all(one["latency"] > 0 and one["predicted_latency"] is None for one in measured)
+    assert measured and all(network["latency"] > 0 and network["predicted_latency"] is None for network in measured)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,6 @@ def test_measured_by_another_cost(bert: TinySource, device: Device, run_cli: Cal
     [
         (["--cost", "tpot"], 1, "--cost tpot: a sequence classifier generates no tokens; use --cost latency"),
         (["--new-tokens", "8"], 2, "--new-tokens: no effect, a classifier has no prompts"),
-        (["--cost", "macs", "--batch-size", "8"], 2, "--batch-size: no effect, nothing is timed"),
         (["--cost", "macs", "--pick", "latency<=0.7x"], 1, "this search does not measure latency; it measures kl, macs"),
         (["--prompt-len", "65"], 1, "65 tokens exceed the model's context of 64"),
     ],

@@ -1,4 +1,4 @@
-"""A search on classifiers: qualities, the sensitivity table, compressed networks, a whole search, refused data."""
+"""A search on classifiers: qualities, the sensitivity table, compressed networks, refused data."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
 
 
 def write_set(folder: Path, task: str, count: int = 24) -> Path:
-    """A made up file of a task."""
+    """A random file of a task."""
     draw = np.random.default_rng(3)
     words = ("the", "good", "bad", "film", "not", "is", "same")
     heads = {"RTE": "index\tsentence1\tsentence2\tlabel", "STS-B": "index\tsentence1\tsentence2\tscore"}
@@ -38,7 +38,7 @@ def write_set(folder: Path, task: str, count: int = 24) -> Path:
 
 
 class Answers:
-    """A source's held-out texts, and what the oracle answers to them, batch by batch."""
+    """A source's held-out texts, and the oracle's logits."""
 
     def __init__(self, source: TinySource, data: Path):
         self.source, self.held = source, read_held_out(source.opened(), data, 16, 0)
@@ -54,8 +54,8 @@ class Answers:
 
 
 @pytest.mark.parametrize("task", ["RTE", "STS-B"])
-def test_qualities_by_hand(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """KL over classes and cross-entropy; of a regression, squared distances and errors; GLUE's metric."""
+def test_qualities(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Classes: KL and cross-entropy; regressions: squared distances and errors; GLUE's metric."""
     source = tiny_bert.source(1 if task == "STS-B" else 2)
     answers = Answers(source, write_set(tmp_path, task))
     assert isinstance(answers.held, HeldOutPairs) and len(answers.labels) == 16
@@ -78,7 +78,7 @@ def test_qualities_by_hand(task: str, tiny_bert: TinyBert, tmp_path: Path) -> No
 
 
 def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Against whole networks; segments and padding are kept."""
+    """Equals evaluations of complete networks, with segments and padding."""
     source = tiny_bert.source(2)
     answers = Answers(source, write_set(tmp_path, "RTE"))
     network = load_super_network(source.opened())
@@ -86,30 +86,29 @@ def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
     table = measure_sensitivity(network, answers.batches, network.reference(answers.batches), searched)
     whole = answers.of(maximal)
     for index in searched:
-        for place, width in enumerate(source.groups()[index][1:], 1):
+        for level, width in enumerate(source.groups()[index][1:], 1):
             small = answers.of([*maximal[:index], width, *maximal[index + 1 :]])
             kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
-            assert table.rows[index][place] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+            assert table.rows[index][level] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("weight_format", ["int8", "int4"])
-def test_compressed_networks_equal_their_irs(weight_format: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Tables of positions and segments, pooler and head are stored, too."""
+def test_compressed_networks_equal_their_irs(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Embeddings of positions and segments, pooler and head are compressed, too."""
     from optimum.intel import OVModelForSequenceClassification
 
-    source = tiny_bert.source(2)
+    source, weight_format = tiny_bert.source(2), "int4"
     answers = Answers(source, write_set(tmp_path, "RTE"))
     export(source.opened(), source.subnetwork(UNEQUAL, "x"), tmp_path / "ir", ExportOptions(weight_format, verify=False))
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     model = OVModelForSequenceClassification.from_pretrained(tmp_path / "ir", ov_config=exact)
     inputs = ("input_ids", "attention_mask", "token_type_ids")
-    found = torch.cat([model(**{name: batch[name] for name in inputs}).logits for batch in answers.batches])
-    expected = -found.double().log_softmax(-1)[range(16), answers.labels].mean()
+    logits = torch.cat([model(**{name: batch[name] for name in inputs}).logits for batch in answers.batches])
+    expected = -logits.double().log_softmax(-1)[range(16), answers.labels].mean()
     network: SuperNetwork = load_super_network(source.opened())
     before = {name: tensor.clone() for name, tensor in network.model.named_parameters()}
     stored = CompressedNetwork(network, weight_format)
     loss = stored.score("loss", UNEQUAL, answers.batches, network.reference(answers.batches))
-    assert loss == pytest.approx(expected.item(), rel=1e-4)  # the tables' rounding alone makes more
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.named_parameters())
 
 
@@ -118,31 +117,24 @@ def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path
     source, data = tiny_bert.source(2), write_set(tmp_path, "RTE")
     ran = run_cli(
         *("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--quality", quality, "--cost", "macs"),
-        *("--num-prompts", 16, "--evals", 12, "--pick", "macs<=0.8x", "--json"),
+        *("--num-prompts", 16, "--evals", 12, "--json"),
     )
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
     assert len(record["evaluations"]) == 12 and record["data"]["template"] == "RTE"
     answers = Answers(source, data)
     whole = answers.of([group[0] for group in source.groups()])
-    for one in record["evaluations"][:6]:
-        small = answers.of(one["widths"])
+    for evaluation in record["evaluations"][:6]:
+        small = answers.of(evaluation["widths"])
         if quality == "kl":
             kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean().item()
-            assert one["quality"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+            assert evaluation["quality"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
         else:
-            assert one["quality"] == pytest.approx(100 * (small.argmax(-1) == answers.labels).double().mean().item())
-    (picked,) = record["picks"]
-    file = tmp_path / "out/subnetworks" / f"{picked['file']}.json"
-    exported = run_cli("export", *source.arguments(), "--subnet", file, "--stage", "checkpoint", "--output", tmp_path / "one")
-    assert exported.code == 0, exported.err
-    sizes = json.loads((tmp_path / "one/lonas_edge.json").read_text())["sizes"]
-    maximal = next(one for one in record["evaluations"] if one["origin"] == "warm-start:maximal")
-    assert sizes["subnetwork"]["macs"] <= 0.8 * maximal["cost"]
+            assert evaluation["quality"] == pytest.approx(100 * (small.argmax(-1) == answers.labels).double().mean().item())
 
 
 def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """They are dropped and replaced by others; if too few are left, the error names the context."""
+    """They are replaced by others; the error names the context."""
     source, data = tiny_bert.source(2), write_set(tmp_path, "RTE", count=10)
     head, *lines = data.read_text().rstrip("\n").split("\n")
     long = [line.replace("\t", f"\t{'the good ' * 32}", 1) for line in lines[:3]]  # 64 tokens, and [CLS], [SEP]

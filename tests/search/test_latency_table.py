@@ -1,7 +1,6 @@
-"""The latency table, with made-up latencies: what is measured, what follows for other networks, when it is reused."""
+"""The latency table with artificial latencies: measurements, predictions, reuse."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from tiny_models import LAYERS, TinyModels, TinySource
 from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import open_exported
 from lonas_edge.network.source import Source
 from lonas_edge.search import timed
 from lonas_edge.search.cost import CostSettings, cost_function
-from lonas_edge.search.latency_table import Curve, LatencyTable, open_table, predict
+from lonas_edge.search.latency_table import LatencyTable, open_table
 from lonas_edge.search.measured import measure_front, spread
 from lonas_edge.search.record import Evaluation
 from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
@@ -33,7 +31,7 @@ def seconds(widths: Sequence[int]) -> float:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """A made-up device."""
+    """An artificial device."""
     made = Device(seconds)
     monkeypatch.setattr(timed, "export_apart", made.export)
     monkeypatch.setattr(timed, "ir_latencies", made.measure)
@@ -42,18 +40,18 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> CostSettings:
-    """A prompt of 16 tokens, and a cache of the test's own."""
+    """A prompt of 16 tokens, and a temporary cache."""
     return CostSettings("int8", prompt_len=16, new_tokens=8, cache=tmp_path / "cache", threads=1)
 
 
 class Messages(list[str]):
-    """Collects what is being done."""
+    """Collects the progress messages."""
 
     def __call__(self, what: str, _done: float | None) -> None:
         self.append(what)
 
 
-def test_every_network_adds_up_from_the_uniform_ones(llama: TinySource, device: Device, settings: CostSettings) -> None:
+def test_latencies_add_up(llama: TinySource, device: Device, settings: CostSettings) -> None:
     opened, maximal = llama.opened(), [values[0] for values in llama.groups()]
     table = open_table(opened, settings)
     costs = {metric: cost_function(metric, opened, settings, table) for metric in ("ttft", "tpot")}
@@ -70,17 +68,16 @@ def test_every_network_adds_up_from_the_uniform_ones(llama: TinySource, device: 
 
 
 @pytest.mark.parametrize(("weight_format", "cached"), [("fp16", "f16"), ("int8", "u8")])
-def test_how_it_is_measured(weight_format: str, cached: str, llama: TinySource, device: Device, settings: CostSettings) -> None:
-    settings = replace(settings, weight_format=weight_format, rounds=5, starts=2)
-    table = open_table(llama.opened(), settings)
-    [(case, schedule, where, threads, _progress)] = device.asked
+def test_the_measurement(weight_format: str, cached: str, llama: TinySource, device: Device, settings: CostSettings) -> None:
+    open_table(llama.opened(), replace(settings, weight_format=weight_format, rounds=5, starts=2))
+    [(case, schedule, where, threads, _progress)] = device.arguments
     assert (case, schedule, where, threads) == (settings.case, Schedule(5, 2, 1), "CPU", 1)
     assert device.runs == [[{"KV_CACHE_PRECISION": cached}] * 3]
-    assert (table.rounds, table.starts) == (5, 2) and {name for _, name, _ in device.exported} == {weight_format}
+    assert {name for _, name, _ in device.exported} == {weight_format}
 
 
 def test_it_is_reused(llama: TinySource, tiny_models: TinyModels, device: Device, settings: CostSettings) -> None:
-    """For another adapter, too: values of weights do not matter."""
+    """Also for another adapter: the values of weights do not matter."""
     messages, first = Messages(), open_table(llama.opened(), settings)
     assert open_table(llama.opened(), settings, messages) == first and len(device.runs) == 1
     assert f"Reusing the latency table of {first.date}" in messages[-1]
@@ -92,15 +89,13 @@ def test_it_is_reused(llama: TinySource, tiny_models: TinyModels, device: Device
     "change",
     [
         {"prompt_len": 24},
-        {"batch_size": 2},
         {"weight_format": "int4"},
-        {"machine": {"processor": "another"}},
         {"machine": {"instructions": ["another"]}},
         {"versions": {}},
         {"graph": 3},
     ],
 )
-def test_it_is_not_reused_for_anything_else(
+def test_it_is_not_reused_if_anything_differs(
     change: dict, llama: TinySource, device: Device, settings: CostSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, first = llama.opened(), open_table(llama.opened(), settings)
@@ -115,12 +110,12 @@ def test_it_is_not_reused_for_anything_else(
     else:
         settings = replace(settings, **change)
     assert open_table(opened, settings).identity != first.identity and len(device.runs) == 2
-    assert len(device.exported) == (6 if {"graph", "weight_format"} & change.keys() else 3), "networks are kept, too"
+    assert len(device.exported) == (6 if {"graph", "weight_format"} & change.keys() else 3), "exported networks are reused, too"
 
 
-@pytest.mark.parametrize("damage", ['{"schema": "lonas-edge/latency-table/1", "curves": {}}', '{"schema": "lonas-', "other"])
+@pytest.mark.parametrize("damage", ['{"schema": "lonas-', "other"])
 def test_a_damaged_table_is_measured_again(damage: str, llama: TinySource, device: Device, settings: CostSettings) -> None:
-    """And so is a copied file of another machine."""
+    """So is a copied file of another machine."""
     first, messages = open_table(llama.opened(), settings), Messages()
     [file] = (settings.cache or Path()).glob("latency-table-*.json")
     if damage == "other":
@@ -147,7 +142,7 @@ def test_refused_before_anything_is_measured(llama: TinySource, device: Device, 
 
 
 def test_group_sizes_that_depend_on_the_width(llama: TinySource, device: Device, settings: CostSettings) -> None:
-    """64 and 128 are multiples of 64, 96 is one of 32 only; INT8 has no quantization groups."""
+    """96 is a multiple of 32 only; INT8 has no quantization groups."""
     messages = Messages()
     open_table(llama.opened(), settings, messages)
     assert "group sizes" not in "".join(messages)
@@ -156,7 +151,7 @@ def test_group_sizes_that_depend_on_the_width(llama: TinySource, device: Device,
 
 
 def two_kinds(source: Source) -> Source:
-    """A space whose first group has two layers' MLPs, and another one narrower widths; and made-up groups of heads."""
+    """A space whose first group has two layers' MLPs, and the second one narrower widths; and two groups of heads."""
     ranks = [group for group in source.space.groups if group.kind == "rank"]
     mlp = [group for group in source.space.groups if group.kind == "width"]
     both = Group((*mlp[0].members, *mlp[1].members), (128, 96))
@@ -179,25 +174,6 @@ def test_kinds_and_networks(llama: TinySource) -> None:
     }
 
 
-def test_prediction(llama: TinySource) -> None:
-    """Two layers in one group, other widths in another, a second kind; linear between two widths."""
-    kinds = find_kinds(two_kinds(llama.opened()))
-    curves = {
-        "mlp.gate_proj, mlp.up_proj": Curve((128, 96, 64), (30.0, 27.0, 21.0), (3.0, 2.7, 2.1)),
-        "self_attn.q_proj": Curve((64, 32), (30.0, 26.0), (3.0, 2.8)),
-    }
-    assert predict(curves, "ttft", kinds, (8, 128, 128, 64, 64)) == pytest.approx(30)
-    assert predict(curves, "ttft", kinds, (6, 96, 64, 64, 32)) == pytest.approx(30 - 3 * 2 / 3 - 9 / 3 - 4 / 2)
-    assert predict(curves, "ttft", kinds, (8, 128, 80, 64, 64)) == pytest.approx(30 - 6 / 3)  # 80 is between 96 and 64: 24
-    assert predict(curves, "tpot", kinds, (8, 64, 64, 32, 32)) == pytest.approx(3 - 0.9 - 0.2)
-
-
-def test_a_table_of_another_model(llama: TinySource, device: Device, settings: CostSettings) -> None:
-    table = open_table(llama.opened(), settings)
-    with pytest.raises(LonasEdgeError, match=r"no widths of self_attn\.q_proj: it is of another model"):
-        table.predict("ttft", find_kinds(two_kinds(llama.opened())), (8, 128, 128, 64, 64))
-
-
 def test_many_widths_are_thinned(llama: TinySource) -> None:
     source = llama.opened()
     [first, *others] = [group for group in source.space.groups if group.kind == "width"]
@@ -209,40 +185,33 @@ def test_many_widths_are_thinned(llama: TinySource) -> None:
 def evaluated(source: TinySource, *names: str) -> list[tuple[str, Evaluation]]:
     """Networks by name, as evaluations."""
     widths = [source.opened().select(name).widths for name in names]
-    return [(names[n], Evaluation(n + 10, own, 0.0, 0.0, 0.0, "")) for n, own in enumerate(widths)]
+    return [(names[n], Evaluation(n + 10, chosen, 0.0, 0.0, 0.0, "")) for n, chosen in enumerate(widths)]
 
 
-def test_members_of_a_front_are_spread_over_it() -> None:
+def test_measured_members_are_spread_over_the_front() -> None:
     front = [Evaluation(n, (), 0, 0, 0, "") for n in range(30)]
-    assert [one.number for one in spread(front)] == [0, 4, 8, 12, 17, 21, 25, 29]
-    assert spread(front[:8]) == front[:8] and [one.number for one in spread(front, 2)] == [0, 29]
+    assert [member.number for member in spread(front)] == [0, 4, 8, 12, 17, 21, 25, 29]
+    assert spread(front[:8]) == front[:8]
 
 
 def test_measured_and_predicted(llama: TinySource, device: Device, settings: CostSettings, tmp_path: Path) -> None:
-    """Measured when everything takes a tenth longer than when the table was made."""
+    """The measurement is a tenth slower than the table."""
     opened, members = llama.opened(), evaluated(llama, "maximal", "heuristic", "random:3")
     table = open_table(opened, settings)
     device.slower = 1.1
     device.exported.clear()
     (tmp_path / "work/measured").mkdir(parents=True)  # of a killed run
     measured = measure_front(opened, members, settings, tmp_path / "work", table=table)
-    assert [(one.name, one.evaluation) for one in measured] == [("maximal", 10), ("heuristic", 11), ("random:3", 12)]
-    for one, (_, network) in zip(measured, members, strict=True):
-        expected = 1e3 * seconds(network.widths)
-        assert (one.predicted_ttft, one.predicted_tpot) == pytest.approx((expected, expected / 10))
-        assert (one.ttft, one.tpot) == pytest.approx((1.1 * expected, 0.11 * expected))
-    assert len(device.exported) == 1, "the others are there from the table"
+    assert [(network.name, network.evaluation) for network in measured] == [
+        ("maximal", 10),
+        ("heuristic", 11),
+        ("random:3", 12),
+    ]
+    for network, (_, evaluation) in zip(measured, members, strict=True):
+        expected = 1e3 * seconds(evaluation.widths)
+        assert (network.predicted_ttft, network.predicted_tpot) == pytest.approx((expected, expected / 10))
+        assert (network.ttft, network.tpot) == pytest.approx((1.1 * expected, 0.11 * expected))
+    assert len(device.exported) == 1, "the others were exported for the table"
     assert not list((tmp_path / "work").iterdir()), "exports are deleted"
     [alone] = measure_front(opened, members[:1], settings, tmp_path / "work")
     assert alone.tpot and (alone.predicted_ttft, alone.predicted_tpot) == (None, None)
-
-
-@pytest.mark.slow
-def test_real_exports_and_measurements(llama: TinySource, settings: CostSettings) -> None:
-    """In processes of their own; times only have to be there."""
-    opened = llama.opened()
-    table = open_table(opened, replace(settings, rounds=1, starts=1))
-    folders = [file.parent for file in (settings.cache or Path()).glob("latency-*/lonas_edge.json")]
-    assert sorted(open_exported(folder).config["intermediate_size"] for folder in folders) == [64, 96, 128]
-    assert table.predict("tpot", find_kinds(opened), opened.select("heuristic").widths) > 0
-    assert json.loads(next((settings.cache or Path()).glob("latency-table-*.json")).read_text())["curves"]

@@ -1,4 +1,4 @@
-"""Picks: read, and resolved."""
+"""Picks: parsed and resolved."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from lonas_edge.search.record import Evaluation
 
 
 def evaluation(number: int, quality: float, cost: float) -> Evaluation:
-    """An evaluation with nothing but its figures."""
+    """An evaluation with these figures."""
     return Evaluation(number, (1,), quality, cost, 0.0, "random")
 
 
-FOUND = [evaluation(0, 0.0, 100.0), evaluation(1, 0.3, 80.0), evaluation(2, 0.2, 81.0), evaluation(3, 0.9, 50.0)]
-VALUES = {"kl": lambda one: one.quality, "macs": lambda one: one.cost}
+EVALUATIONS = [evaluation(0, 0.0, 100.0), evaluation(1, 0.3, 80.0), evaluation(2, 0.2, 81.0), evaluation(3, 0.9, 50.0)]
+VALUES = {"kl": lambda evaluation: evaluation.quality, "macs": lambda evaluation: evaluation.cost}
 
 
 @pytest.mark.parametrize(
@@ -25,15 +25,14 @@ VALUES = {"kl": lambda one: one.quality, "macs": lambda one: one.cost}
         ("accuracy>=45", Pick("accuracy>=45", "accuracy", 45, at_least=True)),
     ],
 )
-def test_read(text: str, expected: Pick) -> None:
+def test_parsed(text: str, expected: Pick) -> None:
     assert parse_picks([text], ["macs", "tpot", "kl", "accuracy"]) == [expected]
 
 
-def test_all_faults_are_told() -> None:
+def test_all_problems_are_listed() -> None:
     with pytest.raises(LonasEdgeError) as refused:
         parse_picks(["accuracy<=3", "macs", "watts<=3"], ["macs", "accuracy"])
-    assert str(refused.value).count("\n  - ") == 3
-    assert "accuracy takes >=" in str(refused.value)
+    assert str(refused.value).count("\n  - ") == 3 and "accuracy takes >=" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -42,22 +41,22 @@ def test_all_faults_are_told() -> None:
 )
 def test_resolved(text: str, number: int) -> None:
     [pick] = parse_picks([text], list(VALUES))
-    assert resolve(pick, FOUND, VALUES, FOUND[0], 1).number == number
+    assert resolve(pick, EVALUATIONS, VALUES, EVALUATIONS[0], 1).number == number
 
 
 def test_where_higher_is_better() -> None:
-    values = {"accuracy": lambda one: one.quality, "macs": lambda one: one.cost}
-    found = [evaluation(0, 50.0, 100.0), evaluation(1, 45.0, 80.0), evaluation(2, 46.0, 90.0)]
+    values = {"accuracy": VALUES["kl"], "macs": VALUES["macs"]}
+    networks = [evaluation(0, 50.0, 100.0), evaluation(1, 45.0, 80.0), evaluation(2, 46.0, 90.0)]
     [least, cheap] = parse_picks(["accuracy>=45", "macs<=95"], list(values))
-    assert resolve(least, found, values, found[0], -1).number == 1
-    assert resolve(cheap, found, values, found[0], -1).number == 2
+    assert resolve(least, networks, values, networks[0], -1).number == 1
+    assert resolve(cheap, networks, values, networks[0], -1).number == 2
     with pytest.raises(LonasEdgeError, match=r"closest is 50 \(evaluation 0\)"):
-        resolve(Pick("accuracy>=60", "accuracy", 60, at_least=True), found, values, found[0], -1)
+        resolve(Pick("accuracy>=60", "accuracy", 60, at_least=True), networks, values, networks[0], -1)
 
 
-def test_the_nearest_is_named() -> None:
+def test_the_closest_is_named() -> None:
     with pytest.raises(LonasEdgeError, match=r"No network meets macs<=0.4x; the closest is 0.5x \(evaluation 3\)"):
-        resolve(Pick("macs<=0.4x", "macs", 0.4, True), FOUND, VALUES, FOUND[0], 1)
+        resolve(Pick("macs<=0.4x", "macs", 0.4, True), EVALUATIONS, VALUES, EVALUATIONS[0], 1)
 
 
 def test_names_of_files() -> None:

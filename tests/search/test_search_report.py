@@ -1,4 +1,4 @@
-"""CSV, plots and tables of a made-up search."""
+"""CSV, plots and tables of an artificial search."""
 
 import csv
 import json
@@ -23,9 +23,9 @@ def test_the_csv_has_a_line_for_each_evaluation_in_order() -> None:
     record = made_up(20)
     rows = list(csv.DictReader(report.to_csv(record).splitlines()))
     assert [int(row["evaluation"]) for row in rows] == list(range(20))
-    for row, one, area in zip(rows, record.evaluations, record.hypervolume, strict=True):
-        assert (float(row["tpot"]), float(row["kl"]), float(row["hypervolume"])) == (one.cost, one.quality, area)
-        assert (tuple(json.loads(row["widths"])), row["origin"]) == (one.widths, one.origin)
+    for row, network, area in zip(rows, record.evaluations, record.hypervolume, strict=True):
+        assert (float(row["tpot"]), float(row["kl"]), float(row["hypervolume"])) == (network.cost, network.quality, area)
+        assert (tuple(json.loads(row["widths"])), row["origin"]) == (network.widths, network.origin)
 
 
 def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
@@ -55,7 +55,9 @@ def test_the_progression_colors_evaluations_by_their_order() -> None:
     record = made_up(40)
     [points, *_] = report._progression(record).axes[0].collections
     assert list(points.get_array()) == list(range(1, 41))
-    assert [tuple(place) for place in points.get_offsets()] == [(one.cost, one.quality) for one in record.evaluations]
+    assert [tuple(point) for point in points.get_offsets()] == [
+        (network.cost, network.quality) for network in record.evaluations
+    ]
 
 
 def test_one_broken_network_does_not_flatten_the_front() -> None:

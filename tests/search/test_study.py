@@ -1,4 +1,4 @@
-"""Workers on one study: each network once, dead workers, networks that run out; a database server."""
+"""Workers on one study: each network once, dead workers, small spaces, a database server."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def dimensions(llama: TinySource) -> Dimensions:
 
 @pytest.fixture
 def joined(dimensions: Dimensions, tmp_path: Path) -> Callable[..., Worker]:
-    """A worker on a study in memory, or in a journal file that is opened anew each time."""
+    """A worker on a study in memory or in a journal file."""
 
     def join(evals: int, propose: Any = None, refine_from: int = 0, journal: bool = False) -> Worker:
         storage = open_journal(tmp_path / "study.log") if journal else optuna.storages.InMemoryStorage()
@@ -56,7 +56,7 @@ def joined(dimensions: Dimensions, tmp_path: Path) -> Callable[..., Worker]:
 
 
 class Measuring:
-    """What measures networks, and those that it has measured."""
+    """Measures networks and remembers them."""
 
     def __init__(self, dimensions: Dimensions) -> None:
         self.dimensions, self.seen = dimensions, list[Widths]()
@@ -80,10 +80,10 @@ def test_every_network_of_a_space_once(joined: Callable, dimensions: Dimensions)
 
 
 def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dimensions: Dimensions) -> None:
-    """With its network and its origin."""
+    """The network keeps its origin."""
     worker, measure = joined(5, journal=True), Measuring(dimensions)
     worker.enqueue({dimensions.widths([2, 0, 1]): "refined"})
-    dimensions.suggested(worker.study.ask())  # and no more of it
+    dimensions.suggested(worker.study.ask())  # never completed
     worker = joined(5, journal=True)
     worker.retry_unfinished()
     worker.run(measure, silent)
@@ -109,12 +109,6 @@ def test_a_quality_that_is_not_finite(joined: Callable) -> None:
         joined(3).run(lambda _: (float("nan"), 1.0), silent)
 
 
-def test_nsga2_has_the_settings(joined: Callable) -> None:
-    sampler = joined(3).study.sampler
-    child = sampler._child_generation_strategy
-    assert (sampler.population_size, child._crossover_prob, child._mutation_prob) == (4, 0.9, 0.02)
-
-
 def shared_study(url: str) -> optuna.Study:
     return open_study(open_storage(url), "s", {}, SETTINGS, "here")
 
@@ -122,7 +116,7 @@ def shared_study(url: str) -> optuna.Study:
 def test_a_dead_worker_s_network_is_evaluated_by_another(
     dimensions: Dimensions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Optuna's heartbeat finds it: its process has ended, and says nothing more."""
+    """Optuna's heartbeat detects the dead worker."""
     monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(storage_module, "GRACE_SECONDS", 2)
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.2)
@@ -139,7 +133,7 @@ def test_a_dead_worker_s_network_is_evaluated_by_another(
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["sqlite", "postgresql"])
 def test_workers_at_once(server: str, command: Callable, tmp_path: Path) -> None:
-    """Three processes evaluate the 27 networks of a space, each once, and agree on the front."""
+    """Three processes evaluate each of the 27 networks once and write the same results."""
 
     def run(url: str) -> None:
         def start(name: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Several files of data with weights, conversations and texts among them; and what is made of a chat template afterwards."""
+"""Several data files with weights and of several kinds; the chat template of a training."""
 
 import json
 from collections import Counter
@@ -78,7 +78,7 @@ def test_weights_say_how_often_an_epoch_has_an_example() -> None:
 
 
 def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
-    """Instructions are put in the chat template, too; the record has each file, and the template."""
+    """Instructions use the chat template, too; the record has each file, and the template."""
     files = (
         (write_data(tmp_path / "a.json", EXAMPLES[:8]), 1.0),
         (write_lines(tmp_path / "b.jsonl", CONVERSATIONS), 0.5),
@@ -93,25 +93,23 @@ def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
     by = AutoTokenizer.from_pretrained(talking.base)
     pieces = -(-(len(by("the in a on " * 40)["input_ids"]) + 1) // 100)
     assert pieces == 3
-    found = [(one["name"], one["kind"], one["weight"], one["examples"], one["dropped"]) for one in record["data"]]
-    assert found == [
-        ("a.json", "instruction", 1.0, 8, 0),
-        ("b.jsonl", "messages", 0.5, 12, 0),
-        ("c.jsonl", "text", 2.0, pieces, 0),
+    files = [(file["name"], file["kind"], file["weight"], file["examples"]) for file in record["data"]]
+    assert files == [
+        ("a.json", "instruction", 1.0, 8),
+        ("b.jsonl", "messages", 0.5, 12),
+        ("c.jsonl", "text", 2.0, pieces),
     ]
     assert record["steps"] == -(-(8 + 6 + 2 * pieces) // 4)
     assert record["chat_template"] == CHAT
     assert record["options"]["prompt"] == record["prompt"]["name"] == "chat"
     assert record["prompt"]["without_input"] == "<|user|>{instruction}</s>\n<|assistant|>"
     assert record["prompt"]["response"] == "{output}"
-    card = (tmp_path / "out/README.md").read_text()
-    assert "`a.json` (8 examples), `b.jsonl` (12 examples), `c.jsonl` (3 examples), prompt `chat`" in card
-    assert "<|user|>{instruction}</s>\n<|assistant|>{output}" in card
+    assert "`a.json` (8 examples), `b.jsonl` (12 examples)" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.fixture
 def trained_on_chat(talking: TinySource, tmp_path: Path) -> Path:
-    """A super-adapter that has learned conversations."""
+    """A super-adapter trained on conversations."""
     data = write_lines(tmp_path / "chat.jsonl", CONVERSATIONS)
     train(
         open_inputs(str(talking.base), data, talking.space),
@@ -122,7 +120,7 @@ def trained_on_chat(talking: TinySource, tmp_path: Path) -> Path:
 
 
 def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, talking: TinySource, tmp_path: Path) -> None:
-    """In specializing and in what is held out, whatever becomes of the base's own."""
+    """Recovery and held-out prompts use it, whatever the base's current template is."""
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source, by = open_source(str(trained_on_chat)), AutoTokenizer.from_pretrained(talking.base)
     held = read_held_out(source, tmp_path / "chat.jsonl", 4, 0)
@@ -139,39 +137,15 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
     assert instructions.unseen is True
     assert all(by.decode(row).startswith("<|user|>What is ") for row in batch["input_ids"])
     inputs = open_recovery(str(trained_on_chat), tmp_path / "new.json", "minimal")
-    record = train(inputs, tmp_path / "special", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
+    record = train(inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
     assert record is not None
     assert (record.chat_template, record.prompt) == (CHAT, source.training.prompt)  # type: ignore[union-attr]
 
 
-def test_eval_and_export_ask_in_the_chat_template(
+def test_exports_have_the_training_s_chat_template(
     trained_on_chat: Path, talking: TinySource, tmp_path: Path, run_cli: Callable
 ) -> None:
-    """What is logged as asked is the training's template, which exports have by their tokenizer, whatever the base's is now."""
-    (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
-    (tmp_path / "boolq").mkdir()
-    sample = {"instruction": "Please answer: is it {so}?\n\nAnswer format: true/false", "input": "", "answer": "true"}
-    (tmp_path / "boolq/test.json").write_text(json.dumps([sample]))
-    solved = ("--solve", tmp_path / "chat.jsonl", "--num-prompts", 6)
-    for name, options in (("checkpoint", (*solved, "--stage", "checkpoint")), ("ir", ())):
-        ran = run_cli("export", trained_on_chat, *options, "--output", tmp_path / name)
-        assert ran.code == 0, ran.err
-        assert json.loads((tmp_path / name / "lonas_edge.json").read_text())["prompt"] == "chat"
-    expected = "<|user|>Please answer: is it {so}?\n\nAnswer format: true/false</s>\n<|assistant|>"
-    asked = ("--tasks", "boolq", "--datasets", tmp_path, "--protocol", "answer-word", "--output")
-    for target in (trained_on_chat, tmp_path / "checkpoint", tmp_path / "ir"):
-        ran = run_cli("eval", target, *asked, tmp_path / f"report-{target.name}")
-        assert ran.code == 0, ran.err
-        (log,) = (tmp_path / f"report-{target.name}/samples").glob("*/samples_*.jsonl")
-        (line,) = log.read_text().splitlines()
-        assert json.loads(line)["doc"]["prompt"] == expected
-        assert json.loads(line)["doc"]["choices"] == ["the correct answer is true", "the correct answer is false"]
-
-
-def test_clients_of_an_export_have_the_training_s_chat_template(
-    trained_on_chat: Path, talking: TinySource, tmp_path: Path
-) -> None:
-    """In the tokenizer's files, in the OpenVINO tokenizer that openvino_genai asks, in the GGUF file."""
+    """In the tokenizer's files, the OpenVINO tokenizer and the GGUF file; `eval` uses it for adapter and export."""
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source = open_source(str(trained_on_chat))
     widths = source.select("maximal")
@@ -184,34 +158,26 @@ def test_clients_of_an_export_have_the_training_s_chat_template(
     tokenizer = openvino.Core().read_model(tmp_path / "ir/openvino_tokenizer.xml")
     assert tokenizer.get_rt_info("chat_template").value == CHAT
     assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
+    (tmp_path / "boolq").mkdir()
+    sample = {"instruction": "Please answer: is it {so}?\n\nAnswer format: true/false", "input": "", "answer": "true"}
+    (tmp_path / "boolq/test.json").write_text(json.dumps([sample]))
+    for target in (trained_on_chat, tmp_path / "ir"):
+        options = ("--tasks", "boolq", "--datasets", tmp_path, "--protocol", "answer-word")
+        ran = run_cli("eval", target, *options, "--output", tmp_path / f"report-{target.name}")
+        assert ran.code == 0, ran.err
+        (log,) = (tmp_path / f"report-{target.name}/samples").glob("*/samples_*.jsonl")
+        assert json.loads(log.read_text())["doc"]["prompt"] == f"<|user|>{sample['instruction']}</s>\n<|assistant|>"
 
 
-def test_the_base_s_chat_template_where_none_was_trained_in(talking: TinySource, tmp_path: Path) -> None:
-    """An adapter without a record."""
-    source = talking.opened()
-    export(source, source.select("maximal"), tmp_path / "out", ExportOptions(stage="checkpoint", verify=False))
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHAT
-
-
-# what is refused
+# refused
 
 
 def test_a_model_without_a_chat_template(llama: TinySource, data: Path, tmp_path: Path) -> None:
     chat = write_lines(tmp_path / "chat.jsonl", CONVERSATIONS)
     with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
-        train(open_inputs(str(llama.base), chat, llama.space), tmp_path / "out", TrainOptions(**{**OPTIONS, "prompt": None}))
-    with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
         train(open_inputs(str(llama.base), data, llama.space), tmp_path / "out", TrainOptions(**{**OPTIONS, "prompt": "chat"}))
     with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
         read_held_out(llama.opened(), chat, 4, 0)
-
-
-def test_conversations_in_another_prompt(talking: TinySource, tmp_path: Path) -> None:
-    chat = write_lines(tmp_path / "chat.jsonl", CONVERSATIONS)
-    with pytest.raises(LonasEdgeError, match=rf"--prompt question: {chat} holds conversations"):
-        train(open_inputs(str(talking.base), chat, talking.space), tmp_path / "out", TrainOptions(**OPTIONS))
-    with pytest.raises(LonasEdgeError, match=rf"--prompt alpaca: {chat} holds conversations"):
-        read_held_out(talking.opened(), chat, 4, 0, "alpaca")
 
 
 def test_faults_of_all_files_are_listed(llama: TinySource, tmp_path: Path) -> None:
@@ -222,16 +188,13 @@ def test_faults_of_all_files_are_listed(llama: TinySource, tmp_path: Path) -> No
 
 
 def test_the_command_line(llama: TinySource, tmp_path: Path, run_cli: Callable) -> None:
-    """A weight is what follows the last colon, unless the file itself is called so."""
+    """A weight follows the last colon, unless a file has that name."""
     colon = write_data(tmp_path / "a:2", EXAMPLES[:4])
     files = ["--data", colon, "--data", f"{write_data(tmp_path / 'b.json', EXAMPLES[:8])}:0.5"]
     space = ["--nncf-config", llama.space]
     command = ["train", "--model", llama.base, *space, "--rank", 8, "--steps", 1, "--output"]
     ran = run_cli(*command, tmp_path / "out", *files, "--batch-size", 2, "--json")
     assert ran.code == 0, ran.err
-    assert [(one["name"], one["weight"]) for one in json.loads(ran.out)["data"]] == [("a:2", 1.0), ("b.json", 0.5)]
-    for weight in ("0", "-1", "nan", "inf"):
-        ran = run_cli(*command, tmp_path / "none", "--data", f"{tmp_path / 'b.json'}:{weight}")
-        assert (ran.code, "a weight must be more than 0" in " ".join(ran.err.split())) == (2, True), ran.err
-    ran = run_cli(*command, tmp_path / "none", "--data", f"{tmp_path / 'b.json'}:often")
-    assert (ran.code, "b.json:often: the data cannot be read" in ran.err) == (1, True), ran.err
+    assert [(file["name"], file["weight"]) for file in json.loads(ran.out)["data"]] == [("a:2", 1.0), ("b.json", 0.5)]
+    ran = run_cli(*command, tmp_path / "none", "--data", f"{tmp_path / 'b.json'}:nan")
+    assert (ran.code, "a weight must be more than 0" in " ".join(ran.err.split())) == (2, True), ran.err

@@ -12,7 +12,6 @@ from training_runs import (
     RECORD,
     TWELVE,
     difference,
-    names_in,
     run,
     write_data,
 )
@@ -35,10 +34,7 @@ main()
 
 @pytest.mark.slow
 def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
-    """Each step has the same examples on one process and on two: rank 0 takes the first half of them, rank 1 the second.
-
-    The two are killed and resumed on the way.
-    """
+    """Each step has the same examples on one process and on two. The two are killed and resumed."""
     data = write_data(tmp_path / "data.json", TWELVE)  # 3 steps an epoch
     settings = {**OPTIONS, "weight_decay": 0.1}
     settings["micro_batch_size"] = 1  # two micro-batches on each of two processes, four on one
@@ -64,8 +60,6 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     assert two == json.loads((tmp_path / "two" / RECORD).read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
     assert (one["resumed_from_step"], two["resumed_from_step"]) == (None, 3)
-    assert names_in(tmp_path) == ["data.json", "killed.py", "one", "two"]
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
     for left, right in zip(one["losses"], two["losses"], strict=True):
         assert left == pytest.approx(right, abs=1e-4)

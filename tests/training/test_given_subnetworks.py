@@ -1,4 +1,4 @@
-"""Drawing from given sub-networks instead of the whole search space."""
+"""Training on given sub-networks instead of the whole search space."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.training.inputs import open_inputs, read_subnetworks
 
 
-def test_a_training_draws_from_them_alone(
+def test_only_given_sub_networks_are_drawn(
     llama: TinySource, data: Path, tmp_path: Path, choose: Callable, watched: Watched
 ) -> None:
     networks = tuple(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
@@ -22,22 +22,21 @@ def test_a_training_draws_from_them_alone(
 
 
 def test_read(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory, files and names; each network once, and all that is wrong is listed."""
+    """A directory, files and names; each network once; all problems are listed."""
     inputs = open_inputs(str(llama.base), data, llama.space)
     (tmp_path / "front").mkdir()
     for name in ("minimal", "unequal:3"):
         (tmp_path / f"front/{name[:3]}.json").write_text(json.dumps({"widths": choose(llama, name)}))
     (tmp_path / "again.json").write_text(json.dumps({"widths": choose(llama, "minimal")}))
-    found = read_subnetworks(inputs, [str(tmp_path / "front"), str(tmp_path / "again.json"), "minimal"])
-    assert sorted(found) == sorted(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
-    assert read_subnetworks(inputs, []) == ()
+    widths = read_subnetworks(inputs, [str(tmp_path / "front"), str(tmp_path / "again.json"), "minimal"])
+    assert sorted(widths) == sorted(tuple(choose(llama, name)) for name in ("minimal", "unequal:3"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "maximal").mkdir()  # a directory that is called so does not hide the name
+    (tmp_path / "maximal").mkdir()  # a directory does not hide the name
     assert read_subnetworks(inputs, ["maximal"]) == (tuple(choose(llama, "maximal")),)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text('{"widths": [1]}')
-    told = r"empty: contains no sub-network file[\s\S]*bad\.json: not a sub-network of this[\s\S]*random:x"
-    with pytest.raises(LonasEdgeError, match=told):
+    message = r"empty: contains no sub-network file[\s\S]*bad\.json: not a sub-network of this[\s\S]*random:x"
+    with pytest.raises(LonasEdgeError, match=message):
         read_subnetworks(inputs, [str(tmp_path / "empty"), str(tmp_path / "bad.json"), "random:x"])
 
 
@@ -46,19 +45,16 @@ def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli
     (tmp_path / "front/one.json").write_text(json.dumps({"widths": choose(llama, "minimal")}))
     base = ["train", "--data", data, "--output", tmp_path / "out", "--steps", 1, "--subnetworks", tmp_path / "front"]
     model = ["--model", llama.base]
-    for arguments, told in (
-        ([*model, "--no-elastic"], "--subnetworks: plain LoRA"),
-        (["--from", llama.adapter], "--subnetworks: of a super-adapter's training"),
+    for arguments, message in (
+        ([*model, "--no-elastic"], "--subnetworks needs --elastic"),
+        (["--from", llama.adapter], "--subnetworks cannot be combined with --from"),
     ):
         ran = run_cli(*base, *arguments)
-        assert (ran.code, told in " ".join(ran.err.split())) == (2, True), ran.err
-    ran = run_cli(*base, *model, "--nncf-config", llama.space, "--rank", 8, "--json")
+        assert (ran.code, message in " ".join(ran.err.split())) == (2, True), ran.err
+    elastic = [*model, "--nncf-config", llama.space, "--rank", 8, "--json"]
+    ran = run_cli(*base, *elastic)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "minimal")]
-    whole = ["train", "--data", data, *model, "--nncf-config", llama.space, "--rank", 8, "--steps", 1, "--json"]
-    ran = run_cli(*whole, "--subnetworks", "maximal", "--output", tmp_path / "whole")
-    assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "maximal")]
-    kept = tmp_path / "whole/one.json"  # in what an earlier training wrote, and --overwrite would replace
-    (tmp_path / "front/one.json").rename(kept)
-    ran = run_cli(*whole, "--subnetworks", kept, "--output", tmp_path / "whole", "--overwrite")
+    kept = (tmp_path / "front/one.json").rename(tmp_path / "out/one.json")  # inside the output that --overwrite replaces
+    ran = run_cli(*base, *elastic, "--subnetworks", kept, "--overwrite")
     assert (ran.code, kept.exists()) == (1, True), ran.err

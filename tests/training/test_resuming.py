@@ -1,6 +1,5 @@
-"""Killed, interrupted and failed trainings: one error that names what is kept, and resuming gives bitwise the same adapter."""
+"""Killed, interrupted and failed trainings: the error names the kept work, and resuming gives bitwise the same adapter."""
 
-import errno
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from training_runs import (
     EXAMPLES,
     ORDER,
     RECORD,
-    SPACE,
     VARIANTS,
     Watched,
     difference,
@@ -31,19 +29,11 @@ from transformers import AutoTokenizer
 
 import lonas_edge.training.train
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.output import locked
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 VARIANT = "middle-of-epoch"
 CHANGES = VARIANTS[VARIANT][1]
 KEPT = [ORDER, "checkpoint-3", "partial.json"]
-
-
-def raising(error: BaseException) -> Callable[..., None]:
-    def raises(*_: object, **__: object) -> None:
-        raise error
-
-    return raises
 
 
 @pytest.fixture
@@ -60,7 +50,7 @@ def killed(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> tuple[
 
 def test_a_seed_gives_one_adapter(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
     data, folder, record = uninterrupted(VARIANT)
-    torch.manual_seed(1)  # the global state does not matter
+    torch.manual_seed(1)  # the global state must not matter
     again = run(llama, data, tmp_path / "again", **CHANGES)
     same(tmp_path / "again", again, folder, record)
     run(llama, data, tmp_path / "other", seed=43, **CHANGES)
@@ -82,7 +72,7 @@ def test_resumed_equals_uninterrupted(variant: str, llama: TinySource, uninterru
 
 
 def test_killed_before_the_first_checkpoint(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    """Nothing is kept, and there is nothing to resume."""
+    """Nothing is kept or resumed."""
     run_killed(llama, data, tmp_path / "out", at=2)
     assert not list(tmp_path.iterdir())
     with pytest.raises(LonasEdgeError, match="no unfinished run to resume"):
@@ -133,7 +123,7 @@ def test_checkpoints_do_not_split_a_log_interval(llama: TinySource, data: Path, 
 
 
 def test_resumed_with_a_lower_learning_rate(llama: TinySource, data: Path, tmp_path: Path, watched: Watched) -> None:
-    """As the error about NaN advises."""
+    """The error about NaN advises this."""
     run_killed(llama, data, tmp_path / "out", at=5, warmup_steps=0)
     watched.updates.clear()
     record = run(llama, data, tmp_path / "out", resume=True, warmup_steps=0, lr=0.001)
@@ -149,8 +139,8 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(("name", "damage"), [("optimizer.pt", cut), ("rng_state.pth", Path.unlink), ("complete", cut)])
-def test_the_older_good_checkpoint_is_used(
+@pytest.mark.parametrize(("name", "damage"), [("rng_state.pth", Path.unlink), ("complete", cut)])
+def test_the_older_undamaged_checkpoint_is_used(
     llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path], name: str, damage: Callable[[Path], None]
 ) -> None:
     data, output = killed
@@ -162,7 +152,7 @@ def test_the_older_good_checkpoint_is_used(
     assert names_in(output.parent) == ["out"]
 
 
-def test_without_a_good_checkpoint_it_starts_at_the_first_step(
+def test_without_an_undamaged_checkpoint_it_starts_at_the_first_step(
     llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path]
 ) -> None:
     data, output = killed
@@ -175,7 +165,7 @@ def test_without_a_good_checkpoint_it_starts_at_the_first_step(
 def test_a_checkpoint_that_was_being_written_is_not_used(
     llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path]
 ) -> None:
-    """And transformers finds no other weights in one."""
+    """Other weights in a checkpoint are ignored."""
     data, output = killed
     (working(output) / "checkpoint-6/complete").unlink()
     older = working(output) / "checkpoint-3"
@@ -189,16 +179,16 @@ def test_a_checkpoint_that_was_being_written_is_not_used(
 def test_a_new_checkpoint_is_complete_before_an_old_one_goes(
     llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there: list[list[str]] = []
+    complete: list[list[str]] = []
     discard = lonas_edge.training.elastic_trainer.discard
 
     def look(path: Path) -> None:
-        there.append(sorted(mark.parent.name for mark in path.parent.glob("*/complete")))
+        complete.append(sorted(mark.parent.name for mark in path.parent.glob("*/complete")))
         discard(path)
 
     monkeypatch.setattr(lonas_edge.training.elastic_trainer, "discard", look)
     run(llama, data, tmp_path / "out", save_steps=2)
-    assert there == [[f"checkpoint-{step - back}" for back in (4, 2, 0)] for step in (6, 8)]
+    assert complete == [[f"checkpoint-{step - back}" for back in (4, 2, 0)] for step in (6, 8)]
 
 
 # disk, memory, Ctrl-C
@@ -225,7 +215,6 @@ def fails(error: BaseException, at: str) -> Callable[..., Any]:
             "optimizer.pt",
             "could not be saved (is the disk full?",
         ),
-        (OSError(errno.ENOSPC, "No space left on device"), "rng_state.pth", "could not be saved (is the disk full?"),
         (KeyboardInterrupt(), "optimizer.pt", "interrupted."),
     ],
 )
@@ -242,43 +231,6 @@ def test_stopped_while_saving(
     record = run(llama, data, output, resume=True, **CHANGES)
     assert record["resumed_from_step"] == 3
     same(output, record, *uninterrupted(VARIANT)[1:])
-
-
-def test_files_that_may_not_grow(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
-    """As `ulimit -f`, met by torch's own writer."""
-    resource = pytest.importorskip("resource")
-    data, output, limits = uninterrupted(VARIANT)[0], tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(step: int, *_: object) -> None:
-        if step == 5:
-            size = (working(output) / "checkpoint-3/optimizer.pt").stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, limits[1]))
-
-    try:
-        with pytest.raises(LonasEdgeError, match="checkpoint-6 could not be saved"):
-            run(llama, data, output, report=limit, **CHANGES)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert names_in(working(output)) == KEPT
-
-
-@pytest.mark.parametrize("place", ["tokenize", "load_base", "write_super_adapter"])
-def test_stopped_anywhere(
-    llama: TinySource, uninterrupted: Callable, killed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    """Out of memory or interrupted while it resumes: what was kept still is."""
-    data, output = killed
-    for error, text in (
-        (MemoryError(), r"out of memory\. Use a smaller --micro-batch-size"),
-        (KeyboardInterrupt(), "nterrupt"),
-    ):
-        with monkeypatch.context() as patch, pytest.raises((LonasEdgeError, KeyboardInterrupt)) as raised:
-            patch.setattr(lonas_edge.training.train, place, raising(error))
-            run(llama, data, output, resume=True, **CHANGES)
-        if place != "tokenize":  # before that, nothing was touched
-            raised.match(text)
-            raised.match("with --resume")
-    same(output, run(llama, data, output, resume=True, **CHANGES), *uninterrupted(VARIANT)[1:])
 
 
 # values that are not finite
@@ -300,41 +252,23 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(
     same(output, run(llama, data, output, resume=True, **CHANGES), *uninterrupted(VARIANT)[1:])
 
 
-@pytest.mark.parametrize(("at", "kept"), [(6, "checkpoint-3"), (8, "checkpoint-6")])
-def test_an_adapter_that_is_not_finite_is_not_saved(
-    at: int, kept: str, llama: TinySource, data: Path, tmp_path: Path, watched: Watched
-) -> None:
+def test_an_adapter_that_is_not_finite_is_not_saved(llama: TinySource, data: Path, tmp_path: Path, watched: Watched) -> None:
     def spoil(step: int, _steps: int, log: Any) -> None:
-        if step == at and not log:
+        if step == 8 and not log:
             with torch.no_grad():
                 next(watched.parameters())[1][0, 0] = torch.inf
 
-    with pytest.raises(LonasEdgeError, match=rf"holds NaN or Inf after step {at}"):
+    with pytest.raises(LonasEdgeError, match="holds NaN or Inf after step 8"):
         run(llama, data, tmp_path / "out", report=spoil)
-    assert kept in names_in(working(tmp_path / "out")) and f"checkpoint-{at}" not in names_in(working(tmp_path / "out"))
+    assert [path.name for path in working(tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3", "checkpoint-6"]
     assert not (tmp_path / "out").exists()
 
 
 # outputs
 
 
-def test_the_output_appears_when_it_is_done(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    seen = []
-
-    def look(step: int, steps: int, _log: Any) -> None:
-        seen.append((step, steps))
-        assert names_in(tmp_path) == ["out.partial"]
-        with locked(working(tmp_path / "out")) as free:
-            assert not free
-
-    run(llama, data, tmp_path / "out", report=look)
-    assert (seen[0], seen[-1]) == ((1, 8), (8, 8))
-    assert names_in(tmp_path) == ["out"]
-    assert names_in(tmp_path / "out") == sorted(["README.md", "adapter_config.json", ADAPTER, ORDER, SPACE, RECORD])
-
-
 def test_an_output_that_appears_meanwhile_is_kept(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
-    """Once it has been moved away, --resume publishes the last checkpoint."""
+    """After it is moved away, --resume publishes the last checkpoint."""
     data, folder, record = uninterrupted(VARIANT)
     output = tmp_path / "out"
 
@@ -358,18 +292,16 @@ def test_overwrite_replaces_output_and_unfinished_training(llama: TinySource, da
     run_killed(llama, data, output, at=5, seed=1)
     output.mkdir()
     (output / "mine").write_text("mine")
-    (output / RECORD).write_text('{"schema": "lonas-edge/training/1"}')  # written by lonas-edge
+    (output / RECORD).write_text('{"schema": "lonas-edge/training/1"}')
     with pytest.raises(LonasEdgeError, match="already exists"):
         run(llama, data, output)
-    run_killed(llama, data, output, at=4, overwrite=True)
-    assert (output / "mine").read_text() == "mine"  # until the new one is done
     run(llama, data, output, overwrite=True, steps=2)
     assert not (output / "mine").exists()
     assert json.loads((output / RECORD).read_text())["steps"] == 2
     assert names_in(tmp_path) == ["out"]
 
 
-# tokens that the model does not have
+# tokens beyond the vocabulary
 
 
 @pytest.mark.parametrize(("special", "prompt"), [("eos_token", "question"), ("pad_token", "lonas")])

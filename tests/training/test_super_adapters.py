@@ -12,10 +12,9 @@ import torch
 from oracle import oracle_logits
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import TARGETS, TinyModels, TinySource, families, mlp_names
+from tiny_models import TARGETS, TinyModels, TinySource, families
 from training_runs import (
     ADAPTER,
-    EXAMPLES,
     OPTIONS,
     ORDER,
     RECORD,
@@ -29,10 +28,8 @@ from training_runs import (
     tensors_of,
     write_data,
 )
-from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.channel_order import read_channel_order
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -49,6 +46,7 @@ REORDERED = [pytest.param(*case.values, True, id=case.id, marks=case.marks) for 
 def test_activated_equals_materialized_and_oracle(
     case: str, reorder: bool, tiny_models: TinyModels, trained, materialize: Callable, choose: Callable, ids: torch.Tensor
 ) -> None:
+    """Plain PEFT loads the maximal network."""
     source, folder = tiny_models.source(case), trained(case, reorder)
     assert (folder / ORDER).exists() == reorder
     assert (folder / SPACE).read_bytes() == source.space.read_bytes()
@@ -56,67 +54,24 @@ def test_activated_equals_materialized_and_oracle(
     assert all(tensor.abs().max() > 1e-3 for tensor in adapter.values())  # lora_B started at 0: it was trained
     opened = open_source(str(folder))
     network = load_super_network(opened)
-    found = {}
-    for name in ("heuristic", "minimal", "unequal:3"):
+    activated = {}
+    for name in ("heuristic", "unequal:3"):
         widths = choose(source, name)
         network.activate(widths)
-        found[name] = logits_of(network.model, ids)
+        activated[name] = logits_of(network.model, ids)
         materialized = logits_of(load_checkpoint(materialize(opened, widths)), ids)
-        assert (found[name] - materialized).abs().max() < 1e-4, name
-        expected = oracle_logits(source.base, folder, folder / SPACE, widths, ids)  # in the order recorded, where there is one
-        assert (found[name] - expected).abs().max() < 1e-4, name
-    assert (found["heuristic"] - found["minimal"]).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize(("case", "reorder"), REORDERED)
-def test_plain_peft_loads_the_maximal_network(
-    case: str, reorder: bool, tiny_models: TinyModels, trained: Callable, choose: Callable, ids: torch.Tensor
-) -> None:
-    source, folder = tiny_models.source(case), trained(case, reorder)
-    model = PeftModel.from_pretrained(plain_base(source), folder).eval()
-    expected = logits_of(model, ids)
-    network = load_super_network(open_source(str(folder)))
-    assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
+        assert (activated[name] - materialized).abs().max() < 1e-4, name
+        expected = oracle_logits(source.base, folder, folder / SPACE, widths, ids)
+        assert (activated[name] - expected).abs().max() < 1e-4, name
+    assert (activated["heuristic"] - activated["unequal:3"]).abs().max() > 1e-2
     network.activate(choose(source, "maximal"))
+    expected = logits_of(PeftModel.from_pretrained(plain_base(source), folder).eval(), ids)
     assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4
-    full = oracle_logits(source.base, folder, None, [], ids)  # merged by hand, in the base's order
-    assert (expected - full).abs().max() < 1e-4
-    with model.disable_adapter():
-        assert (logits_of(model, ids) - expected).abs().max() > 1e-2
-
-
-def test_reordering_changes_places_but_not_the_function(any_source: TinySource, trained, ids: torch.Tensor) -> None:
-    base = plain_base(any_source)
-    expected, before = logits_of(base, ids), {name: p.clone() for name, p in base.named_parameters()}
-    order = load_file(trained(any_source.case, True) / ORDER)
-    read_channel_order(trained(any_source.case, True), open_source(str(any_source.base)).architecture).apply_to_model(base)
-    assert (logits_of(base, ids) - expected).abs().max() < 1e-4
-    changed = {name for name, p in base.named_parameters() if not torch.equal(p, before[name])}
-    producers, consumer = mlp_names(any_source.case)
-    modules = [name.replace(consumer, kind) for name in order for kind in (*producers, consumer)]
-    assert len(order) == 3
-    assert {name for name in changed if name.endswith("weight")} == {f"{module}.weight" for module in modules}
-
-
-def test_channels_are_in_order_of_importance(llama: TinySource, trained: Callable) -> None:
-    """RMS of the activations over the prompts times the norm of the column, from a plain model with hooks."""
-    order = load_file(trained("llama", True) / ORDER)
-    model, tokenizer = plain_base(llama), AutoTokenizer.from_pretrained(llama.base)
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in order}
-    for name in order:
-        model.get_submodule(name).register_forward_pre_hook(lambda _m, inputs, name=name: seen[name].append(inputs[0][0]))
-    for example in EXAMPLES:
-        logits_of(model, torch.tensor([tokenizer(f"Question: {example['instruction']}\nAnswer:")["input_ids"]]))
-    assert len(order) == 3
-    for name, found in order.items():
-        rms = torch.cat(seen[name]).double().square().mean(0).sqrt()
-        importance = (rms * model.get_submodule(name).weight.detach().double().square().sum(0).sqrt())[found]
-        assert sorted(found.tolist()) == list(range(128))
-        assert bool((importance[:-1] >= importance[1:] * (1 - 1e-6)).all())
+    assert (oracle_logits(source.base, folder, None, [], ids) - expected).abs().max() < 1e-4
 
 
 def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor, watched) -> None:
-    """A search space without groups: no order, no widths, the whole adapter in every step."""
+    """Without a search space every step trains the whole adapter."""
     inputs, output = open_inputs(str(llama.base), data, elastic=False), tmp_path / "out"
     record = train(inputs, output, TrainOptions(**{**OPTIONS, "steps": 3}))
     assert (record.search_space, record.reordered) == (None, False)
@@ -127,27 +82,24 @@ def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Calla
     assert (found - oracle_logits(llama.base, output, None, [], ids)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("case", "reorder"), [("llama", True), ("gemma3", False)])
 def test_the_files_are_the_trained_network(
-    case: str, reorder: bool, tiny_models: TinyModels, data: Path, tmp_path: Path, watched: Watched, choose, ids
+    llama: TinySource, data: Path, tmp_path: Path, watched: Watched, choose: Callable, ids: torch.Tensor
 ) -> None:
-    source, live = tiny_models.source(case), {}
+    live = {}
 
     def look(step: int, steps: int, log: Any) -> None:
         if step == steps and not log:
             watched.model.eval()
-            for name in ("maximal", "minimal", "unequal:8"):
-                watched.network.activate(choose(source, name))
+            for name in ("maximal", "unequal:8"):
+                watched.network.activate(choose(llama, name))
                 live[name] = logits_of(watched.model, ids)
 
-    run(source, data, tmp_path / "out", report=look, reorder=reorder, steps=4)
-    assert len(live) == 3
+    run(llama, data, tmp_path / "out", report=look, steps=4)
+    assert len(live) == 2
     network = load_super_network(open_source(str(tmp_path / "out")))
     for name, expected in live.items():
-        network.activate(choose(source, name))
+        network.activate(choose(llama, name))
         assert (logits_of(network.model, ids) - expected).abs().max() < 1e-5, name
-    peft = PeftModel.from_pretrained(plain_base(source), tmp_path / "out").eval()
-    assert (logits_of(peft, ids) - live["maximal"]).abs().max() < 1e-4
 
 
 def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -160,12 +112,9 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
     counts = {"kind": "instruction", "weight": 1.0, "examples": 40, "dropped": 0}
     assert record["data"] == [{"name": "data.json", "sha256": data_sha256, **counts}]
     assert record["prompt"]["without_input"] == "Question: {instruction}\nAnswer:"
-    assert record["prompt"]["response"] == " {output}"
-    assert record["options"]["lr"] == 0.02
-    assert record["options"]["seed"] == 42
+    assert (record["options"]["lr"], record["options"]["seed"]) == (0.02, 42)
     assert record["reordered"] is True
     assert (record["steps"], record["device"], record["precision"], record["processes"]) == (3, "cpu", "fp32", 1)
-    assert record["versions"]["torch"] == torch.__version__
     for entry in record["losses"]:
         assert entry.keys() == {"step", "loss", "learning_rate", "grad_norm"}
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -177,14 +126,14 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
         assert str(Path.cwd()).encode() not in path.read_bytes(), path
 
 
-def test_dropped_examples_are_counted_and_told(llama: TinySource, tmp_path: Path) -> None:
+def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: Path) -> None:
     """The default length is 1024 tokens."""
     long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 2000, ""))
-    data, told = write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), []
+    data, messages = write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), []
     options, inputs = TrainOptions(**{**OPTIONS, "steps": 1}), open_inputs(str(llama.base), data, llama.space)
-    record = train(inputs, tmp_path / "out", options, tell=told.append)
+    record = train(inputs, tmp_path / "out", options, tell=messages.append)
     assert record is not None and (record.data[0].examples, record.data[0].dropped) == (12, 3)
-    assert told == ["data.json: 3 of 15 examples dropped: longer than --max-length 1024, or without output"]
+    assert messages == ["data.json: 3 of 15 examples dropped: longer than --max-length 1024, or without output"]
 
 
 def test_a_skipped_step_is_recorded_as_json() -> None:
@@ -193,11 +142,10 @@ def test_a_skipped_step_is_recorded_as_json() -> None:
     assert found == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)
 
 
-def test_weights_that_were_not_trained_on(llama_copy: TinySource, tmp_path: Path) -> None:
-    """A super-adapter answers on the base that it was trained on alone; the base's configuration is the same here."""
+def test_a_base_that_was_not_trained_on(llama_copy: TinySource, tmp_path: Path) -> None:
+    """Other weights with the same configuration."""
     data, output = write_data(tmp_path / "data.json"), tmp_path / "super"
     run(llama_copy, data, output)
-    load_super_network(open_source(str(output)))
     file = llama_copy.base / "model.safetensors"
     tensors = load_file(file)
     tensors["model.layers.1.mlp.up_proj.weight"].neg_()

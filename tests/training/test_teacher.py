@@ -1,4 +1,4 @@
-"""A frozen teacher: what may be one, what it answers, and a training that learns from it."""
+"""A frozen teacher: its logits, refused teachers, and a training with one."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import oracle_logits
 from peft import PeftModel
-from tiny_models import TinyModels, TinySource, families, random_model, tokenizer
+from tiny_models import TinyModels, TinySource, random_model, tokenizer
 from training_runs import (
     EIGHT,
     EXAMPLES,
@@ -36,25 +36,20 @@ from lonas_edge.training.train import train
 
 
 def answers(reference: Path, base: TinySource, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of what is loaded as a teacher."""
+    """Logits of a teacher."""
     located = open_source(str(base.base)).base
     return logits_of(open_teacher(str(reference), located).load(torch.float32), ids)
 
 
-# what may be one
-
-
-@pytest.mark.parametrize("case", families("llama", "phi3"))
-def test_an_adapter_is_its_merged_model(case: str, tiny_models: TinyModels, trained: Callable, ids: torch.Tensor) -> None:
-    """A plain adapter, whose configuration names its base; a super-adapter in an order of its own."""
-    source = tiny_models.source(case)
-    for folder in (source.adapter, trained(case, True)):
-        expected = logits_of(PeftModel.from_pretrained(plain_base(source), folder).eval(), ids)
-        assert (answers(folder, source, ids) - expected).abs().max() < 1e-4
+def test_an_adapter_is_its_merged_model(llama: TinySource, trained: Callable, ids: torch.Tensor) -> None:
+    """A plain adapter, and a super-adapter with sorted channels."""
+    for folder in (llama.adapter, trained("llama", True)):
+        expected = logits_of(PeftModel.from_pretrained(plain_base(llama), folder).eval(), ids)
+        assert (answers(folder, llama, ids) - expected).abs().max() < 1e-4
 
 
 def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
-    """It is taken for one on the base that is trained on."""
+    """It is opened on the base of the training."""
     for path in llama.adapter.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -63,7 +58,7 @@ def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids:
     assert (answers(tmp_path, llama, ids) - expected).abs().max() < 1e-4
 
 
-def test_a_specialized_adapter_is_its_sub_network(
+def test_a_recovered_adapter_is_its_sub_network(
     llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor
 ) -> None:
     inputs = open_recovery(str(trained("llama", True)), data, "minimal")
@@ -85,17 +80,17 @@ def test_an_exported_checkpoint(llama: TinySource, tmp_path: Path, choose: Calla
 
 
 def test_a_base_model(llama: TinySource, tiny_models: TinyModels, ids: torch.Tensor) -> None:
-    """Of another family, too, if its tokens are the same."""
+    """A model of another family with the same tokens."""
     other = tiny_models.base("qwen3")
     expected = logits_of(AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).eval(), ids)
     assert (answers(other, llama, ids) - expected).abs().max() < 1e-4
 
 
-# what is refused, before any weights are loaded
+# refused before weights are loaded
 
 
 def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
-    """Another size of the vocabulary, and tokens of other numbers; all of it is listed."""
+    """All differences are listed."""
     base = open_source(str(llama.base)).base
     model = random_model("llama")
     model.resize_token_embeddings(300)
@@ -105,21 +100,9 @@ def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
     by.save_pretrained(tmp_path / "large")
     with pytest.raises(LonasEdgeError) as raised:
         open_teacher(str(tmp_path / "large"), base)
-    told = str(raised.value)
-    assert f"{tmp_path / 'large'}: cannot teach {llama.base}" in told
-    assert f"its vocabulary has 300 entries, and that of {llama.base} has 288" in told
-    assert f"token {by.convert_tokens_to_ids('<mine>')}: '<mine>' and None" in told
-
-    random_model("llama").save_pretrained(tmp_path / "swapped")
-    tokenizer().save_pretrained(tmp_path / "swapped")
-    file = tmp_path / "swapped/tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    names = sorted(vocabulary, key=vocabulary.get)[10:20]
-    content["model"]["vocab"] |= dict(zip(names, reversed(range(10, 20)), strict=True))
-    file.write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=r"cannot teach[\s\S]*token 10: [\s\S]*5 more tokens differ"):
-        open_teacher(str(tmp_path / "swapped"), base)
+    assert f"{tmp_path / 'large'}: cannot teach {llama.base}" in str(raised.value)
+    assert f"its vocabulary has 300 entries, and that of {llama.base} has 288" in str(raised.value)
+    assert f"token {by.convert_tokens_to_ids('<mine>')}: '<mine>' and None" in str(raised.value)
 
     random_model("llama").save_pretrained(tmp_path / "mute")
     with pytest.raises(LonasEdgeError, match="has no tokenizer to compare"):
@@ -132,27 +115,21 @@ def without_merges(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
-def with_special(role: str) -> Callable[[Path], None]:
-    """The tiny tokenizer's begin of sequence in another role, too."""
-
-    def change(folder: Path) -> None:
-        content = json.loads((folder / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps({**content, f"{role}_token": "<s>"}))
-
-    return change
+def other_eos(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**content, "eos_token": "<s>"}))
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (without_merges, r"'The sun is the star at the center of the'…: divided into other tokens"),
-        (with_special("eos"), r"eos token: 0 and 1\n"),
+        (other_eos, r"eos token: 0 and 1\n"),
     ],
 )
 def test_another_tokenizer_of_the_same_tokens(
     llama: TinySource, tmp_path: Path, change: Callable[[Path], None], told: str
 ) -> None:
-    """Its logits would be of another text, or end it elsewhere."""
     random_model("llama").save_pretrained(tmp_path / "other")
     tokenizer().save_pretrained(tmp_path / "other")
     change(tmp_path / "other")
@@ -160,15 +137,7 @@ def test_another_tokenizer_of_the_same_tokens(
         open_teacher(str(tmp_path / "other"), open_source(str(llama.base)).base)
 
 
-def test_another_padding_teaches(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
-    """What is padded is masked, and instruction-tuned models often pad otherwise than their base."""
-    random_model("llama").save_pretrained(tmp_path / "other")
-    tokenizer().save_pretrained(tmp_path / "other")
-    with_special("pad")(tmp_path / "other")
-    assert answers(tmp_path / "other", llama, ids).isfinite().all()
-
-
-def test_what_is_no_teacher(llama: TinySource, tmp_path: Path) -> None:
+def test_refused_teachers(llama: TinySource, tmp_path: Path) -> None:
     base = open_source(str(llama.base)).base
     (tmp_path / "ir").mkdir()
     (tmp_path / "ir/openvino_model.xml").write_text("<net/>")
@@ -178,11 +147,11 @@ def test_what_is_no_teacher(llama: TinySource, tmp_path: Path) -> None:
         open_teacher(str(tmp_path / "none"), base)
 
 
-# what is learned
+# training
 
 
 def test_the_first_loss(llama: TinySource, tmp_path: Path) -> None:
-    """Of plain LoRA, which is the base before its first step."""
+    """Plain LoRA equals the base before its first step."""
     data = write_data(tmp_path / "data.json", EXAMPLES[:4])
     inputs = with_teacher(open_inputs(str(llama.base), data, elastic=False), str(llama.adapter))
     record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": 2, "warmup_steps": 0}))
@@ -196,7 +165,7 @@ def test_the_first_loss(llama: TinySource, tmp_path: Path) -> None:
 
 
 def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Path) -> None:
-    """A sub-network learns from a finished adapter; half of the loss where nothing else is said."""
+    """A sub-network is distilled from a finished adapter."""
     data, start = write_data(tmp_path / "data.json", EIGHT), str(trained("llama", True))
     inputs = with_teacher(open_recovery(start, data, "minimal"), str(llama.adapter))
     options = TrainOptions(**{**OPTIONS, "prompt": None, "seed": 1})

@@ -1,4 +1,4 @@
-"""Training a network as it will be stored: its loss and gradients against plain torch on the matrices that an export stores."""
+"""Quantization-aware training: loss and gradients against plain torch on the matrices that an export stores."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from test_recovery import recover
 from tiny_models import TinyModels
 from torch import nn
 from torch.nn import functional as F
-from training_runs import EIGHT, IGNORED, run, tensors_of, write_data
+from training_runs import EIGHT, IGNORED, difference, run, write_data
 
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source, open_source
@@ -18,17 +18,17 @@ from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 
-ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step that learns nothing, of all there is
+ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step on all examples that learns nothing
 
 
 def batch_of(source: Source, base: Path, data: Path) -> dict[str, torch.Tensor]:
-    """Every example of a file of EIGHT, as a training on it sees them."""
+    """The eight examples as one batch."""
     [batch] = read_held_out(source, data, len(EIGHT), 0, "question").batches(load_tokenizer(base))
     return dict(batch)
 
 
 def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of what is learned, in plain torch."""
+    """Mean cross-entropy of the learned tokens, in plain torch."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, batch["logits_to_keep"]]
     return F.cross_entropy(logits[batch["labels"] != IGNORED], batch["labels"][batch["labels"] != IGNORED])
 
@@ -44,28 +44,27 @@ FORMATS += [pytest.param(case, "int4_sym", marks=pytest.mark.slow) for case in (
 
 
 @pytest.mark.parametrize(("case", "name"), FORMATS)
-def test_the_loss_is_that_of_what_is_stored(
+def test_the_loss_is_that_of_the_stored_weights(
     case: str, name: str, tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable
 ) -> None:
     tiny, start, eight = tiny_models.source(case), trained(case, True), write_data(tmp_path / "eight.json", EIGHT)
     widths = choose(tiny, "unequal:5")
     losses = {
-        one: recover(start, eight, tmp_path / f"out-{one}", widths, weight_format=one, **ALL)["losses"][0]["loss"]
-        for one in (name, None)
+        stored: recover(start, eight, tmp_path / f"out-{stored}", widths, weight_format=stored, **ALL)["losses"][0]["loss"]
+        for stored in (name, None)
     }
     source = open_source(str(start))
     expected = stored_loss(source, widths, name, batch_of(source, tiny.base, eight))
     assert losses[name] == pytest.approx(expected, rel=1e-5)
-    assert abs(losses[name] - losses[None]) > 3e-4 * expected, "the test would not see a training that stores nothing"
+    assert abs(losses[name] - losses[None]) > 3e-4 * expected, "quantization must be visible in the loss"
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied"])
-def test_gradients_pass_through_rounding(case: str, tiny_models: TinyModels, tmp_path: Path) -> None:
-    """Of W' = stored(W + s B A) with the gradient G of the loss by W': s Bᵀ G of A, and s G Aᵀ of B."""
-    tiny, eight = tiny_models.source(case), write_data(tmp_path / "eight.json", EIGHT)
+def test_gradients_pass_through_rounding(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """With W' = stored(W + s B A) and G the gradient by W': s Bᵀ G for A, and s G Aᵀ for B."""
+    tiny, eight = tiny_models.source("llama"), write_data(tmp_path / "eight.json", EIGHT)
     source, widths = tiny.opened(), [values[0] for values in tiny.groups()]
     batch, network = batch_of(source, tiny.base, eight), load_super_network(source)
-    layers = {name: one for name, one in network.base.named_modules() if hasattr(one, "lora_A")}
+    layers = {name: layer for name, layer in network.base.named_modules() if hasattr(layer, "lora_A")}
     for layer in layers.values():
         layer.lora_A.requires_grad_(True)
         layer.lora_B.requires_grad_(True)
@@ -83,56 +82,26 @@ def test_gradients_pass_through_rounding(case: str, tiny_models: TinyModels, tmp
         torch.testing.assert_close(up.weight.grad, scale * gradient @ down.weight.T, rtol=1e-3, atol=1e-6)
 
 
-def test_it_is_learned(tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable) -> None:
-    """As it is stored, a network is better for having been trained so."""
-    tiny, start, eight = tiny_models.source("llama"), trained("llama", True), write_data(tmp_path / "eight.json", EIGHT)
-    widths = choose(tiny, "heuristic")
-    many = {"steps": 60, "batch_size": 8, "lr": 0.01, "save_steps": 100}
-    found = {}
-    for one in ("int4_sym", None):
-        out = tmp_path / f"out-{one}"
-        recover(start, eight, out, widths, weight_format=one, **many)
-        source = open_source(str(out))
-        found[one] = stored_loss(source, widths, "int4_sym", batch_of(source, tiny.base, eight))
-    assert found["int4_sym"] < found[None]
-
-
-def test_super_networks_are_trained_so_too(tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
+def test_super_networks_are_trained_in_a_format(tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
     source = tiny_models.source("llama")
-    records = {one: run(source, data, tmp_path / f"out-{one}", weight_format=one, steps=2) for one in ("int4_sym", None)}
-    assert records["int4_sym"]["options"]["weight_format"] == "int4_sym"
-    changed = [
-        not torch.equal(one, tensors_of(tmp_path / "out-None")[name])
-        for name, one in tensors_of(tmp_path / "out-int4_sym").items()
-    ]
-    assert any(changed)
-    card = (tmp_path / "out-int4_sym/README.md").read_text()
-    assert "trained as `int4_sym` stores it" in card
-    assert "--subnet heuristic --weight-format int4_sym" in card
-    assert "stores it" not in (tmp_path / "out-None/README.md").read_text()
+    record = run(source, data, tmp_path / "int4", weight_format="int4_sym", steps=2)
+    assert record["options"]["weight_format"] == "int4_sym"
+    run(source, data, tmp_path / "plain", steps=2)
+    assert difference(tmp_path / "int4", tmp_path / "plain") > 0
+    assert "--subnet heuristic --weight-format int4_sym" in (tmp_path / "int4/README.md").read_text()
+    assert "int4" not in (tmp_path / "plain/README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("trained_as", "options", "told"),
-    [
-        ("int4_sym", ["--weight-format", "int4_sym"], False),
-        ("int4_sym", ["--weight-format", "int4_sym", "--group-size", "-1"], True),
-        ("int4_sym", ["--stage", "checkpoint"], True),
-        (None, ["--stage", "checkpoint"], False),
-    ],
+    ("options", "warned"),
+    [(["--weight-format", "int4_sym", "--group-size", "-1"], True), (["--weight-format", "int4_sym", "--stage", "ir"], False)],
 )
 def test_export_warns_of_another_format(
-    trained_as: str | None,
-    options: list[str],
-    told: bool,
-    tiny_models: TinyModels,
-    data: Path,
-    tmp_path: Path,
-    run_cli: Callable,
+    options: list[str], warned: bool, tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable
 ) -> None:
-    run(tiny_models.source("llama"), data, tmp_path / "super", weight_format=trained_as, steps=1)
+    run(tiny_models.source("llama"), data, tmp_path / "super", weight_format="int4_sym", steps=1)
     ran = run_cli("export", tmp_path / "super", *options, "--output", tmp_path / "out", "--json")
     assert ran.code == 0 and (tmp_path / "out/lonas_edge.json").exists()
-    assert ("warning: " in ran.err) == told
-    if told:
-        assert "What was trained is `export --weight-format int4_sym`, without --group-size" in " ".join(ran.err.split())
+    assert ("warning: " in ran.err) == warned
+    if warned:
+        assert "Pass --weight-format int4_sym, without --group-size" in " ".join(ran.err.split())

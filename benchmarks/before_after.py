@@ -80,7 +80,7 @@ class Tree:
         options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", self.arguments.prompts, "--json"]
         printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *options)
         (target,) = json.loads(printed)["targets"]
-        return {"eval, s per prompt": target["seconds"] / target["asked"]}
+        return {"eval, s per prompt": target["seconds"] / target["answered"]}
 
     def train(self) -> Figures:
         given = self.arguments

@@ -19,13 +19,13 @@ class LonasEdgeWarning(UserWarning):
     """Something in the user's input looks wrong but can be used; the command line prints the message."""
 
 
-def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None:
+def raise_all(headline: str, problems: Sequence[str], hint: str = "") -> None:
     """Raise one error that lists all problems; return if there is none.
 
     Args:
         headline: The file or thing that was checked.
         problems: One line for each: the tensor, group or field, expected and actual value.
-        way_out: What the user can do about it.
+        hint: What the user can do about it.
     """
     if not problems:
         return
@@ -34,8 +34,8 @@ def raise_all(headline: str, problems: Sequence[str], way_out: str = "") -> None
         shown.append(f"… and {len(problems) - len(shown)} more")
     longest = 2 * _LONGEST  # a problem may quote a value of the file
     lines = [headline, *(f"  - {problem[:longest]}{' …' * (len(problem) > longest)}" for problem in shown)]
-    if way_out:
-        lines.append(way_out)
+    if hint:
+        lines.append(hint)
     raise LonasEdgeError("\n".join(lines))
 
 

@@ -38,9 +38,6 @@ def regular(path: Path, what: str = "the file") -> Path:
     Args:
         path: The path; it is returned.
         what: Its name in errors.
-
-    Raises:
-        LonasEdgeError: If it is missing or not a regular file.
     """
     try:
         _check(path, math.inf)
@@ -56,9 +53,6 @@ def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
         path: The file.
         what: Its name in errors.
         limit: Its maximum size in bytes.
-
-    Raises:
-        LonasEdgeError: If it is missing, not a regular file, larger, or not UTF-8.
     """
     try:
         return _text(path, limit)
@@ -67,11 +61,7 @@ def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
 
 
 def read_json(path: Path, limit: float = TEXT_LIMIT) -> dict[str, Any]:
-    """Read a JSON object from a file of `limit` bytes at most.
-
-    Raises:
-        LonasEdgeError: If it cannot be read or is not a JSON object; as for `decode_json`.
-    """
+    """Read a JSON object from a file of `limit` bytes at most."""
     try:
         text = _text(path, limit)
     except (OSError, ValueError) as error:
@@ -88,10 +78,6 @@ def decode_json(text: str, where: str) -> Any:
     Args:
         text: The JSON.
         where: Its name in errors.
-
-    Raises:
-        LonasEdgeError: If it is not JSON, holds NaN, Infinity, half a surrogate pair or two values of one name, or is nested
-            deeper than `DEPTH_LIMIT`.
     """
     try:
         content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
@@ -127,10 +113,10 @@ def _inside(value: Any) -> Iterable[Any]:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
-    if len(content) < len(pairs):  # readers differ in which of the values they take
+    if len(content) < len(pairs):  # readers disagree on which value counts
         twice = next((name for name, value in pairs if value != content[name]), None)
         if twice is not None:
-            raise ValueError(f"{twice!r} is there twice, with different values")
+            raise ValueError(f"{twice!r} occurs twice with different values")
     return content
 
 
@@ -145,11 +131,7 @@ def _finite(digits: str) -> float:
 
 @contextmanager
 def read_by(reader: str, path: Path) -> Iterator[None]:
-    """Name a file and the library that cannot read it: such libraries raise dozens of types.
-
-    Raises:
-        LonasEdgeError: If the block raises anything, except for out of memory.
-    """
+    """Name a file and the library that cannot read it: such libraries raise dozens of types."""
     try:
         yield
     except LonasEdgeError:
@@ -167,9 +149,6 @@ def check_model_folder(folder: Path) -> None:
 
     A link must not lead out of the directory: its target would be read, and published with an export. The links of a hub cache
     lead to the blobs of their own repository.
-
-    Raises:
-        LonasEdgeError: Lists every file that is missing behind a link, not a regular file, too large, or outside.
     """
     try:
         entries = [*folder.iterdir(), *((folder / _TEMPLATES).iterdir() if (folder / _TEMPLATES).is_dir() else ())]
@@ -241,11 +220,7 @@ def sha256(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        LonasEdgeError: If it cannot be written; the earlier file stays.
-    """
+    """Write a text file atomically."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8", newline="\n")

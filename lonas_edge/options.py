@@ -119,7 +119,7 @@ class Declared:
         return bool(values[self.name]) if needed else self.given(values)
 
     def faults(self, value: Any) -> list[str]:
-        """What is wrong with a value by itself."""
+        """List what is wrong with a value by itself."""
         items = value if self.many and value is not None else [value]
         wrong = [(item, self._fault(item)) for item in items if item is not None]
         return [f"{self.flag} {_shown(item)}: {fault}" for item, fault in wrong if fault]
@@ -151,7 +151,7 @@ def _shown(value: Any) -> str:
 @cache
 def declared(*classes: type) -> tuple[Declared, ...]:
     """The options that dataclasses declare, by panel, each name once."""
-    found: dict[str, Declared] = {}
+    declarations: dict[str, Declared] = {}
     for cls in classes:
         hints = get_type_hints(cls)
         for each in fields(cls):
@@ -159,29 +159,29 @@ def declared(*classes: type) -> tuple[Declared, ...]:
                 kinds = [kind for kind in get_args(hints[each.name]) or [hints[each.name]] if kind is not NoneType]
                 many = tuple in (get_origin(hints[each.name]), *map(get_origin, kinds))
                 kind = get_args(kinds[0])[0] if get_origin(kinds[0]) is tuple else kinds[0]
-                found[each.name] = Declared(each.name, each.metadata["option"], kind, many, each.default)
-    return tuple(sorted(found.values(), key=lambda known: PANELS.index(known.option.panel)))
+                declarations[each.name] = Declared(each.name, each.metadata["option"], kind, many, each.default)
+    return tuple(sorted(declarations.values(), key=lambda each: PANELS.index(each.option.panel)))
 
 
 def problems(values: Mapping[str, Any], *classes: type) -> list[str]:
-    """Everything that is wrong with the values of options, one line each.
+    """List everything that is wrong with the values of options, one line each.
 
     Args:
         values: By field name.
         *classes: Dataclasses that declare them.
     """
     known = {each.name: each for each in declared(*classes)}
-    found = []
+    faults = []
     for each in known.values():
-        found += each.faults(values[each.name])
+        faults += each.faults(values[each.name])
         if each.given(values):
-            found += _conflicts(each, known, values)
-    return list(dict.fromkeys(found))
+            faults += _conflicts(each, known, values)
+    return list(dict.fromkeys(faults))
 
 
 def _conflicts(each: Declared, known: Mapping[str, Declared], values: Mapping[str, Any]) -> list[str]:
     rules = [(rule, True) for rule in each.option.needs.split()] + [(rule, False) for rule in each.option.excludes.split()]
-    found, reason = [], f": {each.option.why}" if each.option.why else ""
+    conflicts, reason = [], f": {each.option.why}" if each.option.why else ""
     for rule, needed in rules:
         names, _, wanted = rule.partition("=")
         others = [known[name] for name in names.split("|") if name in known]  # those of other dataclasses are not checked
@@ -191,8 +191,8 @@ def _conflicts(each: Declared, known: Mapping[str, Declared], values: Mapping[st
             flags = " or ".join(other.written(needed or values[other.name]) for other in others)
             rest = f" {' or '.join(choices)}" if choices else ""
             verb = "needs" if needed else "cannot be combined with"
-            found.append(f"{each.written(values[each.name])} {verb} {flags}{rest}{reason}")
-    return found
+            conflicts.append(f"{each.written(values[each.name])} {verb} {flags}{rest}{reason}")
+    return conflicts
 
 
 def given(options: Any, name: str) -> bool:
@@ -217,11 +217,7 @@ class Checked:
     """Base of dataclasses with options: an instance with wrong values cannot be made."""
 
     def __post_init__(self) -> None:
-        """Check all options.
-
-        Raises:
-            LonasEdgeError: If one is wrong; all that are wrong are listed.
-        """
+        """Check all options."""
         wrong = problems(vars(self), type(self))
         if len(wrong) == 1:
             raise LonasEdgeError(wrong[0])

@@ -73,9 +73,6 @@ class OutputDirectory:
         Args:
             needed_bytes: Size of the output.
             resumable: Whether an unfinished run in NAME.partial may stay there: `resume` looks at it.
-
-        Raises:
-            LonasEdgeError: If the output exists and is not replaced, its parent is not writable, or the disk is full.
         """
         refuse_location(self.path)
         if os.path.lexists(self.partial) or _lock_file(self.partial).exists():
@@ -103,11 +100,7 @@ class OutputDirectory:
 
     @contextmanager
     def open(self) -> Iterator[Path]:
-        """Yield a directory that becomes the output when the block ends without an error.
-
-        Raises:
-            LonasEdgeError: If it cannot be written.
-        """
+        """Yield a directory that becomes the output when the block ends without an error."""
         with self._held():
             if unfinished := self._unfinished():
                 self._refuse_unfinished(unfinished.command)
@@ -133,10 +126,6 @@ class OutputDirectory:
 
         Yields:
             The working directory.
-
-        Raises:
-            LonasEdgeError: If it is held by another process, is not ours, has another identity, or the run ended early; the
-                message says how to continue.
         """
         with self._held():
             resumed = self._continue(command, identity, resume, restart)
@@ -292,9 +281,6 @@ class Work:
         """Yield a directory that becomes the output when the block ends; NAME.partial is removed then.
 
         Its files are on the disk, not only in memory, before that: 0.07 s for 130 MB.
-
-        Raises:
-            LonasEdgeError: If it cannot be written; nothing has changed then.
         """
         path, new, old = self.output.path, self.path / _NEW, self.path / _OLD
         new.mkdir()

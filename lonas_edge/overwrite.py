@@ -14,11 +14,7 @@ _SPACE = "bootstrapNAS"  # in every search space
 
 
 def check_output_file(path: Path, overwrite: bool, inputs: Sequence[Path | str | None] = ()) -> None:
-    """Refuse to write a search space where something else is, or one without `overwrite`.
-
-    Raises:
-        LonasEdgeError: If the path holds something that is not replaced.
-    """
+    """Refuse to write a search space where something else is, or one without `overwrite`."""
     refuse_location(path)
     refuse_existing(path, overwrite, inputs, directory=False)
 

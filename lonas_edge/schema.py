@@ -47,11 +47,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a record.
-
-        Raises:
-            LonasEdgeError: If it cannot be read, has another schema, or does not fit it; every error is listed.
-        """
+        """Read a record."""
         return cls.from_json(read_json(path), str(path))
 
     @classmethod
@@ -61,9 +57,6 @@ class Record:
         Args:
             content: The object.
             where: Its name in errors.
-
-        Raises:
-            LonasEdgeError: If it has another schema or does not fit it; every error is listed.
         """
         from pydantic import ValidationError
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Installed versions by name, Python's first; packages that are not installed are omitted."""
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -207,10 +207,10 @@ def _print(result: "EvalRecord", output: Path | None) -> None:
         print_table(shown, report.difference_title(result), report.DIFFERENCE_HEADINGS, report.difference_rows(result))
     shown.print(report.explained(result))
     for target in result.targets:
-        if target.asked:
-            rate = target.asked / target.seconds
-            shown.print(f"{target.name}: {target.asked:,} prompts in {target.seconds:.0f} s, {rate:.1f} per second")
-    for line in report.left_out(result):
+        if target.answered:
+            rate = target.answered / target.seconds
+            shown.print(f"{target.name}: {target.answered:,} prompts in {target.seconds:.0f} s, {rate:.1f} per second")
+    for line in report.skipped(result):
         shown.print(line, style="yellow")
     if output:
         shown.print(f"{output}: eval.json, eval.csv, eval.md and samples")

@@ -21,7 +21,7 @@ FILE = "answers.jsonl"
 class AnswerLog:
     """A file of answered batches, one a line: {"batch": hash of target and requests, "answers": […], "check": hash of both}.
 
-    A line that is not as it was written, because of a kill or a damaged disk, counts for nothing.
+    A line that a kill or a damaged disk changed is ignored.
     """
 
     def __init__(self, path: Path | None = None):
@@ -40,15 +40,11 @@ class AnswerLog:
                 continue
 
     def get(self, batch: str) -> list[Any] | None:
-        """The answers of a batch; None where there are none."""
+        """Look up the answers of a batch; None where there are none."""
         return self._answers.get(batch)
 
     def add(self, batch: str, answers: list[Any]) -> None:
-        """Save the answers of a batch.
-
-        Raises:
-            LonasEdgeError: If the file cannot be written.
-        """
+        """Save the answers of a batch."""
         self._answers[batch] = answers
         if self._path is None:
             return
@@ -62,28 +58,28 @@ class AnswerLog:
             raise LonasEdgeError(f"{self._path}: cannot be written: {error}") from error
 
 
-class Asking:
-    """Asks one target, and loads it when the first batch without an answer is met.
+class LoggedTarget:
+    """A target whose answers are saved; it is loaded for the first batch without saved answers.
 
     Attributes:
         target: The target.
-        asked: Prompts that it answered in this run.
+        answered: Prompts that it answered in this run.
         seconds: Time for those, without loading.
     """
 
     def __init__(self, target: Target, log: AnswerLog):
-        """Start."""
+        """Remember the target; nothing is loaded yet."""
         self.target, self._log = target, log
         self._model: Any = None
-        self.asked, self.seconds = 0, 0.0
+        self.answered, self.seconds = 0, 0.0
 
-    def answers(self, requests: list[Any], prompts: int, ask: Callable[[Any], list[Any]]) -> list[Any]:
-        """The answers of a batch.
+    def answers(self, requests: list[Any], prompts: int, run: Callable[[Any], list[Any]]) -> list[Any]:
+        """Return the answers of a batch, saved or new.
 
         Args:
-            requests: What the answers depend on beside the target, as JSON.
+            requests: Everything except the target that the answers depend on, as JSON.
             prompts: Number of prompts.
-            ask: Asks the loaded target.
+            run: Computes the answers with the loaded model.
         """
         batch = _hash([self.target.name, requests])
         saved = self._log.get(batch)
@@ -91,9 +87,9 @@ class Asking:
             return saved
         self._model = self._model or self.target.load()
         start = time.perf_counter()
-        answers = ask(self._model)
+        answers = run(self._model)
         self.seconds += time.perf_counter() - start
-        self.asked += prompts
+        self.answered += prompts
         self._log.add(batch, answers)
         return answers
 

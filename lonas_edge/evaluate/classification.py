@@ -11,12 +11,12 @@ import numpy as np
 from lonas_edge.data.encoding import PairCollator, encode_pairs
 from lonas_edge.data.glue import TASKS, GlueTask, Pair, task_named
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate.answer_log import Asking
+from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.glue import ACCURACY, metrics_of
 from lonas_edge.evaluate.settings import EvalSettings
 from lonas_edge.evaluate.targets import Target
-from lonas_edge.exporting.evaluations import LeftOut, TaskResult
+from lonas_edge.exporting.evaluations import SkippedSample, TaskResult
 from lonas_edge.progress import Progress
 
 Classifier = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch of `PairCollator` -> logits [texts, outputs]
@@ -24,7 +24,7 @@ Classifier = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch of `Pai
 
 @dataclass(frozen=True)
 class _Set:
-    """The texts of a development set that are asked, and their indices in the file."""
+    """The chosen texts of a development set, and their indices in the file."""
 
     name: str
     task: GlueTask
@@ -33,14 +33,11 @@ class _Set:
 
 
 def choose_tasks(names: Sequence[str] | None, datasets: Path | None) -> tuple[str, ...]:
-    """The tasks of GLUE to ask.
+    """Choose the GLUE tasks to evaluate.
 
     Args:
         names: As on the command line; those in the directory when None.
         datasets: The directory with a folder for each task.
-
-    Raises:
-        LonasEdgeError: If one is not of GLUE, or there is none.
     """
     if datasets is None:
         raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task, as GLUE has it")
@@ -57,7 +54,7 @@ def choose_tasks(names: Sequence[str] | None, datasets: Path | None) -> tuple[st
 
 @dataclass(frozen=True)
 class Classification:
-    """Asks classifiers."""
+    """Evaluates classifiers."""
 
     settings: EvalSettings
 
@@ -79,53 +76,57 @@ class Classification:
 
     def check(self, targets: Sequence[Target]) -> None:
         """Read the data, and refuse tasks that do not fit a target's head."""
-        tasks = dict.fromkeys(one.task for one in self._sets)
+        tasks = dict.fromkeys(dev_set.task for dev_set in self._sets)
         misfits = [
             f"{target.name}: {misfit}" for target in targets for task in tasks if (misfit := task.misfit(len(target.outputs)))
         ]
         raise_all("Tasks that do not fit a target's head:", misfits, "Evaluate each target on the task it was trained for.")
 
     def prompt_of(self, _target: Target) -> str:
-        """There is none."""
+        """Return an empty text: classifiers have no prompt."""
         return ""
 
-    def ask(self, asking: Asking, progress: Progress) -> list[TaskAnswers]:
-        """Ask a target."""
-        return [self._task(asking, one, progress) for one in self._sets]
+    def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
+        """Evaluate a target."""
+        return [self._task(logged, dev_set, progress) for dev_set in self._sets]
 
-    def _task(self, asking: Asking, one: _Set, progress: Progress) -> TaskAnswers:
-        logits, left_out = _logits(asking, one, progress)
-        pairs = dict(zip(one.indices, one.pairs, strict=True))
+    def _task(self, logged: LoggedTarget, dev_set: _Set, progress: Progress) -> TaskAnswers:
+        logits, skipped = _logits(logged, dev_set, progress)
+        pairs = dict(zip(dev_set.indices, dev_set.pairs, strict=True))
         labels = np.array([pairs[index].label for index in logits])
-        answers = _answers(one.task, np.array(list(logits.values())), asking.target.outputs)
-        metrics, (first, *_) = metrics_of(one.task.metrics, labels, answers), one.task.metrics
-        result = TaskResult.of(one.name, first, metrics, questions=len(logits), left_out=left_out, harness=False)
-        right = -np.abs(answers - labels) if one.task.regression else (answers == labels).astype(float)
-        compared = Answers(one.name, np.array(list(logits)), right, answers, None if first == ACCURACY else labels, first)
+        answers = _answers(dev_set.task, np.array(list(logits.values())), logged.target.outputs)
+        metrics, (first, *_) = metrics_of(dev_set.task.metrics, labels, answers), dev_set.task.metrics
+        result = TaskResult.of(dev_set.name, first, metrics, questions=len(logits), skipped=skipped, harness=False)
+        correct = -np.abs(answers - labels) if dev_set.task.regression else (answers == labels).astype(float)
+        compared = Answers(dev_set.name, np.array(list(logits)), correct, answers, None if first == ACCURACY else labels, first)
         return TaskAnswers(result, list(_samples(pairs, logits, answers)), compared)
 
 
-def _logits(asking: Asking, one: _Set, progress: Progress) -> tuple[dict[int, list[float]], tuple[LeftOut, ...]]:
-    """Logits by index. Texts beyond the context are left out, never cut."""
-    target = asking.target
-    encoded = encode_pairs(one.pairs, target.tokenizer, None)
+def _logits(
+    logged: LoggedTarget, dev_set: _Set, progress: Progress
+) -> tuple[dict[int, list[float]], tuple[SkippedSample, ...]]:
+    """Compute logits by index. Texts beyond the context are skipped, never truncated."""
+    target = logged.target
+    encoded = encode_pairs(dev_set.pairs, target.tokenizer, None)
     lengths, most = [len(row["input_ids"]) for row in encoded], target.max_length
-    left_out = tuple(
-        LeftOut(one.name, index, length, most) for index, length in zip(one.indices, lengths, strict=True) if length > most
+    skipped = tuple(
+        SkippedSample(dev_set.name, index, length, most)
+        for index, length in zip(dev_set.indices, lengths, strict=True)
+        if length > most
     )
     fitting = sorted((row for row, length in enumerate(lengths) if length <= most), key=lambda row: (-lengths[row], row))
     if not fitting:
-        raise LonasEdgeError(f"{target.name}: {one.name}: every text is longer than the context of {most} tokens")
+        raise LonasEdgeError(f"{target.name}: {dev_set.name}: every text is longer than the context of {most} tokens")
     collate = PairCollator(target.tokenizer.pad_token_id or 0)
     logits: dict[int, list[float]] = {}
     for start in range(0, len(fitting), target.batch_size):
-        progress(f"{target.name}  {one.name}", start / len(fitting))
+        progress(f"{target.name}  {dev_set.name}", start / len(fitting))
         batch = fitting[start : start + target.batch_size]
         rows = [{**encoded[row], "labels": 0} for row in batch]
         arrays = {name: tensor.numpy() for name, tensor in collate(rows).items() if name != "labels"}
-        answers = asking.answers(rows, len(rows), partial(_classify, arrays, target.name))
-        logits |= {one.indices[row]: answer for row, answer in zip(batch, answers, strict=True)}
-    return dict(sorted(logits.items())), left_out
+        answers = logged.answers(rows, len(rows), partial(_classify, arrays, target.name))
+        logits |= {dev_set.indices[row]: answer for row, answer in zip(batch, answers, strict=True)}
+    return dict(sorted(logits.items())), skipped
 
 
 def _classify(arrays: Mapping[str, np.ndarray], name: str, model: Classifier) -> list[list[float]]:
@@ -137,7 +138,7 @@ def _classify(arrays: Mapping[str, np.ndarray], name: str, model: Classifier) ->
 
 
 def _answers(task: GlueTask, logits: np.ndarray, outputs: Sequence[str]) -> np.ndarray:
-    """Answers as the task numbers them; a head that has the task's classes in another order is read by their names."""
+    """Number the answers as the task does; a head with the classes in another order is read by their names."""
     if task.regression:
         return logits[:, 0]
     if set(outputs) == set(task.classes):

@@ -1,4 +1,4 @@
-"""Two models on the same questions: paired differences, McNemar's test, and the share of equal answers."""
+"""Compare two models on the same questions: paired differences, McNemar's test, share of equal answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class Answers:
     Attributes:
         task: The task.
         samples: Indices in the test set, [questions].
-        right: 1 for a correct answer, 0 for a wrong one; of a regression minus the distance from the label, [questions].
+        correct: 1 for a correct answer, 0 for a wrong one; of a regression minus the distance from the label, [questions].
         given: The answers: words, or numbers of choices, [questions].
         labels: The labels, where the metric is another one of GLUE's than accuracy, [questions].
         metric: The metric.
@@ -29,20 +29,20 @@ class Answers:
 
     task: str
     samples: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     given: np.ndarray
     labels: np.ndarray | None = field(default=None)
     metric: str = ACCURACY
 
     def at(self, kept: np.ndarray) -> "Answers":
-        """Those to some of the questions."""
+        """Select the answers to some of the questions."""
         labels = None if self.labels is None else self.labels[kept]
-        return Answers(self.task, self.samples[kept], self.right[kept], self.given[kept], labels, self.metric)
+        return Answers(self.task, self.samples[kept], self.correct[kept], self.given[kept], labels, self.metric)
 
     def score(self, drawn: Any = slice(None)) -> float:
-        """The metric, perhaps of drawn questions."""
+        """Compute the metric, optionally on drawn questions."""
         if self.labels is None:
-            return float(self.right[drawn].mean())
+            return float(self.correct[drawn].mean())
         return METRICS[self.metric](self.labels[drawn], self.given[drawn])
 
 
@@ -60,15 +60,15 @@ class Difference:
     """`target` minus `against`, on the questions that both answered.
 
     Attributes:
-        target: Name of the one.
-        against: Name of the other.
+        target: Name of the compared model.
+        against: Name of the reference.
         scope: A task, or `average` for the mean over the tasks.
         points: Difference of accuracy (of the task's metric) in percentage points.
         half_width_95: Half of its 95 % interval: a normal approximation of the paired difference, with tasks as strata; by
-            bootstrap for other metrics than accuracy. None below two questions of a task, and where no question tells the
-            models apart: that does not prove that none would.
-        only_target: Questions that only the one has right; of a regression, those where it is nearer to the label.
-        only_against: Questions that only the other has right.
+            bootstrap for other metrics than accuracy. None below two questions of a task, and where all answers are equally
+            correct: other questions might show a difference.
+        only_target: Questions that only `target` answers correctly; of a regression, those where it is nearer to the label.
+        only_against: Questions that only `against` answers correctly.
         mcnemar_p: Two-sided exact p of McNemar's test (1947), a sign test on those two.
         identical: Share of questions with equal answers, right or wrong.
         questions: Number of questions.
@@ -99,17 +99,7 @@ class _Pair:
 
 
 def compare(target: str, ours: Sequence[Answers], against: str, theirs: Sequence[Answers]) -> list[Difference]:
-    """Compare two models task by task, and over all tasks.
-
-    Args:
-        target: Name of the one.
-        ours: Its answers.
-        against: Name of the other.
-        theirs: Its answers.
-
-    Returns:
-        A difference for each task in the order of `ours`, and one for the average where there are several.
-    """
+    """Compare the answers of a model (`ours`) with those of a reference, task by task and on average over several tasks."""
     known = {answers.task: answers for answers in theirs}
     pairs = {answers.task: pair for answers in ours if answers.task in known and (pair := _pair(answers, known[answers.task]))}
     if len(pairs) > 1:
@@ -123,7 +113,7 @@ def _pair(ours: Answers, theirs: Answers) -> _Pair | None:
     if not count:
         return None
     ours, theirs = ours.at(here), theirs.at(there)
-    differences = ours.right - theirs.right
+    differences = ours.correct - theirs.correct
     if ours.labels is None:
         points = 100 * float(differences.mean())
         variance = 1e4 * float(differences.var(ddof=1)) / count if count > 1 else math.nan

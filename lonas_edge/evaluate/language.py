@@ -1,4 +1,4 @@
-"""Language models on tasks of lm-evaluation-harness: it asks, counts and gives standard errors."""
+"""Language models on tasks of lm-evaluation-harness, which runs them, counts and gives standard errors."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,31 +19,27 @@ from lonas_edge.data.tasks import resolve, unknown_task
 from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
-from lonas_edge.evaluate.answer_log import Asking
+from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.protocols import GENERATE, TASKS, Classify
 from lonas_edge.evaluate.settings import EvalSettings
 from lonas_edge.evaluate.targets import Target
-from lonas_edge.exporting.evaluations import SHARES, LeftOut, Metric, TaskResult
+from lonas_edge.exporting.evaluations import SHARES, Metric, SkippedSample, TaskResult
 from lonas_edge.progress import Progress
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 OURS = "lonas_"  # prefix of our definitions
-HARNESS = "harness:"  # prefix of a harness's task that has the name of one of ours
+HARNESS = "harness:"  # prefix of a harness's task that shares its name with ours
 _BOOTSTRAPS = 1000  # for metrics whose standard error has no formula; accuracies have one
 
 
 class Language:
-    """Asks language models."""
+    """Evaluates language models."""
 
     def __init__(self, settings: EvalSettings, progress: Progress):
-        """Check tasks and data.
-
-        Raises:
-            LonasEdgeError: If a task is unknown, or its data missing or faulty.
-        """
+        """Check tasks and data."""
         assert not isinstance(settings.protocol, Classify)
         self.settings, self.protocol = settings, settings.protocol
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -55,40 +51,40 @@ class Language:
         self._harness = self._harness_tasks(progress)
 
     def check(self, targets: Sequence[Target]) -> None:
-        """Make each target's prompt template, which a damaged chat template prevents."""
+        """Make each target's prompt template, which fails for a damaged chat template."""
         for target in targets:
             self._template(target)
 
     def prompt_of(self, target: Target) -> str:
-        """The prompt, as reports show it."""
+        """Return the prompt, as reports show it."""
         return self.protocol.prompt or self.settings.prompt or target.prompt
 
-    def ask(self, asking: Asking, progress: Progress) -> list[TaskAnswers]:
-        """Ask a target."""
-        target = asking.target
+    def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
+        """Evaluate a target."""
+        target = logged.target
         ours = self._load_tasks(target)
         tasks = ours | self._harness
         samples = {name: self.settings.chosen(self._label(name), len(task.eval_docs)) for name, task in tasks.items()}
-        left_out = self._leave_out(target, ours, samples)
+        skipped = self._skip_too_long(target, ours, samples)
         for task in tasks.values():
             task.set_fewshot_seed(seed=self.settings.seed)
-        model = BatchedLM(asking, lambda name, done: progress(f"{target.name}  {self._label(name)}{_rate(asking)}", done))
-        found: Any = evaluator.evaluate(
+        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {self._label(name)}{_rate(logged)}", done))
+        output: Any = evaluator.evaluate(
             lm=model,
             task_dict={"tasks": tasks, "groups": {}},
             samples=samples,
             log_samples=True,
             bootstrap_iters=_BOOTSTRAPS,
         )
-        results = found["results"].items()
-        return [self._task(name, values, found["samples"][name], left_out.get(name, ())) for name, values in results]
+        results = output["results"].items()
+        return [self._task(name, values, output["samples"][name], skipped.get(name, ())) for name, values in results]
 
     def _check_tasks(self) -> None:
-        """Refuse our own tasks that the protocol does not ask: the harness may have another one of that name."""
+        """Refuse our own tasks without this protocol: the harness may have other tasks of that name."""
         names = [name for name in resolve(TASKS, self.settings.tasks) if name in TASKS and name not in self.protocol.tasks]
         problems = [f"{name}: a task of the protocol {GENERATE}" for name in names]
-        way_out = f"Pass --protocol {GENERATE}; harness:NAME is lm-evaluation-harness's own task of that name."
-        raise_all(f"The protocol {self.protocol.name} does not ask:", problems, way_out)
+        hint = f"Pass --protocol {GENERATE}; harness:NAME is lm-evaluation-harness's own task of that name."
+        raise_all(f"Not available with the protocol {self.protocol.name}:", problems, hint)
 
     def _check_data(self) -> None:
         if self._ours and self.settings.datasets is None:
@@ -103,7 +99,7 @@ class Language:
         raise_all("Test sets that cannot be used:", problems)
 
     def _harness_tasks(self, progress: Progress) -> dict[str, Any]:
-        """The harness's own tasks."""
+        """Load the harness's own tasks."""
         ours = self.protocol.tasks
         wanted = [name.removeprefix(HARNESS) for name in self.settings.tasks if name not in ours]
         if not wanted:
@@ -126,14 +122,14 @@ class Language:
         return loaded
 
     def _template(self, target: Target) -> Template | None:
-        """A prompt that is no known template: the chat template of the training, or the model's own."""
+        """Make a prompt template of a chat template: that of the training, or the model's own."""
         if self.protocol.prompt or (self.settings.prompt or target.prompt) != CHAT:
             return None
         where = Path(target.name)
         return target.template or chat_as_template(chat_template_of(target.tokenizer, where), target.tokenizer, where)
 
     def _load_tasks(self, target: Target) -> dict[str, Any]:
-        """Our own definitions, with this evaluation's data, prompt and beams."""
+        """Load our own definitions with this evaluation's data, prompt and beams."""
         if not self._ours:
             return {}
         template = self._template(target)
@@ -145,22 +141,22 @@ class Language:
             task.set_config(key="generation_kwargs", value={"num_beams": self.settings.beams}, update=True)
         return loaded
 
-    def _leave_out(
+    def _skip_too_long(
         self, target: Target, tasks: Mapping[str, Any], samples: Mapping[str, list[int]]
-    ) -> dict[str, list[LeftOut]]:
-        """Remove from `samples` those that do not fit the context with their answer: they are reported, never cut."""
-        left_out: dict[str, list[LeftOut]] = {}
+    ) -> dict[str, list[SkippedSample]]:
+        """Remove samples that exceed the context with their answer; they are reported, never truncated."""
+        skipped: dict[str, list[SkippedSample]] = {}
         for name, task in tasks.items():
             needed = {index: self._tokens(target, task.eval_docs[index]) for index in samples[name]}
             too_long = {index: tokens for index, tokens in needed.items() if tokens > target.max_length}
-            left_out[name] = [LeftOut(self._label(name), index, n, target.max_length) for index, n in too_long.items()]
+            skipped[name] = [SkippedSample(self._label(name), index, n, target.max_length) for index, n in too_long.items()]
             samples[name][:] = [index for index in samples[name] if index not in too_long]
         empty = [f"{self._label(name)}: every chosen prompt is too long" for name in samples if not samples[name]]
         raise_all(f"{target.name}: no prompt fits the context of {target.max_length} tokens (by config.json):", empty)
-        return left_out
+        return skipped
 
     def _tokens(self, target: Target, document: Mapping[str, Any]) -> int:
-        """Tokens of a prompt with its longest answer; an upper bound where that suffices."""
+        """Count the tokens of a prompt with its longest answer; an upper bound where that suffices."""
         bound = _most_tokens(document["prompt"]) + self.protocol.longest_answer(document, _most_tokens)
         if bound <= target.max_length:
             return bound
@@ -171,36 +167,36 @@ class Language:
         return tokens(document["prompt"]) + self.protocol.longest_answer(document, tokens)
 
     def _label(self, name: str) -> str:
-        """A task's name in reports: our own by the task alone, the harness's by its name, marked where ours has the same."""
+        """Return a task's name in reports; the harness's are marked where ours have the same name."""
         if name.startswith(OURS):
             return name.removeprefix(OURS).rsplit("_", 1)[0]
         return f"{HARNESS}{name}" if name in self.protocol.tasks else name
 
     def _task(
-        self, name: str, values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], left_out: Sequence[LeftOut]
+        self, name: str, values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], skipped: Sequence[SkippedSample]
     ) -> TaskAnswers:
-        """A task from the harness's results and sample log."""
+        """Read a task from the harness's results and sample log."""
         label, harness = self._label(name), not name.startswith(OURS)
         counted = samples[0]["filter"]  # a task of the harness may read its answers in several ways: the first counts
         metrics = _metrics(values, counted)
         own = None if harness else self.protocol.metric_of(label)
         metric = own or next((share for share in SHARES if share in metrics), next(iter(metrics)))
-        asked = [sample for sample in samples if sample["filter"] == counted]
-        result = TaskResult.of(label, metric, metrics, questions=len(asked), left_out=tuple(left_out), harness=harness)
+        kept = [sample for sample in samples if sample["filter"] == counted]
+        result = TaskResult.of(label, metric, metrics, questions=len(kept), skipped=tuple(skipped), harness=harness)
         answers = None
         if metric in SHARES:
-            right = np.array([float(sample[metric]) for sample in asked])
-            given = np.array([_given(metric, sample) for sample in asked], dtype=object)
-            answers = Answers(label, np.array([sample["doc_id"] for sample in asked]), right, given)
+            correct = np.array([float(sample[metric]) for sample in kept])
+            given = np.array([_given(metric, sample) for sample in kept], dtype=object)
+            answers = Answers(label, np.array([sample["doc_id"] for sample in kept]), correct, given)
         return TaskAnswers(result, samples, answers)
 
 
-def _rate(asking: Asking) -> str:
-    return f"  {asking.asked / asking.seconds:.1f} prompts/s" if asking.asked else ""
+def _rate(logged: LoggedTarget) -> str:
+    return f"  {logged.answered / logged.seconds:.1f} prompts/s" if logged.answered else ""
 
 
 def _most_tokens(text: str) -> int:
-    """A token has at least one byte, and the tokenizer may add one at either end."""
+    """Bound the number of tokens: each has at least one byte, and the tokenizer may add one at either end."""
     return len(text.encode()) + 2
 
 
@@ -217,7 +213,7 @@ def _metrics(values: Mapping[str, Any], counted: str) -> dict[str, Metric]:
 
 
 def _given(metric: str, sample: Mapping[str, Any]) -> str | int:
-    """The answer: a text; the index of the choice that wins by the metric; or whether a text was the likeliest."""
+    """Return the answer: a text; the index of the best choice by the metric; or whether a text was the likeliest."""
     responses = sample["filtered_resps"]
     if not isinstance(responses[0], tuple | list):
         return str(responses[0])
@@ -233,10 +229,10 @@ def _given(metric: str, sample: Mapping[str, Any]) -> str | int:
 class BatchedLM(LM):  # type: ignore[misc]
     """A model for the harness: requests reach the target in batches that depend only on the task and the batch size."""
 
-    def __init__(self, asking: Asking, progress: Any):
+    def __init__(self, logged: LoggedTarget, progress: Any):
         """Wrap a target; `progress` receives the task's name in the harness, and the share that is done."""
         super().__init__()
-        self._asking, self._progress = asking, progress
+        self._logged, self._progress = logged, progress
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
         """See `LM`."""
@@ -251,28 +247,30 @@ class BatchedLM(LM):  # type: ignore[misc]
         return self._answers("generate_until", requests)
 
     def _answers(self, kind: str, requests: "list[Instance]") -> list[Any]:
-        batches = list(_batches(requests, self._asking.target.batch_size))
+        batches = list(_batches(requests, self._logged.target.batch_size))
         work = [sum(len(t) for index in batch for t in requests[index].args if isinstance(t, str)) for batch in batches]
         answers: list[Any] = [None] * len(requests)
         done, total = 0, sum(work) or 1
         for batch, share in zip(batches, work, strict=True):
-            asked = [requests[index] for index in batch]
-            self._progress(asked[0].task_name or kind, done / total)
-            prompts = len({request.args[0] for request in asked})
-            found = self._asking.answers([kind, *(request.args for request in asked)], prompts, partial(_ask, kind, asked))
-            for index, answer in zip(batch, found, strict=True):
+            chosen = [requests[index] for index in batch]
+            self._progress(chosen[0].task_name or kind, done / total)
+            prompts = len({request.args[0] for request in chosen})
+            batch_answers = self._logged.answers(
+                [kind, *(request.args for request in chosen)], prompts, partial(_run, kind, chosen)
+            )
+            for index, answer in zip(batch, batch_answers, strict=True):
                 answers[index] = answer
             done += share
         return answers
 
 
-def _ask(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:
+def _run(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:
     answers: list[Any] = getattr(model, kind)(requests, disable_tqdm=True)
     return answers
 
 
 def _batches(requests: "Sequence[Instance]", size: int) -> Iterator[list[int]]:
-    """Indices of requests, task by task, the longest prompts first, those of one prompt together."""
+    """Yield indices of requests, task by task, the longest prompts first, those of one prompt together."""
     order = sorted(range(len(requests)), key=lambda index: (*_rank(requests[index]), index))
     batch: list[int] = []
     prompts: set[tuple[str | None, str]] = set()

@@ -54,7 +54,7 @@ class OpenVinoLM(RankingLM):
 
     @property
     def eot_token_id(self) -> int:
-        """End of text."""
+        """The end-of-text token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -87,13 +87,13 @@ class OpenVinoLM(RankingLM):
         """See `LM`: the log-likelihood of a whole text, in windows of the model's length."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        found = []
+        sums = []
         for request in requests:
             ids = self.tok_encode(request.args[0])
             windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             pieces = [(None, *make_disjoint_window(window)) for window in windows]
-            found.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(pieces)))
-        return found
+            sums.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(pieces)))
+        return sums
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """See `LM`: all requests at once, greedily or by beam search."""
@@ -102,26 +102,22 @@ class OpenVinoLM(RankingLM):
         return [postprocess_generated_text(text, stop, None) for text, stop in zip(texts, stops, strict=True)]
 
     def generate_ids(self, requests: "list[Instance]") -> list[list[int]]:
-        """Generate the new tokens after each prompt, with the end-of-text token where there is one.
-
-        Raises:
-            LonasEdgeError: If an option is not supported, or OpenVINO cannot compile the model with these properties.
-        """
-        asked = [(request.args[0], self._checked(normalize_gen_kwargs(request.args[1]))) for request in requests]
-        room = [max(1, self.max_length - options["max_gen_toks"]) for _, options in asked]
-        ids = [self.tok_encode(prompt)[-longest:] for (prompt, _), longest in zip(asked, room, strict=True)]
-        found: dict[int, list[int]] = {}
-        for key, indices in _by_options(options for _, options in asked).items():
+        """Generate the new tokens after each prompt, with the end-of-text token where there is one."""
+        parsed = [(request.args[0], self._checked(normalize_gen_kwargs(request.args[1]))) for request in requests]
+        room = [max(1, self.max_length - options["max_gen_toks"]) for _, options in parsed]
+        ids = [self.tok_encode(prompt)[-longest:] for (prompt, _), longest in zip(parsed, room, strict=True)]
+        tokens: dict[int, list[int]] = {}
+        for key, indices in _by_options(options for _, options in parsed).items():
             options = dict(key)
             generate = self._search if options.get("num_beams", 1) > 1 else self._greedy
-            found |= zip(indices, generate([ids[index] for index in indices], options), strict=True)
-        return [found[index] for index in range(len(asked))]
+            tokens |= zip(indices, generate([ids[index] for index in indices], options), strict=True)
+        return [tokens[index] for index in range(len(parsed))]
 
     def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         unknown = sorted(options.keys() - _SUPPORTED)
         if unknown or options.get("do_sample"):
             raise LonasEdgeError(
-                f"generation option {unknown[0] if unknown else 'do_sample'!r} is not supported for an IR, which answers "
+                f"generation option {unknown[0] if unknown else 'do_sample'!r} is not supported for an IR, which generates "
                 f"greedily or by beam search. Supported: {', '.join(sorted(_SUPPORTED - {'do_sample', 'temperature'}))}."
             )
         return {**options, "until": tuple(text for text in options["until"] if text)}
@@ -137,7 +133,7 @@ class OpenVinoLM(RankingLM):
         config.max_new_tokens, config.do_sample, config.apply_chat_template = options["max_gen_toks"], False, False
         config.repetition_penalty = options.get("repetition_penalty", 1.0)
         config.stop_token_ids, config.stop_strings = self._stops(), set(options["until"])
-        inputs = [ov.Tensor(np.array([one], np.int64)) for one in ids]
+        inputs = [ov.Tensor(np.array([tokens], np.int64)) for tokens in ids]
         results = self._pipeline.generate(inputs, [config] * len(inputs))
         return [list(result.m_generation_ids[0]) for result in results]
 
@@ -147,7 +143,7 @@ class OpenVinoLM(RankingLM):
             with _compiling(self.folder, self._device_name, self._properties):
                 self._searcher = _searcher(self.folder, self._device_name, self._properties)
         stops, filler = self._stops(), min(self._stops())
-        found: dict[int, list[int]] = {}
+        tokens: dict[int, list[int]] = {}
         for part in _searched_together(ids, options):
             length = max(len(ids[index]) for index in part)
             new = self._searcher.generate(
@@ -157,9 +153,9 @@ class OpenVinoLM(RankingLM):
                 max_new_tokens=options["max_gen_toks"], do_sample=False, eos_token_id=sorted(stops), pad_token_id=filler,
                 **{name: options[name] for name in ("num_beams", "length_penalty", "repetition_penalty") if name in options},
             )[:, length:].tolist()  # fmt: skip
-            found |= {index: _until(row, stops) for index, row in zip(part, new, strict=True)}
+            tokens |= {index: _until(row, stops) for index, row in zip(part, new, strict=True)}
         self._searcher.request.reset_state()
-        return [found[index] for index in range(len(ids))]
+        return [tokens[index] for index in range(len(ids))]
 
     def _stops(self) -> set[int]:
         """Tokens that end a generation: as in transformers, those of the generation configuration."""
@@ -229,7 +225,7 @@ class _StopTexts:
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         new = self._tokenizer.batch_decode(input_ids[:, self._length :])
-        return torch.tensor([any(text in one for text in self._texts) for one in new])
+        return torch.tensor([any(stop in text for stop in self._texts) for text in new])
 
 
 def _searched_together(ids: Sequence[list[int]], options: Mapping[str, Any]) -> Iterator[list[int]]:
@@ -282,12 +278,12 @@ class _Ranker:
             _padded(contexts, longest, left=True), seen, np.maximum(seen.cumsum(1) - 1, 0), np.arange(len(batch)),
             np.arange(len(batch)) * longest + longest - 1,
         )  # fmt: skip
-        found = [[pair] for pair in _likelihoods(first[[row for row, _ in ends]], [end[0] for _, end in ends])]
+        known = [[pair] for pair in _likelihoods(first[[row for row, _ in ends]], [end[0] for _, end in ends])]
         long = [index for index, (_, end) in enumerate(ends) if len(end) > 1]
         if long:
-            self._continue(seen, contexts, [ends[index] for index in long], [found[index] for index in long])
+            self._continue(seen, contexts, [ends[index] for index in long], [known[index] for index in long])
         self._request.reset_state()
-        sums = iter([(sum(value for value, _ in pairs), all(greedy for _, greedy in pairs)) for pairs in found])
+        sums = iter([(sum(value for value, _ in pairs), all(greedy for _, greedy in pairs)) for pairs in known])
         return [[next(sums) for _ in item.continuations] for item in batch]
 
     def _continue(
@@ -295,7 +291,7 @@ class _Ranker:
         seen: np.ndarray,
         contexts: Sequence[Sequence[int]],
         ends: Sequence[tuple[int, tuple[int, ...]]],
-        found: Sequence[list[Likelihood]],
+        known: Sequence[list[Likelihood]],
     ) -> None:
         parents = np.array([row for row, _ in ends])
         inputs = [end[:-1] for _, end in ends]
@@ -306,20 +302,20 @@ class _Ranker:
         rows = mask.reshape(-1).nonzero()[0]
         logits = self._infer(_padded(inputs, longest), np.concatenate([seen[parents], mask], 1), positions, parents, rows)
         pairs = iter(_likelihoods(logits, [token for _, end in ends for token in end[1:]]))
-        for (_, end), known in zip(ends, found, strict=True):
-            known += [next(pairs) for _ in end[1:]]
+        for (_, end), likelihoods in zip(ends, known, strict=True):
+            likelihoods += [next(pairs) for _ in end[1:]]
 
     def _infer(
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, parents: np.ndarray, rows: np.ndarray
     ) -> torch.Tensor:
-        given = {
+        inputs = {
             "input_ids": ids,
             "attention_mask": mask,
             "position_ids": positions.astype(np.int64),
             "beam_idx": parents.astype(np.int32),
             "logits_rows": rows.astype(np.int64),
         }
-        result = self._request.infer({name: value for name, value in given.items() if name in self._names}, share_outputs=True)
+        result = self._request.infer({name: value for name, value in inputs.items() if name in self._names}, share_outputs=True)
         return torch.from_numpy(result["logits"])
 
 

@@ -1,7 +1,7 @@
-"""Evaluation protocols, one object each: how a sample is asked, and which metric is its accuracy. Imports nothing heavy.
+"""Evaluation protocols, one object each: the prompt of a sample, and the metric that is its accuracy. Imports nothing heavy.
 
 `generate` is the LoNAS reference's (run_commonsense.py, run_math.py): beam search, then the answer as the task reads it in the
-response, the first answer word or the last number. The others ask commonsense tasks only: `answer-word` ranks "the correct
+response, the first answer word or the last number. The others are for commonsense tasks only: `answer-word` ranks "the correct
 answer is WORD" after the same prompt; `option-text` ranks " OPTION" after "Question: Q", a new line and "Answer:", as the
 harness's own ARC tasks do. `harness_tasks/_NAME.yaml` tells lm-evaluation-harness how to run a protocol.
 """
@@ -25,15 +25,15 @@ Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of t
 
 @dataclass(frozen=True)
 class Protocol:
-    """How samples are asked.
+    """How a sample becomes a prompt, and how answers are judged.
 
     Attributes:
         name: Its name on the command line, in records and in the harness's definitions.
         about: A phrase for `--help`.
         reported: A phrase for reports, with {beams} and {answers}.
-        tasks: The tasks that it asks.
+        tasks: Its tasks.
         metric: The metric that is a task's accuracy, unless the task has another.
-        ask: Makes a question of a valid sample. ValueError says why it cannot.
+        ask: Makes a document of a valid sample, or raises ValueError with the reason.
         prompt: Its own prompt, as reports show it; None where a template makes the prompt.
         num_beams: Beams by default; None where choices are ranked.
     """
@@ -57,7 +57,7 @@ class Protocol:
         return self.tasks[task].metric or self.metric
 
     def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
-        """The protocol in one line, for tasks that were asked."""
+        """Describe the protocol in one line, for the evaluated tasks."""
         beams = "greedy" if num_beams == 1 else f"{num_beams} beams"
         read: dict[str, list[str]] = {}
         for task in map(self.tasks.__getitem__, tasks):
@@ -66,11 +66,7 @@ class Protocol:
         return f"{self.name}: {self.reported.format(beams=beams, answers=answers)}"
 
     def read(self, datasets: Path, task: str) -> list[Sample]:
-        """Read a task's test set from a directory with a folder for each task, and check every sample.
-
-        Raises:
-            LonasEdgeError: If the file is missing, empty or not of the format; every faulty sample is listed with its index.
-        """
+        """Read a task's test set from a directory with a folder for each task, and check every sample."""
         known = self.tasks[task]
         items = known.items(datasets)
         problems = [f"sample {index}: {problem}" for index, item in enumerate(items) if (problem := self._problem(known, item))]
@@ -78,7 +74,7 @@ class Protocol:
         return items
 
     def _problem(self, task: Task, item: Any) -> str | None:
-        """Why a sample cannot be asked, whatever the template."""
+        """Return the reason why a sample cannot be used, whatever the template."""
         problem = task.fault(item)
         if problem:
             return problem
@@ -105,7 +101,7 @@ class Protocol:
         return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
     def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:
-        """Length of the longest choice, by a measure of texts; new tokens where it generates."""
+        """Return the length of the longest choice by `length`; the new tokens where it generates."""
         if self.generates:
             return self.tasks[document["task"]].new_tokens
         return max(length(f" {choice}") for choice in document["choices"])
@@ -176,7 +172,7 @@ def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterabl
     Args:
         explicit: The value of `--protocol`.
         prompts: The prompts that the targets were trained with.
-        tasks: The tasks, as asked for or found in `--datasets`.
+        tasks: The requested tasks, or those in `--datasets`.
     """
     math_only = set(tasks) <= {*math_tasks.TASKS}
     return PROTOCOLS[explicit or (GENERATE if math_only or REFERENCE in prompts else OPTION_TEXT)]
@@ -187,7 +183,7 @@ _TITLES = {"acc": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "p
 
 @dataclass(frozen=True)
 class Classify:
-    """How classifiers are asked: a text or a pair of texts without a prompt, judged by GLUE's metrics of the task.
+    """How classifiers are evaluated: texts or pairs of texts without a prompt, judged by GLUE's metrics of the task.
 
     Attributes:
         name: Its name in records.
@@ -199,7 +195,7 @@ class Classify:
     num_beams: None = None
 
     def describe(self, _num_beams: int | None, tasks: Iterable[str]) -> str:
-        """It in one line; see `Protocol`."""
+        """Describe it in one line; see `Protocol`."""
         judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics[name])}" for name in tasks]
         return f"{self.name}: GLUE's development sets; {'; '.join(judged)}"
 

@@ -45,14 +45,14 @@ class RankingLM(TemplateLM):  # type: ignore[misc]
             # the harness's own rule for long sequences: the context loses its beginning
             kept = tuple(context[-max(1, self.max_length + 1 - len(continuation)) :])
             indices.setdefault(kept, {}).setdefault(tuple(continuation), []).append(index)
-        found: list[Likelihood] = [(0.0, True)] * len(requests)  # of a continuation without tokens
-        asked = [Ranked(context, tuple(filter(None, ends))) for context, ends in indices.items()]
-        for batch in _packed(sorted((item for item in asked if item.tokens), key=_by_length)):
+        ranked: list[Likelihood] = [(0.0, True)] * len(requests)  # of a continuation without tokens
+        contexts = [Ranked(context, tuple(filter(None, ends))) for context, ends in indices.items()]
+        for batch in _packed(sorted((item for item in contexts if item.tokens), key=_by_length)):
             for item, likelihoods in zip(batch, self.rank(batch), strict=True):
                 for end, likelihood in zip(item.continuations, likelihoods, strict=True):
                     for index in indices[item.context][end]:
-                        found[index] = likelihood
-        return found
+                        ranked[index] = likelihood
+        return ranked
 
 
 def _by_length(item: Ranked) -> tuple[int, int, tuple[int, ...]]:
@@ -60,14 +60,14 @@ def _by_length(item: Ranked) -> tuple[int, int, tuple[int, ...]]:
     return -(len(item.context) // 16), max(map(len, item.continuations)), item.context
 
 
-def _packed(asked: Sequence[Ranked]) -> Iterator[list[Ranked]]:
+def _packed(ranked: Sequence[Ranked]) -> Iterator[list[Ranked]]:
     """Batches of similar lengths, the longest contexts first."""
     batch: list[Ranked] = []
-    for item in asked:
+    for item in ranked:
         together = [*batch, item]
-        rows = sum(len(one.continuations) for one in together)
-        context = max(len(one.context) for one in together)
-        longest = max(len(end) for one in together for end in one.continuations)
+        rows = sum(len(each.continuations) for each in together)
+        context = max(len(each.context) for each in together)
+        longest = max(len(end) for each in together for end in each.continuations)
         if batch and max(len(together) * context, rows * longest) > BATCH_TOKENS:
             yield batch
             together = [item]

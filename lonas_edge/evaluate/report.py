@@ -28,12 +28,12 @@ DIFFERENCE_HEADINGS = ("", "Accuracy Δ (points)", "95 % interval", "only this c
 
 
 def explained(record: EvalRecord) -> str:
-    """The meaning of the figures."""
+    """Explain the figures."""
     return (_OF_GLUE if record.protocol == CLASSIFY.name else _ACCURACY) + _SIZES
 
 
 def describe(record: EvalRecord) -> str:
-    """The protocol in one line."""
+    """Describe the protocol in one line."""
     tasks = record.targets[0].tasks
     own = [task.task for task in tasks if not task.harness]
     parts = []
@@ -51,12 +51,12 @@ def _heading(scope: str) -> str:
 
 
 def headings(record: EvalRecord) -> list[str]:
-    """Of the card's table."""
+    """Headings of the card's table."""
     return ["Method", "Total params", "TFLOPs", *(_heading(task.task) for task in record.targets[0].tasks), "Average"]
 
 
 def card_rows(record: EvalRecord) -> list[list[str]]:
-    """Of the card's table: one row for each target, with its prompt where they differ."""
+    """Rows of the card's table: one for each target, with its prompt where they differ."""
     prompts = {target.prompt for target in record.targets}
     return [
         [
@@ -103,7 +103,7 @@ def markdown(record: EvalRecord) -> str:
     lines = ["# Evaluation", "", f"Protocol: {describe(record)}.", "", *_table(headings(record), card_rows(record)), ""]
     if record.differences:
         lines += [f"{difference_title(record)}:", "", *_table(DIFFERENCE_HEADINGS, difference_rows(record, every=True)), ""]
-    lines += [explained(record), "", *_conditions(record), *left_out(record), ""]
+    lines += [explained(record), "", *_conditions(record), *skipped(record), ""]
     return "\n".join(lines)
 
 
@@ -112,7 +112,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _conditions(record: EvalRecord) -> list[str]:
-    """Machine, versions, and how each target ran."""
+    """State machine, versions, and how each target ran."""
     conditions = record.conditions
     packages = ", ".join(f"{name} {version}" for name, version in conditions.versions.items())
     lines = [f"{conditions.processor.strip()}; {packages}; {conditions.date}.", ""]
@@ -125,13 +125,14 @@ def _conditions(record: EvalRecord) -> list[str]:
     return lines
 
 
-def left_out(record: EvalRecord) -> list[str]:
-    """Samples that were not asked."""
+def skipped(record: EvalRecord) -> list[str]:
+    """List the samples that did not fit the context."""
     return [
-        f"Too long: {target.name}, {one.task} sample {one.sample}: {one.tokens} tokens with the answer, context {one.context}."
+        f"Skipped: {target.name}, {sample.task} sample {sample.sample}: {sample.tokens} tokens with the answer, "
+        f"context {sample.context}."
         for target in record.targets
         for task in target.tasks
-        for one in task.left_out
+        for sample in task.skipped
     ]
 
 
@@ -168,8 +169,8 @@ def write(record: EvalRecord, samples: SampleLogs, folder: Path) -> None:
     for target, tasks in samples.items():
         logs = folder / "samples" / _file_name(target)
         logs.mkdir(parents=True)
-        for task, asked in tasks.items():
-            lines = (json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in asked)
+        for task, entries in tasks.items():
+            lines = (json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in entries)
             (logs / f"samples_{_file_name(task)}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

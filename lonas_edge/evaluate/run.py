@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.evaluate.answer_log import FILE, AnswerLog, Asking
+from lonas_edge.evaluate.answer_log import FILE, AnswerLog, LoggedTarget
 from lonas_edge.evaluate.classification import Classification
 from lonas_edge.evaluate.compare import Difference, TaskAnswers, compare
 from lonas_edge.evaluate.language import Language
@@ -33,9 +33,6 @@ def evaluate_into(
         targets: As for `evaluate`.
         settings: As for `evaluate`.
         progress: As for `evaluate`.
-
-    Raises:
-        LonasEdgeError: As for `evaluate`; or if the output cannot be written.
     """
     if directory is None:
         return evaluate(targets, settings, progress)[0]
@@ -49,7 +46,7 @@ def evaluate_into(
 def evaluate(
     targets: Sequence[Target], settings: EvalSettings, progress: Progress = silent, log: Path | None = None
 ) -> tuple[EvalRecord, SampleLogs]:
-    """Ask every target every task.
+    """Evaluate every target on every task.
 
     Args:
         targets: The targets; the others are compared with the first.
@@ -59,19 +56,16 @@ def evaluate(
 
     Returns:
         The record, and the sample logs by target and task.
-
-    Raises:
-        LonasEdgeError: If a task is unknown or does not fit a target, or data is missing or faulty; before a model is loaded.
     """
-    way: Language | Classification = Classification(settings) if targets[0].outputs else Language(settings, progress)
-    way.check(targets)
+    evaluation: Language | Classification = Classification(settings) if targets[0].outputs else Language(settings, progress)
+    evaluation.check(targets)
     saved = AnswerLog(log)
     results: list[TargetResult] = []
-    found: list[list[TaskAnswers]] = []
+    answers: list[list[TaskAnswers]] = []
     for target in targets:
-        asking = Asking(target, saved)
-        found.append(way.ask(asking, progress))
-        results.append(_result(asking, way.prompt_of(target), found[-1]))
+        logged = LoggedTarget(target, saved)
+        answers.append(evaluation.run(logged, progress))
+        results.append(_result(logged, evaluation.prompt_of(target), answers[-1]))
         target.close()
     names = [target.name for target in targets]
     record = EvalRecord(
@@ -80,21 +74,23 @@ def evaluate(
         limit=settings.limit,
         seed=settings.seed,
         targets=tuple(results),
-        differences=_differences(names, found),
+        differences=_differences(names, answers),
         conditions=conditions(),
     )
-    return record, {name: {task.result.task: task.samples for task in tasks} for name, tasks in zip(names, found, strict=True)}
+    return record, {
+        name: {task.result.task: task.samples for task in tasks} for name, tasks in zip(names, answers, strict=True)
+    }
 
 
-def _differences(names: Sequence[str], found: Sequence[Sequence[TaskAnswers]]) -> tuple[Difference, ...]:
-    """Of each target from the first."""
-    first, *others = [[task.answers for task in tasks if task.answers] for tasks in found]
+def _differences(names: Sequence[str], answers: Sequence[Sequence[TaskAnswers]]) -> tuple[Difference, ...]:
+    """Compare each target with the first."""
+    first, *others = [[task.answers for task in tasks if task.answers] for tasks in answers]
     compared = (compare(name, other, names[0], first) for name, other in zip(names[1:], others, strict=True))
     return tuple(chain.from_iterable(compared))
 
 
-def _result(asking: Asking, prompt: str, tasks: Sequence[TaskAnswers]) -> TargetResult:
-    target, results = asking.target, tuple(task.result for task in tasks)
+def _result(logged: LoggedTarget, prompt: str, tasks: Sequence[TaskAnswers]) -> TargetResult:
+    target, results = logged.target, tuple(task.result for task in tasks)
     average, error = averaged(results)
     return TargetResult(
         name=target.name,
@@ -105,8 +101,8 @@ def _result(asking: Asking, prompt: str, tasks: Sequence[TaskAnswers]) -> Target
         average=average,
         average_stderr=error,
         tasks=results,
-        asked=asking.asked,
-        seconds=asking.seconds,
+        answered=logged.answered,
+        seconds=logged.seconds,
         identity=dict(target.identity),
     )
 

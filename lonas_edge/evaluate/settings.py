@@ -1,4 +1,4 @@
-"""What is asked: tasks, protocol, prompt, and which samples."""
+"""Settings of an evaluation: tasks, protocol, prompt and samples."""
 
 import random
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from lonas_edge.evaluate.protocols import CLASSIFY, Classify, Protocol
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Tasks, and how they are asked.
+    """Tasks, protocol and choice of samples.
 
     Attributes:
         tasks: Tasks of the protocol, or of lm-evaluation-harness; of classifiers GLUE's.
         datasets: Directory of the test sets; only the harness's own tasks need none.
-        protocol: How to ask.
+        protocol: The protocol.
         prompt: Name of the prompt; each target's own when None.
         num_beams: Beams of a protocol that generates; its own number when None.
         limit: Samples of each task, a seeded choice; all when None.
@@ -37,12 +37,12 @@ class EvalSettings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What answers depend on beside the targets."""
+        """Everything except the targets that answers depend on."""
         names = {"tasks": list(self.tasks), "protocol": self.protocol.name, "prompt": self.prompt, "num_beams": self.beams}
         return {**names, "limit": self.limit, "seed": self.seed}
 
     def chosen(self, task: str, count: int) -> list[int]:
-        """Indices of a task's samples that are asked; they depend on the seed and the task's name alone."""
+        """Choose indices of a task's samples, by the seed and the task's name alone."""
         if self.limit is None or self.limit >= count:
             return list(range(count))
         return sorted(random.Random(f"{self.seed}/{task}").sample(range(count), self.limit))

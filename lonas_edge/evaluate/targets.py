@@ -57,7 +57,7 @@ class Target:
         base: The base model's directory, where it is not the target itself.
         outputs: Names of a classifier's outputs; none of a language model.
         template: The prompt `chat`; by the tokenizer's chat template when None.
-        close: Releases what it shares with other targets; call it once, after the last question.
+        close: Releases what it shares with other targets; call it once, after the last answer.
     """
 
     name: str
@@ -93,32 +93,25 @@ def open_targets(
         run: Devices, precision, batch size.
         model: The base model of adapters.
         nncf_config: The search space of adapters.
-
-    Raises:
-        LonasEdgeError: If one cannot be opened, or two are the same.
     """
-    found: list[Target] = []
+    opened: list[Target] = []
     opener = _Opener(run)
     for reference in references:
         folder = Path(reference)
         if (folder / MODEL).exists() or (folder / MANIFEST).exists():
-            found.append(opener.checkpoint(folder) if _is_checkpoint(folder) else opener.exported(folder))
+            opened.append(opener.checkpoint(folder) if _is_checkpoint(folder) else opener.exported(folder))
         else:
             source = open_source(reference, model if reference != model else None, nncf_config)
-            found += opener.subnetworks(source, subnets if source.space.groups else [None])
-    names = [target.name for target in found]
+            opened += opener.subnetworks(source, subnets if source.space.groups else [None])
+    names = [target.name for target in opened]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise LonasEdgeError(f"{', '.join(twice)}: given twice, or two directories with the same name; rename one of them")
-    return found
+    return opened
 
 
 def task_of_targets(references: Sequence[str]) -> Task:
-    """The common task of the targets, from their configurations; arguments as for `open_targets`.
-
-    Raises:
-        LonasEdgeError: If a target is missing, or they have different tasks.
-    """
+    """The common task of the targets, from their configurations; arguments as for `open_targets`."""
     tasks = {reference: _task_of(reference) for reference in references}
     if len(set(tasks.values())) > 1:
         kinds = ", ".join(f"{reference} is a {task.name}" for reference, task in tasks.items())
@@ -137,7 +130,7 @@ def _task_of(reference: str) -> Task:
 
 
 def _outputs(config: Any) -> tuple[str, ...]:
-    """Names of a classifier's outputs by its configuration, which leaves them out where they are two without names."""
+    """Names of a classifier's outputs by its configuration, which omits two unnamed ones."""
     names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(str(names[key]) for key in sorted(names, key=int))
 

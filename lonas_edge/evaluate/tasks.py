@@ -31,16 +31,13 @@ def load(
 
     Returns:
         The split `test`, a `datasets.Dataset`.
-
-    Raises:
-        LonasEdgeError: If the data is not there or not of the format.
     """
     from datasets import Dataset
 
     if not datasets:
         raise LonasEdgeError('no test sets: lm_eval takes their directory as --metadata \'{"datasets": "DIR"}\'')
-    asked, asking = PROTOCOLS[protocol], Template(**template) if template else prompt
-    return {"test": Dataset.from_list(asked.documents(asked.read(Path(datasets), task), task, asking))}
+    known, chosen = PROTOCOLS[protocol], Template(**template) if template else prompt
+    return {"test": Dataset.from_list(known.documents(known.read(Path(datasets), task), task, chosen))}
 
 
 def answers(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -> list[str]:

@@ -22,8 +22,8 @@ class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
         window = getattr(self.model.config, "sliding_window", None)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
         if not self._family.takes_positions or (window and longest > window):
-            found: list[Likelihood] = HFLM._loglikelihood_tokens(self, list(requests), **options)
-            return found
+            ranked: list[Likelihood] = HFLM._loglikelihood_tokens(self, list(requests), **options)
+            return ranked
         return super()._loglikelihood_tokens(requests, **options)
 
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:

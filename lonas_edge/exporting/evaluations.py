@@ -15,7 +15,7 @@ CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's, also reported in p
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedSample:
     """A sample whose prompt and answer exceed the model's context; it is skipped and not counted."""
 
     task: str
@@ -42,7 +42,7 @@ class TaskResult:
         accuracy: In percent; the plain value where the metric is neither a share of correct answers nor a correlation.
         accuracy_stderr: Its standard error in the same unit.
         questions: Number of evaluated samples.
-        left_out: Skipped samples.
+        skipped: Skipped samples.
         metrics: All metrics by name.
         harness: Whether it is one of the harness's own tasks, to which the protocol does not apply.
     """
@@ -52,7 +52,7 @@ class TaskResult:
     accuracy: float
     accuracy_stderr: float | None
     questions: int
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[SkippedSample, ...]
     metrics: dict[str, Metric]
     harness: bool
 
@@ -82,7 +82,7 @@ class TargetResult:
         average: Mean accuracy in percent over the tasks that have one.
         average_stderr: Its standard error; the tasks are independent samples.
         tasks: Results by task.
-        asked: Prompts evaluated in this run; the others were in earlier ones.
+        answered: Prompts evaluated in this run; the others were in earlier ones.
         seconds: Time of these.
         identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
     """
@@ -95,7 +95,7 @@ class TargetResult:
     average: float | None
     average_stderr: float | None
     tasks: tuple[TaskResult, ...]
-    asked: int
+    answered: int
     seconds: float
     identity: dict[str, Any]
 

@@ -33,8 +33,7 @@ from lonas_edge.network.training_record import Reconstruction
 from lonas_edge.output import OutputDirectory
 from lonas_edge.processes import peak_memory_of_children
 from lonas_edge.progress import Progress, silent
-from lonas_edge.space.picture import FILE as PICTURE
-from lonas_edge.space.picture import alike, picture_of, svg
+from lonas_edge.space.picture import picture_of
 from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
@@ -99,7 +98,7 @@ def export(
                 gguf=(layout, _vocabulary(source, tokenizer)) if layout else None,
             )
         hashes = background.submit(_input_hashes, model)
-        _write_subnetwork(model, folder)
+        model.subnetwork.record().write(folder / SUBNETWORK)
         job, solved = _solved(job, Path(temporary))
         outcome = _stage(options.stage)(job)
         if options.verify:
@@ -169,16 +168,6 @@ def _vocabulary(source: Source, tokenizer: Any) -> dict[str, Any]:
     from lonas_edge.exporting.gguf_vocabulary import vocabulary_of
 
     return vocabulary_of(tokenizer, source.architecture.config.vocab_size, str(source.base.folder))
-
-
-def _write_subnetwork(model: MaterializedModel, folder: Path) -> None:
-    """Write the sub-network, and its picture where layers differ."""
-    source, subnetwork = model.source, model.subnetwork
-    subnetwork.record().write(folder / SUBNETWORK)
-    layers = picture_of(subnetwork)
-    if not alike(layers):
-        title = f"{source.base.name}, {subnetwork.name} sub-network"
-        (folder / PICTURE).write_text(svg(layers, title), encoding="utf-8")
 
 
 def _solved(job: Job, folder: Path) -> tuple[Job, Reconstruction | None]:

@@ -12,8 +12,7 @@ from lonas_edge.formats import PER_CHANNEL
 from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.network.divergence import TextDivergence
-from lonas_edge.space.picture import FILE as PICTURE
-from lonas_edge.space.picture import alike, lines
+from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import SearchOrigin
 
 
@@ -129,8 +128,7 @@ def _picture(manifest: Manifest) -> list[str]:
         return []
     removed = any(part.kept == 0 for layer in manifest.layers for part in layer)
     warning = ["Stock transformers would fill the removed blocks with random weights.", ""]
-    image = [] if alike(manifest.layers) else [f"![Remaining part of each layer]({PICTURE})", ""]
-    picture = ["Remaining part of each layer:", "", *image, "```text", *drawn, "```", ""]
+    picture = ["Remaining part of each layer:", "", "```text", *drawn, "```", ""]
     return picture + (warning if removed and manifest.stage == "checkpoint" else [])
 
 

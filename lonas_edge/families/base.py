@@ -68,6 +68,7 @@ class WidthRule:
     producers: tuple[str, ...]
     consumer: str
     config_field: str
+    in_own_field: ClassVar[bool] = True  # whether a width that all layers share is written in the model's own field
 
     def full(self, config: Any) -> int:
         """The full width."""
@@ -81,11 +82,6 @@ class WidthRule:
         """The fields of a layer's configuration that a width changes."""
         return {self.config_field: width}
 
-    @property
-    def written_alone(self) -> bool:
-        """Whether a width that all layers share may be written in the model's own field."""
-        return True
-
 
 @dataclass(frozen=True)
 class HeadRule(WidthRule):
@@ -95,6 +91,8 @@ class HeadRule(WidthRule):
     in the model's own field even where all layers share it, since other fields are derived from that, such as a head's
     channels.
     """
+
+    in_own_field = False
 
     def full(self, config: Any) -> int:
         """Output channels of all query heads."""
@@ -110,11 +108,6 @@ class HeadRule(WidthRule):
         if hasattr(config, "num_key_value_heads"):
             kept["num_key_value_heads"] = width // self.unit(config)
         return kept
-
-    @property
-    def written_alone(self) -> bool:
-        """No."""
-        return False
 
 
 def head_dim(config: Any) -> int:
@@ -261,7 +254,7 @@ class Family(ABC):
     @property
     def own_fields(self) -> frozenset[str]:
         """Fields of a model's configuration that hold a width which all layers share."""
-        return frozenset(rule.config_field for rule in self.width_rules if rule.written_alone)
+        return frozenset(rule.config_field for rule in self.width_rules if rule.in_own_field)
 
     def whole_fields(self, config: Any) -> dict[str, int]:
         """The fields of a layer's configuration that widths can change, with their full values."""

@@ -55,7 +55,7 @@ class Bert(Family):
     other_heads = ("cls.",)  # of pre-training
 
     def faults(self, config: Any) -> list[str]:
-        """A decoder, or relative positions, are other networks."""
+        """Decoders and relative positions are not supported."""
         refused = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
         faults = [f"{name} true is not supported; a classifier is an encoder" for name in refused]
         positions = getattr(config, "position_embedding_type", None) or "absolute"
@@ -76,12 +76,12 @@ class Bert(Family):
         ]
 
     def outer_linears(self, config: Any) -> list[Linear]:
-        """The pooler is one."""
+        """The pooler and the head."""
         hidden = config.hidden_size
         return [Linear("bert.pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
 
     def embeddings(self, config: Any) -> dict[str, int]:
-        """Positions and segments have tables, too."""
+        """Tables of tokens, positions and segments."""
         tables = ("position_embeddings", config.max_position_embeddings), ("token_type_embeddings", config.type_vocab_size)
         return super().embeddings(config) | {f"bert.embeddings.{name}": size for name, size in tables}
 
@@ -101,7 +101,7 @@ class Bert(Family):
         return 0
 
     def hidden(self, model: Any, **inputs: Any) -> Any:
-        """What the pooler gives, [batch, hidden]."""
+        """The pooler's output [batch, hidden]."""
         return model.base_model(**inputs)[1]
 
     def logits(self, model: Any, hidden: Any) -> Any:

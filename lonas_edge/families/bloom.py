@@ -25,14 +25,11 @@ _ALIBI = "the slopes of ALiBi depend on the number of heads"
 class _MlpRule(WidthRule):
     """The full width is four times the hidden size; only the configuration of a layer has a field for it."""
 
+    in_own_field = False
+
     def full(self, config: Any) -> int:
         """Four times the hidden size."""
         return 4 * int(config.hidden_size)
-
-    @property
-    def written_alone(self) -> bool:
-        """No."""
-        return False
 
 
 class Bloom(Family):
@@ -80,7 +77,7 @@ class Bloom(Family):
         return head_faults(config) + exact
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """Where norms are in the residual, nothing can be left out."""
+        """None where norms are in the residual."""
         if config.apply_residual_connection_post_layernorm:
             return ()
         attention = Block("attention", "self_attention", ("input_layernorm",), 2, cached=True, adds_residual=True)

@@ -1,4 +1,4 @@
-"""What the config.json of a supported family may hold: the fields that we and the libraries below read, by type and range.
+"""Types and ranges of the fields of a config.json that we and the libraries read.
 
 No torch; pydantic, so it is not imported with the families.
 """

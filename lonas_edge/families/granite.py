@@ -1,4 +1,4 @@
-"""Granite 3: LLaMA with multipliers (muP): of embeddings, of what a block adds to the residual, of attention scores, of logits.
+"""Granite 3: LLaMA with multipliers (muP): of embeddings, block outputs, attention scores and logits.
 
     x = embedding_multiplier * embed(tokens)
     x = x + residual_multiplier * block(norm(x))
@@ -19,5 +19,5 @@ class Granite(Llama):
     class_names = {"granite": class_names("Granite")}
 
     def logits(self, model: Any, hidden: Any) -> Any:
-        """They are divided by `logits_scaling`."""
+        """Logits, divided by `logits_scaling`."""
         return super().logits(model, hidden) / model.config.logits_scaling

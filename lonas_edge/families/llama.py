@@ -107,7 +107,7 @@ class Llama(Family):
         return heads, key_value_heads, fields.get("intermediate_size", 0)
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
-        """Gemma 2 and 3 have a norm after each block, too."""
+        """Attention and MLP; Gemma 2 and 3 also have a norm after each."""
         before, after = "input_layernorm", "post_attention_layernorm"
         if config.model_type in _NORMS_AFTER:
             attention = Block("attention", "self_attn", (before, after), 2, cached=True)
@@ -145,7 +145,7 @@ class Llama(Family):
         return 2 * key_value_channels(config)
 
     def logits(self, model: Any, hidden: Any) -> Any:
-        """Gemma 2 caps them."""
+        """Logits; Gemma 2 caps them."""
         logits = super().logits(model, hidden)
         cap = getattr(model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()

@@ -57,11 +57,7 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, folder: Path) -> "AdapterConfig":
-        """Read `adapter_config.json` of an adapter's directory.
-
-        Raises:
-            LonasEdgeError: If it is not a LoRA adapter, or uses something that cannot be sliced and merged.
-        """
+        """Read `adapter_config.json` of an adapter's directory."""
         path = folder / CONFIG
         content = read_json(path)
         if content.get("peft_type") != "LORA":
@@ -89,11 +85,7 @@ class AdapterConfig:
             return cls(path, LoraConfig(**known))
 
     def ranks(self, architecture: Architecture) -> dict[str, int]:
-        """The adapter's rank by module path, for each linear layer that has one.
-
-        Raises:
-            LonasEdgeError: If no layer of the model is targeted, or the embedding is.
-        """
+        """The adapter's rank by module path, for each linear layer that has one."""
         named = bool(self.lora.target_modules)  # PEFT writes what it chose where nothing was named
         if named and check_target_module_exists(self.lora, architecture.family.embedding) is True:
             raise LonasEdgeError(f"{self.path}: an adapter on {architecture.family.embedding} is not supported; merge it first")

@@ -16,11 +16,11 @@ from lonas_edge.network.parts import outside, take
 
 Batch = Mapping[str, torch.Tensor]  # of `GIVEN`, each [prompts, tokens]
 BLOCKS = 4  # of a symmetric matrix, of which five eighths are computed
-GIVEN = ("input_ids", "token_type_ids", "attention_mask")  # of a batch, what the body of a model is given, where it is there
+GIVEN = ("input_ids", "token_type_ids", "attention_mask")  # possible inputs of a model's body
 
 
 def given(batch: Batch) -> dict[str, torch.Tensor]:
-    """The inputs of a model's body in a batch."""
+    """Select the inputs of a model's body from a batch."""
     return {name: batch[name] for name in GIVEN if name in batch}
 
 
@@ -93,14 +93,14 @@ def summed_moments(
 
 
 def second_moments(model: Any, layers: Iterable[str], batches: Iterable[Batch]) -> dict[str, Moments]:
-    """Sum the squares of layers' inputs over batches: moments by module path, without products."""
+    """Sum the squares of layers' inputs over batches; return moments by module path, without products."""
     training = model.training
     model.eval()
     try:
         with summed_moments(model, dict.fromkeys(layers)) as (moments, runs), torch.inference_mode():
             for batch in batches:
                 runs(batch)
-                model.base_model(**given(batch), use_cache=False)  # the head is after all of them
+                model.base_model(**given(batch), use_cache=False)  # without the head, which is not needed
     finally:
         model.train(training)
     return moments

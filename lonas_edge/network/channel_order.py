@@ -129,11 +129,7 @@ def _rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor
 
 
 def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
-    """Read a super-adapter's channel order; the base's own order without a file.
-
-    Raises:
-        LonasEdgeError: If the file is damaged or does not fit the model; every mismatch is listed.
-    """
+    """Read a super-adapter's channel order; the base's own order without a file."""
     path = folder / FILE
     if not path.exists():
         return ChannelOrder()
@@ -168,9 +164,6 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
         model: The base model (Hugging Face), in its own channel order.
         elasticity: The search space laid over it.
         batches: `input_ids` and `attention_mask`, each [prompts, tokens]; padding does not count.
-
-    Raises:
-        LonasEdgeError: If activations are not finite.
     """
     consumers = [name for name in elasticity.architecture.producers if name in elasticity.in_group]
     columns, damaged = {}, []

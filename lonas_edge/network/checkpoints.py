@@ -29,11 +29,7 @@ FLOATS = tuple(_DTYPES.values())  # the dtypes that weights may have
 
 
 def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
-    """Load a `.bin` file of tensors without executing anything in it; `mmap` maps the tensors instead of reading them.
-
-    Raises:
-        LonasEdgeError: If the file holds anything but tensors, or cannot be read.
-    """
+    """Load a `.bin` file of tensors without executing anything in it; `mmap` maps the tensors instead of reading them."""
     regular(path, "the weights")
     try:
         mmap = mmap and zipfile.is_zipfile(path)  # files older than torch 1.6 cannot be mapped
@@ -146,9 +142,6 @@ class TensorFiles:
             name: The tensor.
             rows: Ranges of rows; all when None.
             columns: Ranges of columns; all when None, or for a tensor of one dimension.
-
-        Raises:
-            LonasEdgeError: If its file cannot be read.
         """
         path, name_there = self._files[name], self._stored.get(name, name)
         if path in self._pickles:
@@ -204,11 +197,7 @@ def _indexed_files(index: Path) -> dict[str, Path]:
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """Open the weights of a Hugging Face checkpoint: single or sharded, safetensors preferred over `.bin`. Headers are read.
-
-    Raises:
-        LonasEdgeError: If there are no weights or the files are damaged; every problem is listed.
-    """
+    """Open the weights of a Hugging Face checkpoint: single or sharded, safetensors preferred over `.bin`. Headers are read."""
     check_model_folder(folder)
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
         if (folder / index).exists():
@@ -237,9 +226,6 @@ def open_base(folder: Path, architecture: Architecture, replaced: Collection[str
         architecture: The model's shapes.
         replaced: Tensors that are not taken from it. If the task initializes a new head, the head may be missing or of another
             shape.
-
-    Raises:
-        LonasEdgeError: If tensors are missing, unknown or of another shape; every mismatch is listed.
     """
     tensors = open_tensors(folder)
     tensors.name_as(architecture.family)

@@ -92,11 +92,7 @@ class AdapterFields(TypedDict, total=False):
 
 
 def check_model_config(content: Mapping[str, Any], where: str) -> None:
-    """Check the types and ranges of a config.json's fields.
-
-    Raises:
-        LonasEdgeError: Lists every wrong field; a quantized model is refused.
-    """
+    """Check the types and ranges of a config.json's fields."""
     if content.get("quantization_config"):
         raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
     problems = field_faults(ModelFields, {**content, "quantization_config": None})
@@ -124,9 +120,6 @@ def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[
     Args:
         folder: A model's directory.
         vocabulary: Size of the model's vocabulary; token ids are not checked when None.
-
-    Raises:
-        LonasEdgeError: If it is not readable, or a field has a wrong type or value.
     """
     path = folder / GENERATION
     if not path.exists():

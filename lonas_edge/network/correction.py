@@ -96,11 +96,7 @@ class Correction:
 
 
 def read_correction(path: Path, subnetwork: Subnetwork) -> Correction:
-    """Read the correction of a sub-network.
-
-    Raises:
-        LonasEdgeError: If the file is missing, damaged, or another sub-network's; every mismatch is listed.
-    """
+    """Read the correction of a sub-network."""
     regular(path, "the correction of the base")
     deltas = StoredDeltas([path])
     widths, problems = subnetwork.linears, []

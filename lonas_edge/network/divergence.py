@@ -1,5 +1,4 @@
-"""How far two networks' answers are apart: of logits differences, Kullback-Leibler divergence and equal top tokens; of texts
-the first divergent token and the share of divergent ones."""
+"""Compare two networks: logits by difference, KL divergence and top tokens; generated texts by their divergent tokens."""
 
 import math
 from collections.abc import Sequence
@@ -89,8 +88,8 @@ def compare_texts(reference: Sequence[Sequence[int]], texts: Sequence[Sequence[i
 
 
 def _common(expected: Sequence[int], text: Sequence[int]) -> int:
-    """Number of tokens that two texts begin with."""
-    differing = (index for index, (one, other) in enumerate(zip(expected, text, strict=False)) if one != other)
+    """Number of tokens in the common beginning of two texts."""
+    differing = (index for index, (token, other) in enumerate(zip(expected, text, strict=False)) if token != other)
     return next(differing, min(len(expected), len(text)))
 
 

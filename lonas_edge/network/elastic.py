@@ -91,11 +91,7 @@ def _outside(
 
 
 def make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
-    """Make a live layer elastic, in place; all of it is active at first.
-
-    Raises:
-        LonasEdgeError: If it is neither `nn.Linear` nor PEFT's plain LoRA layer, or it is merged.
-    """
+    """Make a live layer elastic, in place; all of it is active at first."""
     if type(layer) is LoraLinear and type(layer.base_layer) is nn.Linear and not layer.merged and not layer.lora_variant:
         layer.base_layer.__class__ = ElasticLinear
         layer.__class__ = ElasticLoraLinear

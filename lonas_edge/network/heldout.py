@@ -66,11 +66,7 @@ class HeldOut(ABC):
 
     @abstractmethod
     def batches(self, tokenizer: Any) -> "list[Batch]":
-        """Tokenize the first prompts that fit, in batches of similar length.
-
-        Raises:
-            LonasEdgeError: If too few are within the longest length.
-        """
+        """Tokenize the first prompts that fit, in batches of similar length."""
 
     def _too_few(self, fitting: int, longest: int) -> LonasEdgeError:
         return LonasEdgeError(
@@ -96,7 +92,7 @@ class HeldOutPrompts(HeldOut):
         return [_characters(example, self.prompting.template) for example in chosen]
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
-        """The positions that count are those that training learns."""
+        """Tokenize prompts; the positions that count are those that training learns."""
         encoded: list[dict[str, list[int]]] = []
         for start in range(0, len(self.order), self.prompts):
             part = [self.examples[index] for index in self.order[start : start + self.prompts]]
@@ -169,9 +165,6 @@ def read_held_out(
         seed: Seed of the choice.
         prompt: Name of the template; `choose_prompt` decides when None.
         option: The option that sets the number, for errors.
-
-    Raises:
-        LonasEdgeError: If an example has no answer, there are fewer examples than prompts, or the head does not fit the task.
     """
     return _READ[source.architecture.family.task](source, data, prompts, seed, prompt, option)
 

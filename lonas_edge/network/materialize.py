@@ -75,9 +75,6 @@ class MaterializedModel:
             source: Base model, adapter and search space.
             subnetwork: The sub-network.
             correction: Its correction; that of the source when None.
-
-        Raises:
-            LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
         """
         self.source, self.subnetwork = source, subnetwork
         self.correction = source.correction(subnetwork) if correction is None else correction
@@ -172,11 +169,7 @@ class MaterializedModel:
         return value
 
     def refuse_not_finite(self) -> None:
-        """Check the tensors computed so far.
-
-        Raises:
-            LonasEdgeError: If one holds NaN, Inf or numbers near them; all are listed with their files.
-        """
+        """Check the tensors computed so far."""
         problems = []
         for name, fault in self._faults.items():
             stored = self._name_in_base(name)
@@ -229,9 +222,6 @@ def write_weights(
         folder: An existing directory.
         dtype: The stored dtype; the only rounding after fp32 arithmetic.
         done: Called with the share that is written.
-
-    Raises:
-        LonasEdgeError: If a tensor holds NaN or Inf, before or after the rounding; all are listed.
     """
     plan = split_torch_state_dict_into_shards(
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in model.shapes.items()},

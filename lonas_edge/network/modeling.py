@@ -37,9 +37,6 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     Args:
         config: Content of a config.json, with or without `per_layer_config`.
         where: Name of the model in an error.
-
-    Raises:
-        LonasEdgeError: If the family is not supported, or the configuration is not shallow.
     """
     check_model_config(config, where)
     with read_by("transformers", Path(where)):
@@ -123,9 +120,6 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Pre
 
     Returns:
         The model in eval mode.
-
-    Raises:
-        LonasEdgeError: If files are missing or damaged, or tensors do not match the configuration; all are listed.
     """
     folder = Path(folder)
     check_model_folder(folder)

@@ -81,9 +81,6 @@ def reconstruct(
         folder: An existing directory, which gets a file per decoder layer; the correction reads them.
         shrinkage: Regularization towards the trained weights, relative to the mean square of an input.
         done: Called with the share that is done.
-
-    Raises:
-        LonasEdgeError: If the input of a layer is not finite; all such layers are listed.
     """
     network = _Network(model, shrinkage)
     maximal, own = model.source.elasticity.maximal, model.subnetwork.widths
@@ -126,7 +123,7 @@ class _Network:
     """
 
     def __init__(self, model: MaterializedModel, shrinkage: float):
-        """Begin before the first layer."""
+        """Load the network without its weights."""
         self.network = empty_super_network(model.source)
         self.tokens = 0
         self.damaged: list[str] = []

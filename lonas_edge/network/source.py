@@ -112,11 +112,7 @@ class Source:
         return Subnetwork(self.elasticity, tuple(widths), name)
 
     def correction(self, subnetwork: Subnetwork) -> Correction:
-        """Read the correction of a sub-network from the adapter's directory; empty for another sub-network or without one.
-
-        Raises:
-            LonasEdgeError: If the file is missing or damaged.
-        """
+        """Read the correction of a sub-network from the adapter's directory; empty for another sub-network or without one."""
         own = self.own
         if not (self.reconstruction and own and self.adapter and own.widths == subnetwork.widths):
             return Correction()
@@ -127,9 +123,6 @@ class Source:
 
         Args:
             choice: As of --subnet. None is the sub-network that the adapter was fine-tuned for, if any.
-
-        Raises:
-            LonasEdgeError: If there is no such sub-network, or the adapter was fine-tuned for another.
         """
         own = self.own
         if not self.space.groups and choice not in (None, "maximal"):
@@ -187,9 +180,6 @@ def locate(reference: str, weights: bool, revision: str | None = None) -> Locate
         reference: The directory, or the hub id, which may end in `@REVISION`: a branch, tag or commit.
         weights: Whether weights are needed, or only configurations.
         revision: The revision of a hub id that names none.
-
-    Raises:
-        LonasEdgeError: If it is neither, or its files cannot be used.
     """
     located = _located(reference, weights, revision)
     check_model_folder(located.folder)
@@ -220,11 +210,7 @@ def _located(reference: str, weights: bool, revision: str | None) -> Located:
 
 
 def read_model_config(located: Located) -> Any:
-    """Read a model's `config.json` as a `PretrainedConfig`.
-
-    Raises:
-        LonasEdgeError: If there is none, its model is not supported, or it is a materialized sub-network.
-    """
+    """Read a model's `config.json` as a `PretrainedConfig`."""
     from transformers import AutoConfig
 
     path = located.folder / "config.json"
@@ -256,9 +242,6 @@ def open_source(
         weights: Whether weights will be needed.
         outputs: Names of a new head's outputs; those of the adapter when None.
         elastic: Whether the adapter's own search space is read.
-
-    Raises:
-        LonasEdgeError: If something is missing or does not fit.
     """
     located = locate(source or model or "", weights)
     adapter_config = AdapterConfig.read(located.folder) if (located.folder / adapters.CONFIG).exists() else None

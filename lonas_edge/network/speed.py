@@ -6,7 +6,7 @@ import torch
 
 from lonas_edge.formats import DTYPES
 
-WORTH_SAYING = 1.5  # times as fast
+WORTH_A_HINT = 1.5  # times as fast
 QUICK = 512  # rows and columns; 0.5 s where bf16 is emulated (AVX2)
 
 
@@ -22,7 +22,7 @@ def matrix_speed(dtype: str, size: int) -> float:
 
 
 def quicker_in(computed: str, option: str) -> str | None:
-    """A hint for a processor that is much faster in the other dtype; None where there is little to gain.
+    """Return a hint for a processor that is much faster in the other dtype; None where there is little to gain.
 
     Such a processor has units for bf16 (AMX) and computes in fp32, or it computes in bf16 without such units, or with slow ones
     (AVX-512 BF16).
@@ -33,6 +33,6 @@ def quicker_in(computed: str, option: str) -> str | None:
     """
     other = "fp32" if computed == "bf16" else "bf16"
     times = matrix_speed(other, QUICK) / matrix_speed(computed, QUICK)
-    if times < WORTH_SAYING:
+    if times < WORTH_A_HINT:
         return None
     return f"computed in {computed}; this processor multiplies matrices {times:.1f} times as fast in {other} ({option} {other})"

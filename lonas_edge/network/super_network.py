@@ -38,11 +38,7 @@ class SuperNetwork:
     """
 
     def __init__(self, model: Any, elasticity: Elasticity):
-        """Make the layers and blocks of `model` elastic; all of it is active at first.
-
-        Raises:
-            LonasEdgeError: If an elastic layer is neither `nn.Linear` nor PEFT's plain LoRA layer, or is merged.
-        """
+        """Make the layers and blocks of `model` elastic; all of it is active at first."""
         self.model = model
         self.elasticity = elasticity
         self.family = elasticity.architecture.family
@@ -159,11 +155,8 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     Args:
         source: Base model, adapter and search space.
         dtype: The base's dtype; the adapter stays in fp32.
-
-    Raises:
-        LonasEdgeError: If base, adapter and search space do not fit, or the base is not the one that was trained on.
     """
-    # transformers and PEFT say less of what does not fit
+    # transformers and PEFT report mismatches less clearly
     stored = open_base(source.base.folder, source.architecture, source.replaced())
     hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
     misfits = base_misfits(source.training, hashes)
@@ -205,7 +198,7 @@ def unwrapped(name: str) -> str:
 
 
 @contextmanager
-def _untold() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Silence transformers' report of a newly initialized head, which is intended."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -222,13 +215,10 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
         base: The directory.
         architecture: Its shapes; a head that is missing or of another shape is initialized at random.
         dtype: The dtype to load in.
-
-    Raises:
-        LonasEdgeError: If its generation configuration is not usable, or fp32 cannot compute with a weight; all are listed.
     """
     read_generation_config(base.folder)  # transformers reads it, too
     task = architecture.family.task
-    with _untold() if task.new_head else nullcontext():
+    with _quiet() if task.new_head else nullcontext():
         model: PreTrainedModel = auto_model(task).from_pretrained(
             base.folder,
             config=copy.deepcopy(architecture.config),

@@ -23,9 +23,6 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     Args:
         folder: The directory.
         chat_template: A chat template (Jinja) that replaces the directory's own; of several, the one named default.
-
-    Raises:
-        LonasEdgeError: If there is one and it cannot be read.
     """
     check_model_folder(folder)
     present = [name for name in _FILES if (folder / name).exists()]
@@ -42,7 +39,7 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         read_text(template, "the chat template")
     with read_by("transformers", folder / present[0]):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer("The sun is")["input_ids"]  # some faults show when it is used
+        tokenizer("The sun is")["input_ids"]  # some errors appear on first use
     if chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         tokenizer.chat_template = {**named, "default": chat_template} if named else chat_template
@@ -65,20 +62,14 @@ def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:
     )
 
 
-def tokenizer_differences(one: Any, other: Any, padding: bool = True) -> list[str]:
-    """Differences between two tokenizers: token ids, special tokens, how texts are divided. One line each; empty if they agree.
-
-    Args:
-        one: A transformers tokenizer.
-        other: Another one.
-        padding: Whether the padding token counts.
-    """
-    first, second = ({number: token for token, number in each.get_vocab().items()} for each in (one, other))
-    differing = [number for number in sorted(first.keys() | second.keys()) if first.get(number) != second.get(number)]
-    faults = [f"token {number}: {first.get(number)!r} and {second.get(number)!r}" for number in differing[:_SHOWN]]
+def tokenizer_differences(first: Any, second: Any, padding: bool = True) -> list[str]:
+    """List differences between two tokenizers; `padding` tells whether the padding token counts."""
+    ours, theirs = ({number: token for token, number in each.get_vocab().items()} for each in (first, second))
+    differing = [number for number in sorted(ours.keys() | theirs.keys()) if ours.get(number) != theirs.get(number)]
+    faults = [f"token {number}: {ours.get(number)!r} and {theirs.get(number)!r}" for number in differing[:_SHOWN]]
     faults += [f"{len(differing) - _SHOWN} more tokens differ"] if len(differing) > _SHOWN else []
     roles = [role for role in _ROLES if padding or role != "pad"]
-    special = [(role, *(getattr(each, f"{role}_token_id", None) for each in (one, other))) for role in roles]
-    faults += [f"{role} token: {mine} and {theirs}" for role, mine, theirs in special if mine != theirs]
-    texts = [] if faults else [text for text in TEXTS if one(text)["input_ids"] != other(text)["input_ids"]]
-    return faults + [f"{text[:40]!r}…: divided into other tokens" for text in texts]
+    special = [(role, *(getattr(each, f"{role}_token_id", None) for each in (first, second))) for role in roles]
+    faults += [f"{role} token: {token} and {other}" for role, token, other in special if token != other]
+    texts = [] if faults else [text for text in TEXTS if first(text)["input_ids"] != second(text)["input_ids"]]
+    return faults + [f"{text[:40]!r}…: tokenized differently" for text in texts]

@@ -18,10 +18,10 @@ class Walk:
     """A walk over the decoder layers; `current` is the index of the next layer, `step` runs it."""
 
     def __init__(self, network: SuperNetwork, batches: Sequence[Batch]):
-        """Begin at the first layer. The caller decides which sub-network of `network` is active."""
+        """Start at the first layer. The caller decides which sub-network of `network` is active."""
         self._network, self._batches = network, batches
         self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
-        self._inputs: list[torch.Tensor] | None = None  # None: what the embedding gives
+        self._inputs: list[torch.Tensor] | None = None  # None: the embedding's output
         self.current = 0
 
     def __len__(self) -> int:
@@ -32,14 +32,14 @@ class Walk:
         """The head's input [prompts, tokens, hidden] for a batch, computed from the current layer on."""
         return self._run(index, range(self.current, len(self._layers)))
 
-    def step(self, seen: Callable[[int], None] = lambda _place: None) -> None:
-        """Run the current layer on every batch and go on to the next; call `seen` with the index of each batch before."""
+    def step(self, before: Callable[[int], None] = lambda _index: None) -> None:
+        """Run the current layer on every batch and go on to the next; call `before` with the index of each batch first."""
         outputs: list[torch.Tensor] = []
         layer = self._layers[self.current]
         handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
         try:
             for index in range(len(self._batches)):
-                seen(index)
+                before(index)
                 self._run(index, range(self.current, self.current + 1))
         finally:
             handle.remove()

@@ -27,9 +27,6 @@ class Architecture:
         Args:
             config: A `PretrainedConfig`.
             where: Name of the model in an error.
-
-        Raises:
-            LonasEdgeError: If the model's family or something in its configuration is not supported.
         """
         family = family_of(config.model_type)
         if family is None:

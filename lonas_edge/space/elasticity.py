@@ -121,9 +121,6 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         architecture: The model.
         space: The search space.
         where: Name of the search space in an error.
-
-    Raises:
-        LonasEdgeError: If the space does not fit the model; every mismatch is listed.
     """
     out: dict[str, int] = {}
     inputs: dict[str, int] = {}

@@ -39,10 +39,6 @@ def generate_space(
 
     Returns:
         The NNCF configuration, ready for `json.dump`.
-
-    Raises:
-        LonasEdgeError: If a ratio is not in (0, 1], widths or ranks coincide, a rank is larger than the adapter's, or heads
-            cannot be elastic.
     """
     family = architecture.family
     problems = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]

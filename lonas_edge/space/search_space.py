@@ -33,7 +33,7 @@ _PEFT_PREFIX = ["base_model", "model"]
 _OTHER_DIMENSIONS = ("depth", "kernel")  # NNCF's other dimensions of elasticity
 _INSTEAD = {"depth": "; for removable blocks use `lonas-edge space --depth`"}
 EXTENSION, EXTENSION_VERSION = "lonas_edge", 1  # our own section of `elasticity`
-BLOCK_WIDTHS = (1, 0)  # there, and left out
+BLOCK_WIDTHS = (1, 0)  # kept, removed
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,7 @@ class SearchSpace:
         return any(group.kind == "block" for group in self.groups)
 
     def search_settings(self) -> SearchSettings:
-        """The settings of the sub-network search.
-
-        Raises:
-            LonasEdgeError: If the file's cannot be used; every problem is listed.
-        """
+        """The settings of the sub-network search."""
         hint = "Correct or delete them in the NNCF configuration; each has a default."
         raise_all("The search space's search settings cannot be used:", self.search_faults, hint)
         return self.search
@@ -164,12 +160,7 @@ def parse_node(node: str) -> Member:
 
 
 def read_search_space(path: Path) -> SearchSpace:
-    """Read an NNCF configuration file: JSON in which comments and trailing commas are allowed.
-
-    Raises:
-        LonasEdgeError: If the file is missing, is not JSON, or is not a search space; all problems except those of the search
-            settings are listed.
-    """
+    """Read an NNCF configuration file: JSON in which comments and trailing commas are allowed."""
     text = read_text(Path(path), "the NNCF configuration")
     try:
         content = pyjson5.decode(text, maxdepth=DEPTH_LIMIT)

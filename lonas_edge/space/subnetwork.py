@@ -173,14 +173,7 @@ def unpruned(architecture: Architecture) -> Subnetwork:
 
 
 def is_name(choice: str) -> bool:
-    """Whether a choice is a name of `select`'s, and so no path: a directory may well be called `minimal`.
-
-    Args:
-        choice: As of `select`.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether a choice of `select` is a name; a file or directory of that name is ignored."""
     return choice in ("maximal", DEFAULT, "minimal") or choice.startswith("random:")
 
 
@@ -194,9 +187,6 @@ def select(elasticity: Elasticity, choice: str | None = None) -> Subnetwork:
         elasticity: The search space laid over the model.
         choice: heuristic, maximal, minimal, random:SEED, or the path of a sub-network JSON file. None is heuristic, and
             maximal where the space has no groups (a plain LoRA adapter).
-
-    Raises:
-        LonasEdgeError: If there is no such sub-network in the space.
     """
     groups = elasticity.space.groups
     choice = choice or (DEFAULT if groups else "maximal")
@@ -220,18 +210,7 @@ def _generator(choice: str) -> random.Random:
 
 
 def read_subnetwork(path: Path, elasticity: Elasticity) -> Subnetwork:
-    """Read a sub-network file and check that it belongs to a search space.
-
-    Args:
-        path: The file.
-        elasticity: The search space, laid over the model.
-
-    Returns:
-        The sub-network, called by the file's `name`, or by its file name.
-
-    Raises:
-        LonasEdgeError: If the file cannot be read or does not belong to the space; every problem is listed.
-    """
+    """Read a sub-network file and check that it belongs to a search space; without a `name` it is called by its file name."""
     if not exists(path):
         raise LonasEdgeError(
             f"sub-network {str(path)[:300]!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
@@ -254,7 +233,7 @@ def read_subnetwork(path: Path, elasticity: Elasticity) -> Subnetwork:
 
 
 def misfits(elasticity: Elasticity, widths: Sequence[int], search_space: str | None = None) -> list[str]:
-    """Why widths are not those of a sub-network of a search space.
+    """List the reasons why widths are no sub-network of a search space.
 
     Args:
         elasticity: The search space, laid over the model.
@@ -274,7 +253,7 @@ def misfits(elasticity: Elasticity, widths: Sequence[int], search_space: str | N
 
 
 def _name_misfits(elasticity: Elasticity, widths: Mapping[str, int]) -> list[str]:
-    """A line each for groups that the file names and the space lacks, and the other way round."""
+    """List groups that only the file or only the space has."""
     names = elasticity.group_names
     kinds = {
         "not in the search space": [name for name in widths if name not in names],
@@ -293,7 +272,7 @@ def _printable(text: str) -> bool:
 
 
 def _origin_faults(origin: SearchOrigin) -> list[str]:
-    """Model cards show all of its texts."""
+    """List texts that a model card could not show."""
     texts = {name: value for name, value in asdict(origin).items() if isinstance(value, str)}
     texts |= {f"units.{name}": unit for name, unit in origin.units.items()}
     return [

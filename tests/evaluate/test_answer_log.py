@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.answer_log import AnswerLog, Asking
+from lonas_edge.evaluate.answer_log import AnswerLog, LoggedTarget
 from lonas_edge.evaluate.language import BatchedLM
 
 
@@ -44,7 +44,7 @@ REQUESTS = [
 
 def batched(path: Path, model: LM, size: int = 2, target: str = "target") -> BatchedLM:
     asked: Any = SimpleNamespace(name=target, batch_size=size, load=lambda: model)
-    return BatchedLM(Asking(asked, AnswerLog(path)), lambda *_: None)
+    return BatchedLM(LoggedTarget(asked, AnswerLog(path)), lambda *_: None)
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 5])

@@ -360,8 +360,8 @@ def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp
     ):
         assert change in ran.err
     found = result(run_cli(*command))
-    assert [target["asked"] for target in expected["targets"]] == [11, 11]
-    assert [target["asked"] for target in found["targets"]] == [0, 9], "seven batches are kept: 6 + 5 prompts, and 2"
+    assert [target["answered"] for target in expected["targets"]] == [11, 11]
+    assert [target["answered"] for target in found["targets"]] == [0, 9], "seven batches are kept: 6 + 5 prompts, and 2"
     assert found["differences"] == expected["differences"]
     assert [target["tasks"] for target in found["targets"]] == [target["tasks"] for target in expected["targets"]]
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
@@ -379,11 +379,11 @@ def test_prompts_beyond_the_context_are_left_out_and_named(llama: TinySource, ru
             longest = max(len(tokenizer(option)["input_ids"]) for option in options)
             if len(tokenizer(f"Question: {question}\nAnswer:")["input_ids"]) + longest > 128:
                 expected.append(index)
-        assert [one["sample"] for one in task["left_out"]] == expected
+        assert [one["sample"] for one in task["skipped"]] == expected
         assert task["questions"] == len(samples) - len(expected)
     limited = result(run_cli("eval", llama.base, *QUICK, "--tasks", "ARC-Easy", "--limit", 2))
     (task,) = limited["targets"][0]["tasks"]
-    assert task["questions"] + len(task["left_out"]) == 2
+    assert task["questions"] + len(task["skipped"]) == 2
     ran = run_cli("eval", llama.base, "--datasets", DATA, "--protocol", "generate", "--tasks", "boolq")
     assert ran.code == 1
     assert "no prompt fits the context" in ran.err
@@ -541,4 +541,4 @@ def test_cuda_answers_as_the_cpu_does(protocol: str, roomy: TinySource, run_cli:
     options = ["--datasets", DATA, "--protocol", protocol, "--json"]
     found = [result(run_cli("eval", *roomy.arguments(), *options, "--torch-device", where)) for where in ("cpu", "cuda")]
     assert accuracies(found[0]["targets"][0]) == accuracies(found[1]["targets"][0])
-    assert found[1]["targets"][0]["asked"] > 0
+    assert found[1]["targets"][0]["answered"] > 0

@@ -12,19 +12,19 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.compare import Difference
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.report import for_card, markdown, to_csv
-from lonas_edge.exporting.evaluations import Conditions, LeftOut, Metric, TargetResult, TaskResult, averaged
+from lonas_edge.exporting.evaluations import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
 from lonas_edge.space.complexity import Sizes
 
 
 def result(metric: str, value: float, stderr: float | None, task: str = "boolq", **others: Any) -> TaskResult:
-    others = {"questions": 6, "left_out": (), "harness": False, **others}
+    others = {"questions": 6, "skipped": (), "harness": False, **others}
     return TaskResult.of(task, metric, {metric: Metric(value, stderr)}, **others)
 
 
 def target(name: str, winogrande: float, **changes: Any) -> TargetResult:
     tasks = (
         result("acc", 0.5, 0.03),
-        result("acc", winogrande, 0.04, "winogrande", left_out=(LeftOut("winogrande", 7, 130, 128),)),
+        result("acc", winogrande, 0.04, "winogrande", skipped=(SkippedSample("winogrande", 7, 130, 128),)),
     )
     average, error = averaged(tasks)
     made = TargetResult(
@@ -36,7 +36,7 @@ def target(name: str, winogrande: float, **changes: Any) -> TargetResult:
         average=average,
         average_stderr=error,
         tasks=tasks,
-        asked=12,
+        answered=12,
         seconds=1.0,
         identity={"device": "CPU", "batch_size": 64, "properties": {"KV_CACHE_PRECISION": "u8"}},
     )

@@ -136,8 +136,8 @@ def test_a_regression_and_what_is_too_long(tiny_bert: TinyBert, run_cli: Callabl
     ran = run_cli("eval", *source.arguments(), "--subnet", "maximal", "--tasks", "stsb", "--datasets", data, "--json")
     assert ran.code == 0, ran.err
     (task,) = json.loads(ran.out)["targets"][0]["tasks"]
-    assert [one["sample"] for one in task["left_out"]] == [index for index, length in enumerate(lengths) if length > 64]
-    assert {one["context"] for one in task["left_out"]} == {64}
+    assert [one["sample"] for one in task["skipped"]] == [index for index, length in enumerate(lengths) if length > 64]
+    assert {one["context"] for one in task["skipped"]} == {64}
     kept = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= 64]
     answers = expected_logits(source, [group[0] for group in source.groups()], kept)[:, 0]
     pearson = np.corrcoef(answers, [pair.label for pair in kept])[0, 1]

@@ -19,7 +19,7 @@ from lonas_edge.exporting.evaluations import (
 
 
 def evaluation(accuracy: float) -> Evaluation:
-    task = TaskResult.of("boolq", "acc", {"acc": Metric(accuracy, 0.01)}, questions=5, left_out=(), harness=False)
+    task = TaskResult.of("boolq", "acc", {"acc": Metric(accuracy, 0.01)}, questions=5, skipped=(), harness=False)
     target = TargetResult("out", "ir", "int8", "alpaca", None, *averaged([task]), (task,), 5, 1.0, {})
     return Evaluation("by option text", None, None, 0, target, Conditions("a CPU", {}, "2026-01-01"))
 

@@ -42,7 +42,6 @@ FILES = {
     "openvino_tokenizer.bin",
     "openvino_tokenizer.xml",
     "subnetwork.json",
-    "subnetwork.svg",
     "tokenizer.json",
     "tokenizer_config.json",
 }

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from tiny_models import CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, VOCAB, TinyModels, TinySource, block_path
@@ -17,11 +16,10 @@ from lonas_edge.families.llama import Llama
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import kv_elements
 from lonas_edge.space.elasticity import bind
-from lonas_edge.space.picture import lines, picture_of, svg
+from lonas_edge.space.picture import lines, picture_of
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork, select, unpruned
 
-SVG = "{http://www.w3.org/2000/svg}"
 ATTENTION = "model.layers.{}.self_attn"
 
 
@@ -215,19 +213,6 @@ def test_picture_of_heads(tiny_models: TinyModels) -> None:
     )
     assert [line.split()[2] for line in drawn[1:]] == ["4", "2", "2"]
     assert drawn[2] == f"    1  {'█' * 12}{'·' * 12}   2  {'█' * 24} 128"
-
-
-def test_picture_as_an_image(tiny_models: TinyModels) -> None:
-    """A grey bar a block, and over it in colour what is kept: nothing where the block is left out."""
-    elasticity = tiny_models.deep_source("llama").opened().elasticity
-    widths = [8] * 3 + [128, 96, 64] + [8] * 3
-    document = ElementTree.fromstring(svg(picture_of(Subnetwork(elasticity, (*widths, 0, 1, 0))), "a <b> & c"))
-    bars = [(one.get("fill"), float(str(one.get("width")))) for one in document.iter(f"{SVG}rect")][1:]
-    grey, attention, mlp = ("#ececec", 240), ("#4c78a8", 240), "#e08e3b"
-    assert bars == [grey, grey, (mlp, 240), grey, attention, grey, (mlp, 180), grey, attention, grey]
-    texts = [one.text for one in document.iter(f"{SVG}text")]
-    assert texts[:4] == ["a <b> & c", "layer", "attention heads, of 4", "MLP width, of 128"]
-    assert texts[4:] == ["0", "0", "128", "1", "4", "96", "2", "4", "0"]
 
 
 def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:

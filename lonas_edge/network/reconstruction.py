@@ -193,8 +193,6 @@ def _delta(model: MaterializedModel, layer: str, seen: Moments, shrinkage: float
     square, crossed = seen.products[:width], seen.products[width:]  # of the first, what is on and below the diagonal
     columns, b, a = model.cut_part(layer)
     shrink = shrinkage * float(seen.squares.mean())
-    if shrink == 0:  # nothing was seen
-        return torch.zeros(len(columns), width)
     if len(a):
         crossed = torch.cat([crossed, a @ (square.tril() + square.tril(-1).T)])
     left, right = torch.cat([columns, b], 1).float(), crossed.float()

@@ -1,4 +1,4 @@
-"""What activated and materialized networks are held against: the definition, and their own answers without a cache."""
+"""Comparisons of activated and materialized networks with the definition, and of generation with and without a cache."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +37,6 @@ def assert_generates_alike(
     models = (network.base, load_checkpoint(materialize(source, widths)))
     for attended in (mask, torch.ones_like(ids)):
         inputs = {"input_ids": ids, "attention_mask": attended}
-        found = [model.generate(**inputs, use_cache=cached, **settings) for model in models for cached in (True, False)]
-        assert all(torch.equal(tokens, found[0]) for tokens in found)
-    return found[0]
+        tokens = [model.generate(**inputs, use_cache=cached, **settings) for model in models for cached in (True, False)]
+        assert all(torch.equal(each, tokens[0]) for each in tokens)
+    return tokens[0]

@@ -8,7 +8,7 @@ import torch
 from oracle import oracle_logits
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import LAYERS, MLP, TinyModels, TinySource, families, mlp_consumers, mlp_names, random_model
+from tiny_models import LAYERS, MLP, TinyModels, TinySource, mlp_consumers, mlp_names, random_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -100,23 +100,6 @@ def test_biases() -> None:
 # --- a live model
 
 
-def test_a_base_computes_the_same(any_source: TinySource, ids: torch.Tensor) -> None:
-    model = live(any_source.base)
-    expected, before = logits_of(model, ids), {name: p.clone() for name, p in model.named_parameters()}
-    columns = permutations(consumers=mlp_consumers(any_source.case))
-    order_of(columns, any_source.case).apply_to_model(model)
-    after = dict(model.named_parameters())
-    names, last = mlp_names(any_source.case)
-    for name, order in columns.items():
-        assert torch.equal(after[f"{name}.weight"], before[f"{name}.weight"][:, order])
-        for producer in (f"{name.replace(last, wide)}.weight" for wide in names):
-            rows = torch.cat([order, MLP + order]) if len(before[producer]) == 2 * MLP else order  # [gate; up]
-            assert torch.equal(after[producer], before[producer][rows])
-    assert (logits_of(model, ids) - expected).abs().max() < EXACT
-    order_of(columns, any_source.case).inverse().apply_to_model(model)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
 def test_an_adapter_computes_the_same(any_source: TinySource, ids: torch.Tensor) -> None:
     model = live(any_source.base, any_source.adapter)
     expected, before = logits_of(model, ids), {name: p.clone() for name, p in model.named_parameters()}
@@ -129,15 +112,6 @@ def test_an_adapter_computes_the_same(any_source: TinySource, ids: torch.Tensor)
     assert (logits_of(model, ids) - expected).abs().max() < EXACT
     order.inverse().apply_to_model(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-def test_only_what_is_wanted(llama: TinySource) -> None:
-    model = live(llama.base, llama.adapter)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    order_of(permutations()).apply_to_model(model, lambda name: ".lora_" in name)
-    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert len(changed) == 3 * LAYERS
-    assert all(".lora_" in name for name in changed)
 
 
 # --- importance
@@ -154,11 +128,11 @@ def importance(model: nn.Module, prompts: list[torch.Tensor]) -> dict[str, torch
         logits_of(model, prompt[None])
     for handle in handles:
         handle.remove()
-    found = {}
+    by_layer = {}
     for name, activations in seen.items():
         weight = model.get_submodule(name).weight.detach().double()
-        found[name] = torch.cat(activations).double().pow(2).mean(0).sqrt() * weight.pow(2).sum(0).sqrt()
-    return found
+        by_layer[name] = torch.cat(activations).double().pow(2).mean(0).sqrt() * weight.pow(2).sum(0).sqrt()
+    return by_layer
 
 
 def padded(prompts: list[torch.Tensor], pad: int, left: bool = False) -> dict[str, torch.Tensor]:
@@ -171,8 +145,7 @@ def padded(prompts: list[torch.Tensor], pad: int, left: bool = False) -> dict[st
     return {"input_ids": rows, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("case", families("llama", "qwen2-tied", "gemma2"))
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(("case", "left"), [("llama", False), ("qwen2-tied", True)])
 def test_importance(case: str, left: bool, tiny_models: TinyModels, ids: torch.Tensor) -> None:
     model = random_model(case).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -200,27 +173,6 @@ def test_importance_of_a_16_bit_model(llama: TinySource, ids: torch.Tensor) -> N
     assert {name: columns.tolist() for name, columns in order.columns.items()} == expected
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_importance_is_without_dropout(training: bool, llama: TinySource, ids: torch.Tensor) -> None:
-    """And leaves the model in the mode it was in."""
-    model = random_model("llama")
-    expected = {name: value.argsort(descending=True).tolist() for name, value in importance(model, [ids[0]]).items()}
-    for index in range(LAYERS):
-        model.get_submodule(f"model.layers.{index}.self_attn").attention_dropout = 0.5
-    model.train(training)
-    order = by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
-    assert {name: columns.tolist() for name, columns in order.columns.items()} == expected
-    assert all(module.training == training for module in model.modules())
-
-
-def test_equal_channels_stay_in_place(llama: TinySource, ids: torch.Tensor) -> None:
-    model = random_model("llama")
-    with torch.no_grad():
-        model.get_submodule(DOWN[1]).weight[:, [77, 3, 20, 127]] = 0
-    order = by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
-    assert order.columns[DOWN[1]][-4:].tolist() == [3, 20, 77, 127]
-
-
 def test_only_elastic_layers_are_ordered(llama_copy: TinySource, ids: torch.Tensor) -> None:
     content = json.loads(llama_copy.space.read_text())
     width = content["bootstrapNAS"]["training"]["elasticity"]["width"]
@@ -246,7 +198,7 @@ def test_activations_that_are_not_finite(llama: TinySource, ids: torch.Tensor) -
 # --- an adapter with a file; every family: test_heads, test_depth
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"lora_bias": True}])
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"lora_bias": True}])
 def test_an_adapter_with_a_channel_order(options: dict, tiny_models, tmp_path, choose, materialize, ids) -> None:
     """Materialized and activated; one layer keeps the base's order."""
     source = tiny_models.source("llama-biased", **options).copied_to(tmp_path)
@@ -277,18 +229,18 @@ def test_saved_and_read(llama: TinySource, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     stored = load_file(tmp_path / FILE)
     read = read_channel_order(tmp_path, architecture)
-    for found in (stored, read.columns):
-        assert found.keys() == columns.keys()
-        assert all(torch.equal(found[name], order) for name, order in columns.items())
+    for written in (stored, read.columns):
+        assert written.keys() == columns.keys()
+        assert all(torch.equal(written[name], order) for name, order in columns.items())
     assert read.producers == {name: producers_of(name) for name in columns}
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all", "half", "short"])
+@pytest.mark.parametrize("content", [b"", "half"])
 def test_damaged_files(content: bytes | str, llama_copy: TinySource) -> None:
     path = llama_copy.adapter / FILE
     save_file(permutations(), path)
     whole = path.read_bytes()
-    path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2] if content == "half" else whole[:-1])
+    path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
     with pytest.raises(LonasEdgeError, match="damaged or truncated") as raised:
         llama_copy.opened()
     assert str(path) in str(raised.value)

@@ -25,11 +25,6 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
-def names(folder: Path) -> list[str]:
-    """What lies in a folder, hidden files included."""
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_reads_the_rows_and_columns_asked_for(tmp_path: Path) -> None:
     matrix, vector = torch.randn(6, 5), torch.randn(6).to(torch.bfloat16)
     save_file({"matrix": matrix, "vector": vector}, tmp_path / "model.safetensors")
@@ -77,24 +72,20 @@ def test_malicious_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ([torch.ones(2)], "found list"),
         ({"step": 3}, "step: int; expected a tensor"),
-        ({"a": None}, "a: NoneType; expected a tensor"),
         ({3: torch.ones(2)}, "3: expected a text as name"),
-        ({None: torch.ones(2)}, "None: expected a text as name"),
         ({"a": torch.eye(2).to_sparse()}, "a: a sparse_coo tensor on cpu; expected a plain one"),
         ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "a: a quantized tensor"),
         ({"a": torch.ones(2, device="meta")}, "a: a strided tensor on meta"),
-        ({"a": {"b": torch.ones(2)}}, "a: dict; expected a tensor"),
     ],
 )
-@pytest.mark.parametrize("mmap", [False, True])
-def test_pickles_of_something_else(tmp_path: Path, content: Any, told: str, mmap: bool) -> None:
+def test_pickles_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "adapter_model.bin")
-    with pytest.raises(LonasEdgeError, match=rf"(?s)adapter_model\.bin: expected tensors by name.*{told}"):
-        load_pickle(tmp_path / "adapter_model.bin", mmap)
+    with pytest.raises(LonasEdgeError, match=rf"(?s)adapter_model\.bin: expected tensors by name.*{message}"):
+        load_pickle(tmp_path / "adapter_model.bin")
 
 
 @pytest.mark.parametrize("size", [0, 1, 30, -1])
@@ -120,42 +111,28 @@ A = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     "content",
     [
         b"",
-        bytes(4),
         bytes(64),
         header({"a": A}, length=2**62),
-        header({"a": A}, data=bytes(15)),
         header({"a": {**A, "data_offsets": [0, 1 << 60]}}),
-        header({"a": {**A, "data_offsets": [16, 0]}}),
         header({"a": {**A, "shape": [5]}}),
-        header({"a": {**A, "shape": [-4]}}),
         header({"a": {**A, "shape": [2**40, 2**40]}}),
         header({"a": {**A, "dtype": "F31"}}),
         header({"a": A, "b": A}),  # one over the other
-        header([A]),
         header({"a": None}),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, content: bytes) -> None:
+def test_damaged_headers(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(LonasEdgeError, match=r"model\.safetensors: damaged or truncated safetensors file"):
         open_tensors(tmp_path)
 
 
-def test_a_file_that_memory_does_not_suffice_for_is_not_damaged(tmp_path: Path) -> None:
+def test_out_of_memory_is_not_a_damaged_file(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(header({"a": A}))
     with pytest.raises(RuntimeError) as caught, read_damaged(file):
         raise RuntimeError("unable to mmap 16 bytes from file <model.safetensors>: Cannot allocate memory (12)")
     assert out_of_memory(caught.value)
-
-
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool])
-def test_weights_that_are_no_floats(llama_copy: TinySource, dtype: torch.dtype) -> None:
-    path = llama_copy.base / "model.safetensors"
-    tensors = load_file(path)
-    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"].to(dtype)}, path)
-    with pytest.raises(LonasEdgeError, match=r"model\.norm\.weight: dtype \S+; expected float64, float32, float16, bfloat16"):
-        open_base(llama_copy.base, llama_copy.opened().architecture)
 
 
 def test_no_weights(tmp_path: Path) -> None:
@@ -171,14 +148,14 @@ def test_index_without_a_tensor_that_it_names(tmp_path: Path) -> None:
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": {}}', '{"weight_map": [1]}'])
+@pytest.mark.parametrize("content", ["{", '{"weight_map": [1]}'])
 def test_broken_index(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(LonasEdgeError, match=r"model\.safetensors\.index\.json"):
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/one.safetensors", "..", "a\0b"])
+@pytest.mark.parametrize("name", ["../outside.safetensors", "sub/one.safetensors", "a\0b"])
 def test_index_that_leaves_its_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
@@ -214,20 +191,20 @@ def test_base_is_compared_with_its_configuration(llama_copy: TinySource) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_numbers_that_are_sound_and_those_that_are_not(dtype: torch.dtype) -> None:
+def test_number_faults(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max  # of fp16 it is 65504, whose square fp32 has
     assert number_fault(torch.full((4, 4), 100.0, dtype=dtype)) is None
-    told = None if dtype == torch.float16 else "holds values too large to compute with"
-    assert number_fault(torch.full((4, 4), largest, dtype=dtype)) == told
+    message = None if dtype == torch.float16 else "holds values too large to compute with"
+    assert number_fault(torch.full((4, 4), largest, dtype=dtype)) == message
     assert number_fault(torch.tensor([1.0, float("nan")], dtype=dtype)) == "holds NaN or Inf"
     assert number_fault(torch.tensor([1.0, float("-inf")], dtype=dtype)) == "holds NaN or Inf"
 
 
-def test_a_head_that_is_not_the_embedding_it_is_said_to_be(llama_copy: TinySource) -> None:
+def test_a_tied_head_that_differs_from_the_embedding(llama_copy: TinySource) -> None:
     config, weights = llama_copy.base / "config.json", llama_copy.base / "model.safetensors"
     config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
     with pytest.raises(LonasEdgeError, match=r"lm_head\.weight in model\.safetensors: differs from model\.embed_tokens"):
         open_base(llama_copy.base, llama_copy.opened().architecture)
     tensors = load_file(weights)
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, weights)
-    assert "lm_head.weight" in open_base(llama_copy.base, llama_copy.opened().architecture).shapes  # many a file has it twice
+    assert "lm_head.weight" in open_base(llama_copy.base, llama_copy.opened().architecture).shapes  # stored twice

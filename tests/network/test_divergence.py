@@ -1,7 +1,4 @@
-"""Divergence of texts: by hand, and by the two definitions written out."""
-
-import random
-from difflib import SequenceMatcher
+"""Divergence of generated texts, against hand-computed values."""
 
 import pytest
 
@@ -25,13 +22,13 @@ A, B, C, D, X, Y, END = range(1, 8)
         ([A, A, A, A, A, A], [A, X, A, A, A, A], 1, 2),  # SequenceMatcher gives the first A to the longest block
     ],
 )
-def test_one_text_by_hand(reference: list[int], text: list[int], fdt: int, sdt: int) -> None:
+def test_one_text(reference: list[int], text: list[int], fdt: int, sdt: int) -> None:
     found = compare_texts([reference], [text], 9)
     equal = int(reference == text)
     assert found == TextDivergence(fdt, fdt / len(reference), sdt, sdt / len(text), equal, 1, 9)
 
 
-def test_several_texts_by_hand() -> None:
+def test_several_texts() -> None:
     """FDT norm is a ratio of means, SDT norm a mean of ratios, as who_what_benchmark has them."""
     reference, texts = [[A, B, C, D], [A, B], [C, D, X]], [[A, B, X, Y, X], [A, B], [D]]
     found = compare_texts(reference, texts, 5)
@@ -40,30 +37,3 @@ def test_several_texts_by_hand() -> None:
     assert found.sdt == pytest.approx((3 + 0 + 0) / 3)
     assert found.sdt_norm == pytest.approx((3 / 5 + 0 / 2 + 0 / 1) / 3)
     assert (found.equal, found.prompts, found.new_tokens) == (1, 3, 5)
-
-
-def test_texts_of_many_kinds() -> None:
-    """Against the definitions, and against who_what_benchmark's first block wherever that is at the beginning of both."""
-    draw = random.Random(1)
-    seen = 0
-    for _ in range(300):
-        reference, text = ([draw.randrange(draw.choice((3, 30))) for _ in range(draw.randint(1, 32))] for _ in range(2))
-        shared = draw.randint(0, 20)
-        text = reference[:shared] + text
-        found = compare_texts([reference], [text], 64)
-        common = 0
-        while common < min(len(reference), len(text)) and reference[common] == text[common]:
-            common += 1
-        blocks = SequenceMatcher(None, reference, text).get_matching_blocks()
-        assert found.fdt == common
-        assert found.sdt == len(text) - sum(size for _, _, size in blocks)
-        assert 0 <= found.fdt_norm <= 1 and 0 <= found.sdt_norm <= 1
-        if blocks[0].a == blocks[0].b == 0:
-            seen += 1
-            assert found.fdt == blocks[0].size
-    assert seen > 100
-
-
-def test_texts_of_other_prompts_are_no_pairs() -> None:
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        compare_texts([[A], [B]], [[A]], 4)

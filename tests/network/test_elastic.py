@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracle import oracle_logits
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from tiny_models import TinyModels, TinySource
 from torch import nn
 from torch.nn import functional as F
@@ -134,18 +134,8 @@ def test_disabled_adapter_is_the_narrowed_base(llama: TinySource, choose: Callab
     widths = choose(llama, "unequal:2")
     SuperNetwork(model, llama.opened().elasticity).activate(widths)
     with model.disable_adapter():
-        found = logits_of(model, ids)
-    assert (found - oracle_logits(llama.base, None, llama.space, widths, ids)).abs().max() < 1e-5
-
-
-def test_saves_and_loads_as_an_ordinary_adapter(llama: TinySource, choose: Callable, ids, tmp_path) -> None:
-    model = live(llama, torch.float32)
-    expected = logits_of(model, ids)
-    SuperNetwork(model, llama.opened().elasticity).activate(choose(llama, "minimal"))
-    model.save_pretrained(tmp_path / "again")
-    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama.base), tmp_path / "again").eval()
-    assert torch.equal(logits_of(again, ids), expected)
-    assert not set_peft_model_state_dict(again, {}).unexpected_keys
+        logits = logits_of(model, ids)
+    assert (logits - oracle_logits(llama.base, None, llama.space, widths, ids)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"merged": True}])

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from structured import assert_as_defined, assert_generates_alike
 from tiny_models import CASES, HEADS, LAYERS, TinyModels, TinySource, families, has_heads
+from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.channel_order import by_importance
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 
@@ -73,27 +75,17 @@ def test_shapes_and_configuration(case: str, tiny_models: TinyModels, materializ
     assert [tensors[f"{layers}.{layer}.{reader}.weight"].shape[1] for layer in (0, 1)] == [32, 64]
 
 
-@pytest.mark.parametrize(
-    ("case", "layers", "shared"),
-    [
-        ("llama", ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"), 2),
-        ("phi3", ("model.layers.0.self_attn.qkv_proj", "model.layers.1.self_attn.qkv_proj"), 2),
-        ("neox", ("gpt_neox.layers.0.attention.query_key_value", "gpt_neox.layers.1.attention.query_key_value"), 1),
-    ],
-)
-def test_widths_that_split_heads(
-    case: str, layers: tuple[str, str], shared: int, tiny_models: TinyModels, tmp_path: Path
-) -> None:
-    tiny = tiny_models.heads_source(case)
+def test_widths_that_split_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
+    tiny = tiny_models.heads_source("phi3")
     content = json.loads(tiny.space.read_text())
     values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
-    values[9], values[10] = [64, 16 * shared - 8], [64, 40, 32]  # half a head, or half of what shares a key-value head
+    values[9], values[10] = [64, 24], [64, 40, 32]
     (tmp_path / "space.json").write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as raised:
         open_source(str(tiny.adapter), str(tiny.base), tmp_path / "space.json")
-    told = f"heads of 16 channels, {shared} per key-value head: expected multiples of {16 * shared}"
-    assert f"group 9: width {16 * shared - 8} of {layers[0]} splits {told}" in str(raised.value)
-    assert f"group 10: width 40 of {layers[1]} splits {told}" in str(raised.value)
+    for group, layer, width in ((9, 0, 24), (10, 1, 40)):
+        expected = "heads of 16 channels, 2 per key-value head: expected multiples of 32"
+        assert f"group {group}: width {width} of model.layers.{layer}.self_attn.qkv_proj splits {expected}" in str(raised.value)
 
 
 def test_heads_without_their_keys(tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -119,12 +111,8 @@ def test_an_order_that_splits_heads(tiny_models: TinyModels, tmp_path: Path) -> 
 
 def test_heads_are_ordered_by_importance(tiny_models: TinyModels) -> None:
     """Root of the summed squares of RMS of the input times the column's norm, over the heads of a key-value head."""
-    from lonas_edge.network.channel_order import by_importance
-
     tiny = tiny_models.heads_source("llama")
     source = tiny.opened()
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(tiny.base, dtype=torch.float32).eval()
     ids = torch.arange(2, 42).view(2, 20)
     seen: dict[int, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Solving against least squares in plain torch, and corrected networks against the oracle on a base that is changed by hand."""
+"""Reconstruction against least squares in plain torch; corrected networks against the oracle on a changed base."""
 
 import json
 import shutil
@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.network import reconstruction
-from lonas_edge.network.calibration import Moments
 from lonas_edge.network.correction import Correction
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.modeling import load_checkpoint
@@ -30,17 +29,17 @@ SHRINKAGE = 0.05
 def batches() -> list[dict[str, torch.Tensor]]:
     """Two batches [prompts, tokens], the second one padded on the right."""
     draw = torch.Generator().manual_seed(5)
-    found = []
+    made = []
     for rows, length in ((6, 12), (4, 9)):
         ids = torch.randint(2, VOCAB, (rows, length), generator=draw)
         mask = torch.ones_like(ids)
-        found.append({"input_ids": ids, "attention_mask": mask, "labels": ids, "logits_to_keep": torch.arange(length)})
-    found[1]["attention_mask"][:2, 6:] = 0
-    return found
+        made.append({"input_ids": ids, "attention_mask": mask, "labels": ids, "logits_to_keep": torch.arange(length)})
+    made[1]["attention_mask"][:2, 6:] = 0
+    return made
 
 
 def plain(source: TinySource, ranks: dict[str, int]) -> Any:
-    """The base with the adapter merged by hand, at its first ranks; float64, channels in the base's order."""
+    """The base with the merged adapter, at its first ranks; float64, channels in the base's order."""
     model = AutoModelForCausalLM.from_pretrained(source.base, dtype=torch.float64).eval()
     with torch.no_grad():
         merge(dict(model.named_parameters()), source.adapter, ranks)
@@ -48,7 +47,7 @@ def plain(source: TinySource, ranks: dict[str, int]) -> Any:
 
 
 def inputs_of(model: Any, layer: str, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """What a layer is given, [tokens, in]."""
+    """The inputs of a layer, [tokens, in]."""
     seen: list[torch.Tensor] = []
     handle = model.get_submodule(layer).register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -59,7 +58,7 @@ def inputs_of(model: Any, layer: str, batches: list[dict[str, torch.Tensor]]) ->
 
 
 def least_squares(whole: Any, cut: Any, layer: str, kept: torch.Tensor, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """The change of a weight that the definition gives: rows of data, and below them the pull towards what is there."""
+    """The change of a weight by the definition: rows of data, and below them those of the regularization."""
     x = inputs_of(whole, layer, batches)
     wanted, own = (model.get_submodule(layer).weight.detach() for model in (whole, cut))
     pull = (SHRINKAGE * x.square().sum(0).mean()).sqrt()
@@ -92,9 +91,8 @@ def test_the_change_is_that_of_least_squares(case: str, tiny_models: TinyModels,
         torch.testing.assert_close(delta.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("width", [96])
-def test_ranks_that_the_consumer_lacks(width: int, llama: TinySource, batches: Any, tmp_path: Path) -> None:
-    """Where a space narrows the adapter of `down_proj` itself, what its last ranks did to the kept channels comes back, too."""
+def test_ranks_that_the_consumer_lacks(llama: TinySource, batches: Any, tmp_path: Path) -> None:
+    """Where a space narrows the adapter of `down_proj` itself, the effect of its last ranks is reconstructed, too."""
     space = json.loads(llama.space.read_text())
     groups = space["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     of_mlp = [group for group in groups if "gate_proj" in group[0] and "lora_A" in group[0]]
@@ -103,14 +101,14 @@ def test_ranks_that_the_consumer_lacks(width: int, llama: TinySource, batches: A
         group.append(group[0].replace("gate_proj", "down_proj"))
     (tmp_path / "space.json").write_text(json.dumps(space))
     source = replace(llama, space=tmp_path / "space.json")
-    widths = [8, 8, 8, width, width, width, 6, 6, 6]
+    widths = [8, 8, 8, 96, 96, 96, 6, 6, 6]
     model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
     solution = reconstruct(model, batches, batches, tmp_path, SHRINKAGE)
     ranks, _ = read_groups(source.space, widths)
     assert {ranks[name] for name in mlp_consumers("llama")} == {6}
     whole, cut = plain(source, {}), plain(source, ranks)
     for name, delta in solution.correction.deltas.items():
-        expected = least_squares(whole, cut, name, torch.arange(width), batches)
+        expected = least_squares(whole, cut, name, torch.arange(96), batches)
         torch.testing.assert_close(delta.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -124,7 +122,7 @@ def ordered(source: TinySource, folder: Path) -> TinySource:
     return copy
 
 
-def changed_by_hand(source: TinySource, correction: Correction, folder: Path) -> Path:
+def changed_base(source: TinySource, correction: Correction, folder: Path) -> Path:
     """The base with the changes added to it; a column of a change is a channel in the super-network's order."""
     shutil.copytree(source.base, folder)
     tensors, file = load_file(folder / "model.safetensors"), source.adapter / "channel_order.safetensors"
@@ -136,9 +134,8 @@ def changed_by_hand(source: TinySource, correction: Correction, folder: Path) ->
     return folder
 
 
-@pytest.mark.parametrize("case", families("llama", "phi3", "llama-biased"))
-@pytest.mark.parametrize("reorder", [False, True])
-def test_a_corrected_network_answers_as_the_base_changed_by_hand(
+@pytest.mark.parametrize(("case", "reorder"), [("llama", True), ("phi3", False)])
+def test_a_corrected_network_equals_the_changed_base(
     case: str, reorder: bool, tiny_models: TinyModels, choose: Callable, batches: Any, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     source = ordered(tiny_models.source(case), tmp_path) if reorder else tiny_models.source(case)
@@ -150,7 +147,7 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
     write_weights(model, tmp_path / "out", torch.float32)
     (tmp_path / "out/config.json").write_text(json.dumps(model.config()))
 
-    changed = changed_by_hand(source, solution.correction, tmp_path / "changed")
+    changed = changed_base(source, solution.correction, tmp_path / "changed")
     expected = oracle_logits(changed, source.adapter, source.space, widths, ids)
     uncorrected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
     assert (expected - uncorrected).abs().max() > 1e-2
@@ -162,73 +159,37 @@ def test_a_corrected_network_answers_as_the_base_changed_by_hand(
     assert (activated - verify.materialized_logits(model, {"input_ids": ids})).abs().max() < 1e-8
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma3"])
-def test_it_helps_on_what_it_was_solved_on(
-    case: str, tiny_models: TinyModels, choose: Callable, batches: Any, tmp_path: Path
-) -> None:
-    """Both KLs by the definition, from networks of plain torch."""
-    source = tiny_models.source(case)
-    widths, found = choose(source, "heuristic"), tmp_path / "found"
-    found.mkdir()
+def test_the_kl_before_and_after(tiny_models: TinyModels, choose: Callable, batches: Any, tmp_path: Path) -> None:
+    """By the definition, from networks of plain torch; on its own data the reconstruction lowers it."""
+    source = tiny_models.source("llama")
+    widths, scratch = choose(source, "heuristic"), tmp_path / "scratch"
+    scratch.mkdir()
     model = MaterializedModel(source.opened(), source.subnetwork(widths, "test"))
-    solution = reconstruct(model, batches[:1], batches[:1], found, 1e-3)
+    solution = reconstruct(model, batches[:1], batches[:1], scratch, 1e-3)
     assert solution.after < solution.before
     ids = batches[0]["input_ids"]
     with torch.no_grad():
         whole = plain(source, {})(input_ids=ids).logits.log_softmax(-1)
     for base, kl in (
         (source.base, solution.before),
-        (changed_by_hand(source, solution.correction, tmp_path / "by-hand"), solution.after),
+        (changed_base(source, solution.correction, tmp_path / "changed"), solution.after),
     ):
         cut = oracle_logits(base, source.adapter, source.space, widths, ids).log_softmax(-1)
         assert kl == pytest.approx((whole.exp() * (whole - cut)).sum(-1).mean().item(), rel=1e-2)
 
 
-def test_nothing_to_solve(llama: TinySource, choose: Callable) -> None:
-    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "maximal"), "maximal"))
-    assert cut_consumers(model.subnetwork) == {}
-    assert not Correction()
-
-
-def test_inputs_that_are_not_finite(
-    llama: TinySource, choose: Callable, batches: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
-    summed = reconstruction.summed_moments
-
-    def spoilt(*given: Any, **more: Any) -> Any:
-        context = summed(*given, **more)
-        found, runs = context.__enter__()
-
-        class Spoilt:
-            def __enter__(self) -> Any:
-                return found, runs
-
-            def __exit__(self, *_error: object) -> None:
-                context.__exit__(None, None, None)
-                for name, moments in found.items():
-                    found[name] = replace(moments, squares=moments.squares * float("nan"))
-
-        return Spoilt()
-
-    monkeypatch.setattr(reconstruction, "summed_moments", spoilt)
+def test_inputs_that_are_not_finite(llama_copy: TinySource, choose: Callable, batches: Any, tmp_path: Path) -> None:
+    weights = load_file(llama_copy.base / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] = torch.nan
+    save_file(weights, llama_copy.base / "model.safetensors", {"format": "pt"})
+    model = MaterializedModel(llama_copy.opened(), llama_copy.subnetwork(choose(llama_copy, "minimal"), "minimal"))
     with pytest.raises(LonasEdgeError) as error:
         reconstruct(model, batches, batches, tmp_path)
-    for name in mlp_consumers("llama"):
-        assert f"{name}: its input holds NaN or Inf" in str(error.value)
-
-
-def test_inputs_of_zero_change_nothing(llama: TinySource, choose: Callable) -> None:
-    model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
-    [name, *_], size = mlp_consumers("llama"), model.source.architecture.config.intermediate_size
-    kept = cut_consumers(model.subnetwork)[name].in_features
-    nothing = torch.zeros(size, dtype=torch.float64)
-    delta = reconstruction._delta(model, name, Moments(3, nothing, nothing[:, None].repeat(1, kept)), 0.1)
-    assert delta.shape == (model.source.architecture.config.hidden_size, kept) and not delta.any()
+    assert all(f"{name}: its input holds NaN or Inf" in str(error.value) for name in mlp_consumers("llama"))
 
 
 def test_moments_that_are_singular(llama: TinySource, choose: Callable, batches: Any, tmp_path: Path) -> None:
-    """A pull that is taken away instead of added: no matrix of that kind can be solved with, and the layers are named."""
+    """A negative regularization makes every matrix indefinite; the layers are named."""
     model = MaterializedModel(llama.opened(), llama.subnetwork(choose(llama, "minimal"), "minimal"))
     with pytest.raises(LonasEdgeError, match=rf"{mlp_consumers('llama')[0]}: the second moments of its input are singular"):
         few = [{name: value[:1] for name, value in batches[0].items() if name != "logits_to_keep"}]

@@ -1,4 +1,4 @@
-"""Walking the layers: from wherever it is, the head is given what the whole network gives it."""
+"""A walk over the layers: from each one on, the head's input is that of the whole network."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def test_from_every_layer_on(case: str, tiny_models: TinyModels) -> None:
     assert len(walk) == LAYERS
     for layer in range(LAYERS):
         assert walk.current == layer
-        for place, hidden in enumerate(expected):
-            seen = batches[place]["attention_mask"].bool()
-            torch.testing.assert_close(walk.hidden(place)[seen], hidden[seen], rtol=0, atol=1e-5)
+        for index, hidden in enumerate(expected):
+            mask = batches[index]["attention_mask"].bool()
+            torch.testing.assert_close(walk.hidden(index)[mask], hidden[mask], rtol=0, atol=1e-5)
         walk.step(given.append)
     assert given == [0, 1] * LAYERS
     layers = network.base.get_submodule(network.family.layers)

@@ -1,4 +1,4 @@
-"""Paired differences and McNemar's test, against figures worked out in comments."""
+"""Paired differences and McNemar's test, against hand-computed figures."""
 
 import math
 
@@ -9,60 +9,43 @@ from lonas_edge.evaluate.compare import AVERAGE, Answers, compare
 from lonas_edge.evaluate.glue import metrics_of
 
 
-def answers(task: str, right: str, given: str | None = None) -> Answers:
+def answers(task: str, correct: str, given: str | None = None) -> Answers:
     """One question a character: 1 correct, 0 wrong."""
-    return Answers(task, np.arange(len(right)), np.array([float(value) for value in right]), np.array(list(given or right)))
+    values = np.array([float(value) for value in correct])
+    return Answers(task, np.arange(len(correct)), values, np.array(list(given or correct)))
 
 
-def test_one_task_by_hand():
-    (found,) = compare("a", [answers("t", "1111100000")], "b", [answers("t", "1110011000")])
+def test_one_task():
+    (pair,) = compare("a", [answers("t", "1111100000")], "b", [answers("t", "1110011000")])
     # differences 0 0 0 1 1 -1 -1 0 0 0: mean 0, sum of squares 4
-    assert found.points == pytest.approx(0)
-    assert found.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt(4 / 9 / 10))
-    assert (found.only_target, found.only_against, found.mcnemar_p) == (2, 2, pytest.approx(1.0))
-    assert found.identical == pytest.approx(0.6)
-    assert found.questions == 10
+    assert pair.points == pytest.approx(0)
+    assert pair.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt(4 / 9 / 10))
+    assert (pair.only_target, pair.only_against, pair.mcnemar_p) == (2, 2, pytest.approx(1.0))
+    assert pair.identical == pytest.approx(0.6)
+    assert pair.questions == 10
 
 
-def test_mcnemar_is_the_exact_sign_test():
-    (found,) = compare("a", [answers("t", "1" * 6 + "0" * 4)], "b", [answers("t", "0" * 10)])
-    assert found.mcnemar_p == pytest.approx(2 / 2**6)
-    assert found.points == pytest.approx(60)
+def test_mcnemar_is_the_exact_sign_test_on_common_questions():
+    (pair,) = compare("a", [answers("t", "1" * 6 + "0" * 4)], "b", [answers("t", "0" * 9)])
+    assert pair.mcnemar_p == pytest.approx(2 / 2**6)
+    assert (pair.points, pair.questions) == (pytest.approx(600 / 9), 9)
 
 
 def test_identical_answers_count_wrong_ones_too():
-    (found,) = compare("a", [answers("t", "0000", "aabb")], "b", [answers("t", "0000", "aaab")])
-    assert found.identical == pytest.approx(0.75)
-    assert found.mcnemar_p == 1.0
-    assert found.half_width_95 is None  # no difference seen is no proof that there is none
+    (pair,) = compare("a", [answers("t", "0000", "aabb")], "b", [answers("t", "0000", "aaab")])
+    assert pair.identical == pytest.approx(0.75)
+    assert pair.mcnemar_p == 1.0
+    assert pair.half_width_95 is None  # no difference seen is no proof that there is none
 
 
-def test_the_average_weighs_tasks_alike():
-    one = [answers("x", "1111"), answers("y", "10")]
-    other = [answers("x", "0000"), answers("y", "10")]
-    x, y, average = compare("a", one, "b", other)
-    assert (x.scope, y.scope, average.scope) == ("x", "y", AVERAGE)
-    assert (x.points, y.points, average.points) == (100, 0, 50)
-    assert average.questions == 6
-
-
-def test_the_interval_of_the_average_by_hand():
-    one = [answers("x", "1100"), answers("y", "10")]
-    other = [answers("x", "0000"), answers("y", "01")]
-    *_, average = compare("a", one, "b", other)
+def test_the_average_over_tasks():
+    ours = [answers("x", "1100"), answers("y", "10")]
+    theirs = [answers("x", "0000"), answers("y", "01")]
+    *tasks, average = compare("a", ours, "b", theirs)
+    assert [each.scope for each in tasks] == ["x", "y"] and (average.scope, average.questions) == (AVERAGE, 6)
     # x: differences 1 1 0 0, variance of the mean (4 · 0.25) / 3 / 4 = 1/12; y: 1 -1, (2) / 1 / 2 = 1; average of two tasks
     assert average.points == pytest.approx(100 * (0.5 + 0) / 2)
     assert average.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt((1 / 12 + 1) / 4))
-
-
-def test_only_common_questions_are_paired():
-    (found,) = compare("a", [answers("t", "111")], "b", [answers("t", "11")])
-    assert found.questions == 2
-
-
-def test_one_question_has_no_interval():
-    (found,) = compare("a", [answers("t", "1")], "b", [answers("t", "0")])
-    assert found.half_width_95 is None
 
 
 def test_other_metrics_by_bootstrap() -> None:
@@ -74,10 +57,10 @@ def test_other_metrics_by_bootstrap() -> None:
     ours, theirs = (
         Answers("STS-B", np.arange(500), -np.abs(given - labels), given, labels, "pearson") for given in (first, second)
     )
-    (found,) = compare("a", [ours], "b", [theirs])
+    (pair,) = compare("a", [ours], "b", [theirs])
     error = metrics_of(["pearson"], labels, first)["pearson"].stderr
-    assert error and found.half_width_95 and found.half_width_95 < 100 * 1.96 * error / 2
+    assert error and pair.half_width_95 and pair.half_width_95 < 100 * 1.96 * error / 2
     pearson = [np.corrcoef(labels, given)[0, 1] for given in (first, second)]
-    assert found.points == pytest.approx(100 * (pearson[0] - pearson[1]))
+    assert pair.points == pytest.approx(100 * (pearson[0] - pearson[1]))
     nearer = np.abs(first - labels) < np.abs(second - labels)
-    assert (found.only_target, found.only_against) == (nearer.sum(), 500 - nearer.sum())
+    assert (pair.only_target, pair.only_against) == (nearer.sum(), 500 - nearer.sum())

@@ -1,4 +1,4 @@
-"""GLUE's development sets: metrics, errors and paired differences by hand, targets of every kind, and what is refused."""
+"""GLUE's development sets: metrics, errors, paired differences, targets of every kind, refusals."""
 
 import json
 import random
@@ -49,7 +49,7 @@ def expected_logits(source: TinySource, widths: list[int], pairs: list[Pair]) ->
     return torch.cat(answers).numpy()
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics() -> None:
     labels, answers = np.array([1, 1, 1, 0, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0, 1, 0, 1])
     both, miss, alarm, none = 3, 1, 1, 3
     found = metrics_of(["acc", "f1", "matthews"], labels, answers)
@@ -120,15 +120,15 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
             assert task["accuracy"] == pytest.approx(100 * share) and task["questions"] == 40
         assert target["average"] == pytest.approx(np.mean([task["accuracy"] for task in target["tasks"]]))
     names = [target["name"] for target in report["targets"]]
-    difference = next(one for one in report["differences"] if one["target"] == names[1] and one["scope"] == "RTE")
+    difference = next(each for each in report["differences"] if each["target"] == names[1] and each["scope"] == "RTE")
     assert difference["points"] == pytest.approx(100 * (right[names[1], "RTE"] - right[names[0], "RTE"]).mean())
-    same = [one for one in report["differences"] if one["target"] == names[2]]
-    assert [one["identical"] for one in same] == [1.0] * 3 and {one["points"] for one in same} == {0.0}
+    same = [each for each in report["differences"] if each["target"] == names[2]]
+    assert [(each["identical"], each["points"]) for each in same] == [(1.0, 0.0)] * 3
     assert "GLUE's development sets; RTE: accuracy; MRPC: accuracy, F1" in (tmp_path / "ir/README.md").read_text()
     assert (tmp_path / "out/eval.md").exists() and (tmp_path / "out/eval.csv").exists()
 
 
-def test_a_regression_and_what_is_too_long(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+def test_a_regression_with_texts_beyond_the_context(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     source, data = tiny_bert.source(1), tmp_path / "data"
     pairs = write_set(data, "STS-B", longest=50)
     lengths = [3 + len(pair.first.split()) + len((pair.second or "").split()) for pair in pairs]
@@ -136,8 +136,8 @@ def test_a_regression_and_what_is_too_long(tiny_bert: TinyBert, run_cli: Callabl
     ran = run_cli("eval", *source.arguments(), "--subnet", "maximal", "--tasks", "stsb", "--datasets", data, "--json")
     assert ran.code == 0, ran.err
     (task,) = json.loads(ran.out)["targets"][0]["tasks"]
-    assert [one["sample"] for one in task["skipped"]] == [index for index, length in enumerate(lengths) if length > 64]
-    assert {one["context"] for one in task["skipped"]} == {64}
+    assert [sample["sample"] for sample in task["skipped"]] == [index for index, length in enumerate(lengths) if length > 64]
+    assert {sample["context"] for sample in task["skipped"]} == {64}
     kept = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= 64]
     answers = expected_logits(source, [group[0] for group in source.groups()], kept)[:, 0]
     pearson = np.corrcoef(answers, [pair.label for pair in kept])[0, 1]

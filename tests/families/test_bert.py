@@ -1,4 +1,4 @@
-"""BERT: the published search space and its card's figure, sub-networks against the definition, and what is refused."""
+"""BERT: the published search space and its card's figure, sub-networks against the definition, refusals."""
 
 import json
 import random
@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
@@ -87,13 +86,6 @@ def test_figure_of_the_card(run_cli: Callable, bert_base: TinySource) -> None:
     assert len(content["groups"]) == 36
 
 
-def test_draws_heads_and_mlps(run_cli: Callable, bert_base: TinySource) -> None:
-    ran = run_cli("inspect", *bert_base.arguments(), "--subnet", "minimal")
-    assert ran.code == 0 and "attention heads" in ran.out
-    line = next(line for line in ran.out.splitlines() if line.strip().startswith("9 ") and "█" in line)
-    assert line.split()[2] == "3" and line.split()[-1] == "160"  # 192 of 768 channels are three of twelve heads
-
-
 def test_shapes_are_those_of_the_modules() -> None:
     config = AutoConfig.for_model(**CONFIG)
     architecture = Architecture.from_config(config, "bert")
@@ -156,18 +148,9 @@ def test_what_is_written(tiny_bert: TinyBert, materialize: Callable) -> None:
     assert load_checkpoint(folder).config.num_labels == 3
 
 
-def test_equal_layers_open_with_transformers(tiny_bert: TinyBert, materialize: Callable) -> None:
-    source, widths = tiny_bert.source(3), [64] * 3 + [8, 6, 8] + [96] * 3
-    model = AutoModelForSequenceClassification.from_pretrained(materialize(source, widths), dtype=torch.float64)
-    expected = oracle_logits(source.base, source.adapter, source.space, widths, pairs())
-    with torch.inference_mode():
-        assert (model.eval()(**pairs()).logits - expected).abs().max() < MERGED * expected.abs().max()
-
-
-@pytest.mark.parametrize("headless", [False, True])
-def test_exports_a_checkpoint(headless: bool, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """On a base whose own head has other outputs, too; the export's own verification sees segments and padding."""
-    source = tiny_bert.source(3, headless=headless)
+def test_exports_a_checkpoint(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """On a base whose own head has other outputs; the export verifies with segments and padding."""
+    source = tiny_bert.source(3, headless=False)
     ran = run_cli("export", *source.arguments(), "--stage", "checkpoint", "--subnet", "minimal", "--output", tmp_path / "out")
     assert ran.code == 0, ran.err
     expected = oracle_logits(source.base, source.adapter, source.space, [g[-1] for g in source.groups()], pairs())
@@ -202,27 +185,14 @@ def test_a_body_without_a_head_alone(tiny_bert: TinyBert, materialize: Callable)
         materialize(open_source(str(tiny_bert.base(headless=True))), [])
 
 
-def test_widths_that_split_a_head(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    source = tiny_bert.source()
-    content = json.loads(source.space.read_text())
-    values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
-    values[0], values[2] = [64, 40], [64, 24]
-    (tmp_path / "space.json").write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError) as raised:
-        open_source(str(source.adapter), str(source.base), tmp_path / "space.json")
-    told = "heads of 16 channels, 1 per key-value head: expected multiples of 16"
-    assert f"group 0: width 40 of bert.encoder.layer.0.attention.self.query splits {told}" in str(raised.value)
-    assert f"group 2: width 24 of bert.encoder.layer.2.attention.self.key splits {told}" in str(raised.value)
-
-
 def test_spaces_of_other_models(tiny_bert: TinyBert, tiny_models: TinyModels, bert_base: TinySource, tmp_path: Path) -> None:
-    """A published BERT configuration on a causal model, and the reverse: said once, not for each of its nodes."""
+    """A published BERT configuration on a causal model, and the reverse: reported once, not for each of its nodes."""
     (tmp_path / "llama.json").write_text(json.dumps(llama_7b()))
-    told = "its .* nodes belong to {}; the model is a {}"
+    message = "its .* nodes belong to {}; the model is a {}"
     bert, llama = "BertForSequenceClassification", "LlamaForCausalLM"
-    with pytest.raises(LonasEdgeError, match=told.format(bert, llama)):
+    with pytest.raises(LonasEdgeError, match=message.format(bert, llama)):
         open_source(str(tiny_models.base("llama")), None, bert_base.space)
-    with pytest.raises(LonasEdgeError, match=told.format(llama, bert)) as raised:
+    with pytest.raises(LonasEdgeError, match=message.format(llama, bert)) as raised:
         open_source(str(tiny_bert.base()), None, tmp_path / "llama.json")
     assert len(str(raised.value).splitlines()) < 5
 
@@ -235,35 +205,30 @@ def test_adapters_of_other_tasks(tiny_bert: TinyBert, tiny_models: TinyModels) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"is_decoder": True}, "is_decoder true is not supported"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key' is not supported"),
         ({"num_attention_heads": 5}, "hidden_size 64 is no multiple of num_attention_heads 5"),
     ],
 )
-def test_other_networks_are_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(LonasEdgeError, match=told):
+def test_other_networks_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LonasEdgeError, match=message):
         Architecture.from_config(AutoConfig.for_model(**{**CONFIG, **changes}), "bert")
 
 
-def test_fields_of_a_wrong_type() -> None:
-    with pytest.raises(LonasEdgeError, match=r"(?s)type_vocab_size.*hidden_dropout_prob|hidden_dropout_prob.*type_vocab_size"):
-        check_model_config({**CONFIG, "type_vocab_size": "two", "hidden_dropout_prob": 3}, "here")
-
-
-def test_commands_that_ask_for_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """What works on language models alone refuses a classifier by name."""
+def test_commands_that_need_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Options for language models refuse a classifier by name."""
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
     source, exported = tiny_bert.source(), tmp_path / "exported"
     assert run_cli("export", *source.arguments(), "--no-verify", "--output", exported).code == 0
     on = ["search", *source.arguments(), "--data", tmp_path / "data.json", "--output", tmp_path / "s"]
-    told = "works on a causal language model; bert is a sequence classifier"
+    expected = "works on a causal language model; bert is a sequence classifier"
     on_data = ["--weight-format", "int4", "--calibration", tmp_path / "data.json"]
     for arguments, refused in (
-        (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {told}"),
-        (["export", *source.arguments(), *on_data, "--output", tmp_path / "o"], f"--calibration {told}"),
-        ([*on, "--cost", "ttft"], "a sequence classifier generates no tokens; its times are --cost latency"),
+        (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {expected}"),
+        (["export", *source.arguments(), *on_data, "--output", tmp_path / "o"], f"--calibration {expected}"),
+        ([*on, "--cost", "ttft"], "a sequence classifier generates no tokens; use --cost latency"),
         ([*on, "--measure"], "data.json: Cannot infer the GLUE task from folder"),
         (on, "expected a folder named CoLA, SST-2"),
         (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),

@@ -1,4 +1,4 @@
-"""Laying a search space over a model: what a width reaches, and what does not fit."""
+"""Binding a search space to a model: the layers that a width changes, and misfits."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ ENDINGS = {
 
 
 def node(name: str, role: str = "base", layer: int = 0) -> str:
-    """An NNCF node name, spelt out by hand."""
+    """An NNCF node name."""
     block = "LlamaMLP[mlp]" if name in ("gate_proj", "up_proj", "down_proj") else "LlamaAttention[self_attn]"
     return f"{LAYER}[{layer}]/{block}/Linear[{name}]/{ENDINGS[role]}/linear_0"
 
@@ -63,7 +63,6 @@ def test_one_group_may_span_layers() -> None:
     ("groups", "widths", "faults"),
     [
         ([[node("gate_proj", layer=3)]], [[8]], ["group 0: unknown node", "LlamaDecoderLayer[3]", "decoder layers 0 to 2"]),
-        ([[node("fc_proj", "lora_A")]], [[8]], ["unknown node", "fc_proj"]),
         (
             [[node("gate_proj"), node("up_proj")]],
             [[129, 64]],
@@ -71,8 +70,6 @@ def test_one_group_may_span_layers() -> None:
         ),
         ([[node("q_proj")]], [[64, 32]], ["self_attn.q_proj is elastic without self_attn.k_proj, self_attn.v_proj"]),
         ([[node("o_proj")]], [[64, 32]], ["self_attn.o_proj is not supported", "hidden state"]),
-        ([[node("down_proj")]], [[64, 32]], ["mlp.down_proj is not supported", "hidden state"]),
-        ([[node("gate_proj")]], [[128, 64]], ["mlp.gate_proj is elastic without mlp.up_proj"]),
         (
             [[node("gate_proj"), node("up_proj")], [node("gate_proj", "lora_B"), node("up_proj", "lora_B")]],
             [[128, 64], [128, 64]],
@@ -85,14 +82,6 @@ def test_misfits(groups: list[list[str]], widths: list[list[int]], faults: list[
         bound(groups, widths)
     for text in (*faults, "space.json", "(llama)", "lonas-edge space"):
         assert text in str(caught.value)
-
-
-def test_all_misfits_are_listed_together() -> None:
-    with pytest.raises(LonasEdgeError) as caught:
-        bound([[node("gate_proj", layer=7)], [node("q_proj", "lora_A")], [node("o_proj")]], [[8], [8], [64]])
-    assert "group 0" in str(caught.value)
-    assert "group 1" not in str(caught.value)
-    assert "group 2" in str(caught.value)
 
 
 def test_unsupported_family() -> None:

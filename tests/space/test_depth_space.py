@@ -3,29 +3,27 @@
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, VOCAB, TinyModels, TinySource, block_path
+from tiny_models import CASES, HEADS, HIDDEN, KV_HEADS, LAYERS, VOCAB, TinyModels, TinySource, block_path
 from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, FAMILIES
-from lonas_edge.families.llama import Llama
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import kv_elements
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.picture import lines, picture_of
 from lonas_edge.space.search_space import parse_search_space
-from lonas_edge.space.subnetwork import Subnetwork, select, unpruned
+from lonas_edge.space.subnetwork import Subnetwork, unpruned
 
 ATTENTION = "model.layers.{}.self_attn"
 
 
 def content_of(source: TinySource) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(source.space.read_text())
-    return found
+    content: dict[str, Any] = json.loads(source.space.read_text())
+    return content
 
 
 def with_section(source: TinySource, section: Any) -> tuple[Any, list[str]]:
@@ -34,7 +32,7 @@ def with_section(source: TinySource, section: Any) -> tuple[Any, list[str]]:
     return parse_search_space(content)
 
 
-def test_groups_stand_behind_the_others(tiny_models: TinyModels) -> None:
+def test_groups_of_blocks_come_last(tiny_models: TinyModels) -> None:
     source = tiny_models.deep_source("llama")
     space = source.opened().space
     assert [group.kind for group in space.groups[9:]] == ["block"] * 3
@@ -45,24 +43,12 @@ def test_groups_stand_behind_the_others(tiny_models: TinyModels) -> None:
     assert space.hash != plain.hash and not plain.has_blocks and space.has_blocks
 
 
-def test_named_sub_networks(tiny_models: TinyModels) -> None:
-    elasticity = tiny_models.deep_source("llama").opened().elasticity
-    space = elasticity.space
-    depths = {name: space.preset(name)[9:] for name in ("maximal", "heuristic", "minimal")}
-    assert depths == {"maximal": (1, 1, 1), "heuristic": (1, 1, 1), "minimal": (0, 0, 0)}
-    assert {select(elasticity, f"random:{seed}").widths[9:] for seed in range(40)} == {
-        (a, b, c) for a in (1, 0) for b in (1, 0) for c in (1, 0)
-    }
-
-
 SECTIONS = [
     ({"version": 2, "blocks": []}, "elasticity.lonas_edge: expected version 1, found 2"),
-    ({"blocks": []}, "elasticity.lonas_edge: expected version 1, found None"),
     ([["model.layers.0.mlp"]], "elasticity.lonas_edge: expected version 1, found"),
     ({"version": 1, "blocks": "all"}, "elasticity.lonas_edge.blocks must be a list"),
     ({"version": 1, "blocks": [], "heads": []}, "unknown field 'heads'"),
     ({"version": 1, "blocks": [[]]}, "group 9: expected a list of module paths"),
-    ({"version": 1, "blocks": [[3]]}, "group 9: expected a list of module paths"),
     ({"version": 1, "blocks": [["a"], ["b", "a"]]}, "group 10: a is in group 9 too"),
 ]
 
@@ -75,30 +61,20 @@ def test_a_section_that_cannot_be_read(section: Any, fault: str, llama: TinySour
 
 MISFITS = [
     ([["model.layers.3.mlp"]], ["group 9: unknown block 'model.layers.3.mlp'", "model.layers.0 to 2 with self_attn or mlp"]),
-    ([["model.layers.1.mlp.down_proj"]], ["unknown block 'model.layers.1.mlp.down_proj'"]),
     ([[ATTENTION.format(layer)] for layer in range(LAYERS)], ["every layer's attention is removable"]),
-    ([[ATTENTION.format(layer) for layer in range(LAYERS)]], ["every layer's attention is removable"]),
 ]
 
 
-@pytest.mark.parametrize(("blocks", "told"), MISFITS)
-def test_a_section_that_does_not_fit(blocks: list, told: list[str], llama: TinySource) -> None:
+@pytest.mark.parametrize(("blocks", "messages"), MISFITS)
+def test_a_section_that_does_not_fit(blocks: list, messages: list[str], llama: TinySource) -> None:
     space, problems = with_section(llama, {"version": 1, "blocks": blocks})
     assert not problems
     with pytest.raises(LonasEdgeError) as raised:
         bind(Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "m"), space, "space.json")
-    assert all(text in str(raised.value) for text in ["space.json", *told])
+    assert all(text in str(raised.value) for text in ["space.json", *messages])
 
 
-def test_a_family_without_blocks(llama: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
-    space, _ = with_section(llama, {"version": 1, "blocks": [["model.layers.1.mlp"]]})
-    architecture = Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "m")
-    monkeypatch.setattr(Llama, "blocks", lambda _self, _config: ())
-    with pytest.raises(LonasEdgeError, match="elastic depth is not supported for llama"):
-        bind(architecture, space, "space.json")
-
-
-def test_every_family_says_what_its_blocks_are() -> None:
+def test_blocks_of_every_family() -> None:
     for case, config in CASES.items():
         architecture = Architecture.from_config(AutoConfig.for_model(**config), case)
         assert set(architecture.blocks) == {
@@ -112,36 +88,14 @@ def test_every_family_says_what_its_blocks_are() -> None:
     }
 
 
-def test_a_width_0_where_there_is_no_block(tiny_models: TinyModels, tmp_path: Path, run_cli: Callable) -> None:
-    widths = [group[0] for group in tiny_models.deep_source("llama").groups()]
-    (tmp_path / "cut.json").write_text(json.dumps({"widths": [*widths[:3], 0, *widths[4:]]}))
-    ran = run_cli("inspect", *tiny_models.deep_source("llama").arguments(), "--subnet", tmp_path / "cut.json")
-    assert ran.code == 1 and "layers.0.mlp.width: 0 is not one of [128, 96, 64]" in ran.err
-
-
-def test_sizes(tiny_models: TinyModels) -> None:
-    """Counted by hand: without the first attention, the second layer, and the third MLP."""
-    source = tiny_models.deep_source("llama").opened()
-    whole = source.sizes(source.select("maximal"))
-    cut = source.sizes(source.subnetwork((*source.space.preset("maximal")[:9], 0, 0, 0)))
-    query, key_value, rank = HIDDEN, HIDDEN * KV_HEADS // HEADS, 8
-    attention, mlp = 2 * HIDDEN * query + 2 * HIDDEN * key_value, 3 * HIDDEN * MLP
-    assert whole.parameters - cut.parameters == 2 * (attention + HIDDEN) + 2 * (mlp + HIDDEN)  # with the norms in front
-    adapters = rank * (HIDDEN + query) + 2 * rank * (HIDDEN + key_value), 3 * rank * (HIDDEN + MLP)
-    assert whole.linear_weights - cut.linear_weights == 2 * (attention + adapters[0]) + 2 * (mlp + adapters[1])
-    assert cut.macs == cut.linear_weights * 256
-    assert whole.bytes["fp32"] - cut.bytes["fp32"] == 4 * (whole.parameters - cut.parameters)
-    assert cut.parameters > 2 * VOCAB * HIDDEN
-
-
 def test_cache(tiny_models: TinyModels) -> None:
-    """What a materialized model's configuration says of it."""
+    """By the configuration of a materialized model."""
     config = copy.deepcopy(CASES["llama"])
     whole = Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements()
     config["removed_blocks"] = ["model.layers.0.self_attn", "model.layers.1.self_attn", "model.layers.1.mlp"]
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == whole // 3
     channels = HIDDEN // HEADS
-    config["per_layer_config"] = {"0": {"num_attention_heads": 2, "num_key_value_heads": 1}}  # which has no attention
+    config["per_layer_config"] = {"0": {"num_attention_heads": 2, "num_key_value_heads": 1}}  # without attention
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * KV_HEADS * channels
     config["per_layer_config"]["2"] = {"num_attention_heads": 2, "num_key_value_heads": 1}
     assert Architecture.from_config(AutoConfig.for_model(**config), "m").kv_elements() == 2 * channels
@@ -150,7 +104,7 @@ def test_cache(tiny_models: TinyModels) -> None:
 
 
 def test_sizes_with_heads(tiny_models: TinyModels) -> None:
-    """Counted by hand: two heads of four, with one key-value head of two, in the first and third attention; MLPs unequal."""
+    """From formulas: two heads of four, with one key-value head of two, in the first and third attention; MLPs unequal."""
     source = tiny_models.heads_source("llama").opened()
     vectors = 2 * LAYERS * HIDDEN + HIDDEN  # norms: two a layer, and the last one
 
@@ -177,12 +131,12 @@ def test_sizes_with_heads(tiny_models: TinyModels) -> None:
         ([64, 64, 32], [64, 96, 128], (0, 1, 0)),
         ([32, 32, 32], [128, 64, 64], (0, 0, 1)),
     ):
-        found = source.sizes(source.subnetwork([8] * 3 + mlps + [8] * 3 + heads + list(kept)))
+        sizes = source.sizes(source.subnetwork([8] * 3 + mlps + [8] * 3 + heads + list(kept)))
         parameters, linear, matrices = sizes_of(heads, mlps, kept)
-        assert (found.parameters, found.linear_weights, found.macs) == (parameters, linear, 256 * linear)
+        assert (sizes.parameters, sizes.linear_weights, sizes.macs) == (parameters, linear, 256 * linear)
         others = parameters - sum(rows * columns for rows, columns in matrices)
-        assert found.bytes["fp32"] == 4 * parameters
-        assert found.bytes["int8_sym"] == sum(rows * columns + 2 * rows for rows, columns in matrices) + 4 * others
+        assert sizes.bytes["fp32"] == 4 * parameters
+        assert sizes.bytes["int8_sym"] == sum(rows * columns + 2 * rows for rows, columns in matrices) + 4 * others
     alone = [
         source.sizes(source.subnetwork([8] * 3 + [128] * 3 + [8] * 3 + [64, query, 64] + [1, 1, 1])).parameters
         for query in (64, 32)

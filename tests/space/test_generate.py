@@ -115,22 +115,3 @@ def test_impossible_ones_are_refused(ratios, ranks, fault) -> None:
     architecture = Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "llama")
     with pytest.raises(LonasEdgeError, match=fault):
         generate_space(architecture, ratios, ranks)
-
-
-def test_existing_file_is_kept(run_cli, llama_7b: tuple[Path, Path], tmp_path: Path) -> None:
-    output = tmp_path / "space.json"
-    output.write_text("mine")
-    ran = run_cli("space", "--model", llama_7b[0], "--output", output)
-    assert ran.code == 1
-    assert "--overwrite" in ran.err
-    assert "not a search space" in run_cli("space", "--model", llama_7b[0], "--output", output, "--overwrite").err
-    assert output.read_text() == "mine"
-    output.write_text('{"bootstrapNAS": {}}')
-    assert run_cli("space", "--model", llama_7b[0], "--output", output, "--overwrite").code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["space.json"]
-
-
-@pytest.mark.parametrize("option", [("--ratios", "1,half"), ("--ranks", "8;6")])
-def test_not_numbers_is_wrong_usage(run_cli, llama_7b: tuple[Path, Path], tmp_path: Path, option: tuple[str, str]) -> None:
-    assert run_cli("space", "--model", llama_7b[0], "--output", tmp_path / "space.json", *option).code == 2
-    assert not list(tmp_path.iterdir())

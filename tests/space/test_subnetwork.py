@@ -1,8 +1,6 @@
 """Sub-networks by name, by seed and from files."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +48,6 @@ def test_random_is_seeded_and_in_the_space() -> None:
     drawn = [select(ELASTICITY, f"random:{seed}").widths for seed in range(60)]
     assert [{widths[i] for widths in drawn} for i in range(4)] == [set(group.widths) for group in GROUPS]
     assert drawn == [select(ELASTICITY, f"random:{seed}").widths for seed in range(60)]
-
-
-@pytest.mark.parametrize("choice", ["random:", "random:x", "random:1.5"])
-def test_random_without_a_whole_seed(choice: str) -> None:
-    with pytest.raises(LonasEdgeError, match="random:SEED"):
-        select(ELASTICITY, choice)
 
 
 def test_file_and_back(tmp_path: Path) -> None:
@@ -130,14 +122,6 @@ def test_equal_networks_have_equal_canonical_widths() -> None:
     assert len({Subnetwork(inside, (7, 0)), Subnetwork(inside, (7, 0)), Subnetwork(inside, (7, 1))}) == 2
 
 
-def test_it_needs_no_torch() -> None:
-    code = (
-        "import sys; from lonas_edge.space.subnetwork import *; SubnetworkRecord.from_json({'widths': {'a': 1}}, 'here')\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize(
     ("content", "faults"),
     [
@@ -153,15 +137,10 @@ def test_it_needs_no_torch() -> None:
         ),
         ({"widths": NAMED | {"layers.7.mlp": 0}}, ["1 group not in the search space: 'layers.7.mlp'"]),
         ({"widths": [8.0, 128, "7", 1]}, ["8.0", "'7'", '{"widths": {group name: width, …}}']),
-        ({"widths": {"layers.2.mlp": None}}, ["layers.2.mlp"]),
         ({"widths": [8, 128, 7, 1], "search_space": "0" * 64}, ["written for search space 000000000000"]),
-        ({"widths": [8, 128, 7, 1], "search_space": 5}, ["search_space", "5"]),
-        ({"widths": "all"}, ["widths", "'all'"]),
         ({"width": []}, ["widths: Field required"]),
-        ([8, 128, 7, 1], ["expected a JSON object, found list"]),
         ({"widths": [10**300, 128, 7, 1]}, ["layers.0.self_attn.rank", "is not one of [8, 6]"]),
         ({"widths": NAMED, "name": "a\n# b"}, ["name: expected at most 200 printable characters"]),
-        ({"widths": NAMED, "name": "a" * 201}, ["name: expected at most 200 printable characters"]),
     ],
 )
 def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) -> None:
@@ -173,15 +152,10 @@ def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) 
     assert all(fault in str(caught.value) for fault in faults), str(caught.value)
 
 
-def test_file_that_is_not_json(tmp_path: Path) -> None:
-    (tmp_path / "found.json").write_text("{")
-    with pytest.raises(LonasEdgeError, match="not readable as JSON"):
-        select(ELASTICITY, str(tmp_path / "found.json"))
-
-
-def test_neither_name_nor_file() -> None:
-    with pytest.raises(LonasEdgeError, match="neither a name"):
-        select(ELASTICITY, "largest")
+@pytest.mark.parametrize(("choice", "message"), [("random:x", "random:SEED"), ("largest", "neither a name")])
+def test_no_such_sub_network(choice: str, message: str) -> None:
+    with pytest.raises(LonasEdgeError, match=message):
+        select(ELASTICITY, choice)
 
 
 def test_plain_lora_has_the_maximal_network_only() -> None:

@@ -32,7 +32,7 @@ class Variant:
     """Steps between a searched sub-network and its IR.
 
     Attributes:
-        reconstruct: Least-squares reconstruction first.
+        reconstruct: Least-squares reconstruction, without recovery.
         recover: Recovery fine-tuning.
         teacher: LoRA as its teacher.
         qat: Quantization-aware training as the last step.
@@ -53,7 +53,6 @@ VARIANTS = {
     "reconstructed": Variant(reconstruct=True),
     "recovered": Variant(recover=True),
     "recovered, teacher": Variant(recover=True, teacher=True),
-    "reconstructed, recovered, teacher": Variant(reconstruct=True, recover=True, teacher=True),
     "INT4": Variant(recover=True, teacher=True, weight_format="int4_sym"),
     "INT4 GPTQ": Variant(recover=True, teacher=True, weight_format="int4_sym", calibrate=True),
     "INT4 QAT": Variant(recover=True, teacher=True, qat=True, weight_format="int4_sym"),
@@ -117,17 +116,17 @@ class Study:
         """The IR of one variant of a sub-network."""
         variant = VARIANTS[name]
         source, selected = self.super_network(structures), ["--subnet", subnet]
-        solve = ["--solve", self.data] if variant.reconstruct else []
         teacher = ["--teacher", self.lora()] if variant.teacher else []
         if variant.recover:
-            steps = f"recovered-{structures}{'-reconstructed' * variant.reconstruct}{'-teacher' * variant.teacher}"
-            options = [*selected, *solve, *teacher, *self.recipe, *self.options]
-            source, selected, solve = trained(self.work / steps, "--from", source, *options), [], []
+            steps = f"recovered-{structures}{'-teacher' * variant.teacher}"
+            options = [*selected, *teacher, *self.recipe, *self.options]
+            source, selected = trained(self.work / steps, "--from", source, *options), []
         if variant.qat:
             recipe = ["--steps", self.arguments.qat_steps, "--lr", self.arguments.qat_lr]
             options = [*teacher, "--weight-format", variant.weight_format, *recipe, *self.options]
             source = trained(self.work / f"{source.name}-qat", "--from", source, *options)
-        options = [*selected, *solve, "--weight-format", variant.weight_format]
+        options = [*selected, "--weight-format", variant.weight_format]
+        options += ["--solve", self.data] if variant.reconstruct else []
         options += ["--calibration", self.data] if variant.calibrate else []
         return exported(self.work / "ir" / f"{structures}-{name.replace(', ', '-').replace(' ', '-')}", source, *options)
 

@@ -16,11 +16,10 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
-from lonas_edge.network.training_record import RECONSTRUCTION_PROMPTS
 from lonas_edge.options import COMMON, given, option
 from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
-from lonas_edge.training.options import SolveOptions, TrainOptions
+from lonas_edge.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
@@ -89,17 +88,6 @@ class InputOptions(JsonOptions):
     task: str | None = option(
         None, panel="Data", choices=tuple(TASKS), help="GLUE task of a TSV file.", unset="the name of its folder"
     )
-    solve: Path | None = option(
-        None,
-        panel="Data",
-        metavar="DATA",
-        needs="start",
-        help="Data for a least-squares reconstruction before the training, as of `export --solve`.",
-        unset="no reconstruction",
-    )
-    num_prompts: int = option(
-        RECONSTRUCTION_PROMPTS, panel="Data", minimum=1, needs="solve", help="Number of prompts from --solve."
-    )
     resume: bool = option(False, panel="Output", help="Continue an interrupted training.")
     overwrite: bool = option(
         False, panel="Output", help="Replace an existing output; without --resume, an unfinished training, too."
@@ -129,7 +117,7 @@ def run(options: InputOptions, how: TrainOptions) -> None:
         disable_progress_bar()
         files = [each for each in (options.subnet, *options.subnetworks) if each and not is_name(each)]
         data = [path for path, _ in options.data]
-        used = (options.model, *data, options.nncf_config, options.start, options.teacher, options.solve, *files)
+        used = (options.model, *data, options.nncf_config, options.start, options.teacher, *files)
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
         inputs = _inputs(options)
         if inputs.data.glue and given(how, "prompt"):
@@ -155,8 +143,6 @@ def _inputs(options: InputOptions) -> "Inputs":
     space, task = options.nncf_config, options.task
     if options.start:
         inputs = open_recovery(options.start, options.data, options.subnet, options.model, space, task)
-        if options.solve:
-            inputs = replace(inputs, solve=SolveOptions(str(options.solve), options.num_prompts))
     else:
         inputs = open_inputs(str(options.model), options.data, space, options.elastic, task)
     return with_teacher(inputs, options.teacher) if options.teacher else inputs
@@ -189,8 +175,6 @@ def _print(record: "TrainingRecord", output: Path) -> None:
     )
     if losses:
         shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
-    if special and special.reconstruction:
-        shown.print(special.reconstruction.summary, markup=False)
     if record.search_space or special:
         stored = f" --weight-format {options['weight_format']}" if options["weight_format"] else ""
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'}{stored} --output DIR")

@@ -13,7 +13,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting import texts
 from lonas_edge.exporting.calibration import read_calibration
 from lonas_edge.exporting.job import Job, Outcome, scratch
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Reconstruction, written_files
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.reconstruction import read_reconstruction_prompts, reconstruct_model
@@ -24,12 +24,10 @@ from lonas_edge.formats import FORMATS, dtype_of
 from lonas_edge.ir import compress
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_generation_config
-from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.reconstruction import correction_bytes
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
-from lonas_edge.network.training_record import Reconstruction
 from lonas_edge.output import OutputDirectory
 from lonas_edge.processes import peak_memory_of_children
 from lonas_edge.progress import Progress, silent
@@ -173,7 +171,7 @@ def _vocabulary(source: Source, tokenizer: Any) -> dict[str, Any]:
 def _solved(job: Job, folder: Path) -> tuple[Job, Reconstruction | None]:
     """Reconstruct the sub-network by least squares (`--solve`), if requested."""
     if job.solve is None:
-        return job, job.model.source.reconstruction
+        return job, None
     with job.steps.step("solve", "Least-squares reconstruction") as done:
         model, solved = reconstruct_model(job.model, job.solve, job.tokenizer, folder, done)
     return replace(job, model=model), solved
@@ -200,7 +198,6 @@ def _input_hashes(model: MaterializedModel) -> Hashes:
     hashes = {"base": {path.name: sha256(path) for path in base}}
     if source.adapter:
         files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
-        files += [source.adapter.folder / CORRECTION] if source.reconstruction else []
         hashes["adapter"] = {path.name: sha256(path) for path in files}
     return hashes
 

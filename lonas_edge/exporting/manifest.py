@@ -9,7 +9,6 @@ from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity, TextDivergence
-from lonas_edge.network.training_record import Reconstruction
 from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
@@ -139,6 +138,41 @@ def record_rewritten(folder: Path, name: str, new: Path) -> None:
     manifest = Manifest.read(folder / MANIFEST)
     files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
     replace(manifest, files=files).write(folder / MANIFEST)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Result of a least-squares reconstruction.
+
+    Attributes:
+        data: Name of the prompts' file.
+        sha256: Its hash.
+        prompts: Number of prompts.
+        tokens: Number of their tokens.
+        shrinkage: Regularization towards the trained weights.
+        held_out: Number of prompts for the evaluation.
+        before: Mean KL from the maximal network on those without the correction, in nats per position.
+        after: The same with the correction.
+        kept: Whether the correction is used: not if it made the KL worse.
+    """
+
+    data: str
+    sha256: str
+    prompts: int
+    tokens: int
+    shrinkage: float
+    held_out: int
+    before: float
+    after: float
+    kept: bool
+
+    @property
+    def summary(self) -> str:
+        """The result in a sentence."""
+        effect = f"{self.before:.3f} nats without, {self.after:.3f} with"
+        kept = "Least-squares reconstruction" if self.kept else "No correction, since least squares was no better"
+        on = f"{self.prompts:,} prompts of `{self.data}`"
+        return f"{kept} ({on}; mean KL from the maximal network on {self.held_out} held-out prompts: {effect})."
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from lonas_edge.formats import (
     PER_CHANNEL,
     WeightFormat,
 )
-from lonas_edge.network.training_record import RECONSTRUCTION_PROMPTS
 from lonas_edge.options import Checked, option
 
-CALIBRATION_PROMPTS = 64
+CALIBRATION_PROMPTS, RECONSTRUCTION_PROMPTS = 64, 512
 _GROUPED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.group_sizes)
 _MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
 

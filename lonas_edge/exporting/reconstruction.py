@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.manifest import Reconstruction
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.reconstruction import SHRINKAGE, cut_consumers, reconstruct
-from lonas_edge.network.training_record import Reconstruction
 
 HELD_OUT = 8  # prompts of the reconstruction for each held-out one
 

@@ -3,17 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lonas_edge.errors import raise_all
-from lonas_edge.files import regular
-from lonas_edge.network.checkpoints import number_fault, read_damaged, stored_shapes
+from lonas_edge.network.checkpoints import read_damaged, stored_shapes
 from lonas_edge.space.elasticity import Widths
-from lonas_edge.space.subnetwork import Subnetwork
 
 FILE = "correction.safetensors"
 
@@ -81,32 +77,11 @@ class Correction:
             row += bottom - top
         return changed
 
-    def apply_to_model(self, base: Any, widths: Mapping[str, Widths]) -> None:
-        """Change the base weights of a live model in place; its channels are in the super-network's order."""
-        for name in self.deltas:
-            layer = base.get_submodule(name)
-            weight = getattr(layer, "base_layer", layer).weight
-            weight.data = self.onto(f"{name}.weight", weight.data, widths).to(weight.dtype)
-
-    def save(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+    def save(self, folder: Path) -> None:
         """Write `correction.safetensors` into a directory."""
         partial = folder / f"{FILE}.incomplete"
-        save_file({name: delta.contiguous() for name, delta in self.deltas.items()}, partial, dict(metadata or {}))
+        save_file({name: delta.contiguous() for name, delta in self.deltas.items()}, partial)
         partial.replace(folder / FILE)
 
 
-def read_correction(path: Path, subnetwork: Subnetwork) -> Correction:
-    """Read the correction of a sub-network."""
-    regular(path, "the correction of the base")
-    deltas = StoredDeltas([path])
-    widths, problems = subnetwork.linears, []
-    for name, delta in deltas.items():
-        wanted = (widths[name].out_features, widths[name].in_features) if name in widths else None
-        if wanted is None:
-            problems.append(f"{name}: the model has no such layer")
-        elif delta.dtype != torch.float32 or tuple(delta.shape) != wanted:
-            problems.append(f"{name}: expected torch.float32 {list(wanted)}, found {delta.dtype} {list(delta.shape)}")
-        elif fault := number_fault(delta):
-            problems.append(f"{name}: {fault}")
-    raise_all(f"{path}: not a correction of this sub-network:", problems, "Copy the adapter again, whole.")
-    return Correction(deltas)
+NO_CORRECTION = Correction()

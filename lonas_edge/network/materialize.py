@@ -15,7 +15,7 @@ from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
-from lonas_edge.network.correction import Correction
+from lonas_edge.network.correction import NO_CORRECTION, Correction
 from lonas_edge.network.parts import outside, take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
@@ -68,16 +68,19 @@ def _merged_in_blocks(
 class MaterializedModel:
     """The materialized model, computed tensor by tensor: nothing is read in advance, and nothing is cached."""
 
-    def __init__(self, source: Source, subnetwork: Subnetwork, correction: Correction | None = None):
+    def __init__(self, source: Source, subnetwork: Subnetwork, correction: Correction = NO_CORRECTION):
         """Open the base and the adapter and check that they fit.
 
         Args:
             source: Base model, adapter and search space.
             subnetwork: The sub-network.
-            correction: Its correction; that of the source when None.
+            correction: Its correction by a least-squares reconstruction.
+
+        Raises:
+            LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
         """
         self.source, self.subnetwork = source, subnetwork
-        self.correction = source.correction(subnetwork) if correction is None else correction
+        self.correction = correction
         self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:

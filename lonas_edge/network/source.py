@@ -19,10 +19,8 @@ from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import check_model_config
-from lonas_edge.network.correction import FILE as CORRECTION
-from lonas_edge.network.correction import Correction, read_correction
 from lonas_edge.network.modeling import check_builds
-from lonas_edge.network.training_record import Reconstruction, TrainingRecord
+from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import REMOVED, Architecture
 from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
@@ -101,22 +99,9 @@ class Source:
         """The chat template of the training, or None."""
         return self.training.chat_template if self.training else None
 
-    @property
-    def reconstruction(self) -> Reconstruction | None:
-        """The least-squares reconstruction of that sub-network, if its correction is used."""
-        made = self.training.recovered if self.training else None
-        return made.reconstruction if made and made.reconstruction and made.reconstruction.kept else None
-
     def subnetwork(self, widths: Sequence[int], name: str = "") -> Subnetwork:
         """The sub-network of these widths, one per group in group order."""
         return Subnetwork(self.elasticity, tuple(widths), name)
-
-    def correction(self, subnetwork: Subnetwork) -> Correction:
-        """Read the correction of a sub-network from the adapter's directory; empty for another sub-network or without one."""
-        own = self.own
-        if not (self.reconstruction and own and self.adapter and own.widths == subnetwork.widths):
-            return Correction()
-        return read_correction(self.adapter.folder / CORRECTION, own)
 
     def select(self, choice: str | None = None) -> Subnetwork:
         """Pick a sub-network of this source; see `space.subnetwork.select`.

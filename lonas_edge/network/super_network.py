@@ -167,10 +167,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
-    network = SuperNetwork(model.eval(), source.elasticity)
-    if own := source.own:
-        source.correction(own).apply_to_model(network.base, own.linears)
-    return network
+    return SuperNetwork(model.eval(), source.elasticity)
 
 
 def empty_super_network(source: Source) -> SuperNetwork:

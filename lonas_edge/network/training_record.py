@@ -6,8 +6,6 @@ from typing import Any, ClassVar
 from lonas_edge.data.templates import Template
 from lonas_edge.schema import Record
 
-RECONSTRUCTION_PROMPTS = 512  # by default
-
 
 @dataclass(frozen=True)
 class TrainedBase:
@@ -40,41 +38,6 @@ class TrainedData:
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """Result of a least-squares reconstruction.
-
-    Attributes:
-        data: Name of the prompts' file.
-        sha256: Its hash.
-        prompts: Number of prompts.
-        tokens: Number of their tokens.
-        shrinkage: Regularization towards the trained weights.
-        held_out: Number of prompts for the evaluation.
-        before: Mean KL from the maximal network on those without the correction, in nats per position.
-        after: The same with the correction.
-        kept: Whether the correction is used: not if it made the KL worse.
-    """
-
-    data: str
-    sha256: str
-    prompts: int
-    tokens: int
-    shrinkage: float
-    held_out: int
-    before: float
-    after: float
-    kept: bool
-
-    @property
-    def summary(self) -> str:
-        """The result in a sentence."""
-        effect = f"{self.before:.3f} nats without, {self.after:.3f} with"
-        kept = "Least-squares reconstruction" if self.kept else "No correction, since least squares was no better"
-        on = f"{self.prompts:,} prompts of `{self.data}`"
-        return f"{kept} ({on}; mean KL from the maximal network on {self.held_out} held-out prompts: {effect})."
-
-
-@dataclass(frozen=True)
 class Recovered:
     """The sub-network that an adapter was trained for, and the adapter that training started from.
 
@@ -83,14 +46,12 @@ class Recovered:
         sha256: SHA-256 of its files, by name.
         subnetwork: Name of the sub-network.
         widths: Its widths, in group order.
-        reconstruction: Result of the least-squares reconstruction before the training; None without one.
     """
 
     super_adapter: str
     sha256: dict[str, str]
     subnetwork: str
     widths: tuple[int, ...]
-    reconstruction: Reconstruction | None
 
 
 @dataclass(frozen=True)

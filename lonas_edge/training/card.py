@@ -2,13 +2,8 @@
 
 from lonas_edge.data.templates import Template
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
-from lonas_edge.network.training_record import Reconstruction, Recovered, TrainingRecord
+from lonas_edge.network.training_record import Recovered, TrainingRecord
 from lonas_edge.training.options import TEACHER_SHARE
-
-_CORRECTION = (
-    " That was done before it was trained further: `correction.safetensors` is added to the base's weights, which lonas-edge "
-    "does and plain PEFT does not."
-)
 
 
 def super_adapter_card(record: TrainingRecord) -> str:
@@ -73,12 +68,7 @@ def _of_super_adapter(special: Recovered, elastic: bool) -> str:
     return (
         f"Training started from the super-adapter `{special.super_adapter}`. Only its {special.subnetwork} sub-network was "
         "trained further; lonas-edge loads this one. Parts of other sub-networks are unchanged."
-        f"{_of_reconstruction(special.reconstruction) if special.reconstruction else ''}"
     )
-
-
-def _of_reconstruction(solved: Reconstruction) -> str:
-    return f" {solved.summary}{_CORRECTION if solved.kept else ''}"
 
 
 def _prompt(prompt: Template) -> list[str]:

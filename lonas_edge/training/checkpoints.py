@@ -19,12 +19,11 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import regular, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.schema import Record
 
 COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
 ADAPTER, OPTIMIZER, SCHEDULER, STATE = adapters.SAFETENSORS, "optimizer.pt", "scheduler.pt", "trainer_state.json"
-_SHARED = (f"../{ORDER}", f"../{CORRECTION}")  # common to all checkpoints of a training
+_ORDER = f"../{ORDER}"  # common to all checkpoints of a training
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -66,7 +65,7 @@ def step_of(checkpoint: Path) -> int:
 def mark(checkpoint: Path) -> None:
     """Mark a checkpoint as complete."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != COMPLETE)
-    names += [name for name in _SHARED if (checkpoint / name).exists()]
+    names += [_ORDER] if (checkpoint / _ORDER).exists() else []
     CheckpointRecord(step_of(checkpoint), {name: sha256(checkpoint / name) for name in names}).write(checkpoint / COMPLETE)
 
 

@@ -14,14 +14,13 @@ from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, loa
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
-from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.speed import QUICK, WORTH_A_HINT, matrix_speed
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork, is_name, select
-from lonas_edge.training.options import SolveOptions, TrainOptions
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import Teacher, open_teacher
 from lonas_edge.training.training_data import Files, TrainingData, read_training_data
 
@@ -49,8 +48,8 @@ class Start:
     def files(self) -> list[Path]:
         """The adapter's files."""
         folder = self.located.folder
-        others = [folder / name for name in (ORDER, CORRECTION) if (folder / name).exists()]
-        return [folder / CONFIG, adapter_file(folder), *others]
+        order = [folder / ORDER] if (folder / ORDER).exists() else []
+        return [folder / CONFIG, adapter_file(folder), *order]
 
     def options(self, options: TrainOptions) -> TrainOptions:
         """Take rank, alpha and target modules from the adapter."""
@@ -70,7 +69,6 @@ class Inputs:
         data: The training data.
         start: The adapter to train further; None to train a new one.
         teacher: The frozen teacher.
-        solve: The data of the least-squares reconstruction that comes first.
     """
 
     base: Located
@@ -79,7 +77,6 @@ class Inputs:
     data: TrainingData
     start: Start | None = None
     teacher: Teacher | None = None
-    solve: SolveOptions | None = None
 
     @property
     def architecture(self) -> Architecture:

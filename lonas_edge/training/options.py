@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
-from lonas_edge.network.training_record import RECONSTRUCTION_PROMPTS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -14,14 +13,6 @@ DEVICES = ("auto", "cpu", "cuda")
 TEACHER_SHARE = 0.5  # of the loss; the temperature is 1
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
-
-
-@dataclass(frozen=True)
-class SolveOptions:
-    """The data of the least-squares reconstruction before the training, and its number of prompts."""
-
-    data: str
-    prompts: int = RECONSTRUCTION_PROMPTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from transformers import TrainerState
 
 from lonas_edge.network.training_record import (
     Logged,
-    Reconstruction,
     Recovered,
     Taught,
     TrainedBase,
@@ -39,14 +38,13 @@ def make_record(
     resumption: Resumption,
     processes: PartialState,
     seconds: float,
-    reconstruction: Reconstruction | None,
 ) -> TrainingRecord:
     """Make the record of a finished training; `hashes` are from its start, `seconds` those of this run."""
     start = inputs.start
     return TrainingRecord(
         base=TrainedBase(inputs.base.name, inputs.base.revision, hashes.base),
         search_space=inputs.space.hash if inputs.space.groups else None,
-        recovered=_recovered(start, hashes, reconstruction) if start else None,
+        recovered=_recovered(start, hashes) if start else None,
         teacher=Taught(inputs.teacher.name, hashes.teacher) if inputs.teacher else None,
         data=_data(inputs, hashes, tokens),
         task=inputs.data.glue,
@@ -68,9 +66,8 @@ def make_record(
     )
 
 
-def _recovered(start: Start, hashes: Hashes, solved: Reconstruction | None) -> Recovered:
-    chosen = start.subnetwork
-    return Recovered(start.located.name, hashes.start, chosen.name, chosen.widths, solved or start.source.reconstruction)
+def _recovered(start: Start, hashes: Hashes) -> Recovered:
+    return Recovered(start.located.name, hashes.start, start.subnetwork.name, start.subnetwork.widths)
 
 
 def _data(inputs: Inputs, hashes: Hashes, tokens: Tokenized) -> tuple[TrainedData, ...]:

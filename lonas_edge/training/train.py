@@ -29,10 +29,9 @@ from lonas_edge.files import read_by
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
-from lonas_edge.network.correction import Correction
 from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.super_network import SuperNetwork, load_base
-from lonas_edge.network.training_record import Reconstruction, TrainingRecord
+from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import STATE, step_of
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
@@ -48,7 +47,6 @@ from lonas_edge.training.inputs import (
     with_defaults,
 )
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.reconstruction import Solving, reconstructed_correction
 from lonas_edge.training.record import make_record
 from lonas_edge.training.sampler import EpochSampler, per_epoch
 from lonas_edge.training.schedule import Schedule, make_schedule
@@ -90,7 +88,6 @@ def train(
     check(inputs, options)
     others = [each.folder for each in (inputs.start and inputs.start.located, inputs.teacher) if each]
     used = [inputs.base.folder, *(file.path for file in inputs.data.files), inputs.nncf_config, *others]
-    used += [Path(inputs.solve.data)] if inputs.solve else []
     directory = OutputDirectory(output, overwrite, used)
     with stopping():
         run = _prepared(inputs, options, directory, resume, report, tell)
@@ -123,10 +120,9 @@ def _prepared(
                 f"{file.path.name}: {dropped} of {file.count} examples dropped: longer than --max-length {options.max_length}, "
                 "or without output"
             )
-    solving = Solving.of(inputs.start, tokens.tokenizer, inputs.solve) if inputs.start and inputs.solve else None
     schedule = _schedule(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.counts))
     arguments = _arguments(schedule, options, state.num_processes, directory.partial)
-    return _Run(inputs, options, schedule, tokens, solving, directory, state, arguments, report, tell)
+    return _Run(inputs, options, schedule, tokens, directory, state, arguments, report, tell)
 
 
 def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
@@ -202,7 +198,6 @@ class _Run:
     options: TrainOptions
     schedule: Schedule
     tokens: Tokenized
-    solving: Solving | None
     directory: OutputDirectory
     state: PartialState
     arguments: TrainingArguments
@@ -227,14 +222,11 @@ class _Run:
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
-            correction, solved = self._solved()
             record = make_record(
-                inputs, options, schedule, hashes, state, self.tokens, bool(order), resumption, self.state, seconds, solved
+                inputs, options, schedule, hashes, state, self.tokens, bool(order), resumption, self.state, seconds
             )
             with work.publish() as folder:
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
-                if correction:
-                    correction.save(folder)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
                 if (work.path / RUNS).exists():
@@ -258,8 +250,6 @@ class _Run:
         agreed: list[Any] = [None, None]
         if self.state.is_main_process:
             agreed = [checkpoint and str(checkpoint), dict(self._order(checkpoint is not None).columns)]
-            if self.solving:
-                self.solving.run(self.directory.partial, self.tell)
         broadcast_object_list(agreed)
         order = ChannelOrder.of(self.inputs.architecture, agreed[1] or {})
         return (Path(agreed[0]) if agreed[0] else None), order
@@ -287,15 +277,6 @@ class _Run:
             check_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
-    def _solved(self) -> tuple[Correction, Reconstruction | None]:
-        """The correction of the base's weights and its record; an adapter to train further keeps its correction."""
-        start = self.inputs.start
-        if start is None:
-            return Correction(), None
-        if self.solving:
-            return reconstructed_correction(self.directory.partial, start)
-        return start.source.correction(start.subnetwork), None
-
     def _base(self) -> Any:
         base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[base_dtype(self.inputs, self.options)].torch)
         base.config.use_cache = False
@@ -307,10 +288,7 @@ class _Run:
         if start:
             model = _continued(base, start, self.options.dropout)
             order.apply_to_model(model)
-            network = SuperNetwork(model, self.inputs.elasticity)
-            correction, _ = self._solved()
-            correction.apply_to_model(network.base, start.subnetwork.linears)
-            return network
+            return SuperNetwork(model, self.inputs.elasticity)
         order.apply_to_model(base)
         set_seed(self.options.seed)
         config = lora_config(self.options, self.inputs.architecture)

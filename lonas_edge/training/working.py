@@ -14,7 +14,6 @@ from lonas_edge.errors import LonasEdgeError, out_of_memory
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.correction import FILE as CORRECTION
 from lonas_edge.training.checkpoints import NotSavedError, check, checkpoints, discard, step_of, unfinished
 from lonas_edge.training.elastic_trainer import NotFiniteError
 from lonas_edge.training.inputs import Inputs
@@ -22,7 +21,6 @@ from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.schedule import Schedule
 
 RUNS = "runs"  # written by a logging integration
-SOLVING = "solving-"  # prefix of the reconstruction's temporary directory
 _FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
 
 
@@ -62,7 +60,6 @@ def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Sc
         **asdict(hashes),
         "data": {f"{number} {file.path.name}": [digest, file.weight] for number, (file, digest) in files},
         "widths": inputs.start.subnetwork.widths if inputs.start else (),
-        "solve": [sha256(Path(inputs.solve.data)), inputs.solve.prompts] if inputs.solve else None,
         "search_space": inputs.space.hash,
         "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in schedule.stages],
         "processes": processes,
@@ -100,8 +97,8 @@ def newest_complete(folder: Path) -> Resumption:
             discard(checkpoint)
         else:
             return Resumption(checkpoint, tuple(damaged))
-    for name in (ORDER, CORRECTION) if damaged else ():  # perhaps they are what is damaged
-        (folder / name).unlink(missing_ok=True)
+    if damaged:  # perhaps by a damaged channel order
+        (folder / ORDER).unlink(missing_ok=True)
     return Resumption(None, tuple(damaged))
 
 
@@ -135,7 +132,7 @@ def stopping(folder: Path | None = None) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    for path in (*unfinished(folder), *folder.glob(f"{SOLVING}*")):
+    for path in unfinished(folder):
         discard(path)
     if not checkpoints(folder):
         for name in (ORDER, RUNS):

@@ -11,7 +11,7 @@ CONTENT: dict[str, Any] = {
     "schema": "lonas-edge/training/1",
     "base": {"name": "base", "revision": None, "sha256": {"config.json": "8f40", "model.safetensors": "5e45"}},
     "search_space": "e1b5",
-    "recovered": {"super_adapter": "super", "sha256": {}, "subnetwork": "minimal", "widths": [6, 64], "reconstruction": None},
+    "recovered": {"super_adapter": "super", "sha256": {}, "subnetwork": "minimal", "widths": [6, 64]},
     "teacher": {"name": "lora", "sha256": {"config.json": "2a"}},
     "data": [{"name": "data.json", "sha256": "e9d4", "kind": "instruction", "weight": 1.0, "examples": 30, "dropped": 2}],
     "task": None,
@@ -49,7 +49,7 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
 def test_read_and_written_again(tmp_path: Path) -> None:
     record = TrainingRecord.read(written(tmp_path, CONTENT))
     assert record.base == TrainedBase("base", None, {"config.json": "8f40", "model.safetensors": "5e45"})
-    assert record.recovered == Recovered("super", {}, "minimal", (6, 64), None)
+    assert record.recovered == Recovered("super", {}, "minimal", (6, 64))
     assert record.teacher == Taught("lora", {"config.json": "2a"})
     assert record.data == (TrainedData("data.json", "e9d4", "instruction", 1.0, 30, 2),)
     assert record.prompt == TEMPLATES["question"]

@@ -20,13 +20,7 @@ class LonasEdgeWarning(UserWarning):
 
 
 def raise_all(headline: str, problems: Sequence[str], hint: str = "") -> None:
-    """Raise one error that lists all problems; return if there is none.
-
-    Args:
-        headline: The file or thing that was checked.
-        problems: One line for each: the tensor, group or field, expected and actual value.
-        hint: What the user can do about it.
-    """
+    """Raise one error that lists all problems, one line each, with a hint on what to do; return if there is none."""
     if not problems:
         return
     shown = list(problems[:20])

@@ -33,12 +33,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def regular(path: Path, what: str = "the file") -> Path:
-    """Refuse a path that is not a regular file, before it is opened: to open a FIFO or to read a device may never end.
-
-    Args:
-        path: The path; it is returned.
-        what: Its name in errors.
-    """
+    """Refuse anything but a regular file (`what` in errors) before it is opened: reading a FIFO or a device may never end."""
     try:
         _check(path, math.inf)
     except (OSError, ValueError) as error:
@@ -47,13 +42,7 @@ def regular(path: Path, what: str = "the file") -> Path:
 
 
 def read_text(path: Path, what: str, limit: float = TEXT_LIMIT) -> str:
-    """Read a text file, UTF-8 with or without a byte order mark.
-
-    Args:
-        path: The file.
-        what: Its name in errors.
-        limit: Its maximum size in bytes.
-    """
+    """Read a text file (`what` in errors) of `limit` bytes at most: UTF-8, with or without a byte order mark."""
     try:
         return _text(path, limit)
     except (OSError, ValueError) as error:
@@ -73,12 +62,7 @@ def read_json(path: Path, limit: float = TEXT_LIMIT) -> dict[str, Any]:
 
 
 def decode_json(text: str, where: str) -> Any:
-    """Decode JSON, and refuse what JSON readers disagree on or cannot handle.
-
-    Args:
-        text: The JSON.
-        where: Its name in errors.
-    """
+    """Decode JSON (`where` in errors), and refuse anything that JSON readers disagree on or cannot handle."""
     try:
         content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
         check_decoded(content, where)

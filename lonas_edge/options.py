@@ -164,12 +164,7 @@ def declared(*classes: type) -> tuple[Declared, ...]:
 
 
 def problems(values: Mapping[str, Any], *classes: type) -> list[str]:
-    """List everything that is wrong with the values of options, one line each.
-
-    Args:
-        values: By field name.
-        *classes: Dataclasses that declare them.
-    """
+    """List everything that is wrong with the values of options (by field name), one line each."""
     known = {each.name: each for each in declared(*classes)}
     faults = []
     for each in known.values():

@@ -52,11 +52,7 @@ def starting_process() -> Iterator[None]:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent ends.
-
-    Args:
-        parent: Process id of the parent, taken before this process started.
-    """
+    """Have Linux kill this process when its parent ends; `parent` is its id, taken before this process started."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before this process asked
         os._exit(1)

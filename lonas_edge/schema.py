@@ -52,12 +52,7 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> Self:
-        """Check a JSON object; one without a schema, as other programs write it, has the current one.
-
-        Args:
-            content: The object.
-            where: Its name in errors.
-        """
+        """Check a JSON object (`where` in errors); one without a schema, as other programs write it, has the current one."""
         from pydantic import ValidationError
 
         cls._check_schema(str(content.get("schema", cls.schema())), where)
@@ -90,15 +85,7 @@ class Record:
 
 
 def field_faults(kind: Any, content: Mapping[str, Any]) -> list[str]:
-    """Errors in a JSON object that another program wrote; fields that `kind` does not name are ignored.
-
-    Args:
-        kind: A `TypedDict` with the types that fields must have.
-        content: The object.
-
-    Returns:
-        One line for each: the field, what is wrong, and the actual value.
-    """
+    """List errors in a JSON object that another program wrote; `kind` is a `TypedDict`, whose other fields are ignored."""
     from pydantic import ValidationError
 
     try:

@@ -58,7 +58,7 @@ def test_unusual_json_is_read(tmp_path: Path, content: bytes, expected: dict | N
         (b'{"a": {"\\udc00": 1}}', "half of a surrogate pair after "),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": 1e999}', "1e999 is not JSON; expected a finite number"),
-        (b'{"a": 1, "a": 2}', "'a' is there twice, with different values"),
+        (b'{"a": 1, "a": 2}', "'a' occurs twice with different values"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 200 deep"),
         (b'{"a": ' + b"1" * 5000 + b"}", "4300 digits"),
     ],

@@ -33,12 +33,7 @@ class _Set:
 
 
 def choose_tasks(names: Sequence[str] | None, datasets: Path | None) -> tuple[str, ...]:
-    """Choose the GLUE tasks to evaluate.
-
-    Args:
-        names: As on the command line; those in the directory when None.
-        datasets: The directory with a folder for each task.
-    """
+    """Choose the GLUE tasks to evaluate; those in the directory `datasets` without names."""
     if datasets is None:
         raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task, as GLUE has it")
     if names is None:

@@ -36,15 +36,7 @@ class OpenVinoLM(RankingLM):
     def __init__(
         self, folder: Path, tokenizer: Any, max_length: int, device: str = "CPU", properties: Mapping[str, str] | None = None
     ):
-        """Set up.
-
-        Args:
-            folder: The directory.
-            tokenizer: Its transformers tokenizer.
-            max_length: The longest sequence in tokens.
-            device: An OpenVINO device.
-            properties: Run-time properties.
-        """
+        """Set up an exported directory; `max_length` is the longest sequence in tokens."""
         super().__init__()
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
         self._device_name, self._properties = device, dict(properties or {})

@@ -85,16 +85,10 @@ class Protocol:
         return None
 
     def documents(self, samples: Sequence[Sample], task: str, prompt: str | Template) -> list[Document]:
-        """Questions for the harness.
+        """Make documents for the harness of checked samples; a protocol with a prompt of its own ignores `prompt`.
 
-        Args:
-            samples: Checked samples.
-            task: One of `tasks`.
-            prompt: The prompt or its name; ignored by a protocol with a prompt of its own.
-
-        Returns:
-            `task`, `prompt` and `answer`; where choices are ranked also `words` (those that the sample may be answered with),
-            `choices` (texts to rank, in the order of the words), and `label`, the index of the correct one.
+        Each has `task`, `prompt` and `answer`. Where choices are ranked it has `words` (possible answers), `choices` (texts
+        to rank, in the order of the words), and `label`, the index of the correct one.
         """
         known = self.tasks[task]
         template = prompt if isinstance(prompt, Template) else PROMPTS[prompt].asking(known.collection)
@@ -167,13 +161,7 @@ PROTOCOLS = {
 
 
 def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterable[str]) -> Protocol:
-    """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math.
-
-    Args:
-        explicit: The value of `--protocol`.
-        prompts: The prompts that the targets were trained with.
-        tasks: The requested tasks, or those in `--datasets`.
-    """
+    """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math."""
     math_only = set(tasks) <= {*math_tasks.TASKS}
     return PROTOCOLS[explicit or (GENERATE if math_only or REFERENCE in prompts else OPTION_TEXT)]
 

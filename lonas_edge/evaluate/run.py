@@ -28,11 +28,7 @@ def evaluate_into(
 ) -> EvalRecord:
     """Evaluate, and write `eval.json`, `eval.csv`, `eval.md` and the sample logs; a killed evaluation continues.
 
-    Args:
-        directory: The output; None writes nothing, and nothing can be continued.
-        targets: As for `evaluate`.
-        settings: As for `evaluate`.
-        progress: As for `evaluate`.
+    Without a directory nothing is written, and nothing can be continued.
     """
     if directory is None:
         return evaluate(targets, settings, progress)[0]
@@ -46,16 +42,9 @@ def evaluate_into(
 def evaluate(
     targets: Sequence[Target], settings: EvalSettings, progress: Progress = silent, log: Path | None = None
 ) -> tuple[EvalRecord, SampleLogs]:
-    """Evaluate every target on every task.
+    """Evaluate every target on every task, and compare the others with the first.
 
-    Args:
-        targets: The targets; the others are compared with the first.
-        settings: Tasks and protocol.
-        progress: Receives the current step, and the share that is done.
-        log: File of finished answers; they stay in memory when None.
-
-    Returns:
-        The record, and the sample logs by target and task.
+    Finished answers are saved in the file `log`, or only in memory. Returns the record, and the sample logs by target and task.
     """
     evaluation: Language | Classification = Classification(settings) if targets[0].outputs else Language(settings, progress)
     evaluation.check(targets)

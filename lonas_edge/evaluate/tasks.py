@@ -20,17 +20,9 @@ def load(
     template: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """`custom_dataset` of the definitions; called with a task's `dataset_kwargs` and the harness's `--metadata`.
+    """Load the split `test`: `custom_dataset` of the definitions, called with `dataset_kwargs` and the harness's `--metadata`.
 
-    Args:
-        datasets: The directory with a folder for each task.
-        task: One of the protocol's.
-        protocol: One of `PROTOCOLS`.
-        prompt: One of `PROMPTS`.
-        template: The fields of a `Template`, in place of a prompt that is known by its name.
-
-    Returns:
-        The split `test`, a `datasets.Dataset`.
+    `template` has the fields of a `Template`, instead of the name `prompt`.
     """
     from datasets import Dataset
 

@@ -71,15 +71,7 @@ class ChannelOrder:
         return replace(self, columns={name: torch.argsort(order) for name, order in self.columns.items()})
 
     def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Permute the channels of a tensor.
-
-        Args:
-            name: The parameter's name in the base, a PEFT model or an adapter file.
-            tensor: [out, in], or [out] for a bias; lora_A [rank, in], lora_B [out, rank].
-
-        Returns:
-            The permuted tensor; the tensor itself where the order does not concern it.
-        """
+        """Permute the channels of a tensor of a base, a PEFT model or an adapter file, if the order concerns it."""
         rows, columns = self._axes(name)
         if rows is not None:
             tensor = tensor.index_select(0, rows.to(tensor.device))
@@ -158,12 +150,8 @@ def _keeps_units(order: torch.Tensor, unit: int) -> bool:
 def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:
     """Order channels by activation-aware importance: RMS of the consumer's input times the norm of its column.
 
-    Units of several channels are ordered by the root of their summed squares; equal ones keep their order.
-
-    Args:
-        model: The base model (Hugging Face), in its own channel order.
-        elasticity: The search space laid over it.
-        batches: `input_ids` and `attention_mask`, each [prompts, tokens]; padding does not count.
+    Units of several channels are ordered by the root of their summed squares; equal ones keep their order. The
+    model has its own channel order; padding in the batches does not count.
     """
     consumers = [name for name in elasticity.architecture.producers if name in elasticity.in_group]
     columns, damaged = {}, []

@@ -136,13 +136,7 @@ class TensorFiles:
             return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()}
 
     def read(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
-        """Read the active part of a tensor, as stored.
-
-        Args:
-            name: The tensor.
-            rows: Ranges of rows; all when None.
-            columns: Ranges of columns; all when None, or for a tensor of one dimension.
-        """
+        """Read ranges of rows and columns of a tensor, as stored; all when None."""
         path, name_there = self._files[name], self._stored.get(name, name)
         if path in self._pickles:
             return take(self._pickles[path][name_there], rows, columns)
@@ -221,11 +215,7 @@ def _headless(name: str, architecture: Architecture) -> str:
 def open_base(folder: Path, architecture: Architecture, replaced: Collection[str] = ()) -> TensorFiles:
     """Open a base checkpoint and compare its tensors with its configuration.
 
-    Args:
-        folder: The checkpoint's directory.
-        architecture: The model's shapes.
-        replaced: Tensors that are not taken from it. If the task initializes a new head, the head may be missing or of another
-            shape.
+    `replaced` tensors are not taken from it: if the task initializes a new head, the head may be missing or of another shape.
     """
     tensors = open_tensors(folder)
     tensors.name_as(architecture.family)

@@ -115,12 +115,7 @@ def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
 
 
 def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[str, Any] | None:
-    """Read `generation_config.json`; None where there is none.
-
-    Args:
-        folder: A model's directory.
-        vocabulary: Size of the model's vocabulary; token ids are not checked when None.
-    """
+    """Read `generation_config.json`, None where there is none; token ids are checked if `vocabulary` is given."""
     path = folder / GENERATION
     if not path.exists():
         return None

@@ -54,15 +54,9 @@ class Correction:
         return self.deltas.get(layer) if leaf == "weight" else None
 
     def onto(self, name: str, weight: torch.Tensor, widths: Mapping[str, Widths]) -> torch.Tensor:
-        """Add the change to the active part of a whole weight.
+        """Add the change to the active part of a whole weight [out, in] in the super-network's channel order.
 
-        Args:
-            name: The parameter's name in the base.
-            weight: [out, in], in the super-network's channel order; not changed.
-            widths: The active part of each layer.
-
-        Returns:
-            A copy in float64; the weight itself without a change.
+        Returns a copy in float64; the weight itself without a change.
         """
         delta = self.of(name)
         if delta is None:

@@ -50,14 +50,8 @@ class ElasticBlock(nn.Module):
 def skipped(block: Block, index: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the output of a removed block: the residual if the block adds it, else a zero without dimensions.
 
-    Removed attention still writes one zero per token to its cache.
-
-    Args:
-        block: Defines the number of values.
-        index: Index of its cache; None without one.
-        args: Inputs of the block: hidden states [batch, tokens, hidden] first, or as `hidden_states`; then the residual, if the
-            block adds it.
-        kwargs: Inputs by name, a `Cache` among them.
+    Removed attention still writes one zero per token to the cache number `index`. The inputs are hidden states
+    [batch, tokens, hidden] first, or as `hidden_states`; then the residual, if the block adds it; and a `Cache` by any name.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
     cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)

@@ -156,15 +156,9 @@ def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 def read_held_out(
     source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--num-prompts"
 ) -> HeldOut:
-    """Read the data and choose prompts; nothing is tokenized yet.
+    """Read the data (for a classifier a TSV file of GLUE) and choose prompts; nothing is tokenized yet.
 
-    Args:
-        source: Base model, adapter and search space.
-        data: Instruction data, as for training; for a classifier a TSV file of GLUE.
-        prompts: Number of prompts.
-        seed: Seed of the choice.
-        prompt: Name of the template; `choose_prompt` decides when None.
-        option: The option that sets the number, for errors.
+    `prompt` is the template's name, chosen by `choose_prompt` when None; errors name `option`, which sets the number.
     """
     return _READ[source.architecture.family.task](source, data, prompts, seed, prompt, option)
 

@@ -28,14 +28,7 @@ MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
 def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None = None) -> torch.Tensor:
-    """Add a layer's adapter to its sliced weight [out, in]: W + delta + scale · B[rows, :r] A[:r, columns], in float64.
-
-    Args:
-        sliced: The weight, in any float dtype; not changed.
-        widths: The active part.
-        lora: The layer's whole adapter, or None.
-        delta: The correction [out, in], or None.
-    """
+    """Add a layer's adapter to its sliced weight [out, in]: W + delta + scale · B[rows, :r] A[:r, columns], in float64."""
     sliced = sliced.double() if delta is None else sliced.double() + delta
     if lora is None:
         return sliced
@@ -69,16 +62,7 @@ class MaterializedModel:
     """The materialized model, computed tensor by tensor: nothing is read in advance, and nothing is cached."""
 
     def __init__(self, source: Source, subnetwork: Subnetwork, correction: Correction = NO_CORRECTION):
-        """Open the base and the adapter and check that they fit.
-
-        Args:
-            source: Base model, adapter and search space.
-            subnetwork: The sub-network.
-            correction: Its correction by a least-squares reconstruction.
-
-        Raises:
-            LonasEdgeError: If base, adapter and search space do not fit; every mismatch is listed.
-        """
+        """Open the base and the adapter and check that they fit."""
         self.source, self.subnetwork = source, subnetwork
         self.correction = correction
         self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
@@ -102,13 +86,7 @@ class MaterializedModel:
         raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
 
     def base_tensor(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
-        """A stored tensor before slicing and merging, in the super-network's channel order, or its replacement by the adapter.
-
-        Args:
-            name: The tensor; the head of a tied base is its embedding.
-            rows: Ranges of rows; all when None.
-            columns: Ranges of columns; all when None.
-        """
+        """Read a base tensor or its replacement by the adapter, in the super-network's channel order."""
         if self.source.order.touches(name):
             return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
@@ -218,14 +196,7 @@ class MaterializedModel:
 def write_weights(
     model: MaterializedModel, folder: Path, dtype: torch.dtype, done: Callable[[float], None] = lambda _: None
 ) -> None:
-    """Write the materialized weights as safetensors, sharded as by transformers, with one shard in memory at a time.
-
-    Args:
-        model: The materialized model.
-        folder: An existing directory.
-        dtype: The stored dtype; the only rounding after fp32 arithmetic.
-        done: Called with the share that is written.
-    """
+    """Write the weights as safetensors in `dtype` (the only rounding after fp32), with one shard in memory at a time."""
     plan = split_torch_state_dict_into_shards(
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in model.shapes.items()},
         filename_pattern="model{suffix}.safetensors",

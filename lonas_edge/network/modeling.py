@@ -32,12 +32,7 @@ BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
-    """Build a model with its parameters on the meta device; buffers are real. It is tied as its configuration says.
-
-    Args:
-        config: Content of a config.json, with or without `per_layer_config`.
-        where: Name of the model in an error.
-    """
+    """Build a model with its parameters on the meta device and real buffers; `where` is its name in errors."""
     check_model_config(config, where)
     with read_by("transformers", Path(where)):
         parsed = AutoConfig.for_model(**config)
@@ -205,13 +200,8 @@ def stream_weights(
     """Let an empty model run: fetch the weights of each module when it is called, and drop them afterwards.
 
     A forward pass then takes the memory of the largest layer. Embeddings look up in fp32, which is exact, and the
-    language-model head is computed in blocks, so that neither is ever whole in float64.
-
-    Args:
-        model: The model.
-        fetch: Returns a parameter by its name in `model`, in any float dtype.
-        wanted: Whether a parameter is streamed; the others are left alone.
-        dtype: The dtype of the computation.
+    language-model head is computed in blocks, so that neither is ever whole in float64. Only `wanted` parameters are streamed;
+    `fetch` returns them in any float dtype, and the computation is in `dtype`.
     """
     head = model.get_output_embeddings()
     for path, module in model.named_modules():

@@ -6,13 +6,7 @@ from lonas_edge.families import Part
 
 
 def take(tensor: torch.Tensor, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
-    """The active part of a tensor [out, in] or [out]: a view where it is one range, a copy elsewhere.
-
-    Args:
-        tensor: The tensor.
-        rows: Ranges of rows; all when None.
-        columns: Ranges of columns; all when None, or for a tensor of one dimension.
-    """
+    """Take ranges of rows and columns (all when None) of a tensor [out, in] or [out]: a view, or a copy of several ranges."""
     if rows is not None:
         tensor = _taken(tensor, rows, 0)
     if columns is not None and tensor.dim() > 1:

@@ -104,11 +104,7 @@ class Source:
         return Subnetwork(self.elasticity, tuple(widths), name)
 
     def select(self, choice: str | None = None) -> Subnetwork:
-        """Pick a sub-network of this source; see `space.subnetwork.select`.
-
-        Args:
-            choice: As of --subnet. None is the sub-network that the adapter was fine-tuned for, if any.
-        """
+        """Pick a sub-network, see `space.subnetwork.select`; None is the one that the adapter was fine-tuned for, if any."""
         own = self.own
         if not self.space.groups and choice not in (None, "maximal"):
             raise self.without_space(f"there is no sub-network {choice!r} but the maximal one")
@@ -296,12 +292,7 @@ def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> Non
 
 
 def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> list[str]:
-    """Differences between a base's files and those that a super-adapter was trained on; one line each.
-
-    Args:
-        training: The record of the training, if any.
-        hashes: SHA-256 of the base's files by name; files that only one side has are not compared.
-    """
+    """List differences between a base's files (SHA-256 by name) and those of the training; only common files count."""
     trained = training.base.sha256 if training else {}
     return [
         f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"

@@ -22,15 +22,7 @@ def matrix_speed(dtype: str, size: int) -> float:
 
 
 def quicker_in(computed: str, option: str) -> str | None:
-    """Return a hint for a processor that is much faster in the other dtype; None where there is little to gain.
-
-    Such a processor has units for bf16 (AMX) and computes in fp32, or it computes in bf16 without such units, or with slow ones
-    (AVX-512 BF16).
-
-    Args:
-        computed: fp32 or bf16, the dtype of the computation.
-        option: The option that sets it, without its value.
-    """
+    """Return a hint, with the `option` to change, for a processor that is much faster in the other dtype; otherwise None."""
     other = "fp32" if computed == "bf16" else "bf16"
     times = matrix_speed(other, QUICK) / matrix_speed(computed, QUICK)
     if times < WORTH_A_HINT:

@@ -84,13 +84,7 @@ class SuperNetwork:
         batches: Sequence[Batch],
         reference: Sequence[torch.Tensor] | None = None,
     ) -> list[float]:
-        """Mean distance of sub-networks from the maximal network: KL in nats per position; squared distance for a regression.
-
-        Args:
-            chosen: Widths of the sub-networks.
-            batches: Prompts with the positions that count, or texts.
-            reference: As of `reference`; computed once for all sub-networks when None.
-        """
+        """Mean distance of sub-networks from the maximal network: KL in nats per position, or squared distance (regression)."""
         kept = self.reference(batches) if reference is None else reference
         return self._means(chosen, batches, lambda states, batch: self.divergence(kept[batch], states.hidden))
 
@@ -150,12 +144,7 @@ class _States:
 
 
 def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> SuperNetwork:
-    """Load a super-adapter on its base, on the CPU, in eval mode, in the super-network's channel order.
-
-    Args:
-        source: Base model, adapter and search space.
-        dtype: The base's dtype; the adapter stays in fp32.
-    """
+    """Load a super-adapter (fp32) on its base (`dtype`), on the CPU, in eval mode, in the super-network's channel order."""
     # transformers and PEFT report mismatches less clearly
     stored = open_base(source.base.folder, source.architecture, source.replaced())
     hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
@@ -206,13 +195,7 @@ def _quiet() -> Iterator[None]:
 
 
 def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base model from its directory through transformers, on the CPU.
-
-    Args:
-        base: The directory.
-        architecture: Its shapes; a head that is missing or of another shape is initialized at random.
-        dtype: The dtype to load in.
-    """
+    """Load a base model through transformers, on the CPU; a head that does not fit is initialized at random."""
     read_generation_config(base.folder)  # transformers reads it, too
     task = architecture.family.task
     with _quiet() if task.new_head else nullcontext():

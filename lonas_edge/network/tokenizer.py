@@ -18,12 +18,7 @@ _SHOWN = 5  # tokens that two tokenizers disagree on
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
-    """Load the transformers tokenizer of a model directory; None where it has none.
-
-    Args:
-        folder: The directory.
-        chat_template: A chat template (Jinja) that replaces the directory's own; of several, the one named default.
-    """
+    """Load the tokenizer of a model directory, None where it has none; `chat_template` replaces its own default template."""
     check_model_folder(folder)
     present = [name for name in _FILES if (folder / name).exists()]
     if not present:

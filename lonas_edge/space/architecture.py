@@ -22,12 +22,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Any, where: str) -> "Architecture":
-        """Look up the family of a transformers configuration.
-
-        Args:
-            config: A `PretrainedConfig`.
-            where: Name of the model in an error.
-        """
+        """Look up the family of a `PretrainedConfig`; `where` is the model's name in errors."""
         family = family_of(config.model_type)
         if family is None:
             raise LonasEdgeError(
@@ -37,13 +32,7 @@ class Architecture:
         return cls(family, config)
 
     def require(self, task: Task, what: str, said_by: Path | None = None) -> None:
-        """Raise if the model has another task.
-
-        Args:
-            task: The required task.
-            what: The feature that requires it, for the message.
-            said_by: The file that defines the model's task, for the message.
-        """
+        """Raise if the feature `what` does not work on the model's task, which the file `said_by` defines."""
         if self.family.task != task:
             where = f" ({said_by})" if said_by else ""
             raise LonasEdgeError(f"{what} works on a {task.name}; {self.model_type} is a {self.family.task.name}{where}")

@@ -115,13 +115,7 @@ class Elasticity:
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
-    """Lay a search space over a model.
-
-    Args:
-        architecture: The model.
-        space: The search space.
-        where: Name of the search space in an error.
-    """
+    """Lay a search space over a model and check that it fits; `where` is the space's name in errors."""
     out: dict[str, int] = {}
     inputs: dict[str, int] = {}
     ranks: dict[str, int] = {}

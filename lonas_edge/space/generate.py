@@ -107,14 +107,7 @@ def _adapted(architecture: Architecture, module: str, adapter: Mapping[str, int]
 
 
 def node_name(architecture: Architecture, module: str, role: Role, adapter: Mapping[str, int] | None = None) -> str:
-    """The name NNCF 2.x gave a weight of a PEFT model.
-
-    Args:
-        architecture: The model.
-        module: Module path of the layer.
-        role: The frozen weight, or a factor of the adapter.
-        adapter: As of `generate_space`.
-    """
+    """Return the NNCF 2.x name of a weight of a PEFT model."""
     layer, relative = architecture.split(module)
     leaf = module.rpartition(".")[2]
     if role == "base" and not _adapted(architecture, module, adapter):

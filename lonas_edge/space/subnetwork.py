@@ -178,15 +178,10 @@ def is_name(choice: str) -> bool:
 
 
 def select(elasticity: Elasticity, choice: str | None = None) -> Subnetwork:
-    """Pick a sub-network by name or from a file.
+    """Pick a sub-network by name or from a JSON file; by default heuristic, or maximal in a space without groups.
 
     `maximal` takes the first width of every group, `minimal` the last, `heuristic` the one at index (n - 1) // 2 of n
     (Muñoz et al. 2024), `random:SEED` draws each uniformly.
-
-    Args:
-        elasticity: The search space laid over the model.
-        choice: heuristic, maximal, minimal, random:SEED, or the path of a sub-network JSON file. None is heuristic, and
-            maximal where the space has no groups (a plain LoRA adapter).
     """
     groups = elasticity.space.groups
     choice = choice or (DEFAULT if groups else "maximal")
@@ -233,13 +228,7 @@ def read_subnetwork(path: Path, elasticity: Elasticity) -> Subnetwork:
 
 
 def misfits(elasticity: Elasticity, widths: Sequence[int], search_space: str | None = None) -> list[str]:
-    """List the reasons why widths are no sub-network of a search space.
-
-    Args:
-        elasticity: The search space, laid over the model.
-        widths: In group order.
-        search_space: Hash of the search space that they were written for, if known.
-    """
+    """List the reasons why widths, in group order and for the space of this hash (if known), are no sub-network of a space."""
     space, problems = elasticity.space, []
     if search_space not in (None, space.hash):
         problems.append(f"it was written for search space {str(search_space)[:12]}, and this one is {space.hash[:12]}")

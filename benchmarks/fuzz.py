@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py --seed 7 --cases 1000 --output benchmarks/results/fuzz.json
     python benchmarks/fuzz.py --seed 7 --case 13 --verbose              one case, its directory kept
 
-Cases run one after another in forked children of this process, on one thread.
+Each case runs in a forked child, on one thread; `--jobs` cases run at a time.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/fuzz")]
 
-from runner import import_all  # noqa: E402 - numpy counts threads when it is imported
+from runner import import_all, run_in_jobs  # noqa: E402 - numpy counts threads when it is imported
 
 PACKAGES = (
     "lonas-edge",
@@ -59,20 +59,25 @@ def main() -> None:
 
     work = Path(options.work or tempfile.mkdtemp(prefix="fuzz-")).resolve()
     names = options.only.split(",") if options.only else list(COMMANDS)
-    cases = Cases(prepared(work), work / "cases", names)
+    originals = prepared(work)
     if options.case is not None:
-        result, ran = cases.run(options.seed, options.case, keep=True)
+        result, ran = Cases(originals, work / "cases", names).run(options.seed, options.case, keep=True)
         print(result)
         if options.verbose:
             print(f"exit code {ran.code}, {ran.seconds:.1f} s, in {work / 'cases'}")
             print(f"--- stdout\n{ran.out[-3000:]}\n--- stderr\n{ran.err[-6000:]}")
         raise SystemExit(result.outcome not in ("refused", "right"))
-    results = []
-    for number in range(options.first, options.first + options.cases):
-        result, _ = cases.run(options.seed, number, keep=options.keep)
-        results.append(result)
-        if options.verbose or result.outcome not in ("refused", "right"):
-            print(result, flush=True)
+
+    def run(folder: Path, numbers: Sequence[int]) -> list[Any]:
+        cases, results = Cases(originals, folder, names), []
+        for number in numbers:
+            result, _ = cases.run(options.seed, number, keep=options.keep)
+            results.append(result)
+            if options.verbose or result.outcome not in ("refused", "right"):
+                print(result, flush=True)
+        return results
+
+    results = run_in_jobs(range(options.first, options.first + options.cases), options.jobs, work / "cases", run)
     summary = _summary(results, options.seed, time.monotonic() - start)
     print(f"seed {summary['seed']}, {summary['cases']} cases, {summary['seconds']} s: {summary['outcomes']}")
     for what in ("by_command", "by_file"):
@@ -88,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases that run at a time")
     parser.add_argument("--case", type=int, help="run this case alone and keep its directory")
     parser.add_argument("--only", help="commands, comma-separated")
     parser.add_argument("--work", help="directory for the files; the original ones are reused; default: a temporary one")

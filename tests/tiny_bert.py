@@ -1,11 +1,10 @@
-"""Tiny random BERT classifiers, their adapters and search spaces on disk, and what they must answer.
+"""Tiny random BERT classifiers, their adapters and search spaces on disk, and the oracle of their logits.
 
-The oracle is plain torch in float64, written from the definitions (Devlin et al. 2019; LoNAS): it runs no model of transformers
-and imports nothing of the package. A cut keeps what its width names and throws the rest away, heads one by one.
+The oracle is plain torch in float64, written from the definitions (Devlin et al. 2019; LoNAS). It runs no model of transformers
+and nothing of the package. It removes channels and whole heads beyond a width.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,13 @@ ORDER = "channel_order.safetensors"
 
 
 class TinyBert:
-    """Makes and remembers the files, as `TinyModels` does."""
+    """Creates the files on first use, as `TinyModels` does."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def base(self, headless: bool = False) -> Path:
-        """A checkpoint with a tokenizer: a classifier of two classes; `headless` as MiniLM's body by itself."""
+        """A checkpoint with a tokenizer: a classifier of two classes, or `headless`, as MiniLM's body."""
         folder = self.folder / f"bert{'-headless' * headless}"
         if not folder.exists():
             model = random_classifier()
@@ -52,7 +51,7 @@ class TinyBert:
         return folder
 
     def adapter(self, outputs: int = 2, targets: tuple[str, ...] = ("query", "value"), **options: object) -> Path:
-        """An adapter that PEFT saved, with its classifier of so many outputs, on the body by itself."""
+        """An adapter that PEFT saved, with a classifier of so many outputs, on the headless base."""
         label = "-".join([str(outputs), *targets, *(f"{key}={value}" for key, value in sorted(options.items()))])
         folder = self.folder / "adapters" / label
         if not folder.exists():
@@ -64,7 +63,7 @@ class TinyBert:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if "modules_to_save" in name:
-                        parameter.mul_(20)  # initialized at 0.02: answers of order 1
+                        parameter.mul_(20)  # initialized at 0.02; logits become of order 1
             model.save_pretrained(folder)
         return folder
 
@@ -80,26 +79,9 @@ class TinyBert:
         """Base, adapter and search space."""
         return TinySource("bert", self.base(headless), self.adapter(outputs, **options), self.space())
 
-    def ordered(self, source: TinySource, folder: Path) -> TinySource:
-        """The same, with a random order of heads and MLP channels next to the adapter."""
-        generator = torch.Generator().manual_seed(3)
-        columns = {}
-        for index in range(LAYERS):
-            layer, channels = f"bert.encoder.layer.{index}", torch.randperm(MLP, generator=generator)
-            heads = torch.randperm(HEADS, generator=generator)
-            columns[f"{layer}.attention.output.dense"] = (heads[:, None] * 16 + torch.arange(16)).flatten()
-            columns[f"{layer}.output.dense"] = channels
-        folder.mkdir()
-        for path in source.adapter.iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
-        from safetensors.torch import save_file
-
-        save_file(columns, folder / ORDER)
-        return replace(source, adapter=folder)
-
 
 def random_classifier(seed: int = 0) -> Any:
-    """Every weight matters: no norm at 1, no bias at 0, segments and positions far from nothing."""
+    """A classifier in which every weight matters: no norm at 1, no bias at 0, large segment and position embeddings."""
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**CONFIG), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -115,7 +97,7 @@ def random_classifier(seed: int = 0) -> Any:
 
 
 def tokenizer() -> BertTokenizerFast:
-    """Word pieces of single characters, a few words whole, [CLS] A [SEP] B [SEP] with segments; ids below `VOCAB`."""
+    """Word pieces: single characters and a few words; [CLS] A [SEP] B [SEP] with segments; ids below `VOCAB`."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     pieces = [*special, *letters, *(f"##{letter}" for letter in letters), "the", "good", "bad", "film", "not", "is", "same"]
@@ -132,11 +114,11 @@ def pairs() -> dict[str, torch.Tensor]:
     """Three sequences of two segments, padded: [3, 12]."""
     generator = torch.Generator().manual_seed(7)
     lengths, splits = torch.tensor([[12], [9], [5]]), torch.tensor([[6], [3], [2]])
-    place = torch.arange(12)
-    mask = (place < lengths).long()
+    position = torch.arange(12)
+    mask = (position < lengths).long()
     return {
         "input_ids": torch.randint(5, VOCAB, (3, 12), generator=generator) * mask,
-        "token_type_ids": (place >= splits).long() * mask,
+        "token_type_ids": (position >= splits).long() * mask,
         "attention_mask": mask,
     }
 
@@ -161,7 +143,7 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
 
 
 def merge(weights: dict[str, torch.Tensor], adapter: Path, ranks: list[int]) -> None:
-    """W += alpha / R * B[:, :r] A[:r] with the scale of the whole adapter, and the classifier is the adapter's."""
+    """W += alpha / R * B[:, :r] A[:r], R the full rank; the classifier is the adapter's."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = {
         k.removeprefix("base_model.model."): v.double() for k, v in load_file(adapter / "adapter_model.safetensors").items()
@@ -180,7 +162,7 @@ def merge(weights: dict[str, torch.Tensor], adapter: Path, ranks: list[int]) -> 
 
 
 def forward(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
-    """BERT (Devlin et al. 2019) with a classifier on the pooled first token; `kept` channels alone reach each reader."""
+    """BERT (Devlin et al. 2019) with a classifier on the pooled first token; each reader gets its `kept` channels only."""
 
     def affine(x: torch.Tensor, name: str, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> Any:
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -201,12 +183,12 @@ def forward(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inp
         reader = f"{layer}.attention.output.dense"
         rows = kept[reader]
         q, k, v = (affine(x, f"{layer}.attention.self.{name}", rows) for name in ("query", "key", "value"))
-        answers = []
+        values = []
         for first in range(0, len(rows), size):  # a head at a time
             head = slice(first, first + size)
             scores = q[..., head] @ k[..., head].transpose(1, 2) / size**0.5
-            answers.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., head])
-        x = norm(x + affine(torch.cat(answers, -1), reader, columns=rows), f"{layer}.attention.output.LayerNorm")
+            values.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., head])
+        x = norm(x + affine(torch.cat(values, -1), reader, columns=rows), f"{layer}.attention.output.LayerNorm")
         rows = kept[f"{layer}.output.dense"]
         inner = affine(x, f"{layer}.intermediate.dense", rows)
         gelu = inner / 2 * (1 + torch.erf(inner / 2**0.5))

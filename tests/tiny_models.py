@@ -1,7 +1,7 @@
-"""Tiny random models of every supported `model_type`, PEFT adapters on them and search spaces, all written to disk.
+"""Tiny random models of every supported `model_type`, with PEFT adapters and search spaces, on disk.
 
-Everything is made once a session, when it is first asked for (`TinyModels`, fixture `tiny_models`), and must not be
-changed: take `TinySource.copied_to(tmp_path)` to damage something.
+`TinyModels` (fixture `tiny_models`) creates each on first use in a session. Do not change them: damage a copy,
+`TinySource.copied_to(tmp_path)`.
 """
 
 import copy
@@ -101,12 +101,12 @@ def families(*cases: str) -> list[ParameterSet]:
 
 
 def say_only(base: Path, characters: str, louder: str = "") -> None:
-    """Make a model on disk, with a head of its own, say tokens of these characters alone; the louder ones twice as loud."""
+    """Let a model on disk with an untied head generate tokens of these characters only; `louder` ones have double logits."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    by = PreTrainedTokenizerFast.from_pretrained(base)
+    vocabulary = PreTrainedTokenizerFast.from_pretrained(base)
     head = model.get_output_embeddings().weight.data
-    head[[token for token in range(len(by)) if not set(by.decode([token])) <= set(characters)]] = 0
-    head[by.convert_tokens_to_ids(list(louder))] *= 2
+    head[[token for token in range(len(vocabulary)) if not set(vocabulary.decode([token])) <= set(characters)]] = 0
+    head[vocabulary.convert_tokens_to_ids(list(louder))] *= 2
     model.save_pretrained(base)
 
 
@@ -128,7 +128,7 @@ def has_width_field(case: str) -> bool:
 
 
 def layer_paths(case: str) -> tuple[str, str]:
-    """Path of the list of decoder layers, and what attention is called in one."""
+    """Path of the list of decoder layers, and the name of attention in a layer."""
     others = {"gpt_neox": ("gpt_neox.layers", "attention"), "bloom": ("transformer.h", "self_attention")}
     return others.get(CASES[case]["model_type"], ("model.layers", "self_attn"))
 
@@ -154,7 +154,7 @@ def block_path(case: str, layer: int, kind: str) -> str:
 
 @dataclass(frozen=True)
 class TinySource:
-    """Directories of a base and of an adapter on it, and the search space file: what `open_source` takes."""
+    """A base, an adapter on it, and a search space, as `open_source` takes them."""
 
     case: str
     base: Path
@@ -173,7 +173,7 @@ class TinySource:
         return [str(self.adapter), "--model", str(self.base), "--nncf-config", str(self.space)]
 
     def opened(self) -> Source:
-        """The package's own view of it."""
+        """The source as the package opens it."""
         return open_source(str(self.adapter), str(self.base), self.space)
 
     def subnetwork(self, widths: Sequence[int], name: str = "test") -> Subnetwork:
@@ -200,7 +200,7 @@ class TinySource:
 
 
 class TinyModels:
-    """Makes and remembers the files. Seeds are fixed, so a case is the same model in every session."""
+    """Creates the files on first use. Seeds are fixed: a case is the same model in every session."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -239,28 +239,20 @@ class TinyModels:
             path.write_text(json.dumps(generate_space(architecture, RATIOS, RANKS)))
         return path
 
-    def deep_space(self, case: str) -> Path:
-        """The search space, with removable blocks (`BLOCKS`) after its 9 groups."""
-        path = self.folder / f"deep-space-{case}.json"
+    def deep_space(self, case: str, heads: bool = False) -> Path:
+        """The search space, with elastic heads or not, and with removable blocks (`BLOCKS`) after its groups of widths."""
+        path = self.folder / f"{'heads' if heads else 'deep'}-space-{case}.json"
         if not path.exists():
-            content = json.loads(self.space(case).read_text())
-            content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = {
-                "version": 1,
-                "blocks": [[block_path(case, layer, kind) for layer, kind in group] for group in BLOCKS],
-            }
+            architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
+            content = generate_space(architecture, RATIOS, RANKS, heads=heads)
+            blocks = [[block_path(case, layer, kind) for layer, kind in group] for group in BLOCKS]
+            content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = {"version": 1, "blocks": blocks}
             path.write_text(json.dumps(content))
         return path
 
     def heads_source(self, case: str) -> TinySource:
         """As `deep_source`, with elastic heads between the widths of MLPs and the blocks: 12 groups of widths and ranks."""
-        path = self.folder / f"heads-space-{case}.json"
-        if not path.exists():
-            architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
-            content = generate_space(architecture, RATIOS, RANKS, heads=True)
-            deep = json.loads(self.deep_space(case).read_text())["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]
-            content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = deep
-            path.write_text(json.dumps(content))
-        return replace(self.source(case), space=path)
+        return replace(self.source(case), space=self.deep_space(case, heads=True))
 
     def deep_source(self, case: str) -> TinySource:
         """As `source`, with elastic depth."""
@@ -286,7 +278,7 @@ def random_model(case: str, seed: int = 0) -> torch.nn.Module:
 
 
 def randomize_trainable(model: torch.nn.Module, seed: int = 1) -> None:
-    """Move everything that the adapter trains, both factors included, clearly away from where PEFT starts it."""
+    """Move all trainable parameters, both factors included, clearly away from PEFT's initial values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -38,7 +38,7 @@ def stock_logits(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("ordered", [False, True])
 def test_fp32(ordered: bool, tiny_bert: TinyBert, tmp_path: Path) -> None:
     source = tiny_bert.source(3)
-    source = tiny_bert.ordered(source, tmp_path / "ordered") if ordered else source
+    source = source.ordered(tmp_path / "ordered") if ordered else source
     manifest = run_export(source, UNEQUAL, tmp_path / "out", weight_format="fp32")
     expected = oracle_logits(source.base, source.adapter, source.space, UNEQUAL, pairs())
     assert (stock_logits(tmp_path / "out") - expected).abs().max() < 1e-3

@@ -101,7 +101,7 @@ def test_answers_as_defined(
     """Activated in PyTorch and materialized, three outputs on a body that came without a head."""
     source = tiny_bert.source(3, targets=targets)
     if ordered:
-        source = tiny_bert.ordered(source, tmp_path / "ordered")
+        source = source.ordered(tmp_path / "ordered")
     network, inputs = load_super_network(source.opened()), pairs()
     whole = oracle_logits(source.base, source.adapter, source.space, [group[0] for group in source.groups()], inputs)
     for widths in [

@@ -1,4 +1,4 @@
-"""Answers of commands, and whether an answer on a mutated input is the right one.
+"""Results ("answers") of commands, and whether a result on a mutated input is correct.
 
 For exports, transformers and PEFT compute the expected logits from the same mutated files. For other commands the mutated file
 must be valid by itself, and no record may hold its hash.
@@ -124,7 +124,7 @@ def _adapter_answer(folder: Path, _ran: Ran) -> Any:
 def _search_answer(_folder: Path, ran: Ran) -> Any:
     record = json.loads(ran.out)
     kept = ("widths", "quality", "cost")
-    return {"front": record["front"], "evaluations": [[one[name] for name in kept] for one in record["evaluations"]]}
+    return {"front": record["front"], "evaluations": [[each[name] for name in kept] for each in record["evaluations"]]}
 
 
 _ANSWERS: dict[str, Callable[[Path, Ran], Any]] = {
@@ -171,12 +171,18 @@ def _widths(space: Path) -> list[list[Any]]:
     return [*elasticity["width"]["overwrite_groups_widths"], *([1, 0] for _ in blocks)]
 
 
-def _parameters(base: Path) -> int:
-    from accelerate import init_empty_weights
+def _opened_config(base: Path) -> tuple[Any, Any]:
+    """A base's configuration, and its class of models."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(base, local_files_only=True)
-    kind = AutoModelForSequenceClassification if config.model_type == "bert" else AutoModelForCausalLM
+    return config, AutoModelForSequenceClassification if config.model_type == "bert" else AutoModelForCausalLM
+
+
+def _parameters(base: Path) -> int:
+    from accelerate import init_empty_weights
+
+    config, kind = _opened_config(base)
     with init_empty_weights():
         model = kind.from_config(config)
     model.tie_weights()
@@ -248,13 +254,13 @@ def _check_copies(base: Path, answers: Any) -> str:
 def oracle(base: Path, adapter: Path | None, space: Path | None, widths: list[int]) -> torch.Tensor:
     """Expected logits in float64: PEFT reads and merges the adapter, inactive channels and blocks are set to zero."""
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    bert = AutoConfig.from_pretrained(base, local_files_only=True).model_type == "bert"
+    config, kind = _opened_config(base)
+    bert = config.model_type == "bert"
     options: dict[str, Any] = {"dtype": torch.float64, "output_loading_info": True, "local_files_only": True}
     if bert and adapter is not None:  # the adapter carries the classifier
         options["num_labels"] = len(load_file(adapter / "adapter_model.safetensors")["base_model.model.classifier.weight"])
-    model, info = (AutoModelForSequenceClassification if bert else AutoModelForCausalLM).from_pretrained(base, **options)
+    model, info = kind.from_pretrained(base, **options)
     unexpected = [name for name, value in info.items() if value and name not in ("unexpected_keys", "missing_keys")]
     if unexpected or [name for name in info["missing_keys"] if not (bert and name.startswith("classifier."))]:
         raise ValueError(f"transformers does not find all tensors: {str(info)[:150]}")
@@ -297,14 +303,11 @@ def _check_validity(case: Case, _answers: Any) -> str:
         return _check_table(path)
     if name == "chat.jsonl" or path.parent.name == "boolq" or name == "data.json":
         return _check_texts(path)
-    if case.file == "subnet.json":
-        return (
-            ""
-            if all(type(width) is int for width in json.loads(path.read_bytes())["widths"])
-            else "widths that are no integers"
-        )
-    if any(type(width) is not int for widths in (_widths(space) if space else []) for width in widths):
+    lists = [json.loads(path.read_bytes())["widths"]] if case.file == "subnet.json" else _widths(space) if space else []
+    if any(type(width) is not int for widths in lists for width in widths):
         return "widths that are no integers"
+    if case.file == "subnet.json":
+        return ""
     _tokens(base)
     if case.file.startswith("checkpoint/"):  # as a teacher it may be any model with the same tokens
         recorded = json.loads((case.home / "checkpoint/lonas_edge.json").read_text()).get("files") or {}
@@ -325,8 +328,9 @@ def _check_table(path: Path) -> str:
 def _check_texts(path: Path) -> str:
     """Every example has its texts, and no lone surrogates."""
     text = path.read_bytes().decode("utf-8-sig")
-    whole = text.lstrip().startswith("[")
-    items = json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
+    items = (
+        json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+    )
     json.dumps(items, ensure_ascii=False).encode()
     rows = [row for item in items for row in item.get("messages", [item])]
     names = ("content", "instruction", "output") if "boolq" not in path.parts else ("instruction", "answer")

@@ -72,7 +72,7 @@ class Cases:
         before = snapshot(folder)
         ran = run_command(command.arguments, folder, command.seconds)
         verdict = _judged(Case(command, file, mutation, folder, home, ran, before, snapshot(folder), expected))
-        line, seconds = " ".join(["lonas-edge", *command.arguments]), round(ran.seconds, 2)
+        line, seconds = f"lonas-edge {command.line}", round(ran.seconds, 2)
         result = Result(seed, number, name, family, line, file, mutation, verdict.outcome, verdict.why, seconds)
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

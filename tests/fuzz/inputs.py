@@ -24,7 +24,7 @@ def files_of(command: Command, home: Path) -> list[str]:
     """The files of a family's directory that a command reads, as often as each is to be drawn."""
     names = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
     names = [name for name in names if not any(fnmatch(name, pattern) for pattern in _UNREAD)]
-    return [name for pattern in command.reads for name in names if fnmatch(name, pattern)]
+    return [name for pattern in command.read.split() for name in names if fnmatch(name, pattern)]
 
 
 def others_of(originals: Path, file: str) -> tuple[Path, ...]:
@@ -43,24 +43,24 @@ def make_inputs(folder: Path) -> None:
     (folder / "logs").mkdir()
     _in_child(lambda: _write_sources(models, bert, folder), folder, "the tiny models")
     made = {
-        "super": [*TRAIN, "--output", "super"],
-        "checkpoint": ["export", *SOURCE, "--stage", "checkpoint", "--output", "checkpoint"],
-        "ir": ["export", *SOURCE, "--weight-format", "fp32", "--output", "ir"],
-        "other-ir": ["export", *SOURCE, "--subnet", "maximal", "--weight-format", "int8", "--output", "other-ir"],
-        "searched": ["search", "super", "--data", "data.json", "--evals", "4", *SEARCH, "--output", "searched"],
+        "super": TRAIN,
+        "checkpoint": f"export {SOURCE} --stage checkpoint",
+        "ir": f"export {SOURCE} --weight-format fp32",
+        "other-ir": f"export {SOURCE} --subnet maximal --weight-format int8",
+        "searched": f"search super --data data.json --evals 4 {SEARCH}",
     }
     _by_commands(made, folder, "llama", _more_of_llama)
     shutil.move(folder / "llama/other-ir", folder / "others/ir")
-    made = {"super": [*TRAIN_CHAT, "--data", "RTE/train.tsv", "--output", "super"], "ir": made["ir"]}
+    made = {"super": f"{TRAIN_CHAT} --data RTE/train.tsv", "ir": made["ir"]}
     _by_commands(made, folder, "bert", lambda case: [])
 
 
-def _by_commands(made: dict[str, list[str]], folder: Path, family: str, more: Callable[[Path], list[str]]) -> None:
-    """Run commands in a copy of a family's directory and keep what they write."""
+def _by_commands(made: dict[str, str], folder: Path, family: str, more: Callable[[Path], list[str]]) -> None:
+    """Run commands in a copy of a family's directory and keep their outputs."""
     case, home = folder / "making", folder / family
     shutil.copytree(home, case / "in")
-    for name, arguments in made.items():
-        _check(run_command(arguments, case, 300), f"{family}/{name}")
+    for name, line in made.items():
+        _check(run_command(f"{line} --output {name}".split(), case, 300), f"{family}/{name}")
     for name in (*made, *more(case)):
         shutil.move(case / "in" / name, home / name)
     for name in ("super/training.json", "ir/lonas_edge.json", "ir/lonas_edge_eval.json", "checkpoint/lonas_edge.json"):
@@ -71,12 +71,9 @@ def _by_commands(made: dict[str, list[str]], folder: Path, family: str, more: Ca
 
 def _more_of_llama(case: Path) -> list[str]:
     """An interrupted training, run-time properties and an evaluation in the model card."""
-    for name, work in (
-        ("training", lambda: _interrupt_training(case)),
-        ("properties", lambda: _store_properties(case / "in/ir")),
-    ):
-        _in_child(work, case, f"llama/{name}")
-    _check(run_command(["eval", "ir", *EVAL, "--card"], case, 300), "llama/evaluation")
+    _in_child(lambda: _interrupt_training(case), case, "llama/training")
+    _in_child(lambda: _store_properties(case / "in/ir"), case, "llama/properties")
+    _check(run_command(f"eval ir {EVAL} --card".split(), case, 300), "llama/evaluation")
     return ["out.partial"]
 
 
@@ -130,8 +127,8 @@ def _write_source(source: TinySource, base: Path, adapter: Path, home: Path) -> 
     shutil.copy(source.space, home / "space.json")
     widths = [values[index % len(values)] for index, values in enumerate(source.groups())]
     (home / "subnet.json").write_text(json.dumps({"widths": widths}))
-    asked = [(a, b) for a in range(2) for b in range(4)]
-    examples = [{"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a, b in asked]
+    sums = [(a, b) for a in range(2) for b in range(4)]
+    examples = [{"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a, b in sums]
     (home / "data.json").write_text(json.dumps(examples, indent=1))
     chats = [[("user", row["instruction"]), ("assistant", f"It is {row['output']}.")] for row in examples]
     turns = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
@@ -158,7 +155,7 @@ def _interrupt_training(case: Path) -> None:
 
     ElasticTrainer.training_step = interrupted  # type: ignore[method-assign]
     try:
-        main_in(case, [*TRAIN, "--output", "out"])
+        main_in(case, f"{TRAIN} --output out".split())
     except SystemExit as ended:
         assert ended.code == 1
 

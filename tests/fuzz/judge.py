@@ -52,7 +52,7 @@ def judge(case: Case) -> Verdict:
         return Verdict("traceback", message)
     if (case.folder / "in" / EXECUTED).exists():
         return Verdict("wrong", "code in a pickle was executed")
-    allowed = case.command.writes if ran.code == 0 else []
+    allowed = case.command.write.split() if ran.code == 0 else []
     if left := [path for path in _changed(case) if not _may_change(path, allowed, ran.err)]:
         return Verdict("littered", f"left or changed: {left}")
     return _judge_refusal(case) if ran.code else _judge_success(case)

@@ -2,142 +2,107 @@
 
 import json
 import os
+import random
 import re
 import shutil
-from collections.abc import Callable
 
-from mutation import SECRET, NotApplicableError, Target, mutates
-
-
-def _rewrite(target: Target, change: Callable[[bytearray], str]) -> str:
-    content = bytearray(target.path.read_bytes())
-    if not content:
-        raise NotApplicableError
-    message = change(content)
-    target.path.write_bytes(content)
-    return message
+from mutation import SECRET, NotApplicableError, Target, edits, mutates
 
 
-@mutates("bytes")
-def flip_bits(target: Target) -> str:
+@edits("bytes")
+def flip_bits(content: bytearray, rng: random.Random) -> str:
     """One bit anywhere, or eight in the header."""
-
-    def change(content: bytearray) -> str:
-        in_header = target.rng.random() < 0.5
-        limit = min(512, len(content)) if in_header else len(content)
-        positions = [target.rng.randrange(limit) for _ in range(8 if in_header else 1)]
-        for position in positions:
-            content[position] ^= 1 << target.rng.randrange(8)
-        return f"bits of bytes {positions} of {len(content)} flipped"
-
-    return _rewrite(target, change)
+    in_header = rng.random() < 0.5
+    limit = min(512, len(content)) if in_header else len(content)
+    positions = [rng.randrange(limit) for _ in range(8 if in_header else 1)]
+    for position in positions:
+        content[position] ^= 1 << rng.randrange(8)
+    return f"bits of bytes {positions} of {len(content)} flipped"
 
 
-@mutates("bytes")
-def truncate(target: Target) -> str:
-    size = target.path.stat().st_size
-    length = target.rng.choice([0, 1, max(size - 1, 0), int(size * target.rng.random()), min(8, size)])
-    os.truncate(target.path, length)
-    return f"{length} of {size} bytes"
+@edits("bytes")
+def truncate(content: bytearray, rng: random.Random) -> str:
+    size = len(content)
+    del content[rng.choice([0, 1, size - 1, int(size * rng.random()), min(8, size)]) :]
+    return f"{len(content)} of {size} bytes"
 
 
-@mutates("bytes")
-def insert(target: Target) -> str:
-    """Random bytes in the middle, or zeros, random bytes or a copy at the end."""
-
-    def change(content: bytearray) -> str:
-        if target.rng.random() < 0.5:
-            tail = target.rng.choice([b"\0" * 64, target.rng.randbytes(target.rng.randint(1, 4096)), bytes(content)])
-            content += tail
-            return f"{len(tail)} bytes appended"
-        position, more = target.rng.randrange(len(content)), target.rng.randbytes(target.rng.choice([1, 4, 16, 1000]))
-        content[position:position] = more
-        return f"{len(more)} bytes inserted at {position}"
-
-    return _rewrite(target, change)
+@edits("bytes")
+def append(content: bytearray, rng: random.Random) -> str:
+    """Zeros, random bytes or a copy."""
+    tail = rng.choice([b"\0" * 64, rng.randbytes(rng.randint(1, 4096)), bytes(content)])
+    content += tail
+    return f"{len(tail)} bytes appended"
 
 
-@mutates("bytes")
-def zero_a_block(target: Target) -> str:
-    def change(content: bytearray) -> str:
-        start = target.rng.randrange(len(content))
-        stop = min(len(content), start + target.rng.choice([1, 16, 4096]))
-        content[start:stop] = bytes(stop - start)
-        return f"bytes {start} to {stop} zeroed"
-
-    return _rewrite(target, change)
+@edits("bytes")
+def insert(content: bytearray, rng: random.Random) -> str:
+    position, more = rng.randrange(len(content)), rng.randbytes(rng.choice([1, 4, 16, 1000]))
+    content[position:position] = more
+    return f"{len(more)} bytes inserted at {position}"
 
 
-@mutates("bytes")
-def garbage(target: Target) -> str:
-    def change(content: bytearray) -> str:
-        content[:] = target.rng.randbytes(len(content))
-        return "random bytes of the same length"
-
-    return _rewrite(target, change)
-
-
-@mutates("text")
-def byte_order_mark(target: Target) -> str:
-    return _rewrite(target, lambda content: content.__setitem__(slice(0, 0), b"\xef\xbb\xbf") or "a byte-order mark in front")
+@edits("bytes")
+def zero_a_block(content: bytearray, rng: random.Random) -> str:
+    start = rng.randrange(len(content))
+    stop = min(len(content), start + rng.choice([1, 16, 4096]))
+    content[start:stop] = bytes(stop - start)
+    return f"bytes {start} to {stop} zeroed"
 
 
-@mutates("text")
-def utf_16(target: Target) -> str:
-    def change(content: bytearray) -> str:
-        content[:] = content.decode("utf-8").encode("utf-16")
-        return "encoded as UTF-16"
-
-    return _rewrite(target, change)
+@edits("bytes")
+def garbage(content: bytearray, rng: random.Random) -> str:
+    content[:] = rng.randbytes(len(content))
+    return "random bytes of the same length"
 
 
-@mutates("text")
-def not_utf_8(target: Target) -> str:
-    def change(content: bytearray) -> str:
-        position, more = target.rng.randrange(len(content)), target.rng.choice([b"\xff", b"\xe9", b"\xed\xa0\x80", b"\0"])
-        content[position:position] = more
-        return f"{more!r} inserted at {position}"
+@edits("text", times=2)
+def another_encoding(content: bytearray, rng: random.Random) -> str:
+    """A byte-order mark, or UTF-16."""
+    if rng.random() < 0.5:
+        content[:0] = b"\xef\xbb\xbf"
+        return "a byte-order mark in front"
+    content[:] = content.decode("utf-8").encode("utf-16")
+    return "encoded as UTF-16"
 
-    return _rewrite(target, change)
+
+@edits("text")
+def not_utf_8(content: bytearray, rng: random.Random) -> str:
+    position, more = rng.randrange(len(content)), rng.choice([b"\xff", b"\xe9", b"\xed\xa0\x80", b"\0"])
+    content[position:position] = more
+    return f"{more!r} inserted at {position}"
 
 
-@mutates("text", times=2)
-def line_removed_or_repeated(target: Target) -> str:
-    lines = target.path.read_bytes().splitlines(keepends=True)
+@edits("text", times=2)
+def line_removed_or_repeated(content: bytearray, rng: random.Random) -> str:
+    lines = content.splitlines(keepends=True)
     if len(lines) < 2:
         raise NotApplicableError
-    index, times = target.rng.randrange(len(lines)), target.rng.choice([0, 2])
-    target.path.write_bytes(b"".join([*lines[:index], *[lines[index]] * times, *lines[index + 1 :]]))
+    index, times = rng.randrange(len(lines)), rng.choice([0, 2])
+    content[:] = b"".join([*lines[:index], *[lines[index]] * times, *lines[index + 1 :]])
     return f"line {index + 1} {times} times"
 
 
-@mutates("text")
-def another_number(target: Target) -> str:
-    text = target.path.read_text()
-    numbers = list(re.finditer(r"\d+", text))
+@edits("text")
+def another_number(content: bytearray, rng: random.Random) -> str:
+    numbers = list(re.finditer(rb"\d+", bytes(content)))
     if not numbers:
         raise NotApplicableError
-    number, other = target.rng.choice(numbers), target.rng.choice(["0", "-1", "7", "9" * 20, "1.5", "x", ""])
-    target.path.write_text(text[: number.start()] + other + text[number.end() :])
-    return f"{number.group()} at {number.start()} became {other!r}"
+    number, other = rng.choice(numbers), rng.choice(["0", "-1", "7", "9" * 20, "1.5", "x", ""])
+    content[number.start() : number.end()] = other.encode()
+    return f"{number.group().decode()} at {number.start()} became {other!r}"
 
 
-@mutates("file system")
-def missing(target: Target) -> str:
-    target.path.unlink()
-    return "missing"
-
-
-@mutates("file system", times=2)
-def special_file(target: Target) -> str:
-    """A directory, a FIFO or a link to a device."""
-    kind = target.rng.choice(["directory", "FIFO", "/dev/zero", "/dev/null", "/dev/full"])
+@mutates("file system", times=3)
+def missing_or_special(target: Target) -> str:
+    """Nothing, a directory, a FIFO or a link to a device."""
+    kind = target.rng.choice(["missing", "missing", "directory", "FIFO", "/dev/zero", "/dev/null", "/dev/full"])
     target.path.unlink()
     if kind == "directory":
         target.path.mkdir()
     elif kind == "FIFO":
         os.mkfifo(target.path)
-    else:
+    elif kind != "missing":
         target.path.symlink_to(kind)
     return kind
 

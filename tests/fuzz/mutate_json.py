@@ -2,11 +2,10 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from mutation import NotApplicableError, Target, mutates
+from mutation import NotApplicableError, Target, edits, mutates, read_json
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 3, 0.5, -2.5, 10**18, -(10**18), 2**63, 10**40),
@@ -88,20 +87,6 @@ def shown(value: Any) -> str:
     return text if len(text := repr(value)) < 60 else f"{text[:60]}…"
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise NotApplicableError from None
-
-
-def _rewrite(target: Target, change: Callable[[Any], str]) -> str:
-    content = _read(target.path)
-    message = change(content)
-    target.path.write_text(json.dumps(content))
-    return message
-
-
 def draw_key(content: Any, rng: random.Random) -> tuple[Any, Any, str]:
     """Draw a container in the document and a key of it; near the top is as likely as deep down. Also return the path."""
     if not isinstance(content, (dict, list)) or not content:
@@ -117,57 +102,43 @@ def draw_key(content: Any, rng: random.Random) -> tuple[Any, Any, str]:
 
 @mutates("json", times=2)
 def hostile_field(target: Target) -> str:
-    if target.path.name not in HOSTILE:
+    content = read_json(target.path)
+    if target.path.name not in HOSTILE or not isinstance(content, dict):
         raise NotApplicableError
     name, values = target.rng.choice(list(HOSTILE[target.path.name].items()))
-    value = target.rng.choice(values)
-
-    def change(content: Any) -> str:
-        if not isinstance(content, dict):
-            raise NotApplicableError
-        content[name] = value
-        return f"{name} = {shown(value)}"
-
-    return _rewrite(target, change)
+    content[name] = target.rng.choice(values)
+    target.path.write_text(json.dumps(content))
+    return f"{name} = {shown(content[name])}"
 
 
-@mutates("json", times=3)
-def another_value(target: Target) -> str:
-    def change(content: Any) -> str:
-        container, key, path = draw_key(content, target.rng)
-        container[key] = target.rng.choice(VALUES)
-        return f"{path} = {shown(container[key])}"
-
-    return _rewrite(target, change)
+@edits("json", times=3, decoded=True)
+def another_value(content: Any, rng: random.Random) -> str:
+    container, key, path = draw_key(content, rng)
+    container[key] = rng.choice(VALUES)
+    return f"{path} = {shown(container[key])}"
 
 
-@mutates("json")
-def field_removed(target: Target) -> str:
-    def change(content: Any) -> str:
-        container, key, path = draw_key(content, target.rng)
-        del container[key]
-        return f"{path} removed"
-
-    return _rewrite(target, change)
+@edits("json", decoded=True)
+def field_removed(content: Any, rng: random.Random) -> str:
+    container, key, path = draw_key(content, rng)
+    del container[key]
+    return f"{path} removed"
 
 
-@mutates("json")
-def field_added(target: Target) -> str:
-    def change(content: Any) -> str:
-        container, key, path = draw_key(content, target.rng)
-        value = target.rng.choice(VALUES)
-        if isinstance(container, dict):
-            name = target.rng.choice(["unknown", "", "schema", "\ud800", "__class__", f"{key} "])
-            container[name] = value
-            return f"{name!r} = {shown(value)} next to {path}"
-        container.insert(key, value)
-        return f"{shown(value)} in front of {path}"
-
-    return _rewrite(target, change)
+@edits("json", decoded=True)
+def field_added(content: Any, rng: random.Random) -> str:
+    container, key, path = draw_key(content, rng)
+    value = rng.choice(VALUES)
+    if isinstance(container, dict):
+        name = rng.choice(["unknown", "", "schema", "\ud800", "__class__", f"{key} "])
+        container[name] = value
+        return f"{name!r} = {shown(value)} next to {path}"
+    container.insert(key, value)
+    return f"{shown(value)} in front of {path}"
 
 
-@mutates("json")
-def number_changed(target: Target) -> str:
+@edits("json", decoded=True)
+def number_changed(content: Any, rng: random.Random) -> str:
     """A value of the right type, which a type check accepts."""
 
     def numbers(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -178,69 +149,62 @@ def number_changed(target: Target) -> str:
             else:
                 yield from numbers(value)
 
-    def change(content: Any) -> str:
-        known = list(numbers(content))
-        if not known:
-            raise NotApplicableError
-        container, key = target.rng.choice(known)
-        old = container[key]
-        container[key] = target.rng.choice([old + 1, old - 1, -old, old * 2, old * 1000, old / 2])
-        return f"{key} {old} became {container[key]}"
-
-    return _rewrite(target, change)
+    known = list(numbers(content))
+    if not known:
+        raise NotApplicableError
+    container, key = rng.choice(known)
+    old = container[key]
+    container[key] = rng.choice([old + 1, old - 1, -old, old * 2, old * 1000, old / 2])
+    return f"{key} {old} became {container[key]}"
 
 
 @mutates("json")
 def another_document(target: Target) -> str:
     documents = ["null", "[]", "{}", "3", '"text"', "[{}]", "", " ", "NaN", "{}{}", "// nothing\n{}", "[" * 8]
-    whole = target.rng.choice([*documents, f"[{target.path.read_text()}]"])
-    target.path.write_text(whole)
-    return f"the whole file is {shown(whole)}"
+    document = target.rng.choice([*documents, f"[{target.path.read_text()}]"])
+    target.path.write_text(document)
+    return f"the document is {shown(document)}"
 
 
-@mutates("json")
-def huge_or_nested_value(target: Target) -> str:
-    depth = target.rng.choice([900, 3000, 100_000])
-    opened, closed = target.rng.choice([("[", "]"), ('{"a":', "}")])
+@edits("json")
+def huge_or_nested_value(content: bytearray, rng: random.Random) -> str:
+    depth = rng.choice([900, 3000, 100_000])
+    opened, closed = rng.choice([("[", "]"), ('{"a":', "}")])
     numbers = ["1" * 5000, "1e999", "-1e999", "0." + "3" * 5000, "1" * 400]
-    raw = target.rng.choice([*numbers, opened * depth + "1" + closed * depth])
-
-    def change(content: Any) -> str:
-        container, key, path = draw_key(content, target.rng)
-        container[key] = "\0here\0"
-        return f"{path} is {len(raw)} characters, {raw[:6]}…"
-
-    message = _rewrite(target, change)
-    target.path.write_text(target.path.read_text().replace(json.dumps("\0here\0"), raw))
-    return message
+    value = rng.choice([*numbers, opened * depth + "1" + closed * depth])
+    document = json.loads(content)
+    container, key, path = draw_key(document, rng)
+    container[key] = "\0here\0"
+    content[:] = json.dumps(document).replace(json.dumps("\0here\0"), value).encode()
+    return f"{path} is {len(value)} characters, {value[:6]}…"
 
 
-@mutates("json")
-def field_twice(target: Target) -> str:
-    content = _read(target.path)
-    if not isinstance(content, dict) or not content:
+@edits("json")
+def field_twice(content: bytearray, rng: random.Random) -> str:
+    document = json.loads(content)
+    if not isinstance(document, dict) or not document:
         raise NotApplicableError
-    name, value = target.rng.choice(list(content)), target.rng.choice(VALUES[:-6])
-    target.path.write_text(json.dumps(content)[:-1] + f", {json.dumps(name)}: {json.dumps(value)}}}")
+    name, value = rng.choice(list(document)), rng.choice(VALUES[:-6])
+    content[:] = (json.dumps(document)[:-1] + f", {json.dumps(name)}: {json.dumps(value)}}}").encode()
     return f"{name} a second time, {shown(value)}"
 
 
-@mutates("lines")
-def garbage_line(target: Target) -> str:
-    lines = target.path.read_bytes().splitlines(keepends=True)
-    index = target.rng.randrange(len(lines) + 1)
-    line = target.rng.choice([b"garbage\n", b"\xff\xfe\n", b"{}\n", b"[1]\n", b"\n", b"null\n", b"[" * 5000 + b"\n"])
-    target.path.write_bytes(b"".join([*lines[:index], line, *lines[index:]]))
+@edits("lines")
+def garbage_line(content: bytearray, rng: random.Random) -> str:
+    lines = content.splitlines(keepends=True)
+    index = rng.randrange(len(lines) + 1)
+    line = rng.choice([b"garbage\n", b"\xff\xfe\n", b"{}\n", b"[1]\n", b"\n", b"null\n", b"[" * 5000 + b"\n"])
+    content[:] = b"".join([*lines[:index], line, *lines[index:]])
     return f"line {index + 1} is {line[:20]!r}"
 
 
-@mutates("lines")
-def line_changed(target: Target) -> str:
-    lines = target.path.read_text().splitlines()
-    index = target.rng.randrange(len(lines))
-    content = json.loads(lines[index])
-    container, key, path = draw_key(content, target.rng)
-    container[key] = target.rng.choice(VALUES)
-    lines[index] = json.dumps(content)
-    target.path.write_text("\n".join(lines) + "\n")
+@edits("lines")
+def line_changed(content: bytearray, rng: random.Random) -> str:
+    lines = content.decode().splitlines()
+    index = rng.randrange(len(lines))
+    document = json.loads(lines[index])
+    container, key, path = draw_key(document, rng)
+    container[key] = rng.choice(VALUES)
+    lines[index] = json.dumps(document)
+    content[:] = ("\n".join(lines) + "\n").encode()
     return f"line {index + 1}: {path} = {shown(container[key])}"

@@ -29,7 +29,7 @@ def _reshape(tensors: dict[Any, Any], name: str, rng: random.Random) -> str:
     old = tensors[name]
     changed = [old.reshape(-1), old[None], old[..., None], old[:0], old[:1], old[:-1], torch.cat([old, old])]
     changed += [old.t()] if old.dim() == 2 else []
-    tensors[name] = rng.choice([one for one in changed if one.shape != old.shape]).contiguous()
+    tensors[name] = rng.choice([tensor for tensor in changed if tensor.shape != old.shape]).contiguous()
     return f"of shape {list(tensors[name].shape)}"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import importlib
 import os
+import pickle
 import pkgutil
 import resource
 import signal
@@ -15,10 +16,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+Result = TypeVar("Result")
 MEMORY = 4 * 2**30  # bytes beyond what is mapped at the start; limits reads from an endless device
 _LIBRARIES = ("openvino_genai", "openvino_tokenizers", "lm_eval.models.huggingface", "optuna", "transformers")
 _LAZY = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "Trainer")
@@ -53,6 +56,36 @@ def import_all() -> None:
         importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     gc.collect()
     gc.freeze()
+
+
+def run_in_jobs(
+    numbers: Sequence[int], jobs: int, work: Path, run: Callable[[Path, Sequence[int]], list[Result]]
+) -> list[Result]:
+    """Divide cases among forked processes, each with its own directory in `work`; return the results in order.
+
+    Raises:
+        RuntimeError: If a process fails; it has printed its traceback.
+    """
+    children = []
+    for job in range(jobs):
+        folder = work / f"job-{job}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                (folder / "results").write_bytes(pickle.dumps(run(folder, numbers[job::jobs])))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append((pid, folder))
+    codes = [os.waitpid(pid, 0)[1] for pid, _ in children]
+    if any(codes):
+        raise RuntimeError("a process failed")
+    results: list[list[Result]] = [pickle.loads((folder / "results").read_bytes()) for _, folder in children]
+    return [results[index % jobs][index // jobs] for index in range(len(numbers))]
 
 
 def run_forked(work: Callable[[], int | None], folder: Path, logs: Path, seconds: float) -> Ran:

@@ -1,4 +1,4 @@
-"""A few fuzz cases with a fixed seed; and tests of the fuzzer itself."""
+"""A few fuzz cases with a fixed seed, and tests of the fuzzer."""
 
 import json
 import random
@@ -15,7 +15,7 @@ if sys.platform != "linux":
 
 import torch
 from answers import Case
-from commands import COMMANDS, Command
+from commands import Command
 from judge import judge
 from mutation import MUTATORS, SECRET, NotApplicableError, Target
 from mutators import mutate
@@ -47,12 +47,12 @@ def _file(folder: Path, name: str) -> Path:
         torch.save({"a": torch.ones(3, 4), "b": torch.zeros(3, 4)}, path)
     else:
         lines = [{"model_type": "llama", "sizes": [1, 2.5, {"deep": 3}]}, {"text": "é"}]
-        whole = json.dumps(lines[0], indent=1)
-        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) if path.suffix == ".jsonl" else whole)
+        indented = json.dumps(lines[0], indent=1)
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) if path.suffix == ".jsonl" else indented)
     return path
 
 
-NAMES = ["config.json", "a.json", "a.jsonl", "a.safetensors", "a.bin", "openvino_model.bin", "a.xml"]
+NAMES = ["config.json", "a.jsonl", "a.safetensors", "a.bin", "openvino_model.bin", "a.xml"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +91,7 @@ def _changes(mutator: Any, name: str, folder: Path, seed: int) -> bool:
 
 
 RAN = Ran(1, "", "error: in/space.json: not JSON\n", 0.5)
-COMMAND = Command([], [], "inspect", 1, writes=[])
+COMMAND = Command("inspect", "", "inspect", 1, write="")
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def case(tmp_path: Path) -> Case:
         (replace(RAN, code=-9), "traceback"),
         (replace(RAN, err="error: space.json\nTraceback (most recent call last):\n…\nKeyError: 1\n"), "traceback"),
         (replace(RAN, err="error: Expecting value: line 1 column 2\n"), "unnamed"),
-        (replace(RAN, err="space.json is odd\n"), "unnamed"),
+        (replace(RAN, err="space.json is wrong\n"), "unnamed"),
         (replace(RAN, code=0, out='{"unpruned": {"parameters": 5}, "groups": []}'), "right"),
         (replace(RAN, code=0, out='{"unpruned": {"parameters": 6}, "groups": []}', err=""), "wrong"),
         (replace(RAN, code=0, out="no JSON", err=""), "wrong"),
@@ -126,7 +126,7 @@ def test_leftovers_are_seen(case: Case, code: int) -> None:
     ran = replace(RAN, code=code, out=json.dumps(case.expected))
     assert judge(replace(case, ran=ran, after={"in/.out.x.incomplete": (1,)})).outcome == "littered"
     assert judge(replace(case, ran=ran, before={"in/a": (1, 2)}, after={"in/a": (1, 3)})).outcome == "littered"
-    command = replace(COMMAND, writes=["in/out", "in/out/*"])
+    command = replace(COMMAND, write="in/out in/out/*")
     written = {"in/out": (1,), "in/out/a": (2,)}
     expected = "right" if code == 0 else "littered"
     assert judge(replace(case, ran=ran, command=command, after=written)).outcome == expected
@@ -140,8 +140,3 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path) -> None:
 
     assert run_forked(sleep, tmp_path, tmp_path, 0.3).code is None
     assert run_forked(lambda: 3, tmp_path, tmp_path, 10).code == 3
-
-
-def test_every_command_is_drawn() -> None:
-    names = {command.arguments[0] for command in COMMANDS.values()}
-    assert names == {"inspect", "space", "export", "bench", "eval", "train", "search"}

@@ -7,7 +7,8 @@
 Both trees run from source in the same environment, interleaved; the order is reversed from round to round. Only options that
 both versions have are used. Measured are an INT8 export (wall time, peak memory of its largest process), `eval` of the exported
 directory (seconds per prompt without loading), a training step in fp32, `bench` of the exported directory (TTFT, TPOT) and
-`--help`. Ratios are after / before, of the medians; each round's ratio shows the spread.
+`--help`; for each command also its processor time, which other programs affect less. Ratios are after / before, of the medians;
+each round's ratio shows the spread.
 """
 
 import argparse
@@ -51,8 +52,8 @@ class Tree:
         self.folder, self.work, self.arguments = folder.resolve(), work, arguments
         work.mkdir()
 
-    def run(self, *command: object) -> tuple[str, float, int]:
-        """Run `lonas-edge`; return its output, its seconds and the peak resident memory of its largest process in bytes."""
+    def run(self, *command: object) -> tuple[str, Figures]:
+        """Run `lonas-edge`; return its output, and its seconds, processor time and the peak memory of its largest process."""
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
         environment["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=self.work)  # nothing is reused
         line = [sys.executable, "-m", "lonas_edge", *map(str, command)]
@@ -65,7 +66,8 @@ class Tree:
             out.seek(0), err.seek(0)
             if process.returncode:
                 raise SystemExit(f"{' '.join(line)} failed:\n{err.read()[-3000:]}")
-            return out.read(), seconds, usage.ru_maxrss * 1024
+            cpu = usage.ru_utime + usage.ru_stime
+            return out.read(), {"s": seconds, "CPU s": cpu, "peak GB": usage.ru_maxrss * 1024 / 1e9}
 
     def source(self) -> list[object]:
         """The arguments that name the super-adapter."""
@@ -73,14 +75,15 @@ class Tree:
         return [given.adapter.resolve(), "--model", given.base.resolve(), "--nncf-config", given.space.resolve()]
 
     def export(self) -> Figures:
-        _, seconds, peak = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite")
-        return {"export, s": seconds, "export, peak GB": peak / 1e9}
+        _, figures = self.run("export", *self.source(), "--output", self.work / "int8", "--overwrite")
+        return {f"export, {name}": value for name, value in figures.items()}
 
     def eval(self) -> Figures:
         options = ["--tasks", "ARC-Easy", "--protocol", "option-text", "--limit", self.arguments.prompts, "--json"]
-        printed, _, _ = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *options)
+        printed, figures = self.run("eval", self.work / "int8", "--datasets", self.arguments.datasets.resolve(), *options)
         (target,) = json.loads(printed)["targets"]
-        return {"eval, s per prompt": target["seconds"] / target["answered"]}
+        prompts = target.get("answered") or target["asked"]  # its name in older versions
+        return {"eval, s per prompt": target["seconds"] / prompts, "eval, CPU s": figures["CPU s"]}
 
     def train(self) -> Figures:
         given = self.arguments
@@ -88,9 +91,9 @@ class Tree:
         command = ["--model", given.base.resolve(), "--data", data, "--nncf-config", given.space.resolve(), "--no-reorder"]
         command += ["--steps", given.steps, "--batch-size", 8, "--max-length", 256, "--lr", "3e-4", "--precision", "fp32"]
         command += ["--prompt", "alpaca", "--seed", 0, "--output", self.work / "adapter", "--overwrite", "--json"]
-        printed, _, _ = self.run("train", *command)
+        printed, figures = self.run("train", *command)
         record = json.loads(printed)
-        return {"train, s per step": record["seconds"] / record["steps"]}
+        return {"train, s per step": record["seconds"] / record["steps"], "train, CPU s": figures["CPU s"]}
 
     def bench(self) -> Figures:
         if not (self.work / "int8").exists():
@@ -100,7 +103,8 @@ class Tree:
         return {"bench, TTFT ms": row["ttft"]["p50"], "bench, TPOT ms": row["tpot"]["p50"]}
 
     def help(self) -> Figures:
-        return {"--help, s": statistics.median(self.run("--help")[1] for _ in range(5))}
+        runs = [self.run("--help")[1] for _ in range(5)]
+        return {f"--help, {name}": statistics.median(run[name] for run in runs) for name in ("s", "CPU s")}
 
 
 STEPS: tuple[Callable[[Tree], Figures], ...] = (Tree.export, Tree.eval, Tree.train, Tree.bench, Tree.help)

@@ -94,13 +94,13 @@ def main() -> None:
             requests = [Instance("generate_until", {}, (prompt, options), 0, (task, i, 1)) for i, prompt in enumerate(prompts)]
             tokens = ours.generate_ids(requests)
             texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in side] for side in (tokens, expected)]
-            different = [(one, other) for one, other in zip(*texts, strict=True) if one != other]
-            same_tokens = sum(one == other for one, other in zip(tokens, expected, strict=True)) / len(tokens)
+            different = [(ours, loop) for ours, loop in zip(*texts, strict=True) if ours != loop]
+            same_tokens = sum(token == other for token, other in zip(tokens, expected, strict=True)) / len(tokens)
             result[f"{num_beams}_beams"] = {
                 "identical_texts": 1 - len(different) / len(tokens),
                 "identical_token_ids": same_tokens,
                 "mean_new_tokens": sum(map(len, expected)) / len(expected),
-                "different": [{"ours": one, "loop": other} for one, other in different],
+                "different": [{"ours": ours, "loop": loop} for ours, loop in different],
             }
             row = result[f"{num_beams}_beams"]
             print(f"{task}, {num_beams} beams: texts {row['identical_texts']:.1%}, token ids {same_tokens:.1%}", end="  ")

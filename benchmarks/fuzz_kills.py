@@ -66,7 +66,7 @@ class Scenario:
 
     @property
     def again(self) -> list[str]:
-        """The command line that repeats it, whatever is there."""
+        """The command line that repeats it over any output."""
         replaces = self.arguments[0] == "bench" or "--overwrite" in self.arguments
         return self.arguments if replaces else [*self.arguments, "--overwrite"]
 

@@ -1,6 +1,6 @@
 """Models with random weights in the shapes of the benchmarks: base, adapter, search space, tokenizer.
 
-The cost of exporting and running a model does not depend on its training; its answers mean nothing.
+The cost of exporting and running a model does not depend on its training. Its outputs are meaningless.
 """
 
 import json
@@ -61,15 +61,12 @@ Normal = Callable[..., torch.Tensor]
 
 
 def random_base(shape: str, work: Path, layers: int | None = None) -> Path:
-    """A base in bf16 with random weights; makes only what is missing.
+    """Make a base in bf16 with random weights, unless it exists; return its directory.
 
     Args:
         shape: A key of `SHAPES`.
-        work: The directory that holds the models.
-        layers: How many decoder layers it has; the shape's own when not given.
-
-    Returns:
-        Its directory.
+        work: The directory of the models.
+        layers: Number of decoder layers; default: the shape's.
     """
     config, name = _config(shape, layers)
     base = work / name
@@ -83,7 +80,7 @@ def random_base(shape: str, work: Path, layers: int | None = None) -> Path:
 
 
 def _config(shape: str, layers: int | None) -> tuple[dict[str, Any], str]:
-    """The configuration of a shape, with another number of layers, and what such a model is called."""
+    """The configuration of a shape with this number of layers, and the name of the model."""
     if layers is None:
         return SHAPES[shape], shape
     return {**SHAPES[shape], "num_hidden_layers": layers}, f"{shape}-of-{layers}-layers"
@@ -99,15 +96,15 @@ def _normal(generator: torch.Generator) -> Normal:
 
 
 def random_source(shape: str, work: Path, layers: int | None = None) -> list[str | Path]:
-    """A base in bf16 and an r=32 adapter, both random; makes only what is missing.
+    """Make a base in bf16 and an r=32 adapter, both random, unless they exist.
 
     Args:
         shape: A key of `SHAPES`.
-        work: The directory that holds the models.
-        layers: How many decoder layers it has; the shape's own when not given.
+        work: The directory of the models.
+        layers: Number of decoder layers; default: the shape's.
 
     Returns:
-        The arguments that name the source to `lonas-edge`: adapter, base, search space.
+        The arguments of `lonas-edge` for the source: adapter, base, search space.
     """
     config, name = _config(shape, layers)
     base, adapter = random_base(shape, work, layers), work / f"{name}-adapter"
@@ -131,7 +128,7 @@ def layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def write_base(config: dict[str, Any], base: Path, normal: Normal) -> None:
-    """Write the weights, a file for each layer, so that a layer is all that memory holds; config.json last."""
+    """Write the weights, one file per layer, so that memory holds one layer at a time; config.json last."""
     weight_map: dict[str, str] = {}
 
     def shard(file: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -152,7 +149,7 @@ def write_base(config: dict[str, Any], base: Path, normal: Normal) -> None:
 
 
 def write_small_base(config: dict[str, Any], base: Path, normal: Normal) -> None:
-    """Write a model of any family that fits into memory as a whole, as transformers initializes it."""
+    """Write a model of any family that fits into memory, as transformers initializes it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -161,7 +158,7 @@ def write_small_base(config: dict[str, Any], base: Path, normal: Normal) -> None
 
 
 def write_small_adapter(config: dict[str, Any], adapter: Path, normal: Normal) -> None:
-    """Write the adapter of such a model by PEFT, both factors non-zero, on the layers that the family names."""
+    """Write an adapter of such a model with PEFT, both factors non-zero, on the linear layers of the family."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -192,7 +189,7 @@ def write_adapter(config: dict[str, Any], adapter: Path, normal: Normal) -> None
 
 
 def write_tokenizer(config: dict[str, Any], base: Path) -> None:
-    """Write a byte-level BPE tokenizer, because openvino_genai's LLMPipeline wants one: any text, a token a byte."""
+    """Write a byte-level BPE tokenizer, one token per byte; openvino_genai's LLMPipeline needs a tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -78,7 +78,7 @@ def _families(item: pytest.Item) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _seeded(request: pytest.FixtureRequest) -> None:
-    """Draw the same numbers in a test whichever tests ran before it, and others than in the next test."""
+    """Seed each test by its name, so that its random numbers do not depend on other tests."""
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
@@ -90,14 +90,14 @@ class _SignalStack(ctypes.Structure):
 
 @pytest.fixture(autouse=True)
 def _signals_on_the_ordinary_stack() -> None:
-    """Stock clients and plain openvino make Cores of their own, which may leave a stack behind that is gone: `ir.core`."""
+    """Reset the signal stack: Cores of stock clients and plain openvino may leave a freed one (see `ir.core`)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(flags=2)), None)  # SS_DISABLE
 
 
 @pytest.fixture(autouse=True)
 def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
-    """A processor as fast in bf16 as in fp32; `processor(fp32, bf16)` makes it another, FLOP/s."""
+    """Simulate a processor as fast in bf16 as in fp32; `processor(fp32, bf16)` sets other speeds in FLOP/s."""
 
     def make(fp32: float, bf16: float) -> None:
         monkeypatch.setattr(speed, "matrix_speed", lambda dtype, _size: {"fp32": fp32, "bf16": bf16}[dtype])
@@ -108,13 +108,13 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Makes tiny models on disk: `.base(case)`, `.adapter(case, **LoraConfig)`, `.space(case)`, `.source(case)`."""
+    """Tiny models on disk: `.base(case)`, `.adapter(case, **LoraConfig)`, `.space(case)`, `.source(case)`."""
     return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> TinyBert:
-    """Makes tiny BERT classifiers on disk: `.base()`, `.adapter(outputs)`, `.space()`, `.source(outputs)`."""
+    """Tiny BERT classifiers on disk: `.base()`, `.adapter(outputs)`, `.space()`, `.source(outputs)`."""
     return TinyBert(tmp_path_factory.mktemp("bert"))
 
 
@@ -164,7 +164,7 @@ def choose_widths(source: TinySource, name: str) -> list[int]:
 
 @pytest.fixture(scope="session")
 def published_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published search space of LLaMA-7B (96 groups), as `published_spaces` states it."""
+    """The published search space of LLaMA-7B, with 96 groups."""
     path = tmp_path_factory.mktemp("published") / "nncf_lonas_llama_7b.json"
     path.write_text(json.dumps(published_spaces.llama_7b()))
     return path
@@ -172,7 +172,7 @@ def published_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_7b(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Directories with nothing but the configurations of LLaMA-7B and of the published adapter."""
+    """Directories with only the configurations of LLaMA-7B and of the published adapter."""
     folder = tmp_path_factory.mktemp("llama-7b")
     for name, file, content in (("base", "config.json", LLAMA_7B), ("adapter", "adapter_config.json", LLAMA_7B_ADAPTER)):
         (folder / name).mkdir()
@@ -212,7 +212,7 @@ def exports(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left: its exit code and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

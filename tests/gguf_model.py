@@ -1,5 +1,6 @@
-"""What llama.cpp computes from a GGUF file, in plain torch and float64, written from `llama.cpp`, `deci.cpp`, `qwen2.cpp` and
-`qwen3.cpp` of its `src/models` (0.3.36 of llama-cpp-python). It does not import the package.
+"""Expected logits of a GGUF file, in plain torch and float64. Nothing here imports the package.
+
+Written from `llama.cpp`, `deci.cpp`, `qwen2.cpp` and `qwen3.cpp` in `src/models` of llama.cpp (llama-cpp-python 0.3.36).
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ import gguf
 import torch
 from torch.nn.functional import silu
 
-PAIRED = ("llama", "deci")  # LLAMA_ROPE_TYPE_NORM: pairs side by side; the others halves of a head (NEOX)
+PAIRED = ("llama", "deci")  # LLAMA_ROPE_TYPE_NORM: adjacent pairs; the others: halves of a head (NEOX)
 
 
 def fields_of(path: Path) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def gguf_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
     for index in range(count):
         blk = f"blk.{index}"
         if widths[index] == 0:
-            continue  # deci.cpp: the layer is passed by whole
+            continue  # deci.cpp skips the layer
         if heads[index]:
             x = x + attention(norm(x, f"{blk}.attn_norm"), blk, heads[index], groups[index])
         inner = norm(x, f"{blk}.ffn_norm")

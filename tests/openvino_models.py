@@ -1,4 +1,4 @@
-"""IRs looked at with plain openvino: logits, and how each weight matrix is stored. Nothing here imports the package."""
+"""Logits and stored matrices of IRs, with plain openvino. Nothing here imports the package."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import torch
 
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}  # the default here computes in bf16
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}  # the default may be bf16
 _SCALE_AND_SHAPE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
 
 
@@ -24,7 +24,7 @@ def model_logits(model: Any, ids: torch.Tensor, properties: dict[str, str]) -> t
 
 
 def compiled_logits(compiled: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of a compiled model, which remembers nothing of what it was asked before."""
+    """Logits of a compiled model, in a new infer request."""
     prompts, tokens = ids.shape
     inputs = {
         "input_ids": ids.numpy(),
@@ -39,10 +39,9 @@ def compiled_logits(compiled: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def stored_matrices(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(operation, element type, shape) of the constant behind every matrix multiplication and every embedding look-up.
+    """Yield operation, element type and shape of the constant of each matrix multiplication and each embedding look-up.
 
-    A MatMul of two activations (attention) has no constant behind it and is left out, as is a Gather from a constant of one
-    dimension (shape arithmetic).
+    Skips a MatMul of two activations (attention), and a Gather from a constant of one dimension (shape arithmetic).
     """
     model = ov.Core().read_model(folder / "openvino_model.xml")
     for node in model.get_ordered_ops():

@@ -1,12 +1,10 @@
-"""The oracle: the logits a sub-network must have, in plain torch and float64, written from the definition of LoNAS.
+"""The oracle: expected logits of a sub-network, in plain torch and float64, written from the definition of LoNAS.
 
-It does not import the package. The full Hugging Face model is kept at its full size: adapters are merged with their first r
-ranks, at the scale of the whole adapter, and what a width cuts off is set to zero. For an MLP, act(gate) * up or act(up), that
-is the same as removing it, since act(0) is 0 for the activations in use. A removed block adds nothing to the residual:
-its last layer is zero, and so is the output of a norm after it.
+It does not import the package. The Hugging Face model keeps its full size: adapters are merged with their first r ranks, at the
+scale of the full rank, and channels beyond a width are set to zero. For an MLP, act(gate) * up or act(up), this equals their
+removal, since act(0) is 0. The last layer of a removed block is zero, so that the block adds nothing to the residual.
 
-BLOOM's forward pass is defined here, too (`bloom_logits`): what positions are (ALiBi) and how q, k, v are fused then does not
-rest on what transformers makes of it.
+`bloom_logits` defines BLOOM's forward pass, too: ALiBi and the fused q, k, v do not depend on transformers.
 """
 
 import json
@@ -85,14 +83,14 @@ def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[st
         assert width in allowed
         for node in nodes:
             parts = re.findall(r"\[(\w+)\]", node)[2:]  # without base_model and model
-            end = next((place for place, part in enumerate(parts) if part in _ENDINGS), len(parts))  # none without an adapter
+            end = next((index for index, part in enumerate(parts) if part in _ENDINGS), len(parts))  # none without an adapter
             target = ranks if parts[end:][:1] == ["lora_A"] else outputs
             target[".".join(parts[:end])] = width
     return ranks, outputs
 
 
 def read_removed(space: Path, widths: list[int]) -> list[str]:
-    """The blocks whose group has the width 0; their groups follow those of widths and ranks."""
+    """The removed blocks, those whose group has width 0; their groups follow the groups of widths and ranks."""
     elasticity = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]
     groups, before = elasticity.get("lonas_edge", {}).get("blocks", []), len(elasticity["width"]["overwrite_groups"])
     return [block for group, width in zip(groups, widths[before:], strict=True) if width == 0 for block in group]
@@ -107,7 +105,7 @@ def silence(weights: dict[str, Any], block: str) -> None:
 
 
 def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None:
-    """W += alpha / R * B[:, :r] A[:r], R the rank that the adapter was trained with."""
+    """W += alpha / R * B[:, :r] A[:r], R the rank of the training."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert not config["alpha_pattern"] and not config["use_rslora"]
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -125,9 +123,9 @@ def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None
 
 
 def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.Tensor]) -> None:
-    """Zero the channels of a layer from place `width` of the order on, and the same columns of the layer that consumes them."""
+    """Zero the channels of a layer beyond `width` in the channel order, and the columns of the layer that reads them."""
     path, _, name = layer.rpartition(".")
-    if name in _READS_HEADS:  # heads do not meet before the layer that reads them all
+    if name in _READS_HEADS:  # heads are independent up to the layer that reads them
         reader = f"{path}.{_READS_HEADS[name]}"
         full = weights[f"{reader}.weight"].shape[1]
         weights[f"{reader}.weight"][:, order.get(reader, torch.arange(full))[width:]] = 0

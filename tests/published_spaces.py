@@ -1,7 +1,4 @@
-"""The structure of the published LoNAS search spaces, stated anew: IntelLabs/Hardware-Aware-Automated-Machine-Learning.
-
-Their groups, widths, stages and search settings, in NNCF's names. The files themselves are not copied.
-"""
+"""The published LoNAS search spaces (IntelLabs/Hardware-Aware-Automated-Machine-Learning), generated from their structure."""
 
 from typing import Any
 

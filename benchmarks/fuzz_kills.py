@@ -32,7 +32,7 @@ from runner import Ran, import_all, main_in, redirect, run_command, run_in_jobs
 TIME_LIMIT = 600  # seconds of one run
 ORPHAN_LIMIT = 20  # seconds in which child processes must end after the command
 _FIGURES = re.compile(
-    r'("(?:seconds|peak_rss_bytes|graph_process_peak_rss_bytes|date|asked|resumed_from_step)": )[^,\n]+'  # differ each time
+    r'("(?:seconds|peak_rss_bytes|graph_process_peak_rss_bytes|date|answered|resumed_from_step)": )[^,\n]+'  # differ each time
 )
 _DATE = re.compile(r"\b20\d\d-\d\d-\d\d\b")
 _EXPORT = "export adapter --model base --nncf-config space.json --output out"

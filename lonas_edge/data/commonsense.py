@@ -18,12 +18,9 @@ class Question:
 
 @dataclass(frozen=True)
 class CommonsenseTask(WordTask):
-    """A question with options, answered by a word.
+    """A question with options, answered by a word."""
 
-    Attributes:
-        spelled_out: Whether the instruction has a text for each option; BoolQ's options are its answer words.
-    """
-
+    # whether the instruction has a text for each option; BoolQ's options are its answer words
     spelled_out: bool = field(default=True, kw_only=True)
 
     def question(self, sample: dict[str, str]) -> Question:
@@ -80,7 +77,7 @@ def _numbered(word: str, count: int) -> tuple[str, ...]:
 TASKS = {
     task.name: task
     for task in (
-        # BoolQ's options are two words: their length says nothing, whatever the protocol counts.
+        # BoolQ's options are two words: their length has no meaning.
         CommonsenseTask("boolq", "BoolQ", "acc", words=("true", "false"), spelled_out=False),
         CommonsenseTask("piqa", "PIQA", words=_numbered("solution", 2)),
         CommonsenseTask("social_i_qa", "SIQA", words=_numbered("answer", 5)),

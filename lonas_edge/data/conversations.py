@@ -26,15 +26,13 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False)
 
-    def rendered(self, tokenizer: Any, chat: str, count: int | None = None, asking: bool = False) -> str:
-        """Render the first `count` messages, and the prompt for an answer if `asking`.
-
-        Raises:
-            LonasEdgeError: If the template refuses them.
-        """
+    def rendered(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
+        """Render the first `count` messages, and the generation prompt if `with_prompt`."""
         messages = [{"role": role, "content": content} for role, content in self.messages[:count]]
         try:
-            text = tokenizer.apply_chat_template(messages, chat_template=chat, tokenize=False, add_generation_prompt=asking)
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=chat, tokenize=False, add_generation_prompt=with_prompt
+            )
         except Exception as error:  # jinja2's, and what a template does to values that are none
             reason = one_line(str(error)) or type(error).__name__
             where = "chat_template.jinja, or in tokenizer_config.json"
@@ -62,11 +60,7 @@ def conversation_fault(item: Any) -> str | None:
 
 
 def chat_template_of(tokenizer: Any, folder: Path) -> str:
-    """Get a model's chat template (Jinja).
-
-    Raises:
-        LonasEdgeError: If it has none.
-    """
+    """Get a model's chat template (Jinja)."""
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
@@ -77,11 +71,7 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str:
 
 
 def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Tokenize a conversation; return the ids, and for each whether the assistant says it.
-
-    Raises:
-        LonasEdgeError: If the template refuses it, or hides where the assistant speaks.
-    """
+    """Tokenize a conversation; return the ids, and whether each belongs to the assistant."""
     if not getattr(tokenizer, "is_fast", False):
         raise LonasEdgeError(
             f"{conversation.place}: 'messages' need a fast tokenizer, which gives the position of a token in the text"
@@ -91,8 +81,8 @@ def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -
         return _marked(conversation, chat, tokenizer)
     spans = _spans(conversation, chat, tokenizer, text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    said = [any(start < to and end > of for of, to in spans) for start, end in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), said
+    learned = [any(start < to and end > of for of, to in spans) for start, end in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), learned
 
 
 def _marked(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
@@ -109,7 +99,7 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
     for index, (role, _) in enumerate(conversation.messages):
         if role != "assistant":
             continue
-        before = conversation.rendered(tokenizer, chat, index, asking=True)
+        before = conversation.rendered(tokenizer, chat, index, with_prompt=True)
         through = conversation.rendered(tokenizer, chat, index + 1)
         if not (text.startswith(through) and through.startswith(before)):
             raise LonasEdgeError(
@@ -120,20 +110,16 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
     return spans
 
 
-def _turn(said: str, tokenizer: Any) -> str:
+def _turn(text: str, tokenizer: Any) -> str:
     """Remove the line break after the token that ends a turn."""
-    stripped = said.rstrip()
-    return stripped if tokenizer.eos_token and stripped.endswith(tokenizer.eos_token) else said
+    stripped = text.rstrip()
+    return stripped if tokenizer.eos_token and stripped.endswith(tokenizer.eos_token) else text
 
 
 def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
-    """Turn a chat template into a plain one, for instruction data: one user message and one answer.
-
-    Raises:
-        LonasEdgeError: If the chat template cannot be written so.
-    """
+    """Turn a chat template into a plain one, for instruction data: one user message and one answer."""
     example = Conversation((("user", _ASKED), ("assistant", _ANSWERED)), str(folder))
-    prompt, whole = example.rendered(tokenizer, chat, 1, asking=True), example.rendered(tokenizer, chat)
+    prompt, whole = example.rendered(tokenizer, chat, 1, with_prompt=True), example.rendered(tokenizer, chat)
     if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
         raise LonasEdgeError(
             f"{folder}: its chat template does not render a question and its answer one after the other, so instruction data "
@@ -144,11 +130,11 @@ def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
     bos = tokenizer.bos_token
     if bos and prompt.startswith(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
         prompt = prompt.removeprefix(bos)
-    asked = _escaped(prompt)
+    escaped = _escaped(prompt)
     return Template(
         CHAT,
-        asked.replace(_ASKED, "{instruction}"),
-        asked.replace(_ASKED, f"{{instruction}}{_CONTEXT}{{input}}"),
+        escaped.replace(_ASKED, "{instruction}"),
+        escaped.replace(_ASKED, f"{{instruction}}{_CONTEXT}{{input}}"),
         response=f"{_escaped(lead)}{{output}}{_escaped(end)}",
     )
 

@@ -27,18 +27,7 @@ class Prompting:
     def of(
         cls, name: str, tokenizer: Any, folder: Path, recorded: Template | None = None, recorded_chat: str | None = None
     ) -> "Prompting":
-        """Make the template of a name; a training's recorded template wins where it has that name.
-
-        Args:
-            name: As of `choose_prompt`.
-            tokenizer: The model's; None is refused if the chat template is needed.
-            folder: The model's directory, for messages.
-            recorded: The template in the adapter's training record.
-            recorded_chat: The chat template (Jinja) there.
-
-        Raises:
-            LonasEdgeError: If the model has no chat template and needs one.
-        """
+        """Make the template of a name; a training's recorded template wins where it has that name."""
         same = recorded if recorded and recorded.name == name else None
         if name != CHAT:
             return cls(same or TEMPLATES[name])
@@ -51,10 +40,7 @@ class Prompting:
 
 
 def encode(
-    examples: Sequence[Learned],
-    prompting: Template | Prompting,
-    tokenizer: Any,
-    max_length: int,
+    examples: Sequence[Learned], prompting: Template | Prompting, tokenizer: Any, max_length: int
 ) -> list[dict[str, list[int]]]:
     """Tokenize examples.
 
@@ -67,9 +53,6 @@ def encode(
     Returns:
         `input_ids` and `labels`, each [tokens], for every example with an output that has something to learn within
         `max_length`. Texts are learned whole, in pieces of that length.
-
-    Raises:
-        LonasEdgeError: If conversations cannot be put in the chat template; all are listed.
     """
     if isinstance(prompting, Template):
         prompting = Prompting(prompting)
@@ -80,41 +63,38 @@ def encode(
             encoded += _pieces(example.text, tokenizer, max_length)
             continue
         if isinstance(example, Example):
-            found = _instruction(example, prompting.template, tokenizer, max_length)
+            ids, learned = _instruction(example, prompting.template, tokenizer, max_length)
         else:
             try:
-                ids, said = encode_conversation(example, prompting.chat or "", tokenizer)
+                ids, learned = encode_conversation(example, prompting.chat or "", tokenizer)
             except LonasEdgeError as error:
                 faults.append(str(error))
                 continue
-            found = (ids, said) if len(ids) <= max_length else ([], [])
-        ids, learned = found
-        if any(learned[1:]):
-            encoded.append({"input_ids": ids, "labels": [i if own else IGNORED for i, own in zip(ids, learned, strict=True)]})
+        if any(learned[1:]) and len(ids) <= max_length:
+            labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
+            encoded.append({"input_ids": ids, "labels": labels})
     raise_all("The conversations cannot be learned from:", faults)
     return encoded
 
 
-def asked(example: Learned, prompting: Prompting, tokenizer: Any, max_length: int) -> list[int]:
-    """Token ids before the answer, cut: a prompt, a conversation without its last answer, or a whole text."""
+def encode_prompt(example: Learned, prompting: Prompting, tokenizer: Any, max_length: int) -> list[int]:
+    """Token ids without the answer, cut: a prompt, a conversation without its last answer, or a text."""
     if isinstance(example, Example):
         text, special = prompting.template.prompt(example), True
     elif isinstance(example, Text):
         text, special = example.text, True
     else:
         last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
-        text, special = example.rendered(tokenizer, prompting.chat or "", last, asking=True), False
+        text, special = example.rendered(tokenizer, prompting.chat or "", last, with_prompt=True), False
     ids: list[int] = tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"]
     return ids
 
 
 def _instruction(example: Example, template: Template, tokenizer: Any, max_length: int) -> tuple[list[int], list[bool]]:
-    """Tokenize an instruction; say of each token whether it is learned."""
+    """Tokenize an instruction; return the ids, and whether each token is learned."""
     tokenize = _whole if template.whole_text else _apart
     ids, prompt = tokenize(template.prompt(example), template.answer(example), tokenizer, max_length)
-    return (
-        (ids, [template.train_on_prompt or position >= prompt for position in range(len(ids))]) if example.output else ([], [])
-    )
+    return ids, [bool(example.output) and (template.train_on_prompt or position >= prompt) for position in range(len(ids))]
 
 
 def _pieces(text: str, tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
@@ -143,6 +123,15 @@ def _whole(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple
     return ids, len(tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"])
 
 
+def _padded(examples: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    length = max(len(example[name]) for example in examples)
+    return torch.tensor([example[name] + [value] * (length - len(example[name])) for example in examples])
+
+
+def _mask(examples: Sequence[dict[str, Any]]) -> torch.Tensor:
+    return _padded([{"mask": [1] * len(example["input_ids"])} for example in examples], "mask", 0)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Pads on the right and keeps the positions that predict learned tokens: other logits are not computed."""
@@ -159,14 +148,8 @@ class Collator:
             `input_ids` and `attention_mask` [examples, tokens]; `logits_to_keep` [positions], the positions kept; `labels`
             [examples, positions], the token that follows each, or -100.
         """
-        length = max(len(example["input_ids"]) for example in examples)
-
-        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
-        ids = padded([example["input_ids"] for example in examples], self.pad_token_id)
-        mask = padded([[1] * len(example["input_ids"]) for example in examples], 0)
-        following = padded([example["labels"] for example in examples], IGNORED)[:, 1:]
+        ids, mask = _padded(examples, "input_ids", self.pad_token_id), _mask(examples)
+        following = _padded(examples, "labels", IGNORED)[:, 1:]
         kept = (following != IGNORED).any(0).nonzero().flatten()
         return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": kept, "labels": following[:, kept].contiguous()}
 
@@ -197,15 +180,10 @@ class PairCollator:
         Returns:
             `input_ids`, `token_type_ids` and `attention_mask` [examples, tokens]; `labels` [examples].
         """
-        length = max(len(example["input_ids"]) for example in examples)
-
-        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
         labels = [example["labels"] for example in examples]
         return {
-            "input_ids": padded([example["input_ids"] for example in examples], self.pad_token_id),
-            "token_type_ids": padded([example["token_type_ids"] for example in examples], 0),
-            "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples], 0),
+            "input_ids": _padded(examples, "input_ids", self.pad_token_id),
+            "token_type_ids": _padded(examples, "token_type_ids", 0),
+            "attention_mask": _mask(examples),
             "labels": torch.tensor(labels, dtype=torch.float32 if self.regression else torch.long),
         }

@@ -1,7 +1,7 @@
 """GLUE (Wang et al., ICLR 2019): its tasks, read from the TSV files that GLUE distributes, `TASK/train.tsv` and `TASK/dev.tsv`.
 
 The files know no quoting: a quotation mark is a character of the text, a tab ends a column, and a line ends with a newline
-and nothing else (texts have other characters that Python takes for one). Classes are numbered as in the GLUE of `datasets`.
+only (texts contain other line separators). Classes are numbered as in the GLUE of `datasets`.
 """
 
 import math
@@ -27,31 +27,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One of GLUE's tasks.
+    """One of GLUE's tasks."""
 
-    Attributes:
-        name: Its name, and its folder's.
-        texts: The columns of the one text or the two.
-        label: The column of the label.
-        classes: Names of the classes in order; empty for a regression, with labels from `least` to `most`.
-        values: The file's label of each class; the class names when None.
-        metrics: GLUE's own; searches and averages use the first.
-        columns: The columns in order, for a file without a header.
-        splits: The development sets; MNLI has two.
-        torn: Whether the published file has incomplete lines, which are skipped.
-        least: The least value.
-        most: The largest value.
-    """
-
-    name: str
-    texts: tuple[str, ...]
+    name: str  # its name, and its folder's
+    texts: tuple[str, ...]  # the columns of the one text or the two
     label: str = "label"
-    classes: tuple[str, ...] = ()
-    values: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = ("acc",)
-    columns: tuple[str, ...] = ()
-    splits: tuple[str, ...] = (_DEV,)
-    torn: bool = False
+    classes: tuple[str, ...] = ()  # names of the classes in order; empty for a regression, with labels from `least` to `most`
+    values: tuple[str, ...] | None = None  # the file's label of each class; the class names when None
+    metrics: tuple[str, ...] = ("acc",)  # GLUE's own; searches and averages use the first
+    columns: tuple[str, ...] = ()  # the columns in order, for a file without a header
+    splits: tuple[str, ...] = (_DEV,)  # the development sets; MNLI has two
+    torn: bool = False  # whether the published file has incomplete lines, which are skipped
     least: float = field(default=0.0, kw_only=True)
     most: float = field(default=5.0, kw_only=True)
 
@@ -70,28 +56,24 @@ class GlueTask:
         return datasets / self.name / f"{split}.tsv"
 
     def read(self, path: Path) -> list[Pair]:
-        """Read a file of the task, and check every line.
-
-        Raises:
-            LonasEdgeError: If it is missing or empty, lacks columns, or labels are not the task's; every fault is listed.
-        """
+        """Read a file of the task, and check every line."""
         lines = read_text(path, f"the data of {self.name}", _LIMIT).removesuffix("\n").split("\n")
         rows = [line.removesuffix("\r").split("\t") for line in lines]
         columns = list(self.columns) or rows.pop(0)
-        numbered = [(place, row) for place, row in enumerate(rows, 1 if self.columns else 2) if row != [""]]
+        numbered = [(line, row) for line, row in enumerate(rows, 1 if self.columns else 2) if row != [""]]
         wanted = (*self.texts, self.label)
         missing = [name for name in wanted if name not in columns]
         if missing:
             expected = f"expected the columns {', '.join(wanted)}, found {', '.join(columns)[:300] or 'nothing'}"
             unlabelled = " (GLUE's test sets have no labels; take train.tsv or dev.tsv)" if missing == [self.label] else ""
             raise LonasEdgeError(f"{path}: not data of {self.name}: {', '.join(missing)} missing; {expected}{unlabelled}")
-        places = [columns.index(name) for name in wanted]
+        indices = [columns.index(name) for name in wanted]
         pairs, faults = [], []
         for line, row in numbered:
-            if len(row) <= max(places):
+            if len(row) <= max(indices):
                 faults += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)}"]
                 continue
-            *texts, stated = (row[place] for place in places)
+            *texts, stated = (row[index] for index in indices)
             label = self._label(stated)
             if label is None:
                 faults.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected()}")
@@ -141,12 +123,7 @@ TASKS: Mapping[str, GlueTask] = {
         ),
         GlueTask("SST-2", ("sentence",), classes=("negative", "positive"), values=_BINARY),
         GlueTask(
-            "MRPC",
-            ("#1 String", "#2 String"),
-            "Quality",
-            ("not_equivalent", "equivalent"),
-            _BINARY,
-            metrics=("acc", "f1"),
+            "MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), _BINARY, metrics=("acc", "f1")
         ),
         GlueTask("STS-B", _SENTENCES, "score", metrics=("pearson", "spearman")),
         GlueTask(
@@ -178,11 +155,7 @@ def task_named(name: str) -> GlueTask | None:
 
 
 def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
-    """Find the task of a file: `name`, else the name of its folder; `option` says whether --task exists.
-
-    Raises:
-        LonasEdgeError: If it is none of GLUE's.
-    """
+    """Find the task of a file: `name`, else the name of its folder; `option` says whether --task exists."""
     stated = path.absolute().parent.name if name is None else name
     task = task_named(stated)
     if task:

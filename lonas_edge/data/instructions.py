@@ -20,45 +20,26 @@ _LIMIT = 2**31  # bytes; the reference's 170,000 examples have 0.2 GB
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of records.
+    """A kind of records."""
 
-    Attributes:
-        name: Its name in training records, and the field that identifies it.
-        fault: Describes the problem of a record; None if it is valid.
-        make: Makes an example of a record and its position in the file.
-        expected: The expected format, for errors.
-    """
-
-    name: str
-    fault: Callable[[Any], str | None]
-    make: Callable[[Any, str], Learned]
-    expected: str
+    name: str  # its name in training records, and the field that identifies it
+    fault: Callable[[Any], str | None]  # describes the problem of a record; None if it is valid
+    make: Callable[[Any, str], Learned]  # makes an example of a record and its position in the file
+    expected: str  # the expected format, for errors
 
 
 @dataclass(frozen=True)
 class Data:
-    """A file of examples.
-
-    Attributes:
-        path: The file.
-        kind: Name of the kind of its records, one of `KINDS`.
-        examples: The examples.
-        weight: How often an epoch has each of them; 0.3 takes a different 30 % each time.
-    """
+    """A file of examples."""
 
     path: Path
-    kind: str
+    kind: str  # name of the kind of its records, one of `KINDS`
     examples: list[Learned]
-    weight: float = 1.0
+    weight: float = 1.0  # how often an epoch has each of them; 0.3 takes a different 30 % each time
 
 
 def read_data(path: Path, weight: float = 1.0) -> Data:
-    """Read data: instructions, conversations or texts, as a JSON list, one JSON object a line, or Parquet.
-
-    Raises:
-        LonasEdgeError: If the file is missing, empty, not of that format, or has no output at all; faults are listed with
-            their line.
-    """
+    """Read data: instructions, conversations or texts, as a JSON list, one JSON object a line, or Parquet."""
     items, problems = _rows(path) if is_parquet(path) else _lines(path)
     kind = KINDS[_kind(items[0][1]) if items else INSTRUCTION]
     examples = []

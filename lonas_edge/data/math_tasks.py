@@ -27,12 +27,12 @@ class NumberTask(Task):
 
         A hyphen in front of digits is a sign (`3-5` ends with -5); units, a percent sign and a full stop are ignored.
         """
-        found = _NUMBER.findall(response(text).replace(",", ""))
-        return str(float(found[-1])) if found else ""
+        numbers = _NUMBER.findall(response(text).replace(",", ""))
+        return str(float(numbers[-1])) if numbers else ""
 
-    def is_right(self, found: str, answer: str) -> bool:
+    def is_correct(self, given: str, answer: str) -> bool:
         """Whether a number is within 0.001 of the answer."""
-        return abs(float(answer) - float(found or "inf")) <= TOLERANCE
+        return abs(float(answer) - float(given or "inf")) <= TOLERANCE
 
 
 def _number(answer: object) -> float:
@@ -43,7 +43,7 @@ def _number(answer: object) -> float:
 
 
 _MATH: dict[str, Any] = {"collection": "math", "new_tokens": 256}
-_LAST: dict[str, Any] = {**_MATH, "reads": f"last number, right within {TOLERANCE}"}
+_LAST: dict[str, Any] = {**_MATH, "reads": f"last number, correct within {TOLERANCE}"}
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (

@@ -20,11 +20,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def read_parquet(path: Path, limit: int) -> list[dict[str, Any]]:
-    """Read the rows of a Parquet file.
-
-    Raises:
-        LonasEdgeError: If pyarrow is not installed, or the file is larger, or cannot be read.
-    """
+    """Read the rows of a Parquet file."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table

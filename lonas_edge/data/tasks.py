@@ -19,34 +19,21 @@ EXPECTED = 'Expected a list of {"instruction": "â€¦", "input": "", "output": "â€
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A test set, and the rule to read an answer from generated text.
+    """A test set, and the rule to read an answer from generated text."""
 
-    Attributes:
-        name: Its name, and its folder's.
-        heading: Its short name in tables and on the command line.
-        metric: The metric of its accuracy; the protocol's own when None.
-        collection: `commonsense` or `math`: the reference has a script for each.
-        new_tokens: Tokens that the reference generates for an answer.
-        reads: The rule to read an answer, for reports.
-    """
-
-    name: str
-    heading: str
-    metric: str | None = None
-    collection: str = field(default="commonsense", kw_only=True)
-    new_tokens: int = field(default=32, kw_only=True)
-    reads: str = field(default="first answer word", kw_only=True)
+    name: str  # its name, and its folder's
+    heading: str  # its short name in tables and on the command line
+    metric: str | None = None  # the metric of its accuracy; the protocol's own when None
+    collection: str = field(default="commonsense", kw_only=True)  # `commonsense` or `math`: the reference has a script for each
+    new_tokens: int = field(default=32, kw_only=True)  # tokens that the reference generates for an answer
+    reads: str = field(default="first answer word", kw_only=True)  # the rule to read an answer, for reports
 
     def path(self, datasets: Path) -> Path:
         """Its file in a directory with a folder for each task."""
         return datasets / self.name / "test.json"
 
     def items(self, datasets: Path) -> list[Any]:
-        """Read its file.
-
-        Raises:
-            LonasEdgeError: If the file is missing, empty or not a JSON list.
-        """
+        """Read its file."""
         path = self.path(datasets)
         try:
             if not datasets.is_dir():
@@ -58,8 +45,7 @@ class Task(ABC):
         except OSError as error:
             raise LonasEdgeError(f"{path}: the test set cannot be read: {error}") from error
         if not isinstance(items, list) or not items:
-            found = f"a {type(items).__name__}" if not isinstance(items, list) else "an empty one"
-            raise LonasEdgeError(f"{path}: expected a list of samples, found {found}")
+            raise LonasEdgeError(f"{path}: expected a list of samples, found {str(items)[:50]}")
         return items
 
     def fault(self, item: Any) -> str | None:
@@ -75,20 +61,16 @@ class Task(ABC):
     def answer_in(self, text: str) -> str:
         """The answer in a generated text; empty if there is none."""
 
-    def is_right(self, found: str, answer: str) -> bool:
+    def is_correct(self, given: str, answer: str) -> bool:
         """Whether an answer from `answer_in` is correct."""
-        return found == answer
+        return given == answer
 
 
 @dataclass(frozen=True)
 class WordTask(Task):
-    """A question with a word as the answer.
+    """A question with a word as the answer."""
 
-    Attributes:
-        words: The answer words; a sample may have fewer.
-    """
-
-    words: tuple[str, ...] = field(kw_only=True)
+    words: tuple[str, ...] = field(kw_only=True)  # the answer words; a sample may have fewer
 
     def fault(self, item: Any) -> str | None:
         fault = super().fault(item)
@@ -98,8 +80,8 @@ class WordTask(Task):
 
     def answer_in(self, text: str) -> str:
         """The first answer word in the response, even inside another word (the reference's rule)."""
-        found = re.search("|".join(map(re.escape, self.words)), response(text))
-        return found[0] if found else ""
+        word = re.search("|".join(map(re.escape, self.words)), response(text))
+        return word[0] if word else ""
 
 
 def response(text: str) -> str:
@@ -110,25 +92,21 @@ def response(text: str) -> str:
 def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
     """Resolve names, headings, collections and `all` to task names; unknown names stay, for the harness."""
     known = {task.heading.lower(): task.name for task in tasks.values()} | {name.lower(): name for name in tasks}
-    found: list[str] = []
+    resolved: list[str] = []
     for name in names:
         several = [task.name for task in tasks.values() if name.lower() in ("all", task.collection)]
-        found += several or [known.get(name.lower(), name)]
-    return list(dict.fromkeys(found))
+        resolved += several or [known.get(name.lower(), name)]
+    return list(dict.fromkeys(resolved))
 
 
 def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
-    """The names of the tasks in a directory of test sets.
-
-    Raises:
-        LonasEdgeError: If it has none.
-    """
+    """The names of the tasks in a directory of test sets."""
     if datasets is None:
         raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task")
-    found = [task.name for task in tasks.values() if task.path(datasets).is_file()]
-    if not found:
+    present = [task.name for task in tasks.values() if task.path(datasets).is_file()]
+    if not present:
         raise LonasEdgeError(f"--datasets {datasets}: no TASK/test.json of {', '.join(tasks)}")
-    return found
+    return present
 
 
 def unknown_task(tasks: Mapping[str, Task], name: str, others: Iterable[str] = ()) -> str:

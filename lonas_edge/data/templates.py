@@ -27,24 +27,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Template:
-    """Turns an example into text: a prompt, and the response that follows it.
+    """Turns an example into text: a prompt, and the response that follows it."""
 
-    Attributes:
-        name: Its name in training records.
-        without_input: The prompt, with {instruction}.
-        with_input: The prompt of an example that has an input, with {instruction} and {input}.
-        response: The response, with {output}.
-        train_on_prompt: Whether the prompt's tokens are learned, too.
-        whole_text: The reference's rules: prompt and response are tokenized as one text, cut at the maximal length, and end
-            with EOS only where that leaves room. Otherwise the prompt's tokens are those it has at
-            inference, and all end with EOS; examples that are too long are left out, never cut.
-    """
-
-    name: str
-    without_input: str
-    with_input: str
-    response: str = "{output}"
-    train_on_prompt: bool = False
+    name: str  # its name in training records
+    without_input: str  # the prompt, with {instruction}
+    with_input: str  # the prompt of an example that has an input, with {instruction} and {input}
+    response: str = "{output}"  # the response, with {output}
+    train_on_prompt: bool = False  # whether the prompt's tokens are learned, too
+    # the reference's rules: prompt and response are tokenized as one text, cut at the maximal length, and end with EOS only
+    # where that leaves room. Otherwise the prompt's tokens are those it has at inference, and all end with EOS; examples that
+    # are too long are left out, never cut.
     whole_text: bool = False
 
     def prompt(self, example: Example) -> str:
@@ -59,30 +51,16 @@ class Template:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A named prompt.
+    """A named prompt."""
 
-    Attributes:
-        name: Its name on the command line and in records.
-        evaluation: The template of `eval`.
-        training: The template of `train`; None for evaluation only.
-        about: Its description in the help.
-        others: Other evaluation templates, by collection.
-    """
+    name: str  # its name on the command line and in records
+    evaluation: Template  # the template of `eval`
+    training: Template | None = None  # the template of `train`; None for evaluation only
+    others: Mapping[str, Template] = field(default_factory=dict)  # other evaluation templates, by collection
 
-    name: str
-    evaluation: Template
-    training: Template | None = None
-    about: str = ""
-    others: Mapping[str, Template] = field(default_factory=dict)
-
-    def asking(self, collection: str) -> Template:
-        """The evaluation template of a collection."""
+    def evaluated(self, collection: str) -> Template:
+        """Get the evaluation template of a collection."""
         return self.others.get(collection, self.evaluation)
-
-    @property
-    def described(self) -> str:
-        """Its name and description."""
-        return f"{self.name} ({self.about})" if self.about else self.name
 
 
 _ALPACA = "Below is an instruction that describes a task"
@@ -94,10 +72,7 @@ _CLEAN = Template(
     f"{_PAIRED}. {_WRITE}\n\n### Instruction:\n{{instruction}}\n\n### Input:\n{{input}}\n\n### Response:\n",
 )
 _QUESTION = Template(
-    "question",
-    "Question: {instruction}\nAnswer:",
-    "{input}\nQuestion: {instruction}\nAnswer:",
-    response=" {output}",
+    "question", "Question: {instruction}\nAnswer:", "{input}\nQuestion: {instruction}\nAnswer:", response=" {output}"
 )
 
 
@@ -115,23 +90,17 @@ def _reference(indent: int, blanks: int, training: bool) -> Template:
 
 
 # The reference's, byte for byte (IntelLabs/Hardware-Aware-Automated-Machine-Learning, LoNAS/run_commonsense.py, run_math.py):
-# both train with the same, and evaluate with other blanks and an indentation of their own. `alpaca` (Taori et al. 2023) is
-# what it was meant to be.
+# both scripts train with the same prompt, and evaluate with other blanks and indentations. `alpaca` (Taori et al. 2023) is
+# the original.
 _LONAS = _reference(20, 2, training=True)
-_LONAS_ASKING, _LONAS_ASKING_MATH = _reference(24, 1, training=False), _reference(28, 1, training=False)
+_LONAS_EVALUATION, _LONAS_MATH = _reference(24, 1, training=False), _reference(28, 1, training=False)
 PROMPTS = {
     prompt.name: prompt
     for prompt in (
-        Prompt("alpaca", _CLEAN, _CLEAN, "clean"),
+        Prompt("alpaca", _CLEAN, _CLEAN),
         Prompt("question", _QUESTION, _QUESTION),
-        Prompt(
-            "lonas",
-            _LONAS_ASKING,
-            _LONAS,
-            "the reference's evaluation prompt, byte for byte",
-            others={"math": _LONAS_ASKING_MATH},
-        ),
-        Prompt("lonas-train", _LONAS, about="its training prompt"),
+        Prompt("lonas", _LONAS_EVALUATION, _LONAS, {"math": _LONAS_MATH}),
+        Prompt("lonas-train", _LONAS),
     )
 }
 TEMPLATES = {name: prompt.training for name, prompt in PROMPTS.items() if prompt.training}
@@ -147,10 +116,7 @@ _REFERENCE_SPACES = frozenset(
 
 
 def choose_prompt(
-    explicit: str | None = None,
-    recorded: str | None = None,
-    search_space: str | None = None,
-    conversations: Path | None = None,
+    explicit: str | None = None, recorded: str | None = None, search_space: str | None = None, conversations: Path | None = None
 ) -> str:
     """Decide the prompt template; `train`, `search`, `eval`, `bench` and `space` all call this.
 
@@ -165,9 +131,6 @@ def choose_prompt(
 
     Returns:
         A key of `PROMPTS`, or `CHAT`.
-
-    Raises:
-        LonasEdgeError: If `--prompt` contradicts the data.
     """
     if conversations and explicit not in (None, CHAT):
         raise LonasEdgeError(

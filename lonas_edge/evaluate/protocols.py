@@ -79,7 +79,7 @@ class Protocol:
         if problem:
             return problem
         try:
-            self.ask(task, item, next(iter(PROMPTS.values())).asking(task.collection))
+            self.ask(task, item, next(iter(PROMPTS.values())).evaluated(task.collection))
         except ValueError as error:
             return str(error)
         return None
@@ -91,7 +91,7 @@ class Protocol:
         to rank, in the order of the words), and `label`, the index of the correct one.
         """
         known = self.tasks[task]
-        template = prompt if isinstance(prompt, Template) else PROMPTS[prompt].asking(known.collection)
+        template = prompt if isinstance(prompt, Template) else PROMPTS[prompt].evaluated(known.collection)
         return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
     def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:

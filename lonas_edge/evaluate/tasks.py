@@ -39,4 +39,4 @@ def answers(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -
 
 def judge(document: Document, results: Sequence[str]) -> dict[str, float]:
     """`process_results` of the definitions: whether the answer is correct."""
-    return {"acc": float(TASKS[document["task"]].is_right(results[0], document["answer"]))}
+    return {"acc": float(TASKS[document["task"]].is_correct(results[0], document["answer"]))}

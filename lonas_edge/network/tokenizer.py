@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from lonas_edge.data.calibration import TEXTS
-from lonas_edge.errors import raise_all
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import check_model_folder, read_by, read_json, read_text
 from lonas_edge.network.configuration import TokenizerFields
 from lonas_edge.schema import field_faults
@@ -15,6 +15,14 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.j
 _ROLES = ("bos", "eos", "pad", "unk")
 _OBJECTS = ("special_tokens_map.json", "added_tokens.json", "chat_template.json")
 _SHOWN = 5  # tokens that two tokenizers disagree on
+
+
+def require_tokenizer(folder: Path, purpose: str) -> Any:
+    """Load a tokenizer that `purpose`, for the error, needs."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise LonasEdgeError(f"{folder}: no tokenizer files; {purpose} needs the model's tokenizer")
+    return tokenizer
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:

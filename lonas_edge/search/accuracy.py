@@ -43,9 +43,6 @@ def read_samples(data: Path, protocol: str, order: Sequence[int]) -> dict[str, l
         data: A JSON list of {instruction, input, output, answer}, as of LLM-Adapters.
         protocol: Name of the protocol.
         order: Indices of the examples to take.
-
-    Raises:
-        LonasEdgeError: If an example has no answer, or no task of the protocol; all are listed.
     """
     try:
         items = json.loads(data.read_text(encoding="utf-8-sig"))
@@ -80,15 +77,7 @@ def _task(protocol: Protocol, item: Any) -> str | None:
 def protocol_score(
     network: "SuperNetwork", samples: dict[str, list[Sample]], protocol: str, prompt: Template, tokenizer: Any
 ) -> Score:
-    """Make the function that evaluates a protocol.
-
-    Args:
-        network: The super-network.
-        samples: Examples by task.
-        protocol: Name of the protocol.
-        prompt: Template of the prompts.
-        tokenizer: The model's.
-    """
+    """Make the function that evaluates a protocol."""
     from lonas_edge.evaluate.run import evaluate
     from lonas_edge.evaluate.settings import EvalSettings
 

@@ -10,7 +10,7 @@ from lonas_edge.network.super_network import HEAD_POSITIONS, Batch, SuperNetwork
 
 
 class CompressedNetwork:
-    """A super-network whose sub-networks compute as their IRs in one weight format do."""
+    """A super-network whose sub-networks compute like their IRs in a weight format."""
 
     def __init__(self, network: SuperNetwork, weight_format: str):
         """Compress the weights that all sub-networks share."""

@@ -22,29 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CostSettings:
-    """How a cost is counted or measured.
+    """How a cost is counted or measured."""
 
-    Attributes:
-        weight_format: Weight format of the IR.
-        device: OpenVINO device.
-        prompt_len: Prompt tokens; text tokens of a classifier.
-        new_tokens: Generated tokens; 0 for a classifier.
-        batch_size: Prompts or texts per batch.
-        threads: CPU threads; one per physical core if None.
-        cache: Directory of latency tables and of the networks behind them; the user's cache if None.
-        rounds: Measurements of each network, over all starts.
-        starts: Starts of the process of each network.
-    """
-
-    weight_format: str = DEFAULT_FORMAT
-    device: str = "CPU"
-    prompt_len: int = 256
-    new_tokens: int = 64
-    batch_size: int = 1
-    threads: int | None = None
-    cache: Path | None = None
-    rounds: int = 12
-    starts: int = 4
+    weight_format: str = DEFAULT_FORMAT  # weight format of the IR
+    device: str = "CPU"  # OpenVINO device
+    prompt_len: int = 256  # prompt tokens; text tokens of a classifier
+    new_tokens: int = 64  # generated tokens; 0 for a classifier
+    batch_size: int = 1  # prompts or texts per batch
+    threads: int | None = None  # CPU threads; one per physical core if None
+    cache: Path | None = None  # directory of latency tables and of the networks behind them; the user's cache if None
+    rounds: int = 12  # measurements of each network, over all starts
+    starts: int = 4  # starts of the process of each network
 
     @property
     def case(self) -> Case:
@@ -59,45 +47,32 @@ class CostSettings:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost.
+    """A cost."""
 
-    Attributes:
-        name: On the command line and in records.
-        unit: Unit of the figure.
-        described: For the help text.
-        title: In plots and tables.
-        timed: Whether it is measured on an OpenVINO device.
-        generates: For a timed cost: whether it is one of models that generate tokens.
-        count: For other costs: computes it from the sizes and the weight format.
-    """
-
-    name: str
-    unit: str
-    described: str
-    title: str
-    timed: bool = False
-    generates: bool = False
-    count: "Callable[[Sizes, str], float] | None" = None
+    name: str  # on the command line and in records
+    unit: str  # unit of the figure
+    title: str  # in plots and tables
+    timed: bool = False  # whether it is measured on an OpenVINO device
+    generates: bool = False  # for a timed cost: whether it is one of models that generate tokens
+    count: "Callable[[Sizes, str], float] | None" = None  # for other costs: computes it from the sizes and the weight format
 
 
 COSTS = {
     cost.name: cost
     for cost in (
-        Cost("tpot", "ms", "time per output token on --device", "TPOT", timed=True, generates=True),
-        Cost("ttft", "ms", "time to first token on --device", "TTFT", timed=True, generates=True),
-        Cost("latency", "ms", "time per batch of a classifier on --device", "latency", timed=True),
-        Cost("macs", "MACs", "multiply-accumulates of the linear layers", "MACs", count=lambda sizes, _: sizes.macs),
-        Cost(
-            "weights", "weights", "weights of the linear layers", "linear weights", count=lambda sizes, _: sizes.linear_weights
-        ),
-        Cost("bytes", "bytes", "bytes of the compressed weights", "bytes", count=lambda sizes, stored: sizes.bytes[stored]),
+        Cost("tpot", "ms", "TPOT", timed=True, generates=True),
+        Cost("ttft", "ms", "TTFT", timed=True, generates=True),
+        Cost("latency", "ms", "latency", timed=True),
+        Cost("macs", "MACs", "MACs", count=lambda sizes, _: sizes.macs),
+        Cost("weights", "weights", "linear weights", count=lambda sizes, _: sizes.linear_weights),
+        Cost("bytes", "bytes", "bytes", count=lambda sizes, stored: sizes.bytes[stored]),
     )
 }
 COUNTED = tuple(name for name, cost in COSTS.items() if not cost.timed)
 
 
 def default_cost(task: "Task") -> str:
-    """The cost that is searched unless another one is named."""
+    """The default of `--cost`."""
     return "tpot" if task.generates else "latency"
 
 
@@ -110,22 +85,13 @@ def check_cost(name: str, task: "Task") -> None:
 
 
 def cost_function(name: str, source: "Source", settings: CostSettings, table: "LatencyTable | None" = None) -> "CostFunction":
-    """Make the function that computes a cost.
-
-    Args:
-        name: One of `COSTS`.
-        source: Base model, adapter and search space.
-        settings: Weight format and measurement settings.
-        table: The latency table that a timed cost is predicted from.
-
-    Returns:
-        The cost of a network's widths; latencies in milliseconds.
-    """
+    """Make the function that computes a cost."""
     count = COSTS[name].count
     if count is not None:
         return lambda chosen: float(count(source.sizes(source.subnetwork(chosen)), settings.weight_format))
+    from lonas_edge.search.latency_table import predict
     from lonas_edge.search.uniform import find_kinds
 
     assert table is not None
-    known, kinds, canonical = table, find_kinds(source), source.elasticity.canonical
-    return lambda chosen: known.predict(name, kinds, canonical(chosen))
+    curves, kinds, canonical = table.curves, find_kinds(source), source.elasticity.canonical
+    return lambda chosen: predict(curves, name, kinds, canonical(chosen))

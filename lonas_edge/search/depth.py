@@ -32,11 +32,7 @@ class BlockCost:
 
 
 def candidates(architecture: Architecture, kinds: Sequence[str], where: str) -> list[BlockCost]:
-    """List the blocks of some kinds (attention, mlp) in the model's order; `where` names the model in errors.
-
-    Raises:
-        LonasEdgeError: If the family has no such blocks.
-    """
+    """List the blocks of some kinds (attention, mlp) in the model's order; `where` names the model in errors."""
     known = dict.fromkeys(block.kind for block in architecture.blocks.values())
     missing = [kind for kind in kinds if kind not in known]
     if missing:
@@ -54,31 +50,16 @@ def measured(
     seed: int,
     progress: Progress = silent,
 ) -> list[BlockCost]:
-    """Measure the KL without each block.
-
-    Args:
-        base: The base model, or an adapter on it.
-        blocks: The blocks.
-        data: Prompts with answers.
-        num_prompts: Prompts to take.
-        prompt: Name of their template; chosen by the data if None.
-        seed: Seed of the choice.
-        progress: Called with the step and the share done.
-
-    Raises:
-        LonasEdgeError: If the data or the base cannot be used.
-    """
+    """Measure the KL without each block."""
     held = read_held_out(base, data, num_prompts, seed, prompt, "--num-prompts")
     from lonas_edge.network.super_network import load_super_network
-    from lonas_edge.network.tokenizer import load_tokenizer
+    from lonas_edge.network.tokenizer import require_tokenizer
 
-    tokenizer = load_tokenizer(base.base.folder)
-    if tokenizer is None:
-        raise LonasEdgeError(f"{base.base.folder}: no tokenizer; measuring needs one")
+    tokenizer = require_tokenizer(base.base.folder, "measuring the KL")
     batches = held.batches(tokenizer)
     groups = tuple(Group((Member(block.path, "block", block.path),), BLOCK_WIDTHS) for block in blocks)
-    places = {block.path: index for index, block in enumerate(blocks)}
-    elasticity = Elasticity(base.architecture, SearchSpace(groups), {}, {}, {}, {}, places)
+    positions = {block.path: index for index, block in enumerate(blocks)}
+    elasticity = Elasticity(base.architecture, SearchSpace(groups), {}, {}, {}, {}, positions)
     progress("Loading the model", None)
     network = load_super_network(replace(base, elasticity=elasticity))
     reference = network.reference(batches)

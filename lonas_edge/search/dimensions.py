@@ -21,17 +21,12 @@ class Dimensions:
     """The dimensions of a search.
 
     Optuna sees a group as an ordered integer, its level: 0 is the widest width. Mutation can use the order.
-
-    Attributes:
-        space: The search space.
-        searched: Indices of the searched groups; the others keep their widest width.
-        canonical: Maps equivalent choices of widths to one: `Elasticity.canonical`.
-        inside: The group of blocks that can remove another group's layers, by that group: `Elasticity.inside`.
     """
 
     space: SearchSpace
-    searched: tuple[int, ...]
-    canonical: Callable[[Sequence[int]], Widths] = tuple
+    searched: tuple[int, ...]  # indices of the searched groups; the others keep their widest width
+    canonical: Callable[[Sequence[int]], Widths] = tuple  # maps equivalent choices of widths to one: `Elasticity.canonical`
+    # the group of blocks that can remove another group's layers, by that group: `Elasticity.inside`
     inside: Mapping[int, int] = field(default_factory=dict)
 
     @property
@@ -113,10 +108,10 @@ def costs_by_width(dimensions: Dimensions, cost: Cost) -> list[list[float]]:
         A row per searched group, the widest first.
     """
     rows = []
-    for place, index in enumerate(dimensions.searched):
+    for dim, index in enumerate(dimensions.searched):
         choices = [[0] * len(dimensions.searched) for _ in dimensions.space.groups[index].widths]
         for level, choice in enumerate(choices):
-            choice[place] = level
+            choice[dim] = level
         costs = [cost(dimensions.widths(choice)) for choice in choices]
         rows.append([value - costs[-1] for value in costs])
     return rows

@@ -12,7 +12,9 @@ import numpy as np
 GRID = 10_080  # steps between the cheapest and the most expensive network; chosen for its many divisors
 
 
-def solve(sensitivity: Sequence[Sequence[float]], cost: Sequence[Sequence[float]], budgets: Iterable[float]) -> list[list[int]]:
+def knapsack(
+    sensitivity: Sequence[Sequence[float]], cost: Sequence[Sequence[float]], budgets: Iterable[float]
+) -> list[list[int]]:
     """Solve the knapsack for several budgets.
 
     Args:

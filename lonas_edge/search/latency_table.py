@@ -30,39 +30,22 @@ from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that a table depends on; it is reused where all of this is the same.
+    """Everything that a table depends on; it is reused where all of this is the same."""
 
-    Attributes:
-        shape: Hash of the model's shapes and of the measured networks.
-        weight_format: Weight format of the IRs.
-        device: OpenVINO device.
-        device_name: Its full name.
-        processor: Name of the machine's processor.
-        processors: Number of logical processors.
-        memory_gb: Memory of the machine.
-        threads: Computing threads.
-        prompt_len: Prompt tokens.
-        new_tokens: Generated tokens; 0 for a classifier.
-        batch_size: Prompts or texts per batch.
-        versions: Packages that write and run an IR.
-        graph: Version of the graphs that `export` writes (`ir.fuse.GRAPH`).
-        instructions: Instruction sets: machines with one processor name differ.
-    """
-
-    shape: str
-    weight_format: str
-    device: str
-    device_name: str
-    processor: str
-    processors: int
-    memory_gb: int
-    threads: int
-    prompt_len: int
-    new_tokens: int
-    batch_size: int
-    versions: dict[str, str]
-    graph: int
-    instructions: tuple[str, ...]
+    shape: str  # hash of the model's shapes and of the measured networks
+    weight_format: str  # weight format of the IRs
+    device: str  # OpenVINO device
+    device_name: str  # its full name
+    processor: str  # name of the machine's processor
+    processors: int  # number of logical processors
+    memory_gb: int  # memory of the machine
+    threads: int  # computing threads
+    prompt_len: int  # prompt tokens
+    new_tokens: int  # generated tokens; 0 for a classifier
+    batch_size: int  # prompts or texts per batch
+    versions: dict[str, str]  # packages that write and run an IR
+    graph: int  # version of the graphs that `export` writes (`ir.fuse.GRAPH`)
+    instructions: tuple[str, ...]  # instruction sets: machines with one processor name differ
 
     @property
     def key(self) -> str:
@@ -119,46 +102,21 @@ def predict(curves: Mapping[str, Curve], metric: str, kinds: Sequence[Kind], cho
 
 @dataclass(frozen=True)
 class LatencyTable(Record):
-    """A device's table, measured in one interleaved run.
-
-    Attributes:
-        identity: What the table depends on.
-        date: Date of the measurement.
-        seconds: Its duration, exports included.
-        rounds: Measurements of every network.
-        starts: Process starts that they are spread over.
-        curves: By kind of layers.
-    """
+    """A device's table, measured in one interleaved run."""
 
     NAME: ClassVar[str] = "latency-table"
     VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Delete the file; the table is then measured again."
-    identity: Identity
-    date: str
-    seconds: float
-    rounds: int
-    starts: int
-    curves: dict[str, Curve]
-
-    def predict(self, metric: str, kinds: Sequence[Kind], chosen: Sequence[int]) -> float:
-        """Predict the latency of a network in milliseconds; see `predict`.
-
-        Raises:
-            LonasEdgeError: If the table is of another model.
-        """
-        missing = [kind.name for kind in kinds if kind.name not in self.curves]
-        if missing or not kinds:
-            raise LonasEdgeError(f"The latency table has no widths of {', '.join(missing)}: it is of another model.")
-        return predict(self.curves, metric, kinds, chosen)
+    identity: Identity  # what the table depends on
+    date: str  # date of the measurement
+    seconds: float  # its duration, exports included
+    rounds: int  # measurements of every network
+    starts: int  # process starts that they are spread over
+    curves: dict[str, Curve]  # by kind of layers
 
 
 def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:
-    """Get this machine's latency table: the cached one, or one that is measured now.
-
-    Raises:
-        LonasEdgeError: If the device is missing, the lengths exceed the model's context, no width affects latency, or a
-            network cannot be exported or measured.
-    """
+    """Get this machine's latency table: the cached one, or one that is measured now."""
     check_device(settings.device)
     _check(source, settings)
     cache = cache_of(settings)

@@ -9,7 +9,7 @@ from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.cost import CostSettings
-from lonas_edge.search.latency_table import LatencyTable
+from lonas_edge.search.latency_table import LatencyTable, predict
 from lonas_edge.search.record import Evaluation, Measured
 from lonas_edge.search.timed import cache_of, cached_ir, one_at_a_time, time_irs
 from lonas_edge.search.uniform import find_kinds
@@ -22,7 +22,7 @@ def spread(front: Sequence[Evaluation], most: int = MOST) -> list[Evaluation]:
     """Members of a front to measure: both ends, and others evenly spread in between."""
     if len(front) <= most:
         return list(front)
-    return [front[round(place * (len(front) - 1) / (most - 1))] for place in range(most)]
+    return [front[round(position * (len(front) - 1) / (most - 1))] for position in range(most)]
 
 
 def measure_front(
@@ -33,24 +33,15 @@ def measure_front(
     progress: Progress = silent,
     table: LatencyTable | None = None,
 ) -> list[Measured]:
-    """Export networks and measure them in one interleaved run. The exports are deleted afterwards.
-
-    Args:
-        source: Base model, adapter and search space.
-        members: Names and networks, first those that the others are compared with.
-        settings: Device and lengths.
-        folder: The search's working directory.
-        progress: Called with the step and the share done.
-        table: The latency table that predicted; None for no predictions.
-    """
+    """Export networks and measure them in one interleaved run. The exports are deleted afterwards."""
     check_device(settings.device)
     cache, scratch, folders = cache_of(settings), folder / _SCRATCH, []
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     scratch.mkdir()
     try:
         with one_at_a_time(cache, progress):
-            for place, (name, network) in enumerate(members):
-                progress(f"Exporting {name} ({place + 1} of {len(members)})", place / len(members))
+            for position, (name, network) in enumerate(members):
+                progress(f"Exporting {name} ({position + 1} of {len(members)})", position / len(members))
                 folders.append(cached_ir(source, network.widths, settings.weight_format, scratch, cache))
             times = time_irs(folders, settings, progress)
     finally:
@@ -60,7 +51,7 @@ def measure_front(
     def figures(network: Evaluation, latency: Latency) -> dict[str, float]:
         measured = {metric: 1e3 * getattr(latency, metric) for metric in settings.metrics}
         if table:
-            measured |= {f"predicted_{name}": table.predict(name, kinds, network.widths) for name in settings.metrics}
+            measured |= {f"predicted_{name}": predict(table.curves, name, kinds, network.widths) for name in settings.metrics}
         return measured
 
     return [

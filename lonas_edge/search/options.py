@@ -40,11 +40,7 @@ class SearchOptions(Checked):
         None, panel="Data", choices=(*TEMPLATES, CHAT), help="Prompt template.", unset="the one of the training"
     )
     protocol: str = option(
-        "option-text",
-        panel="Data",
-        choices=tuple(PROTOCOLS),
-        needs="quality=accuracy",
-        help="Protocol of --quality accuracy.",
+        "option-text", panel="Data", choices=tuple(PROTOCOLS), needs="quality=accuracy", help="Protocol of --quality accuracy."
     )
     dtype: str = option(
         "fp32", panel="Device", flag="torch-dtype", choices=("fp32", "bf16"), help="Dtype in which PyTorch scores the networks."

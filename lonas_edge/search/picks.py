@@ -14,21 +14,13 @@ Value = Callable[[Evaluation], float]  # of one measure
 
 @dataclass(frozen=True)
 class Pick:
-    """A bound on a measure.
-
-    Attributes:
-        expression: As given.
-        measure: Name of a quality or cost.
-        bound: The bound.
-        relative: Whether the bound is a multiple of the maximal network's figure.
-        at_least: Whether the figure must be at least the bound (accuracy).
-    """
+    """A bound on a measure."""
 
     expression: str
-    measure: str
+    measure: str  # name of a quality or cost
     bound: float
-    relative: bool = False
-    at_least: bool = False
+    relative: bool = False  # whether the bound is a multiple of the maximal network's figure
+    at_least: bool = False  # whether the figure must be at least the bound (accuracy)
 
     @property
     def file(self) -> str:
@@ -45,15 +37,7 @@ class Pick:
 
 
 def parse_picks(expressions: Sequence[str], measures: Sequence[str]) -> list[Pick]:
-    """Parse --pick.
-
-    Args:
-        expressions: As on the command line.
-        measures: Names of the measures that this search has.
-
-    Raises:
-        LonasEdgeError: If an expression is invalid; all are listed.
-    """
+    """Parse --pick."""
     picks, problems = [], []
     for text in expressions:
         parsed = _FORM.fullmatch(text)
@@ -77,23 +61,14 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str]) -> list[Pic
 def resolve(
     pick: Pick, evaluations: Sequence[Evaluation], values: Mapping[str, Value], maximal: Evaluation, sign: int
 ) -> Evaluation:
-    """Find the best network under a bound: the best quality if a cost is bounded, the cheapest if a quality is.
-
-    Args:
-        pick: The bound.
-        evaluations: All evaluations.
-        values: The measures by name.
-        maximal: The maximal network, for relative bounds.
-        sign: 1 if a lower quality is better, -1 if a higher one is.
-
-    Raises:
-        LonasEdgeError: If no network meets the bound; the closest is named.
-    """
+    """Find the best network under a bound: the best quality if a cost is bounded, the cheapest if a quality is."""
     value = values[pick.measure]
     largest = value(maximal)
     met = [evaluation for evaluation in evaluations if pick.meets(value(evaluation), largest)]
     if not met:
-        closest = min(evaluations, key=lambda one: (-value(one) if pick.at_least else value(one), one.number))
+        closest = min(
+            evaluations, key=lambda evaluation: (-value(evaluation) if pick.at_least else value(evaluation), evaluation.number)
+        )
         figure = f"{value(closest) / largest:.3g}x" if pick.relative else f"{value(closest):.6g}"
         raise LonasEdgeError(
             f"No network meets {pick.expression}; the closest is {figure} (evaluation {closest.number}). "

@@ -25,21 +25,12 @@ REFINED_PICKS = 0.5  # the same where picks bound a cost
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A checked search before it starts.
+    """A checked search before it starts."""
 
-    Attributes:
-        source: Base model, adapter and search space.
-        options: The options.
-        cost: Name of the cost.
-        dimensions: The searched groups.
-        held: The prompts.
-        picks: The bounds.
-    """
-
-    source: Source
+    source: Source  # base model, adapter and search space
     options: SearchOptions
     cost: str
-    dimensions: Dimensions
+    dimensions: Dimensions  # the searched groups
     held: HeldOut
     picks: tuple[Pick, ...]
 
@@ -70,13 +61,8 @@ class SearchPlan:
         return {quality: self.held.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
 
     @property
-    def needs_table(self) -> bool:
-        """Whether the sensitivity table is used."""
-        return self.options.warm_start or self.options.refine
-
-    @property
     def compressed(self) -> bool:
-        """Whether networks are scored as their IRs store them: INT8 changes next to nothing, fewer bits do."""
+        """Whether networks are scored as their IRs store them; INT8 has too little effect."""
         return self.options.quality != "accuracy" and FORMATS[self.options.cost_settings.weight_format].bits < 8
 
     @property
@@ -126,11 +112,7 @@ def adapter_hashes(source: Source) -> dict[str, str] | None:
 
 
 def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
-    """Resolve and check the options.
-
-    Raises:
-        LonasEdgeError: If there is nothing to search, or an option or the data cannot be used.
-    """
+    """Resolve and check the options."""
     _check_source(source)
     task = source.architecture.family.task
     cost = options.cost or default_cost(task)
@@ -158,9 +140,9 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
 def _check_source(source: Source) -> None:
     if not source.space.groups:
         raise source.without_space("there is nothing to search")
-    if own := source.own:
+    if recovered := source.own:
         raise LonasEdgeError(
-            f"{source.folder}: this adapter has only its {own.name} sub-network (`train --from`). "
+            f"{source.folder}: this adapter has only its {recovered.name} sub-network (`train --from`). "
             "Search the super-adapter that it was trained from."
         )
 

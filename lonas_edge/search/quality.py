@@ -17,29 +17,20 @@ Score = Callable[[Sequence[int]], float]  # of a sub-network's widths
 
 @dataclass(frozen=True)
 class Quality:
-    """A quality measure.
+    """A quality measure."""
 
-    Attributes:
-        name: On the command line and in records.
-        unit: Unit of the figure.
-        described: For the help text.
-        title: In plots.
-        sign: 1 if lower is better, -1 if higher is.
-    """
-
-    name: str
-    unit: str
-    described: str
-    title: str
-    sign: int = 1
+    name: str  # on the command line and in records
+    unit: str  # unit of the figure
+    title: str  # in plots
+    sign: int = 1  # 1 if lower is better, -1 if higher is
 
 
 QUALITIES = {
     quality.name: quality
     for quality in (
-        Quality("kl", "nats", "KL divergence from the unpruned network", "KL from the unpruned network"),
-        Quality("loss", "nats", "cross-entropy of the answers", "loss"),
-        Quality("accuracy", "%", "accuracy as of eval --protocol, or the GLUE task's metric", "accuracy", sign=-1),
+        Quality("kl", "nats", "KL from the unpruned network"),
+        Quality("loss", "nats", "loss"),
+        Quality("accuracy", "%", "accuracy", sign=-1),
     )
 }
 
@@ -51,15 +42,7 @@ def likelihood_score(
     reference: "Sequence[torch.Tensor]",
     weight_format: str | None = None,
 ) -> Score:
-    """Make the function that scores `kl` or `loss`, in nats.
-
-    Args:
-        name: The quality.
-        network: The super-network.
-        batches: Prompts with the positions that count.
-        reference: Hidden states of the maximal network before compression, from `SuperNetwork.reference`.
-        weight_format: Score networks as an IR with this format stores them; None before compression.
-    """
+    """Make the function that scores `kl` or `loss`, in nats."""
     if weight_format is not None:
         from lonas_edge.search.compressed import CompressedNetwork
 

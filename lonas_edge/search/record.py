@@ -12,23 +12,14 @@ from lonas_edge.search.quality import QUALITIES
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated network.
+    """One evaluated network."""
 
-    Attributes:
-        number: Its index among the evaluations.
-        widths: In group order.
-        quality: In the quality's unit.
-        cost: In the cost's unit.
-        seconds: Duration of the evaluation.
-        origin: What proposed it: `warm-start:…`, `nsga2`, `refined`, `random`.
-    """
-
-    number: int
-    widths: tuple[int, ...]
-    quality: float
-    cost: float
-    seconds: float
-    origin: str
+    number: int  # its index among the evaluations
+    widths: tuple[int, ...]  # in group order
+    quality: float  # in the quality's unit
+    cost: float  # in the cost's unit
+    seconds: float  # duration of the evaluation
+    origin: str  # what proposed it: `warm-start:…`, `nsga2`, `refined`, `random`
 
 
 @dataclass(frozen=True)
@@ -42,21 +33,13 @@ class Named:
 
 @dataclass(frozen=True)
 class Scored:
-    """The prompts that networks were scored on.
+    """The prompts that networks were scored on."""
 
-    Attributes:
-        name: File name.
-        sha256: Its hash.
-        prompts: Number of prompts.
-        template: Name of the template.
-        unseen: Whether the super-adapter was trained on another file; None if unknown.
-    """
-
-    name: str
-    sha256: str
-    prompts: int
-    template: str
-    unseen: bool | None
+    name: str  # file name
+    sha256: str  # its hash
+    prompts: int  # number of prompts
+    template: str  # name of the template
+    unseen: bool | None  # whether the super-adapter was trained on another file; None if unknown
 
 
 @dataclass(frozen=True)
@@ -75,52 +58,33 @@ class Measured:
 
 @dataclass(frozen=True)
 class SearchRecord(Record):
-    """Content of `search.json`.
-
-    Attributes:
-        study: Name of the study.
-        model: Name of the base model.
-        identity: Settings and input hashes that a continued search must share.
-        data: The prompts.
-        quality: Name of the quality, one of `QUALITIES`.
-        cost: Name of the cost.
-        units: Units of both, by name.
-        settings: Options of the last run.
-        fixed: Indices of the groups that were not searched, at their widest.
-        sensitivity: The sensitivity table in nats: a row per group, a figure per width; empty rows for fixed groups. None
-            without warm start and refinement.
-        evaluations: All networks.
-        front: The Pareto front: numbers of evaluations, the cheapest first.
-        named: Evaluations with a name: the front, heuristic, maximal, minimal.
-        picks: The picks, by expression.
-        measured: The networks that were measured at the end.
-        hypervolume: After each evaluation, the dominated share of the area between the ideal point (quality of the maximal
-            network, cost of the minimal one) and the reference point (the reverse).
-        conditions: Processor, versions, date.
-        seconds: Duration of each step in the last run.
-    """
+    """Content of `search.json`."""
 
     NAME: ClassVar[str] = "search"
     VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Search again with --overwrite."
     study: str
-    model: str
-    identity: dict[str, Any]
+    model: str  # name of the base model
+    identity: dict[str, Any]  # settings and input hashes that a continued search must share
     data: Scored
-    quality: str
+    quality: str  # name of the quality, one of `QUALITIES`
     cost: str
-    units: dict[str, str]
-    settings: dict[str, Any]
-    fixed: tuple[int, ...]
+    units: dict[str, str]  # units of both, by name
+    settings: dict[str, Any]  # options of the last run
+    fixed: tuple[int, ...]  # indices of the groups that were not searched, at their widest
+    # the sensitivity table in nats: a row per group, a figure per width; empty rows for fixed groups. None without warm start
+    # and refinement.
     sensitivity: tuple[tuple[float, ...], ...] | None
-    evaluations: tuple[Evaluation, ...]
-    front: tuple[int, ...]
-    named: tuple[Named, ...]
-    picks: tuple[Named, ...]
-    measured: tuple[Measured, ...]
+    evaluations: tuple[Evaluation, ...]  # all networks
+    front: tuple[int, ...]  # the Pareto front: numbers of evaluations, the cheapest first
+    named: tuple[Named, ...]  # evaluations with a name: the front, heuristic, maximal, minimal
+    picks: tuple[Named, ...]  # the picks, by expression
+    measured: tuple[Measured, ...]  # the networks that were measured at the end
+    # after each evaluation, the dominated share of the area between the ideal point (quality of the maximal network, cost of
+    # the minimal one) and the reference point (the reverse)
     hypervolume: tuple[float, ...]
-    conditions: dict[str, Any]
-    seconds: dict[str, float]
+    conditions: dict[str, Any]  # processor, versions, date
+    seconds: dict[str, float]  # duration of each step in the last run
 
     @classmethod
     def read(cls, path: Path) -> "SearchRecord":
@@ -128,7 +92,9 @@ class SearchRecord(Record):
         record = super().read(path)
         count = len(record.evaluations)
         numbers = [("front", number) for number in record.front]
-        numbers += [(f"{kind}.{one.name}", one.evaluation) for kind in ("named", "picks") for one in getattr(record, kind)]
+        numbers += [
+            (f"{kind}.{entry.name}", entry.evaluation) for kind in ("named", "picks") for entry in getattr(record, kind)
+        ]
         problems = [f"{where}: evaluation {number} of {count}" for where, number in numbers if not 0 <= number < count]
         problems += [] if record.quality in QUALITIES else [f"quality: {record.quality!r} is not one of {', '.join(QUALITIES)}"]
         raise_all(f"{path}: not a {cls.NAME} of lonas-edge:", problems, cls.AGAIN)
@@ -136,16 +102,13 @@ class SearchRecord(Record):
 
 
 def front(evaluations: Sequence[Evaluation], sign: int = 1) -> list[Evaluation]:
-    """The Pareto front: evaluations that no other one equals or beats in both quality and cost, the cheapest first.
-
-    Args:
-        evaluations: The evaluations; of equal ones the first counts.
-        sign: 1 if a lower quality is better, -1 if a higher one is.
-    """
+    """The Pareto front, the cheapest first; `sign` is -1 if a higher quality is better."""
     members: list[Evaluation] = []
-    for one in sorted(evaluations, key=lambda one: (one.cost, sign * one.quality, one.number)):
-        if not members or sign * one.quality < sign * members[-1].quality:
-            members.append(one)
+    for evaluation in sorted(
+        evaluations, key=lambda evaluation: (evaluation.cost, sign * evaluation.quality, evaluation.number)
+    ):
+        if not members or sign * evaluation.quality < sign * members[-1].quality:
+            members.append(evaluation)
     return members
 
 
@@ -167,11 +130,11 @@ def hypervolume(
     box = (reference[0] - ideal[0]) * (reference[1] - ideal[1])
     for point in points:
         if not any(other[0] <= point[0] and other[1] <= point[1] for other in best):
-            best = sorted([*(o for o in best if o[0] < point[0] or o[1] < point[1]), point], key=lambda one: one[1])
+            best = sorted([*(o for o in best if o[0] < point[0] or o[1] < point[1]), point], key=lambda other: other[1])
         area, quality = 0.0, reference[0]
-        for one in best:
-            if one[0] < quality and one[1] < reference[1]:
-                area += (quality - one[0]) * (reference[1] - one[1])
-                quality = one[0]
+        for better, cost in best:
+            if better < quality and cost < reference[1]:
+                area += (quality - better) * (reference[1] - cost)
+                quality = better
         shares.append(area / box if box > 0 else 0.0)
     return shares

@@ -37,9 +37,6 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, 
         aims: Picks that bound a cost, each with that cost.
         sign: 1 if a lower quality is better, -1 if a higher one is.
         around: Gives the sensitivity table of a pick, and the widths that it was measured around.
-
-    Returns:
-        The function; it gives None if no move is left.
     """
     largest = {pick: cost(dimensions.maximal) for pick, cost in aims.items()}
     costs = {pick: costs_by_width(dimensions, cost) for pick, cost in aims.items()}
@@ -68,25 +65,21 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, 
 def _free(dimensions: Dimensions, widths: Sequence[int], center: Sequence[int]) -> list[int]:
     """Places of the searched groups for which the table holds: not moved since, and not in a removed block."""
     return [
-        place
-        for place, index in enumerate(dimensions.searched)
+        dim
+        for dim, index in enumerate(dimensions.searched)
         if widths[index] == center[index] and (index not in dimensions.inside or widths[dimensions.inside[index]])
     ]
 
 
 def _swaps(
-    levels: Sequence[int],
-    free: Sequence[int],
-    rows: Sequence[Sequence[float]],
-    costs: Sequence[Sequence[float]],
-    room: float,
+    levels: Sequence[int], free: Sequence[int], rows: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], room: float
 ) -> Iterator[tuple[float, tuple[int, ...]]]:
     """Widen one group, narrow another, or either alone, if that lowers the sensitivity and adds at most `room` to the cost."""
     changes = [
-        (rows[place][level], costs[place][level] - costs[place][levels[place]], place, level)
-        for place in free
-        for level in range(len(rows[place]))
-        if level != levels[place]
+        (rows[dim][level], costs[dim][level] - costs[dim][levels[dim]], dim, level)
+        for dim in free
+        for level in range(len(rows[dim]))
+        if level != levels[dim]
     ]
     nothing = (0.0, 0.0, -1, 0)
     wider = [nothing, *(change for change in changes if change[1] > 0)]
@@ -95,24 +88,14 @@ def _swaps(
         change, added = first[0] + second[0], first[1] + second[1]
         if change < 0 and added <= room and first[2] != second[2]:
             moved = list(levels)
-            for _, _, place, level in (first, second):
-                if place >= 0:
-                    moved[place] = level
+            for _, _, dim, level in (first, second):
+                if dim >= 0:
+                    moved[dim] = level
             yield change, tuple(moved)
 
 
 def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost, sign: int) -> Propose:
-    """Make the function that proposes the most promising move of a member of the front.
-
-    Args:
-        dimensions: The dimensions of the search.
-        table: The sensitivity table of the maximal network.
-        cost: The searched cost.
-        sign: 1 if a lower quality is better, -1 if a higher one is.
-
-    Returns:
-        The function; it gives None if no move is left.
-    """
+    """Make the function that proposes the most promising move of a member of the front."""
     costs = costs_by_width(dimensions, cost)
     rows = [table.rows[index] for index in dimensions.searched]
 
@@ -140,12 +123,12 @@ def _moves(
     levels: list[int], rows: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> Iterator[tuple[float, tuple[int, ...]]]:
     """Pairs of one level wider here and one narrower there: the predicted change of the sensitivity, and the levels."""
-    places = range(len(levels))
+    dims = range(len(levels))
     total = sum(row[level] for row, level in zip(rows, levels, strict=True))
-    wider = [_change(rows, levels, place, -1) for place in places]
-    narrower = [_change(rows, levels, place, 1) for place in places]
-    spent = [_change(costs, levels, place, -1) for place in places]
-    saved = [_change(costs, levels, place, 1) for place in places]
+    wider = [_change(rows, levels, dim, -1) for dim in dims]
+    narrower = [_change(rows, levels, dim, 1) for dim in dims]
+    spent = [_change(costs, levels, dim, -1) for dim in dims]
+    saved = [_change(costs, levels, dim, 1) for dim in dims]
     change = np.add.outer(wider, narrower)
     added = np.add.outer(spent, saved)
     size = np.abs(np.asarray(spent))[:, None]
@@ -157,7 +140,7 @@ def _moves(
         yield float(change[first, second]), tuple(moved)
 
 
-def _change(rows: Sequence[Sequence[float]], levels: Sequence[int], place: int, by: int) -> float:
+def _change(rows: Sequence[Sequence[float]], levels: Sequence[int], dim: int, by: int) -> float:
     """Change of a figure with a step of one group; infinite if the group has no such level."""
-    row, level = rows[place], levels[place]
+    row, level = rows[dim], levels[dim]
     return row[level + by] - row[level] if 0 <= level + by < len(row) else float("inf")

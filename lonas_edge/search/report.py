@@ -41,8 +41,9 @@ def to_csv(record: SearchRecord) -> str:
     output = io.StringIO()
     table = csv.writer(output, lineterminator="\n")
     table.writerow(["evaluation", "widths", record.cost, record.quality, "hypervolume", "origin", "seconds"])
-    for one, area in zip(record.evaluations, record.hypervolume, strict=True):
-        table.writerow([one.number, json.dumps(list(one.widths)), one.cost, one.quality, area, one.origin, one.seconds])
+    for point, area in zip(record.evaluations, record.hypervolume, strict=True):
+        widths = json.dumps(list(point.widths))
+        table.writerow([point.number, widths, point.cost, point.quality, area, point.origin, point.seconds])
     return output.getvalue()
 
 
@@ -50,7 +51,7 @@ class _Axis:
     """A cost with an SI prefix where numbers are large."""
 
     def __init__(self, record: SearchRecord):
-        cost, largest = COSTS[record.cost], max(one.cost for one in record.evaluations)
+        cost, largest = COSTS[record.cost], max(evaluation.cost for evaluation in record.evaluations)
         power = 0 if cost.unit == "ms" else min(int(math.log10(max(largest, 1)) // 3), len(_PREFIXES) - 1)
         self.divisor = 1000.0**power
         unit = {"MACs": "MACs", "bytes": "B", "ms": "ms"}.get(cost.unit, "")
@@ -82,11 +83,11 @@ def _title(record: SearchRecord) -> str:
 
 def _known(record: SearchRecord) -> dict[str, Evaluation]:
     """Maximal, heuristic and minimal."""
-    return {one.name: record.evaluations[one.evaluation] for one in record.named if one.name in _NAMED}
+    return {entry.name: record.evaluations[entry.evaluation] for entry in record.named if entry.name in _NAMED}
 
 
 def _picks(record: SearchRecord) -> dict[str, Evaluation]:
-    return {one.name: record.evaluations[one.evaluation] for one in record.picks}
+    return {entry.name: record.evaluations[entry.evaluation] for entry in record.picks}
 
 
 def _progression(record: SearchRecord) -> Any:
@@ -96,7 +97,7 @@ def _progression(record: SearchRecord) -> Any:
     figure = Figure(figsize=(8, 8), layout="constrained")
     axis, below = figure.subplots(2, 1, height_ratios=(2.4, 1))
     scale, count = _Axis(record), len(record.evaluations)
-    costs, qualities = [scale(one.cost) for one in record.evaluations], [one.quality for one in record.evaluations]
+    costs, qualities = [scale(point.cost) for point in record.evaluations], [point.quality for point in record.evaluations]
     points = axis.scatter(costs, qualities, c=range(1, count + 1), cmap="viridis", marker="D", s=16, alpha=0.8)
     figure.colorbar(points, ax=axis, label="evaluation")
     _draw_named(record, axis, scale)
@@ -116,13 +117,13 @@ def _front(record: SearchRecord) -> Any:
     axis, scale = figure.subplots(), _Axis(record)
     members = [record.evaluations[number] for number in record.front]
     line: dict[str, Any] = {"color": "black", "linewidth": 1, "drawstyle": "steps-post", "zorder": 2}
-    axis.plot([scale(one.cost) for one in members], [one.quality for one in members], **line)
+    axis.plot([scale(evaluation.cost) for evaluation in members], [evaluation.quality for evaluation in members], **line)
     for points, color, size, name, order in (
         (record.evaluations, "0.75", 14, "evaluated", 1),
         (members, "black", 26, "Pareto front", 3),
     ):
         style: dict[str, Any] = {"color": color, "s": size, "label": f"{name} ({len(points)})", "zorder": order}
-        axis.scatter([scale(one.cost) for one in points], [one.quality for one in points], **style)
+        axis.scatter([scale(evaluation.cost) for evaluation in points], [evaluation.quality for evaluation in points], **style)
     _draw_named(record, axis, scale)
     _draw_measured(record, axis, scale)
     axis.set(xlabel=scale.label, ylabel=_quality_label(record), title=_title(record))
@@ -132,36 +133,36 @@ def _front(record: SearchRecord) -> Any:
 
 
 def _limit(axis: Any, record: SearchRecord, members: Sequence[Evaluation]) -> None:
-    """Limit the axis to the front and the named networks: one broken network would flatten the plot."""
-    shown = [one.quality for one in (*members, *_known(record).values(), *_picks(record).values())]
+    """Limit the axis to the front and the named networks, because a single broken network would flatten the plot."""
+    shown = [evaluation.quality for evaluation in (*members, *_known(record).values(), *_picks(record).values())]
     margin = 0.1 * (max(shown) - min(shown))
     low, high = min(shown) - margin, max(shown) + margin
-    outside = sum(not low <= one.quality <= high for one in record.evaluations)
+    outside = sum(not low <= evaluation.quality <= high for evaluation in record.evaluations)
     if outside and high > low:
         axis.set_ylim(low, high)
         axis.set_xlabel(f"{axis.get_xlabel()}; {outside} networks are outside of this plot")
 
 
 def _draw_named(record: SearchRecord, axis: Any, scale: _Axis) -> None:
-    looks = [(name, one, *_NAMED[name], 70) for name, one in _known(record).items()]
+    looks = [(name, evaluation, *_NAMED[name], 70) for name, evaluation in _known(record).items()]
     picks = enumerate(_picks(record).items())
-    looks += [(name, one, "*", _PICKS[place % len(_PICKS)], 200) for place, (name, one) in picks]
-    for name, one, marker, color, size in looks:
-        quality = f"{one.quality:.3g} {record.units[record.quality]}"
-        label = f"{name.removeprefix('pick:')}: {scale.shown(one.cost)}, {quality}"
+    looks += [(name, evaluation, "*", _PICKS[position % len(_PICKS)], 200) for position, (name, evaluation) in picks]
+    for name, evaluation, marker, color, size in looks:
+        quality = f"{evaluation.quality:.3g} {record.units[record.quality]}"
+        label = f"{name.removeprefix('pick:')}: {scale.shown(evaluation.cost)}, {quality}"
         style = {"marker": marker, "s": size, "color": color, "edgecolors": "black", "zorder": 4, "label": label}
-        axis.scatter([scale(one.cost)], [one.quality], **style)
+        axis.scatter([scale(evaluation.cost)], [evaluation.quality], **style)
 
 
 def _draw_measured(record: SearchRecord, axis: Any, scale: _Axis) -> None:
     """Measured latencies, each with a line to its prediction."""
     if not COSTS[record.cost].timed:
         return
-    for place, network in enumerate(record.measured):
-        one = record.evaluations[network.evaluation]
-        ends = [scale(one.cost), scale(getattr(network, record.cost))]
-        axis.plot(ends, [one.quality] * 2, color="tab:red", linewidth=1, alpha=0.6, zorder=2)
-        axis.plot(ends[1], one.quality, "x", color="tab:red", zorder=5, label="measured" if place == 0 else None)
+    for position, network in enumerate(record.measured):
+        evaluation = record.evaluations[network.evaluation]
+        ends = [scale(evaluation.cost), scale(getattr(network, record.cost))]
+        axis.plot(ends, [evaluation.quality] * 2, color="tab:red", linewidth=1, alpha=0.6, zorder=2)
+        axis.plot(ends[1], evaluation.quality, "x", color="tab:red", zorder=5, label="measured" if position == 0 else None)
 
 
 def _finish(axis: Any) -> None:
@@ -175,15 +176,15 @@ def tables(record: SearchRecord) -> list[Table]:
 
 
 def _networks(record: SearchRecord) -> Table:
-    scale, measured = _Axis(record), {one.evaluation: one for one in record.measured}
-    metrics = [name for name in _TIMES if any(getattr(one, name) is not None for one in measured.values())]
+    scale, measured = _Axis(record), {network.evaluation: network for network in record.measured}
+    metrics = [name for name in _TIMES if any(getattr(network, name) is not None for network in measured.values())]
     headings = ["network", f"{record.quality}, {record.units[record.quality]}", f"{COSTS[record.cost].title}, {scale.unit}"]
     headings += ["origin", *(f"measured {COSTS[name].title}, ms (/ predicted)" for name in metrics)]
     rows = []
     for named in (*record.named, *record.picks):
-        one = record.evaluations[named.evaluation]
-        row = [named.name, f"{one.quality:.4g}", f"{scale(one.cost):.4g}", one.origin]
-        rows.append(row + [_compared(measured.get(one.number), metric) for metric in metrics])
+        evaluation = record.evaluations[named.evaluation]
+        row = [named.name, f"{evaluation.quality:.4g}", f"{scale(evaluation.cost):.4g}", evaluation.origin]
+        rows.append(row + [_compared(measured.get(evaluation.number), metric) for metric in metrics])
     return "Networks", headings, rows
 
 

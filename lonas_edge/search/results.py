@@ -1,8 +1,9 @@
 """The results of a search: its record, and the files of its sub-networks and plots."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +25,25 @@ Value = Callable[[Evaluation], float]
 
 @dataclass(frozen=True)
 class SearchResults:
-    """The results of a search.
-
-    Attributes:
-        plan: The search.
-        study: Name of the study.
-        evaluations: In the order of the trials.
-        sensitivity: Rows of the sensitivity table; None without one.
-        seconds: By step.
-        measured: The networks measured at the end.
-    """
+    """The results of a search."""
 
     plan: SearchPlan
     study: str
-    evaluations: tuple[Evaluation, ...]
-    sensitivity: tuple[tuple[float, ...], ...] | None
-    seconds: Mapping[str, float]
-    measured: tuple[Measured, ...] = ()
-
-    def with_measured(self, measured: tuple[Measured, ...]) -> "SearchResults":
-        """The same with measured latencies."""
-        return replace(self, measured=measured)
+    evaluations: tuple[Evaluation, ...]  # in the order of the trials
+    sensitivity: tuple[tuple[float, ...], ...] | None  # rows of the sensitivity table; None without one
+    seconds: Mapping[str, float]  # by step
+    measured: tuple[Measured, ...] = ()  # the networks measured at the end
 
     def write(self, folder: Path) -> None:
         """Write record, sub-networks and plots into an empty directory."""
         record = self.record
         (folder / SUBNETWORKS).mkdir()
-        for one in (*record.named, *record.picks):
-            if one.file:
-                evaluation = self.evaluations[one.evaluation]
+        for entry in (*record.named, *record.picks):
+            if entry.file:
+                evaluation = self.evaluations[entry.evaluation]
                 elasticity, origin = self.plan.source.elasticity, self._origin(evaluation)
-                subnetwork = Subnetwork(elasticity, evaluation.widths, f"search:{one.name}", origin)
-                subnetwork.record().write(folder / SUBNETWORKS / f"{one.file}.json")
+                subnetwork = Subnetwork(elasticity, evaluation.widths, f"search:{entry.name}", origin)
+                subnetwork.record().write(folder / SUBNETWORKS / f"{entry.file}.json")
         report.write(record, folder)
         record.write(folder / SEARCH)
 
@@ -84,7 +72,7 @@ class SearchResults:
             front=tuple(member.number for member in members),
             named=(
                 *(Named(name, evaluation.number) for name, evaluation in self._named.items()),
-                *(Named(f"front:{place}", member.number, f"front-{place:02}") for place, member in enumerate(members, 1)),
+                *(Named(f"front:{rank}", member.number, f"front-{rank:02}") for rank, member in enumerate(members, 1)),
             ),
             picks=self._picks[0],
             measured=self.measured,
@@ -96,8 +84,8 @@ class SearchResults:
     @cached_property
     def _named(self) -> dict[str, Evaluation]:
         """The evaluations of maximal, heuristic and minimal."""
-        places = {evaluation.widths: evaluation for evaluation in self.evaluations}
-        return {name: places[widths] for name, widths in named(self.plan.dimensions).items() if widths in places}
+        known = {evaluation.widths: evaluation for evaluation in self.evaluations}
+        return {name: known[widths] for name, widths in named(self.plan.dimensions).items() if widths in known}
 
     @cached_property
     def _picks(self) -> tuple[tuple[Named, ...], list[str]]:
@@ -118,7 +106,7 @@ class SearchResults:
             return lambda evaluation: cost(evaluation.widths)
 
         values = {name: value(cost) for name, cost in self.plan.counted_costs.items()}
-        return values | {self.plan.cost: lambda one: one.cost, self.plan.options.quality: lambda one: one.quality}
+        return values | {self.plan.cost: attrgetter("cost"), self.plan.options.quality: attrgetter("quality")}
 
     def _hypervolume(self) -> list[float]:
         points = [(self.plan.sign * evaluation.quality, evaluation.cost) for evaluation in self.evaluations]

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256 as digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from optuna.exceptions import StorageInternalError
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.formats import DTYPES
-from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search import LATENCY, SEARCH, STUDY
@@ -37,29 +37,19 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch, SuperNetwork
     from lonas_edge.search.latency_table import LatencyTable
 
-SKIP = 4  # a pick's sensitivity table uses one prompt in so many: each move is evaluated on all prompts
+SKIP = 4  # a pick's sensitivity table uses every fourth prompt, because each move is evaluated on all prompts
 _AROUND = "sensitivity around picks"
 _NEEDED_BYTES = 2**24
 
 
 def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
-    """Search, and write the output directory.
-
-    Returns:
-        The record, as written to `search.json`.
-
-    Raises:
-        LonasEdgeError: If the output, storage or study cannot be used, or no network meets a pick, which is reported after the
-            output is written. An interrupted search can be continued.
-    """
+    """Search, and write the output directory."""
     options = plan.options
     finished = _finished(plan)
     inputs = [options.data, plan.source.base.folder, *([plan.source.adapter.folder] if plan.source.adapter else [])]
     output = OutputDirectory(options.output, options.overwrite or finished, inputs)
     output.check(_NEEDED_BYTES, resumable=True)
-    tokenizer = load_tokenizer(plan.source.base.folder)
-    if tokenizer is None:
-        raise LonasEdgeError(f"{plan.source.base.folder}: no tokenizer; a search needs one")
+    tokenizer = require_tokenizer(plan.source.base.folder, "a search")
     batches = plan.held.batches(tokenizer)
     shared = open_storage(options.storage) if options.storage else None
     with output.resume("search", plan.identity, restart=options.overwrite) as work:
@@ -93,11 +83,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
 
 
 def _finished(plan: SearchPlan) -> bool:
-    """Whether the output directory holds this search, finished: it is continued.
-
-    Raises:
-        LonasEdgeError: If it holds another search, and that is not to be overwritten.
-    """
+    """Whether the output directory holds this search, finished: it is continued."""
     output = plan.options.output
     if plan.options.overwrite or not (output / SEARCH).is_file():
         return False
@@ -114,7 +100,7 @@ def _name(identity: Mapping[str, Any]) -> str:
 
 
 def _thinned(batch: "Batch") -> "Batch":
-    """One prompt in `SKIP` of a batch, whose prompts are sorted by length; positions are those of the whole batch."""
+    """Keep every `SKIP`-th prompt of a batch, which is sorted by length, and all positions."""
     return {name: values if name == "logits_to_keep" else values[::SKIP] for name, values in batch.items()}
 
 
@@ -139,7 +125,7 @@ class _Search:
             check_picks(plan, {plan.cost: cost})
         evaluations, table = self._evaluate(cost)
         results = SearchResults(plan, self.study.study_name, evaluations, table.rows if table else None, self.seconds)
-        return results.with_measured(self._measure(results.record)) if plan.measures else results
+        return replace(results, measured=self._measure(results.record)) if plan.measures else results
 
     def _evaluate(self, cost: Cost) -> tuple[tuple[Evaluation, ...], SensitivityTable | None]:
         """Load the super-network and evaluate networks until there are enough."""
@@ -151,7 +137,7 @@ class _Search:
             network = load_super_network(plan.source, DTYPES[options.dtype].torch)
             self.progress("Scoring the unpruned network", None)
             reference = network.reference(self.batches)
-        table = self._table(network, reference) if plan.needs_table else None
+        table = self._table(network, reference) if options.warm_start or options.refine else None
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose = self._refinement(network, table, cost, aims) if table and options.refine else None
@@ -165,7 +151,7 @@ class _Search:
         return tuple(worker.evaluations()), table
 
     def _shared(self, name: str, make: Callable[[], Any]) -> Any:
-        """A value as JSON that all workers of the study use: the first one that was stored."""
+        """Return the first stored JSON value of a name, which all workers of the study use."""
         if name not in self.study.user_attrs:
             value = make()
             if name not in self.study.user_attrs:  # another worker may have been faster
@@ -232,9 +218,9 @@ class _Search:
         from lonas_edge.search.measured import measure_front, spread
 
         evaluations, settings = record.evaluations, self.plan.options.cost_settings
-        names = {one.evaluation: one.file or one.name for one in (*record.named, *record.picks)}
-        first = [one.evaluation for one in record.named if one.name in ("maximal", "heuristic")]
-        others = [one.number for one in spread([evaluations[number] for number in record.front])]
+        names = {entry.evaluation: entry.file or entry.name for entry in (*record.named, *record.picks)}
+        first = [entry.evaluation for entry in record.named if entry.name in ("maximal", "heuristic")]
+        others = [evaluation.number for evaluation in spread([evaluations[number] for number in record.front])]
         chosen = dict.fromkeys([*first, *others, *(pick.evaluation for pick in record.picks)])
         members = [(names[number], evaluations[number]) for number in chosen]
         with self._step("measured"):
@@ -242,7 +228,7 @@ class _Search:
 
     @contextmanager
     def _step(self, name: str, without: str = "") -> Iterator[None]:
-        """Count the seconds of a step, without those of another one inside it."""
+        """Count the seconds of a step, without those of the step `without` inside it."""
         start, inside = time.perf_counter(), self.seconds.get(without, 0.0)
         try:
             yield

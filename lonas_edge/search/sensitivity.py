@@ -64,7 +64,7 @@ def measure_sensitivity(
     groups, architecture = elasticity.space.groups, elasticity.architecture
     first = {index: first_layer(architecture, groups[index].modules) for index in searched}
     center = tuple(around or elasticity.maximal)
-    own = network.kl([center], batches, reference)[0] if around else 0.0
+    center_kl = network.kl([center], batches, reference)[0] if around else 0.0
     rows: dict[int, tuple[float, ...]] = {}
     network.activate(center)
     walk = Walk(network, batches)
@@ -77,7 +77,7 @@ def measure_sensitivity(
             for width in groups[index].widths:
                 changed = (*center[:index], width, *center[index + 1 :])
                 network.activate(changed)
-                row.append(0.0 if changed == center else _kl(walk, network, batches, reference) - own)
+                row.append(0.0 if changed == center else _kl(walk, network, batches, reference) - center_kl)
             rows[index] = tuple(row)
             done += work[index]
             progress(done / total)
@@ -87,7 +87,7 @@ def measure_sensitivity(
 
 
 def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]") -> float:
-    """Mean KL of the active sub-network; it equals the walked one before the walk's current layer."""
+    """Mean KL of the active sub-network, which equals the walked network before the walk's current layer."""
     import torch
 
     total, positions = 0.0, 0

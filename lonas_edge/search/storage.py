@@ -34,11 +34,7 @@ def shown(url: str) -> str:
 
 
 def open_storage(url: str) -> "BaseStorage":
-    """Open a database that workers share, as SQLAlchemy names it: postgresql://…, sqlite:///FILE.
-
-    Raises:
-        LonasEdgeError: If it cannot be reached.
-    """
+    """Open a database that workers share, as SQLAlchemy names it: postgresql://…, sqlite:///FILE."""
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from sqlalchemy.exc import DatabaseError
 
@@ -67,11 +63,7 @@ def open_storage(url: str) -> "BaseStorage":
 
 
 def open_journal(path: Path) -> "BaseStorage":
-    """Open a journal file that only this process uses. An incomplete last line, of a killed process, is removed.
-
-    Raises:
-        LonasEdgeError: If the file is damaged.
-    """
+    """Open a journal file that only this process uses. An incomplete last line, of a killed process, is removed."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -89,18 +81,7 @@ def open_journal(path: Path) -> "BaseStorage":
 def open_study(
     storage: "BaseStorage", name: str, identity: Mapping[str, Any], settings: "SearchSettings", where: str
 ) -> "Study":
-    """Open or create a study of two minimized objectives, sampled by NSGA-II.
-
-    Args:
-        storage: Its storage.
-        name: Its name.
-        identity: Settings and input hashes that all runs of the study share, as JSON.
-        settings: The sampler's settings.
-        where: Name of the storage for errors.
-
-    Raises:
-        LonasEdgeError: If another search has a study with that name; the differences are listed.
-    """
+    """Open or create a study of two minimized objectives, sampled by NSGA-II."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -47,16 +47,7 @@ class Worker:
         propose: Propose | None = None,
         refine_from: int = 0,
     ):
-        """Join a study.
-
-        Args:
-            study: The study.
-            dimensions: Its dimensions.
-            evals: Networks to evaluate in all.
-            sign: 1 if a lower quality is better, -1 if a higher one is; Optuna minimizes.
-            propose: The refinement; None for none.
-            refine_from: Evaluations after which the refinement comes before the sampler.
-        """
+        """Join a study; `sign` is -1 if a higher quality is better, because Optuna minimizes."""
         self.study, self.dimensions, self._sign = study, dimensions, sign
         self._total = min(evals, dimensions.size)
         self._propose, self._refine_from = propose, refine_from
@@ -83,15 +74,7 @@ class Worker:
         return [self._evaluation(number, *item) for number, item in enumerate(first.items())]
 
     def run(self, measure: Measure, report: Callable[[list[Evaluation]], None]) -> None:
-        """Evaluate networks until there are enough, or none is left.
-
-        Args:
-            measure: Evaluates a network.
-            report: Called with all evaluations before the first, after each, and at the end.
-
-        Raises:
-            LonasEdgeError: If a quality is not finite.
-        """
+        """Evaluate networks until there are enough, or none is left."""
         while True:
             evaluations = self.evaluations()
             report(evaluations)

@@ -47,23 +47,12 @@ def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
 
 
 def cached_ir(source: Source, widths: Sequence[int], weight_format: str, folder: Path, *others: Path) -> Path:
-    """Find or export an IR for timing; its logits are not verified.
-
-    Args:
-        source: Base model, adapter and search space.
-        widths: In group order.
-        weight_format: Its weight format.
-        folder: Where a new one is written.
-        *others: Where else one may exist.
-
-    Returns:
-        The exported directory.
-    """
+    """Find or export an IR for timing; its logits are not verified."""
     identity = [shape_hash(source, [widths]), weight_format, used_versions(), GRAPH]
     name = f"latency-{digest(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}"
-    for place in (folder, *others):
-        if (place / name).exists():
-            return place / name
+    for parent in (folder, *others):
+        if (parent / name).exists():
+            return parent / name
     export_apart(source, source.subnetwork(widths, "latency"), folder / name, ExportOptions(weight_format, verify=False))
     return folder / name
 
@@ -85,14 +74,7 @@ def stock_properties(settings: CostSettings) -> Mapping[str, str]:
 
 
 def time_irs(folders: Sequence[Path], settings: CostSettings, progress: Progress) -> list[Latency]:
-    """Measure IRs in one interleaved run, each as stock clients run it.
-
-    Returns:
-        Medians, in the order of `folders`.
-
-    Raises:
-        LonasEdgeError: If an IR cannot be measured; all such are listed.
-    """
+    """Measure IRs in one interleaved run with the properties of stock clients; return their medians in order."""
     run = [(folder, stock_properties(settings)) for folder in folders]
     schedule = Schedule(settings.rounds, settings.starts, WARMUP)
     return ir_latencies(run, settings.case, schedule, settings.device, settings.threads, progress)

@@ -15,17 +15,11 @@ _MOST_WIDTHS = 9  # measured per kind; others are interpolated
 
 @dataclass(frozen=True)
 class Kind:
-    """Groups that narrow layers of one shape.
+    """Groups that narrow layers of one shape."""
 
-    Attributes:
-        name: The layers, as named inside a decoder layer.
-        layers: Number of decoder layers that each group narrows, by group index.
-        widths: The measured widths, widest first.
-    """
-
-    name: str
-    layers: dict[int, int]
-    widths: tuple[int, ...]
+    name: str  # the layers, as named inside a decoder layer
+    layers: dict[int, int]  # number of decoder layers that each group narrows, by group index
+    widths: tuple[int, ...]  # the measured widths, widest first
 
 
 def find_kinds(source: Source) -> tuple[Kind, ...]:
@@ -55,7 +49,7 @@ def _thinned(widths: Sequence[int]) -> tuple[int, ...]:
     if len(widths) <= _MOST_WIDTHS:
         return tuple(widths)
     last = len(widths) - 1
-    return tuple(widths[round(place * last / (_MOST_WIDTHS - 1))] for place in range(_MOST_WIDTHS))
+    return tuple(widths[round(position * last / (_MOST_WIDTHS - 1))] for position in range(_MOST_WIDTHS))
 
 
 def uniform_networks(source: Source, kinds: Sequence[Kind]) -> dict[tuple[str, int], tuple[int, ...]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lonas_edge.search.dimensions import Cost, Dimensions, Widths, costs_by_width
-from lonas_edge.search.knapsack import ladder, solve
+from lonas_edge.search.knapsack import knapsack, ladder
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.sensitivity import SensitivityTable
 
@@ -33,7 +33,7 @@ def warm_start(
         evals: Evaluations in all; the ladder takes at most half of them.
         table: The sensitivity table; None for the named networks only.
         cost: The searched cost.
-        aims: Picks, each with the cost that it bounds. Each is solved exactly, since no rung of the ladder need be near it.
+        aims: Picks, each with the cost that it bounds. Each has its own budget, because no rung of the ladder may be near it.
 
     Returns:
         Origin of each network, by its widths.
@@ -57,7 +57,7 @@ def warm_start(
 
 @dataclass(frozen=True)
 class _Choice:
-    """Levels of groups that are chosen together, by place; their sensitivity, and their cost above the cheapest choice."""
+    """Levels of groups that are chosen together, by dimension; sensitivity; cost above the cheapest choice."""
 
     levels: Mapping[int, int]
     sensitivity: float
@@ -71,19 +71,19 @@ def _choices(dimensions: Dimensions, table: SensitivityTable, cost: Cost) -> lis
     """
     costs = costs_by_width(dimensions, cost)
     rows = [table.rows[index] for index in dimensions.searched]
-    places = {index: place for place, index in enumerate(dimensions.searched)}
+    dims = {index: dim for dim, index in enumerate(dimensions.searched)}
     holds: dict[int, list[int]] = {}
     for group, block in dimensions.inside.items():
-        if group in places and block in places:
-            holds.setdefault(places[block], []).append(places[group])
-    alone = set(range(len(costs))) - holds.keys() - {place for inner in holds.values() for place in inner}
+        if group in dims and block in dims:
+            holds.setdefault(dims[block], []).append(dims[group])
+    alone = set(range(len(costs))) - holds.keys() - {dim for inner in holds.values() for dim in inner}
     choices = [[_Choice({p: level}, rows[p][level], value) for level, value in enumerate(costs[p])] for p in sorted(alone)]
     for block, inner in holds.items():
         kept = []
-        for levels in itertools.product(*(range(len(costs[place])) for place in inner)):
+        for levels in itertools.product(*(range(len(costs[dim])) for dim in inner)):
             chosen = dict(zip(inner, levels, strict=True))
-            saved = sum(costs[place][0] - costs[place][level] for place, level in chosen.items())
-            sensitivity = sum(rows[place][level] for place, level in chosen.items())
+            saved = sum(costs[dim][0] - costs[dim][level] for dim, level in chosen.items())
+            sensitivity = sum(rows[dim][level] for dim, level in chosen.items())
             kept.append(_Choice({block: 0, **chosen}, sensitivity, costs[block][0] - saved))
         choices.append([*kept, _Choice({block: 1, **dict.fromkeys(inner, 0)}, rows[block][1], 0.0)])
     return choices
@@ -99,7 +99,7 @@ def _solved(choices: Sequence[Sequence[_Choice]], budgets: Sequence[float]) -> l
     sensitivities = [[choice.sensitivity for choice in row] for row in choices]
     costs = [[choice.cost for choice in row] for row in choices]
     solutions = []
-    for solution in solve(sensitivities, costs, budgets):
+    for solution in knapsack(sensitivities, costs, budgets):
         levels = {p: level for row, chosen in zip(choices, solution, strict=True) for p, level in row[chosen].levels.items()}
-        solutions.append([levels[place] for place in range(len(levels))])
+        solutions.append([levels[dim] for dim in range(len(levels))])
     return solutions

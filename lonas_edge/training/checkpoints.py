@@ -70,7 +70,7 @@ def mark(checkpoint: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, link or directory; a checkpoint's mark first, so that half of one never looks complete."""
+    """Remove a file, link or directory; a checkpoint's mark first, so that an incomplete checkpoint is never marked."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
@@ -95,11 +95,7 @@ def saving(checkpoint: Path) -> Iterator[None]:
 
 
 def check(checkpoint: Path) -> None:
-    """Compare the files of a checkpoint with its record.
-
-    Raises:
-        LonasEdgeError: Names the first file that is missing or differs.
-    """
+    """Compare the files of a checkpoint with its record."""
     try:
         regular(checkpoint / COMPLETE, "its record")
         recorded = CheckpointRecord.read(checkpoint / COMPLETE)
@@ -114,23 +110,15 @@ def check(checkpoint: Path) -> None:
 
 
 def load(path: Path) -> Any:
-    """Load a file of `torch.save` on the CPU, without executing anything in it.
-
-    Raises:
-        LonasEdgeError: If it is damaged or holds more than tensors and numbers.
-    """
+    """Load a file of `torch.save` on the CPU, without executing anything in it."""
     regular(path, "a part of the checkpoint")
-    with loading(path), safe_globals():  # transformers 5.5 asks for "cpu:0" under torchrun, which torch refuses
+    with loading(path), safe_globals():  # transformers 5.5 passes "cpu:0" under torchrun, which torch refuses
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager
 def loading(path: Path) -> Iterator[None]:
-    """Name the file that cannot be loaded: damaged ones raise any exception.
-
-    Raises:
-        LonasEdgeError: If it fails for another reason than memory.
-    """
+    """Name the file that cannot be loaded: damaged ones raise any exception."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, LonasEdgeError):

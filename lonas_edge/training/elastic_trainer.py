@@ -1,4 +1,4 @@
-"""A training step of a super-network: the unpatched Hugging Face Trainer, with a sub-network activated around its own step."""
+"""A training step of a super-network: the Hugging Face Trainer, with a sub-network activated around its step."""
 
 # mypy: disallow-subclassing-any=False
 # (transformers has no types that mypy reads)
@@ -45,22 +45,13 @@ class ElasticTrainer(Trainer):
         weight_format: str | None = None,
         **arguments: Any,
     ):
-        """Set up.
-
-        Args:
-            network: The super-network; its model is trained.
-            schedule: Gives the sub-network and the learning rate of every step.
-            sampler: The order of the examples.
-            teacher: A frozen model with the same vocabulary, on the training device.
-            weight_format: Train the weights as this format stores them.
-            **arguments: As of `Trainer`.
-        """
+        """Train `network` by `schedule`, with a frozen teacher or in a weight format; `arguments` as of `Trainer`."""
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
         self._teacher_logits: torch.Tensor | None = None
         super().__init__(model=network.model, **arguments)
         # now the model is on its device
         self.stored = StoredWeights(network, weight_format) if weight_format else None
-        self.model_accepts_loss_kwargs = True  # the loss below divides by the tokens of the whole step
+        self.model_accepts_loss_kwargs = True  # the loss below divides by all tokens of the step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         return self.sampler
@@ -85,7 +76,7 @@ class ElasticTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save; mark the checkpoint as complete when every process is done, then delete all older ones but one."""
+        """Save; mark the checkpoint as complete when every process is done, then keep one older checkpoint."""
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         with saving(checkpoint):
@@ -101,17 +92,12 @@ class ElasticTrainer(Trainer):
     ) -> torch.Tensor:
         """Run forward and backward of a micro-batch through the step's sub-network; return the loss.
 
-        Args:
-            model: The (wrapped) model.
-            inputs: A batch of a collator.
-            num_items_in_batch: Learned tokens of the optimizer step, over all devices.
-
         Raises:
             NotFiniteError: If the loss is not finite.
         """
         widths = self.schedule.subnetwork(self.state.global_step)
         if self.teacher is not None:
-            self._teacher_logits = self._taught(self._prepare_inputs(inputs))
+            self._teacher_logits = self._logits_of_teacher(self._prepare_inputs(inputs))
         self.network.activate(widths)
         with self.stored.active(widths) if self.stored else nullcontext():
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -119,11 +105,11 @@ class ElasticTrainer(Trainer):
             raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
-    def _taught(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _logits_of_teacher(self, inputs: dict[str, Any]) -> torch.Tensor:
         self.teacher.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            given = {name: value for name, value in inputs.items() if name != "labels"}
-            logits: torch.Tensor = self.teacher(**given, use_cache=False).logits
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+            logits: torch.Tensor = self.teacher(**inputs, use_cache=False).logits
         return logits
 
     def compute_loss(
@@ -133,14 +119,7 @@ class ElasticTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Compute the loss of the activated sub-network; see the class.
-
-        Args:
-            model: The (wrapped) model.
-            inputs: A batch; its `labels` belong to the positions that `Collator` keeps, or to whole texts.
-            return_outputs: Whether to return the model's output, too.
-            num_items_in_batch: Learned tokens of the optimizer step, over all devices; those of the batch when None.
-        """
+        """Compute the loss of the activated sub-network; see the class."""
         labels, objective = inputs.pop("labels"), self.network.objective
         outputs = model(**inputs, use_cache=False)
         logits, learned = objective.answers(outputs.logits, labels), objective.labels(labels)
@@ -155,11 +134,7 @@ class ElasticTrainer(Trainer):
 
 
 def restore_adapter(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Load the adapter of a checkpoint into a PEFT model.
-
-    Raises:
-        LonasEdgeError: If the file is damaged or belongs to another network.
-    """
+    """Load the adapter of a checkpoint into a PEFT model."""
     path = checkpoint / ADAPTER
     with loading(path):
         tensors = load_file(path)

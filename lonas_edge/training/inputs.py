@@ -27,7 +27,7 @@ from lonas_edge.training.training_data import Files, TrainingData, read_training
 
 @dataclass(frozen=True)
 class Start:
-    """An adapter and its one sub-network to train further; the maximal network of a plain LoRA adapter."""
+    """An adapter and the sub-network to recover; the maximal network of a plain LoRA adapter."""
 
     source: Source
     subnetwork: Subnetwork
@@ -60,23 +60,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a training.
+    """Inputs of a training."""
 
-    Attributes:
-        base: The base model.
-        elasticity: The search space, bound to it; without groups for plain LoRA.
-        nncf_config: The search space's file.
-        data: The training data.
-        start: The adapter to train further; None to train a new one.
-        teacher: The frozen teacher.
-    """
-
-    base: Located
-    elasticity: Elasticity
-    nncf_config: Path | None
-    data: TrainingData
-    start: Start | None = None
-    teacher: Teacher | None = None
+    base: Located  # the base model
+    elasticity: Elasticity  # the search space, bound to it; without groups for plain LoRA
+    nncf_config: Path | None  # the search space's file
+    data: TrainingData  # the training data
+    start: Start | None = None  # the adapter to recover; None to train a new one
+    teacher: Teacher | None = None  # the frozen teacher
 
     @property
     def architecture(self) -> Architecture:
@@ -90,24 +81,9 @@ class Inputs:
 
 
 def open_inputs(
-    model: str,
-    data: Files,
-    nncf_config: Path | None = None,
-    elastic: bool = True,
-    task: str | None = None,
+    model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True, task: str | None = None
 ) -> Inputs:
-    """Open base, search space and data of a new adapter, and check that they fit; no weights are read.
-
-    Args:
-        model: The base model.
-        data: The data files.
-        nncf_config: The search space.
-        elastic: Whether sub-networks are trained; plain LoRA takes only the stages from the search space.
-        task: The GLUE task; the name of the file's folder when None.
-
-    Raises:
-        LonasEdgeError: If something is missing or does not fit.
-    """
+    """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
     read = read_training_data(data, task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
@@ -129,19 +105,7 @@ def open_recovery(
     nncf_config: Path | None = None,
     task: str | None = None,
 ) -> Inputs:
-    """Open adapter, sub-network and data to train one sub-network further; no weights are read.
-
-    Args:
-        start: A super-adapter, or a plain LoRA adapter, which has the maximal network only.
-        data: The data files.
-        subnet: The sub-network, as of --subnet.
-        model: The base model; the one that the adapter names when None.
-        nncf_config: The search space; the super-adapter's when None.
-        task: The GLUE task; the name of the file's folder when None.
-
-    Raises:
-        LonasEdgeError: If something is missing or does not fit.
-    """
+    """Open adapter, sub-network and data of a recovery; no weights are read."""
     read = read_training_data(data, task)
     source = open_source(start, model, nncf_config)
     if not (source.adapter and source.adapter_config):
@@ -170,9 +134,6 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
 
     Returns:
         The widths of each network, without duplicates.
-
-    Raises:
-        LonasEdgeError: If a directory is empty or a choice does not fit the search space; all problems are listed.
     """
     networks, problems = {}, []
     for choice in choices:
@@ -190,21 +151,13 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
 
 
 def with_teacher(inputs: Inputs, reference: str) -> Inputs:
-    """Add a frozen teacher; its weights are not read yet.
-
-    Raises:
-        LonasEdgeError: If it cannot teach this model.
-    """
+    """Add a frozen teacher; its weights are not read yet."""
     inputs.architecture.require(CAUSAL_LM, "--teacher")
     return replace(inputs, teacher=open_teacher(reference, inputs.base))
 
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
-    """Fill in the options that depend on the inputs: target modules, prompt and length.
-
-    Raises:
-        LonasEdgeError: If the data do not fit the prompt.
-    """
+    """Fill in the options that depend on the inputs: target modules, prompt and length."""
     options = inputs.start.options(options) if inputs.start else with_targets(options, inputs.architecture)
     options = inputs.data.with_prompt(options, inputs.start.source if inputs.start else None)
     return replace(options, max_length=options.max_length or inputs.data.longest(inputs.architecture))
@@ -233,11 +186,7 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 
 
 def check(inputs: Inputs, options: TrainOptions) -> None:
-    """Check that the training can run, before the model is loaded.
-
-    Raises:
-        LonasEdgeError: If options, search space, adapter or machine do not fit; misfits of a kind are listed together.
-    """
+    """Check that the training can run, before the model is loaded."""
     architecture = inputs.architecture
     context = architecture.config.max_position_embeddings if inputs.data.task is CLASSIFICATION else None
     if context and (options.max_length or 0) > context:  # there are no embeddings of later positions

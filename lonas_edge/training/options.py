@@ -90,11 +90,7 @@ class TrainOptions(Checked):
     subnetworks: tuple[tuple[int, ...], ...] = ()
 
     def accumulation(self, devices: int) -> int:
-        """Count the micro-batches of one device in an optimizer step.
-
-        Raises:
-            LonasEdgeError: If the batch cannot be divided evenly.
-        """
+        """Count the micro-batches of one device in an optimizer step."""
         share = self.micro_batch_size or self.batch_size // devices
         if share < 1 or self.batch_size % (share * devices):
             raise LonasEdgeError(

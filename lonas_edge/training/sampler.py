@@ -14,7 +14,7 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int, files: Sequence[tuple[int, float]] = ()):
-        """Set up.
+        """Set the order.
 
         Args:
             lengths: Tokens of each example.

@@ -1,7 +1,7 @@
 """The schedule of a training: stages in optimizer steps, the learning rate and the sub-network of every step. No torch.
 
-Stages are NNCF's (`list_stage_descriptions`, progressive shrinking): each restarts a cosine learning rate and says which widths
-may be drawn.
+Stages are NNCF's (`list_stage_descriptions`, progressive shrinking): each restarts a cosine learning rate and limits the
+drawn widths.
 """
 
 import json
@@ -19,46 +19,29 @@ DEFAULT_EPOCHS = 3.0
 
 @dataclass(frozen=True)
 class ScheduledStage:
-    """A stage in optimizer steps.
+    """A stage in optimizer steps."""
 
-    Attributes:
-        first: Its first step.
-        steps: Number of steps.
-        lr: Learning rate at its start.
-        lr_steps: Steps until the cosine reaches 0, where it stays.
-        width_indicator: Number of values of each group that may be drawn, widest first; all when None.
-        sample_rate: Steps between two draws.
-        depth_rate: Chance that a block is removed from a drawn sub-network.
-    """
-
-    first: int
-    steps: int
-    lr: float
-    lr_steps: int
-    width_indicator: int | None
-    sample_rate: int
-    depth_rate: float = 0.0
+    first: int  # its first step
+    steps: int  # number of steps
+    lr: float  # learning rate at its start
+    lr_steps: int  # steps until the cosine reaches 0, where it stays
+    width_indicator: int | None  # number of values of each group that may be drawn, widest first; all when None
+    sample_rate: int  # steps between two draws
+    depth_rate: float = 0.0  # chance that a block is removed from a drawn sub-network
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What to train in every step. A draw depends on seed and step only.
+    """The sub-network and learning rate of every step. A draw depends on seed and step only.
 
     Therefore all processes of a data-parallel training draw the same sub-network, and so does a resumed training.
-
-    Attributes:
-        space: The search space; without groups for plain LoRA.
-        stages: The stages, in order.
-        warmup_steps: Steps of the linear warm-up.
-        seed: Seed of the draws.
-        subnetworks: Widths of the sub-networks to draw from; the whole search space if empty.
     """
 
-    space: SearchSpace
+    space: SearchSpace  # the search space; without groups for plain LoRA
     stages: tuple[ScheduledStage, ...]
-    warmup_steps: int
-    seed: int
-    subnetworks: tuple[tuple[int, ...], ...] = ()
+    warmup_steps: int  # steps of the linear warm-up
+    seed: int  # seed of the draws
+    subnetworks: tuple[tuple[int, ...], ...] = ()  # widths of the sub-networks to draw from; the whole search space if empty
 
     @property
     def steps(self) -> int:
@@ -99,19 +82,7 @@ def make_schedule(
     subnetworks: tuple[tuple[int, ...], ...] = (),
     default_lr: float = DEFAULT_LR,
 ) -> Schedule:
-    """Turn the search space's stages into steps; options win over the file.
-
-    Args:
-        space: The search space; without groups for plain LoRA.
-        options: How to train.
-        examples: Examples of an epoch.
-        where: Name of the search space in an error.
-        subnetworks: Widths of the sub-networks to draw from.
-        default_lr: Learning rate if neither options nor stage have one.
-
-    Raises:
-        LonasEdgeError: If a stage has an invalid value or needs an unsupported feature of NNCF.
-    """
+    """Turn the search space's stages into steps; options win over the file."""
     stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",)),)
     checks = (_invalid_values, _unsupported) if space.groups else (_invalid_values,)  # plain LoRA ignores elastic settings
     problems = [

@@ -17,16 +17,7 @@ from lonas_edge.training.card import super_adapter_card
 def write_super_adapter(
     folder: Path, model: PeftModel, base: Located, output: Path, order: ChannelOrder, record: TrainingRecord
 ) -> None:
-    """Write adapter, channel order, record and model card; the adapter returns to the base's own channel order.
-
-    Args:
-        folder: Directory to write to.
-        model: The trained model; it is changed.
-        base: The base model.
-        output: The final place of the folder.
-        order: The channel order of the training.
-        record: How it was trained.
-    """
+    """Write adapter, channel order, record and model card; the adapter returns to the base's own channel order."""
     order.inverse().apply_to_model(model, lambda name: ".lora_" in name)
     config = next(iter(model.peft_config.values()))
     config.base_model_name_or_path, config.revision = _reference(base, output), base.revision
@@ -44,5 +35,5 @@ def _reference(base: Located, output: Path) -> str:
     """A hub id, or the relative path to a local directory, so that both can be moved together."""
     if base.revision is not None:
         return base.name
-    place = output.absolute().parent.resolve() / output.name
-    return os.path.relpath(base.folder.absolute(), place)
+    final = output.absolute().parent.resolve() / output.name
+    return os.path.relpath(base.folder.absolute(), final)

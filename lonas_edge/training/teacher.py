@@ -23,31 +23,16 @@ from lonas_edge.network.tokenizer import load_tokenizer, tokenizer_differences
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model.
+    """A frozen model."""
 
-    Attributes:
-        name: Its name without local paths, for records.
-        folder: Its directory.
-        files: Its files, without those of the base that is trained on.
-        load: Reads its weights, in a dtype.
-    """
-
-    name: str
-    folder: Path
-    files: tuple[Path, ...]
-    load: Callable[[torch.dtype], PreTrainedModel]
+    name: str  # its name without local paths, for records
+    folder: Path  # its directory
+    files: tuple[Path, ...]  # its files, without those of the base that is trained on
+    load: Callable[[torch.dtype], PreTrainedModel]  # reads its weights, in a dtype
 
 
 def open_teacher(reference: str, base: Located) -> Teacher:
-    """Open a teacher and compare its tokens with the base's; no weights are read.
-
-    Args:
-        reference: A LoRA adapter (a super-adapter is its maximal network), an exported checkpoint, or a base model.
-        base: The base model of the training.
-
-    Raises:
-        LonasEdgeError: If it is none of these, or has another vocabulary or tokenizer.
-    """
+    """Open a teacher and compare its tokens with the base's; no weights are read."""
     folder = Path(reference)
     if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
         teacher, described = _exported(folder), folder

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import TEXT
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.training_data import DataFile, Encoded
@@ -16,19 +15,12 @@ from lonas_edge.training.training_data import DataFile, Encoded
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Encoded examples.
+    """Encoded examples."""
 
-    Attributes:
-        tokenizer: The model's.
-        prompting: The prompt template; None for GLUE.
-        files: The encoded examples of each file.
-        weights: How often an epoch has each example of a file.
-    """
-
-    tokenizer: Any
-    prompting: Prompting | None
-    files: tuple[list[Encoded], ...]
-    weights: tuple[float, ...]
+    tokenizer: Any  # the model's
+    prompting: Prompting | None  # the prompt template; None for GLUE
+    files: tuple[list[Encoded], ...]  # the encoded examples of each file
+    weights: tuple[float, ...]  # how often an epoch has each example of a file
 
     @property
     def examples(self) -> list[Encoded]:
@@ -46,13 +38,9 @@ class Tokenized:
 
 
 def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
-    """Tokenize the examples.
-
-    Raises:
-        LonasEdgeError: If the tokenizer is missing, incomplete or another model's, or no example of a file remains.
-    """
+    """Tokenize the examples."""
     data, folder = inputs.data, inputs.base.folder
-    tokenizer = _tokenizer(folder)
+    tokenizer = require_tokenizer(folder, "training")
     if missing := data.missing_tokens(tokenizer):
         raise LonasEdgeError(f"{folder}: the tokenizer has no {missing} token; set one in tokenizer_config.json")
     prompting = data.prompting(options, tokenizer, folder, inputs.start.source.training if inputs.start else None)
@@ -79,10 +67,3 @@ def check_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
             f"{inputs.base.folder}: the tokenizer gives token {largest}, but the model's vocabulary has {size} entries. "
             "Use the tokenizer of this model."
         )
-
-
-def _tokenizer(folder: Path) -> Any:
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise LonasEdgeError(f"{folder}: no tokenizer files; training needs the model's tokenizer")
-    return tokenizer

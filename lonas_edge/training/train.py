@@ -65,7 +65,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     report: Progress = lambda _step, _steps, _log: None,
-    tell: Callable[[str], None] = lambda _line: None,
+    notify: Callable[[str], None] = lambda _line: None,
 ) -> TrainingRecord | None:
     """Train an adapter and write its directory.
 
@@ -76,13 +76,10 @@ def train(
         resume: Whether to continue from the last checkpoint of a killed or stopped training.
         overwrite: Whether to replace an existing output; without `resume` an unfinished training of it, too.
         report: Called after every step.
-        tell: Called with what the user should know: dropped examples, where a resumed training starts.
+        notify: Called with messages: dropped examples, the first step of a resumed training.
 
     Returns:
         The record, as written to `training.json`; None in every process but the first.
-
-    Raises:
-        LonasEdgeError: If the inputs do not fit, the output exists, the loss is not finite, or the training stopped early.
     """
     options = with_defaults(inputs, options)
     check(inputs, options)
@@ -90,7 +87,7 @@ def train(
     used = [inputs.base.folder, *(file.path for file in inputs.data.files), inputs.nncf_config, *others]
     directory = OutputDirectory(output, overwrite, used)
     with stopping():
-        run = _prepared(inputs, options, directory, resume, report, tell)
+        run = _prepared(inputs, options, directory, resume, report, notify)
         if run.state.is_main_process:
             return run.lead(resume)
         run.trained()
@@ -104,7 +101,7 @@ def _prepared(
     directory: OutputDirectory,
     resume: bool,
     report: Progress,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> "_Run":
     state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
     if options.precision == "auto":
@@ -116,13 +113,13 @@ def _prepared(
     tokens = tokenize(inputs, options)
     for index, file in enumerate(inputs.data.files):
         if dropped := tokens.dropped(file, index):
-            tell(
+            notify(
                 f"{file.path.name}: {dropped} of {file.count} examples dropped: longer than --max-length {options.max_length}, "
                 "or without output"
             )
     schedule = _schedule(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.counts))
     arguments = _arguments(schedule, options, state.num_processes, directory.partial)
-    return _Run(inputs, options, schedule, tokens, directory, state, arguments, report, tell)
+    return _Run(inputs, options, schedule, tokens, directory, state, arguments, report, notify)
 
 
 def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
@@ -202,7 +199,7 @@ class _Run:
     state: PartialState
     arguments: TrainingArguments
     report: Progress
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
 
     def lead(self, resume: bool) -> TrainingRecord:
         """Train in the first process, which alone holds the working directory and writes the output."""
@@ -218,7 +215,7 @@ class _Run:
         with directory.resume("train", settings, resume, restart) as work, stopping(work.path):
             resumption = newest_complete(work.path)
             if resume:
-                self.tell(str(resumption))
+                self.notify(str(resumption))
             start = time.perf_counter()
             network, order, state = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lonas_edge.data.encoding import Collator, PairCollator, Prompting, asked, encode, encode_pairs
+from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs, encode_prompt
 from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import MESSAGES, Data, Learned, read_data
 from lonas_edge.data.templates import choose_prompt
@@ -37,17 +37,17 @@ class DataFile:
 
 
 class TrainingData(ABC):
-    """Data for a task. `asks` names a training on it in errors; `head` and `glue` are set for classifiers only."""
+    """Data for a task. `purpose` names a training on it in errors; `head` and `glue` are set for classifiers only."""
 
     task: ClassVar[Task]
     max_length: ClassVar[int]  # tokens of the longest example by default
     files: tuple[DataFile, ...]
-    asks: str
+    purpose: str
     head: tuple[str, ...] | None = None  # names of the head's outputs
     glue: str | None = None  # name of the task
 
     def with_prompt(self, options: TrainOptions, source: Source | None) -> TrainOptions:
-        """Decide the prompt, if one is needed; `source` is the adapter to train further."""
+        """Decide the prompt, if one is needed; `source` is the adapter to recover."""
         return options
 
     def prompting(self, options: TrainOptions, tokenizer: Any, folder: Path, record: TrainingRecord | None) -> Prompting | None:
@@ -56,7 +56,7 @@ class TrainingData(ABC):
 
     def check(self, source: Source) -> None:
         """Refuse a base that cannot learn the data, before its weights are read."""
-        source.architecture.require(self.task, self.asks, source.base.folder / "config.json")
+        source.architecture.require(self.task, self.purpose, source.base.folder / "config.json")
 
     def longest(self, architecture: Architecture) -> int:
         """The default of `--max-length`."""
@@ -94,7 +94,7 @@ class TextData(TrainingData):
     def __init__(self, data: Sequence[Data]):
         self.data = tuple(data)
         self.files = tuple(DataFile(file.path, file.kind, len(file.examples), file.weight) for file in data)
-        self.asks = f"{data[0].path}: a training on {data[0].kind} data"
+        self.purpose = f"{data[0].path}: a training on {data[0].kind} data"
 
     def with_prompt(self, options: TrainOptions, source: Source | None) -> TrainOptions:
         training = source.training if source else None
@@ -129,7 +129,7 @@ class TextData(TrainingData):
         assert prompting and options.max_length
         examples: list[Learned] = [example for file in self.data for example in file.examples]
         for index in indices:
-            ids = torch.tensor([asked(examples[index], prompting, tokenizer, options.max_length)])
+            ids = torch.tensor([encode_prompt(examples[index], prompting, tokenizer, options.max_length)])
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -142,7 +142,7 @@ class GlueData(TrainingData):
     def __init__(self, path: Path, task: GlueTask):
         self.glue_task, self.pairs = task, tuple(task.read(path))
         self.files = (DataFile(path, "glue", len(self.pairs)),)
-        self.asks = f"{path}: a training on GLUE's {task.name}"
+        self.purpose = f"{path}: a training on GLUE's {task.name}"
         self.head, self.glue = task.outputs, task.name
 
     def check(self, source: Source) -> None:
@@ -178,15 +178,7 @@ class GlueData(TrainingData):
 
 
 def read_training_data(data: Files, task: str | None = None) -> TrainingData:
-    """Read training data: a TSV file is GLUE's, all others hold instructions, conversations or texts.
-
-    Args:
-        data: The files.
-        task: The GLUE task; the name of the file's folder when None.
-
-    Raises:
-        LonasEdgeError: If a file is missing, empty or malformed; all problems are listed.
-    """
+    """Read training data: a TSV file is GLUE's, all others hold instructions, conversations or texts."""
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
     tables = [path for path, _ in files if task is not None or path.suffix.lower() == ".tsv"]
     if tables:

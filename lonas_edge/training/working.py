@@ -104,11 +104,7 @@ def newest_complete(folder: Path) -> Resumption:
 
 @contextmanager
 def stopping(folder: Path | None = None) -> Iterator[None]:
-    """Say why a training stopped early, and leave only what it can continue from in its working directory.
-
-    Raises:
-        LonasEdgeError: If memory or disk is full, or a value is not finite.
-    """
+    """Say why a training stopped early, and leave only what it can continue from in its working directory."""
     if folder:
         _clear(folder)
     try:

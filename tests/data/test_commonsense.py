@@ -61,7 +61,7 @@ def test_other_instructions_are_faults(instruction: str, fault: str):
 )
 def test_the_first_answer_word(text: str, word: str):
     assert TASKS["ARC-Easy"].answer_in(text) == word
-    assert TASKS["ARC-Easy"].is_right(word, "answer3") == (word == "answer3")
+    assert TASKS["ARC-Easy"].is_correct(word, "answer3") == (word == "answer3")
 
 
 def test_tasks_by_name_and_heading():

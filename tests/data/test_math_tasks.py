@@ -42,7 +42,7 @@ def test_the_last_number(text: str, number: str) -> None:
     ],
 )
 def test_correct_within_a_thousandth(number: str, answer: str, right: bool) -> None:
-    assert TASKS["mawps"].is_right(number, answer) is right
+    assert TASKS["mawps"].is_correct(number, answer) is right
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_correct_within_a_thousandth(number: str, answer: str, right: bool) -> N
 )
 def test_the_first_letter(text: str, letter: str) -> None:
     assert TASKS["AQuA"].answer_in(text) == letter
-    assert TASKS["AQuA"].is_right(letter, "C") is (letter == "C")
+    assert TASKS["AQuA"].is_correct(letter, "C") is (letter == "C")
 
 
 SAMPLE = {"instruction": "What is 1 + 1?", "input": "", "output": "", "answer": "2"}

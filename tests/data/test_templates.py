@@ -79,11 +79,11 @@ def test_training_prompts(name: str, alone: str, paired: str):
 
 def test_only_the_reference_s_math_prompt_has_another_indentation():
     for name, prompt in PROMPTS.items():
-        asking = prompt.asking("math")
-        assert prompt.asking("commonsense") is prompt.evaluation
+        asking = prompt.evaluated("math")
+        assert prompt.evaluated("commonsense") is prompt.evaluation
         if name != "lonas":
             assert asking is prompt.evaluation
-    template = PROMPTS["lonas"].asking("math")
+    template = PROMPTS["lonas"].evaluated("math")
     assert template.prompt(ALONE) == LONAS_EVALUATION.replace(SPACES_24, " " * 28)
     assert template.prompt(PAIRED) == LONAS_EVALUATION_PAIRED.replace(SPACES_24, " " * 28)
 

@@ -61,7 +61,7 @@ def test_documents_of_each_protocol():
             "generate",
             4,
             ["gsm8k", "AQuA", "mawps"],
-            "generate: 4 beams, 256 new tokens, last number, right within 0.001 (GSM8K, MAWPS); "
+            "generate: 4 beams, 256 new tokens, last number, correct within 0.001 (GSM8K, MAWPS); "
             "256 new tokens, first of the letters A to E (AQuA)",
         ),
         ("option-text", None, ["boolq"], 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)'),
@@ -126,8 +126,8 @@ def damaged(tmp_path: Path, content: object) -> Path:
 
 FAULTS = [
     ("[{", ["not readable as JSON"]),
-    ([], ["expected a list of samples, found an empty one"]),
-    ({}, ["expected a list of samples, found a dict"]),
+    ([], ["expected a list of samples, found []"]),
+    ({}, ["expected a list of samples, found {}"]),
     (
         [GOOD, "x", {**GOOD, "answer": "answer9"}],
         ["sample 1: expected an object", "sample 2: answer 'answer9' is not one of"],

@@ -68,21 +68,6 @@ def test_another_search_is_there(
     has(error, "study.db", "'mine' belongs to another search", difference)
 
 
-def test_another_super_adapter_and_space(
-    run_cli: Callable, command: Callable, refused: Callable, llama_copy: TinySource, tmp_path: Path
-) -> None:
-    few = ["--evals", "3", "--no-warm-start", "--no-refine"]
-    assert run_cli(*command(*few)).code == 0
-    content = json.loads(llama_copy.space.read_text())
-    content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][3] = [128, 64]
-    llama_copy.space.write_text(json.dumps(content))
-    config = llama_copy.adapter / "adapter_config.json"
-    config.write_text(config.read_text() + " ")
-    arguments = list(map(str, command(*few)))
-    error = refused(["search", *llama_copy.arguments(), *arguments[arguments.index("--data") :]])
-    has(error, "search space: it has", "super adapter: it has", "adapter_config.json")
-
-
 def test_another_program_s_study(command: Callable, refused: Callable, tmp_path: Path) -> None:
     import optuna
 

@@ -83,17 +83,6 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
         assert (network["ttft"], network["tpot"], network["predicted_tpot"]) == (None, None, None)
 
 
-def test_measured_with_another_cost(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path) -> None:
-    """Without a latency table there are no predictions."""
-    ran = run_cli(
-        *("search", *bert.arguments(), "--data", write_set(tmp_path, "RTE"), "--output", tmp_path / "out", "--measure"),
-        *("--cost", "macs", "--num-prompts", 8, "--evals", 6, "--prompt-len", 32, "--json"),
-    )
-    assert ran.code == 0, ran.err
-    measured = json.loads(ran.out)["measured"]
-    assert measured and all(network["latency"] > 0 and network["predicted_latency"] is None for network in measured)
-
-
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

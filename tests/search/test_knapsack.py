@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lonas_edge.search.knapsack import ladder, solve
+from lonas_edge.search.knapsack import knapsack, ladder
 
 
 def least(sensitivity: list[list[float]], cost: list[list[float]], budget: float) -> float:
@@ -23,7 +23,7 @@ def test_exact_where_costs_are_multiples_of_a_step(seed: int) -> None:
     sensitivity = [sorted(draw.random() for _ in range(4)) for _ in range(6)]
     cost = [[4.0, 3.0, 2.0, 1.0]] * 6
     budgets = [6.0, 9.0, 14.0, 17.0, 24.0]
-    for budget, levels in zip(budgets, solve(sensitivity, cost, budgets), strict=True):
+    for budget, levels in zip(budgets, knapsack(sensitivity, cost, budgets), strict=True):
         assert sum(row[level] for row, level in zip(cost, levels, strict=True)) <= budget
         total = sum(row[level] for row, level in zip(sensitivity, levels, strict=True))
         assert total == pytest.approx(least(sensitivity, cost, budget))
@@ -36,7 +36,7 @@ def test_never_over_the_budget_and_nearly_exact(seed: int) -> None:
     cost = [sorted((draw.uniform(1, 30) for _ in range(3)), reverse=True) for _ in range(7)]
     low, high = sum(map(min, cost)), sum(map(max, cost))
     budgets = [low + budget for budget in ladder(high - low, 5)]
-    for budget, levels in zip(budgets, solve(sensitivity, cost, budgets), strict=True):
+    for budget, levels in zip(budgets, knapsack(sensitivity, cost, budgets), strict=True):
         assert sum(row[level] for row, level in zip(cost, levels, strict=True)) <= budget
         total = sum(row[level] for row, level in zip(sensitivity, levels, strict=True))
         # rounding up costs at most a step of the grid per group
@@ -49,9 +49,9 @@ def test_never_over_the_budget_and_nearly_exact(seed: int) -> None:
 
 def test_the_ends() -> None:
     sensitivity, cost = [[0.0, 1.0], [0.0, 2.0]], [[5.0, 1.0], [7.0, 2.0]]
-    assert solve(sensitivity, cost, [12.0, 100.0, 3.0, 0.0]) == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert knapsack(sensitivity, cost, [12.0, 100.0, 3.0, 0.0]) == [[0, 0], [0, 0], [1, 1], [1, 1]]
 
 
 def test_sensitivity_that_falls_with_width_is_not_assumed() -> None:
     """A narrower width may have a lower sensitivity."""
-    assert solve([[0.3, 0.0]], [[2.0, 1.0]], [2.0]) == [[1]]
+    assert knapsack([[0.3, 0.0]], [[2.0, 1.0]], [2.0]) == [[1]]

@@ -87,13 +87,7 @@ def test_it_is_reused(llama: TinySource, tiny_models: TinyModels, device: Device
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"prompt_len": 24},
-        {"weight_format": "int4"},
-        {"machine": {"instructions": ["another"]}},
-        {"versions": {}},
-        {"graph": 3},
-    ],
+    [{"prompt_len": 24}, {"weight_format": "int4"}, {"machine": {"instructions": ["another"]}}, {"versions": {}}, {"graph": 3}],
 )
 def test_it_is_not_reused_if_anything_differs(
     change: dict, llama: TinySource, device: Device, settings: CostSettings, monkeypatch: pytest.MonkeyPatch

@@ -167,13 +167,6 @@ def test_int4_is_scored_compressed(run_cli: Callable, command: Callable) -> None
     assert record["settings"]["compressed"] and record["evaluations"][0]["quality"] > 1e-3, "of the maximal network"
 
 
-def test_tables_on_the_terminal(run_cli: Callable, command: Callable) -> None:
-    ran = run_cli(*command("--evals", "8", "--pick", "bytes<=0.95x"))
-    assert ran.code == 0, ran.err
-    for text in ("8 networks evaluated", "maximal", "heuristic", "minimal", "front:1", "pick:bytes<=0.95x", "Sensitivity"):
-        assert text in " ".join(ran.out.split())
-
-
 def test_two_workers_in_turn(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
     """The second worker evaluates nothing again."""
     url = f"sqlite:///{tmp_path}/study.db"

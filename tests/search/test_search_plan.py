@@ -1,17 +1,12 @@
 """The plan: searched groups, settings and the warm start."""
 
-import itertools
 import json
-import random
-from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from tiny_models import LAYERS, TinySource
 
 from lonas_edge.search.cost import CostSettings, cost_function
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.plan import SearchOptions, make_plan
 from lonas_edge.search.sensitivity import SensitivityTable
 from lonas_edge.search.warm_start import warm_start
@@ -53,28 +48,3 @@ def test_warm_start(llama: TinySource) -> None:
     assert (8, 8, 8, 64, 128, 64, 8, 8, 8) in rungs
     assert not any(widths[4] < 128 and widths[3] > 64 for widths in rungs)
     assert len(warm_start(dimensions, 4, table, cost)) <= 5 and len(warm_start(dimensions, 100, None, cost)) == 3
-
-
-def test_warm_start_at_the_picks(llama: TinySource) -> None:
-    """The least total sensitivity under each bound, also of another measure than the search's cost."""
-    source = llama.opened()
-    dimensions, space = find_dimensions(source), source.space
-    draw = random.Random(5)
-    rows = tuple(
-        tuple(sorted(draw.random() for _ in group.widths)) if index in dimensions.searched else ()
-        for index, group in enumerate(space.groups)
-    )
-
-    def weights(widths: Sequence[int]) -> float:
-        return source.sizes(source.subnetwork(widths)).linear_weights
-
-    picks = parse_picks(["weights<=0.95x", "weights<=0.9x", "weights<=0.99x"], ["weights"])
-    cost = cost_function("bytes", source, CostSettings())
-    origins = warm_start(dimensions, 100, SensitivityTable(rows), cost, dict.fromkeys(picks, weights))
-    for pick in picks:
-        (network,) = [widths for widths, origin in origins.items() if origin == f"warm-start:pick:{pick.expression}"]
-        bound = pick.bound * weights(dimensions.maximal)
-        every = itertools.product(range(3), repeat=3)
-        under = [levels for levels in every if weights(dimensions.widths(levels)) <= bound]
-        totals = {levels: sum(rows[3 + index][level] for index, level in enumerate(levels)) for levels in under}
-        assert totals[tuple(dimensions.levels(network))] == pytest.approx(min(totals.values()))

@@ -51,15 +51,6 @@ def test_labels_of_the_front() -> None:
     assert drawn(made_up(40, "macs"))[1] == "MACs (GMACs)" and "maximal: 36.6 GMACs, 0 nats" in drawn(made_up(40, "macs"))
 
 
-def test_the_progression_colors_evaluations_by_their_order() -> None:
-    record = made_up(40)
-    [points, *_] = report._progression(record).axes[0].collections
-    assert list(points.get_array()) == list(range(1, 41))
-    assert [tuple(point) for point in points.get_offsets()] == [
-        (network.cost, network.quality) for network in record.evaluations
-    ]
-
-
 def test_one_broken_network_does_not_flatten_the_front() -> None:
     record = made_up(40)
     far = replace(record.evaluations[20], quality=50.0)

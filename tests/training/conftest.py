@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import TinyModels
-from training_runs import (
-    VARIANTS,
-    Update,
-    Watched,
-    run,
-    write_data,
-)
+from training_runs import VARIANTS, Update, Watched, run, write_data
 
 import lonas_edge.training.train
 from lonas_edge.network.super_network import SuperNetwork

@@ -94,11 +94,7 @@ def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
     pieces = -(-(len(by("the in a on " * 40)["input_ids"]) + 1) // 100)
     assert pieces == 3
     files = [(file["name"], file["kind"], file["weight"], file["examples"]) for file in record["data"]]
-    assert files == [
-        ("a.json", "instruction", 1.0, 8),
-        ("b.jsonl", "messages", 0.5, 12),
-        ("c.jsonl", "text", 2.0, pieces),
-    ]
+    assert files == [("a.json", "instruction", 1.0, 8), ("b.jsonl", "messages", 0.5, 12), ("c.jsonl", "text", 2.0, pieces)]
     assert record["steps"] == -(-(8 + 6 + 2 * pieces) // 4)
     assert record["chat_template"] == CHAT
     assert record["options"]["prompt"] == record["prompt"]["name"] == "chat"

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import TinySource
-from training_runs import (
-    OPTIONS,
-    RECORD,
-    TWELVE,
-    difference,
-    run,
-    write_data,
-)
+from training_runs import OPTIONS, RECORD, TWELVE, difference, run, write_data
 
 KILLED = """
 import os

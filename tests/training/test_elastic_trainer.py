@@ -12,16 +12,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from tiny_models import CASES, TinyModels, TinySource, families, has_heads, mlp_names, random_model
 from torch import nn
-from training_runs import (
-    EOS,
-    EXAMPLES,
-    Tokens,
-    active_part,
-    cross_entropy,
-    divergence,
-    logits_of,
-    plain_base,
-)
+from training_runs import EOS, EXAMPLES, Tokens, active_part, cross_entropy, divergence, logits_of, plain_base
 from transformers import TrainingArguments
 
 from lonas_edge.data.encoding import Collator

@@ -55,6 +55,3 @@ def test_the_command_line(llama: TinySource, data: Path, tmp_path: Path, run_cli
     ran = run_cli(*base, *elastic)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["options"]["subnetworks"] == [choose(llama, "minimal")]
-    kept = (tmp_path / "front/one.json").rename(tmp_path / "out/one.json")  # inside the output that --overwrite replaces
-    ran = run_cli(*base, *elastic, "--subnetworks", kept, "--overwrite")
-    assert (ran.code, kept.exists()) == (1, True), ran.err

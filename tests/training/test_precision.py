@@ -9,13 +9,7 @@ import pytest
 import torch
 from oracle import oracle_logits
 from tiny_models import TinySource
-from training_runs import (
-    difference,
-    logits_of,
-    run,
-    run_killed,
-    tensors_of,
-)
+from training_runs import difference, logits_of, run, run_killed, tensors_of
 
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -51,10 +45,7 @@ def test_gradient_checkpointing_changes_nothing(changes, llama: TinySource, data
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (and CUDA_VISIBLE_DEVICES)")
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"gradient_checkpointing": True}, {"weight_format": "int4_sym"}],
-)
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"weight_format": "int4_sym"}])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cuda(
     precision: str, changes: dict[str, Any], llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids

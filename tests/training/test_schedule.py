@@ -159,15 +159,9 @@ def test_all_problems_of_stages_are_listed() -> None:
         assert line.startswith(f"stage {index}: {text}")
 
 
-@pytest.mark.parametrize(
-    ("batch", "micro", "devices", "expected"),
-    [(16, None, 1, 1), (16, 4, 1, 4), (16, 2, 4, 2)],
-)
-def test_batch_division(batch: int, micro: int | None, devices: int, expected: int) -> None:
-    assert TrainOptions(batch_size=batch, micro_batch_size=micro).accumulation(devices) == expected
-
-
-@pytest.mark.parametrize(("batch", "micro", "devices"), [(16, 5, 1), (2, None, 4)])
-def test_a_batch_that_cannot_be_divided(batch: int, micro: int | None, devices: int) -> None:
-    with pytest.raises(LonasEdgeError, match=rf"--batch-size {batch} cannot be divided over {devices} device"):
-        TrainOptions(batch_size=batch, micro_batch_size=micro).accumulation(devices)
+def test_batch_division() -> None:
+    assert TrainOptions(batch_size=16).accumulation(1) == 1
+    assert TrainOptions(batch_size=16, micro_batch_size=2).accumulation(4) == 2
+    for batch, micro, devices in ((16, 5, 1), (2, None, 4)):
+        with pytest.raises(LonasEdgeError, match=rf"--batch-size {batch} cannot be divided over {devices} device"):
+            TrainOptions(batch_size=batch, micro_batch_size=micro).accumulation(devices)

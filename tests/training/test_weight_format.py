@@ -10,7 +10,7 @@ from test_recovery import recover
 from tiny_models import TinyModels
 from torch import nn
 from torch.nn import functional as F
-from training_runs import EIGHT, IGNORED, difference, run, write_data
+from training_runs import EIGHT, IGNORED, run, write_data
 
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source, open_source
@@ -80,16 +80,6 @@ def test_gradients_pass_through_rounding(tiny_models: TinyModels, tmp_path: Path
         scale, up = layer.scaling[adapter], up[adapter]
         torch.testing.assert_close(down.weight.grad, scale * up.weight.T @ gradient, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(up.weight.grad, scale * gradient @ down.weight.T, rtol=1e-3, atol=1e-6)
-
-
-def test_super_networks_are_trained_in_a_format(tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
-    source = tiny_models.source("llama")
-    record = run(source, data, tmp_path / "int4", weight_format="int4_sym", steps=2)
-    assert record["options"]["weight_format"] == "int4_sym"
-    run(source, data, tmp_path / "plain", steps=2)
-    assert difference(tmp_path / "int4", tmp_path / "plain") > 0
-    assert "--subnet heuristic --weight-format int4_sym" in (tmp_path / "int4/README.md").read_text()
-    assert "int4" not in (tmp_path / "plain/README.md").read_text()
 
 
 @pytest.mark.parametrize(

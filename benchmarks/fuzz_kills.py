@@ -37,10 +37,8 @@ _FIGURES = re.compile(
 _DATE = re.compile(r"\b20\d\d-\d\d-\d\d\b")
 _EXPORT = "export adapter --model base --nncf-config space.json --output out"
 _CHECKPOINT = f"{_EXPORT} --stage checkpoint"
-_TRAIN = (
-    "train --model base --nncf-config space.json --data data.json --output out --rank 8 --alpha 16 --steps 8 --save-steps 2 "
-)
-_TRAIN += "--log-steps 1 --batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
+_TRAIN = "train --model base --nncf-config space.json --data data.json --output out --rank 8 --alpha 16 --steps 8 "
+_TRAIN += "--batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
 _EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
 _SPACE = "space --model base --output out.json"
 _TUNE = "bench ir --tune --rounds 2 --starts 1 --prompt-len 4 --new-tokens 2"

@@ -73,21 +73,17 @@ class TrainOptions(Checked):
         None, panel="Advanced", minimum=1, help="Examples per device and pass; gradients accumulate.", unset="all"
     )
     gradient_checkpointing: bool = option(False, panel="Advanced", help="Recompute activations: less memory, 1/3 more time.")
-    warmup_steps: int | None = option(
-        None, panel="Advanced", minimum=0, help="Steps of linear warm-up.", unset="5 % of the steps, at most 100"
-    )
-    weight_decay: float = option(0.0, panel="Advanced", minimum=0, maximum=_LARGEST, help="Weight decay of AdamW.")
     reorder: bool = option(
         True, panel="Advanced", needs="elastic", excludes="start", help="Sort channels by importance before training."
     )
-    save_steps: int | None = option(
-        None, panel="Advanced", minimum=1, help="Steps between checkpoints.", unset="a tenth of the steps, at most 200"
-    )
-    log_steps: int = option(10, panel="Advanced", minimum=1, help="Steps between entries of the log.")
     report_to: str = option(
         "none", panel="Advanced", help="Logging integration of transformers: none, tensorboard, wandb or another."
     )
     subnetworks: tuple[tuple[int, ...], ...] = ()
+    warmup_steps: int | None = None
+    weight_decay: float = 0.0
+    save_steps: int | None = None
+    log_steps: int | None = None
 
     def accumulation(self, devices: int) -> int:
         """Count the micro-batches of one device in an optimizer step."""

@@ -133,8 +133,8 @@ def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
 
 def _arguments(schedule: Schedule, options: TrainOptions, processes: int, working: Path) -> TrainingArguments:
     accumulation = options.accumulation(processes)
-    log_steps = min(options.log_steps, schedule.steps)
-    tenth = min(200, max(1, schedule.steps // 10))
+    tenth = max(1, schedule.steps // 10)
+    log_steps = min(options.log_steps or min(10, tenth), schedule.steps)
     try:
         get_reporting_integration_callbacks(options.report_to)
         arguments = TrainingArguments(
@@ -151,7 +151,8 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
             remove_unused_columns=False,
             logging_steps=log_steps,
             logging_nan_inf_filter=False,
-            save_steps=options.save_steps or -(-tenth // log_steps) * log_steps,  # a checkpoint does not split a log interval
+            save_steps=options.save_steps
+            or -(-min(200, tenth) // log_steps) * log_steps,  # a checkpoint does not split a log interval
             report_to=options.report_to,
             seed=options.seed,
             disable_tqdm=True,

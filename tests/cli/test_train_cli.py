@@ -63,10 +63,10 @@ def test_resume_with_other_settings(
     (llama_copy.base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     changes = {"rank": 16, "alpha": 32, "steps": 9, "seed": 1}
     changes |= {"batch_size": 8, "micro_batch_size": 2}
-    free = {"lr": 0.001, "save_steps": 2, "log_steps": 2}
+    free = {"lr": 0.001}
     error = refused(arguments(llama_copy, data, output, "--resume", "--no-reorder", **changes, **free))
     has(error, f"{output}.partial: cannot continue, because settings or inputs have changed")
-    has(error, "base config.json: was", "data 1 data.json: was", "search_space: was", "stages: was")
+    has(error, "base config.json: was", "data 1 data.json: was", "search_space: was", "stages 1 steps: was")
     has(error, "options rank: was 8, is 16", "options alpha: was 16.0, is 32.0", "options steps: was 8, is 9")
     has(
         error,
@@ -81,14 +81,14 @@ def test_a_damaged_checkpoint_is_told(
     llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, unfinished: Callable
 ) -> None:
     output = tmp_path / "out"
-    unfinished(arguments(llama, data, output, save_steps=2))
-    (tmp_path / "out.partial/checkpoint-4/rng_state.pth").unlink()
+    unfinished(arguments(llama, data, output))
+    (tmp_path / "out.partial/checkpoint-5/rng_state.pth").unlink()
     ran = run_cli(*arguments(llama, data, output, "--resume"))
     assert ran.code == 0, ran.err
     told = "".join(ran.err.split())  # the terminal breaks a long path into lines
-    has(told, "damaged,notused:checkpoint-4/rng_state.pth:", "continuingfromstep2")
+    has(told, "damaged,notused:checkpoint-5/rng_state.pth:", "continuingfromstep4")
     record = json.loads((output / RECORD).read_text())
-    assert record["resumed_from_step"] == 2
+    assert record["resumed_from_step"] == 4
     assert str(tmp_path) not in record["damaged_checkpoints"][0]
 
 
@@ -121,14 +121,14 @@ def test_a_damaged_generation_configuration(
 def test_json_is_one_document(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, unfinished: Callable) -> None:
     output = tmp_path / "out"
     unfinished(arguments(llama, data, output))
-    ran = run_cli(*arguments(llama, data, output, "--json", "--resume", log_steps=2))
+    ran = run_cli(*arguments(llama, data, output, "--json", "--resume"))
     assert ran.code == 0, ran.err
     assert json.loads(ran.out) == json.loads((output / RECORD).read_text())
     told = [line for line in ran.err.splitlines() if line]
     steps = [line for line in told if line.startswith("step ")]
-    assert [line.partition("  ")[0] for line in steps] == ["step 4/8", "step 6/8", "step 8/8"]
+    assert [line.partition("  ")[0] for line in steps] == ["step 6/8", "step 7/8", "step 8/8"]
     assert all("  loss " in line and "  lr " in line for line in steps)
-    assert told[0].startswith("continuing from step 3")
+    assert told[0].startswith("continuing from step 5")
 
 
 def test_what_a_person_reads(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
@@ -164,13 +164,13 @@ main()
 @SIGNALS
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "step", "checkpoint"), [(KILL, 5, 3), pytest.param(signal.SIGINT, 5, 3, marks=pytest.mark.slow)]
+    ("number", "step", "checkpoint"), [(KILL, 5, 5), pytest.param(signal.SIGINT, 5, 5, marks=pytest.mark.slow)]
 )
 def test_killed_and_resumed(
     llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, refused: Callable, number, step: int, checkpoint
 ) -> None:
     """As if nothing had happened: the same losses, bitwise the same adapter."""
-    output, changes = tmp_path / "out", {"dropout": 0.1, "weight_decay": 0.1}
+    output, changes = tmp_path / "out", {"dropout": 0.1}
     command = arguments(llama, data, output, **changes)
     process = subprocess.Popen(
         [sys.executable, "-c", STALLED.replace("STEP", str(step)), *command],
@@ -180,7 +180,7 @@ def test_killed_and_resumed(
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "in the middle\n"
-    assert (tmp_path / "out.partial/checkpoint-3/complete").exists() == (checkpoint == 3)
+    assert (tmp_path / f"out.partial/checkpoint-{checkpoint}/complete").exists()
     for flag in ("--resume", "--overwrite"):  # its directory is not taken away from it
         has(refused([*command, flag]), f"{output}: another process is writing it")
     process.send_signal(number)

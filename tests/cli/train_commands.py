@@ -9,8 +9,6 @@ OPTIONS = {
     "--rank": 8,
     "--alpha": 16,
     "--steps": 8,
-    "--save-steps": 3,
-    "--log-steps": 1,
     "--batch-size": 4,
     "--lr": 0.01,
     "--prompt": "question",

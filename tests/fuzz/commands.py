@@ -7,7 +7,7 @@ CAUSAL = ("llama", "neox", "phi3", "gemma", "bloom", "granite", "olmo2", "smollm
 BERT = ("bert",)
 
 SOURCE = "adapter --model base --nncf-config space.json"
-STEPS = "--steps 4 --save-steps 1 --log-steps 1 --batch-size 2 --lr 0.01 --device cpu --max-length 64"
+STEPS = "--steps 4 --batch-size 2 --lr 0.01 --device cpu --max-length 64"
 TRAIN_CHAT = f"train --model base --nncf-config space.json --rank 8 --alpha 16 {STEPS}"
 TRAIN = f"{TRAIN_CHAT} --prompt question --data data.json"
 SEARCH = "--num-prompts 4 --cost macs --json"

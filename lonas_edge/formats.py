@@ -1,4 +1,4 @@
-"""How weights are stored: the IR's weight formats, dtypes and GGUF types; the command line takes its choices from here."""
+"""Weight formats of an IR, dtypes and GGUF types; the command line takes its choices from here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,14 +13,7 @@ PER_CHANNEL = -1  # a group size: all columns of a row share a scale (NNCF's con
 
 @dataclass(frozen=True)
 class Dtype:
-    """A floating-point type of weights.
-
-    Attributes:
-        name: Its name on the command line and in records.
-        torch_name: PyTorch's name.
-        bytes: Bytes of an element.
-        kv_name: OpenVINO's name, as of a KV cache.
-    """
+    """A floating-point type of weights; `kv_name` is OpenVINO's name, as of a KV cache."""
 
     name: str
     torch_name: str
@@ -54,13 +47,12 @@ def dtype_of(torch_dtype: object) -> Dtype:
 
 @dataclass(frozen=True)
 class GgufType:
-    """How a GGUF file stores weight matrices.
+    """Storage of weight matrices in a GGUF file, named as in llama.cpp's converter.
 
     Attributes:
-        name: Its name on the command line and in records, as in llama.cpp's converter.
         block: Columns in a block.
         block_bytes: Bytes of a block.
-        fallback: Name of the type of matrices whose columns are no multiple of `block`; None where all are.
+        fallback: Name of the type of matrices whose columns are no multiple of `block`; None if all are.
     """
 
     name: str
@@ -94,16 +86,16 @@ _SCALE_BITS = 16
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How an IR stores weight matrices.
+    """Storage of weight matrices in an IR.
 
     Attributes:
         name: Its name on the command line and in records.
         bits: Bits of a weight.
         mode: Name of its `nncf.CompressWeightsMode`; None for floating-point formats.
         zero_point_bits: Bits of the zero point of each row or group; 0 for symmetric formats.
-        group_sizes: Columns that share a scale, in order of preference; empty where rows share one.
-        outer: Name of the format of embedding, head and the layers outside `--ratio`; also of all layers where no group size
-            divides all input widths. None where it is the format itself.
+        group_sizes: Columns that share a scale, in order of preference; empty if rows share one.
+        outer: Name of the format of embedding, head and the layers outside `--ratio`; also of all layers if no group size
+            divides all input widths. None if it is the format itself.
         tolerance: Largest distance of a correctly stored weight from its original, in the units of
             `ir.compress.Compressed.restored`.
         kv_cache: KV cache precision (OpenVINO's name) that stock clients choose for such an IR on a CPU (2026.4.1).
@@ -128,12 +120,7 @@ class WeightFormat:
         return replace(self, group_sizes=(size,)) if size else self
 
     def chosen(self, outer: bool, group_size: int | None) -> "WeightFormat":
-        """Return the format of one matrix.
-
-        Args:
-            outer: Whether the matrix is the embedding or the head.
-            group_size: The result of `group_size` for the whole model.
-        """
+        """Return the format of one matrix: `outer` for embedding and head, or if the model has no group size."""
         return FORMATS[self.outer] if self.outer and (outer or group_size is None) else self
 
     def matrix_bytes(self, rows: int, columns: int, group_size: int | None) -> float:

@@ -32,14 +32,6 @@ def find_damaged_file(variant: Variant) -> str | None:
     return None
 
 
-def _read_json(path: Path) -> None:
-    json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_xml(path: Path) -> None:
-    openvino_core().read_model(path)
-
-
 def _read_safetensors(path: Path) -> None:
     from safetensors import safe_open
 
@@ -54,8 +46,8 @@ def _read_gguf(path: Path) -> None:
 
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".json": _read_json,
-    ".xml": _read_xml,
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".xml": lambda path: openvino_core().read_model(path),
     ".safetensors": _read_safetensors,
     ".gguf": _read_gguf,
 }

@@ -1,7 +1,7 @@
-"""Latency of variants in interleaved rounds: the one function that `bench`, `bench --tune` and `search` use.
+"""Measure the latency of variants in interleaved rounds, for `bench`, `bench --tune` and `search`.
 
-Two processes of the same program may differ for as long as they live (where their memory lies), and more rounds do not average
-that out. So the rounds are spread over several process starts, as pyperf does, and intervals are over starts
+Two processes of the same program may differ for as long as they live (by the location of their memory), and more rounds do not
+average that out. So the rounds are spread over several process starts, as pyperf does, and intervals are over starts
 (`statistics.paired_ratio`).
 """
 
@@ -30,16 +30,7 @@ _SHARE_OF_MEMORY = 0.9  # of the free memory, for variants that are loaded toget
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, how often, and where.
-
-    Attributes:
-        config: Content of config.json for variants without one (GGUF), to estimate memory.
-        cases: The settings.
-        schedule: Rounds, starts, warm-ups, seed.
-        placement: Processors and threads.
-        prompts: Source of the prompts.
-        progress: Called with the current step and the share done.
-    """
+    """Cases, schedule and placement of a measurement; `config` is the config.json of variants without one (GGUF)."""
 
     config: Mapping[str, Any]
     cases: Sequence[Case]
@@ -52,8 +43,7 @@ class Plan:
 def measure_latency(variants: Sequence[Variant], plan: Plan) -> Measurement:
     """Measure variants, all loaded together or each in a pair with the first, as memory allows.
 
-    Returns:
-        The samples until the end or Ctrl-C. A variant that fails at one start is not tried at the next.
+    Returns the samples until the end or Ctrl-C. A variant that fails at one start is not tried at the next.
     """
     result = Measurement()
     for group in loaded_together(variants, psutil.virtual_memory().available):
@@ -64,7 +54,7 @@ def measure_latency(variants: Sequence[Variant], plan: Plan) -> Measurement:
 
 
 def loaded_together(variants: Sequence[Variant], available: int) -> list[list[Variant]]:
-    """Return groups of variants: all in one if they fit in `available` bytes, otherwise the first with each of the others."""
+    """Group variants: all together if they fit in `available` bytes, otherwise the first with each of the others."""
     needed = sum(variant.bytes_estimate + _PROCESS_BYTES for variant in variants)
     if needed <= _SHARE_OF_MEMORY * available or len(variants) < 3:
         return [list(variants)]
@@ -176,7 +166,7 @@ def ir_latencies(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> list[Latency]:
-    """Measure IRs in one interleaved run.
+    """Measure IRs in one interleaved run; return medians, in the order of `irs`.
 
     Args:
         irs: Directory and runtime properties of each; a directory may occur several times.
@@ -186,12 +176,8 @@ def ir_latencies(
         threads: CPU threads; one per physical core when None.
         progress: Called with the current step and the share done.
 
-    Returns:
-        Medians, in the order of `irs`.
-
     Raises:
         LonasEdgeError: If an IR cannot be measured; all of them are listed.
-        KeyboardInterrupt: At Ctrl-C.
     """
     kind: Kind = "ir" if case.new_tokens else "ir-classifier"
     opened = [open_exported(folder, ours=False) for folder, _ in irs]

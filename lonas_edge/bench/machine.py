@@ -1,4 +1,4 @@
-"""The machine: its description, its memory bandwidth, and its load by others."""
+"""Describe the machine, and measure its memory bandwidth and its load by others."""
 
 import os
 import platform
@@ -28,9 +28,6 @@ def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: 
         threads: Number of threads; one per physical core when None.
         allowed: Logical processors to choose from; those of this process when None.
         sysfs: Directory of the kernel's description of the processors.
-
-    Raises:
-        LonasEdgeError: If there are fewer processors than threads.
     """
     usable = sorted(_usable() if allowed is None else allowed)
     first: dict[tuple[str, ...], int] = {}

@@ -1,4 +1,4 @@
-"""The measurement: each variant runs once per round, in a random order, on prompts that are never repeated."""
+"""Measure each variant once per round, in a random order, on prompts that never repeat."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +142,9 @@ def measure(
     failures: Mapping[tuple[str, Case], str] | None = None,
     before_round: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """Measure loaded variants in interleaved rounds.
+    """Measure loaded variants in interleaved rounds; return the samples until the end or Ctrl-C.
+
+    A variant that fails is skipped in the rest of its case, and in all other cases if its process died.
 
     Args:
         variants: Loaded variants by name.
@@ -152,10 +154,6 @@ def measure(
         report: Called before each generation.
         failures: Variants to skip in a case, and why.
         before_round: Called before each measured round.
-
-    Returns:
-        The samples until the end or Ctrl-C. A variant that fails is skipped in the rest of its case, and in all other cases
-        if its process died.
     """
     result = Measurement(failures=dict(failures or {}))
     per_case = schedule.warmup + schedule.rounds

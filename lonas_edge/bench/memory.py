@@ -1,4 +1,4 @@
-"""Memory of weights and of a generation."""
+"""Estimate the memory of weights and of a generation."""
 
 from collections.abc import Mapping
 from pathlib import Path

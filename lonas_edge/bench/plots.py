@@ -1,4 +1,4 @@
-"""Plots of a benchmark, as PNG files."""
+"""Plot a benchmark as PNG files."""
 
 from pathlib import Path
 from typing import Any

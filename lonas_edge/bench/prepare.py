@@ -1,7 +1,4 @@
-"""Preparation of the variants: find or export the files that each one runs.
-
-No heavy imports at the top: the command line takes its help from `VARIANTS`.
-"""
+"""Find or export the files that each variant runs."""
 
 import hashlib
 import importlib.util
@@ -255,13 +252,7 @@ VARIANTS = {
 def find_source(exported: "Exported", model: str | None, adapter: str | None) -> "Source":
     """Open the base and the adapter that a directory was exported from; check their recorded hashes.
 
-    Args:
-        exported: The directory.
-        model: The base, a directory or hub id; by default the recorded hub id, or the one the adapter names.
-        adapter: The adapter, likewise.
-
-    Raises:
-        LonasEdgeError: If one is not available or differs; every differing file is listed.
+    By default these are the recorded hub ids, and the base that the adapter names. An error lists every file that differs.
     """
     from lonas_edge.network.source import open_source
 

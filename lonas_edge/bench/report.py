@@ -1,4 +1,4 @@
-"""The report of a benchmark: typed and versioned."""
+"""The report of a benchmark: a typed and versioned record."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,12 +147,7 @@ def make_rows(
 ) -> list[Row]:
     """Summarize every variant in every case that has samples.
 
-    Args:
-        measurement: The samples.
-        variants: The variants.
-        cases: The settings.
-        configs: Content of each variant's config.json, for the size of its KV cache.
-        bandwidth: Bytes per second read from memory.
+    `configs` are the config.json of each variant, for the size of its KV cache; `bandwidth` is in bytes per second.
     """
     return [
         _row(variant, case, timings, configs[variant.name], bandwidth)
@@ -202,12 +197,7 @@ def find_warnings(
 ) -> list[str]:
     """Return the limits of the figures.
 
-    Args:
-        comparisons: The ratios.
-        load: Shares of the processor that other programs used and the host took.
-        interrupted: Whether Ctrl-C ended the run.
-        rounds: Rounds requested.
-        starts: Starts requested.
+    `load` has the shares of the processor that other programs used and the host took; `rounds` and `starts` were requested.
     """
     warnings = ["Interrupted: the figures include the completed rounds only."] if interrupted else []
     others, stolen = load.get("others", 0.0), load.get("stolen", 0.0)

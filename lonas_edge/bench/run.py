@@ -1,4 +1,4 @@
-"""A benchmark: variants, measurement, statistics, report."""
+"""Run a benchmark: variants, measurement, statistics, report."""
 
 import statistics
 import time
@@ -25,14 +25,7 @@ PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers",
 
 
 def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> report.Report:
-    """Compare the latency of an exported sub-network with other variants of the same model.
-
-    Returns:
-        The report; after Ctrl-C, of the completed rounds.
-
-    Raises:
-        LonasEdgeError: If the inputs do not fit, or nothing could be measured.
-    """
+    """Compare the latency of an exported sub-network with other variants; after Ctrl-C, in the completed rounds."""
     runtime.check_device(options.device)
     check_cases(exported, options.cases)
     placement = machine.placement(options.threads)

@@ -1,4 +1,4 @@
-"""Runners: how a variant runs in openvino_genai, OpenVINO, PyTorch or llama.cpp, inside the variant's own process.
+"""Run a variant in openvino_genai, OpenVINO, PyTorch or llama.cpp, inside the variant's own process.
 
 A language model's runner generates a fixed number of tokens greedily and records the time of each. No prompt prefix is cached:
 openvino_genai's prefix cache is off, and the others start with an empty KV cache. A classifier's runner computes one pass.
@@ -20,12 +20,7 @@ _DEQUANTIZE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
 
 
 class Runner(Protocol):
-    """A loaded variant.
-
-    Attributes:
-        framework: Name in reports.
-        modules: What it imports.
-    """
+    """A loaded variant; `modules` are its imports."""
 
     framework: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]

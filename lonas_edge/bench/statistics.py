@@ -1,4 +1,4 @@
-"""Statistics: summaries, and paired ratios of latency with confidence intervals."""
+"""Summarize samples, and compute paired ratios of latency with confidence intervals."""
 
 import math
 import statistics
@@ -58,10 +58,7 @@ def paired_ratio(variant: Sequence[float], baseline: Sequence[float], starts: Se
     more starts each start counts once, with the estimate of its rounds (Kalibera & Jones, "Rigorous Benchmarking in Reasonable
     Time", 2013: replicate at the highest level that varies).
 
-    Args:
-        variant: Times of the variant in each round.
-        baseline: Times of the baseline in the same rounds.
-        starts: The process start that each round belongs to, in order.
+    Times are those of the same rounds; `starts` is the process start that each round belongs to, in order.
     """
     logs = [math.log(a / b) for a, b in zip(variant, baseline, strict=True)]
     by_start = [[log for _, log in part] for _, part in groupby(zip(starts, logs, strict=True), key=lambda pair: pair[0])]

@@ -1,4 +1,4 @@
-"""The report of a benchmark as tables, Markdown and CSV."""
+"""Show a benchmark as tables, Markdown and CSV."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Times of one generation, and a greedy generation loop with an injected clock. No heavy imports."""
+"""Record the times of one generation, with an injected clock. No heavy imports."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,16 +41,10 @@ OBJECTIVES: dict[str, Callable[[Timing], float]] = {
 
 
 def generate_greedy(prefill: Callable[[], Any], decode: Callable[[Any], Any], new_tokens: int, clock: Clock) -> Timing:
-    """Generate a fixed number of tokens.
+    """Generate a fixed number of tokens, and record the time of each.
 
-    Args:
-        prefill: Computes the prompt and returns the first new token (of each sequence of the batch).
-        decode: Takes the last token and returns the next.
-        new_tokens: How many to generate.
-        clock: The time in seconds.
-
-    Returns:
-        The time of each token.
+    `prefill` computes the prompt and returns the first new token (of each sequence of the batch); `decode` takes the last token
+    and returns the next.
     """
     start = clock()
     token = prefill()
@@ -68,9 +62,6 @@ def from_genai(first: float, new_token_times: Sequence[float], end_to_end: float
         first: `m_times_to_first_token[0]`, microseconds.
         new_token_times: `m_new_token_times`, milliseconds on a steady clock, one per step.
         end_to_end: Seconds.
-
-    Returns:
-        The timing.
     """
     start = new_token_times[0]
     return Timing(tuple(first / 1e6 + (time - start) / 1e3 for time in new_token_times), end_to_end)

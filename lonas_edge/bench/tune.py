@@ -1,8 +1,8 @@
 """Search for the OpenVINO runtime properties of the lowest latency whose outputs stay the same.
 
-Properties are tried one by one. A short measurement compares all values of a property with the best properties so far.
-The fastest value is then measured alone against them in full. It is chosen if it is significantly faster and its outputs
-stay within the tolerance.
+Properties are tried one by one. A short measurement compares all values of a property with the best properties so far. The
+fastest value is then measured alone against them in full. It is chosen if it is significantly faster and its outputs stay
+within the tolerance.
 """
 
 import os
@@ -40,7 +40,7 @@ CHOSEN = "chosen"
 
 @dataclass(frozen=True)
 class Trial:
-    """One value of one property. Times are in seconds; `ratio` is its objective over that of the best properties so far."""
+    """A value of a property. Times are in seconds; `ratio` is its objective over that of the best properties so far."""
 
     name: str
     value: str
@@ -66,10 +66,8 @@ class Tuned:
         objective: Key of `OBJECTIVES`.
         properties: The chosen properties; empty if the defaults are best.
         in_ir: Those of them that stock clients read from the IR.
-        trials: All trials.
         ratios: Latency with the chosen properties over that with the defaults, by objective.
         mean_kl: Mean KL divergence from the outputs with the defaults, in nats.
-        conditions: Machine, versions, case.
     """
 
     objective: str
@@ -93,11 +91,7 @@ class Tuned:
 
 
 def tune(exported: Exported, options: TuneOptions, progress: Progress) -> Tuned:
-    """Search runtime properties and store them in the exported directory, in place of those of an earlier search.
-
-    Raises:
-        LonasEdgeError: If the device is missing or has no properties to tune.
-    """
+    """Search runtime properties and store them in the exported directory, in place of those of an earlier search."""
     runtime.check_device(options.device)
     check_cases(exported, [options.case])
     placement = machine.placement(options.threads)

@@ -1,4 +1,4 @@
-"""Variants: what `bench` compares, described with plain values that a process can receive."""
+"""Describe the variants that `bench` compares with plain values, which a process can receive."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,15 +16,13 @@ class Variant:
     """One variant.
 
     Attributes:
-        name: Name in reports.
         kind: Key of `runners.RUNNERS`.
         path: Directory of the IR or of the base model, or the GGUF file.
         device: OpenVINO device; cpu or cuda for PyTorch.
         precision: Weight format of an IR, dtype of a PyTorch model, or type of a GGUF file.
         adapter: Directory of the PEFT adapter (PyTorch).
-        merged: Whether the adapter is merged (PyTorch).
         properties: OpenVINO runtime properties.
-        parameters: Number of parameters, where known before loading.
+        parameters: Number of parameters, if known before loading.
         bytes_estimate: Memory of its weights in bytes.
         outputs: Outputs of a classifier's head (PyTorch).
     """
@@ -44,13 +42,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Case:
-    """One setting that every variant is measured at.
-
-    Attributes:
-        prompt_len: Tokens of the prompt.
-        new_tokens: Tokens generated; 0 for one pass of a classifier.
-        batch_size: Prompts computed together.
-    """
+    """A setting that every variant is measured at; `new_tokens` is 0 for one pass of a classifier."""
 
     prompt_len: int
     new_tokens: int
@@ -73,13 +65,11 @@ def npu_lengths(cases: Iterable[Case]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Facts:
-    """Properties of a variant other than latency.
+    """Properties of a variant other than latency; None if unknown.
 
     Attributes:
         load_seconds: From files to ready to run, without imports.
         peak_memory_bytes: Peak resident memory of its process.
-        disk_bytes: Size of its files.
-        parameters: Number of parameters, where known.
         macs_per_token: Multiply-accumulates of its linear layers per token.
         weight_bytes_per_token: Bytes of weights that one decoding step (or one pass of a classifier) reads.
         kv_precision: Precision of its KV cache; empty without one.

@@ -1,7 +1,7 @@
-"""Spawned processes: one per variant, with its own threads, memory and failures, and one per isolated call.
+"""Spawn processes: one per variant, with its own threads, memory and failures, and one per isolated call.
 
-A process ends with its parent, ignores Ctrl-C, and writes its output to a log file. On Linux a variant's process is the
-first that is killed when memory runs out.
+A process ends with its parent, ignores Ctrl-C, and writes its output to a log file. On Linux a variant's process is the first
+to be killed when memory runs out.
 """
 
 import importlib
@@ -41,7 +41,7 @@ class Placement:
 
 
 class VariantFailedError(LonasEdgeError):
-    """A variant could not be loaded or run; the message says why."""
+    """A variant could not be loaded or run; the message states why."""
 
 
 class _Child:
@@ -106,20 +106,12 @@ class VariantProcess:
         return self._child.process.is_alive()
 
     def wait_loaded(self) -> float:
-        """Wait until the variant is loaded; return the seconds it took, without imports.
-
-        Raises:
-            VariantFailedError: If it cannot be loaded.
-        """
+        """Wait until the variant is loaded; return the seconds it took, without imports."""
         seconds: float = self._receive()
         return seconds
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timing:
-        """Generate `new_tokens` after each prompt, [batch, prompt_len].
-
-        Raises:
-            VariantFailedError: If it failed; `alive` says whether the process can go on.
-        """
+        """Generate `new_tokens` after each prompt, [batch, prompt_len]. After an error, `alive` shows whether it can go on."""
         timing: Timing = self._ask("run", prompts, new_tokens)
         return timing
 
@@ -164,11 +156,7 @@ class VariantProcess:
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a module-level function in a new process, which frees its memory and hides its output.
-
-    Raises:
-        LonasEdgeError: If it failed; the message says why.
-    """
+    """Call a module-level function in a new process, which frees its memory and hides its output; raise its error."""
     child = _Child(_call, function, arguments, daemon=False)
     grace = 0
     try:
@@ -246,7 +234,7 @@ def _place(placement: Placement) -> None:
 
 
 def _describe_load_error(variant: Variant, error: BaseException) -> str:
-    """Name the damaged file, if there is one; otherwise what could not be loaded."""
+    """Name the damaged file, if there is one; otherwise the variant that cannot be run."""
     message = _describe(error)
     if out_of_memory(error):
         return message

@@ -1,4 +1,4 @@
-"""Results of evaluations, and the evaluations that `eval --card` keeps with an exported directory."""
+"""Records of evaluations, and the ones that `eval --card` keeps with an exported directory."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -37,13 +37,11 @@ class TaskResult:
     """Result of one task.
 
     Attributes:
-        task: Its name.
         metric: The metric that counts as its accuracy.
         accuracy: In percent; the plain value where the metric is neither a share of correct answers nor a correlation.
         accuracy_stderr: Its standard error in the same unit.
         questions: Number of evaluated samples.
         skipped: Skipped samples.
-        metrics: All metrics by name.
         harness: Whether it is one of the harness's own tasks, to which the protocol does not apply.
     """
 
@@ -58,7 +56,7 @@ class TaskResult:
 
     @classmethod
     def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], **others: Any) -> Self:
-        """Make a result whose accuracy is that of the metric that counts."""
+        """Make a result from all metrics of a task and the name of the one that counts."""
         unit, counted = 100 if metric in (*SHARES, *CORRELATIONS) else 1, metrics[metric]
         error = None if counted.stderr is None else unit * counted.stderr
         return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), **others)
@@ -74,14 +72,10 @@ class TargetResult:
     """Results of one target.
 
     Attributes:
-        name: Its name.
         kind: `ir` or `torch`.
         precision: Weight format of an IR, dtype in PyTorch.
-        prompt: The prompt template.
-        sizes: Its sizes, where known.
         average: Mean accuracy in percent over the tasks that have one.
         average_stderr: Its standard error; the tasks are independent samples.
-        tasks: Results by task.
         answered: Prompts evaluated in this run; the others were in earlier ones.
         seconds: Time of these.
         identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
@@ -128,11 +122,9 @@ class Evaluation:
 
     Attributes:
         described: The protocol in one line.
-        num_beams: Beams, where it generates.
+        num_beams: Beams, if it generates.
         limit: Samples of each task; None for complete test sets.
         seed: Seed of their choice.
-        target: The results.
-        conditions: Where and when.
     """
 
     described: str
@@ -158,6 +150,6 @@ class Evaluations(Record):
         """Read those of an exported directory; none without a file."""
         return cls.read(folder / FILE) if (folder / FILE).exists() else cls()
 
-    def with_one(self, protocol: str, evaluation: Evaluation) -> Self:
+    def with_evaluation(self, protocol: str, evaluation: Evaluation) -> Self:
         """Add an evaluation, or replace the earlier one by the same protocol."""
         return replace(self, by_protocol={**self.by_protocol, protocol: evaluation})

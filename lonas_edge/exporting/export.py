@@ -1,4 +1,4 @@
-"""Export: the steps from a super-adapter to a directory that every OpenVINO client runs."""
+"""Export a sub-network: the steps from a super-adapter to a directory that every OpenVINO client runs."""
 
 import ctypes
 import sys
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import raise_all
 from lonas_edge.exporting import texts
 from lonas_edge.exporting.calibration import read_calibration
 from lonas_edge.exporting.job import Job, Outcome, scratch
@@ -17,6 +17,7 @@ from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Man
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.reconstruction import read_reconstruction_prompts, reconstruct_model
+from lonas_edge.exporting.requirements import require_tokenizer
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
@@ -57,17 +58,7 @@ def export(
     options: ExportOptions,
     report: Progress = silent,
 ) -> Manifest:
-    """Export a sub-network.
-
-    Args:
-        source: Base model, adapter and search space.
-        subnetwork: The chosen widths.
-        output: The directory to write; it appears complete or not at all.
-        options: What to write.
-        report: Called with the name of each step as it starts, and with the share done as it goes.
-
-    Returns:
-        The manifest, as written to `lonas_edge.json`.
+    """Write a sub-network to the directory `output`, which appears complete or not at all; return its manifest.
 
     Raises:
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
@@ -108,7 +99,7 @@ def export(
 
 
 def _return_freed_memory() -> None:
-    """Let glibc give back tensors of over 1 MB when they are freed: it keeps up to 32 MB each otherwise, 0.3 GB in all."""
+    """Make glibc return tensors of over 1 MB when they are freed: it keeps up to 32 MB each otherwise, 0.3 GB in all."""
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
@@ -145,10 +136,7 @@ def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> 
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
     if options.server:
         architecture.require(CAUSAL_LM, f"--server {options.server}")
-        if tokenizer is None:
-            raise LonasEdgeError(
-                f"{folder}: no tokenizer, which --server {options.server} needs. Save the model's tokenizer there."
-            )
+        require_tokenizer(f"--server {options.server}", source, tokenizer)
     if options.compare_texts:
         texts.check_memory(model)
     if options.stage == "ir":
@@ -169,7 +157,7 @@ def _vocabulary(source: Source, tokenizer: Any) -> dict[str, Any]:
 
 
 def _solved(job: Job, folder: Path) -> tuple[Job, Reconstruction | None]:
-    """Reconstruct the sub-network by least squares (`--solve`), if requested."""
+    """Reconstruct the sub-network by least squares if requested (`--solve`)."""
     if job.solve is None:
         return job, None
     with job.steps.step("solve", "Least-squares reconstruction") as done:
@@ -206,7 +194,7 @@ def _refuse_other_base(source: Source, hashes: Hashes) -> None:
     raise_all(
         f"{source.base.folder}: not the base that the super-adapter was trained on:",
         base_misfits(source.training, hashes["base"]),
-        "Pass the right one with --model, or export anyway with --no-verify.",
+        "Pass the right base with --model, or export anyway with --no-verify.",
     )
 
 

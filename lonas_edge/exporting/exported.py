@@ -1,4 +1,4 @@
-"""An exported directory, opened by a later command: its content, checks of its files, and changes of its small files."""
+"""Open an exported directory in a later command, check its files, and change its small ones."""
 
 import filecmp
 import os
@@ -38,14 +38,7 @@ class _ConfigFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Exported:
-    """A directory that OpenVINO clients run.
-
-    Attributes:
-        folder: The directory.
-        manifest: Content of `lonas_edge.json`; None for a directory that another tool wrote.
-        config: Content of `config.json`.
-        properties: Runtime properties that `bench --tune` chose, those in the IR included.
-    """
+    """A directory that OpenVINO clients run; without a `manifest` if another tool wrote it."""
 
     folder: Path
     manifest: Manifest | None
@@ -70,7 +63,7 @@ class Exported:
 
     @property
     def own_manifest(self) -> Manifest:
-        """Its manifest; an error where another tool wrote the directory."""
+        """Its manifest; an error if another tool wrote the directory."""
         if self.manifest is None:
             raise _not_ours(self.folder)
         return self.manifest
@@ -89,8 +82,8 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
 
     Args:
         folder: The directory.
-        ours: Whether it must be one that `lonas-edge export` wrote, and unchanged; otherwise any IR of a model.
-        task: Task that its model must have; any when None.
+        ours: Whether `lonas-edge export` must have written it, without later changes; otherwise any IR of a model will do.
+        task: Required task of its model; any when None.
 
     Raises:
         LonasEdgeError: If it is none, or files are missing or damaged; all are listed.
@@ -127,9 +120,9 @@ def _properties(folder: Path) -> RuntimeProperties | None:
 
 
 def _ir_faults(folder: Path, ours: bool) -> list[str]:
-    """Check that the .xml is complete and the .bin long enough, and runtime options of an IR that we wrote.
+    """Check that the .xml is complete, the .bin long enough, and the runtime options of our own IRs.
 
-    The .xml may be large: it is parsed only where it has runtime options.
+    The .xml may be large: it is parsed only if it has runtime options.
     """
     text = read_text(folder / MODEL, "the IR", _XML_LIMIT)
     if not text.rstrip().endswith("</net>"):
@@ -164,20 +157,20 @@ def _written(path: Path, _changed_ns: int) -> Written:
 
 
 def write_card(folder: Path) -> None:
-    """Write the model card of an exported directory again, from its other files."""
+    """Write the model card of an exported directory again."""
     manifest, evaluations = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
     replace_text(folder / CARD, model_card(manifest, _properties(folder), evaluations))
 
 
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
-    """Keep an evaluation with an exported directory instead of an earlier one by this protocol; show it in the model card."""
+    """Keep an evaluation with an exported directory, in place of an earlier one by this protocol, and show it in the card."""
     with changed(folder) as new:
-        Evaluations.of(new).with_one(protocol, evaluation).write(new / FILE)
+        Evaluations.of(new).with_evaluation(protocol, evaluation).write(new / FILE)
         write_card(new)
 
 
 def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
-    """Keep runtime properties with an exported directory instead of earlier ones; show them in the model card."""
+    """Keep runtime properties with an exported directory, in place of earlier ones, and show them in the model card."""
     with changed(folder) as new:
         runtime.restore(new)
         runtime.store(new, chosen)
@@ -195,8 +188,7 @@ def restore_properties(folder: Path) -> None:
 def changed(folder: Path) -> Iterator[Path]:
     """Yield a directory with copies of an exported one's small files, which replace them together when the block ends.
 
-    Raises:
-        LonasEdgeError: If the directory cannot be written; it is unchanged.
+    An error leaves the exported directory unchanged.
     """
     try:
         with _temporary_inside(folder, _CHANGING) as new:
@@ -224,11 +216,7 @@ def _move(new: Path, folder: Path) -> None:
 
 @contextmanager
 def untuned(exported: Exported) -> Iterator[Exported]:
-    """Yield the exported directory without the changes of `bench --tune`: itself, or a temporary one that links its files.
-
-    Raises:
-        LonasEdgeError: If the directory cannot be written.
-    """
+    """Yield the exported directory without the changes of `bench --tune`: itself, or a temporary one that links its files."""
     folder = exported.folder
     with ExitStack() as stack:
         try:
@@ -254,7 +242,7 @@ def _link(path: Path, link: Path) -> None:
 
 @contextmanager
 def _temporary_inside(folder: Path, name: str) -> Iterator[Path]:
-    """Yield a temporary directory inside an exported one; the rest of a killed run is removed first."""
+    """Yield a temporary directory inside an exported one; remains of a killed run are removed first."""
     new = folder / name
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()

@@ -1,4 +1,4 @@
-"""A sub-network as a GGUF file for llama.cpp: its layout, the file written tensor by tensor, and read again.
+"""Write a sub-network as a GGUF file for llama.cpp, tensor by tensor, and read it again.
 
 Layers of one shape are written as llama.cpp's architecture of the family. A LLaMA with unequal layers is written as `deci`,
 which has heads and MLP width per layer. It supports removed blocks, with exceptions (`src/models/deci.cpp`):
@@ -53,20 +53,13 @@ _SLACK = 1.01
 
 
 def file_name(kind: str) -> str:
-    """Return the name of the file; model hubs and `bench` read the type from it."""
+    """Return the name of the file, from which model hubs and `bench` read the type."""
     return f"model.{kind.upper()}.gguf"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A decoder layer of the file.
-
-    Attributes:
-        index: Its index in the base.
-        heads: Query heads; 0 where attention is removed.
-        key_value_heads: Key-value heads; 0 where attention is removed.
-        width: Channels of the MLP; 0 where it is removed.
-    """
+    """A decoder layer of the file: its index in the base, its heads and the channels of its MLP; 0 in removed blocks."""
 
     index: int
     heads: int
@@ -79,10 +72,9 @@ class Entry:
     """A tensor of the file.
 
     Attributes:
-        name: Its name.
         shape: Its shape in PyTorch's order.
         source: The tensor of the materialized model; None for constants that stand for a removed block.
-        head_channels: Channels of a head whose rotary pairs become neighbours; 0 where rows stay in order.
+        head_channels: Channels of a head whose rotary pairs become neighbours; 0 if rows stay in order.
         fill: Value of a constant.
     """
 
@@ -115,15 +107,7 @@ class Layout:
     """The layers and tensors of a sub-network in a GGUF file, from configurations alone."""
 
     def __init__(self, source: Source, subnetwork: Subnetwork):
-        """Lay out a sub-network.
-
-        Args:
-            source: Base model and search space.
-            subnetwork: The sub-network.
-
-        Raises:
-            LonasEdgeError: If llama.cpp has no architecture for it; every reason is listed.
-        """
+        """Lay out a sub-network; fail with every reason if llama.cpp has no architecture for it."""
         self.source, self._family = source, source.architecture.family
         self._known = _llama_cpp(source)
         self._shapes = materialized_shapes(subnetwork, source.unties)
@@ -155,12 +139,12 @@ class Layout:
         """The tensors of the file, in their order."""
         architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
         names = gguf.get_tensor_name_map(architecture, len(self.layers))
-        places = {self._family.layer(layer.index): self._family.layer(new) for new, layer in enumerate(self.layers)}
+        renamed_layers = {self._family.layer(layer.index): self._family.layer(new) for new, layer in enumerate(self.layers)}
         channels = head_dim(self.source.architecture.config)
         entries = []
         for name, shape in self._shapes.items():
             layer, relative = self.source.architecture.split(name)
-            renamed = f"{places[layer]}.{relative}" if layer else name
+            renamed = f"{renamed_layers[layer]}.{relative}" if layer else name
             paired = relative.rpartition(".")[0] in self._known.paired
             to = names.get_name(renamed, try_suffixes=(".weight", ".bias"))
             if to is None:
@@ -231,9 +215,6 @@ def write_gguf(
         path: The file.
         kind: Type of the matrices, one of `GGUF_TYPES`.
         done: Called with the share written.
-
-    Raises:
-        LonasEdgeError: If a tensor holds NaN or Inf, before or after the rounding; all are listed.
     """
     matrices = GGUF_TYPES[kind]
     writer = gguf.GGUFWriter(path, layout.architecture)
@@ -299,22 +280,13 @@ class GgufFile:
     """A written GGUF file, read again."""
 
     def __init__(self, path: Path, layout: Layout, kind: str):
-        """Open it; weights stay on the disk.
-
-        Args:
-            path: The file.
-            layout: The expected layout.
-            kind: Type of its matrices.
-
-        Raises:
-            LonasEdgeError: If its tensors are not those of the layout.
-        """
+        """Open it and compare its tensors with the expected layout; weights stay on the disk."""
         self._stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name != "rope_freqs.weight"}
         self._entries = {entry.source: entry for entry in layout.entries if entry.source}
         self._matrices = GGUF_TYPES[kind]
-        wanted = {entry.name: _ggml(entry.kind(self._matrices)) for entry in layout.entries}
-        found = {name: tensor.tensor_type for name, tensor in self._stored.items()}
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        expected = {entry.name: _ggml(entry.kind(self._matrices)) for entry in layout.entries}
+        actual = {name: tensor.tensor_type for name, tensor in self._stored.items()}
+        wrong = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
         wrong += [
             entry.name
             for entry in layout.entries
@@ -327,11 +299,7 @@ class GgufFile:
         return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(entry.shape))
 
     def restored(self, name: str, exact: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Decompress a tensor and compare it with its original.
-
-        Args:
-            name: A tensor of the materialized model.
-            exact: Its value there, not rounded.
+        """Decompress a tensor of the materialized model and compare it with its value there, not rounded.
 
         Returns:
             The stored tensor in fp32, in the model's order of rows, and its largest difference in units of the difference that

@@ -1,4 +1,4 @@
-"""A model's tokenizer as fields of a GGUF file, from which llama.cpp makes its own.
+"""Describe a model's tokenizer by fields of a GGUF file, from which llama.cpp makes its own.
 
 llama.cpp identifies a tokenizer by its kind of model and, for byte-level BPE, by the name of its pre-tokenizer (`pre`). Both
 are derived from the tokenizer itself. Unknown ones are refused: another name would give other tokens.
@@ -36,18 +36,15 @@ TOKENIZED_TEXTS = (  # two tokenizers that differ hardly agree on these
 
 
 def vocabulary_of(tokenizer: Any, size: int, where: str) -> dict[str, Any]:
-    """Describe a tokenizer as llama.cpp does.
+    """Describe a transformers tokenizer as llama.cpp does; fail with every reason if llama.cpp does not support it.
 
     Args:
-        tokenizer: A transformers tokenizer, or None.
+        tokenizer: The tokenizer, or None.
         size: Entries of the model's embedding; ids without a token get a name, since llama.cpp needs one for each.
         where: Name of the model in errors.
 
     Returns:
         Fields of a GGUF file, by the names of gguf-py's `GGUFWriter.add_…`.
-
-    Raises:
-        LonasEdgeError: If there is no tokenizer, or llama.cpp is not known to support it; every reason is listed.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -93,7 +90,7 @@ def _types(content: dict[str, Any], tokens: Mapping[int, str], added: Mapping[in
 
 
 def _merges(model: dict[str, Any], tokens: Mapping[int, str], size: int, byte_level: bool) -> dict[str, Any]:
-    """Return the merges of byte-level BPE, or the scores of SentencePiece's BPE: the order of the merges that make a token."""
+    """Return the merges of byte-level BPE, or the scores of SentencePiece's BPE: the order of merges by their results."""
     if byte_level:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         # llama.cpp refuses an empty list. Without other merges "<unk>" never is one symbol, so this one has no effect.
@@ -109,8 +106,8 @@ def _chat_template(tokenizer: Any) -> dict[str, str]:
     return {"chat_template": template} if isinstance(template, str) and template else {}
 
 
-def _refuse(where: str, faults: Sequence[str], way_out: str = "Use --stage ir or --stage checkpoint.") -> None:
-    raise_all(f"{where}: the tokenizer cannot be written as GGUF:", list(faults), way_out)
+def _refuse(where: str, faults: Sequence[str], advice: str = "Use --stage ir or --stage checkpoint.") -> None:
+    raise_all(f"{where}: the tokenizer cannot be written as GGUF:", list(faults), advice)
 
 
 def _stages(part: dict[str, Any] | None) -> list[dict[str, Any]]:

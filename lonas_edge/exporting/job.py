@@ -1,4 +1,4 @@
-"""One export in progress, and the steps that all stages share."""
+"""State of an export in progress, and the steps that all stages share."""
 
 import json
 import tempfile
@@ -35,12 +35,8 @@ class Job:
         tokenizer: The base's, with the chat template of the training; or None.
         generation: Content of the base's generation_config.json, or None.
         folder: The output while it is written.
-        options: What to write.
         stored: The IR's format, the checkpoint's dtype or the GGUF file's type.
-        steps: Times the steps.
-        hash_files: Starts to hash the files of the output, all of which are written, while they are verified.
-        solve: Prompts of the least-squares reconstruction, or None.
-        calibration: Prompts of the compression, or None.
+        hash_files: Starts to hash the files of the complete output, while they are verified.
         gguf: Layout and vocabulary of a GGUF file, or None.
     """
 
@@ -69,10 +65,8 @@ class Outcome:
     Attributes:
         files: Hashes of the files.
         parity: Results of the comparisons, by the names in `manifest.COMPARED`.
-        compression: How the layers' weights are stored.
+        compression: Storage of the layers' weights.
         fused: Number of the IR's matrices that are part of others.
-        calibrated: Data of the compression, or None.
-        texts: Comparison of generated texts, or None.
     """
 
     files: Future[dict[str, tuple[Written, ...]]]
@@ -84,13 +78,10 @@ class Outcome:
 
 
 def verify_weights(job: Job) -> tuple[torch.Tensor, Parity]:
-    """Compare the materialized model with the activated super-network.
+    """Compare the materialized model with the activated super-network, and fail if they differ.
 
     Returns:
         The materialized model's logits in float64, and the comparison.
-
-    Raises:
-        LonasEdgeError: If they differ.
     """
     with job.steps.step("verify_weights", "Comparing with the activated super-network"):
         inputs = job.inputs()
@@ -111,5 +102,5 @@ def write_configs(job: Job, dtype: str) -> None:
 
 
 def scratch(folder: Path, prefix: str) -> "tempfile.TemporaryDirectory[str]":
-    """Return a temporary directory next to the output; Windows cannot remove it at once where an error holds a mapped file."""
+    """Return a temporary directory next to the output. Errors of its removal are ignored: Windows keeps mapped files."""
     return tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True)

@@ -1,4 +1,4 @@
-"""llama.cpp's own logits and tokens of a GGUF file, where llama-cpp-python is installed."""
+"""Compute logits and tokens of a GGUF file with llama.cpp, if llama-cpp-python is installed."""
 
 import ctypes
 from collections import deque
@@ -25,13 +25,13 @@ def llama_cpp_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def tokenizer_faults(path: Path, tokenizer: Any) -> list[str]:
-    """List texts that llama.cpp tokenizes in another way than the transformers tokenizer, one line each."""
+    """List texts that llama.cpp tokenizes differently from the transformers tokenizer, one line each."""
     llama = _llama(path, 32)
     faults = []
     for text in TOKENIZED_TEXTS:
-        wanted, found = list(tokenizer(text)["input_ids"]), llama.tokenize(text.encode(), add_bos=True, special=True)
-        if wanted != found:
-            faults.append(f"{text!r}: expected {wanted}, found {found}")
+        expected, actual = list(tokenizer(text)["input_ids"]), llama.tokenize(text.encode(), add_bos=True, special=True)
+        if expected != actual:
+            faults.append(f"{text!r}: expected {expected}, found {actual}")
     llama.close()
     return faults
 
@@ -50,7 +50,7 @@ def _llama(path: Path, context: int) -> Any:
 
 @cache
 def _log() -> "deque[str]":
-    """Return the last lines of llama.cpp's log, which would be printed otherwise."""
+    """Collect the last lines of llama.cpp's log, which would be printed otherwise."""
     import llama_cpp
 
     lines: deque[str] = deque(maxlen=20)

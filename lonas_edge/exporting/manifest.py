@@ -39,13 +39,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The sub-network.
-
-    Attributes:
-        name: Its name.
-        search_space: Hash of its search space; None without one.
-        origin: The search that proposed it, if one did.
-    """
+    """The sub-network: its name, the hash of its search space, and the search that proposed it; None without these."""
 
     name: str
     search_space: str | None
@@ -54,13 +48,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Compression:
-    """Storage of a part of the layers' weights.
-
-    Attributes:
-        weight_format: Name of the format.
-        group_size: Columns that share a scale, or `PER_CHANNEL`; None for formats without groups.
-        share: Share of these weights.
-    """
+    """Storage of a share of the layers' weights; `group_size` is None for formats without groups."""
 
     weight_format: str
     group_size: int | None
@@ -74,15 +62,7 @@ def shares(counts: "Counter[tuple[str, int | None]]") -> tuple[Compression, ...]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Data of the compression.
-
-    Attributes:
-        method: Compression method, one of `METHODS`.
-        data: Name of the file.
-        sha256: Its hash.
-        prompts: Number of prompts.
-        tokens: Tokens of these.
-    """
+    """Data of the compression: one of `METHODS`, name and hash of the file, its prompts and their tokens."""
 
     method: str
     data: str
@@ -130,10 +110,7 @@ def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:
 def record_rewritten(folder: Path, name: str, new: Path) -> None:
     """Record the next and the present state of a file, so that the manifest is right whenever replacing it is interrupted.
 
-    Args:
-        folder: An exported directory.
-        name: The file in it.
-        new: The file that will replace it.
+    `name` is the file in an exported directory, `new` the one that will replace it.
     """
     manifest = Manifest.read(folder / MANIFEST)
     files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
@@ -180,27 +157,22 @@ class Manifest(Record):
     """Content of `lonas_edge.json`.
 
     Attributes:
-        stage: Where the export stopped, one of `STAGES`.
+        stage: One of `STAGES`.
         weight_format: The IR's format, the checkpoint's dtype, or the type of the GGUF file's matrices.
         compression: Storage of the layers' weights in an IR or GGUF file, the largest share first; empty for a checkpoint.
-        calibrated: Data of the compression, or None.
         subnetwork: The sub-network; `subnetwork.json` has its widths.
-        base: The base model.
         adapter: The adapter; None for a base model alone.
-        reconstruction: Result of the least-squares reconstruction, or None.
         pipeline: Task name of model hubs: text-generation or text-classification.
         task: GLUE task of the training, if any.
-        prompt: Name of the prompt template of the adapter's training, where known.
-        sizes: Of both networks.
+        prompt: Name of the prompt template of the adapter's training, if known.
         layers: Remaining part of each decoder layer.
         fused: Number of the IR's matrices that are part of others.
         verified: Whether logits were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
         texts: Comparison of texts of the IR with those of the fp32 IR, both computed in fp32; or None.
         steps: Seconds and memory by step.
-        graph_process_peak_rss_bytes: Memory of the process that converted the graph, where known.
-        versions: Versions of the packages that the result depends on.
-        files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new one first.
+        graph_process_peak_rss_bytes: Memory of the process that converted the graph, if known.
+        files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -230,6 +202,6 @@ class Manifest(Record):
 
     @property
     def formats(self) -> str:
-        """The weight format for people; all formats where layers have several."""
+        """The weight format for people; all formats if layers have several."""
         formats = dict.fromkeys(part.weight_format for part in self.compression)
         return " and ".join(formats) if len(formats) > 1 else self.weight_format

@@ -1,4 +1,4 @@
-"""The model card of an exported directory, its README.md."""
+"""Write the model card of an exported directory, its README.md."""
 
 import json
 
@@ -17,15 +17,9 @@ from lonas_edge.space.subnetwork import SearchOrigin
 
 
 def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, evaluations: Evaluations | None = None) -> str:
-    """Write the model card of an exported directory.
+    """Return the model card of an exported directory as Markdown, with the metadata block that model hubs read.
 
-    Args:
-        manifest: Its manifest.
-        runtime: Its runtime properties, where `bench --tune` chose some.
-        evaluations: Its evaluations, where `eval --card` kept some.
-
-    Returns:
-        Markdown, with the metadata block that model hubs read.
+    `runtime` are the properties that `bench --tune` chose, `evaluations` those that `eval --card` kept.
     """
     stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
     fine_tuned = f" fine-tuned with the super-adapter `{manifest.adapter.name}`" if manifest.adapter else ""
@@ -75,8 +69,8 @@ def fits_npu(manifest: Manifest) -> bool:
 
 def _npu() -> list[str]:
     return [
-        "The weights are stored as OpenVINO's guide for NPUs requires. It was not run on one. An NPU needs the longest prompt "
-        "and the room for the answer when the model is loaded:",
+        "The weights are stored as OpenVINO's guide for NPUs requires. It was never run on an NPU. NPUs need the longest "
+        "prompt and the room for the answer when the model is loaded:",
         "",
         "```python",
         'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024, MIN_RESPONSE_LEN=128)',
@@ -110,7 +104,7 @@ def _sizes(sizes: BothSizes) -> list[str]:
 
 
 def _compression(parts: tuple[Compression, ...], calibrated: Calibrated | None) -> list[str]:
-    """Describe groups and mixed formats, which the format's name does not tell."""
+    """Describe groups and mixed formats, which the format's name does not state."""
 
     def described(part: Compression) -> str:
         groups = {None: "", PER_CHANNEL: ", one scale per row"}.get(part.group_size, f", group size {part.group_size}")
@@ -133,7 +127,7 @@ def _picture(manifest: Manifest) -> list[str]:
 
 
 def _prompt(manifest: Manifest) -> list[str]:
-    """Show the prompt template of the training, and when openvino_genai applies a chat template."""
+    """Show the prompt template of the training, and whether openvino_genai applies a chat template."""
     openvino, template = manifest.stage == "ir", TEMPLATES.get(manifest.prompt or "")
     if manifest.prompt == CHAT:
         applied = ", which openvino_genai applies by itself" if openvino else ""

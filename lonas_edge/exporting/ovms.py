@@ -1,4 +1,4 @@
-"""OpenVINO Model Server, which runs language models by a MediaPipe graph next to the IR.
+"""Describe a language model to OpenVINO Model Server by a MediaPipe graph next to the IR.
 
 Sources: its documentation (https://docs.openvino.ai/2025/model-server/ovms_docs_llm_reference.html, "LLM Calculator" and
 "Models Directory"; https://docs.openvino.ai/2025/model-server/ovms_docs_serving_model.html), `src/llm/llm_calculator.proto` and

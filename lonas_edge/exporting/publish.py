@@ -1,4 +1,4 @@
-"""Publishing on a model hub: a directory that lonas-edge wrote is checked, listed, and uploaded in one commit."""
+"""Publish a directory on a model hub: check it, list its files, and upload them in one commit."""
 
 import json
 import re
@@ -48,13 +48,7 @@ _HEADER_LIMIT = 2**27  # bytes of a safetensors header, as in the library
 
 @dataclass(frozen=True)
 class Upload:
-    """A directory that may be published.
-
-    Attributes:
-        folder: The directory.
-        files: Bytes of its files by their path in it and in the repository.
-        title: First line of the model card.
-    """
+    """A checked directory, the bytes of its files by their path, and the first line of its model card."""
 
     folder: Path
     files: dict[str, int]
@@ -138,7 +132,7 @@ def _file_faults(path: Path) -> Iterator[str]:
 
 
 def _local_paths(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    """Find paths of this machine, with their line or their place in a JSON document."""
+    """Find paths of this machine, with their line or their position in a JSON document."""
     values: list[tuple[str, str]] = []
     if path.suffix == ".json":
         with suppress(ValueError):
@@ -167,7 +161,7 @@ def _line(text: str, match: "re.Match[str]") -> int:
 
 
 def _values(content: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """Yield field names and text values of a JSON document, with their places."""
+    """Yield field names and text values of a JSON document, with their positions."""
     if isinstance(content, str):
         yield where, content
     named = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -194,10 +188,6 @@ def push(
         overwrite: Whether to replace a repository that lonas-edge wrote; its other files are deleted in the same commit.
         message: Of the commit.
         report: Called with each step.
-
-    Raises:
-        LonasEdgeError: If there is no token, the hub cannot be reached or refuses, or the repository exists and may not be
-            replaced. The repository is then unchanged, or new and empty.
     """
     _require_name(repo_id)
     if not get_token():
@@ -235,7 +225,7 @@ def _require_name(repo_id: str) -> None:
 
 
 def _repository(api: HfApi, repo_id: str, private: bool) -> tuple[str | None, list[str]]:
-    """Return a repository's commit and its files without the hub's own; None where there is no repository."""
+    """Return a repository's commit and its files without the hub's own; None if there is no repository."""
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
@@ -261,7 +251,7 @@ def _refuse_repository(repo_id: str, existing: list[str], overwrite: bool) -> No
 
 @contextmanager
 def _hub_errors(repo_id: str) -> Iterator[None]:
-    """Translate the dozens of errors of the hub's client, whose first line is the hub's answer."""
+    """Translate errors of the hub's client, whose first line is the hub's answer."""
     try:
         yield
     except (LonasEdgeError, MemoryError):
@@ -271,11 +261,11 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
-        way_out = "Push again; files that the hub has already are not sent again."
+        advice = "Push again; files that the hub has already are not sent again."
         if status in (401, 403):
-            way_out = "Check that the token is valid and may write there: `hf auth login`, or HF_TOKEN."
+            advice = "Check that the token is valid and may write there: `hf auth login`, or HF_TOKEN."
         elif status is None:
-            way_out = f"Check the network, and that HF_HUB_OFFLINE is not set. {way_out}"
+            advice = f"Check the network, and that HF_HUB_OFFLINE is not set. {advice}"
         raise LonasEdgeError(
-            f"{repo_id}: the hub refused: {type(error).__name__}: {reason}\nNothing of this push is visible there. {way_out}"
+            f"{repo_id}: the hub refused: {type(error).__name__}: {reason}\nNothing of this push is visible there. {advice}"
         ) from error

@@ -1,12 +1,12 @@
-"""Least-squares reconstruction in an export (`--solve`): its prompts, its effect on held-out ones, and whether it is used."""
+"""Reconstruct a sub-network by least squares in an export (`--solve`), and use the result if it is better."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Reconstruction
+from lonas_edge.exporting.requirements import require_tokenizer
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
@@ -15,20 +15,12 @@ from lonas_edge.network.reconstruction import SHRINKAGE, cut_consumers, reconstr
 HELD_OUT = 8  # prompts of the reconstruction for each held-out one
 
 
-@dataclass(frozen=True)
-class ReconstructionPrompts:
-    """Prompts of the reconstruction, and others that measure its effect; no example is in both."""
-
-    data_prompts: HeldOut
-    held_out: HeldOut
+# prompts of the reconstruction, and others that measure its effect; no example is in both
+ReconstructionPrompts = tuple[HeldOut, HeldOut]
 
 
 def read_reconstruction_prompts(model: MaterializedModel, tokenizer: Any, data: Path, prompts: int) -> ReconstructionPrompts:
-    """Read instruction data; an eighth as many prompts again are held out.
-
-    Raises:
-        LonasEdgeError: If the sub-network has nothing to reconstruct, there is no tokenizer, or too little data.
-    """
+    """Read instruction data; an eighth as many prompts again are held out."""
     source = model.source
     source.architecture.require(CAUSAL_LM, "--solve")
     if source.own:
@@ -41,12 +33,11 @@ def read_reconstruction_prompts(model: MaterializedModel, tokenizer: Any, data: 
             f"{source.folder}: --solve has no effect: its {model.subnetwork.name} sub-network has full MLPs and all heads. "
             "Remove --solve, or choose another --subnet."
         )
-    if tokenizer is None:
-        raise LonasEdgeError(f"{source.base.folder}: no tokenizer, which --solve needs. Save the model's tokenizer there.")
+    require_tokenizer("--solve", source, tokenizer)
     held_out = max(1, prompts // HELD_OUT)
     chosen = read_held_out(source, data, prompts + held_out, 0, option="--num-prompts")
     first, second = chosen.split(held_out)
-    return ReconstructionPrompts(second, first)
+    return second, first
 
 
 def reconstruct_model(
@@ -55,14 +46,11 @@ def reconstruct_model(
     """Reconstruct a sub-network; the correction is written to `folder`, and read from there while it is used.
 
     Returns:
-        The sub-network, with the correction where it lowers the KL on the held-out prompts, and the record.
-
-    Raises:
-        LonasEdgeError: If too few prompts fit, or a layer's inputs are not finite.
+        The sub-network, with the correction if it lowers the KL on the held-out prompts, and the record.
     """
-    data_prompts, held_out = prompts.data_prompts, prompts.held_out
+    data_prompts, held_out = prompts
     solution = reconstruct(model, data_prompts.batches(tokenizer), held_out.batches(tokenizer), folder, SHRINKAGE, done)
-    reconstruction = Reconstruction(
+    record = Reconstruction(
         data=data_prompts.path.name,
         sha256=data_prompts.sha256,
         prompts=data_prompts.prompts,
@@ -73,6 +61,4 @@ def reconstruct_model(
         after=solution.after,
         kept=solution.after < solution.before,
     )
-    return (
-        MaterializedModel(model.source, model.subnetwork, solution.correction) if reconstruction.kept else model
-    ), reconstruction
+    return (MaterializedModel(model.source, model.subnetwork, solution.correction) if record.kept else model), record

@@ -1,4 +1,4 @@
-"""`--stage checkpoint`: the sliced and merged Hugging Face checkpoint."""
+"""Export the sliced and merged Hugging Face checkpoint (`--stage checkpoint`)."""
 
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.job import Job, Outcome, verify_weights, write_configs

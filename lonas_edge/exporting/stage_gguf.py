@@ -1,4 +1,4 @@
-"""`--stage gguf`: a file for llama.cpp."""
+"""Export a file for llama.cpp (`--stage gguf`)."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ from lonas_edge.network.divergence import compare
 
 
 def export_gguf(job: Job) -> Outcome:
-    """Write and verify a GGUF file; llama.cpp's logits and tokens are compared where llama-cpp-python is installed."""
+    """Write and verify a GGUF file; llama.cpp's logits and tokens are compared if llama-cpp-python is installed."""
     assert job.gguf  # read with the inputs
     layout, vocabulary = job.gguf
     path = job.folder / gguf_file.file_name(job.stored)

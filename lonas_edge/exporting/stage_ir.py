@@ -1,4 +1,4 @@
-"""`--stage ir`: OpenVINO IR. The graph is converted in its own process while this one makes and compresses the weights."""
+"""Export OpenVINO IR (`--stage ir`): a process converts the graph while this one makes and compresses the weights."""
 
 import math
 from collections import Counter
@@ -12,6 +12,7 @@ import openvino as ov
 import torch
 from safetensors.torch import save_file
 
+from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.exporting import texts, verify
 from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.job import Job, Outcome, scratch, verify_weights, write_configs
@@ -23,7 +24,6 @@ from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import filled, write_compressed, write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
-from lonas_edge.ir.support import refusal
 from lonas_edge.network.divergence import Parity, compare, compare_texts
 from lonas_edge.network.materialize import MaterializedModel
 
@@ -93,7 +93,7 @@ def _conversion(job: Job, folder: Path) -> Conversion:
 
 
 def _compress(job: Job) -> tuple[dict[str, Scheme], Matrices]:
-    """Make every matrix and compress it; to fp32 where the graph is compressed on data later."""
+    """Make every matrix and compress it; to fp32 if the graph is compressed on data later."""
     with job.steps.step("compress", "Slicing, merging and compressing") as done:
         if job.calibration:
             schemes = compress.schemes(job.model, FORMATS["fp32"])
@@ -136,14 +136,7 @@ def _write_calibrated(
 
 
 def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized: torch.Tensor) -> tuple[Parity, torch.Tensor]:
-    """Compare an IR with the weights stored in it.
-
-    Returns:
-        The comparison, and the IR's logits.
-
-    Raises:
-        LonasEdgeError: If they differ.
-    """
+    """Compare an IR with the weights stored in it, and fail if they differ; return the comparison and the IR's logits."""
     inputs = job.inputs()
     stored = verify.stored_logits(job.model, matrices, inputs)
     if isinstance(ir, Path):
@@ -162,7 +155,11 @@ def _ir_logits(job: Job, ir: "Path | ov.Model") -> torch.Tensor:
     try:
         return verify.ir_logits(ir, job.inputs())
     except RuntimeError as error:
-        raise refusal("CPU", job.options.weight_format, error) from error
+        reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[-1])
+        raise LonasEdgeError(
+            f"{job.model.source.folder}: OpenVINO does not run an IR in {job.options.weight_format} on this CPU: {reason}. "
+            "Choose another --weight-format."
+        ) from error
 
 
 def _compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> tuple[Compression, ...]:

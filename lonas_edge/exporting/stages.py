@@ -1,4 +1,4 @@
-"""Stages of an export; the command line takes its choices from here."""
+"""Stages where an export may stop; the command line takes its choices from here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ class Stage:
     """A stage where an export stops.
 
     Attributes:
-        name: Its name on the command line and in records.
         library: Name of the library that runs the result, on model hubs.
         tags: Further tags on model hubs.
         run: Lines of the model card that show how to run it, by the pipeline tag of the model's task.

@@ -1,4 +1,4 @@
-"""Steps of an export: their display, seconds and memory."""
+"""Display the steps of an export, and measure their seconds and memory."""
 
 import time
 from collections.abc import Callable, Iterator

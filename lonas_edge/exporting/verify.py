@@ -1,10 +1,10 @@
-"""The oracle, run by every export. Three sharp comparisons, so that an error cannot hide behind quantization:
+"""Verify every export. Three sharp comparisons, so that an error cannot hide behind quantization:
 
 1. the logits of the materialized model, before it is rounded, equal those of the activated super-network (1e-8);
 2. every stored weight is the materialized one, to one rounding of its format;
-3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, where it is installed.
+3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, if it is installed.
 
-The distance of the IR from the materialized model is the effect of the format. It is reported (KL divergence, top-1), not
+The distance of the IR from the materialized model is the effect of the format. It is reported (KL divergence, top-1) and not
 judged: it depends on the network.
 
 The super-network is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so an error in
@@ -38,7 +38,7 @@ IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins and PyTorch add in different or
 # llama.cpp's, by the type of the matrices. For f16 it may round activations, too, to as many digits. For bf16 and q8_0 it
 # rounds them coarsely, which is reported and not judged: it changes the logits of a pruned, untrained network.
 LLAMA_CPP_TOLERANCE = {"f32": 1e-3, "f16": 0.5}
-_WAY_OUT = "Nothing was written. Please report it; --no-verify exports anyway, and records that."
+_ADVICE = "Nothing was written. Please report it; --no-verify exports anyway, and records that."
 FP32 = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -85,23 +85,17 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
 def file_logits(
     model: MaterializedModel, restored: Callable[[str, torch.Tensor], tuple[torch.Tensor, float]], inputs: Inputs
 ) -> torch.Tensor:
-    """Compute the float64 logits of the weights as a file stores them.
+    """Compute the float64 logits of the weights as a file stores them; fail if one differs by more than rounding explains.
 
-    Args:
-        model: The materialized model.
-        restored: Takes a tensor's name and its exact value; returns the stored value, and its largest difference in units of
-            the difference that rounding explains.
-        inputs: The inputs.
-
-    Raises:
-        LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
+    `restored` takes a tensor's name and exact value; it returns the stored value, and its largest difference in units of the
+    difference that rounding explains.
     """
     embedding = f"{model.source.architecture.family.embedding}.weight"
 
     def stored(name: str) -> torch.Tensor:
         name = name if name in model.shapes else embedding  # a tied head
         value, error = restored(name, model.exact(name))
-        _require(model.source.folder, f"the stored {name} is not the materialized one, in units of its rounding", error, 1.0)
+        _require(model.source.folder, f"the stored {name} differs from the materialized, in units of its rounding", error, 1.0)
         return value
 
     return float64_logits(empty_model(model.config()), inputs, stored)
@@ -158,7 +152,7 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     if read_json(folder / "config.json") != model.config(str(dtype).removeprefix("torch.")):
         wrong.append("config.json: not the materialized model's")
     raise_all(
-        f"{model.source.folder}: verification failed: the checkpoint does not hold the materialized model:", wrong, _WAY_OUT
+        f"{model.source.folder}: verification failed: the checkpoint does not hold the materialized model:", wrong, _ADVICE
     )
 
 
@@ -187,4 +181,4 @@ def _scale(reference: torch.Tensor) -> float:
 def _require(of: Path, what: str, value: float, tolerance: float) -> None:
     if value <= tolerance:  # false for NaN
         return
-    raise LonasEdgeError(f"{of}: verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. {_WAY_OUT}")
+    raise LonasEdgeError(f"{of}: verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. {_ADVICE}")

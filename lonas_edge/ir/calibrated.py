@@ -1,4 +1,4 @@
-"""Compression on data: NNCF on the whole uncompressed graph."""
+"""Compress an uncompressed graph on data by NNCF."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,18 +21,9 @@ def bytes_needed(parameters: int) -> float:
 def compress_on_data(
     model: Any, weight_format: WeightFormat, group_size: int, ratio: float, method: str, texts: Sequence[np.ndarray]
 ) -> Any:
-    """Compress the matrices between embedding and head by one of NNCF's data-aware methods.
+    """Compress the matrices between embedding and head of an fp32 model by a data-aware method of `METHODS`.
 
-    Args:
-        model: The model, its weights in fp32.
-        weight_format: The format.
-        group_size: Columns that share a scale.
-        ratio: Largest share of the weights in the format, chosen on the data.
-        method: Name of the method, one of `METHODS`.
-        texts: Token ids of each prompt, [1, tokens].
-
-    Returns:
-        The compressed model.
+    `ratio` is the largest share of the weights in the format; `texts` are token ids, each [1, tokens].
     """
     names = {name for port in model.inputs for name in port.get_names()}
     data = nncf.Dataset(texts, lambda ids: {name: value for name, value in _inputs(ids).items() if name in names})

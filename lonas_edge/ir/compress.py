@@ -1,8 +1,8 @@
-"""Weight compression by NNCF, as each weight is made: the model is never in memory uncompressed.
+"""Compress each weight matrix by NNCF as it is made: the uncompressed model is never in memory.
 
-NNCF compresses weights row by row or group by group, without data, so compressing many stacked rows gives the same numbers as
-compressing each layer. Stacked they cost one call: NNCF 3.4 compiles a model for every weight, half of the time of
-`compress_weights` on a whole model. `tests/ir/test_compress.py` compares the two bit for bit.
+Without data NNCF compresses row by row or group by group, so stacked rows give the same numbers as separate layers. A stack
+costs one call: NNCF 3.4 compiles a model for every weight, half of the time of `compress_weights` on a whole model.
+`tests/ir/test_compress.py` compares the two bit for bit.
 """
 
 import io
@@ -33,12 +33,7 @@ _GROUP_SIZES = (256, 128, 64, 32, 16, PER_CHANNEL)  # proposed where another one
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one weight matrix is stored.
-
-    Attributes:
-        weight_format: The format.
-        group_size: Columns that share a scale, or `PER_CHANNEL`; None for formats without groups.
-    """
+    """Storage of a weight matrix: `group_size` columns share a scale (or `PER_CHANNEL`); None for formats without groups."""
 
     weight_format: WeightFormat
     group_size: int | None = None
@@ -65,10 +60,7 @@ class Compressed:
     scale: ov.Tensor | None = None
 
     def restored(self, matrix: np.ndarray) -> tuple[np.ndarray, float]:
-        """Decompress the matrix and compare it with its original.
-
-        Args:
-            matrix: The original, [rows, columns], fp32.
+        """Decompress the matrix and compare it with its fp32 original [rows, columns].
 
         Returns:
             The stored matrix [rows, columns] in fp32, and the largest difference of an element: in scales, or in units of 2^-11
@@ -96,14 +88,7 @@ class Compressed:
         return restored, error
 
     def node(self, name: str) -> Any:
-        """Build the subgraph that gives the fp32 matrix [rows, columns] in the pattern that NNCF writes and plugins match.
-
-        Args:
-            name: Name of the weight.
-
-        Returns:
-            The last node of the subgraph.
-        """
+        """Return the last node of a subgraph that gives the fp32 matrix, in the pattern that NNCF writes and plugins match."""
         codes = ops.constant(self.codes, shared_memory=True, name=name)
         if self.scheme.weight_format.name == "fp32":
             return codes
@@ -136,16 +121,10 @@ def _decompression() -> Any:
 
 
 def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float = 1.0) -> dict[str, Scheme]:
-    """Choose the scheme of every weight matrix.
+    """Choose the scheme of every weight matrix by tensor name.
 
-    Args:
-        model: The materialized model. With a ratio below 1 each matrix is evaluated once.
-        weight_format: The format of the model; it names the format of embedding and head.
-        ratio: Largest share of the layers' weights in the format. The matrices that are most sensitive to 8 bits (NNCF's
-            judgement without data) get the format of embedding and head.
-
-    Returns:
-        Schemes by tensor name.
+    With a `ratio` below 1, at most this share of the layers' weights gets the format. The matrices that are most sensitive by
+    NNCF's criterion without data get the format of embedding and head; each matrix is then computed once.
     """
     inner, outer = inner_matrices(model), set(outer_matrices(model))
     group = weight_format.group_size(shape[1] for shape in inner.values())
@@ -160,11 +139,7 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
 
 
 def check_group_size(model: MaterializedModel, weight_format: WeightFormat, group_size: int | None) -> None:
-    """Refuse a group size that does not divide the input width of every layer.
-
-    Raises:
-        LonasEdgeError: Names every width that does not fit, and the group sizes that do.
-    """
+    """Refuse a group size that does not divide the input width of every layer; name these widths and sizes that fit."""
     if group_size is None:
         return
     layers: dict[int, list[str]] = {}
@@ -198,15 +173,7 @@ def _inside(model: MaterializedModel, name: str) -> bool:
 
 
 def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) -> Iterator[tuple[str, Compressed]]:
-    """Make and compress every weight matrix of a materialized model; each is evaluated once.
-
-    Args:
-        model: The materialized model.
-        chosen: The scheme of each matrix.
-
-    Yields:
-        Tensor name and compressed matrix, in no particular order.
-    """
+    """Yield name and compressed form of every matrix in `chosen`, in no particular order; each is computed once."""
     stack_elements = max(STACK_ELEMENTS, sum(math.prod(model.shapes[name]) for name in chosen) // MAX_STACKS)
     stacks: dict[tuple[Scheme, int], list[tuple[str, np.ndarray]]] = {}
     for name, scheme in chosen.items():

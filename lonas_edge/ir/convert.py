@@ -1,4 +1,4 @@
-"""The IR: a graph converted without weights, filled with compressed matrices."""
+"""Fill a graph that was converted without weights with compressed matrices, and write it as IR."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,7 @@ from lonas_edge.ir.fuse import fuse
 
 
 def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
-    """Replace the inputs of a graph of `ir.graph` by the compressed matrices of their names; the model shares their memory.
-
-    Raises:
-        LonasEdgeError: If the graph lacks a matrix or the shapes differ.
-    """
+    """Replace the inputs of a graph of `ir.graph` by the matrices of their names; the model shares their memory."""
     inputs = {node.friendly_name: node for node in model.get_parameters()}
     for name, matrix in matrices.items():
         parameter = inputs.get(name)
@@ -43,11 +39,7 @@ def write_ir(
     blocks: Sequence[Sequence[str]] = (),
     ratio: float = 1.0,
 ) -> int:
-    """Fill a graph and write it as `openvino_model.xml` and `.bin`, with `openvino_config.json`; arguments as of `filled`.
-
-    Returns:
-        Number of matrices that are part of others.
-    """
+    """Write a graph, filled as by `filled`, and `openvino_config.json`; return how many matrices are part of others."""
     model, held = filled(graph, matrices, blocks)
     storage = _Storage.of(schemes, weight_format, ratio)
     storage.record(model)
@@ -63,14 +55,11 @@ def filled(
 
     Args:
         graph: An IR written by `ir.graph`.
-        matrices: The compressed matrix of each of the graph's inputs that stands for one; stacked ones become views.
-        blocks: Names of the matrices that may share one.
+        matrices: The matrix of each of the graph's inputs that stands for one; stacked ones become views.
+        blocks: Names of the matrices that may be stacked.
 
     Returns:
         The model, and the matrices whose memory it shares: hold them as long as you use it.
-
-    Raises:
-        LonasEdgeError: If the graph lacks a matrix or the shapes differ.
     """
     model = openvino_core().read_model(graph)
     fused = fuse(model, blocks, matrices)
@@ -79,7 +68,7 @@ def filled(
 
 
 def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float) -> None:
-    """Write a model that NNCF compressed, and that NNCF's record is in already; arguments as of `write_ir`."""
+    """Write a model that NNCF compressed; it contains NNCF's record already."""
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     _Storage(weight_format, group_size, ratio).config().save_pretrained(folder)
 
@@ -88,10 +77,7 @@ def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, grou
 class _Storage:
     """Storage of an IR's weights, as stock exporters record it.
 
-    Attributes:
-        weight_format: The format; that of embedding and head where no matrix has another.
-        group_size: Columns that share a scale, or `PER_CHANNEL`.
-        ratio: Share of the weights between embedding and head in the format.
+    `weight_format` is that of embedding and head where no matrix has another; `ratio`: share of the layers' weights in it.
     """
 
     weight_format: WeightFormat
@@ -107,7 +93,7 @@ class _Storage:
         return cls(FORMATS[weight_format.outer], PER_CHANNEL, 1.0)
 
     def record(self, model: Any) -> None:
-        """Write it into the IR with the runtime options that belong to it."""
+        """Write it into the IR, with the runtime options that belong to it."""
         if self.weight_format.mode is None:
             if model.get_variables():  # a classifier has no cache
                 model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does

@@ -1,8 +1,7 @@
-"""Fewer, larger products: weight matrices that multiply the same input become one, whose product is split again.
+"""Fuse products with the same input: q, k and v projections of a layer become rows of one matrix.
 
-A decoded token passes hundreds of small products, each with a dispatch overhead. Query, key and value projections of a layer
-become rows of one matrix: codes, zero points and scales are stacked, so no number changes. gate and up stay apart: stacking
-them has no effect (`docs/design-notes.md`).
+A decoded token passes hundreds of small products, each with a dispatch overhead. Codes, zero points and scales are stacked, so
+no number changes. gate and up stay separate: stacking them has no effect (`docs/design-notes.md`).
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -20,14 +19,7 @@ GRAPH = 2  # raise it when `export` writes graphs of another latency: older meas
 
 @dataclass(frozen=True)
 class _Product:
-    """The product x Wᵀ of a weight in a graph.
-
-    Attributes:
-        name: Name of the weight.
-        parameter: The input that stands for the weight.
-        node: The MatMul.
-        bias: The Add after it and the constant that it adds, or None.
-    """
+    """The product x Wᵀ of a weight: the input that stands for it, its MatMul, and the Add and constant of a bias."""
 
     name: str
     parameter: Any
@@ -53,11 +45,11 @@ def attention_matrices(architecture: Architecture) -> list[tuple[str, ...]]:
 
 
 def fuse(graph: Any, blocks: Sequence[Sequence[str]], matrices: MutableMapping[str, Compressed]) -> dict[str, Compressed]:
-    """Fuse products with the same input and scheme.
+    """Fuse the products of a graph with the same input and scheme, in place.
 
     Args:
-        graph: A model whose weight matrices are inputs of their names; it is changed.
-        blocks: Names of the matrices that may share one; names that the graph lacks are ignored.
+        graph: A model whose weight matrices are inputs of their names.
+        blocks: Names of the matrices that may be stacked; names that the graph lacks are ignored.
         matrices: The matrix of each such input. Stacked ones become views, so that no weight is in memory twice.
 
     Returns:

@@ -1,16 +1,15 @@
-"""The graph of a model as OpenVINO IR, converted without its weights, and its tokenizer, in their own process.
+"""Convert a model's graph to IR without its weights, and its tokenizer, in a separate process.
 
 optimum-intel converts the model; every weight matrix of the graph becomes an input of the matrix's name. The matrices are
 untouched zero pages meanwhile, so converting a 7B model takes 1 GB. Norms and biases are real, since they may be folded.
 
-Conversion patches transformers while it runs, and is single-threaded Python. In its own process it runs while the parent
-slices, merges and compresses the weights. The process ends when its parent does.
+Conversion patches transformers and is single-threaded Python, so it runs while the parent slices, merges and compresses.
 
 Workarounds, in this process only (optimum-intel 2.2, transformers 5.5):
 - `export_from_model` writes the converted model and does not return it: its `save_model` is intercepted.
-- it traces the model again as a check, a third of the time; `verify.py` compares logits instead, a sharper check.
-- it gives every layer's cache the same number of heads: `_dummy_caches` corrects these.
-- it refuses Gemma 1 to 3 above transformers 5.0; the converted model is correct (`tests/exporting/test_export_families.py`).
+- It traces the model again as a check, a third of the time; `verify.py` compares logits instead, a sharper check.
+- It gives every layer's cache the same number of heads: `_dummy_caches` corrects these.
+- It refuses Gemma 1 to 3 above transformers 5.0; the converted model is correct (`tests/exporting/test_export_families.py`).
 """
 
 import gc
@@ -45,7 +44,7 @@ SPAWN = "LONAS_EDGE_SPAWN"  # an environment variable; with 1 Linux does what ot
 
 
 def forks() -> bool:
-    """Return whether the process is forked, which saves the imports (5 s, 0.5 GB); only Linux can with threads."""
+    """Return whether the process is forked, which saves the imports (5 s, 0.5 GB); only Linux can fork with threads."""
     return sys.platform == "linux" and os.environ.get(SPAWN) != "1"
 
 
@@ -86,11 +85,7 @@ class GraphConversion:
             self._process.start()
 
     def wait(self) -> None:
-        """Wait for the IR.
-
-        Raises:
-            LonasEdgeError: If the conversion failed; the message has the end of its log.
-        """
+        """Wait for the IR; if the conversion failed, raise LonasEdgeError with the end of its log."""
         self._process.join()
         if self._process.exitcode != 0:
             log = self._log.read_text(encoding="utf-8", errors="replace")[-2000:] if self._log.exists() else ""
@@ -198,19 +193,7 @@ def _dummy_caches(heads: list[int]) -> None:
 
 
 def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
-    """Convert a model to an IR whose weight matrices are inputs.
-
-    Args:
-        config: Content of its config.json.
-        vectors: As of `Conversion`.
-        output: The .xml file.
-
-    Returns:
-        The model's family.
-
-    Raises:
-        RuntimeError: If the converted graph lacks a weight.
-    """
+    """Write a model as an IR (`output`) whose weight matrices are inputs; return its family. Arguments as of `Conversion`."""
     model = _model_without_matrices(config, vectors)
     architecture = Architecture.from_config(model.config, "config.json")
     family = architecture.family

@@ -1,4 +1,4 @@
-"""Logits and texts of an IR, as OpenVINO computes them."""
+"""Compute logits and texts of an IR with OpenVINO."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path

@@ -58,12 +58,7 @@ class _Conditions(TypedDict, total=False):
 
 
 def property_faults(properties: Mapping[str, str | None], names: Iterable[str] = KNOWN) -> list[str]:
-    """List properties and values that no tuning chooses, one line each.
-
-    Args:
-        properties: Values by name; None for unset ones.
-        names: Allowed properties.
-    """
+    """List properties and values that no tuning chooses, one line each; unset properties are None."""
     known = KNOWN | _STOCK
     allowed = {name: known[name] for name in names}
     return [
@@ -79,12 +74,8 @@ def property_faults(properties: Mapping[str, str | None], names: Iterable[str] =
 class Ratio:
     """Ratio of a variant's latency to its baseline's; below 1 the variant is faster.
 
-    Attributes:
-        value: The estimate.
-        low: Lower end of the 95 % interval; None with fewer than 6 rounds.
-        high: Its upper end.
-        rounds: Rounds that both completed.
-        starts: Process starts of these rounds. With 6 or more, the interval is over starts; otherwise it is over rounds.
+    `low` and `high` are the 95 % interval, None with fewer than 6 rounds. It is over process starts if there are 6 or more,
+    otherwise over rounds.
     """
 
     value: float
@@ -149,10 +140,7 @@ def check_device(device: str) -> None:
 def candidates(device: str, threads: int, processors: int) -> dict[str, tuple[str, ...]]:
     """Return the candidate values by property on a device, without precisions that it does not support.
 
-    Args:
-        device: An OpenVINO device.
-        threads: Number of threads by default, one per physical core.
-        processors: Number of logical processors.
+    `threads` is the default number of threads, one per physical core; `processors` counts logical processors.
     """
     table = dict(_CPU if device == "CPU" else _GPU if device.startswith("GPU") else {})
     if not table:

@@ -1,7 +1,7 @@
-"""Choice of the matrices in the smaller format (`export --ratio`): NNCF's own without data, one matrix in memory at a time.
+"""Choose the matrices in the smaller format (`export --ratio`) by NNCF's criterion without data, one matrix at a time.
 
 NNCF scores each matrix by the error of INT8 and sorts; both are its own functions here. Its public call does the same with the
-whole uncompressed model in memory (`tests/ir/test_formats.py` compares the two).
+uncompressed model in memory (`tests/ir/test_formats.py` compares the two).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class _ScoredCriterion(DataFreeCriterion):  # type: ignore[misc]
 
 
 def least_sensitive(model: MaterializedModel, matrices: Mapping[str, tuple[int, ...]], ratio: float) -> set[str]:
-    """Choose the matrices, out of those with these shapes, that lose least in the smaller format: at most this share."""
+    """Choose, out of the matrices with these shapes, those that lose least in the smaller format: at most this share."""
     scored = [
         SimpleNamespace(name=name, num_weights=rows * columns, score=_score(model.tensor(name).numpy()))
         for name, (rows, columns) in matrices.items()

@@ -1,4 +1,4 @@
-"""A model's tokenizer as OpenVINO models."""
+"""Write a model's tokenizer as OpenVINO models."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,7 @@ TOKENIZER = "openvino_tokenizer.xml"
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, task: Task) -> None:
-    """Write a transformers tokenizer's files, and OpenVINO models of it for clients without transformers.
-
-    Raises:
-        LonasEdgeError: If OpenVINO cannot express it.
-    """
+    """Write a transformers tokenizer's files, and OpenVINO models of it for clients without transformers."""
     tokenizer.save_pretrained(folder)
     export_tokenizer(tokenizer, folder, task=task.conversion)
     if not (folder / TOKENIZER).exists():

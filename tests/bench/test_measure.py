@@ -70,13 +70,6 @@ def test_variants_share_prompts_and_no_prompt_repeats(variants: dict[str, FakeVa
     assert all(0 <= token < 50 for batch in variants["subnet"].prompts for prompt in batch for token in prompt)
 
 
-def test_prefixes_stay_distinct_beyond_the_vocabulary() -> None:
-    source = PromptSource(7, 0)
-    starts = [tuple(source.next(Case(2, 2))[0]) for _ in range(49)]
-    assert len(set(starts)) == 49
-    assert len(PromptSource(7, 0).next(Case(1, 2))[0]) == 1
-
-
 def test_a_failure_skips_the_rest_of_its_case_only(variants: dict[str, FakeVariant]) -> None:
     variants["lora"].fails[2] = VariantFailedError("lora: not enough memory")
     result = measure(variants, CASES, Schedule(rounds=3, warmup=0), PromptSource(100, 0))

@@ -133,13 +133,3 @@ def test_warnings(ratio: Ratio, load: dict[str, float], interrupted: bool, warni
     actual = find_warnings([Comparison("subnet", "lora", CASES[0], "ttft", ratio)], load, interrupted, 24, 8)
     assert len(actual) == len(warnings)
     assert all(part in warning for part, warning in zip(warnings, actual, strict=True))
-
-
-def test_few_starts_give_one_warning_with_advice() -> None:
-    ratio = Ratio(2.0, 1.95, 2.05, 24, 5)
-    comparisons = [Comparison("subnet", name, CASES[0], "ttft", ratio) for name in ("lora", "unpruned")]
-    (warning,) = find_warnings(comparisons, {}, False, 24, 5)
-    assert "5 of 5 starts" in warning and "Use --starts 6 or more." in warning
-    enough = Comparison("subnet", "unpruned", CASES[0], "ttft", Ratio(1.1, 1.08, 1.12, 24, 8))
-    (warning,) = find_warnings([comparisons[0], enough], {}, False, 24, 8)
-    assert "lora" in warning and "unpruned" not in warning and "--starts" not in warning

@@ -62,14 +62,6 @@ def test_each_of_six_starts_counts_once() -> None:
     assert (result.rounds, result.starts) == (12, 6)
 
 
-def test_five_starts_give_an_interval_over_rounds() -> None:
-    logs = [0.01 * k for k in range(10)]
-    result = paired_ratio([math.exp(log) for log in logs], [1.0] * 10, [k // 2 for k in range(10)])
-    single_start = over_rounds([math.exp(log) for log in logs], [1.0] * 10)
-    assert (result.value, result.low, result.high) == (single_start.value, single_start.low, single_start.high)
-    assert (result.starts, single_start.starts) == (5, 1)
-
-
 def test_coverage_of_intervals_over_starts_that_differ() -> None:
     """Starts differ by 1.5 %, rounds by 2 %: an interval over rounds is too narrow."""
     draw = random.Random(0)
@@ -85,3 +77,11 @@ def test_coverage_of_intervals_over_starts_that_differ() -> None:
             covered[name].append(result.low is not None and result.high is not None and result.low <= 2.0 <= result.high)
     assert statistics.mean(covered["starts"]) == pytest.approx(0.961, abs=0.02)  # 1 - 2 * P(T <= 3) for n = 8
     assert statistics.mean(covered["rounds"]) < 0.9
+
+
+def test_five_starts_give_an_interval_over_rounds() -> None:
+    logs = [0.01 * k for k in range(10)]
+    result = paired_ratio([math.exp(log) for log in logs], [1.0] * 10, [k // 2 for k in range(10)])
+    single_start = over_rounds([math.exp(log) for log in logs], [1.0] * 10)
+    assert (result.value, result.low, result.high) == (single_start.value, single_start.low, single_start.high)
+    assert (result.starts, single_start.starts) == (5, 1)

@@ -136,12 +136,3 @@ def test_candidates_are_those_of_the_device() -> None:
     assert candidates["INFERENCE_NUM_THREADS"] == ("1", "4")
     assert "f32" in candidates["INFERENCE_PRECISION_HINT"]
     assert runtime.candidates("NPU", 2, 4) == {}
-
-
-def test_the_command(folder: Path, made_up: Callable, run_cli: Callable) -> None:
-    made_up({"f16": 0.8, "NO": 0.9}, {}, 0.0)
-    ran = run_cli("bench", folder, "--tune", "--prompt-len", "8", "--new-tokens", "4", "--threads", "1")
-    assert ran.code == 0, ran.err
-    output = " ".join(ran.out.split())
-    assert f"Stored in {folder}: KV_CACHE_PRECISION=f16, ENABLE_CPU_PINNING=NO" in output.replace("\n", "")
-    assert "vs defaults: TPOT 0.72x [0.72, 0.72]" in output and "stock clients read KV_CACHE_PRECISION from the IR" in output

@@ -39,16 +39,17 @@ def test_a_damaged_file_of_an_ir_is_named(copy: Path, file: str, content: bytes)
     assert damaged.startswith(f"{copy / file.replace('.bin', '.xml')}: damaged: ")
 
 
-def test_a_damaged_file_of_a_base_or_adapter_is_named(source: TinySource, tmp_path: Path) -> None:
+def test_damaged_adapters_and_gguf_files_are_named(source: TinySource, tmp_path: Path) -> None:
     own = source.copied_to(tmp_path)
-    variant = Variant("lora", "torch", own.base, adapter=own.adapter)
-    assert find_damaged_file(variant) is None
     os.truncate(own.adapter / "adapter_model.safetensors", 1000)
-    damaged = find_damaged_file(variant)
-    assert damaged and damaged.startswith(f"{own.adapter}/adapter_model.safetensors: damaged: ")
-    message = worker._describe_load_error(variant, RuntimeError("header"))
-    assert message == damaged
-    assert worker._describe_load_error(variant, MemoryError()) == "not enough memory (MemoryError)"
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(20))
+    adapter = Variant("lora", "torch", own.base, adapter=own.adapter)
+    for variant, file in (
+        (adapter, own.adapter / "adapter_model.safetensors"),
+        (Variant("gguf", "gguf", tmp_path / "a.gguf"), tmp_path / "a.gguf"),
+    ):
+        assert worker._describe_load_error(variant, RuntimeError("header")).startswith(f"{file}: damaged: ")
+    assert worker._describe_load_error(adapter, MemoryError()) == "not enough memory (MemoryError)"
 
 
 def test_reason_of_an_error() -> None:
@@ -98,16 +99,6 @@ def test_a_killed_process(int8: Path) -> None:
         with pytest.raises(VariantFailedError, match="subnet: its process was killed; most likely memory ran out"):
             process.run([[1, 2]], 4)
         assert not process.alive
-
-
-@pytest.mark.slow
-def test_a_variant_that_cannot_be_loaded(copy: Path) -> None:
-    (copy / "openvino_model.xml").write_text("nonsense</net>")
-    with (
-        VariantProcess(Variant("subnet", "ir", copy, "CPU"), PLACE) as process,
-        pytest.raises(VariantFailedError, match=r"subnet: .*openvino_model\.xml: damaged"),
-    ):
-        process.wait_loaded()
 
 
 @pytest.mark.parametrize("affinity", [True, False])

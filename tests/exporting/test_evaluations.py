@@ -28,7 +28,7 @@ def test_the_latest_of_each_protocol_is_kept(tmp_path: Path) -> None:
     kept = Evaluations.of(tmp_path)
     assert kept == Evaluations()
     for protocol, accuracy in (("option-text", 0.5), ("generate", 0.25), ("option-text", 0.75)):
-        Evaluations.of(tmp_path).with_one(protocol, evaluation(accuracy)).write(tmp_path / FILE)
+        Evaluations.of(tmp_path).with_evaluation(protocol, evaluation(accuracy)).write(tmp_path / FILE)
     assert json.loads((tmp_path / FILE).read_text())["schema"] == "lonas-edge/evaluations/1"
     kept = Evaluations.of(tmp_path)
     assert kept.by_protocol == {"option-text": evaluation(0.75), "generate": evaluation(0.25)}

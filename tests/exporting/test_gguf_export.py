@@ -1,4 +1,4 @@
-"""Sub-networks as GGUF: what llama.cpp computes from the file is what is defined, in plain torch and in llama.cpp itself."""
+"""Sub-networks as GGUF vs. the oracle, in plain torch and in llama.cpp; tokenizers; refusals."""
 
 import importlib.util
 import json
@@ -25,8 +25,9 @@ from lonas_edge.network.divergence import Parity
 from lonas_edge.network.source import open_source
 
 Choose = Callable[[TinySource, str], list[int]]
-LLAMA_CPP = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-# groups of blocks: the first layer's attention, the whole second layer, the third's MLP (tiny_models.BLOCKS)
+INSTALLED = importlib.util.find_spec("llama_cpp") is not None
+LLAMA_CPP = pytest.mark.skipif(not INSTALLED, reason="llama-cpp-python is not installed")
+# groups of blocks: the first layer's attention, the complete second layer, the third's MLP (tiny_models.BLOCKS)
 DEPTHS = [[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
 
 
@@ -34,6 +35,15 @@ def exported(source: TinySource, widths: list[int], output: Path, kind: str = "f
     asked = ExportOptions(stage="gguf", gguf_type=kind, **options)  # type: ignore[arg-type]
     export(source.opened(), source.subnetwork(widths, "chosen"), output, asked)
     return output / f"model.{kind.upper()}.gguf"
+
+
+def check_logits(file: Path, source: TinySource, widths: list[int], ids: torch.Tensor) -> None:
+    """In plain torch, float64: rounding the weights to fp32 changes logits of order 1 by 1e-6. In llama.cpp, fp32."""
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+    if INSTALLED:
+        assert "llama_cpp" in Manifest.read(file.parent / "lonas_edge.json").parity
+        assert (llama_cpp_logits(file, ids) - expected).abs().max() < 1e-4
 
 
 _SLOW = ("llama-tied", "llama-biased", "qwen2", "qwen3-tied")
@@ -51,9 +61,7 @@ def test_equal_layers(case: str, name: str, tiny_models: TinyModels, choose: Cho
     file = exported(source, widths, tmp_path / "out")
     model_type = CASES[case]["model_type"]
     assert fields_of(file)["general.architecture"] == {"mistral": "llama"}.get(model_type, model_type)
-    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-    # fp32 weights and float64 arithmetic: rounding the weights once changes logits of order 1 by 1e-6
-    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+    check_logits(file, source, widths, ids)
 
 
 @pytest.mark.parametrize("depth", DEPTHS, ids=str)
@@ -61,7 +69,7 @@ def test_equal_layers(case: str, name: str, tiny_models: TinyModels, choose: Cho
 def test_unequal_layers(
     case: str, depth: list[int], tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
 ) -> None:
-    """MLPs of other widths in each layer, half of the heads in two of them, blocks left out."""
+    """MLPs of other widths in each layer, half of the heads in two of them, removed blocks."""
     source = tiny_models.heads_source(case)
     groups = source.groups()
     widths = [*choose(tiny_models.source(case), "unequal:1"), groups[9][0], groups[10][-1], groups[11][-1], *depth]
@@ -70,8 +78,7 @@ def test_unequal_layers(
     assert fields["general.architecture"] == "deci"
     assert fields["deci.block_count"] == LAYERS - (depth[1] == 0)
     assert fields["deci.attention.head_count"][-1] == 2 and fields["deci.attention.head_count_kv"][-1] == 1
-    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+    check_logits(file, source, widths, ids)
 
 
 def test_scaled_positions(llama_copy: TinySource, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
@@ -84,24 +91,23 @@ def test_scaled_positions(llama_copy: TinySource, choose: Choose, ids: torch.Ten
     file = exported(llama_copy, widths, tmp_path / "out")
     factors = tensors_of(file)["rope_freqs.weight"]
     assert factors.min() == 1 and factors.max() == 8
-    expected = oracle_logits(llama_copy.base, llama_copy.adapter, llama_copy.space, widths, ids)
-    assert (gguf_logits(file, ids) - expected).abs().max() < 1e-5
+    check_logits(file, llama_copy, widths, ids)
 
 
 def test_types(llama: TinySource, choose: Choose, tmp_path: Path) -> None:
-    """Each type holds the weights to half of its step, q8_0's rows of 32 columns, and vectors stay in f32."""
+    """Weights differ by half a step at most; vectors stay in f32."""
     widths = choose(llama, "unequal:1")
     exact = tensors_of(exported(llama, widths, tmp_path / "f32"))
     # half a step of each; q8_0's step is 1/127 of the largest of 32 columns, itself rounded to fp16
     for kind, block, share in (("f16", 1, 2**-11), ("bf16", 1, 2**-8), ("q8_0", 32, 0.5 / 127 + 2**-11)):
         for tensor in gguf.GGUFReader(exported(llama, widths, tmp_path / kind, kind)).tensors:
-            found = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).double()
-            wanted = exact[tensor.name].reshape(found.shape)
+            actual = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).double()
+            wanted = exact[tensor.name].reshape(actual.shape)
             if wanted.dim() == 1:
-                assert tensor.tensor_type.name == "F32" and torch.equal(found, wanted)
+                assert tensor.tensor_type.name == "F32" and torch.equal(actual, wanted)
                 continue
             largest = wanted.unflatten(-1, (-1, block)).abs().amax(-1, keepdim=True)
-            difference = (found - wanted).abs().unflatten(-1, (-1, block))
+            difference = (actual - wanted).abs().unflatten(-1, (-1, block))
             assert tensor.tensor_type.name == kind.upper()
             assert (difference <= largest * share * 1.001 + 1e-7).all() and difference.max() > 0
     manifest = Manifest.read(tmp_path / "q8_0" / "lonas_edge.json")
@@ -116,7 +122,7 @@ def test_types(llama: TinySource, choose: Choose, tmp_path: Path) -> None:
     assert fields["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0 and fields["general.quantization_version"] == 2
 
 
-def test_a_wrong_weight_is_found(llama: TinySource, choose: Choose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_weight_is_refused(llama: TinySource, choose: Choose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = choose(llama, "heuristic")
     real = gguf.quants.quantize
 
@@ -162,11 +168,11 @@ def pieces() -> PreTrainedTokenizerFast:
 
 
 def test_sentencepiece() -> None:
-    found = vocabulary_of(pieces(), 320, "here")
-    assert (found["tokenizer_model"], found["tokenizer_pre"], found["add_space_prefix"]) == ("llama", "default", True)
-    types = found["token_types"]
-    assert "token_merges" not in found and types[:4] == [2, 3, 3, 6] and types[259] == 1  # unknown, control, byte; normal
-    scores = dict(zip(found["token_list"], found["token_scores"], strict=True))
+    actual = vocabulary_of(pieces(), 320, "here")
+    assert (actual["tokenizer_model"], actual["tokenizer_pre"], actual["add_space_prefix"]) == ("llama", "default", True)
+    types = actual["token_types"]
+    assert "token_merges" not in actual and types[:4] == [2, 3, 3, 6] and types[259] == 1  # unknown, control, byte; normal
+    scores = dict(zip(actual["token_list"], actual["token_scores"], strict=True))
     assert scores["th"] > scores["the"] > scores["\u2581the"] > scores["in"] > scores["q"]
 
 
@@ -197,7 +203,7 @@ def llama_3(bpe: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(("change", "pre"), [(smollm, "smollm"), (llama_3, "llama-bpe")])
-def test_what_cuts_a_text_is_named(change: Callable[[Tokenizer], None], pre: str) -> None:
+def test_pre_tokenizers_are_named(change: Callable[[Tokenizer], None], pre: str) -> None:
     assert vocabulary_of(changed(change), VOCAB, "here")["tokenizer_pre"] == pre
 
 
@@ -205,7 +211,7 @@ def otherwise(bpe: Tokenizer) -> None:
     bpe.pre_tokenizer = split(r"\p{L}+|\s+")
 
 
-def whole_first(bpe: Tokenizer) -> None:
+def merges_ignored(bpe: Tokenizer) -> None:
     bpe.model.ignore_merges = True
 
 
@@ -218,30 +224,30 @@ def prefixed(bpe: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             otherwise,
             r"unknown pre-tokenizer \(Split and ByteLevel\); llama.cpp's known ones are gpt-2, smollm",
         ),
-        (whole_first, "ignore_merges: llama.cpp ignores merges with llama-bpe only"),
+        (merges_ignored, "ignore_merges: llama.cpp ignores merges with llama-bpe only"),
         (lower, "it normalizes texts"),
         (prefixed, "it prepends a space"),
     ],
 )
-def test_other_tokenizers_are_refused(change: Callable[[Tokenizer], None], told: str) -> None:
-    with pytest.raises(LonasEdgeError, match=f"here: the tokenizer cannot be written as GGUF:(?s:.*){told}"):
+def test_other_tokenizers_are_refused(change: Callable[[Tokenizer], None], message: str) -> None:
+    with pytest.raises(LonasEdgeError, match=f"here: the tokenizer cannot be written as GGUF:(?s:.*){message}"):
         vocabulary_of(changed(change), VOCAB, "here")
 
 
 def test_tokenizers_of_other_kinds_are_refused() -> None:
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    for found, told in (
+    for actual, message in (
         (None, "(?s)there is none.*save its tokenizer.json"),
         (words, "its model is WordLevel: expected BPE"),
     ):
-        with pytest.raises(LonasEdgeError, match=told):
-            vocabulary_of(found, VOCAB, "here")
+        with pytest.raises(LonasEdgeError, match=message):
+            vocabulary_of(actual, VOCAB, "here")
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])))
     with pytest.raises(LonasEdgeError, match="neither byte-level BPE nor SentencePiece's"):
         vocabulary_of(bare, VOCAB, "here")
@@ -255,22 +261,24 @@ def test_tokenizers_of_other_kinds_are_refused() -> None:
 
 
 @pytest.mark.parametrize("case", ["bloom", "gemma2"])
-def test_families_without_an_architecture(case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+def test_families_without_an_architecture_are_refused(
+    case: str, tiny_models: TinyModels, choose: Choose, tmp_path: Path
+) -> None:
     source = tiny_models.source(case)
-    told = rf"--stage gguf does not support model_type '{CASES[case]['model_type']}', only llama, mistral, qwen2, qwen3\."
-    with pytest.raises(LonasEdgeError, match=told):
+    message = rf"--stage gguf does not support model_type '{CASES[case]['model_type']}', only llama, mistral, qwen2, qwen3\."
+    with pytest.raises(LonasEdgeError, match=message):
         exported(source, choose(source, "maximal"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_unequal_layers_that_llama_cpp_has_no_architecture_for(tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
+def test_unequal_layers_without_an_architecture_are_refused(tiny_models: TinyModels, choose: Choose, tmp_path: Path) -> None:
     source = tiny_models.source("qwen2")
     with pytest.raises(LonasEdgeError, match=r"layers have unequal widths; llama\.cpp's 'qwen2' has one width for all"):
         exported(source, choose(source, "unequal:1"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_configurations_that_it_does_not_compute(llama_copy: TinySource, choose: Choose, tmp_path: Path) -> None:
+def test_unsupported_configurations_are_refused(llama_copy: TinySource, choose: Choose, tmp_path: Path) -> None:
     config = json.loads((llama_copy.base / "config.json").read_text())
     config |= {"hidden_act": "gelu", "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
     (llama_copy.base / "config.json").write_text(json.dumps(config))
@@ -278,58 +286,12 @@ def test_configurations_that_it_does_not_compute(llama_copy: TinySource, choose:
         exported(llama_copy, choose(llama_copy, "maximal"), tmp_path / "out")
 
 
-def test_a_classifier(tiny_bert: object, run_cli: Callable, tmp_path: Path) -> None:
-    ran = run_cli("export", *tiny_bert.source(2).arguments(), "--stage", "gguf", "--output", tmp_path / "out")  # type: ignore[attr-defined]
-    assert ran.code == 1 and "--stage gguf does not support model_type 'bert'" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--gguf-type", "f16"], "--gguf-type needs --stage gguf"),
-        (["--stage", "gguf", "--weight-format", "int8"], "--weight-format needs --stage ir"),
-        (["--stage", "gguf", "--no-fuse"], "--no-fuse needs --stage ir"),
-        (["--stage", "gguf", "--gguf-type", "q4_k"], "'q4_k' is not one of 'f32', 'f16', 'bf16', 'q8_0'"),
-    ],
-)
-def test_options_that_do_nothing(options: list[str], told: str, llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
-    ran = run_cli("export", *llama.arguments(), "--output", tmp_path / "out", *options)
-    assert ran.code == 2 and told in " ".join(ran.err.split())
-
-
 # llama.cpp itself
 
 
 @LLAMA_CPP
-@pytest.mark.parametrize("depth", DEPTHS, ids=str)
-def test_llama_cpp_runs_unequal_layers(
-    depth: list[int], tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
-) -> None:
-    source = tiny_models.heads_source("llama")
-    groups = source.groups()
-    widths = [*choose(tiny_models.source("llama"), "unequal:1"), groups[9][0], groups[10][-1], groups[11][-1], *depth]
-    file = exported(source, widths, tmp_path / "out")
-    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-    # fp32 weights, fp32 arithmetic, logits of order 1
-    assert (llama_cpp_logits(file, ids) - expected).abs().max() < 1e-4
-
-
-@LLAMA_CPP
-@pytest.mark.parametrize("case", EQUAL)
-def test_llama_cpp_runs_equal_layers(
-    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path
-) -> None:
-    source = tiny_models.source(case)
-    widths = choose(source, "heuristic")
-    file = exported(source, widths, tmp_path / "out")
-    assert "llama_cpp" in Manifest.read(tmp_path / "out/lonas_edge.json").parity
-    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-    assert (llama_cpp_logits(file, ids) - expected).abs().max() < 1e-4
-
-
-@LLAMA_CPP
 @pytest.mark.parametrize("made", [tokenizer, pieces, lambda: changed(smollm), lambda: changed(llama_3)])
-def test_llama_cpp_cuts_texts_the_same_way(
+def test_llama_cpp_tokenizes_equally(
     made: Callable[[], PreTrainedTokenizerFast], llama_copy: TinySource, choose: Choose, tmp_path: Path
 ) -> None:
     config = json.loads((llama_copy.base / "config.json").read_text()) | {"vocab_size": 320}
@@ -349,7 +311,7 @@ def test_llama_cpp_cuts_texts_the_same_way(
 
 
 @LLAMA_CPP
-def test_llama_cpp_says_why_it_does_not_open_a_file(
+def test_llama_cpp_refuses_a_truncated_file(
     llama: TinySource, choose: Choose, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = exported(llama, choose(llama, "minimal"), tmp_path / "out")
@@ -360,8 +322,8 @@ def test_llama_cpp_says_why_it_does_not_open_a_file(
 
 
 @pytest.mark.parametrize(("kind", "refused"), [("f32", True), ("f16", True), ("bf16", False), ("q8_0", False)])
-def test_what_is_judged_of_llama_cpp(kind: str, refused: bool) -> None:
-    """Of types whose products it rounds coarsely, what it answers is reported alone."""
+def test_tolerance_for_llama_cpp(kind: str, refused: bool) -> None:
+    """No tolerance for types whose products it rounds coarsely: differences are reported."""
     reference = torch.full((1, 2, 4), 40.0)
     within = Parity(0.0012 if kind == "f32" else 0.6, 0.0, 1.0, 2)  # 1e-3 and 0.5 of logits to 32, in proportion beyond
     verify.check_llama_cpp(Path("here"), within, reference, kind)

@@ -59,12 +59,6 @@ def test_the_prompt(changes: dict[str, object], expected: str) -> None:
     assert expected in model_card(manifest(**changes))
 
 
-@pytest.mark.parametrize("prompt", [None, "of a later version"])
-def test_an_unknown_prompt(prompt: str | None) -> None:
-    card = model_card(manifest(prompt=prompt, files=FILE))
-    assert "trained with" not in card and "apply_chat_template" not in card
-
-
 @pytest.mark.parametrize(
     ("stored", "changes", "fits"),
     [
@@ -79,9 +73,9 @@ def test_an_unknown_prompt(prompt: str | None) -> None:
 )
 def test_exports_for_npus(stored: list, changes: dict, fits: bool) -> None:
     parts = [{"weight_format": name, "group_size": size, "share": share} for name, size, share in stored]
-    of = manifest(compression=parts, **changes)
-    assert fits_npu(of) is fits
-    assert ('openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024' in model_card(of)) is fits
+    exported = manifest(compression=parts, **changes)
+    assert fits_npu(exported) is fits
+    assert ('openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024' in model_card(exported)) is fits
 
 
 def test_runtime_properties() -> None:

@@ -31,7 +31,7 @@ def answer(status: int) -> httpx.Response:
 
 @dataclass
 class Hub:
-    """What is there, by repository; each commit replaces the files. `failing` names the call that fails, and how."""
+    """Repositories by name; each commit replaces the files. `failing` has the errors of calls that fail."""
 
     repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -52,9 +52,9 @@ class Hub:
     def _model_info(self, repo_id: str) -> Any:
         if repo_id not in self.repositories:
             raise RepositoryNotFoundError(f"404: {repo_id}", response=answer(404))
-        found = self.repositories[repo_id]
-        siblings = [SimpleNamespace(rfilename=name) for name in found["files"]]
-        return SimpleNamespace(sha=found["sha"], siblings=siblings, private=found["private"])
+        actual = self.repositories[repo_id]
+        siblings = [SimpleNamespace(rfilename=name) for name in actual["files"]]
+        return SimpleNamespace(sha=actual["sha"], siblings=siblings, private=actual["private"])
 
     def _create_repo(self, repo_id: str, repo_type: str, private: bool, exist_ok: bool) -> None:
         assert repo_id not in self.repositories and not exist_ok and repo_type == "model"
@@ -63,15 +63,15 @@ class Hub:
     def _create_commit(
         self, repo_id: str, operations: list, commit_message: str, repo_type: str, parent_commit: str | None
     ) -> Any:
-        found = self.repositories[repo_id]
-        assert parent_commit in (None, found["sha"]), "somebody else pushed meanwhile"
-        for one in operations:
-            if isinstance(one, huggingface_hub.CommitOperationDelete):
-                del found["files"][one.path_in_repo]
+        actual = self.repositories[repo_id]
+        assert parent_commit in (None, actual["sha"]), "somebody else pushed meanwhile"
+        for operation in operations:
+            if isinstance(operation, huggingface_hub.CommitOperationDelete):
+                del actual["files"][operation.path_in_repo]
             else:
-                found["files"][one.path_in_repo] = Path(one.path_or_fileobj).read_bytes()
-        found |= {"sha": str(int(found["sha"]) + 1), "message": commit_message}
-        return SimpleNamespace(repo_url=f"https://hub.test/{repo_id}", oid=found["sha"])
+                actual["files"][operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+        actual |= {"sha": str(int(actual["sha"]) + 1), "message": commit_message}
+        return SimpleNamespace(repo_url=f"https://hub.test/{repo_id}", oid=actual["sha"])
 
 
 @pytest.fixture
@@ -102,17 +102,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_all_files_in_one_commit(folder: Path, hub: Hub, run_cli: Callable) -> None:
     ran = run_cli("push", folder, "me/network", "--private", "--json")
     assert ran.code == 0, ran.err
-    told = json.loads(ran.out)
-    assert told["url"] == "https://hub.test/me/network" and told["commit"] == "1"
-    found = hub.repositories["me/network"]
-    assert found["private"] and found["files"] == {**contents(folder), ".gitattributes": b""}
-    assert found["files"]["README.md"].startswith(b"---\nlibrary_name: transformers")
-    assert told["files"] == {name: len(content) for name, content in contents(folder).items()}
-    assert found["message"].startswith("base-llama, ") and found["message"].endswith(", by lonas-edge")
+    message = json.loads(ran.out)
+    assert message["url"] == "https://hub.test/me/network" and message["commit"] == "1"
+    actual = hub.repositories["me/network"]
+    assert actual["private"] and actual["files"] == {**contents(folder), ".gitattributes": b""}
+    assert actual["files"]["README.md"].startswith(b"---\nlibrary_name: transformers")
+    assert message["files"] == {name: len(content) for name, content in contents(folder).items()}
+    assert actual["message"].startswith("base-llama, ") and actual["message"].endswith(", by lonas-edge")
     assert hub.calls == ["model_info", "create_repo", "create_commit"]
 
 
-def test_a_dry_run_asks_nobody(folder: Path, hub: Hub, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_sends_nothing(folder: Path, hub: Hub, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "get_token", lambda: None)
     ran = run_cli("push", folder, "me/network", "--dry-run")
     assert ran.code == 0 and not hub.calls and not hub.repositories
@@ -131,7 +131,7 @@ def test_no_token(folder: Path, hub: Hub, run_cli: Callable, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         ("model_info", httpx.ConnectError("[Errno -3] Temporary failure in name resolution"), "Check the network"),
         (
@@ -143,22 +143,15 @@ def test_no_token(folder: Path, hub: Hub, run_cli: Callable, monkeypatch: pytest
         ("create_commit", RuntimeError("Data processing error"), "Push again"),
     ],
 )
-def test_a_hub_that_does_not_take_it(call: str, error: Exception, told: str, folder: Path, hub: Hub) -> None:
-    """Nothing looks whole: there is no repository, or an empty one; and the next push is not kept out by it."""
+def test_errors_of_the_hub(call: str, error: Exception, message: str, folder: Path, hub: Hub) -> None:
+    """There is no repository, or an empty one, which the next push fills."""
     hub.failing = {call: error}
-    with pytest.raises(LonasEdgeError, match=rf"(?s)me/network: the hub refused: .*Nothing of this push.*{told}"):
+    with pytest.raises(LonasEdgeError, match=rf"(?s)me/network: the hub refused: .*Nothing of this push.*{message}"):
         push(prepare(folder), "me/network")
     assert hub.repositories.get("me/network", {"files": {".gitattributes": b""}})["files"] == {".gitattributes": b""}
     hub.failing = {}
     push(prepare(folder), "me/network")
     assert hub.repositories["me/network"]["files"] == {**contents(folder), ".gitattributes": b""}
-
-
-def test_offline(folder: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real client, which is told that there is no network (conftest)."""
-    monkeypatch.setattr(publish, "get_token", lambda: TOKEN)
-    ran = run_cli("push", folder, "me/network")
-    assert ran.code == 1 and "the hub refused" in ran.err and "HF_HUB_OFFLINE is not set" in " ".join(ran.err.split())
 
 
 def test_a_repository_that_exists(folder: Path, hub: Hub) -> None:
@@ -170,12 +163,14 @@ def test_a_repository_that_exists(folder: Path, hub: Hub) -> None:
     assert hub.calls == ["model_info"] and hub.repositories["me/network"]["files"] == before
 
 
-def test_what_was_pushed_is_replaced_in_one_commit(folder: Path, hub: Hub) -> None:
+def test_a_pushed_repository_is_replaced_in_one_commit(folder: Path, hub: Hub) -> None:
     push(prepare(folder), "me/network")
     hub.repositories["me/network"]["files"]["old.safetensors"] = b"of another network"
     push(prepare(folder), "me/network", overwrite=True, message="again")
-    found = hub.repositories["me/network"]
-    assert found["files"] == {**contents(folder), ".gitattributes": b""} and found["message"] == "again" and found["sha"] == "2"
+    actual = hub.repositories["me/network"]
+    assert (
+        actual["files"] == {**contents(folder), ".gitattributes": b""} and actual["message"] == "again" and actual["sha"] == "2"
+    )
 
 
 def test_a_repository_of_others_is_not_replaced(folder: Path, hub: Hub) -> None:
@@ -185,7 +180,7 @@ def test_a_repository_of_others_is_not_replaced(folder: Path, hub: Hub) -> None:
     assert set(hub.repositories["me/thesis"]["files"]) == {"chapter.tex", ".gitattributes"}
 
 
-def test_private_is_not_pushed_where_all_can_read(folder: Path, hub: Hub) -> None:
+def test_private_needs_a_private_repository(folder: Path, hub: Hub) -> None:
     hub.repositories["me/open"] = {"sha": "7", "files": {}, "private": False}
     with pytest.raises(LonasEdgeError, match="exists and is public"):
         push(prepare(folder), "me/open", private=True)
@@ -201,14 +196,14 @@ def test_names_of_repositories(folder: Path, hub: Hub) -> None:
 # the directory
 
 
-def test_directories_that_are_none(tmp_path: Path, tiny_models: TinyModels) -> None:
+def test_other_directories_are_refused(tmp_path: Path, tiny_models: TinyModels) -> None:
     with pytest.raises(LonasEdgeError, match="no such directory"):
         prepare(tmp_path / "nothing")
     with pytest.raises(LonasEdgeError, match=r"neither lonas_edge\.json nor training\.json; expected a directory that"):
         prepare(tiny_models.base("llama"))
 
 
-def test_a_directory_that_is_not_whole(folder: Path) -> None:
+def test_damaged_directories_are_refused(folder: Path) -> None:
     (folder / "README.md").unlink()
     (folder / "config.json").write_text("{}")
     with pytest.raises(LonasEdgeError, match=r"(?s)damaged:.*config\.json: changed.*README\.md: missing"):
@@ -216,7 +211,7 @@ def test_a_directory_that_is_not_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         (".env", "A=1", r"\.env: files of this name contain secrets"),
         ("sub/id_rsa", "x", "sub/id_rsa: files of this name contain secrets"),
@@ -230,10 +225,12 @@ def test_a_directory_that_is_not_whole(folder: Path) -> None:
         ("more.json", '{"a": "~/models"}', "contains a path of this machine: a: ~/models"),
     ],
 )
-def test_what_must_not_be_published(name: str, content: str, told: str, folder: Path, hub: Hub, run_cli: Callable) -> None:
+def test_secrets_and_local_paths_are_refused(
+    name: str, content: str, message: str, folder: Path, hub: Hub, run_cli: Callable
+) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(content)
-    with pytest.raises(LonasEdgeError, match=f"(?s)cannot be published:.*{told}") as raised:
+    with pytest.raises(LonasEdgeError, match=f"(?s)cannot be published:.*{message}") as raised:
         prepare(folder)
     assert TOKEN not in str(raised.value)
     ran = run_cli("push", folder, "me/network")
@@ -247,32 +244,16 @@ def test_metadata_of_weights_is_read(folder: Path) -> None:
         prepare(folder)
 
 
+def test_texts_that_look_like_paths(folder: Path) -> None:
+    """Tokens of a vocabulary may be paths: they come from texts."""
+    content = "see https://hub.test/home/x and docs/home/y, a / b, n/a, 1/2, 1:/2, 3/s\nQ:\nWhy?"
+    (folder / "notes.md").write_text(content)
+    (folder / "more.json").write_text(json.dumps({"a": content}))
+    (folder / "vocab.json").write_text('{"/home/user": 1, "/usr/local/bin": 2}')
+    assert {"notes.md", "more.json", "vocab.json"} <= prepare(folder).files.keys()
+
+
 def test_links_are_not_followed(folder: Path) -> None:
     (folder / "more.txt").symlink_to("/etc/hostname")
     with pytest.raises(LonasEdgeError, match=r"more\.txt: a link; replace it by the file itself"):
         prepare(folder)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "see https://hub.test/home/x and docs/home/y",
-        "a / b",
-        "n/a",
-        "and/or",
-        "ratio 1/2",
-        "1:/2",
-        "tokens a second: 3/s",
-        "Q:\nWhy?",
-    ],
-)
-def test_what_looks_like_a_path_and_is_none(content: str, folder: Path) -> None:
-    (folder / "notes.md").write_text(content)
-    (folder / "more.json").write_text(json.dumps({"a": content}))
-    assert "notes.md" in prepare(folder).files
-
-
-def test_tokens_may_be_called_as_paths(folder: Path) -> None:
-    """Of a vocabulary, which has been read from texts."""
-    (folder / "vocab.json").write_text('{"/home/user": 1, "/usr/local/bin": 2}')
-    assert "vocab.json" in prepare(folder).files

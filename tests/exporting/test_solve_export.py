@@ -1,4 +1,4 @@
-"""`export --solve`: what is written, recorded and said, and what is refused."""
+"""`export --solve`: the reconstructed network, its record, and refusals."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def export_to(run_cli: Callable, llama: TinySource, data: Path) -> Callable[...,
     return run
 
 
-def test_an_ir_answers_as_the_corrected_checkpoint(export_to: Callable, tmp_path: Path, ids: torch.Tensor) -> None:
+def test_the_ir_equals_the_corrected_checkpoint(export_to: Callable, tmp_path: Path, ids: torch.Tensor) -> None:
     for output, options in (("ir", ["--weight-format", "fp32"]), ("checkpoint", ["--stage", "checkpoint"])):
         assert export_to(tmp_path / output, *options).code == 0
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_an_ir_answers_as_the_corrected_checkpoint(export_to: Callable, tmp_path
     assert not (tmp_path / "ir/correction.safetensors").exists()
 
 
-def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
+def test_records(export_to: Callable, run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
     ran = export_to(tmp_path / "out")
     manifest = json.loads((tmp_path / "out/lonas_edge.json").read_text())
     solved = manifest["reconstruction"]
@@ -77,13 +77,15 @@ def test_what_is_recorded(export_to: Callable, run_cli: Callable, llama: TinySou
     assert json.loads((tmp_path / "plain/lonas_edge.json").read_text())["reconstruction"] is None
 
 
-def test_no_better_is_not_taken(export_to: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_correction_that_is_no_better_is_not_used(
+    export_to: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     solve = reconstruction_module.reconstruct
 
     def worse(*given: Any) -> Any:
         solution = solve(*given)
-        damage = {name: delta * 100 for name, delta in solution.correction.deltas.items()}
-        return replace(solution, correction=Correction(damage), after=solution.before)
+        wrong = {name: delta * 100 for name, delta in solution.correction.deltas.items()}
+        return replace(solution, correction=Correction(wrong), after=solution.before)
 
     monkeypatch.setattr(reconstruction_module, "reconstruct", worse)
     ran = export_to(tmp_path / "out", "--stage", "checkpoint")
@@ -96,7 +98,7 @@ def test_no_better_is_not_taken(export_to: Callable, tmp_path: Path, monkeypatch
 
 def test_refusals(export_to: Callable, run_cli: Callable, llama: TinySource, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    for options, code, told in (
+    for options, code, messages in (
         (["--subnet", "maximal"], 1, ["--solve has no effect: its maximal sub-network has full MLPs and all heads"]),
         (["--num-prompts", "37"], 1, [str(data), "40 prompts; expected at least 41", "--num-prompts"]),
         (["--num-prompts", "0"], 2, ["--num-prompts"]),
@@ -104,21 +106,10 @@ def test_refusals(export_to: Callable, run_cli: Callable, llama: TinySource, dat
     ):
         ran = export_to(output, *options)
         assert ran.code == code, ran
-        has(ran.err, *told)
+        has(ran.err, *messages)
         assert not output.exists()
+    ran = export_to(tmp_path, "--overwrite")  # the directory of the data
+    assert ran.code == 1 and data.exists()
     ran = run_cli("export", *llama.arguments(), "--output", output, "--num-prompts", "3")
     assert ran.code == 2
     has(ran.err, "--num-prompts needs --calibration or --solve")
-
-
-def test_the_data_is_not_replaced(export_to: Callable, data: Path, tmp_path: Path) -> None:
-    ran = export_to(tmp_path, "--overwrite")
-    assert ran.code == 1 and data.exists()
-
-
-def test_a_base_without_a_tokenizer(run_cli: Callable, llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
-    for file in llama_copy.base.glob("token*"):
-        file.unlink()
-    ran = run_cli("export", *llama_copy.arguments(), "--output", tmp_path / "out", "--solve", data, "--num-prompts", "4")
-    assert ran.code == 1
-    has(ran.err, "no tokenizer, which --solve needs")

@@ -1,4 +1,4 @@
-"""What an IR may differ by: a fixed tolerance, and more only where fp32 arithmetic alone changes as much."""
+"""Tolerance for an IR: fixed, and larger only if fp32 arithmetic alone changes the logits as much."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def parity(difference: float) -> Parity:
     return Parity(difference, 0.0, 1.0, 1)
 
 
-def test_within_the_tolerance_nothing_is_computed() -> None:
+def test_noise_is_not_computed_within_the_tolerance() -> None:
     verify.check_ir(ADAPTER, parity(9e-4), REFERENCE, lambda: pytest.fail("not needed"))
 
 
@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(("difference", "noise", "right"), [(2e-3, 5e-4, True), (2e-3, 1e-4, False), (NAN, 1.0, False)])
-def test_a_touchy_network_may_differ_by_what_arithmetic_does(difference: float, noise: float, right: bool) -> None:
+def test_a_sensitive_network_may_differ_by_arithmetic_noise(difference: float, noise: float, right: bool) -> None:
     if right:
         verify.check_ir(ADAPTER, parity(difference), REFERENCE, lambda: noise)
         return

@@ -1,4 +1,4 @@
-"""What of a base gets into an output, and whether an output is what was exported."""
+"""Files of an output: hashes, changes by later commands, runtime properties, links in a base."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def flipped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "told"),
+    ("file", "change", "message"),
     [
         ("openvino_model.bin", inserted, r"changed: expected [\d,]+ bytes \(lonas_edge.json\), found [\d,]+"),
         ("openvino_model.bin", flipped, "changed: its SHA-256 is not the one in lonas_edge.json"),
@@ -64,35 +64,29 @@ def flipped(content: bytes) -> bytes:
         ("subnetwork.json", None, "missing"),
     ],
 )
-def test_a_file_that_is_another(folder: Path, file: str, change: Callable | None, told: str) -> None:
+def test_changed_files_are_refused(folder: Path, file: str, change: Callable | None, message: str) -> None:
     open_exported(folder)
     if change is None:
         (folder / file).unlink()
     else:
         (folder / file).write_bytes(change((folder / file).read_bytes()))
-    with pytest.raises(LonasEdgeError, match=rf"{file}: {told}"):
+    with pytest.raises(LonasEdgeError, match=rf"{file}: {message}"):
         open_exported(folder)
 
 
-def test_what_later_commands_write_may_change(folder: Path) -> None:
-    (folder / "README.md").write_text("mine")
-    (folder / "notes.txt").write_text("mine")
-    open_exported(folder)
-
-
-def test_run_time_properties_stored_and_taken_back(folder: Path) -> None:
+def test_runtime_properties_are_stored_and_restored(folder: Path) -> None:
     first = (folder / "openvino_model.xml").read_bytes()
     store_properties(folder, CHOSEN)
     assert (folder / "openvino_model.xml").read_bytes() != first
     assert open_exported(folder).properties == CHOSEN.properties
     restore_properties(folder)
     assert open_exported(folder).properties == {}
-    (folder / "openvino_model.xml").write_bytes(first + b" ")  # neither what it is nor what it was when it was last written
+    (folder / "openvino_model.xml").write_bytes(first + b" ")  # neither the present nor the previous state
     with pytest.raises(LonasEdgeError, match=r"openvino_model\.xml: changed"):
         open_exported(folder)
 
 
-def test_stopped_while_properties_are_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_while_properties_are_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the three files is the last that was replaced, the directory opens."""
     rename = Path.replace
     for action in (lambda: store_properties(folder, CHOSEN), lambda: restore_properties(folder)):
@@ -113,7 +107,7 @@ def test_stopped_while_properties_are_stored(folder: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"properties": {"CACHE_DIR": "/tmp/elsewhere"}},
@@ -129,17 +123,17 @@ def test_stopped_while_properties_are_stored(folder: Path, monkeypatch: pytest.M
         ({"conditions": {}}, "conditions.machine"),
     ],
 )
-def test_properties_that_nobody_chooses(folder: Path, change: dict, told: str) -> None:
+def test_other_properties_are_refused(folder: Path, change: dict, message: str) -> None:
     content = replace(CHOSEN, in_ir=("KV_CACHE_PRECISION",), replaced_in_ir={"KV_CACHE_PRECISION": None}).to_json()
     content = json.loads(json.dumps(content))
     (folder / "lonas_edge_runtime.json").write_text(json.dumps(content))
     assert open_exported(folder).properties == CHOSEN.properties
     (folder / "lonas_edge_runtime.json").write_text(json.dumps({**content, **change}))
-    with pytest.raises(LonasEdgeError, match=rf"(?s)lonas_edge_runtime\.json: .*{told}"):
+    with pytest.raises(LonasEdgeError, match=rf"(?s)lonas_edge_runtime\.json: .*{message}"):
         open_exported(folder)
 
 
-def test_options_inside_the_ir(folder: Path) -> None:
+def test_other_options_in_the_ir_are_refused(folder: Path) -> None:
     """In a directory that claims to be ours."""
     replace(Manifest.read(folder / "lonas_edge.json"), files={}).write(folder / "lonas_edge.json")
     path = folder / "openvino_model.xml"
@@ -156,7 +150,7 @@ def test_options_inside_the_ir(folder: Path) -> None:
 # what of a base gets into an output
 
 
-def test_generation_is_written_anew(llama_copy: TinySource, tmp_path: Path) -> None:
+def test_generation_config_is_written_again(llama_copy: TinySource, tmp_path: Path) -> None:
     (llama_copy.base / "generation_config.json").write_text('\ufeff{"eos_token_id":1,\n\n"top_k": 3}', encoding="utf-8")
     written = (checkpoint(llama_copy, tmp_path / "out") / "generation_config.json").read_text()
     assert written == '{\n  "eos_token_id": 1,\n  "top_k": 3\n}\n'

@@ -8,7 +8,7 @@ from pathlib import Path
 import lonas_edge
 
 PACKAGE = Path(lonas_edge.__file__).parent
-MODELS_COME_AND_GO = """
+DELETED_MODELS = """
 import os, signal
 import numpy as np, openvino as ov
 from openvino import opset13 as ops
@@ -26,20 +26,20 @@ try:
     while True:
         pass
 except KeyboardInterrupt:
-    print("told")
+    print("interrupted")
 """
 
 
-def test_ctrl_c_is_told_after_models_came_and_went() -> None:
-    ran = subprocess.run([sys.executable, "-c", MODELS_COME_AND_GO], capture_output=True, text=True, timeout=100, check=False)
-    assert (ran.returncode, ran.stdout) == (0, "told\n"), ran.stderr
+def test_ctrl_c_after_models_were_deleted() -> None:
+    ran = subprocess.run([sys.executable, "-c", DELETED_MODELS], capture_output=True, text=True, timeout=100, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "interrupted\n"), ran.stderr
 
 
-def test_nobody_makes_another() -> None:
-    found = {
+def test_there_is_one_core() -> None:
+    actual = {
         path.name
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Core"
     }
-    assert found == {"core.py"}
+    assert actual == {"core.py"}

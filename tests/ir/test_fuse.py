@@ -1,4 +1,4 @@
-"""Matrices of one input as one: the numbers stay, what must not meet does not, and stock clients see the same model."""
+"""Fused matrices: the numbers stay, only equal products are fused, stock clients generate the same tokens."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,30 +66,32 @@ def test_stacked_and_taken_apart(scheme: Scheme, rows: Sequence[int]) -> None:
         shape = [count, *groups, 96 // (groups or [1])[0]]
         scale = ov.Tensor(draw.standard_normal([*shape[:-1], 1]).astype(np.float16))
         parts.append(Compressed(scheme, (count, 96), codes(shape), codes([*shape[:-1], 1]), scale))
-    whole, again = stack(parts)
-    assert whole.shape == (sum(rows), 96) and whole.scheme == scheme
+    stacked, views = stack(parts)
+    assert stacked.shape == (sum(rows), 96) and stacked.scheme == scheme
     for name in ("codes", "zero_point", "scale"):
         each = [getattr(part, name) for part in parts]
-        assert np.array_equal(unpacked(getattr(whole, name)), np.concatenate([unpacked(one) for one in each])), name
-        for part, one in zip(again, each, strict=True):
-            assert np.array_equal(unpacked(getattr(part, name)), unpacked(one)), name
-    for part, one in zip(again, parts, strict=True):
-        assert part.shape == one.shape
-        assert np.shares_memory(part.codes.data, whole.codes.data), "no weight is in memory twice"
+        assert np.array_equal(unpacked(getattr(stacked, name)), np.concatenate([unpacked(tensor) for tensor in each])), name
+        for view, tensor in zip(views, each, strict=True):
+            assert np.array_equal(unpacked(getattr(view, name)), unpacked(tensor)), name
+    for view, part in zip(views, parts, strict=True):
+        assert view.shape == part.shape
+        assert np.shares_memory(view.codes.data, stacked.codes.data)
 
 
 @pytest.mark.parametrize("case", families("llama-biased", "gemma3", "olmo2", "phi3"))  # the others: test_export_families
 def test_every_family(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path) -> None:
-    """Two products a layer less, the rows of q, k and v below each other, and the answers of the oracle."""
+    """Two products a layer less, q, k and v stacked, logits of the oracle."""
     source = tiny_models.source(case)
     widths = choose(source, "unequal:1")
-    one, each = (exported(source, widths, tmp_path / str(fused), weight_format="fp32", fuse=fused) for fused in (True, False))
+    fused, separate = (
+        exported(source, widths, tmp_path / str(fuse), weight_format="fp32", fuse=fuse) for fuse in (True, False)
+    )
     stacked = 0 if case == "phi3" else 2 * LAYERS
-    assert products(each) - products(one) == stacked == Manifest.read(one / "lonas_edge.json").fused
-    assert Manifest.read(each / "lonas_edge.json").fused == 0
+    assert products(separate) - products(fused) == stacked == Manifest.read(fused / "lonas_edge.json").fused
+    assert Manifest.read(separate / "lonas_edge.json").fused == 0
     expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-    assert (ir_logits(one, ids) - expected).abs().max() < 1e-3
-    before, after = stored(each), stored(one)
+    assert (ir_logits(fused, ids) - expected).abs().max() < 1e-3
+    before, after = stored(separate), stored(fused)
     for layer in range(LAYERS if stacked else 0):
         block = f"model.layers.{layer}.self_attn"
         parts = [before[f"{block}.{name}_proj.weight"] for name in "qkv"]
@@ -101,21 +103,23 @@ def test_every_family(case: str, tiny_models: TinyModels, choose: Choose, ids: t
 @pytest.mark.parametrize(("case", "weight_format"), [("qwen2-tied", "int8"), ("llama", "int4")])
 def test_formats_and_stock_clients(case: str, weight_format: str, ids: torch.Tensor, exports: Callable[..., Path]) -> None:
     """qwen2 has biases on q, k and v. The stored weights are the same, so logits differ by the order of sums only."""
-    one, each = (exports(case, "unequal:2", weight_format=weight_format, fuse=fuse, verify=fuse) for fuse in (True, False))
-    assert products(each) - products(one) == 2 * LAYERS
-    assert (ir_logits(one, ids) - ir_logits(each, ids)).abs().max() < 1e-5
-    sizes = [(folder / "openvino_model.bin").stat().st_size for folder in (one, each)]
+    fused, separate = (
+        exports(case, "unequal:2", weight_format=weight_format, fuse=fuse, verify=fuse) for fuse in (True, False)
+    )
+    assert products(separate) - products(fused) == 2 * LAYERS
+    assert (ir_logits(fused, ids) - ir_logits(separate, ids)).abs().max() < 1e-5
+    sizes = [(folder / "openvino_model.bin").stat().st_size for folder in (fused, separate)]
     assert abs(sizes[0] - sizes[1]) < 1000  # constants of shapes
     exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     config = openvino_genai.GenerationConfig(ignore_eos=True, max_new_tokens=16)
     texts = [
         openvino_genai.LLMPipeline(str(folder), "CPU", **exact).generate(["the inner ones", "a"], config).texts
-        for folder in (one, each)
+        for folder in (fused, separate)
     ]
     assert texts[0] == texts[1]
 
 
-def test_heads_and_attention_that_are_gone(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_removed_heads_and_attention(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
     """The first layer has no attention, the second half of its heads."""
     source = tiny_models.heads_source("llama")
     groups = source.groups()
@@ -125,10 +129,10 @@ def test_heads_and_attention_that_are_gone(tiny_models: TinyModels, ids: torch.T
     assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3
     head = HIDDEN // HEADS
     stacked = {name: len(matrix) for name, matrix in stored(folder).items() if name.endswith("q_proj+k_proj+v_proj.weight")}
-    whole = (HEADS + 2 * KV_HEADS) * head
+    rows = (HEADS + 2 * KV_HEADS) * head
     assert stacked == {
-        "model.layers.1.self_attn.q_proj+k_proj+v_proj.weight": whole // 2,
-        "model.layers.2.self_attn.q_proj+k_proj+v_proj.weight": whole,
+        "model.layers.1.self_attn.q_proj+k_proj+v_proj.weight": rows // 2,
+        "model.layers.2.self_attn.q_proj+k_proj+v_proj.weight": rows,
     }
 
 
@@ -148,7 +152,7 @@ def matrices(schemes: Sequence[Scheme] = (FP32,) * 3) -> dict[str, Compressed]:
     draw = np.random.default_rng(1)
     values = [draw.standard_normal((rows, 8)).astype(np.float32) for rows in (4, 2, 2)]
     pairs = zip(values, schemes, strict=True)
-    return {f"w{n}": Compressed(scheme, one.shape, ov.Tensor(one)) for n, (one, scheme) in enumerate(pairs)}
+    return {f"w{n}": Compressed(scheme, matrix.shape, ov.Tensor(matrix)) for n, (matrix, scheme) in enumerate(pairs)}
 
 
 @pytest.mark.parametrize(
@@ -163,15 +167,15 @@ def matrices(schemes: Sequence[Scheme] = (FP32,) * 3) -> dict[str, Compressed]:
     ],
     ids=["alike", "biased", "another-input", "one-bias", "another-scheme", "nothing-alike"],
 )
-def test_only_what_is_alike_meets(biases: list[bool], inputs: list[int], schemes: list[Scheme], stacked: set[str]) -> None:
+def test_only_equal_products_are_fused(biases: list[bool], inputs: list[int], schemes: list[Scheme], stacked: set[str]) -> None:
     """The fused graph, given the stacked matrices as inputs, computes what the other one does, result by result."""
-    whole, weights = graph(biases, inputs), matrices(schemes)
+    model, weights = graph(biases, inputs), matrices(schemes)
     plain = {name: matrix.codes.data.copy() for name, matrix in weights.items()}
     given = {f"x{n}": np.random.default_rng(2 + n).standard_normal((1, 3, 8)).astype(np.float32) for n in range(2)}
-    expected = run(whole, {**given, **plain})
-    found = fuse(whole, [["w0", "w1", "w2", "not there"]], weights)
-    assert {name.removeprefix(".").removesuffix(".weight") for name in found} == stacked
-    for mine, theirs in zip(run(whole, {**given, **{n: m.codes.data for n, m in found.items()}}), expected, strict=True):
+    expected = run(model, {**given, **plain})
+    actual = fuse(model, [["w0", "w1", "w2", "not there"]], weights)
+    assert {name.removeprefix(".").removesuffix(".weight") for name in actual} == stacked
+    for mine, theirs in zip(run(model, {**given, **{n: m.codes.data for n, m in actual.items()}}), expected, strict=True):
         assert np.allclose(mine, theirs, atol=1e-5)
     assert weights.keys() == plain.keys() and all(np.array_equal(weights[n].codes.data, plain[n]) for n in plain)
 

@@ -168,16 +168,8 @@ def ir_latencies(
 ) -> list[Latency]:
     """Measure IRs in one interleaved run; return medians, in the order of `irs`.
 
-    Args:
-        irs: Directory and runtime properties of each; a directory may occur several times.
-        case: Lengths and batch size.
-        schedule: Rounds, starts, warm-ups, seed.
-        device: OpenVINO device.
-        threads: CPU threads; one per physical core when None.
-        progress: Called with the current step and the share done.
-
-    Raises:
-        LonasEdgeError: If an IR cannot be measured; all of them are listed.
+    `irs` are directories and their runtime properties; a directory may occur several times. `threads` is one per physical core
+    when None. An error lists all IRs that cannot be measured.
     """
     kind: Kind = "ir" if case.new_tokens else "ir-classifier"
     opened = [open_exported(folder, ours=False) for folder, _ in irs]

@@ -24,10 +24,7 @@ _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "a
 def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: Path = CPU_SYSFS) -> Placement:
     """Choose one logical processor per physical core; with more threads than cores, any allowed processors.
 
-    Args:
-        threads: Number of threads; one per physical core when None.
-        allowed: Logical processors to choose from; those of this process when None.
-        sysfs: Directory of the kernel's description of the processors.
+    `threads` is one per physical core when None, `allowed` the processors of this process; `sysfs` describes them.
     """
     usable = sorted(_usable() if allowed is None else allowed)
     first: dict[tuple[str, ...], int] = {}

@@ -42,9 +42,7 @@ class Measurement:
     Attributes:
         samples: Every measured generation, in order.
         failures: Error messages by variant and case.
-        interrupted: Whether Ctrl-C ended it early.
         groups: Names of the variants that were loaded together.
-        facts: Facts of the variants that were loaded.
         bandwidths: Bytes per second read from memory, before each round.
         loads: Shares of the processor that others used, for each start.
     """
@@ -144,16 +142,8 @@ def measure(
 ) -> Measurement:
     """Measure loaded variants in interleaved rounds; return the samples until the end or Ctrl-C.
 
-    A variant that fails is skipped in the rest of its case, and in all other cases if its process died.
-
-    Args:
-        variants: Loaded variants by name.
-        cases: The settings, one after the other.
-        schedule: Number and order of the runs; its `starts` is not used here.
-        prompts: Source of the prompts; all variants get the same prompts in a round.
-        report: Called before each generation.
-        failures: Variants to skip in a case, and why.
-        before_round: Called before each measured round.
+    All variants get the same prompts in a round. A variant that fails is skipped in the rest of its case, and in all cases if its
+    process died. `failures` has variants to skip in a case, and why.
     """
     result = Measurement(failures=dict(failures or {}))
     per_case = schedule.warmup + schedule.rounds

@@ -41,19 +41,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class NamedVariant:
-    """A variant that the command line knows by name.
-
-    Attributes:
-        name: Its name.
-        help: Description for the help.
-        make: Prepares it.
-        needs_source: Whether it needs base and adapter.
-        needs_adapter: Whether the export must have used an adapter.
-        in_torch: Whether it runs in PyTorch.
-    """
+    """A variant that the command line knows by name; `needs_source` means base and adapter."""
 
     name: str
-    help: str
     make: Callable[[str, Inputs], Variant]
     needs_source: bool = False
     needs_adapter: bool = False
@@ -241,10 +231,10 @@ def _gguf_variant(file: Path) -> Variant:
 VARIANTS = {
     variant.name: variant
     for variant in (
-        NamedVariant(SUBNET, "EXPORTED; always included", _subnet),
-        NamedVariant(LORA, "PyTorch, adapter unmerged", partial(_torch_variant, merged=False), True, True, True),
-        NamedVariant("lora-merged", "PyTorch, adapter merged", partial(_torch_variant, merged=True), True, True, True),
-        NamedVariant(UNPRUNED, "IR of the maximal network in the same weight format", _unpruned, True),
+        NamedVariant(SUBNET, _subnet),
+        NamedVariant(LORA, partial(_torch_variant, merged=False), True, True, True),
+        NamedVariant("lora-merged", partial(_torch_variant, merged=True), True, True, True),
+        NamedVariant(UNPRUNED, _unpruned, True),
     )
 }
 

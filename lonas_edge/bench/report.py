@@ -56,11 +56,9 @@ class Row:
     """Latency of one variant in one case, in milliseconds.
 
     Attributes:
-        variant: Its name.
-        case: The case.
         ttft: Time to first token; None for a classifier.
         tpot: Time per output token; None for a classifier.
-        generate_duration: The whole generation, or the pass of a classifier.
+        generate_duration: The complete generation, or the pass of a classifier.
         throughput: Tokens (sequences for a classifier) per second over the batch.
         decode_limit_ms: Bytes of weights and KV cache that a decoding step reads, over the memory bandwidth. CPU only.
         decode_share_of_limit: That over the median TPOT.
@@ -105,13 +103,7 @@ class Report(Record):
         conditions: Machine, versions, placement, schedule.
         load: Largest shares of the processor that other programs used and the host took.
         bandwidth: Bytes per second read from memory, median over the rounds.
-        variants: The variants.
-        rows: Latency by case and variant.
-        comparisons: Latency of the sub-network over each baseline, by case and metric.
-        failures: What could not be measured.
         warnings: Limits of the figures.
-        interrupted: Whether Ctrl-C ended it early.
-        samples: Every measured generation.
     """
 
     NAME = "bench"

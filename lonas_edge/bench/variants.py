@@ -13,18 +13,15 @@ NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's NPU 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant.
+    """A variant; `adapter`, `merged` and `outputs` (of a classifier's head) are for PyTorch.
 
     Attributes:
         kind: Key of `runners.RUNNERS`.
         path: Directory of the IR or of the base model, or the GGUF file.
         device: OpenVINO device; cpu or cuda for PyTorch.
         precision: Weight format of an IR, dtype of a PyTorch model, or type of a GGUF file.
-        adapter: Directory of the PEFT adapter (PyTorch).
-        properties: OpenVINO runtime properties.
         parameters: Number of parameters, if known before loading.
         bytes_estimate: Memory of its weights in bytes.
-        outputs: Outputs of a classifier's head (PyTorch).
     """
 
     name: str

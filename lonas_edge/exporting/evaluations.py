@@ -74,11 +74,9 @@ class TargetResult:
     Attributes:
         kind: `ir` or `torch`.
         precision: Weight format of an IR, dtype in PyTorch.
-        average: Mean accuracy in percent over the tasks that have one.
-        average_stderr: Its standard error; the tasks are independent samples.
+        average: Mean accuracy in percent over the tasks that have one, and its standard error; the tasks are independent.
         answered: Prompts evaluated in this run; the others were in earlier ones.
-        seconds: Time of these.
-        identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
+        identity: Everything that its results depend on: hashes of files, sub-network, properties, versions.
     """
 
     name: str
@@ -118,14 +116,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation by one protocol, as a model card shows it.
-
-    Attributes:
-        described: The protocol in one line.
-        num_beams: Beams, if it generates.
-        limit: Samples of each task; None for complete test sets.
-        seed: Seed of their choice.
-    """
+    """An evaluation by one protocol; without `limit` on complete test sets, otherwise on samples chosen by `seed`."""
 
     described: str
     num_beams: int | None

@@ -208,13 +208,7 @@ def write_gguf(
 ) -> None:
     """Write a sub-network as GGUF, one tensor in memory at a time.
 
-    Args:
-        layout: Its layout.
-        model: The materialized model.
-        vocabulary: Fields of its tokenizer, as of `vocabulary_of`.
-        path: The file.
-        kind: Type of the matrices, one of `GGUF_TYPES`.
-        done: Called with the share written.
+    `vocabulary` is a result of `vocabulary_of`, `kind` the type of the matrices, one of `GGUF_TYPES`.
     """
     matrices = GGUF_TYPES[kind]
     writer = gguf.GGUFWriter(path, layout.architecture)

@@ -31,7 +31,6 @@ class Job:
     """An export whose inputs are read and checked.
 
     Attributes:
-        model: The materialized sub-network.
         tokenizer: The base's, with the chat template of the training; or None.
         generation: Content of the base's generation_config.json, or None.
         folder: The output while it is written.
@@ -60,14 +59,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of a stage, for the manifest.
-
-    Attributes:
-        files: Hashes of the files.
-        parity: Results of the comparisons, by the names in `manifest.COMPARED`.
-        compression: Storage of the layers' weights.
-        fused: Number of the IR's matrices that are part of others.
-    """
+    """Results of a stage, for the manifest; `fused` is the number of the IR's matrices that are part of others."""
 
     files: Future[dict[str, tuple[Written, ...]]]
     parity: dict[str, Parity] = field(default_factory=dict)

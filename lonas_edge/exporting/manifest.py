@@ -160,7 +160,6 @@ class Manifest(Record):
         stage: One of `STAGES`.
         weight_format: The IR's format, the checkpoint's dtype, or the type of the GGUF file's matrices.
         compression: Storage of the layers' weights in an IR or GGUF file, the largest share first; empty for a checkpoint.
-        subnetwork: The sub-network; `subnetwork.json` has its widths.
         adapter: The adapter; None for a base model alone.
         pipeline: Task name of model hubs: text-generation or text-classification.
         task: GLUE task of the training, if any.
@@ -170,8 +169,6 @@ class Manifest(Record):
         verified: Whether logits were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
         texts: Comparison of texts of the IR with those of the fp32 IR, both computed in fp32; or None.
-        steps: Seconds and memory by step.
-        graph_process_peak_rss_bytes: Memory of the process that converted the graph, if known.
         files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
     """
 

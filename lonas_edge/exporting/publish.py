@@ -181,13 +181,8 @@ def push(
 ) -> Published:
     """Publish a directory as a model repository, in one commit: all of its files appear, or none.
 
-    Args:
-        upload: Result of `prepare`.
-        repo_id: The repository, owner/name; created if it does not exist.
-        private: Whether a new repository is private; an existing one must be, then.
-        overwrite: Whether to replace a repository that lonas-edge wrote; its other files are deleted in the same commit.
-        message: Of the commit.
-        report: Called with each step.
+    `repo_id` is owner/name; the repository is created if it does not exist, privately if `private`. `overwrite` replaces a
+    repository that lonas-edge wrote; its other files are deleted in the same commit.
     """
     _require_name(repo_id)
     if not get_token():

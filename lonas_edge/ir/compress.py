@@ -46,7 +46,6 @@ class Compressed:
     Codes are u8, i8, u4, i4, f16 or f32, scales f16. Four-bit values are packed two a byte, low half first.
 
     Attributes:
-        scheme: How it is stored.
         shape: [rows, columns].
         codes: [rows, columns]; in groups [rows, groups, size].
         zero_point: [rows, 1]; in groups [rows, groups, 1].

@@ -38,16 +38,9 @@ def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str])
 def generate(
     logits_of: "Callable[[np.ndarray, int], np.ndarray]", ids: "np.ndarray", new_tokens: int, ends: Collection[int]
 ) -> list[list[int]]:
-    """Generate texts greedily.
+    """Generate texts greedily, of at most `new_tokens` tokens or up to one of `ends`, which is included.
 
-    Args:
-        logits_of: Result of `open_ir`, not called before.
-        ids: Token ids of the prompts, [prompts, tokens].
-        new_tokens: Largest number of tokens of a text.
-        ends: Tokens that end a text.
-
-    Returns:
-        Token ids of each text without its prompt, up to and with the end token.
+    `logits_of` is a result of `open_ir`, not called before; `ids` are [prompts, tokens]. Texts come without their prompts.
     """
     import numpy as np
 

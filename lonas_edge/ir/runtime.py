@@ -90,10 +90,7 @@ class RuntimeProperties(Record):
     """Content of `lonas_edge_runtime.json`.
 
     Attributes:
-        device: The OpenVINO device of the tuning.
-        date: Its date.
         objective: tpot, ttft or end-to-end.
-        properties: Values by name.
         ratios: Latency over that of the defaults, by objective.
         mean_kl: Mean KL divergence from the logits by default, in nats.
         conditions: Machine, versions, case, tolerance.

@@ -3,9 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.evaluations import (
     FILE,
     Conditions,
@@ -33,17 +30,3 @@ def test_the_latest_of_each_protocol_is_kept(tmp_path: Path) -> None:
     kept = Evaluations.of(tmp_path)
     assert kept.by_protocol == {"option-text": evaluation(0.75), "generate": evaluation(0.25)}
     assert kept.by_protocol["option-text"].target.average == 75 and kept.by_protocol["generate"].target.average_stderr == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"schema": "lonas-edge/evaluations/2", "by_protocol": {}}, "written by a newer lonas-edge"),
-        ({"schema": "lonas-edge/evaluations/1", "by_protocol": {"generate": {}}}, "by_protocol.generate.target"),
-    ],
-)
-def test_an_unreadable_file(content: object, message: str, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=FILE) as error:
-        Evaluations.of(tmp_path)
-    assert message in str(error.value)

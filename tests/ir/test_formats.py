@@ -93,13 +93,6 @@ def test_a_ratio_chooses_as_nncf(weight_format: str, ratio: float, exports: Expo
     assert len(kinds(read_ir(fused))) == 7 * LAYERS + 2 - Manifest.read(fused / "lonas_edge.json").fused
 
 
-def test_a_group_size(exports: Exports) -> None:
-    folder = exports("llama", "unequal:1", weight_format="int4", group_size=16)
-    shapes = {name: tuple(node.shape) for name, node in constants(read_ir(folder)).items() if name.endswith("o_proj.weight")}
-    assert set(shapes.values()) == {(64, 4, 16)} and len(shapes) == LAYERS
-    assert Manifest.read(folder / "lonas_edge.json").compression == (Compression("int4", 16, 1.0),)
-
-
 def test_a_group_size_that_does_not_fit(run_cli: Callable, llama: TinySource, choose: Choose, tmp_path: Path) -> None:
     """The error names every width that it does not divide, and sizes that fit."""
     widths = choose(llama, "unequal:1")

@@ -12,7 +12,7 @@ import torch
 from openvino import opset13 as ops
 from openvino_models import constants, ir_logits, stored_matrices
 from oracle import oracle_logits
-from tiny_models import HEADS, HIDDEN, KV_HEADS, LAYERS, TinyModels, TinySource, families
+from tiny_models import LAYERS, TinyModels, TinySource, families
 
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
@@ -117,23 +117,6 @@ def test_formats_and_stock_clients(case: str, weight_format: str, ids: torch.Ten
         for folder in (fused, separate)
     ]
     assert texts[0] == texts[1]
-
-
-def test_removed_heads_and_attention(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
-    """The first layer has no attention, the second half of its heads."""
-    source = tiny_models.heads_source("llama")
-    groups = source.groups()
-    widths = [group[0] for group in groups[:9]] + [groups[9][0], groups[10][-1], groups[11][0], 0, 1, 1]
-    folder = exported(source, widths, tmp_path / "out", weight_format="fp32")
-    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
-    assert (ir_logits(folder, ids) - expected).abs().max() < 1e-3
-    head = HIDDEN // HEADS
-    stacked = {name: len(matrix) for name, matrix in stored(folder).items() if name.endswith("q_proj+k_proj+v_proj.weight")}
-    rows = (HEADS + 2 * KV_HEADS) * head
-    assert stacked == {
-        "model.layers.1.self_attn.q_proj+k_proj+v_proj.weight": rows // 2,
-        "model.layers.2.self_attn.q_proj+k_proj+v_proj.weight": rows,
-    }
 
 
 def graph(biases: Sequence[bool], inputs: Sequence[int], widths: Sequence[int] = (4, 2, 2)) -> Any:

@@ -132,7 +132,7 @@ class WeightFormat:
 
 _GROUPS = (128, 64, 32)
 
-# Symmetric codes reach from -8 to 7 (-128 to 127) of a signed scale: the largest weight of the other sign may be a whole scale
+# Symmetric codes reach from -8 to 7 (-128 to 127) of a signed scale: the largest weight of the other sign may be a full scale
 # off, and a scale in fp16 is itself off by 2^-11.
 _SYMMETRIC_TOLERANCE = 1.1
 

@@ -26,7 +26,7 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured generation; `round` and `start` (of the process) count from 0 over the whole measurement."""
+    """One measured generation; `round` and `start` (of the process) count from 0 over the measurement."""
 
     variant: str
     case: Case
@@ -142,8 +142,8 @@ def measure(
 ) -> Measurement:
     """Measure loaded variants in interleaved rounds; return the samples until the end or Ctrl-C.
 
-    All variants get the same prompts in a round. A variant that fails is skipped in the rest of its case, and in all cases if its
-    process died. `failures` has variants to skip in a case, and why.
+    All variants get the same prompts in a round. A variant that fails is skipped in the rest of its case, or in all cases
+    if its process died. `failures` has variants to skip in a case, and why.
     """
     result = Measurement(failures=dict(failures or {}))
     per_case = schedule.warmup + schedule.rounds

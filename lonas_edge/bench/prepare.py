@@ -88,7 +88,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
 
 
 def _default_arms(exported: "Exported") -> list[str]:
-    """Return the variants that differ from the export: with an adapter PyTorch, and the unpruned network where it is larger."""
+    """Return the variants that differ from the export: with an adapter PyTorch, and the unpruned network if it is larger."""
     manifest = exported.own_manifest
     pruned = manifest.sizes.unpruned.parameters > manifest.sizes.subnetwork.parameters
     return [LORA] * bool(manifest.adapter) + [UNPRUNED] * pruned

@@ -32,16 +32,9 @@ def summarize(values: Sequence[float]) -> Summary:
     """Summarize one or more values; `std` is the sample standard deviation, 0 for one value."""
     ordered = sorted(values)
     std = statistics.stdev(ordered) if len(ordered) > 1 else 0.0
-    p50, p90, p99 = (percentile(ordered, share) for share in (0.5, 0.9, 0.99))
+    percentiles = statistics.quantiles(ordered, n=100, method="inclusive") if len(ordered) > 1 else ordered * 99
+    p50, p90, p99 = (percentiles[share - 1] for share in (50, 90, 99))
     return Summary(statistics.fmean(ordered), std, p50, p90, p99, ordered[0], ordered[-1], len(ordered))
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return a percentile of sorted values, linearly interpolated."""
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def half_width(ratio: Ratio) -> float | None:

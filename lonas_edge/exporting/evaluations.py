@@ -38,7 +38,7 @@ class TaskResult:
 
     Attributes:
         metric: The metric that counts as its accuracy.
-        accuracy: In percent; the plain value where the metric is neither a share of correct answers nor a correlation.
+        accuracy: In percent; the plain value if the metric is neither a share of correct answers nor a correlation.
         accuracy_stderr: Its standard error in the same unit.
         questions: Number of evaluated samples.
         skipped: Skipped samples.

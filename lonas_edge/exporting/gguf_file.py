@@ -42,7 +42,7 @@ _FILE_TYPES = {
 }
 _ZERO_WIDTH = GGUF_TYPES["q8_0"].block  # channels of an MLP of zeros
 # Rounding as a share of the largest element of a block (of the element itself in types without blocks), and near 0. Merged
-# weights are rounded to fp32 first (2^-23 where the order of sums differs); q8_0 rounds to 1/127 of its fp16 scale.
+# weights are rounded to fp32 first (2^-23 if the order of sums differs); q8_0 rounds to 1/127 of its fp16 scale.
 _ROUNDING = {
     "f32": (2.0**-23, 2.0**-126),
     "f16": (2.0**-11, 2.0**-24),
@@ -243,7 +243,7 @@ def write_gguf(
 
 
 def _add_shape(writer: gguf.GGUFWriter, layout: Layout) -> None:
-    """Add the fields that describe the network; lists where layers are unequal."""
+    """Add the fields that describe the network; lists if layers are unequal."""
     architecture, layers = layout.source.architecture, [layout.written(layer) for layer in layout.layers]
 
     def of(name: str) -> Any:
@@ -259,7 +259,7 @@ def _add_shape(writer: gguf.GGUFWriter, layout: Layout) -> None:
 
 
 def _rope_factors(config: Any) -> np.ndarray | None:
-    """Return llama.cpp's divisors of scaled rotary frequencies, as LLaMA 3's are, [channels / 2]; None where not scaled."""
+    """Return llama.cpp's divisors of scaled rotary frequencies, as LLaMA 3's are, [channels / 2]; None if not scaled."""
     kind = config.rope_parameters.get("rope_type", "default")
     if kind == "default":
         return None

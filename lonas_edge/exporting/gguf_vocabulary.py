@@ -92,12 +92,17 @@ def _types(content: dict[str, Any], tokens: Mapping[int, str], added: Mapping[in
 def _merges(model: dict[str, Any], tokens: Mapping[int, str], size: int, byte_level: bool) -> dict[str, Any]:
     """Return the merges of byte-level BPE, or the scores of SentencePiece's BPE: the order of merges by their results."""
     if byte_level:
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        merges = [" ".join(pair) for pair in _pairs(model)]
         # llama.cpp refuses an empty list. Without other merges "<unk>" never is one symbol, so this one has no effect.
         return {"token_merges": merges or ["<unk> <unk>"]}
-    made = ("".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"])
+    made = map("".join, _pairs(model))
     rank = {piece: index for index, (piece, _) in enumerate(groupby(made))}
     return {"token_scores": [-float(rank.get(tokens.get(i, ""), len(rank))) for i in range(size)]}
+
+
+def _pairs(model: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the merges, which tokenizer.json writes as texts or lists."""
+    return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
 
 
 def _chat_template(tokenizer: Any) -> dict[str, str]:
@@ -152,10 +157,10 @@ def _pieces_faults(content: dict[str, Any]) -> list[str]:
     if not model.get("byte_fallback") or any(f"<0x{byte:02X}>" not in model["vocab"] for byte in range(256)):
         faults.append("neither byte-level BPE nor SentencePiece's with a token for each byte (byte_fallback)")
         return faults
-    made = ["".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    pairs = _pairs(model)
+    made = ["".join(pair) for pair in pairs]
     if len(list(groupby(made))) != len(set(made)):
         faults.append("its merges are not in the order of their results, as SentencePiece's are")
-    pairs = {tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]}
     vocabulary, others = model["vocab"], {token["content"] for token in content["added_tokens"]}
     pieces = {piece for piece in vocabulary if piece not in others and not _is_byte(piece)}
     possible = {
@@ -164,7 +169,7 @@ def _pieces_faults(content: dict[str, Any]) -> list[str]:
         for cut in range(1, len(piece))
         if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     }
-    if possible != pairs:
+    if possible != set(pairs):
         faults.append("its merges are not all pairs of tokens that make a third, as SentencePiece's are")
     kinds = {stage["type"] for part in ("normalizer", "pre_tokenizer") for stage in _stages(content[part])}
     if kinds - {"Prepend", "Replace", "Metaspace"}:
@@ -185,8 +190,8 @@ def _is_byte(token: str) -> bool:
 def _added_around(tokenizer: Any) -> tuple[bool, bool, list[str]]:
     """Return whether bos is prepended and eos appended, and faults: other special tokens around a text."""
     inside = tokenizer("the", add_special_tokens=False)["input_ids"]
-    whole = list(tokenizer("the")["input_ids"])
-    bos = whole[:1] == [tokenizer.bos_token_id] and whole[:1] != inside[:1]
-    eos = whole[-1:] == [tokenizer.eos_token_id] and whole[-1:] != inside[-1:]
-    same = whole[bos : len(whole) - eos] == list(inside)
+    complete = list(tokenizer("the")["input_ids"])
+    bos = complete[:1] == [tokenizer.bos_token_id] and complete[:1] != inside[:1]
+    eos = complete[-1:] == [tokenizer.eos_token_id] and complete[-1:] != inside[-1:]
+    same = complete[bos : len(complete) - eos] == list(inside)
     return bos, eos, [] if same else ["it adds other special tokens than bos and eos"]

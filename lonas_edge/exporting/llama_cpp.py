@@ -39,7 +39,7 @@ def tokenizer_faults(path: Path, tokenizer: Any) -> list[str]:
 def _llama(path: Path, context: int) -> Any:
     import llama_cpp
 
-    log, f32 = _log(), llama_cpp.GGML_TYPE_F32
+    (log, _), f32 = _log(), llama_cpp.GGML_TYPE_F32
     options = {"logits_all": True, "type_k": f32, "type_v": f32, "flash_attn": False, "verbose": False}
     try:
         return llama_cpp.Llama(str(path), n_ctx=context, **options)
@@ -49,15 +49,11 @@ def _llama(path: Path, context: int) -> Any:
 
 
 @cache
-def _log() -> "deque[str]":
-    """Collect the last lines of llama.cpp's log, which would be printed otherwise."""
+def _log() -> "tuple[deque[str], Any]":
+    """Collect the last lines of llama.cpp's log, which would be printed otherwise; the second value keeps the callback."""
     import llama_cpp
 
     lines: deque[str] = deque(maxlen=20)
     callback = llama_cpp.llama_log_callback(lambda _level, text, _data: lines.append(text.decode("utf-8", "replace")))
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    _KEPT.append(callback)
-    return lines
-
-
-_KEPT: list[Any] = []  # callbacks of C code
+    return lines, callback

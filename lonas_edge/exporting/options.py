@@ -26,7 +26,7 @@ _MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if 
 def _group_size(text: str) -> int:
     size = int(text) if text.removeprefix("-").isdecimal() else 0
     if size < 1 and size != PER_CHANNEL:
-        raise ValueError(f"{text}: expected a number of columns, or {PER_CHANNEL} for whole rows")
+        raise ValueError(f"{text}: expected a number of columns, or {PER_CHANNEL} for complete rows")
     return size
 
 
@@ -88,7 +88,7 @@ class ExportOptions(Checked):
         panel="Output",
         choices=tuple(GGUF_TYPES),
         needs="stage=gguf",
-        help="Type of the GGUF file's matrices; f16 where 32 does not divide their columns.",
+        help="Type of the GGUF file's matrices; f16 if 32 does not divide their columns.",
     )
     server: str | None = option(
         None,
@@ -118,7 +118,7 @@ class ExportOptions(Checked):
     fuse: bool = option(
         True, panel="Advanced", needs="stage=ir", help="Merge matrices with the same input (q, k and v) into one product."
     )
-    verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail where they differ.")
+    verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")
     compare_texts: bool = option(
         False,
         panel="Advanced",

@@ -136,7 +136,7 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     tensors, unit = open_tensors(folder), torch.finfo(dtype)
 
     def right(name: str) -> bool:
-        """Allow half a unit in the last place, and a hundredth more where the value was rounded to fp32 first."""
+        """Allow half a unit in the last place, and a hundredth more if the value was rounded to fp32 first."""
         exact, stored = model.exact(name), tensors.read(name)
         if exact.dtype != torch.float64:  # nothing is merged into it
             return stored.dtype == dtype and torch.equal(stored, exact.to(dtype))

@@ -1,6 +1,6 @@
 """Compress an uncompressed graph on data by NNCF."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import nncf
@@ -8,6 +8,7 @@ import numpy as np
 
 from lonas_edge.formats import METHODS, WeightFormat
 from lonas_edge.ir.compress import quiet
+from lonas_edge.ir.infer import inputs_of
 
 _MEMORY = 3.0  # times the fp32 weights: these, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
 _LIBRARIES = 1.2e9  # bytes
@@ -26,7 +27,7 @@ def compress_on_data(
     `ratio` is the largest share of the weights in the format; `texts` are token ids, each [1, tokens].
     """
     names = {name for port in model.inputs for name in port.get_names()}
-    data = nncf.Dataset(texts, lambda ids: {name: value for name, value in _inputs(ids).items() if name in names})
+    data = nncf.Dataset(texts, lambda ids: {name: value for name, value in inputs_of(ids).items() if name in names})
     with quiet():
         return nncf.compress_weights(
             model,
@@ -37,13 +38,3 @@ def compress_on_data(
             subset_size=len(texts),
             **dict.fromkeys(METHODS[method], True),
         )
-
-
-def _inputs(ids: np.ndarray) -> Mapping[str, np.ndarray]:
-    tokens = ids.shape[1]
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones((1, tokens), np.int64),
-        "position_ids": np.arange(tokens)[None],
-        "beam_idx": np.zeros(1, np.int32),
-    }

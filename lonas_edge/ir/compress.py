@@ -1,7 +1,7 @@
 """Compress each weight matrix by NNCF as it is made: the uncompressed model is never in memory.
 
 Without data NNCF compresses row by row or group by group, so stacked rows give the same numbers as separate layers. A stack
-costs one call: NNCF 3.4 compiles a model for every weight, half of the time of `compress_weights` on a whole model.
+costs one call: NNCF 3.4 compiles a model for every weight, half of the time of `compress_weights` on a complete model.
 `tests/ir/test_compress.py` compares the two bit for bit.
 """
 
@@ -27,8 +27,8 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import BLOCK_ELEMENTS
 
 STACK_ELEMENTS = 2**24  # compress at least this many elements at once (67 MB in fp32),
-MAX_STACKS = 64  # and more where that would take more calls than this
-_GROUP_SIZES = (256, 128, 64, 32, 16, PER_CHANNEL)  # proposed where another one does not fit
+MAX_STACKS = 64  # and more if that would take more calls than this
+_GROUP_SIZES = (256, 128, 64, 32, 16, PER_CHANNEL)  # proposed if another size does not fit
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _values(tensor: ov.Tensor) -> np.ndarray:
 def _rows(stored: Any, start: int, stop: int, take: Callable[[np.ndarray], np.ndarray] = np.copy) -> ov.Tensor:
     """Return rows of a constant or tensor as a tensor of their own.
 
-    With `take=np.asarray` they are a view where they start and end at a byte; otherwise a copy.
+    With `take=np.asarray` they are a view if they start and end at a byte; otherwise a copy.
     """
     kind, shape = stored.get_element_type(), [stop - start, *list(stored.shape)[1:]]
     content, per_row = _bytes(stored), math.prod(shape[1:])
@@ -263,7 +263,7 @@ def stack(parts: Sequence[Compressed]) -> tuple[Compressed, list[Compressed]]:
     """Stack matrices of one scheme and one number of columns.
 
     Returns:
-        The stacked matrix, and its parts, which are views of it where they start at a byte.
+        The stacked matrix, and its parts, which are views of it if they start at a byte.
     """
     columns = parts[0].shape[1]
     stops = list(itertools.accumulate(part.shape[0] for part in parts))

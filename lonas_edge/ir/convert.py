@@ -77,7 +77,7 @@ def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, grou
 class _Storage:
     """Storage of an IR's weights, as stock exporters record it.
 
-    `weight_format` is that of embedding and head where no matrix has another; `ratio`: share of the layers' weights in it.
+    `weight_format` is that of embedding and head if no matrix has another; `ratio`: share of the layers' weights in it.
     """
 
     weight_format: WeightFormat

@@ -83,7 +83,7 @@ def _fusible(parameters: Sequence[Any], matrices: Mapping[str, Compressed]) -> I
 
 
 def _product(parameter: Any) -> _Product | None:
-    """Return the product of a weight; None where it is used in another way, or more than once."""
+    """Return the product of a weight; None if it is used in another way, or more than once."""
     users = list(parameter.output(0).get_target_inputs())
     node = users[0].get_node() if len(users) == 1 else None
     if node is None or node.get_type_name() != "MatMul" or users[0].get_index() != 1:

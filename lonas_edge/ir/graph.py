@@ -128,7 +128,7 @@ def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
 
 
 def _end_with(parent: int | None) -> None:
-    """Have this process end when its parent does: by the system where it was forked, by a thread where it was spawned."""
+    """Have this process end when its parent does: by the system if it was forked, by a thread if it was spawned."""
     if parent is None:
         threading.Thread(target=_outlive_nobody, daemon=True).start()
         return

@@ -18,21 +18,25 @@ def open_ir(path: "Path | ov.Model", device: str, properties: Mapping[str, str])
         A function from token ids [prompts, tokens] and a start, before which all tokens are in the KV cache by earlier calls,
         to the fp32 logits [prompts, tokens from start, vocabulary].
     """
-    import numpy as np
-
     infer = open_model(path, device, properties)
 
-    def logits(ids: np.ndarray, start: int = 0) -> np.ndarray:
-        batch, end = ids.shape
-        inputs = {
-            "input_ids": ids[:, start:],
-            "attention_mask": np.ones((batch, end), np.int64),
-            "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
-            "beam_idx": np.arange(batch, dtype=np.int32),
-        }
-        return infer(inputs)
+    def logits(ids: "np.ndarray", start: int = 0) -> "np.ndarray":
+        return infer(inputs_of(ids, start))
 
     return logits
+
+
+def inputs_of(ids: "np.ndarray", start: int = 0) -> "dict[str, np.ndarray]":
+    """Return the inputs of a language model's IR for token ids [prompts, tokens], of which those before `start` are cached."""
+    import numpy as np
+
+    batch, end = ids.shape
+    return {
+        "input_ids": ids[:, start:],
+        "attention_mask": np.ones((batch, end), np.int64),
+        "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
+        "beam_idx": np.arange(batch, dtype=np.int32),
+    }
 
 
 def generate(

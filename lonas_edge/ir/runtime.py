@@ -201,7 +201,7 @@ def restore(folder: Path) -> None:
 
 
 def _set_options(tree: Any, values: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Set runtime options in an IR, or remove them where the value is None; return their previous values."""
+    """Set runtime options in an IR, or remove them if the value is None; return their previous values."""
     root = tree.getroot()
     info = root.find("rt_info")
     info = ET.SubElement(root, "rt_info") if info is None else info

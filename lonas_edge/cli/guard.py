@@ -29,7 +29,7 @@ _NEEDS_LESS = {
     "export": "--stage checkpoint or --no-verify needs less memory",
     "bench": "Fewer --arms, a smaller --batch-size or a shorter --prompt-len needs less memory",
     "eval": "A smaller --batch-size, --num-beams 1 or --torch-dtype bf16 needs less memory",
-    "search": "--torch-dtype bf16 or a smaller --num-prompts needs less memory",
+    "search": "a smaller --num-prompts needs less memory",
     "train": "A smaller --micro-batch-size, a shorter --max-length or --gradient-checkpointing needs less memory",
 }
 _NEARLY = 0.9

@@ -36,9 +36,6 @@ class LatencyOptions(JsonOptions):
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
     batch_size: int = option(1, panel="Device", minimum=1, help="Prompts or texts per batch of a latency.")
-    threads: int | None = option(
-        None, panel="Device", minimum=1, help="CPU threads of a latency.", unset="one per physical core"
-    )
     sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
 
 
@@ -53,7 +50,6 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
     with progress() as report:
         with importing():
             from lonas_edge.network.source import open_source
-            from lonas_edge.network.speed import quicker_in
             from lonas_edge.search.plan import make_plan
         report("Reading configurations", None)
         opened = open_source(source.source, source.model, source.nncf_config)
@@ -64,11 +60,9 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
 
             check_device(latency.device)
         else:
-            timing = ("device", "prompt_len", "new_tokens", "batch_size", "threads")
+            timing = ("device", "prompt_len", "new_tokens", "batch_size")
             if idle := [f"--{name.replace('_', '-')}" for name in timing if given(latency, name)]:
                 raise click.UsageError(f"{', '.join(idle)}: no effect, nothing is timed (--cost {plan.cost}, no --measure)")
-        if hint := quicker_in(options.dtype, "--torch-dtype"):
-            report(f"{hint}\nLoading", None)
         with importing():
             from lonas_edge.search.run import search
         record = search(plan, report)
@@ -81,14 +75,12 @@ def _cost_settings(source: "Source", options: SearchOptions, latency: LatencyOpt
 
     task, prompt_len, new_tokens = source.architecture.family.task, latency.prompt_len, latency.new_tokens
     if task == CLASSIFICATION:
-        used = {"--prompt": given(options, "prompt"), "--protocol": given(options, "protocol")}
+        used = {"--prompt": given(options, "prompt")}
         if idle := [name for name, is_given in {**used, "--new-tokens": given(latency, "new_tokens")}.items() if is_given]:
             raise click.UsageError(f"{', '.join(idle)}: no effect, a classifier has no prompts and generates no tokens")
         length = min(task.sequence_length, source.architecture.config.max_position_embeddings)
         prompt_len, new_tokens = prompt_len or length, 0
-    return CostSettings(
-        latency.weight_format, latency.device, prompt_len or 256, new_tokens, latency.batch_size, latency.threads
-    )
+    return CostSettings(latency.weight_format, latency.device, prompt_len or 256, new_tokens, latency.batch_size)
 
 
 def _print(record: "SearchRecord", output: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lonas_edge.data.templates import CHAT, PROMPTS, Template
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate.protocols import PROTOCOLS, Protocol, Sample
+from lonas_edge.evaluate.protocols import GENERATE, PROTOCOLS, TASKS, Protocol, Sample, choose_protocol
 from lonas_edge.search.quality import Score
 
 if TYPE_CHECKING:
@@ -22,26 +22,27 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 
 
-def score_of(held: "HeldOut", network: "SuperNetwork", protocol: str, tokenizer: Any, batches: "Sequence[Batch]") -> Score:
+def score_of(held: "HeldOut", network: "SuperNetwork", tokenizer: Any, batches: "Sequence[Batch]") -> Score:
     """Make the function that scores accuracy in percent: by a protocol, or by the metric of a GLUE task."""
     if held.template is None:
         return metric_score(str(held.metric), network, batches)
-    samples = read_samples(held.path, protocol, held.order[: held.prompts])
+    protocol, samples = read_samples(held.path, held.template.name, held.order[: held.prompts])
     return protocol_score(network, samples, protocol, held.template, tokenizer)
 
 
-def check_questions(held: "HeldOut", protocol: str) -> None:
-    """Refuse data on which accuracy cannot be measured; see `read_samples`."""
-    if held.template is not None:
-        read_samples(held.path, protocol, held.order[: held.prompts])
+def metric_of(held: "HeldOut") -> str:
+    """Name the metric of a GLUE task, or the protocol; refuses data on which accuracy cannot be measured."""
+    if held.template is None:
+        return str(held.metric)
+    return read_samples(held.path, held.template.name, held.order[: held.prompts])[0].name
 
 
-def read_samples(data: Path, protocol: str, order: Sequence[int]) -> dict[str, list[Sample]]:
-    """Group examples by the task whose answers and form they have.
+def read_samples(data: Path, prompt: str, order: Sequence[int]) -> tuple[Protocol, dict[str, list[Sample]]]:
+    """Choose the protocol as `eval` does, and group examples by the task whose answers and form they have.
 
     Args:
         data: A JSON list of {instruction, input, output, answer}, as of LLM-Adapters.
-        protocol: Name of the protocol.
+        prompt: Name of the prompt template.
         order: Indices of the examples to take.
     """
     try:
@@ -50,18 +51,20 @@ def read_samples(data: Path, protocol: str, order: Sequence[int]) -> dict[str, l
         raise LonasEdgeError(f"{data}: --quality accuracy needs a JSON list of examples: {error}") from error
     samples: dict[str, list[Sample]] = defaultdict(list)
     problems = []
+    tasks = filter(None, (_task(PROTOCOLS[GENERATE], items[index]) for index in order))  # this protocol has all tasks
+    protocol = choose_protocol(None, [prompt], list(tasks) or TASKS)
     for index in order:
-        task = _task(PROTOCOLS[protocol], items[index])
+        task = _task(protocol, items[index])
         if task:
             samples[task].append(items[index])
         else:
-            problems.append(f"example {index}: no answer that the protocol {protocol} can evaluate")
+            problems.append(f"example {index}: no answer that the protocol {protocol.name} can evaluate")
     hint = (
-        'Each example needs "answer" and the instruction of a commonsense task, or with --protocol generate of a math task. '
+        'Each example needs "answer" and the instruction of a commonsense task, or each one that of a math task. '
         "--quality kl and loss take any data."
     )
     raise_all(f"{data}: cannot measure accuracy:", problems, hint)
-    return dict(samples)
+    return protocol, dict(samples)
 
 
 def _task(protocol: Protocol, item: Any) -> str | None:
@@ -75,7 +78,7 @@ def _task(protocol: Protocol, item: Any) -> str | None:
 
 
 def protocol_score(
-    network: "SuperNetwork", samples: dict[str, list[Sample]], protocol: str, prompt: Template, tokenizer: Any
+    network: "SuperNetwork", samples: dict[str, list[Sample]], protocol: Protocol, prompt: Template, tokenizer: Any
 ) -> Score:
     """Make the function that evaluates a protocol."""
     from lonas_edge.evaluate.run import evaluate
@@ -89,7 +92,7 @@ def protocol_score(
                 folder = Path(scratch) / task
                 folder.mkdir()
                 (folder / "test.json").write_text(json.dumps(chosen), encoding="utf-8")
-            settings = EvalSettings(tuple(samples), Path(scratch), PROTOCOLS[protocol], prompt.name)
+            settings = EvalSettings(tuple(samples), Path(scratch), protocol, prompt.name)
             record, _ = evaluate([_target(network, widths, prompt, tokenizer)], settings)
         results = record.targets[0].tasks
         return sum(task.accuracy * task.questions for task in results) / sum(task.questions for task in results)

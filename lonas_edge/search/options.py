@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.evaluate.protocols import PROTOCOLS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 from lonas_edge.search.cost import COSTS, CostSettings
 from lonas_edge.search.quality import QUALITIES
@@ -39,14 +38,6 @@ class SearchOptions(Checked):
     prompt: str | None = option(
         None, panel="Data", choices=(*TEMPLATES, CHAT), help="Prompt template.", unset="the one of the training"
     )
-    protocol: str = option(
-        "option-text", panel="Data", choices=tuple(PROTOCOLS), needs="quality=accuracy", help="Protocol of --quality accuracy."
-    )
-    dtype: str = option(
-        "fp32", panel="Device", flag="torch-dtype", choices=("fp32", "bf16"), help="Dtype in which PyTorch scores the networks."
-    )
-    warm_start: bool = option(True, panel="Advanced", help="Evaluate knapsack solutions over the sensitivity table first.")
-    refine: bool = option(True, panel="Advanced", help="Refine the picks and the Pareto front in the last evaluations.")
     measure: bool | None = option(
         None, panel="Advanced", help="Export and time the Pareto front at the end.", unset="if the cost is a latency"
     )

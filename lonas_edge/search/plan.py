@@ -33,16 +33,12 @@ class SearchPlan:
     dimensions: Dimensions  # the searched groups
     held: HeldOut
     picks: tuple[Pick, ...]
+    metric: str | None  # of the quality `accuracy`: a protocol, or a GLUE task's metric
 
     @property
     def sign(self) -> int:
         """1 if a lower quality is better, -1 if a higher one is."""
         return QUALITIES[self.options.quality].sign
-
-    @property
-    def metric(self) -> str:
-        """How accuracy is evaluated: a protocol, or a GLUE task's metric."""
-        return self.held.metric or self.options.protocol
 
     @property
     def measures(self) -> bool:
@@ -98,7 +94,6 @@ class SearchPlan:
             "cost": self.cost,
             "device": lengths if COSTS[self.cost].timed else None,
             "weight_format": settings.weight_format,
-            "dtype": options.dtype,
             "seed": options.seed,
         }
 
@@ -128,11 +123,12 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
             "Create a space with widths, heads or removable blocks: lonas-edge space --help"
         )
     held = read_held_out(source, options.data, options.num_prompts, options.seed, options.prompt)
+    metric = None
     if options.quality == "accuracy":
-        from lonas_edge.search.accuracy import check_questions
+        from lonas_edge.search.accuracy import metric_of
 
-        check_questions(held, options.protocol)
-    plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks))
+        metric = metric_of(held)
+    plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks), metric)
     check_picks(plan, plan.counted_costs)
     return plan
 

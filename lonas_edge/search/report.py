@@ -172,7 +172,7 @@ def _finish(axis: Any) -> None:
 
 def tables(record: SearchRecord) -> list[Table]:
     """The named networks, and the sensitivity of each group, for the terminal."""
-    return [_networks(record), *([_sensitivity(record.sensitivity)] if record.sensitivity else [])]
+    return [_networks(record), _sensitivity(record.sensitivity)]
 
 
 def _networks(record: SearchRecord) -> Table:

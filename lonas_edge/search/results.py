@@ -30,7 +30,8 @@ class SearchResults:
     plan: SearchPlan
     study: str
     evaluations: tuple[Evaluation, ...]  # in the order of the trials
-    sensitivity: tuple[tuple[float, ...], ...] | None  # rows of the sensitivity table; None without one
+    sensitivity: tuple[tuple[float, ...], ...]  # rows of the sensitivity table
+    dtype: str  # in which PyTorch scored the networks
     seconds: Mapping[str, float]  # by step
     measured: tuple[Measured, ...] = ()  # the networks measured at the end
 
@@ -124,11 +125,9 @@ class SearchResults:
             "crossover_prob": nsga2.crossover_prob,
             "mutation_prob": nsga2.mutation_prob,
             "seed": options.seed,
-            "warm_start": options.warm_start,
-            "refine": options.refine,
-            "dtype": options.dtype,
+            "dtype": self.dtype,
             "compressed": plan.compressed,
-            "protocol": plan.metric if options.quality == "accuracy" else None,
+            "protocol": plan.metric,
             **{name: value for name, value in costs.items() if name not in ("cache", "rounds", "starts")},
         }
 

@@ -14,6 +14,7 @@ from optuna.exceptions import StorageInternalError
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.formats import DTYPES
+from lonas_edge.network.speed import faster_dtype
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
@@ -124,27 +125,27 @@ class _Search:
             cost = self._cost()
             check_picks(plan, {plan.cost: cost})
         evaluations, table = self._evaluate(cost)
-        results = SearchResults(plan, self.study.study_name, evaluations, table.rows if table else None, self.seconds)
+        results = SearchResults(plan, self.study.study_name, evaluations, table.rows, self._dtype, self.seconds)
         return replace(results, measured=self._measure(results.record)) if plan.measures else results
 
-    def _evaluate(self, cost: Cost) -> tuple[tuple[Evaluation, ...], SensitivityTable | None]:
+    def _evaluate(self, cost: Cost) -> tuple[tuple[Evaluation, ...], SensitivityTable]:
         """Load the super-network and evaluate networks until there are enough."""
         from lonas_edge.network.super_network import load_super_network
 
         plan, options = self.plan, self.plan.options
         with self._step("load"):
             self.progress("Loading the super-network", None)
-            network = load_super_network(plan.source, DTYPES[options.dtype].torch)
+            network = load_super_network(plan.source, DTYPES[self._dtype].torch)
             self.progress("Scoring the unpruned network", None)
             reference = network.reference(self.batches)
-        table = self._table(network, reference) if options.warm_start or options.refine else None
+        table = self._table(network, reference)
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
-        propose = self._refinement(network, table, cost, aims) if table and options.refine else None
+        propose = self._refinement(network, table, cost, aims)
         worker = Worker(self.study, plan.dimensions, options.evals, plan.sign, propose, plan.refine_from)
         if options.storage is None:
             worker.retry_unfinished()
-        worker.enqueue(warm_start(plan.dimensions, options.evals, table if options.warm_start else None, cost, aims))
+        worker.enqueue(warm_start(plan.dimensions, options.evals, table, cost, aims))
         score = self._scorer(network, reference)
         with self._step("evaluations", without=_AROUND):
             worker.run(lambda widths: (score(widths), cost(widths)), self._report)
@@ -157,6 +158,11 @@ class _Search:
             if name not in self.study.user_attrs:  # another worker may have been faster
                 self.study.set_user_attr(name, value)
         return self.study.user_attrs[name]
+
+    @property
+    def _dtype(self) -> str:
+        """The dtype in which networks are scored, the same for all workers."""
+        return str(self._shared("dtype", faster_dtype))
 
     def _cost(self) -> Cost:
         """The cost function. Latencies are those of the machine that started the study."""
@@ -204,7 +210,7 @@ class _Search:
         if options.quality == "accuracy":
             from lonas_edge.search.accuracy import score_of
 
-            return score_of(plan.held, network, options.protocol, self.tokenizer, self.batches)
+            return score_of(plan.held, network, self.tokenizer, self.batches)
         weight_format = options.cost_settings.weight_format if plan.compressed else None
         return likelihood_score(options.quality, network, self.batches, reference, weight_format)
 

@@ -102,8 +102,8 @@ class Worker:
         quality, cost = measure(widths)
         if not math.isfinite(quality):
             raise LonasEdgeError(
-                f"The network with widths {list(widths)} has quality {quality}: the weights are damaged, or too large for "
-                "--torch-dtype."
+                f"The network with widths {list(widths)} has quality {quality}: the weights are damaged, or too large to "
+                "compute with."
             )
         trial.set_user_attr("seconds", time.perf_counter() - start)
         return self._sign * quality, cost

@@ -22,7 +22,7 @@ def named(dimensions: Dimensions) -> dict[str, Widths]:
 def warm_start(
     dimensions: Dimensions,
     evals: int,
-    table: SensitivityTable | None,
+    table: SensitivityTable,
     cost: Cost,
     aims: Mapping[Pick, Cost] = MappingProxyType({}),
 ) -> dict[Widths, str]:
@@ -31,7 +31,6 @@ def warm_start(
     Args:
         dimensions: The dimensions of the search.
         evals: Evaluations in all; the ladder takes at most half of them.
-        table: The sensitivity table; None for the named networks only.
         cost: The searched cost.
         aims: Picks, each with the cost that it bounds. Each has its own budget, because no rung of the ladder may be near it.
 
@@ -41,8 +40,6 @@ def warm_start(
     origins: dict[Widths, str] = {}
     for name, widths in named(dimensions).items():
         origins.setdefault(widths, f"warm-start:{name}")
-    if table is None:
-        return origins
     for pick, bounded in aims.items():
         choices = _choices(dimensions, table, bounded)
         largest = bounded(dimensions.maximal)

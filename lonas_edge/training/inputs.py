@@ -15,7 +15,7 @@ from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
-from lonas_edge.network.speed import QUICK, WORTH_A_HINT, matrix_speed
+from lonas_edge.network.speed import faster_dtype
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
@@ -230,7 +230,7 @@ def precision_of(options: TrainOptions) -> str:
     if options.precision != "auto":
         return options.precision
     if device_of(options) == "cpu":
-        return "bf16" if matrix_speed("bf16", QUICK) > WORTH_A_HINT * matrix_speed("fp32", QUICK) else "fp32"
+        return faster_dtype()
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 

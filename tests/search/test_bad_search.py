@@ -60,7 +60,7 @@ def test_another_search_is_there(
     options: list[str], difference: str, run_cli: Callable, command: Callable, refused: Callable, tmp_path: Path
 ) -> None:
     """In the output directory, or in the study of a shared storage."""
-    few = ["--evals", "3", "--no-warm-start", "--no-refine"]
+    few = ["--evals", "3"]
     shared = ["--storage", f"sqlite:///{tmp_path}/study.db", "--study", "mine"]
     assert run_cli(*command(*few, *shared)).code == 0
     has(refused(command(*options, *few)), tmp_path / "out", "another search", difference, "--overwrite")
@@ -84,9 +84,9 @@ def test_a_pick_that_no_network_can_meet(command: Callable, refused: Callable) -
 
 def test_a_pick_that_no_network_met(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
     """The output is written before the error."""
-    ran = run_cli(*command("--evals", "3", "--no-warm-start", "--no-refine", "--pick", "kl<=-1"))
+    ran = run_cli(*command("--evals", "3", "--pick", "kl<=-1"))
     assert ran.code == 1 and not ran.out, ran.err
-    ran = run_cli(*command("--evals", "3", "--no-warm-start", "--no-refine", "--pick", "accuracy>=101"))
+    ran = run_cli(*command("--evals", "3", "--pick", "accuracy>=101"))
     has(ran.err, "this search does not measure accuracy")
 
 
@@ -106,7 +106,7 @@ def test_a_directory_of_something_else(command: Callable, refused: Callable, tmp
 
 
 def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:
-    few = ["--evals", "3", "--no-warm-start", "--no-refine"]
+    few = ["--evals", "3"]
     assert run_cli(*command(*few)).code == 0
     path = tmp_path / "out/search.json"
     whole = path.read_text()
@@ -127,8 +127,7 @@ def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, ref
 
 
 def test_options_without_effect(command: Callable, refused: Callable) -> None:
-    has(refused(command("--protocol", "generate"), code=2), "--protocol needs --quality accuracy")
-    has(refused(command("--device", "CPU", "--threads", "1"), code=2), "--threads: no effect", "nothing is timed")
+    has(refused(command("--device", "CPU", "--batch-size", "2"), code=2), "--batch-size: no effect", "nothing is timed")
     has(refused(command("--overwrite", "--storage", "sqlite:///x.db"), code=2), "--study NAME")
 
 

@@ -104,8 +104,8 @@ def questions(tmp_path: Path) -> Path:
 def test_accuracy(run_cli: Callable, command: Callable, questions: Path, llama: TinySource) -> None:
     """Equals the ranking of the options by the oracle's logits."""
     items = json.loads(questions.read_text())
-    options = ("--data", questions, "--quality", "accuracy", "--protocol", "option-text", "--num-prompts", len(items))
-    ran = run_cli(*command(*options, "--evals", "4", "--no-warm-start", "--no-refine", "--json"))
+    options = ("--data", questions, "--quality", "accuracy", "--num-prompts", len(items))
+    ran = run_cli(*command(*options, "--evals", "4", "--json"))
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
     for evaluation in record["evaluations"][:3]:

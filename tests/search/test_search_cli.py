@@ -156,10 +156,13 @@ def test_a_finished_search_is_continued(run_cli: Callable, command: Callable, tm
     assert widths_of(again) == widths_of(first), "the same seed gives the same networks"
 
 
-def test_without_warm_start_and_refinement(run_cli: Callable, command: Callable) -> None:
-    record = searched(run_cli, command("--no-warm-start", "--no-refine", "--evals", "10"))
-    assert record["sensitivity"] is None
-    assert {network["origin"] for network in record["evaluations"][3:]} <= {"nsga2", "random"}
+def test_a_continued_search_keeps_the_faster_dtype(run_cli: Callable, command: Callable, processor: Callable) -> None:
+    processor(1e11, 6e11)
+    first = searched(run_cli, command("--evals", "3"))
+    processor(1e11, 1e11)
+    assert [searched(run_cli, command("--evals", evals))["settings"]["dtype"] for evals in ("3", "4")] == ["bf16"] * 2
+    assert searched(run_cli, command("--evals", "3", "--overwrite"))["settings"]["dtype"] == "fp32"
+    assert first["settings"]["dtype"] == "bf16"
 
 
 def test_int4_is_scored_compressed(run_cli: Callable, command: Callable) -> None:

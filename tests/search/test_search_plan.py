@@ -47,4 +47,4 @@ def test_warm_start(llama: TinySource) -> None:
     assert (8, 8, 8, 64, 128, 128, 8, 8, 8) in rungs, "the least sensitive group is narrowed first"
     assert (8, 8, 8, 64, 128, 64, 8, 8, 8) in rungs
     assert not any(widths[4] < 128 and widths[3] > 64 for widths in rungs)
-    assert len(warm_start(dimensions, 4, table, cost)) <= 5 and len(warm_start(dimensions, 100, None, cost)) == 3
+    assert len(warm_start(dimensions, 4, table, cost)) <= 5

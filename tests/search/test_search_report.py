@@ -67,7 +67,6 @@ def test_tables() -> None:
     assert len(rows) == len(record.named) + len(record.picks) and next(row for row in rows if row[0] == "maximal")[-1] == ""
     assert len(sensitivity[2]) == 4 and all(len(row[1]) == 30 for row in sensitivity[2])
     assert sensitivity[2][-1][1][-1] == "█" and sensitivity[2][0][1][12] == "▁", "the most sensitive; 3 orders below"
-    assert len(report.tables(replace(record, sensitivity=None))) == 1
 
 
 def test_a_classifier_has_one_latency() -> None:

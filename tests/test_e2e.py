@@ -30,7 +30,7 @@ TASKS = ROOT / "tests/evaluate/data"
 LAYERS, HIDDEN, KV, MLP, VOCABULARY = 30, 576, 192, 1536, 49152
 LOGITS = 32  # the tolerance of 1e-4 is for logits up to this, and grows in proportion
 STEPS = 16
-TRAINING = ("--prompt", "question", "--steps", STEPS, "--lr", "2e-3", "--seed", 1, "--log-steps", 4)
+TRAINING = ("--prompt", "question", "--steps", STEPS, "--lr", "2e-3", "--seed", 1)
 FP32 = ("--weight-format", "fp32", "--no-verify")
 PICK = "bytes<=0.93x"
 SEARCHED = "search/subnetworks/bytes-0.93x.json"

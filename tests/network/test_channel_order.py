@@ -72,13 +72,10 @@ UNTOUCHED = MATRIX.tolist()
         ("a.mlp.gate_proj.lora_B.weight", ROWS),
         ("a.mlp.gate_proj.lora_A.weight", UNTOUCHED),
         ("a.mlp.down_proj.lora_A.weight", COLUMNS),
-        ("a.mlp.down_proj.lora_B.weight", UNTOUCHED),
         ("a.self_attn.q_proj.weight", UNTOUCHED),
         ("b.mlp.down_proj.weight", UNTOUCHED),
         ("base_model.model.a.mlp.up_proj.base_layer.weight", ROWS),
         ("base_model.model.a.mlp.up_proj.lora_B.default.weight", ROWS),
-        ("base_model.model.a.mlp.up_proj.lora_A.default.weight", UNTOUCHED),
-        ("base_model.model.a.mlp.down_proj.base_layer.weight", COLUMNS),
         ("base_model.model.a.mlp.down_proj.lora_A.default.weight", COLUMNS),
     ],
 )

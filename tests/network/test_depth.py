@@ -1,16 +1,13 @@
 """Removed blocks against the oracle: activated in a super-network, and materialized."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from structured import assert_as_defined, assert_generates_alike
-from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads
+from tiny_models import CASES, TinyModels, TinySource, families, has_heads
 
-from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.super_network import load_super_network
 
 Choose = Callable[[TinySource, str], list[int]]
@@ -55,25 +52,6 @@ def test_generates_as_without_a_cache(
     network, widths = load_super_network(tiny.opened()), widths_of(tiny, choose, [0, 1, 0])
     tokens = assert_generates_alike(tiny.opened(), network, materialize, widths, ids)
     assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, tokens)
-
-
-@pytest.mark.parametrize("case", families("llama-biased", "gemma3", "neox", "phi3", "bloom", "olmo2"))
-def test_the_checkpoint_lacks_them(
-    case: str, tiny_models: TinyModels, choose: Choose, materialize: Callable[..., Path]
-) -> None:
-    source = tiny_models.deep_source(case)
-    folder = materialize(source, widths_of(source, choose, [0, 0, 1]))
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        stored = set(file.keys())
-    gone = [block_path(case, 0, "attention"), block_path(case, 1, "attention"), block_path(case, 1, "mlp")]
-    assert not [name for name in stored if name.startswith(tuple(f"{path}." for path in gone))]
-    layer = block_path(case, 1, "mlp").rpartition(".")[0]
-    assert not [name for name in stored if name.startswith(f"{layer}.")]  # nor its norms
-    first = block_path(case, 0, "mlp").rpartition(".")[0]
-    norms = {name for name in stored if name.startswith(first) and "layernorm" in name}
-    assert f"{first}.input_layernorm.weight" not in norms and norms
-    assert json.loads((folder / "config.json").read_text())["removed_blocks"] == gone
-    assert len(load_checkpoint(folder).state_dict()) >= len(stored)
 
 
 def test_a_block_is_back_when_it_is_chosen_again(tiny_models: TinyModels, choose: Choose, ids: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lonas_edge.families.base import Linear
-from lonas_edge.network.parts import outside, shifted, take
+from lonas_edge.network.parts import outside, take
 
 MATRIX = torch.arange(30.0).reshape(6, 5)
 
@@ -32,10 +32,6 @@ def test_several_ranges() -> None:
 )
 def test_outside(ranges: tuple, removed: tuple) -> None:
     assert outside(ranges, 6) == removed
-
-
-def test_shifted() -> None:
-    assert shifted(((2, 3), (5, 8))) == ((0, 1), (3, 6))
 
 
 def test_a_width_keeps_the_first_share_of_each_block() -> None:

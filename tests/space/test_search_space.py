@@ -77,7 +77,6 @@ def test_comments_trailing_commas_and_scientific_notation(tmp_path: Path) -> Non
         (f"{MLP}[gate_proj]/NNCFUserSelfLinear[self_linear]/linear_0", "model.layers.0.mlp.gate_proj", "base"),
         (f"{LAYER}[12]/LlamaMLP[mlp]/NNCFLinear[gate_proj]/linear_0", "model.layers.12.mlp.gate_proj", "base"),
         (f"{MLP}[up_proj]/ModuleDict[lora_A]/NNCFLinear[default]/linear_0", "model.layers.0.mlp.up_proj", "lora_A"),
-        (f"{MLP}[up_proj]/ModuleDict[lora_B]/NNCFLinear[default]/linear_0", "model.layers.0.mlp.up_proj", "lora_B"),
         ("PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/NNCFLinear[lm_head]/linear_0", "lm_head", "base"),
         (
             "LlamaForCausalLM/LlamaModel[model]/ModuleList[layers]/X[1]/Y[mlp]/NNCFLinear[z]/linear_0",

@@ -14,7 +14,7 @@ INSTRUCT = (  # begins with BOS, and its prompt for an answer is the end of a qu
     "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% else %}{{ raise_exception('no system message') }}{% endif %}"
     "{% endfor %}"
 )
-FORGETFUL = (  # what was thought in earlier turns is left out
+FORGETFUL = (  # earlier turns lose their thoughts
     "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% if loop.last %}thinking {% endif %}"
     "{{ m.content }}</s>{% else %}<|user|>{{ m.content }}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

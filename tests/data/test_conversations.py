@@ -78,10 +78,10 @@ def test_as_a_plain_template(chat: str, adds_bos: bool) -> None:
             return  # the chat template has none: it is the tokenizer's own
     template = chat_as_template(chat, by, Path("base"))
     assert template.name == "chat"
-    for context, asked in (("", "the {in}"), ("on a", "the {in}\n\non a")):
+    for context, question in (("", "the {in}"), ("on a", "the {in}\n\non a")):
         example = Example("the {in}", context, "er {on}")
         (encoded,) = encode([example], template, by, 500)
-        turns = messages((("user", asked), ("assistant", "er {on}")))
+        turns = messages((("user", question), ("assistant", "er {on}")))
         ids = by.apply_chat_template(turns, chat_template=chat, tokenize=True, return_dict=True)["input_ids"]
         ids = ids[: len(ids) - ids[::-1].index(1)]  # to the token that ends the turn
         assert encoded["input_ids"] == ids
@@ -117,7 +117,7 @@ GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 )
 def test_wrong_messages_are_named_by_their_line(tmp_path: Path, wrong: Any, message: str) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(json.dumps(one) for one in ({"messages": GOOD}, {"messages": wrong}, {"instruction": "a"})))
+    path.write_text("\n".join(json.dumps(record) for record in ({"messages": GOOD}, {"messages": wrong}, {"instruction": "a"})))
     with pytest.raises(LonasEdgeError) as raised:
         read_data(path)
     assert f"{path}: not messages data:\n  - line 2: {message}" in str(raised.value)

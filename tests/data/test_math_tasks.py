@@ -87,16 +87,10 @@ def test_faulty_samples_are_named_with_their_file(task: str, sample: Any, messag
     assert "sample 0" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("answer", "asked"), [("2", "2"), (2.5, "2.5")])
-def test_an_answer_is_a_text_or_a_number(answer: object, asked: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("answer", "expected"), [("2", "2"), (2.5, "2.5")])
+def test_an_answer_is_a_text_or_a_number(answer: object, expected: str, tmp_path: Path) -> None:
     (tmp_path / "SVAMP").mkdir()
     (tmp_path / "SVAMP/test.json").write_text(json.dumps([{**SAMPLE, "answer": answer}]))
     generate = PROTOCOLS["generate"]
     (document,) = generate.documents(generate.read(tmp_path, "SVAMP"), "SVAMP", "question")
-    assert document == {"task": "SVAMP", "prompt": "Question: What is 1 + 1?\nAnswer:", "answer": asked}
-
-
-@pytest.mark.parametrize(("task", "indent"), [*((task, 28) for task in TASKS), ("ARC-Easy", 24)])
-def test_each_task_is_asked_with_its_own_script_s_indentation(task: str, indent: int) -> None:
-    (document,) = PROTOCOLS["generate"].documents([SAMPLE], task, "lonas")
-    assert document["prompt"].endswith(f"\n\n{indent * ' '}### Response:\n{indent * ' '}")
+    assert document == {"task": "SVAMP", "prompt": "Question: What is 1 + 1?\nAnswer:", "answer": expected}

@@ -92,7 +92,7 @@ LLAMA, CONVERSATIONS = read_search_space(Path("nncf_config/llama_7b.json")).hash
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("arguments", "expected"),
     [
         ({}, "alpaca"),
         ({"search_space": "another"}, "alpaca"),
@@ -105,8 +105,8 @@ LLAMA, CONVERSATIONS = read_search_space(Path("nncf_config/llama_7b.json")).hash
         ({"explicit": "chat", "conversations": CONVERSATIONS}, "chat"),
     ],
 )
-def test_the_prompt_is_decided_once(given: dict, expected: str) -> None:
-    assert choose_prompt(**given) == expected
+def test_the_prompt_is_decided_once(arguments: dict, expected: str) -> None:
+    assert choose_prompt(**arguments) == expected
 
 
 def test_conversations_need_the_chat_template() -> None:

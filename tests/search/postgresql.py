@@ -16,7 +16,7 @@ import pytest
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Start a server with an empty database and yield its URL; skip the test if PostgreSQL is not installed."""
-    folders = [Path(found).parent for found in filter(None, [shutil.which("initdb")])]
+    folders = [Path(path).parent for path in filter(None, [shutil.which("initdb")])]
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     programs = next((folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
     if programs is None:
@@ -25,18 +25,18 @@ def postgresql() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
         if user:
             shutil.chown(folder, user)
-        given = {"user": user, "cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        options = {"user": user, "cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         data = f"{folder}/data"
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "lonas", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"],
             check=True,
-            **given,
+            **options,
         )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         server = subprocess.Popen(
-            [programs / "postgres", "-D", data, "-k", folder, "-h", "127.0.0.1", "-p", str(port)], **given
+            [programs / "postgres", "-D", data, "-k", folder, "-h", "127.0.0.1", "-p", str(port)], **options
         )
         try:
             _wait(server, port)

@@ -98,13 +98,6 @@ def test_settings_of_the_search_space(llama_copy: TinySource, data: Path, refuse
     has(refused(command), "population: expected at least 2, found 1", "mutation_prob: expected 0 to 1, found 3")
 
 
-def test_a_directory_of_something_else(command: Callable, refused: Callable, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.tex").write_text("important")
-    refused(command())
-    refused(command("--overwrite"))
-
-
 def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:
     few = ["--evals", "3"]
     assert run_cli(*command(*few)).code == 0

@@ -26,8 +26,8 @@ def everything(llama: TinySource, data: Path, all_networks: list) -> Pairs:
     batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
     kl = load_super_network(source).kl(all_networks, batches)
     return {
-        widths: (kl[place], source.sizes(source.subnetwork(widths)).bytes["int8_sym"])
-        for place, widths in enumerate(all_networks)
+        widths: (kl[index], source.sizes(source.subnetwork(widths)).bytes["int8_sym"])
+        for index, widths in enumerate(all_networks)
     }
 
 

@@ -76,7 +76,7 @@ def test_every_network_of_a_space_once(joined: Callable, dimensions: Dimensions)
     worker.run(measure, lambda evaluations: reported.append(len(evaluations)))
     assert len(measure.seen) == len(set(measure.seen)) == dimensions.size == 27
     assert measure.seen[0] == dimensions.maximal and worker.evaluations()[0].origin == "warm-start:maximal"
-    assert [one.number for one in worker.evaluations()] == list(range(27)) and reported[-1] == 27
+    assert [evaluation.number for evaluation in worker.evaluations()] == list(range(27)) and reported[-1] == 27
 
 
 def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dimensions: Dimensions) -> None:
@@ -100,7 +100,7 @@ def test_the_refinement_comes_before_the_sampler(joined: Callable, dimensions: D
 
     worker, measure = joined(8, propose, 4), Measuring(dimensions)
     worker.run(measure, silent)
-    origins = [one.origin for one in worker.evaluations()]
+    origins = [evaluation.origin for evaluation in worker.evaluations()]
     assert origins[:4] == ["nsga2"] * 4 and origins.count("refined") == len(set(moves) - set(measure.seen[:4]))
 
 
@@ -127,7 +127,7 @@ def test_a_dead_worker_s_network_is_evaluated_by_another(
     measure, start = Measuring(dimensions), time.monotonic()
     worker.run(measure, silent)
     assert dimensions.widths([0, 1, 2]) in measure.seen and len(measure.seen) == len(set(measure.seen)) == 3
-    assert "refined" in [one.origin for one in worker.evaluations()] and time.monotonic() - start < 60
+    assert "refined" in [evaluation.origin for evaluation in worker.evaluations()] and time.monotonic() - start < 60
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def trained_on_chat(talking: TinySource, tmp_path: Path) -> Path:
 
 
 def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, talking: TinySource, tmp_path: Path) -> None:
-    """Recovery and held-out prompts use it, whatever the base's current template is."""
+    """Recovery and held-out prompts use it, not the current template of the base."""
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source, by = open_source(str(trained_on_chat)), AutoTokenizer.from_pretrained(talking.base)
     held = read_held_out(source, tmp_path / "chat.jsonl", 4, 0)

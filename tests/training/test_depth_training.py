@@ -56,7 +56,7 @@ def test_trained_heads_equal_the_oracle(deep: Callable, ids: torch.Tensor, tmp_p
     network = load_super_network(opened)
     groups = source.groups()
     for heads in ([0, 0, 0], [-1, 0, -1]):
-        cut = [group[place] for group, place in zip(groups[9:12], heads, strict=True)]
+        cut = [group[level] for group, level in zip(groups[9:12], heads, strict=True)]
         widths = [group[-1] for group in groups[:9]] + cut + [1, 1, 0]
         network.activate(widths)
         expected = oracle_logits(source.base, output, output / SPACE, widths, ids)

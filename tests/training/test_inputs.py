@@ -1,4 +1,4 @@
-"""What a training works on: opened, checked, made tokens."""
+"""Inputs of a training: search space and target modules."""
 
 import json
 from pathlib import Path
@@ -35,5 +35,5 @@ def test_plain_lora_takes_the_stages_alone(llama_copy: TinySource, data: Path) -
 )
 def test_default_target_modules(case: str, targets: list[str], tiny_models: TinyModels, data: Path) -> None:
     architecture = open_inputs(str(tiny_models.base(case)), data, tiny_models.space(case)).architecture
-    found = with_targets(TrainOptions(), architecture).target_modules
-    assert (len(found), set(found)) == (len(targets), set(targets))
+    chosen = with_targets(TrainOptions(), architecture).target_modules
+    assert (len(chosen), set(chosen)) == (len(targets), set(targets))

@@ -80,7 +80,7 @@ def test_cuda_resumes(llama: TinySource, data: Path, tmp_path: Path) -> None:
 def test_auto_takes_the_faster_precision_and_keeps_it(
     bf16: float, expected: str, llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resumed training computes as it began, whatever is measured by then."""
+    """A resumed training keeps its precision, even if the measurement changes."""
     speeds = {"fp32": 1e11, "bf16": bf16}
     monkeypatch.setattr("lonas_edge.network.speed.matrix_speed", lambda dtype, _size: speeds[dtype])
     run_killed(llama, data, tmp_path / "out", at=5, precision="auto")

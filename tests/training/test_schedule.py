@@ -83,16 +83,8 @@ def test_every_step_belongs_to_one_stage() -> None:
 # sub-networks
 
 
-def test_width_indicator_limits_the_draw_to_the_widest() -> None:
-    schedule = schedule_of(*(Stage(epochs=10, width_indicator=n) for n in (1, 2, 9)), Stage(epochs=10))
-    drawn = [{schedule.subnetwork(step) for step in range(first, first + 100)} for first in (0, 100, 200, 300)]
-    assert drawn[0] == {(8, 128, 4)}
-    assert drawn[1] == {(rank, width, 4) for rank in (8, 6) for width in (128, 96)}
-    assert drawn[2] == drawn[3] == {(rank, width, 4) for rank in (8, 6) for width in (128, 96, 64)}
-
-
 def test_draws_depend_on_seed_and_step_only() -> None:
-    """The values are fixed: processes and resumed trainings draw the same, whatever the hash seed."""
+    """The values are fixed: processes and resumed trainings draw the same."""
     expected = many(Stage(epochs=1), Stage(epochs=2), seed=3)
     state = random.getstate()
     space = space_of(Stage(epochs=1), Stage(epochs=2), widths=((3, 2, 1),) * 40)
@@ -124,15 +116,6 @@ def test_blocks_are_removed_at_the_rate(rate: float, monkeypatch: pytest.MonkeyP
         removed = sum(width == 0 for widths in draws for width in widths[1:]) / (100 * 50)
         assert removed == pytest.approx(rate, abs=0.02)
         assert {widths[0] for widths in draws} == {8, 6}
-
-
-def test_plain_lora() -> None:
-    """A space without groups has one network; stages give length and learning rate only."""
-    stage = Stage(epochs=2, init_lr=1.0, train_dims=("depth",), reorg_weights=True)
-    schedule = make_schedule(SearchSpace(stages=(stage,)), TrainOptions(warmup_steps=0), 160)
-    assert [(stage.first, stage.steps) for stage in schedule.stages] == [(0, 20)]
-    assert [schedule.learning_rate(step) for step in (0, 10, 20)] == pytest.approx([1, 0.5, 0])
-    assert all(schedule.subnetwork(step) == () for step in range(20))
 
 
 # refusals

@@ -78,8 +78,8 @@ def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Calla
     assert sorted(path.name for path in output.iterdir()) == sorted(["README.md", "adapter_config.json", ADAPTER, RECORD])
     assert [step for step, _ in watched.passes] == [0, 1, 2]
     assert all(torch.equal(plain_adamw(u, name, 0)[0], after) for u in watched.updates for name, after in u.after.items())
-    found = logits_of(load_super_network(open_source(str(output))).model, ids)
-    assert (found - oracle_logits(llama.base, output, None, [], ids)).abs().max() < 1e-4
+    logits = logits_of(load_super_network(open_source(str(output))).model, ids)
+    assert (logits - oracle_logits(llama.base, output, None, [], ids)).abs().max() < 1e-4
 
 
 def test_the_files_are_the_trained_network(
@@ -138,8 +138,8 @@ def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: 
 
 def test_a_skipped_step_is_recorded_as_json() -> None:
     """fp16 skips steps whose gradients are not finite; Infinity is not JSON."""
-    found = logged({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
-    assert found == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)
+    entry = logged({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
+    assert entry == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)
 
 
 def test_a_base_that_was_not_trained_on(llama_copy: TinySource, tmp_path: Path) -> None:

@@ -12,13 +12,9 @@ from peft import PeftModel
 from tiny_models import TinyModels, TinySource, random_model, tokenizer
 from training_runs import (
     EIGHT,
-    EXAMPLES,
     OPTIONS,
     RECORD,
     SPACE,
-    Tokens,
-    cross_entropy,
-    divergence,
     logits_of,
     plain_base,
     same,
@@ -29,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
-from lonas_edge.training.inputs import open_inputs, open_recovery, with_teacher
+from lonas_edge.training.inputs import open_recovery, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import open_teacher
 from lonas_edge.training.train import train
@@ -121,19 +117,19 @@ def other_eos(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (without_merges, r"'The sun is the star at the center of the'…: divided into other tokens"),
         (other_eos, r"eos token: 0 and 1\n"),
     ],
 )
 def test_another_tokenizer_of_the_same_tokens(
-    llama: TinySource, tmp_path: Path, change: Callable[[Path], None], told: str
+    llama: TinySource, tmp_path: Path, change: Callable[[Path], None], message: str
 ) -> None:
     random_model("llama").save_pretrained(tmp_path / "other")
     tokenizer().save_pretrained(tmp_path / "other")
     change(tmp_path / "other")
-    with pytest.raises(LonasEdgeError, match=rf"other: cannot teach[\s\S]*{told}"):
+    with pytest.raises(LonasEdgeError, match=rf"other: cannot teach[\s\S]*{message}"):
         open_teacher(str(tmp_path / "other"), open_source(str(llama.base)).base)
 
 
@@ -148,20 +144,6 @@ def test_refused_teachers(llama: TinySource, tmp_path: Path) -> None:
 
 
 # training
-
-
-def test_the_first_loss(llama: TinySource, tmp_path: Path) -> None:
-    """Plain LoRA equals the base before its first step."""
-    data = write_data(tmp_path / "data.json", EXAMPLES[:4])
-    inputs = with_teacher(open_inputs(str(llama.base), data, elastic=False), str(llama.adapter))
-    record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": 2, "warmup_steps": 0}))
-    assert record is not None
-    tokens = [Tokens.of(llama, example) for example in EXAMPLES[:4]]
-    teacher, base = PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), plain_base(llama)
-    kl = divergence(tokens, lambda ids: logits_of(teacher, ids), lambda ids: logits_of(base, ids))
-    expected = 0.5 * kl + 0.5 * cross_entropy(tokens, lambda ids: logits_of(base, ids))
-    assert record.losses[0].loss == pytest.approx(expected, abs=1e-4)  # the log is rounded
-    assert record.losses[1].loss < record.losses[0].loss
 
 
 def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Path) -> None:

@@ -176,8 +176,8 @@ def cross_entropy(tokens: list[Tokens], logits_of_ids: Callable[[torch.Tensor], 
 def divergence(tokens: list[Tokens], teacher: Callable, student: Callable) -> float:
     """KL(teacher ‖ student), averaged over the learned tokens."""
     total = 0.0
-    for one in tokens:
-        log_p, log_q = one.log_probabilities(teacher), one.log_probabilities(student)
+    for example in tokens:
+        log_p, log_q = example.log_probabilities(teacher), example.log_probabilities(student)
         total += (log_p.exp() * (log_p - log_q)).sum().item()
     return total / sum(t.learned for t in tokens)
 

@@ -30,7 +30,7 @@ PROMPT_TOKENS, FEWEST_TOKENS = 16, 4  # with fewer, rotary tables and attention 
 
 
 def prompts(tokenizer: Any, vocab_size: int, texts: Sequence[str] = TEXTS) -> torch.Tensor:
-    """Token ids of prompts of one length, [prompts, tokens]; random ones without a usable tokenizer."""
+    """Make token ids of prompts of one length, [prompts, tokens]; random ones without a usable tokenizer."""
     if tokenizer is not None:
         encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         length = min(PROMPT_TOKENS, *map(len, encoded))
@@ -44,7 +44,7 @@ PAIR_TOKENS = 24  # of a pair, padding included
 
 
 def _pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Pairs of texts of unequal lengths, so that mask and segments matter."""
+    """Make pairs of texts of unequal lengths, so that mask and segments matter."""
     rows = [_pair(tokenizer, config, number) for number in range(len(TEXTS))]
     length = max(len(ids) for ids, _ in rows)
     last = config.type_vocab_size - 1
@@ -60,7 +60,7 @@ def _pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
 
 
 def _pair(tokenizer: Any, config: Any, number: int) -> tuple[list[int], list[int]]:
-    """Ids and segments of one pair of its own length; random ones without a usable tokenizer."""
+    """Make ids and segments of one pair of its own length; random ones without a usable tokenizer."""
     length = min(PAIR_TOKENS, config.max_position_embeddings) - number
     if tokenizer is not None:
         options = {"truncation": True, "max_length": length, "return_token_type_ids": True}
@@ -81,5 +81,5 @@ _COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {CAUSA
 
 
 def compared_inputs(task: Task, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Inputs to compare networks of a task on, by name, each [prompts, tokens]."""
+    """Make inputs to compare networks of a task on, by name, each [prompts, tokens]."""
     return _COMPARED[task](tokenizer, config)

@@ -78,7 +78,7 @@ def encode(
 
 
 def encode_prompt(example: Learned, prompting: Prompting, tokenizer: Any, max_length: int) -> list[int]:
-    """Token ids without the answer, cut: a prompt, a conversation without its last answer, or a text."""
+    """Tokenize an example without its answer, cut: a prompt, a conversation without its last answer, or a text."""
     if isinstance(example, Example):
         text, special = prompting.template.prompt(example), True
     elif isinstance(example, Text):

@@ -52,7 +52,7 @@ class GlueTask:
         return self.classes or ("score",)
 
     def path(self, datasets: Path, split: str = _DEV) -> Path:
-        """A split's file in a directory with a folder for each task."""
+        """Return a split's file in a directory with a folder for each task."""
         return datasets / self.name / f"{split}.tsv"
 
     def read(self, path: Path) -> list[Pair]:
@@ -168,6 +168,6 @@ def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
 
 
 def texts_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str] | None]:
-    """First and second texts, as tokenizers take them."""
+    """Return the first and second texts, as tokenizers take them."""
     first = [pair.first for pair in pairs]
     return first, None if pairs[0].second is None else [pair.second or "" for pair in pairs]

@@ -58,7 +58,7 @@ def read_data(path: Path, weight: float = 1.0) -> Data:
 
 
 def _kind(item: Any) -> str:
-    """The kind of a record, by its fields."""
+    """Return the kind of a record, by its fields."""
     if isinstance(item, dict) and not any(name in item for name in FIELDS):
         return next((name for name in (MESSAGES, TEXT) if name in item), INSTRUCTION)
     return INSTRUCTION
@@ -74,7 +74,7 @@ def _rows(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
 
 
 def _decode(text: str) -> tuple[list[tuple[int, Any]], list[str]]:
-    """The objects of the file, each with its line, and the problem that ended the reading early."""
+    """Read the objects of the file, each with its line, and the problem that ended the reading early."""
     decoder = json.JSONDecoder()
     items: list[tuple[int, Any]] = []
     is_list = text.lstrip().startswith("[")

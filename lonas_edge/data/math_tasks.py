@@ -31,7 +31,7 @@ class NumberTask(Task):
         return str(float(numbers[-1])) if numbers else ""
 
     def is_correct(self, given: str, answer: str) -> bool:
-        """Whether a number is within 0.001 of the answer."""
+        """Check whether a number is within 0.001 of the answer."""
         return abs(float(answer) - float(given or "inf")) <= TOLERANCE
 
 

@@ -9,7 +9,7 @@ _MAGIC = b"PAR1"  # at both ends of such a file
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is a Parquet file, by name or content."""
+    """Check whether a file is a Parquet file, by name or content."""
     try:
         if not path.is_file():  # reading a pipe would never end
             return False

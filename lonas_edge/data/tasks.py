@@ -29,7 +29,7 @@ class Task(ABC):
     reads: str = field(default="first answer word", kw_only=True)  # the rule to read an answer, for reports
 
     def path(self, datasets: Path) -> Path:
-        """Its file in a directory with a folder for each task."""
+        """Return its file in a directory with a folder for each task."""
         return datasets / self.name / "test.json"
 
     def items(self, datasets: Path) -> list[Any]:
@@ -59,10 +59,10 @@ class Task(ABC):
 
     @abstractmethod
     def answer_in(self, text: str) -> str:
-        """The answer in a generated text; empty if there is none."""
+        """Return the answer in a generated text; empty if there is none."""
 
     def is_correct(self, given: str, answer: str) -> bool:
-        """Whether an answer from `answer_in` is correct."""
+        """Check whether an answer from `answer_in` is correct."""
         return given == answer
 
 
@@ -79,13 +79,13 @@ class WordTask(Task):
         return fault
 
     def answer_in(self, text: str) -> str:
-        """The first answer word in the response, even inside another word (the reference's rule)."""
+        """Return the first answer word in the response, even inside another word (the reference's rule)."""
         word = re.search("|".join(map(re.escape, self.words)), response(text))
         return word[0] if word else ""
 
 
 def response(text: str) -> str:
-    """The generated text up to the start of another response, as in the reference."""
+    """Return the generated text up to the start of another response, as in the reference."""
     return text.split("### Response:")[0]
 
 
@@ -100,7 +100,7 @@ def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
 
 
 def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
-    """The names of the tasks in a directory of test sets."""
+    """Return the names of the tasks in a directory of test sets."""
     if datasets is None:
         raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task")
     present = [task.name for task in tasks.values() if task.path(datasets).is_file()]
@@ -110,7 +110,7 @@ def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
 
 
 def unknown_task(tasks: Mapping[str, Task], name: str, others: Iterable[str] = ()) -> str:
-    """The message about an unknown task, with the nearest known one."""
+    """Word the error about an unknown task, with the nearest known one."""
     near = difflib.get_close_matches(name.lower(), [known.lower() for known in tasks], 1, 0.5)
     near = [known for known in tasks if known.lower() in near] or difflib.get_close_matches(name, list(others), 1, 0.6)
     hint = f"; did you mean {near[0]}?" if near else ""

@@ -40,12 +40,12 @@ class Template:
     whole_text: bool = False
 
     def prompt(self, example: Example) -> str:
-        """The text before the response."""
+        """Return the text before the response."""
         template = self.with_input if example.input else self.without_input
         return template.format(instruction=example.instruction, input=example.input)
 
     def answer(self, example: Example) -> str:
-        """The response."""
+        """Return the response."""
         return self.response.format(output=example.output)
 
 
@@ -77,7 +77,7 @@ _QUESTION = Template(
 
 
 def _reference(indent: int, blanks: int, training: bool) -> Template:
-    """A prompt of the reference: later lines are indented, the first ends with blanks."""
+    """Return a prompt of the reference: later lines are indented, the first ends with blanks."""
     line, text = f"\n\n{indent * ' '}### ", f":\n{indent * ' '}"
     instruction, response = f"{line}Instruction{text}{{instruction}}", f"{line}Response{text}"
     return Template(

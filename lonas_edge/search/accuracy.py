@@ -68,7 +68,7 @@ def read_samples(data: Path, prompt: str, order: Sequence[int]) -> tuple[Protoco
 
 
 def _task(protocol: Protocol, item: Any) -> str | None:
-    """The first task that an example fits."""
+    """Return the first task that an example fits."""
     for name, task in protocol.tasks.items():
         if task.fault(item) is None:
             with suppress(ValueError):

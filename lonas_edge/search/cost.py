@@ -72,7 +72,7 @@ COUNTED = tuple(name for name, cost in COSTS.items() if not cost.timed)
 
 
 def default_cost(task: "Task") -> str:
-    """The default of `--cost`."""
+    """Return the default of `--cost`."""
     return "tpot" if task.generates else "latency"
 
 

@@ -49,22 +49,22 @@ class Dimensions:
         return self.widths([0] * len(self.searched))
 
     def widths(self, levels: Sequence[int]) -> Widths:
-        """Widths of the network with these levels of the searched groups."""
+        """Return the widths of the network with these levels of the searched groups."""
         widths = [group.widths[0] for group in self.space.groups]
         for index, level in zip(self.searched, levels, strict=True):
             widths[index] = self.space.groups[index].widths[level]
         return self.canonical(widths)
 
     def levels(self, widths: Sequence[int]) -> list[int]:
-        """Level of each searched group."""
+        """Return the level of each searched group."""
         return [self.space.groups[index].widths.index(widths[index]) for index in self.searched]
 
     def projected(self, widths: Sequence[int]) -> Widths:
-        """The same widths, with the fixed groups at their widest."""
+        """Return the same widths, with the fixed groups at their widest."""
         return self.widths(self.levels(widths))
 
     def parameters(self, widths: Sequence[int]) -> dict[str, int]:
-        """A network as Optuna's parameters."""
+        """Return a network as Optuna's parameters."""
         return {_name(index): level for index, level in zip(self.searched, self.levels(widths), strict=True)}
 
     def suggested(self, trial: "Trial") -> Widths:
@@ -74,11 +74,11 @@ class Dimensions:
         return self.of(trial.params)
 
     def of(self, parameters: Mapping[str, int]) -> Widths:
-        """The network of Optuna's parameters."""
+        """Return the network of Optuna's parameters."""
         return self.widths([parameters[_name(index)] for index in self.searched])
 
     def complete(self, parameters: Mapping[str, int]) -> bool:
-        """Whether all parameters are set: another worker may still be drawing them."""
+        """Check whether all parameters are set, since another worker may still be drawing them."""
         return all(_name(index) in parameters for index in self.searched)
 
 
@@ -102,7 +102,7 @@ def find_dimensions(source: Source) -> Dimensions:
 
 
 def costs_by_width(dimensions: Dimensions, cost: Cost) -> list[list[float]]:
-    """Cost of each width of each searched group above the group's narrowest, all other groups at their widest.
+    """Return the cost of each width of each searched group above the group's narrowest, all other groups at their widest.
 
     Returns:
         A row per searched group, the widest first.

@@ -51,5 +51,5 @@ def _trace(chosen: np.ndarray, steps: Sequence[Sequence[int]], room: float) -> l
 
 
 def ladder(high: float, rungs: int) -> list[float]:
-    """Budgets at equal distances between 0 and `high`, both excluded."""
+    """Return the budgets at equal distances between 0 and `high`, both excluded."""
     return [high * step / (rungs + 1) for step in range(1, rungs + 1)]

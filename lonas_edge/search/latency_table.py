@@ -164,7 +164,7 @@ def _identity(source: Source, settings: CostSettings) -> Identity:
 
 
 def _read(file: Path, identity: Identity, progress: Progress) -> LatencyTable | None:
-    """The table in a file, if it can be reused."""
+    """Read the table in a file, if it can be reused."""
     if not file.exists():
         return None
     try:

@@ -19,7 +19,7 @@ _SCRATCH = "measured"
 
 
 def spread(front: Sequence[Evaluation], most: int = MOST) -> list[Evaluation]:
-    """Members of a front to measure: both ends, and others evenly spread in between."""
+    """Choose the members of a front to measure: both ends, and others evenly spread."""
     if len(front) <= most:
         return list(front)
     return [front[round(position * (len(front) - 1) / (most - 1))] for position in range(most)]

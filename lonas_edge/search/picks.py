@@ -28,11 +28,11 @@ class Pick:
         return f"{self.measure}-{self.bound:g}{'x' if self.relative else ''}".replace("+", "")
 
     def limit(self, maximal: float) -> float:
-        """The bound in the measure's unit."""
+        """Return the bound in the measure's unit."""
         return self.bound * maximal if self.relative else self.bound
 
     def meets(self, value: float, maximal: float) -> bool:
-        """Whether a figure is within the bound."""
+        """Check whether a figure is within the bound."""
         return value >= self.limit(maximal) if self.at_least else value <= self.limit(maximal)
 
 

@@ -99,7 +99,7 @@ class SearchPlan:
 
 
 def adapter_hashes(source: Source) -> dict[str, str] | None:
-    """SHA-256 of an adapter's configuration and weights by file name; None for a base alone."""
+    """Return SHA-256 of an adapter's configuration and weights by file name; None for a base alone."""
     if source.adapter is None:
         return None
     files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]

@@ -102,7 +102,7 @@ class SearchRecord(Record):
 
 
 def front(evaluations: Sequence[Evaluation], sign: int = 1) -> list[Evaluation]:
-    """The Pareto front, the cheapest first; `sign` is -1 if a higher quality is better."""
+    """Find the Pareto front, the cheapest first; `sign` is -1 if a higher quality is better."""
     members: list[Evaluation] = []
     for evaluation in sorted(
         evaluations, key=lambda evaluation: (evaluation.cost, sign * evaluation.quality, evaluation.number)
@@ -115,7 +115,7 @@ def front(evaluations: Sequence[Evaluation], sign: int = 1) -> list[Evaluation]:
 def hypervolume(
     points: Sequence[tuple[float, float]], ideal: tuple[float, float], reference: tuple[float, float]
 ) -> list[float]:
-    """Share of the area between two points that the points so far dominate.
+    """Compute the share of the area between two points that the points so far dominate.
 
     Args:
         points: (quality, cost) in order; both minimized.

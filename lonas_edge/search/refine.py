@@ -63,7 +63,7 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, 
 
 
 def _free(dimensions: Dimensions, widths: Sequence[int], center: Sequence[int]) -> list[int]:
-    """Places of the searched groups for which the table holds: not moved since, and not in a removed block."""
+    """List the searched groups for which the table holds: not moved since, and not in a removed block."""
     return [
         dim
         for dim, index in enumerate(dimensions.searched)
@@ -122,7 +122,7 @@ def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost, 
 def _moves(
     levels: list[int], rows: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Pairs of one level wider here and one narrower there: the predicted change of the sensitivity, and the levels."""
+    """Yield pairs of one level wider and one narrower: the predicted change of the sensitivity, and the levels."""
     dims = range(len(levels))
     total = sum(row[level] for row, level in zip(rows, levels, strict=True))
     wider = [_change(rows, levels, dim, -1) for dim in dims]
@@ -141,6 +141,6 @@ def _moves(
 
 
 def _change(rows: Sequence[Sequence[float]], levels: Sequence[int], dim: int, by: int) -> float:
-    """Change of a figure with a step of one group; infinite if the group has no such level."""
+    """Compute the change of a figure with a step of one group; infinite if the group has no such level."""
     row, level = rows[dim], levels[dim]
     return row[level + by] - row[level] if 0 <= level + by < len(row) else float("inf")

@@ -37,7 +37,7 @@ def write(record: SearchRecord, folder: Path) -> None:
 
 
 def to_csv(record: SearchRecord) -> str:
-    """One line per evaluation, in order."""
+    """Write one line per evaluation, in order."""
     output = io.StringIO()
     table = csv.writer(output, lineterminator="\n")
     table.writerow(["evaluation", "widths", record.cost, record.quality, "hypervolume", "origin", "seconds"])
@@ -62,7 +62,7 @@ class _Axis:
         return value / self.divisor
 
     def shown(self, value: float) -> str:
-        """A cost with its unit."""
+        """Return a cost with its unit."""
         return f"{self(value):.4g} {self.unit}".rstrip()
 
 
@@ -72,7 +72,7 @@ def _quality_label(record: SearchRecord) -> str:
 
 
 def _title(record: SearchRecord) -> str:
-    """The model, and the device if the cost depends on one."""
+    """Return the model, and the device if the cost depends on one."""
     settings = record.settings
     title = f"{record.model}: {len(record.evaluations)} networks, {settings['weight_format']}"
     if not COSTS[record.cost].timed:
@@ -91,7 +91,7 @@ def _picks(record: SearchRecord) -> dict[str, Evaluation]:
 
 
 def _progression(record: SearchRecord) -> Any:
-    """Cost and quality of every evaluation, colored by order, as the reference plots them; the hypervolume below."""
+    """Draw cost and quality of every evaluation, colored by order as in the reference, and the hypervolume."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 8), layout="constrained")
@@ -110,7 +110,7 @@ def _progression(record: SearchRecord) -> Any:
 
 
 def _front(record: SearchRecord) -> Any:
-    """All evaluations, the Pareto front, and the named networks; measured latencies next to predicted ones."""
+    """Draw all evaluations, the Pareto front and the named networks; measured latencies next to predicted ones."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -155,7 +155,7 @@ def _draw_named(record: SearchRecord, axis: Any, scale: _Axis) -> None:
 
 
 def _draw_measured(record: SearchRecord, axis: Any, scale: _Axis) -> None:
-    """Measured latencies, each with a line to its prediction."""
+    """Draw measured latencies, each with a line to its prediction."""
     if not COSTS[record.cost].timed:
         return
     for position, network in enumerate(record.measured):
@@ -171,7 +171,7 @@ def _finish(axis: Any) -> None:
 
 
 def tables(record: SearchRecord) -> list[Table]:
-    """The named networks, and the sensitivity of each group, for the terminal."""
+    """Make the tables of the networks and of the sensitivity for the terminal."""
     return [_networks(record), _sensitivity(record.sensitivity)]
 
 
@@ -196,7 +196,7 @@ def _compared(network: Measured | None, metric: str) -> str:
 
 
 def _sensitivity(rows: Sequence[Sequence[float]]) -> Table:
-    """A line for each narrower width with a block per searched group, on a logarithmic scale."""
+    """Draw a line for each narrower width with a block per searched group, on a logarithmic scale."""
     searched = [row for row in rows if row]
     heat = _heat(max(max(row) for row in searched))
     lines = []

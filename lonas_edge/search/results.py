@@ -101,7 +101,7 @@ class SearchResults:
         return tuple(picked), missed
 
     def _values(self) -> dict[str, Value]:
-        """Every measure that a pick can bound."""
+        """Return every measure that a pick can bound."""
 
         def value(cost: Cost) -> Value:
             return lambda evaluation: cost(evaluation.widths)
@@ -115,7 +115,7 @@ class SearchResults:
         return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
 
     def _settings(self) -> dict[str, Any]:
-        """The options that the result depends on, without paths."""
+        """Return the options that the result depends on, without paths."""
         plan, options = self.plan, self.plan.options
         costs, nsga2 = asdict(options.cost_settings), plan.sampler_settings
         return {
@@ -132,7 +132,7 @@ class SearchResults:
         }
 
     def _origin(self, evaluation: Evaluation) -> SearchOrigin:
-        """Where a sub-network comes from, for its file."""
+        """Describe the origin of a sub-network, for its file."""
         plan = self.plan
         return SearchOrigin(
             quality=plan.options.quality,

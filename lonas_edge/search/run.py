@@ -84,7 +84,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
 
 
 def _finished(plan: SearchPlan) -> bool:
-    """Whether the output directory holds this search, finished: it is continued."""
+    """Check whether the output directory holds this search, finished; it is then continued."""
     output = plan.options.output
     if plan.options.overwrite or not (output / SEARCH).is_file():
         return False
@@ -119,7 +119,7 @@ class _Search:
     latency: "LatencyTable | None" = None
 
     def run(self) -> SearchResults:
-        """All steps. The super-network is released before anything is measured."""
+        """Take all steps. The super-network is released before measurements."""
         plan = self.plan
         with self._step("cost"):
             cost = self._cost()
@@ -165,7 +165,7 @@ class _Search:
         return str(self._shared("dtype", faster_dtype))
 
     def _cost(self) -> Cost:
-        """The cost function. Latencies are those of the machine that started the study."""
+        """Make the cost function. Latencies are those of the machine that started the study."""
         plan, settings = self.plan, self.plan.options.cost_settings
         if COSTS[plan.cost].timed:
             from lonas_edge.search.latency_table import LatencyTable, open_table
@@ -175,7 +175,7 @@ class _Search:
         return cost_function(plan.cost, plan.source, settings, self.latency)
 
     def _table(self, network: "SuperNetwork", reference: Sequence[Any]) -> SensitivityTable:
-        """The sensitivity table of the maximal network."""
+        """Measure the sensitivity table of the maximal network."""
 
         def measure() -> Sequence[Sequence[float]]:
             with self._step("sensitivity table"):
@@ -186,7 +186,7 @@ class _Search:
         return SensitivityTable.of_rows(self._shared("sensitivity", measure))
 
     def _around(self, network: "SuperNetwork", pick: Pick, best: Evaluation) -> tuple[Sequence[int], SensitivityTable]:
-        """The sensitivity table around a pick's network, measured on a part of the prompts."""
+        """Measure the sensitivity table around a pick's network, on a part of the prompts."""
 
         def measure() -> dict[str, Any]:
             with self._step(_AROUND):
@@ -199,7 +199,7 @@ class _Search:
         return content["widths"], SensitivityTable.of_rows(content["rows"])
 
     def _refinement(self, network: "SuperNetwork", table: SensitivityTable, cost: Cost, aims: Mapping[Pick, Cost]) -> Propose:
-        """Proposes moves of the picks first, then of the front."""
+        """Propose moves of the picks first, then of the front."""
         dimensions, sign = self.plan.dimensions, self.plan.sign
         of_picks = pick_proposer(dimensions, aims, sign, functools.partial(self._around, network))
         of_front = front_proposer(dimensions, table, cost, sign)

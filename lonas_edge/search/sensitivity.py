@@ -28,12 +28,12 @@ class SensitivityTable:
 
     @classmethod
     def of_rows(cls, rows: Sequence[Sequence[float]]) -> "SensitivityTable":
-        """A table from JSON."""
+        """Return a table from JSON."""
         return cls(tuple(map(tuple, rows)))
 
 
 def first_layer(architecture: "Architecture", modules: Sequence[str]) -> int:
-    """First decoder layer with one of a group's modules; 0 if a module is outside the layers."""
+    """Return the first decoder layer with one of a group's modules; 0 if a module is outside the layers."""
     return min(int(layer.rpartition(".")[2] or 0) for layer, _ in map(architecture.split, modules))
 
 
@@ -87,7 +87,7 @@ def measure_sensitivity(
 
 
 def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]") -> float:
-    """Mean KL of the active sub-network, which equals the walked network before the walk's current layer."""
+    """Compute the mean KL of the active sub-network, which equals the walked one before the walk's current layer."""
     import torch
 
     total, positions = 0.0, 0

@@ -23,7 +23,7 @@ _PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "My
 
 
 def shown(url: str) -> str:
-    """A storage URL without its password."""
+    """Return a storage URL without its password."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -111,7 +111,7 @@ def open_study(
 
 
 def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """The settings in which two searches differ, for an error."""
+    """Return the settings in which two searches differ, for an error."""
     if before is None:
         return ["it was created by another program"]
     return [

@@ -67,7 +67,7 @@ class Worker:
                 self.study.enqueue_trial(self.dimensions.parameters(widths), {"origin": origin})
 
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations so far, in the order of the trials."""
+        """Return all evaluations so far, in the order of the trials."""
         first: dict[Widths, FrozenTrial] = {}
         for trial in self._trials(TrialState.COMPLETE):
             first.setdefault(self.dimensions.of(trial.params), trial)
@@ -124,7 +124,7 @@ class Worker:
         return True
 
     def _unknown(self, known: set[Widths]) -> Widths | None:
-        """A random network that is not known."""
+        """Draw a random unknown network."""
         draw = random.Random(len(known))
         groups = [self.dimensions.space.groups[index] for index in self.dimensions.searched]
         for _ in range(DRAWS):
@@ -137,7 +137,7 @@ class Worker:
         return list(self.study.get_trials(deepcopy=False, states=states))
 
     def _networks(self, trials: "Sequence[FrozenTrial]") -> set[Widths]:
-        """Networks of trials whose parameters are all set."""
+        """Return the networks of trials whose parameters are all set."""
         parameters = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
         return {self.dimensions.of(values) for values in parameters if self.dimensions.complete(values)}
 
@@ -145,7 +145,7 @@ class Worker:
         return self._networks(self._trials(TrialState.COMPLETE, *_OPEN))
 
     def _is_known(self, widths: Widths, number: int) -> bool:
-        """Whether the network is evaluated, or an earlier trial is evaluating it."""
+        """Check whether the network is evaluated, or an earlier trial is evaluating it."""
         earlier = [trial for trial in self._trials(TrialState.RUNNING) if trial.number < number]
         return widths in self._networks([*earlier, *self._trials(TrialState.COMPLETE)])
 

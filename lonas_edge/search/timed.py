@@ -29,17 +29,17 @@ _NOT_SHAPES = ("dtype", "torch_dtype", "transformers_version", "architectures") 
 
 
 def cache_of(settings: CostSettings) -> Path:
-    """Directory of latency tables and of the networks behind them."""
+    """Return the directory of latency tables and of the networks behind them."""
     return settings.cache or BenchOptions().cache
 
 
 def used_versions() -> dict[str, str]:
-    """Versions of the packages that write and run an IR."""
+    """Return the versions of the packages that write and run an IR."""
     return versions(_PACKAGES)
 
 
 def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
-    """SHA-256 over everything that the latency of networks depends on in their model. Values of weights do not matter."""
+    """Hash everything that the latency of networks depends on in their model; values of weights do not matter."""
     config = source.architecture.config.to_dict()
     known = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_SHAPES}
     shapes = [materialized_shapes(source.subnetwork(widths), source.unties) for widths in networks]

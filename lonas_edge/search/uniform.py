@@ -45,7 +45,7 @@ def find_kinds(source: Source) -> tuple[Kind, ...]:
 
 
 def _thinned(widths: Sequence[int]) -> tuple[int, ...]:
-    """At most `_MOST_WIDTHS` of them, evenly spread, with both ends."""
+    """Return at most `_MOST_WIDTHS` of them, evenly spread, with both ends."""
     if len(widths) <= _MOST_WIDTHS:
         return tuple(widths)
     last = len(widths) - 1
@@ -53,7 +53,7 @@ def _thinned(widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def uniform_networks(source: Source, kinds: Sequence[Kind]) -> dict[tuple[str, int], tuple[int, ...]]:
-    """The networks to measure: the groups of one kind have one width, all others their kind's widest.
+    """List the networks to measure: the groups of one kind have one width, all others their kind's widest.
 
     Returns:
         Widths in group order, by kind and width. The widest network occurs once per kind.

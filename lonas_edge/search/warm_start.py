@@ -15,7 +15,7 @@ RUNGS = 12
 
 
 def named(dimensions: Dimensions) -> dict[str, Widths]:
-    """The networks that every search evaluates, fixed groups at their widest."""
+    """Return the networks that every search evaluates, fixed groups at their widest."""
     return {name: dimensions.projected(dimensions.space.preset(name)) for name in NAMES}
 
 
@@ -87,12 +87,12 @@ def _choices(dimensions: Dimensions, table: SensitivityTable, cost: Cost) -> lis
 
 
 def _most(choices: Sequence[Sequence[_Choice]]) -> float:
-    """Cost of the maximal network above the cheapest one."""
+    """Return the cost of the maximal network above the cheapest one."""
     return sum(row[0].cost for row in choices)
 
 
 def _solved(choices: Sequence[Sequence[_Choice]], budgets: Sequence[float]) -> list[list[int]]:
-    """Levels of least total sensitivity for each budget."""
+    """Return the levels of least total sensitivity for each budget."""
     sensitivities = [[choice.sensitivity for choice in row] for row in choices]
     costs = [[choice.cost for choice in row] for row in choices]
     solutions = []

@@ -44,12 +44,12 @@ class CheckpointRecord(Record):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a working directory, newest first."""
+    """List the complete checkpoints in a working directory, newest first."""
     return sorted((path for path in _directories(folder) if (path / COMPLETE).exists()), key=step_of, reverse=True)
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """The checkpoints that were being written when their training was killed."""
+    """List the checkpoints that were being written when their training was killed."""
     return [path for path in _directories(folder) if not (path / COMPLETE).exists()]
 
 
@@ -58,7 +58,7 @@ def _directories(folder: Path) -> Iterator[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint."""
+    """Return the step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -181,7 +181,7 @@ def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig
 
 
 def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str, int]:
-    """The rank of each layer with an adapter, by module path."""
+    """Return the rank of each layer with an adapter, by module path."""
     return AdapterConfig(Path("--target-modules"), lora_config(options, architecture)).ranks(architecture)
 
 
@@ -221,12 +221,12 @@ def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
 
 
 def device_of(options: TrainOptions) -> str:
-    """The training device: cuda or cpu."""
+    """Decide the training device: cuda or cpu."""
     return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def precision_of(options: TrainOptions) -> str:
-    """The compute precision; `auto` on a CPU compares two matrix products (0.1 s)."""
+    """Decide the compute precision; `auto` on a CPU compares two matrix products (0.1 s)."""
     if options.precision != "auto":
         return options.precision
     if device_of(options) == "cpu":
@@ -235,7 +235,7 @@ def precision_of(options: TrainOptions) -> str:
 
 
 def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
-    """The dtype of the loaded base: the precision, but fp32 where rounding would change what QAT stores."""
+    """Decide the dtype of the base: the precision, but fp32 where rounding would change what QAT stores."""
     precision = precision_of(options)
     lossless = dtype_of(inputs.architecture.config.dtype).name == precision
     return precision if lossless or not options.weight_format else "fp32"

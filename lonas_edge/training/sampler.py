@@ -28,7 +28,7 @@ class EpochSampler(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate when an epoch starts."""
+        """Set the epoch; accelerate calls this."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class EpochSampler(Sampler[int]):
         return sum(per_epoch(count, weight) for count, weight in self._files)
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of examples."""
+        """Return the indices of examples."""
         generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self._epoch)
         chosen = self._chosen(generator)
         lengths = [self._lengths[index] for index in chosen]
@@ -54,5 +54,5 @@ class EpochSampler(Sampler[int]):
 
 
 def per_epoch(count: int, weight: float) -> int:
-    """Examples per epoch of a file with `count` examples, at least one."""
+    """Return the examples per epoch of a file with `count` examples, at least one."""
     return max(1, round(count * weight))

@@ -49,11 +49,11 @@ class Schedule:
         return sum(stage.steps for stage in self.stages)
 
     def stage(self, step: int) -> ScheduledStage:
-        """The stage of a step."""
+        """Return the stage of a step."""
         return next((stage for stage in reversed(self.stages) if step >= stage.first), self.stages[0])
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step: lr / 2 · (1 + cos(π t / T)) within its stage, times the linear warm-up."""
+        """Compute lr / 2 · (1 + cos(π t / T)) within the step's stage, times the linear warm-up."""
         stage = self.stage(step)
         progress = min(1.0, (step - stage.first) / stage.lr_steps)
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0

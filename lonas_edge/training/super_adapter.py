@@ -32,7 +32,7 @@ def write_super_adapter(
 
 
 def _reference(base: Located, output: Path) -> str:
-    """A hub id, or the relative path to a local directory, so that both can be moved together."""
+    """Return a hub id, or the relative path to a local directory, so that both can be moved together."""
     if base.revision is not None:
         return base.name
     final = output.absolute().parent.resolve() / output.name

@@ -45,7 +45,7 @@ def open_teacher(reference: str, base: Located) -> Teacher:
 
 
 def _exported(folder: Path) -> Teacher:
-    """What `export --stage checkpoint` wrote."""
+    """Open the output of `export --stage checkpoint`."""
     check_model_folder(folder)
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
     if manifest is None or manifest.stage != "checkpoint":

@@ -33,7 +33,7 @@ class Tokenized:
         return [(len(file), weight) for file, weight in zip(self.files, self.weights, strict=True)]
 
     def dropped(self, file: DataFile, index: int) -> int:
-        """Examples of a file that are not learned; texts are split, never dropped."""
+        """Count the examples of a file that are not learned; texts are split, never dropped."""
         return 0 if file.kind == TEXT else file.count - len(self.files[index])
 
 

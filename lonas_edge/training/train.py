@@ -167,7 +167,7 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
 
 
 def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
-    """The adapter and, at the peak, three checkpoints of it with two moments each, in fp32."""
+    """Estimate the size of the adapter and, at the peak, three checkpoints with two moments each, in fp32."""
     ranks = inputs.start.source.ranks() if inputs.start else adapter_ranks(options, inputs.architecture)
     sizes = inputs.architecture.linears
     return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())

@@ -59,11 +59,11 @@ class TrainingData(ABC):
         source.architecture.require(self.task, self.purpose, source.base.folder / "config.json")
 
     def longest(self, architecture: Architecture) -> int:
-        """The default of `--max-length`."""
+        """Return the default of `--max-length`."""
         return self.max_length
 
     def default_lr(self, architecture: Architecture) -> float:
-        """The default of `--lr`: as published for LoNAS and LLaMA-7B."""
+        """Return the default of `--lr`: as published for LoNAS and LLaMA-7B."""
         return 3e-4
 
     @abstractmethod

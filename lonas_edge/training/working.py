@@ -54,7 +54,7 @@ class Hashes:
 
 
 def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Schedule, processes: int) -> dict[str, Any]:
-    """Settings and hashes that a resumed training must share, as JSON."""
+    """Collect the settings and hashes that a resumed training must share, as JSON."""
     files = enumerate(zip(inputs.data.files, hashes.data, strict=True), 1)
     content = {
         **asdict(hashes),

@@ -119,7 +119,7 @@ def other_eos(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_merges, r"'The sun is the star at the center of the'…: divided into other tokens"),
+        (without_merges, r"'The sun is the star at the center of the'…: tokenized differently"),
         (other_eos, r"eos token: 0 and 1\n"),
     ],
 )

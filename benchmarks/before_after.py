@@ -98,7 +98,7 @@ class Tree:
     def bench(self) -> Figures:
         if not (self.work / "int8").exists():
             self.export()
-        settings = ["--arms", "subnet", "--rounds", "12", "--starts", "4", "--json"]
+        settings = ["--arms", "subnet", "--rounds", "12", "--json"]
         (row,) = json.loads(self.run("bench", self.work / "int8", *settings)[0])["rows"]
         return {"bench, TTFT ms": row["ttft"]["p50"], "bench, TPOT ms": row["tpot"]["p50"]}
 

@@ -41,7 +41,7 @@ _TRAIN = "train --model base --nncf-config space.json --data data.json --output 
 _TRAIN += "--batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
 _EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
 _SPACE = "space --model base --output out.json"
-_TUNE = "bench ir --tune --rounds 2 --starts 1 --prompt-len 4 --new-tokens 2"
+_TUNE = "bench ir --tune --rounds 2 --prompt-len 4 --new-tokens 2"
 
 
 @dataclass(frozen=True)

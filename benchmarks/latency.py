@@ -33,18 +33,16 @@ class Settings:
 
 SHAPES = {
     "smollm2-135m": Settings(
-        "--prompt-len 64,256,512 --new-tokens 64 --rounds 16 --starts 8", "fp32", "subnet,lora,lora-merged,unpruned,gguf"
+        "--prompt-len 64,256,512 --new-tokens 64 --rounds 24", "fp32", "subnet,lora,lora-merged,unpruned,gguf"
     ),
     "llama-1.1b": Settings(
-        "--prompt-len 256 --new-tokens 32 --rounds 8 --starts 2",
+        "--prompt-len 256 --new-tokens 32 --rounds 8",
         "bf16",
         "subnet,lora,lora-merged,unpruned,gguf",
         "--new-tokens 32 --rounds 8",
     ),
-    "llama-7b": Settings(
-        "--prompt-len 256 --new-tokens 16 --rounds 6 --starts 1", "bf16", tune="--new-tokens 8 --rounds 6 --starts 1"
-    ),
-    "bloom-1b": Settings("--prompt-len 256 --new-tokens 32 --rounds 8 --starts 2", "bf16"),
+    "llama-7b": Settings("--prompt-len 256 --new-tokens 16 --rounds 6", "bf16", tune="--new-tokens 8 --rounds 6"),
+    "bloom-1b": Settings("--prompt-len 256 --new-tokens 32 --rounds 8", "bf16"),
 }
 
 

@@ -41,8 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimum", default=",".join(OPTIMUM))
     parser.add_argument("--gguf", default=",".join(GGUF), help="llama.cpp's types; empty for none")
     parser.add_argument("--limit", type=int, help="examples of each test set; default: all")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--starts", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=18)
     parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot a result and stop")
     arguments = parser.parse_args()
     if not arguments.plot and not all((arguments.lora, arguments.searched, arguments.datasets, arguments.text, arguments.work)):
@@ -101,7 +100,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     optimum = {f"optimum-{name}": optimum_ir(name, checkpoint, arguments.text, work) for name in names}
     gguf = {f"llama.cpp-{name}": gguf_file(name, arguments.lora, work) for name in arguments.gguf.split(",") if name}
     accuracy = evaluated({**searched, **optimum}, work / "eval", arguments.datasets, arguments.limit)
-    times = timed({**searched, **optimum, **gguf}, work / "bench", arguments.rounds, arguments.starts)
+    times = timed({**searched, **optimum, **gguf}, work / "bench", arguments.rounds)
     rows: dict[str, dict[str, Any]] = {}
     for name, row in times.items():
         tool = next((tool for tool in TOOLS if name.startswith(tool)), "lonas-edge")
@@ -157,7 +156,7 @@ def main() -> None:
         print(f"{name:34} {points:20}  TTFT {row['ttft_ms']:.0f} ms, TPOT {row['tpot_ms']:.2f} ms")
     machine = conditions()
     title = f"{arguments.lora.name} on {machine['processors']} cores of an {machine['processor']}"
-    settings = {"limit": arguments.limit, "rounds": arguments.rounds, "starts": arguments.starts, "texts": TEXTS}
+    settings = {"limit": arguments.limit, "rounds": arguments.rounds, "texts": TEXTS}
     if arguments.output:
         result = {"title": title, "conditions": machine, "settings": settings, "rows": rows}
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -89,11 +89,11 @@ def evaluated(networks: dict[str, Path], output: Path, datasets: Path, limit: in
     return accuracy
 
 
-def timed(networks: dict[str, Path], output: Path, rounds: int = 12, starts: int = 4) -> dict[str, dict[str, Any]]:
+def timed(networks: dict[str, Path], output: Path, rounds: int = 12) -> dict[str, dict[str, Any]]:
     """Measure TTFT and TPOT of exported networks, interleaved in one run; ratios are first network / other."""
     first, *others = networks.values()
     if not output.exists():
-        settings = ["--rounds", rounds, "--starts", starts, "--output", output]
+        settings = ["--rounds", rounds, "--output", output]
         lonas_edge("bench", first, "--arms", ",".join(["subnet", *map(str, others)]), *settings)
     report = json.loads((output / "bench.json").read_text())
     ratios: dict[str, dict[str, Any]] = {}

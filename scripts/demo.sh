@@ -71,7 +71,7 @@ run lonas-edge eval "$EXPORTS"/{maximal,found,heuristic,minimal}-int8 --datasets
 
 heading "Latency: the heuristic sub-network beside the LoRA model in PyTorch and the maximal network, in turn"
 run lonas-edge bench "$EXPORTS/heuristic-int8" --adapter "$SUPER_ADAPTER" --arms "lora,$EXPORTS/maximal-int8" \
-  --prompt-len 128 --new-tokens 32 --rounds 12 --starts 6 --output "$EXPORTS/bench" --overwrite
+  --prompt-len 128 --new-tokens 32 --rounds 18 --output "$EXPORTS/bench" --overwrite
 
 heading "Done"
 du -sh "$EXPORTS"/*

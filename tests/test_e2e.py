@@ -408,7 +408,7 @@ def test_eval_equals_stock_lm_eval_and_the_super_network(command_line: CommandLi
 @pytest.mark.slow
 def test_bench_compares_with_lora(command_line: CommandLine, tmp_path: Path) -> None:
     folder, output = command_line.searched(), tmp_path / "out"
-    options = ["--arms", "subnet,lora", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2, "--starts", 1]
+    options = ["--arms", "subnet,lora", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2]
     finished = command_line.run("bench", folder, "--adapter", command_line.adapter, *options, "--output", output)
     print(finished.stdout)
     assert finished.returncode == 0, finished.stderr

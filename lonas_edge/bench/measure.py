@@ -10,6 +10,8 @@ from lonas_edge.bench.variants import Case, Facts
 from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.progress import Progress, silent
 
+MOST_STARTS, ROUNDS_PER_START = 8, 3
+
 
 class Runnable(Protocol):
     """A loaded variant, as `measure` needs it."""
@@ -117,6 +119,11 @@ class Schedule:
     starts: int = 8
     warmup: int = 2
     seed: int = 0
+
+    @classmethod
+    def of(cls, rounds: int) -> "Schedule":
+        """Divide rounds among as many process starts as give each enough rounds."""
+        return cls(rounds, max(1, min(MOST_STARTS, rounds // ROUNDS_PER_START)))
 
     def split(self) -> list["Schedule"]:
         """Divide the rounds among the starts, at most one start per round; each part has its own seed."""

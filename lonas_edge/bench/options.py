@@ -30,9 +30,6 @@ class BenchOptions(Checked):
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)
     device: str = option("CPU", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO or another.")
-    torch_device: str = option(
-        "cpu", panel="Device", choices=("cpu", "cuda"), excludes="tune", help="Device of the PyTorch variants."
-    )
     torch_dtype: str = option(
         "fp32", panel="Device", choices=tuple(DTYPES), excludes="tune", help="Dtype of the PyTorch variants."
     )

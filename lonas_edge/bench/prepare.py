@@ -207,12 +207,12 @@ def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
         name,
         "torch" if generates else "torch-classifier",
         source.base.folder,
-        options.torch_device,
+        "cpu",
         options.torch_dtype,
         source.adapter.folder if source.adapter else None,
         merged,
         parameters=parameters,
-        bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes if options.torch_device == "cpu" else 0,
+        bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes,
         outputs=0 if generates else _outputs(inputs.exported.config),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.bench.measure import Measurement, Sample
+from lonas_edge.bench.measure import ROUNDS_PER_START, Measurement, Sample
 from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.bench.runners import RUNNERS
 from lonas_edge.bench.statistics import (
@@ -204,7 +204,7 @@ def find_warnings(
     over_rounds = [c for c in comparisons if c.ratio.low is not None and c.ratio.starts < MIN_PAIRS]
     if over_rounds:
         which = dict.fromkeys(f"{c.baseline}, {c.case}: {c.ratio.starts} of {starts} starts" for c in over_rounds)
-        advice = f" Use --starts {MIN_PAIRS} or more." if starts < MIN_PAIRS else ""
+        advice = f" Use --rounds {MIN_PAIRS * ROUNDS_PER_START} or more." if starts < MIN_PAIRS else ""
         warnings.append(
             f"These intervals are over rounds and exclude the differences between process starts ({'; '.join(which)}).{advice}"
         )
@@ -216,7 +216,7 @@ def find_warnings(
     if noisy:
         warnings.append(
             f"Too noisy for a claim, interval wider than ±{NOISY_HALF_WIDTH:.0%}: {'; '.join(noisy)}. "
-            f"Use more than {rounds} rounds and {starts} starts, or a quieter machine."
+            f"Use more than {rounds} rounds, or a quieter machine."
         )
     return warnings
 

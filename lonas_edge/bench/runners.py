@@ -178,7 +178,7 @@ class TorchRunner(Runner):
             # an fp32 adapter on a 16-bit base would cost a cast per layer
             model = PeftModel.from_pretrained(model, str(variant.adapter), autocast_adapter_dtype=False).to(dtype)
             model = model.merge_and_unload() if variant.merged else model
-        self._model = model.to(variant.device).eval()
+        self._model = model.eval()
 
     def _base(self, **options: Any) -> Any:
         from transformers import AutoModelForCausalLM
@@ -192,12 +192,9 @@ class TorchRunner(Runner):
         def step(ids: Any) -> Any:
             output = self._model(input_ids=ids, past_key_values=state["cache"], use_cache=True, logits_to_keep=1)
             state["cache"] = output.past_key_values
-            token = output.logits[:, -1].argmax(-1, keepdim=True)
-            if self._variant.device != "cpu":
-                torch.cuda.synchronize()
-            return token
+            return output.logits[:, -1].argmax(-1, keepdim=True)
 
-        ids = torch.tensor(prompts, device=self._variant.device)
+        ids = torch.tensor(prompts)
         with torch.inference_mode():
             return generate_greedy(lambda: step(ids), step, new_tokens, time.perf_counter)
 
@@ -233,12 +230,10 @@ class TorchClassifierRunner(TorchRunner):
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """Compute one pass."""
         torch = self._torch
-        ids = torch.tensor(prompts, device=self._variant.device)
+        ids = torch.tensor(prompts)
         start = time.perf_counter()
         with torch.inference_mode():
             self._model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        if self._variant.device != "cpu":
-            torch.cuda.synchronize()
         return Timing((), time.perf_counter() - start)
 
     def facts(self) -> dict[str, Any]:

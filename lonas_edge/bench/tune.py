@@ -14,7 +14,7 @@ from typing import Any
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.latency import Plan, measure_latency
-from lonas_edge.bench.measure import Measurement, PromptSource, Schedule
+from lonas_edge.bench.measure import ROUNDS_PER_START, Measurement, PromptSource, Schedule
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.options import TuneOptions
 from lonas_edge.bench.run import PACKAGES, check_cases
@@ -86,7 +86,7 @@ class Tuned:
         """Return the ratios and the KL divergence in one line."""
         ratios = ", ".join(f"{LABELS[metric]} {show_ratio(ratio)}" for metric, ratio in self.ratios.items())
         starts = min(ratio.starts for ratio in self.ratios.values())
-        note = f" (interval over rounds; use --starts {MIN_PAIRS} or more)" if starts < MIN_PAIRS else ""
+        note = f" (interval over rounds; use --rounds {MIN_PAIRS * ROUNDS_PER_START} or more)" if starts < MIN_PAIRS else ""
         return f"vs defaults: {ratios}{note}; mean KL {self.mean_kl:.4f} nats"
 
 

@@ -18,7 +18,7 @@ class Variant:
     Attributes:
         kind: Key of `runners.RUNNERS`.
         path: Directory of the IR or of the base model, or the GGUF file.
-        device: OpenVINO device; cpu or cuda for PyTorch.
+        device: OpenVINO device; cpu for PyTorch.
         precision: Weight format of an IR, dtype of a PyTorch model, or type of a GGUF file.
         parameters: Number of parameters, if known before loading.
         bytes_estimate: Memory of its weights in bytes.

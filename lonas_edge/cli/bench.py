@@ -44,10 +44,11 @@ class RunOptions(JsonOptions):
     tune: bool = option(False, help="Search runtime properties for the lowest latency and store them in EXPORTED.")
     batch_size: tuple[int, ...] = option((1,), panel="Advanced", minimum=1, help="Prompts per batch.")
     rounds: int = option(
-        24, panel="Advanced", minimum=1, maximum=_MOST_ROUNDS, help="Measured rounds; an interval needs at least 6."
-    )
-    starts: int = option(
-        8, panel="Advanced", minimum=1, maximum=_MOST_ROUNDS, help="Process starts that the rounds are divided among."
+        24,
+        panel="Advanced",
+        minimum=1,
+        maximum=_MOST_ROUNDS,
+        help="Measured rounds, at least 3 for each of up to 8 process starts; an interval needs at least 6.",
     )
     objective: str = option(
         "tpot",
@@ -68,7 +69,7 @@ def run(where: RunOptions, options: BenchOptions) -> None:
     """
     lengths = product(where.batch_size, where.prompt_len or (256,), where.new_tokens)
     cases = tuple(Case(length, new, batch) for batch, length, new in lengths)
-    options = replace(options, cases=cases, schedule=Schedule(where.rounds, where.starts))
+    options = replace(options, cases=cases, schedule=Schedule.of(where.rounds))
     _refuse_idle(options)
     if where.tune:
         _tune(where, options)
@@ -82,7 +83,7 @@ def _refuse_idle(options: BenchOptions) -> None:
 
     in_torch = [variant.name for variant in VARIANTS.values() if variant.in_torch]
     with_source = [variant.name for variant in VARIANTS.values() if variant.needs_source]
-    users = {**dict.fromkeys(("torch_device", "torch_dtype"), in_torch)}
+    users = {"torch_dtype": in_torch}
     users |= dict.fromkeys(("model", "adapter"), with_source)
     wrong = [
         f"--{name.replace('_', '-')} needs --arms {' or '.join(variants)}"

@@ -115,9 +115,7 @@ class ExportOptions(Checked):
         needs=_MIXED,
         help="Maximum share of layer weights in --weight-format; the most sensitive stay INT8.",
     )
-    fuse: bool = option(
-        True, panel="Advanced", needs="stage=ir", help="Merge matrices with the same input (q, k and v) into one product."
-    )
+    fuse: bool = True  # merge matrices with the same input (q, k and v) into one product
     verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")
     compare_texts: bool = option(
         False,

@@ -11,7 +11,7 @@ from tiny_models import TinySource
 
 from lonas_edge.exporting.export import ExportOptions, export
 
-SHORT = ("--prompt-len", "8", "--new-tokens", "4", "--rounds", "2", "--starts", "1")
+SHORT = ("--prompt-len", "8", "--new-tokens", "4", "--rounds", "2")
 
 
 def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_path: Path) -> None:
@@ -58,14 +58,14 @@ def test_terminal_output(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes
 
 
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
-    options = ["--rounds", "7", "--starts", "6", "--batch-size", "1,3", "--threads", "1"]
+    options = ["--rounds", "7", "--batch-size", "1,3", "--threads", "1"]
     ran = run_cli("bench", int8, "--arms", f"subnet,{copy}", *SHORT, *options, "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)
     batches = {sample["case"]["batch_size"] for sample in report["samples"]}
     taken = {(s["variant"], s["start"], s["round"]) for s in report["samples"]}
-    assert taken == {(name, max(0, n - 1), n) for name in ("copy", "subnet") for n in range(7)} and batches == {1, 3}
-    assert all((c["ratio"]["rounds"], c["ratio"]["starts"]) == (7, 6) for c in report["comparisons"])
+    assert taken == {(name, n // 4, n) for name in ("copy", "subnet") for n in range(7)} and batches == {1, 3}
+    assert all((c["ratio"]["rounds"], c["ratio"]["starts"]) == (7, 2) for c in report["comparisons"])
     assert {placement.threads for placement in fakes.placements} == {1}
     prompts = fakes.prompts["subnet"]
     assert prompts == fakes.prompts["copy"] and len({tuple(batch[0]) for batch in prompts}) == len(prompts)

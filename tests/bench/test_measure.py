@@ -104,6 +104,11 @@ def test_rounds_are_divided_among_starts() -> None:
     assert len(Schedule(rounds=2, starts=4).split()) == 2
 
 
+@pytest.mark.parametrize(("rounds", "starts"), [(1, 1), (5, 1), (7, 2), (18, 6), (24, 8), (100, 8)])
+def test_starts_follow_from_rounds(rounds: int, starts: int) -> None:
+    assert Schedule.of(rounds) == Schedule(rounds, starts)
+
+
 def test_rounds_of_a_later_start_get_new_numbers() -> None:
     case, total = CASES[0], Measurement()
     for ttft in (1.0, 2.0):

@@ -20,7 +20,7 @@ from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.evaluate.protocols import CLASSIFY, PROTOCOLS, TASKS, Classify, Protocol, choose_protocol
-from lonas_edge.options import LARGEST_SEED, given, option
+from lonas_edge.options import given, option
 
 if TYPE_CHECKING:
     from lonas_edge.evaluate.record import EvalRecord
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 _NO_IR, _NO_TORCH, _NO_SOURCE = "no TARGET is an IR", "no TARGET runs in PyTorch", "no TARGET is an adapter or a base model"
 _USED = {  # options that only some targets use, and the message where none does
-    "device": _NO_IR,
     "properties": _NO_IR,
-    "torch_device": _NO_TORCH,
     "torch_dtype": _NO_TORCH,
     "model": _NO_SOURCE,
     "nncf_config": _NO_SOURCE,
@@ -91,7 +89,6 @@ class EvalOptions(JsonOptions):
         help="Beams of the protocol generate; 1 is greedy.",
         unset=str(PROTOCOLS["generate"].num_beams),
     )
-    seed: int = option(0, panel="Data", minimum=0, maximum=LARGEST_SEED, needs="limit", help="Seed of --limit.")
     overwrite: bool = option(False, panel="Output", needs="output", help="Replace an existing output.")
     card: bool = option(
         False,
@@ -130,10 +127,11 @@ def run(options: EvalOptions, where: RunOptions) -> None:
         if classifies:
             _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier has no prompts"))
         report("Opening", None)
-        check_device(where.device)
+        check_device(where.openvino_device)
         opened = open_targets(references, options.subnet or (None,), where, options.model, options.nncf_config)
         used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
-        _refuse_idle(options, where, {name: reason for name, reason in _USED.items() if name not in used_by_targets})
+        reasons = {"device": _NO_IR if where.torch_device == "cpu" else _NO_TORCH, **_USED}
+        _refuse_idle(options, where, {name: reason for name, reason in reasons.items() if name not in used_by_targets})
         settings = _settings(options, where, opened, classifies)
         if options.card:
             _check_cards(opened)
@@ -162,7 +160,7 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
         _refuse_idle(options, where, _not_asked(protocol))
         known = protocol.tasks
         tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
-    return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit, options.seed)
+    return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
 
 
 def _refuse_idle(options: EvalOptions, where: RunOptions, idle: dict[str, str]) -> None:

@@ -10,7 +10,11 @@ from lonas_edge.options import Checked, option, parse_property
 class RunOptions(Checked):
     """Devices, precision and batch size."""
 
-    device: str = option("CPU", panel="Device", help="OpenVINO device of exported directories.")
+    device: str = option(
+        "CPU",
+        panel="Device",
+        help="OpenVINO device of exported directories; cuda runs models in PyTorch there and exports on the CPU.",
+    )
     properties: tuple[tuple[str, str], ...] = option(
         (),
         panel="Device",
@@ -20,7 +24,6 @@ class RunOptions(Checked):
         parse=parse_property,
         help="OpenVINO runtime property; it wins over tuned ones.",
     )
-    torch_device: str = option("cpu", panel="Device", choices=("cpu", "cuda"), help="Device of models in PyTorch.")
     torch_dtype: str = option("fp32", panel="Device", choices=tuple(DTYPES), help="Dtype of models in PyTorch.")
     batch_size: int | None = option(
         None,
@@ -29,3 +32,13 @@ class RunOptions(Checked):
         help="Prompts per batch; answers are saved after each batch.",
         unset="64; 16 above 1 GB of weights",
     )
+
+    @property
+    def torch_device(self) -> str:
+        """The device of models in PyTorch: cpu or cuda."""
+        return "cuda" if self.device.lower() == "cuda" else "cpu"
+
+    @property
+    def openvino_device(self) -> str:
+        """The device of exported directories."""
+        return self.device if self.torch_device == "cpu" else "CPU"

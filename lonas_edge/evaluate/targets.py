@@ -34,7 +34,6 @@ _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  
 _RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
-_IN_PYTORCH = frozenset({"torch_device", "torch_dtype"})
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class _Opener:
     def exported(self, folder: Path) -> Target:
         """An IR."""
         run = self.run
-        if run.device.startswith("NPU"):
+        if run.openvino_device.startswith("NPU"):
             raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
         exported = open_exported(folder, ours=(folder / MANIFEST).exists())
         properties = {**exported.properties, **dict(run.properties)}
@@ -177,15 +176,15 @@ class _Opener:
         def load() -> "LM":
             from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 
-            return OpenVinoLM(folder, tokenizer, max_length, run.device, properties)
+            return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
 
         def load_classifier() -> Any:
-            return open_model(folder / MODEL, run.device, properties)
+            return open_model(folder / MODEL, run.openvino_device, properties)
 
         classifies = exported.task == CLASSIFICATION
         batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
         packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
-        conditions = {"device": run.device, "properties": properties, "batch_size": batch_size}
+        conditions = {"device": run.openvino_device, "properties": properties, "batch_size": batch_size}
         return Target(
             name=folder.resolve().name,
             kind="ir",
@@ -198,7 +197,7 @@ class _Opener:
             batch_size=batch_size,
             folder=folder if exported.manifest else None,
             load=load_classifier if classifies else load,
-            uses=frozenset({"device", "properties"}),
+            uses=frozenset({"properties", *(["device"] if run.torch_device == "cpu" else [])}),
             outputs=_outputs(exported.config) if classifies else (),
         )
 
@@ -257,7 +256,7 @@ class _Opener:
         family = family_of(config.get("model_type"))
         classifies = family is not None and family.task == CLASSIFICATION
         if run.torch_device == "cuda" and not torch.cuda.is_available():
-            raise LonasEdgeError(f"{name}: --torch-device cuda: PyTorch finds no CUDA device here")
+            raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
         tokenizer = _tokenizer(folder)
         batch_size = _batch_size(sizes.bytes["fp16"], run)
 
@@ -283,7 +282,7 @@ class _Opener:
             batch_size=batch_size,
             folder=None,
             load=load_classifier if classifies else load,
-            uses=_IN_PYTORCH,
+            uses=frozenset({"torch_dtype", *(["device"] if run.torch_device == "cuda" else [])}),
             outputs=_outputs(config) if classifies else (),
         )
 

@@ -131,7 +131,6 @@ EVAL, BENCH = ("eval", "exported", "--datasets", "data"), ("bench", "exported")
         ((*TRAIN, "--lr", "1e300"), "--lr"),
         ((*TRAIN, "--alpha", "0"), "--alpha 0: must be more than 0"),
         ((*EVAL, "--tasks", ","), "--tasks.*has an empty entry"),
-        ((*EVAL, "--limit", "1", "--seed", str(2**32)), "--seed"),
         ((*EVAL, "--property", "="), "--property.*=: expected NAME=VALUE"),
         ((*EVAL, "--property", "a\n=b"), r"--property.*a\\n=b: expected NAME=VALUE"),
         ((*BENCH, "--prompt-len", "9" * 20), "--prompt-len.*must be at most"),

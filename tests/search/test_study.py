@@ -24,7 +24,7 @@ from lonas_edge.space.search_space import SearchSettings
 SETTINGS = SearchSettings(population=4)
 # a worker that dies in its first evaluation: `python -c KILLED URL`
 KILLED = """
-import os, sys
+import os, sys, time
 from lonas_edge.search import storage
 from lonas_edge.search.storage import open_storage
 import optuna
@@ -33,6 +33,7 @@ study = optuna.load_study(study_name="s", storage=open_storage(sys.argv[1]))
 def die(trial):
     for group in (3, 4, 5):
         trial.suggest_int(f"group_{group}", 0, 2)
+    time.sleep(2)  # Optuna records the first heartbeat in a thread
     os._exit(9)
 study.optimize(die, n_trials=1)
 """

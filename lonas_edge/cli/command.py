@@ -63,7 +63,7 @@ def _parameter(known: Declared) -> click.Parameter:
     if known.option.parse:
         kind = _Parsed(known.option.parse)
     elif known.option.choices:
-        kind = click.Choice(list(known.option.choices))
+        kind = click.Choice(list(known.option.choices), case_sensitive=False)
     elif kind is Path:
         kind = PATH
     elif kind is str and known.option.path:

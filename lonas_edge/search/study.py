@@ -15,6 +15,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import TrialState
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.search import storage
 from lonas_edge.search.dimensions import Dimensions, Widths
 from lonas_edge.search.record import Evaluation
 from lonas_edge.search.refine import Propose
@@ -27,6 +28,7 @@ SAMPLER = "nsga2"
 REPEATS = 3  # known networks drawn in a row, after which an unknown one is drawn at random
 DRAWS = 10_000  # attempts to draw it
 POLL_SECONDS = 1.0
+PATIENCE = 10
 Measure = Callable[[Widths], tuple[float, float]]  # quality and cost of a network
 _OPEN = (TrialState.RUNNING, TrialState.WAITING)
 
@@ -52,6 +54,7 @@ class Worker:
         self._total = min(evals, dimensions.size)
         self._propose, self._refine_from = propose, refine_from
         self._repeats = 0
+        self._first_seen: dict[int, float] = {}
 
     def retry_unfinished(self) -> None:
         """Queue the trials of a killed process again. Only where no other process can be working on the study."""
@@ -80,8 +83,7 @@ class Worker:
             report(evaluations)
             if len(evaluations) >= self._total:
                 return
-            running = self._trials(TrialState.RUNNING)
-            if len(evaluations) + len(running) >= self._total:  # other workers have the last ones, and may die
+            if len(evaluations) + self._in_progress() >= self._total:  # other workers have the last ones, and may die
                 time.sleep(POLL_SECONDS)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
@@ -90,6 +92,17 @@ class Worker:
             if not self._trials(TrialState.WAITING) and not self._prepare(evaluations):
                 return
             self.study.optimize(lambda trial: self._objective(trial, measure), n_trials=1, catch=(_KnownNetworkError,))
+
+    def _in_progress(self) -> int:
+        """Count the trials that other workers may finish.
+
+        Optuna finds a dead worker by its heartbeat. One that died before the first heartbeat is given up after `PATIENCE` times
+        the longest evaluation.
+        """
+        seconds = [trial.user_attrs.get("seconds", 0.0) for trial in self._trials(TrialState.COMPLETE)]
+        patience, now = max(2 * storage.GRACE_SECONDS, PATIENCE * max(seconds, default=0.0)), time.monotonic()
+        running = [trial.number for trial in self._trials(TrialState.RUNNING)]
+        return sum(now - self._first_seen.setdefault(number, now) < patience for number in running)
 
     def _objective(self, trial: "Trial", measure: Measure) -> tuple[float, float]:
         _ = trial.relative_params  # Optuna draws lazily; a queued trial would otherwise never become a parent

@@ -1,9 +1,13 @@
 """lonas-edge: LoNAS super-adapters, sliced, merged, compressed and run with OpenVINO."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_checkpoint"]
+
+# No telemetry from an offline tool: openvino and nncf use stubs if this package is missing. Set before either is imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from lonas_edge.network.modeling import load_checkpoint

@@ -3,6 +3,7 @@
 import ast
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,3 +77,10 @@ def test_a_machine_without_affinity_and_sysfs(monkeypatch: pytest.MonkeyPatch, t
     assert placement.cores == tuple(range(os.cpu_count() or 1)) and placement.threads == len(placement.cores)
     monkeypatch.setattr(runtime, "Path", lambda *_: tmp_path / "nowhere")
     assert "SCHEDULING_CORE_TYPE" not in runtime.candidates("CPU", 4, 8)  # for hybrid processors
+
+
+def test_no_telemetry() -> None:
+    """openvino and nncf send usage data if openvino_telemetry can be imported."""
+    code = "import sys, lonas_edge.cli, openvino; print(sys.modules['openvino_telemetry'], 'openvino' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["None", "True"]

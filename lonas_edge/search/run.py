@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.formats import DTYPES
@@ -55,11 +56,15 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     shared = open_storage(options.storage) if options.storage else None
     with output.resume("search", plan.identity, restart=options.overwrite) as work:
         journal = work.path / STUDY
-        if finished and not options.overwrite and not work.resumed and (options.output / STUDY).exists():
-            shutil.copyfile(options.output / STUDY, journal)
+        if finished and not journal.exists() and (options.output / STUDY).exists():
+            copied = journal.with_suffix(".copy")
+            shutil.copyfile(options.output / STUDY, copied)
+            copied.rename(journal)  # a kill leaves no half of it
         where = shown(options.storage) if options.storage else str(journal)
         name = options.study or (_name(plan.identity) if shared else "search")
         study = open_study(shared or open_journal(journal), name, plan.identity, plan.sampler_settings, where)
+        if finished and not shared:
+            _refuse_lost_trials(study, options.output)
         running = _Search(plan, study, progress, tokenizer, batches, work.path)
         try:
             results = running.run()
@@ -83,10 +88,21 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     return results.record
 
 
+def _refuse_lost_trials(study: "Study", output: Path) -> None:
+    """Refuse to continue a finished search with fewer trials than its record has evaluations: it would give other results."""
+    kept = sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+    recorded = len(SearchRecord.read(output / SEARCH).evaluations)
+    if kept < recorded:
+        raise LonasEdgeError(
+            f"{output / STUDY}: damaged: expected the {recorded} evaluations of {SEARCH}, found {kept}. Restore the file, or "
+            "start again with --overwrite."
+        )
+
+
 def _finished(plan: SearchPlan) -> bool:
     """Check whether the output directory holds this search, finished; it is then continued."""
     output = plan.options.output
-    if plan.options.overwrite or not (output / SEARCH).is_file():
+    if plan.options.overwrite or not (output / SEARCH).exists():
         return False
     raise_all(
         f"{output}: holds another search:",

@@ -105,7 +105,7 @@ def _finished(plan: SearchPlan) -> bool:
     if plan.options.overwrite or not (output / SEARCH).exists():
         return False
     raise_all(
-        f"{output}: holds another search:",
+        f"{output / SEARCH}: holds another search:",
         differences(SearchRecord.read(output / SEARCH).identity, plan.identity),
         "Choose another --output, or replace it with --overwrite.",
     )

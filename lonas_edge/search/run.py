@@ -56,15 +56,21 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     shared = open_storage(options.storage) if options.storage else None
     with output.resume("search", plan.identity, restart=options.overwrite) as work:
         journal = work.path / STUDY
-        if finished and not journal.exists() and (options.output / STUDY).exists():
-            copied = journal.with_suffix(".copy")
-            shutil.copyfile(options.output / STUDY, copied)
-            copied.rename(journal)  # a kill leaves no half of it
+        copied = finished and not journal.exists() and (options.output / STUDY).exists()
+        if copied:
+            temporary = journal.with_suffix(".copy")
+            shutil.copyfile(options.output / STUDY, temporary)
+            temporary.rename(journal)  # a kill leaves no half of it
         where = shown(options.storage) if options.storage else str(journal)
         name = options.study or (_name(plan.identity) if shared else "search")
-        study = open_study(shared or open_journal(journal), name, plan.identity, plan.sampler_settings, where)
-        if finished and not shared:
-            _refuse_lost_trials(study, options.output)
+        try:
+            study = open_study(shared or open_journal(journal), name, plan.identity, plan.sampler_settings, where)
+            if finished and not shared:
+                _refuse_lost_trials(study, options.output)
+        except LonasEdgeError:
+            for path in work.path.glob(f"{STUDY}*") if copied else ():  # a restored study.log is copied again
+                path.unlink()
+            raise
         running = _Search(plan, study, progress, tokenizer, batches, work.path)
         try:
             results = running.run()

@@ -165,6 +165,7 @@ def test_a_finished_search_with_damaged_files(run_cli: Callable, command: Callab
     log.write_text("".join(lines[:-3]))
     ran = run_cli(*command("--evals", "6", "--output", output))
     assert ran.code == 1 and "study.log: damaged: expected the 5 evaluations of search.json, found 4" in ran.err
+    assert not (tmp_path / "out.partial").exists(), "a restored study.log is used"
     (output / "search.json").unlink()
     (output / "search.json").mkdir()
     ran = run_cli(*command("--evals", "6", "--output", output))

@@ -56,9 +56,9 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     shared = open_storage(options.storage) if options.storage else None
     with output.resume("search", plan.identity, restart=options.overwrite) as work:
         journal = work.path / STUDY
-        copied = finished and not journal.exists() and (options.output / STUDY).exists()
+        copied = finished and not journal.exists() and (options.output / STUDY).is_file()
         if copied:
-            temporary = journal.with_suffix(".copy")
+            temporary = journal.with_name(f"{STUDY}.copy")
             shutil.copyfile(options.output / STUDY, temporary)
             temporary.rename(journal)  # a kill leaves no half of it
         where = shown(options.storage) if options.storage else str(journal)

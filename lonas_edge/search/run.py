@@ -56,8 +56,8 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     shared = open_storage(options.storage) if options.storage else None
     with output.resume("search", plan.identity, restart=options.overwrite) as work:
         journal = work.path / STUDY
-        copied = finished and not journal.exists() and (options.output / STUDY).is_file()
-        if copied:
+        new = not journal.exists()
+        if finished and new and (options.output / STUDY).is_file():
             temporary = journal.with_name(f"{STUDY}.copy")
             shutil.copyfile(options.output / STUDY, temporary)
             temporary.rename(journal)  # a kill leaves no half of it
@@ -68,7 +68,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
             if finished and not shared:
                 _refuse_lost_trials(study, options.output)
         except LonasEdgeError:
-            for path in work.path.glob(f"{STUDY}*") if copied else ():  # a restored study.log is copied again
+            for path in work.path.glob(f"{STUDY}*") if new else ():  # a restored study.log is copied again
                 path.unlink()
             raise
         running = _Search(plan, study, progress, tokenizer, batches, work.path)

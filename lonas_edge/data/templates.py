@@ -36,7 +36,7 @@ class Template:
     train_on_prompt: bool = False  # whether the prompt's tokens are learned, too
     # the reference's rules: prompt and response are tokenized as one text, cut at the maximal length, and end with EOS only
     # where that leaves room. Otherwise the prompt's tokens are those it has at inference, and all end with EOS; examples that
-    # are too long are left out, never cut.
+    # are too long are dropped, never cut.
     whole_text: bool = False
 
     def prompt(self, example: Example) -> str:

@@ -372,7 +372,7 @@ def of_session(pid: int, session: int) -> bool:
         pytest.param("export", "torch", marks=pytest.mark.slow),
         pytest.param("export", "openvino", marks=pytest.mark.slow),
         pytest.param("eval", "lm_eval", marks=pytest.mark.slow),
-        pytest.param("bench", "matplotlib", marks=pytest.mark.slow),
+        pytest.param("bench", "lonas_edge.bench.run", marks=pytest.mark.slow),
         pytest.param("train", "accelerate", marks=pytest.mark.slow),
     ],
 )

@@ -9,17 +9,22 @@ import pytest
 from tiny_models import TinySource
 from training_runs import OPTIONS, RECORD, TWELVE, difference, run, write_data
 
-KILLED = """
-import os
+COMMAND = """
+import json, os, sys
+from dataclasses import replace
+from lonas_edge.training import train as module
 from lonas_edge.training.elastic_trainer import ElasticTrainer
-training_step = ElasticTrainer.training_step
+
+killed, settings = sys.argv.pop(1) == "killed", json.loads(sys.argv.pop(1))
+train, training_step = module.train, ElasticTrainer.training_step
 
 def kill(self, *arguments, **options):  # the real command, killed in its 6th step
-    if self.state.global_step == 5:
+    if killed and self.state.global_step == 5:
         os._exit(9)
     return training_step(self, *arguments, **options)
 
 ElasticTrainer.training_step = kill
+module.train = lambda inputs, output, options, *rest: train(inputs, output, replace(options, **settings), *rest)
 from lonas_edge.cli import main
 main()
 """
@@ -32,21 +37,20 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     settings = {**OPTIONS, "weight_decay": 0.1}
     settings["micro_batch_size"] = 1  # two micro-batches on each of two processes, four on one
     one = run(llama, data, tmp_path / "one", **settings)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
     command = ["train", "--model", str(llama.base), "--nncf-config", str(llama.space), "--data", str(data), "--json"]
     command += ["--output", str(tmp_path / "two")]
-    for name, value in settings.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
 
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    ran = subprocess.run([*torchrun, str(script), *command], check=False, capture_output=True, text=True, timeout=300)
+    killed = [*torchrun, "killed", json.dumps(settings), *command]
+    ran = subprocess.run(killed, check=False, capture_output=True, text=True, timeout=300)
     assert ran.returncode != 0
     assert not ran.stdout
     assert not (tmp_path / "two").exists()
     assert (tmp_path / "two.partial/checkpoint-3/complete").exists()
 
-    resuming = [*torchrun, "-m", "lonas_edge", *command, "--resume"]
+    resuming = [*torchrun, "resumed", json.dumps(settings), *command, "--resume"]
     ran = subprocess.run(resuming, check=False, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     two = json.loads(ran.stdout)  # one document: only the first process prints

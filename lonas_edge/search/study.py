@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import TrialState
 
@@ -54,6 +54,7 @@ class Worker:
         self._total = min(evals, dimensions.size)
         self._propose, self._refine_from = propose, refine_from
         self._repeats = 0
+        self._measuring = False
         self._first_seen: dict[int, float] = {}
 
     def retry_unfinished(self) -> None:
@@ -91,7 +92,19 @@ class Worker:
                 continue
             if not self._trials(TrialState.WAITING) and not self._prepare(evaluations):
                 return
+            self._evaluate(measure)
+
+    def _evaluate(self, measure: Measure) -> None:
+        """Evaluate the next trial; drop the result if another worker has finished the trial meanwhile.
+
+        Two workers can get the same trial from SQLite, which has no row locks (Optuna 4), and a worker that was suspended for
+        longer than the grace period has lost its trial.
+        """
+        try:
             self.study.optimize(lambda trial: self._objective(trial, measure), n_trials=1, catch=(_KnownNetworkError,))
+        except (ValueError, UpdateFinishedTrialError):
+            if self._measuring:  # else Optuna could not store a result
+                raise
 
     def _in_progress(self) -> int:
         """Count the trials that other workers may finish.
@@ -111,8 +124,9 @@ class Worker:
             self._repeats += 1
             raise _KnownNetworkError
         self._repeats = 0
-        start = time.perf_counter()
+        start, self._measuring = time.perf_counter(), True
         quality, cost = measure(widths)
+        self._measuring = False
         if not math.isfinite(quality):
             raise LonasEdgeError(
                 f"The network with widths {list(widths)} has quality {quality}: the weights are damaged, or too large to "

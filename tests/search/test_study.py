@@ -110,6 +110,30 @@ def test_a_quality_that_is_not_finite(joined: Callable) -> None:
         joined(3).run(lambda _: (float("nan"), 1.0), silent)
 
 
+@pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.COMPLETE])
+def test_a_trial_that_another_worker_finishes(joined: Callable, dimensions: Dimensions, state: TrialState) -> None:
+    """The worker goes on; a completed network counts once."""
+    worker, measure = joined(5), Measuring(dimensions)
+
+    def taken(widths: Widths) -> tuple[float, float]:
+        result = measure(widths)
+        if len(measure.seen) == 2:
+            worker.study.tell(worker.study.trials[-1].number, result if state == TrialState.COMPLETE else None, state)
+        return result
+
+    worker.run(taken, silent)
+    assert len(worker.evaluations()) == 5
+    assert len(measure.seen) == (5 if state == TrialState.COMPLETE else 6)
+
+
+def test_an_error_of_a_measurement_is_raised(joined: Callable) -> None:
+    def broken(_: Widths) -> tuple[float, float]:
+        raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match="no such layer"):
+        joined(3).run(broken, silent)
+
+
 def shared_study(url: str) -> optuna.Study:
     return open_study(open_storage(url), "s", {}, SETTINGS, "here")
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch, SuperNetwork
     from lonas_edge.search.latency_table import LatencyTable
 
-SKIP = 4  # a pick's sensitivity table uses every fourth prompt, because each move is evaluated on all prompts
+SKIP = 4  # a sensitivity table uses every fourth prompt; the networks that it proposes are evaluated on all prompts
 _AROUND = "sensitivity around picks"
 _NEEDED_BYTES = 2**24
 
@@ -160,7 +160,7 @@ class _Search:
             network = load_super_network(plan.source, DTYPES[self._dtype].torch)
             self.progress("Scoring the unpruned network", None)
             reference = network.reference(self.batches)
-        table = self._table(network, reference)
+        table = self._table(network)
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose = self._refinement(network, table, cost, aims)
@@ -196,29 +196,28 @@ class _Search:
             self.latency = LatencyTable.from_json(content, f"the study {self.study.study_name!r}")
         return cost_function(plan.cost, plan.source, settings, self.latency)
 
-    def _table(self, network: "SuperNetwork", reference: Sequence[Any]) -> SensitivityTable:
+    def _table(self, network: "SuperNetwork") -> SensitivityTable:
         """Measure the sensitivity table of the maximal network."""
-
-        def measure() -> Sequence[Sequence[float]]:
-            with self._step("sensitivity table"):
-                report = functools.partial(self.progress, "Measuring the sensitivity of each group")
-                searched = self.plan.dimensions.searched
-                return measure_sensitivity(network, self.batches, reference, searched, report).rows
-
-        return SensitivityTable.of_rows(self._shared("sensitivity", measure))
+        with self._step("sensitivity table"):
+            rows = self._shared("sensitivity", lambda: self._measured(network, "of each group").rows)
+        return SensitivityTable.of_rows(rows)
 
     def _around(self, network: "SuperNetwork", pick: Pick, best: Evaluation) -> tuple[Sequence[int], SensitivityTable]:
-        """Measure the sensitivity table around a pick's network, on a part of the prompts."""
+        """Measure the sensitivity table around a pick's network."""
 
         def measure() -> dict[str, Any]:
-            with self._step(_AROUND):
-                report = functools.partial(self.progress, f"Measuring the sensitivity around {pick.expression}")
-                batches, searched = [_thinned(batch) for batch in self.batches], self.plan.dimensions.searched
-                table = measure_sensitivity(network, batches, network.reference(batches), searched, report, best.widths)
-                return {"widths": best.widths, "rows": table.rows}
+            table = self._measured(network, f"around {pick.expression}", best.widths)
+            return {"widths": best.widths, "rows": table.rows}
 
-        content = self._shared(f"sensitivity:{pick.expression}", measure)
+        with self._step(_AROUND):
+            content = self._shared(f"sensitivity:{pick.expression}", measure)
         return content["widths"], SensitivityTable.of_rows(content["rows"])
+
+    def _measured(self, network: "SuperNetwork", what: str, around: Sequence[int] | None = None) -> SensitivityTable:
+        """Measure a sensitivity table on a part of the prompts."""
+        report = functools.partial(self.progress, f"Measuring the sensitivity {what}")
+        batches, searched = [_thinned(batch) for batch in self.batches], self.plan.dimensions.searched
+        return measure_sensitivity(network, batches, network.reference(batches), searched, report, around)
 
     def _refinement(self, network: "SuperNetwork", table: SensitivityTable, cost: Cost, aims: Mapping[Pick, Cost]) -> Propose:
         """Propose moves of the picks first, then of the front."""

@@ -197,7 +197,7 @@ class OutputDirectory:
         if not self.partial.exists():
             return None
         file = self.partial / _PARTIAL
-        record = PartialRecord.read(file) if file.exists() and not restart else None
+        record = PartialRecord.read(file) if os.path.lexists(file) and not restart else None
         if record is None or record.identity is None:
             self._discard()
             return None

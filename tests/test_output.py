@@ -199,6 +199,16 @@ def test_a_damaged_record_is_reported_and_can_be_discarded(tmp_path: Path) -> No
 # --overwrite
 
 
+def test_work_with_a_record_that_links_nowhere_is_kept(tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "checkpoint").write_text("work")
+    (partial / "partial.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(LonasEdgeError, match="partial.json"), OutputDirectory(tmp_path / "out").resume("train", {}, True):
+        pass
+    assert (partial / "checkpoint").read_text() == "work"
+
+
 def test_outputs_of_lonas_edge_and_empty_directories_are_replaced(tmp_path: Path) -> None:
     for record in RECORDS:
         (tmp_path / record).mkdir()

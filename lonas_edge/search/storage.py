@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 IDENTITY = "lonas_edge"  # study attribute with the identity of the search
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; a silent one's trial is evaluated again by another
+_LABELS = {"base": "base (config.json)", "search_space": "search space (nncf_config.json or --nncf-config)"}
 _CONNECT_SECONDS = 10
 _TABLES_EXIST, _TABLES_SECONDS = re.compile("already exists|unique", re.IGNORECASE), 3
 _PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
@@ -115,7 +116,7 @@ def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> lis
     if before is None:
         return ["it was created by another program"]
     return [
-        f"{key.replace('_', ' ')}: it has {before.get(key)}, this search {now.get(key)}"
+        f"{_LABELS.get(key, key.replace('_', ' '))}: it has {before.get(key)}, this search {now.get(key)}"
         for key in {**now, **before}
         if before.get(key) != now.get(key)
     ]

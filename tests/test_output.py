@@ -204,7 +204,7 @@ def test_work_with_a_record_that_links_nowhere_is_kept(tmp_path: Path) -> None:
     partial.mkdir()
     (partial / "checkpoint").write_text("work")
     (partial / "partial.json").symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(LonasEdgeError, match="partial.json"), OutputDirectory(tmp_path / "out").resume("train", {}, True):
+    with pytest.raises(LonasEdgeError, match=r"partial\.json"), OutputDirectory(tmp_path / "out").resume("train", {}, True):
         pass
     assert (partial / "checkpoint").read_text() == "work"
 

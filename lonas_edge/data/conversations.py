@@ -122,7 +122,8 @@ def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
     prompt, whole = example.rendered(tokenizer, chat, 1, with_prompt=True), example.rendered(tokenizer, chat)
     if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
         raise LonasEdgeError(
-            f"{folder}: its chat template does not render a question and its answer one after the other, so instruction data "
+            f"{folder}: its chat template (chat_template.jinja or tokenizer_config.json) does not render a question and its "
+            "answer one after the other, so instruction data "
             "does not fit. Use 'messages', or another --prompt."
         )
     lead, _, end = whole[len(prompt) :].partition(_ANSWERED)

@@ -97,6 +97,15 @@ class SearchPlan:
             "seed": options.seed,
         }
 
+    @property
+    def files(self) -> dict[str, object]:
+        """The files behind the identity's hashes, for errors."""
+        base, adapter = self.source.base.folder / "config.json", self.source.adapter
+        space = "nncf_config.json, or --nncf-config"
+        return {"base": base, "search_space": space, "data": self.options.data} | (
+            {"super_adapter": adapter.folder} if adapter else {}
+        )
+
 
 def adapter_hashes(source: Source) -> dict[str, str] | None:
     """Return SHA-256 of an adapter's configuration and weights by file name; None for a base alone."""

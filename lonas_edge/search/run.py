@@ -64,7 +64,8 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
         where = shown(options.storage) if options.storage else str(journal)
         name = options.study or (_name(plan.identity) if shared else "search")
         try:
-            study = open_study(shared or open_journal(journal), name, plan.identity, plan.sampler_settings, where)
+            opened = shared or open_journal(journal)
+            study = open_study(opened, name, plan.identity, plan.sampler_settings, where, plan.files)
             if finished and not shared:
                 _refuse_lost_trials(study, options.output)
         except LonasEdgeError:
@@ -112,7 +113,7 @@ def _finished(plan: SearchPlan) -> bool:
         return False
     raise_all(
         f"{output / SEARCH}: holds another search:",
-        differences(SearchRecord.read(output / SEARCH).identity, plan.identity),
+        differences(SearchRecord.read(output / SEARCH).identity, plan.identity, plan.files),
         "Choose another --output, or replace it with --overwrite.",
     )
     return True

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 IDENTITY = "lonas_edge"  # study attribute with the identity of the search
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; a silent one's trial is evaluated again by another
-_LABELS = {"base": "base (config.json)", "search_space": "search space (nncf_config.json or --nncf-config)"}
 _CONNECT_SECONDS = 10
 _TABLES_EXIST, _TABLES_SECONDS = re.compile("already exists|unique", re.IGNORECASE), 3
 _PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
@@ -80,7 +80,12 @@ def open_journal(path: Path) -> "BaseStorage":
 
 
 def open_study(
-    storage: "BaseStorage", name: str, identity: Mapping[str, Any], settings: "SearchSettings", where: str
+    storage: "BaseStorage",
+    name: str,
+    identity: Mapping[str, Any],
+    settings: "SearchSettings",
+    where: str,
+    files: Mapping[str, object] = MappingProxyType({}),
 ) -> "Study":
     """Open or create a study of two minimized objectives, sampled by NSGA-II."""
     import optuna
@@ -99,7 +104,7 @@ def open_study(
         raise LonasEdgeError(f"{where}: cannot open the study {name!r}: {_first_line(error)}") from error
     raise_all(
         f"{where}: the study {name!r} belongs to another search:",
-        differences(stored, identity),
+        differences(stored, identity, files),
         "Choose another --output and --study, or use the options that it was started with.",
     )
     study.sampler = optuna.samplers.NSGAIISampler(
@@ -111,12 +116,18 @@ def open_study(
     return study
 
 
-def differences(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """Return the settings in which two searches differ, for an error."""
+def differences(
+    before: Mapping[str, Any] | None, now: Mapping[str, Any], files: Mapping[str, object] = MappingProxyType({})
+) -> list[str]:
+    """Return the settings in which two searches differ, for an error; `files` are those behind a setting."""
     if before is None:
         return ["it was created by another program"]
+
+    def label(key: str) -> str:
+        return key.replace("_", " ") + (f" ({files[key]})" if key in files else "")
+
     return [
-        f"{_LABELS.get(key, key.replace('_', ' '))}: it has {before.get(key)}, this search {now.get(key)}"
+        f"{label(key)}: it has {before.get(key)}, this search {now.get(key)}"
         for key in {**now, **before}
         if before.get(key) != now.get(key)
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.files import read_json, replace_text
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ class Record:
         if schema == cls.schema():
             return
         name, _, version = schema.rpartition("/")
-        if name == f"lonas-edge/{cls.NAME}" and version.isdecimal() and int(version) > cls.VERSION:
+        if name == f"lonas-edge/{cls.NAME}" and version.isdecimal() and len(version) < 9 and int(version) > cls.VERSION:
             raise LonasEdgeError(
                 f"{where}: written by a newer lonas-edge ({schema}; this one reads {cls.schema()}). Update lonas-edge."
             )
-        raise LonasEdgeError(f"{where}: expected schema {cls.schema()}, found {schema!r}. {cls.AGAIN}")
+        raise LonasEdgeError(f"{where}: expected schema {cls.schema()}, found {one_line(repr(schema))}. {cls.AGAIN}")
 
 
 def field_faults(kind: Any, content: Mapping[str, Any]) -> list[str]:

@@ -49,9 +49,9 @@ def _exported(folder: Path) -> Teacher:
     check_model_folder(folder)
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
     if manifest is None or manifest.stage != "checkpoint":
+        found = f"{folder / MANIFEST}: stage {manifest.stage}" if manifest else f"{folder}: an OpenVINO IR"
         raise LonasEdgeError(
-            f"{folder}: is an OpenVINO IR, but a teacher needs PyTorch weights. Pass the adapter, or export it with "
-            "--stage checkpoint."
+            f"{found}; a teacher needs PyTorch weights. Pass the adapter, or export it with --stage checkpoint."
         )
     raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
     files = (folder / "config.json", *open_tensors(folder).files)

@@ -1,5 +1,6 @@
 """Load and compare tokenizers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,24 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     for template in (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")):
         read_text(template, "the chat template")
     with read_by("transformers", folder / present[0]):
+        if "tokenizer.json" in present:
+            _refuse_shared_ids(folder / "tokenizer.json")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer("The sun is")["input_ids"]  # some errors appear on first use
     if chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         tokenizer.chat_template = {**named, "default": chat_template} if named else chat_template
     return tokenizer
+
+
+def _refuse_shared_ids(path: Path) -> None:
+    """Refuse tokens with the same id: which of them counts differs from one load to the next (tokenizers 0.22)."""
+    model = json.loads(path.read_text(encoding="utf-8")).get("model", {})
+    tokens: dict[int, list[str]] = {}
+    for token, number in model["vocab"].items() if isinstance(model.get("vocab"), dict) else ():
+        tokens.setdefault(number, []).append(token)
+    shared = [f"{number}: {', '.join(map(repr, sorted(names)))}" for number, names in tokens.items() if len(names) > 1]
+    raise_all(f"{path}: tokens with the same id:", shared, "Take the file that came with the model.")
 
 
 def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:

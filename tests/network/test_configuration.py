@@ -202,6 +202,10 @@ def written(file: str, content: bytes) -> Callable[[Path], None]:
             written("chat_template.jinja", b"x" * 2_000_000),
             r"chat_template\.jinja: 2,000,000 bytes; expected 1,048,576 at most",
         ),
+        (
+            changed("tokenizer.json", lambda content: content["model"]["vocab"].update(the=3, on=3) or content),
+            r"tokenizer\.json: tokens with the same id:\n- 3: .*'on'.*'the'",
+        ),
     ],
 )
 def test_tokenizer_that_is_damaged(folder: Path, change: Callable[[Path], None], message: str) -> None:

@@ -34,6 +34,11 @@ class Dimensions:
         """Indices of the groups that are not searched."""
         return tuple(index for index in range(len(self.space.groups)) if index not in self.searched)
 
+    @property
+    def only_blocks(self) -> bool:
+        """Whether removable blocks are all that is searched."""
+        return all(self.space.groups[index].kind == "block" for index in self.searched)
+
     @cached_property
     def size(self) -> int:
         """Number of distinct networks. A removed block makes the widths inside it irrelevant."""

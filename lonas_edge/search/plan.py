@@ -62,8 +62,15 @@ class SearchPlan:
         return self.options.quality != "accuracy" and FORMATS[self.options.cost_settings.weight_format].bits < 8
 
     @property
+    def greedy(self) -> bool:
+        """Whether blocks are removed greedily: where nothing else is searched, by a quality like that of the sensitivity."""
+        return self.dimensions.only_blocks and self.options.quality != "accuracy"
+
+    @property
     def refine_from(self) -> int:
-        """Evaluations after which the refinement comes before the sampler."""
+        """Evaluations after which proposals come before the sampler."""
+        if self.greedy:
+            return 0
         bounded = any(pick.measure not in QUALITIES for pick in self.picks)
         return round(self.options.evals * (1 - (REFINED_PICKS if bounded else REFINED)))
 

@@ -21,7 +21,8 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search import LATENCY, SEARCH, STUDY
 from lonas_edge.search.cost import COSTS, cost_function
-from lonas_edge.search.dimensions import Cost
+from lonas_edge.search.dimensions import Cost, Widths
+from lonas_edge.search.greedy import greedy_proposer
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.plan import SearchPlan, check_picks
 from lonas_edge.search.quality import Score, likelihood_score
@@ -31,7 +32,7 @@ from lonas_edge.search.results import SearchResults
 from lonas_edge.search.sensitivity import SensitivityTable, measure_sensitivity
 from lonas_edge.search.storage import differences, open_journal, open_storage, open_study, shown
 from lonas_edge.search.study import Worker
-from lonas_edge.search.warm_start import warm_start
+from lonas_edge.search.warm_start import named_origins, warm_start
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -164,11 +165,13 @@ class _Search:
         table = self._table(network)
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
-        propose = self._refinement(network, table, cost, aims)
+        propose = self._proposals(network, table, cost, aims)
         worker = Worker(self.study, plan.dimensions, options.evals, plan.sign, propose, plan.refine_from)
         if options.storage is None:
             worker.retry_unfinished()
-        worker.enqueue(warm_start(plan.dimensions, options.evals, table, cost, aims))
+        worker.enqueue(
+            named_origins(plan.dimensions) if plan.greedy else warm_start(plan.dimensions, options.evals, table, cost, aims)
+        )
         score = self._scorer(network, reference)
         with self._step("evaluations", without=_AROUND):
             worker.run(lambda widths: (score(widths), cost(widths)), self._report)
@@ -220,12 +223,18 @@ class _Search:
         batches, searched = [_thinned(batch) for batch in self.batches], self.plan.dimensions.searched
         return measure_sensitivity(network, batches, network.reference(batches), searched, report, around)
 
-    def _refinement(self, network: "SuperNetwork", table: SensitivityTable, cost: Cost, aims: Mapping[Pick, Cost]) -> Propose:
-        """Propose moves of the picks first, then of the front."""
+    def _proposals(self, network: "SuperNetwork", table: SensitivityTable, cost: Cost, aims: Mapping[Pick, Cost]) -> Propose:
+        """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
         dimensions, sign = self.plan.dimensions, self.plan.sign
-        of_picks = pick_proposer(dimensions, aims, sign, functools.partial(self._around, network))
-        of_front = front_proposer(dimensions, table, cost, sign)
-        return lambda evaluations, known: of_picks(evaluations, known) or of_front(evaluations, known)
+        largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
+
+        def met(widths: Widths) -> bool:
+            return bool(aims) and all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
+
+        proposers = [greedy_proposer(dimensions, table, met)] if self.plan.greedy else []
+        proposers.append(pick_proposer(dimensions, aims, sign, functools.partial(self._around, network)))
+        proposers.append(front_proposer(dimensions, table, cost, sign))
+        return lambda evaluations, known: next(filter(None, (propose(evaluations, known) for propose in proposers)), None)
 
     def _scorer(self, network: "SuperNetwork", reference: Sequence[Any]) -> Score:
         plan, options = self.plan, self.plan.options

@@ -19,6 +19,14 @@ def named(dimensions: Dimensions) -> dict[str, Widths]:
     return {name: dimensions.projected(dimensions.space.preset(name)) for name in NAMES}
 
 
+def named_origins(dimensions: Dimensions) -> dict[Widths, str]:
+    """Return the origin of each of these networks, by its widths."""
+    origins: dict[Widths, str] = {}
+    for name, widths in named(dimensions).items():
+        origins.setdefault(widths, f"warm-start:{name}")
+    return origins
+
+
 def warm_start(
     dimensions: Dimensions,
     evals: int,
@@ -37,9 +45,7 @@ def warm_start(
     Returns:
         Origin of each network, by its widths.
     """
-    origins: dict[Widths, str] = {}
-    for name, widths in named(dimensions).items():
-        origins.setdefault(widths, f"warm-start:{name}")
+    origins = named_origins(dimensions)
     for pick, bounded in aims.items():
         choices = _choices(dimensions, table, bounded)
         largest = bounded(dimensions.maximal)

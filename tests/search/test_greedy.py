@@ -1,0 +1,67 @@
+"""Greedy removal: the path of an exhaustive greedy search, with fewer evaluations."""
+
+import itertools
+
+import pytest
+
+from lonas_edge.search.dimensions import Dimensions, Widths
+from lonas_edge.search.greedy import greedy_proposer
+from lonas_edge.search.record import Evaluation
+from lonas_edge.search.sensitivity import SensitivityTable
+from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace
+
+ALONE = (3.0, 0.3, 0.1, 0.2, 0.5)
+PAIRS = {(1, 2): 0.9, (2, 3): 0.05, (3, 4): 0.6}  # what two blocks cost more together
+SPACE = SearchSpace(tuple(Group((Member(f"{i}", "block", f"{i}"),), BLOCK_WIDTHS) for i in range(5)))
+DIMENSIONS = Dimensions(SPACE, tuple(range(5)))
+TABLE = SensitivityTable(tuple((0.0, cost) for cost in ALONE))
+
+
+def quality(removed: tuple[int, ...]) -> float:
+    pairs = sum(PAIRS.get(pair, 0.0) for pair in itertools.combinations(sorted(removed), 2))
+    return sum(ALONE[block] for block in removed) + pairs
+
+
+def removed_of(widths: Widths) -> tuple[int, ...]:
+    return tuple(index for index, width in enumerate(widths) if not width)
+
+
+def proposals(count: int) -> list[tuple[int, ...]]:
+    """The removed blocks of each proposed network, until `count` are removed."""
+    propose = greedy_proposer(DIMENSIONS, TABLE, lambda widths: len(removed_of(widths)) >= count)
+    networks: list[Widths] = [DIMENSIONS.maximal]
+    while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
+        assert proposal[1] == "greedy"
+        networks.append(proposal[0])
+    return [removed_of(widths) for widths in networks[1:]]
+
+
+def _evaluation(number: int, widths: Widths) -> Evaluation:
+    return Evaluation(number, widths, quality(removed_of(widths)), 0.0, 0.0, "")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_the_path_is_that_of_all_evaluations(count: int) -> None:
+    expected: tuple[int, ...] = ()
+    for _ in range(count):
+        rest = [block for block in range(5) if block not in expected]
+        expected = (*expected, min(rest, key=lambda block: quality((*expected, block))))
+    networks = proposals(count)
+    assert networks[-1] == tuple(sorted(expected))
+    assert len(networks) == len(set(networks)) < 5 * count or count == 1
+
+
+def test_only_promising_networks_are_evaluated() -> None:
+    """Block 1 costs 0.3 alone and 1.2 beside block 2, so block 4 is evaluated, too, and costs 1.1; block 0 costs 3 alone."""
+    assert proposals(3) == [(2,), (2, 3), (1, 2, 3), (2, 3, 4)]
+
+
+def test_workers_propose_different_networks() -> None:
+    propose = greedy_proposer(DIMENSIONS, TABLE, lambda _: False)
+    done = [_evaluation(0, DIMENSIONS.maximal)]
+    known = {DIMENSIONS.maximal}
+    for block in (2, 3, 1, 4, 0):
+        proposal = propose(done, known)
+        assert proposal and removed_of(proposal[0]) == (block,)
+        known.add(proposal[0])
+    assert propose(done, known) is None

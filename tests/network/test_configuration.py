@@ -204,7 +204,7 @@ def written(file: str, content: bytes) -> Callable[[Path], None]:
         ),
         (
             changed("tokenizer.json", lambda content: content["model"]["vocab"].update(the=3, on=3) or content),
-            r"tokenizer\.json: tokens with the same id:\n- 3: .*'on'.*'the'",
+            r"tokenizer\.json: tokens with the same id:\n  - 3: .*'on'.*'the'",
         ),
     ],
 )

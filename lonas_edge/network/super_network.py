@@ -209,7 +209,12 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
         )
     damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
     stored = open_tensors(base.folder) if damaged else None
-    files = {name: f", in {stored.file_of(name).name}" for name in damaged if stored and name in stored.shapes}
-    faults = [f"{name}: {fault}{files.get(name, '')}" for name, fault in damaged.items()]
+    prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none
+
+    def file_of(name: str) -> str:
+        kept = next((each for each in (name, name.removeprefix(prefix)) if stored and each in stored.shapes), None)
+        return f", in {stored.file_of(kept).name}" if stored and kept else ""
+
+    faults = [f"{name}: {fault}{file_of(name)}" for name, fault in damaged.items()]
     raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again. In fp16, try bf16 or fp32.")
     return model

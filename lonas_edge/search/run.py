@@ -21,7 +21,7 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search import LATENCY, SEARCH, STUDY
 from lonas_edge.search.cost import COSTS, cost_function
-from lonas_edge.search.dimensions import Cost, Widths
+from lonas_edge.search.dimensions import Cost, Dimensions, Widths
 from lonas_edge.search.greedy import greedy_proposer
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.plan import SearchPlan, check_picks
@@ -68,7 +68,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
             opened = shared or open_journal(journal)
             study = open_study(opened, name, plan.identity, plan.sampler_settings, where, plan.files)
             if finished and not shared:
-                _refuse_lost_trials(study, options.output)
+                _refuse_lost_trials(study, plan.dimensions, options.output)
         except LonasEdgeError:
             for path in work.path.glob(f"{STUDY}*") if new else ():  # a restored study.log is copied again
                 path.unlink()
@@ -96,9 +96,10 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     return results.record
 
 
-def _refuse_lost_trials(study: "Study", output: Path) -> None:
+def _refuse_lost_trials(study: "Study", dimensions: Dimensions, output: Path) -> None:
     """Refuse to continue a finished search with fewer trials than its record has evaluations: it would give other results."""
-    kept = sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    kept = sum(dimensions.complete(trial.params) for trial in complete)
     recorded = len(SearchRecord.read(output / SEARCH).evaluations)
     if kept < recorded:
         raise LonasEdgeError(

@@ -71,10 +71,11 @@ class Worker:
                 self.study.enqueue_trial(self.dimensions.parameters(widths), {"origin": origin})
 
     def evaluations(self) -> list[Evaluation]:
-        """Return all evaluations so far, in the order of the trials."""
+        """Return all evaluations so far, in the order of the trials; a damaged file may lack parameters of one."""
         first: dict[Widths, FrozenTrial] = {}
         for trial in self._trials(TrialState.COMPLETE):
-            first.setdefault(self.dimensions.of(trial.params), trial)
+            if self.dimensions.complete(trial.params):
+                first.setdefault(self.dimensions.of(trial.params), trial)
         return [self._evaluation(number, *item) for number, item in enumerate(first.items())]
 
     def run(self, measure: Measure, report: Callable[[list[Evaluation]], None]) -> None:

@@ -126,6 +126,16 @@ def test_a_trial_that_another_worker_finishes(joined: Callable, dimensions: Dime
     assert len(measure.seen) == (5 if state == TrialState.COMPLETE else 6)
 
 
+def test_a_trial_that_lacks_parameters_does_not_count(joined: Callable, dimensions: Dimensions) -> None:
+    """A line of study.log was lost (fuzz)."""
+    worker, measure = joined(6), Measuring(dimensions)
+    level = optuna.distributions.IntDistribution(0, 2)
+    worker.study.add_trial(optuna.create_trial(values=[0.0, 0.0], params={"group_3": 1}, distributions={"group_3": level}))
+    assert not worker.evaluations()
+    worker.run(measure, silent)
+    assert len(worker.evaluations()) == len(measure.seen) == 6
+
+
 def test_an_error_of_a_measurement_is_raised(joined: Callable) -> None:
     def broken(_: Widths) -> tuple[float, float]:
         raise ValueError("no such layer")

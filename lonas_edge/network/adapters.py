@@ -48,6 +48,14 @@ _PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")  # the o
 _PREFIX = "base_model.model."
 
 
+def _is_set(name: str, value: Any) -> bool:
+    """Whether a field switches something on; the empty configuration of a method (`kasa_config`) does, with its defaults."""
+    if value == {}:
+        field = LoraConfig.__dataclass_fields__.get(name)
+        return field is not None and field.default is None
+    return value not in (None, False, 0, "", [])
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """A LoRA adapter's configuration. `lora` is PEFT's own reading of it."""
@@ -65,7 +73,7 @@ class AdapterConfig:
         refused = [
             f"{name} = {value!r}: changes what the adapter computes in a way that cannot be sliced and merged"
             for name, value in content.items()
-            if name not in _HONOURED and value not in (None, False, 0, "", [], {})
+            if name not in _HONOURED and _is_set(name, value)
         ]
         faults = field_faults(AdapterFields, content) or _pattern_faults(content)
         raise_all(f"{path}: not a valid LoRA configuration:", faults, "Use the file that was saved with the adapter.")

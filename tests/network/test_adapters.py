@@ -97,6 +97,7 @@ def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
     ("options", "named"),
     [
         ({"use_dora": True}, "use_dora = True"),
+        ({"kasa_config": {}}, "kasa_config = {}"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
         ({"target_modules": [*TARGETS, "embed_tokens"]}, "an adapter on model.embed_tokens"),
         ({"trainable_token_indices": [3, 5]}, "trainable_token_indices = [3, 5]"),

@@ -97,7 +97,6 @@ def test_scale_stays_that_of_the_super_adapter(tiny_models: TinyModels) -> None:
     ("options", "named"),
     [
         ({"use_dora": True}, "use_dora = True"),
-        ({"kasa_config": {}}, "kasa_config = {}"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
         ({"target_modules": [*TARGETS, "embed_tokens"]}, "an adapter on model.embed_tokens"),
         ({"trainable_token_indices": [3, 5]}, "trainable_token_indices = [3, 5]"),
@@ -127,10 +126,12 @@ def edit_config(adapter: Path, **fields: Any) -> None:
 
 
 def test_a_field_of_a_future_method_is_refused(llama_copy: TinySource) -> None:
-    edit_config(llama_copy.adapter, use_better_lora=True, harmless_default=None, another=False)
+    edit_config(llama_copy.adapter, use_better_lora=True, harmless_default=None, another=False, kasa_config={}, unknown={})
     with pytest.raises(LonasEdgeError) as caught:
         AdapterConfig.read(llama_copy.adapter)
     assert "use_better_lora = True" in str(caught.value)
+    assert "kasa_config = {}" in str(caught.value), "the method with its defaults"
+    assert "unknown" not in str(caught.value)
     assert "harmless" not in str(caught.value)
     assert "another" not in str(caught.value)
 

@@ -19,7 +19,7 @@ from lonas_edge.data.glue import TASKS
 from lonas_edge.options import COMMON, given, option
 from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 
 if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
@@ -50,6 +50,9 @@ class InputOptions(JsonOptions):
         repeat=True,
         parse=_portion,
         help="Training data: JSON, JSON Lines or Parquet; TSV of a GLUE task. WEIGHT: how often an epoch has each example.",
+    )
+    eval_data: Path | None = option(
+        None, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
     )
     output: Path = option(metavar="DIR", help="Super-adapter directory; it appears when the training is done.")
     nncf_config: Path | None = option(
@@ -116,7 +119,7 @@ def run(options: InputOptions, how: TrainOptions) -> None:
             from lonas_edge.training.train import train
         disable_progress_bar()
         files = [each for each in (options.subnet, *options.subnetworks) if each and not is_name(each)]
-        data = [path for path, _ in options.data]
+        data = [*(path for path, _ in options.data), options.eval_data]
         used = (options.model, *data, options.nncf_config, options.start, options.teacher, *files)
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
         inputs = _inputs(options)
@@ -138,13 +141,14 @@ def run(options: InputOptions, how: TrainOptions) -> None:
 
 
 def _inputs(options: InputOptions) -> "Inputs":
-    from lonas_edge.training.inputs import open_inputs, open_recovery, with_teacher
+    from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 
     space, task = options.nncf_config, options.task
     if options.start:
         inputs = open_recovery(options.start, options.data, options.subnet, options.model, space, task)
     else:
         inputs = open_inputs(str(options.model), options.data, space, options.elastic, task)
+    inputs = with_eval_data(inputs, options.eval_data) if options.eval_data else inputs
     return with_teacher(inputs, options.teacher) if options.teacher else inputs
 
 
@@ -157,7 +161,10 @@ def _steps(report: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
         if "loss" in log:
             last = f"  loss {float(log['loss']):.3f}  lr {float(log['learning_rate']):.1e}"
         line = f"step {step}/{steps}{last}"
-        report(f"{line}\n{line}" if "loss" in log else line, step / steps)
+        if EVAL_LOSS in log:
+            report(f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.3f}\n{line}", step / steps)
+        else:
+            report(f"{line}\n{line}" if "loss" in log else line, step / steps)
 
     return show
 
@@ -175,6 +182,12 @@ def _print(record: "TrainingRecord", output: Path) -> None:
     )
     if losses:
         shown.print(f"loss {losses[0].loss:.3f} at step {losses[0].step}, {losses[-1].loss:.3f} at the end")
+    if record.eval_data and record.eval_data.losses:
+        data, best = record.eval_data, min(record.eval_data.losses, key=lambda entry: entry.loss)
+        shown.print(
+            f"held-out loss {data.losses[-1].loss:.3f} at the end, lowest {best.loss:.3f} at step {best.step}, on "
+            f"{data.examples} examples of {data.name}; {data.also_trained} of them also occur in the training data"
+        )
     if record.search_space or special:
         stored = f" --weight-format {options['weight_format']}" if options["weight_format"] else ""
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'}{stored} --output DIR")

@@ -73,6 +73,33 @@ class Logged:
 
 
 @dataclass(frozen=True)
+class EvalLoss:
+    """Mean loss on held-out examples after a step."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """Held-out data.
+
+    Attributes:
+        name: The file's name.
+        sha256: Its hash.
+        examples: Number of examples whose loss was computed.
+        also_trained: Number of them that occur in the training data, too.
+        losses: In nats per learned token (squared error for a regression).
+    """
+
+    name: str
+    sha256: str
+    examples: int
+    also_trained: int
+    losses: tuple[EvalLoss, ...]
+
+
+@dataclass(frozen=True)
 class TrainingRecord(Record):
     """How an adapter was trained.
 
@@ -97,6 +124,8 @@ class TrainingRecord(Record):
         precision: fp32, bf16 or fp16.
         processes: Number of parallel processes.
         losses: The log.
+        tokens: Tokens in the examples of all steps, without padding.
+        eval_data: The held-out data and their loss; None without any.
         versions: Versions of packages, by name.
     """
 
@@ -125,3 +154,5 @@ class TrainingRecord(Record):
     processes: int
     losses: tuple[Logged, ...]
     versions: dict[str, str]
+    tokens: int | None = None
+    eval_data: EvalData | None = None

@@ -3,7 +3,7 @@
 # mypy: disallow-subclassing-any=False
 # (transformers has no types that mypy reads)
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
-from lonas_edge.training.options import TEACHER_SHARE
+from lonas_edge.training.options import EVAL_LOSS, TEACHER_SHARE
 from lonas_edge.training.schedule import Schedule
 
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, all steps, the last entry of the log
@@ -43,9 +43,14 @@ class ElasticTrainer(Trainer):
         sampler: Sampler[int] | None = None,
         teacher: Any = None,
         weight_format: str | None = None,
+        held_out: Sequence[Any] = (),
         **arguments: Any,
     ):
-        """Train `network` by `schedule`, with a frozen teacher or in a weight format; `arguments` as of `Trainer`."""
+        """Train `network` by `schedule`, with a frozen teacher or in a weight format; `arguments` as of `Trainer`.
+
+        `held_out` are batches of held-out examples.
+        """
+        self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
         self._teacher_logits: torch.Tensor | None = None
         super().__init__(model=network.model, **arguments)
@@ -104,6 +109,16 @@ class ElasticTrainer(Trainer):
         if not torch.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one of several."""
+        chosen = self.schedule.subnetworks
+        widths = chosen[0] if len(chosen) == 1 else self.network.elasticity.maximal
+        batches = [self._prepare_inputs(dict(batch)) for batch in self.held_out]
+        with self.compute_loss_context_manager(), self.stored.active(widths) if self.stored else nullcontext():
+            [loss] = self.network.losses([widths], batches)
+        self.log({EVAL_LOSS: loss})
+        return {EVAL_LOSS: loss}
 
     def _logits_of_teacher(self, inputs: dict[str, Any]) -> torch.Tensor:
         self.teacher.eval()
@@ -189,5 +204,5 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Report the loss."""
-        if state.is_world_process_zero and logs and "loss" in logs:
+        if state.is_world_process_zero and logs and ("loss" in logs or EVAL_LOSS in logs):
             self._report(state.global_step, state.max_steps, logs)

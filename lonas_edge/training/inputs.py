@@ -68,6 +68,7 @@ class Inputs:
     data: TrainingData  # the training data
     start: Start | None = None  # the adapter to recover; None to train a new one
     teacher: Teacher | None = None  # the frozen teacher
+    eval_data: TrainingData | None = None  # held-out data
 
     @property
     def architecture(self) -> Architecture:
@@ -154,6 +155,16 @@ def with_teacher(inputs: Inputs, reference: str) -> Inputs:
     """Add a frozen teacher; its weights are not read yet."""
     inputs.architecture.require(CAUSAL_LM, "--teacher")
     return replace(inputs, teacher=open_teacher(reference, inputs.base))
+
+
+def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
+    """Add held-out data of the training's kind."""
+    read = read_training_data(path, inputs.data.glue)
+    if type(read) is not type(inputs.data):
+        raise LonasEdgeError(
+            f"{path}: --eval-data is {read.files[0].kind} data, but --data is {inputs.data.files[0].kind} data"
+        )
+    return replace(inputs, eval_data=read)
 
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:

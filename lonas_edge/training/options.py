@@ -12,6 +12,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 TEACHER_SHARE = 0.5  # of the loss; the temperature is 1
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
+EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
 
 

@@ -10,6 +10,8 @@ from accelerate import PartialState
 from transformers import TrainerState
 
 from lonas_edge.network.training_record import (
+    EvalData,
+    EvalLoss,
     Logged,
     Recovered,
     Taught,
@@ -18,7 +20,7 @@ from lonas_edge.network.training_record import (
     TrainingRecord,
 )
 from lonas_edge.training.inputs import Inputs, Start, device_of
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.schedule import Schedule
 from lonas_edge.training.tokens import Tokenized
 from lonas_edge.training.working import Hashes, Resumption
@@ -63,7 +65,18 @@ def make_record(
         processes=processes.num_processes,
         losses=tuple(logged(entry) for entry in state.log_history if "loss" in entry),
         versions=versions(_PACKAGES),
+        tokens=state.num_input_tokens_seen or None,
+        eval_data=_eval_data(inputs, hashes, tokens, state),
     )
+
+
+def _eval_data(inputs: Inputs, hashes: Hashes, tokens: Tokenized, state: TrainerState) -> EvalData | None:
+    if inputs.eval_data is None:
+        return None
+    losses = {entry["step"]: entry[EVAL_LOSS] for entry in state.log_history if EVAL_LOSS in entry}
+    finite = tuple(EvalLoss(step, loss) for step, loss in losses.items() if math.isfinite(loss))
+    [digest] = hashes.eval_data
+    return EvalData(inputs.eval_data.files[0].path.name, digest, len(tokens.held_out), tokens.also_trained, finite)
 
 
 def _recovered(start: Start, hashes: Hashes) -> Recovered:

@@ -1,5 +1,6 @@
 """Tokenize the training data."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.training_data import DataFile, Encoded
 
+EVAL_EXAMPLES = 400  # held-out examples whose loss is computed
+
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -21,6 +24,7 @@ class Tokenized:
     prompting: Prompting | None  # the prompt template; None for GLUE
     files: tuple[list[Encoded], ...]  # the encoded examples of each file
     weights: tuple[float, ...]  # how often an epoch has each example of a file
+    held_out: tuple[Encoded, ...] = ()  # the encoded held-out examples
 
     @property
     def examples(self) -> list[Encoded]:
@@ -31,6 +35,12 @@ class Tokenized:
     def counts(self) -> list[tuple[int, float]]:
         """Number of examples and weight of each file."""
         return [(len(file), weight) for file, weight in zip(self.files, self.weights, strict=True)]
+
+    @property
+    def also_trained(self) -> int:
+        """Number of held-out examples that occur in the training data, too."""
+        trained = {tuple(example["input_ids"]) for example in self.examples}
+        return sum(tuple(example["input_ids"]) in trained for example in self.held_out)
 
     def dropped(self, file: DataFile, index: int) -> int:
         """Count the examples of a file that are not learned; texts are split, never dropped."""
@@ -53,10 +63,24 @@ def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
             )
         for example in encoded:
             check_vocabulary(example["input_ids"], inputs)
+    held_out = _held_out(inputs, options, tokenizer, prompting)
     # the model looks padding up, too, and answers end with EOS
     ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
     check_vocabulary(ends, inputs)
-    return Tokenized(tokenizer, prompting, tuple(files), tuple(file.weight for file in data.files))
+    return Tokenized(tokenizer, prompting, tuple(files), tuple(file.weight for file in data.files), held_out)
+
+
+def _held_out(inputs: Inputs, options: TrainOptions, tokenizer: Any, prompting: Prompting | None) -> tuple[Encoded, ...]:
+    """Tokenize at most `EVAL_EXAMPLES` held-out examples, a fixed choice."""
+    if inputs.eval_data is None:
+        return ()
+    [encoded] = inputs.eval_data.encode(tokenizer, options, prompting)
+    if not encoded:
+        path = inputs.eval_data.files[0].path
+        raise LonasEdgeError(f"{path}: no example has an output within --max-length {options.max_length} tokens")
+    for example in encoded:
+        check_vocabulary(example["input_ids"], inputs)
+    return tuple(random.Random(0).sample(encoded, min(EVAL_EXAMPLES, len(encoded))))
 
 
 def check_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:

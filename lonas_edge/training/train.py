@@ -46,15 +46,17 @@ from lonas_edge.training.inputs import (
     precision_of,
     with_defaults,
 )
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.record import make_record
 from lonas_edge.training.sampler import EpochSampler, per_epoch
 from lonas_edge.training.schedule import Schedule, make_schedule
 from lonas_edge.training.super_adapter import write_super_adapter
 from lonas_edge.training.tokens import Tokenized, check_vocabulary, tokenize
+from lonas_edge.training.training_data import Batch
 from lonas_edge.training.working import RUNS, Hashes, identity, newest_complete, stopping
 
 _PATIENCE = timedelta(hours=6)  # other processes wait while the first loads, hashes and calibrates
+_EVAL_BATCH = 16  # held-out examples at a time
 _CALIBRATION_EXAMPLES = 64  # to measure the importance of channels
 
 
@@ -84,7 +86,8 @@ def train(
     options = with_defaults(inputs, options)
     check(inputs, options)
     others = [each.folder for each in (inputs.start and inputs.start.located, inputs.teacher) if each]
-    used = [inputs.base.folder, *(file.path for file in inputs.data.files), inputs.nncf_config, *others]
+    files = [*inputs.data.files, *(inputs.eval_data.files if inputs.eval_data else ())]
+    used = [inputs.base.folder, *(file.path for file in files), inputs.nncf_config, *others]
     directory = OutputDirectory(output, overwrite, used)
     with stopping():
         run = _prepared(inputs, options, directory, resume, report, notify)
@@ -118,7 +121,9 @@ def _prepared(
                 "or without output"
             )
     schedule = _schedule(inputs, options, sum(per_epoch(count, weight) for count, weight in tokens.counts))
-    arguments = _arguments(schedule, options, state.num_processes, directory.partial)
+    if tokens.also_trained:
+        notify(f"{tokens.also_trained} of {len(tokens.held_out)} held-out examples also occur in the training data")
+    arguments = _arguments(schedule, options, state.num_processes, directory.partial, inputs.eval_data is not None)
     return _Run(inputs, options, schedule, tokens, directory, state, arguments, report, notify)
 
 
@@ -131,7 +136,7 @@ def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
     return make_schedule(space, options, examples, "", (inputs.start.subnetwork.widths,), default_lr)
 
 
-def _arguments(schedule: Schedule, options: TrainOptions, processes: int, working: Path) -> TrainingArguments:
+def _arguments(schedule: Schedule, options: TrainOptions, processes: int, working: Path, evaluated: bool) -> TrainingArguments:
     accumulation = options.accumulation(processes)
     tenth = max(1, schedule.steps // 10)
     log_steps = min(options.log_steps or min(10, tenth), schedule.steps)
@@ -151,6 +156,10 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
             remove_unused_columns=False,
             logging_steps=log_steps,
             logging_nan_inf_filter=False,
+            include_num_input_tokens_seen="non_padding",
+            eval_strategy="steps" if evaluated else "no",
+            eval_steps=tenth,
+            eval_on_start=evaluated,
             save_steps=options.save_steps
             or -(-min(200, tenth) // log_steps) * log_steps,  # a checkpoint does not split a log interval
             report_to=options.report_to,
@@ -241,6 +250,10 @@ class _Run:
             restore_adapter(network.model, checkpoint)
             return _Trained(network, order, TrainerState.load_from_json(str(checkpoint / STATE)))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.held_out and trainer.state.global_step not in {
+            entry["step"] for entry in trainer.state.log_history if EVAL_LOSS in entry
+        }:
+            trainer.evaluate()
         return _Trained(network, order, trainer.state)
 
     def _agreed(self, checkpoint: Path | None) -> tuple[Path | None, ChannelOrder]:
@@ -292,6 +305,12 @@ class _Run:
         config = lora_config(self.options, self.inputs.architecture)
         return SuperNetwork(get_peft_model(base, config), self.inputs.elasticity)
 
+    def _held_out(self) -> list[Batch]:
+        """Batches of the held-out examples, those of similar length together."""
+        collate = self.inputs.data.collator(self.tokens.tokenizer)
+        examples = sorted(self.tokens.held_out, key=lambda example: len(example["input_ids"]))
+        return [collate(examples[start : start + _EVAL_BATCH]) for start in range(0, len(examples), _EVAL_BATCH)]
+
     def _trainer(self, network: SuperNetwork) -> ElasticTrainer:
         options, tokens, teacher = self.options, self.tokens, self.inputs.teacher
         trainable = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
@@ -303,7 +322,9 @@ class _Run:
             EpochSampler(lengths, options.batch_size, options.seed, tokens.counts),
             teacher.load(DTYPES[options.precision].torch).to(self.arguments.device) if teacher else None,
             options.weight_format,
+            self._held_out(),
             args=self.arguments,
+            eval_dataset=tokens.held_out or None,
             train_dataset=tokens.examples,
             data_collator=self.inputs.data.collator(tokens.tokenizer),
             optimizers=(optimizer, LambdaLR(optimizer, self.schedule.learning_rate)),

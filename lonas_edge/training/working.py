@@ -33,6 +33,7 @@ class Hashes:
     start: dict[str, str]
     teacher: dict[str, str]
     data: tuple[str, ...]
+    eval_data: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, inputs: Inputs) -> "Hashes":
@@ -50,6 +51,7 @@ class Hashes:
             hashed(inputs.start.files) if inputs.start else {},
             hashed(inputs.teacher.files) if inputs.teacher else {},
             tuple(sha256(file.path) for file in inputs.data.files),
+            tuple(sha256(file.path) for file in (inputs.eval_data.files if inputs.eval_data else ())),
         )
 
 

@@ -1,8 +1,7 @@
 """Greedy removal of blocks: remove the one that costs least beside those already removed, and so on.
 
 The cost of a block depends on what else is removed, so each step evaluates networks as they are. Costs rarely fall when more
-blocks are removed. So only the block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978):
-two to four networks a block.
+blocks are removed. So only the block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
 """
 
 from collections.abc import Callable, Sequence

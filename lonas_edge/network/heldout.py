@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch
 
 MAX_LENGTH = 512  # tokens of a prompt with its answer; longer ones are dropped
-BATCH_TOKENS = 4096  # of a batch, padding included
+BATCH_TOKENS = 1024  # of a batch, padding included; 4096 take twice the time: each large tensor is new memory
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,21 @@ def indivisible(widths: Iterable[int], group_size: int) -> list[int]:
     return [] if group_size == PER_CHANNEL else sorted({width for width in widths if width % group_size})
 
 
+# Activations that share a scale when a CPU multiplies compressed weights, in order of preference; the plugin's default is 32.
+# Of 64 to 576, 192 is fastest for SmolLM2-135M: docs/benchmarks/latency.md.
+_ACTIVATION_GROUPS = (256, 192, 128, 96, 64)
+
+
+def activation_group(widths: Iterable[int], weight_group: int) -> int | None:
+    """Return the preferred group size of the activations that divides all input widths, or None.
+
+    `weight_group` is that of the weights, or `PER_CHANNEL`. It is the upper limit: a larger group is slower than the default (openvino 2026.4.1).
+    """
+    widths, grouped = set(widths), weight_group != PER_CHANNEL
+    sizes = (size for size in _ACTIVATION_GROUPS if not (grouped and weight_group < size))
+    return next((size for size in sizes if not indivisible(widths, size)), None)
+
+
 METHODS = {  # of compression on data: options of `nncf.compress_weights`
     "awq": ("awq", "scale_estimation"),  # together, as in most of optimum-intel's recommended configurations
     "gptq": ("gptq",),

@@ -126,12 +126,13 @@ def _write_calibrated(
     with job.steps.step("calibrate", shown):
         encoded = calibration.encoded(job.tokenizer)
         storage = job.options.stored_as, calibration.group_size, job.options.ratio
+        widths = {shape[1] for shape in compress.inner_matrices(job.model).values()}
         ir = compress_on_data(ir, *storage, calibration.method, encoded)
         matrices.clear()
         held.clear()
         compression = _compression_in(ir, compress.outer_matrices(job.model), *storage[:2])
     with job.steps.step("write", "Writing the IR"):
-        write_compressed(ir, job.folder, *storage)
+        write_compressed(ir, job.folder, *storage, widths)
     return _Written(fused, compression, calibration.record(sum(ids.size for ids in encoded)), parity)
 
 

@@ -1,6 +1,6 @@
 """Fill a graph that was converted without weights with compressed matrices, and write it as IR."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import openvino as ov
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
+from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat, activation_group
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.core import openvino_core
@@ -40,9 +40,11 @@ def write_ir(
     ratio: float = 1.0,
 ) -> int:
     """Write a graph, filled as by `filled`, and `openvino_config.json`; return how many matrices are part of others."""
+    widths = {matrix.shape[1] for matrix in matrices.values()}
     model, held = filled(graph, matrices, blocks)
     storage = _Storage.of(schemes, weight_format, ratio)
     storage.record(model)
+    storage.set_properties(model, widths)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     storage.config().save_pretrained(folder)
     return len(matrices) - len(held)
@@ -67,10 +69,14 @@ def filled(
     return model, fused
 
 
-def write_compressed(model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float) -> None:
-    """Write a model that NNCF compressed; it contains NNCF's record already."""
+def write_compressed(
+    model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float, widths: Iterable[int]
+) -> None:
+    """Write a model that NNCF compressed; it contains NNCF's record already. `widths` are the inputs of its matrices."""
+    storage = _Storage(weight_format, group_size, ratio)
+    storage.set_properties(model, widths)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    _Storage(weight_format, group_size, ratio).config().save_pretrained(folder)
+    storage.config().save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -93,15 +99,23 @@ class _Storage:
         return cls(FORMATS[weight_format.outer], PER_CHANNEL, 1.0)
 
     def record(self, model: Any) -> None:
-        """Write it into the IR, with the runtime options that belong to it."""
+        """Write it into the IR."""
         if self.weight_format.mode is None:
-            if model.get_variables():  # a classifier has no cache
-                model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])  # as optimum-intel 2.2 does
             return
         options = {"mode": self.weight_format.mode.lower(), "group_size": str(self.group_size)}
         options |= {"ratio": str(self.ratio)} if self.ratio < 1 else {}
         for name, value in options.items():
             model.set_rt_info(value, ["nncf", "weight_compression", name])
+
+    def set_properties(self, model: Any, widths: Iterable[int]) -> None:
+        """Write the runtime properties that suit it into the IR, where every client reads them."""
+        properties: dict[str, str] = {}
+        if self.weight_format.mode is None and model.get_variables():  # a classifier has no cache
+            properties["KV_CACHE_PRECISION"] = "f16"  # as optimum-intel 2.2 does
+        elif self.weight_format.mode and (size := activation_group(widths, self.group_size)):
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(size)
+        for name, value in properties.items():
+            model.set_rt_info(value, ["runtime_options", name])
 
     def config(self) -> OVConfig:
         """Return the content of `openvino_config.json`."""

@@ -25,7 +25,7 @@ PER_CHANNEL = str(2**64 - 1)  # one group per row of the activations
 
 # Candidates by property; they are compared with the plugin's default.
 _CPU = {
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": ("0", "64", "128", "256", PER_CHANNEL),
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": ("0", "32", "64", "96", "128", "192", "256", PER_CHANNEL),
     "KV_CACHE_PRECISION": ("u8", "f16"),
     "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
     "ENABLE_CPU_PINNING": ("NO", "YES"),

@@ -15,7 +15,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Compression, Manifest
-from lonas_edge.formats import FORMATS, PER_CHANNEL
+from lonas_edge.formats import FORMATS, PER_CHANNEL, activation_group
 
 Choose = Callable[[TinySource, str], list[int]]
 Exports = Callable[..., Path]
@@ -118,3 +118,35 @@ def test_a_device_that_refuses_a_format(llama: TinySource, monkeypatch: pytest.M
     with pytest.raises(LonasEdgeError, match=r"an IR in int4 on this CPU: int4 is not supported\. Choose"):
         export(opened, opened.select("minimal"), tmp_path / "out", ExportOptions("int4"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("widths", "weights", "group"),
+    [
+        ([576, 1536], PER_CHANNEL, 192),  # SmolLM2-135M: 3 and 8 groups
+        ([576, 1536], 64, 64),
+        ([576, 1536, 1088], PER_CHANNEL, 64),  # 1088 = 17 x 64
+        ([2048, 5632], PER_CHANNEL, 256),
+        ([2048, 5632], 128, 128),
+        ([64, 96], PER_CHANNEL, None),
+        ([576, 1536], 32, None),  # the plugin's default is 32
+    ],
+)
+def test_the_group_of_activations_divides_all_widths(widths: list[int], weights: int, group: int | None) -> None:
+    assert activation_group(widths, weights) == group
+
+
+@pytest.mark.parametrize(
+    ("options", "group"),
+    [
+        ({"weight_format": "int8_sym"}, 64),
+        ({"weight_format": "int4_sym"}, 64),
+        ({"weight_format": "int4_sym", "group_size": 32}, 32),
+        ({"weight_format": "fp16"}, 32),
+    ],
+)
+def test_clients_compile_an_ir_with_the_group_stored_in_it(options: dict[str, Any], group: int, exports: Exports) -> None:
+    """The widths are 64 and 128; 32 is the plugin's default."""
+    folder = exports("llama", "maximal", **options)
+    compiled = ov.Core().compile_model(read_ir(folder), "CPU")
+    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group

@@ -1,213 +1,209 @@
-"""Study: accuracy and latency of searched sub-networks, recovered in several ways, compared with LoRA.
+"""Study: a fully trained LoRA, and networks with attention blocks removed from it, recovered, in INT8 and INT4.
 
-    python benchmarks/recovery.py models/smollm2-135m --datasets DIR --work DIR --output benchmarks/results/FILE.json
-    python benchmarks/recovery.py … --super-network lora --elastic attention --variants "recovered, teacher;INT4 QAT"
+    python benchmarks/recovery.py models/smollm2-135m --datasets DIR --work DIR --output benchmarks/results/recovery.json
+    python benchmarks/recovery.py --plot benchmarks/results/recovery.json docs/images/recovery.png
 
-For each seed, train LoRA and a super-network: an elastic super-adapter at the compute of LoRA, or (`--super-network lora`) LoRA
-whose channels are in order of importance. The first seed's super-network is searched by KL and TPOT with the --elastic
-structures, once for each list of them. Every variant of the network picked at --target of the unpruned TPOT is exported.
-All networks answer the same examples by `option-text`; differences are paired by example and averaged over the seeds. The
-networks of the first seed are measured in one interleaved run. A stopped study continues from its --work.
+For each seed, LoRA is trained for several numbers of steps. The one with the lowest held-out loss is the baseline and the
+teacher; `optimum-cli` stores it in INT8 and INT4. A search removes attention blocks from it, one after the other. Each network
+is recovered for INT8, and by another training, quantization-aware in its last third, for INT4. All answer the same questions
+by `option-text`. Differences from optimum's INT8 are paired by question and averaged over the seeds. The networks of the first
+seed are measured in one interleaved run. A stopped study continues from its --work; `--only` stops after the trainings.
 """
 
 import argparse
-import copy
 import json
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from plane import optimum_ir
 from study import average, conditions, difference, evaluated, exported, lonas_edge, over_seeds, split_data, timed, trained
 
-from lonas_edge.network.source import open_source
-
-LORA_STEPS = 180
-ELASTIC_STEPS = 222  # the compute of 180 LoRA steps: a random sub-network has 0.81 of the work
-LORA = "LoRA"
-STRUCTURES = ("widths", "attention", "heads")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Steps between a searched sub-network and its IR.
-
-    Attributes:
-        reconstruct: Least-squares reconstruction, without recovery.
-        recover: Recovery fine-tuning.
-        teacher: LoRA as its teacher.
-        qat: Quantization-aware training as the last step.
-        weight_format: The format of the IR.
-        calibrate: INT4 with GPTQ on the training data.
-    """
-
-    reconstruct: bool = False
-    recover: bool = False
-    teacher: bool = False
-    qat: bool = False
-    weight_format: str = "int8_sym"
-    calibrate: bool = False
-
-
-VARIANTS = {
-    "searched": Variant(),
-    "reconstructed": Variant(reconstruct=True),
-    "recovered": Variant(recover=True),
-    "recovered, teacher": Variant(recover=True, teacher=True),
-    "INT4": Variant(recover=True, teacher=True, weight_format="int4_sym"),
-    "INT4 GPTQ": Variant(recover=True, teacher=True, weight_format="int4_sym", calibrate=True),
-    "INT4 QAT": Variant(recover=True, teacher=True, qat=True, weight_format="int4_sym"),
-}
+BASELINE = "optimum-int8"
+FORMATS = {"int8": "int8_sym", "int4": "int4_sym"}
 
 
 class Study:
-    """The trainings, searches and exports of one seed."""
+    """The trainings, the search and the exports of one seed."""
 
     def __init__(self, arguments: argparse.Namespace, seed: int):
         self.arguments, self.seed, self.work = arguments, seed, arguments.work / f"seed-{seed}"
         self.data, self.held_out = split_data(arguments.datasets, arguments.work)
-        self.options = ["--data", self.data, "--seed", seed, "--precision", arguments.precision]
-        self.recipe = ["--steps", arguments.steps, "--lr", arguments.lr]
+        self.options = ["--data", self.data, "--eval-data", self.held_out, "--seed", seed, "--precision", arguments.precision]
+        self.options += ["--lr", arguments.lr]
 
-    def space(self, structures: str) -> Path:
-        """A search space in which these structures alone are elastic."""
-        whole, restricted = self.arguments.work / "space.json", self.arguments.work / f"space-{structures}.json"
-        if not whole.exists():
-            options = ["--ratios", "1,.75,.5,.25", "--ranks", 32, "--heads", "--depth", "attention"]
-            options += ["--data", self.held_out, "--prompt", "question"]
-            lonas_edge("space", "--model", self.arguments.base, "--output", whole, *options)
-        content = json.loads(whole.read_text())
-        restricted.write_text(json.dumps(restrict(content, structures.split("+")), indent=1))
-        return restricted
+    @cached_property
+    def loras(self) -> dict[int, Path]:
+        """LoRA by its number of steps."""
+        command = ["--model", self.arguments.base, "--no-elastic", "--prompt", "question", *self.options]
+        return {steps: trained(self.work / f"lora-{steps}", *command, "--steps", steps) for steps in self.arguments.lora_steps}
 
+    @cached_property
     def lora(self) -> Path:
-        """LoRA of the unpruned network, its channels in order of importance."""
-        space = ["--nncf-config", self.space("+".join(STRUCTURES)), "--subnetworks", "maximal"]
-        command = ["--model", self.arguments.base, *space, "--prompt", "question", *self.recipe, *self.options]
-        return trained(self.work / "lora", *command)
+        """The LoRA with the lowest held-out loss."""
+        return min(self.loras.values(), key=held_out_loss)
 
-    def super_network(self, structures: str) -> Path:
-        """The network to search."""
-        if self.arguments.super_network == "lora":
-            return self.lora()
-        command = ["--model", self.arguments.base, "--nncf-config", self.space(structures), "--prompt", "question"]
-        recipe = ["--steps", ELASTIC_STEPS * self.arguments.steps // LORA_STEPS, "--lr", self.arguments.lr]
-        return trained(self.work / f"super-{structures}", *command, *recipe, *self.options)
+    @cached_property
+    def space(self) -> Path:
+        """The attention blocks that may be removed."""
+        path = self.work / "space.json"
+        if not path.exists():
+            lonas_edge("space", "--adapter", self.lora, "--output", path)
+        return path
 
-    def search(self, structures: str) -> Path:
-        """The sub-network that is picked."""
-        output, arguments = self.work / f"search-{structures}", self.arguments
-        record = output / "search.json"
-        if not record.exists():
-            command = ["search", self.super_network(structures), "--nncf-config", self.space(structures), "--output", output]
-            command += ["--data", self.held_out, "--quality", "kl", "--cost", "tpot", "--pick", f"tpot<={arguments.target}x"]
-            command += ["--num-prompts", arguments.prompts, "--evals", arguments.evals, "--seed", self.seed, "--no-measure"]
-            lonas_edge(*command, environment={"XDG_CACHE_HOME": str(arguments.work.resolve() / "cache")})
-        (pick,) = json.loads(record.read_text())["picks"]
-        subnet = output / "subnetworks" / f"{pick['file']}.json"
-        if arguments.super_network == "elastic":
-            return subnet
-        whole = open_source(str(arguments.base), None, self.space("+".join(STRUCTURES)))
-        widths = {**whole.select("maximal").by_group, **json.loads(subnet.read_text())["widths"]}
-        translated = output / "in-the-space-of-lora.json"
-        translated.write_text(json.dumps({"widths": widths}))
-        return translated
+    @cached_property
+    def subnetworks(self) -> dict[int, Path]:
+        """The best network found for each number of removed blocks."""
+        output = self.work / "search"
+        if not output.exists():
+            command = ["search", self.lora, "--nncf-config", self.space, "--data", self.held_out, "--output", output]
+            lonas_edge(*command, "--cost", "weights", "--no-measure", "--evals", self.arguments.evals, "--seed", self.seed)
+        found = {}
+        for path in sorted((output / "subnetworks").glob("*.json")):
+            widths = json.loads(path.read_text())["widths"]
+            found[sum(width == 0 for name, width in widths.items() if name.endswith("self_attn"))] = path
+        return found
 
-    def network(self, structures: str, subnet: Path, name: str) -> Path:
-        """The IR of one variant of a sub-network."""
-        variant = VARIANTS[name]
-        source, selected = self.super_network(structures), ["--subnet", subnet]
-        teacher = ["--teacher", self.lora()] if variant.teacher else []
-        if variant.recover:
-            steps = f"recovered-{structures}{'-teacher' * variant.teacher}"
-            options = [*selected, *teacher, *self.recipe, *self.options]
-            source, selected = trained(self.work / steps, "--from", source, *options), []
-        if variant.qat:
-            recipe = ["--steps", self.arguments.qat_steps, "--lr", self.arguments.qat_lr]
-            options = [*teacher, "--weight-format", variant.weight_format, *recipe, *self.options]
-            source = trained(self.work / f"{source.name}-qat", "--from", source, *options)
-        options = [*selected, "--weight-format", variant.weight_format]
-        options += ["--solve", self.data] if variant.reconstruct else []
-        options += ["--calibration", self.data] if variant.calibrate else []
-        return exported(self.work / "ir" / f"{structures}-{name.replace(', ', '-').replace(' ', '-')}", source, *options)
+    def recovered(self, removed: int, name: str) -> Path:
+        """A network, recovered for a format; the LoRA itself where nothing is to be recovered."""
+        if not removed and name == "int8":
+            return self.lora
+        command = ["--from", self.lora, "--teacher", self.lora, *self.options, "--steps", self.arguments.steps]
+        command += ["--nncf-config", self.space, "--subnet", self.subnetworks[removed]] if removed else []
+        command += ["--weight-format", FORMATS[name]] if name == "int4" else []
+        return trained(self.work / f"recovered-{removed}-{name}", *command)
 
-    def networks(self, subnets: dict[str, Path]) -> dict[str, Path]:
+    def networks(self) -> dict[str, Path]:
         """All IRs by name."""
-        irs = {LORA: exported(self.work / "ir/lora", self.lora(), "--subnet", "maximal")}
-        for structures, subnet in subnets.items():
-            for name in self.arguments.variants:
-                irs[f"{structures}: {name}"] = self.network(structures, subnet, name)
+        options = ["--subnet", "maximal", "--stage", "checkpoint", "--dtype", "fp32"]
+        merged = exported(self.work / "merged", self.lora, *options)
+        irs = {f"optimum-{name}": optimum_ir(name, merged, self.data, self.work) for name in FORMATS}
+        for removed in self.arguments.removed:
+            for name, weight_format in FORMATS.items():
+                output = self.work / f"ir-{removed}-{name}"
+                irs[f"{removed} removed, {name}"] = exported(
+                    output, self.recovered(removed, name), "--weight-format", weight_format
+                )
         return irs
 
+    def trainings(self) -> dict[str, Any]:
+        """Compute and held-out loss of every training."""
+        recovered = [self.recovered(removed, name) for removed in self.arguments.removed for name in FORMATS]
+        return {folder.name: summary(folder) for folder in dict.fromkeys([*self.loras.values(), *recovered])}
 
-def restrict(content: dict[str, Any], structures: list[str]) -> dict[str, Any]:
-    """Keep only some structures of a search space elastic; the ranks are fixed."""
-    content = copy.deepcopy(content)
-    training = content["bootstrapNAS"]["training"]
-    width, stage = training["elasticity"]["width"], training["schedule"]["list_stage_descriptions"][0]
-    for nodes, values in zip(width["overwrite_groups"], width["overwrite_groups_widths"], strict=True):
-        structure = "ranks" if "lora_A" in nodes[0] else "widths" if "mlp" in nodes[0] else "heads"
-        if structure not in structures:
-            del values[1:]
-    if "attention" not in structures:
-        del training["elasticity"]["lonas_edge"]
-        stage["train_dims"] = ["width"]
-    return content
+
+def held_out_loss(adapter: Path) -> float:
+    return float(summary(adapter)["held_out_loss"][-1][1])
+
+
+def summary(adapter: Path) -> dict[str, Any]:
+    """Steps, seconds, tokens, and the held-out loss: [step, nats per token]."""
+    record = json.loads((adapter / "training.json").read_text())
+    losses = [[entry["step"], round(entry["loss"], 4)] for entry in record["eval_data"]["losses"]]
+    return {**{name: record[name] for name in ("steps", "seconds", "tokens")}, "held_out_loss": losses}
+
+
+def measured(arguments: argparse.Namespace, studies: dict[int, Study]) -> dict[str, dict[str, Any]]:
+    """Accuracy, difference from the baseline and latency of every network."""
+    first = next(iter(studies.values()))
+    irs = {seed: study.networks() for seed, study in studies.items()}
+    seeds = [evaluated(irs[seed], study.work / "eval", arguments.datasets, arguments.limit) for seed, study in studies.items()]
+    times = timed(irs[first.seed], first.work / "bench", arguments.rounds)
+    means = {name: over_seeds([accuracy[name] for accuracy in seeds]) for name in seeds[0]}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, mean in means.items():
+        points = difference(mean, means[BASELINE])
+        row = {
+            "accuracy": [round(average(accuracy[name]), 2) for accuracy in seeds],
+            "difference": [round(points["points"], 2), round(points["half_width_95"], 2)],
+            **times[name],
+            "tpot_ratio": round(times[name]["tpot_ms"] / times[BASELINE]["tpot_ms"], 3),
+            "ttft_ratio": round(times[name]["ttft_ms"] / times[BASELINE]["ttft_ms"], 3),
+        }
+        rows[name] = row
+        shown = f"{row['difference'][0]:+.2f} ± {row['difference'][1]:.2f}"
+        print(f"{name:20} {shown:16} TPOT {row['tpot_ratio']:.2f}x, TTFT {row['ttft_ratio']:.2f}x")
+    return rows
+
+
+def plot(result: dict[str, Any], image: Path) -> None:
+    """Plot the difference in accuracy over TPOT: a curve over the removed blocks for each format, and optimum's files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    curves = {"lonas-edge INT8": (", int8", "o-", "tab:blue"), "lonas-edge INT4": (", int4", "s-", "tab:green")}
+    curves |= {"optimum-cli INT8": ("optimum-int8", "D", "dimgray"), "optimum-cli INT4": ("optimum-int4", "^", "dimgray")}
+    for label, (end, style, color) in curves.items():
+        rows = {name: row for name, row in result["networks"].items() if name.endswith(end)}
+        x, y = [row["tpot_ms"] for row in rows.values()], [row["difference"][0] for row in rows.values()]
+        half = [row["difference"][1] for row in rows.values()]
+        axes.errorbar(x, y, yerr=half, fmt=style, color=color, elinewidth=0.6, capsize=2, label=label)
+        for name, *place in zip(rows, x, y, strict=True):
+            if "removed" in name:
+                offset = {"textcoords": "offset points", "xytext": (5, 5)}
+                axes.annotate(name.split()[0], place, **offset, fontsize="small", color=color)
+    axes.set_xlabel("TPOT, ms (lower is better); numbers: removed attention blocks of 30")
+    axes.set_ylabel("accuracy, points from optimum-cli INT8")
+    axes.axhline(0, color="dimgray", linewidth=0.6)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    axes.set_title(result["title"], fontsize="medium")
+    figure.savefig(image, dpi=120)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("--datasets", type=Path, required=True, help="TASK/train.json and TASK/test.json")
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("base", type=Path, nargs="?")
+    parser.add_argument("--datasets", type=Path, help="TASK/train.json and TASK/test.json")
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--super-network", choices=["elastic", "lora"], default="elastic", help="the network to search")
-    parser.add_argument("--elastic", default="widths+attention", help=f"comma-separated sums of {', '.join(STRUCTURES)}")
-    parser.add_argument("--variants", default="searched;recovered, teacher;INT4 QAT", help="; ".join(VARIANTS))
-    parser.add_argument("--target", type=float, default=0.85, help="TPOT relative to the unpruned network")
-    parser.add_argument("--steps", type=int, default=LORA_STEPS, help="steps of LoRA and of a recovery")
+    parser.add_argument("--seeds", type=numbers, default=[1, 2])
+    parser.add_argument("--lora-steps", type=numbers, default=[386, 540])
+    parser.add_argument("--removed", type=numbers, default=[0, 6, 10, 14, 18], help="numbers of removed attention blocks")
+    parser.add_argument("--evals", type=int, default=100, help="evaluations of the search")
+    parser.add_argument("--steps", type=int, default=240, help="steps of a recovery")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--qat-steps", type=int, default=LORA_STEPS // 2)
-    parser.add_argument("--qat-lr", type=float, default=5e-4)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts of the search")
-    parser.add_argument("--evals", type=int, default=80, help="evaluations of the search")
-    parser.add_argument("--limit", type=int, help="examples of each test set; default: all")
+    parser.add_argument("--limit", type=int, help="questions of each test set; default: all")
+    parser.add_argument("--rounds", type=int, default=18)
+    parser.add_argument("--only", choices=["lora", "networks"], help="stop after these trainings")
+    parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot a result and stop")
     arguments = parser.parse_args()
-    arguments.variants = [name.strip() for name in arguments.variants.split(";")]
-    if unknown := [name for name in arguments.variants if name not in VARIANTS]:
-        parser.error(f"unknown variants {unknown}; choose from: {'; '.join(VARIANTS)}")
+    if not arguments.plot and not all((arguments.base, arguments.datasets, arguments.work)):
+        parser.error("BASE, --datasets and --work are required")
     return arguments
 
 
 def main() -> None:
     arguments = parse()
+    if arguments.plot:
+        plot(json.loads(arguments.plot[0].read_text()), arguments.plot[1])
+        return
     arguments.work.mkdir(parents=True, exist_ok=True)
-    studies = {seed: Study(arguments, seed) for seed in map(int, arguments.seeds.split(","))}
-    first = next(iter(studies.values()))
-    subnets = {structures: first.search(structures) for structures in arguments.elastic.split(",")}
-    irs = {seed: study.networks(subnets) for seed, study in studies.items()}
-    seeds = [evaluated(irs[seed], study.work / "eval", arguments.datasets, arguments.limit) for seed, study in studies.items()]
-    times = timed(irs[first.seed], first.work / "bench")
-    means = {name: over_seeds([accuracy[name] for accuracy in seeds]) for name in seeds[0]}
-    networks = {}
-    for name, mean in means.items():
-        sizes = json.loads((irs[first.seed][name] / "lonas_edge.json").read_text())["sizes"]["subnetwork"]
-        networks[name] = {
-            "accuracy": [average(accuracy[name]) for accuracy in seeds],
-            "difference_from_lora": difference(mean, means[LORA]),
-            "linear_weights": sizes["linear_weights"],
-            **times[name],
-        }
-        points = networks[name]["difference_from_lora"]
-        shown = f"{points['points']:+.1f} ± {points['half_width_95']:.1f}"
-        print(f"{name:50} {shown:14} TTFT {times[name]['ttft_ms']:.0f} ms, TPOT {times[name]['tpot_ms']:.2f} ms")
-    paths = ("datasets", "work", "output")
-    settings = {name: str(value) for name, value in vars(arguments).items() if name not in paths}
+    studies = {seed: Study(arguments, seed) for seed in arguments.seeds}
+    for study in studies.values():
+        for steps, adapter in study.loras.items():
+            print(f"seed {study.seed}: LoRA, {steps} steps: held-out loss {held_out_loss(adapter):.3f}")
+        if arguments.only != "lora":
+            for name, training in study.trainings().items():
+                print(f"seed {study.seed}: {name}: held-out loss {training['held_out_loss'][-1][1]:.3f}")
+    if arguments.only:
+        return
+    networks, machine = measured(arguments, studies), conditions()
+    paths = ("datasets", "work", "output", "plot", "only")
     report = {
-        "conditions": conditions(),
-        "settings": settings,
-        "subnetworks": {name: json.loads(file.read_text()) for name, file in subnets.items()},
+        "title": f"{arguments.base.name} on {machine['processors']} cores of an {machine['processor']}",
+        "conditions": machine,
+        "settings": {name: str(value) for name, value in vars(arguments).items() if name not in paths},
+        "trainings": {seed: study.trainings() for seed, study in studies.items()},
         "networks": networks,
     }
     if arguments.output:

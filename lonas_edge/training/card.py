@@ -2,7 +2,6 @@
 
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.network.training_record import Recovered, TrainingRecord
-from lonas_edge.training.options import TEACHER_SHARE
 
 _ORDER = (
     "lonas-edge sorts the channels of base and adapter by importance on loading (`channel_order.safetensors`). The adapter is "
@@ -22,7 +21,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     lines += [f"# {_kind(recovered, lonas)} for {base.name}", "", _training(record), ""]
     lines += [_recovery(recovered, lonas), ""] if recovered else []
     if record.teacher:
-        lines += [f"It was distilled from the frozen teacher `{record.teacher.name}`: {TEACHER_SHARE:.0%} of the loss.", ""]
+        lines += [f"The loss is the KL divergence from the frozen teacher `{record.teacher.name}`, over all tokens.", ""]
     if stored:
         lines += [
             f"It was trained for `{stored}` (quantization-aware training). Export it in this format, without calibration.",

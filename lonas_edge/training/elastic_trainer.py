@@ -19,7 +19,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
-from lonas_edge.training.options import EVAL_LOSS, TEACHER_SHARE
+from lonas_edge.training.options import EVAL_LOSS, QAT_SHARE
 from lonas_edge.training.schedule import Schedule
 
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, all steps, the last entry of the log
@@ -32,8 +32,10 @@ class NotFiniteError(LonasEdgeError):
 class ElasticTrainer(Trainer):
     """The Trainer; each step trains the schedule's sub-network.
 
-    Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step. With a frozen teacher half of it
-    is KL(teacher ‖ sub-network) at temperature 1. Classifiers: the same over sequences; regressions: squared errors.
+    Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step. With a frozen teacher:
+    KL(teacher ‖ sub-network) at temperature 1 over all tokens. Classifiers: cross-entropy over sequences; regressions: squared
+    errors. Quantization-aware training rounds the weights in the last `QAT_SHARE` of the steps; held-out losses are always of
+    the rounded weights.
     """
 
     def __init__(
@@ -104,7 +106,8 @@ class ElasticTrainer(Trainer):
         if self.teacher is not None:
             self._teacher_logits = self._logits_of_teacher(self._prepare_inputs(inputs))
         self.network.activate(widths)
-        with self.stored.active(widths) if self.stored else nullcontext():
+        rounding = self.state.global_step >= int((1 - QAT_SHARE) * self.state.max_steps)
+        with self.stored.active(widths) if self.stored and rounding else nullcontext():
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
@@ -138,10 +141,10 @@ class ElasticTrainer(Trainer):
         labels, objective = inputs.pop("labels"), self.network.objective
         outputs = model(**inputs, use_cache=False)
         logits, learned = objective.answers(outputs.logits, labels), objective.labels(labels)
-        loss = objective.loss(logits, learned)
-        if self._teacher_logits is not None:
-            divergence = objective.divergence(objective.answers(self._teacher_logits, labels), logits)
-            loss = (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * divergence
+        if self._teacher_logits is None:
+            loss = objective.loss(logits, learned)
+        else:
+            loss = objective.divergence(objective.answers(self._teacher_logits, labels), logits)
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
         # data parallelism averages over processes; the count is over all of them
         loss = loss / count * self.accelerator.num_processes

@@ -15,6 +15,9 @@ from training_runs import (
     OPTIONS,
     RECORD,
     SPACE,
+    Tokens,
+    cross_entropy,
+    divergence,
     logits_of,
     plain_base,
     same,
@@ -25,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
-from lonas_edge.training.inputs import open_recovery, with_teacher
+from lonas_edge.training.inputs import open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import open_teacher
 from lonas_edge.training.train import train
@@ -146,6 +149,29 @@ def test_refused_teachers(llama: TinySource, tmp_path: Path) -> None:
 # training
 
 
+def test_the_teacher_answers_every_token(llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable) -> None:
+    """The loss is KL(teacher ‖ sub-network) over the tokens of prompts and answers; the held-out loss is of answers alone."""
+    data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
+    inputs = with_eval_data(with_teacher(open_recovery(str(start), data, "minimal"), str(llama.adapter)), data)
+    train(
+        inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "prompt": None, "batch_size": len(EIGHT), "steps": 1, "lr": 1e-9})
+    )
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+
+    reference = PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval()
+
+    def student(ids: torch.Tensor) -> torch.Tensor:
+        return oracle_logits(llama.base, start, start / SPACE, choose(llama, "minimal"), ids)
+
+    def teacher(ids: torch.Tensor) -> torch.Tensor:
+        return logits_of(reference, ids)
+
+    tokens = [Tokens.of(llama, example) for example in EIGHT]
+    whole = [Tokens(each.ids, 1) for each in tokens]
+    assert record["losses"][0]["loss"] == pytest.approx(divergence(whole, teacher, student), rel=1e-4)
+    assert record["eval_data"]["losses"][0]["loss"] == pytest.approx(cross_entropy(tokens, student), rel=1e-4)
+
+
 def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Path) -> None:
     """A sub-network is distilled from a finished adapter."""
     data, start = write_data(tmp_path / "data.json", EIGHT), str(trained("llama", True))
@@ -156,7 +182,7 @@ def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Pat
     assert record["teacher"]["name"] == llama.adapter.name
     assert sorted(record["teacher"]["sha256"]) == ["adapter_config.json", "adapter_model.safetensors"]  # the base is recorded
     card = (tmp_path / "whole/README.md").read_text()
-    assert f"distilled from the frozen teacher `{llama.adapter.name}`: 50% of the loss" in card
+    assert f"KL divergence from the frozen teacher `{llama.adapter.name}`" in card
 
     def kill(step: int, _steps: int, _log: object) -> None:
         if step == 5:

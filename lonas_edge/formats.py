@@ -162,7 +162,8 @@ _ACTIVATION_GROUPS = (256, 192, 128, 96, 64)
 def activation_group(widths: Iterable[int], weight_group: int) -> int | None:
     """Return the preferred group size of the activations that divides all input widths, or None.
 
-    `weight_group` is that of the weights, or `PER_CHANNEL`. It is the upper limit: a larger group is slower than the default (openvino 2026.4.1).
+    `weight_group` is that of the weights, or `PER_CHANNEL`. It is the upper limit: a larger group is slower than the default
+    (openvino 2026.4.1).
     """
     widths, grouped = set(widths), weight_group != PER_CHANNEL
     sizes = (size for size in _ACTIVATION_GROUPS if not (grouped and weight_group < size))

@@ -38,7 +38,7 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
-        read = (source.source, source.model, source.nncf_config, options.solve, options.calibration)
+        read = (source.source, source.model, source.nncf_config, options.calibration)
         files = [target.subnet] if target.subnet and Path(target.subnet).is_file() else []
         OutputDirectory(target.output, options.overwrite, (*read, *files)).check(0)
         opened = open_source(source.source, source.model, source.nncf_config)
@@ -71,12 +71,6 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    if solved := manifest.reconstruction:
-        outcome = "" if solved.kept else ": not used, it is no better"
-        shown.print(
-            f"least-squares reconstruction on {solved.prompts:,} prompts: mean KL from the maximal network {solved.before:.3f} "
-            f"nats before, {solved.after:.3f} after{outcome}"
-        )
     table = Table(title="Parity", title_justify="left")
     for column in ("logits", "largest difference", "mean KL (nats)", "same top token"):
         table.add_column(column, justify="left" if column == "logits" else "right")

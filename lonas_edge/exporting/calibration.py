@@ -51,7 +51,7 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
         )
     needed = bytes_needed(source.sizes(model.subnetwork).parameters)
     require_memory("--calibration", needed)
-    chosen = read_held_out(source, options.calibration, options.calibration_prompts, 0, option="--num-prompts")
+    chosen = read_held_out(source, options.calibration, options.num_prompts, 0, option="--num-prompts")
     prompts = CalibrationPrompts(chosen, options.int4_method, group_size, needed)
     prompts.encoded(tokenizer)  # fails now if prompts are too long
     return prompts

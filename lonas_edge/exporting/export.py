@@ -5,18 +5,16 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting import texts
 from lonas_edge.exporting.calibration import read_calibration
-from lonas_edge.exporting.job import Job, Outcome, scratch
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, Reconstruction, written_files
+from lonas_edge.exporting.job import Job, Outcome
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.exporting.reconstruction import read_reconstruction_prompts, reconstruct_model
 from lonas_edge.exporting.requirements import require_tokenizer
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
@@ -26,7 +24,6 @@ from lonas_edge.ir import compress
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.reconstruction import correction_bytes
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.output import OutputDirectory
@@ -68,7 +65,7 @@ def export(
     layout = _gguf_layout(source, subnetwork) if options.stage == "gguf" else None
     directory = OutputDirectory(output, options.overwrite, _inputs(source, options))
     directory.check(_bytes(source, subnetwork, options, stored, layout))
-    with directory.open() as folder, scratch(folder, "solved-") as temporary, ThreadPoolExecutor(1, "hash") as background:
+    with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
             model, tokenizer = _checked(source, subnetwork, options)
             job = Job(
@@ -80,19 +77,15 @@ def export(
                 stored,
                 steps,
                 hash_files=lambda: background.submit(written_files, folder),
-                solve=read_reconstruction_prompts(model, tokenizer, options.solve, options.solve_prompts)
-                if options.solve
-                else None,
                 calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
                 gguf=(layout, _vocabulary(source, tokenizer)) if layout else None,
             )
         hashes = background.submit(_input_hashes, model)
         model.subnetwork.record().write(folder / SUBNETWORK)
-        job, solved = _solved(job, Path(temporary))
         outcome = _stage(options.stage)(job)
         if options.verify:
             _refuse_other_base(source, hashes.result())
-        manifest = _manifest(job, outcome, hashes.result(), solved)
+        manifest = _manifest(job, outcome, hashes.result())
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
     return manifest
@@ -114,7 +107,7 @@ def _stored(source: Source, options: ExportOptions) -> str:
 
 def _inputs(source: Source, options: ExportOptions) -> tuple[Path | None, ...]:
     """Return the files and directories that the export reads, which it must not replace."""
-    return source.base.folder, source.adapter.folder if source.adapter else None, options.solve, options.calibration
+    return source.base.folder, source.adapter.folder if source.adapter else None, options.calibration
 
 
 def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, stored: str, layout: "Layout | None") -> int:
@@ -124,7 +117,7 @@ def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, store
     else:
         largest = FORMATS[stored].outer or stored if options.ratio < 1 else stored
         weights = source.sizes(subnetwork).bytes["fp16" if largest == "bf16" else largest]
-    return weights + _OTHER_FILES + (correction_bytes(subnetwork) if options.solve else 0)
+    return weights + _OTHER_FILES
 
 
 def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> tuple[MaterializedModel, Any]:
@@ -154,15 +147,6 @@ def _vocabulary(source: Source, tokenizer: Any) -> dict[str, Any]:
     from lonas_edge.exporting.gguf_vocabulary import vocabulary_of
 
     return vocabulary_of(tokenizer, source.architecture.config.vocab_size, str(source.base.folder))
-
-
-def _solved(job: Job, folder: Path) -> tuple[Job, Reconstruction | None]:
-    """Reconstruct the sub-network by least squares if requested (`--solve`)."""
-    if job.solve is None:
-        return job, None
-    with job.steps.step("solve", "Least-squares reconstruction") as done:
-        model, solved = reconstruct_model(job.model, job.solve, job.tokenizer, folder, done)
-    return replace(job, model=model), solved
 
 
 def _stage(name: str) -> Callable[[Job], Outcome]:
@@ -198,7 +182,7 @@ def _refuse_other_base(source: Source, hashes: Hashes) -> None:
     )
 
 
-def _manifest(job: Job, outcome: Outcome, hashes: Hashes, solved: Reconstruction | None) -> Manifest:
+def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
     model, options, source = job.model, job.options, job.model.source
     training, subnetwork, searched = source.training, model.subnetwork, model.subnetwork.origin
     if searched and searched.super_adapter != hashes.get("adapter"):
@@ -215,7 +199,6 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes, solved: Reconstruction
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
-        reconstruction=solved,
         pipeline=source.architecture.family.task.pipeline_tag,
         task=training.task if training else None,
         prompt=training.prompt.name if training and training.prompt else None,

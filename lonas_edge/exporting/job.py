@@ -15,7 +15,6 @@ from lonas_edge.exporting import ovms, verify
 from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.manifest import Calibrated, Compression, Written
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.exporting.reconstruction import ReconstructionPrompts
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.files import replace_text
 from lonas_edge.network.configuration import GENERATION
@@ -47,7 +46,6 @@ class Job:
     stored: str
     steps: Steps
     hash_files: Callable[[], Future[dict[str, tuple[Written, ...]]]]
-    solve: ReconstructionPrompts | None = None
     calibration: CalibrationPrompts | None = None
     gguf: "tuple[Layout, dict[str, Any]] | None" = None
 

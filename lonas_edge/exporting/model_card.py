@@ -36,7 +36,6 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "`lonas_edge.json` versions, hashes of the inputs, sizes and parity.",
         "",
         *(_search(manifest.subnetwork.origin) if manifest.subnetwork.origin else []),
-        *([manifest.reconstruction.summary, ""] if manifest.reconstruction else []),
         *_sizes(manifest.sizes),
         "",
         *_compression(manifest.compression, manifest.calibrated),

@@ -18,7 +18,6 @@ from lonas_edge.formats import (
 )
 from lonas_edge.options import Checked, option
 
-CALIBRATION_PROMPTS, RECONSTRUCTION_PROMPTS = 64, 512
 _GROUPED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.group_sizes)
 _MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
 
@@ -60,21 +59,7 @@ class ExportOptions(Checked):
         needs="calibration",
         help="NNCF's compression method with --calibration.",
     )
-    solve: Path | None = option(
-        None,
-        panel="Data",
-        metavar="DATA",
-        help="Training data for a least-squares reconstruction of the layers behind pruned parts.",
-        unset="no reconstruction",
-    )
-    num_prompts: int | None = option(
-        None,
-        panel="Data",
-        minimum=1,
-        needs="calibration|solve",
-        help="Number of prompts from --calibration or --solve.",
-        unset=f"{CALIBRATION_PROMPTS}; {RECONSTRUCTION_PROMPTS} from --solve",
-    )
+    num_prompts: int = option(64, panel="Data", minimum=1, needs="calibration", help="Number of prompts from --calibration.")
     dtype: str | None = option(
         None,
         panel="Output",
@@ -125,16 +110,6 @@ class ExportOptions(Checked):
         why="texts are compared with those in fp32",
         help="Compare generated texts with those in fp32 (FDT and SDT of who_what_benchmark).",
     )
-
-    @property
-    def calibration_prompts(self) -> int:
-        """Prompts of `calibration`."""
-        return self.num_prompts or CALIBRATION_PROMPTS
-
-    @property
-    def solve_prompts(self) -> int:
-        """Prompts of `solve`; an eighth as many more are held out to measure the effect."""
-        return self.num_prompts or RECONSTRUCTION_PROMPTS
 
     @property
     def stored_as(self) -> WeightFormat:

@@ -12,8 +12,6 @@ def export_checkpoint(job: Job) -> Outcome:
     dtype = DTYPES[job.stored].torch
     with job.steps.step("materialize", "Slicing and merging") as done:
         write_weights(job.model, job.folder, dtype, done)
-        if job.model.correction:
-            job.model.correction.save(job.folder)
         write_configs(job, DTYPES[job.stored].torch_name)
         if job.tokenizer is not None:
             job.tokenizer.save_pretrained(job.folder)

@@ -57,7 +57,7 @@ def super_network_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tens
             parameter.data = parameter.data.double()
     network.activate(model.subnetwork.widths)
     base = network.base
-    return float64_logits(base, inputs, lambda name: model.corrected_base(unwrapped(name)), lambda name: not of_adapter(name))
+    return float64_logits(base, inputs, lambda name: model.base_tensor(unwrapped(name)), lambda name: not of_adapter(name))
 
 
 def materialized_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:

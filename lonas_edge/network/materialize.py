@@ -15,8 +15,7 @@ from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
-from lonas_edge.network.correction import NO_CORRECTION, Correction
-from lonas_edge.network.parts import outside, take
+from lonas_edge.network.parts import take
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
 from lonas_edge.space.complexity import materialized_shapes
@@ -27,13 +26,12 @@ BLOCK_ELEMENTS = 2**20  # 8 MB in float64
 MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
-def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None = None) -> torch.Tensor:
-    """Add a layer's adapter to its sliced weight [out, in]: W + delta + scale · B[rows, :r] A[:r, columns], in float64."""
-    sliced = sliced.double() if delta is None else sliced.double() + delta
+def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+    """Add a layer's adapter to its sliced weight [out, in]: W + scale · B[rows, :r] A[:r, columns], in float64."""
     if lora is None:
-        return sliced
+        return sliced.double()
     b, a = take(lora.b, widths.rows)[:, : widths.rank], take(lora.a, None, widths.columns)[: widths.rank]
-    return torch.addmm(sliced, b.double(), a.double(), alpha=lora.scale)
+    return torch.addmm(sliced.double(), b.double(), a.double(), alpha=lora.scale)
 
 
 def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
@@ -43,28 +41,24 @@ def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -
     return sliced.double() + lora.scale * take(lora.bias, widths.rows).double()
 
 
-def _merged_in_blocks(
-    sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None, delta: torch.Tensor | None
-) -> torch.Tensor:
+def _merged_in_blocks(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
     """As `merge`, rounded to fp32 in blocks of rows, so that it is never whole in float64."""
-    if lora is None and delta is None:
+    if lora is None:
         return sliced.float()
     merged, rows = torch.empty(sliced.shape), max(1, BLOCK_ELEMENTS // sliced.shape[1])
-    lora = lora and replace(lora, b=take(lora.b, widths.rows))
+    lora = replace(lora, b=take(lora.b, widths.rows))
     for start in range(0, len(sliced), rows):
         part = ((start, min(start + rows, len(sliced))),)
-        own = None if delta is None else take(delta, part)
-        merged[start : start + rows] = merge(take(sliced, part), replace(widths, rows=part), lora, own)
+        merged[start : start + rows] = merge(take(sliced, part), replace(widths, rows=part), lora)
     return merged
 
 
 class MaterializedModel:
     """The materialized model, computed tensor by tensor: nothing is read in advance, and nothing is cached."""
 
-    def __init__(self, source: Source, subnetwork: Subnetwork, correction: Correction = NO_CORRECTION):
+    def __init__(self, source: Source, subnetwork: Subnetwork):
         """Open the base and the adapter and check that they fit."""
         self.source, self.subnetwork = source, subnetwork
-        self.correction = correction
         self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
@@ -91,10 +85,6 @@ class MaterializedModel:
             return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
 
-    def corrected_base(self, name: str) -> torch.Tensor:
-        """A whole tensor of the super-network's base; in float64 with the correction where there is one."""
-        return self.correction.onto(name, self.base_tensor(name), self._widths)
-
     def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
             return take(self.adapter.replaced[name], rows, columns)
@@ -113,28 +103,7 @@ class MaterializedModel:
             return self.base_tensor(name)
         if leaf == "bias":
             return merge_bias(self.base_tensor(name, widths.rows), widths, lora)
-        return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora, self.correction.of(name))
-
-    def cut_part(self, layer: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The parts of the maximal network's merged weight in a layer's active rows that the materialized model lacks.
-
-        Returns:
-            The cut columns [rows, cut]; and for the cut ranks scale · B [rows, ranks] and A [ranks, columns] on the kept
-                columns. In float64.
-        """
-        lora, widths = self._factors.get(layer), self._widths[layer]
-        whole = self.source.subnetwork(self.source.elasticity.maximal).linears[layer]
-        cut = outside(widths.columns, whole.in_features)
-        columns = merge(
-            self.base_tensor(f"{layer}.weight", widths.rows, cut), replace(whole, rows=widths.rows, columns=cut), lora
-        )
-        if lora is None or widths.rank is None:
-            return columns, columns.new_empty(len(columns), 0), columns.new_empty(0, widths.in_features)
-        b, a = (
-            take(lora.b, widths.rows)[:, widths.rank : whole.rank],
-            take(lora.a, None, widths.columns)[widths.rank : whole.rank],
-        )
-        return columns, lora.scale * b.double(), a.double()
+        return merge(self.base_tensor(name, widths.rows, widths.columns), widths, lora)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model in fp32, rounded once."""
@@ -144,7 +113,7 @@ class MaterializedModel:
             value = self.exact(name).float() if leaf == "bias" else self.base_tensor(name).float()
         else:
             sliced = self.base_tensor(name, widths.rows, widths.columns)
-            value = _merged_in_blocks(sliced, widths, lora, self.correction.of(name))
+            value = _merged_in_blocks(sliced, widths, lora)
         if fault := number_fault(value):
             self._faults[name] = fault
         return value

@@ -32,14 +32,13 @@ class Walk:
         """The head's input [prompts, tokens, hidden] for a batch, computed from the current layer on."""
         return self._run(index, range(self.current, len(self._layers)))
 
-    def step(self, before: Callable[[int], None] = lambda _index: None) -> None:
-        """Run the current layer on every batch and go on to the next; call `before` with the index of each batch first."""
+    def step(self) -> None:
+        """Run the current layer on every batch and go on to the next."""
         outputs: list[torch.Tensor] = []
         layer = self._layers[self.current]
         handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
         try:
             for index in range(len(self._batches)):
-                before(index)
                 self._run(index, range(self.current, self.current + 1))
         finally:
             handle.remove()

@@ -95,7 +95,7 @@ def test_a_wrong_merge_is_refused(tiny_bert: TinyBert, tmp_path: Path, monkeypat
     source, right = tiny_bert.source(3), materialize.merge
     with monkeypatch.context() as patched:
         patched.setattr(
-            materialize, "merge", lambda w, widths, lora, delta=None: right(w, widths, lora and _doubled(lora), delta)
+            materialize, "merge", lambda w, widths, lora: right(w, widths, lora and _doubled(lora))
         )
         with pytest.raises(LonasEdgeError, match="differ from the activated super-network"):
             run_export(source, UNEQUAL, tmp_path / "out")

@@ -21,7 +21,6 @@ MANIFEST = {
     "prompt": "alpaca",
     "sizes": {"unpruned": {**SIZES, "parameters": 7}, "subnetwork": SIZES},
     "layers": [[{"kind": "mlp", "kept": 64, "full": 128}]],
-    "reconstruction": None,
     "fused": 0,
     "compression": [],
     "calibrated": None,

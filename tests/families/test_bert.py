@@ -226,7 +226,6 @@ def test_commands_that_need_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_
     expected = "works on a causal language model; bert is a sequence classifier"
     on_data = ["--weight-format", "int4", "--calibration", tmp_path / "data.json"]
     for arguments, refused in (
-        (["export", *source.arguments(), "--solve", tmp_path / "data.json", "--output", tmp_path / "o"], f"--solve {expected}"),
         (["export", *source.arguments(), *on_data, "--output", tmp_path / "o"], f"--calibration {expected}"),
         ([*on, "--cost", "ttft"], "a sequence classifier generates no tokens; use --cost latency"),
         ([*on, "--measure"], "data.json: Cannot infer the GLUE task from folder"),

@@ -66,7 +66,6 @@ class Command:
 
 _EVERY = (*CAUSAL, *BERT)
 _CONFIGS = "base/config.json adapter/adapter_config.json space.json subnet.json"
-_SOLVE = "--solve data.json --num-prompts 4"
 _EVALUATED = "ir/lonas_edge_eval.json ir/lonas_edge.json ir/lonas_edge_runtime.json"
 _STUDY = "searched/search.json searched/study.log " * 3
 _SUBNET = f"--subnet subnet.json {_CHECKPOINT}"
@@ -77,9 +76,6 @@ COMMANDS = {
     "space": Command("space --model base --output out.json", "base/config.json", "space", 4, CAUSAL, "in/out.json"),
     "export": Command(f"export {SOURCE} {_CHECKPOINT}", f"{_BASE} {_ADAPTER} space.json", "checkpoint", 18, CAUSAL),
     "export-subnet": Command(f"export {SOURCE} {_SUBNET}", "subnet.json space.json", "checkpoint", 4),
-    "export-solve": Command(
-        f"export {SOURCE} {_SOLVE} {_CHECKPOINT}", f"{_BASE} {_ADAPTER} space.json {_DATA * 2}", "other", 5
-    ),
     "export-super": Command(f"export super {_CHECKPOINT}", f"{_SUPER} {_WEIGHTS}", "checkpoint", 10),
     "export-sharded": Command(
         f"export {_SHARDED} {_CHECKPOINT}",

@@ -180,7 +180,6 @@ def test_commands_take_it(recovered: Path, llama: TinySource, data: Path, tmp_pa
     assert [group["width"] for group in json.loads(ran.out)["groups"]] == widths
     for arguments, message in (
         (("export", recovered, "--subnet", "maximal", "--output", tmp_path / "no"), "Omit --subnet"),
-        (("export", recovered, "--solve", data, "--output", tmp_path / "no"), "Remove --solve"),
         (("search", recovered, "--data", data, "--output", tmp_path / "no"), "has only its minimal sub-network"),
     ):
         ran = run_cli(*arguments)

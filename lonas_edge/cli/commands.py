@@ -14,6 +14,7 @@ from lonas_edge.cli.guard import DEBUG, now, quiet
 COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
     "inspect": "Show the sizes of a sub-network.",
     "space": "Write a search space for a model.",
+    "trim": "Write a base model with a smaller vocabulary.",
     "train": "Train a super-adapter, or recover a sub-network.",
     "search": "Search the best sub-networks at each cost.",
     "export": "Export a sub-network to OpenVINO, a checkpoint or GGUF.",

@@ -177,7 +177,7 @@ def _input_hashes(model: MaterializedModel) -> Hashes:
 def _refuse_other_base(source: Source, hashes: Hashes) -> None:
     raise_all(
         f"{source.base.folder}: not the base that the super-adapter was trained on:",
-        base_misfits(source.training, hashes["base"]),
+        base_misfits(source.training, hashes["base"], source.base.folder),
         "Pass the right base with --model, or export anyway with --no-verify.",
     )
 

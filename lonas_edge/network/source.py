@@ -21,6 +21,7 @@ from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import check_model_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.network.vocabulary_record import original_hashes
 from lonas_edge.space.architecture import REMOVED, Architecture
 from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
@@ -249,7 +250,7 @@ def open_source(
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
-    others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")})
+    others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
     if training and training.recovered and training.recovered.widths and elastic:
@@ -291,9 +292,14 @@ def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> Non
         )
 
 
-def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str]) -> list[str]:
-    """List differences between a base's files (SHA-256 by name) and those of the training; only common files count."""
+def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str], base: Path) -> list[str]:
+    """List differences between a base's files (SHA-256 by name) and those of the training; only common files count.
+
+    A base with a trimmed vocabulary stands for the model that it was trimmed from.
+    """
     trained = training.base.sha256 if training else {}
+    if trained and not all(trained.get(name) == digest for name, digest in hashes.items()):
+        hashes = original_hashes(base, hashes)
     return [
         f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"
         for name in sorted(trained.keys() & hashes.keys())

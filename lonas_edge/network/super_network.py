@@ -148,7 +148,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     # transformers and PEFT report mismatches less clearly
     stored = open_base(source.base.folder, source.architecture, source.replaced())
     hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
-    misfits = base_misfits(source.training, hashes)
+    misfits = base_misfits(source.training, hashes, source.base.folder)
     raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "Pass the right one with --model.")
     if source.adapter and source.adapter_config:
         load_adapter(source.adapter.folder, source.adapter_config, source.architecture)

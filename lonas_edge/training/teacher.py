@@ -1,7 +1,7 @@
 """A frozen teacher for distillation. It is loaded once, merged, in the dtype of the training."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parameter
 from lonas_edge.network.source import Located, Source, open_source
-from lonas_edge.network.tokenizer import load_tokenizer, tokenizer_differences
+from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
+from lonas_edge.network.vocabulary_record import VOCABULARY, keep_tokens, vocabulary_of
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,32 @@ def open_teacher(reference: str, base: Located) -> Teacher:
     else:
         source = _opened(reference, base)
         teacher, described = _of_source(source, base), source.base.folder
-    if described.resolve() != base.folder.resolve():
+    if described.resolve() == base.folder.resolve():
+        return teacher
+    trimmed = vocabulary_of(base.folder)
+    if trimmed is None or _as_many_tokens(described, base.folder):
         _check_tokens(teacher.folder, described, base.folder)
-    return teacher
+        return teacher
+    _check_kept(teacher.folder, described, base.folder, trimmed.kept)
+    return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), trimmed.kept))
+
+
+def _as_many_tokens(teacher: Path, student: Path) -> bool:
+    return bool(read_json(teacher / "config.json")["vocab_size"] == read_json(student / "config.json")["vocab_size"])
+
+
+def _check_kept(teacher: Path, described: Path, student: Path, kept: Sequence[int]) -> None:
+    """Refuse a teacher without the tokens that a trimmed student has, at the ids that they were trimmed from."""
+    theirs, ours = require_tokenizer(described, "a teacher"), require_tokenizer(student, "training")
+    tokens = ours.convert_ids_to_tokens(range(len(kept)))
+    known = {number: token for token, number in theirs.get_vocab().items()}
+    pairs = zip(kept, tokens, strict=True)
+    problems = [f"token {number}: {known.get(number)!r} and {token!r}" for number, token in pairs if known.get(number) != token]
+    raise_all(
+        f"{teacher}: cannot teach {student}, whose vocabulary was trimmed; their tokens differ (the teacher's come first):",
+        problems,
+        f"Use a --teacher with the vocabulary of {student / VOCABULARY}.",
+    )
 
 
 def _exported(folder: Path) -> Teacher:

@@ -219,7 +219,7 @@ class _Run:
         hashes = Hashes.of(inputs)
         settings = identity(inputs, hashes, options, schedule, self.state.num_processes)
         if inputs.start:
-            misfits = base_misfits(inputs.start.source.training, hashes.base)
+            misfits = base_misfits(inputs.start.source.training, hashes.base, inputs.base.folder)
             raise_all(f"{inputs.base.folder}: not the base of the adapter's training:", misfits, "Pass the right --model.")
         restart = directory.overwrite and not resume
         with directory.resume("train", settings, resume, restart) as work, stopping(work.path):

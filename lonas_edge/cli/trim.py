@@ -1,0 +1,101 @@
+"""`lonas-edge trim`: write a model with a smaller vocabulary."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lonas_edge.cli.command import command
+from lonas_edge.cli.groups import JsonOptions
+from lonas_edge.cli.importing import importing
+from lonas_edge.cli.progress import progress
+from lonas_edge.cli.terminal import console, loading
+from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.options import option
+
+if TYPE_CHECKING:
+    from lonas_edge.vocabulary.proposals import Proposal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimOptions(JsonOptions):
+    """Which tokens stay."""
+
+    model: str = option(argument=True, path=True, help="Base model, a directory or hub id (ID or ID@REVISION).")
+    data: Path = option(metavar="DATA", help="Training data; the tokens that they use are kept first.")
+    size: int | None = option(None, minimum=1, help="Number of tokens to keep.", unset="the tokens of --data alone")
+    output: Path | None = option(None, panel="Output", metavar="DIR", help="Directory to write.", unset="only show sizes")
+    prompt: str | None = option(
+        None, choices=(*TEMPLATES, CHAT), help="Prompt template for --data.", unset="chat for conversations, else alpaca"
+    )
+    overwrite: bool = option(False, panel="Output", help="Replace an existing output directory.")
+
+
+@command(TrimOptions)
+def run(options: TrimOptions) -> None:
+    """Write a base model with a smaller vocabulary: the tokens of some data, of any text's bytes, and special tokens.
+
+    Embedding and head are a large part of a small model. Any text can still be tokenized; texts unlike the data take more
+    tokens. Without --output, show sizes and what they cost. The result is a base model for all other commands, also for
+    adapters of the untrimmed model: pass it as --model.
+    """
+    with loading(), importing():
+        from lonas_edge.network.source import open_source
+        from lonas_edge.output import OutputDirectory
+        from lonas_edge.vocabulary.choice import choose
+        from lonas_edge.vocabulary.proposals import encoded, proposals
+        from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
+        from lonas_edge.vocabulary.trim import trim_model, trimmed_bytes
+    source = open_source(options.model, weights=options.output is not None)
+    base, architecture = source.base, source.architecture
+    tokenizer = TokenizerFile.read(base.folder)
+    with progress() as report:
+        report("Tokenizing the data", None)
+        examples = encoded(base.folder, options.data, options.prompt)
+        if options.output is None:
+            rows = proposals(tokenizer, architecture, examples, options.size)
+        else:
+            counts = Counter(token for example in examples for token in example)
+            choice = choose(tokenizer, counts, options.size, architecture.config.vocab_size)
+            output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
+            output.check(trimmed_bytes(architecture, len(choice.kept)))
+            with output.open() as folder:
+                trim_model(
+                    base, architecture, tokenizer, choice.kept, [options.data], folder, lambda done: report("Writing", done)
+                )
+    if options.output is None:
+        _show(rows, options.json, base.name)
+        return
+    shown = {"tokens": len(choice.kept), "of": len(tokenizer.tokens), "used": choice.used, "dropped": choice.missing}
+    if options.json:
+        print(json.dumps(shown, indent=2))
+        return
+    dropped = f"; {choice.missing:,} rare ones were dropped" if choice.missing else ""
+    console().print(
+        f"{options.output}: {len(choice.kept):,} of {len(tokenizer.tokens):,} tokens. The data use {choice.used:,}{dropped}."
+    )
+
+
+def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows], indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{name}: vocabularies for this data", title_justify="left")
+    columns: dict[str, Any] = {
+        "tokens": lambda row: f"{row.tokens:,}",
+        "embedding and head, MB in INT8": lambda row: f"{row.table_bytes / 1e6:.1f}",
+        "share of all weights": lambda row: f"{row.share:.0%}",
+        "tokens per text": lambda row: f"{row.fertility:.3f}x",
+    }
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(show(row) for show in columns.values()))
+    console().print(table)
+    console().print(
+        "Tokens per text: on a tenth of the data, with a vocabulary chosen on the rest. Write one with --size N --output DIR."
+    )

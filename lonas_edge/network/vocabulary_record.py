@@ -1,0 +1,60 @@
+"""Models with a trimmed vocabulary: `vocabulary.json` in their directory, and loaded models reduced to the same tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from lonas_edge.schema import Record
+
+VOCABULARY = "vocabulary.json"
+
+
+@dataclass(frozen=True)
+class VocabularyRecord(Record):
+    """Content of `vocabulary.json`.
+
+    Attributes:
+        base: Name of the model with the whole vocabulary.
+        revision: Its revision on the hub, or None.
+        sha256: SHA-256 of its files by name.
+        rows: Rows of its embedding.
+        data: SHA-256 of the data whose tokens were kept, by file name.
+        kept: The model's id of each token here.
+    """
+
+    NAME: ClassVar[str] = "vocabulary"
+    VERSION: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = "Trim the model again."
+    base: str
+    revision: str | None
+    sha256: dict[str, str]
+    rows: int
+    data: dict[str, str]
+    kept: tuple[int, ...]
+
+
+def vocabulary_of(folder: Path) -> VocabularyRecord | None:
+    """Read the record of a model directory; None if its vocabulary was not trimmed."""
+    return VocabularyRecord.read(folder / VOCABULARY) if (folder / VOCABULARY).is_file() else None
+
+
+def original_hashes(folder: Path, hashes: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the hashes of the model that a directory was trimmed from; its own `hashes` if it was not."""
+    record = vocabulary_of(folder)
+    return record.sha256 if record else hashes
+
+
+def keep_tokens(model: Any, kept: Sequence[int]) -> Any:
+    """Reduce a loaded model to some tokens, in place, and return it: its logits are then those of these tokens."""
+    rows = torch.tensor(kept)
+    tables = dict.fromkeys(filter(None, (model.get_input_embeddings(), model.get_output_embeddings())))
+    weights = {id(table.weight): torch.nn.Parameter(table.weight.data[rows], requires_grad=False) for table in tables}
+    for table in tables:
+        table.weight = weights[id(table.weight)]
+        if getattr(table, "bias", None) is not None:
+            table.bias = torch.nn.Parameter(table.bias.data[rows], requires_grad=False)
+    model.config.vocab_size = len(kept)
+    return model

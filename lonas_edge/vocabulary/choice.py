@@ -1,0 +1,56 @@
+"""Choose the tokens of a smaller vocabulary: those that data use, with all that any text needs."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tokens to keep.
+
+    Attributes:
+        kept: Their ids, in order.
+        used: Number of different tokens in the data.
+        missing: How many of these were dropped.
+    """
+
+    kept: tuple[int, ...]
+    used: int
+    missing: int
+
+
+def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], size: int | None, rows: int) -> Choice:
+    """Choose tokens: required ones, then those that data use, the most frequent first, then the earliest of the tokenizer.
+
+    Args:
+        tokenizer: The tokenizer.
+        counts: How often the data use each token.
+        size: Number of tokens to keep; None for those that the data use and no others.
+        rows: Rows of the embedding: tokens beyond have none and are dropped.
+
+    Raises:
+        LonasEdgeError: If the size is below what every text needs, or not below the whole vocabulary.
+    """
+    everything = {number for number in tokenizer.tokens if number < rows}
+    kept = tokenizer.required(counts) & everything
+    if size is not None and size < len(kept):
+        raise LonasEdgeError(
+            f"--size {size}: below the {len(kept)} tokens that every text needs: bytes or characters, special and added tokens."
+        )
+    if size is not None and size >= len(everything):
+        raise LonasEdgeError(f"--size {size}: the vocabulary has only {len(everything)} tokens.")
+    limit = len(everything) if size is None else size
+    for number, _ in Counter(counts).most_common():
+        parts = tokenizer.parts(number) & everything
+        if len(kept | parts) <= limit:
+            kept |= parts
+    for number in tokenizer.earliest() if size is not None else ():
+        if len(kept) == limit:
+            break
+        if number in everything and tokenizer.parts(number) <= kept | {number}:
+            kept.add(number)
+    return Choice(tuple(sorted(kept)), len(counts), len(counts.keys() - kept))

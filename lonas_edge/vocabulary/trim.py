@@ -1,0 +1,139 @@
+"""Write a Hugging Face model with a smaller vocabulary: fewer rows of embedding and head, and a tokenizer to match."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from lonas_edge.files import read_json, replace_text, sha256
+from lonas_edge.network.checkpoints import TensorFiles, open_base
+from lonas_edge.network.configuration import GENERATION
+from lonas_edge.network.source import Located
+from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, vocabulary_of
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
+
+_COPIED = ("special_tokens_map.json", "*.jinja", "LICENSE*")
+_SHARD_BYTES = 10**9  # a shard is in memory while it is written
+
+
+def trim_model(
+    base: Located,
+    architecture: Architecture,
+    tokenizer: TokenizerFile,
+    kept: Sequence[int],
+    data: Sequence[Path],
+    folder: Path,
+    done: Callable[[float], None] = lambda _: None,
+) -> VocabularyRecord:
+    """Write the model and its tokenizer into a directory.
+
+    Args:
+        base: The model.
+        architecture: Its shapes.
+        tokenizer: Its tokenizer.
+        kept: Ids of the tokens that stay, in order; a token's new id is its index.
+        data: Files whose tokens were kept, for the record.
+        folder: The directory, which exists.
+        done: Called with the share that is written.
+    """
+    tensors = open_base(base.folder, architecture, {})
+    _write_configs(base.folder, folder, kept)
+    tokenizer.write(folder, kept)
+    _write_weights(tensors, architecture, kept, folder, done)
+    files = [base.folder / "config.json", *tensors.files]
+    record = _composed(
+        base,
+        VocabularyRecord(
+            base=base.name,
+            revision=base.revision,
+            sha256={path.name: sha256(path) for path in files},
+            rows=architecture.config.vocab_size,
+            data={path.name: sha256(path) for path in data},
+            kept=tuple(kept),
+        ),
+    )
+    record.write(folder / VOCABULARY)
+    return record
+
+
+def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
+    """A record from the model with the whole vocabulary, where the base itself was trimmed."""
+    first = vocabulary_of(base.folder)
+    if first is None:
+        return record
+    return VocabularyRecord(
+        first.base, first.revision, first.sha256, first.rows, record.data, tuple(first.kept[index] for index in record.kept)
+    )
+
+
+def _tables(architecture: Architecture) -> set[str]:
+    """Names of the tensors with a row for each token."""
+    family = architecture.family
+    names = {f"{family.embedding}.weight"}
+    return names | ({f"{family.head}.weight", f"{family.head}.bias"} if not family.task.new_head else set())
+
+
+def _write_configs(source: Path, folder: Path, kept: Sequence[int]) -> None:
+    """Write the files that hold token ids, with the new ids, and copy those that do not."""
+    new = {old: index for index, old in enumerate(kept)}
+    config = _renumbered(read_json(source / "config.json"), new)
+    replace_text(folder / "config.json", json.dumps({**config, "vocab_size": len(kept)}, indent=2) + "\n")
+    if (source / GENERATION).is_file():
+        replace_text(folder / GENERATION, json.dumps(_renumbered(read_json(source / GENERATION), new), indent=2) + "\n")
+    if (source / "tokenizer_config.json").is_file():
+        content = read_json(source / "tokenizer_config.json")
+        if added := content.get("added_tokens_decoder"):
+            numbers = {int(old): entry for old, entry in added.items()}
+            content["added_tokens_decoder"] = {str(new[old]): entry for old, entry in numbers.items() if old in new}
+        replace_text(folder / "tokenizer_config.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    for pattern in _COPIED:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _renumbered(content: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """A configuration with the new ids of its special tokens; those of dropped tokens are gone."""
+
+    def value(old: Any) -> Any:
+        if isinstance(old, list):
+            return [new[number] for number in old if number in new]
+        return new.get(old)
+
+    return {name: value(old) if name.endswith("_token_id") and old is not None else old for name, old in content.items()}
+
+
+def _write_weights(
+    tensors: TensorFiles, architecture: Architecture, kept: Sequence[int], folder: Path, done: Callable[[float], None]
+) -> None:
+    """Write all tensors in their dtype, those of the tables with the kept rows."""
+    tables, stored = _tables(architecture), {name: tensors.shapes[name] for name in architecture.shapes}
+    shapes = {name: (len(kept), *shape[1:]) if name in tables else shape for name, shape in stored.items()}
+    dtypes = {name: getattr(torch, tensors.dtypes[name]) for name in shapes}
+    plan = split_torch_state_dict_into_shards(
+        {name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in shapes.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=_SHARD_BYTES,
+    )
+    rows, written = torch.tensor(kept), 0
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors.read(name)[rows] if name in tables else tensors.read(name) for name in names}
+        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, folder / file, metadata={"format": "pt"})
+        written += len(names)
+        done(written / len(shapes))
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        replace_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def trimmed_bytes(architecture: Architecture, tokens: int) -> int:
+    """Estimate the size of the directory: weights in fp32 at most, and the tokenizer."""
+    tables = _tables(architecture)
+    shapes = ((tokens, *shape[1:]) if name in tables else shape for name, shape in architecture.shapes.items())
+    return 4 * sum(math.prod(shape) for shape in shapes) + 200 * tokens

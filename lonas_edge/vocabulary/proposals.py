@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 from lonas_edge.data.encoding import Prompting, encode
 from lonas_edge.data.instructions import MESSAGES, read_data
 from lonas_edge.data.templates import choose_prompt
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.vocabulary.choice import choose
@@ -51,8 +50,6 @@ def encoded(folder: Path, data: Path, prompt: str | None) -> list[list[int]]:
     tokenizer = require_tokenizer(folder, "trimming")
     name = choose_prompt(prompt, None, None, data if read.kind == MESSAGES else None)
     examples = encode(read.examples, Prompting.of(name, tokenizer, folder), tokenizer, _LONGEST)
-    if not examples:
-        raise LonasEdgeError(f"{data}: no example has an output")
     return [example["input_ids"] for example in examples]
 
 

@@ -20,6 +20,7 @@ from lonas_edge.files import read_json
 FILE = "tokenizer.json"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # of byte fallback
 _UNUSED = re.compile(r"unused|reserved", re.IGNORECASE)
+_SPACE = "▁"  # SentencePiece's
 _PREFIX = "##"  # WordPiece's default: a token inside a word
 
 
@@ -94,6 +95,7 @@ class TokenizerFile:
             prefix = self.model.get("continuing_subword_prefix", _PREFIX)
             yield from (token for token in self.vocabulary if len(token.removeprefix(prefix)) == 1)
         elif self.model.get("byte_fallback"):
+            yield _SPACE  # its bytes would decode to this character
             yield from filter(_BYTE.fullmatch, self.vocabulary)
         else:
             yield from (token for token in self.vocabulary if len(token) == 1)  # the 256 bytes, each written as a character

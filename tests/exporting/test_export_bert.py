@@ -94,9 +94,7 @@ def test_a_wrong_merge_is_refused(tiny_bert: TinyBert, tmp_path: Path, monkeypat
     """The wrong scale, and padding that is looked at: the export's own oracle finds either."""
     source, right = tiny_bert.source(3), materialize.merge
     with monkeypatch.context() as patched:
-        patched.setattr(
-            materialize, "merge", lambda w, widths, lora: right(w, widths, lora and _doubled(lora))
-        )
+        patched.setattr(materialize, "merge", lambda w, widths, lora: right(w, widths, lora and _doubled(lora)))
         with pytest.raises(LonasEdgeError, match="differ from the activated super-network"):
             run_export(source, UNEQUAL, tmp_path / "out")
     stock = verify.open_model

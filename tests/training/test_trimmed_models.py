@@ -1,0 +1,173 @@
+"""Models with a trimmed vocabulary: the logits of the whole model at the kept tokens, in every command that takes one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import oracle_logits
+from peft import LoraConfig, get_peft_model
+from tiny_models import TinyModels, TinySource
+from training_runs import EIGHT, OPTIONS, logits_of, write_data
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lonas_edge import load_checkpoint
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.source import open_source
+from lonas_edge.network.vocabulary_record import VocabularyRecord
+from lonas_edge.training.inputs import open_recovery, with_teacher
+from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.teacher import open_teacher
+from lonas_edge.training.train import train
+
+RECORD = "training.json"
+QUESTION, ANSWER = "in the other", "the ion"
+TEXT = f"Question: {QUESTION}\nAnswer: {ANSWER}"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "words.json", [{"instruction": QUESTION, "input": "", "output": ANSWER}])
+
+
+@pytest.fixture
+def trim(run_cli: Callable, words: Path) -> Callable[..., list[int]]:
+    """Trim by the command line; return the kept ids."""
+
+    def run(base: Path, output: Path, *options: object) -> list[int]:
+        ran = run_cli("trim", base, "--data", words, "--prompt", "question", *options, "--output", output)
+        assert ran.code == 0, ran.err
+        return json.loads((output / "vocabulary.json").read_text())["kept"]
+
+    return run
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "gemma3", "bloom-tied", "phi3"])
+def test_logits_are_those_of_the_kept_tokens(case: str, tiny_models: TinyModels, trim: Callable, tmp_path: Path) -> None:
+    base = tiny_models.base(case)
+    kept = trim(base, tmp_path / "out")
+    before, after = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(kept) < len(before) < 288
+    ids = before(TEXT, return_tensors="pt")["input_ids"]
+    new = after(TEXT, return_tensors="pt")["input_ids"]
+    assert [kept[number] for number in new[0].tolist()] == ids[0].tolist()
+    model = loaded(tmp_path / "out")
+    assert model.config.vocab_size == len(kept)
+    expected = logits_of(loaded(base), ids)[..., kept]
+    assert (logits_of(model, new) - expected).abs().max() < 1e-4
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        old = getattr(loaded(base).config, name)
+        assert getattr(model.config, name) == (None if old is None else kept.index(old))
+
+
+def test_a_trimmed_model_is_trimmed_again(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """The record leads back to the whole model."""
+    first = trim(llama.base, tmp_path / "first", "--size", 265)
+    second = trim(tmp_path / "first", tmp_path / "second", "--size", 260)
+    record = VocabularyRecord.read(tmp_path / "second/vocabulary.json")
+    assert record.base == llama.base.name
+    assert record.rows == 288
+    assert set(second) < set(first)
+    whole, small = AutoTokenizer.from_pretrained(llama.base), AutoTokenizer.from_pretrained(tmp_path / "second")
+    assert small.convert_ids_to_tokens(range(260)) == whole.convert_ids_to_tokens(second)
+
+
+def test_an_adapter_of_the_whole_model_fits(
+    llama: TinySource, trained: Callable, trim: Callable, choose: Callable, run_cli: Callable, tmp_path: Path
+) -> None:
+    """A super-adapter of ours, whose record names the files of the whole base, on the trimmed one."""
+    adapter = trained("llama", True)
+    kept = trim(llama.base, tmp_path / "base")
+    ran = run_cli(
+        "export",
+        adapter,
+        "--model",
+        tmp_path / "base",
+        "--subnet",
+        "minimal",
+        "--stage",
+        "checkpoint",
+        "--output",
+        tmp_path / "out",
+    )
+    assert ran.code == 0, ran.err
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXT, return_tensors="pt")["input_ids"]
+    old = torch.tensor([[kept[number] for number in ids[0].tolist()]])
+    expected = oracle_logits(llama.base, adapter, adapter / "nncf_config.json", choose(llama, "minimal"), old)[..., kept]
+    assert (logits_of(load_checkpoint(tmp_path / "out"), ids) - expected).abs().max() < 1e-4
+    assert VocabularyRecord.read(tmp_path / "out/vocabulary.json").kept == tuple(kept)
+
+
+def test_a_teacher_with_the_whole_vocabulary(
+    llama: TinySource, trained: Callable, trim: Callable, choose: Callable, words: Path, tmp_path: Path
+) -> None:
+    """It reads the same tokens; its probabilities are those of the kept ones, renormalized."""
+    start = trained("llama", True)
+    kept = trim(llama.base, tmp_path / "base")
+    inputs = open_recovery(str(start), words, "minimal", model=str(tmp_path / "base"))
+    inputs = with_teacher(inputs, str(start))
+    options = TrainOptions(**{**OPTIONS, "prompt": "question", "batch_size": 1, "steps": 1, "lr": 1e-9})
+    train(inputs, tmp_path / "out", options)
+    loss = json.loads((tmp_path / "out" / RECORD).read_text())["losses"][0]["loss"]
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    new = [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
+    ids = torch.tensor([[kept[number] for number in new]])
+    space = start / "nncf_config.json"
+    teacher, student = (
+        oracle_logits(llama.base, start, space, choose(llama, name), ids)[0, :-1][:, kept].log_softmax(-1)
+        for name in ("maximal", "minimal")
+    )
+    expected = (teacher.exp() * (teacher - student)).sum(-1).mean().item()
+    assert expected > 1e-3
+    assert loss == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_teacher_with_other_tokens(llama: TinySource, tiny_models: TinyModels, trim: Callable, tmp_path: Path) -> None:
+    trim(llama.base, tmp_path / "base")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in llama.base.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"Ġi"', '"Ġq"').replace('"i"\n', '"q"\n'))
+    with pytest.raises(LonasEdgeError, match=r"whose vocabulary was trimmed(.|\n)*'Ġq' and 'Ġi'"):
+        open_teacher(str(other), open_source(str(tmp_path / "base")).base)
+
+
+def test_an_adapter_with_its_own_embedding_is_refused(
+    llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path
+) -> None:
+    trim(llama.base, tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    get_peft_model(loaded(llama.base), config).save_pretrained(tmp_path / "adapter")
+    ran = run_cli("export", tmp_path / "adapter", "--model", tmp_path / "base", "--output", tmp_path / "out")
+    assert ran.code == 1
+    assert "embed_tokens" in ran.err
+
+
+def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
+    """Nothing is written; the figures are those of the model: 64 columns, embedding and head."""
+    write_data(words, [*EIGHT, *EIGHT])
+    ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question", "--size", 265, "--json")
+    assert ran.code == 0, ran.err
+    rows = json.loads(ran.out)
+    assert [row["tokens"] for row in rows][-2:] == [265, 288]
+    assert rows[-1]["table_bytes"] == 2 * 64 * 288
+    assert rows[-1]["fertility"] == 1
+    assert all(row["fertility"] >= 1 for row in rows)
+    ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question")
+    assert "tokens per text" in " ".join(ran.out.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.json"]
+
+
+def test_data_without_an_answer(llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
+    empty = write_data(tmp_path / "empty.json", [{"instruction": "a", "input": "", "output": ""}])
+    ran = run_cli("trim", llama.base, "--data", empty, "--output", tmp_path / "out")
+    assert (ran.code, "'output' is empty" in ran.err) == (1, True)
+    assert not (tmp_path / "out").exists()

@@ -317,6 +317,25 @@ def test_stock_clients_generate_the_same_tokens(command_line: CommandLine) -> No
     assert all(tokens for _, tokens in optimum)
 
 
+def test_a_trimmed_model_in_stock_clients(command_line: CommandLine) -> None:
+    """The tokens of the whole model, greedily among those that were kept."""
+    from transformers import AutoModelForCausalLM
+
+    folder, options = command_line.folder / "trimmed", ("--data", command_line.folder / "data/train.json", "--size", 16384)
+    assert command_line.json("trim", command_line.model, *options, "--output", folder)["tokens"] == 16384
+    assert command_line.run("export", folder, *FP32, "--output", command_line.folder / "trimmed-ir").returncode == 0
+    optimum, genai = (generated(command_line.folder / "trimmed-ir", program) for program in (OPTIMUM, GENAI))
+    assert optimum == genai
+    kept = torch.tensor(json.loads((folder / "vocabulary.json").read_text())["kept"])
+    whole = AutoModelForCausalLM.from_pretrained(command_line.model, dtype=torch.float32)
+    for prompt, answer in genai:
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + len(answer):
+            with torch.no_grad():
+                tokens.append(whole(kept[tokens][None]).logits[0, -1, kept].argmax().item())
+        assert tokens[len(prompt) :] == answer
+
+
 def test_the_network_answers_new_questions(command_line: CommandLine) -> None:
     """The searched INT8 network names the category of things that are not in the training data."""
     questions = command_line.folder / "questions.json"

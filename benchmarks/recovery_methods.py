@@ -6,8 +6,8 @@
 
 LORA is a PEFT adapter, the teacher. Its blocks are removed, and the network is trained: the adapter further, or all weights
 (`--method full`). The loss is --share of KL from the teacher, over the tokens of answers or of all, and the rest cross-entropy
-of the answers. `--local` trains the MLP and norm of each layer without attention first, so that they give its former output from
-its former input. `--extra` replaces half of the examples. `--fade` lowers the removed attention to 0 over so many steps.
+of the answers. `--local` trains the MLP and norm of each layer without attention first, so that they give its former output
+from its former input. `--extra` replaces half of the examples. `--fade` lowers the removed attention to 0 over so many steps.
 Prints JSON lines: loss and KL in nats per answer token of the held-out examples, seconds and training tokens.
 """
 

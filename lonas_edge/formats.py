@@ -130,7 +130,7 @@ class WeightFormat:
         return (rows * columns * self.bits + rows * groups * per_group) / 8
 
 
-_GROUPS = (128, 64, 32)
+_GROUPS = (128, 192, 96, 64, 32)  # 128 is the usual one; larger groups decode faster: docs/benchmarks/latency.md
 
 # Symmetric codes reach from -8 to 7 (-128 to 127) of a signed scale: the largest weight of the other sign may be a full scale
 # off, and a scale in fp16 is itself off by 2^-11.

@@ -18,6 +18,8 @@ from lonas_edge.options import option
 if TYPE_CHECKING:
     from lonas_edge.vocabulary.proposals import Proposal
 
+_LONGEST = 2**20  # tokens of an example
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrimOptions(JsonOptions):
@@ -45,20 +47,20 @@ def run(options: TrimOptions) -> None:
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
         from lonas_edge.vocabulary.choice import choose
-        from lonas_edge.vocabulary.proposals import encoded, proposals
+        from lonas_edge.vocabulary.proposals import proposals
         from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
-        from lonas_edge.vocabulary.trim import trim_model, trimmed_bytes
+        from lonas_edge.vocabulary.trim import special_ids, trim_model, trimmed_bytes
     source = open_source(options.model, weights=options.output is not None)
     base, architecture = source.base, source.architecture
     tokenizer = TokenizerFile.read(base.folder)
     with progress() as report:
         report("Tokenizing the data", None)
-        examples = encoded(base.folder, options.data, options.prompt)
+        examples, always = _encoded(base.folder, options), special_ids(base.folder)
         if options.output is None:
-            rows = proposals(tokenizer, architecture, examples, options.size)
+            rows = proposals(tokenizer, architecture, examples, always, options.size)
         else:
             counts = Counter(token for example in examples for token in example)
-            choice = choose(tokenizer, counts, options.size, architecture.config.vocab_size)
+            choice = choose(tokenizer, counts, always, options.size, architecture.config.vocab_size)
             output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
             output.check(trimmed_bytes(architecture, len(choice.kept)))
             with output.open() as folder:
@@ -76,6 +78,18 @@ def run(options: TrimOptions) -> None:
     console().print(
         f"{options.output}: {len(choice.kept):,} of {len(tokenizer.tokens):,} tokens. The data use {choice.used:,}{dropped}."
     )
+
+
+def _encoded(folder: Path, options: TrimOptions) -> list[list[int]]:
+    """Tokenize the data as a training on them does, uncut; return ids by example."""
+    from lonas_edge.network.tokenizer import require_tokenizer
+    from lonas_edge.training.options import TrainOptions
+    from lonas_edge.training.training_data import read_training_data
+
+    read, tokenizer = read_training_data(options.data), require_tokenizer(folder, "trimming")
+    chosen = read.with_prompt(TrainOptions(prompt=options.prompt, max_length=_LONGEST), None)
+    [examples] = read.encode(tokenizer, chosen, read.prompting(chosen, tokenizer, folder, None))
+    return [example["input_ids"] for example in examples]
 
 
 def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:

@@ -90,7 +90,7 @@ class ExportOptions(Checked):
         metavar="INTEGER",
         needs=_GROUPED,
         help=f"Quantization group size; {PER_CHANNEL} for per-channel.",
-        unset="the largest of 128, 64 and 32 that divides all widths",
+        unset="the first of 128, 192, 96, 64 and 32 that divides all widths",
     )
     ratio: float = option(
         1.0,

@@ -1,7 +1,7 @@
 """Choose the tokens of a smaller vocabulary: those that data use, with all that any text needs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from lonas_edge.errors import LonasEdgeError
@@ -23,12 +23,13 @@ class Choice:
     missing: int
 
 
-def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], size: int | None, rows: int) -> Choice:
+def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], always: Collection[int], size: int | None, rows: int) -> Choice:
     """Choose tokens: required ones, then those that data use, the most frequent first, then the earliest of the tokenizer.
 
     Args:
         tokenizer: The tokenizer.
         counts: How often the data use each token.
+        always: Ids that stay in any case, besides what any text needs.
         size: Number of tokens to keep; None for those that the data use and no others.
         rows: Rows of the embedding: tokens beyond have none and are dropped.
 
@@ -36,7 +37,7 @@ def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], size: int | None
         LonasEdgeError: If the size is below what every text needs, or not below the whole vocabulary.
     """
     everything = {number for number in tokenizer.tokens if number < rows}
-    kept = tokenizer.required(counts) & everything
+    kept = (tokenizer.required(counts) | set(always)) & everything
     if size is not None and size < len(kept):
         raise LonasEdgeError(
             f"--size {size}: below the {len(kept)} tokens that every text needs: bytes or characters, special and added tokens."

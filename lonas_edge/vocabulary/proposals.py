@@ -3,24 +3,18 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lonas_edge.data.encoding import Prompting, encode
-from lonas_edge.data.instructions import MESSAGES, read_data
-from lonas_edge.data.templates import choose_prompt
-from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.vocabulary.choice import choose
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
 
 SIZES = (8_192, 16_384, 24_576, 32_768, 49_152, 65_536, 98_304, 131_072)
 _TENTH = 10
-_LONGEST = 2**20  # tokens of an example: nothing is cut
 
 
 @dataclass(frozen=True)
@@ -44,19 +38,14 @@ class Proposal:
         return asdict(self)
 
 
-def encoded(folder: Path, data: Path, prompt: str | None) -> list[list[int]]:
-    """Tokenize examples, prompts and answers, with the tokenizer of a model directory; return ids by example."""
-    read = read_data(data, 1.0)
-    tokenizer = require_tokenizer(folder, "trimming")
-    name = choose_prompt(prompt, None, None, data if read.kind == MESSAGES else None)
-    examples = encode(read.examples, Prompting.of(name, tokenizer, folder), tokenizer, _LONGEST)
-    return [example["input_ids"] for example in examples]
-
-
 def proposals(
-    tokenizer: TokenizerFile, architecture: Architecture, examples: Sequence[Sequence[int]], size: int | None
+    tokenizer: TokenizerFile,
+    architecture: Architecture,
+    examples: Sequence[Sequence[int]],
+    always: Collection[int],
+    size: int | None,
 ) -> list[Proposal]:
-    """Compare the whole vocabulary with the data's tokens alone, with `SIZES`, and with a size."""
+    """Compare the whole vocabulary with the data's tokens alone, with `SIZES`, and with a size; `always` are kept in all."""
     rows, hidden = architecture.config.vocab_size, architecture.config.hidden_size
     held = examples[::_TENTH]
     counts = Counter(token for index, example in enumerate(examples) if index % _TENTH for token in example)
@@ -65,11 +54,11 @@ def proposals(
     before = _count(whole, texts)
     tables = 1 if architecture.tied or architecture.family.task.new_head else 2
     others = sum(map(math.prod, architecture.shapes.values())) - tables * rows * hidden
-    least = len(choose(tokenizer, counts, None, rows).kept)
+    least = len(choose(tokenizer, counts, always, None, rows).kept)
     sizes = {least, *(each for each in SIZES if least < each < len(tokenizer.tokens)), *([size] if size else [])}
     found = []
     for each in sorted(sizes):
-        kept = choose(tokenizer, counts, None if each == least else each, rows).kept
+        kept = choose(tokenizer, counts, always, None if each == least else each, rows).kept
         small = Tokenizer.from_str(json.dumps(tokenizer.trimmed(kept)))
         found.append(_proposal(len(kept), tables * hidden, others, _count(small, texts) / before))
     return [*found, _proposal(rows, tables * hidden, others, 1.0)]

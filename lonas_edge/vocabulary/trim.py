@@ -80,6 +80,16 @@ def _tables(architecture: Architecture) -> set[str]:
     return names | ({f"{family.head}.weight", f"{family.head}.bias"} if not family.task.new_head else set())
 
 
+def special_ids(folder: Path) -> set[int]:
+    """Ids of the special tokens that the configurations of a model directory name."""
+    found: set[int] = set()
+    for path in (folder / "config.json", folder / GENERATION):
+        for name, value in read_json(path).items() if path.is_file() else ():
+            if name.endswith("_token_id"):
+                found |= {number for number in (value if isinstance(value, list) else [value]) if number is not None}
+    return found
+
+
 def _write_configs(source: Path, folder: Path, kept: Sequence[int]) -> None:
     """Write the files that hold token ids, with the new ids, and copy those that do not."""
     new = {old: index for index, old in enumerate(kept)}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from oracle import oracle_logits
 from peft import LoraConfig, get_peft_model
+from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 from training_runs import EIGHT, OPTIONS, logits_of, write_data
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
@@ -171,3 +172,22 @@ def test_data_without_an_answer(llama: TinySource, run_cli: Callable, tmp_path: 
     ran = run_cli("trim", llama.base, "--data", empty, "--output", tmp_path / "out")
     assert (ran.code, "'output' is empty" in ran.err) == (1, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trimmed_classifier(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """WordPiece, on GLUE's data: their words stay, others become pieces; the logits are those of the whole model."""
+    data = tmp_path / "SST-2/train.tsv"
+    data.parent.mkdir()
+    data.write_text("sentence\tlabel\nthe good film\t1\nnot good\t0\n")
+    base = tiny_bert.base()
+    ran = run_cli("trim", base, "--data", data, "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert {"the", "good", "film", "not", "##z"} < tokenizer.get_vocab().keys()
+    assert not {"bad", "same"} & tokenizer.get_vocab().keys()
+    whole, small = (AutoModelForSequenceClassification.from_pretrained(folder).eval() for folder in (base, tmp_path / "out"))
+    before = AutoTokenizer.from_pretrained(base)("not the good film", return_tensors="pt")
+    after = tokenizer("not the good film", return_tensors="pt")
+    with torch.no_grad():
+        assert (whole(**before).logits - small(**after).logits).abs().max() < 1e-5
+    assert small.config.vocab_size == len(tokenizer) < 320

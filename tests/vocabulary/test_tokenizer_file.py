@@ -84,7 +84,7 @@ def test_kept_tokens_are_found_as_before(kind: str, tmp_path: Path) -> None:
     """Half of the words are data; all of their texts get the same tokens, under new ids."""
     whole, data = KINDS[kind](), [" ".join(random.Random(seed).choices(WORDS[:9], k=9)) for seed in range(30)]
     file = opened(tmp_path, whole)
-    kept = choose(file, counts(whole, data), None, 10**6).kept
+    kept = choose(file, counts(whole, data), (), None, 10**6).kept
     assert len(kept) < whole.get_vocab_size()
     small = Tokenizer.from_str(json.dumps(file.trimmed(kept)))
     assert small.get_vocab_size() == len(kept)
@@ -98,7 +98,7 @@ def test_any_text_survives(kind: str, tmp_path: Path) -> None:
     """Texts from all Unicode planes decode to what the whole tokenizer gives."""
     whole = KINDS[kind]()
     file = opened(tmp_path, whole)
-    small = Tokenizer.from_str(json.dumps(file.trimmed(choose(file, {}, None, 10**6).kept)))
+    small = Tokenizer.from_str(json.dumps(file.trimmed(choose(file, {}, (), None, 10**6).kept)))
     rng = random.Random(0)
     characters = [code for code in range(32, 0x110000, 97) if not 0xD800 <= code < 0xE000]
     for _ in range(300):
@@ -127,23 +127,24 @@ def test_sizes(tmp_path: Path) -> None:
     least = len(file.required())
     assert least == 256 + 2
     reserved = whole.token_to_id("<|reserved_0|>")
-    assert reserved not in choose(file, used, None, 10**6).kept
-    assert reserved in choose(file, {reserved: 1}, None, 10**6).kept
-    chosen = choose(file, used, least + 10, 10**6)
+    assert reserved not in choose(file, used, (), None, 10**6).kept
+    assert reserved in choose(file, used, [reserved], None, 10**6).kept
+    assert reserved in choose(file, {reserved: 1}, (), None, 10**6).kept
+    chosen = choose(file, used, (), least + 10, 10**6)
     assert len(chosen.kept) == least + 10
     assert (chosen.used, chosen.missing) == (len(used), len(used.keys() - set(chosen.kept)))
     most = max((number for number in used if len(whole.id_to_token(number)) > 1), key=used.__getitem__)
     assert most in chosen.kept
-    filled = choose(file, {}, least + 10, 10**6)
+    filled = choose(file, {}, (), least + 10, 10**6)
     merges = json.loads(whole.to_str())["model"]["merges"]
     assert set(filled.kept) - file.required() == {whole.token_to_id("".join(merge)) for merge in merges[:10]}
-    assert max(choose(file, used, None, 300).kept) < 300, "tokens without a row"
+    assert max(choose(file, used, (), None, 300).kept) < 300, "tokens without a row"
 
 
 @pytest.mark.parametrize(("size", "message"), [(20, "--size 20: below the 258 tokens"), (400, r"has only 3\d\d tokens")])
 def test_impossible_sizes(size: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=message):
-        choose(opened(tmp_path, byte_level()), {}, size, 10**6)
+        choose(opened(tmp_path, byte_level()), {}, (), size, 10**6)
 
 
 def test_an_added_token_in_the_middle(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_an_added_token_in_the_middle(tmp_path: Path) -> None:
         content["added_tokens"].append({**content["added_tokens"][0], "id": 300, "content": token, "special": False})
 
     file = opened(tmp_path, byte_level(), add)
-    kept = choose(file, {}, None, 10**6).kept
+    kept = choose(file, {}, (), None, 10**6).kept
     assert 300 in kept
     small = Tokenizer.from_str(json.dumps(file.trimmed(kept)))
     token = file.added[300]

@@ -47,7 +47,7 @@ def run(options: TrimOptions) -> None:
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
         from lonas_edge.vocabulary.choice import choose
-        from lonas_edge.vocabulary.proposals import proposals
+        from lonas_edge.vocabulary.proposals import Fertility, proposals
         from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
         from lonas_edge.vocabulary.trim import special_ids, trim_model, trimmed_bytes
     source = open_source(options.model, weights=options.output is not None)
@@ -56,27 +56,37 @@ def run(options: TrimOptions) -> None:
     with progress() as report:
         report("Tokenizing the data", None)
         examples, always = _encoded(base.folder, options), special_ids(base.folder)
+        rows = architecture.config.vocab_size
+        report("Counting tokens per text", None)
+        fertility = Fertility(tokenizer, examples, always, rows)
         if options.output is None:
-            rows = proposals(tokenizer, architecture, examples, always, options.size)
+            proposed = proposals(architecture, fertility, options.size)
         else:
             counts = Counter(token for example in examples for token in example)
-            choice = choose(tokenizer, counts, always, options.size, architecture.config.vocab_size)
+            choice = choose(tokenizer, counts, always, options.size, rows)
             output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
             output.check(trimmed_bytes(architecture, len(choice.kept)))
+            _, ratio = fertility.of(options.size)
             with output.open() as folder:
-                trim_model(
-                    base, architecture, tokenizer, choice.kept, [options.data], folder, lambda done: report("Writing", done)
-                )
+                made = (base, architecture, tokenizer, choice.kept, [options.data], ratio, folder)
+                trim_model(*made, lambda done: report("Writing", done))
     if options.output is None:
-        _show(rows, options.json, base.name)
+        _show(proposed, options.json, base.name)
         return
-    shown = {"tokens": len(choice.kept), "of": len(tokenizer.tokens), "used": choice.used, "dropped": choice.missing}
+    shown: dict[str, float] = {
+        "tokens": len(choice.kept),
+        "of": len(tokenizer.tokens),
+        "used": choice.used,
+        "dropped": choice.missing,
+    }
+    shown |= {"tokens_per_text": round(ratio, 4)}
     if options.json:
         print(json.dumps(shown, indent=2))
         return
     dropped = f"; {choice.missing:,} rare ones were dropped" if choice.missing else ""
     console().print(
-        f"{options.output}: {len(choice.kept):,} of {len(tokenizer.tokens):,} tokens. The data use {choice.used:,}{dropped}."
+        f"{options.output}: {len(choice.kept):,} of {len(tokenizer.tokens):,} tokens. The data use {choice.used:,}{dropped}. "
+        f"Held-out text takes {ratio:.3f}x the tokens."
     )
 
 
@@ -103,7 +113,7 @@ def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:
         "tokens": lambda row: f"{row.tokens:,}",
         "embedding and head, MB in INT8": lambda row: f"{row.table_bytes / 1e6:.1f}",
         "share of all weights": lambda row: f"{row.share:.0%}",
-        "tokens per text": lambda row: f"{row.fertility:.3f}x",
+        "tokens per text": lambda row: f"{row.tokens_per_text:.3f}x",
     }
     for column in columns:
         table.add_column(column, justify="right")

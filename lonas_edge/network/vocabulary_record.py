@@ -22,6 +22,7 @@ class VocabularyRecord(Record):
         sha256: SHA-256 of its files by name.
         rows: Rows of its embedding.
         data: SHA-256 of the data whose tokens were kept, by file name.
+        tokens_per_text: Tokens per text, relative to the model with the whole vocabulary, on held-out data.
         kept: The model's id of each token here.
     """
 
@@ -33,6 +34,7 @@ class VocabularyRecord(Record):
     sha256: dict[str, str]
     rows: int
     data: dict[str, str]
+    tokens_per_text: float
     kept: tuple[int, ...]
 
 

@@ -3,8 +3,9 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -25,50 +26,65 @@ class Proposal:
         tokens: Number of its tokens.
         table_bytes: Bytes of embedding and head in INT8; once where they are tied.
         share: Their share of all weights.
-        fertility: Tokens per text, relative to the whole vocabulary, on data that it was not chosen on.
+        tokens_per_text: Tokens per text, relative to the whole vocabulary, on data that it was not chosen on.
     """
 
     tokens: int
     table_bytes: int
     share: float
-    fertility: float
+    tokens_per_text: float
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
 
 
-def proposals(
-    tokenizer: TokenizerFile,
-    architecture: Architecture,
-    examples: Sequence[Sequence[int]],
-    always: Collection[int],
-    size: int | None,
-) -> list[Proposal]:
-    """Compare the whole vocabulary with the data's tokens alone, with `SIZES`, and with a size; `always` are kept in all."""
+@dataclass(frozen=True)
+class Fertility:
+    """Measures how many tokens a vocabulary needs for text that it was not chosen on: every tenth example."""
+
+    tokenizer: TokenizerFile
+    examples: Sequence[Sequence[int]]  # ids of the whole vocabulary
+    always: Collection[int]  # ids that every vocabulary has
+    rows: int  # of the embedding
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The held-out examples."""
+        whole = Tokenizer.from_str(json.dumps(self.tokenizer.content))
+        return [whole.decode(list(example), skip_special_tokens=False) for example in self.examples[::_TENTH]]
+
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """How often the other examples use each token."""
+        return Counter(token for index, example in enumerate(self.examples) if index % _TENTH for token in example)
+
+    def of(self, size: int | None) -> tuple[int, float]:
+        """Choose a vocabulary; return its tokens, and tokens per text relative to the whole vocabulary."""
+        kept = choose(self.tokenizer, self.counts, self.always, size, self.rows).kept
+        return len(kept), self._tokens(self.tokenizer.trimmed(kept)) / self._before
+
+    @cached_property
+    def _before(self) -> int:
+        return self._tokens(self.tokenizer.content)
+
+    def _tokens(self, content: Mapping[str, Any]) -> int:
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+        return sum(len(encoding.ids) for encoding in tokenizer.encode_batch(self.texts, add_special_tokens=False))
+
+
+def proposals(architecture: Architecture, fertility: Fertility, size: int | None) -> list[Proposal]:
+    """Compare the whole vocabulary with the data's tokens alone, with `SIZES`, and with a size."""
     rows, hidden = architecture.config.vocab_size, architecture.config.hidden_size
-    held = examples[::_TENTH]
-    counts = Counter(token for index, example in enumerate(examples) if index % _TENTH for token in example)
-    whole = Tokenizer.from_str(json.dumps(tokenizer.content))
-    texts = [whole.decode(list(example), skip_special_tokens=False) for example in held]
-    before = _count(whole, texts)
     tables = 1 if architecture.tied or architecture.family.task.new_head else 2
     others = sum(map(math.prod, architecture.shapes.values())) - tables * rows * hidden
-    least = len(choose(tokenizer, counts, always, None, rows).kept)
-    sizes = {least, *(each for each in SIZES if least < each < len(tokenizer.tokens)), *([size] if size else [])}
-    found = []
-    for each in sorted(sizes):
-        kept = choose(tokenizer, counts, always, None if each == least else each, rows).kept
-        small = Tokenizer.from_str(json.dumps(tokenizer.trimmed(kept)))
-        found.append(_proposal(len(kept), tables * hidden, others, _count(small, texts) / before))
-    return [*found, _proposal(rows, tables * hidden, others, 1.0)]
 
+    def proposal(tokens: int, ratio: float) -> Proposal:
+        table = tokens * tables * hidden
+        return Proposal(tokens, table, table / (table + others), ratio)
 
-def _proposal(tokens: int, columns: int, others: int, fertility: float) -> Proposal:
-    table = tokens * columns
-    return Proposal(tokens, table, table / (table + others), fertility)
-
-
-def _count(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return sum(len(encoding.ids) for encoding in encodings)
+    least, ratio = fertility.of(None)
+    whole = len(fertility.tokenizer.tokens)
+    sizes = {*(each for each in SIZES if least < each < whole), *([size] if size else [])} - {least}
+    found = [proposal(least, ratio), *(proposal(*fertility.of(each)) for each in sizes), proposal(rows, 1.0)]
+    return sorted(found, key=lambda each: each.tokens)

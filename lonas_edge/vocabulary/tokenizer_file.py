@@ -100,8 +100,17 @@ class TokenizerFile:
         else:
             yield from (token for token in self.vocabulary if len(token) == 1)  # the 256 bytes, each written as a character
 
-    def parts(self, number: int) -> set[int]:
+    def parts(self, number: int) -> frozenset[int]:
         """Ids of the tokens on the way to a token, with its own."""
+        if number not in self._parts:
+            self._parts[number] = frozenset(self._built_from(number))
+        return self._parts[number]
+
+    @cached_property
+    def _parts(self) -> dict[int, frozenset[int]]:
+        return {}
+
+    def _built_from(self, number: int) -> set[int]:
         token = self.tokens[number]
         if number in self.added or self.model["type"] != "BPE":
             return {number}

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def trim_model(
     tokenizer: TokenizerFile,
     kept: Sequence[int],
     data: Sequence[Path],
+    tokens_per_text: float,
     folder: Path,
     done: Callable[[float], None] = lambda _: None,
 ) -> VocabularyRecord:
@@ -40,6 +42,7 @@ def trim_model(
         tokenizer: Its tokenizer.
         kept: Ids of the tokens that stay, in order; a token's new id is its index.
         data: Files whose tokens were kept, for the record.
+        tokens_per_text: Tokens per text relative to the model's, for the record.
         folder: The directory, which exists.
         done: Called with the share that is written.
     """
@@ -56,6 +59,7 @@ def trim_model(
             sha256={path.name: sha256(path) for path in files},
             rows=architecture.config.vocab_size,
             data={path.name: sha256(path) for path in data},
+            tokens_per_text=tokens_per_text,
             kept=tuple(kept),
         ),
     )
@@ -68,8 +72,11 @@ def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
     first = vocabulary_of(base.folder)
     if first is None:
         return record
-    return VocabularyRecord(
-        first.base, first.revision, first.sha256, first.rows, record.data, tuple(first.kept[index] for index in record.kept)
+    return replace(
+        first,
+        data=record.data,
+        tokens_per_text=first.tokens_per_text * record.tokens_per_text,
+        kept=tuple(first.kept[index] for index in record.kept),
     )
 
 

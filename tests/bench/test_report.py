@@ -10,9 +10,11 @@ from lonas_edge.bench import report as module
 from lonas_edge.bench.measure import Measurement, Sample
 from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.report import Comparison, Report, compare, describe_variant, find_warnings, make_rows, write
+from lonas_edge.bench.run import trimmed_vocabularies
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case, Facts, Variant
 from lonas_edge.ir.runtime import Ratio
+from lonas_edge.network.vocabulary_record import VocabularyRecord
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -133,3 +135,12 @@ def test_warnings(ratio: Ratio, load: dict[str, float], interrupted: bool, warni
     actual = find_warnings([Comparison("subnet", "lora", CASES[0], "ttft", ratio)], load, interrupted, 24, 8)
     assert len(actual) == len(warnings)
     assert all(part in warning for part, warning in zip(warnings, actual, strict=True))
+
+
+def test_a_trimmed_vocabulary_is_stated(tmp_path: Path) -> None:
+    """Its tokens are shorter, so times per token do not compare."""
+    record = VocabularyRecord("base", None, {}, 288, {}, 1.25, (0, 1))
+    record.write(tmp_path / "vocabulary.json")
+    variants = [Variant("subnet", "ir", tmp_path), Variant("whole", "ir", tmp_path / "other")]
+    [line] = trimmed_vocabularies(variants)
+    assert line.startswith("subnet: trimmed vocabulary. Texts take 1.250x the tokens of base")

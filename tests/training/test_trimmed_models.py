@@ -160,8 +160,8 @@ def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, t
     rows = json.loads(ran.out)
     assert [row["tokens"] for row in rows][-2:] == [265, 288]
     assert rows[-1]["table_bytes"] == 2 * 64 * 288
-    assert rows[-1]["fertility"] == 1
-    assert all(row["fertility"] >= 1 for row in rows)
+    assert rows[-1]["tokens_per_text"] == 1
+    assert all(row["tokens_per_text"] >= 1 for row in rows)
     ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question")
     assert "tokens per text" in " ".join(ran.out.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["words.json"]

@@ -57,11 +57,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
         rows=report.make_rows(measurement, described, options.cases, configs, bandwidth),
         comparisons=comparisons,
         failures=report.failures(measurement),
-        warnings=[
-            *missing,
-            *_vocabularies(variants),
-            *report.find_warnings(comparisons, load, measurement.interrupted, rounds, starts),
-        ],
+        warnings=[*missing, *trimmed_vocabularies(variants), *limits],
         interrupted=measurement.interrupted,
         samples=measurement.samples,
     )

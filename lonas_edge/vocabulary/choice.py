@@ -46,12 +46,12 @@ def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], always: Collecti
         raise LonasEdgeError(f"--size {size}: the vocabulary has only {len(everything)} tokens.")
     limit = len(everything) if size is None else size
     for number, _ in Counter(counts).most_common():
-        parts = tokenizer.parts(number) & everything
-        if len(kept | parts) <= limit:
-            kept |= parts
+        missing = (tokenizer.parts(number) & everything) - kept
+        if len(kept) + len(missing) <= limit:
+            kept |= missing
     for number in tokenizer.earliest() if size is not None else ():
         if len(kept) == limit:
             break
-        if number in everything and tokenizer.parts(number) <= kept | {number}:
+        if number in everything and tokenizer.parts(number) - kept == {number}:
             kept.add(number)
     return Choice(tuple(sorted(kept)), len(counts), len(counts.keys() - kept))

@@ -5,7 +5,7 @@
 
 For each seed, LoRA is trained for several numbers of steps. The one with the lowest held-out loss is the baseline and the
 teacher; `optimum-cli` stores it in INT8 and INT4. A search removes attention blocks from it, one after the other. Each network
-is recovered for INT8, and by another training, quantization-aware in its last third, for INT4. All answer the same questions
+is recovered for INT8, and by another training, quantization-aware, for INT4. All answer the same questions
 by `option-text`. Differences from optimum's INT8 are paired by question and averaged over the seeds. The networks of the first
 seed are measured in one interleaved run. A stopped study continues from its --work; `--only` stops after the trainings.
 """

@@ -19,7 +19,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
-from lonas_edge.training.options import EVAL_LOSS, QAT_SHARE
+from lonas_edge.training.options import EVAL_LOSS
 from lonas_edge.training.schedule import Schedule
 
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, all steps, the last entry of the log
@@ -34,8 +34,7 @@ class ElasticTrainer(Trainer):
 
     Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step. With a frozen teacher:
     KL(teacher ‖ sub-network) at temperature 1 over all tokens. Classifiers: cross-entropy over sequences; regressions: squared
-    errors. Quantization-aware training rounds the weights in the last `QAT_SHARE` of the steps; held-out losses are always of
-    the rounded weights.
+    errors. Quantization-aware training computes with the rounded weights, held-out losses too.
     """
 
     def __init__(
@@ -106,8 +105,7 @@ class ElasticTrainer(Trainer):
         if self.teacher is not None:
             self._teacher_logits = self._logits_of_teacher(self._prepare_inputs(inputs))
         self.network.activate(widths)
-        rounding = self.state.global_step >= int((1 - QAT_SHARE) * self.state.max_steps)
-        with self.stored.active(widths) if self.stored and rounding else nullcontext():
+        with self.stored.active(widths) if self.stored else nullcontext():
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")

@@ -10,7 +10,6 @@ from lonas_edge.options import LARGEST_SEED, Checked, option
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
-QAT_SHARE = 1 / 3  # of the steps, the last ones
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
 EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32

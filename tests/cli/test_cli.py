@@ -212,3 +212,10 @@ def test_failed_verification_writes_nothing(
     assert ran.code == 1
     assert "verification failed" in ran.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_arguments_have_help(name: str) -> None:
+    """Typer 0.25 with Click 8.5 loses it."""
+    arguments = [each for each in import_module(f"lonas_edge.cli.{name}").run.params if isinstance(each, click.Argument)]
+    assert all(vars(argument)["help"] for argument in arguments)

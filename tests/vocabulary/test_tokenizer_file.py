@@ -167,3 +167,15 @@ def test_refused_tokenizers(tmp_path: Path) -> None:
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
     with pytest.raises(LonasEdgeError, match="a Unigram tokenizer; expected BPE or WordPiece"):
         opened(tmp_path, unigram)
+
+
+def test_a_token_that_is_added_to_every_text(tmp_path: Path) -> None:
+    """The post-processor adds it by its new id."""
+    whole = byte_level()
+    whole.add_special_tokens([AddedToken("<end>", special=True)])
+    old = whole.token_to_id("<end>")
+    whole.post_processor = processors.TemplateProcessing("$A <end>", special_tokens=[("<end>", old)])
+    file = opened(tmp_path, whole)
+    kept = choose(file, {}, (), None, 10**6).kept
+    assert kept.index(old) < old
+    assert Tokenizer.from_str(json.dumps(file.trimmed(kept))).encode("a").ids[-1] == kept.index(old)

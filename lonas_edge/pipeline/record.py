@@ -1,0 +1,156 @@
+"""The record of `compress`: `compress.json`, which the report is made of."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lonas_edge.schema import Record
+from lonas_edge.space.picture import Layer
+
+COMPRESS = "compress.json"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline.
+
+    Attributes:
+        name: Its name, such as `recover tpot<=0.7x`.
+        command: The command that does the same.
+        seconds: Its duration, summed over interruptions.
+        estimated_seconds: Its duration as it was estimated before the start; None where it was not.
+    """
+
+    name: str
+    command: str
+    seconds: float
+    estimated_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A measured network. Differences and ratios are from the first network of the record, paired; None for that one.
+
+    Attributes:
+        name: Its name in tables: `unpruned INT8`, `unpruned INT4 (optimum-cli)`, `tpot<=0.7x INT4`.
+        folder: Its directory in the output; None for baselines, which are not kept.
+        weight_format: The format of its weights.
+        file_bytes: Size of the IR's weights on the disk.
+        parameters: Number of parameters.
+        loss: Mean loss on held-out examples, nats per learned token, of the exported network.
+        loss_difference: Its difference.
+        accuracy: Held-out learned tokens that are the most likely ones, percent.
+        accuracy_difference: Its difference, points.
+        ttft_ms: Time to first token, median.
+        tpot_ms: Time per output token, median.
+        ttft_ratio: Ratio of the medians.
+        tpot_ratio: Ratio of the medians.
+        ttft_samples: All measured TTFTs, ms.
+        tpot_samples: All measured TPOTs, ms.
+        removed: The kept parts of each layer; empty for unpruned networks.
+    """
+
+    name: str
+    folder: str | None
+    weight_format: str
+    file_bytes: int
+    parameters: int
+    loss: float
+    loss_difference: Interval | None
+    accuracy: float
+    accuracy_difference: Interval | None
+    ttft_ms: Interval
+    tpot_ms: Interval
+    ttft_ratio: Interval | None
+    tpot_ratio: Interval | None
+    ttft_samples: tuple[float, ...]
+    tpot_samples: tuple[float, ...]
+    removed: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of a training: pairs of a step and a loss, in nats per learned token."""
+
+    name: str
+    losses: tuple[tuple[int, float], ...]
+    held_out: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sub-network that the search evaluated, before recovery.
+
+    Attributes:
+        cost: Its cost as a fraction of the unpruned network's.
+        kl: KL divergence from the unpruned network, nats per learned token.
+        optimal: Whether it is in the Pareto front.
+        pick: The target that it was picked for.
+    """
+
+    cost: float
+    kl: float
+    optimal: bool
+    pick: str | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt, its reference answer, and the answers of networks by name."""
+
+    prompt: str
+    reference: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CompressRecord(Record):
+    """How a model was compressed.
+
+    Attributes:
+        source: Name of the compressed model or adapter.
+        base: Name of the base model.
+        data: The data file's name.
+        examples: Number of examples by part: train, held_out.
+        options: All options with their values.
+        sha256: Hashes of the inputs, by name.
+        machine: Processor, cores, operating system.
+        versions: Versions of packages, by name.
+        cost: The cost that the search minimized: tpot, ttft, …
+        steps: The steps, in their order.
+        networks: The measured networks, the baseline first.
+        curves: The losses of all trainings.
+        candidates: The networks that the search evaluated.
+        samples: Answers to held-out prompts.
+        prompt_len: Prompt tokens of the latencies.
+        new_tokens: Generated tokens of the latencies.
+    """
+
+    NAME: ClassVar = "compress"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = "Run `lonas-edge compress` again."
+
+    source: str
+    base: str
+    data: str
+    examples: dict[str, int]
+    options: dict[str, Any]
+    sha256: dict[str, str]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    cost: str
+    steps: tuple[Step, ...]
+    networks: tuple[Network, ...]
+    curves: tuple[Curve, ...]
+    candidates: tuple[Candidate, ...]
+    samples: tuple[Sample, ...]
+    prompt_len: int
+    new_tokens: int

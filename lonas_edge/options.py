@@ -21,6 +21,7 @@ PANELS = (COMMON, "Model", "Data", "Training", "Device", "Output", "Advanced")
 _ABSURD = 1e6  # such bounds are not worth a word in the help
 LARGEST = 2**53  # integers beyond it differ between JSON readers
 LARGEST_SEED = 2**32 - 1  # NumPy's
+RECIPE, RECIPE_VERSION = "lonas-edge", 1  # a section of --config that says what the options were used with, and its version
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class OutputDirectory:
             )
         raise_all(
             f"{self.partial}: cannot continue, because settings or inputs have changed:",
-            _differences(unfinished.identity or {}, identity),
+            differences(unfinished.identity or {}, identity),
             "Restore them, or delete this directory to start again.",
         )
         return True
@@ -317,7 +317,7 @@ class Work:
         raise LonasEdgeError(f"{path}: writing failed, nothing was changed: {reason}") from error
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each setting that differs."""
     was, is_now = dict(_flat("", before)), dict(_flat("", now))
     names = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]

@@ -8,7 +8,14 @@ from pathlib import Path
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_json
 
-RECORDS = ("lonas_edge.json", "training.json", "bench.json", "eval.json", "search.json")  # every output has one of them
+RECORDS = (
+    "lonas_edge.json",
+    "training.json",
+    "bench.json",
+    "eval.json",
+    "search.json",
+    "compress.json",
+)  # every output has one of them
 _SIGNATURE = b'"lonas-edge/'  # of the schema in these
 _SPACE = "bootstrapNAS"  # in every search space
 

@@ -10,7 +10,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.files import read_text
-from lonas_edge.options import PANELS, Declared, declared, problems
+from lonas_edge.options import PANELS, RECIPE, RECIPE_VERSION, Declared, declared, problems
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -169,7 +169,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         raise click.UsageError(f"{path}: expected options as `name: value` lines, found {type(content).__name__}")
     names = {name.lstrip("-"): param for param in ctx.command.params for name in (*param.opts, *param.secondary_opts)}
     values: dict[str, Any] = {}
-    wrong = []
+    wrong = _recipe_faults((content or {}).pop(RECIPE, None))
     for key, value in (content or {}).items():
         name = str(key).lstrip("-").replace("_", "-")
         param = names.get(name) or names.get(name.replace("-", "_"))
@@ -184,6 +184,17 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     if wrong:
         raise click.UsageError("\n".join(f"{path}: {each}" for each in wrong))
     ctx.default_map = values
+
+
+def _recipe_faults(section: Any) -> list[str]:
+    """What is wrong with the section of a file that `compress` wrote, if there is one."""
+    version = section.get("recipe") if isinstance(section, dict) else section
+    if version in (None, RECIPE_VERSION):
+        return []
+    newer = isinstance(version, int) and version > RECIPE_VERSION
+    return [
+        f"{RECIPE}: recipe {one_line(repr(version))}; this lonas-edge reads {RECIPE_VERSION}" + (". Update it" if newer else "")
+    ]
 
 
 def _typed(ctx: click.Context, param: click.Parameter, negated: bool, value: Any) -> Any:

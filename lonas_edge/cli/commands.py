@@ -12,6 +12,7 @@ from lonas_edge.cli.command import HELP
 from lonas_edge.cli.guard import DEBUG, now, quiet
 
 COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
+    "compress": "Make a model or LoRA adapter smaller and faster, in one command.",
     "inspect": "Show the sizes of a sub-network.",
     "space": "Write a search space for a model.",
     "trim": "Write a base model with a smaller vocabulary.",

@@ -36,8 +36,8 @@ class Pick:
         return value >= self.limit(maximal) if self.at_least else value <= self.limit(maximal)
 
 
-def parse_picks(expressions: Sequence[str], measures: Sequence[str]) -> list[Pick]:
-    """Parse --pick."""
+def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str = "--pick") -> list[Pick]:
+    """Parse the values of an option."""
     picks, problems = [], []
     for text in expressions:
         parsed = _FORM.fullmatch(text)
@@ -54,7 +54,7 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str]) -> list[Pic
             problems.append(f"{text!r}: x is for costs only; give {name} in {QUALITIES[name].unit}")
         else:
             picks.append(Pick(text.strip(), name, float(parsed[3]), bool(parsed[4]), at_least))
-    raise_all("Invalid --pick:", problems)
+    raise_all(f"Invalid {option}:", problems)
     return picks
 
 

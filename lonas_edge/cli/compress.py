@@ -1,0 +1,79 @@
+"""`lonas-edge compress`: from a model or adapter to a smaller model that runs."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lonas_edge.cli.command import command
+from lonas_edge.cli.groups import JsonOptions, SourceOptions
+from lonas_edge.cli.importing import importing
+from lonas_edge.cli.progress import progress
+from lonas_edge.cli.tables import print_table
+from lonas_edge.cli.terminal import console
+from lonas_edge.pipeline.options import CompressOptions
+
+if TYPE_CHECKING:
+    from lonas_edge.pipeline.estimate import Estimate
+    from lonas_edge.pipeline.record import CompressRecord
+    from lonas_edge.pipeline.steps import PlannedStep
+
+
+@command(SourceOptions, CompressOptions, JsonOptions)
+def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> None:
+    """Make a model or LoRA adapter smaller and faster, and measure what it costs.
+
+    Fine-tunes a LoRA (skipped for an adapter), searches which attention blocks to remove on this machine, recovers the
+    accuracy with the unpruned model as teacher, exports to OpenVINO, and compares with what optimum-cli writes. Ctrl-C is
+    safe: the same command continues.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    with progress(left=False) as report:
+        with importing():
+            from transformers.utils.logging import disable_progress_bar
+
+            from lonas_edge.pipeline.run import Reference, compress_model
+        disable_progress_bar()
+        reference = Reference(source.source, source.model, source.nncf_config)
+
+        def announce(steps: "Sequence[PlannedStep]", estimated: "Estimate") -> None:
+            if not shown.json or options.dry_run:
+                _announce(steps, estimated, shown.json)
+
+        record = compress_model(reference, options, report, announce)
+    if record and shown.json:
+        print(json.dumps(record.to_json(), indent=1))
+    elif record:
+        _print(record, options.output)
+
+
+def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bool) -> None:
+    if as_json:
+        commands = {step.name: step.command.splitlines() for step in steps}
+        total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
+        print(json.dumps({"seconds": estimated.seconds, **total, "commands": commands}, indent=1))
+        return
+    terminal = console(stderr=True)
+    rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
+    print_table(terminal, "", ("step", "estimated time"), [*rows, ("all", duration(sum(estimated.seconds.values())))])
+    terminal.print(f"memory {estimated.memory_bytes / 1e9:.1f} GB, disk {estimated.disk_bytes / 1e9:.1f} GB")
+
+
+def duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _print(record: "CompressRecord", output: Path) -> None:
+    from lonas_edge.pipeline.report import network_table
+
+    terminal = console()
+    print_table(terminal, "", *network_table(record))
+    folders = [output / network.folder for network in record.networks if network.folder]
+    for folder in folders:
+        terminal.print(f"{folder}: for OpenVINO; try it with `lonas-edge chat {folder}`")
+    terminal.print(f"{output / 'report.html'}: figures, plots and sample answers")

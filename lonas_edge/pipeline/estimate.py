@@ -1,0 +1,163 @@
+"""Estimate time, memory and disk of a run from a few timed training steps on this machine."""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from lonas_edge.files import read_text, replace_text
+from lonas_edge.network.speed import faster_dtype
+from lonas_edge.pipeline.data import typical
+from lonas_edge.progress import Progress
+from lonas_edge.schema import Record
+from lonas_edge.training.inputs import Inputs, open_inputs, with_teacher
+from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.train import train
+
+if TYPE_CHECKING:
+    from lonas_edge.pipeline.plan import Plan
+
+PROBE = "probe.json"
+_STEPS = 3  # the first is not timed
+_EXAMPLES = 48
+_BACKWARD = 2.5  # a training step of LoRA takes this many forward passes
+_IR_SPEED = 2.0  # an IR computes a prompt this many times as fast as PyTorch
+_LOAD, _EXPORT = 12.0, 10.0  # seconds to start a training, and an export without its weights
+_EXPORT_WEIGHT = 3e-8  # seconds of an export per parameter
+_BANDWIDTH = 8e9  # bytes of weights per second that generation reads on two cores
+_ROUNDS, _TABLE_ROUNDS, _TABLE_NETWORKS = 16, 16, 2  # generations of each network with warm-ups
+_EVALUATIONS = 11  # of the held-out loss in a training
+
+
+@dataclass(frozen=True)
+class Probe(Record):
+    """Timed training steps.
+
+    Attributes:
+        precision: The faster precision on this machine.
+        lora_step: Seconds of a step of the fine-tuning.
+        recovery_step: Seconds of a step of the recovery.
+        tokens: Mean tokens per example.
+        peak_bytes: Peak memory of the process.
+    """
+
+    NAME: ClassVar = "compress-probe"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = "Delete it."
+
+    precision: str
+    lora_step: float
+    recovery_step: float
+    tokens: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds by step, and bytes of memory and disk."""
+
+    seconds: dict[str, float]
+    memory_bytes: int
+    disk_bytes: int
+
+
+def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: Progress) -> Probe:
+    """Time a few steps of the fine-tuning and of the recovery on typical examples.
+
+    Args:
+        base: The base model.
+        data: The training examples, JSON Lines.
+        prompt: The prompt template.
+        qat: Weight format of quantization-aware training, or None.
+        progress: Reports the steps.
+    """
+    with TemporaryDirectory(prefix="lonas-edge-") as temporary:
+        folder = Path(temporary)
+        sample = folder / "typical.jsonl"
+        lines = typical(read_text(data, "the training examples", 2**33).splitlines(), _EXAMPLES)
+        replace_text(sample, "\n".join(lines) + "\n")
+        inputs = open_inputs(base, sample, None, elastic=False)
+        precisions = ["auto"] if torch.cuda.is_available() else list(dict.fromkeys(("fp32", faster_dtype())))
+        timed = {}
+        for number, precision in enumerate(precisions):
+            progress(f"Timing training steps in {precision}", (number + 0.5) / (len(precisions) + 1))
+            timed[precision] = _step_seconds(inputs, TrainOptions(prompt=prompt, precision=precision), folder)
+        fastest = min(timed, key=lambda name: timed[name][0])
+        progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
+        options = TrainOptions(prompt=prompt, precision=fastest, weight_format=qat)
+        recovery, _ = _step_seconds(with_teacher(inputs, base), options, folder)
+        lora, tokens = timed[fastest]
+    return Probe(fastest, round(lora, 3), round(recovery, 3), round(tokens, 1), _peak())
+
+
+def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float]:
+    """Seconds of a step, and mean tokens of an example."""
+    marks: dict[int, float] = {}
+
+    def report(step: int, _steps: int, _log: Mapping[str, float]) -> None:
+        marks.setdefault(step, time.perf_counter())
+
+    record = train(
+        inputs,
+        folder / "timed",
+        replace(options, steps=_STEPS, save_steps=1000, log_steps=_STEPS),
+        overwrite=True,
+        report=report,
+    )
+    assert record and record.tokens
+    seconds = (marks[max(marks)] - marks[1]) / (max(marks) - 1)
+    return seconds, record.tokens / record.steps / options.batch_size
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def estimate(plan: "Plan", pending: Mapping[str, str]) -> Estimate:
+    """Estimate the pending steps; `pending` maps their names to their kinds."""
+    seconds = {name: round(_seconds(plan, kind), 1) for name, kind in pending.items()}
+    return Estimate(seconds, plan.probe.peak_bytes, _disk(plan))
+
+
+def _seconds(plan: "Plan", kind: str) -> float:
+    probed, source = plan.probe, plan.source
+    forward = probed.lora_step / plan.lora_options.batch_size / _BACKWARD  # of an example
+    held_out = plan.counts["held_out"] * forward
+    parameters = source.sizes(source.unpruned).parameters
+    export = _EXPORT + _EXPORT_WEIGHT * parameters
+    per_token = source.sizes(source.unpruned).bytes[plan.options.weight_format] / _BANDWIDTH
+    prompt = plan.options.prompt_len / probed.tokens * forward / _IR_SPEED
+    generation = prompt + plan.options.new_tokens * per_token
+    networks = len(plan.picks) + 2
+    search = plan.search_options
+    return {
+        "fine-tune": _LOAD + plan.lora_steps * probed.lora_step + _EVALUATIONS * held_out,
+        "trim": 20.0,
+        "space": 1.0,
+        "search": _TABLE_NETWORKS * (export + _TABLE_ROUNDS * generation) + search.evals * search.num_prompts * forward,
+        "recover": 2 * _LOAD + plan.recovery_steps * probed.recovery_step + _EVALUATIONS * held_out,
+        "export": 1.5 * export,
+        "baselines": 3 * export,
+        "measure": networks * (5 * _ROUNDS / 12 + _ROUNDS * generation + held_out / _IR_SPEED) + 2 * _LOAD,
+    }[kind]
+
+
+def _disk(plan: "Plan") -> int:
+    """Bytes of all networks, which exist at the same time, and of the adapters' checkpoints."""
+    source = plan.source
+    bytes_of = source.sizes(source.unpruned).bytes
+    stored = [bytes_of[plan.options.weight_format]] * (len(plan.picks) + 2) + [
+        bytes_of["int8"],
+        bytes_of["int4"],
+        bytes_of["fp32"],
+    ]
+    linears = source.architecture.linears.values()
+    adapter = 4 * plan.lora_options.rank * sum(linear.in_features + linear.out_features for linear in linears)
+    return round(sum(stored) + 10 * adapter * (1 + len(plan.picks)))

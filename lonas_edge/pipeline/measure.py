@@ -1,0 +1,202 @@
+"""Measure exported networks: loss and accuracy on held-out examples, answers, latency."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lonas_edge.bench.measure import Sample as Measured
+from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.report import METRICS, Report
+from lonas_edge.bench.run import bench
+from lonas_edge.bench.statistics import paired_ratio
+from lonas_edge.bench.variants import SUBNET, Case
+from lonas_edge.data.encoding import IGNORED, Prompting, encode, encode_prompt
+from lonas_edge.data.instructions import Learned, read_data
+from lonas_edge.data.templates import Example, Text
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.ir import MODEL
+from lonas_edge.ir.core import openvino_core
+from lonas_edge.ir.infer import inputs_of
+from lonas_edge.ir.runtime import Ratio
+from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.pipeline.record import Interval, Sample
+from lonas_edge.progress import Progress
+
+ROUNDS = 12
+MAX_LENGTH = 1024  # tokens of a held-out example; longer ones are not scored
+ANSWERS, ANSWER_TOKENS = 4, 96
+_Z = 1.959964  # of 95 %
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Results by held-out example, each [examples]: loss in nats, correct tokens, learned tokens."""
+
+    loss: np.ndarray
+    correct: np.ndarray
+    tokens: np.ndarray
+
+
+def score(folder: Path, examples: Sequence[Learned], prompting: Prompting, progress: Progress) -> Scores:
+    """Compute loss and accuracy of an IR on the learned tokens of examples, one example at a time."""
+    tokenizer = require_tokenizer(folder, "measuring the held-out loss")
+    request = openvino_core().compile_model(folder / MODEL, "CPU").create_infer_request()
+    names = {name for port in request.model_inputs for name in port.get_names()}
+    rows = []
+    for index, example in enumerate(examples):
+        progress(f"held-out loss of {folder.name}", index / len(examples))
+        parts = encode([example], prompting, tokenizer, MAX_LENGTH)
+        rows.append(np.sum([_scored(request, names, part) for part in parts], axis=0) if parts else np.zeros(3))
+    loss, correct, tokens = np.array(rows).T
+    return Scores(loss, correct, tokens)
+
+
+def _scored(request: Any, names: set[str], part: Mapping[str, list[int]]) -> tuple[float, int, int]:
+    """Loss, correct and learned tokens of one sequence."""
+    request.reset_state()
+    inputs = inputs_of(np.array([part["input_ids"]], np.int64))
+    logits = request.infer({name: value for name, value in inputs.items() if name in names})["logits"][0, :-1]
+    labels = np.array(part["labels"][1:])
+    learned = labels != IGNORED
+    chosen, targets = logits[learned].astype(np.float64), labels[learned]
+    peak = chosen.max(-1)
+    likelihood = chosen[np.arange(len(targets)), targets] - peak - np.log(np.exp(chosen - peak[:, None]).sum(-1))
+    return -float(likelihood.sum()), int((chosen.argmax(-1) == targets).sum()), len(targets)
+
+
+def loss_difference(first: Scores, second: Scores) -> Interval:
+    """second - first in nats per learned token of `first`, paired by example.
+
+    The denominator is the same for both: a trimmed vocabulary has other tokens for the same text.
+    """
+    values = second.loss - first.loss
+    return _ratio_interval(values, first.tokens)
+
+
+def accuracy_difference(first: Scores, second: Scores) -> Interval:
+    """second - first in points, paired by example: each a share of its own learned tokens (ratio estimators, linearized)."""
+    shares = [float(each.correct.sum() / each.tokens.sum()) for each in (first, second)]
+    parts = [
+        (each.correct - share * each.tokens) / each.tokens.sum() for each, share in zip((first, second), shares, strict=True)
+    ]
+    half = _half_width(parts[1] - parts[0])
+    value = shares[1] - shares[0]
+    return Interval(100 * value, 100 * (value - half), 100 * (value + half))
+
+
+def _ratio_interval(values: np.ndarray, tokens: np.ndarray) -> Interval:
+    """The sum of values over the sum of tokens; the interval is that of a ratio estimator over examples."""
+    ratio = float(values.sum() / tokens.sum())
+    half = _half_width((values - ratio * tokens) / tokens.sum())
+    return Interval(ratio, ratio - half, ratio + half)
+
+
+def _half_width(influences: np.ndarray) -> float:
+    """Half of the 95 % interval of a sum of independent terms with mean 0."""
+    count = len(influences)
+    return _Z * math.sqrt(count / max(1, count - 1) * float((influences**2).sum()))
+
+
+def answers(folders: Mapping[str, Path], examples: Sequence[Learned], prompting: Prompting, progress: Progress) -> list[Sample]:
+    """Greedy answers of the networks to the first examples, by openvino_genai."""
+    import openvino as ov
+    import openvino_genai
+
+    chosen = [example for example in examples if not isinstance(example, Text)][:ANSWERS]
+    texts: list[dict[str, str]] = [{} for _ in chosen]
+    for name, folder in folders.items() if chosen else ():
+        progress(f"answers of {name}", None)
+        tokenizer = require_tokenizer(folder, "generating answers")
+        pipeline = openvino_genai.LLMPipeline(folder, "CPU")
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.do_sample, config.apply_chat_template = ANSWER_TOKENS, False, False
+        config.eos_token_id = tokenizer.eos_token_id
+        for text, example in zip(texts, chosen, strict=True):
+            ids = encode_prompt(example, prompting, tokenizer, MAX_LENGTH)
+            prompt = openvino_genai.TokenizedInputs(
+                ov.Tensor(np.array([ids], np.int64)), ov.Tensor(np.ones((1, len(ids)), np.int64))
+            )
+            text[name] = tokenizer.decode(pipeline.generate(prompt, config).tokens[0], skip_special_tokens=True).strip()
+    return [Sample(_asked(example), _expected(example), answered) for example, answered in zip(chosen, texts, strict=True)]
+
+
+def _asked(example: Any) -> str:
+    if isinstance(example, Example):
+        return "\n\n".join(filter(None, (example.instruction, example.input)))
+    last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
+    return "\n\n".join(f"{role}: {content}" for role, content in example.messages[:last])
+
+
+def _expected(example: Any) -> str:
+    if isinstance(example, Example):
+        return example.output
+    return str(next(content for role, content in reversed(example.messages) if role == "assistant"))
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Latency of a network in milliseconds, and ratios to the first network's."""
+
+    ttft: tuple[float, ...]
+    tpot: tuple[float, ...]
+    ttft_ratio: Interval | None
+    tpot_ratio: Interval | None
+
+
+def latencies(
+    folders: Mapping[str, Path], prompt_len: int, new_tokens: int, progress: Progress
+) -> tuple[dict[str, Latencies], Report]:
+    """Measure all networks in one interleaved run; the first is the baseline of the ratios, the last one is ours.
+
+    Raises:
+        LonasEdgeError: If a network cannot be measured.
+    """
+    *others, (ours, folder) = folders.items()
+    case = Case(prompt_len, new_tokens)
+    arms = (SUBNET, *(str(path) for _, path in others))
+    result = bench(open_exported(folder), BenchOptions(arms=arms, cases=(case,), schedule=Schedule.of(ROUNDS)), progress)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if result.failures:
+        raise LonasEdgeError("; ".join(f"{failure.variant}: {failure.reason}" for failure in result.failures))
+    names = zip((ours, *(name for name, _ in others)), (variant.name for variant in result.variants), strict=True)
+    samples = {name: [each for each in result.samples if each.variant == variant] for name, variant in names}
+    return {name: _latencies(samples[name], samples[next(iter(folders))]) for name in folders}, result
+
+
+def _latencies(samples: Sequence[Measured], baseline: Sequence[Measured]) -> Latencies:
+    times = {name: [METRICS[name](each.timing) for each in samples] for name in ("ttft", "tpot")}
+    ratios: dict[str, Interval | None] = dict.fromkeys(times)
+    if samples is not baseline:
+        by_round = {each.round: each for each in baseline}
+        pairs = [(each, by_round[each.round]) for each in samples]
+        for name in times:
+            figures = [[METRICS[name](each.timing) for each in side] for side in zip(*pairs, strict=True)]
+            ratios[name] = _interval(paired_ratio(figures[0], figures[1], [each.start for each, _ in pairs]))
+    rounded = {name: tuple(round(value, 3) for value in values) for name, values in times.items()}
+    return Latencies(rounded["ttft"], rounded["tpot"], ratios["ttft"], ratios["tpot"])
+
+
+def _interval(ratio: Ratio) -> Interval:
+    return Interval(
+        ratio.value, ratio.value if ratio.low is None else ratio.low, ratio.value if ratio.high is None else ratio.high
+    )
+
+
+def median(values: Sequence[float]) -> Interval:
+    """The median with its 95 % interval from order statistics (binomial, normal approximation)."""
+    ordered, count = sorted(values), len(values)
+    half = _Z * math.sqrt(count) / 2
+    low, high = max(0, math.floor(count / 2 - half)), min(count - 1, math.ceil(count / 2 + half))
+    return Interval(float(np.median(ordered)), ordered[low], ordered[high])
+
+
+def read_examples(path: Path) -> list[Learned]:
+    """The held-out examples."""
+    return read_data(path).examples

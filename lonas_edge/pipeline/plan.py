@@ -1,0 +1,287 @@
+"""Plan the steps of a run: their settings, what they depend on, and the commands that do the same."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lonas_edge.families import BLOCK_KINDS
+from lonas_edge.files import sha256
+from lonas_edge.formats import FORMATS
+from lonas_edge.network.adapters import CONFIG, adapter_file
+from lonas_edge.network.source import Source
+from lonas_edge.pipeline import stages
+from lonas_edge.pipeline.estimate import Probe
+from lonas_edge.pipeline.options import KEEP, CompressOptions
+from lonas_edge.pipeline.stages import Places, command_line
+from lonas_edge.pipeline.steps import PlannedStep
+from lonas_edge.pipeline.vocabulary import trim
+from lonas_edge.progress import Progress
+from lonas_edge.search.cost import CostSettings
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.picks import Pick
+from lonas_edge.training.options import TrainOptions
+
+LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
+    "fine-tune", "trim", "space", "search", "baselines", "measure",
+)  # fmt: skip
+BASELINES_BY_NAME = {"optimum-cli INT8": "int8", "optimum-cli INT4": "int4"}
+PROMPTS = 64  # of the search, if there are as many held-out examples
+BATCH = 16  # examples of a training step
+LEAST_RECOVERY = 240  # steps
+_EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
+_SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run.
+
+    Attributes:
+        source: The opened source.
+        options: The options.
+        places: Files of the steps.
+        counts: Examples by part.
+        probe: Timed training steps.
+        picks: The picks by target.
+    """
+
+    source: Source
+    options: CompressOptions
+    places: Places
+    counts: Mapping[str, int]
+    probe: Probe
+    picks: Mapping[str, Pick]
+
+    @property
+    def trains_lora(self) -> bool:
+        """Whether a LoRA adapter is trained first."""
+        return self.places.adapter is None
+
+    @property
+    def trims(self) -> bool:
+        """Whether the vocabulary is trimmed."""
+        return self.options.vocabulary != KEEP
+
+    @property
+    def qat(self) -> str | None:
+        """The weight format that the recovery trains for; None where rounding costs too little for it (8 bits)."""
+        return self.options.weight_format if FORMATS[self.options.weight_format].bits < 8 else None
+
+    @property
+    def lora_steps(self) -> int:
+        """Steps of the fine-tuning."""
+        return max(1, round(self.options.epochs * -(-self.counts["train"] // BATCH)))
+
+    @property
+    def recovery_steps(self) -> int:
+        """Steps of the recovery."""
+        return self.options.recovery_steps or max(LEAST_RECOVERY, -(-self.counts["train"] // BATCH))
+
+    @property
+    def lora_options(self) -> TrainOptions:
+        """Options of the fine-tuning."""
+        return self._train_options(self.lora_steps)
+
+    @property
+    def recovery_options(self) -> TrainOptions:
+        """Options of the recovery."""
+        return self._train_options(self.recovery_steps, weight_format=self.qat)
+
+    def _train_options(self, steps: int, **others: Any) -> TrainOptions:
+        options, seconds = self.options, self.probe.lora_step
+        interval = min(10, max(1, steps // 10))  # of the log: a checkpoint splits none
+        save = interval * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / interval))
+        return TrainOptions(
+            steps=steps,
+            prompt=options.prompt,
+            seed=options.seed,
+            precision=self.probe.precision,
+            save_steps=min(save, 200),
+            **others,
+        )
+
+    @cached_property
+    def cost_settings(self) -> CostSettings:
+        """How the search measures latency."""
+        options = self.options
+        return CostSettings(options.weight_format, "CPU", options.prompt_len, options.new_tokens)
+
+    @property
+    def search_options(self) -> SearchOptions:
+        """Options of the search."""
+        return SearchOptions(
+            data=self.places.held_out,
+            output=self.places.work / "search",
+            cost=stages.cost_of(self.picks),
+            evals=self.evals,
+            picks=tuple(pick.expression for pick in self.picks.values()),
+            num_prompts=min(PROMPTS, self.counts["held_out"]),
+            prompt=self.options.prompt,
+            measure=False,
+            seed=self.options.seed,
+            cost_settings=self.cost_settings,
+        )
+
+    @property
+    def evals(self) -> int:
+        """Networks that the search evaluates."""
+        blocks = sum(block.kind == BLOCK_KINDS[0] for block in self.source.architecture.blocks.values())
+        return max(_LEAST_EVALS, _EVALS_PER_BLOCK * blocks)
+
+    @property
+    def has_space(self) -> bool:
+        """Whether the source has a search space of its own."""
+        return bool(self.source.space.groups)
+
+    def steps(self, measure: Callable[[Progress], None], settings: Mapping[str, Any]) -> list[PlannedStep]:
+        """List all steps in order; the last calls `measure`, whose result depends on `settings`, too."""
+        steps = [self._fine_tune()] if self.trains_lora else []
+        steps += [self._trim()] if self.trims else []
+        steps += [] if self.has_space else [self._space()]
+        steps.append(self._search())
+        for target, pick in self.picks.items():
+            steps += [self._recover(target, pick), self._export(target, pick)]
+        exports = tuple(step.name for step in steps if step.name.startswith("export"))
+        lengths = {"prompt_len": self.options.prompt_len, "new_tokens": self.options.new_tokens}
+        models = [self.places.model(pick) for pick in self.picks.values()]
+        baselines = [self.places.baseline(name) for name in BASELINES_BY_NAME.values()]
+        shown = command_line("bench", baselines[0], "--arms", ",".join(map(str, ["subnet", *baselines[1:], *models])))
+        last = PlannedStep(
+            MEASURE, shown, {**lengths, **settings}, (*exports, BASELINES), ("compress.json",), measure, here=True
+        )
+        return [*steps, self._baselines(), last]
+
+    @property
+    def _inputs(self) -> dict[str, Any]:
+        """Hashes of what the first steps read."""
+        data = {"train": self.places.train, "held_out": self.places.held_out}
+        return source_hashes(self.source) | {name: sha256(path) for name, path in data.items()}
+
+    @property
+    def _adapter(self) -> tuple[str, ...]:
+        return (LORA,) if self.trains_lora else ()
+
+    @property
+    def _student(self) -> tuple[str, ...]:
+        return (TRIM,) if self.trims else ()
+
+    def _fine_tune(self) -> PlannedStep:
+        options, places = self.lora_options, self.places
+        command = command_line(
+            "train", "--model", places.base, "--data", places.train, "--eval-data", places.held_out, "--no-elastic",
+            *_training(options), "--output", places.lora,
+        )  # fmt: skip
+        settings = {**self._inputs, **_settings(options)}
+        return PlannedStep(LORA, command, settings, (), ("lora",), lambda progress: stages.fine_tune(places, options, progress))
+
+    def _trim(self) -> PlannedStep:
+        options, places = self.options, self.places
+        command = command_line(
+            "trim", places.base, "--data", places.train, "--size", options.vocabulary, "--output", places.trimmed
+        )
+        settings = {**self._inputs, "vocabulary": options.vocabulary, "prompt": options.prompt}
+
+        def run(progress: Progress) -> None:
+            trim(places.base, places.train, options.vocabulary, options.prompt, places.trimmed, progress)
+
+        return PlannedStep(TRIM, command, settings, (), ("base",), run)
+
+    def _space(self) -> PlannedStep:
+        places = self.places
+        output = places.work / "space.json"
+        command = command_line("space", "--adapter", places.lora, "--model", places.base, "--output", output)
+        return PlannedStep(SPACE, command, self._inputs, self._adapter, ("space.json",), lambda _: stages.write_space(places))
+
+    def _search(self) -> PlannedStep:
+        options, places, settings = self.search_options, self.places, self.cost_settings
+        picked = [part for pick in self.picks.values() for part in ("--pick", pick.expression)]
+        command = command_line(
+            "search", places.lora, "--model", places.student_name(self.trims),
+            "--nncf-config", places.space_name(self.has_space), "--data", options.data, "--cost", options.cost,
+            "--evals", options.evals, "--num-prompts", options.num_prompts, "--weight-format", settings.weight_format,
+            "--seed", options.seed, *picked, "--no-measure", "--output", options.output,
+        )  # fmt: skip
+        known = {"cost": options.cost, "evals": options.evals, "prompts": options.num_prompts, "seed": options.seed}
+        known |= {"weight_format": settings.weight_format, "prompt_len": settings.prompt_len, "new_tokens": settings.new_tokens}
+        needs = (*self._adapter, *self._student, *(() if self.has_space else (SPACE,)))
+        outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in self.picks.values())
+        return PlannedStep(
+            SEARCH,
+            command,
+            {**self._inputs, **known},
+            needs,
+            outputs,
+            lambda progress: stages.find_networks(places, options, progress),
+        )
+
+    def _recover(self, target: str, pick: Pick) -> PlannedStep:
+        options, places = self.recovery_options, self.places
+        command = command_line(
+            "train", "--from", places.lora, "--model", places.student_name(self.trims), "--nncf-config",
+            places.space_name(self.has_space), "--subnet", places.subnetwork(pick), "--teacher", places.lora,
+            "--data", places.train, "--eval-data", places.held_out, *_training(options), "--output", places.recovered(pick),
+        )  # fmt: skip
+        return PlannedStep(
+            f"recover {target}",
+            command,
+            _settings(options),
+            (SEARCH,),
+            (f"recovered/{pick.file}",),
+            lambda progress: stages.recover(places, pick, options, progress),
+        )
+
+    def _export(self, target: str, pick: Pick) -> PlannedStep:
+        places, weight_format = self.places, self.options.weight_format
+        command = command_line(
+            "export", places.recovered(pick), "--model", places.student_name(self.trims), "--weight-format", weight_format,
+            "--output", places.model(pick),
+        )  # fmt: skip
+        return PlannedStep(
+            f"export {target}",
+            command,
+            {"weight_format": weight_format},
+            (f"recover {target}",),
+            (f"models/{pick.file}",),
+            lambda progress: stages.export_network(places, pick, weight_format, progress),
+        )
+
+    def _baselines(self) -> PlannedStep:
+        places, merged = self.places, self.places.baseline("merged")
+        commands = [command_line("export", places.lora, "--model", places.base, "--subnet", "maximal", "--stage", "checkpoint",
+                                 "--output", merged)]  # fmt: skip
+        commands += [
+            f"optimum-cli export openvino --model {merged} --weight-format {name} {places.baseline(name)}"
+            for name in BASELINES_BY_NAME.values()
+        ]
+        outputs = tuple(f"baselines/{name}" for name in BASELINES_BY_NAME.values())
+        formats = tuple(BASELINES_BY_NAME.values())
+        return PlannedStep(
+            BASELINES,
+            "\n".join(commands),
+            self._inputs,
+            self._adapter,
+            outputs,
+            lambda progress: stages.export_baselines(places, formats, progress),
+        )
+
+
+def source_hashes(source: Source) -> dict[str, str]:
+    """Hashes that identify what is compressed."""
+    files = {"base": source.base.folder / "config.json"}
+    if source.adapter:
+        files |= {"adapter": adapter_file(source.adapter.folder), "adapter_config": source.adapter.folder / CONFIG}
+    return {name: sha256(path) for name, path in files.items()}
+
+
+def _settings(options: TrainOptions) -> dict[str, Any]:
+    """What a training's result depends on, beyond its inputs."""
+    names = ("steps", "prompt", "seed", "precision", "weight_format")
+    return {name: getattr(options, name) for name in names}
+
+
+def _training(options: TrainOptions) -> list[str]:
+    """Options of `train`."""
+    given = {"--steps": options.steps, "--prompt": options.prompt, "--seed": options.seed, "--precision": options.precision}
+    given |= {"--weight-format": options.weight_format}
+    return [part for name, value in given.items() if value is not None for part in (name, str(value))]

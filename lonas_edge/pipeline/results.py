@@ -1,0 +1,142 @@
+"""Measure the networks of a run, and make its record."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.data.encoding import Prompting
+from lonas_edge.exporting.manifest import MANIFEST, Manifest
+from lonas_edge.formats import FORMATS
+from lonas_edge.ir import WEIGHTS
+from lonas_edge.network.source import TRAINING
+from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.pipeline import measure
+from lonas_edge.pipeline.measure import Scores
+from lonas_edge.pipeline.plan import BASELINES_BY_NAME, Plan, source_hashes
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Network
+from lonas_edge.progress import Progress
+from lonas_edge.search import SEARCH
+from lonas_edge.search.record import SearchRecord
+from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.training_data import read_training_data
+
+_CURVE_POINTS = 200
+
+
+def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], progress: Progress) -> CompressRecord:
+    """Measure baselines and compressed networks.
+
+    Args:
+        plan: The run, whose other steps are done.
+        names: The directory in the output of each target.
+        here: The machine.
+        progress: Reports what is being done.
+    """
+    stored = "INT4" if FORMATS[plan.options.weight_format].bits < 8 else "INT8"
+    ours = {f"{target} {stored}": plan.places.model(pick) for target, pick in plan.picks.items()}
+    folders = {name: plan.places.baseline(stored) for name, stored in BASELINES_BY_NAME.items()} | ours
+    times, bench = measure.latencies(folders, plan.options.prompt_len, plan.options.new_tokens, progress)
+    examples, prompting = measure.read_examples(plan.places.held_out), _prompting(plan)
+    scores = {name: measure.score(folder, examples, prompting, progress) for name, folder in folders.items()}
+    first = scores[next(iter(folders))]
+    directories = dict(zip(ours, names.values(), strict=True))
+    whole = plan.source.sizes(plan.source.unpruned).parameters
+    networks = [
+        _network(name, folder, times[name], (first, scores[name]), directories.get(name), whole)
+        for name, folder in folders.items()
+    ]
+    record = SearchRecord.read(plan.places.work / "search" / SEARCH)
+    return CompressRecord(
+        source=(plan.source.adapter or plan.source.base).name,
+        base=plan.source.base.name,
+        data=plan.options.data.name,
+        examples=dict(plan.counts),
+        options=_options(plan, names),
+        sha256=source_hashes(plan.source),
+        machine=dict(here),
+        versions=dict(bench.conditions["versions"]),
+        cost=record.cost,
+        steps=(),
+        networks=tuple(networks),
+        curves=_curves(plan),
+        candidates=_candidates(record),
+        samples=tuple(measure.answers(folders, examples, prompting, progress)),
+        prompt_len=plan.options.prompt_len,
+        new_tokens=plan.options.new_tokens,
+    )
+
+
+def _prompting(plan: Plan) -> Prompting:
+    """The prompt template of the trainings."""
+    source = plan.places.open_lora()
+    read = read_training_data(plan.places.held_out)
+    chosen = read.with_prompt(TrainOptions(prompt=plan.options.prompt), source)
+    tokenizer = require_tokenizer(source.base.folder, "measuring the held-out loss")
+    prompting = read.prompting(chosen, tokenizer, source.base.folder, source.training)
+    assert prompting  # a language model's data
+    return prompting
+
+
+def _network(
+    name: str, folder: Path, times: measure.Latencies, scored: tuple[Scores, Scores], directory: str | None, whole: int
+) -> Network:
+    first, scores = scored
+    manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    baseline = scores is first
+    return Network(
+        name=name,
+        folder=directory,
+        weight_format=manifest.weight_format if manifest else BASELINES_BY_NAME[name],
+        file_bytes=(folder / WEIGHTS).stat().st_size,
+        parameters=manifest.sizes.subnetwork.parameters if manifest else whole,
+        loss=float(scores.loss.sum() / first.tokens.sum()),
+        loss_difference=None if baseline else measure.loss_difference(first, scores),
+        accuracy=float(100 * scores.correct.sum() / scores.tokens.sum()),
+        accuracy_difference=None if baseline else measure.accuracy_difference(first, scores),
+        ttft_ms=measure.median(times.ttft),
+        tpot_ms=measure.median(times.tpot),
+        ttft_ratio=times.ttft_ratio,
+        tpot_ratio=times.tpot_ratio,
+        ttft_samples=times.ttft,
+        tpot_samples=times.tpot,
+        removed=manifest.layers if manifest else (),
+    )
+
+
+def _options(plan: Plan, names: Mapping[str, str]) -> dict[str, Any]:
+    options = plan.options
+    plain = {
+        name: value if isinstance(value, int | float | str | None) else str(value) for name, value in vars(options).items()
+    }
+    folders = {plan.picks[target].file: name for target, name in names.items()}
+    resolved = {
+        "precision": plan.probe.precision,
+        "lora_steps": plan.lora_steps if plan.trains_lora else None,
+        "recovery_steps": plan.recovery_steps,
+        "evals": plan.evals,
+    }
+    return {**plain, "target": list(options.target), **resolved, "folders": folders}
+
+
+def _curves(plan: Plan) -> tuple[Curve, ...]:
+    folders = {"fine-tune": plan.places.work / "lora"} if plan.trains_lora else {}
+    folders |= {f"recover {target}": plan.places.recovered(pick) for target, pick in plan.picks.items()}
+    records = {name: TrainingRecord.read(folder / TRAINING) for name, folder in folders.items() if (folder / TRAINING).exists()}
+    return tuple(_curve(name, record) for name, record in records.items())
+
+
+def _curve(name: str, record: TrainingRecord) -> Curve:
+    losses = [(entry.step, entry.loss) for entry in record.losses if entry.loss is not None]
+    held_out = [(entry.step, entry.loss) for entry in record.eval_data.losses] if record.eval_data else []
+    return Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out))
+
+
+def _candidates(record: SearchRecord) -> tuple[Candidate, ...]:
+    largest = max(evaluation.cost for evaluation in record.evaluations)
+    picked = {entry.evaluation: entry.name.removeprefix("pick:") for entry in record.picks}
+    front: Sequence[int] = record.front
+    return tuple(
+        Candidate(each.cost / largest, each.quality, each.number in front, picked.get(each.number))
+        for each in record.evaluations
+    )

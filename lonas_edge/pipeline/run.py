@@ -1,0 +1,215 @@
+"""`compress`: from a model or adapter to a smaller model that runs, in one resumable run.
+
+The output DIR holds an exported directory for each target (`model` where there is one), the report, `recipe.yaml`, and in
+`steps` the results of the steps, from which a run with other targets continues.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lonas_edge.bench import machine
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM
+from lonas_edge.files import replace_text, sha256
+from lonas_edge.network.source import Source, open_source
+from lonas_edge.output import OutputDirectory, Work
+from lonas_edge.pipeline import stages
+from lonas_edge.pipeline.data import split
+from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, probe
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.plan import Plan, source_hashes
+from lonas_edge.pipeline.recipe import RECIPE, recipe_text
+from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
+from lonas_edge.pipeline.report import write_report
+from lonas_edge.pipeline.results import measured
+from lonas_edge.pipeline.stages import Places
+from lonas_edge.pipeline.steps import PlannedStep, Steps
+from lonas_edge.progress import Progress, silent
+from lonas_edge.search.picks import Pick
+from lonas_edge.versions import versions
+
+STEPS = "steps"
+_PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "nncf", "openvino", "openvino-genai", "optimum-intel")
+_CLASSIFIER = (
+    "compress takes language models. For a classifier, use its steps: `lonas-edge space`, `train --data TASK.tsv`, `search` "
+    "and `export`."
+)
+Announce = Callable[[list[PlannedStep], Estimate], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is compressed, as the user names it: SOURCE, --model and --nncf-config."""
+
+    source: str
+    model: str | None = None
+    nncf_config: Path | None = None
+
+
+def compress_model(
+    reference: Reference,
+    options: CompressOptions,
+    progress: Progress = silent,
+    announce: Announce = lambda _steps, _estimate: None,
+) -> CompressRecord | None:
+    """Compress a model and write the output directory; an earlier run there continues.
+
+    Args:
+        reference: The model or adapter.
+        options: The options.
+        progress: Reports what is being done.
+        announce: Called with the pending steps and the estimate before the first step.
+
+    Returns:
+        The record, or None for --dry-run.
+
+    Raises:
+        LonasEdgeError: If inputs do not fit, or a step fails; finished steps are kept.
+    """
+    progress("Checking the inputs", None)
+    source = open_source(reference.source, reference.model, reference.nncf_config)
+    if source.architecture.family.task is not CAUSAL_LM:
+        raise LonasEdgeError(f"{source.folder}: a {source.architecture.family.task.name}. {_CLASSIFIER}")
+    picks = stages.picks_of(options)
+    stages.cost_of(picks)
+    run = _Run(reference, source, options, picks, progress)
+    if options.dry_run:
+        with TemporaryDirectory(prefix="lonas-edge-") as folder:
+            run.planned(Path(folder), announce)
+        return None
+    return run.lead(announce)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A running compression."""
+
+    reference: Reference
+    source: Source
+    options: CompressOptions
+    picks: Mapping[str, Pick]
+    progress: Progress
+
+    def lead(self, announce: Announce) -> CompressRecord:
+        """Run the pending steps, and publish the results."""
+        output, options, hashes = self.options.output, self.options, source_hashes(self.source)
+        finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
+        if finished and finished.sha256 != hashes and not options.overwrite:
+            raise LonasEdgeError(
+                f"{output}: holds {finished.source}, compressed. Choose another --output, or pass --overwrite."
+            )
+        kept = finished if finished and finished.sha256 == hashes else None
+        inputs = [self.source.base.folder, options.data, options.eval_data, self.reference.source]
+        directory = OutputDirectory(output, options.overwrite or finished is not None, inputs)
+        directory.check(0, resumable=True)
+        identity = {"source": hashes}
+        restart = options.overwrite and directory.identity() not in ({}, identity)
+        with directory.resume("compress", identity, restart=restart) as work:
+            if kept:
+                self._restore(work.path, kept)
+            steps = self.planned(work.path / STEPS, announce)
+            directory.check(0, resumable=True)
+            steps.run(self.progress)
+            return self._publish(work, steps)
+
+    def planned(self, folder: Path, announce: Announce) -> Steps:
+        """Split the data, time training steps if no earlier run did, and plan the steps."""
+        options, places = self.options, self._places(folder)
+        counts = split(options.data, options.eval_data, options.seed, folder / "data")
+        plan = Plan(self.source, options, places, counts, self._probe(places), self.picks)
+        here = machine.describe("CPU")
+        settings = {"machine": f"{here['processor']}, {here['processors']} processors", "versions": versions(_PACKAGES)}
+
+        def measure(progress: Progress) -> None:
+            measured(plan, self._names, here, progress).write(folder / COMPRESS)
+
+        steps = Steps(folder, plan.steps(measure, settings))
+        steps.prepare(options.overwrite, lambda line: self.progress(f"{line}\nPlanning", None))
+        pending = {name: name.split()[0] for name in steps.pending()}
+        estimated = estimate(plan, pending)
+        announce([steps.planned[name] for name in pending], estimated)
+        _check_disk(options.output, estimated if pending else None)
+        return steps
+
+    def _places(self, folder: Path) -> Places:
+        reference, base = self.reference, str(self.source.base.folder)
+        adapter = reference.source if self.source.adapter else None
+        hub = self.source.base.revision is not None
+        return Places(folder, self.source.base.name if hub else base, adapter, reference.nncf_config)
+
+    def _probe(self, places: Places) -> Probe:
+        file = places.work / PROBE
+        if file.exists():
+            return Probe.read(file)
+        qat = Plan(self.source, self.options, places, {}, _NO_PROBE, self.picks).qat
+        timed = probe(places.base, places.train, self.options.prompt, qat, self.progress)
+        timed.write(file)
+        return timed
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """The directory in the output of each target."""
+        return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
+
+    def _restore(self, work: Path, finished: CompressRecord) -> None:
+        """Link the results of a finished run into the working directory."""
+        if (work / STEPS).exists():
+            return
+        output, temporary = self.options.output, work / f"{STEPS}.copy"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(output / STEPS, temporary, copy_function=_link)
+        for pick_file, folder in finished.options["folders"].items():
+            if (output / folder).is_dir():
+                shutil.copytree(output / folder, temporary / "models" / pick_file, copy_function=_link)
+        temporary.rename(work / STEPS)
+
+    def _publish(self, work: Work, steps: Steps) -> CompressRecord:
+        folder = work.path / STEPS
+        record = replace(CompressRecord.read(folder / COMPRESS), steps=self._steps(steps, folder))
+        data = {"data": sha256(self.options.data)}
+        with work.publish() as new:
+            ignored = shutil.ignore_patterns("baselines", "models")
+            shutil.copytree(folder, new / STEPS, copy_function=_link, ignore=ignored)
+            for target, pick in self.picks.items():
+                shutil.copytree(folder / "models" / pick.file, new / self._names[target], copy_function=_link)
+            record.write(new / COMPRESS)
+            replace_text(new / RECIPE, recipe_text(self._recipe(), record.sha256 | data, record.versions))
+            write_report(record, new)
+        return record
+
+    def _steps(self, steps: Steps, folder: Path) -> tuple[Step, ...]:
+        final = str(self.options.output / STEPS)
+        return tuple(
+            Step(name, step.command.replace(str(folder), final), steps.states[name].seconds, None)
+            for name, step in steps.planned.items()
+            if name in steps.states
+        )
+
+    def _recipe(self) -> dict[str, Any]:
+        given = {name: value for name, value in asdict(self.options).items() if name not in ("dry_run", "overwrite")}
+        given |= {"source": self.reference.source, "model": self.reference.model, "nncf_config": self.reference.nncf_config}
+        return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+                for name, value in given.items()}  # fmt: skip
+
+
+_NO_PROBE = Probe("", 0, 0, 0, 0)
+
+
+def _check_disk(output: Path, estimated: Estimate | None) -> None:
+    """Refuse to start the pending steps without room for their results."""
+    if estimated:
+        OutputDirectory(output, overwrite=True).check(estimated.disk_bytes, resumable=True)
+
+
+def _link(source: str, target: str) -> str:
+    """Link a file, or copy it where links are impossible; no step changes a file in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

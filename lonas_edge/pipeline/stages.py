@@ -1,0 +1,224 @@
+"""The steps of `compress`, each by the code of the command that does the same."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import export
+from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.families import BLOCK_KINDS
+from lonas_edge.files import replace_text
+from lonas_edge.network.source import Source, open_source
+from lonas_edge.output import OutputDirectory
+from lonas_edge.pipeline.options import AUTO, AUTO_TARGET, CompressOptions
+from lonas_edge.progress import Progress
+from lonas_edge.search.cost import COSTS
+from lonas_edge.search.depth import candidates, offered
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.picks import Pick, parse_picks
+from lonas_edge.search.plan import make_plan
+from lonas_edge.search.run import search
+from lonas_edge.space.generate import generate_space
+from lonas_edge.space.subnetwork import select
+from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
+from lonas_edge.training.options import EVAL_LOSS, TrainOptions
+from lonas_edge.training.train import train
+
+_GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides all widths
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the steps find and keep their files.
+
+    Attributes:
+        work: The working directory.
+        base: The base model: a directory or hub id.
+        adapter: The adapter to compress; None if the steps train one.
+        space: Its search space, where it is not in the adapter's directory.
+    """
+
+    work: Path
+    base: str
+    adapter: str | None
+    space: Path | None
+
+    @property
+    def lora(self) -> str:
+        """The fine-tuned adapter."""
+        return self.adapter or str(self.work / "lora")
+
+    @property
+    def train(self) -> Path:
+        """The training examples."""
+        return self.work / "data" / "train.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """The held-out examples."""
+        return self.work / "data" / "held_out.jsonl"
+
+    @property
+    def trimmed(self) -> Path:
+        """The base model with fewer tokens."""
+        return self.work / "base"
+
+    @property
+    def student(self) -> str:
+        """The base model of the compressed network: the trimmed one, if there is one."""
+        return str(self.trimmed) if self.trimmed.exists() else self.base
+
+    def student_name(self, trims: bool) -> str:
+        """The same before the steps run, for the command line."""
+        return str(self.trimmed) if trims else self.base
+
+    def space_name(self, own: bool) -> Path | None:
+        """The search space before the steps run; None for the adapter's own."""
+        return self.space if own else self.work / "space.json"
+
+    def baseline(self, name: str) -> Path:
+        """An unpruned network that `optimum-cli` wrote."""
+        return self.work / "baselines" / name
+
+    def model(self, pick: Pick) -> Path:
+        """The exported network of a target."""
+        return self.work / "models" / pick.file
+
+    def recovered(self, pick: Pick) -> Path:
+        """The recovered adapter of a target."""
+        return self.work / "recovered" / pick.file
+
+    def subnetwork(self, pick: Pick) -> Path:
+        """The sub-network of a target."""
+        return self.work / "search" / "subnetworks" / f"{pick.file}.json"
+
+    def open_lora(self, base: str | None = None) -> Source:
+        """Open the fine-tuned adapter with its search space, if there is one."""
+        return open_source(self.lora, base or self.base, self.space_file)
+
+    @property
+    def space_file(self) -> Path | None:
+        """The search space: the one that was passed or written, or None for the adapter's own."""
+        written = self.work / "space.json"
+        return written if written.exists() else self.space
+
+
+def fine_tune(places: Places, options: TrainOptions, progress: Progress) -> None:
+    """Train a plain LoRA adapter, or continue its training."""
+    inputs = open_inputs(places.base, places.train, None, elastic=False)
+    _trained(with_eval_data(inputs, places.held_out), places.work / "lora", options, progress)
+
+
+def write_space(places: Places) -> None:
+    """Write the search space of a plain adapter: attention blocks that can be removed."""
+    source = open_source(places.lora, places.base, elastic=False)
+    architecture = source.architecture
+    removable, _ = offered(architecture, candidates(architecture, BLOCK_KINDS[:1], str(source.base.folder)))
+    content = generate_space(architecture, (1.0,), blocks=[block.path for block in removable], adapter=source.ranks() or None)
+    replace_text(places.work / "space.json", json.dumps(content, indent=2) + "\n")
+
+
+def find_networks(places: Places, options: SearchOptions, progress: Progress) -> None:
+    """Search the networks of the targets, or continue a search with other targets."""
+    search(make_plan(places.open_lora(places.student), options), progress)
+
+
+def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progress) -> None:
+    """Train the network of a target with the unpruned model as its teacher; an unpruned one in INT8 needs no training."""
+    output, network = places.recovered(pick), places.subnetwork(pick)
+    source = places.open_lora(places.student)
+    whole = select(source.elasticity, str(network)).canonical == source.elasticity.canonical(source.elasticity.maximal)
+    if whole and not options.weight_format and places.student == places.base:
+        with OutputDirectory(output).open() as folder:
+            shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        return
+    inputs = open_recovery(places.lora, places.train, str(network), places.student, places.space_file)
+    inputs = with_teacher(with_eval_data(inputs, places.held_out), places.lora)
+    _trained(inputs, output, options, progress)
+
+
+def _trained(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
+    resume = OutputDirectory(output).partial.exists()
+    train(inputs, output, options, resume, False, training_steps(progress), lambda line: progress(f"{line}\nLoading", None))
+
+
+def training_steps(progress: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Show each training step in the progress bar; held-out losses stay on the terminal."""
+
+    def show(step: int, steps: int, log: Mapping[str, float]) -> None:
+        line = f"step {step}/{steps}"
+        if EVAL_LOSS in log:
+            line = f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.3f}\n{line}"
+        progress(line, step / steps)
+
+    return show
+
+
+def export_network(places: Places, pick: Pick, weight_format: str, progress: Progress) -> None:
+    """Export and verify the network of a target."""
+    source = open_source(str(places.recovered(pick)), places.student)
+    export(source, source.select(None), places.model(pick), ExportOptions(weight_format=weight_format), progress)
+
+
+def export_baselines(places: Places, formats: Sequence[str], progress: Progress) -> None:
+    """Merge the unpruned adapter and store it with `optimum-cli`, once for each weight format."""
+    source = open_source(places.lora, places.base, elastic=False)
+    merged = places.baseline("merged")
+    if not merged.exists():
+        export(source, source.select("maximal"), merged, ExportOptions(stage="checkpoint", verify=False), progress)
+    for weight_format in formats:
+        if not places.baseline(weight_format).exists():
+            progress(f"optimum-cli, {weight_format}", None)
+            _optimum(merged, places.baseline(weight_format), weight_format, source)
+    shutil.rmtree(merged)
+
+
+def _optimum(merged: Path, output: Path, weight_format: str, source: Source) -> None:
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", str(merged)]
+    command += ["--task", "text-generation-with-past", "--weight-format", weight_format]
+    if weight_format == "int4":
+        widths = {linear.in_features for linear in source.architecture.linears.values()}
+        group = next((size for size in _GROUP_SIZES if not any(width % size for width in widths)), None)
+        command += ["--group-size", str(group)] if group else []
+    with OutputDirectory(output).open() as folder:
+        done = subprocess.run(
+            [*command, str(folder)], check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise LonasEdgeError(f"optimum-cli export of the unpruned model failed: {last}")
+
+
+def picks_of(options: CompressOptions) -> dict[str, Pick]:
+    """The picks by target; `auto` is a bound on the KL divergence."""
+    measures = ["kl", *(name for name, cost in COSTS.items() if name != "latency")]
+    expressions = [AUTO_TARGET if target == AUTO else target for target in options.target]
+    picks = parse_picks(expressions, measures, "--target")
+    return dict(zip(options.target, picks, strict=True))
+
+
+def cost_of(picks: Mapping[str, Pick]) -> str:
+    """The cost that the search minimizes: the targets' latency, TPOT without one.
+
+    Raises:
+        LonasEdgeError: If targets bound both TTFT and TPOT.
+    """
+    timed = sorted({pick.measure for pick in picks.values()} & {"ttft", "tpot"})
+    if len(timed) > 1:
+        raise LonasEdgeError("--target bounds both ttft and tpot; one run searches for one of them. Run compress twice.")
+    return timed[0] if timed else "tpot"
+
+
+def command_line(*parts: Any) -> str:
+    """A command of lonas-edge, quoted for a shell; an option whose value is None is left out."""
+    words = [str(part) for part in parts]
+    kept = [word for index, word in enumerate(words) if word != "None" and words[index + 1 : index + 2] != ["None"]]
+    return shlex.join(["lonas-edge", *kept])

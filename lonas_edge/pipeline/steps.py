@@ -1,0 +1,176 @@
+"""Bookkeeping of the steps: which are finished, with what settings, and which a change of options affects."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256 as digest
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.output import differences
+from lonas_edge.progress import Progress
+from lonas_edge.schema import Record
+
+STEPS = "steps.json"
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step before it runs.
+
+    Attributes:
+        name: Its name.
+        command: The command that does the same.
+        settings: What its result depends on besides earlier steps, as JSON.
+        needs: Names of the steps whose results it uses.
+        outputs: Files and directories that it writes, relative to the working directory.
+        run: Does the work; called again after an interruption.
+        here: Whether its result is valid on this machine alone. It is then repeated on another without being asked.
+    """
+
+    name: str
+    command: str
+    settings: Mapping[str, Any]
+    needs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[[Progress], None]
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class StepState:
+    """A step that was started: its settings, a hash of them and of those that it depends on, its seconds so far."""
+
+    settings: dict[str, Any]
+    key: str
+    seconds: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class StepsRecord(Record):
+    """The states of steps by name."""
+
+    NAME: ClassVar = "compress-steps"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = "Delete the working directory to start again."
+
+    states: dict[str, StepState] = field(default_factory=dict)
+
+
+class Steps:
+    """The steps of a run in its working directory. States are written before and after each step."""
+
+    def __init__(self, folder: Path, planned: Sequence[PlannedStep], clock: Callable[[], float] = time.monotonic):
+        """Read the states of an earlier run."""
+        self.folder, self.planned, self._clock = folder, {step.name: step for step in planned}, clock
+        file = folder / STEPS
+        self.states = dict(StepsRecord.read(file).states) if file.exists() else {}
+
+    def key(self, name: str) -> str:
+        """A hash of a step's settings and of those of all steps that it depends on."""
+        step = self.planned[name]
+        content = [dict(step.settings), [self.key(needed) for needed in step.needs]]
+        return digest(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def done(self, name: str) -> bool:
+        """Whether a step is finished with the planned settings, and its outputs exist."""
+        state, step = self.states.get(name), self.planned[name]
+        outputs = all((self.folder / output).exists() for output in step.outputs)
+        return state is not None and state.finished and state.key == self.key(name) and outputs
+
+    def prepare(self, overwrite: bool, notify: Callable[[str], None]) -> None:
+        """Compare the settings of earlier steps, and discard results that no longer apply.
+
+        Raises:
+            LonasEdgeError: If options of started steps have changed and `overwrite` is False; all are named.
+        """
+        problems: list[str] = []
+        for name, step in self.planned.items():
+            changed = self._changed(name)
+            if step.here and changed:
+                notify(f"{name}: repeated, because of {', '.join(changed)}")
+            else:
+                problems += [f"{name}: {line}" for line in changed]
+        if not overwrite:
+            raise_all(
+                "Options of earlier steps have changed:",
+                problems,
+                "Restore them, or pass --overwrite to repeat these steps and those that depend on them.",
+            )
+        stale = [name for name, state in self.states.items() if name in self.planned and state.key != self.key(name)]
+        for name in stale:
+            self._discard(name)
+        if stale:
+            self._write()
+
+    def _changed(self, name: str) -> list[str]:
+        state = self.states.get(name)
+        return differences(state.settings, _plain(self.planned[name].settings)) if state else []
+
+    def _discard(self, name: str) -> None:
+        del self.states[name]
+        for output in self.planned[name].outputs:
+            path = self.folder / output
+            for each in (path, path.with_name(f"{path.name}.partial")):
+                shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+
+    def pending(self) -> list[str]:
+        """The steps to run, in order: those that are not done and whose results something still needs."""
+        needed = {need for step in self.planned.values() for need in step.needs}
+        order: list[str] = []
+
+        def require(name: str) -> None:
+            if name not in order and not self.done(name):
+                for need in self.planned[name].needs:
+                    require(need)
+                order.append(name)
+
+        for name in self.planned:
+            if name not in needed:
+                require(name)
+        return sorted(order, key=list(self.planned).index)
+
+    def run(self, progress: Progress) -> None:
+        """Run the pending steps."""
+        pending = self.pending()
+        for number, name in enumerate(pending, 1):
+            before = self.states.get(name)
+            seconds, start = before.seconds if before and not before.finished else 0.0, self._clock()
+            self._store(name, seconds, finished=False)
+            try:
+                self.planned[name].run(_prefixed(progress, f"{number}/{len(pending)} {name}"))
+            except LonasEdgeError as error:
+                if isinstance(error.__cause__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from error
+                raise
+            finally:
+                self._store(name, seconds + self._clock() - start, finished=False)
+            self._store(name, self.states[name].seconds, finished=True)
+
+    def _store(self, name: str, seconds: float, finished: bool) -> None:
+        settings = _plain(self.planned[name].settings)
+        self.states[name] = StepState(settings, self.key(name), round(seconds, 1), finished)
+        self._write()
+
+    def _write(self) -> None:
+        StepsRecord(self.states).write(self.folder / STEPS)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    content: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    return content
+
+
+def _prefixed(progress: Progress, prefix: str) -> Progress:
+    """Put the step before what is being done; lines that stay on the terminal are complete already."""
+
+    def report(what: str, done: float | None) -> None:
+        stays, broken, now = what.rpartition("\n")
+        progress(f"{stays}{broken}{prefix}: {now}", done)
+
+    return report

@@ -4,13 +4,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_checkpoint"]
+__all__ = ["__version__", "compress", "load_checkpoint"]
 
 # No telemetry from an offline tool: openvino and nncf use stubs if this package is missing. Set before either is imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from lonas_edge.network.modeling import load_checkpoint
+    from lonas_edge.pipeline.api import compress
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from lonas_edge.network.modeling import load_checkpoint
 
         return load_checkpoint
+    if name == "compress":
+        from lonas_edge.pipeline.api import compress
+
+        return compress
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -85,6 +85,11 @@ class OutputDirectory:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             reason = "is not writable" if parent.is_dir() else "is not a directory"
             raise LonasEdgeError(f"{self.path}: {parent} {reason}. Choose another --output.")
+        self.check_space(needed_bytes)
+
+    def check_space(self, needed_bytes: int) -> None:
+        """Refuse an output that is larger than the free space of its disk."""
+        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
         free = shutil.disk_usage(parent).free
         if free < needed_bytes:
             raise LonasEdgeError(

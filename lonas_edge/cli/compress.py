@@ -39,7 +39,7 @@ def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> 
         reference = Reference(source.source, source.model, source.nncf_config)
 
         def announce(steps: "Sequence[PlannedStep]", estimated: "Estimate") -> None:
-            if not shown.json or options.dry_run:
+            if steps and (options.dry_run or not shown.json):
                 _announce(steps, estimated, shown.json)
 
         record = compress_model(reference, options, report, announce)
@@ -55,24 +55,19 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
         total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
         print(json.dumps({"seconds": estimated.seconds, **total, "commands": commands}, indent=1))
         return
+    from lonas_edge.pipeline.steps import duration
+
     terminal = console(stderr=True)
     rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
     print_table(terminal, "", ("step", "estimated time"), [*rows, ("all", duration(sum(estimated.seconds.values())))])
     terminal.print(f"memory {estimated.memory_bytes / 1e9:.1f} GB, disk {estimated.disk_bytes / 1e9:.1f} GB")
 
 
-def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def _print(record: "CompressRecord", output: Path) -> None:
     from lonas_edge.pipeline.report import network_table
 
     terminal = console()
-    print_table(terminal, "", *network_table(record))
+    print_table(terminal, "", *network_table(record), turn=True)
     folders = [output / network.folder for network in record.networks if network.folder]
     for folder in folders:
         terminal.print(f"{folder}: for OpenVINO; try it with `lonas-edge chat {folder}`")

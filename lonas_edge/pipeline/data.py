@@ -47,8 +47,8 @@ def _check(data: Path, eval_data: Path | None, count: int, train: Sequence[Learn
         raise LonasEdgeError(f"{data}: all of its {count} examples are also in {eval_data}; none is left to train on.")
     if not eval_data and len(train) < LEAST:
         raise LonasEdgeError(
-            f"{data}: {count} distinct examples; expected at least {2 * LEAST}, of which {LEAST} are held out. Add examples, or "
-            "pass held-out ones with --eval-data."
+            f"{data}: {count} distinct examples; expected at least {2 * LEAST}, of which {LEAST} are held out. Add examples, "
+            "or pass held-out ones with --eval-data."
         )
 
 

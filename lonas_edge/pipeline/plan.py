@@ -17,7 +17,7 @@ from lonas_edge.pipeline.stages import Places, command_line
 from lonas_edge.pipeline.steps import PlannedStep
 from lonas_edge.pipeline.vocabulary import trim
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import CostSettings
+from lonas_edge.search.cost import COSTS, CostSettings
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.training.options import TrainOptions
@@ -134,12 +134,12 @@ class Plan:
         """Whether the source has a search space of its own."""
         return bool(self.source.space.groups)
 
-    def steps(self, measure: Callable[[Progress], None], settings: Mapping[str, Any]) -> list[PlannedStep]:
-        """List all steps in order; the last calls `measure`, whose result depends on `settings`, too."""
+    def steps(self, measure: Callable[[Progress], None], machine: str) -> list[PlannedStep]:
+        """List all steps in order; the last calls `measure`. `machine` is the processor whose latency is measured."""
         steps = [self._fine_tune()] if self.trains_lora else []
         steps += [self._trim()] if self.trims else []
         steps += [] if self.has_space else [self._space()]
-        steps.append(self._search())
+        steps.append(self._search(machine))
         for target, pick in self.picks.items():
             steps += [self._recover(target, pick), self._export(target, pick)]
         exports = tuple(step.name for step in steps if step.name.startswith("export"))
@@ -147,9 +147,7 @@ class Plan:
         models = [self.places.model(pick) for pick in self.picks.values()]
         baselines = [self.places.baseline(name) for name in BASELINES_BY_NAME.values()]
         shown = command_line("bench", baselines[0], "--arms", ",".join(map(str, ["subnet", *baselines[1:], *models])))
-        last = PlannedStep(
-            MEASURE, shown, {**lengths, **settings}, (*exports, BASELINES), ("compress.json",), measure, here=True
-        )
+        last = PlannedStep(MEASURE, shown, lengths, (*exports, BASELINES), ("compress.json",), measure, machine)
         return [*steps, self._baselines(), last]
 
     @property
@@ -193,7 +191,7 @@ class Plan:
         command = command_line("space", "--adapter", places.lora, "--model", places.base, "--output", output)
         return PlannedStep(SPACE, command, self._inputs, self._adapter, ("space.json",), lambda _: stages.write_space(places))
 
-    def _search(self) -> PlannedStep:
+    def _search(self, machine: str) -> PlannedStep:
         options, places, settings = self.search_options, self.places, self.cost_settings
         picked = [part for pick in self.picks.values() for part in ("--pick", pick.expression)]
         command = command_line(
@@ -213,6 +211,7 @@ class Plan:
             needs,
             outputs,
             lambda progress: stages.find_networks(places, options, progress),
+            machine if COSTS[str(options.cost)].timed else "",
         )
 
     def _recover(self, target: str, pick: Pick) -> PlannedStep:

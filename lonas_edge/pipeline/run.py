@@ -31,10 +31,8 @@ from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import PlannedStep, Steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
-from lonas_edge.versions import versions
 
 STEPS = "steps"
-_PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "nncf", "openvino", "openvino-genai", "optimum-intel")
 _CLASSIFIER = (
     "compress takes language models. For a classifier, use its steps: `lonas-edge space`, `train --data TASK.tsv`, `search` "
     "and `export`."
@@ -110,10 +108,14 @@ class _Run:
         identity = {"source": hashes}
         restart = options.overwrite and directory.identity() not in ({}, identity)
         with directory.resume("compress", identity, restart=restart) as work:
-            if kept:
+            if kept and not work.resumed:
                 self._restore(work.path, kept)
-            steps = self.planned(work.path / STEPS, announce)
-            directory.check(0, resumable=True)
+            try:
+                steps = self.planned(work.path / STEPS, announce)
+            except LonasEdgeError:
+                if not work.resumed:  # nothing to continue from
+                    shutil.rmtree(work.path / STEPS, ignore_errors=True)
+                raise
             steps.run(self.progress)
             return self._publish(work, steps)
 
@@ -123,17 +125,19 @@ class _Run:
         counts = split(options.data, options.eval_data, options.seed, folder / "data")
         plan = Plan(self.source, options, places, counts, self._probe(places), self.picks)
         here = machine.describe("CPU")
-        settings = {"machine": f"{here['processor']}, {here['processors']} processors", "versions": versions(_PACKAGES)}
+        processor = f"{here['processor']}, {here['processors']} processors"
 
         def measure(progress: Progress) -> None:
             measured(plan, self._names, here, progress).write(folder / COMPRESS)
 
-        steps = Steps(folder, plan.steps(measure, settings))
+        steps = Steps(folder, plan.steps(measure, processor))
         steps.prepare(options.overwrite, lambda line: self.progress(f"{line}\nPlanning", None))
         pending = {name: name.split()[0] for name in steps.pending()}
         estimated = estimate(plan, pending)
+        steps.expect(estimated.seconds)
         announce([steps.planned[name] for name in pending], estimated)
-        _check_disk(options.output, estimated if pending else None)
+        if pending:
+            OutputDirectory(options.output).check_space(estimated.disk_bytes)
         return steps
 
     def _places(self, folder: Path) -> Places:
@@ -158,8 +162,6 @@ class _Run:
 
     def _restore(self, work: Path, finished: CompressRecord) -> None:
         """Link the results of a finished run into the working directory."""
-        if (work / STEPS).exists():
-            return
         output, temporary = self.options.output, work / f"{STEPS}.copy"
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(output / STEPS, temporary, copy_function=_link)
@@ -178,32 +180,31 @@ class _Run:
             for target, pick in self.picks.items():
                 shutil.copytree(folder / "models" / pick.file, new / self._names[target], copy_function=_link)
             record.write(new / COMPRESS)
-            replace_text(new / RECIPE, recipe_text(self._recipe(), record.sha256 | data, record.versions))
+            replace_text(new / RECIPE, recipe_text(self._recipe(record), record.sha256 | data, record.versions))
             write_report(record, new)
         return record
 
     def _steps(self, steps: Steps, folder: Path) -> tuple[Step, ...]:
         final = str(self.options.output / STEPS)
         return tuple(
-            Step(name, step.command.replace(str(folder), final), steps.states[name].seconds, None)
+            Step(name, step.command.replace(str(folder), final), steps.states[name].seconds, steps.estimates.get(name))
             for name, step in steps.planned.items()
             if name in steps.states
         )
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self, record: CompressRecord) -> dict[str, Any]:
         given = {name: value for name, value in asdict(self.options).items() if name not in ("dry_run", "overwrite")}
-        given |= {"source": self.reference.source, "model": self.reference.model, "nncf_config": self.reference.nncf_config}
+        given["recovery_steps"] = record.options["recovery_steps"]
+        given = {
+            "source": self.reference.source,
+            "model": self.reference.model,
+            "nncf_config": self.reference.nncf_config,
+        } | given
         return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
                 for name, value in given.items()}  # fmt: skip
 
 
 _NO_PROBE = Probe("", 0, 0, 0, 0)
-
-
-def _check_disk(output: Path, estimated: Estimate | None) -> None:
-    """Refuse to start the pending steps without room for their results."""
-    if estimated:
-        OutputDirectory(output, overwrite=True).check(estimated.disk_bytes, resumable=True)
 
 
 def _link(source: str, target: str) -> str:

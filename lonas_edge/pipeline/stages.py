@@ -206,15 +206,16 @@ def picks_of(options: CompressOptions) -> dict[str, Pick]:
 
 
 def cost_of(picks: Mapping[str, Pick]) -> str:
-    """The cost that the search minimizes: the targets' latency, TPOT without one.
+    """The cost that the search minimizes: the latency that a target bounds, else the size, else TPOT.
 
     Raises:
         LonasEdgeError: If targets bound both TTFT and TPOT.
     """
-    timed = sorted({pick.measure for pick in picks.values()} & {"ttft", "tpot"})
+    bounded = [pick.measure for pick in picks.values() if pick.measure in COSTS]
+    timed = sorted({measure for measure in bounded if COSTS[measure].timed})
     if len(timed) > 1:
         raise LonasEdgeError("--target bounds both ttft and tpot; one run searches for one of them. Run compress twice.")
-    return timed[0] if timed else "tpot"
+    return next(iter([*timed, *bounded]), "tpot")
 
 
 def command_line(*parts: Any) -> str:

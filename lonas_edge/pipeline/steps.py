@@ -28,7 +28,7 @@ class PlannedStep:
         needs: Names of the steps whose results it uses.
         outputs: Files and directories that it writes, relative to the working directory.
         run: Does the work; called again after an interruption.
-        here: Whether its result is valid on this machine alone. It is then repeated on another without being asked.
+        machine: The processor whose latency it measures; empty for steps that measure none.
     """
 
     name: str
@@ -37,28 +37,38 @@ class PlannedStep:
     needs: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[[Progress], None]
-    here: bool = False
+    machine: str = ""
 
 
 @dataclass(frozen=True)
 class StepState:
-    """A step that was started: its settings, a hash of them and of those that it depends on, its seconds so far."""
+    """A step that was started.
+
+    Attributes:
+        settings: Its settings.
+        key: A hash of them and of those of the steps that it depends on.
+        machine: The processor whose latency it measured, if any.
+        seconds: Its duration so far, over interruptions.
+        finished: Whether it is finished.
+    """
 
     settings: dict[str, Any]
     key: str
+    machine: str
     seconds: float
     finished: bool
 
 
 @dataclass(frozen=True)
 class StepsRecord(Record):
-    """The states of steps by name."""
+    """The states of steps, and their estimated seconds before the start, by name."""
 
     NAME: ClassVar = "compress-steps"
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Delete the working directory to start again."
 
     states: dict[str, StepState] = field(default_factory=dict)
+    estimates: dict[str, float] = field(default_factory=dict)
 
 
 class Steps:
@@ -68,7 +78,13 @@ class Steps:
         """Read the states of an earlier run."""
         self.folder, self.planned, self._clock = folder, {step.name: step for step in planned}, clock
         file = folder / STEPS
-        self.states = dict(StepsRecord.read(file).states) if file.exists() else {}
+        record = StepsRecord.read(file) if file.exists() else StepsRecord()
+        self.states, self.estimates = dict(record.states), dict(record.estimates)
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Keep the first estimate of each step."""
+        self.estimates = {**seconds, **self.estimates}
+        self._write()
 
     def key(self, name: str) -> str:
         """A hash of a step's settings and of those of all steps that it depends on."""
@@ -88,13 +104,7 @@ class Steps:
         Raises:
             LonasEdgeError: If options of started steps have changed and `overwrite` is False; all are named.
         """
-        problems: list[str] = []
-        for name, step in self.planned.items():
-            changed = self._changed(name)
-            if step.here and changed:
-                notify(f"{name}: repeated, because of {', '.join(changed)}")
-            else:
-                problems += [f"{name}: {line}" for line in changed]
+        problems = [f"{name}: {line}" for name in self.planned for line in self._changed(name)]
         if not overwrite:
             raise_all(
                 "Options of earlier steps have changed:",
@@ -102,10 +112,23 @@ class Steps:
                 "Restore them, or pass --overwrite to repeat these steps and those that depend on them.",
             )
         stale = [name for name, state in self.states.items() if name in self.planned and state.key != self.key(name)]
-        for name in stale:
+        for name in [*stale, *self._of_other_machines(notify)]:
             self._discard(name)
-        if stale:
-            self._write()
+        self._write()
+
+    def _of_other_machines(self, notify: Callable[[str], None]) -> list[str]:
+        """Steps whose latencies are those of another machine, and which nothing was built on; others are only stated."""
+        repeated = []
+        for name, step in self.planned.items():
+            before = self.states[name].machine if name in self.states else step.machine
+            if before == step.machine:
+                continue
+            if any(name in other.needs and other.name in self.states for other in self.planned.values()):
+                notify(f"{name}: keeps the latencies of another machine ({before}); its network is already being trained")
+            else:
+                notify(f"{name}: repeated; its latencies are those of another machine ({before})")
+                repeated.append(name)
+        return repeated
 
     def _changed(self, name: str) -> list[str]:
         state = self.states.get(name)
@@ -142,7 +165,7 @@ class Steps:
             seconds, start = before.seconds if before and not before.finished else 0.0, self._clock()
             self._store(name, seconds, finished=False)
             try:
-                self.planned[name].run(_prefixed(progress, f"{number}/{len(pending)} {name}"))
+                self.planned[name].run(_prefixed(progress, name, f"{number}/{len(pending)} "))
             except LonasEdgeError as error:
                 if isinstance(error.__cause__, KeyboardInterrupt):
                     raise KeyboardInterrupt from error
@@ -150,14 +173,22 @@ class Steps:
             finally:
                 self._store(name, seconds + self._clock() - start, finished=False)
             self._store(name, self.states[name].seconds, finished=True)
+            progress(f"{number}/{len(pending)} {name}: {duration(self.states[name].seconds)}\n{name}", None)
 
     def _store(self, name: str, seconds: float, finished: bool) -> None:
-        settings = _plain(self.planned[name].settings)
-        self.states[name] = StepState(settings, self.key(name), round(seconds, 1), finished)
+        step = self.planned[name]
+        self.states[name] = StepState(_plain(step.settings), self.key(name), step.machine, round(seconds, 1), finished)
         self._write()
 
     def _write(self) -> None:
-        StepsRecord(self.states).write(self.folder / STEPS)
+        StepsRecord(self.states, self.estimates).write(self.folder / STEPS)
+
+
+def duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,11 +197,11 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _prefixed(progress: Progress, prefix: str) -> Progress:
-    """Put the step before what is being done; lines that stay on the terminal are complete already."""
+def _prefixed(progress: Progress, name: str, number: str) -> Progress:
+    """Put the step before what is being done, and before the lines that stay on the terminal."""
 
     def report(what: str, done: float | None) -> None:
-        stays, broken, now = what.rpartition("\n")
-        progress(f"{stays}{broken}{prefix}: {now}", done)
+        *stays, now = what.split("\n")
+        progress("\n".join([*(f"{name}: {line}" for line in stays), f"{number}{name}: {now}"]), done)
 
     return report

@@ -1,0 +1,133 @@
+"""Bookkeeping of steps, with a clock of our own."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.pipeline.steps import PlannedStep, Steps, duration
+from lonas_edge.progress import silent
+
+
+class Work:
+    """Three steps, of which the second needs the first and the third the second; each appends its name to `ran`."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.ran, self.lines = folder, list[str](), list[str]()
+        self.planned = [self.step("a"), self.step("b", "a"), self.step("c", "b")]
+        self.fails: type[BaseException] | None = None
+
+    def step(self, name: str, *needs: str, settings: dict[str, Any] | None = None) -> PlannedStep:
+        def run(_progress: Any) -> None:
+            self.ran.append(name)
+            if self.fails and name == "b":
+                raise self.fails
+            (self.folder / name).mkdir(exist_ok=True)
+
+        return PlannedStep(name, f"make {name}", settings or {"size": 1}, needs, (name,), run)
+
+    def steps(self, overwrite: bool = False, planned: Sequence[PlannedStep] = (), ticks: Iterator[float] | None = None) -> Steps:
+        clock = ticks or iter(float(second) for second in range(0, 1000, 10))
+        steps = Steps(self.folder, planned or self.planned, lambda: next(clock))
+        steps.prepare(overwrite, self.lines.append)
+        return steps
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path)
+
+
+def test_runs_in_order_and_not_again(work: Work) -> None:
+    steps = work.steps()
+    assert steps.pending() == ["a", "b", "c"]
+    steps.run(silent)
+    assert work.ran == ["a", "b", "c"]
+    assert {name: state.seconds for name, state in steps.states.items()} == {"a": 10.0, "b": 10.0, "c": 10.0}
+    again = work.steps()
+    assert again.pending() == []
+    again.run(silent)
+    assert work.ran == ["a", "b", "c"]
+
+
+def test_continues_with_the_step_that_failed_and_adds_its_seconds(work: Work) -> None:
+    work.fails = ValueError
+    with pytest.raises(ValueError):
+        work.steps().run(silent)
+    work.fails = None
+    steps = work.steps()
+    assert steps.pending() == ["b", "c"]
+    steps.run(silent)
+    assert work.ran == ["a", "b", "b", "c"]
+    assert steps.states["b"].seconds == 20.0
+
+
+def test_interrupted_inside_a_step_that_reports_an_error_of_its_own(work: Work) -> None:
+    def run(_progress: Any) -> None:
+        raise LonasEdgeError("interrupted. Run it with --resume") from KeyboardInterrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        work.steps(planned=[replace(work.step("a"), run=run)]).run(silent)
+
+
+def test_changed_options_are_named_and_repeated_with_their_successors(work: Work) -> None:
+    work.steps().run(silent)
+    (work.folder / "b.partial").mkdir()
+    changed = [work.step("a"), work.step("b", "a", settings={"size": 2}), work.step("c", "b")]
+    with pytest.raises(LonasEdgeError) as caught:
+        work.steps(planned=changed)
+    assert "b: size: was 1, is 2" in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert (work.folder / "b").exists()
+    steps = work.steps(overwrite=True, planned=changed)
+    assert steps.pending() == ["b", "c"]
+    assert not any((work.folder / name).exists() for name in ("b", "b.partial", "c"))
+    assert (work.folder / "a").exists()
+
+
+def test_a_missing_output_is_made_again_only_if_something_needs_it(work: Work) -> None:
+    work.steps().run(silent)
+    (work.folder / "a").rmdir()
+    assert work.steps().pending() == []
+    (work.folder / "c").rmdir()
+    assert work.steps().pending() == ["c"]
+    (work.folder / "b").rmdir()
+    assert work.steps().pending() == ["a", "b", "c"]
+
+
+def test_latencies_of_another_machine(work: Work) -> None:
+    def planned(machine: str) -> list[PlannedStep]:
+        return [work.step("a"), *(replace(step, machine=machine) for step in work.planned[1:])]
+
+    work.steps(planned=planned("Xeon")).run(silent)
+    steps = work.steps(planned=planned("EPYC"))
+    assert steps.pending() == ["c"]  # the network of b is used already
+    assert len(work.lines) == 2
+    assert "b: keeps the latencies of another machine (Xeon)" in work.lines[0]
+    assert "c: repeated" in work.lines[1]
+
+
+def test_keeps_the_first_estimate(work: Work) -> None:
+    work.steps().expect({"a": 5.0})
+    steps = work.steps()
+    steps.expect({"a": 7.0, "b": 3.0})
+    assert work.steps().estimates == {"a": 5.0, "b": 3.0}
+
+
+def test_lines_that_stay_name_the_step(work: Work) -> None:
+    lines: list[str] = []
+
+    def run(progress: Any) -> None:
+        progress("held-out loss 2.5\nstep 3/9", 0.5)
+
+    work.planned = [replace(work.step("a"), run=run, outputs=())]
+    work.steps().run(lambda what, _done: lines.append(what))
+    assert lines == ["a: held-out loss 2.5\n1/1 a: step 3/9", "1/1 a: 10 s\na"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (99, "99 s"), (120, "2 min"), (5999, "100 min"), (7200, "2.0 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

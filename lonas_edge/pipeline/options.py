@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 
@@ -63,3 +64,11 @@ class CompressOptions(Checked):
     overwrite: bool = option(
         False, panel="Output", help="Repeat finished steps whose options have changed, and the steps that depend on them."
     )
+
+    def __post_init__(self) -> None:
+        """Check all options."""
+        super().__post_init__()
+        try:
+            _vocabulary(self.vocabulary)
+        except ValueError as error:
+            raise LonasEdgeError(f"--vocabulary {error}") from None

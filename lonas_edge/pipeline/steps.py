@@ -177,7 +177,7 @@ class Steps:
 
     def _store(self, name: str, seconds: float, finished: bool) -> None:
         step = self.planned[name]
-        self.states[name] = StepState(_plain(step.settings), self.key(name), step.machine, round(seconds, 1), finished)
+        self.states[name] = StepState(_plain(step.settings), self.key(name), step.machine, round(seconds, 2), finished)
         self._write()
 
     def _write(self) -> None:

@@ -29,7 +29,9 @@ class Work:
 
         return PlannedStep(name, f"make {name}", settings or {"size": 1}, needs, (name,), run)
 
-    def steps(self, overwrite: bool = False, planned: Sequence[PlannedStep] = (), ticks: Iterator[float] | None = None) -> Steps:
+    def steps(
+        self, overwrite: bool = False, planned: Sequence[PlannedStep] = (), ticks: Iterator[float] | None = None
+    ) -> Steps:
         clock = ticks or iter(float(second) for second in range(0, 1000, 10))
         steps = Steps(self.folder, planned or self.planned, lambda: next(clock))
         steps.prepare(overwrite, self.lines.append)

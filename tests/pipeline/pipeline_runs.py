@@ -1,0 +1,52 @@
+"""Compressions of a tiny model: data, fast measurements, a finished run."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import TinySource
+
+from lonas_edge.pipeline import measure, run, stages
+from lonas_edge.pipeline.estimate import Probe
+from lonas_edge.pipeline.record import CompressRecord
+
+PROBE = Probe("fp32", 0.1, 0.2, 12.0, 10**9)
+QUICK: dict[str, Any] = {
+    "target": "weights<=0.95x", "prompt": "question", "recovery_steps": 4, "prompt_len": 8, "new_tokens": 4,
+}  # fmt: skip
+
+
+def write_data(path: Path, count: int = 96) -> Path:
+    """Sums as instruction data."""
+    rows = [{"instruction": f"What is {n // 8} plus {n % 8}?", "output": str(n // 8 + n % 8)} for n in range(count)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timed steps, one round of the latencies, and baselines by our own export instead of optimum-cli."""
+    monkeypatch.setattr(run, "probe", lambda *_given: PROBE)
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    monkeypatch.setattr(stages, "_optimum", own_baseline)
+
+
+def own_baseline(merged: Path, output: Path, weight_format: str, _source: Any) -> None:
+    opened = stages.open_source(str(merged))
+    stages.export(opened, opened.select("maximal"), output, stages.ExportOptions(weight_format=weight_format))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its folder, with `out`, and its record. Not to be changed; `copied` makes a copy."""
+
+    folder: Path
+    source: TinySource
+    record: CompressRecord
+
+    def copied(self, folder: Path) -> Path:
+        """Copy data and output; return the output."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return folder / "out"

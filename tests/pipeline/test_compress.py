@@ -1,0 +1,310 @@
+"""`compress` on a tiny model: its output, what a second run repeats, and what it refuses."""
+
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino_genai
+import pytest
+import torch
+import yaml
+from pipeline_runs import QUICK, Finished
+from safetensors.torch import load_file
+from tiny_bert import TinyBert
+from tiny_models import TinyModels, TinySource
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lonas_edge.data.encoding import Prompting
+from lonas_edge.data.instructions import read_data
+from lonas_edge.data.templates import TEMPLATES
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.network.source import open_source
+from lonas_edge.pipeline import stages
+from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.measure import Scores, accuracy_difference, loss_difference, median, score
+from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.training.elastic_trainer import ElasticTrainer
+
+
+def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
+    out, record = finished.folder / "out", finished.record
+    assert CompressRecord.read(out / "compress.json") == record
+    baseline, _, ours = record.networks
+    assert ours.folder == "model"
+    assert ours.parameters < baseline.parameters
+    assert any(part.kept == 0 for layer in ours.removed for part in layer)
+    assert open_exported(out / "model").own_manifest.weight_format == "int8_sym"
+    text = openvino_genai.LLMPipeline(out / "model", "CPU").generate("What", max_new_tokens=3)
+    assert isinstance(str(text), str)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"model", "steps", "compress.json", "recipe.yaml", "report.md", "report.html", "report.png"}
+    assert not (out / "steps" / "baselines").exists()
+    assert [step.name for step in record.steps] == [
+        "fine-tune", "space", "search", "recover weights<=0.95x", "export weights<=0.95x", "baselines", "measure",
+    ]  # fmt: skip
+    assert all(step.seconds > 0 and step.estimated_seconds is not None for step in record.steps)
+
+
+def test_the_commands_of_the_record_give_the_same_adapters(
+    finished: Finished, run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Each training, by its printed command with another output, gives the same bits."""
+    trainings = [step for step in finished.record.steps if " train " in step.command]
+    assert len(trainings) == 2
+    for step in trainings:
+        words = shlex.split(step.command)[1:]
+        made, output = Path(words[words.index("--output") + 1]), tmp_path / step.name.split()[0]
+        words[words.index("--output") + 1] = str(output)
+        ran = run_cli(*words)
+        assert ran.code == 0, ran.err
+        expected, actual = (load_file(folder / "adapter_model.safetensors") for folder in (made, output))
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path: Path) -> None:
+    """The loss of the fp32 IR of the LoRA is that of PyTorch; that of its INT8 baseline is near."""
+    steps = finished.folder / "out" / "steps"
+    opened = open_source(str(steps / "lora"), elastic=False)
+    for name, options in {"merged": ExportOptions(stage="checkpoint"), "fp32": ExportOptions(weight_format="fp32")}.items():
+        stages.export(opened, opened.select("maximal"), tmp_path / name, options)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    loss = tokens = correct = 0.0
+    for line in (steps / "data" / "held_out.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        prompt = tokenizer(f"Question: {row['instruction']}\nAnswer:")["input_ids"]
+        answer = [*tokenizer(f" {row['output']}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        loss -= float(logits[range(len(answer)), answer].sum())
+        correct += int((logits.argmax(-1) == torch.tensor(answer)).sum())
+        tokens += len(answer)
+    examples = read_data(steps / "data" / "held_out.jsonl").examples
+    scores = score(tmp_path / "fp32", examples, Prompting(TEMPLATES["question"]), lambda _what, _done: None)
+    assert scores.tokens.sum() == tokens
+    assert scores.loss.sum() / tokens == pytest.approx(loss / tokens, abs=0.01)  # bf16 where the processor has it
+    assert scores.correct.sum() == pytest.approx(correct, abs=1)
+    assert finished.record.networks[0].loss == pytest.approx(loss / tokens, abs=0.1)
+
+
+def test_differences_by_hand() -> None:
+    """Two examples: losses 2 and 4 against 3 and 4 over 2 tokens each; correct tokens 1 and 2 against 2 and 2."""
+    first = Scores(np.array([2.0, 4.0]), np.array([1, 2]), np.array([2, 2]))
+    second = Scores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([2, 2]))
+    loss = loss_difference(first, second)  # 1/4; terms 1 - 2/4 and -2/4 over 4 tokens; variance 2 * (1/8² + 1/8²)
+    assert loss.value == pytest.approx(0.25)
+    assert loss.high - loss.value == pytest.approx(1.959964 * math.sqrt(2 * 2 / 64))
+    accuracy = accuracy_difference(first, second)  # 3/4 -> 4/4
+    assert accuracy.value == pytest.approx(25.0)
+    assert loss_difference(first, first).high == 0
+
+
+def test_median_with_its_interval() -> None:
+    values = [float(value) for value in range(1, 13)]
+    known = median(values)
+    assert known.value == 6.5
+    assert known.low < 6.5 < known.high
+    assert (median([3.0]).low, median([3.0]).high) == (3.0, 3.0)
+
+
+def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = finished.copied(tmp_path / "copy")
+    monkeypatch.setattr(stages, "train", forbidden)
+    record = compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
+    assert record == CompressRecord.read(out / "compress.json")
+    assert record.networks == finished.record.networks
+    assert not out.with_name("out.partial").exists()
+
+
+def test_another_target_uses_the_finished_steps(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = finished.copied(tmp_path / "copy")
+    monkeypatch.setattr(stages, "fine_tune", forbidden)
+    targets = [QUICK["target"], "kl<=100"]
+    record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": targets})
+    assert [network.folder for network in record.networks] == [None, None, "weights-0.95x", "kl-100"]
+    assert not (out / "model").exists()
+    for folder in ("weights-0.95x", "kl-100"):
+        open_exported(out / folder)
+    before, after = (folder / "steps" / "recovered" / "weights-0.95x" for folder in (finished.folder / "out", out))
+    for name in ("adapter_model.safetensors", "training.json"):
+        assert (before / name).read_bytes() == (after / name).read_bytes()
+
+
+def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:
+    out = finished.copied(tmp_path / "copy")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    options = {"data": out.parent / "data.json", "output": out, **QUICK, "recovery_steps": 5}
+    with pytest.raises(LonasEdgeError, match=r"recover weights<=0.95x: steps: was 4, is 5(.|\n)*--overwrite"):
+        compress(finished.source.base, **options)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not out.with_name("out.partial").exists()
+    record = compress(finished.source.base, **options, overwrite=True)
+    assert record.curves[1].held_out[-1][0] == 5
+    assert record.curves[0] == finished.record.curves[0]
+
+
+def test_continues_after_an_interruption(
+    finished: Finished, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the recovery: the error says how to continue, and the result is that of the run without interruption."""
+    options = {"data": data, "output": tmp_path / "out", **QUICK}
+    step = ElasticTrainer.training_step
+
+    def interrupted(self: ElasticTrainer, *given: Any, **others: Any) -> Any:
+        if self.teacher is not None and self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, *given, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ElasticTrainer, "training_step", interrupted)
+        with pytest.raises(LonasEdgeError, match=r"interrupted(.|\n)*Run the same command again") as caught:
+            compress(finished.source.base, **options)
+    assert "--resume" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(stages, "fine_tune", forbidden)
+    record = compress(finished.source.base, **options)
+    assert record.curves == finished.record.curves
+    made, expected = (
+        folder / "steps" / "recovered" / "weights-0.95x" for folder in (tmp_path / "out", finished.folder / "out")
+    )
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in (made, expected)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_an_adapter_of_plain_peft_in_int4(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
+    """`q_proj` and `v_proj` alone, without a record of ours: the fine-tuning is skipped, the base is named by --model."""
+    source = tiny_models.source("llama")
+    adapter = tiny_models.adapter("llama", target_modules=["q_proj", "v_proj"], rank_pattern={}, r=4)
+    options = {**QUICK, "weight_format": "int4_sym"}
+    record = compress(adapter, model=source.base, data=data, output=tmp_path / "out", **options)
+    assert [step.name.split()[0] for step in record.steps] == ["space", "search", "recover", "export", "baselines", "measure"]
+    assert record.networks[-1].weight_format == "int4_sym"
+    trained = json.loads((tmp_path / "out" / "steps" / "recovered" / "weights-0.95x" / "training.json").read_text())
+    assert trained["options"]["weight_format"] == "int4_sym"
+    assert trained["teacher"]
+
+
+def test_the_recipe_repeats_the_run(finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any]) -> None:
+    recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
+    assert recipe["recovery-steps"] == 4
+    assert recipe["lonas-edge"]["recipe"] == 1
+    assert set(recipe["lonas-edge"]["sha256"]) == {"base", "data"}
+    ran = run_cli("compress", "--config", finished.folder / "out" / "recipe.yaml", "--output", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    record = json.loads(ran.out)
+    assert record["curves"] == finished.record.to_json()["curves"] or [
+        [list(pair) for pair in curve.held_out] for curve in finished.record.curves
+    ] == [curve["held_out"] for curve in record["curves"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [("recipe: 2", "recipe 2; this lonas-edge reads 1. Update it"), ("recipe: x", "recipe 'x'; this lonas-edge reads 1")],
+)
+def test_a_recipe_of_another_version(
+    finished: Finished, tmp_path: Path, run_cli: Callable[..., Any], line: str, error: str
+) -> None:
+    text = (finished.folder / "out" / "recipe.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text(text.replace("recipe: 1", line))
+    ran = run_cli("compress", "--config", tmp_path / "recipe.yaml")
+    assert ran.code == 2
+    assert error in ran.err
+
+
+def test_an_unknown_key_of_a_recipe(finished: Finished, tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    text = (finished.folder / "out" / "recipe.yaml").read_text()
+    (tmp_path / "recipe.yaml").write_text(text.replace("weight-format:", "wieght-format:"))
+    ran = run_cli("compress", "--config", tmp_path / "recipe.yaml")
+    assert ran.code == 2
+    assert "did you mean 'weight-format'" in ran.err
+
+
+def test_a_dry_run_writes_nothing(
+    llama: TinySource, tmp_path: Path, data: Path, run_cli: Callable[..., Any], quick: None
+) -> None:
+    ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    shown = json.loads(ran.out)
+    assert list(shown["seconds"]) == ["fine-tune", "space", "search", "recover auto", "export auto", "baselines", "measure"]
+    # 80 training examples in batches of 16 at 0.1 s per step, and at least 240 steps of 0.2 s
+    assert shown["seconds"]["fine-tune"] > 5 * 0.1
+    assert shown["seconds"]["recover auto"] > 240 * 0.2
+    assert shown["memory_bytes"] == 10**9
+    assert shown["disk_bytes"] > 0
+    assert sorted(tmp_path.iterdir()) == [data]
+    ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--dry-run")
+    assert "recover auto" in ran.err
+    assert sorted(tmp_path.iterdir()) == [data]
+
+
+def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps together need more than is free: refused before the first."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(stages, "fine_tune", forbidden)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=5 * 10**5))
+    with pytest.raises(LonasEdgeError, match="not enough disk space"):
+        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+    assert sorted(tmp_path.iterdir()) == [data]
+
+
+def test_an_unreachable_target(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
+    with pytest.raises(LonasEdgeError, match=r"weights<=0\.1x: the smallest network has weights 0"):
+        compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.1x"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_targets(refused: Callable[..., str]) -> None:
+    error = refused(target=["watts<=3", "tpot>=2", "latency<=1x"])
+    assert "Invalid --target" in error
+    for text in ("does not measure watts", "tpot takes <=", "does not measure latency"):
+        assert text in error
+    assert "both ttft and tpot" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
+
+
+def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "--weight-format fp32" in refused(weight_format="fp32")
+    assert "expected keep, auto or a number" in refused(vocabulary="some")
+    assert "1 distinct examples" in refused(data=_one(tmp_path))
+
+
+def _one(folder: Path) -> Path:
+    path = folder / "one.json"
+    path.write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+    return path
+
+
+def test_a_missing_base(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
+    adapter = tiny_models.adapter("llama")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "gone/nowhere"}))
+    assert "--model" in refused(moved)
+
+
+def test_a_classifier_is_refused_with_the_right_commands(refused: Callable[..., str], tiny_bert: TinyBert) -> None:
+    error = refused(tiny_bert.base())
+    for text in ("language models", "space", "train --data TASK.tsv", "search", "export"):
+        assert text in error
+
+
+def test_an_output_of_another_source(finished: Finished, tiny_models: TinyModels, tmp_path: Path, quick: None) -> None:
+    out = finished.copied(tmp_path / "copy")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = tiny_models.source("qwen2").base
+    with pytest.raises(LonasEdgeError, match=r"holds base-llama, compressed(.|\n)*--overwrite"):
+        compress(other, data=out.parent / "data.json", output=out, **QUICK)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def forbidden(*_given: object, **_options: object) -> None:
+    raise AssertionError("a finished step was repeated")

@@ -1,0 +1,313 @@
+"""Charts of a compression, small enough for a phone; they follow the colours that they are given."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Network
+
+if TYPE_CHECKING:
+    from lonas_edge.space.picture import Layer
+
+COLORS = 8
+_WIDTH = 4.0  # inches: 288 points, about the width of a phone
+_LINE = 0.19  # inches of a line of a legend
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one fewer than the colours: 56 pairs
+_LONGEST_LABEL = 42  # characters
+_MOST_CANDIDATES, _MOST_STEPS, _MOST_SAMPLES = 1000, 300, 150  # that are drawn
+_LARGEST = 1e30  # a larger loss is a training that diverged
+_SMALLEST_RANGE = 0.01  # nats of loss that an axis shows
+_COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs"}
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Colours: of text and lines, and of data, in the order of the networks."""
+
+    text: str
+    series: tuple[str, ...]
+
+
+class Look(NamedTuple):
+    """How a network is drawn."""
+
+    color: str
+    marker: str
+
+
+class Drawing(NamedTuple):
+    """A matplotlib figure, and what it does not show."""
+
+    figure: Any
+    notes: list[str]
+
+
+# after Okabe and Ito, darkened to a contrast of 3 or more on white
+ON_WHITE = Ink("#222222", ("#0072b2", "#c84e00", "#007a5a", "#a8468a", "#6b6b6b", "#8a6a00", "#4b4bc3", "#8c2045"))
+
+
+def settings(ink: Ink) -> dict[str, Any]:
+    """Return matplotlib's settings to draw with: a `$` in a name starts no formula."""
+    return {"text.parse_math": False, "font.size": 8.5, "text.color": ink.text}
+
+
+def look(ink: Ink, index: int) -> Look:
+    """Return the look of a network by its position."""
+    return Look(ink.series[index % COLORS], _MARKERS[index % len(_MARKERS)])
+
+
+def cost_title(record: CompressRecord) -> str:
+    """Return the title of the cost that the search minimized."""
+    return _COSTS.get(record.cost, record.cost)
+
+
+def write_png(record: CompressRecord, path: Path) -> None:
+    """Plot TPOT and held-out loss of the networks as a PNG file."""
+    import warnings
+
+    import matplotlib
+
+    with matplotlib.rc_context({**settings(ON_WHITE), "font.size": 10}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of names in other scripts
+        drawing = measured(record, ON_WHITE, (8.0, 4.6))
+        title = _short(record.source, 60)
+        processor = _short(str(record.machine.get("processor", "")), 60)
+        tokens = f"{record.prompt_len} + {record.new_tokens} tokens"
+        drawing.figure.suptitle(f"{title}\n{', '.join(filter(None, (processor, tokens)))}", fontsize=10)
+        drawing.figure.savefig(path, dpi=120, metadata={"Software": None})  # the same record gives the same file
+
+
+def measured(record: CompressRecord, ink: Ink, size: tuple[float, float] = (_WIDTH, 2.6)) -> Drawing:
+    """Draw TPOT and held-out loss difference of each network with 95 % intervals."""
+    figure, [axis] = _figure(size[0], size[1] + _LINE * len(record.networks), ink)
+    missing = []
+    for index, network in enumerate(record.networks):
+        loss = network.loss_difference or (Interval(0.0, 0.0, 0.0) if index == 0 else None)
+        if loss is None or not (_drawable(loss.value) and _drawable(network.tpot_ms.value)):
+            missing.append(network.name)
+            continue
+        color, marker = look(ink, index)
+        bars = {"xerr": _error_bar(network.tpot_ms), "yerr": _error_bar(loss) if network.loss_difference else None}
+        style: dict[str, Any] = {"color": color, "marker": marker, "capsize": 3, "elinewidth": 1.2, "linestyle": "none"}
+        axis.errorbar([network.tpot_ms.value], [loss.value], **bars, **style, label=_short(network.name), zorder=3)
+    axis.axhline(0, color=ink.text, linewidth=0.8, alpha=0.6)
+    axis.margins(0.12)
+    low, high = axis.get_ylim()
+    if high - low < _SMALLEST_RANGE:  # one network, or equal ones
+        axis.set_ylim((low + high - _SMALLEST_RANGE) / 2, (low + high + _SMALLEST_RANGE) / 2)
+    axis.set(xlabel="TPOT in ms (lower is faster)", ylabel="held-out loss Δ in nats\n(lower is better)")
+    _legend(figure, axis)
+    return Drawing(figure, [f"Not shown, without a finite figure: {', '.join(missing)}."] if missing else [])
+
+
+def search(record: CompressRecord, ink: Ink) -> Drawing | None:
+    """Draw cost and KL of the searched sub-networks, the Pareto front and the picks; None without any."""
+    finite = [point for point in record.candidates if _drawable(point.cost) and _drawable(point.kl)]
+    shown = [point for point in finite if point.kl > 0] or finite
+    omitted = {"without a finite figure": len(record.candidates) - len(finite), "with a KL of 0": len(finite) - len(shown)}
+    notes = [f"Not shown: {count} {reason}." for reason, count in omitted.items() if count]
+    if not shown:
+        return None
+    others = [point for point in shown if not point.optimal and point.pick is None]
+    drawn = _spread(others, _MOST_CANDIDATES)
+    notes += [f"{len(drawn)} of {len(others)} other networks are drawn."] if len(drawn) < len(others) else []
+    optimal = sorted((point for point in shown if point.optimal), key=lambda point: (point.cost, -point.kl))
+    picks = sorted((point for point in shown if point.pick is not None), key=lambda point: -point.cost)
+    figure, [axis] = _figure(_WIDTH, 2.6 + _LINE * (2 + len(picks)), ink)
+    if drawn:
+        style: dict[str, Any] = {"color": ink.text, "alpha": 0.35, "s": 12, "linewidths": 0}
+        axis.scatter(_costs(drawn), _kls(drawn), **style, label=f"evaluated ({len(others)})")
+    line: dict[str, Any] = {"color": ink.text, "linewidth": 1, "drawstyle": "steps-post", "marker": "o", "markersize": 3.5}
+    if optimal:
+        axis.plot(_costs(optimal), _kls(optimal), **line, label=f"Pareto front ({len(optimal)})")
+    for index, point in enumerate(picks):
+        color, marker = _look_of_pick(record, ink, point, index)
+        place = {"color": color, "marker": marker, "s": 75, "edgecolors": ink.text, "linewidths": 0.8, "zorder": 4}
+        axis.scatter([point.cost], [point.kl], **place, label=_short(f"{point.pick}: {point.cost:.2f}x, KL {point.kl:.3g}"))
+    if shown[0].kl > 0:
+        _logarithmic(axis, axis.yaxis, _kls(shown))
+    axis.set(xlabel=f"{cost_title(record)} / unpruned", ylabel="KL in nats (lower is better)")
+    _legend(figure, axis)
+    return Drawing(figure, notes)
+
+
+def kept(picture: "Sequence[Layer]", ink: Ink, color: str) -> Drawing | None:
+    """Draw the kept part of attention and MLP in each layer; None if there is nothing to draw."""
+    kinds = list(dict.fromkeys(part.kind for layer in picture for part in layer))
+    if not kinds:
+        return None
+    figure, axes = _figure(_WIDTH, 0.5 + 0.95 * len(kinds), ink, rows=len(kinds))
+    for axis, kind in zip(axes, kinds, strict=True):
+        parts = [(index, part) for index, layer in enumerate(picture) for part in layer if part.kind == kind]
+        layers = [index for index, _ in parts]
+        removed = [index for index, part in parts if part.kept == 0]
+        axis.bar(layers, [1.0] * len(layers), color=ink.text, alpha=0.16, width=0.8)
+        axis.bar(layers, [part.kept / max(part.full, 1) for _, part in parts], color=color, width=0.8)
+        axis.plot(
+            removed,
+            [0.5] * len(removed),
+            "x",
+            color=ink.text,
+            markersize=max(3.5, min(5, 160 / len(picture))),
+            markeredgewidth=1,
+        )
+        share = sum(part.kept for _, part in parts) / max(sum(part.full for _, part in parts), 1)
+        unit = {"attention": "attention: {} of heads kept", "mlp": "MLP: {} of width kept"}.get(kind, f"{kind}: {{}} kept")
+        blocks = f"{len(removed)} of {len(parts)} blocks removed"
+        axis.set_title(f"{unit.format(f'{share:.0%}')}, {blocks}", loc="left", fontsize="medium")
+        axis.set(ylim=(0, 1), yticks=[0, 0.5, 1], yticklabels=["0 %", "50 %", "100 %"], xlim=(-0.6, len(picture) - 0.4))
+        axis.grid(visible=False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].set_xlabel("layer")
+    return Drawing(figure, [])
+
+
+def training(curve: Curve, ink: Ink) -> Drawing | None:
+    """Draw the training loss and the held-out loss; None without finite losses."""
+    losses, held_out = _finite_pairs(curve.losses), _finite_pairs(curve.held_out)
+    if not losses and not held_out:
+        return None
+    notes = []
+    infinite = len(curve.losses) + len(curve.held_out) - len(losses) - len(held_out)
+    if infinite:
+        notes.append(f"{infinite} losses are not finite and not shown.")
+    bins = _binned(losses, _MOST_STEPS)
+    if len(bins) < len(losses):
+        notes.append(f"Training loss: means of {math.ceil(len(losses) / len(bins))} consecutive values.")
+    figure, [axis] = _figure(_WIDTH, 2.2 + 2 * _LINE, ink)
+    dots = {"marker": "." if len(bins) < 3 else ""}
+    if bins:
+        axis.plot(*zip(*bins, strict=True), color=ink.series[4], linewidth=1, **dots, label="training")
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), "o-", color=ink.series[1], markersize=3.5, linewidth=1.6, label="held-out")
+    ordered = sorted(loss for _, loss in bins)
+    usual = [*ordered[: max(1, math.ceil(len(ordered) * 0.98))], *(loss for _, loss in held_out)]
+    low, high = min(usual), max(usual)
+    if high > low:
+        axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    axis.set(xlabel="step", ylabel="loss in nats per learned token")
+    _legend(figure, axis, columns=2)
+    return Drawing(figure, notes)
+
+
+def latency(record: CompressRecord, metric: str, ink: Ink) -> Drawing | None:
+    """Draw all samples of a latency, `ttft` or `tpot`, and the medians with their intervals; None without any."""
+    networks = record.networks
+    samples = [sorted(filter(_drawable, getattr(network, f"{metric}_samples"))) for network in networks]
+    values = [value for own in samples for value in own]
+    values += [part for network in networks if _drawable(part := getattr(network, f"{metric}_ms").value)]
+    if not values:
+        return None
+    figure, [axis] = _figure(_WIDTH, 0.6 + 0.5 * len(networks), ink)
+    for index, (network, own) in enumerate(zip(networks, samples, strict=True)):
+        color, marker = look(ink, index)
+        drawn = _spread(own, _MOST_SAMPLES)
+        heights = [index + 0.3 * ((place * _GOLDEN) % 1 - 0.5) for place in range(len(drawn))]
+        axis.plot(drawn, heights, marker, color=color, alpha=0.5, markersize=3.5, markeredgewidth=0)
+        median: Interval = getattr(network, f"{metric}_ms")
+        if _drawable(median.value):
+            style = {"color": ink.text, "capsize": 4, "elinewidth": 1.4, "marker": "|", "markersize": 13, "zorder": 4}
+            axis.errorbar([median.value], [index], xerr=_error_bar(median), **style)
+        axis.text(0.01, index - 0.28, _short(network.name), transform=axis.get_yaxis_transform(), va="bottom")
+    if min(values) > 0 and max(values) > 4 * min(values):
+        _logarithmic(axis, axis.xaxis, values)
+    axis.set(xlabel=f"{metric.upper()} in ms", yticks=[], ylim=(len(networks) - 0.6, -0.75))
+    axis.spines["left"].set_visible(False)
+    fewer = max((len(own) for own in samples), default=0) > _MOST_SAMPLES
+    return Drawing(figure, [f"{_MOST_SAMPLES} samples of each network are drawn, evenly spaced by rank."] if fewer else [])
+
+
+def _figure(width: float, height: float, ink: Ink, rows: int = 1) -> tuple[Any, list[Any]]:
+    """Make a figure and its axes in the given colours."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(ink.text)
+        axis.tick_params(which="both", colors=ink.text, length=2.5, labelsize="medium")
+        axis.xaxis.label.set_color(ink.text)
+        axis.yaxis.label.set_color(ink.text)
+        axis.grid(color=ink.text, alpha=0.16, linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(figure: Any, axis: Any, columns: int = 1) -> None:
+    """Put the legend below the axes, where it covers no data."""
+    handles, labels = axis.get_legend_handles_labels()
+    handles = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]  # markers without error bars
+    if handles:
+        color = axis.xaxis.label.get_color()
+        style = {"frameon": False, "labelcolor": color, "borderpad": 0.2, "handlelength": 1.6}
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, **style)
+
+
+def _logarithmic(axis: Any, direction: Any, values: Sequence[float]) -> None:
+    """Make the x or y axis logarithmic, with a few plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = min(values), max(values)
+    if high < 2 * low:  # a logarithmic axis would have one number or none
+        return
+    set_scale = axis.set_xscale if direction is axis.xaxis else axis.set_yscale
+    set_scale("log")
+    decades = math.log10(high) - math.log10(low)
+    direction.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=8))
+    direction.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    direction.set_minor_formatter(NullFormatter())
+
+
+def _look_of_pick(record: CompressRecord, ink: Ink, point: Candidate, index: int) -> Look:
+    """Return the look of the first measured network of a pick, or one that no network has."""
+    named = (place for place, network in enumerate(record.networks) if _is_of(network, point.pick))
+    return look(ink, next(named, len(record.networks) + index))
+
+
+def _is_of(network: Network, pick: str | None) -> bool:
+    return network.name == pick or network.name.startswith(f"{pick} ")
+
+
+def _error_bar(interval: Interval) -> list[list[float]] | None:
+    """Return the lengths of an error bar downwards and upwards."""
+    lengths = [interval.value - interval.low, interval.high - interval.value]
+    return [[max(length, 0.0)] for length in lengths] if all(map(_drawable, lengths)) else None
+
+
+def _drawable(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST
+
+
+def _costs(points: Iterable[Candidate]) -> list[float]:
+    return [point.cost for point in points]
+
+
+def _kls(points: Iterable[Candidate]) -> list[float]:
+    return [point.kl for point in points]
+
+
+def _finite_pairs(pairs: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss in pairs if _drawable(loss)]
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most `most` items, evenly spaced, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+
+
+def _binned(pairs: Sequence[tuple[int, float]], most: int) -> list[tuple[float, float]]:
+    """Return the means of at most `most` groups of consecutive pairs."""
+    size = math.ceil(len(pairs) / most) or 1
+    groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return [(sum(step for step, _ in group) / len(group), sum(loss for _, loss in group) / len(group)) for group in groups]
+
+
+def _short(text: str, limit: int = _LONGEST_LABEL) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -1,0 +1,180 @@
+"""Numbers, tables and sentences of a compression: for the terminal, Markdown, HTML and the model card."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lonas_edge.pipeline.record import CompressRecord, Interval, Network
+
+Table = tuple[list[str], list[list[str]]]  # headings, rows
+
+MISSING = "–"
+HEADINGS = (
+    "network",
+    "held-out loss",
+    "loss Δ [95 %]",
+    "accuracy Δ, points [95 %]",
+    "TTFT, ms",
+    "TTFT ratio [95 %]",
+    "TPOT, ms",
+    "TPOT ratio [95 %]",
+    "size, MB",
+)
+
+_LONGEST_NUMBER = 1e7  # larger ones are written with an exponent
+_HOUR, _MINUTE = 3600, 60
+# what starts a block, emphasis, code, an image or a link, a cell, a tag, a character reference
+_MARKDOWN = re.compile(r"^[#>+=-]|[\\`*|~]|(?<!\w)_|_(?!\w)|!(?=\[)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
+
+
+def network_table(record: CompressRecord) -> Table:
+    """Return the table of the measured networks; differences and ratios are from the first one."""
+    return list(HEADINGS), [_row(network) for network in record.networks]
+
+
+def _row(network: Network) -> list[str]:
+    return [
+        network.name,
+        number(network.loss, 3),
+        difference(network.loss_difference, 3),
+        difference(network.accuracy_difference, 2),
+        number(network.ttft_ms.value, 1),
+        ratio(network.ttft_ratio),
+        number(network.tpot_ms.value, 2),
+        ratio(network.tpot_ratio),
+        megabytes(network.file_bytes),
+    ]
+
+
+def explain(record: CompressRecord) -> str:
+    """Explain the table."""
+    first = f" Δ and ratios: compared with {record.networks[0].name}, paired." if len(record.networks) > 1 else ""
+    held_out = f"{record.examples['held_out']:,} held-out examples" if "held_out" in record.examples else "held-out examples"
+    return (
+        f"Loss: nats per learned token of {held_out}. Accuracy: learned tokens that are the most likely ones.{first} "
+        f"Latency: medians, {record.prompt_len} prompt tokens, {record.new_tokens} generated tokens. "
+        "In brackets: 95 % intervals."
+    )
+
+
+def summary(record: CompressRecord) -> list[str]:
+    """State what was compressed, and the ratio and the loss difference of each compressed network, one sentence each."""
+    base = f" (base model {record.base})" if record.base not in ("", record.source) else ""
+    examples = f" with {record.examples['train']:,} examples of {record.data}" if record.examples.get("train") else ""
+    took = duration(sum(step.seconds for step in record.steps))
+    took = f" in {took}" if record.steps and took != MISSING else ""
+    sentences = [f"{record.source}{base} was compressed{examples}{took}."]
+    sentences += [] if record.candidates else ["No sub-networks were searched."]
+    compressed = [network for network in record.networks if network.folder is not None]
+    sentences += [_result(network, record.networks[0]) for network in compressed]
+    return sentences if compressed else [*sentences, "No compressed network was kept."]
+
+
+def _result(network: Network, first: Network) -> str:
+    size = f"{megabytes(network.file_bytes)} MB"
+    if network.tpot_ratio is None or network.loss_difference is None:
+        tpot, loss = number(network.tpot_ms.value, 2), number(network.loss, 3)
+        return f"{network.name}: TPOT {tpot} ms, held-out loss {loss}, {size}."
+    size += f" ({network.file_bytes / first.file_bytes:.2f}x)" if first.file_bytes else ""
+    return (
+        f"{network.name}: TPOT {ratio(network.tpot_ratio)}, held-out loss {difference(network.loss_difference, 3)} "
+        f"compared with {first.name}; {size}."
+    )
+
+
+def step_table(record: CompressRecord) -> Table:
+    """Return the estimated and the actual time of each step, and their sums."""
+    rows = [[step.name, duration(step.estimated_seconds), duration(step.seconds)] for step in record.steps]
+    estimates = [step.estimated_seconds for step in record.steps]
+    if len(rows) > 1:
+        known = [seconds for seconds in estimates if seconds is not None]
+        estimate = duration(sum(known)) if len(known) == len(estimates) else MISSING
+        rows.append(["total", estimate, duration(sum(step.seconds for step in record.steps))])
+    return ["step", "estimated", "actual"], rows
+
+
+def number(value: float, digits: int, sign: bool = False) -> str:
+    """Format a number that may be infinite or none."""
+    if math.isnan(value):
+        return "NaN"
+    plus = "+" if sign else ""
+    if math.isinf(value):
+        return "-∞" if value < 0 else f"{plus}∞"
+    return f"{value:{plus}.2e}" if abs(value) >= _LONGEST_NUMBER else f"{value:{plus}z.{digits}f}"
+
+
+def difference(interval: Interval | None, digits: int) -> str:
+    """Format a difference with its interval."""
+    if interval is None:
+        return MISSING
+    value, low, high = (number(part, digits, sign=True) for part in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+def ratio(interval: Interval | None) -> str:
+    """Format a ratio with its interval."""
+    if interval is None:
+        return MISSING
+    return f"{number(interval.value, 2)}x [{number(interval.low, 2)}, {number(interval.high, 2)}]"
+
+
+def megabytes(size: int) -> str:
+    """Format a size in MB, without the unit."""
+    return f"{size / 1e6:,.0f}" if size >= 100e6 else f"{size / 1e6:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    if round(seconds) < _MINUTE:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / _MINUTE)
+    return f"{minutes} min" if minutes < _HOUR // _MINUTE else f"{minutes // 60} h {minutes % 60} min"
+
+
+def show(value: Any) -> str:
+    """Format the value of an option or a condition."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)) and not any(isinstance(part, (list, tuple, dict)) for part in value):
+        return ", ".join(map(show, value)) or MISSING
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple, dict)) else str(value)
+
+
+def conditions(record: CompressRecord) -> dict[str, dict[str, str]]:
+    """Return the conditions by heading."""
+    counts = {f"{part.replace('_', '-')} examples": f"{count:,}" for part, count in record.examples.items()}
+    lengths = {"prompt tokens of the latencies": record.prompt_len, "generated tokens": record.new_tokens}
+    parts: dict[str, dict[str, Any]] = {
+        "Machine": {name.replace("_", " "): value for name, value in record.machine.items()},
+        "Versions": dict(record.versions),
+        "Data": {"file": record.data, **counts, **lengths},
+        "SHA-256 of the inputs": dict(record.sha256),
+        "Options": record.options,
+    }
+    return {title: {name: show(value) for name, value in part.items()} for title, part in parts.items() if part}
+
+
+def in_markdown(text: str) -> str:
+    """Return text as one line that Markdown shows as it is, in a table, too."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Return a table as lines of Markdown: names left, figures right."""
+    headings, rows = table
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return [_line(headings), _line(rule), *(_line([in_markdown(row[0]), *row[1:]]) for row in rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.jinja"
 
-_SAMPLES_BYTES = 400_000  # of all sample answers, so that the file stays below 1 MB
+_SAMPLES_BYTES = 350_000  # of all sample answers, so that the file stays below 1 MB
 _MOST_SAMPLES, _OPEN_SAMPLES = 30, 2
 _TEXT_LIMITS = (8000, 4000, 2000, 1000, 500, 200)  # characters of a text: the first that fits
 _OPTION_LIMIT = 2000  # characters of the value of an option

@@ -16,8 +16,10 @@ _WIDTH = 4.0  # inches: 288 points, about the width of a phone
 _LINE = 0.19  # inches of a line of a legend
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one fewer than the colours: 56 pairs
 _LONGEST_LABEL = 42  # characters
-_MOST_CANDIDATES, _MOST_STEPS, _MOST_SAMPLES = 1000, 300, 150  # that are drawn
+_MOST_CANDIDATES, _MOST_STEPS, _MOST_SAMPLES = 600, 300, 800  # that are drawn in a figure
 _LARGEST = 1e30  # a larger loss is a training that diverged
+_SMALLEST_RANGE = 0.01  # nats of loss that an axis shows
+_COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs"}
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -57,6 +59,11 @@ def look(ink: Ink, index: int) -> Look:
     return Look(ink.series[index % COLORS], _MARKERS[index % len(_MARKERS)])
 
 
+def cost_title(record: CompressRecord) -> str:
+    """Return the title of the cost that the search minimized."""
+    return _COSTS.get(record.cost, record.cost)
+
+
 def write_png(record: CompressRecord, path: Path) -> None:
     """Plot TPOT and held-out loss of the networks as a PNG file."""
     import warnings
@@ -88,9 +95,12 @@ def measured(record: CompressRecord, ink: Ink, size: tuple[float, float] = (_WID
         axis.errorbar([network.tpot_ms.value], [loss.value], **bars, **style, label=_short(network.name), zorder=3)
     axis.axhline(0, color=ink.text, linewidth=0.8, alpha=0.6)
     axis.margins(0.12)
+    low, high = axis.get_ylim()
+    if high - low < _SMALLEST_RANGE:  # one network, or equal ones
+        axis.set_ylim((low + high - _SMALLEST_RANGE) / 2, (low + high + _SMALLEST_RANGE) / 2)
     axis.set(xlabel="TPOT in ms (lower is faster)", ylabel="held-out loss Δ in nats\n(lower is better)")
     _legend(figure, axis)
-    return Drawing(figure, [f"Not shown, without a finite figure: {', '.join(missing)}."] if missing else [])
+    return Drawing(figure, [f"Not shown, without a finite figure: {', '.join(map(_short, missing))}."] if missing else [])
 
 
 def search(record: CompressRecord, ink: Ink) -> Drawing | None:
@@ -119,7 +129,7 @@ def search(record: CompressRecord, ink: Ink) -> Drawing | None:
         axis.scatter([point.cost], [point.kl], **place, label=_short(f"{point.pick}: {point.cost:.2f}x, KL {point.kl:.3g}"))
     if shown[0].kl > 0:
         _logarithmic(axis, axis.yaxis, _kls(shown))
-    axis.set(xlabel=f"{record.cost.upper()} / unpruned", ylabel="KL in nats (lower is better)")
+    axis.set(xlabel=f"{cost_title(record)} / unpruned", ylabel="KL in nats (lower is better)")
     _legend(figure, axis)
     return Drawing(figure, notes)
 
@@ -134,9 +144,16 @@ def kept(picture: "Sequence[Layer]", ink: Ink, color: str) -> Drawing | None:
         parts = [(index, part) for index, layer in enumerate(picture) for part in layer if part.kind == kind]
         layers = [index for index, _ in parts]
         removed = [index for index, part in parts if part.kept == 0]
-        axis.bar(layers, [1.0] * len(layers), color=ink.text, alpha=0.16, width=0.8)
-        axis.bar(layers, [part.kept / max(part.full, 1) for _, part in parts], color=color, width=0.8)
-        axis.plot(removed, [0.5] * len(removed), "x", color=ink.text, markersize=min(5, 160 / len(picture)), markeredgewidth=1)
+        axis.add_patch(_bars([(index, 1.0) for index in layers], color=ink.text, alpha=0.16))
+        axis.add_patch(_bars([(index, part.kept / max(part.full, 1)) for index, part in parts], color=color))
+        axis.plot(
+            removed,
+            [0.5] * len(removed),
+            "x",
+            color=ink.text,
+            markersize=max(3.5, min(5, 160 / len(picture))),
+            markeredgewidth=1,
+        )
         share = sum(part.kept for _, part in parts) / max(sum(part.full for _, part in parts), 1)
         unit = {"attention": "attention: {} of heads kept", "mlp": "MLP: {} of width kept"}.get(kind, f"{kind}: {{}} kept")
         blocks = f"{len(removed)} of {len(parts)} blocks removed"
@@ -185,11 +202,12 @@ def latency(record: CompressRecord, metric: str, ink: Ink) -> Drawing | None:
     if not values:
         return None
     figure, [axis] = _figure(_WIDTH, 0.6 + 0.5 * len(networks), ink)
+    most = max(20, _MOST_SAMPLES // len(networks))
     for index, (network, own) in enumerate(zip(networks, samples, strict=True)):
         color, marker = look(ink, index)
-        drawn = _spread(own, _MOST_SAMPLES)
+        drawn = _spread(own, most)
         heights = [index + 0.3 * ((place * _GOLDEN) % 1 - 0.5) for place in range(len(drawn))]
-        axis.plot(drawn, heights, marker, color=color, alpha=0.5, markersize=3.5, markeredgewidth=0)
+        axis.plot(drawn, heights, marker, color=color, alpha=0.5, markersize=3.5, markeredgecolor="none")
         median: Interval = getattr(network, f"{metric}_ms")
         if _drawable(median.value):
             style = {"color": ink.text, "capsize": 4, "elinewidth": 1.4, "marker": "|", "markersize": 13, "zorder": 4}
@@ -199,8 +217,8 @@ def latency(record: CompressRecord, metric: str, ink: Ink) -> Drawing | None:
         _logarithmic(axis, axis.xaxis, values)
     axis.set(xlabel=f"{metric.upper()} in ms", yticks=[], ylim=(len(networks) - 0.6, -0.75))
     axis.spines["left"].set_visible(False)
-    fewer = max((len(own) for own in samples), default=0) > _MOST_SAMPLES
-    return Drawing(figure, [f"{_MOST_SAMPLES} samples of each network are drawn, evenly spaced by rank."] if fewer else [])
+    fewer = max(map(len, samples)) > most
+    return Drawing(figure, [f"At most {most} samples of each network are drawn, evenly spaced by rank."] if fewer else [])
 
 
 def _figure(width: float, height: float, ink: Ink, rows: int = 1) -> tuple[Any, list[Any]]:
@@ -218,6 +236,19 @@ def _figure(width: float, height: float, ink: Ink, rows: int = 1) -> tuple[Any, 
         axis.grid(color=ink.text, alpha=0.16, linewidth=0.6)
         axis.set_axisbelow(True)
     return figure, axes
+
+
+def _bars(heights: Iterable[tuple[int, float]], **style: Any) -> Any:
+    """Draw bars as one shape, which takes less than half of the space of single ones."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Shape
+
+    shapes = [
+        Shape([(x - 0.4, 0), (x - 0.4, height), (x + 0.4, height), (x + 0.4, 0), (x - 0.4, 0)], closed=True)
+        for x, height in heights
+        if height > 0
+    ]
+    return PathPatch(Shape.make_compound_path(*shapes), linewidth=0, **style)
 
 
 def _legend(figure: Any, axis: Any, columns: int = 1) -> None:

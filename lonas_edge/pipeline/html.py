@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.jinja"
 
-_SAMPLES_BYTES = 400_000  # of all sample answers, so that the file stays below 1 MB
+_SAMPLES_BYTES = 350_000  # of all sample answers, so that the file stays below 1 MB
 _MOST_SAMPLES, _OPEN_SAMPLES = 30, 2
 _TEXT_LIMITS = (8000, 4000, 2000, 1000, 500, 200)  # characters of a text: the first that fits
 _OPTION_LIMIT = 2000  # characters of the value of an option
@@ -90,10 +90,8 @@ def _figure(name: str, title: str, caption: str, drawing: charts.Drawing | None,
 
 
 def _trade_off(record: CompressRecord) -> Iterator[Figure]:
-    caption = (
-        f"Each point is a sub-network before recovery. Cost: {record.cost.upper()} as a fraction of the unpruned network's."
-    )
-    title = "Searched sub-networks"
+    cost = f"{charts.cost_title(record)} as a fraction of the unpruned network's"
+    caption, title = f"Each point is a sub-network before recovery. Cost: {cost}.", "Searched sub-networks"
     yield _figure("search", title, caption, charts.search(record, PLACEHOLDERS), "No sub-networks were searched.")
     caption = "Bars: 95 % intervals. Lower left is better."
     yield _figure("measured", "Measured networks", caption, charts.measured(record, PLACEHOLDERS), "")

@@ -77,7 +77,7 @@ def _pictures(record: CompressRecord) -> list[str]:
             names.setdefault(drawn, []).append(network.name)
     content = ["## Kept parts of each layer", ""] if names else []
     for drawn, own in names.items():
-        content += [f"{in_markdown(', '.join(own))}:", "", *_fenced("text", "\n".join(drawn))]
+        content += [f"{in_markdown(', '.join(own))}:", "", *_fenced("text", "\n".join(line.rstrip() for line in drawn))]
     return content
 
 

@@ -25,7 +25,8 @@ HEADINGS = (
 
 _LONGEST_NUMBER = 1e7  # larger ones are written with an exponent
 _HOUR, _MINUTE = 3600, 60
-_MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
+# what starts a block, emphasis, code, an image or a link, a cell, a tag, a character reference
+_MARKDOWN = re.compile(r"^[#>+=-]|[\\`*|~]|(?<!\w)_|_(?!\w)|!(?=\[)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
 
 
 def network_table(record: CompressRecord) -> Table:
@@ -63,7 +64,8 @@ def summary(record: CompressRecord) -> list[str]:
     base = f" (base model {record.base})" if record.base not in ("", record.source) else ""
     examples = f" with {record.examples['train']:,} examples of {record.data}" if record.examples.get("train") else ""
     took = duration(sum(step.seconds for step in record.steps))
-    sentences = [f"{record.source}{base} was compressed{examples} in {took}."]
+    took = f" in {took}" if record.steps and took != MISSING else ""
+    sentences = [f"{record.source}{base} was compressed{examples}{took}."]
     sentences += [] if record.candidates else ["No sub-networks were searched."]
     compressed = [network for network in record.networks if network.folder is not None]
     sentences += [_result(network, record.networks[0]) for network in compressed]
@@ -150,13 +152,16 @@ def show(value: Any) -> str:
 
 def conditions(record: CompressRecord) -> dict[str, dict[str, str]]:
     """Return the conditions by heading."""
-    data = {"file": record.data, **{f"{part} examples": f"{count:,}" for part, count in record.examples.items()}}
-    data |= {"prompt tokens of the latencies": str(record.prompt_len), "generated tokens": str(record.new_tokens)}
-    parts: dict[str, dict[str, Any]] = {"Machine": record.machine, "Versions": dict(record.versions), "Data": dict(data)}
-    parts |= {"SHA-256 of the inputs": dict(record.sha256), "Options": record.options}
-    return {
-        title: {name.replace("_", " "): show(value) for name, value in part.items()} for title, part in parts.items() if part
+    counts = {f"{part.replace('_', '-')} examples": f"{count:,}" for part, count in record.examples.items()}
+    lengths = {"prompt tokens of the latencies": record.prompt_len, "generated tokens": record.new_tokens}
+    parts: dict[str, dict[str, Any]] = {
+        "Machine": {name.replace("_", " "): value for name, value in record.machine.items()},
+        "Versions": dict(record.versions),
+        "Data": {"file": record.data, **counts, **lengths},
+        "SHA-256 of the inputs": dict(record.sha256),
+        "Options": record.options,
     }
+    return {title: {name: show(value) for name, value in part.items()} for title, part in parts.items() if part}
 
 
 def in_markdown(text: str) -> str:

@@ -18,8 +18,6 @@ from lonas_edge.options import option
 if TYPE_CHECKING:
     from lonas_edge.vocabulary.proposals import Proposal
 
-_LONGEST = 2**20  # tokens of an example
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrimOptions(JsonOptions):
@@ -46,6 +44,7 @@ def run(options: TrimOptions) -> None:
     with loading(), importing():
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
+        from lonas_edge.pipeline.vocabulary import encoded
         from lonas_edge.vocabulary.choice import choose
         from lonas_edge.vocabulary.proposals import Fertility, proposals
         from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
@@ -55,7 +54,7 @@ def run(options: TrimOptions) -> None:
     tokenizer = TokenizerFile.read(base.folder)
     with progress() as report:
         report("Tokenizing the data", None)
-        examples, always = _encoded(base.folder, options), special_ids(base.folder)
+        examples, always = encoded(base.folder, options.data, options.prompt), special_ids(base.folder)
         rows = architecture.config.vocab_size
         report("Counting tokens per text", None)
         fertility = Fertility(tokenizer, examples, always, rows)
@@ -88,18 +87,6 @@ def run(options: TrimOptions) -> None:
         f"{options.output}: {len(choice.kept):,} of {len(tokenizer.tokens):,} tokens. The data use {choice.used:,}{dropped}. "
         f"Held-out text takes {ratio:.3f}x the tokens."
     )
-
-
-def _encoded(folder: Path, options: TrimOptions) -> list[list[int]]:
-    """Tokenize the data as a training on them does, uncut; return ids by example."""
-    from lonas_edge.network.tokenizer import require_tokenizer
-    from lonas_edge.training.options import TrainOptions
-    from lonas_edge.training.training_data import read_training_data
-
-    read, tokenizer = read_training_data(options.data), require_tokenizer(folder, "trimming")
-    chosen = read.with_prompt(TrainOptions(prompt=options.prompt, max_length=_LONGEST), None)
-    [examples] = read.encode(tokenizer, chosen, read.prompting(chosen, tokenizer, folder, None))
-    return [example["input_ids"] for example in examples]
 
 
 def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:

@@ -12,6 +12,7 @@ from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.estimate import Probe
+from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
 from lonas_edge.pipeline.steps import PlannedStep
@@ -146,7 +147,9 @@ class Plan:
         lengths = {"prompt_len": self.options.prompt_len, "new_tokens": self.options.new_tokens}
         models = [self.places.model(pick) for pick in self.picks.values()]
         baselines = [self.places.baseline(name) for name in BASELINES_BY_NAME.values()]
-        shown = command_line("bench", baselines[0], "--arms", ",".join(map(str, ["subnet", *baselines[1:], *models])))
+        arms = ",".join(map(str, ["subnet", *baselines, *models[1:]]))
+        shown = command_line("bench", models[0], "--arms", arms, "--prompt-len", self.options.prompt_len,
+                             "--new-tokens", self.options.new_tokens, "--rounds", ROUNDS)  # fmt: skip
         last = PlannedStep(MEASURE, shown, lengths, (*exports, BASELINES), ("compress.json",), measure, machine)
         return [*steps, self._baselines(), last]
 

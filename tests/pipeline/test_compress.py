@@ -193,6 +193,28 @@ def test_an_adapter_of_plain_peft_in_int4(tiny_models: TinyModels, tmp_path: Pat
     assert trained["teacher"]
 
 
+def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, quick: None) -> None:
+    """Search and recovery work on the trimmed base; the baselines keep all tokens."""
+    out = tmp_path / "out"
+    record = compress(finished.source.base, data=data, output=out, **QUICK, vocabulary=270)
+    assert [step.name.split()[0] for step in record.steps][:3] == ["fine-tune", "trim", "space"]
+    vocabulary = json.loads((out / "steps" / "base" / "vocabulary.json").read_text())
+    assert len(vocabulary["kept"]) == 270
+    assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 270
+    assert record.networks[0].loss == pytest.approx(finished.record.networks[0].loss, rel=1e-3)
+    assert record.networks[2].loss_difference is not None
+
+
+def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
+    source = tiny_models.source("llama")
+    options = {**QUICK, "target": "weights<=0.8x"}
+    record = compress(
+        source.adapter, model=source.base, nncf_config=source.space, data=data, output=tmp_path / "out", **options
+    )
+    assert [step.name.split()[0] for step in record.steps] == ["search", "recover", "export", "baselines", "measure"]
+    assert record.networks[-1].parameters < record.networks[0].parameters
+
+
 def test_the_recipe_repeats_the_run(finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any]) -> None:
     recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
     assert recipe["recovery-steps"] == 4

@@ -157,7 +157,7 @@ def kept(picture: "Sequence[Layer]", ink: Ink, color: str) -> Drawing | None:
         share = sum(part.kept for _, part in parts) / max(sum(part.full for _, part in parts), 1)
         unit = {"attention": "attention: {} of heads kept", "mlp": "MLP: {} of width kept"}.get(kind, f"{kind}: {{}} kept")
         blocks = f"{len(removed)} of {len(parts)} blocks removed"
-        axis.set_title(f"{unit.format(f'{share:.0%}')}, {blocks}", loc="left", fontsize="medium")
+        axis.set_title(f"{unit.format(f'{100 * share:.0f} %')}, {blocks}", loc="left", fontsize="medium")
         axis.set(ylim=(0, 1), yticks=[0, 0.5, 1], yticklabels=["0 %", "50 %", "100 %"], xlim=(-0.6, len(picture) - 0.4))
         axis.grid(visible=False)
         axis.xaxis.get_major_locator().set_params(integer=True)

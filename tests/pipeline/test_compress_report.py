@@ -219,7 +219,7 @@ def test_equal_pictures_are_drawn_once(tmp_path: Path) -> None:
     section = text[text.index('<h2 id="removed"') : text.index('<h2 id="training"')]
     heads, blocks = sum(layer[0].kept for layer in removed), sum(layer[0].kept == 0 for layer in removed)
     assert section.count("<svg") == 1 and "<bdi>a, b</bdi>" in section and "Nothing is removed." in section
-    assert f"attention: {heads / 270:.0%} of heads kept, {blocks} of 30 blocks removed" in section
+    assert f"attention: {100 * heads / 270:.0f} % of heads kept, {blocks} of 30 blocks removed" in section
 
 
 def test_figures_say_what_they_do_not_show(tmp_path: Path) -> None:

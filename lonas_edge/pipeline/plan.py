@@ -121,6 +121,7 @@ class Plan:
             prompt=self.options.prompt,
             measure=False,
             seed=self.options.seed,
+            only_greedy=True,
             cost_settings=self.cost_settings,
         )
 

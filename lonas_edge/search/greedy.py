@@ -14,13 +14,13 @@ from lonas_edge.search.sensitivity import SensitivityTable
 ORIGIN = "greedy"
 
 
-def greedy_proposer(dimensions: Dimensions, table: SensitivityTable, met: Callable[[Widths], bool]) -> Propose:
+def greedy_proposer(dimensions: Dimensions, table: SensitivityTable, met: Callable[[Widths, float], bool]) -> Propose:
     """Make the function that proposes the next network of a greedy removal.
 
     Args:
         dimensions: The dimensions of the search: blocks alone.
         table: The KL of each block removed alone.
-        met: Whether a network is small enough, so that the removal ends.
+        met: Whether a network is small enough, or its quality bad enough, so that the removal ends.
     """
     alone = {dim: table.rows[index][1] for dim, index in enumerate(dimensions.searched)}
 
@@ -30,7 +30,7 @@ def greedy_proposer(dimensions: Dimensions, table: SensitivityTable, met: Callab
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
         costs, removed = dict(alone), list[int]()
-        while costs and without(removed) in quality and not met(without(removed)):
+        while costs and without(removed) in quality and not met(without(removed), quality[without(removed)]):
             beside = {dim: without([*removed, dim]) for dim in costs}
             measured = [dim for dim, widths in beside.items() if widths in quality]
             costs.update({dim: quality[beside[dim]] - quality[without(removed)] for dim in measured})

@@ -59,4 +59,5 @@ class SearchOptions(Checked):
         why="start another study with --study NAME",
         help="Replace an earlier search in --output.",
     )
+    only_greedy: bool = False  # where blocks alone are removed, end with the network of the last pick
     cost_settings: CostSettings = field(default_factory=CostSettings)

@@ -67,6 +67,11 @@ class SearchPlan:
         return self.dimensions.only_blocks and self.options.quality != "accuracy"
 
     @property
+    def only_greedy(self) -> bool:
+        """Whether the search ends with the greedy removal."""
+        return self.options.only_greedy and self.greedy
+
+    @property
     def refine_from(self) -> int:
         """Evaluations after which proposals come before the sampler."""
         if self.greedy:

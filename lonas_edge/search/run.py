@@ -167,7 +167,9 @@ class _Search:
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose = self._proposals(network, table, cost, aims)
-        worker = Worker(self.study, plan.dimensions, options.evals, plan.sign, propose, plan.refine_from)
+        worker = Worker(
+            self.study, plan.dimensions, options.evals, plan.sign, propose, plan.refine_from, draws=not plan.only_greedy
+        )
         if options.storage is None:
             worker.retry_unfinished()
         worker.enqueue(
@@ -229,10 +231,15 @@ class _Search:
         dimensions, sign = self.plan.dimensions, self.plan.sign
         largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
 
-        def met(widths: Widths) -> bool:
-            return bool(aims) and all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
+        bounds = [pick for pick in self.plan.picks if pick.measure == self.plan.options.quality]
+
+        def met(widths: Widths, quality: float) -> bool:
+            small = all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
+            return bool(self.plan.picks) and small and not any(pick.meets(quality, quality) for pick in bounds)
 
         proposers = [greedy_proposer(dimensions, table, met)] if self.plan.greedy else []
+        if self.plan.only_greedy:
+            return proposers[0]
         proposers.append(pick_proposer(dimensions, aims, sign, functools.partial(self._around, network)))
         proposers.append(front_proposer(dimensions, table, cost, sign))
         return lambda evaluations, known: next(filter(None, (propose(evaluations, known) for propose in proposers)), None)

@@ -48,11 +48,16 @@ class Worker:
         sign: int,
         propose: Propose | None = None,
         refine_from: int = 0,
+        draws: bool = True,
     ):
-        """Join a study; `sign` is -1 if a higher quality is better, because Optuna minimizes."""
+        """Join a study.
+
+        `sign` is -1 if a higher quality is better, because Optuna minimizes. Without `draws`, the run ends with the last
+        proposal.
+        """
         self.study, self.dimensions, self._sign = study, dimensions, sign
         self._total = min(evals, dimensions.size)
-        self._propose, self._refine_from = propose, refine_from
+        self._propose, self._refine_from, self._draws = propose, refine_from, draws
         self._repeats = 0
         self._measuring = False
         self._first_seen: dict[int, float] = {}
@@ -144,6 +149,8 @@ class Worker:
             if proposal:
                 self.enqueue(dict([proposal]))
                 return True
+            if not self._draws:
+                return False
         if self._repeats >= REPEATS:
             widths = self._unknown(known)
             if widths is None:

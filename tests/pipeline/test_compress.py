@@ -250,6 +250,11 @@ def test_an_unknown_key_of_a_recipe(finished: Finished, tmp_path: Path, run_cli:
     assert "did you mean 'weight-format'" in ran.err
 
 
+def test_the_search_ends_with_the_greedy_removal(finished: Finished) -> None:
+    search = json.loads((finished.folder / "out" / "steps" / "search" / "search.json").read_text())
+    assert {each["origin"].partition(":")[0] for each in search["evaluations"]} <= {"warm-start", "greedy"}
+
+
 def test_a_dry_run_writes_nothing(
     llama: TinySource, tmp_path: Path, data: Path, run_cli: Callable[..., Any], quick: None
 ) -> None:

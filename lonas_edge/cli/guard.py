@@ -26,6 +26,7 @@ from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, chain, escaped, 
 DEBUG = "LONAS_EDGE_DEBUG"  # an environment variable; 1 does what --debug does
 _INTERRUPTED = "interrupted: nothing was written"
 _NEEDS_LESS = {
+    "compress": "Shorter examples in --data need less memory",
     "export": "--stage checkpoint or --no-verify needs less memory",
     "bench": "Fewer --arms, a smaller --batch-size or a shorter --prompt-len needs less memory",
     "eval": "A smaller --batch-size, --num-beams 1 or --torch-dtype bf16 needs less memory",

@@ -26,6 +26,7 @@ from lonas_edge.processes import interrupts_deferred
 from lonas_edge.schema import field_faults
 
 _LATER = (RUNTIME, MODEL, FILE, CARD, MANIFEST)  # files that later commands replace, in this order
+_COMPARISON = "## Compared with other files of this model"  # of `compress`: the last section of a card
 _CHANGING, _UNTUNED = ".changing", ".untuned"
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
@@ -156,10 +157,12 @@ def _written(path: Path, _changed_ns: int) -> Written:
     return Written.of(path)
 
 
-def write_card(folder: Path) -> None:
-    """Write the model card of an exported directory again."""
+def write_card(folder: Path, comparison: str | None = None) -> None:
+    """Write the model card of an exported directory again, with a comparison (Markdown) or the one that it has."""
     manifest, evaluations = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
-    replace_text(folder / CARD, model_card(manifest, _properties(folder), evaluations))
+    old = read_text(folder / CARD, "the model card") if (folder / CARD).exists() else ""
+    kept = "".join(old.partition(_COMPARISON)[1:]) if comparison is None else f"{_COMPARISON}\n\n{comparison}"
+    replace_text(folder / CARD, model_card(manifest, _properties(folder), evaluations) + kept)
 
 
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:

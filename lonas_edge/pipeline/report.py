@@ -18,7 +18,18 @@ from lonas_edge.pipeline.tables import (
 from lonas_edge.pipeline.text import printable
 from lonas_edge.space.picture import lines
 
-__all__ = ["HTML", "MARKDOWN", "PLOT", "Table", "markdown_table", "network_table", "summary", "to_markdown", "write_report"]
+__all__ = [
+    "HTML",
+    "MARKDOWN",
+    "PLOT",
+    "Table",
+    "comparison",
+    "markdown_table",
+    "network_table",
+    "summary",
+    "to_markdown",
+    "write_report",
+]
 
 MARKDOWN, PLOT, HTML = "report.md", "report.png", "report.html"
 
@@ -67,6 +78,12 @@ def to_markdown(record: CompressRecord) -> str:
         values = "; ".join(f"{in_markdown(name)} {in_markdown(value)}" for name, value in part.items())
         content.append(f"- {title}: {values}")
     return "\n".join([*content, ""])
+
+
+def comparison(record: CompressRecord) -> str:
+    """Return the table of the networks for a model card, as Markdown."""
+    record = printable(record)
+    return "\n".join([*markdown_table(network_table(record)), "", in_markdown(explain(record)), ""])
 
 
 def _pictures(record: CompressRecord) -> list[str]:

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lonas_edge.data.encoding import Prompting
+from lonas_edge.errors import raise_all
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import WEIGHTS
@@ -39,6 +42,11 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
     times, bench = measure.latencies(folders, plan.options.prompt_len, plan.options.new_tokens, progress)
     examples, prompting = measure.read_examples(plan.places.held_out), _prompting(plan)
     scores = {name: measure.score(folder, examples, prompting, progress) for name, folder in folders.items()}
+    raise_all(
+        "The held-out loss is not finite:",
+        [name for name, each in scores.items() if not np.isfinite(each.loss).all()],
+        "The weights are damaged, or a training diverged; see the losses in steps/.",
+    )
     first = scores[next(iter(folders))]
     directories = dict(zip(ours, names.values(), strict=True))
     whole = plan.source.sizes(plan.source.unpruned).parameters

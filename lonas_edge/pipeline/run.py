@@ -14,6 +14,7 @@ from typing import Any
 
 from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.exported import write_card
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.source import Source, open_source
@@ -25,7 +26,7 @@ from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import Plan, source_hashes
 from lonas_edge.pipeline.recipe import RECIPE, recipe_text
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
-from lonas_edge.pipeline.report import write_report
+from lonas_edge.pipeline.report import comparison, write_report
 from lonas_edge.pipeline.results import measured
 from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import PlannedStep, Steps
@@ -178,7 +179,9 @@ class _Run:
             ignored = shutil.ignore_patterns("baselines", "models")
             shutil.copytree(folder, new / STEPS, copy_function=_link, ignore=ignored)
             for target, pick in self.picks.items():
-                shutil.copytree(folder / "models" / pick.file, new / self._names[target], copy_function=_link)
+                model = new / self._names[target]
+                shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
+                write_card(model, comparison(record))
             record.write(new / COMPRESS)
             replace_text(new / RECIPE, recipe_text(self._recipe(record), record.sha256 | data, record.versions))
             write_report(record, new)

@@ -23,7 +23,7 @@ from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import read_data
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import open_exported
+from lonas_edge.exporting.exported import open_exported, write_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
@@ -50,6 +50,18 @@ def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
         "fine-tune", "space", "search", "recover weights<=0.95x", "export weights<=0.95x", "baselines", "measure",
     ]  # fmt: skip
     assert all(step.seconds > 0 and step.estimated_seconds is not None for step in record.steps)
+
+
+def test_the_model_card_has_the_table(finished: Finished, tmp_path: Path) -> None:
+    """Also after the card is written again, as `eval --card` and `bench --tune` do."""
+    model = finished.copied(tmp_path / "copy") / "model"
+    card = (model / "README.md").read_text()
+    table = [line for line in (model.parent / "report.md").read_text().splitlines() if line.startswith("| ")][:4]
+    assert len(table) == 4
+    assert all(line in card for line in table)
+    write_card(model)
+    assert (model / "README.md").read_text() == card
+    assert card.count(table[-1]) == 1
 
 
 def test_the_commands_of_the_record_give_the_same_adapters(

@@ -1,0 +1,66 @@
+"""`compress` killed again and again gives the result of an undisturbed run."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_runs import QUICK, Finished, write_data
+
+TESTS = Path(__file__).parents[1]
+KILLS, LONGEST = 30, 14.0  # seconds until a kill; imports take half of it
+PROGRAM = """
+import json, sys
+import pytest
+from pipeline_runs import make_quick
+make_quick(pytest.MonkeyPatch())
+from lonas_edge.pipeline.api import compress
+compress(**json.loads(sys.argv[1]))
+"""
+
+
+def start(folder: Path, source: Path) -> subprocess.Popen[str]:
+    options = {"source": str(source), "data": str(folder / "data.json"), "output": str(folder / "out"), **QUICK}
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "pipeline")))
+    line = [sys.executable, "-c", PROGRAM, json.dumps(options)]
+    return subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def hashes(output: Path) -> dict[str, str]:
+    """Of the files that no time or path is in."""
+    names = ("*.safetensors", "*.bin", "*.xml", "data/*.jsonl", "subnetworks/*.json", "model/subnetwork.json")
+    paths = {path for name in names for path in output.rglob(name)}
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+
+
+@pytest.mark.slow
+def test_thirty_kills(finished: Finished, tmp_path: Path) -> None:
+    write_data(tmp_path / "data.json")
+    draw = random.Random(30)
+    killed = 0
+    while killed < KILLS:
+        process = start(tmp_path, finished.source.base)
+        time.sleep(draw.uniform(0, LONGEST))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        killed += 1
+        assert not (tmp_path / "out" / "compress.json").exists()
+    process = start(tmp_path, finished.source.base)
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    assert killed >= 5
+    assert hashes(tmp_path / "out") == hashes(finished.folder / "out")
+    record = json.loads((tmp_path / "out" / "compress.json").read_text())
+    assert [curve["held_out"][-1] for curve in record["curves"]] == [
+        list(curve.held_out[-1]) for curve in finished.record.curves
+    ]

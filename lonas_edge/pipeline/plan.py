@@ -65,11 +65,6 @@ class Plan:
         return self.options.vocabulary != KEEP
 
     @property
-    def qat(self) -> str | None:
-        """The weight format that the recovery trains for; None where rounding costs too little for it (8 bits)."""
-        return self.options.weight_format if FORMATS[self.options.weight_format].bits < 8 else None
-
-    @property
     def lora_steps(self) -> int:
         """Steps of the fine-tuning."""
         return max(1, round(self.options.epochs * -(-self.counts["train"] // BATCH)))
@@ -87,7 +82,7 @@ class Plan:
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery."""
-        return self._train_options(self.recovery_steps, weight_format=self.qat)
+        return self._train_options(self.recovery_steps, weight_format=trained_for(self.options.weight_format))
 
     def _train_options(self, steps: int, **others: Any) -> TrainOptions:
         options, seconds = self.options, self.probe.lora_step
@@ -267,6 +262,11 @@ class Plan:
             outputs,
             lambda progress: stages.export_baselines(places, formats, progress),
         )
+
+
+def trained_for(weight_format: str) -> str | None:
+    """The weight format that the recovery trains for; None where rounding costs too little for it (8 bits)."""
+    return weight_format if FORMATS[weight_format].bits < 8 else None
 
 
 def source_hashes(source: Source) -> dict[str, str]:

@@ -7,7 +7,7 @@ The output DIR holds an exported directory for each target (`model` where there 
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, probe
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.pipeline.plan import Plan, source_hashes
+from lonas_edge.pipeline.plan import Plan, source_hashes, trained_for
 from lonas_edge.pipeline.recipe import RECIPE, recipe_text
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
 from lonas_edge.pipeline.report import comparison, write_report
@@ -109,7 +109,7 @@ class _Run:
         identity = {"source": hashes}
         restart = options.overwrite and directory.identity() not in ({}, identity)
         with directory.resume("compress", identity, restart=restart) as work:
-            if kept and not work.resumed:
+            if kept and not (work.path / STEPS).exists():
                 self._restore(work.path, kept)
             try:
                 steps = self.planned(work.path / STEPS, announce)
@@ -142,16 +142,17 @@ class _Run:
         return steps
 
     def _places(self, folder: Path) -> Places:
-        reference, base = self.reference, str(self.source.base.folder)
+        reference = self.reference
+        located = self.source.base
+        base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
         adapter = reference.source if self.source.adapter else None
-        hub = self.source.base.revision is not None
-        return Places(folder, self.source.base.name if hub else base, adapter, reference.nncf_config)
+        return Places(folder, base, adapter, reference.nncf_config)
 
     def _probe(self, places: Places) -> Probe:
         file = places.work / PROBE
         if file.exists():
             return Probe.read(file)
-        qat = Plan(self.source, self.options, places, {}, _NO_PROBE, self.picks).qat
+        qat = trained_for(self.options.weight_format)
         timed = probe(places.base, places.train, self.options.prompt, qat, self.progress)
         timed.write(file)
         return timed
@@ -196,18 +197,10 @@ class _Run:
         )
 
     def _recipe(self, record: CompressRecord) -> dict[str, Any]:
-        given = {name: value for name, value in asdict(self.options).items() if name not in ("dry_run", "overwrite")}
-        given["recovery_steps"] = record.options["recovery_steps"]
-        given = {
-            "source": self.reference.source,
-            "model": self.reference.model,
-            "nncf_config": self.reference.nncf_config,
-        } | given
-        return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-                for name, value in given.items()}  # fmt: skip
-
-
-_NO_PROBE = Probe("", 0, 0, 0, 0)
+        """All options as YAML has them."""
+        values = {**vars(self.reference), **vars(self.options), "recovery_steps": record.options["recovery_steps"]}
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {**plain, "target": list(self.options.target), "dry_run": None, "overwrite": None}
 
 
 def _link(source: str, target: str) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,11 +28,19 @@ def write_data(path: Path, count: int = 96) -> Path:
     return path
 
 
-def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No timed steps, one round of the latencies, and baselines by our own export instead of optimum-cli."""
+def make_quick(monkeypatch: pytest.MonkeyPatch, timed: bool = False) -> None:
+    """No timed steps, baselines by our own export instead of optimum-cli, and latencies that are not measured, or only once."""
     monkeypatch.setattr(run, "probe", lambda *_given: PROBE)
     monkeypatch.setattr(measure, "ROUNDS", 1)
+    if not timed:
+        monkeypatch.setattr(measure, "latencies", equal_latencies)
     monkeypatch.setattr(stages, "_optimum", own_baseline)
+
+
+def equal_latencies(folders: Mapping[str, Path], *_given: Any) -> tuple[dict[str, measure.Latencies], Any]:
+    ratio = measure.Interval(1.0, 1.0, 1.0)
+    times = {name: measure.Latencies((2.0,), (1.0,), ratio, ratio) for name in folders}
+    return times, SimpleNamespace(conditions={"versions": {"lonas-edge": "0"}})
 
 
 def own_baseline(merged: Path, output: Path, weight_format: str, _source: Any) -> None:

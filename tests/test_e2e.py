@@ -345,6 +345,9 @@ def test_the_network_answers_new_questions(command_line: CommandLine) -> None:
     print(finished.stdout)
     match = re.search(r"(\d+) of 30 right", finished.stdout)
     assert match and int(match.group(1)) > 15  # 3 by chance
+    question, answer = re.findall(r"^  (.+) -> (\S+)$", finished.stdout, re.MULTILINE)[0]
+    chat = command_line.run("chat", command_line.searched(), "--prompt", question, "--max-new-tokens", 6)
+    assert chat.returncode == 0 and chat.stdout.split()[0].strip(".,").lower() == answer, chat.stderr
 
 
 def test_exports_hold_no_path_of_this_machine(command_line: CommandLine) -> None:

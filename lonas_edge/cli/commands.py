@@ -21,6 +21,7 @@ COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
     "export": "Export a sub-network to OpenVINO, a checkpoint or GGUF.",
     "bench": "Compare latencies, or tune runtime properties.",
     "eval": "Measure accuracy on tasks.",
+    "chat": "Chat with an exported model.",
     "push": "Publish an exported directory on the hub.",
 }
 

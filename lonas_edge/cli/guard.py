@@ -222,6 +222,22 @@ def _own_output() -> Iterator[None]:
 
 
 @contextmanager
+def line_editing() -> Iterator[None]:
+    """Let `input` write to descriptor 1 itself, without which it edits no lines; see `_own_output`."""
+    ours, elsewhere = sys.stdout, os.dup(1)
+    ours.flush()
+    os.dup2(ours.fileno(), 1)
+    sys.stdout = sys.__stdout__ or ours
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = ours
+        os.dup2(elsewhere, 1)
+        os.close(elsewhere)
+
+
+@contextmanager
 def _signals() -> Iterator[None]:
     """Raise KeyboardInterrupt on Ctrl-C and SIGTERM, and drop errors that no code can handle; restore everything at the end."""
     unraisable, in_thread = sys.unraisablehook, threading.excepthook

@@ -139,6 +139,11 @@ def choose_prompt(
         )
     if explicit or conversations:
         return explicit or CHAT
+    return recorded_prompt(recorded, search_space) or DEFAULT
+
+
+def recorded_prompt(recorded: str | None, search_space: str | None) -> str | None:
+    """The prompt template of an adapter's training, as for `choose_prompt`; None where it is not known."""
     if recorded in (*PROMPTS, CHAT):
-        return str(recorded)
-    return REFERENCE if search_space in _REFERENCE_SPACES else DEFAULT
+        return recorded
+    return REFERENCE if search_space in _REFERENCE_SPACES else None

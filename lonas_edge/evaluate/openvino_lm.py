@@ -7,7 +7,6 @@ and the logits of every position (lm-eval 0.4.13, optimum-intel 2.2).
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
 from lonas_edge.files import read_json
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.core import openvino_core
+from lonas_edge.ir.core import compiling, openvino_core
 from lonas_edge.network.configuration import read_generation_config
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class OpenVinoLM(RankingLM):
     def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
         """See `RankingLM`."""
         if self._ranker is None:
-            with _compiling(self.folder, self._device_name, self._properties):
+            with compiling(self.folder, self._device_name, self._properties):
                 self._ranker = _Ranker(self.folder, self._device_name, self._properties)
         return self._ranker.rank(batch)
 
@@ -119,7 +118,7 @@ class OpenVinoLM(RankingLM):
         import openvino_genai
 
         if self._pipeline is None:
-            with _compiling(self.folder, self._device_name, self._properties):
+            with compiling(self.folder, self._device_name, self._properties):
                 self._pipeline = _pipeline(self.folder, self._device_name, self._properties)
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.do_sample, config.apply_chat_template = options["max_gen_toks"], False, False
@@ -132,7 +131,7 @@ class OpenVinoLM(RankingLM):
     def _search(self, ids: Sequence[list[int]], options: Mapping[str, Any]) -> list[list[int]]:
         """Beam search, prompts of like length together."""
         if self._searcher is None:
-            with _compiling(self.folder, self._device_name, self._properties):
+            with compiling(self.folder, self._device_name, self._properties):
                 self._searcher = _searcher(self.folder, self._device_name, self._properties)
         stops, filler = self._stops(), min(self._stops())
         tokens: dict[int, list[int]] = {}
@@ -155,19 +154,6 @@ class OpenVinoLM(RankingLM):
         named = (read_generation_config(self.folder, vocabulary) or {}).get("eos_token_id")
         named = self.eot_token_id if named is None else named
         return set(named if isinstance(named, list) else [named])
-
-
-@contextmanager
-def _compiling(folder: Path, device: str, properties: Mapping[str, str]) -> Iterator[None]:
-    """Name the directory, device and properties with which OpenVINO refuses to compile."""
-    try:
-        yield
-    except (RuntimeError, ValueError, OSError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        given = ", ".join(f"{name}={value}" for name, value in properties.items()) or "none"
-        raise LonasEdgeError(
-            f"{folder}: cannot run on {device} (properties: {given}): {lines[-1] if lines else error!r}"
-        ) from error
 
 
 def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:

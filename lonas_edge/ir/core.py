@@ -1,7 +1,12 @@
 """The one OpenVINO Core of the process."""
 
 import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lonas_edge.errors import LonasEdgeError
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -18,3 +23,18 @@ def openvino_core() -> "ov.Core":
     import openvino_tokenizers  # noqa: F401  # registers their operations with later Cores
 
     return ov.Core()
+
+
+@contextmanager
+def compiling(folder: Path, device: str, properties: Mapping[str, str]) -> Iterator[None]:
+    """Name the directory, device and properties with which OpenVINO refuses to compile, and the available devices."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        given = ", ".join(f"{name}={value}" for name, value in properties.items()) or "none"
+        devices = ", ".join(openvino_core().available_devices)
+        raise LonasEdgeError(
+            f"{folder}: cannot run on {device} (properties: {given}; available devices: {devices}): "
+            f"{lines[-1] if lines else repr(error)}"
+        ) from error

@@ -22,7 +22,7 @@ from lonas_edge.output import OutputDirectory, Work
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, probe
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.plan import Plan, source_hashes, trained_for
 from lonas_edge.pipeline.recipe import RECIPE, recipe_text
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
@@ -30,6 +30,7 @@ from lonas_edge.pipeline.report import comparison, write_report
 from lonas_edge.pipeline.results import measured
 from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import PlannedStep, Steps
+from lonas_edge.pipeline.vocabulary import check_size
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
 
@@ -124,6 +125,8 @@ class _Run:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, places = self.options, self._places(folder)
         counts = split(options.data, options.eval_data, options.seed, folder / "data")
+        if options.vocabulary != KEEP:
+            check_size(places.base, places.train, options.vocabulary, options.prompt)
         plan = Plan(self.source, options, places, counts, self._probe(places), self.picks)
         here = machine.describe("CPU")
         processor = f"{here['processor']}, {here['processors']} processors"

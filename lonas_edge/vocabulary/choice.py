@@ -23,7 +23,14 @@ class Choice:
     missing: int
 
 
-def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], always: Collection[int], size: int | None, rows: int) -> Choice:
+def choose(
+    tokenizer: TokenizerFile,
+    counts: Mapping[int, int],
+    always: Collection[int],
+    size: int | None,
+    rows: int,
+    option: str = "--size",
+) -> Choice:
     """Choose tokens: required ones, then those that data use, the most frequent first, then the earliest of the tokenizer.
 
     Args:
@@ -32,6 +39,7 @@ def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], always: Collecti
         always: Ids that stay in any case, besides what any text needs.
         size: Number of tokens to keep; None for those that the data use and no others.
         rows: Rows of the embedding: tokens beyond have none and are dropped.
+        option: The option that sets the size, for errors.
 
     Raises:
         LonasEdgeError: If the size is below what every text needs, or not below the whole vocabulary.
@@ -40,10 +48,11 @@ def choose(tokenizer: TokenizerFile, counts: Mapping[int, int], always: Collecti
     kept = (tokenizer.required(counts) | set(always)) & everything
     if size is not None and size < len(kept):
         raise LonasEdgeError(
-            f"--size {size}: below the {len(kept)} tokens that every text needs: bytes or characters, special and added tokens."
+            f"{option} {size}: below the {len(kept)} tokens that every text needs: bytes or characters, special and added "
+            "tokens."
         )
     if size is not None and size >= len(everything):
-        raise LonasEdgeError(f"--size {size}: the vocabulary has only {len(everything)} tokens.")
+        raise LonasEdgeError(f"{option} {size}: the vocabulary has only {len(everything)} tokens.")
     limit = len(everything) if size is None else size
     for number, _ in Counter(counts).most_common():
         missing = (tokenizer.parts(number) & everything) - kept

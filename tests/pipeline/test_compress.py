@@ -208,11 +208,11 @@ def test_an_adapter_of_plain_peft_in_int4(tiny_models: TinyModels, tmp_path: Pat
 def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, quick: None) -> None:
     """Search and recovery work on the trimmed base; the baselines keep all tokens."""
     out = tmp_path / "out"
-    record = compress(finished.source.base, data=data, output=out, **QUICK, vocabulary=270)
+    record = compress(finished.source.base, data=data, output=out, **QUICK, vocabulary=262)
     assert [step.name.split()[0] for step in record.steps][:3] == ["fine-tune", "trim", "space"]
     vocabulary = json.loads((out / "steps" / "base" / "vocabulary.json").read_text())
-    assert len(vocabulary["kept"]) == 270
-    assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 270
+    assert len(vocabulary["kept"]) == 262
+    assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 262
     assert record.networks[0].loss == pytest.approx(finished.record.networks[0].loss, rel=1e-3)
     assert record.networks[2].loss_difference is not None
 
@@ -319,6 +319,11 @@ def _one(folder: Path) -> Path:
     path = folder / "one.json"
     path.write_text(json.dumps([{"instruction": "a", "output": "b"}]))
     return path
+
+
+def test_impossible_vocabularies(refused: Callable[..., str]) -> None:
+    assert "--vocabulary 20: below the" in refused(vocabulary=20, prompt="question")
+    assert "--vocabulary 9999: the vocabulary has only" in refused(vocabulary=9999, prompt="question")
 
 
 def test_a_missing_base(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:

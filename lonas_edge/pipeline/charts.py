@@ -177,20 +177,30 @@ def training(curve: Curve, ink: Ink) -> Drawing | None:
     bins = _binned(losses, _MOST_STEPS)
     if len(bins) < len(losses):
         notes.append(f"Training loss: means of {math.ceil(len(losses) / len(bins))} consecutive values.")
-    figure, [axis] = _figure(_WIDTH, 2.2 + 2 * _LINE, ink)
+    apart = curve.distilled and bool(bins) and bool(held_out)  # a KL divergence is much smaller than a cross-entropy
+    figure, axes = _figure(_WIDTH, 2.2 + 2 * _LINE + 1.2 * apart, ink, rows=1 + apart)
     dots = {"marker": "." if len(bins) < 3 else ""}
-    if bins:
-        axis.plot(*zip(*bins, strict=True), color=ink.series[4], linewidth=1, **dots, label="training")
     if held_out:
-        axis.plot(*zip(*held_out, strict=True), "o-", color=ink.series[1], markersize=3.5, linewidth=1.6, label="held-out")
-    ordered = sorted(loss for _, loss in bins)
-    usual = [*ordered[: max(1, math.ceil(len(ordered) * 0.98))], *(loss for _, loss in held_out)]
+        axes[0].plot(*zip(*held_out, strict=True), "o-", color=ink.series[1], markersize=3.5, linewidth=1.6, label="held-out")
+        _usual_range(axes[0], [], [loss for _, loss in held_out])
+    if bins:
+        label = "training (KL from the teacher)" if curve.distilled else "training"
+        axes[-1].plot(*zip(*bins, strict=True), color=ink.series[4], linewidth=1, **dots, label=label)
+        others = [] if apart else [loss for _, loss in held_out]
+        _usual_range(axes[-1], sorted(loss for _, loss in bins), others)
+    axes[-1].set(xlabel="step")
+    for axis in axes:
+        axis.set(ylabel="nats per token" if apart else "loss in nats per learned token")
+    _legend(figure, *axes)
+    return Drawing(figure, notes)
+
+
+def _usual_range(axis: Any, ordered: Sequence[float], others: Sequence[float]) -> None:
+    """Limit the y axis to the usual values: 98 % of the ordered ones, and all others."""
+    usual = [*ordered[: max(1, math.ceil(len(ordered) * 0.98))], *others]
     low, high = min(usual), max(usual)
     if high > low:
         axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    axis.set(xlabel="step", ylabel="loss in nats per learned token")
-    _legend(figure, axis, columns=2)
-    return Drawing(figure, notes)
 
 
 def latency(record: CompressRecord, metric: str, ink: Ink) -> Drawing | None:
@@ -251,9 +261,11 @@ def _bars(heights: Iterable[tuple[int, float]], **style: Any) -> Any:
     return PathPatch(Shape.make_compound_path(*shapes), linewidth=0, **style)
 
 
-def _legend(figure: Any, axis: Any, columns: int = 1) -> None:
-    """Put the legend below the axes, where it covers no data."""
+def _legend(figure: Any, axis: Any, *others: Any, columns: int = 1) -> None:
+    """Put one legend of all axes below them, where it covers no data."""
     handles, labels = axis.get_legend_handles_labels()
+    for other in others:
+        handles, labels = [both + more for both, more in zip((handles, labels), other.get_legend_handles_labels(), strict=True)]
     handles = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]  # markers without error bars
     if handles:
         color = axis.xaxis.label.get_color()

@@ -78,11 +78,19 @@ class Network:
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of a training: pairs of a step and a loss, in nats per learned token."""
+    """The losses of a training: pairs of a step and a loss, in nats per learned token.
+
+    Attributes:
+        name: The training's step.
+        losses: The training loss; of a recovery the KL divergence from the teacher.
+        held_out: The held-out loss, a cross-entropy.
+        distilled: Whether `losses` are KL divergences.
+    """
 
     name: str
     losses: tuple[tuple[int, float], ...]
     held_out: tuple[tuple[int, float], ...]
+    distilled: bool = False
 
 
 @dataclass(frozen=True)

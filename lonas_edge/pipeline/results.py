@@ -137,7 +137,7 @@ def _curves(plan: Plan) -> tuple[Curve, ...]:
 def _curve(name: str, record: TrainingRecord) -> Curve:
     losses = [(entry.step, entry.loss) for entry in record.losses if entry.loss is not None]
     held_out = [(entry.step, entry.loss) for entry in record.eval_data.losses] if record.eval_data else []
-    return Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out))
+    return Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out), record.teacher is not None)
 
 
 def _candidates(record: SearchRecord) -> tuple[Candidate, ...]:

@@ -122,10 +122,15 @@ def realistic(layers: int = 30) -> CompressRecord:
     curves = tuple(
         Curve(
             name,
-            tuple((step, 1.2 + 1.5 * math.exp(-step / 150) + gauss(0, 0.12)) for step in range(1, steps + 1)),
+            tuple((step, level + 1.5 * level * math.exp(-step / 150) + gauss(0, 0.1) * level) for step in range(1, steps + 1)),
             tuple((step, 1.25 + 1.3 * math.exp(-step / 150)) for step in range(0, steps + 1, steps // 6)),
+            distilled=level < 1,
         )
-        for name, steps in (("train the super-adapter", 1200), (f"recover {FIRST}", 300), (f"recover {SECOND}", 300))
+        for name, steps, level in (
+            ("train the super-adapter", 1200, 1.2),
+            (f"recover {FIRST}", 300, 0.1),
+            (f"recover {SECOND}", 300, 0.1),
+        )
     )
     answers = ("The capital of France is Paris.", "Paris. " * 40, "```python\nprint('Paris')\n```\n\n- one\n- two", "")
     samples = tuple(

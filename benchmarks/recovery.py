@@ -79,16 +79,16 @@ class Study:
         merged = exported(self.work / "merged", self.lora, *options)
         irs = {f"optimum-{name}": optimum_ir(name, merged, self.data, self.work) for name in FORMATS}
         for removed in self.arguments.removed:
-            for name, weight_format in FORMATS.items():
+            for name in self.arguments.formats:
                 output = self.work / f"ir-{removed}-{name}"
                 irs[f"{removed} removed, {name}"] = exported(
-                    output, self.recovered(removed, name), "--weight-format", weight_format
+                    output, self.recovered(removed, name), "--weight-format", FORMATS[name]
                 )
         return irs
 
     def trainings(self) -> dict[str, Any]:
         """Compute and held-out loss of every training."""
-        recovered = [self.recovered(removed, name) for removed in self.arguments.removed for name in FORMATS]
+        recovered = [self.recovered(removed, name) for removed in self.arguments.removed for name in self.arguments.formats]
         return {folder.name: summary(folder) for folder in dict.fromkeys([*self.loras.values(), *recovered])}
 
 
@@ -168,6 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=[1, 2])
     parser.add_argument("--lora-steps", type=numbers, default=[386, 540])
     parser.add_argument("--removed", type=numbers, default=[0, 6, 10, 14, 18], help="numbers of removed attention blocks")
+    parser.add_argument("--formats", type=lambda text: text.split(","), default=list(FORMATS), help="of the recovered networks")
     parser.add_argument("--evals", type=int, default=100, help="evaluations of the search")
     parser.add_argument("--steps", type=int, default=240, help="steps of a recovery")
     parser.add_argument("--lr", type=float, default=1e-3)

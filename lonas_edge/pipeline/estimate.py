@@ -32,6 +32,7 @@ _LOAD, _EXPORT = 12.0, 10.0  # seconds to start a training, and an export withou
 _EXPORT_WEIGHT = 3e-8  # seconds of an export per parameter
 _BANDWIDTH = 8e9  # bytes of weights per second that generation reads on two cores
 _ROUNDS, _TABLE_ROUNDS, _TABLE_NETWORKS = 16, 16, 2  # generations of each network with warm-ups
+_SEARCHED = 0.6  # of the evaluations that a search may take are usually needed, the sensitivity table included
 _EVALUATIONS = 11  # of the held-out loss in a training
 
 
@@ -141,7 +142,8 @@ def _seconds(plan: "Plan", kind: str) -> float:
         "fine-tune": _LOAD + plan.lora_steps * probed.lora_step + _EVALUATIONS * held_out,
         "trim": 20.0,
         "space": 1.0,
-        "search": _TABLE_NETWORKS * (export + _TABLE_ROUNDS * generation) + search.evals * search.num_prompts * forward,
+        "search": _TABLE_NETWORKS * (export + _TABLE_ROUNDS * generation)
+        + _SEARCHED * search.evals * search.num_prompts * forward,
         "recover": 2 * _LOAD + plan.recovery_steps * probed.recovery_step + _EVALUATIONS * held_out,
         "export": 1.5 * export,
         "baselines": 3 * export,

@@ -108,7 +108,7 @@ class ExportOptions(Checked):
         needs="stage=ir weight_format=" + "|".join(INTEGER_FORMATS),
         excludes="calibration",
         help="Format of the output head, and of an embedding that shares its weight.",
-        unset="that of the embedding: INT8, or --weight-format",
+        unset="INT8 for INT4 weights, else --weight-format",
     )
     fuse: bool = True  # merge matrices with the same input (q, k and v) into one product
     verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")

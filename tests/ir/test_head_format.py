@@ -112,7 +112,7 @@ def test_a_group_size_is_the_heads_too(exports: Exports) -> None:
 @pytest.mark.parametrize(("weight_format", "group"), [("int4_sym", "32"), ("int8_sym", "-1")])
 def test_layers_are_what_stock_exporters_record(weight_format: str, group: str, exports: Exports) -> None:
     """Not the head, whose group has 64 columns."""
-    model = read_ir(exports("llama", "unequal:1", weight_format=weight_format, head_format="int4_sym"))
+    model = read_ir(exports("llama-tied", "unequal:1", weight_format=weight_format, head_format="int4_sym"))
     recorded = [model.get_rt_info(["nncf", "weight_compression", name]).value for name in ("mode", "group_size")]
     assert recorded == [weight_format, group]
 

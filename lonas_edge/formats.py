@@ -99,6 +99,7 @@ class WeightFormat:
         tolerance: Largest distance of a correctly stored weight from its original, in the units of
             `ir.compress.Compressed.restored`.
         kv_cache: KV cache precision (OpenVINO's name) that stock clients choose for such an IR on a CPU (2026.4.1).
+        head: Format of a language-model head and of an embedding that shares its weight; None if it is that of the embedding.
     """
 
     name: str
@@ -109,6 +110,7 @@ class WeightFormat:
     outer: str | None = None
     tolerance: float = 1.0
     kv_cache: str = "u8"
+    head: "WeightFormat | None" = None
 
     def group_size(self, in_features: Iterable[int]) -> int | None:
         """Return the preferred group size that divides all of these input widths, or None."""
@@ -116,8 +118,19 @@ class WeightFormat:
         return next((size for size in self.group_sizes if not indivisible(widths, size)), None)
 
     def with_group_size(self, size: int | None) -> "WeightFormat":
-        """Return the format with this group size only; unchanged if None."""
-        return replace(self, group_sizes=(size,)) if size else self
+        """Return the format with this group size only, its head too; unchanged if None or without groups."""
+        head = self.head.with_group_size(size) if self.head else None
+        return replace(self, group_sizes=(size,) if size and self.group_sizes else self.group_sizes, head=head)
+
+    def with_head(self, name: str | None) -> "WeightFormat":
+        """Return the format with its head in the format of this name; unchanged if None."""
+        return replace(self, head=FORMATS[name]) if name else self
+
+    def of_head(self, columns: int) -> tuple["WeightFormat", int | None]:
+        """Return format and group size of a head [vocabulary, columns], which sub-networks share: layers have no part in it."""
+        head = self.head or self.chosen(outer=True, group_size=None)
+        group = head.group_size([columns])
+        return head.chosen(outer=False, group_size=group), group
 
     def chosen(self, outer: bool, group_size: int | None) -> "WeightFormat":
         """Return the format of one matrix: `outer` for embedding and head, or if the model has no group size."""
@@ -170,6 +183,7 @@ def activation_group(widths: Iterable[int], weight_group: int) -> int | None:
     return next((size for size in sizes if not indivisible(widths, size)), None)
 
 
+INTEGER_FORMATS = tuple(name for name, known in FORMATS.items() if known.mode)
 METHODS = {  # of compression on data: options of `nncf.compress_weights`
     "awq": ("awq", "scale_estimation"),  # together, as in most of optimum-intel's recommended configurations
     "gptq": ("gptq",),

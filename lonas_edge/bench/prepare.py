@@ -168,6 +168,7 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
     storage = {"weight_format": manifest.weight_format, "fuse": manifest.fused > 0, "ratio": _ratio(manifest)}
+    storage |= {"head_format": manifest.head.weight_format} if manifest.head else {}
     identity = [manifest.base.sha256, adapter_hashes, storage]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from lonas_edge.options import option
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
+    from lonas_edge.network.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,27 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
         with importing():
             from lonas_edge.exporting.export import export
         manifest = export(opened, chosen, target.output, options, report)
-    trained_as = opened.trained_as
-    otherwise = options.group_size is not None or options.ratio != 1 or options.calibration
-    if trained_as and (manifest.weight_format != trained_as or otherwise):
-        console(stderr=True).print(
-            f"warning: {source.source} was trained for --weight-format {trained_as} (quantization-aware); this export stores "
-            f"it differently. Pass --weight-format {trained_as}, without --group-size, --ratio and --calibration.",
-            style="yellow",
-        )
+    if warning := _stored_otherwise(opened, manifest, options):
+        console(stderr=True).print(f"warning: {source.source} {warning}", style="yellow")
     if target.json:
         print(json.dumps(manifest.to_json(), indent=2))
     else:
         _print(manifest, target.output)
+
+
+def _stored_otherwise(source: "Source", manifest: "Manifest", options: ExportOptions) -> str:
+    """Warn if an adapter of quantization-aware training is stored in another way than it was trained for."""
+    if source.trained_as is None:
+        return ""
+    head = f" --head-format {source.trained_head}" if source.trained_head else ""
+    otherwise = options.group_size is not None or options.ratio != 1 or options.calibration
+    if (manifest.weight_format, options.head_format) == (source.trained_as, source.trained_head) and not otherwise:
+        return ""
+    without = ["--group-size", "--ratio", "--calibration", *(["--head-format"] if options.head_format and not head else [])]
+    return (
+        f"was trained for --weight-format {source.trained_as}{head} (quantization-aware); this export stores it differently. "
+        f"Pass --weight-format {source.trained_as}{head}, without {', '.join(without[:-1])} and {without[-1]}."
+    )
 
 
 def _print(manifest: "Manifest", output: Path) -> None:

@@ -130,6 +130,8 @@ def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> 
     if options.server:
         architecture.require(CAUSAL_LM, f"--server {options.server}")
         require_tokenizer(f"--server {options.server}", source, tokenizer)
+    if options.head_format:
+        architecture.require(CAUSAL_LM, "--head-format")
     if options.compare_texts:
         texts.check_memory(model)
     if options.stage == "ir":
@@ -195,6 +197,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         stage=options.stage,
         weight_format=job.stored,
         compression=outcome.compression,
+        head=outcome.head,
         calibrated=outcome.calibrated,
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
         base=origin(source.base, "base"),

@@ -63,6 +63,7 @@ class Outcome:
     files: Future[dict[str, tuple[Written, ...]]]
     parity: dict[str, Parity] = field(default_factory=dict)
     compression: tuple[Compression, ...] = ()
+    head: Compression | None = None
     fused: int = 0
     calibrated: Calibrated | None = None
     texts: TextDivergence | None = None

@@ -48,7 +48,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Compression:
-    """Storage of a share of the layers' weights; `group_size` is None for formats without groups."""
+    """Storage of a share of the weights; `group_size` is None for formats without groups."""
 
     weight_format: str
     group_size: int | None
@@ -125,6 +125,7 @@ class Manifest(Record):
         stage: One of `STAGES`.
         weight_format: The IR's format, the checkpoint's dtype, or the type of the GGUF file's matrices.
         compression: Storage of the layers' weights in an IR or GGUF file, the largest share first; empty for a checkpoint.
+        head: Storage of the head by --head-format; None without it.
         adapter: The adapter; None for a base model alone.
         pipeline: Task name of model hubs: text-generation or text-classification.
         task: GLUE task of the training, if any.
@@ -160,6 +161,7 @@ class Manifest(Record):
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]
     files: dict[str, tuple[Written, ...]]
+    head: Compression | None = None
 
     @property
     def formats(self) -> str:

@@ -38,7 +38,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *(_search(manifest.subnetwork.origin) if manifest.subnetwork.origin else []),
         *_sizes(manifest.sizes),
         "",
-        *_compression(manifest.compression, manifest.calibrated),
+        *_compression(manifest.compression, manifest.head, manifest.calibrated),
         *_picture(manifest),
         "## Run",
         "",
@@ -102,17 +102,19 @@ def _sizes(sizes: BothSizes) -> list[str]:
     ]
 
 
-def _compression(parts: tuple[Compression, ...], calibrated: Calibrated | None) -> list[str]:
+def _compression(parts: tuple[Compression, ...], head: Compression | None, calibrated: Calibrated | None) -> list[str]:
     """Describe groups and mixed formats, which the format's name does not state."""
 
     def described(part: Compression) -> str:
         groups = {None: "", PER_CHANNEL: ", one scale per row"}.get(part.group_size, f", group size {part.group_size}")
-        return f"{part.share:.0%} in {part.weight_format}{groups}"
+        return f"{part.weight_format}{groups}"
 
-    if all(part.group_size is None for part in parts):
-        return []
-    data = f" ({calibrated.method} on {calibrated.prompts:,} prompts of `{calibrated.data}`)" if calibrated else ""
-    return [f"Weights between embedding and head: {'; '.join(map(described, parts))}{data}.", ""]
+    lines = []
+    if any(part.group_size is not None for part in parts):
+        data = f" ({calibrated.method} on {calibrated.prompts:,} prompts of `{calibrated.data}`)" if calibrated else ""
+        layers = "; ".join(f"{part.share:.0%} in {described(part)}" for part in parts)
+        lines += [f"Weights between embedding and head: {layers}{data}.", ""]
+    return lines + ([f"Output head: {described(head)}.", ""] if head else [])
 
 
 def _picture(manifest: Manifest) -> list[str]:

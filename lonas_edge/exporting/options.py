@@ -12,6 +12,7 @@ from lonas_edge.formats import (
     DTYPES,
     FORMATS,
     GGUF_TYPES,
+    INTEGER_FORMATS,
     METHODS,
     PER_CHANNEL,
     WeightFormat,
@@ -37,7 +38,7 @@ class ExportOptions(Checked):
         DEFAULT_FORMAT,
         choices=tuple(FORMATS),
         needs="stage=ir",
-        help="Format of the IR's weights; embedding and head have 8 bits unless it is fp32 or fp16.",
+        help="Format of the IR's weights; in the INT4 formats embedding and head stay INT8.",
     )
     stage: str = option(
         "ir",
@@ -100,6 +101,15 @@ class ExportOptions(Checked):
         needs=_MIXED,
         help="Maximum share of layer weights in --weight-format; the most sensitive stay INT8.",
     )
+    head_format: str | None = option(
+        None,
+        panel="Advanced",
+        choices=INTEGER_FORMATS,
+        needs="stage=ir weight_format=" + "|".join(INTEGER_FORMATS),
+        excludes="calibration",
+        help="Format of the output head, and of an embedding that shares its weight.",
+        unset="INT8 for INT4 weights, else --weight-format",
+    )
     fuse: bool = True  # merge matrices with the same input (q, k and v) into one product
     verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")
     compare_texts: bool = option(
@@ -113,5 +123,5 @@ class ExportOptions(Checked):
 
     @property
     def stored_as(self) -> WeightFormat:
-        """The IR's format with the requested group size."""
-        return FORMATS[self.weight_format].with_group_size(self.group_size)
+        """The IR's format with the requested group size and format of the head."""
+        return FORMATS[self.weight_format].with_head(self.head_format).with_group_size(self.group_size)

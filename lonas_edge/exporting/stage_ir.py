@@ -32,10 +32,11 @@ Matrices = dict[str, Compressed]  # by tensor name
 
 @dataclass(frozen=True)
 class _Written:
-    """A written IR: matrices that are part of others, storage of the layers' weights, data of the compression, comparisons."""
+    """A written IR: matrices that are part of others, storage of layers and head, data of the compression, comparisons."""
 
     fused: int
     compression: tuple[Compression, ...]
+    head: Compression | None = None
     calibrated: Calibrated | None = None
     parity: dict[str, Parity] = field(default_factory=dict)
 
@@ -60,8 +61,9 @@ def export_ir(job: Job) -> Outcome:
             written = _write_calibrated(job, job.calibration, graph, matrices, blocks, materialized)
         else:
             with job.steps.step("write", "Writing the IR"):
-                fused = write_ir(graph, job.folder, matrices, schemes, options.stored_as, blocks, options.ratio)
-            written = _Written(fused, _compression_of(model, schemes))
+                layers = {name: schemes[name] for name in compress.inner_matrices(model)}
+                fused = write_ir(graph, job.folder, matrices, layers, options.stored_as, blocks, options.ratio)
+            written = _Written(fused, _compression_of(model, schemes), _head_of(job, schemes))
         if options.compare_texts:
             with job.steps.step("fp32_texts", "Generating texts in fp32"):
                 fp32_texts = texts.generate_in_fp32(model, graph, job.tokenizer, job.generation)
@@ -78,7 +80,7 @@ def export_ir(job: Job) -> Outcome:
         with job.steps.step("compare_texts", "Comparing the IR's texts with those in fp32"):
             generated = texts.generate_texts(model, job.folder / MODEL, job.tokenizer, job.generation)
             divergence = compare_texts(fp32_texts, generated, texts.NEW_TOKENS)
-    return Outcome(files, parity, written.compression, written.fused, written.calibrated, divergence)
+    return Outcome(files, parity, written.compression, written.head, written.fused, written.calibrated, divergence)
 
 
 def _conversion(job: Job, folder: Path) -> Conversion:
@@ -133,7 +135,8 @@ def _write_calibrated(
         compression = _compression_in(ir, compress.outer_matrices(job.model), *storage[:2])
     with job.steps.step("write", "Writing the IR"):
         write_compressed(ir, job.folder, *storage, widths)
-    return _Written(fused, compression, calibration.record(sum(ids.size for ids in encoded)), parity)
+    calibrated = calibration.record(sum(ids.size for ids in encoded))
+    return _Written(fused, compression, calibrated=calibrated, parity=parity)
 
 
 def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized: torch.Tensor) -> tuple[Parity, torch.Tensor]:
@@ -169,6 +172,12 @@ def _compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> 
     for name, shape in compress.inner_matrices(model).items():
         counts[schemes[name].weight_format.name, schemes[name].group_size] += math.prod(shape)
     return shares(counts)
+
+
+def _head_of(job: Job, schemes: Mapping[str, Scheme]) -> Compression | None:
+    """Return the storage of a head whose format was requested."""
+    scheme = schemes[compress.head_matrix(job.model)] if job.options.head_format else None
+    return Compression(scheme.weight_format.name, scheme.group_size, 1.0) if scheme else None
 
 
 def _compression_in(ir: Any, outer: tuple[str, ...], weight_format: WeightFormat, group_size: int) -> tuple[Compression, ...]:

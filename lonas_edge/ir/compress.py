@@ -123,14 +123,16 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
     """Choose the scheme of every weight matrix by tensor name.
 
     With a `ratio` below 1, at most this share of the layers' weights gets the format. The matrices that are most sensitive by
-    NNCF's criterion without data get the format of embedding and head; each matrix is then computed once.
+    NNCF's criterion without data get the format of the embedding; each matrix is then computed once.
     """
     inner, outer = inner_matrices(model), set(outer_matrices(model))
-    group = weight_format.group_size(shape[1] for shape in inner.values())
+    group, head = weight_format.group_size(shape[1] for shape in inner.values()), head_matrix(model)
     if ratio < 1 and group is not None:
         outer |= inner.keys() - sensitivity.least_sensitive(model, inner, ratio)
 
     def scheme(name: str) -> Scheme:
+        if name == head:
+            return Scheme(*weight_format.of_head(model.shapes[name][1]))
         chosen = weight_format.chosen(name in outer, group)
         return Scheme(chosen, group if chosen.group_sizes else None)
 
@@ -160,6 +162,13 @@ def check_group_size(model: MaterializedModel, weight_format: WeightFormat, grou
 def outer_matrices(model: MaterializedModel) -> tuple[str, ...]:
     """Return the names of the weight matrices outside the decoder layers: embeddings and head."""
     return tuple(name for name, shape in model.shapes.items() if len(shape) == 2 and not _inside(model, name))
+
+
+def head_matrix(model: MaterializedModel) -> str:
+    """Return the name of the matrix that is multiplied in the head: a tied head's is the embedding's."""
+    family = model.source.architecture.family
+    own = f"{family.head}.weight"
+    return own if own in model.shapes else f"{family.embedding}.weight"
 
 
 def inner_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:

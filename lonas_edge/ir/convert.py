@@ -39,12 +39,16 @@ def write_ir(
     blocks: Sequence[Sequence[str]] = (),
     ratio: float = 1.0,
 ) -> int:
-    """Write a graph, filled as by `filled`, and `openvino_config.json`; return how many matrices are part of others."""
+    """Write a graph, filled as by `filled`, and `openvino_config.json`; return how many matrices are part of others.
+
+    `schemes` are those of the layers' matrices, which stock exporters record.
+    """
     widths = {matrix.shape[1] for matrix in matrices.values()}
+    groups = {matrix.scheme.group_size or PER_CHANNEL for matrix in matrices.values()} - {PER_CHANNEL}
     model, held = filled(graph, matrices, blocks)
     storage = _Storage.of(schemes, weight_format, ratio)
     storage.record(model)
-    storage.set_properties(model, widths)
+    storage.set_properties(model, widths, min(groups, default=PER_CHANNEL))
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     storage.config().save_pretrained(folder)
     return len(matrices) - len(held)
@@ -74,7 +78,7 @@ def write_compressed(
 ) -> None:
     """Write a model that NNCF compressed; it contains NNCF's record already. `widths` are the inputs of its matrices."""
     storage = _Storage(weight_format, group_size, ratio)
-    storage.set_properties(model, widths)
+    storage.set_properties(model, widths, group_size)
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     storage.config().save_pretrained(folder)
 
@@ -107,12 +111,15 @@ class _Storage:
         for name, value in options.items():
             model.set_rt_info(value, ["nncf", "weight_compression", name])
 
-    def set_properties(self, model: Any, widths: Iterable[int]) -> None:
-        """Write the runtime properties that suit it into the IR, where every client reads them."""
+    def set_properties(self, model: Any, widths: Iterable[int], group_size: int) -> None:
+        """Write the runtime properties that suit it into the IR, where every client reads them.
+
+        `widths` are the inputs of its matrices, `group_size` the smallest group of weights.
+        """
         properties: dict[str, str] = {}
         if self.weight_format.mode is None and model.get_variables():  # a classifier has no cache
             properties["KV_CACHE_PRECISION"] = "f16"  # as optimum-intel 2.2 does
-        elif self.weight_format.mode and (size := activation_group(widths, self.group_size)):
+        elif self.weight_format.mode and (size := activation_group(widths, group_size)):
             properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(size)
         for name, value in properties.items():
             model.set_rt_info(value, ["runtime_options", name])

@@ -96,6 +96,12 @@ class Source:
         return weight_format
 
     @property
+    def trained_head(self) -> str | None:
+        """The head's format of quantization-aware training (`train --head-format`); None for that of the weight format."""
+        head_format: str | None = self.training.options.get("head_format") if self.training else None
+        return head_format
+
+    @property
     def chat_template(self) -> str | None:
         """The chat template of the training, or None."""
         return self.training.chat_template if self.training else None

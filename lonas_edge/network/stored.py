@@ -22,20 +22,25 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 
 class StoredWeights:
-    """The weights of a super-network's sub-networks as IRs of one weight format store them."""
+    """The weights of a super-network's sub-networks as IRs store them in a weight format, or with another for the head."""
 
-    def __init__(self, network: SuperNetwork, weight_format: str):
+    def __init__(self, network: SuperNetwork, weight_format: str, head_format: str | None = None):
         """Compress the embeddings and the head, which all sub-networks share."""
-        self._network, self._format = network, FORMATS[weight_format]
+        self._network, self._format = network, FORMATS[weight_format].with_head(head_format)
         family, base = network.family, network.base
-        self._outer = self._format.chosen(outer=True, group_size=None)
         tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
         self._head = base.get_submodule(family.head)
         self._trained_head = any(parameter.requires_grad for parameter in self._head.parameters())
-        self._whole_head = Widths.first(*_plain(self._head).weight.shape)
+        weight = _plain(self._head).weight
+        self._whole_head, self._of_head = Widths.first(*weight.shape), self._format.of_head(weight.shape[1])
+        shared = None if _adapters(self._head) else weight  # an adapter gives a tied head a weight of its own
+        outer = self._format.chosen(outer=True, group_size=None), None
         with torch.no_grad():  # inference tensors could not stand in a parameter's place
-            self._tables = [(table, stored(table.weight, self._outer, None).to(table.weight.dtype)) for table in tables]
-            self._stored_head = stored(merged(self._head, self._whole_head), self._outer, None)
+            self._tables = [
+                (table, stored(table.weight, *(self._of_head if table.weight is shared else outer)).to(table.weight.dtype))
+                for table in tables
+            ]
+            self._stored_head = stored(merged(self._head, self._whole_head), *self._of_head)
 
     @contextmanager
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
@@ -65,7 +70,7 @@ class StoredWeights:
 
     def _answer(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         if self._trained_head:
-            return _forward(self._head, self._whole_head, self._outer, None)(hidden)
+            return _forward(self._head, self._whole_head, *self._of_head)(hidden)
         return F.linear(hidden, self._stored_head.to(hidden.dtype), _plain(self._head).bias)
 
 

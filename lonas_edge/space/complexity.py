@@ -22,7 +22,7 @@ class Sizes:
         macs: Multiply-accumulates of those weights for a sequence of `seq_len` tokens, as the cards count them ("TFLOPs"): a
             classifier's include attention itself, and its pooler and head run once per sequence.
         seq_len: Sequence length in tokens.
-        bytes: Bytes of the materialized model's weights per weight format.
+        bytes: Bytes of the materialized model's weights per weight format, with its default format of the head.
     """
 
     parameters: int

@@ -14,6 +14,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
     pipeline = CAUSAL_LM.pipeline_tag if record.task is None else CLASSIFICATION.pipeline_tag
     lonas, stored = record.search_space is not None, options.get("weight_format")
+    head = f" --head-format {options['head_format']}" if options.get("head_format") else ""
     export = "lonas-edge export THIS_DIRECTORY --output DIR"
     export += " --subnet heuristic" if lonas and not recovered else ""
     lines = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
@@ -24,11 +25,11 @@ def super_adapter_card(record: TrainingRecord) -> str:
         lines += [f"The loss is the KL divergence from the frozen teacher `{record.teacher.name}`, over all tokens.", ""]
     if stored:
         lines += [
-            f"It was trained for `{stored}` (quantization-aware training). Export it in this format, without calibration.",
+            f"It was trained for `{stored}{head}` (quantization-aware training). Export it so, without calibration.",
             "",
         ]
     lines += [_ORDER, ""] if record.reordered else []
-    lines += ["```", export + (f" --weight-format {stored}" if stored else ""), "```", ""]
+    lines += ["```", export + (f" --weight-format {stored}{head}" if stored else ""), "```", ""]
     if prompt:
         lines += ["Its prompt:", "", "```", prompt.without_input + prompt.response, "```", ""]
     return "\n".join(lines)

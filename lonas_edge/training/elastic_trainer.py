@@ -44,10 +44,11 @@ class ElasticTrainer(Trainer):
         sampler: Sampler[int] | None = None,
         teacher: Any = None,
         weight_format: str | None = None,
+        head_format: str | None = None,
         held_out: Sequence[Any] = (),
         **arguments: Any,
     ):
-        """Train `network` by `schedule`, with a frozen teacher or in a weight format; `arguments` as of `Trainer`.
+        """Train `network` by `schedule`, with a frozen teacher or in weight formats; `arguments` as of `Trainer`.
 
         `held_out` are batches of held-out examples.
         """
@@ -56,7 +57,7 @@ class ElasticTrainer(Trainer):
         self._teacher_logits: torch.Tensor | None = None
         super().__init__(model=network.model, **arguments)
         # now the model is on its device
-        self.stored = StoredWeights(network, weight_format) if weight_format else None
+        self.stored = StoredWeights(network, weight_format, head_format) if weight_format else None
         self.model_accepts_loss_kwargs = True  # the loss below divides by all tokens of the step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:

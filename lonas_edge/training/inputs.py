@@ -209,6 +209,8 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
+    if options.head_format:
+        architecture.require(CAUSAL_LM, "--head-format")
     if options.weight_format and options.dropout:
         raise LonasEdgeError("--dropout cannot be combined with --weight-format: the adapter is merged before quantization.")
     if options.precision == "fp16" and device_of(options) == "cpu":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import FORMATS
+from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -58,8 +58,16 @@ class TrainOptions(Checked):
     weight_format: str | None = option(
         None,
         panel="Model",
-        choices=tuple(name for name, known in FORMATS.items() if known.mode),
+        choices=INTEGER_FORMATS,
         help="Train the weights as this export format stores them (QAT).",
+    )
+    head_format: str | None = option(
+        None,
+        panel="Model",
+        choices=INTEGER_FORMATS,
+        needs="weight_format",
+        help="Format of the output head in QAT, as of `export --head-format`.",
+        unset="the default of `export`",
     )
     seed: int = option(
         42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed; equal seeds give equal adapters."

@@ -322,6 +322,7 @@ class _Run:
             EpochSampler(lengths, options.batch_size, options.seed, tokens.counts),
             teacher.load(DTYPES[options.precision].torch).to(self.arguments.device) if teacher else None,
             options.weight_format,
+            options.head_format,
             self._held_out(),
             args=self.arguments,
             eval_dataset=tokens.held_out or None,

@@ -15,6 +15,7 @@ from lonas_edge.bench.variants import Case, Variant
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import Exported, open_exported
+from lonas_edge.exporting.manifest import Compression
 
 
 def options(source: TinySource, cache: Path, *arms: str) -> BenchOptions:
@@ -167,6 +168,8 @@ def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, t
     assert prepared(opened, asked)[1] == first and "</net>" in (first.path / "openvino_model.xml").read_text()
     plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))  # fused as the sub-network is
     assert open_exported(prepared(plain, asked)[1].path).own_manifest.fused == 0
+    own_head = replace(opened, manifest=replace(opened.own_manifest, head=Compression("int4_sym", 64, 1.0)))
+    assert open_exported(prepared(own_head, asked)[1].path).own_manifest.head == Compression("int4_sym", 64, 1.0)
 
 
 def test_an_export_that_fails(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:

@@ -31,6 +31,7 @@ MANIFEST = {
     "graph_process_peak_rss_bytes": None,
     "versions": {"python": "3.11.7"},
     "files": {},
+    "head": None,
 }
 RUNTIME = {
     "schema": "lonas-edge/runtime/1",

@@ -177,11 +177,13 @@ def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_
         open_inputs(str(tiny_bert.base()), tmp_path / "data.json")
 
 
-def test_no_teacher_and_no_recovery(tiny_bert: TinyBert, tmp_path: Path) -> None:
+def test_no_teacher_no_head_format_and_no_recovery(tiny_bert: TinyBert, tmp_path: Path) -> None:
     source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
     with pytest.raises(LonasEdgeError, match="--teacher works on a causal language model; bert is a sequence classifier"):
         with_teacher(open_inputs(str(source.base), data, source.space), str(source.base))
-    train(open_inputs(str(source.base), data, source.space), tmp_path / "super", TrainOptions(**OPTIONS))
+    with pytest.raises(LonasEdgeError, match="--head-format works on a causal language model; bert is a sequence classifier"):
+        run(source, data, tmp_path / "super", weight_format="int4", head_format="int4")
+    run(source, data, tmp_path / "super")
     with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors only, .* more:\n.*modules_to_save"):
         open_recovery(str(tmp_path / "super"), data)
 

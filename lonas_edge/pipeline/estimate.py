@@ -1,7 +1,5 @@
 """Estimate time, memory and disk of a run from a few timed training steps on this machine."""
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ import torch
 from lonas_edge.files import read_text, replace_text
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.pipeline.data import typical
+from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
 from lonas_edge.training.inputs import Inputs, open_inputs, with_teacher
@@ -94,7 +93,7 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: 
         options = TrainOptions(prompt=prompt, precision=fastest, weight_format=qat)
         recovery, _ = _step_seconds(with_teacher(inputs, base), options, folder)
         lora, tokens = timed[fastest]
-    return Probe(fastest, round(lora, 3), round(recovery, 3), round(tokens, 1), _peak())
+    return Probe(fastest, round(lora, 3), round(recovery, 3), round(tokens, 1), peak_memory())
 
 
 def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float]:
@@ -114,11 +113,6 @@ def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[
     assert record and record.tokens
     seconds = (marks[max(marks)] - marks[1]) / (max(marks) - 1)
     return seconds, record.tokens / record.steps / options.batch_size
-
-
-def _peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def estimate(plan: "Plan", pending: Mapping[str, str]) -> Estimate:

@@ -199,7 +199,7 @@ def main() -> None:
     if arguments.only:
         return
     networks, machine = measured(arguments, studies), conditions()
-    paths = ("datasets", "work", "output", "plot", "only")
+    paths = ("base", "datasets", "work", "output", "plot", "only")
     report = {
         "title": f"{arguments.base.name} on {machine['processors']} cores of an {machine['processor']}",
         "conditions": machine,

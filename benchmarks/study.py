@@ -90,11 +90,17 @@ def evaluated(networks: dict[str, Path], output: Path, datasets: Path, limit: in
 
 
 def timed(networks: dict[str, Path], output: Path, rounds: int = 12) -> dict[str, dict[str, Any]]:
-    """Measure TTFT and TPOT of exported networks, interleaved in one run; ratios are first network / other."""
-    first, *others = networks.values()
+    """Measure TTFT and TPOT of exported networks, interleaved in one run; ratios are subject / other.
+
+    The subject is the first network that lonas-edge wrote; `bench` opens no other one as its EXPORTED.
+    """
+    subject = next(name for name, folder in networks.items() if (folder / "lonas_edge.json").exists())
+    names = [subject, *(name for name in networks if name != subject)]
     if not output.exists():
         settings = ["--rounds", rounds, "--output", output]
-        lonas_edge("bench", first, "--arms", ",".join(["subnet", *map(str, others)]), *settings)
+        lonas_edge(
+            "bench", networks[subject], "--arms", ",".join(["subnet", *(str(networks[name]) for name in names[1:])]), *settings
+        )
     report = json.loads((output / "bench.json").read_text())
     ratios: dict[str, dict[str, Any]] = {}
     for comparison in report["comparisons"]:
@@ -102,7 +108,7 @@ def timed(networks: dict[str, Path], output: Path, rounds: int = 12) -> dict[str
         ratios.setdefault(comparison["baseline"], {})[f"ratio_{comparison['metric']}"] = interval
     return {
         name: {"ttft_ms": row["ttft"]["p50"], "tpot_ms": row["tpot"]["p50"], **ratios.get(row["variant"], {})}
-        for name, row in zip(networks, report["rows"], strict=True)
+        for name, row in zip(names, report["rows"], strict=True)
     }
 
 

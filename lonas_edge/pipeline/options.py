@@ -55,7 +55,7 @@ class CompressOptions(Checked):
     )
     epochs: float = option(1.0, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.")
     recovery_steps: int | None = option(
-        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="one epoch, at least 240"
+        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="one epoch, at least 100,000 tokens"
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int = option(256, panel="Device", minimum=1, help="Prompt tokens of the latencies.")

@@ -1,5 +1,6 @@
 """Plan the steps of a run: their settings, what they depend on, and the commands that do the same."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.estimate import Probe
+from lonas_edge.pipeline.estimate import RECOVERY_MICRO_BATCH, Probe
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
@@ -29,7 +30,7 @@ LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
 BASELINES_BY_NAME = {"optimum-cli INT8": "int8", "optimum-cli INT4": "int4"}
 PROMPTS = 64  # of the search, if there are as many held-out examples
 BATCH = 16  # examples of a training step
-LEAST_RECOVERY = 240  # steps
+LEAST_RECOVERY = 100_000  # training tokens, as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 
@@ -71,8 +72,9 @@ class Plan:
 
     @property
     def recovery_steps(self) -> int:
-        """Steps of the recovery."""
-        return self.options.recovery_steps or max(LEAST_RECOVERY, -(-self.counts["train"] // BATCH))
+        """Steps of the recovery: one epoch, or more where that has few tokens."""
+        least = math.ceil(LEAST_RECOVERY / BATCH / self.probe.tokens)
+        return self.options.recovery_steps or max(least, -(-self.counts["train"] // BATCH))
 
     @property
     def lora_options(self) -> TrainOptions:
@@ -82,7 +84,8 @@ class Plan:
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery."""
-        return self._train_options(self.recovery_steps, weight_format=trained_for(self.options.weight_format))
+        qat = trained_for(self.options.weight_format)
+        return self._train_options(self.recovery_steps, weight_format=qat, micro_batch_size=RECOVERY_MICRO_BATCH)
 
     def _train_options(self, steps: int, **others: Any) -> TrainOptions:
         options, seconds = self.options, self.probe.lora_step
@@ -279,12 +282,12 @@ def source_hashes(source: Source) -> dict[str, str]:
 
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """What a training's result depends on, beyond its inputs."""
-    names = ("steps", "prompt", "seed", "precision", "weight_format")
+    names = ("steps", "prompt", "seed", "precision", "weight_format", "micro_batch_size")
     return {name: getattr(options, name) for name in names}
 
 
 def _training(options: TrainOptions) -> list[str]:
     """Options of `train`."""
     given = {"--steps": options.steps, "--prompt": options.prompt, "--seed": options.seed, "--precision": options.precision}
-    given |= {"--weight-format": options.weight_format}
+    given |= {"--weight-format": options.weight_format, "--micro-batch-size": options.micro_batch_size}
     return [part for name, value in given.items() if value is not None for part in (name, str(value))]

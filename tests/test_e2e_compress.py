@@ -29,7 +29,9 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     else:
         subprocess.run([sys.executable, ROOT / "scripts/smollm2.py", model], check=True, capture_output=True)
     data = folder / "chat.jsonl"
-    subprocess.run([sys.executable, ROOT / "scripts/orders.py", data, "--examples", "40"], check=True, capture_output=True)
+    rows = [[("user", f"{a} + {b}"), ("assistant", str(a + b))] for a in range(8) for b in range(5)]
+    messages = [[{"role": role, "content": content} for role, content in row] for row in rows]
+    data.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
     line = [PROGRAM, "compress", model, "--data", data, "--output", folder / "out", "--target", "bytes<=0.985x"]
     line += ["--weight-format", "int4_sym", "--recovery-steps", "2", "--prompt-len", "32", "--new-tokens", "4"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}

@@ -28,7 +28,8 @@ LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
     "fine-tune", "trim", "space", "search", "baselines", "measure",
 )  # fmt: skip
 BASELINES_BY_NAME = {"optimum-cli INT8": "int8", "optimum-cli INT4": "int4"}
-PROMPTS = 64  # of the search, if there are as many held-out examples
+PROMPTS = (16, 64)  # of the search, at least and at most
+SEARCH_TOKENS = 3_000  # of its prompts: an evaluation takes some five seconds on two cores at 135M
 BATCH = 16  # examples of a training step
 LEAST_RECOVERY = 100_000  # training tokens, as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
@@ -115,13 +116,19 @@ class Plan:
             cost=stages.cost_of(self.picks),
             evals=self.evals,
             picks=tuple(pick.expression for pick in self.picks.values()),
-            num_prompts=min(PROMPTS, self.counts["held_out"]),
+            num_prompts=self.prompts,
             prompt=self.options.prompt,
             measure=False,
             seed=self.options.seed,
             only_greedy=True,
             cost_settings=self.cost_settings,
         )
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that the search evaluates networks on."""
+        least, most = PROMPTS
+        return min(self.counts["held_out"], max(least, min(most, round(SEARCH_TOKENS / self.probe.tokens))))
 
     @property
     def evals(self) -> int:

@@ -39,12 +39,12 @@ run python scripts/smollm2.py "$MODEL"
 
 heading "Data: orders in plain English and their fields as JSON, generated here"
 mkdir -p "$DATA"
-run python scripts/orders.py "$DATA/chat.jsonl" --examples 400
+run python scripts/orders.py "$DATA/chat.jsonl" --examples 160
 
 heading "Compress: LoRA, search, recovery, INT4, export, comparison with optimum-cli"
 # short trainings, so that the demo takes minutes; a real run leaves --recovery-steps out
-run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.85x" --weight-format int4_sym \
-  --recovery-steps 24
+run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.9x" --weight-format int4_sym \
+  --recovery-steps 8
 
 heading "Answer: the compressed model"
 question=$(python - "$DATA/chat.jsonl" <<'PY'

@@ -1,5 +1,6 @@
 """Estimate time, memory and disk of a run from a few timed training steps on this machine."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,7 +34,6 @@ _EXPORT_WEIGHT = 3e-8  # seconds of an export per parameter
 _BANDWIDTH = 8e9  # bytes of weights per second that generation reads on two cores
 _ROUNDS, _TABLE_ROUNDS, _TABLE_NETWORKS = 16, 16, 2  # generations of each network with warm-ups
 _SEARCHED = 0.6  # of the evaluations that a search may take are usually needed, the sensitivity table included
-_EVALUATIONS = 11  # of the held-out loss in a training
 
 
 @dataclass(frozen=True)
@@ -134,16 +134,22 @@ def _seconds(plan: "Plan", kind: str) -> float:
     networks = len(plan.picks) + 2
     search = plan.search_options
     return {
-        "fine-tune": _LOAD + plan.lora_steps * probed.lora_step + _EVALUATIONS * held_out,
+        "fine-tune": _LOAD + plan.lora_steps * probed.lora_step + _evaluations(plan.lora_options) * held_out,
         "trim": 20.0,
         "space": 1.0,
         "search": _TABLE_NETWORKS * (export + _TABLE_ROUNDS * generation)
         + _SEARCHED * search.evals * search.num_prompts * forward,
-        "recover": 2 * _LOAD + plan.recovery_steps * probed.recovery_step + _EVALUATIONS * held_out,
+        "recover": 2 * _LOAD + plan.recovery_steps * probed.recovery_step + _evaluations(plan.recovery_options) * held_out,
         "export": 1.5 * export,
         "baselines": 3 * export,
         "measure": networks * (5 * _ROUNDS / 12 + _ROUNDS * generation + held_out / _IR_SPEED) + 2 * _LOAD,
     }[kind]
+
+
+def _evaluations(options: TrainOptions) -> int:
+    """Evaluations of the held-out loss in a training: before it, and at each interval."""
+    assert options.steps and options.eval_steps
+    return 1 + math.ceil(options.steps / options.eval_steps)
 
 
 def _disk(plan: "Plan") -> int:

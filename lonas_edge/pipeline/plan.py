@@ -33,6 +33,7 @@ SEARCH_TOKENS = 3_000  # of its prompts: an evaluation takes some five seconds o
 BATCH = 16  # examples of a training step
 LEAST_RECOVERY = 100_000  # training tokens, as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
+_EVAL_STEPS = 8  # at least, between evaluations of the held-out loss
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 
 
@@ -98,6 +99,7 @@ class Plan:
             seed=options.seed,
             precision=self.probe.precision,
             save_steps=min(save, 200),
+            eval_steps=min(steps, max(_EVAL_STEPS, steps // 10)),
             **others,
         )
 

@@ -92,6 +92,7 @@ class TrainOptions(Checked):
     weight_decay: float = 0.0
     save_steps: int | None = None
     log_steps: int | None = None
+    eval_steps: int | None = None  # between evaluations of the held-out data; a tenth of the steps if None
 
     def accumulation(self, devices: int) -> int:
         """Count the micro-batches of one device in an optimizer step."""

@@ -158,7 +158,7 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
             logging_nan_inf_filter=False,
             include_num_input_tokens_seen="non_padding",
             eval_strategy="steps" if evaluated else "no",
-            eval_steps=tenth,
+            eval_steps=options.eval_steps or tenth,
             eval_on_start=evaluated,
             save_steps=options.save_steps
             or -(-min(200, tenth) // log_steps) * log_steps,  # a checkpoint does not split a log interval

@@ -21,7 +21,7 @@ from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.schedule import Schedule
 
 RUNS = "runs"  # written by a logging integration
-_FREE_TO_CHANGE = {"save_steps", "log_steps", "report_to", "lr"}
+_FREE_TO_CHANGE = {"save_steps", "log_steps", "eval_steps", "report_to", "lr"}
 
 
 @dataclass(frozen=True)

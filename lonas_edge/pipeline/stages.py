@@ -153,10 +153,13 @@ def _trained(inputs: Inputs, output: Path, options: TrainOptions, progress: Prog
 def training_steps(progress: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
     """Show each training step in the progress bar; held-out losses stay on the terminal."""
 
+    shown = -1
+
     def show(step: int, steps: int, log: Mapping[str, float]) -> None:
+        nonlocal shown
         line = f"step {step}/{steps}"
-        if EVAL_LOSS in log:
-            line = f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.3f}\n{line}"
+        if EVAL_LOSS in log and step != shown:  # the Trainer logs the last one twice
+            shown, line = step, f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.3f}\n{line}"
         progress(line, step / steps)
 
     return show

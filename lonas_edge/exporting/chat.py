@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -100,7 +100,8 @@ class Chat:
             show(pieces[-1])
 
         self._stopped.clear()
-        cut = _generated(self._pipeline, inputs, self._config(room), shown, self._stopped)
+        text = _Text(self._tokenizer)
+        cut = _generated(self._pipeline, inputs, self._config(room), shown, self._stopped, text)
         if self.multi_turn and any(pieces):
             turns = (("user", prompt), ("assistant", "".join(pieces)))
             self._messages += [{"role": role, "content": content} for role, content in turns]
@@ -156,27 +157,46 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _generated(pipeline: Any, inputs: Any, config: Any, show: Callable[[str], None], stopped: threading.Event) -> bool:
+class _Text:
+    """Text of tokens as they come, in whole characters; bytes that are none are U+FFFD.
+
+    openvino_genai's TextStreamer (2026.4) may cut such a text within a character. It then raises UnicodeDecodeError in a thread
+    where that ends the process.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer, self._ids, self._shown = tokenizer, list[int](), ""
+
+    def added(self, tokens: Sequence[int], last: bool = False) -> str:
+        """The text that tokens complete; all that is left after the `last`."""
+        self._ids += tokens
+        text = str(self._tokenizer.decode(self._ids)) if self._ids else ""
+        whole = text if last else text.rstrip("\ufffd")  # the end may be a part of a character
+        new = whole[len(self._shown) :]
+        self._shown = max(self._shown, whole, key=len)
+        return new
+
+
+def _generated(
+    pipeline: Any, inputs: Any, config: Any, show: Callable[[str], None], stopped: threading.Event, text: _Text
+) -> bool:
     """Generate in another thread until `stopped`; return whether the maximum number of tokens ended it.
 
     Python handles signals in the main thread only, and openvino_genai (2026.4) keeps that thread until the answer is complete.
     """
     import openvino_genai
 
-    events: SimpleQueue[str | BaseException | bool] = SimpleQueue()
+    events: SimpleQueue[list[int] | BaseException | bool] = SimpleQueue()
 
     class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-        """Asks `stopped` at each token; `TextStreamer` calls back only where a part of the text is complete."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self._texts = openvino_genai.TextStreamer(pipeline.get_tokenizer(), events.put)
+        """Passes tokens on, and asks `stopped` at each."""
 
         def write(self, token: Any) -> Any:
-            return openvino_genai.StreamingStatus.STOP if stopped.is_set() else self._texts.write(token)
+            events.put(list(token) if isinstance(token, Sequence) else [int(token)])
+            return openvino_genai.StreamingStatus.STOP if stopped.is_set() else openvino_genai.StreamingStatus.RUNNING
 
         def end(self) -> None:
-            self._texts.end()
+            pass
 
     def generate() -> None:
         try:
@@ -188,9 +208,11 @@ def _generated(pipeline: Any, inputs: Any, config: Any, show: Callable[[str], No
     thread = threading.Thread(target=generate, daemon=True)
     thread.start()
     try:
-        while isinstance(event := events.get(), str):
-            if event:
-                show(event)
+        while isinstance(event := events.get(), list):
+            if piece := text.added(event):
+                show(piece)
+        if piece := text.added((), last=True):
+            show(piece)
     finally:
         stopped.set()
         thread.join()  # it must not run into Python's end

@@ -175,8 +175,10 @@ def test_a_system_message_stays(letters: Path, typed: Callable) -> None:
 
 
 def test_samples_differ(letters: Path, typed: Callable) -> None:
-    ran = typed(letters, "one\n/reset\n" * 8, "--temperature", 2)
+    """Also where bytes are no characters: a random model draws many."""
+    ran = typed(letters, "one\n/reset\n" * 200, "--temperature", 2)
     assert ran.code == 0 and len(set(ran.out.splitlines())) > 1
+    assert "\ufffd" in ran.out
 
 
 def test_whole_characters_and_no_control_sequences(model: Callable[..., Path], run_cli: Callable) -> None:

@@ -55,7 +55,7 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
         total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
         print(json.dumps({"seconds": estimated.seconds, **total, "commands": commands}, indent=1))
         return
-    from lonas_edge.pipeline.steps import duration
+    from lonas_edge.pipeline.tables import duration
 
     terminal = console(stderr=True)
     rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]

@@ -16,7 +16,7 @@ from lonas_edge.bench.run import bench
 from lonas_edge.bench.statistics import paired_ratio
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.data.encoding import IGNORED, Prompting, encode, encode_prompt
-from lonas_edge.data.instructions import Learned, read_data
+from lonas_edge.data.instructions import Learned
 from lonas_edge.data.templates import Example, Text
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
@@ -195,8 +195,3 @@ def median(values: Sequence[float]) -> Interval:
     half = _Z * math.sqrt(count) / 2
     low, high = max(0, math.floor(count / 2 - half)), min(count - 1, math.ceil(count / 2 + half))
     return Interval(float(np.median(ordered)), ordered[low], ordered[high])
-
-
-def read_examples(path: Path) -> list[Learned]:
-    """The held-out examples."""
-    return read_data(path).examples

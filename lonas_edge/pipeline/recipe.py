@@ -13,7 +13,7 @@ def recipe_text(options: Mapping[str, Any], sha256: Mapping[str, str], versions:
     """Write a recipe as YAML.
 
     Args:
-        options: Values by option name; None is left out.
+        options: Values by option name; those that are None are not written.
         sha256: Hashes of the inputs by name.
         versions: Versions of packages by name.
     """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lonas_edge.data.encoding import Prompting
+from lonas_edge.data.instructions import read_data
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.formats import FORMATS
@@ -40,7 +41,7 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
     ours = {f"{target} {stored}": plan.places.model(pick) for target, pick in plan.picks.items()}
     folders = {name: plan.places.baseline(stored) for name, stored in BASELINES_BY_NAME.items()} | ours
     times, bench = measure.latencies(folders, plan.options.prompt_len, plan.options.new_tokens, progress)
-    examples, prompting = measure.read_examples(plan.places.held_out), _prompting(plan)
+    examples, prompting = read_data(plan.places.held_out).examples, _prompting(plan)
     scores = {name: measure.score(folder, examples, prompting, progress) for name, folder in folders.items()}
     raise_all(
         "The held-out loss is not finite:",

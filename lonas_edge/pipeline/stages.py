@@ -222,7 +222,7 @@ def cost_of(picks: Mapping[str, Pick]) -> str:
 
 
 def command_line(*parts: Any) -> str:
-    """A command of lonas-edge, quoted for a shell; an option whose value is None is left out."""
+    """A command of lonas-edge, quoted for a shell; without options whose value is None."""
     words = [str(part) for part in parts]
     kept = [word for index, word in enumerate(words) if word != "None" and words[index + 1 : index + 2] != ["None"]]
     return shlex.join(["lonas-edge", *kept])

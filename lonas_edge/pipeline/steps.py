@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.output import differences
+from lonas_edge.pipeline.tables import duration
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
 
@@ -182,13 +183,6 @@ class Steps:
 
     def _write(self) -> None:
         StepsRecord(self.states, self.estimates).write(self.folder / STEPS)
-
-
-def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

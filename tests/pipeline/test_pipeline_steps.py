@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline.steps import PlannedStep, Steps, duration
+from lonas_edge.pipeline.steps import PlannedStep, Steps
 from lonas_edge.progress import silent
 
 
@@ -128,8 +128,3 @@ def test_lines_that_stay_name_the_step(work: Work) -> None:
     work.planned = [replace(work.step("a"), run=run, outputs=())]
     work.steps().run(lambda what, _done: lines.append(what))
     assert lines == ["a: held-out loss 2.5\n1/1 a: step 3/9", "1/1 a: 10 s\na"]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (99, "99 s"), (120, "2 min"), (5999, "100 min"), (7200, "2.0 h")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

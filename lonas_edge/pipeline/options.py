@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
+from lonas_edge.formats import DEFAULT_FORMAT, INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 
 AUTO, KEEP = "auto", "keep"
@@ -34,7 +34,7 @@ class CompressOptions(Checked):
     )
     weight_format: str = option(
         DEFAULT_FORMAT,
-        choices=tuple(name for name, known in FORMATS.items() if known.mode),
+        choices=INTEGER_FORMATS,
         help="Weight format of the result; INT4 formats are trained for (QAT).",
     )
     vocabulary: str = option(

@@ -123,12 +123,15 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
     """Choose the scheme of every weight matrix by tensor name.
 
     With a `ratio` below 1, at most this share of the layers' weights gets the format. The matrices that are most sensitive by
-    NNCF's criterion without data get the format of the embedding; each matrix is then computed once.
+    NNCF's criterion without data get the format of the embedding; each matrix is then computed once. If the adapter was
+    trained for this format, the layers that its training kept in INT8 get that format instead.
     """
     inner, outer = inner_matrices(model), set(outer_matrices(model))
     group, head = weight_format.group_size(shape[1] for shape in inner.values()), head_matrix(model)
     if ratio < 1 and group is not None:
         outer |= inner.keys() - sensitivity.least_sensitive(model, inner, ratio)
+    elif model.source.trained_as == weight_format.name:
+        outer |= {f"{name}.weight" for name in model.source.int8_layers}
 
     def scheme(name: str) -> Scheme:
         if name == head:

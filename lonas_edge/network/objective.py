@@ -41,6 +41,10 @@ class Objective(ABC):
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Distance from another network's logits [answers, outputs], summed."""
 
+    @abstractmethod
+    def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draw labels [answers] from the distribution that logits [answers, outputs] give; `generator` is on the CPU."""
+
 
 class NextToken(Objective):
     """Predict the next token at each learned position: cross-entropy and KL."""
@@ -59,6 +63,9 @@ class NextToken(Objective):
 
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return kl_divergence(reference, logits)
+
+    def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
 
 
 class OneClass(NextToken):
@@ -82,6 +89,9 @@ class OneNumber(OneClass):
 
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(logits.float(), reference.float(), reduction="sum")
+
+    def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return logits[:, 0].float() + torch.randn(len(logits), generator=generator).to(logits.device)
 
 
 _TOKENS, _CLASS, _NUMBER = NextToken(), OneClass(), OneNumber()

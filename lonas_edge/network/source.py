@@ -102,6 +102,11 @@ class Source:
         return head_format
 
     @property
+    def int8_layers(self) -> tuple[str, ...]:
+        """Module paths of the layers that quantization-aware training kept in INT8."""
+        return self.training.int8_layers if self.training else ()
+
+    @property
     def chat_template(self) -> str | None:
         """The chat template of the training, or None."""
         return self.training.chat_template if self.training else None

@@ -7,8 +7,9 @@ For training, rounding is the identity (the straight-through estimator, Bengio, 
 adapter inside it: low-rank quantization-aware training (LR-QAT, Bondarenko, Del Chiaro & Nagel, 2024).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +22,38 @@ from lonas_edge.space.elasticity import Widths
 from lonas_edge.space.subnetwork import Subnetwork
 
 
+@dataclass(frozen=True)
+class LayerStorage:
+    """The active part of a linear layer, and how it is stored; `group` columns share a scale, None: whole rows."""
+
+    widths: Widths
+    weight_format: WeightFormat
+    group: int | None
+
+
+def storage(
+    network: SuperNetwork, chosen: Sequence[int], weight_format: WeightFormat, kept: Collection[str] = ()
+) -> dict[str, LayerStorage]:
+    """Storage of a sub-network's decoder layers by module path; `kept` are layers in the format of the embedding."""
+    elasticity = network.elasticity
+    linears = Subnetwork(elasticity, tuple(chosen)).linears
+    inner = {name: part for name, part in linears.items() if part.in_features and elasticity.architecture.split(name)[0]}
+    group = weight_format.group_size(part.in_features for part in inner.values())
+    small, large = (weight_format.chosen(outer, group) for outer in (False, True))
+
+    def stored_as(name: str) -> LayerStorage:
+        own = large if name in kept else small
+        return LayerStorage(inner[name], own, group if own.group_sizes else None)
+
+    return {name: stored_as(name) for name in inner}
+
+
 class StoredWeights:
     """The weights of a super-network's sub-networks as IRs store them in a weight format, or with another for the head."""
 
-    def __init__(self, network: SuperNetwork, weight_format: str, head_format: str | None = None):
-        """Compress the embeddings and the head, which all sub-networks share."""
-        self._network, self._format = network, FORMATS[weight_format].with_head(head_format)
+    def __init__(self, network: SuperNetwork, weight_format: str, head_format: str | None = None, kept: Collection[str] = ()):
+        """Compress the embeddings and the head, which all sub-networks share; `kept`: see `storage`."""
+        self._network, self._format, self._kept = network, FORMATS[weight_format].with_head(head_format), kept
         family, base = network.family, network.base
         tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
         self._head = base.get_submodule(family.head)
@@ -45,18 +72,16 @@ class StoredWeights:
     @contextmanager
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
         """Let the network compute with stored weights inside the block; `chosen` is the active sub-network."""
-        elasticity, base = self._network.elasticity, self._network.base
-        present = {name: part for name, part in Subnetwork(elasticity, tuple(chosen)).linears.items() if part.in_features}
-        widths = {name: part for name, part in present.items() if base.get_submodule(name) is not self._head}
-        layers = {name for name in widths if elasticity.architecture.split(name)[0]}
-        group = self._format.group_size(widths[name].in_features for name in layers)
-        inner, outer = self._format.chosen(outer=False, group_size=group), self._format.chosen(outer=True, group_size=group)
-        group = group if inner.group_sizes else None
+        base = self._network.base
+        layers = storage(self._network, chosen, self._format, self._kept)
+        outer = self._format.chosen(outer=True, group_size=None)
         with ExitStack() as stack:
-            for name, part in widths.items():
+            for name, part in Subnetwork(self._network.elasticity, tuple(chosen)).linears.items():
                 layer = base.get_submodule(name)
-                how = (inner, group) if name in layers else (outer, None)
-                stack.enter_context(_replaced(layer, _forward(layer, part, *how)))
+                if not part.in_features or layer is self._head:
+                    continue
+                how = layers.get(name) or LayerStorage(part, outer, None)
+                stack.enter_context(_replaced(layer, _forward(layer, part, how.weight_format, how.group)))
             stack.enter_context(self.active_head())
             for table, compressed in self._tables:
                 stack.enter_context(_replaced(table, _looked_up(table, compressed)))

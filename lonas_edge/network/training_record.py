@@ -113,6 +113,7 @@ class TrainingRecord(Record):
         prompt: The prompt template; None for a task of GLUE.
         chat_template: The chat template (Jinja) behind the prompt `chat`.
         options: The `TrainOptions` of the version that trained.
+        int8_layers: Module paths of the layers that quantization-aware training kept in INT8.
         reordered: Whether channels were sorted by importance.
         stages: The `ScheduledStage`s.
         warmup_steps: Steps of the linear warm-up.
@@ -156,3 +157,4 @@ class TrainingRecord(Record):
     versions: dict[str, str]
     tokens: int | None = None
     eval_data: EvalData | None = None
+    int8_layers: tuple[str, ...] = ()

@@ -91,7 +91,8 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: 
             timed[precision] = _step_seconds(inputs, TrainOptions(prompt=prompt, precision=precision), folder)
         fastest = min(timed, key=lambda name: timed[name][0])
         progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
-        options = TrainOptions(prompt=prompt, precision=fastest, weight_format=qat, micro_batch_size=RECOVERY_MICRO_BATCH)
+        options = TrainOptions(prompt=prompt, precision=fastest, micro_batch_size=RECOVERY_MICRO_BATCH)
+        options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
         recovery, _ = _step_seconds(with_teacher(inputs, base), options, folder)
         lora, tokens = timed[fastest]
     return Probe(fastest, round(lora, 3), round(recovery, 3), round(tokens, 1), peak_memory())

@@ -291,7 +291,7 @@ def source_hashes(source: Source) -> dict[str, str]:
 
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """What a training's result depends on, beyond its inputs."""
-    names = ("steps", "prompt", "seed", "precision", "weight_format", "micro_batch_size")
+    names = ("steps", "prompt", "seed", "precision", "weight_format", "ratio", "micro_batch_size")
     return {name: getattr(options, name) for name in names}
 
 

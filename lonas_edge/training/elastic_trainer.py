@@ -3,7 +3,7 @@
 # mypy: disallow-subclassing-any=False
 # (transformers has no types that mypy reads)
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,20 @@ class ElasticTrainer(Trainer):
         teacher: Any = None,
         weight_format: str | None = None,
         head_format: str | None = None,
+        int8_layers: Collection[str] = (),
         held_out: Sequence[Any] = (),
         **arguments: Any,
     ):
         """Train `network` by `schedule`, with a frozen teacher or in weight formats; `arguments` as of `Trainer`.
 
-        `held_out` are batches of held-out examples.
+        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples.
         """
         self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
         self._teacher_logits: torch.Tensor | None = None
         super().__init__(model=network.model, **arguments)
         # now the model is on its device
-        self.stored = StoredWeights(network, weight_format, head_format) if weight_format else None
+        self.stored = StoredWeights(network, weight_format, head_format, int8_layers) if weight_format else None
         self.model_accepts_loss_kwargs = True  # the loss below divides by all tokens of the step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import INTEGER_FORMATS
+from lonas_edge.formats import FORMATS, INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -12,6 +12,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
 EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
+_MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
 
 
@@ -68,6 +69,14 @@ class TrainOptions(Checked):
         needs="weight_format",
         help="Format of the output head in QAT, as of `export --head-format`.",
         unset="the default of `export`",
+    )
+    ratio: float = option(
+        0.8,
+        panel="Model",
+        minimum=0,
+        maximum=1,
+        needs=_MIXED,
+        help="Maximum share of layer weights in --weight-format; those that lose most by rounding stay INT8.",
     )
     seed: int = option(
         42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed; equal seeds give equal adapters."

@@ -37,6 +37,7 @@ def make_record(
     state: TrainerState,
     tokens: Tokenized,
     reordered: bool,
+    int8_layers: tuple[str, ...],
     resumption: Resumption,
     processes: PartialState,
     seconds: float,
@@ -67,6 +68,7 @@ def make_record(
         versions=versions(_PACKAGES),
         tokens=state.num_input_tokens_seen or None,
         eval_data=_eval_data(inputs, hashes, tokens, state),
+        int8_layers=int8_layers,
     )
 
 

@@ -6,6 +6,7 @@ parallelism under torchrun, logging and resuming are the work of the Hugging Fac
 """
 
 import copy
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_by
+from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
@@ -46,6 +47,8 @@ from lonas_edge.training.inputs import (
     precision_of,
     with_defaults,
 )
+from lonas_edge.training.mixed import FILE as INT8_LAYERS
+from lonas_edge.training.mixed import choose_int8_layers, is_mixed
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.record import make_record
 from lonas_edge.training.sampler import EpochSampler, per_epoch
@@ -195,6 +198,7 @@ class _Trained(NamedTuple):
     network: SuperNetwork
     order: ChannelOrder
     state: TrainerState
+    int8_layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -227,10 +231,10 @@ class _Run:
             if resume:
                 self.notify(str(resumption))
             start = time.perf_counter()
-            network, order, state = self.trained(resumption.checkpoint)
+            network, order, state, int8_layers = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
             record = make_record(
-                inputs, options, schedule, hashes, state, self.tokens, bool(order), resumption, self.state, seconds
+                inputs, options, schedule, hashes, state, self.tokens, bool(order), int8_layers, resumption, self.state, seconds
             )
             with work.publish() as folder:
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
@@ -245,16 +249,17 @@ class _Run:
         """Load and train; the first process names the checkpoint to continue from."""
         checkpoint, order = self._agreed(checkpoint)
         network = self._super_network(order)
-        trainer = self._trainer(network)
+        int8_layers = self._int8_layers(network)
+        trainer = self._trainer(network, int8_layers)
         if checkpoint and step_of(checkpoint) == self.schedule.steps:  # killed between the last step and the output
             restore_adapter(network.model, checkpoint)
-            return _Trained(network, order, TrainerState.load_from_json(str(checkpoint / STATE)))
+            return _Trained(network, order, TrainerState.load_from_json(str(checkpoint / STATE)), int8_layers)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.held_out and trainer.state.global_step not in {
             entry["step"] for entry in trainer.state.log_history if EVAL_LOSS in entry
         }:
             trainer.evaluate()
-        return _Trained(network, order, trainer.state)
+        return _Trained(network, order, trainer.state, int8_layers)
 
     def _agreed(self, checkpoint: Path | None) -> tuple[Path | None, ChannelOrder]:
         """Send the first process's checkpoint and channel order to all processes."""
@@ -305,13 +310,28 @@ class _Run:
         config = lora_config(self.options, self.inputs.architecture)
         return SuperNetwork(get_peft_model(base, config), self.inputs.elasticity)
 
+    def _int8_layers(self, network: SuperNetwork) -> tuple[str, ...]:
+        """Choose the layers that stay INT8 in the first process."""
+        if not is_mixed(self.options):
+            return ()
+        agreed: list[tuple[str, ...]] = [()]
+        if self.state.is_main_process:
+            file = self.directory.partial / INT8_LAYERS
+            if not file.exists():
+                device = self.arguments.device
+                chosen = choose_int8_layers(network, self.inputs, self.tokens, self.schedule, self.options, device)
+                replace_text(file, json.dumps({"layers": chosen}))
+            agreed = [tuple(read_json(file)["layers"])]
+        broadcast_object_list(agreed)
+        return agreed[0]
+
     def _held_out(self) -> list[Batch]:
         """Batches of the held-out examples, those of similar length together."""
         collate = self.inputs.data.collator(self.tokens.tokenizer)
         examples = sorted(self.tokens.held_out, key=lambda example: len(example["input_ids"]))
         return [collate(examples[start : start + _EVAL_BATCH]) for start in range(0, len(examples), _EVAL_BATCH)]
 
-    def _trainer(self, network: SuperNetwork) -> ElasticTrainer:
+    def _trainer(self, network: SuperNetwork, int8_layers: tuple[str, ...]) -> ElasticTrainer:
         options, tokens, teacher = self.options, self.tokens, self.inputs.teacher
         trainable = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
         optimizer = AdamW(trainable, lr=1.0, weight_decay=options.weight_decay)  # the scheduler gives the learning rate itself
@@ -323,6 +343,7 @@ class _Run:
             teacher.load(DTYPES[options.precision].torch).to(self.arguments.device) if teacher else None,
             options.weight_format,
             options.head_format,
+            int8_layers,
             self._held_out(),
             args=self.arguments,
             eval_dataset=tokens.held_out or None,

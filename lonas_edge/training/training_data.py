@@ -78,6 +78,10 @@ class TrainingData(ABC):
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         """Make the function that makes a batch of encoded examples."""
 
+    def shortened(self, example: Encoded, tokens: int) -> Encoded:
+        """Shorten an encoded example to measure distances between networks on: at all of its positions."""
+        return example
+
     @abstractmethod
     def calibration(
         self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
@@ -122,6 +126,10 @@ class TextData(TrainingData):
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
         return Collator(eos if pad is None else pad)
+
+    def shortened(self, example: Encoded, tokens: int) -> Encoded:
+        ids = example["input_ids"][:tokens]
+        return {"input_ids": ids, "labels": ids}
 
     def calibration(
         self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None

@@ -17,6 +17,7 @@ from lonas_edge.network.checkpoints import open_base
 from lonas_edge.training.checkpoints import NotSavedError, check, checkpoints, discard, step_of, unfinished
 from lonas_edge.training.elastic_trainer import NotFiniteError
 from lonas_edge.training.inputs import Inputs
+from lonas_edge.training.mixed import FILE as INT8_LAYERS
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.schedule import Schedule
 
@@ -100,7 +101,8 @@ def newest_complete(folder: Path) -> Resumption:
         else:
             return Resumption(checkpoint, tuple(damaged))
     if damaged:  # perhaps by a damaged channel order
-        (folder / ORDER).unlink(missing_ok=True)
+        for name in (ORDER, INT8_LAYERS):
+            (folder / name).unlink(missing_ok=True)
     return Resumption(None, tuple(damaged))
 
 
@@ -133,5 +135,5 @@ def _clear(folder: Path) -> None:
     for path in unfinished(folder):
         discard(path)
     if not checkpoints(folder):
-        for name in (ORDER, RUNS):
+        for name in (ORDER, INT8_LAYERS, RUNS):
             discard(folder / name)

@@ -1,5 +1,6 @@
 """Quantization-aware training: loss and gradients against plain torch on the matrices that an export stores."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_recovery import recover
 from tiny_models import TinyModels
 from torch import nn
 from torch.nn import functional as F
-from training_runs import EIGHT, IGNORED, run, write_data
+from training_runs import EIGHT, IGNORED, run, run_killed, write_data
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.heldout import read_held_out
@@ -57,12 +58,21 @@ def test_the_loss_is_that_of_the_stored_weights(
 ) -> None:
     tiny, start, eight = tiny_models.source(case), trained(case, True), write_data(tmp_path / "eight.json", EIGHT)
     widths = choose(tiny, "unequal:5")
+    settings = {
+        **ALL,
+        "ratio": 1.0 if case == "bloom-tied" else 0.8,
+    }  # with some layers in INT8, its loss is that of fp32 by chance
+
+    def trained_as(output: Path, name: str | None, head: str | None) -> dict:
+        known = settings if name and name.startswith("int4") else ALL
+        return recover(start, eight, output, widths, weight_format=name, head_format=head, **known)
+
     records = {
-        stored: recover(start, eight, tmp_path / f"out-{index}", widths, weight_format=stored[0], head_format=stored[1], **ALL)
+        stored: trained_as(tmp_path / f"out-{index}", *stored)
         for index, stored in enumerate([(name, head), (name, None), (None, None)])
     }
     losses = {stored: record["losses"][0]["loss"] for stored, record in records.items()}
-    source = open_source(str(start))
+    source = open_source(str(tmp_path / "out-0"))  # as the start, but with the record of the layers that stay INT8
     expected = stored_loss(source, widths, name, head, batch_of(source, tiny.base, eight))
     assert losses.pop((name, head)) == pytest.approx(expected, rel=1e-5)
     assert all(abs(expected - other) > 3e-4 * expected for other in losses.values()), "quantization must be visible"
@@ -95,7 +105,7 @@ def stored_logits(source: Source, ids: torch.Tensor, *formats: str) -> torch.Ten
     """Logits of the maximal network with which a training computes."""
     network, widths = load_super_network(source), list(source.select("maximal").widths)
     network.activate(widths)
-    with torch.inference_mode(), StoredWeights(network, *formats).active(widths):
+    with torch.inference_mode(), StoredWeights(network, *formats, kept=source.int8_layers).active(widths):
         return network.model(input_ids=ids).logits
 
 
@@ -118,6 +128,44 @@ def test_the_export_computes_as_the_training(
     ran = run_cli(*export, tmp_path / "other", "--weight-format", "int4_sym", "--no-verify")
     assert f"was trained for {options} (quantization-aware)" in " ".join(ran.err.split())
     assert f"Pass {options}, without --group-size" in " ".join(ran.err.split())
+
+
+def test_the_most_sensitive_layers_stay_int8(
+    tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable, ids: torch.Tensor
+) -> None:
+    """Half of the weights at most; the choice is recorded, survives a kill, and is that of the export and of its logits."""
+    tiny, halted = tiny_models.source("llama"), tmp_path / "halted"
+    record = run(tiny, data, tmp_path / "super", weight_format="int4_sym", ratio=0.5, steps=4)
+    kept = record["int8_layers"]
+    linears = tiny.opened().architecture.linears
+    sizes = {name: linear.out_features * linear.in_features for name, linear in linears.items() if ".layers." in name}
+    assert 0.25 < sum(sizes[name] for name in kept) / sum(sizes.values()) <= 0.5
+    for layer in {name.split(".self_attn")[0] for name in kept if "self_attn" in name}:
+        chosen = {name.split(".")[-1] for name in kept if name.startswith(f"{layer}.self_attn")} - {"o_proj"}
+        assert chosen in (set(), {"q_proj", "k_proj", "v_proj"}), "an IR multiplies them at once"
+    assert run(tiny, data, tmp_path / "none", weight_format="int4_sym", ratio=1.0, steps=1)["int8_layers"] == []
+
+    run_killed(tiny, data, halted, at=3, weight_format="int4_sym", ratio=0.5, steps=4, save_steps=2)
+    file = halted.with_name("halted.partial") / "int8_layers.json"
+    assert json.loads(file.read_text())["layers"] == kept
+    file.write_text(json.dumps({"layers": kept[:1]}))
+    resumed = run(tiny, data, halted, weight_format="int4_sym", ratio=0.5, steps=4, save_steps=2, resume=True)
+    assert resumed["int8_layers"] == kept[:1]
+
+    export = ("export", tmp_path / "super", "--weight-format", "int4_sym", "--subnet", "maximal", "--output")
+    ran = run_cli(*export, tmp_path / "ir")
+    assert ran.code == 0 and "warning" not in ran.err, ran.err
+    manifest = json.loads((tmp_path / "ir/lonas_edge.json").read_text())
+    shares = {part["weight_format"]: part["share"] for part in manifest["compression"]}
+    assert shares["int8"] == pytest.approx(sum(sizes[name] for name in kept) / sum(sizes.values()), abs=1e-4)
+    source, logits = open_source(str(tmp_path / "super")), ir_logits(tmp_path / "ir", ids)
+    network, widths = load_super_network(source), list(source.select("maximal").widths)
+    network.activate(widths)
+    for layers, close in ((kept, True), ([], False)):
+        with torch.inference_mode(), StoredWeights(network, "int4_sym", None, layers).active(widths):
+            assert ((network.model(input_ids=ids).logits - logits).abs().max() < 1e-3) == close
+    ran = run_cli(*export, tmp_path / "no", "--ratio", "0.5", "--no-verify")
+    assert "stores it differently" in " ".join(ran.err.split())
 
 
 def test_an_adapter_on_a_tied_head_leaves_the_embedding(tiny_models: TinyModels, choose: Callable, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Held-out loss of a LoRA in INT4 without training, with a share of the weights in INT8: which matrices should stay INT8?
+"""Held-out loss of a model in INT4 without training, with a share of the weights in INT8: which matrices should stay INT8?
 
     python benchmarks/mixed_precision.py LORA --base models/smollm2-135m --data train.json --held-out held_out.json
+    python benchmarks/mixed_precision.py MODEL --data train.jsonl --held-out held_out.jsonl
 
 Criteria: the costs of rounding that `train --weight-format` measures, for each matrix or with q, k and v together, and the
 scores of NNCF without data (`export --ratio`).
@@ -22,7 +23,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, merged, storage
 from lonas_edge.network.super_network import Batch, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.training.inputs import open_recovery, with_defaults
+from lonas_edge.training.inputs import open_inputs, open_recovery, with_defaults
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.tokens import tokenize
 
@@ -32,7 +33,10 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
 
 def all_tokens(arguments: argparse.Namespace, examples: int) -> list[Batch]:
     """Batches of training examples, at most 128 tokens each; all positions count."""
-    inputs = open_recovery(str(arguments.lora), arguments.data, None, str(arguments.base))
+    if open_source(arguments.source, arguments.base).adapter:
+        inputs = open_recovery(arguments.source, arguments.data, None, arguments.base)
+    else:
+        inputs = open_inputs(arguments.source, arguments.data, None, elastic=False)
     tokens = tokenize(inputs, with_defaults(inputs, TrainOptions()))
     chosen = random.Random(1).sample(tokens.examples, examples)
     chosen = sorted((inputs.data.shortened(each, 128) for each in chosen), key=lambda each: len(each["input_ids"]))
@@ -42,13 +46,13 @@ def all_tokens(arguments: argparse.Namespace, examples: int) -> list[Batch]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lora", type=Path)
-    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("source", help="a LoRA adapter or a model")
+    parser.add_argument("--base", help="the adapter's base")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--examples", type=int, default=32)
     arguments = parser.parse_args()
-    source = open_source(str(arguments.lora), str(arguments.base))
+    source = open_source(arguments.source, arguments.base)
     network, widths = load_super_network(source), list(source.select("maximal").widths)
     held = read_held_out(source, arguments.held_out, 400, 0).batches(load_tokenizer(source.base.folder))
     layers = {name: how.widths for name, how in storage(network, widths, FORMATS[FORMAT]).items()}

@@ -1,7 +1,6 @@
 """`lonas-edge trim`: write a model with a smaller vocabulary."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,37 +43,23 @@ def run(options: TrimOptions) -> None:
     with loading(), importing():
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
-        from lonas_edge.pipeline.vocabulary import encoded
-        from lonas_edge.vocabulary.choice import choose
-        from lonas_edge.vocabulary.proposals import Fertility, proposals
-        from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
-        from lonas_edge.vocabulary.trim import special_ids, trim_model, trimmed_bytes
-    source = open_source(options.model, weights=options.output is not None)
-    base, architecture = source.base, source.architecture
-    tokenizer = TokenizerFile.read(base.folder)
+        from lonas_edge.pipeline.vocabulary import Vocabulary
+    vocabulary = Vocabulary(open_source(options.model, weights=options.output is not None), options.data, options.prompt)
+    base = vocabulary.source.base
     with progress() as report:
-        report("Tokenizing the data", None)
-        examples, always = encoded(base.folder, options.data, options.prompt), special_ids(base.folder)
-        rows = architecture.config.vocab_size
-        report("Counting tokens per text", None)
-        fertility = Fertility(tokenizer, examples, always, rows)
+        report("Tokenizing the data, and counting tokens per text", None)
         if options.output is None:
-            proposed = proposals(architecture, fertility, options.size)
+            proposed = vocabulary.proposals(options.size)
         else:
-            counts = Counter(token for example in examples for token in example)
-            choice = choose(tokenizer, counts, always, options.size, rows)
+            choice = vocabulary.choose(options.size)
             output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
-            output.check(trimmed_bytes(architecture, len(choice.kept)))
-            _, ratio = fertility.of(options.size)
-            with output.open() as folder:
-                made = (base, architecture, tokenizer, choice.kept, [options.data], ratio, folder)
-                trim_model(*made, lambda done: report("Writing", done))
+            ratio = vocabulary.write(choice, options.size, output, report)
     if options.output is None:
         _show(proposed, options.json, base.name)
         return
     shown: dict[str, float] = {
         "tokens": len(choice.kept),
-        "of": len(tokenizer.tokens),
+        "of": len(vocabulary.tokenizer.tokens),
         "used": choice.used,
         "dropped": choice.missing,
     }
@@ -84,7 +69,7 @@ def run(options: TrimOptions) -> None:
         return
     dropped = f"; {choice.missing:,} rare ones were dropped" if choice.missing else ""
     console().print(
-        f"{options.output}: {len(choice.kept):,} of {len(tokenizer.tokens):,} tokens. The data use {choice.used:,}{dropped}. "
+        f"{options.output}: {shown['tokens']:,} of {shown['of']:,} tokens. The data use {choice.used:,}{dropped}. "
         f"Held-out text takes {ratio:.3f}x the tokens."
     )
 

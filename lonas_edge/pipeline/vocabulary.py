@@ -1,7 +1,9 @@
-"""Trim the vocabulary of the base model to the training data."""
+"""Trim the vocabulary of a model to data: of `lonas-edge trim`, and as a step of `compress`."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lonas_edge.network.source import Source, open_source
@@ -20,45 +22,71 @@ MOST_TOKENS = 1.03  # tokens per text of `auto`, relative to the whole vocabular
 _LONGEST = 2**20  # tokens of an example
 
 
-def encoded(folder: Path, data: Path, prompt: str | None) -> list[list[int]]:
-    """Tokenize the data as a training on them does, uncut; return ids by example."""
-    read, tokenizer = read_training_data(data), require_tokenizer(folder, "trimming")
-    chosen = read.with_prompt(TrainOptions(prompt=prompt, max_length=_LONGEST), None)
-    [examples] = read.encode(tokenizer, chosen, read.prompting(chosen, tokenizer, folder, None))
-    return [example["input_ids"] for example in examples]
+@dataclass(frozen=True)
+class Vocabulary:
+    """The vocabulary of a model, and the tokens that data use."""
+
+    source: Source
+    data: Path
+    prompt: str | None = None
+
+    @cached_property
+    def tokenizer(self) -> TokenizerFile:
+        """The model's tokenizer; one that cannot be trimmed is refused."""
+        return TokenizerFile.read(self.source.base.folder)
+
+    @cached_property
+    def fertility(self) -> Fertility:
+        """The tokens of the data, as a training on them gives them, uncut."""
+        folder, trimmable = self.source.base.folder, self.tokenizer
+        read, tokenizer = read_training_data(self.data), require_tokenizer(folder, "trimming")
+        options = read.with_prompt(TrainOptions(prompt=self.prompt, max_length=_LONGEST), None)
+        [examples] = read.encode(tokenizer, options, read.prompting(options, tokenizer, folder, None))
+        ids = [example["input_ids"] for example in examples]
+        return Fertility(trimmable, ids, special_ids(folder), self.source.architecture.config.vocab_size)
+
+    def proposals(self, size: int | None = None) -> list[Proposal]:
+        """Compare sizes, see `vocabulary.proposals`."""
+        return proposals(self.source.architecture, self.fertility, size)
+
+    def choose(self, size: int | None, option: str = "--size") -> Choice:
+        """Choose the tokens to keep, see `vocabulary.choice`."""
+        tokens = self.fertility
+        counts = Counter(token for example in tokens.examples for token in example)
+        return choose(self.tokenizer, counts, tokens.always, size, tokens.rows, option)
+
+    def write(self, choice: Choice, size: int | None, output: OutputDirectory, progress: Progress) -> float:
+        """Write the model with these tokens; return tokens per text, relative to the whole vocabulary."""
+        base, architecture = self.source.base, self.source.architecture
+        output.check(trimmed_bytes(architecture, len(choice.kept)))
+        _, ratio = self.fertility.of(size)
+        with output.open() as folder:
+            made = (base, architecture, self.tokenizer, choice.kept, [self.data], ratio, folder)
+            trim_model(*made, lambda done: progress("Writing", done))
+        return ratio
 
 
 def check_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> None:
     """Refuse a tokenizer or a size that `trim` would refuse."""
-    _chosen(base, data, vocabulary, prompt)
+    opened = Vocabulary(open_source(base), data, prompt)
+    opened.choose(_size(opened, vocabulary), "--vocabulary")
 
 
-def _chosen(base: str, data: Path, vocabulary: str, prompt: str | None) -> tuple[Source, TokenizerFile, Fertility, Choice]:
-    source = open_source(base)
-    folder, architecture = source.base.folder, source.architecture
-    tokenizer, always = TokenizerFile.read(folder), special_ids(folder)
-    examples, rows = encoded(folder, data, prompt), architecture.config.vocab_size
-    fertility = Fertility(tokenizer, examples, always, rows)
-    size = _automatic(proposals(architecture, fertility, None)[:-1]) if vocabulary == AUTO else int(vocabulary)
-    counts = Counter(token for example in examples for token in example)
-    return source, tokenizer, fertility, choose(tokenizer, counts, always, size, rows, "--vocabulary")
+def trim(base: str, data: Path, vocabulary: str, prompt: str | None, folder: Path, progress: Progress) -> None:
+    """Write the base model with a smaller vocabulary into the directory `folder`."""
+    progress("Tokenizing the data", None)
+    opened = Vocabulary(open_source(base), data, prompt)
+    choice = opened.choose(_size(opened, vocabulary), "--vocabulary")
+    kept, rows = len(choice.kept), opened.fertility.rows
+    ratio = opened.write(choice, kept, OutputDirectory(folder), progress)
+    progress(f"{kept:,} of {rows:,} tokens kept; held-out text takes {ratio:.3f}x the tokens\nTrimming", None)
+
+
+def _size(opened: Vocabulary, vocabulary: str) -> int | None:
+    return _automatic(opened.proposals()[:-1]) if vocabulary == AUTO else int(vocabulary)
 
 
 def _automatic(smaller: Sequence[Proposal]) -> int | None:
     """The smallest size that adds few tokens to a text, else the largest; None, the data's own tokens, without a proposal."""
     fitting = [each.tokens for each in smaller if each.tokens_per_text <= MOST_TOKENS]
     return min(fitting) if fitting else max((each.tokens for each in smaller), default=None)
-
-
-def trim(base: str, data: Path, vocabulary: str, prompt: str | None, folder: Path, progress: Progress) -> None:
-    """Write the base model with a smaller vocabulary into the directory `folder`."""
-    progress("Tokenizing the data", None)
-    source, tokenizer, fertility, choice = _chosen(base, data, vocabulary, prompt)
-    kept, rows = choice.kept, source.architecture.config.vocab_size
-    output = OutputDirectory(folder)
-    output.check(trimmed_bytes(source.architecture, len(kept)))
-    with output.open() as new:
-        ratio = fertility.of(len(kept))[1]
-        made = (source.base, source.architecture, tokenizer, kept, [data], ratio, new)
-        trim_model(*made, lambda done: progress("Writing", done))
-    progress(f"{len(kept):,} of {rows:,} tokens kept; held-out text takes {ratio:.3f}x the tokens\nTrimming", None)

@@ -83,9 +83,8 @@ def _search(origin: SearchOrigin) -> list[str]:
         f"{name} {value:.4g} {origin.units.get(name, name)}".removesuffix(f" {name}")
         for name, value in ((origin.quality, origin.quality_value), (origin.cost, origin.cost_value))
     )
-    stored = "as the IR stores it" if origin.compressed else "before compression"
     return [
-        f"Searched by `lonas-edge search`: {quality} on {origin.prompts} held-out prompts ({stored}) at {cost} in "
+        f"Searched by `lonas-edge search`: {quality} on {origin.prompts} held-out prompts (before compression) at {cost} in "
         f"{origin.weight_format}, evaluation {origin.evaluation + 1} of {origin.evaluations} ({origin.proposed_by}).",
         "",
     ]

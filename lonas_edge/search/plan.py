@@ -7,7 +7,6 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
-from lonas_edge.formats import FORMATS
 from lonas_edge.network import adapters
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.source import Source
@@ -55,11 +54,6 @@ class SearchPlan:
         """Units of quality and cost, by name."""
         quality = self.options.quality
         return {quality: self.held.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
-
-    @property
-    def compressed(self) -> bool:
-        """Whether networks are scored as their IRs store them; INT8 has too little effect."""
-        return self.options.quality != "accuracy" and FORMATS[self.options.cost_settings.weight_format].bits < 8
 
     @property
     def greedy(self) -> bool:

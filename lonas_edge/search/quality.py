@@ -40,14 +40,8 @@ def likelihood_score(
     network: "SuperNetwork",
     batches: "Sequence[Batch]",
     reference: "Sequence[torch.Tensor]",
-    weight_format: str | None = None,
 ) -> Score:
     """Make the function that scores `kl` or `loss`, in nats."""
-    if weight_format is not None:
-        from lonas_edge.search.compressed import CompressedNetwork
-
-        compressed = CompressedNetwork(network, weight_format)
-        return lambda widths: compressed.score(name, widths, batches, reference)
     if name == "kl":
         return lambda widths: network.kl([widths], batches, reference)[0]
     return lambda widths: network.losses([widths], batches)[0]

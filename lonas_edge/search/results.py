@@ -126,7 +126,6 @@ class SearchResults:
             "mutation_prob": nsga2.mutation_prob,
             "seed": options.seed,
             "dtype": self.dtype,
-            "compressed": plan.compressed,
             "protocol": plan.metric,
             **{name: value for name, value in costs.items() if name not in ("cache", "rounds", "starts")},
         }
@@ -141,7 +140,6 @@ class SearchResults:
             cost_value=evaluation.cost,
             units=plan.units,
             weight_format=plan.options.cost_settings.weight_format,
-            compressed=plan.compressed,
             proposed_by=evaluation.origin,
             evaluation=evaluation.number,
             evaluations=len(self.evaluations),

@@ -250,8 +250,7 @@ class _Search:
             from lonas_edge.search.accuracy import score_of
 
             return score_of(plan.held, network, self.tokenizer, self.batches)
-        weight_format = options.cost_settings.weight_format if plan.compressed else None
-        return likelihood_score(options.quality, network, self.batches, reference, weight_format)
+        return likelihood_score(options.quality, network, self.batches, reference)
 
     def _report(self, evaluations: list[Evaluation]) -> None:
         total = min(self.plan.options.evals, self.plan.dimensions.size)

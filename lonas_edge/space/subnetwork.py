@@ -37,7 +37,6 @@ class SearchOrigin:
         cost_value: In its unit.
         units: Of both, by name.
         weight_format: Of the IR whose cost it is.
-        compressed: Whether the quality is that of the network as the IR stores it, or before compression.
         proposed_by: `seed:…`, a sampler, or `refined`.
         evaluation: Index among the evaluations, from 0 on.
         evaluations: Number of evaluations.
@@ -51,7 +50,6 @@ class SearchOrigin:
     cost_value: float
     units: dict[str, str]
     weight_format: str
-    compressed: bool
     proposed_by: str
     evaluation: int
     evaluations: int

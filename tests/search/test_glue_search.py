@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import HeldOutPairs, read_held_out
+from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.search.accuracy import metric_score
-from lonas_edge.search.compressed import CompressedNetwork
 from lonas_edge.search.sensitivity import measure_sensitivity
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
@@ -106,8 +106,8 @@ def test_compressed_networks_equal_their_irs(tiny_bert: TinyBert, tmp_path: Path
     expected = -logits.double().log_softmax(-1)[range(16), answers.labels].mean()
     network: SuperNetwork = load_super_network(source.opened())
     before = {name: tensor.clone() for name, tensor in network.model.named_parameters()}
-    stored = CompressedNetwork(network, weight_format)
-    loss = stored.score("loss", UNEQUAL, answers.batches, network.reference(answers.batches))
+    with StoredWeights(network, weight_format).active(UNEQUAL):
+        [loss] = network.losses([UNEQUAL], answers.batches)
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.named_parameters())
 

@@ -17,10 +17,9 @@ from lonas_edge.ir import compress
 from lonas_edge.network import heldout
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source
-from lonas_edge.network.stored import stored
+from lonas_edge.network.stored import StoredWeights, stored
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.compressed import CompressedNetwork
 
 DATASETS = Path(__file__).parents[1] / "evaluate/data"
 
@@ -63,7 +62,7 @@ COMPRESSED = [("llama", "fp16"), ("llama-tied", "int8_sym"), ("neox", "int8"), (
 
 
 @pytest.mark.parametrize(("case", "name"), [*COMPRESSED, pytest.param("bloom-tied", "int8", marks=pytest.mark.slow)])
-def test_quality_of_compressed_networks(
+def test_a_live_network_with_stored_weights_computes_as_its_ir(
     case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heldout, "BATCH_TOKENS", 10_000)  # one batch
@@ -71,16 +70,15 @@ def test_quality_of_compressed_networks(
     source = tiny.opened()
     network = load_super_network(source)
     [batch] = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(tiny.base))
-    reference, compressed = network.reference([batch]), CompressedNetwork(network, name)
-    plain = network.kl([choose(tiny, "unequal:3")], [batch])
-    whole = network.family.logits(network.base, reference[0]).log_softmax(-1)
+    plain, learned = network.kl([choose(tiny, "unequal:3")], [batch]), batch["labels"] != IGNORED
+    inputs = {inputs: batch[inputs] for inputs in ("input_ids", "attention_mask")}
     for which in ("maximal", "unequal:3", "minimal"):
         widths = choose(tiny, which)
+        network.activate(widths)
+        with torch.inference_mode(), StoredWeights(network, name).active(widths):
+            log_p = network.model(**inputs).logits[:, batch["logits_to_keep"]][learned].log_softmax(-1)
         log_q = ir_logits(source, widths, name, batch).log_softmax(-1)
-        expected = (whole.exp() * (whole - log_q)).sum(-1).mean().item()
-        assert compressed.score("kl", widths, [batch], reference) == pytest.approx(expected, rel=2e-2, abs=1e-5)
-        loss = -log_q.gather(1, batch["labels"][batch["labels"] != IGNORED][:, None]).mean().item()
-        assert compressed.score("loss", widths, [batch], reference) == pytest.approx(loss, rel=2e-3)
+        assert (log_q.exp() * (log_q - log_p)).sum(-1).mean() < 1e-4, which  # a tie may be rounded the other way
     assert network.kl([choose(tiny, "unequal:3")], [batch]) == plain, "the super-network is unchanged"
 
 

@@ -100,7 +100,7 @@ def test_sub_networks_are_exported(
     made = exported(llama, tmp_path / "exported")
     assert made["name"] == "search:pick:bytes<=0.95x"
     expected = {"quality": "kl", "quality_value": best["quality"], "cost": "bytes", "cost_value": best["cost"]}
-    expected |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8_sym", "compressed": False}
+    expected |= {"units": {"kl": "nats", "bytes": "bytes"}, "weight_format": "int8_sym"}
     expected |= {"proposed_by": best["origin"], "evaluation": best["number"], "evaluations": 12, "prompts": 8}
     expected["super_adapter"] = {name: sha256((llama.adapter / name).read_bytes()).hexdigest() for name in ADAPTER_FILES}
     assert made["origin"] == expected
@@ -181,9 +181,9 @@ def test_a_continued_search_keeps_the_faster_dtype(run_cli: Callable, command: C
     assert first["settings"]["dtype"] == "bf16"
 
 
-def test_int4_is_scored_compressed(run_cli: Callable, command: Callable) -> None:
+def test_int4_is_scored_in_full_precision(run_cli: Callable, command: Callable) -> None:
     record = searched(run_cli, command("--weight-format", "int4", "--evals", "4"))
-    assert record["settings"]["compressed"] and record["evaluations"][0]["quality"] > 1e-3, "of the maximal network"
+    assert record["evaluations"][0]["quality"] == pytest.approx(0, abs=1e-6), "of the maximal network"
 
 
 def test_two_workers_in_turn(run_cli: Callable, command: Callable, tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ def choose_int8_layers(
     examples = sorted(shortened, key=lambda example: len(example["input_ids"]))
     collate = inputs.data.collator(tokens.tokenizer)
     network.model.to(device)
+    batch = min(_BATCH, options.micro_batch_size or _BATCH)
     batches = [
-        {name: tensor.to(device) for name, tensor in collate(examples[start : start + _BATCH]).items()}
-        for start in range(0, len(examples), _BATCH)
+        {name: tensor.to(device) for name, tensor in collate(examples[start : start + batch]).items()}
+        for start in range(0, len(examples), batch)
     ]
     assert options.weight_format
     costs = rounding_costs(network, widths, batches, options.weight_format)

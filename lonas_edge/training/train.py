@@ -321,6 +321,7 @@ class _Run:
                 device = self.arguments.device
                 chosen = choose_int8_layers(network, self.inputs, self.tokens, self.schedule, self.options, device)
                 replace_text(file, json.dumps({"layers": chosen}))
+                self.notify(f"{len(chosen)} layers stay INT8: they lose most by rounding, for their size")
             agreed = [tuple(read_json(file)["layers"])]
         broadcast_object_list(agreed)
         return agreed[0]

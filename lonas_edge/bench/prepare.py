@@ -167,7 +167,7 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     manifest, source = inputs.exported.own_manifest, inputs.source
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
-    storage = {"weight_format": manifest.weight_format, "fuse": manifest.fused > 0, "ratio": _ratio(manifest)}
+    storage = {"weight_format": manifest.weight_format, "fuse": manifest.fused > 0, "ratio": _ratio(manifest, source)}
     storage |= {"head_format": manifest.head.weight_format} if manifest.head else {}
     identity = [manifest.base.sha256, adapter_hashes, storage]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
@@ -186,8 +186,10 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     return _ir_variant(name, cached or open_exported(folder), inputs)
 
 
-def _ratio(manifest: "Manifest") -> float:
-    """Return the share of the weights in the export's format."""
+def _ratio(manifest: "Manifest", source: "Source") -> float:
+    """Return the share of the weights in the export's format; 1 if the source's training names the other layers."""
+    if source.int8_layers:
+        return 1.0
     return next((part.share for part in manifest.compression if part.weight_format == manifest.weight_format), 1.0)
 
 

@@ -40,7 +40,7 @@ def metric_titles(case: Case) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class VariantReport:
-    """A variant, and its facts."""
+    """A variant, and its facts; `tokens_per_text` is relative to the whole vocabulary where it was trimmed."""
 
     name: str
     framework: str
@@ -49,6 +49,7 @@ class VariantReport:
     source: str
     properties: Mapping[str, str]
     facts: Facts | None
+    tokens_per_text: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def describe_variant(variant: Variant, facts: Facts | None) -> VariantReport:
     """Describe a variant without its path."""
     framework = RUNNERS[variant.kind].framework
     properties = dict(variant.properties)
-    return VariantReport(variant.name, framework, variant.device, variant.precision, variant.path.name, properties, facts)
+    described = (variant.name, framework, variant.device, variant.precision, variant.path.name, properties, facts)
+    return VariantReport(*described, variant.tokens_per_text)
 
 
 def make_rows(

@@ -12,13 +12,12 @@ from lonas_edge.bench.measure import Measurement, PromptSource
 from lonas_edge.bench.memory import config_of
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.prepare import prepare_variants
-from lonas_edge.bench.variants import SUBNET, Case, Variant
+from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
 from lonas_edge.files import read_json
 from lonas_edge.ir import runtime
-from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
@@ -57,7 +56,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
         rows=report.make_rows(measurement, described, options.cases, configs, bandwidth),
         comparisons=comparisons,
         failures=report.failures(measurement),
-        warnings=[*missing, *trimmed_vocabularies(variants), *limits],
+        warnings=[*missing, *limits],
         interrupted=measurement.interrupted,
         samples=measurement.samples,
     )
@@ -82,17 +81,6 @@ def _vocabulary(folder: Path) -> int:
     """Return the vocabulary size of a variant; unlimited without a config.json (GGUF)."""
     config = folder / "config.json"
     return int(read_json(config)["vocab_size"]) if config.is_file() else 2**31
-
-
-def trimmed_vocabularies(variants: Sequence[Variant]) -> list[str]:
-    """State how many tokens trimmed vocabularies need for a text, one line for each."""
-    records = {variant.name: vocabulary_of(variant.path) for variant in variants}
-    return [
-        f"{name}: trimmed vocabulary. Texts take {record.tokens_per_text:.3f}x the tokens of {record.base}: multiply TTFT and "
-        "TPOT by this to compare texts."
-        for name, record in records.items()
-        if record
-    ]
 
 
 def _conditions(options: BenchOptions, placement: Placement, measurement: Measurement) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 
-from lonas_edge.bench.report import METRICS, Report, metric_titles
+from lonas_edge.bench.report import METRICS, Comparison, Report, metric_titles
 from lonas_edge.bench.statistics import MIN_PAIRS, Summary
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.ir.runtime import Ratio
@@ -37,6 +38,22 @@ def ratio_table(report: Report, case: Case) -> Table:
     return [f"{SUBNET} vs", *titles.values()], rows
 
 
+def text_table(report: Report, case: Case) -> Table | None:
+    """Return the ratios of one case for equal texts, where vocabularies differ in tokens per text; None where none does."""
+    tokens = {variant.name: variant.tokens_per_text for variant in report.variants}
+    if len(set(tokens.values())) == 1:
+        return None
+    headings, _ = ratio_table(report, case)
+
+    def scaled(comparison: Comparison) -> Comparison:
+        ratio, factor = comparison.ratio, tokens[comparison.variant] / tokens[comparison.baseline]
+        low, high = (None if end is None else end * factor for end in (ratio.low, ratio.high))
+        return replace(comparison, ratio=replace(ratio, value=ratio.value * factor, low=low, high=high))
+
+    _, rows = ratio_table(replace(report, comparisons=[scaled(each) for each in report.comparisons]), case)
+    return [f"{headings[0]}, for equal texts", *headings[1:]], rows
+
+
 def show_ratio(ratio: Ratio) -> str:
     """Format a ratio with its interval."""
     interval = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
@@ -62,11 +79,13 @@ def variant_table(report: Report) -> Table:
 
 def explain(report: Report) -> str:
     """Explain the tables."""
+    texts = next((table for row in report.rows if (table := text_table(report, row.case))), None)
     limit = "Limit: bytes of weights and KV cache that a token reads, over the memory bandwidth. "
     return (
         f"Medians and 90th percentiles of the rounds. {limit if any(row.case.new_tokens for row in report.rows) else ''}"
         f"Ratio: latency of {SUBNET} over that of the baseline, paired over rounds, with its 95 % interval "
         f"(over starts, with {MIN_PAIRS} or more); below 1 {SUBNET} is faster."
+        + ("" if texts is None else " For equal texts: times tokens per text, which a trimmed vocabulary raises.")
     )
 
 
@@ -93,6 +112,8 @@ def to_markdown(report: Report) -> str:
     for case in dict.fromkeys(row.case for row in report.rows):
         lines += ["", f"## {case}", "", *_markdown(latency_table(report, case))]
         lines += ["", *_markdown(ratio_table(report, case))] if report.comparisons else []
+        texts = text_table(report, case) if report.comparisons else None
+        lines += ["", *_markdown(texts)] if texts else []
     lines += ["", explain(report), "", "## Variants", "", *_markdown(variant_table(report)), ""]
     if report.failures:
         lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]

@@ -36,6 +36,14 @@ class Variant:
     bytes_estimate: int = 0
     outputs: int = 0
 
+    @property
+    def tokens_per_text(self) -> float:
+        """Tokens per text, relative to the whole vocabulary where it was trimmed."""
+        from lonas_edge.network.vocabulary_record import vocabulary_of
+
+        trimmed = vocabulary_of(self.path)
+        return trimmed.tokens_per_text if trimmed else 1.0
+
 
 @dataclass(frozen=True)
 class Case:

@@ -152,6 +152,8 @@ def _print(report: "Report", output: Path | None) -> None:
         print_table(terminal, f"{case}", *tables.latency_table(report, case))
         if report.comparisons:
             print_table(terminal, "", *tables.ratio_table(report, case))
+            if texts := tables.text_table(report, case):
+                print_table(terminal, "", *texts)
     print_table(terminal, "Variants", *tables.variant_table(report))
     terminal.print(tables.explain(report) + "\n")
     for line in tables.describe_conditions(report):

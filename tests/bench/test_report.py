@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from lonas_edge.bench import report as module
 from lonas_edge.bench.measure import Measurement, Sample
 from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.report import Comparison, Report, compare, describe_variant, find_warnings, make_rows, write
-from lonas_edge.bench.run import trimmed_vocabularies
+from lonas_edge.bench.tables import text_table
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case, Facts, Variant
 from lonas_edge.ir.runtime import Ratio
@@ -137,10 +138,17 @@ def test_warnings(ratio: Ratio, load: dict[str, float], interrupted: bool, warni
     assert all(part in warning for part, warning in zip(warnings, actual, strict=True))
 
 
-def test_a_trimmed_vocabulary_is_stated(tmp_path: Path) -> None:
-    """Its tokens are shorter, so times per token do not compare."""
-    record = VocabularyRecord("base", None, {}, 288, {}, 1.25, (0, 1))
-    record.write(tmp_path / "vocabulary.json")
-    variants = [Variant("subnet", "ir", tmp_path), Variant("whole", "ir", tmp_path / "other")]
-    [line] = trimmed_vocabularies(variants)
-    assert line.startswith("subnet: trimmed vocabulary. Texts take 1.250x the tokens of base")
+def test_vocabularies_are_compared_by_text(made: Report, tmp_path: Path) -> None:
+    """A trimmed one splits a text into more tokens: times per token do not compare."""
+    VocabularyRecord("base", None, {}, 288, {}, 1.25, (0, 1)).write(tmp_path / "vocabulary.json")
+    assert (Variant("a", "ir", tmp_path).tokens_per_text, Variant("b", "ir", tmp_path / "none").tokens_per_text) == (1.25, 1.0)
+    assert text_table(made, CASES[0]) is None
+    subnet, lora = made.variants
+    trimmed = replace(made, variants=[replace(subnet, tokens_per_text=1.25), replace(lora, tokens_per_text=1.0)])
+    headings, [[name, ttft, tpot, _]] = text_table(trimmed, CASES[0])
+    assert headings[:3] == ["subnet vs, for equal texts", "TTFT", "TPOT"] and name == "lora"
+    assert (ttft.split()[0], tpot.split()[0]) == ("0.25x", "0.31x")  # 1.25 x 0.1 / 0.5, 1.25 x 0.01 / 0.04
+    other = replace(made, variants=[replace(subnet, tokens_per_text=1.0), replace(lora, tokens_per_text=1.25)])
+    assert text_table(other, CASES[0])[1][0][1].startswith("0.16x")  # 0.2 / 1.25
+    write(trimmed, tmp_path)
+    assert "| subnet vs, for equal texts |" in (tmp_path / "bench.md").read_text()

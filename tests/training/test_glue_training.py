@@ -167,6 +167,17 @@ def test_resumed_is_as_without_a_stop(tiny_bert: TinyBert, tmp_path: Path) -> No
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+def test_int4_keeps_layers_in_int8(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Of classes and of a regression; query, key and value together."""
+    source = tiny_bert.source(1 if task == "STS-B" else 2)
+    record = run(source, write_task(tmp_path, task), tmp_path / "super", weight_format="int4_sym", ratio=0.5, steps=1)
+    assert record.int8_layers
+    for index in range(LAYERS):
+        own = {name.rpartition(".")[2] for name in record.int8_layers if f"layer.{index}.attention.self" in name}
+        assert own in (set(), {"query", "key", "value"})
+
+
 def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression \(1 output\)"):
         open_inputs(str(tiny_bert.base()), write_task(tmp_path, "STS-B"))

@@ -44,7 +44,8 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
     """Search the sub-networks with the best quality at each cost.
 
     First measures the sensitivity to each elastic group. Then evaluates a warm start, NSGA-II's networks and refinements of
-    the best. The same command continues an interrupted search; a higher --evals continues a finished one.
+    the best. Blocks alone are removed greedily, until the bounds of --pick are met. The same command continues an
+    interrupted search; a higher --evals continues a finished one.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     with progress() as report:

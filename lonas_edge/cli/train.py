@@ -49,7 +49,7 @@ class InputOptions(JsonOptions):
         metavar="FILE[:WEIGHT]",
         repeat=True,
         parse=_portion,
-        help="Training data: JSON, JSON Lines or Parquet; TSV of a GLUE task. WEIGHT: how often an epoch has each example.",
+        help="Training data: JSON, JSON Lines or Parquet; TSV of a GLUE task. WEIGHT: repetitions per epoch.",
     )
     eval_data: Path | None = option(
         None, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
@@ -75,7 +75,11 @@ class InputOptions(JsonOptions):
     )
     elastic: bool = option(True, panel="Model", excludes="start", help="Train a super-adapter; --no-elastic: plain LoRA.")
     teacher: str | None = option(
-        None, panel="Model", path=True, metavar="MODEL", help="Adapter, checkpoint or model to distill from; same vocabulary."
+        None,
+        panel="Model",
+        path=True,
+        metavar="MODEL",
+        help="Adapter, checkpoint or model to distill from; same tokenizer.",
     )
     subnetworks: tuple[str, ...] = option(
         (),
@@ -141,6 +145,7 @@ def run(options: InputOptions, how: TrainOptions) -> None:
 
 
 def _inputs(options: InputOptions) -> "Inputs":
+    from lonas_edge.network.vocabulary_record import vocabulary_of
     from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 
     space, task = options.nncf_config, options.task
@@ -149,7 +154,10 @@ def _inputs(options: InputOptions) -> "Inputs":
     else:
         inputs = open_inputs(str(options.model), options.data, space, options.elastic, task)
     inputs = with_eval_data(inputs, options.eval_data) if options.eval_data else inputs
-    return with_teacher(inputs, options.teacher) if options.teacher else inputs
+    if not options.teacher:
+        return inputs
+    same = options.teacher == options.start and vocabulary_of(inputs.base.folder) is None  # an adapter that teaches itself
+    return with_teacher(inputs, options.teacher, options.model if same else None)
 
 
 def _steps(report: Progress) -> Callable[[int, int, Mapping[str, float]], None]:

@@ -20,7 +20,7 @@ from lonas_edge.network.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch
 
-MAX_LENGTH = 512  # tokens of a prompt with its answer; longer ones are dropped
+MAX_LENGTH = 1024  # tokens of a prompt with its answer; longer ones are dropped
 BATCH_TOKENS = 1024  # of a batch, padding included; 4096 take twice the time: each large tensor is new memory
 
 
@@ -65,6 +65,10 @@ class HeldOut(ABC):
         return first, replace(self, prompts=self.prompts - prompts, order=self.order[end:])
 
     @abstractmethod
+    def fitting(self, tokenizer: Any) -> int:
+        """Count the prompts that `batches` can take."""
+
+    @abstractmethod
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """Tokenize the first prompts that fit, in batches of similar length."""
 
@@ -90,6 +94,9 @@ class HeldOutPrompts(HeldOut):
     def lengths(self) -> list[int]:
         chosen = [self.examples[index] for index in self.order[: self.prompts]]
         return [_characters(example, self.prompting.template) for example in chosen]
+
+    def fitting(self, tokenizer: Any) -> int:
+        return len(encode(self.examples, self.prompting, tokenizer, MAX_LENGTH))
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """Tokenize prompts; the positions that count are those that training learns."""
@@ -129,13 +136,19 @@ class HeldOutPairs(HeldOut):
         chosen = [self.pairs[index] for index in self.order[: self.prompts]]
         return [len(pair.first) + len(pair.second or "") for pair in chosen]
 
-    def batches(self, tokenizer: Any) -> "list[Batch]":
+    def fitting(self, tokenizer: Any) -> int:
+        return len(self._encoded(tokenizer))
+
+    def _encoded(self, tokenizer: Any) -> list[dict[str, Any]]:
         chosen = [self.pairs[index] for index in self.order]
-        encoded: list[dict[str, Any]] = [
+        return [
             {**row, "labels": pair.label}
             for row, pair in zip(encode_pairs(chosen, tokenizer, None), chosen, strict=True)
             if len(row["input_ids"]) <= self.context
         ]
+
+    def batches(self, tokenizer: Any) -> "list[Batch]":
+        encoded = self._encoded(tokenizer)
         if len(encoded) < self.prompts:
             raise self._too_few(len(encoded), self.context)
         collate = PairCollator(tokenizer.pad_token_id or 0, self.task.regression)

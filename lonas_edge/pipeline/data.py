@@ -2,6 +2,7 @@
 
 import json
 import random
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def split(data: Path, eval_data: Path | None, seed: int, folder: Path) -> dict[s
     examples = list(dict.fromkeys(read_data(data).examples))
     if eval_data:
         held_out = list(dict.fromkeys(read_data(eval_data).examples))[:MOST]
-        train = [example for example in examples if example not in set(held_out)]
+        known = set(held_out)
+        train = [example for example in examples if example not in known]
     else:
         count = min(MOST, max(LEAST, len(examples) // _SHARE))
         random.Random(seed).shuffle(examples)
@@ -36,7 +38,7 @@ def split(data: Path, eval_data: Path | None, seed: int, folder: Path) -> dict[s
     _check(data, eval_data, len(examples), train, held_out)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in ((TRAIN, train), (HELD_OUT, held_out)):
-        replace_text(folder / name, "".join(f"{json.dumps(_record(example), ensure_ascii=False)}\n" for example in part))
+        replace_text(folder / name, "".join(f"{json.dumps(_record(example))}\n" for example in part))
     return {"train": len(train), "held_out": len(held_out)}
 
 
@@ -61,7 +63,7 @@ def _record(example: Learned) -> dict[str, Any]:
 
 
 def typical(lines: Iterable[str], count: int) -> list[str]:
-    """The lines of a JSON Lines file nearest to the mean length, for timed training steps."""
+    """The lines of a JSON Lines file nearest to the median length, for timed training steps."""
     known = [line for line in lines if line.strip()]
-    mean = sum(map(len, known)) / len(known)
-    return sorted(known, key=lambda line: abs(len(line) - mean))[:count]
+    middle = statistics.median(map(len, known))
+    return sorted(known, key=lambda line: abs(len(line) - middle))[:count]

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
@@ -32,7 +32,7 @@ _IR_SPEED = 2.0  # an IR computes a prompt this many times as fast as PyTorch
 _LOAD, _EXPORT = 12.0, 10.0  # seconds to start a training, and an export without its weights
 _EXPORT_WEIGHT = 3e-8  # seconds of an export per parameter
 _BANDWIDTH = 8e9  # bytes of weights per second that generation reads on two cores
-_ROUNDS, _TABLE_ROUNDS, _TABLE_NETWORKS = 16, 16, 2  # generations of each network with warm-ups
+_ROUNDS, _TABLE_ROUNDS, _TABLE_NETWORKS = 24, 16, 2  # generations of each network with warm-ups
 _SEARCHED = 0.6  # of the evaluations that a search may take are usually needed, the sensitivity table included
 
 
@@ -46,6 +46,7 @@ class Probe(Record):
         recovery_step: Seconds of a step of the recovery.
         tokens: Mean tokens per example.
         peak_bytes: Peak memory of the process.
+        inputs: Hash of the examples, and options that the times depend on.
     """
 
     NAME: ClassVar = "compress-probe"
@@ -57,6 +58,7 @@ class Probe(Record):
     recovery_step: float
     tokens: float
     peak_bytes: int
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: 
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample = folder / "typical.jsonl"
-        lines = typical(read_text(data, "the training examples", 2**33).splitlines(), _EXAMPLES)
+        lines = typical(read_text(data, "the training examples", 2**33).split("\n"), _EXAMPLES)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = open_inputs(base, sample, None, elastic=False)
         precisions = ["auto"] if torch.cuda.is_available() else list(dict.fromkeys(("fp32", faster_dtype())))
@@ -120,7 +122,7 @@ def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[
 def estimate(plan: "Plan", pending: Mapping[str, str]) -> Estimate:
     """Estimate the pending steps; `pending` maps their names to their kinds."""
     seconds = {name: round(_seconds(plan, kind), 1) for name, kind in pending.items()}
-    return Estimate(seconds, plan.probe.peak_bytes, _disk(plan))
+    return Estimate(seconds, plan.probe.peak_bytes, sum(_disk(plan, kind) for kind in pending.values()))
 
 
 def _seconds(plan: "Plan", kind: str) -> float:
@@ -153,15 +155,22 @@ def _evaluations(options: TrainOptions) -> int:
     return 1 + math.ceil(options.steps / options.eval_steps)
 
 
-def _disk(plan: "Plan") -> int:
-    """Bytes of all networks, which exist at the same time, and of the adapters' checkpoints."""
+def _disk(plan: "Plan", kind: str) -> int:
+    """Bytes that a step adds: networks, and adapters with their checkpoints."""
     source = plan.source
     bytes_of = source.sizes(source.unpruned).bytes
-    stored = [bytes_of[plan.options.weight_format]] * (len(plan.picks) + 2) + [
-        bytes_of["int8"],
-        bytes_of["int4"],
-        bytes_of["fp32"],
-    ]
+    network = bytes_of[plan.options.weight_format]
     linears = source.architecture.linears.values()
-    adapter = 4 * plan.lora_options.rank * sum(linear.in_features + linear.out_features for linear in linears)
-    return round(sum(stored) + 10 * adapter * (1 + len(plan.picks)))
+    adapter = 10 * 4 * plan.lora_options.rank * sum(linear.in_features + linear.out_features for linear in linears)
+    return round(
+        {
+            "fine-tune": adapter,
+            "trim": bytes_of["fp32"],
+            "space": 0,
+            "search": _TABLE_NETWORKS * network,
+            "recover": adapter,
+            "export": network,
+            "baselines": bytes_of["int8"] + bytes_of["int4"] + bytes_of["fp32"],
+            "measure": 0,
+        }[kind]
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.record import Interval, Sample
 from lonas_edge.progress import Progress
 
-ROUNDS = 12
+ROUNDS = 18  # in six process starts, over which `bench` computes intervals
 MAX_LENGTH = 1024  # tokens of a held-out example; longer ones are not scored
 ANSWERS, ANSWER_TOKENS = 4, 96
 _Z = 1.959964  # of 95 %
@@ -55,6 +55,12 @@ def score(folder: Path, examples: Sequence[Learned], prompting: Prompting, progr
         rows.append(np.sum([_scored(request, names, part) for part in parts], axis=0) if parts else np.zeros(3))
     loss, correct, tokens = np.array(rows).T
     return Scores(loss, correct, tokens)
+
+
+def on_common_examples(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Set the results of examples to 0 that are too long for one of the networks' tokenizers, for all networks."""
+    common = np.all([each.tokens > 0 for each in scores.values()], axis=0)
+    return {name: Scores(each.loss * common, each.correct * common, each.tokens * common) for name, each in scores.items()}
 
 
 def _scored(request: Any, names: set[str], part: Mapping[str, list[int]]) -> tuple[float, int, int]:
@@ -148,6 +154,14 @@ class Latencies:
     ttft_ratio: Interval | None
     tpot_ratio: Interval | None
 
+    def for_equal_texts(self, tokens: float) -> "Latencies":
+        """Multiply the ratios by the tokens per text, relative to the first network's."""
+        ratios = [
+            each and Interval(tokens * each.value, tokens * each.low, tokens * each.high)
+            for each in (self.ttft_ratio, self.tpot_ratio)
+        ]
+        return replace(self, ttft_ratio=ratios[0], tpot_ratio=ratios[1])
+
 
 def latencies(
     folders: Mapping[str, Path], prompt_len: int, new_tokens: int, progress: Progress
@@ -193,5 +207,5 @@ def median(values: Sequence[float]) -> Interval:
     """The median with its 95 % interval from order statistics (binomial, normal approximation)."""
     ordered, count = sorted(values), len(values)
     half = _Z * math.sqrt(count) / 2
-    low, high = max(0, math.floor(count / 2 - half)), min(count - 1, math.ceil(count / 2 + half))
-    return Interval(float(np.median(ordered)), ordered[low], ordered[high])
+    low = max(0, math.floor(count / 2 - half))
+    return Interval(float(np.median(ordered)), ordered[low], ordered[count - 1 - low])

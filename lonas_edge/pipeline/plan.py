@@ -1,20 +1,23 @@
 """Plan the steps of a run: their settings, what they depend on, and the commands that do the same."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256 as digest
 from typing import Any
 
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.files import sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.adapters import CONFIG, adapter_file
+from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.estimate import RECOVERY_MICRO_BATCH, Probe
 from lonas_edge.pipeline.measure import ROUNDS
-from lonas_edge.pipeline.options import KEEP, CompressOptions
+from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
 from lonas_edge.pipeline.steps import PlannedStep
 from lonas_edge.pipeline.vocabulary import trim
@@ -34,6 +37,7 @@ BATCH = 16  # examples of a training step
 LEAST_RECOVERY = 100_000  # training tokens, as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS = 8  # at least, between evaluations of the held-out loss
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 
 
@@ -43,19 +47,25 @@ class Plan:
 
     Attributes:
         source: The opened source.
+        hashes: Hashes of its files, see `source_hashes`.
         options: The options.
         places: Files of the steps.
         counts: Examples by part.
+        fitting: Held-out examples that the search can use.
         probe: Timed training steps.
         picks: The picks by target.
+        vocabulary: Number of tokens to keep, where the vocabulary is trimmed; None for those of the data alone.
     """
 
     source: Source
+    hashes: Mapping[str, str]
     options: CompressOptions
     places: Places
     counts: Mapping[str, int]
+    fitting: int
     probe: Probe
     picks: Mapping[str, Pick]
+    vocabulary: int | None = None
 
     @property
     def trains_lora(self) -> bool:
@@ -65,7 +75,7 @@ class Plan:
     @property
     def trims(self) -> bool:
         """Whether the vocabulary is trimmed."""
-        return self.options.vocabulary != KEEP
+        return self.places.trims
 
     @property
     def lora_steps(self) -> int:
@@ -81,16 +91,17 @@ class Plan:
     @property
     def lora_options(self) -> TrainOptions:
         """Options of the fine-tuning."""
-        return self._train_options(self.lora_steps)
+        return self._train_options(self.lora_steps, self.probe.lora_step)
 
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery."""
         qat = trained_for(self.options.weight_format)
-        return self._train_options(self.recovery_steps, weight_format=qat, micro_batch_size=RECOVERY_MICRO_BATCH)
+        others = {"weight_format": qat, "micro_batch_size": RECOVERY_MICRO_BATCH}
+        return self._train_options(self.recovery_steps, self.probe.recovery_step, **others)
 
-    def _train_options(self, steps: int, **others: Any) -> TrainOptions:
-        options, seconds = self.options, self.probe.lora_step
+    def _train_options(self, steps: int, seconds: float, **others: Any) -> TrainOptions:
+        options = self.options
         interval = min(10, max(1, steps // 10))  # of the log: a checkpoint splits none
         save = interval * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / interval))
         return TrainOptions(
@@ -122,7 +133,6 @@ class Plan:
             prompt=self.options.prompt,
             measure=False,
             seed=self.options.seed,
-            only_greedy=True,
             cost_settings=self.cost_settings,
         )
 
@@ -130,7 +140,7 @@ class Plan:
     def prompts(self) -> int:
         """Prompts that the search evaluates networks on."""
         least, most = PROMPTS
-        return min(self.counts["held_out"], max(least, min(most, round(SEARCH_TOKENS / self.probe.tokens))))
+        return min(self.fitting, max(least, min(most, round(SEARCH_TOKENS / self.probe.tokens))))
 
     @property
     def evals(self) -> int:
@@ -138,16 +148,11 @@ class Plan:
         blocks = sum(block.kind == BLOCK_KINDS[0] for block in self.source.architecture.blocks.values())
         return max(_LEAST_EVALS, _EVALS_PER_BLOCK * blocks)
 
-    @property
-    def has_space(self) -> bool:
-        """Whether the source has a search space of its own."""
-        return bool(self.source.space.groups)
-
     def steps(self, measure: Callable[[Progress], None], machine: str) -> list[PlannedStep]:
         """List all steps in order; the last calls `measure`. `machine` is the processor whose latency is measured."""
         steps = [self._fine_tune()] if self.trains_lora else []
         steps += [self._trim()] if self.trims else []
-        steps += [] if self.has_space else [self._space()]
+        steps += [] if self.places.has_space else [self._space()]
         steps.append(self._search(machine))
         for target, pick in self.picks.items():
             steps += [self._recover(target, pick), self._export(target, pick)]
@@ -158,14 +163,15 @@ class Plan:
         arms = ",".join(map(str, ["subnet", *baselines, *models[1:]]))
         shown = command_line("bench", models[0], "--arms", arms, "--prompt-len", self.options.prompt_len,
                              "--new-tokens", self.options.new_tokens, "--rounds", ROUNDS)  # fmt: skip
-        last = PlannedStep(MEASURE, shown, lengths, (*exports, BASELINES), ("compress.json",), measure, machine)
+        last = PlannedStep(MEASURE, shown, lengths, (*exports, BASELINES), ("compress.json",), measure, machine,
+                           short=True)  # fmt: skip
         return [*steps, self._baselines(), last]
 
-    @property
+    @cached_property
     def _inputs(self) -> dict[str, Any]:
         """Hashes of what the first steps read."""
         data = {"train": self.places.train, "held_out": self.places.held_out}
-        return source_hashes(self.source) | {name: sha256(path) for name, path in data.items()}
+        return {**self.hashes, **{name: sha256(path) for name, path in data.items()}}
 
     @property
     def _adapter(self) -> tuple[str, ...]:
@@ -187,33 +193,37 @@ class Plan:
     def _trim(self) -> PlannedStep:
         options, places = self.options, self.places
         command = command_line(
-            "trim", places.base, "--data", places.train, "--size", options.vocabulary, "--output", places.trimmed
-        )
+            "trim", places.base, "--data", places.train, "--size", self.vocabulary, "--prompt", options.prompt,
+            "--output", places.trimmed,
+        )  # fmt: skip
         settings = {**self._inputs, "vocabulary": options.vocabulary, "prompt": options.prompt}
 
         def run(progress: Progress) -> None:
-            trim(places.base, places.train, options.vocabulary, options.prompt, places.trimmed, progress)
+            trim(places.base, places.train, self.vocabulary, options.prompt, places.trimmed, progress)
 
         return PlannedStep(TRIM, command, settings, (), ("base",), run)
 
     def _space(self) -> PlannedStep:
         places = self.places
-        output = places.work / "space.json"
-        command = command_line("space", "--adapter", places.lora, "--model", places.base, "--output", output)
+        command = command_line("space", "--adapter", places.lora, "--model", places.base, "--output", places.space)
         return PlannedStep(SPACE, command, self._inputs, self._adapter, ("space.json",), lambda _: stages.write_space(places))
 
     def _search(self, machine: str) -> PlannedStep:
         options, places, settings = self.search_options, self.places, self.cost_settings
         picked = [part for pick in self.picks.values() for part in ("--pick", pick.expression)]
+        timed = COSTS[str(options.cost)].timed
+        lengths = ["--prompt-len", settings.prompt_len, "--new-tokens", settings.new_tokens] if timed else []
         command = command_line(
-            "search", places.lora, "--model", places.student_name(self.trims),
-            "--nncf-config", places.space_name(self.has_space), "--data", options.data, "--cost", options.cost,
-            "--evals", options.evals, "--num-prompts", options.num_prompts, "--weight-format", settings.weight_format,
-            "--seed", options.seed, *picked, "--no-measure", "--output", options.output,
+            "search", places.lora, "--model", places.student, "--nncf-config", places.space, "--data", options.data,
+            "--cost", options.cost,
+            "--evals", options.evals, "--num-prompts", options.num_prompts, "--prompt", options.prompt,
+            "--weight-format", settings.weight_format, *lengths, "--seed", options.seed, *picked,
+            "--no-measure", "--output", options.output,
         )  # fmt: skip
         known = {"cost": options.cost, "evals": options.evals, "prompts": options.num_prompts, "seed": options.seed}
         known |= {"weight_format": settings.weight_format, "prompt_len": settings.prompt_len, "new_tokens": settings.new_tokens}
-        needs = (*self._adapter, *self._student, *(() if self.has_space else (SPACE,)))
+        known |= {"prompt": options.prompt, "search_space": self.source.space.hash if places.has_space else None}
+        needs = (*self._adapter, *self._student, *(() if places.has_space else (SPACE,)))
         outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in self.picks.values())
         return PlannedStep(
             SEARCH,
@@ -222,14 +232,15 @@ class Plan:
             needs,
             outputs,
             lambda progress: stages.find_networks(places, options, progress),
-            machine if COSTS[str(options.cost)].timed else "",
+            machine if timed else "",
+            folder="search",
         )
 
     def _recover(self, target: str, pick: Pick) -> PlannedStep:
         options, places = self.recovery_options, self.places
         command = command_line(
-            "train", "--from", places.lora, "--model", places.student_name(self.trims), "--nncf-config",
-            places.space_name(self.has_space), "--subnet", places.subnetwork(pick), "--teacher", places.lora,
+            "train", "--from", places.lora, "--model", places.student, "--nncf-config", places.space,
+            "--subnet", places.subnetwork(pick), "--teacher", places.lora,
             "--data", places.train, "--eval-data", places.held_out, *_training(options), "--output", places.recovered(pick),
         )  # fmt: skip
         return PlannedStep(
@@ -244,7 +255,7 @@ class Plan:
     def _export(self, target: str, pick: Pick) -> PlannedStep:
         places, weight_format = self.places, self.options.weight_format
         command = command_line(
-            "export", places.recovered(pick), "--model", places.student_name(self.trims), "--weight-format", weight_format,
+            "export", places.recovered(pick), "--model", places.student, "--weight-format", weight_format,
             "--output", places.model(pick),
         )  # fmt: skip
         return PlannedStep(
@@ -283,10 +294,15 @@ def trained_for(weight_format: str) -> str | None:
 
 def source_hashes(source: Source) -> dict[str, str]:
     """Hashes that identify what is compressed."""
-    files = {"base": source.base.folder / "config.json"}
-    if source.adapter:
-        files |= {"adapter": adapter_file(source.adapter.folder), "adapter_config": source.adapter.folder / CONFIG}
-    return {name: sha256(path) for name, path in files.items()}
+    folder = source.base.folder
+    files = [folder / "config.json", *open_base(folder, source.architecture).files]
+    files += [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+    base = digest(json.dumps({path.name: sha256(path) for path in files}, sort_keys=True).encode()).hexdigest()
+    adapter = source.adapter and {
+        "adapter": sha256(adapter_file(source.adapter.folder)),
+        "adapter_config": sha256(source.adapter.folder / CONFIG),
+    }
+    return {"base": base, **(adapter or {})}
 
 
 def _settings(options: TrainOptions) -> dict[str, Any]:

@@ -140,6 +140,8 @@ class CompressRecord(Record):
         samples: Answers to held-out prompts.
         prompt_len: Prompt tokens of the latencies.
         new_tokens: Generated tokens of the latencies.
+        tokens_per_text: Tokens per text of the compressed networks, relative to the baselines. Ratios of latencies include it.
+        warnings: Limits of the latencies.
     """
 
     NAME: ClassVar = "compress"
@@ -162,3 +164,5 @@ class CompressRecord(Record):
     samples: tuple[Sample, ...]
     prompt_len: int
     new_tokens: int
+    tokens_per_text: float = 1.0
+    warnings: tuple[str, ...] = ()

@@ -12,12 +12,13 @@ from lonas_edge.errors import raise_all
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import WEIGHTS
-from lonas_edge.network.source import TRAINING
+from lonas_edge.network.source import TRAINING, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.measure import Scores
-from lonas_edge.pipeline.plan import BASELINES_BY_NAME, Plan, source_hashes
+from lonas_edge.pipeline.plan import BASELINES_BY_NAME, Plan
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Network
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
@@ -42,12 +43,17 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
     folders = {name: plan.places.baseline(stored) for name, stored in BASELINES_BY_NAME.items()} | ours
     times, bench = measure.latencies(folders, plan.options.prompt_len, plan.options.new_tokens, progress)
     examples, prompting = read_data(plan.places.held_out).examples, _prompting(plan)
-    scores = {name: measure.score(folder, examples, prompting, progress) for name, folder in folders.items()}
+    scores = measure.on_common_examples(
+        {name: measure.score(folder, examples, prompting, progress) for name, folder in folders.items()}
+    )
     raise_all(
         "The held-out loss is not finite:",
         [name for name, each in scores.items() if not np.isfinite(each.loss).all()],
         "The weights are damaged, or a training diverged; see the losses in steps/.",
     )
+    trimmed = vocabulary_of(plan.places.trimmed) if plan.trims else None
+    tokens = trimmed.tokens_per_text if trimmed else 1.0
+    times |= {name: times[name].for_equal_texts(tokens) for name in ours}
     first = scores[next(iter(folders))]
     directories = dict(zip(ours, names.values(), strict=True))
     whole = plan.source.sizes(plan.source.unpruned).parameters
@@ -62,23 +68,25 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
         data=plan.options.data.name,
         examples=dict(plan.counts),
         options=_options(plan, names),
-        sha256=source_hashes(plan.source),
+        sha256=dict(plan.hashes),
         machine=dict(here),
         versions=dict(bench.conditions["versions"]),
         cost=record.cost,
         steps=(),
         networks=tuple(networks),
         curves=_curves(plan),
-        candidates=_candidates(record),
+        candidates=_candidates(record, {pick.expression: target for target, pick in plan.picks.items()}),
         samples=tuple(measure.answers(folders, examples, prompting, progress)),
         prompt_len=plan.options.prompt_len,
         new_tokens=plan.options.new_tokens,
+        tokens_per_text=tokens,
+        warnings=tuple(bench.warnings),
     )
 
 
 def _prompting(plan: Plan) -> Prompting:
     """The prompt template of the trainings."""
-    source = plan.places.open_lora()
+    source = open_source(plan.places.lora, plan.places.base, elastic=False)
     read = read_training_data(plan.places.held_out)
     chosen = read.with_prompt(TrainOptions(prompt=plan.options.prompt), source)
     tokenizer = require_tokenizer(source.base.folder, "measuring the held-out loss")
@@ -141,9 +149,13 @@ def _curve(name: str, record: TrainingRecord) -> Curve:
     return Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out), record.teacher is not None)
 
 
-def _candidates(record: SearchRecord) -> tuple[Candidate, ...]:
+def _candidates(record: SearchRecord, targets: Mapping[str, str]) -> tuple[Candidate, ...]:
+    """The evaluated networks; `targets` maps the expressions of picks to targets."""
     largest = max(evaluation.cost for evaluation in record.evaluations)
-    picked = {entry.evaluation: entry.name.removeprefix("pick:") for entry in record.picks}
+    picked: dict[int, str] = {}
+    for entry in record.picks:
+        expression = entry.name.removeprefix("pick:")
+        picked.setdefault(entry.evaluation, targets.get(expression, expression))
     front: Sequence[int] = record.front
     return tuple(
         Candidate(each.cost / largest, each.quality, each.number in front, picked.get(each.number))

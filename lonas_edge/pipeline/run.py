@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,9 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import write_card
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
+from lonas_edge.network.heldout import MAX_LENGTH, read_held_out
 from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory, Work
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.data import split
@@ -26,15 +29,16 @@ from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.plan import Plan, source_hashes, trained_for
 from lonas_edge.pipeline.recipe import RECIPE, recipe_text
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
-from lonas_edge.pipeline.report import comparison, write_report
+from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.results import measured
 from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import PlannedStep, Steps
-from lonas_edge.pipeline.vocabulary import check_size
+from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
 
 STEPS = "steps"
+LEAST_FITTING = 8  # held-out examples
 _CLASSIFIER = (
     "compress takes language models. For a classifier, use its steps: `lonas-edge space`, `train --data TASK.tsv`, `search` "
     "and `export`."
@@ -95,9 +99,14 @@ class _Run:
     picks: Mapping[str, Pick]
     progress: Progress
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the source's files."""
+        return source_hashes(self.source)
+
     def lead(self, announce: Announce) -> CompressRecord:
         """Run the pending steps, and publish the results."""
-        output, options, hashes = self.options.output, self.options, source_hashes(self.source)
+        output, options, hashes = self.options.output, self.options, self.hashes
         finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
         if finished and finished.sha256 != hashes and not options.overwrite:
             raise LonasEdgeError(
@@ -110,7 +119,7 @@ class _Run:
         identity = {"source": hashes}
         restart = options.overwrite and directory.identity() not in ({}, identity)
         with directory.resume("compress", identity, restart=restart) as work:
-            if kept and not (work.path / STEPS).exists():
+            if kept and (output / STEPS).is_dir() and not (work.path / STEPS).exists():
                 self._restore(work.path, kept)
             try:
                 steps = self.planned(work.path / STEPS, announce)
@@ -119,15 +128,18 @@ class _Run:
                     shutil.rmtree(work.path / STEPS, ignore_errors=True)
                 raise
             steps.run(self.progress)
-            return self._publish(work, steps)
+            return self._publish(work, steps, finished)
 
     def planned(self, folder: Path, announce: Announce) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, places = self.options, self._places(folder)
         counts = split(options.data, options.eval_data, options.seed, folder / "data")
-        if options.vocabulary != KEEP:
-            check_size(places.base, places.train, options.vocabulary, options.prompt)
-        plan = Plan(self.source, options, places, counts, self._probe(places), self.picks)
+        if places.adapter:
+            stages.check_adapter(places)
+        fitting = self._fitting(places)
+        trim = (places.base, places.train, options.vocabulary, options.prompt)
+        size = choose_size(*trim) if places.trims else None
+        plan = Plan(self.source, self.hashes, options, places, counts, fitting, self._probe(places), self.picks, size)
         here = machine.describe("CPU")
         processor = f"{here['processor']}, {here['processors']} processors"
 
@@ -149,14 +161,31 @@ class _Run:
         located = self.source.base
         base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
         adapter = reference.source if self.source.adapter else None
-        return Places(folder, base, adapter, reference.nncf_config)
+        own_space = bool(self.source.space.groups)
+        return Places(folder, base, adapter, reference.nncf_config, own_space, self.options.vocabulary != KEEP)
+
+    def _fitting(self, places: Places) -> int:
+        """Number of held-out examples that the search can use.
+
+        Raises:
+            LonasEdgeError: If they are too few.
+        """
+        held = read_held_out(self.source, places.held_out, 1, 0, self.options.prompt)
+        fitting = held.fitting(require_tokenizer(self.source.base.folder, "compress"))
+        if fitting < LEAST_FITTING:
+            raise LonasEdgeError(
+                f"{self.options.eval_data or self.options.data}: {fitting} of {len(held.order)} held-out examples have an "
+                f"answer within {MAX_LENGTH} tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
+            )
+        return fitting
 
     def _probe(self, places: Places) -> Probe:
-        file = places.work / PROBE
-        if file.exists():
-            return Probe.read(file)
-        qat = trained_for(self.options.weight_format)
-        timed = probe(places.base, places.train, self.options.prompt, qat, self.progress)
+        """Time training steps, or read what an earlier run with the same data timed."""
+        file, options, qat = places.work / PROBE, self.options, trained_for(self.options.weight_format)
+        inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
+        if file.exists() and (earlier := Probe.read(file)).inputs == inputs:
+            return earlier
+        timed = replace(probe(places.base, places.train, options.prompt, qat, self.progress), inputs=inputs)
         timed.write(file)
         return timed
 
@@ -175,7 +204,7 @@ class _Run:
                 shutil.copytree(output / folder, temporary / "models" / pick_file, copy_function=_link)
         temporary.rename(work / STEPS)
 
-    def _publish(self, work: Work, steps: Steps) -> CompressRecord:
+    def _publish(self, work: Work, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
         folder = work.path / STEPS
         record = replace(CompressRecord.read(folder / COMPRESS), steps=self._steps(steps, folder))
         data = {"data": sha256(self.options.data)}
@@ -189,7 +218,19 @@ class _Run:
             record.write(new / COMPRESS)
             replace_text(new / RECIPE, recipe_text(self._recipe(record), record.sha256 | data, record.versions))
             write_report(record, new)
+            if earlier:
+                self._carry_over(new, earlier)
         return record
+
+    def _carry_over(self, new: Path, earlier: CompressRecord) -> None:
+        """Link what others put into the output directory of an earlier run."""
+        ours = {STEPS, RECIPE, COMPRESS, MARKDOWN, PLOT, HTML, *earlier.options["folders"].values()}
+        for path in self.options.output.iterdir():
+            if path.name not in ours and not (new / path.name).exists():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.copytree(path, new / path.name, copy_function=_link, symlinks=True)
+                else:
+                    shutil.copy2(path, new / path.name, follow_symlinks=False)
 
     def _steps(self, steps: Steps, folder: Path) -> tuple[Step, ...]:
         final = str(self.options.output / STEPS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.families import BLOCK_KINDS
@@ -43,13 +43,17 @@ class Places:
         work: The working directory.
         base: The base model: a directory or hub id.
         adapter: The adapter to compress; None if the steps train one.
-        space: Its search space, where it is not in the adapter's directory.
+        own_space: The search space that --nncf-config names.
+        has_space: Whether the adapter has a search space; the steps write one for any other.
+        trims: Whether the vocabulary is trimmed.
     """
 
     work: Path
     base: str
     adapter: str | None
-    space: Path | None
+    own_space: Path | None = None
+    has_space: bool = False
+    trims: bool = False
 
     @property
     def lora(self) -> str:
@@ -73,16 +77,13 @@ class Places:
 
     @property
     def student(self) -> str:
-        """The base model of the compressed network: the trimmed one, if there is one."""
-        return str(self.trimmed) if self.trimmed.exists() else self.base
+        """The base model of the compressed network."""
+        return str(self.trimmed) if self.trims else self.base
 
-    def student_name(self, trims: bool) -> str:
-        """The same before the steps run, for the command line."""
-        return str(self.trimmed) if trims else self.base
-
-    def space_name(self, own: bool) -> Path | None:
-        """The search space before the steps run; None for the adapter's own."""
-        return self.space if own else self.work / "space.json"
+    @property
+    def space(self) -> Path | None:
+        """The search space; None for the one in the adapter's directory."""
+        return self.own_space if self.has_space else self.work / "space.json"
 
     def baseline(self, name: str) -> Path:
         """An unpruned network that `optimum-cli` wrote."""
@@ -100,15 +101,9 @@ class Places:
         """The sub-network of a target."""
         return self.work / "search" / "subnetworks" / f"{pick.file}.json"
 
-    def open_lora(self, base: str | None = None) -> Source:
-        """Open the fine-tuned adapter with its search space, if there is one."""
-        return open_source(self.lora, base or self.base, self.space_file)
-
-    @property
-    def space_file(self) -> Path | None:
-        """The search space: the one that was passed or written, or None for the adapter's own."""
-        written = self.work / "space.json"
-        return written if written.exists() else self.space
+    def open_lora(self) -> Source:
+        """Open the fine-tuned adapter with the search space, on the base of the compressed network."""
+        return open_source(self.lora, self.student, self.space)
 
 
 def fine_tune(places: Places, options: TrainOptions, progress: Progress) -> None:
@@ -123,26 +118,31 @@ def write_space(places: Places) -> None:
     architecture = source.architecture
     removable, _ = offered(architecture, candidates(architecture, BLOCK_KINDS[:1], str(source.base.folder)))
     content = generate_space(architecture, (1.0,), blocks=[block.path for block in removable], adapter=source.ranks() or None)
-    replace_text(places.work / "space.json", json.dumps(content, indent=2) + "\n")
+    replace_text(Path(str(places.space)), json.dumps(content, indent=2) + "\n")
 
 
 def find_networks(places: Places, options: SearchOptions, progress: Progress) -> None:
     """Search the networks of the targets, or continue a search with other targets."""
-    search(make_plan(places.open_lora(places.student), options), progress)
+    search(make_plan(places.open_lora(), options), progress)
 
 
 def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progress) -> None:
     """Train the network of a target with the unpruned model as its teacher; an unpruned one in INT8 needs no training."""
     output, network = places.recovered(pick), places.subnetwork(pick)
-    source = places.open_lora(places.student)
+    source = places.open_lora()
     whole = select(source.elasticity, str(network)).canonical == source.elasticity.canonical(source.elasticity.maximal)
     if whole and not options.weight_format and places.student == places.base:
         with OutputDirectory(output).open() as folder:
             shutil.copytree(source.folder, folder, dirs_exist_ok=True)
         return
-    inputs = open_recovery(places.lora, places.train, str(network), places.student, places.space_file)
-    inputs = with_teacher(with_eval_data(inputs, places.held_out), places.lora)
+    inputs = open_recovery(places.lora, places.train, str(network), places.student, places.space)
+    inputs = with_teacher(with_eval_data(inputs, places.held_out), places.lora, places.base)
     _trained(inputs, output, options, progress)
+
+
+def check_adapter(places: Places) -> None:
+    """Refuse an adapter that `recover` would refuse; no weights are read."""
+    with_teacher(open_recovery(places.lora, places.train, None, places.base, places.own_space), places.lora, places.base)
 
 
 def _trained(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
@@ -205,6 +205,12 @@ def picks_of(options: CompressOptions) -> dict[str, Pick]:
     measures = ["kl", *(name for name, cost in COSTS.items() if name != "latency")]
     expressions = [AUTO_TARGET if target == AUTO else target for target in options.target]
     picks = parse_picks(expressions, measures, "--target")
+    by_file: dict[str, list[str]] = {}
+    for target, pick in zip(options.target, picks, strict=True):
+        by_file.setdefault(pick.file, []).append(target)
+    raise_all(
+        "--target:", [f"{' and '.join(same)} are the same bound" for same in by_file.values() if len(same) > 1], "Name it once."
+    )
     return dict(zip(options.target, picks, strict=True))
 
 

@@ -27,9 +27,11 @@ class PlannedStep:
         command: The command that does the same.
         settings: What its result depends on besides earlier steps, as JSON.
         needs: Names of the steps whose results it uses.
-        outputs: Files and directories that it writes, relative to the working directory.
+        outputs: Files and directories that it writes, relative to the working directory. They appear whole.
         run: Does the work; called again after an interruption.
         machine: The processor whose latency it measures; empty for steps that measure none.
+        folder: A directory that holds more than the outputs and is deleted with them, if any.
+        short: Whether it is repeated without asking when what it needs has changed.
     """
 
     name: str
@@ -39,6 +41,8 @@ class PlannedStep:
     outputs: tuple[str, ...]
     run: Callable[[Progress], None]
     machine: str = ""
+    folder: str = ""
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,14 @@ class StepState:
         key: A hash of them and of those of the steps that it depends on.
         machine: The processor whose latency it measured, if any.
         seconds: Its duration so far, over interruptions.
-        finished: Whether it is finished.
+        needs: Names of the steps whose results it uses.
     """
 
     settings: dict[str, Any]
     key: str
     machine: str
     seconds: float
-    finished: bool
+    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,10 @@ class Steps:
         return digest(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def done(self, name: str) -> bool:
-        """Whether a step is finished with the planned settings, and its outputs exist."""
+        """Whether a step ran with the planned settings, and its outputs exist."""
         state, step = self.states.get(name), self.planned[name]
         outputs = all((self.folder / output).exists() for output in step.outputs)
-        return state is not None and state.finished and state.key == self.key(name) and outputs
+        return state is not None and state.key == self.key(name) and outputs
 
     def prepare(self, overwrite: bool, notify: Callable[[str], None]) -> None:
         """Compare the settings of earlier steps, and discard results that no longer apply.
@@ -112,8 +116,9 @@ class Steps:
                 problems,
                 "Restore them, or pass --overwrite to repeat these steps and those that depend on them.",
             )
-        stale = [name for name, state in self.states.items() if name in self.planned and state.key != self.key(name)]
-        for name in [*stale, *self._of_other_machines(notify)]:
+        for name in [name for name, state in self.states.items() if name in self.planned and state.key != self.key(name)]:
+            self._discard(name)
+        for name in self._of_other_machines(notify):
             self._discard(name)
         self._write()
 
@@ -122,7 +127,7 @@ class Steps:
         repeated = []
         for name, step in self.planned.items():
             before = self.states[name].machine if name in self.states else step.machine
-            if before == step.machine:
+            if before == step.machine or not step.machine:
                 continue
             if any(name in other.needs and other.name in self.states for other in self.planned.values()):
                 notify(f"{name}: keeps the latencies of another machine ({before}); its network is already being trained")
@@ -132,12 +137,17 @@ class Steps:
         return repeated
 
     def _changed(self, name: str) -> list[str]:
-        state = self.states.get(name)
-        return differences(state.settings, _plain(self.planned[name].settings)) if state else []
+        state, step = self.states.get(name), self.planned[name]
+        if state is None:
+            return []
+        changed = differences(state.settings, _plain(step.settings))
+        same = step.short or set(state.needs) == set(step.needs)
+        return changed if same else [*changed, f"uses {', '.join(step.needs)}; it used {', '.join(state.needs)}"]
 
     def _discard(self, name: str) -> None:
         del self.states[name]
-        for output in self.planned[name].outputs:
+        step = self.planned[name]
+        for output in filter(None, (*step.outputs, step.folder)):
             path = self.folder / output
             for each in (path, path.with_name(f"{path.name}.partial")):
                 shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
@@ -162,23 +172,24 @@ class Steps:
         """Run the pending steps."""
         pending = self.pending()
         for number, name in enumerate(pending, 1):
-            before = self.states.get(name)
-            seconds, start = before.seconds if before and not before.finished else 0.0, self._clock()
-            self._store(name, seconds, finished=False)
+            step, before = self.planned[name], self.states.get(name)
+            seconds, start = before.seconds if before else 0.0, self._clock()
+            self._store(name, seconds)
             try:
-                self.planned[name].run(_prefixed(progress, name, f"{number}/{len(pending)} "))
+                step.run(_prefixed(progress, name, f"{number}/{len(pending)} "))
             except LonasEdgeError as error:
                 if isinstance(error.__cause__, KeyboardInterrupt):
                     raise KeyboardInterrupt from error
-                raise
+                raise LonasEdgeError(
+                    f"{name}: {error}\nOptions in this message are those of the step's command:\n{step.command}"
+                ) from error
             finally:
-                self._store(name, seconds + self._clock() - start, finished=False)
-            self._store(name, self.states[name].seconds, finished=True)
+                self._store(name, seconds + self._clock() - start)
             progress(f"{number}/{len(pending)} {name}: {duration(self.states[name].seconds)}\n{name}", None)
 
-    def _store(self, name: str, seconds: float, finished: bool) -> None:
+    def _store(self, name: str, seconds: float) -> None:
         step = self.planned[name]
-        self.states[name] = StepState(_plain(step.settings), self.key(name), step.machine, round(seconds, 2), finished)
+        self.states[name] = StepState(_plain(step.settings), self.key(name), step.machine, round(seconds, 2), step.needs)
         self._write()
 
     def _write(self) -> None:

@@ -52,10 +52,15 @@ def explain(record: CompressRecord) -> str:
     """Explain the table."""
     first = f" Δ and ratios: compared with {record.networks[0].name}, paired." if len(record.networks) > 1 else ""
     held_out = f"{record.examples['held_out']:,} held-out examples" if "held_out" in record.examples else "held-out examples"
-    return (
-        f"Loss: nats per learned token of {held_out}. Accuracy: learned tokens that are the most likely ones.{first} "
-        f"Latency: medians, {record.prompt_len} prompt tokens, {record.new_tokens} generated tokens. "
-        "In brackets: 95 % intervals."
+    more = record.tokens_per_text
+    texts = f" Ratios are for equal texts: the smaller vocabulary takes {more:.3f}x the tokens." if more != 1 else ""
+    return " ".join(
+        (
+            f"Loss: nats per learned token of {held_out}. Accuracy: learned tokens that are the most likely ones.{first} "
+            f"Latency: medians, {record.prompt_len} prompt tokens, {record.new_tokens} generated tokens.{texts} "
+            "In brackets: 95 % intervals.",
+            *record.warnings,
+        )
     )
 
 

@@ -66,24 +66,26 @@ class Vocabulary:
         return ratio
 
 
-def check_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> None:
-    """Refuse a tokenizer or a size that `trim` would refuse."""
+def choose_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> int | None:
+    """Return the number of tokens to keep, for `--vocabulary`; None keeps those of the data alone.
+
+    Raises:
+        LonasEdgeError: If `trim` would refuse the tokenizer or the size.
+    """
     opened = Vocabulary(open_source(base), data, prompt)
-    opened.choose(_size(opened, vocabulary), "--vocabulary")
+    size = _automatic(opened.proposals()[:-1]) if vocabulary == AUTO else int(vocabulary)
+    opened.choose(size, "--vocabulary")
+    return size
 
 
-def trim(base: str, data: Path, vocabulary: str, prompt: str | None, folder: Path, progress: Progress) -> None:
+def trim(base: str, data: Path, size: int | None, prompt: str | None, folder: Path, progress: Progress) -> None:
     """Write the base model with a smaller vocabulary into the directory `folder`."""
     progress("Tokenizing the data", None)
     opened = Vocabulary(open_source(base), data, prompt)
-    choice = opened.choose(_size(opened, vocabulary), "--vocabulary")
+    choice = opened.choose(size, "--vocabulary")
     kept, rows = len(choice.kept), opened.fertility.rows
     ratio = opened.write(choice, kept, OutputDirectory(folder), progress)
     progress(f"{kept:,} of {rows:,} tokens kept; held-out text takes {ratio:.3f}x the tokens\nTrimming", None)
-
-
-def _size(opened: Vocabulary, vocabulary: str) -> int | None:
-    return _automatic(opened.proposals()[:-1]) if vocabulary == AUTO else int(vocabulary)
 
 
 def _automatic(smaller: Sequence[Proposal]) -> int | None:

@@ -59,5 +59,4 @@ class SearchOptions(Checked):
         why="start another study with --study NAME",
         help="Replace an earlier search in --output.",
     )
-    only_greedy: bool = False  # where blocks alone are removed, end with the network of the last pick
     cost_settings: CostSettings = field(default_factory=CostSettings)

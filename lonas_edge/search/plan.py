@@ -62,8 +62,8 @@ class SearchPlan:
 
     @property
     def only_greedy(self) -> bool:
-        """Whether the search ends with the greedy removal."""
-        return self.options.only_greedy and self.greedy
+        """Whether the search ends with the greedy removal, when the bounds of its picks are met."""
+        return self.greedy and bool(self.picks)
 
     @property
     def refine_from(self) -> int:

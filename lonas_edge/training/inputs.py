@@ -151,10 +151,10 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
     return tuple(networks)
 
 
-def with_teacher(inputs: Inputs, reference: str) -> Inputs:
-    """Add a frozen teacher; its weights are not read yet."""
+def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> Inputs:
+    """Add a frozen teacher; its weights are not read yet. `model` is the base of an adapter, by default the one it names."""
     inputs.architecture.require(CAUSAL_LM, "--teacher")
-    return replace(inputs, teacher=open_teacher(reference, inputs.base))
+    return replace(inputs, teacher=open_teacher(reference, inputs.base, model))
 
 
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:

@@ -40,7 +40,7 @@ def make_quick(monkeypatch: pytest.MonkeyPatch, timed: bool = False) -> None:
 def equal_latencies(folders: Mapping[str, Path], *_given: Any) -> tuple[dict[str, measure.Latencies], Any]:
     ratio = measure.Interval(1.0, 1.0, 1.0)
     times = {name: measure.Latencies((2.0,), (1.0,), ratio, ratio) for name in folders}
-    return times, SimpleNamespace(conditions={"versions": {"lonas-edge": "0"}})
+    return times, SimpleNamespace(conditions={"versions": {"lonas-edge": "0"}}, warnings=["Noisy."])
 
 
 def own_baseline(merged: Path, output: Path, weight_format: str, _source: Any) -> None:

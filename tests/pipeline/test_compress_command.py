@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from pipeline_runs import QUICK, Finished
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,8 +29,18 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.api import compress
-from lonas_edge.pipeline.measure import Scores, accuracy_difference, loss_difference, median, score
-from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline.measure import (
+    Latencies,
+    Scores,
+    accuracy_difference,
+    loss_difference,
+    median,
+    on_common_examples,
+    score,
+)
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.record import CompressRecord, Interval
+from lonas_edge.pipeline.run import Reference, compress_model
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 
@@ -64,21 +75,33 @@ def test_the_model_card_has_the_table(finished: Finished, tmp_path: Path) -> Non
     assert card.count(table[-1]) == 1
 
 
-def test_the_commands_of_the_record_give_the_same_adapters(
+def test_the_commands_of_the_record_give_the_same_network(
     finished: Finished, run_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Each training, by its printed command with another output, gives the same bits."""
-    trainings = [step for step in finished.record.steps if " train " in step.command]
-    assert len(trainings) == 2
-    for step in trainings:
-        words = shlex.split(step.command)[1:]
-        made, output = Path(words[words.index("--output") + 1]), tmp_path / step.name.split()[0]
-        words[words.index("--output") + 1] = str(output)
-        ran = run_cli(*words)
-        assert ran.code == 0, ran.err
-        expected, actual = (load_file(folder / "adapter_model.safetensors") for folder in (made, output))
-        assert expected.keys() == actual.keys()
-        assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    """Each training and the search, by the printed command with another output: the same bits, the same widths."""
+    steps = [step for step in finished.record.steps if step.command.split()[1] in ("train", "search")]
+    assert len(steps) == 3
+    for step in steps:
+        made, output = again(step.command, run_cli, tmp_path / step.name.split()[0])
+        if step.name == "search":
+            expected, actual = (folder / "subnetworks" / "weights-0.95x.json" for folder in (made, output))
+            assert json.loads(actual.read_text())["widths"] == json.loads(expected.read_text())["widths"]
+            first, second = (json.loads((folder / "search.json").read_text())["evaluations"] for folder in (made, output))
+            assert [entry["widths"] for entry in first] == [entry["widths"] for entry in second]
+        else:
+            weights = [load_file(folder / "adapter_model.safetensors") for folder in (made, output)]
+            assert weights[0].keys() == weights[1].keys()
+            assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def again(command: str, run_cli: Callable[..., Any], output: Path) -> tuple[Path, Path]:
+    """Run a printed command with another output; return its output and this one."""
+    words = shlex.split(command)[1:]
+    place = words.index("--output") + 1
+    made, words[place] = Path(words[place]), str(output)
+    ran = run_cli(*words)
+    assert ran.code == 0, ran.err
+    return made, output
 
 
 def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path: Path) -> None:
@@ -123,7 +146,24 @@ def test_median_with_its_interval() -> None:
     known = median(values)
     assert known.value == 6.5
     assert known.low < 6.5 < known.high
+    assert (known.low, known.high) == (3.0, 10.0)  # the third from both ends: 12/2 - 1.96 * sqrt(12)/2 = 2.6
     assert (median([3.0]).low, median([3.0]).high) == (3.0, 3.0)
+
+
+def test_examples_that_one_tokenizer_cannot_take() -> None:
+    """The second example is too long with the second vocabulary: it counts for no network."""
+    whole = Scores(np.array([2.0, 4.0]), np.array([1, 2]), np.array([2, 3]))
+    trimmed = Scores(np.array([3.0, 0.0]), np.array([1, 0]), np.array([2, 0]))
+    first, second = on_common_examples({"whole": whole, "trimmed": trimmed}).values()
+    assert (first.loss.tolist(), first.correct.tolist(), first.tokens.tolist()) == ([2, 0], [1, 0], [2, 0])
+    assert loss_difference(first, second).value == pytest.approx(0.5)  # (3 - 2) over two tokens
+
+
+def test_ratios_for_equal_texts() -> None:
+    times = Latencies((2.0,), (1.0,), Interval(0.5, 0.4, 0.6), None).for_equal_texts(1.1)
+    assert times.ttft_ratio == Interval(pytest.approx(0.55), pytest.approx(0.44), pytest.approx(0.66))
+    assert times.tpot_ratio is None
+    assert times.tpot == (1.0,)
 
 
 def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +202,92 @@ def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, qu
     record = compress(finished.source.base, **options, overwrite=True)
     assert record.curves[1].held_out[-1][0] == 5
     assert record.curves[0] == finished.record.curves[0]
+
+
+def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick: None) -> None:
+    """Another weight format and seed: the fine-tuning is named for the seed only; no result of the old search is in the way."""
+    out = finished.copied(tmp_path / "copy")
+    options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
+    with pytest.raises(LonasEdgeError, match="search: weight_format: was int8_sym, is int4_sym"):
+        compress(finished.source.base, **options)
+    record = compress(finished.source.base, **options, overwrite=True)
+    assert record.networks[-1].weight_format == "int4_sym"
+    assert record.curves[0] == finished.record.curves[0]
+    record = compress(finished.source.base, **options, seed=7, overwrite=True)
+    assert record.curves[0] != finished.record.curves[0]
+
+
+def test_a_vocabulary_that_is_kept_again(finished: Finished, tmp_path: Path, data: Path, quick: None) -> None:
+    """Trimmed, then not: the steps that used the trimmed base are named and repeated; the fine-tuning stays."""
+    out = tmp_path / "out"
+    options = {"data": data, "output": out, **QUICK}
+    compress(finished.source.base, **options, vocabulary=262)
+    with pytest.raises(LonasEdgeError, match="search: uses fine-tune, space; it used fine-tune, trim, space"):
+        compress(finished.source.base, **options)
+    record = compress(finished.source.base, **options, overwrite=True)
+    assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] > 262
+    assert record.networks[-1].parameters == finished.record.networks[-1].parameters
+    assert record.tokens_per_text == 1
+
+
+def test_other_files_in_the_output_stay(finished: Finished, tmp_path: Path, quick: None) -> None:
+    out = finished.copied(tmp_path / "copy")
+    (out / "bench").mkdir()
+    (out / "bench" / "bench.json").write_text("{}")
+    (out / "notes.txt").write_text("mine")
+    compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": [QUICK["target"], "kl<=9"]})
+    assert (out / "kl-9").is_dir()
+    assert (out / "bench" / "bench.json").read_text() == "{}"
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_steps_that_were_deleted(finished: Finished, tmp_path: Path, quick: None) -> None:
+    """All steps run again; nothing is restored."""
+    out = finished.copied(tmp_path / "copy")
+    shutil.rmtree(out / "steps")
+    record = compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
+    assert record.curves == finished.record.curves
+
+
+def test_weights_that_were_replaced(finished: Finished, tiny_models: TinyModels, tmp_path: Path, quick: None) -> None:
+    """Another model with the same configuration is not the source of the finished run."""
+    out = finished.copied(tmp_path / "copy")
+    other = tmp_path / "other"
+    shutil.copytree(finished.source.base, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LonasEdgeError, match=r"compressed\. Choose another --output"):
+        compress(other, data=out.parent / "data.json", output=out, **QUICK)
+
+
+def test_another_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
+    """A super-adapter with another --nncf-config is searched again."""
+    source = tiny_models.source("llama")
+    options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": source.base}
+    compress(source.adapter, nncf_config=source.space, **options)
+    content = json.loads(source.space.read_text())
+    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    groups[-1] = groups[-1][:1]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError, match="search: search_space: was"):
+        compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
+
+
+def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, quick: None) -> None:
+    """The search takes those that fit; too few are refused before any step."""
+    rows = [{"instruction": f"What is {n}?", "output": "yes " * (600 if n % 3 == 0 else 1)} for n in range(120)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    shown: list[list[str]] = []
+    reference, options = Reference(str(llama.base)), CompressOptions(
+        data=tmp_path / "data.json", output=tmp_path / "out", dry_run=True, target=("weights<=0.95x",)
+    )  # fmt: skip
+    compress_model(reference, options, announce=lambda steps, _: shown.append([step.command for step in steps]))
+    [prompts] = [re.findall(r"--num-prompts (\d+)", command) for command in shown[0] if " search " in command]
+    assert 8 <= int(prompts[0]) < 16
+    rows = [{"instruction": f"What is {n}?", "output": "yes " * 600} for n in range(120)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    with pytest.raises(LonasEdgeError, match=r"0 of 16 held-out examples have an answer within 1024 tokens"):
+        compress_model(reference, options)
 
 
 def test_continues_after_an_interruption(
@@ -215,6 +341,18 @@ def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, qu
     assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 262
     assert record.networks[0].loss == pytest.approx(finished.record.networks[0].loss, rel=1e-3)
     assert record.networks[2].loss_difference is not None
+
+
+def test_an_automatic_vocabulary(
+    finished: Finished, tmp_path: Path, data: Path, quick: None, run_cli: Callable[..., Any]
+) -> None:
+    """The printed command names the size that was chosen, and writes the same tokens."""
+    out = tmp_path / "out"
+    record = compress(finished.source.base, data=data, output=out, **QUICK, vocabulary="auto")
+    [command] = [step.command for step in record.steps if step.name == "trim"]
+    made, output = again(command, run_cli, tmp_path / "base")
+    assert (output / "vocabulary.json").read_bytes() == (made / "vocabulary.json").read_bytes()
+    assert load_file(output / "model.safetensors").keys() == load_file(made / "model.safetensors").keys()
 
 
 def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
@@ -310,6 +448,13 @@ def test_refused_targets(refused: Callable[..., str]) -> None:
     assert "both ttft and tpot" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
 
 
+def test_targets_that_are_the_same_bound(refused: Callable[..., str]) -> None:
+    error = refused(target=["auto", "kl<=0.15", "tpot<=0.7x", "tpot<=0.70x", "kl<=0.1"])
+    assert "auto and kl<=0.15 are the same bound" in error
+    assert "tpot<=0.7x and tpot<=0.70x are the same bound" in error
+    assert "kl<=0.1 " not in error
+
+
 def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "--weight-format fp32" in refused(weight_format="fp32")
     assert "expected keep, auto or a number" in refused(vocabulary="some")
@@ -334,6 +479,13 @@ def test_a_missing_base(refused: Callable[..., str], tiny_models: TinyModels, tm
     moved.mkdir()
     (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "gone/nowhere"}))
     assert "--model" in refused(moved)
+
+
+def test_an_adapter_with_other_parameters(refused: Callable[..., str], tiny_models: TinyModels) -> None:
+    """The recovery cannot train it: refused before any step, with all of its other parameters."""
+    error = refused(tiny_models.adapter("llama", bias="lora_only", modules_to_save=["lm_head"]))
+    assert "bias = 'lora_only'" in error
+    assert "modules_to_save = ['lm_head']" in error
 
 
 def test_a_classifier_is_refused_with_the_right_commands(refused: Callable[..., str], tiny_bert: TinyBert) -> None:

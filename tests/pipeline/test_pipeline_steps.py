@@ -90,6 +90,64 @@ def test_changed_options_are_named_and_repeated_with_their_successors(work: Work
     assert (work.folder / "a").exists()
 
 
+def test_other_needs_are_named_and_repeated(work: Work) -> None:
+    """A step that now uses another one; a short one is repeated without asking."""
+    work.steps().run(silent)
+    changed = [*work.planned[:2], work.step("d"), work.step("c", "b", "d")]
+    with pytest.raises(LonasEdgeError, match="c: uses b, d; it used b"):
+        work.steps(planned=changed)
+    assert (work.folder / "c").exists()
+    assert work.steps(overwrite=True, planned=changed).pending() == ["d", "c"]
+
+
+def test_a_short_step_is_repeated_without_asking(work: Work) -> None:
+    work.steps().run(silent)
+    changed = [*work.planned[:2], work.step("d"), replace(work.step("c", "b", "d"), short=True)]
+    assert work.steps(planned=changed).pending() == ["d", "c"]
+
+
+def test_the_folder_of_a_step_is_deleted_with_its_outputs(work: Work) -> None:
+    """Also the working directory beside it."""
+    work.steps().run(silent)
+    for name in ("kept", "kept.partial", "other"):
+        (work.folder / name / "log").mkdir(parents=True)
+    changed = [*work.planned[:2], replace(work.step("c", "b", settings={"size": 2}), folder="kept")]
+    work.steps(overwrite=True, planned=changed)
+    assert sorted(path.name for path in work.folder.iterdir() if path.is_dir()) == ["a", "b", "other"]
+
+
+def test_killed_after_the_output_appeared(work: Work) -> None:
+    """The output is whole, so the step is done: running it again would find its output in the way."""
+
+    def killed(_progress: Any) -> None:
+        (work.folder / "b").mkdir()
+        raise KeyboardInterrupt
+
+    planned = [work.planned[0], replace(work.planned[1], run=killed), work.planned[2]]
+    with pytest.raises(KeyboardInterrupt):
+        work.steps(planned=planned).run(silent)
+    assert work.steps().pending() == ["c"]
+
+
+def test_changed_options_on_another_machine(work: Work) -> None:
+    """A step that is repeated for both reasons is discarded once."""
+    work.steps(planned=[*work.planned[:2], replace(work.planned[2], machine="Xeon")]).run(silent)
+    changed = [*work.planned[:2], replace(work.step("c", "b", settings={"size": 2}), machine="EPYC")]
+    assert work.steps(overwrite=True, planned=changed).pending() == ["c"]
+    counted = [*work.planned[:2], work.step("c", "b", settings={"size": 3})]  # measures no latency
+    assert work.steps(overwrite=True, planned=counted).pending() == ["c"]
+
+
+def test_an_error_names_the_step_and_its_command(work: Work) -> None:
+    def run(_progress: Any) -> None:
+        raise LonasEdgeError("out of memory; lower --micro-batch-size")
+
+    with pytest.raises(LonasEdgeError) as caught:
+        work.steps(planned=[replace(work.step("a"), run=run)]).run(silent)
+    assert str(caught.value).startswith("a: out of memory; lower --micro-batch-size")
+    assert str(caught.value).endswith("make a")
+
+
 def test_a_missing_output_is_made_again_only_if_something_needs_it(work: Work) -> None:
     work.steps().run(silent)
     (work.folder / "a").rmdir()

@@ -96,5 +96,15 @@ def test_held_out_data_that_leave_nothing(tmp_path: Path) -> None:
         split(data, few, 0, tmp_path / "out")
 
 
-def test_typical_lines_are_nearest_to_the_mean_length() -> None:
-    assert typical(["a" * 2, "b" * 10, "c" * 6, "", "d" * 7], 2) == ["c" * 6, "d" * 7]  # the mean is 6.25
+def test_typical_lines_are_nearest_to_the_median_length() -> None:
+    assert typical(["a" * 2, "b" * 1000, "c" * 6, "", "d" * 7, "e" * 8], 2) == ["d" * 7, "c" * 6]  # the median is 7
+
+
+def test_examples_with_other_line_separators_stay_one_line(tmp_path: Path) -> None:
+    """U+2028, U+2029 and U+0085 end a line for `str.splitlines`."""
+    rows = [{"instruction": f"a\u2028b\u2029c\u0085{number}", "output": "d"} for number in range(40)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    split(tmp_path / "data.json", None, 0, tmp_path / "parts")
+    lines = (tmp_path / "parts" / TRAIN).read_text().splitlines()
+    assert len(lines) == 24
+    assert all(json.loads(line)["instruction"].startswith("a\u2028b\u2029c\u0085") for line in lines)

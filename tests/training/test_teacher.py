@@ -57,6 +57,26 @@ def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids:
     assert (answers(tmp_path, llama, ids) - expected).abs().max() < 1e-4
 
 
+def test_an_adapter_on_another_base(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
+    """`model` wins over the base that the adapter names, which exists and has other weights."""
+    other = tmp_path / "other"
+    random_model("llama", seed=5).save_pretrained(other)
+    tokenizer().save_pretrained(other)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for path in llama.adapter.iterdir():
+        (adapter / path.name).write_bytes(path.read_bytes())
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
+    located = open_source(str(llama.base)).base
+    named, chosen = (
+        logits_of(open_teacher(str(adapter), located, model).load(torch.float32), ids) for model in (None, str(llama.base))
+    )
+    expected = logits_of(PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), ids)
+    assert (chosen - expected).abs().max() < 1e-4
+    assert (named - expected).abs().max() > 0.01
+
+
 def test_a_recovered_adapter_is_its_sub_network(
     llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor
 ) -> None:

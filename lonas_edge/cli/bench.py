@@ -48,7 +48,7 @@ class RunOptions(JsonOptions):
         panel="Advanced",
         minimum=1,
         maximum=_MOST_ROUNDS,
-        help="Measured rounds, at least 3 for each of up to 8 process starts; an interval needs at least 6.",
+        help="Measured rounds; an interval needs at least 6.",
     )
     objective: str = option(
         "tpot",

@@ -62,7 +62,7 @@ class SourceOptions(Checked):
     source: str = option(
         argument=True,
         path=True,
-        help="Super-adapter directory, PEFT adapter (with --model and --nncf-config) or base model; or a hub id (ID@REVISION).",
+        help="Super-adapter, LoRA adapter or base model: a directory or hub id (ID@REVISION).",
     )
     model: str | None = model_option()
     nncf_config: Path | None = search_space_option()

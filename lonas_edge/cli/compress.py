@@ -64,7 +64,7 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
 
 
 def _print(record: "CompressRecord", output: Path) -> None:
-    from lonas_edge.pipeline.report import network_table
+    from lonas_edge.pipeline.tables import network_table
 
     terminal = console()
     print_table(terminal, "", *network_table(record), turn=True)

@@ -19,7 +19,7 @@ _LONGEST_LABEL = 42  # characters
 _MOST_CANDIDATES, _MOST_STEPS, _MOST_SAMPLES = 600, 300, 800  # that are drawn in a figure
 _LARGEST = 1e30  # a larger loss is a training that diverged
 _SMALLEST_RANGE = 0.01  # nats of loss that an axis shows
-_COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs"}
+_COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs", "end-to-end": "end-to-end time"}
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 

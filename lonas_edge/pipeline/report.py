@@ -6,7 +6,6 @@ from pathlib import Path
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.tables import (
-    Table,
     conditions,
     explain,
     in_markdown,
@@ -17,19 +16,6 @@ from lonas_edge.pipeline.tables import (
 )
 from lonas_edge.pipeline.text import printable
 from lonas_edge.space.picture import lines
-
-__all__ = [
-    "HTML",
-    "MARKDOWN",
-    "PLOT",
-    "Table",
-    "comparison",
-    "markdown_table",
-    "network_table",
-    "summary",
-    "to_markdown",
-    "write_report",
-]
 
 MARKDOWN, PLOT, HTML = "report.md", "report.png", "report.html"
 

@@ -218,12 +218,12 @@ def cost_of(picks: Mapping[str, Pick]) -> str:
     """The cost that the search minimizes: the latency that a target bounds, else the size, else TPOT.
 
     Raises:
-        LonasEdgeError: If targets bound both TTFT and TPOT.
+        LonasEdgeError: If targets bound several latencies.
     """
     bounded = [pick.measure for pick in picks.values() if pick.measure in COSTS]
     timed = sorted({measure for measure in bounded if COSTS[measure].timed})
     if len(timed) > 1:
-        raise LonasEdgeError("--target bounds both ttft and tpot; one run searches for one of them. Run compress twice.")
+        raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
     return next(iter([*timed, *bounded]), "tpot")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lonas_edge.bench.variants import Case
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DEFAULT_FORMAT
+from lonas_edge.ir import END_TO_END
 
 if TYPE_CHECKING:
     from lonas_edge.families.tasks import Task
@@ -62,6 +63,7 @@ COSTS = {
     for cost in (
         Cost("tpot", "ms", "TPOT", timed=True, generates=True),
         Cost("ttft", "ms", "TTFT", timed=True, generates=True),
+        Cost(END_TO_END, "ms", "end-to-end time", timed=True, generates=True),
         Cost("latency", "ms", "latency", timed=True),
         Cost("macs", "MACs", "MACs", count=lambda sizes, _: sizes.macs),
         Cost("weights", "weights", "linear weights", count=lambda sizes, _: sizes.linear_weights),
@@ -94,4 +96,12 @@ def cost_function(name: str, source: "Source", settings: CostSettings, table: "L
 
     assert table is not None
     curves, kinds, canonical = table.curves, find_kinds(source), source.elasticity.canonical
-    return lambda chosen: predict(curves, name, kinds, canonical(chosen))
+    if name != END_TO_END:
+        return lambda chosen: predict(curves, name, kinds, canonical(chosen))
+    first, further = (cost_function(metric, source, settings, table) for metric in settings.metrics)
+    return lambda chosen: end_to_end(first(chosen), further(chosen), settings.new_tokens)
+
+
+def end_to_end(ttft: float, tpot: float, new_tokens: int) -> float:
+    """Return the time of a whole answer: the first token, and the others."""
+    return ttft + (new_tokens - 1) * tpot

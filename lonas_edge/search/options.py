@@ -23,7 +23,7 @@ class SearchOptions(Checked):
     cost: str | None = option(
         None,
         choices=tuple(COSTS),
-        help="Latency per output token, to the first token or of a classifier; MACs, weights or bytes.",
+        help="Latency per output token, to first token, of a whole answer or of a classifier; MACs, weights or bytes.",
         unset="tpot; latency for a classifier",
     )
     evals: int = option(80, minimum=LEAST_EVALS, help="Number of networks to evaluate.")

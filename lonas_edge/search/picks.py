@@ -8,7 +8,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, front
 
-_FORM = re.compile(r"\s*([a-z]+)\s*(<=|>=)\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*(<=|>=)\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
 Value = Callable[[Evaluation], float]  # of one measure
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 from lonas_edge.bench.variants import Case
 from lonas_edge.files import replace_text
-from lonas_edge.search.cost import COSTS
+from lonas_edge.ir import END_TO_END
+from lonas_edge.search.cost import COSTS, end_to_end
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord
 
 CSV, PROGRESSION, FRONT = "search_progression.csv", "search_progression.png", "front.png"
 Table = tuple[str, list[str], list[list[str]]]  # title, headings, rows
 
-_TIMES = tuple(name for name, cost in COSTS.items() if cost.timed)
+_TIMES = tuple(name for name, cost in COSTS.items() if cost.timed and name != END_TO_END)
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 _HEAT = "▁▂▃▄▅▆▇█"
 _ORDERS_OF_MAGNITUDE = 3  # that the heat lines distinguish
@@ -160,9 +161,16 @@ def _draw_measured(record: SearchRecord, axis: Any, scale: _Axis) -> None:
         return
     for position, network in enumerate(record.measured):
         evaluation = record.evaluations[network.evaluation]
-        ends = [scale(evaluation.cost), scale(getattr(network, record.cost))]
+        ends = [scale(evaluation.cost), scale(_measured_cost(network, record))]
         axis.plot(ends, [evaluation.quality] * 2, color="tab:red", linewidth=1, alpha=0.6, zorder=2)
         axis.plot(ends[1], evaluation.quality, "x", color="tab:red", zorder=5, label="measured" if position == 0 else None)
+
+
+def _measured_cost(network: Measured, record: SearchRecord) -> float:
+    if record.cost == END_TO_END:
+        assert network.ttft is not None and network.tpot is not None
+        return end_to_end(network.ttft, network.tpot, record.settings["new_tokens"])
+    return float(getattr(network, record.cost))
 
 
 def _finish(axis: Any) -> None:

@@ -445,7 +445,7 @@ def test_refused_targets(refused: Callable[..., str]) -> None:
     assert "Invalid --target" in error
     for text in ("does not measure watts", "tpot takes <=", "does not measure latency"):
         assert text in error
-    assert "both ttft and tpot" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
+    assert "bounds tpot and ttft; one run" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
 
 
 def test_targets_that_are_the_same_bound(refused: Callable[..., str]) -> None:

@@ -20,8 +20,8 @@ from compress_records import FIRST, HOSTILE, RIGHT_TO_LEFT, compressed, hostile,
 from markdown_it import MarkdownIt
 
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Sample, Step
-from lonas_edge.pipeline.report import network_table, summary, to_markdown, write_report
-from lonas_edge.pipeline.tables import conditions, duration, in_markdown, show
+from lonas_edge.pipeline.report import to_markdown, write_report
+from lonas_edge.pipeline.tables import conditions, duration, in_markdown, network_table, show, summary
 from lonas_edge.pipeline.text import printable
 from lonas_edge.space.picture import Part
 

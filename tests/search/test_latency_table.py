@@ -54,7 +54,7 @@ class Messages(list[str]):
 def test_latencies_add_up(llama: TinySource, device: Device, settings: CostSettings) -> None:
     opened, maximal = llama.opened(), [values[0] for values in llama.groups()]
     table = open_table(opened, settings)
-    costs = {metric: cost_function(metric, opened, settings, table) for metric in ("ttft", "tpot")}
+    costs = {metric: cost_function(metric, opened, settings, table) for metric in ("ttft", "tpot", "end-to-end")}
     assert [sorted(widths, reverse=True)[:LAYERS] for widths, _, _ in device.exported] == [[w] * LAYERS for w in (128, 96, 64)]
     assert all(width in (8, 128, 96, 64) for widths, _, _ in device.exported for width in widths), "ranks at their widest"
     assert len(device.runs) == 1 and len(device.runs[0]) == 3, "one run, for both metrics"
@@ -65,6 +65,7 @@ def test_latencies_add_up(llama: TinySource, device: Device, settings: CostSetti
             network[index] = width
         assert costs["ttft"](network) == pytest.approx(1e3 * seconds(chosen))
         assert costs["tpot"](network) == pytest.approx(1e2 * seconds(chosen))
+        assert costs["end-to-end"](network) == pytest.approx((1e3 + 7 * 1e2) * seconds(chosen)), "8 tokens, 7 after the first"
 
 
 @pytest.mark.parametrize(("weight_format", "cached"), [("fp16", "f16"), ("int8", "u8")])

@@ -21,12 +21,13 @@ VALUES = {"kl": lambda evaluation: evaluation.quality, "macs": lambda evaluation
     [
         ("macs<=1.43e12", Pick("macs<=1.43e12", "macs", 1.43e12)),
         (" tpot <= 0.85x ", Pick("tpot <= 0.85x", "tpot", 0.85, True)),
+        ("end-to-end<=0.7x", Pick("end-to-end<=0.7x", "end-to-end", 0.7, True)),
         ("KL<=.05", Pick("KL<=.05", "kl", 0.05)),
         ("accuracy>=45", Pick("accuracy>=45", "accuracy", 45, at_least=True)),
     ],
 )
 def test_parsed(text: str, expected: Pick) -> None:
-    assert parse_picks([text], ["macs", "tpot", "kl", "accuracy"]) == [expected]
+    assert parse_picks([text], ["macs", "tpot", "end-to-end", "kl", "accuracy"]) == [expected]
 
 
 def test_all_problems_are_listed() -> None:

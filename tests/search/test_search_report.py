@@ -51,6 +51,18 @@ def test_labels_of_the_front() -> None:
     assert drawn(made_up(40, "macs"))[1] == "MACs (GMACs)" and "maximal: 36.6 GMACs, 0 nats" in drawn(made_up(40, "macs"))
 
 
+def test_measured_end_to_end_times() -> None:
+    """TTFT and 63 more tokens, in the table and as the end of the line of each measured network."""
+    made = made_up(40, "latency")
+    record = replace(made, cost="end-to-end", units={"kl": "nats", "end-to-end": "ms"})
+    record = replace(record, measured=(Measured("heuristic", 1, 100.0, 5.0, 90.0, 4.0),))
+    [lines] = [line.get_xdata() for line in report._front(record).axes[0].lines if line.get_marker() == "x"]
+    assert list(lines) == [100.0 + 63 * 5.0]
+    [(_, headings, rows), _] = report.tables(record)
+    assert headings[2] == "end-to-end time, ms"
+    assert next(row for row in rows if row[0] == "heuristic")[-2:] == ["5.00 (1.25 x)", "100.00 (1.11 x)"]
+
+
 def test_one_broken_network_does_not_flatten_the_front() -> None:
     record = made_up(40)
     far = replace(record.evaluations[20], quality=50.0)

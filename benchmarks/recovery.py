@@ -2,6 +2,7 @@
 
     python benchmarks/recovery.py models/smollm2-135m --datasets DIR --work DIR --output benchmarks/results/recovery.json
     python benchmarks/recovery.py --plot benchmarks/results/recovery.json docs/images/recovery.png
+    python benchmarks/recovery.py --plot-losses benchmarks/results/recovery_long.json docs/images/recovery_losses.png
 
 For each seed, LoRA is trained for several numbers of steps. The one with the lowest held-out loss is the baseline and the
 teacher; `optimum-cli` stores it in INT8 and INT4. A search removes attention blocks from it, one after the other. Each network
@@ -70,14 +71,14 @@ class Study:
             return self.lora
         command = ["--from", self.lora, "--teacher", self.lora, *self.options, "--steps", self.arguments.steps]
         command += ["--nncf-config", self.space, "--subnet", self.subnetworks[removed]] if removed else []
-        command += ["--weight-format", FORMATS[name]] if name == "int4" else []
+        command += ["--weight-format", FORMATS[name], "--ratio", self.arguments.ratio] if name == "int4" else []
         return trained(self.work / f"recovered-{removed}-{name}", *command)
 
     def networks(self) -> dict[str, Path]:
         """All IRs by name."""
         options = ["--subnet", "maximal", "--stage", "checkpoint", "--dtype", "fp32"]
         merged = exported(self.work / "merged", self.lora, *options)
-        irs = {f"optimum-{name}": optimum_ir(name, merged, self.data, self.work) for name in FORMATS}
+        irs = {f"optimum-{name}": optimum_ir(name, merged, self.data, self.work) for name in self.arguments.optimum}
         for removed in self.arguments.removed:
             for name in self.arguments.formats:
                 output = self.work / f"ir-{removed}-{name}"
@@ -108,37 +109,75 @@ def measured(arguments: argparse.Namespace, studies: dict[int, Study]) -> dict[s
     first = next(iter(studies.values()))
     irs = {seed: study.networks() for seed, study in studies.items()}
     seeds = [evaluated(irs[seed], study.work / "eval", arguments.datasets, arguments.limit) for seed, study in studies.items()]
-    times = timed(irs[first.seed], first.work / "bench", arguments.rounds)
+    folder = first.work / "bench"
+    times = {length: timed(irs[first.seed], folder / str(length), arguments.rounds, length) for length in arguments.prompt_len}
     means = {name: over_seeds([accuracy[name] for accuracy in seeds]) for name in seeds[0]}
     rows: dict[str, dict[str, Any]] = {}
     for name, mean in means.items():
         points = difference(mean, means[BASELINE])
-        row = {
+        rows[name] = {
             "accuracy": [round(average(accuracy[name]), 2) for accuracy in seeds],
             "difference": [round(points["points"], 2), round(points["half_width_95"], 2)],
-            **times[name],
-            "tpot_ratio": round(times[name]["tpot_ms"] / times[BASELINE]["tpot_ms"], 3),
-            "ttft_ratio": round(times[name]["ttft_ms"] / times[BASELINE]["ttft_ms"], 3),
+            "latency": {length: of_baseline(rows[name], rows[BASELINE]) for length, rows in times.items()},
         }
-        rows[name] = row
-        shown = f"{row['difference'][0]:+.2f} ± {row['difference'][1]:.2f}"
-        print(f"{name:20} {shown:16} TPOT {row['tpot_ratio']:.2f}x, TTFT {row['ttft_ratio']:.2f}x")
+        shown = f"{points['points']:+.2f} ± {points['half_width_95']:.2f}"
+        ratios = [
+            f"{length} tokens: TPOT {row['tpot_ratio']:.2f}x, TTFT {row['ttft_ratio']:.2f}x"
+            for length, row in rows[name]["latency"].items()
+        ]
+        print(f"{name:20} {shown:16} {'; '.join(ratios)}")
     return rows
 
 
-def plot(result: dict[str, Any], image: Path) -> None:
-    """Plot the difference in accuracy over TPOT: a curve over the removed blocks for each format, and optimum's files."""
+def of_baseline(times: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """Add the ratios of the medians to the baseline's."""
+    return {**times, **{f"{name}_ratio": round(times[f"{name}_ms"] / baseline[f"{name}_ms"], 3) for name in ("tpot", "ttft")}}
+
+
+def plot_losses(result: dict[str, Any], image: Path) -> None:
+    """Plot the held-out loss of the recoveries over their training tokens, next to that of the LoRA."""
+    figure, axes = figure_of(result)
+    for (seed, trainings), color in zip(result["trainings"].items(), ("tab:blue", "tab:orange", "tab:green"), strict=False):
+        recovered = {name: training for name, training in trainings.items() if name.startswith("recovered")}
+        lora = min(training["held_out_loss"][-1][1] for name, training in trainings.items() if name.startswith("lora"))
+        axes.axhline(lora, color=color, linewidth=0.9, linestyle="--", label=f"LoRA, seed {seed}")
+        for name, training in recovered.items():
+            tokens = [step * training["tokens"] / training["steps"] / 1000 for step, _ in training["held_out_loss"]]
+            _, removed, form = name.split("-")
+            label = f"{removed} removed, {form.upper()}, seed {seed}"
+            axes.plot(tokens, [loss for _, loss in training["held_out_loss"]], "o-", color=color, markersize=3, label=label)
+    axes.set_xlabel("training tokens of the recovery, thousands")
+    axes.set_ylabel("held-out loss, nats per token")
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(image, dpi=120)
+
+
+def figure_of(result: dict[str, Any]) -> tuple[Any, Any]:
+    """Return an empty figure with the result's title."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(result["title"], fontsize="medium")
+    return figure, axes
+
+
+def plot(result: dict[str, Any], image: Path) -> None:
+    """Plot the difference in accuracy over TPOT: a curve over the removed blocks for each format, and optimum's files."""
+    figure, axes = figure_of(result)
     curves = {"lonas-edge INT8": (", int8", "o-", "tab:blue"), "lonas-edge INT4": (", int4", "s-", "tab:green")}
     curves |= {"optimum-cli INT8": ("optimum-int8", "D", "dimgray"), "optimum-cli INT4": ("optimum-int4", "^", "dimgray")}
+    curves |= {"optimum-intel INT4, GPTQ": ("optimum-int4-gptq", "v", "dimgray")}
     for label, (end, style, color) in curves.items():
         rows = {name: row for name, row in result["networks"].items() if name.endswith(end)}
-        x, y = [row["tpot_ms"] for row in rows.values()], [row["difference"][0] for row in rows.values()]
+        if not rows:
+            continue
+        x = [next(iter(row["latency"].values()))["tpot_ms"] for row in rows.values()]
+        y = [row["difference"][0] for row in rows.values()]
         half = [row["difference"][1] for row in rows.values()]
         axes.errorbar(x, y, yerr=half, fmt=style, color=color, elinewidth=0.6, capsize=2, label=label)
         for name, *place in zip(rows, x, y, strict=True):
@@ -148,15 +187,16 @@ def plot(result: dict[str, Any], image: Path) -> None:
     axes.set_xlabel("TPOT, ms (lower is better); numbers: removed attention blocks of 30")
     axes.set_ylabel("accuracy, points from optimum-cli INT8")
     axes.axhline(0, color="dimgray", linewidth=0.6)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
-    axes.set_title(result["title"], fontsize="medium")
     figure.savefig(image, dpi=120)
 
 
 def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def parse() -> argparse.Namespace:
@@ -168,25 +208,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=[1, 2])
     parser.add_argument("--lora-steps", type=numbers, default=[386, 540])
     parser.add_argument("--removed", type=numbers, default=[0, 6, 10, 14, 18], help="numbers of removed attention blocks")
-    parser.add_argument("--formats", type=lambda text: text.split(","), default=list(FORMATS), help="of the recovered networks")
+    parser.add_argument("--formats", type=names, default=list(FORMATS), help="of the recovered networks")
+    parser.add_argument("--optimum", type=names, default=list(FORMATS), help="formats of optimum's files, as of plane.py")
     parser.add_argument("--evals", type=int, default=100, help="evaluations of the search")
     parser.add_argument("--steps", type=int, default=240, help="steps of a recovery")
+    parser.add_argument("--ratio", type=float, default=0.8, help="share of the weights in INT4, in INT4 networks")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="questions of each test set; default: all")
+    parser.add_argument("--prompt-len", type=numbers, default=[256], help="prompt tokens of the latencies")
     parser.add_argument("--rounds", type=int, default=18)
     parser.add_argument("--only", choices=["lora", "networks"], help="stop after these trainings")
-    parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot a result and stop")
+    parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot accuracy over TPOT and stop")
+    parser.add_argument("--plot-losses", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot held-out losses and stop")
     arguments = parser.parse_args()
-    if not arguments.plot and not all((arguments.base, arguments.datasets, arguments.work)):
+    plots = arguments.plot or arguments.plot_losses
+    if not plots and not all((arguments.base, arguments.datasets, arguments.work)):
         parser.error("BASE, --datasets and --work are required")
     return arguments
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.plot:
-        plot(json.loads(arguments.plot[0].read_text()), arguments.plot[1])
+    if arguments.plot or arguments.plot_losses:
+        for function, paths in ((plot, arguments.plot), (plot_losses, arguments.plot_losses)):
+            if paths:
+                function(json.loads(paths[0].read_text()), paths[1])
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     studies = {seed: Study(arguments, seed) for seed in arguments.seeds}
@@ -199,7 +246,7 @@ def main() -> None:
     if arguments.only:
         return
     networks, machine = measured(arguments, studies), conditions()
-    paths = ("base", "datasets", "work", "output", "plot", "only")
+    paths = ("base", "datasets", "work", "output", "plot", "plot_losses", "only")
     report = {
         "title": f"{arguments.base.name} on {machine['processors']} cores of an {machine['processor']}",
         "conditions": machine,

@@ -37,22 +37,41 @@ def split_data(datasets: Path, work: Path) -> tuple[Path, Path]:
     """Write the training data, whose answers are the texts of the options, and held-out examples of it."""
     train, held_out = work / "train.json", work / "held_out.json"
     if not held_out.exists():
-        kept: list[dict[str, str]] = []
-        held: list[dict[str, str]] = []
-        for task, count in TRAINING_EXAMPLES.items():
-            samples = json.loads((datasets / task / "train.json").read_text())
-            examples = [_example(row) for row in PROTOCOLS["option-text"].documents(samples, task, "question")]
-            random.Random(f"held out/{task}").shuffle(examples)
-            held += examples[:HELD_OUT]
-            kept += examples[HELD_OUT:][:count]
-        train.write_text(json.dumps(kept))
-        held_out.write_text(json.dumps(held))
+        kept, held = _documents(datasets)
+        train.write_text(json.dumps([_example(document, document["label"]) for document in kept]))
+        held_out.write_text(json.dumps([_example(document, document["label"]) for document in held]))
     return train, held_out
 
 
-def _example(document: dict[str, Any]) -> dict[str, str]:
+def wrong_options(datasets: Path, work: Path) -> Path:
+    """Write the training questions, each with one of its wrong options: texts to distill, not to learn."""
+    path = work / "wrong_options.json"
+    if not path.exists():
+        draw = random.Random("wrong options")
+        rows = []
+        for document in _documents(datasets)[0]:
+            others = [index for index in range(len(document["choices"])) if index != document["label"]]
+            rows.append(_example(document, draw.choice(others)))
+        path.write_text(json.dumps(rows))
+    return path
+
+
+def _documents(datasets: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The questions of the training and the held-out ones."""
+    kept: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
+    for task, count in TRAINING_EXAMPLES.items():
+        samples = json.loads((datasets / task / "train.json").read_text())
+        documents = list(PROTOCOLS["option-text"].documents(samples, task, "question"))
+        random.Random(f"held out/{task}").shuffle(documents)
+        held += documents[:HELD_OUT]
+        kept += documents[HELD_OUT:][:count]
+    return kept, held
+
+
+def _example(document: dict[str, Any], option: int) -> dict[str, str]:
     question = document["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    return {"instruction": question, "input": "", "output": document["choices"][document["label"]]}
+    return {"instruction": question, "input": "", "output": document["choices"][option]}
 
 
 def trained(output: Path, *options: object) -> Path:
@@ -89,7 +108,7 @@ def evaluated(networks: dict[str, Path], output: Path, datasets: Path, limit: in
     return accuracy
 
 
-def timed(networks: dict[str, Path], output: Path, rounds: int = 12) -> dict[str, dict[str, Any]]:
+def timed(networks: dict[str, Path], output: Path, rounds: int = 12, prompt_len: int = 256) -> dict[str, dict[str, Any]]:
     """Measure TTFT and TPOT of exported networks, interleaved in one run; ratios are subject / other.
 
     The subject is the first network that lonas-edge wrote; `bench` opens no other one as its EXPORTED.
@@ -97,7 +116,8 @@ def timed(networks: dict[str, Path], output: Path, rounds: int = 12) -> dict[str
     subject = next(name for name, folder in networks.items() if (folder / "lonas_edge.json").exists())
     names = [subject, *(name for name in networks if name != subject)]
     if not output.exists():
-        settings = ["--rounds", rounds, "--output", output]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings = ["--rounds", rounds, "--prompt-len", prompt_len, "--output", output]
         lonas_edge(
             "bench", networks[subject], "--arms", ",".join(["subnet", *(str(networks[name]) for name in names[1:])]), *settings
         )

@@ -37,41 +37,22 @@ def split_data(datasets: Path, work: Path) -> tuple[Path, Path]:
     """Write the training data, whose answers are the texts of the options, and held-out examples of it."""
     train, held_out = work / "train.json", work / "held_out.json"
     if not held_out.exists():
-        kept, held = _documents(datasets)
-        train.write_text(json.dumps([_example(document, document["label"]) for document in kept]))
-        held_out.write_text(json.dumps([_example(document, document["label"]) for document in held]))
+        kept: list[dict[str, str]] = []
+        held: list[dict[str, str]] = []
+        for task, count in TRAINING_EXAMPLES.items():
+            samples = json.loads((datasets / task / "train.json").read_text())
+            examples = [_example(row) for row in PROTOCOLS["option-text"].documents(samples, task, "question")]
+            random.Random(f"held out/{task}").shuffle(examples)
+            held += examples[:HELD_OUT]
+            kept += examples[HELD_OUT:][:count]
+        train.write_text(json.dumps(kept))
+        held_out.write_text(json.dumps(held))
     return train, held_out
 
 
-def wrong_options(datasets: Path, work: Path) -> Path:
-    """Write the training questions, each with one of its wrong options: texts to distill, not to learn."""
-    path = work / "wrong_options.json"
-    if not path.exists():
-        draw = random.Random("wrong options")
-        rows = []
-        for document in _documents(datasets)[0]:
-            others = [index for index in range(len(document["choices"])) if index != document["label"]]
-            rows.append(_example(document, draw.choice(others)))
-        path.write_text(json.dumps(rows))
-    return path
-
-
-def _documents(datasets: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The questions of the training and the held-out ones."""
-    kept: list[dict[str, Any]] = []
-    held: list[dict[str, Any]] = []
-    for task, count in TRAINING_EXAMPLES.items():
-        samples = json.loads((datasets / task / "train.json").read_text())
-        documents = list(PROTOCOLS["option-text"].documents(samples, task, "question"))
-        random.Random(f"held out/{task}").shuffle(documents)
-        held += documents[:HELD_OUT]
-        kept += documents[HELD_OUT:][:count]
-    return kept, held
-
-
-def _example(document: dict[str, Any], option: int) -> dict[str, str]:
+def _example(document: dict[str, Any]) -> dict[str, str]:
     question = document["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    return {"instruction": question, "input": "", "output": document["choices"][option]}
+    return {"instruction": question, "input": "", "output": document["choices"][document["label"]]}
 
 
 def trained(output: Path, *options: object) -> Path:

@@ -1,0 +1,127 @@
+"""The tutorials, copied and pasted: their commands and Python code run as they are printed, in a directory of their own.
+
+The models that they name are directories there: a small random model with SmolLM2's tokenizer.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_RUN = (
+    "pip ",
+    "docker ",
+    "curl ",
+    "llama-server ",
+    "lonas-edge export SUPER_ADAPTER",
+    "lonas-edge push DIR owner/name --private",
+)
+
+
+def page(name: str) -> tuple[str, str]:
+    """The shell commands and the Python code of a tutorial."""
+    blocks = FENCE.findall((ROOT / f"docs/tutorials/{name}.md").read_text())
+    shell = re.sub(r"\\\n\s*", " ", "".join(code for language, code in blocks if language == "sh"))
+    lines = [line for line in shell.splitlines() if line and not line.startswith((*NOT_RUN, " "))]
+    return "\n".join(lines), "".join(code for language, code in blocks if language == "python")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with the tokenizer and chat template of SmolLM2-135M-Instruct."""
+    folder = tmp_path_factory.mktemp("tutorials")
+    original = ROOT / "models/smollm2-135m"
+    if not (original / "tokenizer.json").exists():
+        original = folder / "original"
+        subprocess.run([sys.executable, ROOT / "scripts/smollm2.py", original], check=True, capture_output=True)
+    data, tokens = folder / "orders.jsonl", folder / "tokens"  # fewer tokens: less to compute, and more than the tutorials keep
+    subprocess.run([sys.executable, ROOT / "scripts/orders.py", data, "--examples", "240"], check=True, capture_output=True)
+    trim = [sys.executable, "-m", "lonas_edge", "trim", original, "--data", data, "--size", "16640", "--output", tokens]
+    subprocess.run([*map(str, trim)], check=True, capture_output=True)
+    tokenizer = AutoTokenizer.from_pretrained(tokens)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=192, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, max_position_embeddings=2048,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture
+def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the files and models that the tutorials name."""
+    (tmp_path / "HuggingFaceTB").mkdir()
+    for name in ("HuggingFaceTB/SmolLM2-135M-Instruct", "BASE"):
+        (tmp_path / name).symlink_to(base)
+    (tmp_path / "chat.jsonl").symlink_to(base.parent / "orders.jsonl")
+    bin_folder = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(name: str) -> str:
+    """Run a tutorial; return what its commands print."""
+    shell, python = page(name)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shell], input="Hello\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    if python:
+        Path("code.py").write_text(python)
+        code = subprocess.run([sys.executable, "code.py"], capture_output=True, text=True, check=False)
+        assert code.returncode == 0, f"{code.stdout}\n{code.stderr}"
+        return done.stdout + code.stdout
+    return done.stdout
+
+
+def test_your_model(place: Path) -> None:
+    printed = run("your-model")
+    assert (place / "small/report.html").stat().st_size > 10_000
+    assert "optimum-cli" in printed
+    assert "tpot" not in printed.splitlines()[-1]  # the networks' names and figures, from Python
+    assert len(printed.splitlines()[-1].split()) >= 3
+
+
+def test_the_steps_one_by_one(place: Path) -> None:
+    run("steps")
+    assert len((place / "held_out.jsonl").read_text().splitlines()) == 100
+    assert (place / "model/openvino_model.bin").stat().st_size < (place / "base-16k/model.safetensors").stat().st_size / 3
+
+
+def test_your_adapter(place: Path) -> None:
+    adapter()
+    run("your-adapter")
+    for model in ("small/model", "model-int8"):
+        assert (place / model / "openvino_model.xml").exists()
+
+
+def test_serve(place: Path) -> None:
+    adapter()
+    export = [sys.executable, "-m", "lonas_edge", "export", "my-lora", "--model", "BASE", "--output", "DIR"]
+    subprocess.run(export, check=True, capture_output=True)
+    assert "owner/name" in run("serve")
+
+
+def adapter() -> None:
+    """A LoRA adapter as PEFT makes it by default: q_proj and v_proj."""
+    torch.manual_seed(1)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("BASE"), peft.LoraConfig(r=16, task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    model.save_pretrained("my-lora")

@@ -96,7 +96,8 @@ class HeldOutPrompts(HeldOut):
         return [_characters(example, self.prompting.template) for example in chosen]
 
     def fitting(self, tokenizer: Any) -> int:
-        return len(encode(self.examples, self.prompting, tokenizer, MAX_LENGTH))
+        pieces = encode(self.examples, self.prompting, tokenizer, MAX_LENGTH)  # a long text has several
+        return min(len(self.examples), len(pieces))
 
     def batches(self, tokenizer: Any) -> "list[Batch]":
         """Tokenize prompts; the positions that count are those that training learns."""

@@ -215,9 +215,8 @@ class Plan:
         lengths = ["--prompt-len", settings.prompt_len, "--new-tokens", settings.new_tokens] if timed else []
         command = command_line(
             "search", places.lora, "--model", places.student, "--nncf-config", places.space, "--data", options.data,
-            "--cost", options.cost,
-            "--evals", options.evals, "--num-prompts", options.num_prompts, "--prompt", options.prompt,
-            "--weight-format", settings.weight_format, *lengths, "--seed", options.seed, *picked,
+            "--cost", options.cost, "--evals", options.evals, "--num-prompts", options.num_prompts,
+            "--prompt", options.prompt, "--weight-format", settings.weight_format, *lengths, "--seed", options.seed, *picked,
             "--no-measure", "--output", options.output,
         )  # fmt: skip
         known = {"cost": options.cost, "evals": options.evals, "prompts": options.num_prompts, "seed": options.seed}

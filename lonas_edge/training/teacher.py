@@ -38,13 +38,13 @@ def open_teacher(reference: str, base: Located, model: str | None = None) -> Tea
     Args:
         reference: An exported checkpoint, an adapter or a model.
         base: The base of the training.
-        model: The base of an adapter; by default the one that it names.
+        model: The base, if the reference is an adapter; by default the one that it names.
     """
     folder = Path(reference)
     if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
         teacher, described = _exported(folder), folder
     else:
-        source = open_source(reference, model) if model and (folder / CONFIG).is_file() else _opened(reference, base)
+        source = open_source(reference, model) if model else _opened(reference, base)
         teacher, described = _of_source(source, base), source.base.folder
     if described.resolve() == base.folder.resolve():
         return teacher

@@ -290,6 +290,17 @@ def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, 
         compress_model(reference, options)
 
 
+def test_texts_of_several_pieces(llama: TinySource, tmp_path: Path, quick: None) -> None:
+    """16 held-out texts, each longer than a prompt may be: 16 prompts, not one for each piece."""
+    rows = [{"text": f"Sentence number {n}. " * 150} for n in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = CompressOptions(data=tmp_path / "data.jsonl", output=tmp_path / "out", dry_run=True, target=("weights<=0.95x",))
+    shown: list[str] = []
+    compress_model(Reference(str(llama.base)), options, announce=lambda steps, _: shown.extend(step.command for step in steps))
+    [command] = [command for command in shown if " search " in command]
+    assert "--num-prompts 16 " in command
+
+
 def test_continues_after_an_interruption(
     finished: Finished, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

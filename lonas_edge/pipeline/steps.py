@@ -1,6 +1,7 @@
 """Bookkeeping of the steps: which are finished, with what settings, and which a change of options affects."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
 
 STEPS = "steps.json"
+_OPTION = re.compile(r"(?<!\S)--[a-z]")
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,7 @@ class Steps:
             except LonasEdgeError as error:
                 if isinstance(error.__cause__, KeyboardInterrupt):
                     raise KeyboardInterrupt from error
-                raise LonasEdgeError(
-                    f"{name}: {error}\nOptions in this message are those of the step's command:\n{step.command}"
-                ) from error
+                raise LonasEdgeError(f"{name}: {error}{_options_of(step, str(error))}") from error
             finally:
                 self._store(name, seconds + self._clock() - start)
             progress(f"{number}/{len(pending)} {name}: {duration(self.states[name].seconds)}\n{name}", None)
@@ -194,6 +194,11 @@ class Steps:
 
     def _write(self) -> None:
         StepsRecord(self.states, self.estimates).write(self.folder / STEPS)
+
+
+def _options_of(step: PlannedStep, message: str) -> str:
+    """Say whose options an error names: `compress` has fewer than the command of the step."""
+    return f"\nOptions in this message are those of the step's command:\n{step.command}" if _OPTION.search(message) else ""
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,6 +176,4 @@ def check_picks(plan: SearchPlan, costs: Mapping[str, Cost]) -> None:
         least, largest = cost(known["minimal"]), cost(known["maximal"])
         if not pick.meets(least, largest):
             figure = f"{least / largest:.3g}x" if pick.relative else f"{least:.6g}"
-            raise LonasEdgeError(
-                f"--pick {pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound."
-            )
+            raise LonasEdgeError(f"{pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound.")

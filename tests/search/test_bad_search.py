@@ -78,7 +78,7 @@ def test_another_program_s_study(command: Callable, refused: Callable, tmp_path:
 
 
 def test_a_pick_that_no_network_can_meet(command: Callable, refused: Callable) -> None:
-    has(refused(command("--pick", "bytes<=10")), "--pick bytes<=10: the smallest network has bytes", "Relax the bound")
+    has(refused(command("--pick", "bytes<=10")), "bytes<=10: the smallest network has bytes", "Relax the bound")
     has(refused(command("--pick", "macs<=0.1x")), "the smallest network has macs 0.", "x.")
 
 

@@ -1,5 +1,6 @@
 """The model card of a super-adapter, the README.md in its directory."""
 
+from lonas_edge.data.glue import TASKS
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.network.training_record import Recovered, TrainingRecord
 
@@ -22,7 +23,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     lines += [f"# {_kind(recovered, lonas)} for {base.name}", "", _training(record), ""]
     lines += [_recovery(recovered, lonas), ""] if recovered else []
     if record.teacher:
-        lines += [f"The loss is the KL divergence from the frozen teacher `{record.teacher.name}`, over all tokens.", ""]
+        lines += [f"The loss is the {_distance(record.task)} from the frozen teacher `{record.teacher.name}`.", ""]
     if stored:
         lines += [
             f"It was trained for `{stored}{head}` (quantization-aware training). Export it so, without calibration.",
@@ -33,6 +34,12 @@ def super_adapter_card(record: TrainingRecord) -> str:
     if prompt:
         lines += ["Its prompt:", "", "```", prompt.without_input + prompt.response, "```", ""]
     return "\n".join(lines)
+
+
+def _distance(task: str | None) -> str:
+    if task is None:
+        return "KL divergence, over all tokens,"
+    return "squared distance" if TASKS[task].regression else "KL divergence, over the classes,"
 
 
 def _kind(recovered: Recovered | None, lonas: bool) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
@@ -21,7 +22,7 @@ from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork, is_name, select
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.teacher import Teacher, open_teacher
+from lonas_edge.training.teacher import Teacher, open_teacher, outputs_of
 from lonas_edge.training.training_data import Files, TrainingData, read_training_data
 
 
@@ -114,17 +115,20 @@ def open_recovery(
             f"{source.folder}: is a base model, but --from takes a LoRA adapter. Use --model for a base model."
         )
     read.check(source)
-    _refuse_other_parameters(source.adapter_config)
+    _refuse_other_parameters(source.adapter_config, source.architecture)
     read_generation_config(source.base.folder)
     space = (nncf_config or source.adapter.folder / SEARCH_SPACE) if source.space.groups else None
     return Inputs(source.base, source.elasticity, space, read, Start(source, source.select(subnet)))
 
 
-def _refuse_other_parameters(config: AdapterConfig) -> None:
-    values = {name: getattr(config.lora, name) for name in ("bias", "lora_bias", "modules_to_save")}
-    others = [f"{name} = {value!r}" for name, value in values.items() if value not in ("none", False, None, [])]
+def _refuse_other_parameters(config: AdapterConfig, architecture: Architecture) -> None:
+    """Refuse parameters besides LoRA factors and the head of a classifier."""
+    heads = SEQ_CLS_HEAD_NAMES if architecture.family.task.new_head else []
+    values = {name: getattr(config.lora, name) for name in ("bias", "lora_bias")}
+    values["modules_to_save"] = [name for name in config.lora.modules_to_save or () if name not in heads]
+    others = [f"{name} = {value!r}" for name, value in values.items() if value not in ("none", False, [])]
     raise_all(
-        f"{config.path}: --from trains LoRA factors only, but this adapter has more:",
+        f"{config.path}: --from trains LoRA factors and the head of a classifier, but this adapter has more:",
         others,
         "Export it as it is, or train a new adapter.",
     )
@@ -153,8 +157,21 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
 
 def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> Inputs:
     """Add a frozen teacher; its weights are not read yet. `model` is the base of an adapter, by default the one it names."""
-    inputs.architecture.require(CAUSAL_LM, "--teacher")
-    return replace(inputs, teacher=open_teacher(reference, inputs.base, model))
+    teacher = open_teacher(reference, inputs.base, model)
+    _check_outputs(teacher, inputs.architecture)
+    return replace(inputs, teacher=teacher)
+
+
+def _check_outputs(teacher: Teacher, student: Architecture) -> None:
+    """Refuse a teacher of another task or with another head."""
+    task, theirs, ours = student.family.task, teacher.outputs, outputs_of(student.config, student.family.task)
+    if teacher.task is not task:
+        raise LonasEdgeError(f"{teacher.folder}: is a {teacher.task.name} and cannot teach a {task.name}.")
+    if theirs != ours:
+        raise LonasEdgeError(
+            f"{teacher.folder}: cannot teach this training; its head has the outputs {', '.join(theirs)}, and that of the "
+            f"training {', '.join(ours)}. Use a teacher that was trained on the same task."
+        )
 
 
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
+from lonas_edge.families import CAUSAL_LM, Task, family_of
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -30,6 +31,8 @@ class Teacher:
     folder: Path  # its directory
     files: tuple[Path, ...]  # its files, without those of the base that is trained on
     load: Callable[[torch.dtype], PreTrainedModel]  # reads its weights, in a dtype
+    task: Task
+    outputs: tuple[str, ...]  # names of a classifier's outputs; none of a causal language model
 
 
 def open_teacher(reference: str, base: Located, model: str | None = None) -> Teacher:
@@ -85,7 +88,11 @@ def _exported(folder: Path) -> Teacher:
         )
     raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
     files = (folder / "config.json", *open_tensors(folder).files)
-    return Teacher(folder.resolve().name, folder, files, partial(load_checkpoint, folder))
+    content = read_json(folder / "config.json")
+    family = family_of(content.get("model_type"))
+    task = family.task if family else CAUSAL_LM
+    config = PretrainedConfig.from_dict(content)
+    return Teacher(folder.resolve().name, folder, files, partial(load_checkpoint, folder), task, outputs_of(config, task))
 
 
 def _opened(reference: str, base: Located) -> Source:
@@ -106,7 +113,13 @@ def _of_source(source: Source, base: Located) -> Teacher:
     if source.adapter:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
     named = source.adapter or source.base
-    return Teacher(named.name, named.folder, tuple(own), partial(_load, model))
+    config, task = source.architecture.config, source.architecture.family.task
+    return Teacher(named.name, named.folder, tuple(own), partial(_load, model), task, outputs_of(config, task))
+
+
+def outputs_of(config: PretrainedConfig, task: Task) -> tuple[str, ...]:
+    """Names of the outputs of a classifier's head, in order; none for a causal language model."""
+    return () if task.generates else tuple(str(config.id2label[index]) for index in range(config.num_labels))
 
 
 def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:

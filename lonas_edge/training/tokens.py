@@ -8,6 +8,7 @@ from typing import Any
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import TEXT
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import TrainOptions
@@ -64,7 +65,7 @@ def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
         for example in encoded:
             check_vocabulary(example["input_ids"], inputs)
     held_out = _held_out(inputs, options, tokenizer, prompting)
-    if inputs.teacher:  # it has an answer to every token; held-out labels stay
+    if inputs.teacher and data.task is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
         files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
     # the model looks padding up, too, and answers end with EOS
     ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]

@@ -11,13 +11,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
-from tiny_bert import LAYERS, TinyBert, oracle_logits, pairs
+from tiny_bert import LAYERS, VOCAB, TinyBert, oracle_logits, pairs, tokenizer
 from tiny_models import TinyModels, TinySource
 from torch import nn
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.network.training_record import TrainingRecord
@@ -188,15 +189,95 @@ def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_
         open_inputs(str(tiny_bert.base()), tmp_path / "data.json")
 
 
-def test_no_teacher_no_head_format_and_no_recovery(tiny_bert: TinyBert, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("outputs", "labels"), [(3, CLASSES), (1, FIGURES)])
+def test_loss_with_a_teacher(outputs: int, labels: torch.Tensor, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """KL(teacher ‖ network) over the classes, or the squared distance of a regression; labels do not count."""
+    source = tiny_bert.source(outputs)
+    teacher = live_base(tiny_bert.source(outputs, headless=False) if outputs == 2 else source, outputs).eval()
+    trainer = elastic_trainer(source, outputs, UNEQUAL, tmp_path)
+    trainer.teacher = teacher
+    actual = trainer.training_step(trainer.network.model, {**pairs(), "labels": labels}, 3).item()
+    with torch.no_grad():
+        theirs = teacher(**pairs()).logits
+    ours = sliced_peft(source, outputs, UNEQUAL)(**pairs()).logits
+    if outputs == 1:
+        expected = (ours - theirs).pow(2).mean()
+    else:
+        p, q = theirs.softmax(-1), ours.softmax(-1)
+        expected = (p * (p / q).log()).sum(-1).mean()
+    assert actual == pytest.approx(expected.item(), abs=1e-5) and actual > 1e-3
+
+
+@pytest.mark.parametrize("task", ["RTE", "STS-B"])
+def test_a_recovery_with_a_teacher(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The pruned classifier comes closer to the unpruned one, though all labels are wrong; its head is trained, too."""
+    source, data = tiny_bert.source(1 if task == "STS-B" else 2), write_task(tmp_path, task)
+    run(source, data, tmp_path / "super", steps=40)
+    first, second = LABELS[task][1:]
+    data.write_text(data.read_text().replace(first, "x").replace(f"\t{second}", f"\t{first}").replace("x", second))
+    inputs = with_teacher(open_recovery(str(tmp_path / "super"), data, "minimal"), str(tmp_path / "super"))
+    record = train(inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "steps": 40, "log_steps": 10, "lr": 3e-3}))
+    assert record and record.recovered and record.teacher and record.teacher.name == "super"
+    maximal, minimal = ([width for width in widths for _ in range(LAYERS)] for widths in ((64, 8, 128), (32, 6, 64)))
+
+    texts = tokenizer()(*([WORDS[n // step % 6] for n in range(12)] for step in (1, 2)), padding=True, return_tensors="pt")
+
+    def logits(name: str, widths: list[int]) -> torch.Tensor:
+        return oracle_logits(source.base, tmp_path / name, source.space, widths, dict(texts))
+
+    unpruned = logits("super", maximal)
+
+    def distance(name: str) -> float:
+        ours = logits(name, minimal)
+        if task == "STS-B":
+            return (ours - unpruned).pow(2).mean().item()
+        return (unpruned.softmax(-1) * (unpruned.log_softmax(-1) - ours.log_softmax(-1))).sum(-1).mean().item()
+
+    before, after = distance("super"), distance("recovered")
+    assert after < 0.5 * before
+    heads = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("super", "recovered")]
+    [name] = [name for name in heads[0] if name.endswith("classifier.weight")]
+    assert 0 < (heads[1][name] - heads[0][name]).abs().max() < 1
+    card = (tmp_path / "recovered/README.md").read_text()
+    distance = "squared distance" if task == "STS-B" else "KL divergence, over the classes,"
+    assert f"The loss is the {distance} from the frozen teacher `super`." in card
+
+
+def test_an_exported_classifier_teaches(tiny_bert: TinyBert, tmp_path: Path) -> None:
     source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
-    with pytest.raises(LonasEdgeError, match="--teacher works on a causal language model; bert is a sequence classifier"):
-        with_teacher(open_inputs(str(source.base), data, source.space), str(source.base))
+    run(source, data, tmp_path / "super")
+    opened = open_source(str(tmp_path / "super"))
+    export(opened, opened.select("maximal"), tmp_path / "checkpoint", ExportOptions(stage="checkpoint"))
+    logits = []
+    for reference in (tmp_path / "super", tmp_path / "checkpoint"):
+        teacher = with_teacher(open_recovery(str(tmp_path / "super"), data, "minimal"), str(reference)).teacher
+        assert teacher and teacher.outputs == ("entailment", "not_entailment")
+        with torch.inference_mode():
+            logits.append(teacher.load(torch.float32).eval()(**pairs()).logits)
+    assert (logits[0] - logits[1]).abs().max() < 1e-4
+
+
+def test_teachers_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_path: Path) -> None:
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
+    run(source, data, tmp_path / "super")
+    run(tiny_bert.source(1), write_task(tmp_path, "STS-B"), tmp_path / "regression")
+    inputs = open_recovery(str(tmp_path / "super"), data, "minimal")
+    with pytest.raises(LonasEdgeError, match=r"outputs score, and that of the training entailment, not_entailment"):
+        with_teacher(inputs, str(tmp_path / "regression"))
+    config = AutoConfig.from_pretrained(tiny_models.base("llama"), vocab_size=VOCAB)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llama")
+    tokenizer().save_pretrained(tmp_path / "llama")
+    with pytest.raises(LonasEdgeError, match="is a causal language model and cannot teach a sequence classifier"):
+        with_teacher(inputs, str(tmp_path / "llama"))
+
+
+def test_no_head_format_and_no_other_parameters(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
     with pytest.raises(LonasEdgeError, match="--head-format works on a causal language model; bert is a sequence classifier"):
         run(source, data, tmp_path / "super", weight_format="int4", head_format="int4")
-    run(source, data, tmp_path / "super")
-    with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors only, .* more:\n.*modules_to_save"):
-        open_recovery(str(tmp_path / "super"), data)
+    adapter = tiny_bert.adapter(modules_to_save=["classifier", "pooler"])
+    with pytest.raises(LonasEdgeError, match=r"the head of a classifier, .* more:\n.*modules_to_save = \['pooler'\]"):
+        open_recovery(str(adapter), data)
 
 
 def test_weights_and_lengths(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Pat
     assert record["teacher"]["name"] == llama.adapter.name
     assert sorted(record["teacher"]["sha256"]) == ["adapter_config.json", "adapter_model.safetensors"]  # the base is recorded
     card = (tmp_path / "whole/README.md").read_text()
-    assert f"KL divergence from the frozen teacher `{llama.adapter.name}`" in card
+    assert f"KL divergence, over all tokens, from the frozen teacher `{llama.adapter.name}`" in card
 
     def kill(step: int, _steps: int, _log: object) -> None:
         if step == 5:

@@ -116,6 +116,29 @@ def _tokens(folder: Path) -> Any:
     return [special, *(tokenizer(text)["input_ids"] for text in _TEXTS)]
 
 
+def _trim_answer(folder: Path, _ran: Ran) -> Any:
+    out = folder / "out"
+    kept = json.loads((out / "vocabulary.json").read_text())["kept"]
+    logits, texts = _logits_of_kept(out, list(range(len(kept)))), _texts_of(out)
+    return {"kept": kept, "logits": logits.flatten().tolist(), "texts": texts, "tokens": _tokens(out)}
+
+
+def _logits_of_kept(folder: Path, kept: list[int]) -> torch.Tensor:
+    """Logits in float64 of the kept tokens, after each eighth of them."""
+    _, kind = _opened_config(folder)
+    model = kind.from_pretrained(folder, dtype=torch.float64, local_files_only=True).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([kept[::8]]), use_cache=False).logits[..., kept]
+
+
+def _texts_of(folder: Path) -> list[str] | None:
+    """Texts after encoding and decoding."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return [tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in _TEXTS]
+
+
 def _adapter_answer(folder: Path, _ran: Ran) -> Any:
     tensors = load_file(folder / "out/adapter_model.safetensors")
     return {name: value.double().flatten().tolist() for name, value in sorted(tensors.items())}
@@ -135,6 +158,7 @@ _ANSWERS: dict[str, Callable[[Path, Ran], Any]] = {
     "classifier": _export_answer,
     "other": _export_answer,
     "search": _search_answer,
+    "trim": _trim_answer,
     "adapter": _adapter_answer,
     "resumed": _adapter_answer,
     "eval": lambda _folder, ran: [target["tasks"] for target in json.loads(ran.out)["targets"]],
@@ -226,6 +250,20 @@ def _check_export(case: Case, answers: Any) -> str:
         if any(type(token) is not int or not 0 <= token < config["vocab_size"] for token in ids):
             return f"{name} {value} is not in the vocabulary of {config['vocab_size']}"
     return ""
+
+
+def _check_trim(case: Case, answers: Any) -> str:
+    """The trimmed model gives the logits of the mutated base at the kept ids, and texts survive as with its tokenizer."""
+    base = case.folder / "in/base"
+    if case.file == "data.json" and (message := _check_texts(case.folder / "in" / case.file)):
+        return message
+    if answers["texts"] != _texts_of(base):
+        return "texts differ after encoding and decoding"
+    expected = _logits_of_kept(base, answers["kept"]).flatten()
+    logits = torch.tensor(answers["logits"], dtype=torch.float64)
+    tolerance = 1e-4 * max(1, expected.nan_to_num().abs().max().item())
+    same = torch.allclose(logits, expected, rtol=0, atol=tolerance, equal_nan=True)  # weights besides the tokens' are copied
+    return "" if same else "logits differ from the base's"
 
 
 def _recorded(case: Case, adapter: Path | None) -> str:
@@ -342,6 +380,7 @@ def _check_texts(path: Path) -> str:
 CHECKS: dict[str, Callable[[Case, Any], str]] = {
     "inspect": _check_inspect,
     "space": _check_space,
+    "trim": _check_trim,
     "checkpoint": _check_export,
     "ir": _check_export,
     "classifier": _check_export,

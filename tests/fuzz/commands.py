@@ -74,6 +74,7 @@ COMMANDS = {
     "inspect": Command(f"inspect {SOURCE} --subnet subnet.json --json", _CONFIGS, "inspect", 8, _EVERY, write=""),
     "inspect-super": Command("inspect super --json", f"{_SUPER} base/config.json", "inspect", 5, write=""),
     "space": Command("space --model base --output out.json", "base/config.json", "space", 4, CAUSAL, "in/out.json"),
+    "trim": Command("trim base --data data.json --prompt question --output out", f"{_BASE} {_DATA}", "trim", 8, CAUSAL),
     "export": Command(f"export {SOURCE} {_CHECKPOINT}", f"{_BASE} {_ADAPTER} space.json", "checkpoint", 18, CAUSAL),
     "export-subnet": Command(f"export {SOURCE} {_SUBNET}", "subnet.json space.json", "checkpoint", 4),
     "export-super": Command(f"export super {_CHECKPOINT}", f"{_SUPER} {_WEIGHTS}", "checkpoint", 10),

@@ -35,6 +35,7 @@ from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import PlannedStep, Steps
 from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.progress import Progress, silent
+from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.picks import Pick
 
 STEPS = "steps"
@@ -136,6 +137,8 @@ class _Run:
         counts = split(options.data, options.eval_data, options.seed, folder / "data")
         if places.adapter:
             stages.check_adapter(places)
+        if not places.trims:  # a trimmed vocabulary changes the sizes
+            stages.check_sizes(self.source, self.picks, replace(CostSettings(), weight_format=options.weight_format))
         fitting = self._fitting(places)
         trim = (places.base, places.train, options.vocabulary, options.prompt)
         size = choose_size(*trim) if places.trims else None

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -20,13 +21,15 @@ from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, AUTO_TARGET, CompressOptions
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import COSTS
+from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, cost_function
 from lonas_edge.search.depth import candidates, offered
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick, parse_picks
-from lonas_edge.search.plan import make_plan
+from lonas_edge.search.plan import check_picks, make_plan
 from lonas_edge.search.run import search
+from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space
+from lonas_edge.space.search_space import read_search_space
 from lonas_edge.space.subnetwork import select
 from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
@@ -114,11 +117,28 @@ def fine_tune(places: Places, options: TrainOptions, progress: Progress) -> None
 
 def write_space(places: Places) -> None:
     """Write the search space of a plain adapter: attention blocks that can be removed."""
-    source = open_source(places.lora, places.base, elastic=False)
+    content = _generated_space(open_source(places.lora, places.base, elastic=False))
+    replace_text(Path(str(places.space)), json.dumps(content, indent=2) + "\n")
+
+
+def _generated_space(source: Source) -> dict[str, Any]:
     architecture = source.architecture
     removable, _ = offered(architecture, candidates(architecture, BLOCK_KINDS[:1], str(source.base.folder)))
-    content = generate_space(architecture, (1.0,), blocks=[block.path for block in removable], adapter=source.ranks() or None)
-    replace_text(Path(str(places.space)), json.dumps(content, indent=2) + "\n")
+    return generate_space(architecture, (1.0,), blocks=[block.path for block in removable], adapter=source.ranks() or None)
+
+
+def check_sizes(source: Source, picks: Mapping[str, Pick], settings: CostSettings) -> None:
+    """Refuse bounds on sizes that not even the smallest network meets, before the first step.
+
+    Latencies are measured later, by the search.
+    """
+    if not source.space.groups:
+        with TemporaryDirectory(prefix="lonas-edge-") as folder:
+            path = Path(folder) / "space.json"
+            replace_text(path, json.dumps(_generated_space(source)))
+            source = replace(source, elasticity=bind(source.architecture, read_search_space(path), str(path)))
+    smallest, largest = (select(source.elasticity, name).widths for name in ("minimal", "maximal"))
+    check_picks(picks.values(), smallest, largest, {name: cost_function(name, source, settings) for name in COUNTED})
 
 
 def find_networks(places: Places, options: SearchOptions, progress: Progress) -> None:

@@ -1,6 +1,6 @@
 """What a search will do: options resolved and checked; no weights are read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -144,7 +144,8 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
 
         metric = metric_of(held)
     plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks), metric)
-    check_picks(plan, plan.counted_costs)
+    known = named(plan.dimensions)
+    check_picks(plan.picks, known["minimal"], known["maximal"], plan.counted_costs)
     return plan
 
 
@@ -166,14 +167,13 @@ def _check_sampler_settings(settings: SearchSettings) -> None:
     raise_all("The search settings of the search space are invalid:", problems)
 
 
-def check_picks(plan: SearchPlan, costs: Mapping[str, Cost]) -> None:
-    """Refuse a pick below the cost of the cheapest network; picks of other measures than `costs` are ignored."""
-    known = named(plan.dimensions)
-    for pick in plan.picks:
+def check_picks(picks: Iterable[Pick], smallest: Sequence[int], largest: Sequence[int], costs: Mapping[str, Cost]) -> None:
+    """Refuse a pick below the cost of the smallest network; picks of other measures than `costs` are ignored."""
+    for pick in picks:
         if pick.measure not in costs:
             continue
         cost = costs[pick.measure]
-        least, largest = cost(known["minimal"]), cost(known["maximal"])
-        if not pick.meets(least, largest):
-            figure = f"{least / largest:.3g}x" if pick.relative else f"{least:.6g}"
+        least, most = cost(smallest), cost(largest)
+        if not pick.meets(least, most):
+            figure = f"{least / most:.3g}x" if pick.relative else f"{least:.6g}"
             raise LonasEdgeError(f"{pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound.")

@@ -32,7 +32,7 @@ from lonas_edge.search.results import SearchResults
 from lonas_edge.search.sensitivity import SensitivityTable, measure_sensitivity
 from lonas_edge.search.storage import differences, open_journal, open_storage, open_study, shown
 from lonas_edge.search.study import Worker
-from lonas_edge.search.warm_start import named_origins, warm_start
+from lonas_edge.search.warm_start import named, named_origins, warm_start
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -148,7 +148,8 @@ class _Search:
         plan = self.plan
         with self._step("cost"):
             cost = self._cost()
-            check_picks(plan, {plan.cost: cost})
+            known = named(plan.dimensions)
+            check_picks(plan.picks, known["minimal"], known["maximal"], {plan.cost: cost})
         evaluations, table = self._evaluate(cost)
         results = SearchResults(plan, self.study.study_name, evaluations, table.rows, self._dtype, self.seconds)
         return replace(results, measured=self._measure(results.record)) if plan.measures else results

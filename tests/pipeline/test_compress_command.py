@@ -445,9 +445,22 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     assert sorted(tmp_path.iterdir()) == [data]
 
 
-def test_an_unreachable_target(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_unreachable_size(
+    adapter: bool, llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before the first step, of a model and of an adapter with a search space."""
+    monkeypatch.setattr(stages, "fine_tune", forbidden)
+    monkeypatch.setattr(stages, "find_networks", forbidden)
+    source = {"source": llama.adapter, "model": llama.base, "nncf_config": llama.space} if adapter else {"source": llama.base}
     with pytest.raises(LonasEdgeError, match=r"weights<=0\.1x: the smallest network has weights 0"):
-        compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.1x"})
+        compress(**source, data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.1x"})
+    assert sorted(tmp_path.iterdir()) == [data]
+
+
+def test_an_unreachable_target(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
+    with pytest.raises(LonasEdgeError, match=r"tpot<=0\.01x: the smallest network has tpot "):
+        compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "tpot<=0.01x"})
     assert not (tmp_path / "out").exists()
 
 

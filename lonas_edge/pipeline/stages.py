@@ -17,21 +17,32 @@ from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.files import replace_text
+from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, AUTO_TARGET, CompressOptions
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, cost_function
 from lonas_edge.search.depth import candidates, offered
+from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.search.plan import check_picks, make_plan
 from lonas_edge.search.run import search
+from lonas_edge.search.warm_start import named
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space
 from lonas_edge.space.search_space import read_search_space
 from lonas_edge.space.subnetwork import select
-from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
+from lonas_edge.training.inputs import (
+    Inputs,
+    lora_config,
+    open_inputs,
+    open_recovery,
+    with_eval_data,
+    with_targets,
+    with_teacher,
+)
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
 
@@ -130,15 +141,20 @@ def _generated_space(source: Source) -> dict[str, Any]:
 def check_sizes(source: Source, picks: Mapping[str, Pick], settings: CostSettings) -> None:
     """Refuse bounds on sizes that not even the smallest network meets, before the first step.
 
-    Latencies are measured later, by the search.
+    A base model gets the adapter that `fine_tune` will train: sizes count it. Latencies are measured later, by the search.
     """
+    if not source.adapter:
+        options = with_targets(TrainOptions(), source.architecture)
+        config = AdapterConfig(Path("--target-modules"), lora_config(options, source.architecture))
+        source = replace(source, adapter_config=config)
     if not source.space.groups:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             path = Path(folder) / "space.json"
             replace_text(path, json.dumps(_generated_space(source)))
             source = replace(source, elasticity=bind(source.architecture, read_search_space(path), str(path)))
-    smallest, largest = (select(source.elasticity, name).widths for name in ("minimal", "maximal"))
-    check_picks(picks.values(), smallest, largest, {name: cost_function(name, source, settings) for name in COUNTED})
+    networks = named(find_dimensions(source))
+    costs = {name: cost_function(name, source, settings) for name in COUNTED}
+    check_picks(picks.values(), networks["minimal"], networks["maximal"], costs)
 
 
 def find_networks(places: Places, options: SearchOptions, progress: Progress) -> None:

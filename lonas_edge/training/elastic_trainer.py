@@ -32,9 +32,10 @@ class NotFiniteError(LonasEdgeError):
 class ElasticTrainer(Trainer):
     """The Trainer; each step trains the schedule's sub-network.
 
-    Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step. With a frozen teacher:
-    KL(teacher ‖ sub-network) at temperature 1 over all tokens. Classifiers: cross-entropy over sequences; regressions: squared
-    errors. Quantization-aware training computes with the rounded weights, held-out losses too.
+    Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step; of classifiers over sequences; of
+    regressions squared errors. With a frozen teacher: KL(teacher ‖ sub-network) at temperature 1 over all tokens, over the
+    classes of sequences, or the squared distance of regressions. Quantization-aware training computes with the rounded
+    weights, held-out losses too.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork, is_name, select
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.teacher import Teacher, open_teacher, outputs_of
+from lonas_edge.training.teacher import Teacher, open_teacher
 from lonas_edge.training.training_data import Files, TrainingData, read_training_data
 
 
@@ -115,6 +115,7 @@ def open_recovery(
             f"{source.folder}: is a base model, but --from takes a LoRA adapter. Use --model for a base model."
         )
     read.check(source)
+    read.check_head(source)
     _refuse_other_parameters(source.adapter_config, source.architecture)
     read_generation_config(source.base.folder)
     space = (nncf_config or source.adapter.folder / SEARCH_SPACE) if source.space.groups else None
@@ -157,21 +158,7 @@ def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int,
 
 def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> Inputs:
     """Add a frozen teacher; its weights are not read yet. `model` is the base of an adapter, by default the one it names."""
-    teacher = open_teacher(reference, inputs.base, model)
-    _check_outputs(teacher, inputs.architecture)
-    return replace(inputs, teacher=teacher)
-
-
-def _check_outputs(teacher: Teacher, student: Architecture) -> None:
-    """Refuse a teacher of another task or with another head."""
-    task, theirs, ours = student.family.task, teacher.outputs, outputs_of(student.config, student.family.task)
-    if teacher.task is not task:
-        raise LonasEdgeError(f"{teacher.folder}: is a {teacher.task.name} and cannot teach a {task.name}.")
-    if theirs != ours:
-        raise LonasEdgeError(
-            f"{teacher.folder}: cannot teach this training; its head has the outputs {', '.join(theirs)}, and that of the "
-            f"training {', '.join(ours)}. Use a teacher that was trained on the same task."
-        )
+    return replace(inputs, teacher=open_teacher(reference, inputs.base, inputs.architecture, model))
 
 
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
@@ -216,9 +203,8 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 def check(inputs: Inputs, options: TrainOptions) -> None:
     """Check that the training can run, before the model is loaded."""
     architecture = inputs.architecture
-    context = architecture.config.max_position_embeddings if inputs.data.task is CLASSIFICATION else None
-    if context and (options.max_length or 0) > context:  # there are no embeddings of later positions
-        raise LonasEdgeError(f"--max-length {options.max_length}: {inputs.base.name} has a context of {context} tokens")
+    if inputs.data.task is CLASSIFICATION:
+        _check_context(inputs, options)
     open_base(inputs.base.folder, architecture, architecture.head)
     if inputs.start:
         load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
@@ -232,6 +218,15 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--dropout cannot be combined with --weight-format: the adapter is merged before quantization.")
     if options.precision == "fp16" and device_of(options) == "cpu":
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
+
+
+def _check_context(inputs: Inputs, options: TrainOptions) -> None:
+    """Refuse texts longer than the context of the model or its teacher: there are no embeddings of later positions."""
+    contexts = {inputs.base.name: inputs.architecture.config.max_position_embeddings}
+    if inputs.teacher:
+        contexts[inputs.teacher.name] = inputs.teacher.config["max_position_embeddings"]
+    problems = [f"{name} has a context of {size} tokens" for name, size in contexts.items() if (options.max_length or 0) > size]
+    raise_all(f"--max-length {options.max_length}:", problems)
 
 
 def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
@@ -267,5 +262,5 @@ def precision_of(options: TrainOptions) -> str:
 def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
     """Decide the dtype of the base: the precision, but fp32 where rounding would change what QAT stores."""
     precision = precision_of(options)
-    lossless = dtype_of(inputs.architecture.config.dtype).name == precision
+    lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.task is not CLASSIFICATION
     return precision if lossless or not options.weight_format else "fp32"

@@ -1,17 +1,18 @@
 """A frozen teacher for distillation. It is loaded once, merged, in the dtype of the training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, Task, family_of
+from lonas_edge.families import family_of
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -21,6 +22,7 @@ from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parame
 from lonas_edge.network.source import Located, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
 from lonas_edge.network.vocabulary_record import VOCABULARY, keep_tokens, vocabulary_of
+from lonas_edge.space.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,16 @@ class Teacher:
     folder: Path  # its directory
     files: tuple[Path, ...]  # its files, without those of the base that is trained on
     load: Callable[[torch.dtype], PreTrainedModel]  # reads its weights, in a dtype
-    task: Task
-    outputs: tuple[str, ...]  # names of a classifier's outputs; none of a causal language model
+    config: Mapping[str, Any]  # content of its config.json
 
 
-def open_teacher(reference: str, base: Located, model: str | None = None) -> Teacher:
-    """Open a teacher and compare its tokens with the base's; no weights are read.
+def open_teacher(reference: str, base: Located, student: Architecture, model: str | None = None) -> Teacher:
+    """Open a teacher and compare its task, head and tokens with those of the training; no weights are read.
 
     Args:
         reference: An exported checkpoint, an adapter or a model.
         base: The base of the training.
+        student: Its shapes, with the head that is trained.
         model: The base, if the reference is an adapter; by default the one that it names.
     """
     folder = Path(reference)
@@ -49,6 +51,7 @@ def open_teacher(reference: str, base: Located, model: str | None = None) -> Tea
     else:
         source = open_source(reference, model) if model else _opened(reference, base)
         teacher, described = _of_source(source, base), source.base.folder
+    _check_head(teacher, student)
     if described.resolve() == base.folder.resolve():
         return teacher
     trimmed = vocabulary_of(base.folder)
@@ -57,6 +60,30 @@ def open_teacher(reference: str, base: Located, model: str | None = None) -> Tea
         return teacher
     _check_kept(teacher.folder, described, base.folder, trimmed.kept)
     return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), trimmed.kept))
+
+
+def _check_head(teacher: Teacher, student: Architecture) -> None:
+    """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
+    task, family = student.family.task, family_of(teacher.config.get("model_type"))
+    if family and family.task is not task:
+        raise LonasEdgeError(f"{teacher.folder}: is a {family.task.name} and cannot teach a {task.name}.")
+    if task.generates:
+        return
+    theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
+    named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
+    problems = []
+    if len(theirs) != len(ours) or (named and theirs != ours):
+        problems.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
+    segments = teacher.config.get("type_vocab_size", 2), student.config.type_vocab_size
+    if segments[0] < segments[1]:
+        problems.append("type_vocab_size {}, and the training's model has {}".format(*segments))
+    raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use a teacher that was trained on the same task.")
+
+
+def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a classifier's outputs, in order; transformers writes none for two that have no names."""
+    names = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
 def _as_many_tokens(teacher: Path, student: Path) -> bool:
@@ -88,11 +115,8 @@ def _exported(folder: Path) -> Teacher:
         )
     raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
     files = (folder / "config.json", *open_tensors(folder).files)
-    content = read_json(folder / "config.json")
-    family = family_of(content.get("model_type"))
-    task = family.task if family else CAUSAL_LM
-    config = PretrainedConfig.from_dict(content)
-    return Teacher(folder.resolve().name, folder, files, partial(load_checkpoint, folder), task, outputs_of(config, task))
+    config = read_json(folder / "config.json")
+    return Teacher(folder.resolve().name, folder, files, partial(load_checkpoint, folder), config)
 
 
 def _opened(reference: str, base: Located) -> Source:
@@ -113,13 +137,8 @@ def _of_source(source: Source, base: Located) -> Teacher:
     if source.adapter:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
     named = source.adapter or source.base
-    config, task = source.architecture.config, source.architecture.family.task
-    return Teacher(named.name, named.folder, tuple(own), partial(_load, model), task, outputs_of(config, task))
-
-
-def outputs_of(config: PretrainedConfig, task: Task) -> tuple[str, ...]:
-    """Names of the outputs of a classifier's head, in order; none for a causal language model."""
-    return () if task.generates else tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    config = source.architecture.config.to_dict()
+    return Teacher(named.name, named.folder, tuple(own), partial(_load, model), config)
 
 
 def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -192,6 +192,14 @@ def _continued(base: Any, start: Start, dropout: float) -> Any:
         return PeftModel.from_pretrained(base, str(start.located.folder), is_trainable=True, config=config)
 
 
+def _in_fp32(model: Any) -> Any:
+    """Train a classifier's head in fp32, as PEFT (0.19) does LoRA factors only."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
 class _Trained(NamedTuple):
     """The result of a process."""
 
@@ -302,13 +310,13 @@ class _Run:
         set_seed(self.options.seed)  # a missing head is initialized at random
         base, start = self._base(), self.inputs.start
         if start:
-            model = _continued(base, start, self.options.dropout)
+            model = _in_fp32(_continued(base, start, self.options.dropout))
             order.apply_to_model(model)
             return SuperNetwork(model, self.inputs.elasticity)
         order.apply_to_model(base)
         set_seed(self.options.seed)
         config = lora_config(self.options, self.inputs.architecture)
-        return SuperNetwork(get_peft_model(base, config), self.inputs.elasticity)
+        return SuperNetwork(_in_fp32(get_peft_model(base, config)), self.inputs.elasticity)
 
     def _int8_layers(self, network: SuperNetwork) -> tuple[str, ...]:
         """Choose the layers that stay INT8 in the first process."""

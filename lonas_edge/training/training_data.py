@@ -58,6 +58,10 @@ class TrainingData(ABC):
         """Refuse a base that cannot learn the data, before its weights are read."""
         source.architecture.require(self.task, self.purpose, source.base.folder / "config.json")
 
+    def check_head(self, source: Source) -> None:
+        """Refuse an adapter whose head was trained for another task."""
+        return
+
     def longest(self, architecture: Architecture) -> int:
         """Return the default of `--max-length`."""
         return self.max_length
@@ -162,6 +166,13 @@ class GlueData(TrainingData):
         if shape and (misfit := self.glue_task.misfit(shape[0])):
             advice = "Use a base without a head, or data of another task."
             raise LonasEdgeError(f"{folder}: {misfit} ({tensors.file_of(f'{family.head}.weight').name}). {advice}")
+
+    def check_head(self, source: Source) -> None:
+        trained = source.training.task if source.training else None
+        misfit = self.glue_task.misfit(source.architecture.linears[source.architecture.family.head].out_features)
+        if trained not in (None, self.glue) or misfit:
+            what = misfit or f"trained on {trained}, and the data are of {self.glue}"
+            raise LonasEdgeError(f"{source.folder}: {what}. Pass data of the task that it was trained on.")
 
     def longest(self, architecture: Architecture) -> int:
         return min(self.max_length, int(architecture.config.max_position_embeddings))

@@ -41,6 +41,8 @@ from lonas_edge.pipeline.measure import (
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord, Interval
 from lonas_edge.pipeline.run import Reference, compress_model
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.plan import make_plan
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 
@@ -456,6 +458,25 @@ def test_an_unreachable_size(
     with pytest.raises(LonasEdgeError, match=r"weights<=0\.1x: the smallest network has weights 0"):
         compress(**source, data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.1x"})
     assert sorted(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize("measure", ["weights", "macs", "bytes"])
+def test_sizes_are_those_of_the_search(
+    measure: str, finished: Finished, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest size is the same with a trained adapter as it was before the fine-tuning, and can be asked for."""
+    steps, base, target = finished.folder / "out" / "steps", str(finished.source.base), f"{measure}<=0.1x"
+    for source in (base, str(steps / "lora")):
+        with pytest.raises(LonasEdgeError, match=rf"{measure}<=0\.1x: the smallest") as before:
+            compress(source, model=None if source == base else base, data=data, output=tmp_path / "out", target=target)
+        with pytest.raises(LonasEdgeError) as searched:
+            options = SearchOptions(data=data, output=tmp_path / "search", picks=(target,), prompt="question", num_prompts=4)
+            make_plan(open_source(str(steps / "lora"), base, steps / "space.json"), options)
+        assert str(before.value) == str(searched.value)
+    figure = float(re.search(r"0\.\d+(?=x\. Relax)", str(searched.value))[0])
+    monkeypatch.setattr(stages, "fine_tune", forbidden)
+    with pytest.raises(AssertionError):  # accepted: the first step starts
+        compress(base, data=data, output=tmp_path / "out", **{**QUICK, "target": f"{measure}<={figure + 0.001}x"})
 
 
 def test_an_unreachable_target(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_bert import LAYERS, VOCAB, TinyBert, oracle_logits, pairs, tokenizer
 from tiny_models import TinyModels, TinySource
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
@@ -23,7 +23,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.training.elastic_trainer import ElasticTrainer
-from lonas_edge.training.inputs import open_inputs, open_recovery, with_teacher
+from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
 
@@ -193,7 +193,7 @@ def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_
 def test_loss_with_a_teacher(outputs: int, labels: torch.Tensor, tiny_bert: TinyBert, tmp_path: Path) -> None:
     """KL(teacher ‖ network) over the classes, or the squared distance of a regression; labels do not count."""
     source = tiny_bert.source(outputs)
-    teacher = live_base(tiny_bert.source(outputs, headless=False) if outputs == 2 else source, outputs).eval()
+    teacher = live_base(source, outputs).eval()
     trainer = elastic_trainer(source, outputs, UNEQUAL, tmp_path)
     trainer.teacher = teacher
     actual = trainer.training_step(trainer.network.model, {**pairs(), "labels": labels}, 3).item()
@@ -251,10 +251,55 @@ def test_an_exported_classifier_teaches(tiny_bert: TinyBert, tmp_path: Path) -> 
     logits = []
     for reference in (tmp_path / "super", tmp_path / "checkpoint"):
         teacher = with_teacher(open_recovery(str(tmp_path / "super"), data, "minimal"), str(reference)).teacher
-        assert teacher and teacher.outputs == ("entailment", "not_entailment")
+        assert teacher
         with torch.inference_mode():
             logits.append(teacher.load(torch.float32).eval()(**pairs()).logits)
     assert (logits[0] - logits[1]).abs().max() < 1e-4
+
+
+def test_a_classifier_without_class_names_teaches(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """transformers calls them LABEL_0 and LABEL_1; outputs are taken in order."""
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
+    run(source, data, tmp_path / "super")
+    for start in (tmp_path / "super", source.adapter):
+        inputs = open_recovery(str(start), data, "minimal", nncf_config=source.space)
+        teacher = with_teacher(inputs, str(tiny_bert.base())).teacher
+        assert teacher and teacher.load(torch.float32)(**pairs()).logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_recovery_on_data_of_another_task(recorded: bool, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The head decides, and the record of the training."""
+    source, data = tiny_bert.source(), write_task(tmp_path, "STS-B")
+    start = source.adapter
+    if recorded:
+        run(source, write_task(tmp_path, "RTE"), start := tmp_path / "super")
+        table = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tgood\tbad\t0\n"
+        (tmp_path / "QQP").mkdir()
+        (tmp_path / "QQP/train.tsv").write_text(table)
+        with pytest.raises(LonasEdgeError, match="trained on RTE, and the data are of QQP"):
+            open_recovery(str(start), tmp_path / "QQP/train.tsv", "minimal", nncf_config=source.space)
+    with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression"):
+        open_recovery(str(start), data, "minimal", nncf_config=source.space)
+
+
+@pytest.mark.parametrize("stored", [None, "int4_sym"])
+def test_recovery_in_bf16_trains_the_head_in_fp32(stored: str | None, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """With held-out data and micro-batches, of a base in bf16."""
+    base = tmp_path / "base"
+    AutoModel.from_pretrained(tiny_bert.base(headless=True), dtype=torch.bfloat16).save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
+    options = {**OPTIONS, "precision": "bf16", "micro_batch_size": 2}
+    assert train(open_inputs(str(base), data, source.space), tmp_path / "super", TrainOptions(**options))
+    inputs = with_teacher(open_recovery(str(tmp_path / "super"), data, "minimal"), str(tmp_path / "super"))
+    options |= {"weight_format": stored, "ratio": 0.5} if stored else {}
+    record = train(with_eval_data(inputs, data), tmp_path / "recovered", TrainOptions(**options))
+    assert record and record.eval_data and record.eval_data.losses[-1].loss is not None
+    for name in ("super", "recovered"):
+        tensors = load_file(tmp_path / name / "adapter_model.safetensors")
+        [weight] = [tensor for key, tensor in tensors.items() if key.endswith("classifier.weight")]
+        assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
 
 
 def test_teachers_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -262,8 +307,22 @@ def test_teachers_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, 
     run(source, data, tmp_path / "super")
     run(tiny_bert.source(1), write_task(tmp_path, "STS-B"), tmp_path / "regression")
     inputs = open_recovery(str(tmp_path / "super"), data, "minimal")
-    with pytest.raises(LonasEdgeError, match=r"outputs score, and that of the training entailment, not_entailment"):
+    with pytest.raises(LonasEdgeError, match=r"outputs score, and those of the training are entailment, not_entailment"):
         with_teacher(inputs, str(tmp_path / "regression"))
+    named = tmp_path / "named"
+    config = AutoConfig.from_pretrained(tiny_bert.base(), id2label={0: "duplicate", 1: "not_duplicate"})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(named)
+    tokenizer().save_pretrained(named)
+    with pytest.raises(LonasEdgeError, match="outputs duplicate, not_duplicate, and those of the training are entailment"):
+        with_teacher(inputs, str(named))
+    short = {"type_vocab_size": 1, "max_position_embeddings": 32}
+    AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_bert.base(), **short)).save_pretrained(named)
+    with pytest.raises(LonasEdgeError, match="type_vocab_size 1, and the training's model has 2"):
+        with_teacher(inputs, str(named))
+    short["type_vocab_size"] = 2
+    AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_bert.base(), **short)).save_pretrained(named)
+    with pytest.raises(LonasEdgeError, match=r"--max-length 64:\n  - named has a context of 32 tokens"):
+        train(with_teacher(inputs, str(named)), tmp_path / "out", TrainOptions(**OPTIONS))
     config = AutoConfig.from_pretrained(tiny_models.base("llama"), vocab_size=VOCAB)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llama")
     tokenizer().save_pretrained(tmp_path / "llama")
@@ -285,7 +344,7 @@ def test_weights_and_lengths(tiny_bert: TinyBert, tmp_path: Path) -> None:
     for files in ([(data, 2.0)], [(data, 1.0), (data, 1.0)]):
         with pytest.raises(LonasEdgeError, match="a GLUE task is one file without a weight; give --data once"):
             open_inputs(base, files)
-    with pytest.raises(LonasEdgeError, match="--max-length 65: bert-headless has a context of 64 tokens"):
+    with pytest.raises(LonasEdgeError, match=r"--max-length 65:\n  - bert-headless has a context of 64 tokens"):
         run(tiny_bert.source(), write_task(tmp_path, "RTE"), tmp_path / "out", max_length=65)
 
 

@@ -1,6 +1,7 @@
 """A frozen teacher: its logits, refused teachers, and a training with one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from lonas_edge.training.train import train
 
 def answers(reference: Path, base: TinySource, ids: torch.Tensor) -> torch.Tensor:
     """Logits of a teacher."""
-    located = open_source(str(base.base)).base
-    return logits_of(open_teacher(str(reference), located).load(torch.float32), ids)
+    opened = open_source(str(base.base))
+    return logits_of(open_teacher(str(reference), opened.base, opened.architecture).load(torch.float32), ids)
 
 
 def test_an_adapter_is_its_merged_model(llama: TinySource, trained: Callable, ids: torch.Tensor) -> None:
@@ -45,6 +46,20 @@ def test_an_adapter_is_its_merged_model(llama: TinySource, trained: Callable, id
     for folder in (llama.adapter, trained("llama", True)):
         expected = logits_of(PeftModel.from_pretrained(plain_base(llama), folder).eval(), ids)
         assert (answers(folder, llama, ids) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("scaling", ["llama3", "yarn"])
+def test_an_exported_checkpoint_with_scaled_positions(scaling: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Its config.json keeps the published fields."""
+    base = tmp_path / "base"
+    rope = {"rope_type": scaling, "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if scaling == "llama3" else {}
+    shutil.copytree(tiny_models.base("llama"), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rope_scaling": rope, "rope_parameters": None}))
+    opened = open_source(str(base))
+    export(opened, opened.select("maximal"), tmp_path / "checkpoint", ExportOptions(stage="checkpoint", verify=False))
+    assert open_teacher(str(tmp_path / "checkpoint"), opened.base, opened.architecture).name == "checkpoint"
 
 
 def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
@@ -68,9 +83,10 @@ def test_an_adapter_on_another_base(llama: TinySource, tmp_path: Path, ids: torc
         (adapter / path.name).write_bytes(path.read_bytes())
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
-    located = open_source(str(llama.base)).base
+    opened = open_source(str(llama.base))
     named, chosen = (
-        logits_of(open_teacher(str(adapter), located, model).load(torch.float32), ids) for model in (None, str(llama.base))
+        logits_of(open_teacher(str(adapter), opened.base, opened.architecture, model).load(torch.float32), ids)
+        for model in (None, str(llama.base))
     )
     expected = logits_of(PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), ids)
     assert (chosen - expected).abs().max() < 1e-4
@@ -110,7 +126,7 @@ def test_a_base_model(llama: TinySource, tiny_models: TinyModels, ids: torch.Ten
 
 def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
     """All differences are listed."""
-    base = open_source(str(llama.base)).base
+    opened = open_source(str(llama.base))
     model = random_model("llama")
     model.resize_token_embeddings(300)
     model.save_pretrained(tmp_path / "large")
@@ -118,14 +134,14 @@ def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
     by.add_tokens(["<mine>"])
     by.save_pretrained(tmp_path / "large")
     with pytest.raises(LonasEdgeError) as raised:
-        open_teacher(str(tmp_path / "large"), base)
+        open_teacher(str(tmp_path / "large"), opened.base, opened.architecture)
     assert f"{tmp_path / 'large'}: cannot teach {llama.base}" in str(raised.value)
     assert f"its vocabulary has 300 entries, and that of {llama.base} has 288" in str(raised.value)
     assert f"token {by.convert_tokens_to_ids('<mine>')}: '<mine>' and None" in str(raised.value)
 
     random_model("llama").save_pretrained(tmp_path / "mute")
     with pytest.raises(LonasEdgeError, match="has no tokenizer to compare"):
-        open_teacher(str(tmp_path / "mute"), base)
+        open_teacher(str(tmp_path / "mute"), opened.base, opened.architecture)
 
 
 def without_merges(folder: Path) -> None:
@@ -153,17 +169,18 @@ def test_another_tokenizer_of_the_same_tokens(
     tokenizer().save_pretrained(tmp_path / "other")
     change(tmp_path / "other")
     with pytest.raises(LonasEdgeError, match=rf"other: cannot teach[\s\S]*{message}"):
-        open_teacher(str(tmp_path / "other"), open_source(str(llama.base)).base)
+        opened = open_source(str(llama.base))
+        open_teacher(str(tmp_path / "other"), opened.base, opened.architecture)
 
 
 def test_refused_teachers(llama: TinySource, tmp_path: Path) -> None:
-    base = open_source(str(llama.base)).base
+    opened = open_source(str(llama.base))
     (tmp_path / "ir").mkdir()
     (tmp_path / "ir/openvino_model.xml").write_text("<net/>")
     with pytest.raises(LonasEdgeError, match=r"(json: stage ir|: an OpenVINO IR); a teacher needs PyTorch weights"):
-        open_teacher(str(tmp_path / "ir"), base)
+        open_teacher(str(tmp_path / "ir"), opened.base, opened.architecture)
     with pytest.raises(LonasEdgeError, match="no such directory"):
-        open_teacher(str(tmp_path / "none"), base)
+        open_teacher(str(tmp_path / "none"), opened.base, opened.architecture)
 
 
 # training

@@ -137,8 +137,9 @@ def test_a_teacher_with_other_tokens(llama: TinySource, tiny_models: TinyModels,
         (other / path.name).write_bytes(path.read_bytes())
     file = other / "tokenizer.json"
     file.write_text(file.read_text().replace('"Ġi"', '"Ġq"').replace('"i"\n', '"q"\n'))
+    opened = open_source(str(tmp_path / "base"))
     with pytest.raises(LonasEdgeError, match=r"whose vocabulary was trimmed(.|\n)*'Ġq' and 'Ġi'"):
-        open_teacher(str(other), open_source(str(tmp_path / "base")).base)
+        open_teacher(str(other), opened.base, opened.architecture)
 
 
 def test_an_adapter_with_its_own_embedding_is_refused(

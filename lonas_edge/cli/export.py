@@ -88,11 +88,5 @@ def _print(manifest: "Manifest", output: Path) -> None:
         figures = f"{parity.max_logit_difference:.1e}", f"{parity.mean_kl:.1e}", f"{parity.top1_agreement:.1%}"
         table.add_row(COMPARED[name], *figures)
     shown.print(table if manifest.parity else "not verified (--no-verify)")
-    if texts := manifest.texts:
-        shown.print(
-            f"{texts.prompts} texts of up to {texts.new_tokens} tokens, compared with fp32: "
-            f"FDT {texts.fdt:.1f} ({texts.fdt_norm:.2f} of a text), "
-            f"SDT {texts.sdt:.1f} ({texts.sdt_norm:.2f} of a text), {texts.equal} equal"
-        )
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
     shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

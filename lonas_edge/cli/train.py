@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,17 +81,6 @@ class InputOptions(JsonOptions):
         metavar="MODEL",
         help="Adapter, checkpoint or model to distill from; same tokenizer.",
     )
-    subnetworks: tuple[str, ...] = option(
-        (),
-        panel="Model",
-        path=True,
-        repeat=True,
-        metavar="DIR|FILE|NAME",
-        excludes="start",
-        needs="elastic",
-        help="Sub-networks to draw from: a search's directory, files, or names; maximal trains LoRA that can be cut later.",
-        unset="the search space",
-    )
     task: str | None = option(
         None, panel="Data", choices=tuple(TASKS), help="GLUE task of a TSV file.", unset="the name of its folder"
     )
@@ -119,10 +108,9 @@ def run(options: InputOptions, how: TrainOptions) -> None:
             from transformers.utils.logging import disable_progress_bar
 
             from lonas_edge.output import OutputDirectory
-            from lonas_edge.training.inputs import read_subnetworks
             from lonas_edge.training.train import train
         disable_progress_bar()
-        files = [each for each in (options.subnet, *options.subnetworks) if each and not is_name(each)]
+        files = [options.subnet] if options.subnet and not is_name(options.subnet) else []
         data = [*(path for path, _ in options.data), options.eval_data]
         used = (options.model, *data, options.nncf_config, options.start, options.teacher, *files)
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
@@ -132,7 +120,7 @@ def run(options: InputOptions, how: TrainOptions) -> None:
         record = train(
             inputs,
             options.output,
-            replace(how, subnetworks=read_subnetworks(inputs, options.subnetworks)),
+            how,
             options.resume,
             options.overwrite,
             _steps(report),

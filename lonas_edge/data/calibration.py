@@ -1,6 +1,6 @@
 """Texts and token ids to compare networks on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,31 +13,18 @@ TEXTS = (
     "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4, 5, 6]))",
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
 )
-
-
-BEGINNINGS = (  # of texts that networks continue
-    *TEXTS,
-    "A long time ago, in a village by the sea, there lived a fisherman whose nets came up empty every single morning, until",
-    "Plants make sugar out of water and carbon dioxide with the energy of light. This process, which goes on in the leaves,",
-    "To bake a loaf of bread, first mix the flour, the water, the salt and the yeast in a large bowl. Then knead the dough",
-    "The first thing to check when a computer does not start is whether it has power. If the lamp on the front stays dark,",
-    "Question: A train leaves at nine and arrives at noon. It travels eighty miles an hour. How far does it go?\nAnswer:",
-    "Dear Ms. Alvarez,\n\nthank you for your letter of the third of May. We are sorry to hear that the chair was damaged when",
-    "import csv\n\ndef read_rows(path):\n    with open(path, newline='') as rows:\n        reader = csv.reader(rows)\n",
-    "The capital of France is Paris, the capital of Italy is Rome, the capital of Spain is Madrid, and the capital of Portugal",
-)
 PROMPT_TOKENS, FEWEST_TOKENS = 16, 4  # with fewer, rotary tables and attention are not tested
 
 
-def prompts(tokenizer: Any, vocab_size: int, texts: Sequence[str] = TEXTS) -> torch.Tensor:
+def prompts(tokenizer: Any, vocab_size: int) -> torch.Tensor:
     """Make token ids of prompts of one length, [prompts, tokens]; random ones without a usable tokenizer."""
     if tokenizer is not None:
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
         length = min(PROMPT_TOKENS, *map(len, encoded))
         ids = torch.tensor([row[:length] for row in encoded])
-        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(texts):
+        if length >= FEWEST_TOKENS and int(ids.max()) < vocab_size and len(set(ids.flatten().tolist())) > len(TEXTS):
             return ids
-    return torch.randint(0, vocab_size, (len(texts), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, vocab_size, (len(TEXTS), PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
 
 
 PAIR_TOKENS = 24  # of a pair, padding included

@@ -29,7 +29,6 @@ class Protocol:
 
     Attributes:
         name: Its name on the command line, in records and in the harness's definitions.
-        about: A phrase for `--help`.
         reported: A phrase for reports, with {beams} and {answers}.
         tasks: Its tasks.
         metric: The metric that is a task's accuracy, unless the task has another.
@@ -39,7 +38,6 @@ class Protocol:
     """
 
     name: str
-    about: str
     reported: str
     tasks: Mapping[str, Task]
     metric: str
@@ -132,7 +130,6 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             GENERATE,
-            about="the LoNAS paper's; generates, and takes the first answer word, of math the last number",
             reported="{beams}, {answers}",
             tasks=TASKS,
             metric="acc",
@@ -141,7 +138,6 @@ PROTOCOLS = {
         ),
         Protocol(
             ANSWER_WORD,
-            about="ranks 'the correct answer is WORD'",
             reported='ranks "the correct answer is WORD"',
             tasks=commonsense.TASKS,
             metric="acc",
@@ -149,7 +145,6 @@ PROTOCOLS = {
         ),
         Protocol(
             OPTION_TEXT,
-            about="ranks the options' texts, the most sensitive protocol for small models",
             reported='ranks " OPTION" after the question, length-normalized (BoolQ: plain)',
             tasks=commonsense.TASKS,
             metric="acc_norm",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import raise_all
-from lonas_edge.exporting import texts
 from lonas_edge.exporting.calibration import read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
@@ -132,8 +131,6 @@ def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> 
         require_tokenizer(f"--server {options.server}", source, tokenizer)
     if options.head_format:
         architecture.require(CAUSAL_LM, "--head-format")
-    if options.compare_texts:
-        texts.check_memory(model)
     if options.stage == "ir":
         compress.check_group_size(model, options.stored_as, options.group_size)
     return model, tokenizer
@@ -210,7 +207,6 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         fused=outcome.fused,
         verified=options.verify,
         parity=outcome.parity,
-        texts=outcome.texts,
         steps=job.steps.taken,
         graph_process_peak_rss_bytes=peak_memory_of_children() if options.stage == "ir" else None,
         versions=versions(_PACKAGES + (_GGUF_PACKAGES if options.stage == "gguf" else ())),

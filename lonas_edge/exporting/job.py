@@ -18,7 +18,7 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.files import replace_text
 from lonas_edge.network.configuration import GENERATION
-from lonas_edge.network.divergence import Parity, TextDivergence, compare
+from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 
@@ -66,7 +66,6 @@ class Outcome:
     head: Compression | None = None
     fused: int = 0
     calibrated: Calibrated | None = None
-    texts: TextDivergence | None = None
 
 
 def verify_weights(job: Job) -> tuple[torch.Tensor, Parity]:

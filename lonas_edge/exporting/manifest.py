@@ -8,7 +8,7 @@ from typing import ClassVar
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
-from lonas_edge.network.divergence import Parity, TextDivergence
+from lonas_edge.network.divergence import Parity
 from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
@@ -134,7 +134,6 @@ class Manifest(Record):
         fused: Number of the IR's matrices that are part of others.
         verified: Whether logits were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
-        texts: Comparison of texts of the IR with those of the fp32 IR, both computed in fp32; or None.
         files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
     """
 
@@ -156,7 +155,6 @@ class Manifest(Record):
     fused: int
     verified: bool
     parity: dict[str, Parity]
-    texts: TextDivergence | None
     steps: dict[str, Step]
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]

@@ -11,7 +11,6 @@ from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import PER_CHANNEL
 from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
-from lonas_edge.network.divergence import TextDivergence
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import SearchOrigin
 
@@ -196,17 +195,4 @@ def _parity(manifest: Manifest) -> list[str]:
             f"| {p.positions} |"
             for name, p in manifest.parity.items()
         ),
-        *(_texts(manifest.texts) if manifest.texts else []),
-    ]
-
-
-def _texts(texts: TextDivergence) -> list[str]:
-    return [
-        "",
-        f"{texts.prompts} texts of up to {texts.new_tokens} tokens, generated greedily by the IR and by the same sub-network "
-        "stored in fp32 (both computed in fp32), compared as OpenVINO's who_what_benchmark does:",
-        "",
-        "| first divergent token (FDT) | FDT norm | divergent tokens (SDT) | SDT norm | equal texts |",
-        "|---|---|---|---|---|",
-        f"| {texts.fdt:.1f} | {texts.fdt_norm:.2f} | {texts.sdt:.1f} | {texts.sdt_norm:.2f} | {texts.equal} |",
     ]

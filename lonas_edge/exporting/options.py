@@ -112,14 +112,6 @@ class ExportOptions(Checked):
     )
     fuse: bool = True  # merge matrices with the same input (q, k and v) into one product
     verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")
-    compare_texts: bool = option(
-        False,
-        panel="Advanced",
-        needs="stage=ir verify",
-        excludes="weight_format=fp32",
-        why="texts are compared with those in fp32",
-        help="Compare generated texts with those in fp32 (FDT and SDT of who_what_benchmark).",
-    )
 
     @property
     def stored_as(self) -> WeightFormat:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from lonas_edge.errors import LonasEdgeError, one_line
-from lonas_edge.exporting import texts, verify
+from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.job import Job, Outcome, scratch, verify_weights, write_configs
 from lonas_edge.exporting.manifest import Calibrated, Compression, shares
@@ -24,7 +24,7 @@ from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import filled, write_compressed, write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
-from lonas_edge.network.divergence import Parity, compare, compare_texts
+from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel
 
 Matrices = dict[str, Compressed]  # by tensor name
@@ -45,7 +45,7 @@ def export_ir(job: Job) -> Outcome:
     """Write and verify an IR."""
     options, model = job.options, job.model
     parity: dict[str, Parity] = {}
-    materialized = fp32_texts = divergence = None
+    materialized = None
     with ExitStack() as stack:
         conversion = _conversion(job, Path(stack.enter_context(scratch(job.folder, "graph-"))))
         process = stack.enter_context(GraphConversion(conversion))
@@ -64,9 +64,6 @@ def export_ir(job: Job) -> Outcome:
                 layers = {name: schemes[name] for name in compress.inner_matrices(model)}
                 fused = write_ir(graph, job.folder, matrices, layers, options.stored_as, blocks, options.ratio)
             written = _Written(fused, _compression_of(model, schemes), _head_of(job, schemes))
-        if options.compare_texts:
-            with job.steps.step("fp32_texts", "Generating texts in fp32"):
-                fp32_texts = texts.generate_in_fp32(model, graph, job.tokenizer, job.generation)
     files = job.hash_files()
     parity |= written.parity
     if materialized is not None:
@@ -76,11 +73,7 @@ def export_ir(job: Job) -> Outcome:
             else:
                 parity["ir_stored"], logits = _verified(job, job.folder / MODEL, matrices, materialized)
                 parity["ir"] = compare(materialized, logits)
-    if fp32_texts is not None:
-        with job.steps.step("compare_texts", "Comparing the IR's texts with those in fp32"):
-            generated = texts.generate_texts(model, job.folder / MODEL, job.tokenizer, job.generation)
-            divergence = compare_texts(fp32_texts, generated, texts.NEW_TOKENS)
-    return Outcome(files, parity, written.compression, written.head, written.fused, written.calibrated, divergence)
+    return Outcome(files, parity, written.compression, written.head, written.fused, written.calibrated)
 
 
 def _conversion(job: Job, folder: Path) -> Conversion:

@@ -1,6 +1,6 @@
 """Compute logits and texts of an IR with OpenVINO."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,29 +37,6 @@ def inputs_of(ids: "np.ndarray", start: int = 0) -> "dict[str, np.ndarray]":
         "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
         "beam_idx": np.arange(batch, dtype=np.int32),
     }
-
-
-def generate(
-    logits_of: "Callable[[np.ndarray, int], np.ndarray]", ids: "np.ndarray", new_tokens: int, ends: Collection[int]
-) -> list[list[int]]:
-    """Generate texts greedily, of at most `new_tokens` tokens or up to one of `ends`, which is included.
-
-    `logits_of` is a result of `open_ir`, not called before; `ids` are [prompts, tokens]. Texts come without their prompts.
-    """
-    import numpy as np
-
-    start = cached = ids.shape[1]
-    logits = logits_of(ids, 0)
-    while True:
-        ids = np.concatenate([ids, logits[:, -1:].argmax(-1).astype(ids.dtype)], axis=1)
-        if ids.shape[1] == start + new_tokens or all(map(set(ends).intersection, ids[:, start:].tolist())):
-            break
-        logits, cached = logits_of(ids, cached), ids.shape[1]
-    return [_up_to_end(row, ends) for row in ids[:, start:].tolist()]
-
-
-def _up_to_end(tokens: list[int], ends: Collection[int]) -> list[int]:
-    return tokens[: next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def open_model(

@@ -1,16 +1,16 @@
-"""Prompts for scoring sub-networks or for least-squares reconstruction: a seeded choice, checked before weights are read."""
+"""Prompts for scoring sub-networks: a seeded choice, checked before weights are read."""
 
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs
 from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import MESSAGES, Learned, read_data
-from lonas_edge.data.templates import CHAT, Example, Template, Text, choose_prompt
+from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
 from lonas_edge.files import sha256
@@ -55,16 +55,6 @@ class HeldOut(ABC):
     units: dict[str, str]
 
     @abstractmethod
-    def lengths(self) -> list[int]:
-        """Characters per prompt."""
-
-    def split(self, prompts: int) -> "tuple[Self, Self]":
-        """Split the data in proportion into disjoint parts, the first with this number of prompts."""
-        end = len(self.order) * prompts // self.prompts
-        first = replace(self, prompts=prompts, order=self.order[:end])
-        return first, replace(self, prompts=self.prompts - prompts, order=self.order[end:])
-
-    @abstractmethod
     def fitting(self, tokenizer: Any) -> int:
         """Count the prompts that `batches` can take."""
 
@@ -91,10 +81,6 @@ class HeldOutPrompts(HeldOut):
     prompting: Prompting
     examples: Sequence[Learned]
 
-    def lengths(self) -> list[int]:
-        chosen = [self.examples[index] for index in self.order[: self.prompts]]
-        return [_characters(example, self.prompting.template) for example in chosen]
-
     def fitting(self, tokenizer: Any) -> int:
         pieces = encode(self.examples, self.prompting, tokenizer, MAX_LENGTH)  # a long text has several
         return min(len(self.examples), len(pieces))
@@ -113,12 +99,6 @@ class HeldOutPrompts(HeldOut):
         return [collate(batch) for batch in _packed(encoded[: self.prompts])]
 
 
-def _characters(example: Learned, template: Template) -> int:
-    if isinstance(example, Example):
-        return len(template.prompt(example)) + len(template.answer(example))
-    return len(example.text) if isinstance(example, Text) else sum(len(content) for _, content in example.messages)
-
-
 @dataclass(frozen=True)
 class HeldOutPairs(HeldOut):
     """Texts of a GLUE task.
@@ -132,10 +112,6 @@ class HeldOutPairs(HeldOut):
     task: GlueTask
     pairs: Sequence[Pair]
     context: int
-
-    def lengths(self) -> list[int]:
-        chosen = [self.pairs[index] for index in self.order[: self.prompts]]
-        return [len(pair.first) + len(pair.second or "") for pair in chosen]
 
     def fitting(self, tokenizer: Any) -> int:
         return len(self._encoded(tokenizer))

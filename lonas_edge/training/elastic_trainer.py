@@ -115,9 +115,9 @@ class ElasticTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one of several."""
-        chosen = self.schedule.subnetworks
-        widths = chosen[0] if len(chosen) == 1 else self.network.elasticity.maximal
+        """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one."""
+        fixed = self.schedule.fixed
+        widths = self.network.elasticity.maximal if fixed is None else fixed
         batches = [self._prepare_inputs(dict(batch)) for batch in self.held_out]
         with self.compute_loss_context_manager(), self.stored.active(widths) if self.stored else nullcontext():
             [loss] = self.network.losses([widths], batches)

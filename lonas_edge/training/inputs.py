@@ -1,6 +1,5 @@
 """Inputs of a training: base model, search space and data, opened and checked before the model is loaded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from lonas_edge.network.speed import faster_dtype
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
-from lonas_edge.space.subnetwork import Subnetwork, is_name, select
+from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import Teacher, open_teacher
 from lonas_edge.training.training_data import Files, TrainingData, read_training_data
@@ -133,27 +132,6 @@ def _refuse_other_parameters(config: AdapterConfig, architecture: Architecture) 
         others,
         "Export it as it is, or train a new adapter.",
     )
-
-
-def read_subnetworks(inputs: Inputs, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Read the sub-networks of --subnetworks: directories of sub-network files, files, and names.
-
-    Returns:
-        The widths of each network, without duplicates.
-    """
-    networks, problems = {}, []
-    for choice in choices:
-        folder = Path(choice)
-        files = sorted(map(str, folder.glob("*.json"))) if folder.is_dir() and not is_name(choice) else [choice]
-        problems += [] if files else [f"{choice}: contains no sub-network file (*.json)"]
-        for file in files:
-            try:
-                networks[select(inputs.elasticity, file).canonical] = file
-            except LonasEdgeError as error:
-                problems.append(str(error))
-    if problems:
-        raise LonasEdgeError("\n".join(problems))
-    return tuple(networks)
 
 
 def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> Inputs:

@@ -25,12 +25,12 @@ def is_mixed(options: TrainOptions) -> bool:
 def choose_int8_layers(
     network: SuperNetwork, inputs: Inputs, tokens: Tokenized, schedule: Schedule, options: TrainOptions, device: torch.device
 ) -> tuple[str, ...]:
-    """Measure the costs of rounding on training examples: of the trained sub-network, or of the maximal one of several.
+    """Measure the costs of rounding on training examples: of the trained sub-network, or of the maximal one.
 
     Returns:
         Module paths of layers with at most a share of 1 - `options.ratio` of the layers' weights.
     """
-    widths = schedule.subnetworks[0] if len(schedule.subnetworks) == 1 else inputs.elasticity.maximal
+    widths = inputs.elasticity.maximal if schedule.fixed is None else schedule.fixed
     drawn = Random(options.seed).sample(tokens.examples, min(_EXAMPLES, len(tokens.examples)))
     shortened = [inputs.data.shortened(example, _TOKENS) for example in drawn]
     examples = sorted(shortened, key=lambda example: len(example["input_ids"]))

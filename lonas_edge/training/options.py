@@ -18,7 +18,7 @@ _LARGEST = 1e6  # far beyond values that learn anything, and a float32
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Checked):
-    """How to train. `subnetworks` holds the widths of the sub-networks to draw from; empty means the whole search space."""
+    """How to train."""
 
     steps: int | None = option(
         None, panel="Training", minimum=1, excludes="epochs", help="Optimizer steps; stages are scaled.", unset="from --epochs"
@@ -96,7 +96,6 @@ class TrainOptions(Checked):
     report_to: str = option(
         "none", panel="Advanced", help="Logging integration of transformers: none, tensorboard, wandb or another."
     )
-    subnetworks: tuple[tuple[int, ...], ...] = ()
     warmup_steps: int | None = None
     weight_decay: float = 0.0
     save_steps: int | None = None

@@ -41,7 +41,7 @@ class Schedule:
     stages: tuple[ScheduledStage, ...]
     warmup_steps: int  # steps of the linear warm-up
     seed: int  # seed of the draws
-    subnetworks: tuple[tuple[int, ...], ...] = ()  # widths of the sub-networks to draw from; the whole search space if empty
+    fixed: tuple[int, ...] | None = None  # widths of the one sub-network that is trained; all are drawn from if None
 
     @property
     def steps(self) -> int:
@@ -61,10 +61,10 @@ class Schedule:
 
     def subnetwork(self, step: int) -> tuple[int, ...]:
         """Draw the sub-network of a step: every width uniformly among the stage's, blocks by the stage's rate."""
+        if self.fixed is not None:
+            return self.fixed
         stage = self.stage(step)
         draw = random.Random(f"{self.seed}/{stage.first}/{(step - stage.first) // stage.sample_rate}")
-        if self.subnetworks:
-            return draw.choice(self.subnetworks)
 
         def width(group: Group) -> int:
             if group.kind == "block":
@@ -79,7 +79,7 @@ def make_schedule(
     options: TrainOptions,
     examples: int,
     where: str = "The search space",
-    subnetworks: tuple[tuple[int, ...], ...] = (),
+    fixed: tuple[int, ...] | None = None,
     default_lr: float = DEFAULT_LR,
 ) -> Schedule:
     """Turn the search space's stages into steps; options win over the file."""
@@ -94,7 +94,7 @@ def make_schedule(
     steps = options.steps or max(1, round((total_epochs if options.epochs is None else options.epochs) * steps_per_epoch))
     scheduled = _scheduled(stages, options.lr, steps / total_epochs, default_lr)
     warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
-    return Schedule(space, scheduled, warmup, options.seed, subnetworks)
+    return Schedule(space, scheduled, warmup, options.seed, fixed)
 
 
 def _invalid_values(stage: Stage, _space: SearchSpace) -> list[str]:

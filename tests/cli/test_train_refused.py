@@ -228,7 +228,6 @@ def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Cal
     ("flags", "texts"),
     [
         (["--no-elastic", "--no-reorder"], ["--no-reorder needs --elastic"]),
-        (["--no-elastic", "--subnetworks", "minimal"], ["--subnetworks needs --elastic"]),
         (["--epochs", "2"], ["--steps cannot be combined with --epochs"]),
     ],
 )

@@ -26,7 +26,6 @@ MANIFEST = {
     "calibrated": None,
     "verified": True,
     "parity": {"ir": {"max_logit_difference": 0.5, "mean_kl": 1e-3, "top1_agreement": 1.0, "positions": 64}},
-    "texts": {"fdt": 5, "fdt_norm": 0.5, "sdt": 2.5, "sdt_norm": 0.25, "equal": 0, "prompts": 2, "new_tokens": 10},
     "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},
     "graph_process_peak_rss_bytes": None,
     "versions": {"python": "3.11.7"},

@@ -19,7 +19,7 @@ def used(folder: Path) -> set[str]:
     return {Path(path).name for path in paths if str(folder) in path}
 
 
-@pytest.mark.parametrize("case", ["texts", pytest.param("calibrated", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["plain", pytest.param("calibrated", marks=pytest.mark.slow)])
 def test_an_export(case: str, run_cli: Callable, llama: TinySource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[tuple[int, set[str]]] = []
     sync = output_module._sync
@@ -30,7 +30,7 @@ def test_an_export(case: str, run_cli: Callable, llama: TinySource, monkeypatch:
         sync(*paths)
 
     monkeypatch.setattr(output_module, "_sync", watched)
-    options = ["--weight-format", "int4", "--compare-texts"]
+    options = ["--weight-format", "int4"]
     if case == "calibrated":
         examples = [{"instruction": f"What is {a} plus {a}?", "output": f"the {a + a}"} for a in range(30)]
         (tmp_path / "data.json").write_text(json.dumps(examples))

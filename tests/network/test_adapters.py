@@ -169,7 +169,8 @@ def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> 
     save_file(renamed, llama_copy.adapter / WEIGHTS)
     read = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture)
     assert read.factors.keys() == expected.factors.keys()
-    assert all(torch.equal(read.factors[name].a, factors.a) for name, factors in expected.factors.items())
+    for name, factors in expected.factors.items():
+        assert torch.equal(read.factors[name].a, factors.a) and torch.equal(read.factors[name].b, factors.b), name
 
 
 @pytest.mark.parametrize("targets", [["c_attn"], [], None, ""])

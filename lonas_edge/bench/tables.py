@@ -9,6 +9,7 @@ from lonas_edge.bench.report import METRICS, Comparison, Report, metric_titles
 from lonas_edge.bench.statistics import MIN_PAIRS, Summary
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.ir.runtime import Ratio
+from lonas_edge.markdown import markdown_table
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -110,11 +111,11 @@ def to_markdown(report: Report) -> str:
     lines = [f"# Latency of {report.model['base']['name']}, {report.model['subnetwork']['name']} sub-network", ""]
     lines += [f"> **{warning}**\n>" for warning in report.warnings]
     for case in dict.fromkeys(row.case for row in report.rows):
-        lines += ["", f"## {case}", "", *_markdown(latency_table(report, case))]
-        lines += ["", *_markdown(ratio_table(report, case))] if report.comparisons else []
+        lines += ["", f"## {case}", "", *markdown_table(latency_table(report, case))]
+        lines += ["", *markdown_table(ratio_table(report, case))] if report.comparisons else []
         texts = text_table(report, case) if report.comparisons else None
-        lines += ["", *_markdown(texts)] if texts else []
-    lines += ["", explain(report), "", "## Variants", "", *_markdown(variant_table(report)), ""]
+        lines += ["", *markdown_table(texts)] if texts else []
+    lines += ["", explain(report), "", "## Variants", "", *markdown_table(variant_table(report)), ""]
     if report.failures:
         lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]
     properties = [f"- {v.name}: {_properties(v.properties)}" for v in report.variants if v.properties]
@@ -123,11 +124,6 @@ def to_markdown(report: Report) -> str:
 
 def _properties(properties: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in properties.items())
-
-
-def _markdown(table: Table) -> list[str]:
-    headings, rows = table
-    return ["| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *rows]]
 
 
 def to_csv(report: Report) -> str:

@@ -12,6 +12,7 @@ from lonas_edge.evaluate.compare import AVERAGE
 from lonas_edge.evaluate.protocols import CLASSIFY, PROTOCOLS, TASKS
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
+from lonas_edge.markdown import markdown_table
 
 SampleLogs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by target and task
 
@@ -100,15 +101,23 @@ def difference_rows(record: EvalRecord, every: bool = False) -> list[list[str]]:
 
 def markdown(record: EvalRecord) -> str:
     """The complete report as Markdown."""
-    lines = ["# Evaluation", "", f"Protocol: {describe(record)}.", "", *_table(headings(record), card_rows(record)), ""]
+    lines = [
+        "# Evaluation",
+        "",
+        f"Protocol: {describe(record)}.",
+        "",
+        *markdown_table((headings(record), card_rows(record))),
+        "",
+    ]
     if record.differences:
-        lines += [f"{difference_title(record)}:", "", *_table(DIFFERENCE_HEADINGS, difference_rows(record, every=True)), ""]
+        lines += [
+            f"{difference_title(record)}:",
+            "",
+            *markdown_table((DIFFERENCE_HEADINGS, difference_rows(record, every=True))),
+            "",
+        ]
     lines += [explained(record), "", *_conditions(record), *skipped(record), ""]
     return "\n".join(lines)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def _conditions(record: EvalRecord) -> list[str]:

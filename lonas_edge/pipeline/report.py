@@ -4,12 +4,11 @@ import re
 from pathlib import Path
 
 from lonas_edge.files import replace_text
+from lonas_edge.markdown import in_markdown, markdown_table
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.tables import (
     conditions,
     explain,
-    in_markdown,
-    markdown_table,
     network_table,
     step_table,
     summary,

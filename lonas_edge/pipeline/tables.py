@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-from collections.abc import Sequence
 from typing import Any
 
 from lonas_edge.pipeline.record import CompressRecord, Interval, Network
@@ -26,7 +24,6 @@ HEADINGS = (
 _LONGEST_NUMBER = 1e7  # larger ones are written with an exponent
 _HOUR, _MINUTE = 3600, 60
 # what starts a block, emphasis, code, an image or a link, a cell, a tag, a character reference
-_MARKDOWN = re.compile(r"^[#>+=-]|[\\`*|~]|(?<!\w)_|_(?!\w)|!(?=\[)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
 
 
 def network_table(record: CompressRecord) -> Table:
@@ -167,19 +164,3 @@ def conditions(record: CompressRecord) -> dict[str, dict[str, str]]:
         "Options": record.options,
     }
     return {title: {name: show(value) for name, value in part.items()} for title, part in parts.items() if part}
-
-
-def in_markdown(text: str) -> str:
-    """Return text as one line that Markdown shows as it is, in a table, too."""
-    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
-
-
-def markdown_table(table: Table) -> list[str]:
-    """Return a table as lines of Markdown: names left, figures right."""
-    headings, rows = table
-    rule = ["---", *["---:"] * (len(headings) - 1)]
-    return [_line(headings), _line(rule), *(_line([in_markdown(row[0]), *row[1:]]) for row in rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -19,9 +19,10 @@ import pytest
 from compress_records import FIRST, HOSTILE, RIGHT_TO_LEFT, compressed, hostile, network, picture, realistic, small
 from markdown_it import MarkdownIt
 
+from lonas_edge.markdown import in_markdown
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Sample, Step
 from lonas_edge.pipeline.report import write_report
-from lonas_edge.pipeline.tables import conditions, duration, in_markdown, network_table, show, summary
+from lonas_edge.pipeline.tables import conditions, duration, network_table, show, summary
 from lonas_edge.pipeline.text import printable
 from lonas_edge.space.picture import Part
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256 as digest
@@ -155,7 +155,8 @@ class Plan:
         steps += [] if self.places.has_space else [self._space()]
         steps.append(self._search(machine))
         for target, pick in self.picks.items():
-            steps += [self._recover(target, pick), self._export(target, pick)]
+            earlier = list(self.picks.values())[: list(self.picks).index(target)]
+            steps += [self._recover(target, pick, earlier), self._export(target, pick)]
         exports = tuple(step.name for step in steps if step.name.startswith("export"))
         lengths = {"prompt_len": self.options.prompt_len, "new_tokens": self.options.new_tokens}
         models = [self.places.model(pick) for pick in self.picks.values()]
@@ -235,7 +236,7 @@ class Plan:
             folder="search",
         )
 
-    def _recover(self, target: str, pick: Pick) -> PlannedStep:
+    def _recover(self, target: str, pick: Pick, earlier: Sequence[Pick]) -> PlannedStep:
         options, places = self.recovery_options, self.places
         command = command_line(
             "train", "--from", places.lora, "--model", places.student, "--nncf-config", places.space,
@@ -248,7 +249,7 @@ class Plan:
             _settings(options),
             (SEARCH,),
             (f"recovered/{pick.file}",),
-            lambda progress: stages.recover(places, pick, options, progress),
+            lambda progress: stages.recover(places, pick, options, progress, earlier),
         )
 
     def _export(self, target: str, pick: Pick) -> PlannedStep:

@@ -162,14 +162,19 @@ def find_networks(places: Places, options: SearchOptions, progress: Progress) ->
     search(make_plan(places.open_lora(), options), progress)
 
 
-def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progress) -> None:
-    """Train the network of a target with the unpruned model as its teacher; an unpruned one in INT8 needs no training."""
+def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progress, earlier: Sequence[Pick] = ()) -> None:
+    """Train the network of a target with the unpruned model as its teacher.
+
+    An unpruned one in INT8 needs no training, and the network of an `earlier` target is trained already.
+    """
     output, network = places.recovered(pick), places.subnetwork(pick)
     source = places.open_lora()
-    whole = select(source.elasticity, str(network)).canonical == source.elasticity.canonical(source.elasticity.maximal)
-    if whole and not options.weight_format and places.student == places.base:
+    widths = select(source.elasticity, str(network)).canonical
+    trained = [each for each in earlier if select(source.elasticity, str(places.subnetwork(each))).canonical == widths]
+    unpruned = widths == source.elasticity.canonical(source.elasticity.maximal)
+    if trained or (unpruned and not options.weight_format and places.student == places.base):
         with OutputDirectory(output).open() as folder:
-            shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+            shutil.copytree(places.recovered(trained[0]) if trained else source.folder, folder, dirs_exist_ok=True)
         return
     inputs = open_recovery(places.lora, places.train, str(network), places.student, places.space)
     inputs = with_teacher(with_eval_data(inputs, places.held_out), places.lora, places.base)

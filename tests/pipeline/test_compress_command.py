@@ -485,6 +485,24 @@ def test_an_unreachable_target(llama: TinySource, tmp_path: Path, data: Path, qu
     assert not (tmp_path / "out").exists()
 
 
+def test_two_targets_that_choose_the_same_network(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained once, and exported for both."""
+    outputs: list[str] = []
+    train = stages.train
+    monkeypatch.setattr(
+        stages, "train", lambda inputs, output, *rest: (outputs.append(output.name), train(inputs, output, *rest))
+    )
+    targets = ["weights<=0.95x", "weights<=0.951x"]
+    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": targets})
+    assert outputs == ["lora", "weights-0.95x"]
+    folders = [network.folder for network in record.networks if network.folder]
+    assert folders == ["weights-0.95x", "weights-0.951x"]
+    logits = [load_file(tmp_path / f"out/steps/recovered/{name}/adapter_model.safetensors") for name in folders]
+    assert all(torch.equal(tensor, logits[1][name]) for name, tensor in logits[0].items())
+
+
 def test_refused_targets(refused: Callable[..., str]) -> None:
     error = refused(target=["watts<=3", "tpot>=2", "latency<=1x"])
     assert "Invalid --target" in error

@@ -31,12 +31,20 @@ class Study:
         self.arguments, self.seed, self.work = arguments, seed, arguments.work / f"seed-{seed}"
         self.data, self.held_out = split_data(arguments.datasets, arguments.work)
         self.options = ["--data", self.data, "--eval-data", self.held_out, "--seed", seed, "--precision", arguments.precision]
-        self.options += ["--lr", arguments.lr]
 
     @cached_property
     def loras(self) -> dict[int, Path]:
         """LoRA by its number of steps."""
-        command = ["--model", self.arguments.base, "--no-elastic", "--prompt", "question", *self.options]
+        command = [
+            "--model",
+            self.arguments.base,
+            "--no-elastic",
+            "--prompt",
+            "question",
+            *self.options,
+            "--lr",
+            self.arguments.lr,
+        ]
         return {steps: trained(self.work / f"lora-{steps}", *command, "--steps", steps) for steps in self.arguments.lora_steps}
 
     @cached_property
@@ -70,6 +78,8 @@ class Study:
         if not removed and name == "int8":
             return self.lora
         command = ["--from", self.lora, "--teacher", self.lora, *self.options, "--steps", self.arguments.steps]
+        command += ["--lr", self.arguments.recovery_lr or self.arguments.lr]
+        command += ["--data", self.arguments.general] if self.arguments.general else []
         command += ["--nncf-config", self.space, "--subnet", self.subnetworks[removed]] if removed else []
         command += ["--weight-format", FORMATS[name], "--ratio", self.arguments.ratio] if name == "int4" else []
         return trained(self.work / f"recovered-{removed}-{name}", *command)
@@ -214,6 +224,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=240, help="steps of a recovery")
     parser.add_argument("--ratio", type=float, default=0.8, help="share of the weights in INT4, in INT4 networks")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--recovery-lr", type=float, help="of a recovery; default: --lr")
+    parser.add_argument("--general", help="FILE:WEIGHT, more data for the recoveries, such as those of glosses.py")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="questions of each test set; default: all")
     parser.add_argument("--prompt-len", type=numbers, default=[256], help="prompt tokens of the latencies")

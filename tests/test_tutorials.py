@@ -12,7 +12,9 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_bert import VOCAB
+from tiny_bert import tokenizer as bert_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -74,9 +76,10 @@ def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(name: str) -> str:
-    """Run a tutorial; return what its commands print."""
+def run(name: str, changed: tuple[str, str] = ("", "")) -> str:
+    """Run a tutorial, a text of its commands `changed`; return what they print."""
     shell, python = page(name)
+    shell = shell.replace(*changed)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", shell], input="Hello\n", capture_output=True, text=True, check=False
     )
@@ -125,3 +128,25 @@ def adapter() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
     model.save_pretrained("my-lora")
+
+
+def test_classifier(place: Path) -> None:
+    """A random BERT, and pairs of words that entail each other if they are equal."""
+    config = BertConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained("BERT")
+    bert_tokenizer().save_pretrained("BERT")
+    words = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
+    for name, count in (("train", 400), ("dev", 40)):
+        rows = ["index\tsentence1\tsentence2\tlabel"]
+        for n in range(count):
+            first, second = words[n % 6], words[n // 2 % 6]
+            rows.append(f"{n}\t{first}\t{second}\t{'entailment' if first == second else 'not_entailment'}")
+        Path("glue_data/RTE").mkdir(parents=True, exist_ok=True)
+        Path(f"glue_data/RTE/{name}.tsv").write_text("\n".join(rows) + "\n")
+    printed = run("classifier", ("0.7x", "1.5x"))  # most of the time of so small a model does not depend on its widths
+    assert len(Path("RTE/held_out.tsv").read_text().splitlines()) == 251
+    assert "unpruned-model" in printed and "model (int8_sym)" in printed
+    assert "tensor([[" in printed  # the logits, from Python

@@ -119,7 +119,7 @@ class ElasticTrainer(Trainer):
         fixed = self.schedule.fixed
         widths = self.network.elasticity.maximal if fixed is None else fixed
         batches = [self._prepare_inputs(dict(batch)) for batch in self.held_out]
-        with self.compute_loss_context_manager(), self.stored.active(widths) if self.stored else nullcontext():
+        with self.accelerator.autocast(), self.stored.active(widths) if self.stored else nullcontext():
             [loss] = self.network.losses([widths], batches)
         self.log({EVAL_LOSS: loss})
         return {EVAL_LOSS: loss}

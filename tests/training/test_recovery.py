@@ -225,5 +225,5 @@ def test_no_adapter(llama: TinySource, data: Path, tmp_path: Path) -> None:
 def test_an_adapter_with_more_than_factors(tiny_models: TinyModels, data: Path) -> None:
     base, space = tiny_models.base("llama-biased"), tiny_models.space("llama-biased")
     adapter = tiny_models.adapter("llama-biased", bias="all")
-    with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors only[\s\S]*bias = 'all'"):
+    with pytest.raises(LonasEdgeError, match=r"--from trains LoRA factors and[\s\S]*bias = 'all'"):
         open_recovery(str(adapter), data, "minimal", str(base), space)

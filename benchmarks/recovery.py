@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from plane import optimum_ir
-from study import average, conditions, difference, evaluated, exported, lonas_edge, over_seeds, split_data, timed, trained
+from study import (
+    Accuracy,
+    average,
+    conditions,
+    difference,
+    evaluated,
+    exported,
+    lonas_edge,
+    over_seeds,
+    split_data,
+    timed,
+    trained,
+)
 
 BASELINE = "optimum-int8"
 FORMATS = {"int8": "int8_sym", "int4": "int4_sym"}
@@ -128,6 +140,7 @@ def measured(arguments: argparse.Namespace, studies: dict[int, Study]) -> dict[s
         rows[name] = {
             "accuracy": [round(average(accuracy[name]), 2) for accuracy in seeds],
             "difference": [round(points["points"], 2), round(points["half_width_95"], 2)],
+            "differences_by_task": {task: by_task(mean, means[BASELINE], task) for task in mean},
             "latency": {length: of_baseline(rows[name], rows[BASELINE]) for length, rows in times.items()},
         }
         shown = f"{points['points']:+.2f} ± {points['half_width_95']:.2f}"
@@ -137,6 +150,12 @@ def measured(arguments: argparse.Namespace, studies: dict[int, Study]) -> dict[s
         ]
         print(f"{name:20} {shown:16} {'; '.join(ratios)}")
     return rows
+
+
+def by_task(mean: Accuracy, baseline: Accuracy, task: str) -> list[float]:
+    """Difference from the baseline in one task, in points, and half of its 95 % interval."""
+    points = difference({task: mean[task]}, {task: baseline[task]})
+    return [round(points["points"], 2), round(points["half_width_95"], 2)]
 
 
 def of_baseline(times: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:

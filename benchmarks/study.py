@@ -126,10 +126,10 @@ def over_seeds(seeds: Sequence[Accuracy]) -> Accuracy:
 def difference(first: Accuracy, second: Accuracy) -> dict[str, float]:
     """first - second in points, paired by example, mean over the tasks; and half of the 95 % interval."""
     mean, variance = 0.0, 0.0
-    for task in TASKS:
-        differences = [a - b for a, b in zip(first[task], second[task], strict=True)]
-        mean += statistics.mean(differences) / len(TASKS)
-        variance += statistics.variance(differences) / len(differences) / len(TASKS) ** 2
+    for task, values in first.items():
+        differences = [a - b for a, b in zip(values, second[task], strict=True)]
+        mean += statistics.mean(differences) / len(first)
+        variance += statistics.variance(differences) / len(differences) / len(first) ** 2
     return {"points": mean, "half_width_95": Z_95 * math.sqrt(variance)}
 
 

@@ -154,8 +154,8 @@ class Plan:
         steps += [self._trim()] if self.trims else []
         steps += [] if self.places.has_space else [self._space()]
         steps.append(self._search(machine))
-        for target, pick in self.picks.items():
-            earlier = list(self.picks.values())[: list(self.picks).index(target)]
+        for index, (target, pick) in enumerate(self.picks.items()):
+            earlier = list(self.picks.values())[:index]
             steps += [self._recover(target, pick, earlier), self._export(target, pick)]
         exports = tuple(step.name for step in steps if step.name.startswith("export"))
         lengths = {"prompt_len": self.options.prompt_len, "new_tokens": self.options.new_tokens}

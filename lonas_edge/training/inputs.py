@@ -238,7 +238,10 @@ def precision_of(options: TrainOptions) -> str:
 
 
 def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
-    """Decide the dtype of the base: the precision, but fp32 where rounding would change what QAT stores."""
+    """Decide the dtype of the base: the precision, but fp32 where rounding would change what QAT stores.
+
+    QAT of a classifier is in fp32, as its head is: the costs of rounding are measured without autocast.
+    """
     precision = precision_of(options)
     lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.task is not CLASSIFICATION
     return precision if lossless or not options.weight_format else "fp32"

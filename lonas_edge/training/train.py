@@ -193,7 +193,7 @@ def _continued(base: Any, start: Start, dropout: float) -> Any:
 
 
 def _in_fp32(model: Any) -> Any:
-    """Train a classifier's head in fp32, as PEFT (0.19) does LoRA factors only."""
+    """Train a classifier's head in fp32, too: PEFT (0.21) casts LoRA factors only."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

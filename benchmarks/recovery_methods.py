@@ -3,11 +3,15 @@
     python benchmarks/recovery_methods.py LORA --base models/smollm2-135m --removed 7,5,17 --data train.json \\
         --held-out held_out.json [--method lora|full] [--positions answers|all] [--share 1] [--local 120] \\
         [--extra generated.json] [--fade 60]
+    python benchmarks/recovery_methods.py LORA --base models/smollm2-135m --removed "" --data train.json \\
+        --held-out held_out.json --from-base --method full --positions answers --share 0 --output DIR
 
 LORA is a PEFT adapter, the teacher. Its blocks are removed, and the network is trained: the adapter further, or all weights
 (`--method full`). The loss is --share of KL from the teacher, over the tokens of answers or of all, and the rest cross-entropy
 of the answers. `--local` trains the MLP and norm of each layer without attention first, so that they give its former output
 from its former input. `--extra` replaces half of the examples. `--fade` lowers the removed attention to 0 over so many steps.
+`--from-base` trains the base model instead, without the adapter; as in the second example that is full fine-tuning, and LORA is
+only compared with. `--output` keeps the model with the lowest held-out loss.
 Prints JSON lines: loss and KL in nats per answer token of the held-out examples, seconds and training tokens.
 """
 
@@ -56,8 +60,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--extra", type=Path)
-    parser.add_argument("--removed", type=lambda text: [int(part) for part in text.split(",")], required=True)
+    parser.add_argument("--removed", type=lambda text: [int(part) for part in text.split(",") if part], required=True)
     parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--from-base", action="store_true", help="with --method full")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--positions", choices=["answers", "all"], default="all")
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=240)
@@ -79,15 +85,22 @@ class Study:
         self.train, self.held = self.encode(arguments.data), self.encode(arguments.held_out)
         self.extra = self.encode(arguments.extra) if arguments.extra else []
         self.teacher = self._lora().merge_and_unload().eval().requires_grad_(False)
-        whole = self._lora()
-        self.student = whole.merge_and_unload().requires_grad_(True) if arguments.method == "full" else whole
+        self.student = self._student()
         self.body = self.student if arguments.method == "full" else self.student.get_base_model()
         self.fading = [self._remove(self.body.model.layers[index]) for index in arguments.removed]
-        self.tokens, self.start = 0, time.time()
+        self.tokens, self.start, self.lowest = 0, time.time(), math.inf
+
+    def _base(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.arguments.base, dtype=torch.float32)
 
     def _lora(self) -> Any:
-        base = AutoModelForCausalLM.from_pretrained(self.arguments.base, dtype=torch.float32)
-        return PeftModel.from_pretrained(base, self.arguments.lora, is_trainable=True)
+        return PeftModel.from_pretrained(self._base(), self.arguments.lora, is_trainable=True)
+
+    def _student(self) -> Any:
+        if self.arguments.method == "lora":
+            return self._lora()
+        model = self._base() if self.arguments.from_base else self._lora().merge_and_unload()
+        return model.requires_grad_(True)
 
     def _remove(self, layer: Any) -> Any:
         layer.self_attn = Fading(layer.self_attn) if self.arguments.fade else NoAttention()
@@ -133,7 +146,7 @@ class Study:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
-        """Print loss and KL of the held-out answers."""
+        """Print loss and KL of the held-out answers; keep the best model."""
         self.student.eval()
         loss = kl = count = 0.0
         held = sorted(self.held, key=lambda example: len(example[0]))
@@ -147,6 +160,10 @@ class Study:
         seconds = round(time.time() - self.start)
         figures = {"loss": round(loss / count, 4), "kl": round(kl / count, 4), "seconds": seconds, "tokens": self.tokens}
         print(json.dumps({"step": step, **figures}), flush=True)
+        if self.arguments.output and loss / count < self.lowest:
+            self.lowest = loss / count
+            self.student.save_pretrained(self.arguments.output)
+            self.tokenizer.save_pretrained(self.arguments.output)
 
     def optimizer(self, parameters: list[nn.Parameter], lr: float, steps: int) -> tuple[Any, Any]:
         """AdamW with a warm-up of a twentieth of the steps, then half a cosine."""
@@ -203,10 +220,11 @@ class Study:
             self.student.train()
             chosen = mask.bool() if arguments.positions == "all" else labels != IGNORED
             own, learned = self.logits(self.body, ids, mask, chosen), labels[:, 1:][chosen[:, 1:]]
-            with torch.no_grad():
-                teachers = self.logits(self.teacher, ids, mask, chosen)
-            loss = arguments.share * divergence(teachers, own).mean()
-            loss = loss + (1 - arguments.share) * F.cross_entropy(own, learned, ignore_index=IGNORED)
+            loss = (1 - arguments.share) * F.cross_entropy(own, learned, ignore_index=IGNORED)
+            if arguments.share:
+                with torch.no_grad():
+                    teachers = self.logits(self.teacher, ids, mask, chosen)
+                loss = loss + arguments.share * divergence(teachers, own).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)

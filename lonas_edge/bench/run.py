@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench import machine, report
@@ -16,7 +15,6 @@ from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.bench.worker import Placement
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
-from lonas_edge.files import read_json
 from lonas_edge.ir import runtime
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
@@ -30,7 +28,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
     check_cases(exported, options.cases)
     placement = machine.placement(options.threads)
     variants, missing = prepare_variants(exported, options, progress)
-    vocabulary = min(exported.vocabulary, *(_vocabulary(variant.path) for variant in variants))
+    vocabulary = min(exported.vocabulary, *(variant.vocabulary for variant in variants))
     prompts = PromptSource(vocabulary, options.schedule.seed)
     measurement = measure_latency(
         variants, Plan(exported.config, options.cases, options.schedule, placement, prompts, progress)
@@ -75,12 +73,6 @@ def check_cases(exported: Exported, cases: Sequence[Case]) -> None:
         too_long,
         "Choose a shorter --prompt-len or --new-tokens.",
     )
-
-
-def _vocabulary(folder: Path) -> int:
-    """Return the vocabulary size of a variant; unlimited without a config.json (GGUF)."""
-    config = folder / "config.json"
-    return int(read_json(config)["vocab_size"]) if config.is_file() else 2**31
 
 
 def _conditions(options: BenchOptions, placement: Placement, measurement: Measurement) -> dict[str, Any]:

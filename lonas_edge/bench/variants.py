@@ -37,11 +37,23 @@ class Variant:
     outputs: int = 0
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that it knows."""
+        from lonas_edge.files import read_by, read_json
+
+        if self.kind != "gguf":
+            return int(read_json(self.path / "config.json")["vocab_size"])
+        from gguf import GGUFReader
+
+        with read_by("gguf", self.path):
+            return len(GGUFReader(self.path).fields["tokenizer.ggml.tokens"].data)
+
+    @property
     def tokens_per_text(self) -> float:
         """Tokens per text, relative to the whole vocabulary where it was trimmed."""
         from lonas_edge.network.vocabulary_record import vocabulary_of
 
-        trimmed = vocabulary_of(self.path)
+        trimmed = vocabulary_of(self.path.parent if self.kind == "gguf" else self.path)
         return trimmed.tokens_per_text if trimmed else 1.0
 
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
@@ -33,23 +33,41 @@ def run(source: SourceOptions, options: InspectOptions) -> None:
     with loading():
         with importing():
             from lonas_edge.network.source import open_source
-            from lonas_edge.space.complexity import kv_elements
+            from lonas_edge.space.complexity import kv_elements, token_parameters
         opened = open_source(source.source, source.model, source.nncf_config, weights=False)
     chosen = opened.select(options.subnet)
-    unpruned, small = opened.sizes(opened.unpruned, options.seq_len), opened.sizes(chosen, options.seq_len)
-    cached = kv_elements(opened.unpruned), kv_elements(chosen)
+    unpruned, small = (
+        _Counts(opened.sizes(network, options.seq_len), kv_elements(network), token_parameters(network, opened.unties))
+        for network in (opened.unpruned, chosen)
+    )
     if not options.json:
-        _print(opened, chosen, unpruned, small, cached)
+        _print(opened, chosen, unpruned, small)
         return
     groups = [
         {"name": name, "kind": group.kind, "modules": list(group.modules), "widths": list(group.widths), "width": width}
         for group, (name, width) in zip(opened.space.groups, chosen.by_group.items(), strict=True)
     ]
-    sizes = [{**each.to_json(), "kv_elements": count} for each, count in zip((unpruned, small), cached, strict=True)]
-    print(json.dumps({"unpruned": sizes[0], "subnetwork": sizes[1], "groups": groups}, indent=2))
+    print(json.dumps({"unpruned": unpruned.to_json(), "subnetwork": small.to_json(), "groups": groups}, indent=2))
 
 
-def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Sizes", cached: tuple[int, int]) -> None:
+@dataclass(frozen=True)
+class _Counts:
+    """Sizes of a network, elements of keys and values per token, and parameters of embedding and head."""
+
+    sizes: "Sizes"
+    kv_elements: int
+    token_parameters: int
+
+    @property
+    def token_share(self) -> float:
+        """Share of embedding and head in all parameters."""
+        return self.token_parameters / self.sizes.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.sizes.to_json(), "kv_elements": self.kv_elements, "token_parameters": self.token_parameters}
+
+
+def _print(opened: "Source", chosen: "Subnetwork", unpruned: _Counts, small: _Counts) -> None:
     from rich.table import Table
 
     from lonas_edge.space.picture import EMPTY, FULL, lines, picture_of
@@ -58,20 +76,23 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: "Sizes", small: "Si
     table.add_column("")
     for column in ("unpruned LoRA", chosen.name, "ratio"):
         table.add_column(column, justify="right")
+    before, after = unpruned.sizes, small.sizes
+    cached = unpruned.kv_elements, small.kv_elements
     rows = [
-        ("parameters (merged)", unpruned.parameters, small.parameters, "{:,}"),
+        ("parameters (merged)", before.parameters, after.parameters, "{:,}"),
+        ("embedding and head, share of them", unpruned.token_share, small.token_share, "{:.1%}"),
         (
             "linear weights, LM head and adapters (“total params”)",
-            unpruned.linear_weights,
-            small.linear_weights,
+            before.linear_weights,
+            after.linear_weights,
             "{:,}",
         ),
-        (f"MACs, {small.seq_len} tokens (“TFLOPs”)", unpruned.macs, small.macs, "{:.4g}"),
+        (f"MACs, {after.seq_len} tokens (“TFLOPs”)", before.macs, after.macs, "{:.4g}"),
         *([("KV cache, values a token", *cached, "{:,}")] if cached[0] else []),
-        *((f"bytes, {kind}", unpruned.bytes[kind], small.bytes[kind], "{:,}") for kind in small.bytes),
+        *((f"bytes, {kind}", before.bytes[kind], after.bytes[kind], "{:,}") for kind in after.bytes),
     ]
-    for name, before, after, style in rows:
-        table.add_row(name, style.format(before), style.format(after), f"{after / before:.3f}")
+    for name, whole, left, style in rows:
+        table.add_row(name, style.format(whole), style.format(left), f"{left / whole:.3f}")
     shown = console()
     shown.print(table)
     if opened.space.groups:

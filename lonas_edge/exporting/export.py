@@ -25,6 +25,7 @@ from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
+from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 from lonas_edge.output import OutputDirectory
 from lonas_edge.processes import peak_memory_of_children
 from lonas_edge.progress import Progress, silent
@@ -81,6 +82,8 @@ def export(
             )
         hashes = background.submit(_input_hashes, model)
         model.subnetwork.record().write(folder / SUBNETWORK)
+        if trimmed := vocabulary_of(source.base.folder):
+            trimmed.write(folder / VOCABULARY)
         outcome = _stage(options.stage)(job)
         if options.verify:
             _refuse_other_base(source, hashes.result())

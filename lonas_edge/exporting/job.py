@@ -20,7 +20,6 @@ from lonas_edge.files import replace_text
 from lonas_edge.network.configuration import GENERATION
 from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 
 if TYPE_CHECKING:  # of an extra
     from lonas_edge.exporting.gguf_file import Layout
@@ -84,10 +83,8 @@ def verify_weights(job: Job) -> tuple[torch.Tensor, Parity]:
 
 
 def write_configs(job: Job, dtype: str) -> None:
-    """Write config.json, generation_config.json, the record of a trimmed vocabulary, and the files for a server."""
+    """Write config.json, generation_config.json and the files for a server."""
     replace_text(job.folder / "config.json", json.dumps(job.model.config(dtype), indent=2) + "\n")
-    if record := vocabulary_of(job.model.source.base.folder):
-        record.write(job.folder / VOCABULARY)
     if job.options.server:
         replace_text(job.folder / ovms.GRAPH_FILE, ovms.GRAPH)
     if job.generation is not None:

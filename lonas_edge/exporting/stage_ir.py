@@ -24,6 +24,7 @@ from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import filled, write_compressed, write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
+from lonas_edge.ir.runtime import ACTIVATION_GROUP, MAX_KL, forget
 from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel
 
@@ -69,10 +70,14 @@ def export_ir(job: Job) -> Outcome:
     if materialized is not None:
         with job.steps.step("verify_ir", "Comparing the IR with the weights stored in it"):
             if written.calibrated:  # verified before the compression, after which no weight is rounded by itself
-                parity["ir"] = compare(materialized, _ir_logits(job, job.folder / MODEL))
+                logits = _ir_logits(job, job.folder / MODEL)
             else:
                 parity["ir_stored"], logits = _verified(job, job.folder / MODEL, matrices, materialized)
-                parity["ir"] = compare(materialized, logits)
+            parity["ir"] = compare(materialized, logits)
+            parity["ir_runtime"] = _as_run(job, logits)
+            if parity["ir_runtime"].mean_kl > MAX_KL and forget(job.folder, ACTIVATION_GROUP):
+                files = job.hash_files()
+                parity["ir_runtime"] = _as_run(job, logits)
     return Outcome(files, parity, written.compression, written.head, written.fused, written.calibrated)
 
 
@@ -146,6 +151,11 @@ def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized:
 
     verify.check_ir(job.model.source.folder, parity, stored, noise)
     return parity, logits
+
+
+def _as_run(job: Job, logits: torch.Tensor) -> Parity:
+    """Compare the written IR as clients run it, with the properties stored in it, with its logits in fp32."""
+    return compare(logits, verify.ir_logits(job.folder / MODEL, job.inputs(), {}))
 
 
 def _ir_logits(job: Job, ir: "Path | ov.Model") -> torch.Tensor:

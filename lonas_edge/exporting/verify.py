@@ -5,7 +5,8 @@
 3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, if it is installed.
 
 The distance of the IR from the materialized model is the effect of the format. It is reported (KL divergence, top-1) and not
-judged: it depends on the network.
+judged: it depends on the network. The effect of the runtime properties that clients get by default is reported as well; a group
+of activations that changes the outputs too much is not stored in the IR.
 
 The super-network is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so an error in
 our reading of the adapter, its scale, the slicing or the merging shows. Weights are streamed a layer at a time. All is computed
@@ -109,12 +110,12 @@ def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:
     return float64_logits(network, inputs, lambda name: tensors.read(name if name in tensors.shapes else f"{embedding}.weight"))
 
 
-def ir_logits(path: "Path | ov.Model", inputs: Inputs) -> torch.Tensor:
-    """Compute the fp32 logits of an IR on the CPU in fp32: the stored model is compared, not the plugin's bf16."""
+def ir_logits(path: "Path | ov.Model", inputs: Inputs, properties: Mapping[str, str] = FP32) -> torch.Tensor:
+    """Compute the logits of an IR on the CPU, by default in fp32: the stored model is compared, not the plugin's bf16."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     if inputs.keys() == {"input_ids"}:
-        return torch.from_numpy(open_ir(path, "CPU", FP32)(arrays["input_ids"], 0))
-    return torch.from_numpy(open_model(path, "CPU", FP32)(arrays))
+        return torch.from_numpy(open_ir(path, "CPU", properties)(arrays["input_ids"], 0))
+    return torch.from_numpy(open_model(path, "CPU", properties)(arrays))
 
 
 def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tensor) -> float:

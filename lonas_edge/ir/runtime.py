@@ -21,7 +21,9 @@ from lonas_edge.ir.infer import open_ir
 from lonas_edge.schema import Record, field_faults
 
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # candidates that plugins read from the IR
+ACTIVATION_GROUP = IN_IR[0]
 PER_CHANNEL = str(2**64 - 1)  # one group per row of the activations
+MAX_KL = 0.02  # mean KL divergence that properties may add to the outputs, in nats
 
 # Candidates by property; they are compared with the plugin's default.
 _CPU = {
@@ -179,6 +181,15 @@ def ir_faults(text: str) -> list[str]:
     except ET.ParseError as error:
         return [f"not XML: {error}"]
     return property_faults({option.tag: option.get("value", "") for option in options}, (*IN_IR, *_STOCK))
+
+
+def forget(folder: Path, name: str) -> bool:
+    """Remove a property from the IR, so that the plugin's default applies; return whether it was there."""
+    tree = ET.parse(folder / MODEL)
+    if _set_options(tree, {name: None})[name] is None:
+        return False
+    _write_model(folder, tree)
+    return True
 
 
 def store(folder: Path, chosen: RuntimeProperties) -> None:

@@ -243,11 +243,11 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
             problems.append(f"{name}: dtype {tensor.dtype}; expected {', '.join(FLOATS)}")
         elif fault := number_fault(tensor):
             problems.append(f"{name}: {fault}")
-    raise_all(
-        f"{path}: the adapter does not fit the base model ({architecture.model_type}):",
-        problems,
-        "Is --model the base it was trained on? Is the file complete?",
-    )
+    advice = "Is --model the base it was trained on? Is the file complete?"
+    tables = f"{architecture.family.embedding}.", f"{architecture.family.head}."
+    if architecture.family.task.generates and any(problem.startswith(tables) for problem in problems):
+        advice += " An adapter with its own embedding or head fits no base with a trimmed vocabulary: pass the untrimmed one."
+    raise_all(f"{path}: the adapter does not fit the base model ({architecture.model_type}):", problems, advice)
     factors = {
         name: LoraFactors(
             tensors[f"{name}.lora_A.weight"],

@@ -59,7 +59,7 @@ class Vocabulary:
         """Write the model with these tokens; return tokens per text, relative to the whole vocabulary."""
         base, architecture = self.source.base, self.source.architecture
         output.check(trimmed_bytes(architecture, len(choice.kept)))
-        _, ratio = self.fertility.of(size)
+        _, ratio, _ = self.fertility.of(size)
         with output.open() as folder:
             made = (base, architecture, self.tokenizer, choice.kept, [self.data], ratio, folder)
             trim_model(*made, lambda done: progress("Writing", done))

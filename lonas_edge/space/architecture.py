@@ -84,6 +84,12 @@ class Architecture:
         return weight | ({f"{linear.name}.bias": (linear.out_features,)} if linear.bias else {})
 
     @cached_property
+    def token_tables(self) -> frozenset[str]:
+        """Names of the parameters with a row for each token: those of the embedding, and of a language model's head."""
+        embedding = f"{self.family.embedding}.weight"
+        return frozenset({embedding} if self.family.task.new_head else {embedding, *self.head})
+
+    @cached_property
     def units(self) -> dict[str, int]:
         """Number of input channels that stay together, by module path, for each layer with an elastic input width."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))

@@ -88,6 +88,12 @@ def kv_elements(subnetwork: Subnetwork) -> int:
     return total
 
 
+def token_parameters(subnetwork: Subnetwork, untied: bool = False) -> int:
+    """Parameters of the materialized model with a row for each token: embedding and head, a tied head counted once."""
+    shapes = materialized_shapes(subnetwork, untied)
+    return sum(prod(shapes[name]) for name in subnetwork.architecture.token_tables & shapes.keys())
+
+
 def materialized_shapes(subnetwork: Subnetwork, untied: bool = False) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the materialized model by name; `untied` where merging gives a tied head its own weight."""
     architecture = subnetwork.architecture

@@ -16,6 +16,7 @@ from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.speed import faster_dtype
+from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
@@ -183,6 +184,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
     if inputs.data.task is CLASSIFICATION:
         _check_context(inputs, options)
+    _refuse_own_teacher(inputs, options)
     open_base(inputs.base.folder, architecture, architecture.head)
     if inputs.start:
         load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
@@ -205,6 +207,19 @@ def _check_context(inputs: Inputs, options: TrainOptions) -> None:
         contexts[inputs.teacher.name] = inputs.teacher.config["max_position_embeddings"]
     problems = [f"{name} has a context of {size} tokens" for name, size in contexts.items() if (options.max_length or 0) > size]
     raise_all(f"--max-length {options.max_length}:", problems)
+
+
+def _refuse_own_teacher(inputs: Inputs, options: TrainOptions) -> None:
+    """Refuse to distill a whole adapter from itself: it gives the same logits, so the loss is 0."""
+    start, teacher = inputs.start, inputs.teacher
+    if not start or not teacher or teacher.folder.resolve() != start.located.folder.resolve():
+        return
+    whole = start.subnetwork.widths == inputs.elasticity.maximal
+    if whole and not options.weight_format and vocabulary_of(inputs.base.folder) is None:
+        raise LonasEdgeError(
+            f"{start.located.folder}: --teacher and --from are the same network, so the loss is 0 from the start. Pass another "
+            "--teacher, a smaller --subnet, or a --weight-format to train for."
+        )
 
 
 def _check_targets(inputs: Inputs, options: TrainOptions) -> None:

@@ -49,10 +49,10 @@ def choose(
     if size is not None and size < len(kept):
         raise LonasEdgeError(
             f"{option} {size}: below the {len(kept)} tokens that every text needs: bytes or characters, special and added "
-            "tokens."
+            f"tokens. Use {option} {len(kept)} or more."
         )
     if size is not None and size >= len(everything):
-        raise LonasEdgeError(f"{option} {size}: the vocabulary has only {len(everything)} tokens.")
+        raise LonasEdgeError(f"{option} {size}: the vocabulary has only {len(everything)} tokens. Use a smaller {option}.")
     limit = len(everything) if size is None else size
     for number, _ in Counter(counts).most_common():
         missing = (tokenizer.parts(number) & everything) - kept

@@ -80,13 +80,6 @@ def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
     )
 
 
-def _tables(architecture: Architecture) -> set[str]:
-    """Names of the tensors with a row for each token."""
-    family = architecture.family
-    names = {f"{family.embedding}.weight"}
-    return names | ({f"{family.head}.weight", f"{family.head}.bias"} if not family.task.new_head else set())
-
-
 def special_ids(folder: Path) -> set[int]:
     """Ids of the special tokens that the configurations of a model directory name."""
     found: set[int] = set()
@@ -130,7 +123,7 @@ def _write_weights(
     tensors: TensorFiles, architecture: Architecture, kept: Sequence[int], folder: Path, done: Callable[[float], None]
 ) -> None:
     """Write all tensors in their dtype, those of the tables with the kept rows."""
-    tables, stored = _tables(architecture), {name: tensors.shapes[name] for name in architecture.shapes}
+    tables, stored = architecture.token_tables, {name: tensors.shapes[name] for name in architecture.shapes}
     shapes = {name: (len(kept), *shape[1:]) if name in tables else shape for name, shape in stored.items()}
     dtypes = {name: getattr(torch, tensors.dtypes[name]) for name in shapes}
     plan = split_torch_state_dict_into_shards(
@@ -151,6 +144,6 @@ def _write_weights(
 
 def trimmed_bytes(architecture: Architecture, tokens: int) -> int:
     """Estimate the size of the directory: weights in fp32 at most, and the tokenizer."""
-    tables = _tables(architecture)
+    tables = architecture.token_tables
     shapes = ((tokens, *shape[1:]) if name in tables else shape for name, shape in architecture.shapes.items())
     return 4 * sum(math.prod(shape) for shape in shapes) + 200 * tokens

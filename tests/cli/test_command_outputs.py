@@ -14,7 +14,8 @@ DATA = Path(__file__).parent.parent / "evaluate" / "data"
 def commands(llama_copy: TinySource, tmp_path: Path) -> dict[str, list[str]]:
     """Every command that writes a directory; what it reads looks like what lonas-edge wrote, so that it might be replaced."""
     data = tmp_path / "data/data.json"
-    for folder in (llama_copy.base, llama_copy.adapter, tmp_path / "ir", data.parent):
+    teacher = tmp_path / "teacher"
+    for folder in (llama_copy.base, llama_copy.adapter, tmp_path / "ir", data.parent, teacher):
         folder.mkdir(exist_ok=True)
         (folder / "lonas_edge.json").write_text("{}")
     data.write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}]))
@@ -22,7 +23,7 @@ def commands(llama_copy: TinySource, tmp_path: Path) -> dict[str, list[str]]:
     source = [str(llama_copy.adapter), "--model", str(llama_copy.base), "--nncf-config", str(data.parent / "space.json")]
     return {
         "export": ["export", *source],
-        "train": ["train", *source[1:], "--data", str(data)],
+        "train": ["train", *source[1:], "--data", str(data), "--teacher", str(teacher)],
         "eval": ["eval", *source, "--datasets", str(DATA)],
         "bench": ["bench", str(tmp_path / "ir"), "--arms", "subnet"],
     }
@@ -32,7 +33,7 @@ def commands(llama_copy: TinySource, tmp_path: Path) -> dict[str, list[str]]:
     ("command", "output"),
     [
         *(("export", name) for name in ("adapter", "base", "data")),
-        *(("train", name) for name in ("base", "data")),
+        *(("train", name) for name in ("base", "data", "teacher")),
         *(("eval", name) for name in ("adapter", "base", "data")),
         ("bench", "ir"),
     ],

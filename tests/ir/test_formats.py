@@ -14,6 +14,7 @@ from tiny_models import LAYERS, MLP_WIDTHS, TinySource
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import Compression, Manifest
 from lonas_edge.formats import FORMATS, PER_CHANNEL, activation_group
 
@@ -150,3 +151,17 @@ def test_clients_compile_an_ir_with_the_group_stored_in_it(options: dict[str, An
     folder = exports("llama", "maximal", **options)
     compiled = ov.Core().compile_model(read_ir(folder), "CPU")
     assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group
+
+
+@pytest.mark.parametrize(("limit", "group"), [(1.0, 64), (-1.0, 32)])
+def test_a_group_that_changes_the_outputs_is_not_stored(
+    limit: float, group: int, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the plugin makes of the logits is above -1: its default remains, and the record has the final file's hash."""
+    monkeypatch.setattr("lonas_edge.exporting.stage_ir.MAX_KL", limit)
+    source = llama.opened()
+    manifest = export(source, source.select("maximal"), tmp_path / "out", ExportOptions(weight_format="int8_sym"))
+    compiled = ov.Core().compile_model(read_ir(tmp_path / "out"), "CPU")
+    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group
+    assert file_faults(tmp_path / "out", Manifest.read(tmp_path / "out/lonas_edge.json")) == []
+    assert manifest.parity["ir_runtime"].positions == manifest.parity["ir"].positions

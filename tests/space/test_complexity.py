@@ -91,3 +91,14 @@ def test_inspect_reads_no_weights(run_cli, tiny_models: TinyModels, tmp_path: Pa
     assert ran.code == 0
     content = json.loads(ran.out)
     assert [group["width"] for group in content["groups"]] == [8, 8, 8, 96, 96, 96, 8, 8, 8]
+    assert [content[name]["token_parameters"] for name in ("unpruned", "subnetwork")] == [288 * 64, 288 * 64]  # tied
+
+
+@pytest.mark.parametrize(("case", "tables"), [("llama", 2), ("llama-tied", 1)])
+def test_the_share_of_embedding_and_head(case: str, tables: int, run_cli, tiny_models: TinyModels) -> None:
+    """288 tokens of 64 columns, once where they are tied."""
+    ran = run_cli("inspect", tiny_models.base(case), "--json")
+    sizes = json.loads(ran.out)["unpruned"]
+    assert sizes["token_parameters"] == tables * 288 * 64
+    shown = " ".join(run_cli("inspect", tiny_models.base(case)).out.split())
+    assert f"embedding and head, share of them │ {sizes['token_parameters'] / sizes['parameters']:.1%}" in shown

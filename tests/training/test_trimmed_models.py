@@ -14,6 +14,7 @@ from training_runs import EIGHT, OPTIONS, logits_of, write_data
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge import load_checkpoint
+from lonas_edge.bench.variants import Variant
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
@@ -142,15 +143,76 @@ def test_a_teacher_with_other_tokens(llama: TinySource, tiny_models: TinyModels,
         open_teacher(str(other), opened.base, opened.architecture)
 
 
-def test_an_adapter_with_its_own_embedding_is_refused(
-    llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "model.embed_tokens.weight: expected [265, 64]"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head.lora_B.weight: expected [265, 2], found [288, 2]"),
+    ],
+)
+def test_an_adapter_of_all_tokens_is_refused(
+    llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path, options: dict[str, list[str]], line: str
 ) -> None:
-    trim(llama.base, tmp_path / "base")
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    assert len(trim(llama.base, tmp_path / "base")) == 265
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", **options)
     get_peft_model(loaded(llama.base), config).save_pretrained(tmp_path / "adapter")
     ran = run_cli("export", tmp_path / "adapter", "--model", tmp_path / "base", "--output", tmp_path / "out")
     assert ran.code == 1
-    assert "embed_tokens" in ran.err
+    message = " ".join(ran.err.split())
+    assert line in message
+    assert "fits no base with a trimmed vocabulary: pass the untrimmed one" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_a_trimmed_base_fits_no_other(
+    llama: TinySource, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """Trained on a trimmed model, it is refused on the untrimmed one and on another trimmed one."""
+    trim(llama.base, tmp_path / "base")
+    trim(llama.base, tmp_path / "smaller", "--size", 262)
+    options = ["--no-elastic", "--prompt", "question", "--steps", 1, "--rank", 4, "--batch-size", 1]
+    ran = run_cli("train", "--model", tmp_path / "base", "--data", words, *options, "--output", tmp_path / "lora")
+    assert ran.code == 0, ran.err
+    for other in (llama.base, tmp_path / "smaller"):
+        ran = run_cli("export", tmp_path / "lora", "--model", other, "--output", tmp_path / "out")
+        assert ran.code == 1
+        assert "not the base that" in ran.err
+        assert not (tmp_path / "out").exists()
+    ran = run_cli(
+        "export", tmp_path / "lora", "--model", tmp_path / "base", "--stage", "checkpoint", "--output", tmp_path / "out"
+    )
+    assert ran.code == 0, ran.err
+
+
+def test_a_trimmed_gguf_file(llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path) -> None:
+    """Its tokens and the rows of its embedding are the kept ones; special ids follow."""
+    gguf = pytest.importorskip("gguf")
+    kept = trim(llama.base, tmp_path / "base")
+    ran = run_cli("export", tmp_path / "base", "--stage", "gguf", "--gguf-type", "f32", "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    [file] = (tmp_path / "out").glob("*.gguf")
+    reader, trimmed = gguf.GGUFReader(file), VocabularyRecord.read(tmp_path / "base/vocabulary.json")
+    before = AutoTokenizer.from_pretrained(llama.base)
+    assert reader.fields["tokenizer.ggml.tokens"].contents() == before.convert_ids_to_tokens(kept)
+    eos = reader.fields["tokenizer.ggml.eos_token_id"].contents()
+    assert kept[eos] == before.eos_token_id
+    variant = Variant("gguf", "gguf", file)
+    assert (variant.vocabulary, variant.tokens_per_text) == (len(kept), trimmed.tokens_per_text)
+    [embedding] = [tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight"]
+    expected = loaded(llama.base).get_input_embeddings().weight.detach()[kept]
+    assert torch.equal(torch.from_numpy(embedding.copy()).reshape(expected.shape), expected)
+
+
+def test_special_tokens_of_the_generation(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """All ids of `generation_config.json` are the new ones, also in a list."""
+    base = tmp_path / "whole"
+    base.mkdir()
+    for path in llama.base.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 264], "bos_token_id": 1, "top_k": 1}))
+    kept = trim(base, tmp_path / "out")
+    content = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert content == {"eos_token_id": [kept.index(0), kept.index(264)], "bos_token_id": kept.index(1), "top_k": 1}
 
 
 def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
@@ -161,8 +223,9 @@ def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, t
     rows = json.loads(ran.out)
     assert [row["tokens"] for row in rows][-2:] == [265, 288]
     assert rows[-1]["table_bytes"] == 2 * 64 * 288
-    assert rows[-1]["tokens_per_text"] == 1
+    assert rows[-1]["tokens_per_text"] == rows[-1]["tokens_per_other_text"] == 1
     assert all(row["tokens_per_text"] >= 1 for row in rows)
+    assert rows[0]["tokens_per_other_text"] >= rows[-2]["tokens_per_other_text"] >= 1
     ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question")
     assert "tokens per text" in " ".join(ran.out.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["words.json"]

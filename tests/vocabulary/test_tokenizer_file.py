@@ -107,6 +107,20 @@ def test_any_text_survives(kind: str, tmp_path: Path) -> None:
     assert small.decode(small.encode("the 猫 sat 🙂\n\tон").ids) == "the 猫 sat 🙂\n\tон"
 
 
+def test_a_token_that_no_merge_builds(tmp_path: Path) -> None:
+    """With `ignore_merges`, a whole word is a token although no merge leads to it; it is kept and found."""
+    vocabulary = {piece: index for index, piece in enumerate(["a", "b", "c", "ab", "abc"])}
+    bpe = Tokenizer(models.BPE(vocabulary, [("a", "b")], ignore_merges=True))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    file = opened(tmp_path, bpe)
+    assert file.parts(4) == {0, 1, 2, 3, 4}
+    kept = choose(file, {4: 1}, (), None, 10**6).kept
+    assert kept == (0, 1, 2, 3, 4)
+    small = Tokenizer.from_str(json.dumps(file.trimmed([0, 1, 2, 4])))
+    assert small.encode("abc").tokens == ["abc"]
+    assert small.encode("ab").tokens == ["a", "b"]
+
+
 def test_the_parts_of_a_token(tmp_path: Path) -> None:
     """`abc` is ab + c although bc would be a merge, too: the earlier merge is applied first."""
     pieces = ["a", "b", "c", "ab", "bc", "abc"]

@@ -143,8 +143,10 @@ class OutputDirectory:
             except (KeyboardInterrupt, LonasEdgeError) as error:
                 if not self._keeps():
                     raise
-                reason = f"{error}\n" if isinstance(error, LonasEdgeError) else f"{self.path}: interrupted. "
-                raise LonasEdgeError(f"{reason}{work.kept}") from error
+                if isinstance(error, LonasEdgeError):
+                    raise LonasEdgeError(f"{error}\n{work.kept}; the next run{work.flag} continues from it.") from error
+                again = f"Run the same command again{work.flag} to continue."
+                raise LonasEdgeError(f"{self.path}: interrupted. {work.kept}. {again}") from error
             finally:
                 self._leave()
 
@@ -278,8 +280,8 @@ class Work:
 
     @property
     def kept(self) -> str:
-        """A sentence on how to continue."""
-        return f"The work so far is kept in {self.path}. Run the same command again{self.flag} to continue."
+        """What the next run continues from."""
+        return f"The work so far is kept in {self.path}"
 
     @contextmanager
     def publish(self) -> Iterator[Path]:

@@ -114,15 +114,19 @@ IDENTITY = {"data": "a" * 64, "options": {"lr": 0.1, "layers": (1, 2)}, "stages"
 
 @pytest.mark.parametrize(
     ("stop", "message"),
-    [(KeyboardInterrupt(), "{path}: interrupted. "), (LonasEdgeError("no memory"), "no memory\n"), (RuntimeError("a bug"), "")],
+    [
+        (KeyboardInterrupt(), "{path}: interrupted. {kept}. Run the same command again to continue."),
+        (LonasEdgeError("no memory"), "no memory\n{kept}; the next run continues from it."),
+        (RuntimeError("a bug"), ""),
+    ],
 )
 def test_a_stopped_run_continues(stop: BaseException, message: str, tmp_path: Path) -> None:
     write_files(tmp_path / "out", "old")
     with pytest.raises(RuntimeError if isinstance(stop, RuntimeError) else LonasEdgeError) as raised:
         work(tmp_path, IDENTITY, stop=stop, overwrite=True)
     if message:
-        kept = f"The work so far is kept in {tmp_path / 'out.partial'}. Run the same command again to continue."
-        assert str(raised.value) == message.format(path=tmp_path / "out") + kept
+        kept = f"The work so far is kept in {tmp_path / 'out.partial'}"
+        assert str(raised.value) == message.format(path=tmp_path / "out", kept=kept)
     assert names(tmp_path) == ["out", "out.partial"] and content_of(tmp_path / "out") == "old"
     assert work(tmp_path, IDENTITY, overwrite=True)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["training.json"]

@@ -169,7 +169,8 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         raise click.UsageError(f"{path}: expected options as `name: value` lines, found {type(content).__name__}")
     names = {name.lstrip("-"): param for param in ctx.command.params for name in (*param.opts, *param.secondary_opts)}
     values: dict[str, Any] = {}
-    wrong = _recipe_faults((content or {}).pop(RECIPE, None))
+    ctx.meta[RECIPE] = (content or {}).pop(RECIPE, None)
+    wrong = _recipe_faults(ctx.meta[RECIPE])
     for key, value in (content or {}).items():
         name = str(key).lstrip("-").replace("_", "-")
         param = names.get(name) or names.get(name.replace("-", "_"))
@@ -191,10 +192,8 @@ def _recipe_faults(section: Any) -> list[str]:
     version = section.get("recipe") if isinstance(section, dict) else section
     if version in (None, RECIPE_VERSION):
         return []
-    newer = isinstance(version, int) and version > RECIPE_VERSION
-    return [
-        f"{RECIPE}: recipe {one_line(repr(version))}; this lonas-edge reads {RECIPE_VERSION}" + (". Update it" if newer else "")
-    ]
+    advice = ". Update lonas-edge" if isinstance(version, int) and version > RECIPE_VERSION else ""
+    return [f"{RECIPE}: recipe {one_line(repr(version))}; this lonas-edge reads {RECIPE_VERSION}{advice}"]
 
 
 def _typed(ctx: click.Context, param: click.Parameter, negated: bool, value: Any) -> Any:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
+from lonas_edge.options import RECIPE
 from lonas_edge.pipeline.options import CompressOptions
 
 if TYPE_CHECKING:
@@ -42,7 +45,9 @@ def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> 
             if steps and (options.dry_run or not shown.json):
                 _announce(steps, estimated, shown.json)
 
-        record = compress_model(reference, options, report, announce)
+        recipe = click.get_current_context().meta.get(RECIPE)
+        recorded = recipe.get("sha256") if isinstance(recipe, dict) else None
+        record = compress_model(reference, options, report, announce, recorded if isinstance(recorded, dict) else {})
     if record and shown.json:
         print(json.dumps(record.to_json(), indent=1))
     elif record:
@@ -64,10 +69,13 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
 
 
 def _print(record: "CompressRecord", output: Path) -> None:
-    from lonas_edge.pipeline.tables import network_table
+    from lonas_edge.pipeline.tables import network_table, step_table, summary
 
     terminal = console()
+    print_table(terminal, "", *step_table(record))
     print_table(terminal, "", *network_table(record), turn=True)
+    for sentence in summary(record):
+        terminal.print(sentence)
     folders = [output / network.folder for network in record.networks if network.folder]
     for folder in folders:
         terminal.print(f"{folder}: for OpenVINO; try it with `lonas-edge chat {folder}`")

@@ -24,6 +24,7 @@ def compress(
     prompt: str | None = None,
     epochs: float = 1.0,
     recovery_steps: int | None = None,
+    precision: str = "auto",
     seed: int = 42,
     prompt_len: int = 256,
     new_tokens: int = 64,
@@ -45,6 +46,7 @@ def compress(
         prompt: Prompt template.
         epochs: Passes over the data of the LoRA fine-tuning.
         recovery_steps: Steps of the recovery.
+        precision: Compute precision of the trainings.
         seed: Random seed.
         prompt_len: Prompt tokens of the latencies.
         new_tokens: Generated tokens of the latencies.
@@ -67,6 +69,7 @@ def compress(
         prompt=prompt,
         epochs=epochs,
         recovery_steps=recovery_steps,
+        precision=precision,
         seed=seed,
         prompt_len=prompt_len,
         new_tokens=new_tokens,

@@ -21,14 +21,16 @@ _SHARE = 10  # one of this many examples is held out
 def split(data: Path, eval_data: Path | None, seed: int, folder: Path) -> dict[str, int]:
     """Write the training and the held-out examples as JSON Lines; return their numbers by part.
 
-    Without held-out data, a tenth of the distinct examples is held out. Held-out examples are not trained on.
+    Without held-out data, a tenth of the distinct examples is held out. Of held-out data, at most `MOST` examples are drawn.
+    None of them is trained on.
 
     Raises:
         LonasEdgeError: If too few examples are left for a part.
     """
     examples = list(dict.fromkeys(read_data(data).examples))
     if eval_data:
-        held_out = list(dict.fromkeys(read_data(eval_data).examples))[:MOST]
+        held_out = list(dict.fromkeys(read_data(eval_data).examples))
+        held_out = random.Random(seed).sample(held_out, MOST) if len(held_out) > MOST else held_out
         known = set(held_out)
         train = [example for example in examples if example not in known]
     else:
@@ -46,7 +48,7 @@ def _check(data: Path, eval_data: Path | None, count: int, train: Sequence[Learn
     if eval_data and len(held_out) < LEAST:
         raise LonasEdgeError(f"{eval_data}: {len(held_out)} distinct examples; expected at least {LEAST}. Add examples.")
     if eval_data and not train:
-        raise LonasEdgeError(f"{data}: all of its {count} examples are also in {eval_data}; none is left to train on.")
+        raise LonasEdgeError(f"{data}: all {count} examples are also in {eval_data}; none is left to train on. Pass others.")
     if not eval_data and len(train) < LEAST:
         raise LonasEdgeError(
             f"{data}: {count} distinct examples; expected at least {2 * LEAST}, of which {LEAST} are held out. Add examples, "

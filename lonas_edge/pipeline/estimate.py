@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lonas_edge.files import read_text, replace_text
+from lonas_edge.network.source import Source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.pipeline.data import typical
 from lonas_edge.processes import peak_memory
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from lonas_edge.pipeline.plan import Plan
 
 PROBE = "probe.json"
-RECOVERY_MICRO_BATCH = 4  # examples: the logits of all tokens are in memory; 16 take 9.2 instead of 4.3 GB at 135M, and as long
+MICRO_BATCH = (
+    4  # examples: a recovery has the logits of all tokens in memory; 16 take 9.2 instead of 4.3 GB at 135M, and as long
+)
 _STEPS = 3  # the first is not timed
 _EXAMPLES = 48
 _BACKWARD = 2.5  # a training step of LoRA takes this many forward passes
@@ -70,14 +73,15 @@ class Estimate:
     disk_bytes: int
 
 
-def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: Progress) -> Probe:
-    """Time a few steps of the fine-tuning and of the recovery on typical examples.
+def probe(base: str, data: Path, prompt: str | None, qat: str | None, precision: str, progress: Progress) -> Probe:
+    """Time a few steps of the fine-tuning and of the recovery on typical examples, a quarter of a batch each.
 
     Args:
         base: The base model.
         data: The training examples, JSON Lines.
         prompt: The prompt template.
         qat: Weight format of quantization-aware training, or None.
+        precision: Compute precision; auto chooses the faster of two.
         progress: Reports the steps.
     """
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
@@ -86,14 +90,15 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: 
         lines = typical(read_text(data, "the training examples", 2**33).split("\n"), _EXAMPLES)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = open_inputs(base, sample, None, elastic=False)
-        precisions = ["auto"] if torch.cuda.is_available() else list(dict.fromkeys(("fp32", faster_dtype())))
+        chosen = precision != "auto" or torch.cuda.is_available()
+        precisions = [precision] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
         timed = {}
-        for number, precision in enumerate(precisions):
-            progress(f"Timing training steps in {precision}", (number + 0.5) / (len(precisions) + 1))
-            timed[precision] = _step_seconds(inputs, TrainOptions(prompt=prompt, precision=precision), folder)
+        for number, name in enumerate(precisions):
+            progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
+            timed[name] = _step_seconds(inputs, TrainOptions(prompt=prompt, precision=name), folder)
         fastest = min(timed, key=lambda name: timed[name][0])
         progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
-        options = TrainOptions(prompt=prompt, precision=fastest, micro_batch_size=RECOVERY_MICRO_BATCH)
+        options = TrainOptions(prompt=prompt, precision=fastest)
         options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
         recovery, _ = _step_seconds(with_teacher(inputs, base), options, folder)
         lora, tokens = timed[fastest]
@@ -101,7 +106,7 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, progress: 
 
 
 def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float]:
-    """Seconds of a step, and mean tokens of an example."""
+    """Seconds of a whole batch, from parts of it, and mean tokens of an example."""
     marks: dict[int, float] = {}
 
     def report(step: int, _steps: int, _log: Mapping[str, float]) -> None:
@@ -110,19 +115,27 @@ def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[
     record = train(
         inputs,
         folder / "timed",
-        replace(options, steps=_STEPS, save_steps=1000, log_steps=_STEPS),
+        replace(options, steps=_STEPS, batch_size=MICRO_BATCH, save_steps=1000, log_steps=_STEPS),
         overwrite=True,
         report=report,
     )
     assert record and record.tokens
     seconds = (marks[max(marks)] - marks[1]) / (max(marks) - 1)
-    return seconds, record.tokens / record.steps / options.batch_size
+    return seconds * options.batch_size / MICRO_BATCH, record.tokens / record.steps / MICRO_BATCH
 
 
 def estimate(plan: "Plan", pending: Mapping[str, str]) -> Estimate:
     """Estimate the pending steps; `pending` maps their names to their kinds."""
     seconds = {name: round(_seconds(plan, kind), 1) for name, kind in pending.items()}
-    return Estimate(seconds, plan.probe.peak_bytes, sum(_disk(plan, kind) for kind in pending.values()))
+    disk = sum(disk_bytes(plan.source, plan.options.weight_format, kind) for kind in pending.values())
+    return Estimate(seconds, plan.probe.peak_bytes, disk)
+
+
+def least_disk_bytes(source: Source, weight_format: str, networks: int) -> int:
+    """Estimate the bytes of all steps of a first run, before any of them is planned."""
+    once, each = ("fine-tune", "search", "baselines"), ("recover", "export")
+    kinds = [*(once if source.adapter is None else once[1:]), *(each * networks)]
+    return sum(disk_bytes(source, weight_format, kind) for kind in kinds)
 
 
 def _seconds(plan: "Plan", kind: str) -> float:
@@ -155,13 +168,12 @@ def _evaluations(options: TrainOptions) -> int:
     return 1 + math.ceil(options.steps / options.eval_steps)
 
 
-def _disk(plan: "Plan", kind: str) -> int:
+def disk_bytes(source: Source, weight_format: str, kind: str) -> int:
     """Bytes that a step adds: networks, and adapters with their checkpoints."""
-    source = plan.source
     bytes_of = source.sizes(source.unpruned).bytes
-    network = bytes_of[plan.options.weight_format]
+    network = bytes_of[weight_format]
     linears = source.architecture.linears.values()
-    adapter = 10 * 4 * plan.lora_options.rank * sum(linear.in_features + linear.out_features for linear in linears)
+    adapter = 10 * 4 * TrainOptions().rank * sum(linear.in_features + linear.out_features for linear in linears)
     return round(
         {
             "fine-tune": adapter,

@@ -7,6 +7,7 @@ from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DEFAULT_FORMAT, INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
+from lonas_edge.training.options import PRECISIONS
 
 AUTO, KEEP = "auto", "keep"
 AUTO_TARGET = "kl<=0.15"  # before recovery, nats per answer token: docs/benchmarks/recovery.md has the loss after it
@@ -30,21 +31,21 @@ class CompressOptions(Checked):
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help="Bound such as 'tpot<=0.7x' (of the unpruned model in the same format); one network each. auto: little loss.",
+        help=f"Bound: 'tpot<=0.7x' (unpruned, same format), 'tpot<=20' (ms); one network each. auto: {AUTO_TARGET}.",
     )
     weight_format: str = option(
         DEFAULT_FORMAT,
         choices=INTEGER_FORMATS,
-        help="Weight format of the result; INT4 formats are trained for (QAT).",
+        help="Weight format of the result. INT4 formats use quantization-aware training.",
     )
     vocabulary: str = option(
         KEEP,
         metavar="keep|auto|N",
         parse=_vocabulary,
-        help="Tokens to keep: all, N, or with auto the fewest that add at most 3 % tokens to a text.",
+        help="Tokens to keep: keep all, N, or auto: the fewest that add at most 3 % tokens to a text.",
     )
     eval_data: Path | None = option(
-        None, panel="Data", metavar="FILE", help="Held-out data.", unset="a tenth of --data, at most 400 examples"
+        None, panel="Data", metavar="FILE", help="Held-out data; at most 400 examples are used.", unset="a tenth of --data"
     )
     prompt: str | None = option(
         None,
@@ -55,7 +56,13 @@ class CompressOptions(Checked):
     )
     epochs: float = option(1.0, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.")
     recovery_steps: int | None = option(
-        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="one epoch, at least 100,000 tokens"
+        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="one epoch, or more until 100,000 tokens"
+    )
+    precision: str = option(
+        "auto",
+        panel="Training",
+        choices=PRECISIONS,
+        help="Compute precision of the trainings; auto takes the faster one.",
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int = option(256, panel="Device", minimum=1, help="Prompt tokens of the latencies.")

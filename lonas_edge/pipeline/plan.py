@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.estimate import RECOVERY_MICRO_BATCH, Probe
+from lonas_edge.pipeline.estimate import MICRO_BATCH, Probe
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
@@ -30,7 +31,7 @@ from lonas_edge.training.options import TrainOptions
 LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
     "fine-tune", "trim", "space", "search", "baselines", "measure",
 )  # fmt: skip
-BASELINES_BY_NAME = {"optimum-cli INT8": "int8", "optimum-cli INT4": "int4"}
+BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}
 PROMPTS = (16, 64)  # of the search, at least and at most
 SEARCH_TOKENS = 3_000  # of its prompts: an evaluation takes some five seconds on two cores at 135M
 BATCH = 16  # examples of a training step
@@ -97,10 +98,9 @@ class Plan:
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery."""
         qat = trained_for(self.options.weight_format)
-        others = {"weight_format": qat, "micro_batch_size": RECOVERY_MICRO_BATCH}
-        return self._train_options(self.recovery_steps, self.probe.recovery_step, **others)
+        return self._train_options(self.recovery_steps, self.probe.recovery_step, qat)
 
-    def _train_options(self, steps: int, seconds: float, **others: Any) -> TrainOptions:
+    def _train_options(self, steps: int, seconds: float, weight_format: str | None = None) -> TrainOptions:
         options = self.options
         interval = min(10, max(1, steps // 10))  # of the log: a checkpoint splits none
         save = interval * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / interval))
@@ -111,7 +111,8 @@ class Plan:
             precision=self.probe.precision,
             save_steps=min(save, 200),
             eval_steps=min(steps, max(_EVAL_STEPS, steps // 10)),
-            **others,
+            micro_batch_size=MICRO_BATCH,
+            weight_format=weight_format,
         )
 
     @cached_property
@@ -171,7 +172,7 @@ class Plan:
     @cached_property
     def _inputs(self) -> dict[str, Any]:
         """Hashes of what the first steps read."""
-        data = {"train": self.places.train, "held_out": self.places.held_out}
+        data = {"--data": self.places.train, "held-out data": self.places.held_out}
         return {**self.hashes, **{name: sha256(path) for name, path in data.items()}}
 
     @property
@@ -188,7 +189,7 @@ class Plan:
             "train", "--model", places.base, "--data", places.train, "--eval-data", places.held_out, "--no-elastic",
             *_training(options), "--output", places.lora,
         )  # fmt: skip
-        settings = {**self._inputs, **_settings(options)}
+        settings = {**self._inputs, **_settings(options, "--epochs (steps)")}
         return PlannedStep(LORA, command, settings, (), ("lora",), lambda progress: stages.fine_tune(places, options, progress))
 
     def _trim(self) -> PlannedStep:
@@ -197,7 +198,7 @@ class Plan:
             "trim", places.base, "--data", places.train, "--size", self.vocabulary, "--prompt", options.prompt,
             "--output", places.trimmed,
         )  # fmt: skip
-        settings = {**self._inputs, "vocabulary": options.vocabulary, "prompt": options.prompt}
+        settings = {**self._inputs, "--vocabulary": options.vocabulary, "--prompt": options.prompt}
 
         def run(progress: Progress) -> None:
             trim(places.base, places.train, self.vocabulary, options.prompt, places.trimmed, progress)
@@ -220,9 +221,10 @@ class Plan:
             "--prompt", options.prompt, "--weight-format", settings.weight_format, *lengths, "--seed", options.seed, *picked,
             "--no-measure", "--output", options.output,
         )  # fmt: skip
-        known = {"cost": options.cost, "evals": options.evals, "prompts": options.num_prompts, "seed": options.seed}
-        known |= {"weight_format": settings.weight_format, "prompt_len": settings.prompt_len, "new_tokens": settings.new_tokens}
-        known |= {"prompt": options.prompt, "search_space": self.source.space.hash if places.has_space else None}
+        known = {"--target (cost)": options.cost, "evaluations": options.evals, "prompts": options.num_prompts}
+        known |= {"--seed": options.seed, "--weight-format": settings.weight_format, "--prompt": options.prompt}
+        known |= {"--prompt-len": settings.prompt_len, "--new-tokens": settings.new_tokens}
+        known |= {"--nncf-config": self.source.space.hash if places.has_space else None}
         needs = (*self._adapter, *self._student, *(() if places.has_space else (SPACE,)))
         outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in self.picks.values())
         return PlannedStep(
@@ -246,7 +248,7 @@ class Plan:
         return PlannedStep(
             f"recover {target}",
             command,
-            _settings(options),
+            _settings(options, "--recovery-steps"),
             (SEARCH,),
             (f"recovered/{pick.file}",),
             lambda progress: stages.recover(places, pick, options, progress, earlier),
@@ -261,7 +263,7 @@ class Plan:
         return PlannedStep(
             f"export {target}",
             command,
-            {"weight_format": weight_format},
+            {"--weight-format": weight_format},
             (f"recover {target}",),
             (f"models/{pick.file}",),
             lambda progress: stages.export_network(places, pick, weight_format, progress),
@@ -272,7 +274,7 @@ class Plan:
         commands = [command_line("export", places.lora, "--model", places.base, "--subnet", "maximal", "--stage", "checkpoint",
                                  "--output", merged)]  # fmt: skip
         commands += [
-            f"optimum-cli export openvino --model {merged} --weight-format {name} {places.baseline(name)}"
+            shlex.join(["optimum-cli", *stages.optimum_export(merged, places.baseline(name), name, self.source.architecture)])
             for name in BASELINES_BY_NAME.values()
         ]
         outputs = tuple(f"baselines/{name}" for name in BASELINES_BY_NAME.values())
@@ -305,10 +307,17 @@ def source_hashes(source: Source) -> dict[str, str]:
     return {"base": base, **(adapter or {})}
 
 
-def _settings(options: TrainOptions) -> dict[str, Any]:
-    """What a training's result depends on, beyond its inputs."""
-    names = ("steps", "prompt", "seed", "precision", "weight_format", "ratio", "micro_batch_size")
-    return {name: getattr(options, name) for name in names}
+def _settings(options: TrainOptions, steps: str) -> dict[str, Any]:
+    """What a training's result depends on, beyond its inputs, by the options that set it; `steps` sets the number of steps."""
+    return {
+        steps: options.steps,
+        "--prompt": options.prompt,
+        "--seed": options.seed,
+        "--precision": options.precision,
+        "--weight-format": options.weight_format,
+        "ratio": options.ratio,
+        "micro-batch": options.micro_batch_size,
+    }
 
 
 def _training(options: TrainOptions) -> list[str]:

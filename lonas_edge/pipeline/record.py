@@ -40,7 +40,7 @@ class Network:
     """A measured network. Differences and ratios are from the first network of the record, paired; None for that one.
 
     Attributes:
-        name: Its name in tables: `unpruned INT8`, `unpruned INT4 (optimum-cli)`, `tpot<=0.7x INT4`.
+        name: Its name in tables: `unpruned INT8 (optimum-cli)`, `compressed INT4`, `compressed INT4 (tpot<=0.7x)`.
         folder: Its directory in the output; None for baselines, which are not kept.
         weight_format: The format of its weights.
         file_bytes: Size of the IR's weights on the disk.

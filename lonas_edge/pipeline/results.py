@@ -39,7 +39,8 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
         progress: Reports what is being done.
     """
     stored = "INT4" if FORMATS[plan.options.weight_format].bits < 8 else "INT8"
-    ours = {f"{target} {stored}": plan.places.model(pick) for target, pick in plan.picks.items()}
+    ours = {f"compressed {stored} ({target})": plan.places.model(pick) for target, pick in plan.picks.items()}
+    ours = ours if len(ours) > 1 else {f"compressed {stored}": folder for folder in ours.values()}
     folders = {name: plan.places.baseline(stored) for name, stored in BASELINES_BY_NAME.items()} | ours
     times, bench = measure.latencies(folders, plan.options.prompt_len, plan.options.new_tokens, progress)
     examples, prompting = read_data(plan.places.held_out).examples, _prompting(plan)

@@ -24,7 +24,7 @@ from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory, Work
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.data import split
-from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, probe
+from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, least_disk_bytes, probe
 from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.plan import Plan, source_hashes, trained_for
 from lonas_edge.pipeline.recipe import RECIPE, recipe_text
@@ -61,6 +61,7 @@ def compress_model(
     options: CompressOptions,
     progress: Progress = silent,
     announce: Announce = lambda _steps, _estimate: None,
+    recorded: Mapping[str, str] | None = None,
 ) -> CompressRecord | None:
     """Compress a model and write the output directory; an earlier run there continues.
 
@@ -69,6 +70,7 @@ def compress_model(
         options: The options.
         progress: Reports what is being done.
         announce: Called with the pending steps and the estimate before the first step.
+        recorded: Hashes of the inputs of a recipe that is repeated; inputs that differ are reported.
 
     Returns:
         The record, or None for --dry-run.
@@ -83,6 +85,9 @@ def compress_model(
     picks = stages.picks_of(options)
     stages.cost_of(picks)
     run = _Run(reference, source, options, picks, progress)
+    for name, value in ({**run.hashes, "data": sha256(options.data)} if recorded else {}).items():
+        if recorded and name in recorded and recorded[name] != value:
+            progress(f"{name}: not the one that the recipe was written for (SHA-256)\nChecking the inputs", None)
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             run.planned(Path(folder), announce)
@@ -111,7 +116,8 @@ class _Run:
         finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
         if finished and finished.sha256 != hashes and not options.overwrite:
             raise LonasEdgeError(
-                f"{output}: holds {finished.source}, compressed. Choose another --output, or pass --overwrite."
+                f"{output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose another "
+                "--output, or pass --overwrite."
             )
         kept = finished if finished and finished.sha256 == hashes else None
         inputs = [self.source.base.folder, options.data, options.eval_data, self.reference.source]
@@ -186,9 +192,12 @@ class _Run:
         """Time training steps, or read what an earlier run with the same data timed."""
         file, options, qat = places.work / PROBE, self.options, trained_for(self.options.weight_format)
         inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
-        if file.exists() and (earlier := Probe.read(file)).inputs == inputs:
+        earlier = Probe.read(file) if file.exists() else None
+        if earlier and earlier.inputs == inputs and options.precision in ("auto", earlier.precision):
             return earlier
-        timed = replace(probe(places.base, places.train, options.prompt, qat, self.progress), inputs=inputs)
+        OutputDirectory(options.output).check_space(least_disk_bytes(self.source, options.weight_format, len(self.picks)))
+        timed = probe(places.base, places.train, options.prompt, qat, options.precision, self.progress)
+        timed = replace(timed, inputs=inputs)
         timed.write(file)
         return timed
 
@@ -236,16 +245,26 @@ class _Run:
                     shutil.copy2(path, new / path.name, follow_symlinks=False)
 
     def _steps(self, steps: Steps, folder: Path) -> tuple[Step, ...]:
-        final = str(self.options.output / STEPS)
+        """The finished steps, with commands on the published files."""
+        output, models = self.options.output, folder / "models"
+        moved = {str(models / pick.file): str(output / self._names[target]) for target, pick in self.picks.items()}
+        moved[str(folder)] = str(output / STEPS)
+
+        def published(command: str) -> str:
+            for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
+                command = command.replace(before, moved[before])
+            return command
+
         return tuple(
-            Step(name, step.command.replace(str(folder), final), steps.states[name].seconds, steps.estimates.get(name))
+            Step(name, published(step.command), steps.states[name].seconds, steps.estimates.get(name))
             for name, step in steps.planned.items()
             if name in steps.states
         )
 
     def _recipe(self, record: CompressRecord) -> dict[str, Any]:
         """All options as YAML has them."""
-        values = {**vars(self.reference), **vars(self.options), "recovery_steps": record.options["recovery_steps"]}
+        resolved = {name: record.options[name] for name in ("recovery_steps", "precision")}
+        values = {**vars(self.reference), **vars(self.options), **resolved}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         return {**plain, "target": list(self.options.target), "dry_run": None, "overwrite": None}
 

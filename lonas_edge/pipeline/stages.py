@@ -30,6 +30,7 @@ from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.search.plan import check_picks, make_plan
 from lonas_edge.search.run import search
 from lonas_edge.search.warm_start import named
+from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space
 from lonas_edge.space.search_space import read_search_space
@@ -225,16 +226,26 @@ def export_baselines(places: Places, formats: Sequence[str], progress: Progress)
     shutil.rmtree(merged)
 
 
-def _optimum(merged: Path, output: Path, weight_format: str, source: Source) -> None:
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", str(merged)]
-    command += ["--task", "text-generation-with-past", "--weight-format", weight_format]
+def optimum_export(merged: Path, output: Path, weight_format: str, architecture: Architecture) -> list[str]:
+    """Arguments of `optimum-cli` that store a checkpoint; INT4 in the largest groups that divide all widths."""
+    command = ["export", "openvino", "--model", str(merged), "--task", "text-generation-with-past"]
+    command += ["--weight-format", weight_format]
     if weight_format == "int4":
-        widths = {linear.in_features for linear in source.architecture.linears.values()}
+        widths = {linear.in_features for linear in architecture.linears.values()}
         group = next((size for size in _GROUP_SIZES if not any(width % size for width in widths)), None)
         command += ["--group-size", str(group)] if group else []
+    return [*command, str(output)]
+
+
+def _optimum(merged: Path, output: Path, weight_format: str, source: Source) -> None:
     with OutputDirectory(output).open() as folder:
+        command = optimum_export(merged, folder, weight_format, source.architecture)
         done = subprocess.run(
-            [*command, str(folder)], check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+            [sys.executable, "-m", "optimum.commands.optimum_cli", *command],
+            check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]

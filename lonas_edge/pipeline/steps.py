@@ -111,11 +111,14 @@ class Steps:
         Raises:
             LonasEdgeError: If options of started steps have changed and `overwrite` is False; all are named.
         """
-        problems = [f"{name}: {line}" for name in self.planned for line in self._changed(name)]
+        changed: dict[str, list[str]] = {}
+        for name in self.planned:
+            for line in self._changed(name):
+                changed.setdefault(line, []).append(name)
         if not overwrite:
             raise_all(
-                "Options of earlier steps have changed:",
-                problems,
+                "Options of finished steps have changed:",
+                [f"{line} ({', '.join(names)})" for line, names in changed.items()],
                 "Restore them, or pass --overwrite to repeat these steps and those that depend on them.",
             )
         for name in [name for name, state in self.states.items() if name in self.planned and state.key != self.key(name)]:

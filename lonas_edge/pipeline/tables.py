@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from lonas_edge.pipeline.record import CompressRecord, Interval, Network
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Interval, Network
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -68,21 +68,39 @@ def summary(record: CompressRecord) -> list[str]:
     took = duration(sum(step.seconds for step in record.steps))
     took = f" in {took}" if record.steps and took != MISSING else ""
     sentences = [f"{record.source}{base} was compressed{examples}{took}."]
+    sentences += [_searched(record, each) for each in record.candidates if each.pick]
     sentences += [] if record.candidates else ["No sub-networks were searched."]
     compressed = [network for network in record.networks if network.folder is not None]
     sentences += [_result(network, record.networks[0]) for network in compressed]
     return sentences if compressed else [*sentences, "No compressed network was kept."]
 
 
+def _searched(record: CompressRecord, candidate: Candidate) -> str:
+    """What the search found for a target. Its costs are those of the unpruned network in the same format."""
+    return (
+        f"For {candidate.pick} the search chose a network with {number(candidate.cost, 2)}x the {record.cost} of the unpruned "
+        f"one in the same format, at a KL divergence of {number(candidate.kl, 3)} nats before the recovery."
+    )
+
+
+def _removed(network: Network) -> str:
+    """How many blocks of each kind were removed, such as `9 of 30 attention blocks removed`."""
+    kinds = {part.kind: None for layer in network.removed for part in layer}
+    parts = {kind: [part.kept for layer in network.removed for part in layer if part.kind == kind] for kind in kinds}
+    named = [f"{kept.count(0)} of {len(kept)} {kind} blocks removed" for kind, kept in parts.items() if 0 in kept]
+    narrowed = any(0 < part.kept < part.full for layer in network.removed for part in layer)
+    return ", ".join([*named, *(["widths reduced"] if narrowed else [])]) or "nothing was removed"
+
+
 def _result(network: Network, first: Network) -> str:
     size = f"{megabytes(network.file_bytes)} MB"
     if network.tpot_ratio is None or network.loss_difference is None:
         tpot, loss = number(network.tpot_ms.value, 2), number(network.loss, 3)
-        return f"{network.name}: TPOT {tpot} ms, held-out loss {loss}, {size}."
+        return f"{network.name}: {_removed(network)}; TPOT {tpot} ms, held-out loss {loss}, {size}."
     size += f" ({network.file_bytes / first.file_bytes:.2f}x)" if first.file_bytes else ""
     return (
-        f"{network.name}: TPOT {ratio(network.tpot_ratio)}, held-out loss {difference(network.loss_difference, 3)} "
-        f"compared with {first.name}; {size}."
+        f"{network.name}: {_removed(network)}; TPOT {ratio(network.tpot_ratio)}, held-out loss "
+        f"{difference(network.loss_difference, 3)} compared with {first.name}; {size}."
     )
 
 

@@ -42,12 +42,12 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
     for text in expressions:
         parsed = _FORM.fullmatch(text)
         if not parsed:
-            problems.append(f"{text!r}: expected MEASURE<=NUMBER or MEASURE<=NUMBERx, such as 'macs<=0.85x'")
+            problems.append(f"{text!r}: expected MEASURE<=NUMBER (times in ms) or MEASURE<=NUMBERx, such as 'macs<=0.85x'")
             continue
         name = parsed[1].lower()
         at_least = name in QUALITIES and QUALITIES[name].sign < 0
         if name not in measures:
-            problems.append(f"{text!r}: this search does not measure {name}; it measures {', '.join(measures)}")
+            problems.append(f"{text!r}: {name} is not measured here; expected one of {', '.join(measures)}")
         elif (parsed[2] == ">=") != at_least:
             problems.append(f"{text!r}: {name} takes {'>=' if at_least else '<='}")
         elif parsed[4] and name in QUALITIES:

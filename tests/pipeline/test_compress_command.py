@@ -1,11 +1,13 @@
 """`compress` on a tiny model: its output, what a second run repeats, and what it refuses."""
 
+import inspect
 import json
 import math
 import re
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import openvino_genai
 import pytest
 import torch
 import yaml
-from pipeline_runs import QUICK, Finished
+from pipeline_runs import PROBE, QUICK, Finished, write_data
 from safetensors.torch import load_file, save_file
 from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lonas_edge.bench import machine
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import read_data
 from lonas_edge.data.templates import TEMPLATES
@@ -29,6 +32,7 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.estimate import disk_bytes
 from lonas_edge.pipeline.measure import (
     Latencies,
     Scores,
@@ -75,6 +79,52 @@ def test_the_model_card_has_the_table(finished: Finished, tmp_path: Path) -> Non
     write_card(model)
     assert (model / "README.md").read_text() == card
     assert card.count(table[-1]) == 1
+
+
+def test_the_function_has_the_options_of_the_command() -> None:
+    """By name and default; --dry-run makes nothing that could be returned."""
+    parameters = dict(inspect.signature(compress).parameters)
+    expected = {field.name: field.default for field in fields(CompressOptions) if field.name != "dry_run"}
+    for name in ("source", "model", "nncf_config", "progress"):
+        del parameters[name]
+    assert parameters.keys() == expected.keys()
+    given = {name: parameter.default for name, parameter in parameters.items()}
+    assert given.pop("target") == expected.pop("target")[0]
+    for name in ("data", "output"):
+        assert given.pop(name) is inspect.Parameter.empty
+        del expected[name]
+    assert given == expected
+
+
+def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies of another machine are measured again, and it says so; trainings stay."""
+    out, lines = finished.copied(tmp_path / "copy"), list[str]()
+    here = machine.describe("CPU")
+    monkeypatch.setattr(machine, "describe", lambda _device: {**here, "processor": "Another"})
+    monkeypatch.setattr(stages, "train", forbidden)
+    compress(
+        finished.source.base,
+        data=out.parent / "data.json",
+        output=out,
+        **QUICK,
+        progress=lambda line, _done: lines.append(line),
+    )
+    assert any(line.startswith("measure: repeated; its latencies are those of another machine") for line in lines)
+    assert json.loads((out / "compress.json").read_text())["machine"]["processor"] == "Another"
+
+
+def test_the_printed_baselines_are_those_of_the_run(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task and, for INT4, the group size; the printed directories are those of the output."""
+    [step] = [step for step in finished.record.steps if step.name == "baselines"]
+    out, lines = finished.folder / "out", step.command.splitlines()
+    for line, name in zip(lines[1:], ("int8", "int4"), strict=True):
+        words = shlex.split(line)
+        assert words[:3] == ["optimum-cli", "export", "openvino"]
+        assert words[-1] == str(out / "steps" / "baselines" / name)
+        assert words[words.index("--task") + 1] == "text-generation-with-past"
+    assert "--group-size 64" in lines[2]  # of widths 64 and 128
+    [measured] = [step for step in finished.record.steps if step.name == "measure"]
+    assert shlex.split(measured.command)[2] == str(out / "model")
 
 
 def test_the_commands_of_the_record_give_the_same_network(
@@ -197,7 +247,7 @@ def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, qu
     out = finished.copied(tmp_path / "copy")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "recovery_steps": 5}
-    with pytest.raises(LonasEdgeError, match=r"recover weights<=0.95x: steps: was 4, is 5(.|\n)*--overwrite"):
+    with pytest.raises(LonasEdgeError, match=r"--recovery-steps: was 4, is 5 \(recover weights<=0.95x\)(.|\n)*--overwrite"):
         compress(finished.source.base, **options)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert not out.with_name("out.partial").exists()
@@ -206,11 +256,27 @@ def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, qu
     assert record.curves[0] == finished.record.curves[0]
 
 
+def test_changed_options_are_named_once(finished: Finished, tmp_path: Path, quick: None) -> None:
+    """By the name of the option, with all steps that it affects."""
+    out = finished.copied(tmp_path / "copy")
+    write_data(tmp_path / "other.json", 90)
+    options = {"data": tmp_path / "other.json", "output": out, **QUICK, "epochs": 2, "seed": 7, "precision": "bf16"}
+    with pytest.raises(LonasEdgeError) as caught:
+        compress(finished.source.base, **options)
+    lines = str(caught.value).splitlines()
+    recover = "recover weights<=0.95x"
+    [data] = [line for line in lines if "--data: was " in line]
+    assert data.endswith("(fine-tune, space, search, baselines)")
+    assert any("--epochs (steps): was 5, is 10 (fine-tune)" in line for line in lines)
+    assert any(f"--seed: was 42, is 7 (fine-tune, search, {recover})" in line for line in lines)
+    assert sum("--seed" in line for line in lines) == 1
+
+
 def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick: None) -> None:
     """Another weight format and seed: the fine-tuning is named for the seed only; no result of the old search is in the way."""
     out = finished.copied(tmp_path / "copy")
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
-    with pytest.raises(LonasEdgeError, match="search: weight_format: was int8_sym, is int4_sym"):
+    with pytest.raises(LonasEdgeError, match=r"--weight-format: was int8_sym, is int4_sym \(search, export weights<=0.95x\)"):
         compress(finished.source.base, **options)
     record = compress(finished.source.base, **options, overwrite=True)
     assert record.networks[-1].weight_format == "int4_sym"
@@ -224,7 +290,7 @@ def test_a_vocabulary_that_is_kept_again(finished: Finished, tmp_path: Path, dat
     out = tmp_path / "out"
     options = {"data": data, "output": out, **QUICK}
     compress(finished.source.base, **options, vocabulary=262)
-    with pytest.raises(LonasEdgeError, match="search: uses fine-tune, space; it used fine-tune, trim, space"):
+    with pytest.raises(LonasEdgeError, match=r"uses fine-tune, space; it used fine-tune, trim, space \(search\)"):
         compress(finished.source.base, **options)
     record = compress(finished.source.base, **options, overwrite=True)
     assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] > 262
@@ -258,7 +324,7 @@ def test_weights_that_were_replaced(finished: Finished, tiny_models: TinyModels,
     shutil.copytree(finished.source.base, other)
     weights = load_file(other / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(LonasEdgeError, match=r"compressed\. Choose another --output"):
+    with pytest.raises(LonasEdgeError, match=r"compressed; the files of this SOURCE are others(.|\n)*Choose another --output"):
         compress(other, data=out.parent / "data.json", output=out, **QUICK)
 
 
@@ -271,7 +337,7 @@ def test_another_search_space(tiny_models: TinyModels, tmp_path: Path, data: Pat
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
     groups[-1] = groups[-1][:1]
     (tmp_path / "space.json").write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match="search: search_space: was"):
+    with pytest.raises(LonasEdgeError, match=r"--nncf-config: was .* \(search\)"):
         compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
 
 
@@ -378,22 +444,36 @@ def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_pat
     assert record.networks[-1].parameters < record.networks[0].parameters
 
 
-def test_the_recipe_repeats_the_run(finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any]) -> None:
+def test_the_recipe_repeats_the_run(
+    finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights, although the timed steps would now choose another precision; changed inputs are named."""
+    monkeypatch.setattr("lonas_edge.pipeline.run.probe", lambda *given: replace(PROBE, precision=given[4]))
     recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
-    assert recipe["recovery-steps"] == 4
+    assert (recipe["recovery-steps"], recipe["precision"]) == (4, "fp32")
     assert recipe["lonas-edge"]["recipe"] == 1
     assert set(recipe["lonas-edge"]["sha256"]) == {"base", "data"}
     ran = run_cli("compress", "--config", finished.folder / "out" / "recipe.yaml", "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
-    record = json.loads(ran.out)
-    assert record["curves"] == finished.record.to_json()["curves"] or [
-        [list(pair) for pair in curve.held_out] for curve in finished.record.curves
-    ] == [curve["held_out"] for curve in record["curves"]]
+    for name in ("lora", "recovered/weights-0.95x"):
+        made, expected = (
+            load_file(out / "steps" / name / "adapter_model.safetensors") for out in (tmp_path / "out", finished.folder / "out")
+        )
+        assert all(torch.equal(made[key], tensor) for key, tensor in expected.items())
+    assert "not the one that the recipe was written for" not in ran.err
+    recipe["lonas-edge"]["sha256"]["data"] = "0" * 64
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    ran = run_cli("compress", "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "other", "--dry-run")
+    assert "data: not the one that the recipe was written for (SHA-256)" in ran.err
+    assert "base: not" not in ran.err
 
 
 @pytest.mark.parametrize(
     ("line", "error"),
-    [("recipe: 2", "recipe 2; this lonas-edge reads 1. Update it"), ("recipe: x", "recipe 'x'; this lonas-edge reads 1")],
+    [
+        ("recipe: 2", "recipe 2; this lonas-edge reads 1. Update lonas-edge"),
+        ("recipe: x", "recipe 'x'; this lonas-edge reads 1"),
+    ],
 )
 def test_a_recipe_of_another_version(
     finished: Finished, tmp_path: Path, run_cli: Callable[..., Any], line: str, error: str
@@ -438,12 +518,19 @@ def test_a_dry_run_writes_nothing(
 
 
 def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps together need more than is free: refused before the first."""
+    """The steps together need more than is free, although each has room: refused before any step is timed."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(stages, "fine_tune", forbidden)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=5 * 10**5))
+    monkeypatch.setattr("lonas_edge.pipeline.run.probe", forbidden)
+    source = open_source(str(llama.base))
+    kinds = ("fine-tune", "search", "recover", "export", "baselines")
+    each = [disk_bytes(source, "int8_sym", kind) for kind in kinds]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=sum(each) - 1))
     with pytest.raises(LonasEdgeError, match="not enough disk space"):
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2 * sum(each)))
+    with pytest.raises(AssertionError):  # accepted: steps are timed
+        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+    shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
     assert sorted(tmp_path.iterdir()) == [data]
 
 
@@ -506,8 +593,9 @@ def test_two_targets_that_choose_the_same_network(
 def test_refused_targets(refused: Callable[..., str]) -> None:
     error = refused(target=["watts<=3", "tpot>=2", "latency<=1x"])
     assert "Invalid --target" in error
-    for text in ("does not measure watts", "tpot takes <=", "does not measure latency"):
+    for text in ("watts is not measured here", "tpot takes <=", "latency is not measured here"):
         assert text in error
+    assert "'tpot<=20ms': expected MEASURE<=NUMBER (times in ms)" in refused(target="tpot<=20ms")
     assert "bounds tpot and ttft; one run" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
 
 
@@ -561,7 +649,7 @@ def test_an_output_of_another_source(finished: Finished, tiny_models: TinyModels
     out = finished.copied(tmp_path / "copy")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = tiny_models.source("qwen2").base
-    with pytest.raises(LonasEdgeError, match=r"holds base-llama, compressed(.|\n)*--overwrite"):
+    with pytest.raises(LonasEdgeError, match=r"holds base-llama, compressed; the files of this SOURCE(.|\n)*--overwrite"):
         compress(other, data=out.parent / "data.json", output=out, **QUICK)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 

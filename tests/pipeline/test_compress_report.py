@@ -137,15 +137,23 @@ def test_numbers_that_are_not_finite_and_a_difference_of_nothing() -> None:
 
 
 def test_the_summary() -> None:
+    """What was removed, what the search predicted for the target, and what was measured."""
     steps = (Step("search", "lonas-edge search", 3000, None), Step("export", "lonas-edge export", 4000, None))
-    record = small(network("unpruned INT8"), compressed(f"{FIRST} INT4", 13.0, 0.0184), steps=steps)
+    removed = (*((Part("attention", 0, 9), Part("mlp", 8, 8)),) * 2, (Part("attention", 9, 9), Part("mlp", 6, 8)))
+    found = (Candidate(0.83, 0.02, True, None), Candidate(0.69, 0.1234, True, FIRST))
+    ours = compressed("compressed INT4", 13.0, 0.0184, removed=removed)
+    record = small(network("unpruned INT8"), ours, steps=steps, candidates=found)
     assert summary(record) == [
         "smollm2-lora (base model SmolLM2-135M) was compressed with 4,000 examples of train.jsonl in 1 h 57 min.",
-        "No sub-networks were searched.",
-        "tpot<=0.7x INT4: TPOT 0.65x [0.64, 0.66], held-out loss +0.018 [+0.014, +0.023] compared with unpruned INT8; "
-        "61.5 MB (0.45x).",
+        "For tpot<=0.7x the search chose a network with 0.69x the tpot of the unpruned one in the same format, at a KL "
+        "divergence of 0.123 nats before the recovery.",
+        "compressed INT4: 2 of 3 attention blocks removed, widths reduced; TPOT 0.65x [0.64, 0.66], held-out loss +0.018 "
+        "[+0.014, +0.023] compared with unpruned INT8; 61.5 MB (0.45x).",
     ]
-    assert summary(small(network("only", folder="only")))[2] == "only: TPOT 20.00 ms, held-out loss 1.250, 136 MB."
+    assert summary(small(network("only", folder="only")))[1:] == [
+        "No sub-networks were searched.",
+        "only: nothing was removed; TPOT 20.00 ms, held-out loss 1.250, 136 MB.",
+    ]
     assert summary(small(network("unpruned")))[-1] == "No compressed network was kept."
 
 

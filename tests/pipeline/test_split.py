@@ -53,6 +53,18 @@ def test_own_held_out_data(tmp_path: Path) -> None:
     assert split(data, held_out, 0, tmp_path / "out") == {"train": 30, "held_out": 20}
 
 
+def test_of_many_held_out_examples_a_part_is_drawn(tmp_path: Path) -> None:
+    """400 of all, not the first ones, by the seed; the others are not trained on unless they are in the data."""
+    data = write(tmp_path / "data.jsonl", instructions(40))
+    held_out = write(tmp_path / "held.jsonl", instructions(1000, start=30))
+    kept = []
+    for seed in (0, 0, 1):
+        assert split(data, held_out, seed, tmp_path / "out")["held_out"] == 400
+        kept.append(outputs(tmp_path / "out" / HELD_OUT))
+    assert kept[0] == kept[1] != kept[2]
+    assert max(map(int, kept[0])) > 900
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -89,7 +101,7 @@ def test_no_data(tmp_path: Path) -> None:
 
 def test_held_out_data_that_leave_nothing(tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", instructions(20))
-    with pytest.raises(LonasEdgeError, match="all of its 20 examples are also in"):
+    with pytest.raises(LonasEdgeError, match="all 20 examples are also in"):
         split(data, data, 0, tmp_path / "out")
     few = write(tmp_path / "few.jsonl", instructions(3))
     with pytest.raises(LonasEdgeError, match="3 distinct examples; expected at least 16"):

@@ -72,7 +72,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--local-lr", type=float, default=1e-3)
     parser.add_argument("--fade", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.from_base and arguments.method != "full":
+        parser.error("--from-base needs --method full")
+    return arguments
 
 
 class Study:

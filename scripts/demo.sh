@@ -43,8 +43,7 @@ run python scripts/orders.py "$DATA/chat.jsonl" --examples 160
 
 heading "Compress: LoRA, search, recovery, INT4, export, comparison with optimum-cli"
 # short trainings, so that the demo takes minutes; a real run leaves --recovery-steps out
-run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.9x" --weight-format int4_sym \
-  --recovery-steps 8
+run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.9x" --recovery-steps 8
 
 heading "Answer: the compressed model"
 question=$(python - "$DATA/chat.jsonl" <<'PY'

@@ -3,15 +3,18 @@
 The models that they name are directories there: a small random model with SmolLM2's tokenizer.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
+from postgresql import postgresql
 from tiny_bert import VOCAB
 from tiny_bert import tokenizer as bert_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
@@ -23,9 +26,10 @@ FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = (
     "pip ",
     "docker ",
+    "sudo ",
     "curl ",
     "llama-server ",
-    "lonas-edge export SUPER_ADAPTER",
+    "lonas-edge export ADAPTER",
     "lonas-edge push DIR owner/name --private",
 )
 
@@ -76,10 +80,12 @@ def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(name: str, changed: tuple[str, str] = ("", "")) -> str:
-    """Run a tutorial, a text of its commands `changed`; return what they print."""
+def run(name: str, *changes: tuple[str, str]) -> str:
+    """Run a tutorial, with texts of its commands replaced; return what they print."""
     shell, python = page(name)
-    shell = shell.replace(*changed)
+    for before, after in changes:
+        assert before in shell
+        shell = shell.replace(before, after)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", shell], input="Hello\n", capture_output=True, text=True, check=False
     )
@@ -103,7 +109,8 @@ def test_your_model(place: Path) -> None:
 def test_the_steps_one_by_one(place: Path) -> None:
     run("steps")
     assert len((place / "held_out.jsonl").read_text().splitlines()) == 100
-    assert (place / "model/openvino_model.bin").stat().st_size < (place / "base-16k/model.safetensors").stat().st_size / 3
+    assert (place / "model/openvino_model.bin").stat().st_size < (place / "BASE/model.safetensors").stat().st_size / 3
+    assert len(json.loads((place / "base-16k/vocabulary.json").read_text())["kept"]) == 16_384
 
 
 def test_your_adapter(place: Path) -> None:
@@ -120,10 +127,51 @@ def test_serve(place: Path) -> None:
     assert "owner/name" in run("serve")
 
 
-def adapter() -> None:
+def test_gpus_and_machines(place: Path) -> None:
+    """On the CPU, with two processes instead of four GPUs, and a server of its own."""
+    (place / "train.jsonl").symlink_to(place / "chat.jsonl")
+    (place / "held_out.jsonl").symlink_to(place / "chat.jsonl")
+    few = ("--output super-adapter", "--steps 4 --batch-size 4 --output super-adapter")
+    with postgresql() as url:
+        storage = ("STORAGE=postgresql://lonas:change-me@localhost/optuna", f"STORAGE={url}")
+        run("gpus-and-machines", few, storage, ("--nproc-per-node 4", "--nproc-per-node 2"), ("--evals 40", "--evals 6"))
+    assert json.loads((place / "super-adapter/training.json").read_text())["processes"] == 2
+    assert len(json.loads((place / "search-1/search.json").read_text())["evaluations"]) == 6
+
+
+def test_a_published_adapter(place: Path) -> None:
+    """The search space of a small model instead of that of LLaMA-7B, and an adapter that PEFT made for it."""
+    names = {"yahma/llama-7b-hf": "BASE", "IntelLabs/lonas-llama-7b-commonsense-adapter": "my-lora"}
+    adapter(r=32, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"])
+    for name, own in names.items():
+        (place / name).parent.mkdir()
+        (place / name).symlink_to(place / own)
+    space = [sys.executable, "-m", "lonas_edge", "space", "--model", "BASE", "--output", "space.json"]
+    subprocess.run(space, check=True, capture_output=True)
+    rows = [
+        {"instruction": f"Is {n} even?", "input": "", "output": "the correct answer is true", "answer": "true"}
+        for n in range(8)
+    ]
+    Path("commonsense_15k.json").write_text(json.dumps(rows))
+    Path("DATASETS/boolq").mkdir(parents=True)
+    Path("DATASETS/boolq/test.json").write_text(json.dumps(rows[:2]))
+    printed = run(
+        "published-adapter",
+        ("--nncf-config llama_7b", "--nncf-config space.json"),
+        ("--protocol generate", "--tasks boolq --protocol generate"),
+        ("--no-reorder", "--no-reorder --steps 2"),
+    )
+    assert "unpruned LoRA" in printed
+    for name in ("llama-heuristic/openvino_model.xml", "eval/eval.json", "super-adapter/training.json"):
+        assert (place / name).exists()
+
+
+def adapter(**options: Any) -> None:
     """A LoRA adapter as PEFT makes it by default: q_proj and v_proj."""
     torch.manual_seed(1)
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("BASE"), peft.LoraConfig(r=16, task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained("BASE"), peft.LoraConfig(**{"r": 16, "task_type": "CAUSAL_LM", **options})
+    )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)

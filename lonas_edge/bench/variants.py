@@ -1,5 +1,6 @@
 """Describe the variants that `bench` compares with plain values, which a process can receive."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Variant:
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that it knows."""
+        """Number of tokens that it knows; no limit if a GGUF file has no tokenizer."""
         from lonas_edge.files import read_by, read_json
 
         if self.kind != "gguf":
@@ -46,7 +47,8 @@ class Variant:
         from gguf import GGUFReader
 
         with read_by("gguf", self.path):
-            return len(GGUFReader(self.path).fields["tokenizer.ggml.tokens"].data)
+            tokens = GGUFReader(self.path).fields.get("tokenizer.ggml.tokens")
+        return len(tokens.data) if tokens else sys.maxsize
 
     @property
     def tokens_per_text(self) -> float:

@@ -80,7 +80,7 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: _Counts, small: _Co
     cached = unpruned.kv_elements, small.kv_elements
     rows = [
         ("parameters (merged)", before.parameters, after.parameters, "{:,}"),
-        ("embedding and head, share of them", unpruned.token_share, small.token_share, "{:.1%}"),
+        ("embedding and head, share of parameters", unpruned.token_share, small.token_share, "{:.1%}"),
         (
             "linear weights, LM head and adapters (“total params”)",
             before.linear_weights,

@@ -86,7 +86,7 @@ def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:
         "embedding and head, MB in INT8": lambda row: f"{row.table_bytes / 1e6:.1f}",
         "share of all weights": lambda row: f"{row.share:.0%}",
         "tokens per text": lambda row: f"{row.tokens_per_text:.3f}x",
-        "other texts": lambda row: f"{row.tokens_per_other_text:.2f}x",
+        "tokens per other text": lambda row: f"{row.tokens_per_other_text:.2f}x",
     }
     for column in columns:
         table.add_column(column, justify="right")
@@ -94,6 +94,6 @@ def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:
         table.add_row(*(show(row) for show in columns.values()))
     console().print(table)
     console().print(
-        "Tokens per text: on a tenth of the data, with a vocabulary chosen on the rest. Other texts: a few in plain English, "
+        "Tokens per text: on a tenth of the data, with a vocabulary chosen on the rest. Other text: a few lines of English, "
         "other languages and code. Write a vocabulary with --size N --output DIR."
     )

@@ -23,7 +23,7 @@ COMPARED = {  # titles of the parity figures
     "ir_uncompressed": "IR before compression (computed in fp32) vs. materialized model",
     "ir_stored": "IR (computed in fp32) vs. the weights stored in it",
     "ir": "IR (computed in fp32) vs. materialized model",
-    "ir_runtime": "IR with default properties vs. computed in fp32",
+    "ir_groups": "IR with INT8 activations in groups vs. computed in fp32",
     "gguf_stored": "weights stored in the GGUF file vs. materialized model",
     "llama_cpp": "llama.cpp vs. the weights stored in the GGUF file",
 }

@@ -18,13 +18,13 @@ from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.job import Job, Outcome, scratch, verify_weights, write_configs
 from lonas_edge.exporting.manifest import Calibrated, Compression, shares
 from lonas_edge.formats import FORMATS, WeightFormat
-from lonas_edge.ir import MODEL, compress
+from lonas_edge.ir import MODEL, compress, runtime
 from lonas_edge.ir.calibrated import compress_on_data
 from lonas_edge.ir.compress import Compressed, Scheme
 from lonas_edge.ir.convert import filled, write_compressed, write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
-from lonas_edge.ir.runtime import ACTIVATION_GROUP, MAX_KL, forget
+from lonas_edge.ir.runtime import ACTIVATION_GROUP
 from lonas_edge.network.divergence import Parity, compare
 from lonas_edge.network.materialize import MaterializedModel
 
@@ -74,10 +74,14 @@ def export_ir(job: Job) -> Outcome:
             else:
                 parity["ir_stored"], logits = _verified(job, job.folder / MODEL, matrices, materialized)
             parity["ir"] = compare(materialized, logits)
-            parity["ir_runtime"] = _as_run(job, logits)
-            if parity["ir_runtime"].mean_kl > MAX_KL and forget(job.folder, ACTIVATION_GROUP):
-                files = job.hash_files()
-                parity["ir_runtime"] = _as_run(job, logits)
+            if group := runtime.stored(job.folder, ACTIVATION_GROUP):
+                parity["ir_groups"] = compare(
+                    logits, _ir_logits(job, job.folder / MODEL, {**verify.FP32, ACTIVATION_GROUP: group})
+                )
+                if parity["ir_groups"].mean_kl > runtime.MAX_GROUP_KL:
+                    files.result()  # Windows replaces no file that is being read
+                    runtime.forget(job.folder, ACTIVATION_GROUP)
+                    files = job.hash_files()
     return Outcome(files, parity, written.compression, written.head, written.fused, written.calibrated)
 
 
@@ -153,14 +157,9 @@ def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized:
     return parity, logits
 
 
-def _as_run(job: Job, logits: torch.Tensor) -> Parity:
-    """Compare the written IR as clients run it, with the properties stored in it, with its logits in fp32."""
-    return compare(logits, verify.ir_logits(job.folder / MODEL, job.inputs(), {}))
-
-
-def _ir_logits(job: Job, ir: "Path | ov.Model") -> torch.Tensor:
+def _ir_logits(job: Job, ir: "Path | ov.Model", properties: Mapping[str, str] = verify.FP32) -> torch.Tensor:
     try:
-        return verify.ir_logits(ir, job.inputs())
+        return verify.ir_logits(ir, job.inputs(), properties)
     except RuntimeError as error:
         reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[-1])
         raise LonasEdgeError(

@@ -5,8 +5,8 @@
 3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, if it is installed.
 
 The distance of the IR from the materialized model is the effect of the format. It is reported (KL divergence, top-1) and not
-judged: it depends on the network. The effect of the runtime properties that clients get by default is reported as well; a group
-of activations that changes the outputs too much is not stored in the IR.
+judged: it depends on the network. So is the effect of the group of INT8 activations that is stored in the IR; a group that
+changes the outputs too much is removed from it.
 
 The super-network is an unpatched PEFT model that loads the adapter itself, with the sub-network activated in it, so an error in
 our reading of the adapter, its scale, the slicing or the merging shows. Weights are streamed a layer at a time. All is computed

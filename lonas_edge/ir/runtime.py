@@ -23,7 +23,7 @@ from lonas_edge.schema import Record, field_faults
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # candidates that plugins read from the IR
 ACTIVATION_GROUP = IN_IR[0]
 PER_CHANNEL = str(2**64 - 1)  # one group per row of the activations
-MAX_KL = 0.02  # mean KL divergence that properties may add to the outputs, in nats
+MAX_GROUP_KL = 0.05  # nats that a stored group may add; trained networks have 0.01 (docs/benchmarks/latency.md)
 
 # Candidates by property; they are compared with the plugin's default.
 _CPU = {
@@ -183,13 +183,17 @@ def ir_faults(text: str) -> list[str]:
     return property_faults({option.tag: option.get("value", "") for option in options}, (*IN_IR, *_STOCK))
 
 
-def forget(folder: Path, name: str) -> bool:
-    """Remove a property from the IR, so that the plugin's default applies; return whether it was there."""
+def stored(folder: Path, name: str) -> str | None:
+    """Value of a property in the IR; None if it holds none."""
+    element = ET.parse(folder / MODEL).find(f"rt_info/runtime_options/{name}")
+    return None if element is None else element.get("value")
+
+
+def forget(folder: Path, name: str) -> None:
+    """Remove a property from the IR, so that the plugin's default applies."""
     tree = ET.parse(folder / MODEL)
-    if _set_options(tree, {name: None})[name] is None:
-        return False
+    _set_options(tree, {name: None})
     _write_model(folder, tree)
-    return True
 
 
 def store(folder: Path, chosen: RuntimeProperties) -> None:

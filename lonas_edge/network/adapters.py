@@ -246,7 +246,9 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
     advice = "Is --model the base it was trained on? Is the file complete?"
     tables = f"{architecture.family.embedding}.", f"{architecture.family.head}."
     if architecture.family.task.generates and any(problem.startswith(tables) for problem in problems):
-        advice += " An adapter with its own embedding or head fits no base with a trimmed vocabulary: pass the untrimmed one."
+        advice += (
+            " If the vocabulary of the base was trimmed, pass the untrimmed one: the adapter has its own embedding or head."
+        )
     raise_all(f"{path}: the adapter does not fit the base model ({architecture.model_type}):", problems, advice)
     factors = {
         name: LoraFactors(

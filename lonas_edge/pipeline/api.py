@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lonas_edge.formats import DEFAULT_FORMAT
-from lonas_edge.pipeline.options import AUTO, KEEP, CompressOptions
+from lonas_edge.pipeline.options import AUTO, FORMAT, KEEP, CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import Reference, compress_model
 from lonas_edge.progress import Progress, silent
@@ -18,7 +17,7 @@ def compress(
     model: str | Path | None = None,
     nncf_config: str | Path | None = None,
     target: str | Sequence[str] = AUTO,
-    weight_format: str = DEFAULT_FORMAT,
+    weight_format: str = FORMAT,
     vocabulary: str | int = KEEP,
     eval_data: str | Path | None = None,
     prompt: str | None = None,

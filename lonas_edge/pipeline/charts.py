@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Network
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval
+from lonas_edge.pipeline.tables import cost_title
 
 if TYPE_CHECKING:
     from lonas_edge.space.picture import Layer
@@ -19,7 +20,6 @@ _LONGEST_LABEL = 42  # characters
 _MOST_CANDIDATES, _MOST_STEPS, _MOST_SAMPLES = 600, 300, 800  # that are drawn in a figure
 _LARGEST = 1e30  # a larger loss is a training that diverged
 _SMALLEST_RANGE = 0.01  # nats of loss that an axis shows
-_COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs", "end-to-end": "end-to-end time"}
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -57,11 +57,6 @@ def settings(ink: Ink) -> dict[str, Any]:
 def look(ink: Ink, index: int) -> Look:
     """Return the look of a network by its position."""
     return Look(ink.series[index % COLORS], _MARKERS[index % len(_MARKERS)])
-
-
-def cost_title(record: CompressRecord) -> str:
-    """Return the title of the cost that the search minimized."""
-    return _COSTS.get(record.cost, record.cost)
 
 
 def write_png(record: CompressRecord, path: Path) -> None:
@@ -111,11 +106,11 @@ def search(record: CompressRecord, ink: Ink) -> Drawing | None:
     notes = [f"Not shown: {count} {reason}." for reason, count in omitted.items() if count]
     if not shown:
         return None
-    others = [point for point in shown if not point.optimal and point.pick is None]
+    others = [point for point in shown if not point.optimal and not point.picks]
     drawn = _spread(others, _MOST_CANDIDATES)
     notes += [f"{len(drawn)} of {len(others)} other networks are drawn."] if len(drawn) < len(others) else []
     optimal = sorted((point for point in shown if point.optimal), key=lambda point: (point.cost, -point.kl))
-    picks = sorted((point for point in shown if point.pick is not None), key=lambda point: -point.cost)
+    picks = sorted((point for point in shown if point.picks), key=lambda point: -point.cost)
     figure, [axis] = _figure(_WIDTH, 2.6 + _LINE * (2 + len(picks)), ink)
     if drawn:
         style: dict[str, Any] = {"color": ink.text, "alpha": 0.35, "s": 12, "linewidths": 0}
@@ -126,10 +121,12 @@ def search(record: CompressRecord, ink: Ink) -> Drawing | None:
     for index, point in enumerate(picks):
         color, marker = _look_of_pick(record, ink, point, index)
         place = {"color": color, "marker": marker, "s": 75, "edgecolors": ink.text, "linewidths": 0.8, "zorder": 4}
-        axis.scatter([point.cost], [point.kl], **place, label=_short(f"{point.pick}: {point.cost:.2f}x, KL {point.kl:.3g}"))
+        axis.scatter(
+            [point.cost], [point.kl], **place, label=_short(f"{', '.join(point.picks)}: {point.cost:.2f}x, KL {point.kl:.3g}")
+        )
     if shown[0].kl > 0:
         _logarithmic(axis, axis.yaxis, _kls(shown))
-    axis.set(xlabel=f"{cost_title(record)} / unpruned", ylabel="KL in nats (lower is better)")
+    axis.set(xlabel=f"{cost_title(record.cost)} / unpruned", ylabel="KL in nats (lower is better)")
     _legend(figure, axis)
     return Drawing(figure, notes)
 
@@ -290,12 +287,8 @@ def _logarithmic(axis: Any, direction: Any, values: Sequence[float]) -> None:
 
 def _look_of_pick(record: CompressRecord, ink: Ink, point: Candidate, index: int) -> Look:
     """Return the look of the first measured network of a pick, or one that no network has."""
-    named = (place for place, network in enumerate(record.networks) if _is_of(network, point.pick))
+    named = (place for place, network in enumerate(record.networks) if network.target in point.picks)
     return look(ink, next(named, len(record.networks) + index))
-
-
-def _is_of(network: Network, pick: str | None) -> bool:
-    return network.name == pick or network.name.startswith(f"{pick} ")
 
 
 def _error_bar(interval: Interval) -> list[list[float]] | None:

@@ -17,7 +17,7 @@ from lonas_edge.pipeline.data import typical
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
-from lonas_edge.training.inputs import Inputs, open_inputs, with_teacher
+from lonas_edge.training.inputs import Inputs, open_inputs, precision_of, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
 
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from lonas_edge.pipeline.plan import Plan
 
 PROBE = "probe.json"
-MICRO_BATCH = (
-    4  # examples: a recovery has the logits of all tokens in memory; 16 take 9.2 instead of 4.3 GB at 135M, and as long
-)
+MICRO_BATCH = 4  # examples: 16 take 9.2 instead of 4.3 GB in a recovery at 135M, and as long (docs/benchmarks/compress.md)
 _STEPS = 3  # the first is not timed
-_EXAMPLES = 48
+_EXAMPLES = _STEPS * MICRO_BATCH
 _BACKWARD = 2.5  # a training step of LoRA takes this many forward passes
 _IR_SPEED = 2.0  # an IR computes a prompt this many times as fast as PyTorch
 _LOAD, _EXPORT = 12.0, 10.0  # seconds to start a training, and an export without its weights
@@ -44,12 +42,13 @@ class Probe(Record):
     """Timed training steps.
 
     Attributes:
-        precision: The faster precision on this machine.
+        precision: The faster precision on this machine, or the requested one.
         lora_step: Seconds of a step of the fine-tuning.
         recovery_step: Seconds of a step of the recovery.
         tokens: Mean tokens per example.
         peak_bytes: Peak memory of the process.
         inputs: Hash of the examples, and options that the times depend on.
+        requested: The precision as it was requested, such as auto.
     """
 
     NAME: ClassVar = "compress-probe"
@@ -62,6 +61,7 @@ class Probe(Record):
     tokens: float
     peak_bytes: int
     inputs: dict[str, str] = field(default_factory=dict)
+    requested: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, precision:
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = open_inputs(base, sample, None, elastic=False)
         chosen = precision != "auto" or torch.cuda.is_available()
-        precisions = [precision] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
+        fixed = precision_of(TrainOptions(precision=precision))
+        precisions = [fixed] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
         timed = {}
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lonas_edge.pipeline import charts
 from lonas_edge.pipeline.record import CompressRecord, Sample
 from lonas_edge.pipeline.svg import PLACEHOLDERS, inline_svg
-from lonas_edge.pipeline.tables import MISSING, conditions, explain, network_table, step_table, summary
+from lonas_edge.pipeline.tables import MISSING, conditions, cost_title, explain, network_table, step_table, summary
 from lonas_edge.pipeline.text import shortened
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _figure(name: str, title: str, caption: str, drawing: charts.Drawing | None,
 
 
 def _trade_off(record: CompressRecord) -> Iterator[Figure]:
-    cost = f"{charts.cost_title(record)} as a fraction of the unpruned network's"
+    cost = f"{cost_title(record.cost)} as a fraction of the unpruned network's"
     caption, title = f"Each point is a sub-network before recovery. Cost: {cost}.", "Searched sub-networks"
     yield _figure("search", title, caption, charts.search(record, PLACEHOLDERS), "No sub-networks were searched.")
     caption = "Bars: 95 % intervals. Lower left is better."

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import DEFAULT_FORMAT, INTEGER_FORMATS
+from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 from lonas_edge.training.options import PRECISIONS
 
 AUTO, KEEP = "auto", "keep"
+FORMAT = "int4_sym"  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
 AUTO_TARGET = "kl<=0.15"  # before recovery, nats per answer token: docs/benchmarks/recovery.md has the loss after it
 
 
@@ -31,10 +32,10 @@ class CompressOptions(Checked):
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help=f"Bound: 'tpot<=0.7x' (unpruned, same format), 'tpot<=20' (ms); one network each. auto: {AUTO_TARGET}.",
+        help=f"Bound: 'tpot<=0.7x' (of the unpruned model) or 'tpot<=20' (ms); one network each. auto: {AUTO_TARGET}.",
     )
     weight_format: str = option(
-        DEFAULT_FORMAT,
+        FORMAT,
         choices=INTEGER_FORMATS,
         help="Weight format of the result. INT4 formats use quantization-aware training.",
     )
@@ -56,7 +57,7 @@ class CompressOptions(Checked):
     )
     epochs: float = option(1.0, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.")
     recovery_steps: int | None = option(
-        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="one epoch, or more until 100,000 tokens"
+        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="those of 100,000 tokens"
     )
     precision: str = option(
         "auto",

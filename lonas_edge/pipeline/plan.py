@@ -35,9 +35,9 @@ BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (opti
 PROMPTS = (16, 64)  # of the search, at least and at most
 SEARCH_TOKENS = 3_000  # of its prompts: an evaluation takes some five seconds on two cores at 135M
 BATCH = 16  # examples of a training step
-LEAST_RECOVERY = 100_000  # training tokens, as in docs/benchmarks/recovery.md
+RECOVERY_TOKENS = 100_000  # as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
-_EVAL_STEPS = 8  # at least, between evaluations of the held-out loss
+_EVAL_STEPS, _EVALS = 8, 4  # steps at least between evaluations of the held-out loss, and how many of these at most
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 
@@ -49,6 +49,7 @@ class Plan:
     Attributes:
         source: The opened source.
         hashes: Hashes of its files, see `source_hashes`.
+        inputs: Hashes of all inputs: those, and `data`, `eval_data`, `nncf_config`.
         options: The options.
         places: Files of the steps.
         counts: Examples by part.
@@ -60,6 +61,7 @@ class Plan:
 
     source: Source
     hashes: Mapping[str, str]
+    inputs: Mapping[str, str]
     options: CompressOptions
     places: Places
     counts: Mapping[str, int]
@@ -85,9 +87,8 @@ class Plan:
 
     @property
     def recovery_steps(self) -> int:
-        """Steps of the recovery: one epoch, or more where that has few tokens."""
-        least = math.ceil(LEAST_RECOVERY / BATCH / self.probe.tokens)
-        return self.options.recovery_steps or max(least, -(-self.counts["train"] // BATCH))
+        """Steps of the recovery, by default of a number of tokens: it has little more to learn from more of them."""
+        return self.options.recovery_steps or math.ceil(RECOVERY_TOKENS / BATCH / self.probe.tokens)
 
     @property
     def lora_options(self) -> TrainOptions:
@@ -110,7 +111,7 @@ class Plan:
             seed=options.seed,
             precision=self.probe.precision,
             save_steps=min(save, 200),
-            eval_steps=min(steps, max(_EVAL_STEPS, steps // 10)),
+            eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             micro_batch_size=MICRO_BATCH,
             weight_format=weight_format,
         )
@@ -171,9 +172,10 @@ class Plan:
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
-        """Hashes of what the first steps read."""
-        data = {"--data": self.places.train, "held-out data": self.places.held_out}
-        return {**self.hashes, **{name: sha256(path) for name, path in data.items()}}
+        """Hashes of what the first steps read, by option or file."""
+        options = {"--data": self.inputs["data"], "--eval-data": self.inputs.get("eval_data")}
+        split = [sha256(path) for path in (self.places.train, self.places.held_out)]
+        return {**self.hashes, **options, "split": digest("".join(split).encode()).hexdigest()}
 
     @property
     def _adapter(self) -> tuple[str, ...]:
@@ -314,7 +316,7 @@ def _settings(options: TrainOptions, steps: str) -> dict[str, Any]:
         "--prompt": options.prompt,
         "--seed": options.seed,
         "--precision": options.precision,
-        "--weight-format": options.weight_format,
+        "quantization-aware training": options.weight_format,
         "ratio": options.ratio,
         "micro-batch": options.micro_batch_size,
     }

@@ -56,6 +56,7 @@ class Network:
         ttft_samples: All measured TTFTs, ms.
         tpot_samples: All measured TPOTs, ms.
         removed: The kept parts of each layer; empty for unpruned networks.
+        target: The target that it was searched for; None for baselines.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Network:
     ttft_samples: tuple[float, ...]
     tpot_samples: tuple[float, ...]
     removed: tuple[Layer, ...]
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,13 @@ class Candidate:
         cost: Its cost as a fraction of the unpruned network's.
         kl: KL divergence from the unpruned network, nats per learned token.
         optimal: Whether it is in the Pareto front.
-        pick: The target that it was picked for.
+        picks: The targets that it was picked for.
     """
 
     cost: float
     kl: float
     optimal: bool
-    pick: str | None
+    picks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,10 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
     tokens = trimmed.tokens_per_text if trimmed else 1.0
     times |= {name: times[name].for_equal_texts(tokens) for name in ours}
     first = scores[next(iter(folders))]
-    directories = dict(zip(ours, names.values(), strict=True))
+    directories = dict(zip(ours, names.items(), strict=True))
     whole = plan.source.sizes(plan.source.unpruned).parameters
     networks = [
-        _network(name, folder, times[name], (first, scores[name]), directories.get(name), whole)
+        _network(name, folder, times[name], (first, scores[name]), directories.get(name, (None, None)), whole)
         for name, folder in folders.items()
     ]
     record = SearchRecord.read(plan.places.work / "search" / SEARCH)
@@ -97,9 +97,15 @@ def _prompting(plan: Plan) -> Prompting:
 
 
 def _network(
-    name: str, folder: Path, times: measure.Latencies, scored: tuple[Scores, Scores], directory: str | None, whole: int
+    name: str,
+    folder: Path,
+    times: measure.Latencies,
+    scored: tuple[Scores, Scores],
+    made: tuple[str | None, str | None],
+    whole: int,
 ) -> Network:
-    first, scores = scored
+    """A network; `made` are the target and the directory of a compressed one."""
+    (first, scores), (target, directory) = scored, made
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
     baseline = scores is first
     return Network(
@@ -119,6 +125,7 @@ def _network(
         ttft_samples=times.ttft,
         tpot_samples=times.tpot,
         removed=manifest.layers if manifest else (),
+        target=target,
     )
 
 
@@ -153,12 +160,12 @@ def _curve(name: str, record: TrainingRecord) -> Curve:
 def _candidates(record: SearchRecord, targets: Mapping[str, str]) -> tuple[Candidate, ...]:
     """The evaluated networks; `targets` maps the expressions of picks to targets."""
     largest = max(evaluation.cost for evaluation in record.evaluations)
-    picked: dict[int, str] = {}
+    picked: dict[int, tuple[str, ...]] = {}
     for entry in record.picks:
         expression = entry.name.removeprefix("pick:")
-        picked.setdefault(entry.evaluation, targets.get(expression, expression))
+        picked[entry.evaluation] = (*picked.get(entry.evaluation, ()), targets.get(expression, expression))
     front: Sequence[int] = record.front
     return tuple(
-        Candidate(each.cost / largest, each.quality, each.number in front, picked.get(each.number))
+        Candidate(each.cost / largest, each.quality, each.number in front, picked.get(each.number, ()))
         for each in record.evaluations
     )

@@ -84,10 +84,7 @@ def compress_model(
         raise LonasEdgeError(f"{source.folder}: a {source.architecture.family.task.name}. {_CLASSIFIER}")
     picks = stages.picks_of(options)
     stages.cost_of(picks)
-    run = _Run(reference, source, options, picks, progress)
-    for name, value in ({**run.hashes, "data": sha256(options.data)} if recorded else {}).items():
-        if recorded and name in recorded and recorded[name] != value:
-            progress(f"{name}: not the one that the recipe was written for (SHA-256)\nChecking the inputs", None)
+    run = _Run(reference, source, options, picks, progress, recorded or {})
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             run.planned(Path(folder), announce)
@@ -104,11 +101,24 @@ class _Run:
     options: CompressOptions
     picks: Mapping[str, Pick]
     progress: Progress
+    recorded: Mapping[str, str]
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """Hashes of the source's files."""
         return source_hashes(self.source)
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of all inputs; the files that options name are valid."""
+        files = {"data": self.options.data, "eval_data": self.options.eval_data, "nncf_config": self.reference.nncf_config}
+        return self.hashes | {name: sha256(path) for name, path in files.items() if path and path.is_file()}
+
+    def _compare_with_recipe(self) -> None:
+        """Name the inputs that are not those of a recipe."""
+        for name, value in self.inputs.items():
+            if self.recorded.get(name, value) != value:
+                self.progress(f"{name}: not the one that the recipe was written for (SHA-256)\nPlanning", None)
 
     def lead(self, announce: Announce) -> CompressRecord:
         """Run the pending steps, and publish the results."""
@@ -141,6 +151,7 @@ class _Run:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, places = self.options, self._places(folder)
         counts = split(options.data, options.eval_data, options.seed, folder / "data")
+        self._compare_with_recipe()
         if places.adapter:
             stages.check_adapter(places)
         if not places.trims:  # a trimmed vocabulary changes the sizes
@@ -148,7 +159,8 @@ class _Run:
         fitting = self._fitting(places)
         trim = (places.base, places.train, options.vocabulary, options.prompt)
         size = choose_size(*trim) if places.trims else None
-        plan = Plan(self.source, self.hashes, options, places, counts, fitting, self._probe(places), self.picks, size)
+        timed = self._probe(places)
+        plan = Plan(self.source, self.hashes, self.inputs, options, places, counts, fitting, timed, self.picks, size)
         here = machine.describe("CPU")
         processor = f"{here['processor']}, {here['processors']} processors"
 
@@ -157,6 +169,7 @@ class _Run:
 
         steps = Steps(folder, plan.steps(measure, processor))
         steps.prepare(options.overwrite, lambda line: self.progress(f"{line}\nPlanning", None))
+        timed.write(folder / PROBE)
         pending = {name: name.split()[0] for name in steps.pending()}
         estimated = estimate(plan, pending)
         steps.expect(estimated.seconds)
@@ -193,13 +206,12 @@ class _Run:
         file, options, qat = places.work / PROBE, self.options, trained_for(self.options.weight_format)
         inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(file) if file.exists() else None
-        if earlier and earlier.inputs == inputs and options.precision in ("auto", earlier.precision):
+        if earlier and earlier.inputs == inputs and options.precision in (earlier.requested, earlier.precision):
             return earlier
-        OutputDirectory(options.output).check_space(least_disk_bytes(self.source, options.weight_format, len(self.picks)))
+        if not earlier and not options.dry_run:
+            OutputDirectory(options.output).check_space(least_disk_bytes(self.source, options.weight_format, len(self.picks)))
         timed = probe(places.base, places.train, options.prompt, qat, options.precision, self.progress)
-        timed = replace(timed, inputs=inputs)
-        timed.write(file)
-        return timed
+        return replace(timed, inputs=inputs, requested=options.precision)
 
     @property
     def _names(self) -> dict[str, str]:
@@ -219,7 +231,6 @@ class _Run:
     def _publish(self, work: Work, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
         folder = work.path / STEPS
         record = replace(CompressRecord.read(folder / COMPRESS), steps=self._steps(steps, folder))
-        data = {"data": sha256(self.options.data)}
         with work.publish() as new:
             ignored = shutil.ignore_patterns("baselines", "models")
             shutil.copytree(folder, new / STEPS, copy_function=_link, ignore=ignored)
@@ -228,7 +239,7 @@ class _Run:
                 shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
                 write_card(model, comparison(record))
             record.write(new / COMPRESS)
-            replace_text(new / RECIPE, recipe_text(self._recipe(record), record.sha256 | data, record.versions))
+            replace_text(new / RECIPE, recipe_text(self._recipe(record), self.inputs, record.versions))
             write_report(record, new)
             if earlier:
                 self._carry_over(new, earlier)

@@ -117,7 +117,7 @@ class Steps:
                 changed.setdefault(line, []).append(name)
         if not overwrite:
             raise_all(
-                "Options of finished steps have changed:",
+                "Options of started steps have changed:",
                 [f"{line} ({', '.join(names)})" for line, names in changed.items()],
                 "Restore them, or pass --overwrite to repeat these steps and those that depend on them.",
             )

@@ -4,7 +4,8 @@ import json
 import math
 from typing import Any
 
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Interval, Network
+from lonas_edge.pipeline.options import KEEP
+from lonas_edge.pipeline.record import CompressRecord, Interval, Network
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -21,6 +22,8 @@ HEADINGS = (
     "size, MB",
 )
 
+_KINDS = {"mlp": "MLP"}
+_COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs", "end-to-end": "end-to-end time"}
 _LONGEST_NUMBER = 1e7  # larger ones are written with an exponent
 _HOUR, _MINUTE = 3600, 60
 # what starts a block, emphasis, code, an image or a link, a cell, a tag, a character reference
@@ -62,46 +65,69 @@ def explain(record: CompressRecord) -> str:
 
 
 def summary(record: CompressRecord) -> list[str]:
-    """State what was compressed, and the ratio and the loss difference of each compressed network, one sentence each."""
+    """State what was compressed, and the results of each compressed network."""
     base = f" (base model {record.base})" if record.base not in ("", record.source) else ""
     examples = f" with {record.examples['train']:,} examples of {record.data}" if record.examples.get("train") else ""
     took = duration(sum(step.seconds for step in record.steps))
     took = f" in {took}" if record.steps and took != MISSING else ""
     sentences = [f"{record.source}{base} was compressed{examples}{took}."]
-    sentences += [_searched(record, each) for each in record.candidates if each.pick]
     sentences += [] if record.candidates else ["No sub-networks were searched."]
     compressed = [network for network in record.networks if network.folder is not None]
-    sentences += [_result(network, record.networks[0]) for network in compressed]
+    sentences += [_result(record, network) for network in compressed]
     return sentences if compressed else [*sentences, "No compressed network was kept."]
 
 
-def _searched(record: CompressRecord, candidate: Candidate) -> str:
-    """What the search found for a target. Its costs are those of the unpruned network in the same format."""
-    return (
-        f"For {candidate.pick} the search chose a network with {number(candidate.cost, 2)}x the {record.cost} of the unpruned "
-        f"one in the same format, at a KL divergence of {number(candidate.kl, 3)} nats before the recovery."
-    )
-
-
-def _removed(network: Network) -> str:
-    """How many blocks of each kind were removed, such as `9 of 30 attention blocks removed`."""
-    kinds = {part.kind: None for layer in network.removed for part in layer}
-    parts = {kind: [part.kept for layer in network.removed for part in layer if part.kind == kind] for kind in kinds}
-    named = [f"{kept.count(0)} of {len(kept)} {kind} blocks removed" for kind, kept in parts.items() if 0 in kept]
-    narrowed = any(0 < part.kept < part.full for layer in network.removed for part in layer)
-    return ", ".join([*named, *(["widths reduced"] if narrowed else [])]) or "nothing was removed"
-
-
-def _result(network: Network, first: Network) -> str:
-    size = f"{megabytes(network.file_bytes)} MB"
+def _result(record: CompressRecord, network: Network) -> str:
+    """State what was removed, what the search predicted for the target, and what was measured."""
+    first, size = record.networks[0], f"{megabytes(network.file_bytes)} MB"
+    start = f"{network.name}: {_removed(record, network)}"
     if network.tpot_ratio is None or network.loss_difference is None:
-        tpot, loss = number(network.tpot_ms.value, 2), number(network.loss, 3)
-        return f"{network.name}: {_removed(network)}; TPOT {tpot} ms, held-out loss {loss}, {size}."
+        return f"{start}. TPOT {number(network.tpot_ms.value, 2)} ms, held-out loss {number(network.loss, 3)}, {size}."
     size += f" ({network.file_bytes / first.file_bytes:.2f}x)" if first.file_bytes else ""
     return (
-        f"{network.name}: {_removed(network)}; TPOT {ratio(network.tpot_ratio)}, held-out loss "
-        f"{difference(network.loss_difference, 3)} compared with {first.name}; {size}."
+        f"{start}{_searched(record, network)}. Compared with {first.name}: TPOT {ratio(network.tpot_ratio)}, held-out loss "
+        f"{difference(network.loss_difference, 3)}, {size}."
     )
+
+
+def _removed(record: CompressRecord, network: Network) -> str:
+    """What was removed, such as `9 of 30 attention blocks removed`."""
+    parts = [part for layer in network.removed for part in layer]
+    kinds = {kind: [part.kept for part in parts if part.kind == kind] for kind in dict.fromkeys(part.kind for part in parts)}
+    named = [
+        f"{kept.count(0)} of {len(kept)} {_KINDS.get(kind, kind)} blocks removed" for kind, kept in kinds.items() if 0 in kept
+    ]
+    narrowed = any(0 < part.kept < part.full for part in parts)
+    trimmed = record.options.get("vocabulary", KEEP) != KEEP
+    named += ["widths reduced"] if narrowed else []
+    named += ["vocabulary trimmed"] if trimmed else []
+    return ", ".join(named) or "nothing was removed"
+
+
+def _searched(record: CompressRecord, network: Network) -> str:
+    """What the search predicted for a target, relative to the unpruned network in the same format, and what was measured."""
+    found = next((each for each in record.candidates if network.target in each.picks), None)
+    if found is None:
+        return ""
+    baseline = next((each for each in record.networks if each.target is None and each.weight_format == _bits(network)), None)
+    measured = ""
+    if baseline and record.cost in ("tpot", "ttft"):
+        times = [(each.tpot_ms if record.cost == "tpot" else each.ttft_ms).value for each in (network, baseline)]
+        measured = f" ({number(times[0] / times[1] * record.tokens_per_text, 2)}x measured)" if times[1] else ""
+    return (
+        f". For {network.target}, the search predicted {number(found.cost, 2)}x the {cost_title(record.cost)} of the unpruned "
+        f"network in the same format{measured}, at a KL divergence of {number(found.kl, 3)} nats before the recovery"
+    )
+
+
+def _bits(network: Network) -> str:
+    """The stock format with as many bits."""
+    return network.weight_format.removesuffix("_sym")
+
+
+def cost_title(cost: str) -> str:
+    """A cost as titles have it."""
+    return _COSTS.get(cost, cost)
 
 
 def step_table(record: CompressRecord) -> Table:

@@ -210,15 +210,17 @@ def _check_context(inputs: Inputs, options: TrainOptions) -> None:
 
 
 def _refuse_own_teacher(inputs: Inputs, options: TrainOptions) -> None:
-    """Refuse to distill a whole adapter from itself: it gives the same logits, so the loss is 0."""
+    """Refuse to distill a network from itself: it gives the same logits, so the loss is 0."""
     start, teacher = inputs.start, inputs.teacher
     if not start or not teacher or teacher.folder.resolve() != start.located.folder.resolve():
         return
-    whole = start.subnetwork.widths == inputs.elasticity.maximal
-    if whole and not options.weight_format and vocabulary_of(inputs.base.folder) is None:
+    source = start.source
+    taught = source.own or source.subnetwork(source.elasticity.maximal, "maximal")  # as the teacher is opened
+    same = start.subnetwork.canonical == taught.canonical
+    if same and not options.weight_format and vocabulary_of(inputs.base.folder) is None:
         raise LonasEdgeError(
             f"{start.located.folder}: --teacher and --from are the same network, so the loss is 0 from the start. Pass another "
-            "--teacher, a smaller --subnet, or a --weight-format to train for."
+            "--teacher, another --subnet, or a --weight-format to train for."
         )
 
 

@@ -44,3 +44,11 @@ def test_the_command_is_valid(line: str) -> None:
 
 def test_the_pages_have_commands() -> None:
     assert len(DOCUMENTED) > 40
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name in ("tutorials", "reference")], ids=lambda page: page.stem
+)
+def test_pages_are_short(page: Path) -> None:
+    """A tutorial or reference page takes a few minutes; its table of options is generated and not counted."""
+    assert len(page.read_text().split()) <= 900

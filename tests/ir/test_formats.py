@@ -157,11 +157,17 @@ def test_clients_compile_an_ir_with_the_group_stored_in_it(options: dict[str, An
 def test_a_group_that_changes_the_outputs_is_not_stored(
     limit: float, group: int, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the plugin makes of the logits is above -1: its default remains, and the record has the final file's hash."""
-    monkeypatch.setattr("lonas_edge.exporting.stage_ir.MAX_KL", limit)
+    """Any change is above -1: the plugin's default remains, and the record has the hash of the final file."""
+    monkeypatch.setattr("lonas_edge.ir.runtime.MAX_GROUP_KL", limit)
     source = llama.opened()
     manifest = export(source, source.select("maximal"), tmp_path / "out", ExportOptions(weight_format="int8_sym"))
     compiled = ov.Core().compile_model(read_ir(tmp_path / "out"), "CPU")
     assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group
     assert file_faults(tmp_path / "out", Manifest.read(tmp_path / "out/lonas_edge.json")) == []
-    assert manifest.parity["ir_runtime"].positions == manifest.parity["ir"].positions
+    parity = manifest.parity["ir_groups"]
+    assert parity.positions == manifest.parity["ir"].positions
+    assert 0 < parity.max_logit_difference < 0.1  # INT8 activations; fp32 alone would give none
+
+
+def test_formats_without_a_group_are_not_compared_with_one(exports: Exports) -> None:
+    assert "ir_groups" not in Manifest.read(exports("llama", "maximal", weight_format="fp16") / "lonas_edge.json").parity

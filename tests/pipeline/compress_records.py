@@ -100,25 +100,25 @@ def realistic(layers: int = 30) -> CompressRecord:
     draw = random.Random(0)
     gauss = draw.gauss
     baseline = network(
-        "unpruned INT8",
+        "unpruned INT8 (optimum-cli)",
         ttft_samples=tuple(gauss(200, 5) for _ in range(40)),
         tpot_samples=tuple(20 * (1 + 0.03 * draw.expovariate(1)) for _ in range(40)),
     )
     networks = (
         baseline,
         compressed("unpruned INT4 (optimum-cli)", 15.4, 0.061, folder=None),
-        compressed(f"{FIRST} INT4", 13.1, 0.018, removed=picture(layers)),
-        compressed(f"{SECOND} INT4", 9.8, 0.094, removed=picture(layers, 5)),
+        compressed(f"compressed INT4 ({FIRST})", 13.1, 0.018, removed=picture(layers), target=FIRST),
+        compressed(f"compressed INT4 ({SECOND})", 9.8, 0.094, removed=picture(layers, 5), target=SECOND),
     )
     points = [(1 - 0.6 * draw.random(), draw.random()) for _ in range(60)]
-    candidates = [Candidate(cost, 0.002 * math.exp(9 * (1 - cost) + 2 * noise), False, None) for cost, noise in points]
+    candidates = [Candidate(cost, 0.002 * math.exp(9 * (1 - cost) + 2 * noise), False) for cost, noise in points]
     candidates.sort(key=lambda point: point.cost)
     for index in range(len(candidates)):
         point = candidates[index]
         candidates[index] = replace(point, optimal=all(p.kl > point.kl for p in candidates if p.cost < point.cost))
     for name, bound in ((FIRST, 0.7), (SECOND, 0.5)):
         best = min((p for p in candidates if p.optimal and p.cost <= bound), key=lambda p: p.kl)
-        candidates[candidates.index(best)] = replace(best, pick=name)
+        candidates[candidates.index(best)] = replace(best, picks=(name,))
     curves = tuple(
         Curve(
             name,
@@ -173,10 +173,10 @@ def hostile() -> CompressRecord:
         Curve("diverged", ((1, 1.0), (2, 1e300), (3, 1e308), (4, 1e308)), ((4, math.nan),)),
     )
     candidates = (
-        Candidate(1.0, 0.0, True, None),
-        Candidate(0.5, math.nan, False, None),
-        Candidate(0.7, 0.1, True, HOSTILE),
-        Candidate(0.6, math.inf, False, None),
+        Candidate(1.0, 0.0, True),
+        Candidate(0.5, math.nan, False),
+        Candidate(0.7, 0.1, True, (HOSTILE,)),
+        Candidate(0.6, math.inf, False),
     )
     return small(
         *networks,

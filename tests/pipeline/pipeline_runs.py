@@ -17,7 +17,8 @@ from lonas_edge.pipeline.record import CompressRecord
 
 PROBE = Probe("fp32", 0.1, 0.2, 12.0, 10**9)
 QUICK: dict[str, Any] = {
-    "target": "weights<=0.95x", "prompt": "question", "recovery_steps": 4, "prompt_len": 8, "new_tokens": 4,
+    "target": "weights<=0.95x", "weight_format": "int8_sym", "prompt": "question", "recovery_steps": 4,
+    "prompt_len": 8, "new_tokens": 4,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported, write_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline import stages
+from lonas_edge.pipeline import estimate, stages
 from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import disk_bytes
 from lonas_edge.pipeline.measure import (
     Latencies,
@@ -45,6 +47,7 @@ from lonas_edge.pipeline.measure import (
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord, Interval
 from lonas_edge.pipeline.run import Reference, compress_model
+from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
 from lonas_edge.training.elastic_trainer import ElasticTrainer
@@ -113,7 +116,7 @@ def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monk
     assert json.loads((out / "compress.json").read_text())["machine"]["processor"] == "Another"
 
 
-def test_the_printed_baselines_are_those_of_the_run(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_printed_baselines_are_those_of_the_run(finished: Finished) -> None:
     """The task and, for INT4, the group size; the printed directories are those of the output."""
     [step] = [step for step in finished.record.steps if step.name == "baselines"]
     out, lines = finished.folder / "out", step.command.splitlines()
@@ -270,6 +273,55 @@ def test_changed_options_are_named_once(finished: Finished, tmp_path: Path, quic
     assert any("--epochs (steps): was 5, is 10 (fine-tune)" in line for line in lines)
     assert any(f"--seed: was 42, is 7 (fine-tune, search, {recover})" in line for line in lines)
     assert sum("--seed" in line for line in lines) == 1
+    with pytest.raises(LonasEdgeError) as caught:
+        compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK, seed=7)
+    assert "--data" not in str(caught.value)
+    with pytest.raises(LonasEdgeError) as caught:
+        compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "weight_format": "int4_sym"})
+    assert sum("--weight-format" in line for line in str(caught.value).splitlines()) == 1
+
+
+def test_a_precision_that_was_refused(finished: Finished, tmp_path: Path, quick: None) -> None:
+    """It leaves no trace: the original command goes on."""
+    out = finished.copied(tmp_path / "copy")
+    options = {"data": out.parent / "data.json", "output": out, **QUICK}
+    with pytest.raises(LonasEdgeError, match="--precision: was fp32, is bf16"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lonas_edge.pipeline.run.probe", lambda *_given: replace(PROBE, precision="bf16"))
+        compress(finished.source.base, **options, precision="bf16")
+    assert compress(finished.source.base, **options).networks == finished.record.networks
+
+
+def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a batch is timed, so a step takes four times as long; the faster precision is taken."""
+    split(data, None, 0, tmp_path / "data")
+    seconds, clock = {"fp32": 0.5, "bf16": 2.0}, [0.0]
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(estimate, "faster_dtype", lambda: "bf16")
+    timed: list[tuple[str, int, bool, str | None]] = []
+
+    def train(inputs: Any, _output: Path, options: Any, *, report: Callable[..., None], **_: Any) -> Any:
+        timed.append((options.precision, options.batch_size, inputs.teacher is not None, options.weight_format))
+        for step in range(1, options.steps + 1):
+            clock[0] += 7.0 if step == 1 else seconds[options.precision] * (3 if inputs.teacher else 1)
+            report(step, options.steps, {})
+        return SimpleNamespace(tokens=10 * options.steps * options.batch_size, steps=options.steps)
+
+    monkeypatch.setattr(estimate, "train", train)
+    given = str(llama.base), tmp_path / "data" / "train.jsonl", "question", "int4_sym"
+    made = estimate.probe(*given, "auto", silent)
+    assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 6.0, 10)
+    assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]
+    assert estimate.probe(*given, "bf16", silent).precision == "bf16"
+    assert [precision for precision, *_ in timed[3:]] == ["bf16", "bf16"]
+
+
+def test_the_recovery_has_a_number_of_tokens(llama: TinySource, tmp_path: Path, quick: None) -> None:
+    """100,000 of 12 per example, also where an epoch has more: 9,600 examples are 600 steps."""
+    data, shown = write_data(tmp_path / "data.json", 10_000), list[str]()
+    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, prompt="question", target=("weights<=0.95x",))
+    compress_model(Reference(str(llama.base)), options, announce=lambda steps, _: shown.extend(step.command for step in steps))
+    [command] = [command for command in shown if "--teacher" in command]
+    assert "--steps 521 " in command
 
 
 def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick: None) -> None:
@@ -448,7 +500,8 @@ def test_the_recipe_repeats_the_run(
     finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same weights, although the timed steps would now choose another precision; changed inputs are named."""
-    monkeypatch.setattr("lonas_edge.pipeline.run.probe", lambda *given: replace(PROBE, precision=given[4]))
+    timed = lambda *given: replace(PROBE, precision="bf16" if given[4] == "auto" else given[4])  # noqa: E731
+    monkeypatch.setattr("lonas_edge.pipeline.run.probe", timed)
     recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
     assert (recipe["recovery-steps"], recipe["precision"]) == (4, "fp32")
     assert recipe["lonas-edge"]["recipe"] == 1
@@ -555,7 +608,8 @@ def test_sizes_are_those_of_the_search(
     steps, base, target = finished.folder / "out" / "steps", str(finished.source.base), f"{measure}<=0.1x"
     for source in (base, str(steps / "lora")):
         with pytest.raises(LonasEdgeError, match=rf"{measure}<=0\.1x: the smallest") as before:
-            compress(source, model=None if source == base else base, data=data, output=tmp_path / "out", target=target)
+            options = {"data": data, "output": tmp_path / "out", "target": target, "weight_format": "int8_sym"}
+            compress(source, model=None if source == base else base, **options)
         with pytest.raises(LonasEdgeError) as searched:
             options = SearchOptions(data=data, output=tmp_path / "search", picks=(target,), prompt="question", num_prompts=4)
             make_plan(open_source(str(steps / "lora"), base, steps / "space.json"), options)

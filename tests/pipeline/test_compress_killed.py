@@ -57,13 +57,12 @@ def same(process: subprocess.Popen[str], folder: Path, finished: Finished) -> No
 
 
 @pytest.mark.slow
-def test_thirty_kills(finished: Finished, tmp_path: Path) -> None:
+def test_thirty_kills(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A run that ends before its kill is compared, and the next one starts in another directory."""
-    draw, killed, folders = random.Random(30), 0, 0
+    draw, killed = random.Random(30), 0
 
     def fresh() -> Path:
-        folder = tmp_path / str(folders)
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp("killed")  # as deep as that of `finished`: adapters name their base
         write_data(folder / "data.json")
         return folder
 
@@ -73,7 +72,6 @@ def test_thirty_kills(finished: Finished, tmp_path: Path) -> None:
         time.sleep(draw.uniform(0, LONGEST))
         if process.poll() is not None:
             same(process, folder, finished)
-            folders += 1
             folder = fresh()
             continue
         os.killpg(process.pid, signal.SIGKILL)

@@ -16,8 +16,9 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from compress_records import FIRST, HOSTILE, RIGHT_TO_LEFT, compressed, hostile, network, picture, realistic, small
+from compress_records import FIRST, HOSTILE, RIGHT_TO_LEFT, SECOND, compressed, hostile, network, picture, realistic, small
 from markdown_it import MarkdownIt
+from matplotlib.colors import to_hex
 
 from lonas_edge.markdown import in_markdown
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Sample, Step
@@ -80,7 +81,7 @@ def largest() -> CompressRecord:
     samples = tuple(Sample('"' * 20_000, "é" * 20_000, dict.fromkeys(names, "<" * 20_000)) for _ in range(100))
     return small(
         *networks,
-        candidates=tuple(Candidate(1 / (2 + index % 991), 1 + index % 7, False, None) for index in range(20_000)),
+        candidates=tuple(Candidate(1 / (2 + index % 991), 1 + index % 7, False) for index in range(20_000)),
         curves=tuple(Curve(name, losses, losses[::500]) for name in names),
         samples=samples,
         options={"long": "x" * 1_000_000},
@@ -139,20 +140,24 @@ def test_numbers_that_are_not_finite_and_a_difference_of_nothing() -> None:
 def test_the_summary() -> None:
     """What was removed, what the search predicted for the target, and what was measured."""
     steps = (Step("search", "lonas-edge search", 3000, None), Step("export", "lonas-edge export", 4000, None))
-    removed = (*((Part("attention", 0, 9), Part("mlp", 8, 8)),) * 2, (Part("attention", 9, 9), Part("mlp", 6, 8)))
-    found = (Candidate(0.83, 0.02, True, None), Candidate(0.69, 0.1234, True, FIRST))
-    ours = compressed("compressed INT4", 13.0, 0.0184, removed=removed)
-    record = small(network("unpruned INT8"), ours, steps=steps, candidates=found)
-    assert summary(record) == [
+    removed = (*((Part("attention", 0, 9), Part("mlp", 0, 8)),) * 2, (Part("attention", 9, 9), Part("mlp", 6, 8)))
+    found = (Candidate(0.83, 0.02, True), Candidate(0.69, 0.1234, True, ("kl<=1", FIRST)))
+    ours = compressed("compressed INT4", 13.0, 0.0184, removed=removed, target=FIRST, weight_format="int4_sym")
+    stock = compressed("unpruned INT4 (optimum-cli)", 16.0, 0.06, folder=None)
+    networks = network("unpruned INT8 (optimum-cli)"), stock, ours
+    options = {"vocabulary": "auto"}  # 13 / 16 ms x 1.1 tokens: 0.89x
+    assert summary(small(*networks, steps=steps, candidates=found, options=options, tokens_per_text=1.1)) == [
         "smollm2-lora (base model SmolLM2-135M) was compressed with 4,000 examples of train.jsonl in 1 h 57 min.",
-        "For tpot<=0.7x the search chose a network with 0.69x the tpot of the unpruned one in the same format, at a KL "
-        "divergence of 0.123 nats before the recovery.",
-        "compressed INT4: 2 of 3 attention blocks removed, widths reduced; TPOT 0.65x [0.64, 0.66], held-out loss +0.018 "
-        "[+0.014, +0.023] compared with unpruned INT8; 61.5 MB (0.45x).",
+        "compressed INT4: 2 of 3 attention blocks removed, 2 of 3 MLP blocks removed, widths reduced, vocabulary trimmed. "
+        "For tpot<=0.7x, the search predicted 0.69x the TPOT of the unpruned network in the same format (0.89x measured), at a "
+        "KL divergence of 0.123 nats before the recovery. Compared with unpruned INT8 (optimum-cli): TPOT 0.65x [0.64, 0.66], "
+        "held-out loss +0.018 [+0.014, +0.023], 61.5 MB (0.45x).",
     ]
+    [*_, sizes] = summary(small(*networks, candidates=found, cost="macs"))
+    assert "0.69x the MACs of the unpruned network in the same format, at" in sizes
     assert summary(small(network("only", folder="only")))[1:] == [
         "No sub-networks were searched.",
-        "only: nothing was removed; TPOT 20.00 ms, held-out loss 1.250, 136 MB.",
+        "only: nothing was removed. TPOT 20.00 ms, held-out loss 1.250, 136 MB.",
     ]
     assert summary(small(network("unpruned")))[-1] == "No compressed network was kept."
 
@@ -321,6 +326,17 @@ def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
 def test_the_plot(report: Report) -> None:
     image = matplotlib.image.imread(report.folder / "report.png")  # [height, width, channels]
     assert min(image.shape[:2]) > 500 and image.std() > 0.02
+
+
+def test_picks_look_like_their_networks() -> None:
+    from lonas_edge.pipeline.charts import ON_WHITE, look, search
+
+    record = realistic()
+    scatter = [
+        each for each in search(record, ON_WHITE).figure.axes[0].collections if str(each.get_label()).startswith("tpot<=")
+    ]
+    colors = {str(each.get_label()).partition(":")[0]: to_hex(each.get_facecolor()[0]) for each in scatter}
+    assert colors == {FIRST: to_hex(look(ON_WHITE, 2).color), SECOND: to_hex(look(ON_WHITE, 3).color)}
 
 
 def test_networks_differ_in_the_plot() -> None:

@@ -160,7 +160,7 @@ def test_an_adapter_of_all_tokens_is_refused(
     assert ran.code == 1
     message = " ".join(ran.err.split())
     assert line in message
-    assert "fits no base with a trimmed vocabulary: pass the untrimmed one" in message
+    assert "If the vocabulary of the base was trimmed, pass the untrimmed one" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -37,7 +37,7 @@ SEARCH_TOKENS = 3_000  # of its prompts: an evaluation takes some five seconds o
 BATCH = 16  # examples of a training step
 RECOVERY_TOKENS = 100_000  # as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
-_EVAL_STEPS, _EVALS = 8, 4  # steps at least between evaluations of the held-out loss, and how many of these at most
+_EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 

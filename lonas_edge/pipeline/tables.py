@@ -105,23 +105,24 @@ def _removed(record: CompressRecord, network: Network) -> str:
 
 
 def _searched(record: CompressRecord, network: Network) -> str:
-    """What the search predicted for a target, relative to the unpruned network in the same format, and what was measured."""
+    """What the search predicted for a target, and for TPOT and TTFT what was measured next to the stock file in the format."""
     found = next((each for each in record.candidates if network.target in each.picks), None)
     if found is None:
         return ""
-    baseline = next((each for each in record.networks if each.target is None and each.weight_format == _bits(network)), None)
+    stock = next((each for each in record.networks if each.target is None and each.weight_format == _stock(network)), None)
     measured = ""
-    if baseline and record.cost in ("tpot", "ttft"):
-        times = [(each.tpot_ms if record.cost == "tpot" else each.ttft_ms).value for each in (network, baseline)]
-        measured = f" ({number(times[0] / times[1] * record.tokens_per_text, 2)}x measured)" if times[1] else ""
+    if stock and record.cost in ("tpot", "ttft"):
+        times = [(each.tpot_ms if record.cost == "tpot" else each.ttft_ms).value for each in (network, stock)]
+        figure = times[0] / times[1] * record.tokens_per_text if times[1] else math.nan
+        measured = f"; measured: {number(figure, 2)}x that of {stock.name}"
     return (
         f". For {network.target}, the search predicted {number(found.cost, 2)}x the {cost_title(record.cost)} of the unpruned "
-        f"network in the same format{measured}, at a KL divergence of {number(found.kl, 3)} nats before the recovery"
+        f"network in the same format, at a KL divergence of {number(found.kl, 3)} nats before the recovery{measured}"
     )
 
 
-def _bits(network: Network) -> str:
-    """The stock format with as many bits."""
+def _stock(network: Network) -> str:
+    """The format of stock files with as many bits."""
     return network.weight_format.removesuffix("_sym")
 
 

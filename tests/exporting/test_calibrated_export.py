@@ -104,7 +104,11 @@ def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) 
     assert manifest.calibrated.tokens > 8 * 10
     assert manifest.compression == (Compression("int4", 16, 1.0),)
     assert manifest.fused == 2 * LAYERS
-    assert manifest.parity.keys() == {"materialized", "ir_uncompressed", "ir", "ir_groups"}
+    assert manifest.parity.keys() == {
+        "materialized",
+        "ir_uncompressed",
+        "ir",
+    }  # groups of 16 are too small for one of activations
     assert manifest.parity["ir_uncompressed"].max_logit_difference < 1e-3 < manifest.parity["ir"].max_logit_difference
     assert "(awq on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
     assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()

@@ -166,7 +166,8 @@ def test_a_group_that_changes_the_outputs_is_not_stored(
     assert file_faults(tmp_path / "out", Manifest.read(tmp_path / "out/lonas_edge.json")) == []
     parity = manifest.parity["ir_groups"]
     assert parity.positions == manifest.parity["ir"].positions
-    assert 0 < parity.max_logit_difference < 0.1  # INT8 activations; fp32 alone would give none
+    assert parity.max_logit_difference > 0.01  # INT8 activations; fp32 alone changes less than 1e-3
+    assert 0 < parity.mean_kl < 0.01
 
 
 def test_formats_without_a_group_are_not_compared_with_one(exports: Exports) -> None:

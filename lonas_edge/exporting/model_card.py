@@ -21,7 +21,7 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
     `runtime` are the properties that `bench --tune` chose, `evaluations` those that `eval --card` kept.
     """
     stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
-    fine_tuned = f" fine-tuned with the super-adapter `{manifest.adapter.name}`" if manifest.adapter else ""
+    fine_tuned = f" fine-tuned with the adapter `{manifest.adapter.name}`" if manifest.adapter else ""
     fine_tuned += f" on GLUE's {manifest.task}" if manifest.task else ""
     content = [
         "---",

@@ -79,6 +79,9 @@ def export_ir(job: Job) -> Outcome:
                     logits, _ir_logits(job, job.folder / MODEL, {**verify.FP32, ACTIVATION_GROUP: group})
                 )
                 if parity["ir_groups"].mean_kl > runtime.MAX_GROUP_KL:
+                    job.steps.report(
+                        f"{ACTIVATION_GROUP} {group} changes the outputs too much and is not stored\nVerifying", None
+                    )
                     files.result()  # Windows replaces no file that is being read
                     runtime.forget(job.folder, ACTIVATION_GROUP)
                     files = job.hash_files()

@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def recovery_steps(self) -> int:
-        """Steps of the recovery, by default of a number of tokens: it has little more to learn from more of them."""
+        """Steps of the recovery, by default those of `RECOVERY_TOKENS`."""
         return self.options.recovery_steps or math.ceil(RECOVERY_TOKENS / BATCH / self.probe.tokens)
 
     @property

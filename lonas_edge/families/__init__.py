@@ -1,5 +1,7 @@
 """Model families as behaviour, one file a family. A new family is a new file and a line in `FAMILIES`."""
 
+from collections.abc import Sequence
+
 from lonas_edge.families.base import (
     BLOCK_KINDS,
     Block,
@@ -25,7 +27,7 @@ from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, Task
 
 FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom(), Bert())
 
-SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES for kind in family.model_types)
+SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
 
 __all__ = [
     "BLOCK_KINDS",
@@ -48,6 +50,16 @@ __all__ = [
 ]
 
 
-def family_of(model_type: str | None) -> Family | None:
-    """The family that serves a `model_type`, or None."""
-    return next((family for family in FAMILIES if model_type in family.model_types), None)
+def family_of(model_type: str | None, task: Task | None = None, classes: Sequence[str] = ()) -> Family | None:
+    """Choose the family of a `model_type`, or None.
+
+    Args:
+        model_type: The field of `config.json`.
+        task: The wanted task, if known; ignored where no family of the model type has it.
+        classes: Names of model classes, as in `architectures` of `config.json`. They choose among several families; the first
+            family is the default.
+    """
+    known = [family for family in FAMILIES if model_type in family.model_types]
+    known = [family for family in known if family.task is task] or known
+    named = [family for family in known if model_type and family.class_names[model_type]["model"] in classes]
+    return next(iter(named or known), None)

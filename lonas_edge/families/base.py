@@ -197,7 +197,7 @@ class Family(ABC):
         task: The task of the models.
         sizes: Required fields of `config.json`, each with its other spellings; transformers would fill in those of another
             model.
-        layers: Path of the list of decoder layers; its first part is the body's name in the model.
+        layers: Path of the list of decoder layers; it starts with `prefix`.
         embedding: Path of the token embedding.
         head: Path of the language-model head.
         final_norm: Path of the norm before the head, if any.
@@ -213,6 +213,7 @@ class Family(ABC):
         legacy_buffers: Endings of unused tensors in older checkpoints.
         legacy_names: Endings of tensors in older checkpoints, with their current names.
         other_heads: Prefixes of tensors in checkpoints of the same body with another head.
+        other_prefixes: Prefixes that the body's tensors may have in a checkpoint instead of `prefix`.
         raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version which works.
         llama_cpp: llama.cpp's support by `model_type`; other types cannot be written as GGUF.
     """
@@ -243,6 +244,7 @@ class Family(ABC):
     legacy_buffers: ClassVar[tuple[str, ...]] = ()
     legacy_names: ClassVar[Mapping[str, str]] = {}
     other_heads: ClassVar[tuple[str, ...]] = ()
+    other_prefixes: ClassVar[tuple[str, ...]] = ("",)  # a checkpoint of the body alone
     raised_guards: ClassVar[tuple[str, ...]] = ()
     llama_cpp: ClassVar[Mapping[str, LlamaCpp]] = {}
 
@@ -250,6 +252,15 @@ class Family(ABC):
     def model_types(self) -> tuple[str, ...]:
         """The `model_type` values of this family."""
         return tuple(self.titles)
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the body's modules and tensors in the model."""
+        return f"{self.layers.partition('.')[0]}."
+
+    def class_fields(self, model_type: str) -> dict[str, Any]:
+        """Fields of `config.json` that name the model's class, where the model type alone does not decide it."""
+        return {} if self.task.generates else {"architectures": [self.class_names[model_type]["model"]]}
 
     @property
     def own_fields(self) -> frozenset[str]:
@@ -332,12 +343,13 @@ class Family(ABC):
     def node_name(self, model_type: str, layer: int, module: str, last: str) -> str:
         """The NNCF 2.x name of a weight of a PEFT model; `last` is the part for the layer itself and its weight."""
         names = self.class_names[model_type]
-        body, *between, layers = self.layers.split(".")
+        *between, layers = self.layers.removeprefix(self.prefix).split(".")
 
         def spelled(parents: Sequence[str], prefix: str = "") -> list[str]:
             paths = [".".join(parents[: end + 1]) for end in range(len(parents))]
             return [f"{names[prefix + path]}[{leaf}]" for path, leaf in zip(paths, parents, strict=True)]
 
-        path = [self.task.peft_model, "LoraModel[base_model]", f"{names['model']}[model]", f"{names['body']}[{body}]"]
+        path = [self.task.peft_model, "LoraModel[base_model]", f"{names['model']}[model]"]
+        path += [f"{names['body']}[{self.prefix.rstrip('.')}]"] if self.prefix else []
         path += [*spelled(between, "body."), f"ModuleList[{layers}]", f"{names['layer']}[{layer}]"]
         return "/".join([*path, *spelled(module.split(".")[:-1]), last, "linear_0"])

@@ -150,15 +150,16 @@ class TensorFiles:
         return take(tensor, None, shifted(columns)) if columns else tensor
 
     def name_as(self, family: Family) -> None:
-        """Rename tensors that are stored under the names of a body without a head, or under old ones, as transformers does.
+        """Rename tensors that are stored with another prefix of the body, or under old names, as transformers does.
 
-        BLOOM is published so (`h.0.mlp…`, not `transformer.h.0.mlp…`), BERT with `LayerNorm.gamma`.
+        BLOOM is published without its prefix (`h.0.mlp…`, not `transformer.h.0.mlp…`), BERT with `LayerNorm.gamma`.
         """
-        body = f"{family.layers.partition('.')[0]}."
-        alone = f"{family.embedding.removeprefix(body)}.weight" in self._files
+        embedding = f"{family.embedding.removeprefix(family.prefix)}.weight"
+        prefix = next((other for other in family.other_prefixes if other + embedding in self._files), family.prefix)
 
         def named(name: str) -> str:
-            name = name if not alone or name.startswith(f"{family.head}.") else body + name
+            if name.startswith(prefix) and not name.startswith(f"{family.head}."):
+                name = family.prefix + name.removeprefix(prefix)
             old = next((ending for ending in family.legacy_names if name.endswith(ending)), "")
             return name.removesuffix(old) + family.legacy_names[old] if old else name
 

@@ -142,8 +142,6 @@ class MaterializedModel:
         if self.untied:
             content["tie_word_embeddings"] = False
         architecture = self.source.architecture
-        if architecture.family.task.new_head:  # the base may be a body by itself
-            content["architectures"] = [architecture.family.class_names[architecture.model_type]["model"]]
         layers = self.subnetwork.layer_fields()
         common = architecture.family.whole_fields(architecture.config)
         for name in architecture.family.own_fields:

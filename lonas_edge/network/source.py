@@ -12,7 +12,7 @@ from typing import Any
 
 from lonas_edge.data.glue import TASKS
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import FAMILIES, family_of
+from lonas_edge.families import FAMILIES, Task, family_of
 from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -53,7 +53,8 @@ class Source:
     """The network of a command. `adapter` and `adapter_config` are None for a base model.
 
     Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
-    the training, if there is one. `head` has the fields of the base's config.json that the adapter's own head changes.
+    the training, if there is one. `head` has the fields of the base's config.json that the task and the adapter's own head
+    change.
     """
 
     base: Located
@@ -70,7 +71,7 @@ class Source:
         return self.elasticity.architecture
 
     def base_config(self) -> dict[str, Any]:
-        """Content of the base's config.json, with the changes by the adapter's own head."""
+        """Content of the base's config.json, with the changes by the task and the adapter's own head."""
         return {**read_json(self.base.folder / "config.json"), **self.head}
 
     @property
@@ -225,6 +226,7 @@ def open_source(
     weights: bool = True,
     outputs: Sequence[str] | None = None,
     elastic: bool = True,
+    task: Task | None = None,
 ) -> Source:
     """Read the configurations of a SOURCE and check that they fit; weights are not read yet.
 
@@ -235,6 +237,7 @@ def open_source(
         weights: Whether weights will be needed.
         outputs: Names of a new head's outputs; those of the adapter when None.
         elastic: Whether the adapter's own search space is read.
+        task: Task of a base model without an adapter, where its model type has several; by its files when None.
     """
     located = locate(source or model or "", weights)
     adapter_config = AdapterConfig.read(located.folder) if (located.folder / adapters.CONFIG).exists() else None
@@ -252,7 +255,8 @@ def open_source(
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
-    head = _head_fields(config, outputs or _outputs(adapter, training))
+    wanted = _stated_task(adapter_config) if adapter_config else task
+    head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
     config = type(config).from_dict({**config.to_dict(), **head}) if head else config
     architecture = Architecture.from_config(config, str(base.folder))
     if adapter_config:
@@ -279,9 +283,15 @@ def open_source(
     return opened
 
 
-def _head_fields(config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
-    family = family_of(config.model_type)
-    return family.task.head_fields(config, outputs) if family else {}
+def _stated_task(config: AdapterConfig) -> Task | None:
+    """The task that an adapter names; None without one that is known."""
+    return next((family.task for family in FAMILIES if family.task.peft == config.lora.task_type), None)
+
+
+def _head_fields(config: Any, task: Task | None, outputs: Sequence[str] | int | None) -> dict[str, Any]:
+    """Fields of `config.json` that change with the task and the outputs of a head."""
+    family = family_of(config.model_type, task, config.architectures or ())
+    return {**family.task.head_fields(config, outputs), **family.class_fields(config.model_type)} if family else {}
 
 
 def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:
@@ -294,11 +304,10 @@ def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequen
 
 def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> None:
     """Raise if the adapter's task is known and not the model's."""
-    ours, theirs = architecture.family.task, config.lora.task_type
-    tasks = {family.task.peft: family.task for family in FAMILIES}
-    if theirs in tasks and theirs != ours.peft:
+    ours, theirs = architecture.family.task, _stated_task(config)
+    if theirs and theirs != ours:
         raise LonasEdgeError(
-            f"{config.path}: task_type {str(theirs)!r}, an adapter of a {tasks[theirs].name}; the model "
+            f"{config.path}: task_type {theirs.peft!r}, an adapter of a {theirs.name}; the model "
             f"({architecture.model_type}) is a {ours.name}, {ours.peft!r}. Pass its base with --model."
         )
 

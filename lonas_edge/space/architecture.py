@@ -22,8 +22,8 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Any, where: str) -> "Architecture":
-        """Look up the family of a `PretrainedConfig`; `where` is the model's name in errors."""
-        family = family_of(config.model_type)
+        """Look up the family of a `PretrainedConfig` and of the class that it names; `where` is its name in errors."""
+        family = family_of(config.model_type, classes=config.architectures or ())
         if family is None:
             raise LonasEdgeError(
                 f"{where}: model_type {config.model_type!r} is not supported. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}."

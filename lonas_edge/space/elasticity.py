@@ -6,14 +6,14 @@ Everything downstream (sizes, activation, slicing) asks a `Subnetwork` what is a
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import HeadRule, Part, WidthRule, head_dim
+from lonas_edge.families import FAMILIES, HeadRule, Part, WidthRule, head_dim
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.search_space import Group, SearchSpace
+from lonas_edge.space.search_space import Group, Member, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,11 @@ class Elasticity:
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
-    """Lay a search space over a model and check that it fits; `where` is the space's name in errors."""
+    """Lay a search space over a model and check that it fits; `where` is the space's name in errors.
+
+    A space of the same model type with another task is taken under this task's module paths.
+    """
+    space = _renamed(architecture, space)
     out: dict[str, int] = {}
     inputs: dict[str, int] = {}
     ranks: dict[str, int] = {}
@@ -146,6 +150,21 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
         "Use the configuration that the adapter was trained with, or write one with `lonas-edge space`.",
     )
     return Elasticity(architecture, space, out, inputs, ranks, rules, blocks)
+
+
+def _renamed(architecture: Architecture, space: SearchSpace) -> SearchSpace:
+    """The space with this task's module paths; another task of the model type has another prefix of the body's modules."""
+    ours = architecture.family.prefix
+    others = {family.prefix for family in FAMILIES if architecture.model_type in family.model_types} - {ours}
+    known = architecture.linears.keys() | architecture.blocks.keys()
+
+    def named(member: Member) -> Member:
+        paths = [ours + member.module.removeprefix(other) for other in others if member.module.startswith(other)]
+        paths = [] if member.module in known else [path for path in paths if path in known]
+        return replace(member, module=paths[0]) if paths else member
+
+    groups = (replace(group, members=tuple(map(named, group.members))) for group in space.groups)
+    return replace(space, groups=tuple(groups)) if others else space
 
 
 def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[str]:

@@ -28,7 +28,7 @@ from lonas_edge.ir.infer import open_ir, open_model
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import Inputs, empty_model, float64_logits, stream_weights
+from lonas_edge.network.modeling import Inputs, answers_of, empty_model, float64_logits, stream_weights
 from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped
 
 # Upper bounds of correct exports; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
@@ -123,7 +123,7 @@ def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tens
     network = empty_model(model.config())
     stream_weights(network, model.tensor, dtype=torch.float32)
     with torch.inference_mode():
-        return float((network(**inputs, use_cache=False).logits - exact).abs().max())
+        return float((answers_of(network(**inputs, use_cache=False)) - exact).abs().max())
 
 
 def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:

@@ -190,7 +190,12 @@ def float64_logits(
     """Compute logits [prompts, tokens, vocabulary] or [prompts, classes] of an empty model in float64, its weights streamed."""
     with torch.inference_mode(), Float64() as mode:
         stream_weights(model, mode.outside(fetch), wanted)
-        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+        return answers_of(model(**inputs, use_cache=False))
+
+
+def answers_of(output: Any) -> torch.Tensor:
+    """Take what networks are compared by from a model's output: the logits."""
+    logits: torch.Tensor = output.logits
     return logits
 
 

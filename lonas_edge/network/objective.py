@@ -6,6 +6,7 @@ over classes, or, with one output, a number. All figures are sums.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -26,8 +27,8 @@ class Objective(ABC):
         """Select the hidden states [answers, hidden] at the positions that count from `Family.hidden`'s output."""
 
     @abstractmethod
-    def answers(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Select the logits [answers, outputs] at the positions that count."""
+    def answers(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Select the logits [answers, outputs] at the positions that count from a model's output for a batch."""
 
     @abstractmethod
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
@@ -52,8 +53,9 @@ class NextToken(Objective):
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return hidden[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
 
-    def answers(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return logits.flatten(0, 1)[labels.flatten() != IGNORED]
+    def answers(self, output: Any, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
+        return logits.flatten(0, 1)[batch["labels"].flatten() != IGNORED]
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
         return labels[labels != IGNORED]
@@ -74,7 +76,8 @@ class OneClass(NextToken):
     def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return hidden
 
-    def answers(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def answers(self, output: Any, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
         return logits
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:

@@ -198,7 +198,7 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
     """Load a base model through transformers, on the CPU; a head that does not fit is initialized at random."""
     read_generation_config(base.folder)  # transformers reads it, too
     task = architecture.family.task
-    with _quiet() if task.new_head else nullcontext():
+    with nullcontext() if task.generates else _quiet():
         model: PreTrainedModel = auto_model(task).from_pretrained(
             base.folder,
             config=copy.deepcopy(architecture.config),

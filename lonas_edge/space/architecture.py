@@ -87,7 +87,7 @@ class Architecture:
     def token_tables(self) -> frozenset[str]:
         """Names of the parameters with a row for each token: those of the embedding, and of a language model's head."""
         embedding = f"{self.family.embedding}.weight"
-        return frozenset({embedding} if self.family.task.new_head else {embedding, *self.head})
+        return frozenset({embedding, *self.head} if self.family.task.generates else {embedding})
 
     @cached_property
     def units(self) -> dict[str, int]:

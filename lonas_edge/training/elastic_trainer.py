@@ -56,7 +56,7 @@ class ElasticTrainer(Trainer):
         """
         self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
-        self._teacher_logits: torch.Tensor | None = None
+        self._taught: torch.Tensor | None = None  # the teacher's answers
         super().__init__(model=network.model, **arguments)
         # now the model is on its device
         self.stored = StoredWeights(network, weight_format, head_format, int8_layers) if weight_format else None
@@ -106,7 +106,7 @@ class ElasticTrainer(Trainer):
         """
         widths = self.schedule.subnetwork(self.state.global_step)
         if self.teacher is not None:
-            self._teacher_logits = self._logits_of_teacher(self._prepare_inputs(inputs))
+            self._taught = self._answers_of_teacher(self._prepare_inputs(inputs))
         self.network.activate(widths)
         with self.stored.active(widths) if self.stored else nullcontext():
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -124,12 +124,11 @@ class ElasticTrainer(Trainer):
         self.log({EVAL_LOSS: loss})
         return {EVAL_LOSS: loss}
 
-    def _logits_of_teacher(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _answers_of_teacher(self, batch: dict[str, Any]) -> torch.Tensor:
         self.teacher.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            inputs = {name: value for name, value in inputs.items() if name != "labels"}
-            logits: torch.Tensor = self.teacher(**inputs, use_cache=False).logits
-        return logits
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            return self.network.objective.answers(self.teacher(**inputs, use_cache=False), batch)
 
     def compute_loss(
         self,
@@ -139,13 +138,11 @@ class ElasticTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Compute the loss of the activated sub-network; see the class."""
-        labels, objective = inputs.pop("labels"), self.network.objective
+        batch, objective = dict(inputs), self.network.objective
+        labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
-        logits, learned = objective.answers(outputs.logits, labels), objective.labels(labels)
-        if self._teacher_logits is None:
-            loss = objective.loss(logits, learned)
-        else:
-            loss = objective.divergence(objective.answers(self._teacher_logits, labels), logits)
+        answers, learned = objective.answers(outputs, batch), objective.labels(labels)
+        loss = objective.loss(answers, learned) if self._taught is None else objective.divergence(self._taught, answers)
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
         # data parallelism averages over processes; the count is over all of them
         loss = loss / count * self.accelerator.num_processes

@@ -28,7 +28,8 @@ _READ_OF_A_MODEL = {  # the files that we or libraries read in a model's directo
     "*.jinja": 2**20,
 }
 _NO_MARK = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
-_TEMPLATES = "additional_chat_templates"  # the one directory inside a model's that transformers reads
+_TEMPLATES = "additional_chat_templates"  # the directory inside a model's that transformers reads
+_MODULES = "[0-9]*_*/config.json"  # in directories that sentence-transformers reads
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -136,6 +137,7 @@ def check_model_folder(folder: Path) -> None:
     """
     try:
         entries = [*folder.iterdir(), *((folder / _TEMPLATES).iterdir() if (folder / _TEMPLATES).is_dir() else ())]
+        entries += folder.glob(_MODULES)
     except OSError as error:
         raise LonasEdgeError(f"{folder}: cannot be read: {_reason(error)}") from error
     homes, problems = _homes(folder), []

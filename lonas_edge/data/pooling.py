@@ -1,0 +1,234 @@
+"""Pooling of an embedding model, which makes one vector of a text's hidden states; in sentence-transformers' files.
+
+`modules.json` lists the modules in order, `1_Pooling/config.json` has the pooling, `sentence_bert_config.json` the largest
+number of tokens, `config_sentence_transformers.json` the prompts. Only poolings that openvino_genai's `TextEmbeddingPipeline`
+also has are read; others are refused by name. No torch.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import decode_json, read_json, read_text, replace_text
+from lonas_edge.schema import field_faults
+
+if TYPE_CHECKING:
+    import torch
+
+MODULES, LENGTH, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+MODES = ("mean", "cls", "lasttoken")
+_POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
+_FLAGS = {  # fields before sentence-transformers 6; several modes are concatenated
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_PREFIX = "sentence_transformers.models."  # which versions 2 to 6 read
+_AGAIN = "Use the files that came with the model, or a model with mean, cls or lasttoken pooling."
+_SUBDIRECTORY = re.compile(r"[0-9]+_[A-Za-z]+")
+
+Prompt = Annotated[str, Field(max_length=10_000)]
+
+
+class _Module(TypedDict):
+    path: str
+    type: str
+
+
+class _ModulesFields(TypedDict):
+    modules: list[_Module]
+
+
+class _PoolingFields(TypedDict, total=False):
+    pooling_mode: str | list[str]
+    include_prompt: bool
+    pooling_mode_cls_token: bool
+    pooling_mode_mean_tokens: bool
+    pooling_mode_max_tokens: bool
+    pooling_mode_mean_sqrt_len_tokens: bool
+    pooling_mode_weightedmean_tokens: bool
+    pooling_mode_lasttoken: bool
+
+
+class _LengthFields(TypedDict, total=False):
+    max_seq_length: Annotated[int, Field(ge=1)] | None
+    do_lower_case: bool
+
+
+class _SettingsFields(TypedDict, total=False):
+    model_type: str | None
+    prompts: dict[str, Prompt | None] | None
+    default_prompt_name: str | None
+    similarity_fn_name: str | None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How an embedding model makes one vector of a text.
+
+    Attributes:
+        mode: One of `MODES`: the mean of all tokens, the first token, or the last one.
+        normalize: Whether embeddings have length 1.
+        max_length: Longest text in tokens; longer ones are cut. None for the tokenizer's own limit.
+        prompts: Texts that precede an input, by name.
+        default_prompt: Name of the prompt of inputs for which none is named.
+        similarity: sentence-transformers' name of the function that compares embeddings; None for the cosine.
+        stated: Whether a file states it; otherwise it is what sentence-transformers assumes.
+    """
+
+    mode: str = "mean"
+    normalize: bool = False
+    max_length: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    similarity: str | None = None
+    stated: bool = False
+
+    @property
+    def described(self) -> str:
+        """Mode and normalization, for people."""
+        return f"{self.mode}, {'normalized' if self.normalize else 'not normalized'}"
+
+    def pooled(self, hidden: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+        """Compute embeddings [texts, hidden], in fp32 or float64.
+
+        Args:
+            hidden: Hidden states [texts, tokens, hidden].
+            mask: 1 for tokens and 0 for padding [texts, tokens], which follows the tokens.
+        """
+        hidden = hidden if hidden.dtype.itemsize > 4 else hidden.float()
+        if self.mode == "mean":
+            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        elif self.mode == "cls":
+            pooled = hidden[:, 0]
+        else:
+            last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+            pooled = hidden.gather(1, last)[:, 0]
+        return pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12) if self.normalize else pooled
+
+    def prompted(self, text: str, name: str | None = None) -> str:
+        """Put the prompt of a name, or the default one, before a text."""
+        name = self.default_prompt if name is None else name
+        if name is not None and name not in self.prompts:
+            known = ", ".join(sorted(self.prompts)) or "none"
+            raise LonasEdgeError(f"prompt {name!r}: the model has no such prompt; expected one of: {known}")
+        return text if name is None else self.prompts[name] + text
+
+    def write(self, folder: Path, hidden_size: int) -> None:
+        """Write sentence-transformers' files into a model's directory."""
+        kinds = [("Transformer", ""), ("Pooling", _POOLING)] + [("Normalize", _NORMALIZE)] * self.normalize
+        modules = [
+            {"idx": index, "name": str(index), "path": path, "type": _PREFIX + kind} for index, (kind, path) in enumerate(kinds)
+        ]
+        flags = {
+            name: mode == self.mode for name, mode in _FLAGS.items() if mode == self.mode or mode in ("cls", "mean", "max")
+        }
+        settings = {
+            "prompts": self.prompts,
+            "default_prompt_name": self.default_prompt,
+            "similarity_fn_name": self.similarity,
+        }
+        (folder / _POOLING).mkdir(exist_ok=True)
+        _write(folder / MODULES, modules)
+        _write(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **flags})
+        _write(folder / LENGTH, {"max_seq_length": self.max_length, "do_lower_case": False})
+        _write(folder / SETTINGS, settings)
+
+
+def _write(path: Path, content: Any) -> None:
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def embeds(folder: Path) -> bool:
+    """Whether sentence-transformers' files in a model's directory say that it is an embedding model, not a cross-encoder."""
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    return (folder / MODULES).exists() and settings.get("model_type") in (None, "SentenceTransformer")
+
+
+def read_pooling(folder: Path) -> Pooling | None:
+    """Read sentence-transformers' files in the directory of a model or an adapter; None without `modules.json`."""
+    if not (folder / MODULES).exists():
+        return None
+    modules = {"modules": decode_json(read_text(folder / MODULES, "the list of modules"), str(folder / MODULES))}
+    raise_all(f"{folder / MODULES}: not a list of modules:", field_faults(_ModulesFields, modules), _AGAIN)
+    kinds = [module["type"].rpartition(".")[2] for module in modules["modules"]]
+    faults, where = _module_faults(kinds, [module["path"] for module in modules["modules"]])
+    contents: list[dict[str, Any]] = []
+    for name, kind in ((where, _PoolingFields), (LENGTH, _LengthFields), (SETTINGS, _SettingsFields)):
+        content = read_json(folder / name) if name and (folder / name).exists() else {}
+        wrong = field_faults(kind, content)
+        faults += [f"{name}: {fault}" for fault in wrong]
+        contents.append({} if wrong else content)
+    if where and not (folder / where).exists():
+        faults.append(f"{where}: missing")
+    pooling, length, settings = contents
+    modes, prompts = _modes(pooling), {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
+    faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(length, settings, prompts)
+    raise_all(f"{folder}: this embedding model is not supported:", faults, _AGAIN)
+    return Pooling(
+        modes[0],
+        "Normalize" in kinds,
+        length.get("max_seq_length"),
+        prompts,
+        settings.get("default_prompt_name"),
+        settings.get("similarity_fn_name"),
+        stated=True,
+    )
+
+
+def _module_faults(kinds: Sequence[str], paths: Sequence[str]) -> tuple[list[str], str | None]:
+    """Faults of the modules and their directories, and the pooling's file; None where there is none to read."""
+    faults = []
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        faults.append(
+            f"{MODULES}: expected the modules Transformer, Pooling and optionally Normalize, found {', '.join(kinds)}"
+        )
+    places = dict(zip(kinds, paths, strict=True))
+    if places.get("Transformer"):
+        faults.append(f"{MODULES}: expected the Transformer in the model's directory, found path {places['Transformer']!r}")
+    path = places.get("Pooling")
+    if path is not None and not _SUBDIRECTORY.fullmatch(path):
+        faults.append(f"{MODULES}: expected a path like {_POOLING!r} for Pooling, found {path!r}")
+        path = None
+    return faults, None if path is None else f"{path}/config.json"
+
+
+def _modes(content: Mapping[str, Any]) -> list[str]:
+    """The modes that a pooling concatenates."""
+    stated = content.get("pooling_mode")
+    if stated is None:
+        return [mode for name, mode in _FLAGS.items() if content.get(name)] or ["mean"]
+    return [stated] if isinstance(stated, str) else stated
+
+
+def _pooling_faults(modes: Sequence[str], content: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if len(modes) != 1 or modes[0] not in MODES:
+        faults.append(f"pooling {' + '.join(modes) or 'without a mode'} is not supported; expected one of {', '.join(MODES)}")
+    if not content.get("include_prompt", True):
+        faults.append("include_prompt false is not supported; openvino_genai pools all tokens")
+    return faults
+
+
+def _other_faults(length: Mapping[str, Any], settings: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
+    faults = []
+    if length.get("do_lower_case"):
+        faults.append(f"{LENGTH}: do_lower_case true is not supported; expected a tokenizer that does it")
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        faults.append(
+            f"{SETTINGS}: default_prompt_name {default!r}: expected one of {', '.join(sorted(prompts)) or 'no prompts'}"
+        )
+    if settings.get("model_type") not in (None, "SentenceTransformer"):
+        faults.append(f"{SETTINGS}: model_type {settings['model_type']!r}: expected 'SentenceTransformer'")
+    return faults

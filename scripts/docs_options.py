@@ -30,6 +30,7 @@ def families_table() -> str:
         for family in FAMILIES
         for model_type, title in family.titles.items()
     ]
+    rows = list(dict.fromkeys(rows))  # a model type with several tasks
     return "\n".join(["| models | `model_type` | elastic heads |", "|---|---|---|", *rows])
 
 

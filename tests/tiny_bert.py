@@ -1,10 +1,11 @@
-"""Tiny random BERT classifiers, their adapters and search spaces on disk, and the oracle of their logits.
+"""Tiny random BERT classifiers and embedding models, their adapters and search spaces on disk, and oracles of their outputs.
 
-The oracle is plain torch in float64, written from the definitions (Devlin et al. 2019; LoNAS). It runs no model of transformers
+An oracle is plain torch in float64, written from the definitions (Devlin et al. 2019; LoNAS). It runs no model of transformers
 and nothing of the package. It removes channels and whole heads beyond a width.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import TinySource, randomize_trainable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizerFast
 
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
@@ -49,6 +50,46 @@ class TinyBert:
             (model.bert if headless else model).save_pretrained(folder)
             tokenizer().save_pretrained(folder)
         return folder
+
+    def body(self, mode: str = "mean", normalize: bool = True, **settings: Any) -> Path:
+        """An embedding model: `base(headless=True)` with the files of sentence-transformers.
+
+        Args:
+            mode: Its pooling: mean, cls or lasttoken.
+            normalize: Whether embeddings have length 1.
+            settings: `max_length`, or fields of `config_sentence_transformers.json`.
+        """
+        folder = self.folder / "bodies" / "-".join([mode, str(normalize), *(f"{key}" for key in sorted(settings))])
+        if not folder.exists():
+            shutil.copytree(self.base(headless=True), folder)
+            kinds = ["Transformer", "Pooling", *["Normalize"] * normalize]
+            paths = ["", "1_Pooling", "2_Normalize"]
+            modules = [{"path": paths[i], "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+            pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode": mode}
+            length = {"max_seq_length": settings.pop("max_length", None), "do_lower_case": False}
+            (folder / "1_Pooling").mkdir()
+            files = {"modules": modules, "1_Pooling/config": pooling, "sentence_bert_config": length}
+            files |= {"config_sentence_transformers": settings} if settings else {}
+            for name, content in files.items():
+                (folder / f"{name}.json").write_text(json.dumps(content))
+        return folder
+
+    def embedder(self, base: Path | None = None, targets: Any = ("query", "value"), **options: object) -> TinySource:
+        """An adapter that PEFT saved for feature extraction, and the space of `space`; by default on `body()`."""
+        label = "-".join([*targets, *(f"{key}={value}" for key, value in sorted(options.items()))])
+        folder = self.folder / "embedders" / label
+        if not folder.exists():
+            torch.manual_seed(5)
+            model = AutoModel.from_pretrained(self.base(headless=True))
+            settings = {
+                "r": RANK,
+                "lora_alpha": ALPHA,
+                "target_modules": targets if isinstance(targets, str) else list(targets),
+            }
+            model = get_peft_model(model, LoraConfig(**{**settings, "task_type": "FEATURE_EXTRACTION", **options}))
+            randomize_trainable(model)
+            model.save_pretrained(folder)
+        return TinySource("bert", base or self.body(), folder, self.space())
 
     def adapter(self, outputs: int = 2, targets: tuple[str, ...] = ("query", "value"), **options: object) -> Path:
         """An adapter that PEFT saved, with a classifier of so many outputs, on the headless base."""
@@ -125,6 +166,27 @@ def pairs() -> dict[str, torch.Tensor]:
 
 def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: list[int], inputs: Any) -> torch.Tensor:
     """Logits [sequences, classes], float64, of the sub-network with these `widths`, in group order."""
+    weights, kept = chosen_weights(base, adapter, space, widths)
+    pooled = torch.tanh(affine(weights, hidden_states(weights, kept, inputs)[:, 0], "bert.pooler.dense"))
+    return affine(weights, pooled, "classifier")
+
+
+def oracle_hidden(source: TinySource, widths: list[int], inputs: Any) -> torch.Tensor:
+    """Hidden states [texts, tokens, hidden], float64, of an embedding model's sub-network."""
+    return hidden_states(*chosen_weights(source.base, source.adapter, source.space, widths), inputs)
+
+
+def oracle_embeddings(hidden: torch.Tensor, mask: torch.Tensor, mode: str = "mean", normalize: bool = True) -> torch.Tensor:
+    """Embeddings [texts, hidden] of hidden states, text by text without its padding."""
+    rows = []
+    for states, length in zip(hidden, mask.sum(1).tolist(), strict=True):
+        tokens = states[:length]
+        rows.append({"mean": sum(tokens) / length, "cls": tokens[0], "lasttoken": tokens[-1]}[mode])
+    return torch.stack([row / (row @ row).sqrt() if normalize else row for row in rows])
+
+
+def chosen_weights(base: Path, adapter: Path | None, space: Path | None, widths: list[int]) -> tuple[dict, dict]:
+    """Merged weights of the whole model, float64, and the channels that each reader keeps."""
     weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
     if "embeddings.word_embeddings.weight" in weights:
         weights = {f"bert.{name}": tensor for name, tensor in weights.items()}
@@ -134,19 +196,26 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
     if adapter:
         merge(weights, adapter, ranks)
     order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else {}
+    order = {with_prefix(name): columns for name, columns in order.items()}
     kept = {}
     for index in range(LAYERS):
         layer = f"bert.encoder.layer.{index}"
         for reader, full, chosen in ((f"{layer}.attention.output.dense", HIDDEN, heads), (f"{layer}.output.dense", MLP, mlps)):
             kept[reader] = order.get(reader, torch.arange(full))[: chosen[index] if chosen else full]
-    return forward(weights, kept, inputs)
+    return weights, kept
+
+
+def with_prefix(name: str) -> str:
+    """A name in the body of a classifier, also of an embedding model's module."""
+    return f"bert.{name}" if name.startswith(("encoder.", "pooler.")) else name
 
 
 def merge(weights: dict[str, torch.Tensor], adapter: Path, ranks: list[int]) -> None:
     """W += alpha / R * B[:, :r] A[:r], R the full rank; the classifier is the adapter's."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = {
-        k.removeprefix("base_model.model."): v.double() for k, v in load_file(adapter / "adapter_model.safetensors").items()
+        with_prefix(k.removeprefix("base_model.model.")): v.double()
+        for k, v in load_file(adapter / "adapter_model.safetensors").items()
     }
     for name, tensor in tensors.items():
         if name.startswith("classifier."):
@@ -161,13 +230,21 @@ def merge(weights: dict[str, torch.Tensor], adapter: Path, ranks: list[int]) -> 
             )
 
 
-def forward(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
-    """BERT (Devlin et al. 2019) with a classifier on the pooled first token; each reader gets its `kept` channels only."""
+def affine(
+    weights: dict[str, torch.Tensor],
+    x: torch.Tensor,
+    name: str,
+    rows: torch.Tensor | None = None,
+    columns: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A linear layer with some of its rows and columns."""
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    weight, bias = (weight, bias) if rows is None else (weight[rows], bias[rows])
+    return x @ (weight if columns is None else weight[:, columns]).T + bias
 
-    def affine(x: torch.Tensor, name: str, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> Any:
-        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        weight, bias = (weight, bias) if rows is None else (weight[rows], bias[rows])
-        return x @ (weight if columns is None else weight[:, columns]).T + bias
+
+def hidden_states(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
+    """Hidden states of BERT (Devlin et al. 2019); each reader gets its `kept` channels only."""
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -182,15 +259,15 @@ def forward(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inp
         layer = f"bert.encoder.layer.{index}"
         reader = f"{layer}.attention.output.dense"
         rows = kept[reader]
-        q, k, v = (affine(x, f"{layer}.attention.self.{name}", rows) for name in ("query", "key", "value"))
+        q, k, v = (affine(weights, x, f"{layer}.attention.self.{name}", rows) for name in ("query", "key", "value"))
         values = []
         for first in range(0, len(rows), size):  # a head at a time
             head = slice(first, first + size)
             scores = q[..., head] @ k[..., head].transpose(1, 2) / size**0.5
             values.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., head])
-        x = norm(x + affine(torch.cat(values, -1), reader, columns=rows), f"{layer}.attention.output.LayerNorm")
+        x = norm(x + affine(weights, torch.cat(values, -1), reader, columns=rows), f"{layer}.attention.output.LayerNorm")
         rows = kept[f"{layer}.output.dense"]
-        inner = affine(x, f"{layer}.intermediate.dense", rows)
+        inner = affine(weights, x, f"{layer}.intermediate.dense", rows)
         gelu = inner / 2 * (1 + torch.erf(inner / 2**0.5))
-        x = norm(x + affine(gelu, f"{layer}.output.dense", columns=rows), f"{layer}.output.LayerNorm")
-    return affine(torch.tanh(affine(x[:, 0], "bert.pooler.dense")), "classifier")
+        x = norm(x + affine(weights, gelu, f"{layer}.output.dense", columns=rows), f"{layer}.output.LayerNorm")
+    return x

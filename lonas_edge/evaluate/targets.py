@@ -14,13 +14,13 @@ from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, FAMILIES, Task, family_of
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, family_of_config
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.ir.infer import open_model
 from lonas_edge.network import adapters
-from lonas_edge.network.source import TRAINING, Source, locate, open_source
+from lonas_edge.network.source import TRAINING, Source, locate, open_source, task_of_folder
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.versions import versions
@@ -115,6 +115,8 @@ def task_of_targets(references: Sequence[str]) -> Task:
     if len(set(tasks.values())) > 1:
         kinds = ", ".join(f"{reference} is a {task.name}" for reference, task in tasks.items())
         raise LonasEdgeError(f"{kinds}: evaluate them separately, because they have no task in common")
+    if EMBEDDING in tasks.values():
+        raise LonasEdgeError(f"{references[0]}: a {EMBEDDING.name}; expected a {CAUSAL_LM.name} or a {CLASSIFICATION.name}")
     return next(iter(tasks.values()))
 
 
@@ -122,10 +124,8 @@ def _task_of(reference: str) -> Task:
     folder = locate(reference, weights=False).folder
     if (folder / adapters.CONFIG).exists():
         stated = read_json(folder / adapters.CONFIG).get("task_type")
-        return next((family.task for family in FAMILIES if family.task.peft == stated), CAUSAL_LM)
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    family = family_of(config.get("model_type"))
-    return family.task if family else CAUSAL_LM
+        return next((task for task in TASKS if task.peft == stated), CAUSAL_LM)
+    return task_of_folder(folder) or CAUSAL_LM
 
 
 def _outputs(config: Any) -> tuple[str, ...]:
@@ -253,7 +253,7 @@ class _Opener:
     ) -> Target:
         run = self.run
         config = {**read_json(folder / "config.json"), **(head or {})}
-        family = family_of(config.get("model_type"))
+        family = family_of_config(config)
         classifies = family is not None and family.task == CLASSIFICATION
         if run.torch_device == "cuda" and not torch.cuda.is_available():
             raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.errors import raise_all
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.calibration import read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.requirements import require_tokenizer
+from lonas_edge.exporting.stages import STAGES
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
@@ -125,6 +126,10 @@ def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, store
 def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> tuple[MaterializedModel, Any]:
     """Open base, adapter and tokenizer, and check that they fit each other and the options."""
     folder, architecture = source.base.folder, source.architecture
+    if architecture.family.task.pipeline_tag not in STAGES[options.stage].run:
+        raise LonasEdgeError(
+            f"--stage {options.stage}: {folder} is a {architecture.family.task.name}, which it does not support"
+        )
     model = MaterializedModel(source, subnetwork)
     tokenizer = load_tokenizer(folder, source.chat_template)
     if tokenizer is not None:

@@ -1,6 +1,7 @@
 """Model families as behaviour, one file a family. A new family is a new file and a line in `FAMILIES`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lonas_edge.families.base import (
     BLOCK_KINDS,
@@ -15,7 +16,7 @@ from lonas_edge.families.base import (
     head_dim,
     key_value_heads,
 )
-from lonas_edge.families.bert import Bert
+from lonas_edge.families.bert import Bert, BertEmbedder
 from lonas_edge.families.bloom import Bloom
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
@@ -23,9 +24,9 @@ from lonas_edge.families.llama import Llama
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
 from lonas_edge.families.smollm3 import SmolLM3
-from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, Task
+from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task
 
-FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom(), Bert())
+FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom(), Bert(), BertEmbedder())
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
 
@@ -33,8 +34,10 @@ __all__ = [
     "BLOCK_KINDS",
     "CAUSAL_LM",
     "CLASSIFICATION",
+    "EMBEDDING",
     "FAMILIES",
     "SUPPORTED_MODEL_TYPES",
+    "TASKS",
     "Block",
     "Family",
     "GroupKind",
@@ -45,6 +48,7 @@ __all__ = [
     "Task",
     "WidthRule",
     "family_of",
+    "family_of_config",
     "head_dim",
     "key_value_heads",
 ]
@@ -63,3 +67,9 @@ def family_of(model_type: str | None, task: Task | None = None, classes: Sequenc
     known = [family for family in known if family.task is task] or known
     named = [family for family in known if model_type and family.class_names[model_type]["model"] in classes]
     return next(iter(named or known), None)
+
+
+def family_of_config(content: Mapping[str, Any], task: Task | None = None) -> Family | None:
+    """The family of an unchecked `config.json`, as `family_of`."""
+    classes = content.get("architectures")
+    return family_of(content.get("model_type"), task, classes if isinstance(classes, list) else ())

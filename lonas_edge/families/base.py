@@ -199,7 +199,7 @@ class Family(ABC):
             model.
         layers: Path of the list of decoder layers; it starts with `prefix`.
         embedding: Path of the token embedding.
-        head: Path of the language-model head.
+        head: Path of the head; "" without one.
         final_norm: Path of the norm before the head, if any.
         layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
         takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], not only a padding mask.
@@ -214,6 +214,7 @@ class Family(ABC):
         legacy_names: Endings of tensors in older checkpoints, with their current names.
         other_heads: Prefixes of tensors in checkpoints of the same body with another head.
         other_prefixes: Prefixes that the body's tensors may have in a checkpoint instead of `prefix`.
+        options: Arguments of the constructor of the model's class in transformers.
         raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version which works.
         llama_cpp: llama.cpp's support by `model_type`; other types cannot be written as GGUF.
     """
@@ -245,6 +246,7 @@ class Family(ABC):
     legacy_names: ClassVar[Mapping[str, str]] = {}
     other_heads: ClassVar[tuple[str, ...]] = ()
     other_prefixes: ClassVar[tuple[str, ...]] = ("",)  # a checkpoint of the body alone
+    options: ClassVar[Mapping[str, Any]] = {}
     raised_guards: ClassVar[tuple[str, ...]] = ()
     llama_cpp: ClassVar[Mapping[str, LlamaCpp]] = {}
 

@@ -1,26 +1,28 @@
-"""BERT with a classification head: encoder layers of attention and an MLP without a gate, a LayerNorm after each residual.
+"""BERT: encoder layers of attention and an MLP without a gate, a LayerNorm after each residual.
 
     mlp(x) = output.dense(act(intermediate.dense(x)))
 
-The head reads the pooled first token: classifier(tanh(pooler.dense(x[0]))). The published search spaces have elastic heads,
-which `attention.output.dense` follows (`add_dynamic_inputs`), and adapters on queries and values.
+A classifier's head reads the pooled first token: classifier(tanh(pooler.dense(x[0]))). A sentence embedding model is the same
+without pooler and head. The published search spaces have elastic heads, which `attention.output.dense` follows
+(`add_dynamic_inputs`), and adapters on queries and values.
 
 Blocks cannot be removed, since the norm after each is in the residual.
 
 Source: the configuration and modeling files of transformers 5.5; Devlin et al., NAACL 2019.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lonas_edge.families.base import Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
+from lonas_edge.families.encoder import Embedder
 from lonas_edge.families.llama import HIDDEN_STATE
-from lonas_edge.families.tasks import CLASSIFICATION
+from lonas_edge.families.tasks import CLASSIFICATION, Task
 
 _QUERY, _KEY, _VALUE = (f"attention.self.{name}" for name in ("query", "key", "value"))
 
 
 class Bert(Family):
-    """BERT and models of its architecture, such as MiniLM."""
+    """BERT and models of its architecture, such as MiniLM, with a classification head."""
 
     titles = {"bert": "BERT, MiniLM"}
     class_names = {
@@ -36,7 +38,7 @@ class Bert(Family):
             "output": "BertOutput",
         }
     }
-    task = CLASSIFICATION
+    task: ClassVar[Task] = CLASSIFICATION
     layers = "bert.encoder.layer"
     embedding = "bert.embeddings.word_embeddings"
     head = "classifier"
@@ -52,12 +54,12 @@ class Bert(Family):
     dynamic_inputs = ("attention.output.dense",)
     legacy_buffers = ("embeddings.position_ids",)
     legacy_names = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-    other_heads = ("cls.",)  # of pre-training
+    other_heads: ClassVar[tuple[str, ...]] = ("cls.",)  # of pre-training
 
     def faults(self, config: Any) -> list[str]:
         """Decoders and relative positions are not supported."""
         refused = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
-        faults = [f"{name} true is not supported; a classifier is an encoder" for name in refused]
+        faults = [f"{name} true is not supported; expected an encoder" for name in refused]
         positions = getattr(config, "position_embedding_type", None) or "absolute"
         if positions != "absolute":
             faults.append(f"position_embedding_type {positions!r} is not supported; expected 'absolute'")
@@ -78,12 +80,12 @@ class Bert(Family):
     def outer_linears(self, config: Any) -> list[Linear]:
         """The pooler and the head."""
         hidden = config.hidden_size
-        return [Linear("bert.pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
+        return [Linear(f"{self.prefix}pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
 
     def embeddings(self, config: Any) -> dict[str, int]:
         """Tables of tokens, positions and segments."""
         tables = ("position_embeddings", config.max_position_embeddings), ("token_type_embeddings", config.type_vocab_size)
-        return super().embeddings(config) | {f"bert.embeddings.{name}": size for name, size in tables}
+        return super().embeddings(config) | {f"{self.prefix}embeddings.{name}": size for name, size in tables}
 
     def tied(self, config: Any) -> bool:
         """`tie_word_embeddings` is the pre-training head's."""
@@ -94,7 +96,7 @@ class Bert(Family):
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
     def outer_vectors(self, config: Any) -> dict[str, int]:
-        return {f"bert.embeddings.LayerNorm.{part}": config.hidden_size for part in ("weight", "bias")}
+        return {f"{self.prefix}embeddings.LayerNorm.{part}": config.hidden_size for part in ("weight", "bias")}
 
     def kv_width(self, config: Any) -> int:
         """An encoder has no cache."""
@@ -107,3 +109,14 @@ class Bert(Family):
     def logits(self, model: Any, hidden: Any) -> Any:
         """[batch, classes]."""
         return model.classifier(hidden)
+
+
+class BertEmbedder(Embedder, Bert):
+    """BERT and models of its architecture as sentence embedding models."""
+
+    class_names = {"bert": {**Bert.class_names["bert"], "model": "BertModel"}}
+    layers = "encoder.layer"
+    embedding = "embeddings.word_embeddings"
+    other_heads = ("cls.", "classifier.", "pooler.")
+    other_prefixes = ("bert.",)
+    options = {"add_pooling_layer": False}

@@ -1,7 +1,8 @@
 """Tasks of models, one object each, without torch.
 
 A causal language model predicts a distribution over its vocabulary at every token; a sequence classifier predicts one per
-sequence over its classes, from the first token, or one number (regression).
+sequence over its classes, from the first token, or one number (regression). A sentence embedding model gives a hidden state
+for every token, of which pooling makes one vector per text.
 """
 
 from collections.abc import Sequence
@@ -93,3 +94,16 @@ CLASSIFICATION = Classification(
     counts_attention=True,
     new_head=True,
 )
+EMBEDDING = Task(
+    "sentence embedding model",
+    "AutoModel",
+    "FEATURE_EXTRACTION",
+    "PeftModelForFeatureExtraction",
+    "feature-extraction",
+    "feature-extraction",
+    inputs=("input_ids", "token_type_ids", "attention_mask"),
+    sequence_length=128,
+    head_per_token=False,
+    counts_attention=True,
+)
+TASKS = (CAUSAL_LM, CLASSIFICATION, EMBEDDING)

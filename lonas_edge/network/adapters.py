@@ -225,7 +225,8 @@ def plain_name(key: str) -> str:
 def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture) -> Adapter:
     """Load an adapter and compare every tensor with the base model."""
     path, ranks = adapter_file(folder), config.ranks(architecture)
-    stored = _read_tensors(path)
+    ignored = architecture.family.other_heads  # PEFT also adapts a pooler that is not part of the model
+    stored = {key: tensor for key, tensor in _read_tensors(path).items() if not plain_name(key).startswith(ignored)}
     tensors = {plain_name(key): tensor for key, tensor in stored.items()}
     twice = [name for name, count in Counter(map(plain_name, stored)).items() if count > 1]
     saved = _replaced_shapes(architecture, config, ranks)

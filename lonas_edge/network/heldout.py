@@ -150,7 +150,10 @@ def read_held_out(
 
     `prompt` is the template's name, chosen by `choose_prompt` when None; errors name `option`, which sets the number.
     """
-    return _READ[source.architecture.family.task](source, data, prompts, seed, prompt, option)
+    task = source.architecture.family.task
+    if task not in _READ:
+        raise LonasEdgeError(f"{source.folder}: a {task.name}; expected {' or '.join(f'a {known.name}' for known in _READ)}")
+    return _READ[task](source, data, prompts, seed, prompt, option)
 
 
 def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | None, option: str) -> HeldOut:

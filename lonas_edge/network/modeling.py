@@ -67,7 +67,8 @@ def check_builds(architecture: Architecture, path: Path) -> None:
 
 def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedModel:
     with read_by("transformers", path), init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = auto_model(architecture.family.task).from_config(config, dtype=torch.float32)
+        built = auto_model(architecture.family.task).from_config(config, dtype=torch.float32, **architecture.family.options)
+        model: PreTrainedModel = built
     wrong = [f"{name}: not finite, of the rope fields" for name, buffer in model.named_buffers() if not buffer.isfinite().all()]
     raise_all(f"{path}: positions cannot be computed:", wrong, "Take the file that came with the weights.")
     return model

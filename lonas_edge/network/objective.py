@@ -1,7 +1,7 @@
 """Losses and distances between networks, one object per task.
 
 A causal language model predicts a distribution over tokens at each position that counts; a classifier predicts one per sequence
-over classes, or, with one output, a number. All figures are sums.
+over classes, or, with one output, a number; a sentence embedding model gives a vector per text. All figures are sums.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from lonas_edge.data.encoding import IGNORED
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.space.architecture import Architecture
 
@@ -97,13 +98,50 @@ class OneNumber(OneClass):
         return logits[:, 0].float() + torch.randn(len(logits), generator=generator).to(logits.device)
 
 
+class Embedding(Objective):
+    """Embed a text: distances of directions, so an embedding's length does not count.
+
+    The logits of the other methods are embeddings [texts, hidden]; there is no head between them and the counted states. There
+    are no labels to learn, so `labels` are the numbers of the texts. `loss` takes those of `drawn` only.
+    """
+
+    def __init__(self, pooling: Pooling):
+        """Pool hidden states by `pooling`."""
+        self._pooling = pooling
+
+    def counted(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self._pooling.pooled(hidden, batch["attention_mask"])
+
+    def answers(self, output: Any, batch: Batch) -> torch.Tensor:
+        return self.counted(output.last_hidden_state, batch)
+
+    def labels(self, labels: torch.Tensor) -> torch.Tensor:
+        return labels
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (_directions(logits) - labels).square().sum() / 2
+
+    def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Half the squared distance of directions: 1 - cosine, but never negative, and exact where it is small."""
+        return self.loss(logits, _directions(reference))
+
+    def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        directions = _directions(logits)
+        return directions + torch.randn(directions.shape, generator=generator).to(logits.device)
+
+
+def _directions(embeddings: torch.Tensor) -> torch.Tensor:
+    return F.normalize(embeddings.float(), dim=-1)
+
+
 _TOKENS, _CLASS, _NUMBER = NextToken(), OneClass(), OneNumber()
-_OF: Mapping[Task, Callable[[int], Objective]] = {
-    CAUSAL_LM: lambda _outputs: _TOKENS,
-    CLASSIFICATION: lambda outputs: _NUMBER if outputs == 1 else _CLASS,
+_OF: Mapping[Task, Callable[[Architecture, Pooling | None], Objective]] = {
+    CAUSAL_LM: lambda _architecture, _pooling: _TOKENS,
+    CLASSIFICATION: lambda architecture, _pooling: _NUMBER if architecture.config.num_labels == 1 else _CLASS,
+    EMBEDDING: lambda _architecture, pooling: Embedding(pooling or Pooling()),
 }
 
 
-def objective_of(architecture: Architecture) -> Objective:
-    """The objective of a model's task and head."""
-    return _OF[architecture.family.task](architecture.linears[architecture.family.head].out_features)
+def objective_of(architecture: Architecture, pooling: Pooling | None = None) -> Objective:
+    """The objective of a model's task and head, or of its pooling."""
+    return _OF[architecture.family.task](architecture, pooling)

@@ -5,14 +5,16 @@ space); or a base model. Each may be a directory or a hub id.
 """
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.glue import TASKS
-from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import FAMILIES, Task, family_of
+from lonas_edge.data.glue import TASKS as GLUE
+from lonas_edge.data.pooling import Pooling, embeds, read_pooling
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
+from lonas_edge.families import EMBEDDING, TASKS, Task, family_of, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -30,8 +32,10 @@ from lonas_edge.space.subnetwork import Subnetwork, misfits, select, unpruned
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
-_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE, ORDER, TRAINING]
+_POOLING_FILES = ["modules.json", "*_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
+_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE, ORDER, TRAINING, *_POOLING_FILES]
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
+_OTHER_FORMATS = ["openvino/*", "onnx/*"]  # directories of sentence-transformers' repositories
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Source:
 
     Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
     the training, if there is one. `head` has the fields of the base's config.json that the task and the adapter's own head
-    change.
+    change. `pooling` is that of a sentence embedding model.
     """
 
     base: Located
@@ -64,6 +68,7 @@ class Source:
     order: ChannelOrder = field(default_factory=ChannelOrder)
     training: TrainingRecord | None = None
     head: Mapping[str, Any] = field(default_factory=dict)
+    pooling: Pooling | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -193,7 +198,8 @@ def _located(reference: str, weights: bool, revision: str | None) -> Located:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        snapshot = snapshot_download(reference, revision=revision, allow_patterns=_WEIGHT_FILES if weights else _CONFIG_FILES)
+        patterns = _WEIGHT_FILES if weights else _CONFIG_FILES
+        snapshot = snapshot_download(reference, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS)
     except HFValidationError:
         raise LonasEdgeError(f"{reference}: no such directory, and not a hub id (owner/name or owner/name@REVISION)") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; each means: not to be had
@@ -217,6 +223,13 @@ def read_model_config(located: Located) -> Any:
         raise LonasEdgeError(f"{path}: a materialized sub-network ({', '.join(cut)}); pass the base model instead")
     with read_by("transformers", path):
         return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
+
+
+def task_of_folder(folder: Path) -> Task | None:
+    """The task of a model directory by its files; None for a model type that is not supported."""
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    family = family_of_config(config, EMBEDDING if embeds(folder) else None)
+    return family.task if family else None
 
 
 def open_source(
@@ -255,7 +268,7 @@ def open_source(
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
-    wanted = _stated_task(adapter_config) if adapter_config else task
+    wanted = (_stated_task(adapter_config) if adapter_config else task) or (EMBEDDING if embeds(base.folder) else None)
     head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
     config = type(config).from_dict({**config.to_dict(), **head}) if head else config
     architecture = Architecture.from_config(config, str(base.folder))
@@ -267,7 +280,8 @@ def open_source(
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
-    opened = Source(base, adapter, adapter_config, elasticity, order, training, head)
+    pooling = _pooling(adapter, base, weights) if architecture.family.task is EMBEDDING else None
+    opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)
     if training and training.recovered and training.recovered.widths and elastic:
         raise_all(
             f"{located.folder / TRAINING}: fine-tuned for a sub-network that is not in the search space:",
@@ -285,7 +299,7 @@ def open_source(
 
 def _stated_task(config: AdapterConfig) -> Task | None:
     """The task that an adapter names; None without one that is known."""
-    return next((family.task for family in FAMILIES if family.task.peft == config.lora.task_type), None)
+    return next((task for task in TASKS if task.peft == config.lora.task_type), None)
 
 
 def _head_fields(config: Any, task: Task | None, outputs: Sequence[str] | int | None) -> dict[str, Any]:
@@ -294,11 +308,25 @@ def _head_fields(config: Any, task: Task | None, outputs: Sequence[str] | int | 
     return {**family.task.head_fields(config, outputs), **family.class_fields(config.model_type)} if family else {}
 
 
+def _pooling(adapter: Located | None, base: Located, used: bool) -> Pooling:
+    """The pooling of the adapter or else of the base; warns of an assumed one that is `used`."""
+    folders = [located.folder for located in (adapter, base) if located]
+    pooling = next((read for folder in folders if (read := read_pooling(folder))), Pooling())
+    if used and not pooling.stated:
+        warnings.warn(
+            f"{base.folder}: no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add "
+            "the files of sentence-transformers if it differs.",
+            LonasEdgeWarning,
+            stacklevel=2,
+        )
+    return pooling
+
+
 def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:
     """Outputs of the adapter's head: names from the task of its training, else their number in its file."""
     if adapter is None:
         return None
-    task = TASKS.get(training.task or "") if training else None
+    task = GLUE.get(training.task or "") if training else None
     return task.outputs if task else adapters.head_outputs(adapter.folder)
 
 

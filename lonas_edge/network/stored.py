@@ -8,7 +8,7 @@ adapter inside it: low-rank quantization-aware training (LR-QAT, Bondarenko, Del
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,18 +56,17 @@ class StoredWeights:
         self._network, self._format, self._kept = network, FORMATS[weight_format].with_head(head_format), kept
         family, base = network.family, network.base
         tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
-        self._head = base.get_submodule(family.head)
-        self._trained_head = any(parameter.requires_grad for parameter in self._head.parameters())
-        weight = _plain(self._head).weight
-        self._whole_head, self._of_head = Widths.first(*weight.shape), self._format.of_head(weight.shape[1])
-        shared = None if _adapters(self._head) else weight  # an adapter gives a tied head a weight of its own
+        self._head = _StoredHead(base.get_submodule(family.head), self._format) if family.head else None
         outer = self._format.chosen(outer=True, group_size=None), None
         with torch.no_grad():  # inference tensors could not stand in a parameter's place
             self._tables = [
-                (table, stored(table.weight, *(self._of_head if table.weight is shared else outer)).to(table.weight.dtype))
+                (table, stored(table.weight, *(self._format_of_head(table) or outer)).to(table.weight.dtype))
                 for table in tables
             ]
-            self._stored_head = stored(merged(self._head, self._whole_head), *self._of_head)
+
+    def _format_of_head(self, table: Any) -> tuple[WeightFormat, int | None] | None:
+        """The head's format if a table is stored as the head's weight; else None."""
+        return self._head.storage if self._head and table.weight is self._head.shared else None
 
     @contextmanager
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
@@ -78,7 +77,7 @@ class StoredWeights:
         with ExitStack() as stack:
             for name, part in Subnetwork(self._network.elasticity, tuple(chosen)).linears.items():
                 layer = base.get_submodule(name)
-                if not part.in_features or layer is self._head:
+                if not part.in_features or (self._head and layer is self._head.layer):
                     continue
                 how = layers.get(name) or LayerStorage(part, outer, None)
                 stack.enter_context(_replaced(layer, _forward(layer, part, how.weight_format, how.group)))
@@ -90,13 +89,28 @@ class StoredWeights:
     @contextmanager
     def active_head(self) -> Iterator[None]:
         """Let the head alone compute with stored weights inside the block."""
-        with _replaced(self._head, self._answer):
+        with _replaced(self._head.layer, self._head.answer) if self._head else nullcontext():
             yield
 
-    def _answer(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        if self._trained_head:
-            return _forward(self._head, self._whole_head, *self._of_head)(hidden)
-        return F.linear(hidden, self._stored_head.to(hidden.dtype), _plain(self._head).bias)
+
+class _StoredHead:
+    """A live head and its stored weight."""
+
+    def __init__(self, layer: Any, weight_format: WeightFormat):
+        """Compress the head; one that is trained is compressed again whenever it runs."""
+        self.layer, weight = layer, _plain(layer).weight
+        self.storage = weight_format.of_head(weight.shape[1])
+        self.shared = None if _adapters(layer) else weight  # an adapter gives a tied head a weight of its own
+        self._whole = Widths.first(*weight.shape)
+        self._trained = any(parameter.requires_grad for parameter in layer.parameters())
+        with torch.no_grad():
+            self._stored = stored(merged(layer, self._whole), *self.storage)
+
+    def answer(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Compute the logits with the stored weight."""
+        if self._trained:
+            return _forward(self.layer, self._whole, *self.storage)(hidden)
+        return F.linear(hidden, self._stored.to(hidden.dtype), _plain(self.layer).bias)
 
 
 def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:

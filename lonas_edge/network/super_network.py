@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import raise_all
 from lonas_edge.files import read_by, sha256
 from lonas_edge.network.adapters import load_adapter
@@ -37,12 +38,12 @@ class SuperNetwork:
     The model stays an ordinary `PeftModel` (or a plain Hugging Face model): it saves, loads and trains as before.
     """
 
-    def __init__(self, model: Any, elasticity: Elasticity):
-        """Make the layers and blocks of `model` elastic; all of it is active at first."""
+    def __init__(self, model: Any, elasticity: Elasticity, pooling: Pooling | None = None):
+        """Make the layers and blocks of `model` elastic; all of it is active at first. `pooling` is needed to score texts."""
         self.model = model
         self.elasticity = elasticity
         self.family = elasticity.architecture.family
-        self.objective = objective_of(elasticity.architecture)
+        self.objective = objective_of(elasticity.architecture, pooling)
         elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
         self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
             name: make_elastic(name, self.base.get_submodule(name)) for name in sorted(elastic)
@@ -84,7 +85,10 @@ class SuperNetwork:
         batches: Sequence[Batch],
         reference: Sequence[torch.Tensor] | None = None,
     ) -> list[float]:
-        """Mean distance of sub-networks from the maximal network: KL in nats per position, or squared distance (regression)."""
+        """Mean distance of sub-networks from the maximal network.
+
+        It is the KL in nats per position; the squared distance of a regression; the cosine distance of embeddings.
+        """
         kept = self.reference(batches) if reference is None else reference
         return self._means(chosen, batches, lambda states, batch: self.divergence(kept[batch], states.hidden))
 
@@ -156,7 +160,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
-    return SuperNetwork(model.eval(), source.elasticity)
+    return SuperNetwork(model.eval(), source.elasticity, source.pooling)
 
 
 def empty_super_network(source: Source) -> SuperNetwork:
@@ -185,7 +189,7 @@ def unwrapped(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' report of a newly initialized head, which is intended."""
+    """Silence transformers' report of a newly initialized or unused head, which is intended."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -206,13 +210,15 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
             local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=task.new_head,
+            **architecture.family.options,
         )
     damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
     stored = open_tensors(base.folder) if damaged else None
-    prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none
+    prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none, one with a head has it
 
     def file_of(name: str) -> str:
-        kept = next((each for each in (name, name.removeprefix(prefix)) if stored and each in stored.shapes), None)
+        names = name, name.removeprefix(prefix), prefix + name
+        kept = next((each for each in names if stored and each in stored.shapes), None)
         return f", in {stored.file_of(kept).name}" if stored and kept else ""
 
     faults = [f"{name}: {fault}{file_of(name)}" for name, fault in damaged.items()]

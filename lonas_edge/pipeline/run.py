@@ -41,7 +41,7 @@ from lonas_edge.search.picks import Pick
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
 _CLASSIFIER = (
-    "compress takes language models. For a classifier, use its steps: `lonas-edge space`, `train --data TASK.tsv`, `search`, "
+    "compress takes language models. For an encoder, use the steps: `lonas-edge space`, `train --data TASK.tsv`, `search`, "
     "`train --from … --teacher …` and `export`."
 )
 Announce = Callable[[list[PlannedStep], Estimate], None]

@@ -78,7 +78,9 @@ class Architecture:
 
     @property
     def head(self) -> dict[str, tuple[int, ...]]:
-        """Shape of the head's parameters by name, also of a tied head."""
+        """Shape of the head's parameters by name, also of a tied head; empty without a head."""
+        if not self.family.head:
+            return {}
         linear = self.linears[self.family.head]
         weight = {f"{linear.name}.weight": (linear.out_features, linear.in_features)}
         return weight | ({f"{linear.name}.bias": (linear.out_features,)} if linear.bias else {})

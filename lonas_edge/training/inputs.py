@@ -89,7 +89,7 @@ def open_inputs(
     read = read_training_data(data, task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
-    source = open_source(None, model, outputs=read.head, task=read.task)
+    source = open_source(None, model, outputs=read.head, task=read.wanted)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."

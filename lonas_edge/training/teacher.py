@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import family_of
+from lonas_edge.families import family_of_config
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -64,7 +64,7 @@ def open_teacher(reference: str, base: Located, student: Architecture, model: st
 
 def _check_head(teacher: Teacher, student: Architecture) -> None:
     """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
-    task, family = student.family.task, family_of(teacher.config.get("model_type"))
+    task, family = student.family.task, family_of_config(teacher.config)
     if family and family.task is not task:
         raise LonasEdgeError(f"{teacher.folder}: is a {family.task.name} and cannot teach a {task.name}.")
     if task.generates:

@@ -37,9 +37,13 @@ class DataFile:
 
 
 class TrainingData(ABC):
-    """Data for a task. `purpose` names a training on it in errors; `head` and `glue` are set for classifiers only."""
+    """Data for a task. `purpose` names a training on it in errors; `head` and `glue` are set for classifiers only.
+
+    `wanted` is the task of a base whose model type has several; None where its own files decide.
+    """
 
     task: ClassVar[Task]
+    wanted: ClassVar[Task | None] = None
     max_length: ClassVar[int]  # tokens of the longest example by default
     files: tuple[DataFile, ...]
     purpose: str
@@ -148,7 +152,7 @@ class TextData(TrainingData):
 class GlueData(TrainingData):
     """A task of GLUE. Texts that are too long are cut, as in the published trainings."""
 
-    task = CLASSIFICATION
+    task = wanted = CLASSIFICATION
     max_length = CLASSIFICATION.sequence_length
 
     def __init__(self, path: Path, task: GlueTask):

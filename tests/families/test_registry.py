@@ -16,6 +16,7 @@ def test_the_reference_page_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
     page = docs_options.on_page_markdown((ROOT / "docs/reference/families.md").read_text())
     assert all(f"| `{model_type}` |" in page for model_type in SUPPORTED_MODEL_TYPES)
+    assert page.count("`bert`") == 1  # which has two tasks
     assert "| BLOOM, BLOOMZ | `bloom` | no |" in page and "| `llama` | yes |" in page
     sys.modules.pop("docs_options")
 

@@ -1,9 +1,8 @@
-"""Two families of one model type: the look-up, names of weights, search spaces of the other task."""
+"""BERT's two families: the look-up, names of weights, search spaces of the other task."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,51 +10,26 @@ from safetensors.torch import save_file
 from tiny_bert import CONFIG, HIDDEN, LAYERS, MLP
 from transformers import AutoConfig
 
-import lonas_edge.families
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, FAMILIES, Linear, Task, family_of
-from lonas_edge.families.bert import Bert
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, family_of
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.space import elasticity
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space
 from lonas_edge.space.search_space import parse_search_space
 
-BODY = Task("body", "AutoModel", "BODY", "PeftModelForBody", "body", "body", ("input_ids",), 128, head_per_token=False)
-
-
-class Body(Bert):
-    """The body of BERT by itself."""
-
-    task = BODY
-    class_names: ClassVar = {"bert": {**Bert.class_names["bert"], "model": "BertModel"}}
-    layers, embedding, head = "encoder.layer", "embeddings.word_embeddings", ""
-    other_prefixes = ("bert.",)
-    prefix = ""  # type: ignore[assignment]
-
-    def outer_linears(self, config: Any) -> list[Linear]:
-        return []
-
-
-@pytest.fixture(autouse=True)
-def body(monkeypatch: pytest.MonkeyPatch) -> Body:
-    """The family, registered after the classifier."""
-    own = Body()
-    for module in (lonas_edge.families, elasticity):
-        monkeypatch.setattr(module, "FAMILIES", (*FAMILIES, own))
-    return own
+BODY = family_of("bert", EMBEDDING)
 
 
 @pytest.mark.parametrize(
     ("task", "classes", "chosen"),
     [
         (None, (), CLASSIFICATION),  # the first family
-        (None, ("BertModel",), BODY),
+        (None, ("BertModel",), EMBEDDING),
         (None, ("BertForMaskedLM",), CLASSIFICATION),
         (CLASSIFICATION, ("BertModel",), CLASSIFICATION),
-        (BODY, ("BertForSequenceClassification",), BODY),
+        (EMBEDDING, ("BertForSequenceClassification",), EMBEDDING),
         (CAUSAL_LM, (), CLASSIFICATION),  # refused later, by name
-        (CAUSAL_LM, ("BertModel",), BODY),
+        (CAUSAL_LM, ("BertModel",), EMBEDDING),
     ],
 )
 def test_the_family_of_a_model_type(task: Task | None, classes: Sequence[str], chosen: Task) -> None:
@@ -64,15 +38,15 @@ def test_the_family_of_a_model_type(task: Task | None, classes: Sequence[str], c
     assert family_of("unknown", task, classes) is None and family_of(None, task, classes) is None
 
 
-def test_a_configuration_names_its_class(body: Body) -> None:
+def test_a_configuration_names_its_class() -> None:
     named = SimpleNamespace(**CONFIG, architectures=["BertModel"])
-    assert Architecture.from_config(named, "bert").family is body
-    assert body.class_fields("bert") == {"architectures": ["BertModel"]}
+    assert Architecture.from_config(named, "bert").family is BODY
+    assert BODY.class_fields("bert") == {"architectures": ["BertModel"]}
     assert family_of("llama").class_fields("llama") == {}
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_names_of_weights(prefix: str, body: Body, tmp_path: Path) -> None:
+def test_names_of_weights(prefix: str, tmp_path: Path) -> None:
     """Each family reads a checkpoint with and without the prefix, and leaves the head's names."""
     names = ["embeddings.word_embeddings.weight", "encoder.layer.0.output.LayerNorm.gamma"]
     save_file(
@@ -80,17 +54,17 @@ def test_names_of_weights(prefix: str, body: Body, tmp_path: Path) -> None:
         tmp_path / "model.safetensors",
     )
     current = [name.replace("gamma", "weight") for name in names]
-    for family, own in ((body, ""), (family_of("bert"), "bert.")):
+    for family, own in ((BODY, ""), (family_of("bert"), "bert.")):
         tensors = open_tensors(tmp_path)
         tensors.name_as(family)
         assert tensors.shapes.keys() == {*(own + name for name in current), "classifier.bias"}
         assert torch.equal(tensors.read(own + current[1]), torch.ones(2))
 
 
-def test_spaces_of_the_other_task(body: Body) -> None:
+def test_spaces_of_the_other_task() -> None:
     """The same groups under this task's paths, and the same hash, which covers the paths; in both directions."""
     config = AutoConfig.for_model(**CONFIG)
-    architectures = [Architecture(family, config) for family in (family_of("bert"), body)]
+    architectures = [Architecture(family, config) for family in (family_of("bert"), BODY)]
     spaces = [parse_search_space(generate_space(each, (1, 0.5), (8, 6)))[0] for each in architectures]
     modules = {f"encoder.layer.{layer}.intermediate.dense" for layer in range(LAYERS)}
     for architecture, prefix in zip(architectures, ("bert.", ""), strict=True):
@@ -99,9 +73,3 @@ def test_spaces_of_the_other_task(body: Body) -> None:
         assert {prefix + module for module in modules} <= other.out_group.keys()
         assert own.group_names == other.group_names and own.group_names[0] == "layers.0.attention.self.width"
         assert other.maximal == (HIDDEN,) * LAYERS + (8,) * LAYERS + (MLP,) * LAYERS
-
-
-def test_node_names_without_a_prefix(body: Body) -> None:
-    name = body.node_name("bert", 2, "output.dense", "NNCFLinear[dense]")
-    path = "PeftModelForBody/LoraModel[base_model]/BertModel[model]/BertEncoder[encoder]/ModuleList[layer]/BertLayer[2]"
-    assert name == f"{path}/BertOutput[output]/NNCFLinear[dense]/linear_0"

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from tiny_models import TinySource
 
 import lonas_edge.network.source
@@ -83,8 +84,11 @@ def test_a_directory_has_no_revision(llama_copy: TinySource) -> None:
 def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked[repo] = (revision, allow_patterns)
+        files = {"config.json", "1_Pooling/config.json", "openvino/config.json", "onnx/model.json"}
+        kept = set(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        assert kept == {"config.json", "1_Pooling/config.json"}  # other formats of the same model are left there
         return str({"me/base": llama.base, "me/adapter": llama.adapter}[repo])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)

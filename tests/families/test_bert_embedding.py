@@ -1,0 +1,294 @@
+"""BERT as an embedding model: its task, sub-networks against the definition, spaces of the other task, refusals."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_bert import CONFIG, HIDDEN, LAYERS, MLP, RANK, TinyBert, oracle_embeddings, oracle_hidden, pairs
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from lonas_edge import load_checkpoint
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.errors import LonasEdgeWarning
+from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.formats import FORMATS
+from lonas_edge.network.modeling import empty_model
+from lonas_edge.network.source import open_source, task_of_folder
+from lonas_edge.network.stored import StoredWeights, stored
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.generate import generate_space
+from lonas_edge.space.subnetwork import unpruned
+
+NAMED = {**CONFIG, "architectures": ["BertModel"]}
+MERGED = 1e-5  # float64 hidden states of order 5 from weights that are rounded to fp32 once
+UNEQUAL = [64, 32, 48, 8, 6, 8, 96, 64, 128]
+MINIMAL = [32, 32, 32, 6, 6, 6, 64, 64, 64]
+MAXIMAL = [64, 64, 64, 8, 8, 8, 128, 128, 128]
+
+
+def embedded(model: Any, mode: str = "mean", normalize: bool = True) -> torch.Tensor:
+    """Embeddings of `pairs` by a live model, pooled by the oracle."""
+    with torch.inference_mode():
+        return oracle_embeddings(model(**pairs()).last_hidden_state.double(), pairs()["attention_mask"], mode, normalize)
+
+
+def test_shapes_are_those_of_the_modules() -> None:
+    """Without the pooler, as transformers builds it on request."""
+    config = AutoConfig.for_model(**NAMED)
+    architecture = Architecture.from_config(config, "bert")
+    model = AutoModel.from_config(config, add_pooling_layer=False)
+    assert architecture.family.task is EMBEDDING
+    assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert architecture.head == {} and architecture.token_tables == {"embeddings.word_embeddings.weight"}
+    assert unpruned(architecture).linears.keys() == {f"encoder.layer.{i}.{m}" for i in range(LAYERS) for m in matrices()}
+    live = empty_model(NAMED)
+    assert live.pooler is None and {name for name, _ in live.named_parameters()} == architecture.shapes.keys()
+
+
+def matrices() -> list[str]:
+    """Linear layers of an encoder layer."""
+    names = [f"attention.self.{name}" for name in ("query", "key", "value")]
+    return [*names, "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
+def test_node_names_are_those_of_a_live_model() -> None:
+    """NNCF names a weight by the classes and names of the modules that hold it, from the PEFT model down."""
+    config = AutoConfig.for_model(**NAMED)
+    options = {"r": RANK, "target_modules": ["query", "value"], "task_type": "FEATURE_EXTRACTION"}
+    model = get_peft_model(AutoModel.from_config(config), LoraConfig(**options))
+    width = generate_space(Architecture.from_config(config, "bert"), (1, 0.5), (8, 6))["bootstrapNAS"]["training"][
+        "elasticity"
+    ]["width"]
+    nodes = [node for group in width["overwrite_groups"] for node in group] + width["add_dynamic_inputs"]
+    assert len(nodes) == LAYERS * (5 + 2 + 1 + 1)
+    for node in nodes:
+        module: Any = model
+        parts = node.split("/")[:-1]
+        assert parts[0] == type(model).__name__
+        for part in parts[1:]:
+            kind, name = part.rstrip("]").split("[")
+            if name != "self_linear":
+                module = getattr(module, name) if not name.isdecimal() else module[int(name)]
+                assert kind in (type(module).__name__, f"NNCF{type(module).__name__}"), node
+
+
+@pytest.mark.parametrize(
+    ("ordered", "targets"), [(False, ("query", "value")), (True, ("query", "key", "value", "attention.output.dense"))]
+)
+def test_embeds_as_defined(
+    ordered: bool, targets: tuple[str, ...], tiny_bert: TinyBert, materialize: Callable, tmp_path: Path
+) -> None:
+    """Activated in PyTorch and materialized."""
+    source = tiny_bert.embedder(targets=targets)
+    source = source.ordered(tmp_path / "ordered") if ordered else source
+    network, mask = load_super_network(source.opened()), pairs()["attention_mask"]
+    whole = oracle_embeddings(oracle_hidden(source, MAXIMAL, pairs()), mask)
+    for widths in (MAXIMAL, MINIMAL, UNEQUAL):
+        hidden = oracle_hidden(source, widths, pairs())
+        expected = oracle_embeddings(hidden, mask)
+        network.activate(widths)
+        assert (embedded(network.model) - expected).abs().max() < 1e-4
+        opened = load_checkpoint(materialize(source, widths), torch.float64)
+        with torch.inference_mode():
+            states = opened(**pairs()).last_hidden_state
+        assert ((states - hidden) * mask[..., None]).abs().max() < MERGED * hidden.abs().max()
+        assert (embedded(opened) - expected).abs().max() < MERGED
+        assert widths == MAXIMAL or (whole - expected).abs().max() > 0.05
+        assert type(opened).__name__ == "BertModel"
+
+
+def test_a_base_of_another_head(tiny_bert: TinyBert, materialize: Callable, tmp_path: Path) -> None:
+    """A checkpoint of pre-training: prefix, other heads and old names; the files of sentence-transformers make it embed."""
+    source = tiny_bert.embedder().copied_to(tmp_path)
+    path = source.base / "model.safetensors"
+    expected = oracle_embeddings(oracle_hidden(source, UNEQUAL, pairs()), pairs()["attention_mask"])
+    tensors = {f"bert.{name}": tensor for name, tensor in load_file(path).items()}
+    tensors = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
+    tensors |= {"cls.predictions.bias": torch.zeros(320), "classifier.weight": torch.zeros(2, HIDDEN)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((source.base / "config.json").read_text())
+    (source.base / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    network = load_super_network(source.opened())
+    network.activate(UNEQUAL)
+    assert (embedded(network.model) - expected).abs().max() < 1e-4
+    folder = materialize(source, UNEQUAL)
+    assert (embedded(load_checkpoint(folder, torch.float64)) - expected).abs().max() < MERGED
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+@pytest.mark.parametrize("targets", [("query", "dense"), "all-linear"])
+def test_an_adapter_on_the_pooler(targets: Any, tiny_bert: TinyBert, materialize: Callable) -> None:
+    """PEFT adapts it, too, and no pooling reads it."""
+    source = tiny_bert.embedder(targets=targets)
+    assert any("pooler" in name for name in load_file(source.adapter / "adapter_model.safetensors"))
+    opened = open_source(str(source.adapter), str(source.base))
+    expected = oracle_embeddings(oracle_hidden(replace(source, space=None), [], pairs()), pairs()["attention_mask"])
+    assert (embedded(load_super_network(opened).model) - expected).abs().max() < 1e-4
+    assert (embedded(load_checkpoint(materialize(opened, []), torch.float64)) - expected).abs().max() < MERGED
+    assert not any("pooler" in name for name in opened.ranks())
+
+
+def test_sizes(run_cli: Callable, tiny_bert: TinyBert) -> None:
+    """Counted by hand: no pooler and no head; attention itself counts, as for classifiers."""
+    ran = run_cli("inspect", *tiny_bert.embedder().arguments(), "--subnet", "minimal", "--json")
+    assert ran.code == 0, ran.err
+    content, tokens = json.loads(ran.out), 128
+    for key, heads, mlp, rank in (("unpruned", HIDDEN, MLP, RANK), ("subnetwork", 32, 64, 6)):
+        layer = 4 * HIDDEN * heads + 2 * HIDDEN * mlp + 2 * rank * (HIDDEN + heads)
+        assert content[key]["linear_weights"] == LAYERS * layer
+        assert content[key]["macs"] == LAYERS * (tokens * layer + 2 * tokens**2 * heads)
+    parameters = sum(parameter.numel() for parameter in AutoModel.from_config(AutoConfig.for_model(**CONFIG)).parameters())
+    assert content["unpruned"]["parameters"] == parameters - HIDDEN * (HIDDEN + 1)
+
+
+CLASSIFIER, BODY = "BertForSequenceClassification", "BertModel"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "modules", "adapter", "task", "opened"),
+    [
+        (None, False, None, None, CLASSIFIER),  # the first family
+        ("BertModel", False, None, None, BODY),
+        ("BertForMaskedLM", False, None, None, CLASSIFIER),
+        ("BertForMaskedLM", True, None, None, BODY),
+        (None, True, None, None, BODY),
+        ("BertModel", True, None, CLASSIFICATION, CLASSIFIER),  # the data of a training
+        ("BertModel", True, "SEQ_CLS", None, CLASSIFIER),  # an adapter's task is first
+        ("BertForSequenceClassification", False, "FEATURE_EXTRACTION", None, BODY),
+        ("BertModel", False, None, EMBEDDING, BODY),
+    ],
+)
+def test_task_of_a_source(
+    architectures: str | None,
+    modules: bool,
+    adapter: str | None,
+    task: Any,
+    opened: str,
+    tiny_bert: TinyBert,
+    tmp_path: Path,
+) -> None:
+    """The adapter decides, else the data, else the files of sentence-transformers, else `architectures`."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert.body() if modules else tiny_bert.base(headless=True), base)
+    (base / "config.json").write_text(json.dumps({**CONFIG, **({"architectures": [architectures]} if architectures else {})}))
+    folder = {None: None, "SEQ_CLS": tiny_bert.adapter(), "FEATURE_EXTRACTION": tiny_bert.embedder().adapter}[adapter]
+    source = open_source(str(folder or base), str(base) if folder else None, task=task)
+    assert type(empty_model(source.base_config())).__name__ == opened
+    assert source.architecture.family.task is (EMBEDDING if opened == BODY else CLASSIFICATION)
+    assert source.base_config()["architectures"] == [opened]
+    assert (source.pooling is None) is (opened == CLASSIFIER)
+    if adapter is None and task is None:
+        assert task_of_folder(base) is source.architecture.family.task
+
+
+def test_the_pooling_of_a_source(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The adapter's own files are read before those of the base; an assumed pooling is reported where it is used."""
+    source = tiny_bert.embedder(tiny_bert.body("cls", normalize=False)).copied_to(tmp_path)
+    assert source.opened().pooling == Pooling("cls", stated=True)
+    Pooling("lasttoken", normalize=True).write(source.adapter, HIDDEN)
+    assert source.opened().pooling == Pooling("lasttoken", True, stated=True)
+    base = str(tiny_bert.base(headless=True))
+    with pytest.warns(LonasEdgeWarning, match=r"bert-headless: no modules\.json, so its pooling is unknown; assuming the mean"):
+        assert open_source(base).pooling == Pooling()
+    assert open_source(base, weights=False).pooling == Pooling()
+
+
+def test_a_space_of_the_other_task(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """A space that `space` wrote for either task; same networks, and the same group names for sub-network files."""
+    written = tmp_path / "written.json"
+    assert (
+        run_cli("space", "--model", tiny_bert.body(), "--ratios", "1,0.75,0.5", "--ranks", "8,6", "--output", written).code == 0
+    )
+    assert "PeftModelForFeatureExtraction" in written.read_text()
+    for source in (tiny_bert.embedder(), tiny_bert.source()):
+        by = [open_source(str(source.adapter), str(source.base), space) for space in (source.space, written)]
+        assert by[0].space.hash == by[1].space.hash and by[0].elasticity.group_names == by[1].elasticity.group_names
+        networks = [opened.subnetwork(UNEQUAL).linears for opened in by]
+        assert networks[0] == networks[1]
+        assert by[0].sizes(by[0].subnetwork(UNEQUAL)) == by[1].sizes(by[1].subnetwork(UNEQUAL))
+    network = load_super_network(open_source(str(tiny_bert.embedder().adapter), str(tiny_bert.body()), written))
+    network.activate(UNEQUAL)
+    expected = oracle_embeddings(oracle_hidden(tiny_bert.embedder(), UNEQUAL, pairs()), pairs()["attention_mask"])
+    assert (embedded(network.model) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("mode", "normalize"), [("mean", True), ("cls", False), ("lasttoken", False)])
+def test_distances(mode: str, normalize: bool, tiny_bert: TinyBert) -> None:
+    """1 - cosine of the model's own pooling, summed over texts and never negative."""
+    source = tiny_bert.embedder(tiny_bert.body(mode, normalize))
+    network, batch = load_super_network(source.opened()), {**pairs(), "labels": torch.arange(3)}
+    own, other = (
+        oracle_embeddings(oracle_hidden(source, widths, batch), batch["attention_mask"], mode) for widths in (MAXIMAL, MINIMAL)
+    )
+    distances = network.kl([MAXIMAL, MINIMAL], [batch])
+    assert 0 <= distances[0] < 1e-6
+    assert distances[1] == pytest.approx((1 - (own * other).sum(-1)).mean().item(), rel=1e-4)
+    objective, random_ones = network.objective, torch.randn(3, HIDDEN)
+    drawn = objective.drawn(random_ones, torch.Generator().manual_seed(0))
+    expected = (F.normalize(random_ones) - drawn).square().sum() / 2
+    assert objective.loss(random_ones, drawn) == pytest.approx(expected.item())
+    assert torch.equal(objective.labels(batch["labels"]), batch["labels"])
+
+
+def test_stored_weights(tiny_bert: TinyBert) -> None:
+    """Tables and layers are rounded; there is no head. Compared with a plain model of rounded matrices."""
+    source = tiny_bert.embedder()
+    network = load_super_network(source.opened())
+    merged = load_super_network(source.opened()).model.merge_and_unload()
+    plain = AutoModel.from_config(AutoConfig.for_model(**CONFIG), add_pooling_layer=False).eval()
+    weights = {name.removeprefix("base_model.model."): value for name, value in merged.state_dict().items()}
+    eight = FORMATS["int8_sym"]
+    rounded = {name: stored(value, eight, None) if value.dim() == 2 else value for name, value in weights.items()}
+    plain.load_state_dict({name: rounded[name] for name in plain.state_dict()}, strict=False)
+    exact = embedded(network.model)
+    with StoredWeights(network, "int8_sym").active(MAXIMAL):
+        actual = embedded(network.model)
+    assert (actual - embedded(plain)).abs().max() < 1e-5 < 1e-3 < (actual - exact).abs().max()
+    assert torch.equal(embedded(network.model), exact)
+
+
+def test_commands_for_other_tasks(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """They refuse an embedding model by name."""
+    (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (tmp_path / "RTE").mkdir()
+    (tmp_path / "RTE/train.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n")
+    source, out = tiny_bert.embedder(), tmp_path / "out"
+    data, name = tmp_path / "data.json", "sentence embedding model"
+    train = ["train", "--output", out, "--steps", 1, "--no-elastic"]
+    for arguments, refused in (
+        ([*train, "--model", source.base, "--data", data], f"data works on a causal language model; bert is a {name}"),
+        (
+            [*train[:-1], "--from", source.adapter, "--model", source.base, "--data", tmp_path / "RTE/train.tsv"],
+            f"RTE works on a sequence classifier; bert is a {name}",
+        ),
+        (["search", *source.arguments(), "--data", data, "--output", out], f"a {name}; expected a causal language model or a"),
+        (["export", *source.arguments(), "--output", out], f"is a {name}, which it does not support"),
+        (["eval", source.base], f"a {name}; expected a causal language model or a sequence classifier"),
+        (["compress", source.adapter, "--model", source.base, "--data", data, "--output", out], f"a {name}. compress takes"),
+    ):
+        ran = run_cli(*arguments)
+        assert ran.code == 1 and refused in ran.err, ran.err
+
+
+def test_glue_data_on_an_embedding_model(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The data decides: `train` begins a head, in spite of the files of sentence-transformers."""
+    (tmp_path / "RTE").mkdir()
+    rows = [
+        f"{index}\ta good film\tis {'good' if index % 2 else 'bad'}\t{'not_' * (index % 2)}entailment" for index in range(8)
+    ]
+    (tmp_path / "RTE/train.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+    options = ["--data", tmp_path / "RTE/train.tsv", "--steps", 1, "--batch-size", 2, "--rank", 8, "--alpha", 16]
+    space = ["--nncf-config", tiny_bert.space()]
+    ran = run_cli("train", "--model", tiny_bert.body(), *options, *space, "--output", tmp_path / "adapter")
+    assert ran.code == 0, ran.err
+    opened = open_source(str(tmp_path / "adapter"))
+    assert opened.architecture.family.task is CLASSIFICATION and opened.pooling is None

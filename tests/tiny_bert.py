@@ -6,6 +6,7 @@ and nothing of the package. It removes channels and whole heads beyond a width.
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class TinyBert:
             normalize: Whether embeddings have length 1.
             settings: `max_length`, or fields of `config_sentence_transformers.json`.
         """
-        folder = self.folder / "bodies" / "-".join([mode, str(normalize), *(f"{key}" for key in sorted(settings))])
+        label = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
+        folder = self.folder / "bodies" / f"{mode}-{normalize}-{label}"
         if not folder.exists():
             shutil.copytree(self.base(headless=True), folder)
             kinds = ["Transformer", "Pooling", *["Normalize"] * normalize]

@@ -18,6 +18,7 @@ from lonas_edge.bench.runners import GgufRunner
 from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant, npu_lengths
 from lonas_edge.bench.worker import apart
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import CLASSIFICATION
 from lonas_edge.files import sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.progress import Progress
@@ -216,7 +217,7 @@ def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
         merged,
         parameters=parameters,
         bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes,
-        outputs=0 if generates else _outputs(inputs.exported.config),
+        outputs=_outputs(inputs.exported.config) if inputs.exported.task is CLASSIFICATION else 0,
     )
 
 

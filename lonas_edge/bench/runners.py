@@ -219,11 +219,13 @@ class TorchRunner(Runner):
 
 
 class TorchClassifierRunner(TorchRunner):
-    """A classifier with a PEFT adapter that contains its head, in PyTorch."""
+    """A classifier with a PEFT adapter that contains its head, or an embedding model, in PyTorch."""
 
     def _base(self, **options: Any) -> Any:
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModel, AutoModelForSequenceClassification
 
+        if not self._variant.outputs:
+            return AutoModel.from_pretrained(self._variant.path, add_pooling_layer=False, **options)
         head = {"num_labels": self._variant.outputs, "ignore_mismatched_sizes": True}  # the adapter's head replaces it
         return AutoModelForSequenceClassification.from_pretrained(self._variant.path, **head, **options)
 

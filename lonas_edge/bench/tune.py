@@ -233,7 +233,7 @@ class _Search:
 
         if self._default_logits is None:
             self._default_logits = logits({})
-        return compare(self._default_logits, logits(properties)).mean_kl
+        return compare(self._default_logits, logits(properties)).distance
 
 
 def _median(timings: Sequence[Timing], metric: str) -> float | None:

@@ -82,11 +82,14 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
     table = Table(title="Parity", title_justify="left")
-    for column in ("logits", "largest difference", "mean KL (nats)", "same top token"):
-        table.add_column(column, justify="left" if column == "logits" else "right")
+    logits = "logits", "largest difference", "mean KL (nats)", "same top token"
+    first, *others = ("hidden states", "largest difference", "mean cosine distance") if manifest.pooling else logits
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
     for name, parity in manifest.parity.items():
-        figures = f"{parity.max_logit_difference:.1e}", f"{parity.mean_kl:.1e}", f"{parity.top1_agreement:.1%}"
-        table.add_row(COMPARED[name], *figures)
+        same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]
+        table.add_row(COMPARED[name], f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same)
     shown.print(table if manifest.parity else "not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
     shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
@@ -64,7 +64,11 @@ def _tokens(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": prompts(tokenizer, config.vocab_size)}
 
 
-_COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {CAUSAL_LM: _tokens, CLASSIFICATION: _pairs}
+_COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
+    CAUSAL_LM: _tokens,
+    CLASSIFICATION: _pairs,
+    EMBEDDING: _pairs,
+}
 
 
 def compared_inputs(task: Task, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:

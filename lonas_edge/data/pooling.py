@@ -8,9 +8,9 @@ also has are read; others are refused by name. No torch.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 MODULES, LENGTH, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
-MODES = ("mean", "cls", "lasttoken")
+Mode = Literal["mean", "cls", "lasttoken"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 _POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
 _FLAGS = {  # fields before sentence-transformers 6; several modes are concatenated
     "pooling_mode_cls_token": "cls",
@@ -86,7 +87,7 @@ class Pooling:
         stated: Whether a file states it; otherwise it is what sentence-transformers assumes.
     """
 
-    mode: str = "mean"
+    mode: Mode = "mean"
     normalize: bool = False
     max_length: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
@@ -98,6 +99,11 @@ class Pooling:
     def described(self) -> str:
         """Mode and normalization, for people."""
         return f"{self.mode}, {'normalized' if self.normalize else 'not normalized'}"
+
+    def limited(self, tokenizer_limit: float, context: int) -> "Pooling":
+        """With the longest text that clients use, given the tokenizer's own limit and the model's context."""
+        own = self.max_length or (tokenizer_limit if tokenizer_limit >= 1 else context)
+        return replace(self, max_length=int(min(own, context)))
 
     def pooled(self, hidden: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
         """Compute embeddings [texts, hidden], in fp32 or float64.
@@ -176,7 +182,7 @@ def read_pooling(folder: Path) -> Pooling | None:
     faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(length, settings, prompts)
     raise_all(f"{folder}: this embedding model is not supported:", faults, _AGAIN)
     return Pooling(
-        modes[0],
+        next(mode for mode in MODES if mode == modes[0]),
         "Normalize" in kinds,
         length.get("max_seq_length"),
         prompts,

@@ -8,14 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.errors import raise_all
 from lonas_edge.exporting.calibration import read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.requirements import require_tokenizer
-from lonas_edge.exporting.stages import STAGES
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text, sha256
@@ -69,6 +69,7 @@ def export(
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
             model, tokenizer = _checked(source, subnetwork, options)
+            pooling = _limited(source, tokenizer)
             job = Job(
                 model,
                 tokenizer,
@@ -80,6 +81,7 @@ def export(
                 hash_files=lambda: background.submit(written_files, folder),
                 calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
                 gguf=(layout, _vocabulary(source, tokenizer)) if layout else None,
+                pooling=pooling,
             )
         hashes = background.submit(_input_hashes, model)
         model.subnetwork.record().write(folder / SUBNETWORK)
@@ -126,10 +128,6 @@ def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, store
 def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> tuple[MaterializedModel, Any]:
     """Open base, adapter and tokenizer, and check that they fit each other and the options."""
     folder, architecture = source.base.folder, source.architecture
-    if architecture.family.task.pipeline_tag not in STAGES[options.stage].run:
-        raise LonasEdgeError(
-            f"--stage {options.stage}: {folder} is a {architecture.family.task.name}, which it does not support"
-        )
     model = MaterializedModel(source, subnetwork)
     tokenizer = load_tokenizer(folder, source.chat_template)
     if tokenizer is not None:
@@ -142,6 +140,17 @@ def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> 
     if options.stage == "ir":
         compress.check_group_size(model, options.stored_as, options.group_size)
     return model, tokenizer
+
+
+def _limited(source: Source, tokenizer: Any) -> Pooling | None:
+    """Return the pooling with the longest text, at which the tokenizer cuts from now on, as all clients do."""
+    if source.pooling is None:
+        return None
+    context = source.architecture.config.max_position_embeddings
+    pooling = source.pooling.limited(tokenizer.model_max_length if tokenizer else context, context)
+    if tokenizer:
+        tokenizer.model_max_length = pooling.max_length
+    return pooling
 
 
 def _gguf_layout(source: Source, subnetwork: Subnetwork) -> "Layout":
@@ -219,4 +228,5 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         graph_process_peak_rss_bytes=peak_memory_of_children() if options.stage == "ir" else None,
         versions=versions(_PACKAGES + (_GGUF_PACKAGES if options.stage == "gguf" else ())),
         files=outcome.files.result(),
+        pooling=job.pooling,
     )

@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, record_rewritten
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.families import CAUSAL_LM, Task, family_of
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
@@ -29,6 +29,7 @@ _LATER = (RUNTIME, MODEL, FILE, CARD, MANIFEST)  # files that later commands rep
 _COMPARISON = "## Compared with other files of this model"  # of `compress`: the last section of a card
 _CHANGING, _UNTUNED = ".changing", ".untuned"
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
 _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
 
 
@@ -45,6 +46,7 @@ class Exported:
     manifest: Manifest | None
     config: Mapping[str, Any]
     properties: Mapping[str, str]
+    embeds: bool = False  # whether another tool's IR gives hidden states
 
     @property
     def vocabulary(self) -> int:
@@ -58,9 +60,13 @@ class Exported:
 
     @property
     def task(self) -> Task:
-        """Task of the model; a language model's for families that are not ours."""
-        family = family_of(self.config.get("model_type"))
-        return family.task if family else CAUSAL_LM
+        """Task of the model: as recorded, else by the IR's output, else by its configuration; a language model's by default."""
+        if self.manifest:
+            return next((task for task in TASKS if task.pipeline_tag == self.manifest.pipeline), CAUSAL_LM)
+        family = family_of_config(self.config)
+        if self.embeds or not family:
+            return EMBEDDING if self.embeds else CAUSAL_LM
+        return CLASSIFICATION if family.task is EMBEDDING else family.task
 
     @property
     def own_manifest(self) -> Manifest:
@@ -106,7 +112,8 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
     problems += file_faults(folder, manifest) if manifest and not problems else []
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
     runtime_properties = _properties(folder)
-    exported = Exported(folder, manifest, config, runtime_properties.properties if runtime_properties else {})
+    embeds = manifest is None and bool(_HIDDEN.search(read_text(folder / MODEL, "the IR", _XML_LIMIT)))
+    exported = Exported(folder, manifest, config, runtime_properties.properties if runtime_properties else {}, embeds)
     if task and exported.task != task:
         raise LonasEdgeError(f"{folder}: a {exported.task.name}; expected a {task.name}")
     return exported

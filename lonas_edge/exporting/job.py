@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lonas_edge.data.calibration import compared_inputs
+from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting import ovms, verify
 from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.manifest import Calibrated, Compression, Written
@@ -18,7 +19,7 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.files import replace_text
 from lonas_edge.network.configuration import GENERATION
-from lonas_edge.network.divergence import Parity, compare
+from lonas_edge.network.divergence import Parity, compare, compare_embeddings
 from lonas_edge.network.materialize import MaterializedModel
 
 if TYPE_CHECKING:  # of an extra
@@ -36,6 +37,7 @@ class Job:
         stored: The IR's format, the checkpoint's dtype or the GGUF file's type.
         hash_files: Starts to hash the files of the complete output, while they are verified.
         gguf: Layout and vocabulary of a GGUF file, or None.
+        pooling: Pooling of an embedding model, with the longest text; or None.
     """
 
     model: MaterializedModel
@@ -48,11 +50,18 @@ class Job:
     hash_files: Callable[[], Future[dict[str, tuple[Written, ...]]]]
     calibration: CalibrationPrompts | None = None
     gguf: "tuple[Layout, dict[str, Any]] | None" = None
+    pooling: Pooling | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return the inputs of compared networks by name, each [prompts, tokens]."""
         architecture = self.model.source.architecture
         return compared_inputs(architecture.family.task, self.tokenizer, architecture.config)
+
+    def compare(self, reference: torch.Tensor, outputs: torch.Tensor) -> Parity:
+        """Compare the outputs of a network for `inputs` with those of a reference."""
+        if self.pooling is None:
+            return compare(reference, outputs)
+        return compare_embeddings(reference, outputs, self.inputs()["attention_mask"], self.pooling)
 
 
 @dataclass(frozen=True)
@@ -77,14 +86,16 @@ def verify_weights(job: Job) -> tuple[torch.Tensor, Parity]:
         inputs = job.inputs()
         reference = verify.super_network_logits(job.model, inputs)
         materialized = verify.materialized_logits(job.model, inputs)
-        parity = compare(reference, materialized)
+        parity = job.compare(reference, materialized)
         verify.check_materialized(job.model.source.folder, parity, reference)
     return materialized, parity
 
 
 def write_configs(job: Job, dtype: str) -> None:
-    """Write config.json, generation_config.json and the files for a server."""
+    """Write config.json, generation_config.json, and the files for sentence-transformers or for a server."""
     replace_text(job.folder / "config.json", json.dumps(job.model.config(dtype), indent=2) + "\n")
+    if job.pooling:
+        job.pooling.write(job.folder, job.model.source.architecture.config.hidden_size)
     if job.options.server:
         replace_text(job.folder / ovms.GRAPH_FILE, ovms.GRAPH)
     if job.generation is not None:

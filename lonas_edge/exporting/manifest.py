@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
 from lonas_edge.ir import RUNTIME
@@ -128,14 +129,15 @@ class Manifest(Record):
         compression: Storage of the layers' weights in an IR or GGUF file, the largest share first; empty for a checkpoint.
         head: Storage of the head by --head-format; None without it.
         adapter: The adapter; None for a base model alone.
-        pipeline: Task name of model hubs: text-generation or text-classification.
+        pipeline: Task name of model hubs: text-generation, text-classification or feature-extraction.
         task: GLUE task of the training, if any.
         prompt: Name of the prompt template of the adapter's training, if known.
         layers: Remaining part of each decoder layer.
         fused: Number of the IR's matrices that are part of others.
-        verified: Whether logits were compared.
+        verified: Whether logits or hidden states were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
         files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
+        pooling: Pooling of an embedding model; None for others.
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -161,6 +163,7 @@ class Manifest(Record):
     versions: dict[str, str]
     files: dict[str, tuple[Written, ...]]
     head: Compression | None = None
+    pooling: Pooling | None = None
 
     @property
     def formats(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.exporting import ovms
 from lonas_edge.exporting.evaluations import Evaluations
@@ -22,11 +23,12 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
     """
     stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
     fine_tuned = f" fine-tuned with the adapter `{manifest.adapter.name}`" if manifest.adapter else ""
+    pooling_tags = ("sentence-transformers",) if manifest.pooling else ()
     fine_tuned += f" on GLUE's {manifest.task}" if manifest.task else ""
     content = [
         "---",
         f"library_name: {stage.library}",
-        f"tags: [{', '.join(('lonas', manifest.pipeline, *stage.tags))}]",
+        f"tags: [{', '.join(('lonas', manifest.pipeline, *stage.tags, *pooling_tags))}]",
         f"pipeline_tag: {manifest.pipeline}",
         "---",
         f"# {base}, {name} sub-network, {manifest.formats}",
@@ -41,8 +43,9 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *_picture(manifest),
         "## Run",
         "",
-        *stage.run[manifest.pipeline],
+        *(_with_pooling(line, manifest.pooling) for line in stage.run[manifest.pipeline]),
         "",
+        *(_pooling(manifest.pooling) if manifest.pooling else []),
         *_prompt(manifest),
         *((*ovms.RUN, "") if ovms.GRAPH_FILE in manifest.files else ()),
         *(_npu() if fits_npu(manifest) else []),
@@ -54,6 +57,26 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "",
     ]
     return "\n".join(content)
+
+
+def _with_pooling(line: str, pooling: Pooling | None) -> str:
+    """Fill in an embedding model's arguments of openvino_genai, and its longest text."""
+    if pooling is None:
+        return line
+    mode = {"mean": "MEAN", "cls": "CLS", "lasttoken": "LAST_TOKEN"}[pooling.mode]
+    arguments = [f"pooling_type=TextEmbeddingPipeline.PoolingType.{mode}", f"normalize={pooling.normalize}"]
+    default = pooling.prompts.get(pooling.default_prompt or "", "")
+    for argument, names in (("query", ("query",)), ("embed", ("document", "passage", "corpus"))):
+        prompt = next((pooling.prompts[name] for name in names if name in pooling.prompts), default)
+        arguments += [f"{argument}_instruction={json.dumps(prompt, ensure_ascii=False)}"] if prompt else []
+    return line.replace("LENGTH", str(pooling.max_length)).replace("POOLING", ", ".join(arguments))
+
+
+def _pooling(pooling: Pooling) -> list[str]:
+    """Describe the pooling, and what it leaves out."""
+    stated = "" if pooling.stated else " This is what sentence-transformers assumes; the base states none."
+    compared = "" if pooling.normalize else " Their lengths are not 1: compare them by the cosine."
+    return [f"Pooling: {pooling.described}.{stated}{compared}", ""]
 
 
 def fits_npu(manifest: Manifest) -> bool:
@@ -186,12 +209,21 @@ def _evaluations(evaluations: Evaluations) -> list[str]:
 
 
 def _parity(manifest: Manifest) -> list[str]:
+    if manifest.pooling:
+        return [
+            "| hidden states | largest difference | mean cosine distance of embeddings | texts |",
+            "|---|---|---|---|",
+            *(
+                f"| {COMPARED.get(name, name)} | {p.max_logit_difference:.2e} | {p.distance:.2e} | {p.positions} |"
+                for name, p in manifest.parity.items()
+            ),
+        ]
     agreement = "same top token | positions" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class | texts"
     return [
         f"| logits | largest difference | mean KL (nats) | {agreement} |",
         "|---|---|---|---|---|",
         *(
-            f"| {COMPARED.get(name, name)} | {p.max_logit_difference:.2e} | {p.mean_kl:.2e} | {p.top1_agreement:.1%} "
+            f"| {COMPARED.get(name, name)} | {p.max_logit_difference:.2e} | {p.distance:.2e} | {p.top1_agreement or 0:.1%} "
             f"| {p.positions} |"
             for name, p in manifest.parity.items()
         ),

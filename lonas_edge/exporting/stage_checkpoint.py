@@ -3,7 +3,6 @@
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.job import Job, Outcome, verify_weights, write_configs
 from lonas_edge.formats import DTYPES
-from lonas_edge.network.divergence import compare
 from lonas_edge.network.materialize import write_weights
 
 
@@ -21,5 +20,5 @@ def export_checkpoint(job: Job) -> Outcome:
     materialized, parity = verify_weights(job)
     with job.steps.step("verify_checkpoint", "Comparing the checkpoint with the materialized model"):
         verify.check_checkpoint(job.model, job.folder, dtype)
-        stored = compare(materialized, verify.checkpoint_logits(job.folder, job.inputs()))
+        stored = job.compare(materialized, verify.checkpoint_logits(job.folder, job.inputs()))
     return Outcome(files, {"materialized": parity, "stored": stored})

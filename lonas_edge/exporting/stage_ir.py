@@ -25,7 +25,7 @@ from lonas_edge.ir.convert import filled, write_compressed, write_ir
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
 from lonas_edge.ir.runtime import ACTIVATION_GROUP
-from lonas_edge.network.divergence import Parity, compare
+from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
 
 Matrices = dict[str, Compressed]  # by tensor name
@@ -73,12 +73,12 @@ def export_ir(job: Job) -> Outcome:
                 logits = _ir_logits(job, job.folder / MODEL)
             else:
                 parity["ir_stored"], logits = _verified(job, job.folder / MODEL, matrices, materialized)
-            parity["ir"] = compare(materialized, logits)
+            parity["ir"] = job.compare(materialized, logits)
             if group := runtime.stored(job.folder, ACTIVATION_GROUP):
-                parity["ir_groups"] = compare(
+                parity["ir_groups"] = job.compare(
                     logits, _ir_logits(job, job.folder / MODEL, {**verify.FP32, ACTIVATION_GROUP: group})
                 )
-                if parity["ir_groups"].mean_kl > runtime.MAX_GROUP_KL:
+                if parity["ir_groups"].distance > (runtime.MAX_GROUP_COSINE if job.pooling else runtime.MAX_GROUP_KL):
                     job.steps.report(
                         f"{ACTIVATION_GROUP} {group} changes the outputs too much and is not stored\nVerifying", None
                     )
@@ -96,7 +96,10 @@ def _conversion(job: Job, folder: Path) -> Conversion:
     graph.parent.mkdir()
     source = job.model.source
     tokenizer = str(source.base.folder) if job.tokenizer is not None else None
-    return Conversion(job.model.config(), str(vectors), str(graph), tokenizer, str(job.folder), source.chat_template)
+    max_length = job.pooling.max_length if job.pooling else None
+    return Conversion(
+        job.model.config(), str(vectors), str(graph), tokenizer, str(job.folder), source.chat_template, max_length
+    )
 
 
 def _compress(job: Job) -> tuple[dict[str, Scheme], Matrices]:
@@ -151,7 +154,7 @@ def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized:
     if isinstance(ir, Path):
         matrices.clear()  # makes room for the compiled IR
     logits = _ir_logits(job, ir)
-    parity = compare(stored, logits)
+    parity = job.compare(stored, logits)
 
     def noise() -> float:
         return verify.arithmetic_noise(job.model, inputs, materialized)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class Stage:
     Attributes:
         library: Name of the library that runs the result, on model hubs.
         tags: Further tags on model hubs.
-        run: Lines of the model card that show how to run it, by the pipeline tag of the model's task.
+        run: Lines of the model card that show how to run it, by the pipeline tag of the model's task. POOLING and LENGTH stand
+            for an embedding model's arguments and its longest text.
     """
 
     name: str
@@ -60,6 +61,24 @@ _CLASSIFIES = (
     "",
     _TESTED,
 )
+_EMBEDS = (
+    "```python",
+    "from openvino_genai import TextEmbeddingPipeline",
+    "",
+    'pipe = TextEmbeddingPipeline("THIS_DIRECTORY", "CPU", POOLING)',
+    'print(pipe.embed_documents(["It is raining.", "It is dry."]))',
+    "```",
+    "",
+    "Pass these arguments: openvino_genai does not read the files of sentence-transformers, and pools the first token by "
+    "default. Texts are cut after LENGTH tokens. sentence-transformers "
+    '(`SentenceTransformer("THIS_DIRECTORY", backend="openvino")`) and `OVModelForFeatureExtraction` open the directory, too. '
+    f"{_TESTED}",
+)
+_OPENED_EMBEDDER = (
+    'Where all layers have equal widths, sentence-transformers opens it: `SentenceTransformer("THIS_DIRECTORY")`. transformers '
+    "reports a pooler with random weights, which nothing reads. Texts are cut after LENGTH tokens.",
+    "",
+)
 _LLAMA_CPP = (
     "```sh",
     "llama-cli -m THIS_DIRECTORY/model.*.gguf -p 'The sun is' -n 32",
@@ -70,12 +89,20 @@ _LLAMA_CPP = (
     "with llama-cpp-python on CPUs.",
 )
 _TASKS = (CAUSAL_LM, CLASSIFICATION)
-_CHECKPOINT = Stage("checkpoint", "transformers", (), {task.pipeline_tag: _opened(task.auto_model) for task in _TASKS})
+_CHECKPOINT = Stage(
+    "checkpoint",
+    "transformers",
+    (),
+    {
+        **{task.pipeline_tag: _opened(task.auto_model) for task in _TASKS},
+        EMBEDDING.pipeline_tag: (*_OPENED_EMBEDDER, *_opened(EMBEDDING.auto_model)),
+    },
+)
 _IR = Stage(
     "ir",
     "openvino",
     ("openvino",),
-    {CAUSAL_LM.pipeline_tag: _GENERATES, CLASSIFICATION.pipeline_tag: _CLASSIFIES},
+    {CAUSAL_LM.pipeline_tag: _GENERATES, CLASSIFICATION.pipeline_tag: _CLASSIFIES, EMBEDDING.pipeline_tag: _EMBEDS},
 )
 _GGUF = Stage("gguf", "gguf", ("gguf", "llama.cpp"), {CAUSAL_LM.pipeline_tag: _LLAMA_CPP})
 STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR, _GGUF)}

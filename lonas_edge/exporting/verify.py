@@ -1,6 +1,7 @@
 """Verify every export. Three sharp comparisons, so that an error cannot hide behind quantization:
 
-1. the logits of the materialized model, before it is rounded, equal those of the activated super-network (1e-8);
+1. the logits of the materialized model, before it is rounded, equal those of the activated super-network (1e-8); of an
+   embedding model the hidden states of all tokens;
 2. every stored weight is the materialized one, to one rounding of its format;
 3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, if it is installed.
 
@@ -28,7 +29,7 @@ from lonas_edge.ir.infer import open_ir, open_model
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import Inputs, answers_of, empty_model, float64_logits, stream_weights
+from lonas_edge.network.modeling import Inputs, answers_of, empty_model, float64_logits, stream_weights, without_padding
 from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped
 
 # Upper bounds of correct exports; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
@@ -47,7 +48,8 @@ FP32 = {
     "PERFORMANCE_HINT": "LATENCY",
 }
 
-# Logits below are [prompts, tokens, vocabulary], or [prompts, classes]. Inputs are by name, each [prompts, tokens].
+# Logits below are [prompts, tokens, vocabulary], or [prompts, classes]; or hidden states [prompts, tokens, hidden] of an
+# embedding model. Inputs are by name, each [prompts, tokens].
 
 
 def super_network_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:
@@ -115,7 +117,8 @@ def ir_logits(path: "Path | ov.Model", inputs: Inputs, properties: Mapping[str, 
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     if inputs.keys() == {"input_ids"}:
         return torch.from_numpy(open_ir(path, "CPU", properties)(arrays["input_ids"], 0))
-    return torch.from_numpy(open_model(path, "CPU", properties)(arrays))
+    answers = torch.from_numpy(open_model(path, "CPU", properties)(arrays))
+    return without_padding(answers, inputs) if answers.dim() == 3 else answers
 
 
 def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tensor) -> float:
@@ -123,12 +126,12 @@ def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tens
     network = empty_model(model.config())
     stream_weights(network, model.tensor, dtype=torch.float32)
     with torch.inference_mode():
-        return float((answers_of(network(**inputs, use_cache=False)) - exact).abs().max())
+        return float((answers_of(network(**inputs, use_cache=False), inputs) - exact).abs().max())
 
 
 def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:
     """Refuse a materialized model whose logits are not the super-network's (`reference`); `of` is named in the error."""
-    what = "the logits of the materialized model differ from the activated super-network's"
+    what = f"the {parity.compared} of the materialized model differ from the activated super-network's"
     _require(of, what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
 
 
@@ -162,7 +165,8 @@ def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[
 
     `noise` gives `arithmetic_noise`; it is called only beyond the tolerance, since a sensitive network needs more.
     """
-    what, tolerance = "the logits of the IR differ from those of the weights stored in it", IR_TOLERANCE * _scale(reference)
+    what = f"the {parity.compared} of the IR differ from those of the weights stored in it"
+    tolerance = IR_TOLERANCE * _scale(reference)
     if parity.max_logit_difference > tolerance:
         tolerance = max(tolerance, NOISE_ALLOWED * noise())
     _require(of, what, parity.max_logit_difference, tolerance)

@@ -59,6 +59,7 @@ class Conversion:
         tokenizer: Directory of the tokenizer, or None.
         folder: An existing directory for the converted tokenizer.
         chat_template: Chat template of the tokenizer; its own when None.
+        max_length: Number of tokens at which the tokenizer cuts texts; its own when None.
     """
 
     config: dict[str, Any]
@@ -67,6 +68,7 @@ class Conversion:
     tokenizer: str | None
     folder: str
     chat_template: str | None = None
+    max_length: int | None = None
 
 
 class GraphConversion:
@@ -118,7 +120,7 @@ def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
         family = convert(conversion.config, Path(conversion.vectors), Path(conversion.graph))
         if conversion.tokenizer is not None:
-            tokenizer = load_tokenizer(Path(conversion.tokenizer), conversion.chat_template)
+            tokenizer = load_tokenizer(Path(conversion.tokenizer), conversion.chat_template, conversion.max_length)
             save_tokenizer(tokenizer, Path(conversion.folder), family.task)
         code = 0
     except BaseException:

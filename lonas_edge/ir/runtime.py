@@ -24,6 +24,7 @@ IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # candidates 
 ACTIVATION_GROUP = IN_IR[0]
 PER_CHANNEL = str(2**64 - 1)  # one group per row of the activations
 MAX_GROUP_KL = 0.05  # nats that a stored group may add; trained networks have 0.01 (docs/benchmarks/latency.md)
+MAX_GROUP_COSINE = 0.01  # cosine distance of embeddings that it may add; MiniLM-L6 has 0.0007
 
 # Candidates by property; they are compared with the plugin's default.
 _CPU = {

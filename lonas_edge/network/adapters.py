@@ -222,11 +222,15 @@ def plain_name(key: str) -> str:
     return name
 
 
+def _of_other_head(key: str, architecture: Architecture) -> bool:
+    """Whether a key is a LoRA factor of a part that the model lacks: PEFT also adapts the pooler of an embedding model."""
+    return ".lora_" in key and plain_name(key).startswith(architecture.family.other_heads)
+
+
 def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture) -> Adapter:
     """Load an adapter and compare every tensor with the base model."""
     path, ranks = adapter_file(folder), config.ranks(architecture)
-    ignored = architecture.family.other_heads  # PEFT also adapts a pooler that is not part of the model
-    stored = {key: tensor for key, tensor in _read_tensors(path).items() if not plain_name(key).startswith(ignored)}
+    stored = {key: tensor for key, tensor in _read_tensors(path).items() if not _of_other_head(key, architecture)}
     tensors = {plain_name(key): tensor for key, tensor in stored.items()}
     twice = [name for name, count in Counter(map(plain_name, stored)).items() if count > 1]
     saved = _replaced_shapes(architecture, config, ranks)

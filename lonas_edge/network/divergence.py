@@ -1,4 +1,4 @@
-"""Compare two networks: logits by difference, KL divergence and top tokens."""
+"""Compare two networks: logits by difference, KL divergence and top tokens; embeddings by the cosine."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,38 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from lonas_edge.data.pooling import Pooling
+
 
 @dataclass(frozen=True)
 class Parity:
-    """Comparison of two models' logits over the tokens of the prompts.
+    """Comparison of two models' logits over the tokens of the prompts, or of an embedding model's hidden states.
 
     Attributes:
-        max_logit_difference: Largest absolute difference.
-        mean_kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats.
-        top1_agreement: Share of positions at which both prefer the same token.
-        positions: Positions compared.
+        max_logit_difference: Largest absolute difference, also of hidden states.
+        mean_kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats; None for
+            embeddings.
+        top1_agreement: Share of positions at which both prefer the same token; None for embeddings.
+        positions: Positions compared; texts for embeddings.
+        mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; None for logits.
     """
 
     max_logit_difference: float
-    mean_kl: float
-    top1_agreement: float
+    mean_kl: float | None
+    top1_agreement: float | None
     positions: int
+    mean_cosine_distance: float | None = None
+
+    @property
+    def compared(self) -> str:
+        """The compared outputs, for people."""
+        return "logits" if self.mean_cosine_distance is None else "hidden states"
+
+    @property
+    def distance(self) -> float:
+        """The mean KL divergence, or the mean cosine distance."""
+        distance = self.mean_kl if self.mean_cosine_distance is None else self.mean_cosine_distance
+        return math.nan if distance is None else distance
 
 
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
@@ -37,6 +53,16 @@ def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
         agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     positions = reference[..., 0].numel()
     return Parity(difference, kl / positions, agreeing / positions, positions)
+
+
+def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: "torch.Tensor", pooling: "Pooling") -> Parity:
+    """Compare hidden states [texts, tokens, hidden], 0 at padding, with those of a reference, and their embeddings."""
+    reference, hidden = reference.double(), hidden.double()
+    directions = [
+        pooled / pooled.norm(dim=-1, keepdim=True) for pooled in (pooling.pooled(reference, mask), pooling.pooled(hidden, mask))
+    ]
+    distances = (directions[0] - directions[1]).square().sum(-1) / 2  # 1 - cosine, exact where it is small
+    return Parity((reference - hidden).abs().max().item(), None, None, len(distances), distances.mean().item())
 
 
 def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":

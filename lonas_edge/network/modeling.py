@@ -188,16 +188,27 @@ class Float64(TorchFunctionMode):
 def float64_logits(
     model: PreTrainedModel, inputs: Inputs, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
 ) -> torch.Tensor:
-    """Compute logits [prompts, tokens, vocabulary] or [prompts, classes] of an empty model in float64, its weights streamed."""
+    """Compute the outputs of an empty model in float64, its weights streamed; see `answers_of`."""
     with torch.inference_mode(), Float64() as mode:
         stream_weights(model, mode.outside(fetch), wanted)
-        return answers_of(model(**inputs, use_cache=False))
+        return answers_of(model(**inputs, use_cache=False), inputs)
 
 
-def answers_of(output: Any) -> torch.Tensor:
-    """Take what networks are compared by from a model's output: the logits."""
-    logits: torch.Tensor = output.logits
-    return logits
+def answers_of(output: Any, inputs: Inputs) -> torch.Tensor:
+    """Take what networks are compared by from a model's output.
+
+    Returns:
+        Logits [prompts, tokens, vocabulary] or [prompts, classes], or hidden states [prompts, tokens, hidden].
+    """
+    if "logits" in output:
+        logits: torch.Tensor = output.logits
+        return logits
+    return without_padding(output.last_hidden_state, inputs)
+
+
+def without_padding(hidden: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Set hidden states [prompts, tokens, hidden] at padding to 0: nothing reads them, and runtimes may differ there."""
+    return hidden.where(inputs["attention_mask"][..., None] > 0, hidden.new_zeros(()))
 
 
 def stream_weights(

@@ -14,7 +14,7 @@ from typing import Any
 from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, read_pooling
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
-from lonas_edge.families import EMBEDDING, TASKS, Task, family_of, family_of_config
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, TASKS, Task, family_of, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -268,7 +268,7 @@ def open_source(
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
-    wanted = (_stated_task(adapter_config) if adapter_config else task) or (EMBEDDING if embeds(base.folder) else None)
+    wanted = (_task_of_adapter(adapter_config) if adapter_config else task) or (EMBEDDING if embeds(base.folder) else None)
     head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
     config = type(config).from_dict({**config.to_dict(), **head}) if head else config
     architecture = Architecture.from_config(config, str(base.folder))
@@ -300,6 +300,11 @@ def open_source(
 def _stated_task(config: AdapterConfig) -> Task | None:
     """The task that an adapter names; None without one that is known."""
     return next((task for task in TASKS if task.peft == config.lora.task_type), None)
+
+
+def _task_of_adapter(config: AdapterConfig) -> Task | None:
+    """The task that an adapter names, or that of a classifier's head in it; None if neither tells."""
+    return _stated_task(config) or (CLASSIFICATION if adapters.head_outputs(config.path.parent) else None)
 
 
 def _head_fields(config: Any, task: Task | None, outputs: Sequence[str] | int | None) -> dict[str, Any]:

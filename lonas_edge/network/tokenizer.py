@@ -26,8 +26,11 @@ def require_tokenizer(folder: Path, purpose: str) -> Any:
     return tokenizer
 
 
-def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
-    """Load the tokenizer of a model directory, None where it has none; `chat_template` replaces its own default template."""
+def load_tokenizer(folder: Path, chat_template: str | None = None, max_length: int | None = None) -> Any:
+    """Load the tokenizer of a model directory, None where it has none.
+
+    `chat_template` replaces its own default template, `max_length` the number of tokens at which it cuts texts.
+    """
     check_model_folder(folder)
     present = [name for name in _FILES if (folder / name).exists()]
     if not present:
@@ -49,6 +52,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     if chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         tokenizer.chat_template = {**named, "default": chat_template} if named else chat_template
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
     return tokenizer
 
 

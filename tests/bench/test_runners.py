@@ -11,7 +11,7 @@ from optimum.intel import OVModelForSequenceClassification
 from peft import PeftModel
 from tiny_bert import TinyBert
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lonas_edge.bench.runners import ClassifierRunner, GenaiRunner, TorchClassifierRunner, TorchRunner
 from lonas_edge.bench.timing import Timing
@@ -94,6 +94,21 @@ def test_a_pytorch_classifier_uses_the_head_of_the_adapter(tiny_bert: TinyBert) 
     with torch.no_grad():
         assert torch.equal(logits[0], plain(input_ids=torch.tensor(IDS)).logits)
     assert runner.facts()["kv_precision"] == ""
+
+
+def test_an_embedding_model(tiny_bert: TinyBert) -> None:
+    """Hidden states of all tokens, without a pooler."""
+    source = tiny_bert.embedder()
+    runner = TorchClassifierRunner(
+        Variant("lora", "torch-classifier", source.base, precision="fp32", adapter=source.adapter), 1
+    )
+    states = []
+    runner._model.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    assert runner.run(IDS, 0).end_to_end > 0
+    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(source.base), source.adapter).eval()
+    with torch.no_grad():
+        assert torch.equal(states[0].last_hidden_state, plain(input_ids=torch.tensor(IDS)).last_hidden_state)
+    assert states[0].pooler_output is None
 
 
 @pytest.fixture

@@ -96,6 +96,12 @@ def test_all_files(tmp_path: Path) -> None:
         read.prompted("a", "passage")
 
 
+def test_the_longest_text() -> None:
+    """The stated one, else the tokenizer's, but no more than the context; tokenizers may state nonsense."""
+    for stated, tokenizer, expected in ((24, 1e30, 24), (None, 1e30, 64), (None, 32, 32), (1000, 512, 64), (None, -1, 64)):
+        assert Pooling(max_length=stated).limited(tokenizer, 64).max_length == expected
+
+
 def test_no_files(tmp_path: Path) -> None:
     assert read_pooling(tmp_path) is None and not embeds(tmp_path)
     assert Pooling() == Pooling("mean", normalize=False, stated=False)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel
 
 from lonas_edge import load_checkpoint
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.errors import LonasEdgeWarning
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
 from lonas_edge.families import CLASSIFICATION, EMBEDDING
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.modeling import empty_model
@@ -190,6 +190,22 @@ def test_task_of_a_source(
         assert task_of_folder(base) is source.architecture.family.task
 
 
+def test_an_adapter_without_a_task(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """A classifier's head in it makes it a classifier's; else the base decides. A head is never dropped."""
+    for adapter, opened in ((tiny_bert.adapter(), CLASSIFIER), (tiny_bert.embedder().adapter, BODY)):
+        folder = tmp_path / opened
+        shutil.copytree(adapter, folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
+        source = open_source(str(folder), str(tiny_bert.body()))
+        assert source.base_config()["architectures"] == [opened]
+    config = json.loads((tmp_path / CLASSIFIER / "adapter_config.json").read_text())
+    (tmp_path / CLASSIFIER / "adapter_config.json").write_text(json.dumps({**config, "task_type": "FEATURE_EXTRACTION"}))
+    source = open_source(str(tmp_path / CLASSIFIER), str(tiny_bert.body()))
+    with pytest.raises(LonasEdgeError, match=r"encoder\.layer\.0\S+lora_A\.weight: missing"):
+        load_super_network(source)
+
+
 def test_the_pooling_of_a_source(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """The adapter's own files are read before those of the base; an assumed pooling is reported where it is used."""
     source = tiny_bert.embedder(tiny_bert.body("cls", normalize=False)).copied_to(tmp_path)
@@ -271,7 +287,8 @@ def test_commands_for_other_tasks(run_cli: Callable, tiny_bert: TinyBert, tmp_pa
             f"RTE works on a sequence classifier; bert is a {name}",
         ),
         (["search", *source.arguments(), "--data", data, "--output", out], f"a {name}; expected a causal language model or a"),
-        (["export", *source.arguments(), "--output", out], f"is a {name}, which it does not support"),
+        (["export", *source.arguments(), "--stage", "gguf", "--output", out], "cannot be written as GGUF"),
+        (["export", *source.arguments(), "--server", "ovms", "--output", out], f"a causal language model; bert is a {name}"),
         (["eval", source.base], f"a {name}; expected a causal language model or a sequence classifier"),
         (["compress", source.adapter, "--model", source.base, "--data", data, "--output", out], f"a {name}. compress takes"),
     ):

@@ -22,6 +22,10 @@ from mutators import mutate
 from runner import Ran, run_forked
 from safetensors.torch import save_file
 
+from lonas_edge.data.pooling import MODES, read_pooling
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.files import check_model_folder
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -68,6 +72,37 @@ def test_a_seed_gives_one_mutation(name: str, tmp_path: Path) -> None:
             mutations.append((message.replace(folder.name, ""), path.read_bytes() if regular else path.is_dir()))
     assert runs[0] == runs[1]
     assert len({message for message, _ in runs[0]}) > 15
+
+
+POOLING = {
+    "modules.json": [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}],
+    "1_Pooling/config.json": {"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "include_prompt": True},
+    "sentence_bert_config.json": {"max_seq_length": 24, "do_lower_case": False},
+    "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+}
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_files_of_sentence_transformers(name: str, tmp_path: Path) -> None:
+    """They are refused by name, or read as one of the supported poolings."""
+    refused = 0
+    for seed in range(60):
+        folder = tmp_path / f"{seed}/model"
+        (folder / "1_Pooling").mkdir(parents=True)
+        for file, content in POOLING.items():
+            (folder / file).write_text(json.dumps(content))
+        outside = _file(tmp_path / f"{seed}/outside", Path(name).name)
+        mutation = mutate(Target(folder / name, outside.parent, (outside,), random.Random(seed)))
+        try:
+            check_model_folder(folder)
+            pooling = read_pooling(folder)
+        except LonasEdgeError as error:
+            refused += 1
+            assert Path(name).name in str(error), mutation
+            continue
+        assert pooling is None or (pooling.mode in MODES and type(pooling.normalize) is bool), mutation
+        assert pooling is None or pooling.default_prompt is None or pooling.prompted("a").endswith("a"), mutation
+    assert 20 < refused < 60
 
 
 def test_every_mutator_changes_something(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
-from lonas_edge.families import CLASSIFICATION
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import given, option
 from lonas_edge.search.options import SearchOptions
@@ -75,10 +74,10 @@ def _cost_settings(source: "Source", options: SearchOptions, latency: LatencyOpt
     from lonas_edge.search.cost import CostSettings
 
     task, prompt_len, new_tokens = source.architecture.family.task, latency.prompt_len, latency.new_tokens
-    if task == CLASSIFICATION:
+    if not task.generates:
         used = {"--prompt": given(options, "prompt")}
         if idle := [name for name, is_given in {**used, "--new-tokens": given(latency, "new_tokens")}.items() if is_given]:
-            raise click.UsageError(f"{', '.join(idle)}: no effect, a classifier has no prompts and generates no tokens")
+            raise click.UsageError(f"{', '.join(idle)}: no effect, a {task.name} has no prompts and generates no tokens")
         length = min(task.sequence_length, source.architecture.config.max_position_embeddings)
         prompt_len, new_tokens = prompt_len or length, 0
     return CostSettings(latency.weight_format, latency.device, prompt_len or 256, new_tokens, latency.batch_size)

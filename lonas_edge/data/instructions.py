@@ -40,7 +40,7 @@ class Data:
 
 def read_data(path: Path, weight: float = 1.0) -> Data:
     """Read data: instructions, conversations or texts, as a JSON list, one JSON object a line, or Parquet."""
-    items, problems = _rows(path) if is_parquet(path) else _lines(path)
+    items, problems = read_records(path)
     kind = KINDS[_kind(items[0][1]) if items else INSTRUCTION]
     examples = []
     for place, item in items:
@@ -55,6 +55,11 @@ def read_data(path: Path, weight: float = 1.0) -> Data:
     if not any(example.output for example in examples if isinstance(example, Example)) and kind.name == INSTRUCTION:
         raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answer to learn")
     return Data(path, kind.name, examples, weight)
+
+
+def read_records(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Read the records of a JSON, JSON Lines or Parquet file, each with its place, and the problem that ended the reading."""
+    return _rows(path) if is_parquet(path) else _lines(path)
 
 
 def _kind(item: Any) -> str:
@@ -105,10 +110,10 @@ def _instruction_fault(item: Any) -> str | None:
         return f"no text in {' and '.join(map(repr, missing))}"
     if not isinstance(item.get("input"), str | None):
         return "'input' is not text"
-    return next((fault for name in (*FIELDS, "input") if (fault := _half_character(name, item.get(name) or ""))), None)
+    return next((fault for name in (*FIELDS, "input") if (fault := half_character(name, item.get(name) or ""))), None)
 
 
-def _half_character(name: str, text: str) -> str | None:
+def half_character(name: str, text: str) -> str | None:
     """Find a lone surrogate (`\\ud800` without its second half): JSON allows it, tokenizers and files do not."""
     try:
         text.encode()
@@ -122,13 +127,13 @@ def _messages_fault(item: Any) -> str | None:
     if fault:
         return fault
     contents = [message["content"] for message in item[MESSAGES]]
-    return next((fault for text in contents if (fault := _half_character("content", text))), None)
+    return next((fault for text in contents if (fault := half_character("content", text))), None)
 
 
 def _text_fault(item: Any) -> str | None:
     if not isinstance(item.get(TEXT), str) or not item[TEXT]:
         return "no text in 'text'"
-    return _half_character(TEXT, item[TEXT])
+    return half_character(TEXT, item[TEXT])
 
 
 def _conversation(item: Any, place: str) -> Conversation:

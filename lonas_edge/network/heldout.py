@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs
 from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import MESSAGES, Learned, read_data
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.sentences import SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from lonas_edge.files import sha256
 from lonas_edge.network.source import Source
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -38,7 +40,7 @@ class HeldOut(ABC):
         order: Indices of the examples in the order in which they are taken.
         asked_as: Name of the prompt template, or of the task.
         template: The prompt template; None where nothing is prompted.
-        metric: The task's metric; None where a protocol defines it.
+        metric: The task's metric; None where a protocol defines it, or where there is nothing to compare with.
         units: Units of qualities by name, where they differ from a language model's.
     """
 
@@ -132,6 +134,30 @@ class HeldOutPairs(HeldOut):
         return [collate(batch) for batch in _packed(encoded[: self.prompts])]
 
 
+@dataclass(frozen=True)
+class HeldOutTexts(HeldOut):
+    """Texts to embed, or records of several.
+
+    Attributes:
+        sentences: All records of the data.
+        pooling: How they are embedded.
+        context: Tokens at which a text is cut.
+    """
+
+    sentences: Sentences
+    pooling: Pooling
+    context: int
+
+    def fitting(self, tokenizer: Any) -> int:
+        return len(self.sentences.rows)
+
+    def batches(self, tokenizer: Any) -> "list[Batch]":
+        chosen = self.sentences.chosen(self.order[: self.prompts])
+        encoded = encode_sentences(chosen, self.pooling, tokenizer, self.context)
+        collate = SentenceCollator(tokenizer.pad_token_id or 0)
+        return [collate(batch) for batch in _packed(encoded)]
+
+
 def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     for example in sorted(encoded, key=lambda row: len(row["input_ids"]), reverse=True):
@@ -146,7 +172,9 @@ def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 def read_held_out(
     source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--num-prompts"
 ) -> HeldOut:
-    """Read the data (for a classifier a TSV file of GLUE) and choose prompts; nothing is tokenized yet.
+    """Read the data (for a classifier a TSV file of GLUE, for an embedding model texts) and choose prompts.
+
+    Nothing is tokenized yet.
 
     `prompt` is the template's name, chosen by `choose_prompt` when None; errors name `option`, which sets the number.
     """
@@ -177,7 +205,16 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
     return HeldOutPairs(**common, task=task, pairs=pairs, context=context)
 
 
-_READ: Mapping[Task, Callable[..., HeldOut]] = {CAUSAL_LM: _prompts, CLASSIFICATION: _pairs}
+def _texts(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
+    sentences, pooling = read_sentences(data), source.pooling or Pooling()
+    context = int(source.architecture.config.max_position_embeddings)
+    common = _common(source, data, prompts, seed, option, len(sentences.rows))
+    metric = "spearman" if sentences.scores else None
+    common |= {"asked_as": pooling.described, "template": None, "metric": metric, "units": {"kl": "cosine distance"}}
+    return HeldOutTexts(**common, sentences=sentences, pooling=pooling, context=min(pooling.max_length or context, context))
+
+
+_READ: Mapping[Task, Callable[..., HeldOut]] = {CAUSAL_LM: _prompts, CLASSIFICATION: _pairs, EMBEDDING: _texts}
 
 
 def _common(source: Source, data: Path, prompts: int, seed: int, option: str, count: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.space.architecture import Architecture
 
 Batch = Mapping[str, torch.Tensor]
+_SCALE = 20.0  # of cosines in InfoNCE
 
 
 class Objective(ABC):
@@ -42,6 +43,10 @@ class Objective(ABC):
     @abstractmethod
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Distance from another network's logits [answers, outputs], summed."""
+
+    def predicted(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions and labels that metrics compare, from logits [answers, outputs] and labels [answers]."""
+        return logits.argmax(-1), labels
 
     @abstractmethod
     def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -94,6 +99,9 @@ class OneNumber(OneClass):
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(logits.float(), reference.float(), reduction="sum")
 
+    def predicted(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits[:, 0], labels
+
     def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return logits[:, 0].float() + torch.randn(len(logits), generator=generator).to(logits.device)
 
@@ -101,8 +109,8 @@ class OneNumber(OneClass):
 class Embedding(Objective):
     """Embed a text: distances of directions, so an embedding's length does not count.
 
-    The logits of the other methods are embeddings [texts, hidden]; there is no head between them and the counted states. There
-    are no labels to learn, so `labels` are the numbers of the texts. `loss` takes those of `drawn` only.
+    The logits of the other methods are embeddings [texts, hidden]; there is no head between them and the counted states. The
+    labels that `drawn` makes are embeddings, too; those of data are learned by the subclasses.
     """
 
     def __init__(self, pooling: Pooling):
@@ -119,15 +127,54 @@ class Embedding(Objective):
         return labels
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return (_directions(logits) - labels).square().sum() / 2
+        directions = _directions(logits)
+        return (directions - labels).square().sum() / 2 if labels.ndim == 2 else self._learned(directions, labels)
+
+    def _learned(self, directions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of the texts' directions [texts, hidden] on the labels [texts] of data, summed over texts."""
+        raise NotImplementedError  # texts alone have no labels; `training.inputs.check` refuses them
 
     def divergence(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Half the squared distance of directions: 1 - cosine, but never negative, and exact where it is small."""
-        return self.loss(logits, _directions(reference))
+        return (_directions(logits) - _directions(reference)).square().sum() / 2
+
+    def predicted(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cosines of pairs, which follow each other, and their scores."""
+        return _cosines(_directions(logits)), labels[0::2]
 
     def drawn(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         directions = _directions(logits)
         return directions + torch.randn(directions.shape, generator=generator).to(logits.device)
+
+
+class Ranking(Embedding):
+    """Find the second text of a pair among those of the batch: InfoNCE (van den Oord et al., arXiv:1807.03748).
+
+    As sentence-transformers' `MultipleNegativesRankingLoss`, with its scale of 20; third texts are further negatives.
+    """
+
+    def __init__(self, pooling: Pooling, texts: int):
+        """Learn records of `texts` texts, which follow each other in a batch."""
+        super().__init__(pooling)
+        self._texts = texts
+
+    def _learned(self, directions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        records = directions.view(-1, self._texts, directions.shape[-1])
+        candidates = records[:, 1:].transpose(0, 1).flatten(0, 1)  # the second texts first
+        cosines = records[:, 0] @ candidates.T
+        right = torch.arange(len(records), device=cosines.device)
+        return self._texts * F.cross_entropy(_SCALE * cosines, right, reduction="sum")
+
+
+class Similarity(Embedding):
+    """Give the two texts of a scored pair that cosine: squared errors, as sentence-transformers' `CosineSimilarityLoss`."""
+
+    def _learned(self, directions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return 2 * F.mse_loss(_cosines(directions), labels[0::2].float(), reduction="sum")
+
+
+def _cosines(directions: torch.Tensor) -> torch.Tensor:
+    return (directions[0::2] * directions[1::2]).sum(-1)
 
 
 def _directions(embeddings: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import raise_all
 from lonas_edge.files import read_by, sha256
 from lonas_edge.network.adapters import load_adapter
@@ -22,7 +21,7 @@ from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model, empty_model, set_parameter, untouched_zeros
-from lonas_edge.network.objective import objective_of
+from lonas_edge.network.objective import Objective, objective_of
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
@@ -38,12 +37,12 @@ class SuperNetwork:
     The model stays an ordinary `PeftModel` (or a plain Hugging Face model): it saves, loads and trains as before.
     """
 
-    def __init__(self, model: Any, elasticity: Elasticity, pooling: Pooling | None = None):
-        """Make the layers and blocks of `model` elastic; all of it is active at first. `pooling` is needed to score texts."""
+    def __init__(self, model: Any, elasticity: Elasticity, objective: Objective | None = None):
+        """Make the layers and blocks of `model` elastic; all of it is active at first. `objective` is the task's when None."""
         self.model = model
         self.elasticity = elasticity
         self.family = elasticity.architecture.family
-        self.objective = objective_of(elasticity.architecture, pooling)
+        self.objective = objective or objective_of(elasticity.architecture)
         elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
         self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
             name: make_elastic(name, self.base.get_submodule(name)) for name in sorted(elastic)
@@ -160,7 +159,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
-    return SuperNetwork(model.eval(), source.elasticity, source.pooling)
+    return SuperNetwork(model.eval(), source.elasticity, objective_of(source.architecture, source.pooling))
 
 
 def empty_super_network(source: Source) -> SuperNetwork:

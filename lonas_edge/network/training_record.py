@@ -23,7 +23,7 @@ class TrainedData:
     Attributes:
         name: The file's name.
         sha256: Its hash.
-        kind: What its records are: instruction, messages, text, or glue.
+        kind: What its records are: instruction, messages, text, glue, pair, triplet, or scored pair.
         weight: How often an epoch had each example.
         examples: Number of learned examples; of texts, pieces.
         dropped: Number of the others: too long, or without an output.
@@ -42,8 +42,9 @@ class Recovered:
     """The sub-network that an adapter was trained for, and the adapter that training started from.
 
     Attributes:
-        super_adapter: Name of the super-adapter, or of a plain LoRA adapter, which has the maximal network only.
-        sha256: SHA-256 of its files, by name.
+        super_adapter: Name of the super-adapter; of a plain LoRA adapter, which has the maximal network only; or of the base
+            model, for a new adapter.
+        sha256: SHA-256 of the adapter's files, by name; empty for a base.
         subnetwork: Name of the sub-network.
         widths: Its widths, in group order.
     """
@@ -89,7 +90,7 @@ class EvalData:
         sha256: Its hash.
         examples: Number of examples whose loss was computed.
         also_trained: Number of them that occur in the training data, too.
-        losses: In nats per learned token (squared error for a regression).
+        losses: In nats per learned token (squared error for a regression, cosine distance from an embedding model's teacher).
     """
 
     name: str
@@ -109,10 +110,11 @@ class TrainingRecord(Record):
         recovered: The sub-network that was fine-tuned (`--from`).
         teacher: The frozen teacher.
         data: The data files.
-        task: The task of GLUE; None for text.
-        prompt: The prompt template; None for a task of GLUE.
+        task: The task of GLUE; None for others.
+        prompt: The prompt template; None for an encoder.
         chat_template: The chat template (Jinja) behind the prompt `chat`.
         options: The `TrainOptions` of the version that trained.
+        pooling: Pooling of an embedding model, described; None for others.
         int8_layers: Module paths of the layers that quantization-aware training kept in INT8.
         reordered: Whether channels were sorted by importance.
         stages: The `ScheduledStage`s.
@@ -158,3 +160,4 @@ class TrainingRecord(Record):
     tokens: int | None = None
     eval_data: EvalData | None = None
     int8_layers: tuple[str, ...] = ()
+    pooling: str | None = None

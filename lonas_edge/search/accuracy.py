@@ -25,15 +25,20 @@ BATCH_SIZE = 32
 def score_of(held: "HeldOut", network: "SuperNetwork", tokenizer: Any, batches: "Sequence[Batch]") -> Score:
     """Make the function that scores accuracy in percent: by a protocol, or by the metric of a GLUE task."""
     if held.template is None:
-        return metric_score(str(held.metric), network, batches)
+        return metric_score(metric_of(held), network, batches)
     protocol, samples = read_samples(held.path, held.template.name, held.order[: held.prompts])
     return protocol_score(network, samples, protocol, held.template, tokenizer)
 
 
 def metric_of(held: "HeldOut") -> str:
-    """Name the metric of a GLUE task, or the protocol; refuses data on which accuracy cannot be measured."""
+    """Name the metric of a GLUE task or of scored pairs, or the protocol; refuses data on which accuracy cannot be measured."""
+    if held.metric:
+        return held.metric
     if held.template is None:
-        return str(held.metric)
+        raise LonasEdgeError(
+            f"{held.path}: --quality accuracy of an embedding model needs scored pairs, such as STS-B's. Use --quality kl, the "
+            "cosine distance from the unpruned network."
+        )
     return read_samples(held.path, held.template.name, held.order[: held.prompts])[0].name
 
 
@@ -101,12 +106,11 @@ def protocol_score(
 
 
 def metric_score(metric: str, network: "SuperNetwork", batches: "Sequence[Batch]") -> Score:
-    """Make the function that computes one of GLUE's metrics."""
+    """Make the function that computes one of GLUE's metrics: of classes, numbers, or the cosines of pairs of embeddings."""
     from lonas_edge.evaluate.glue import METRICS
 
     def score(widths: Sequence[int]) -> float:
-        logits, labels = network.answers(widths, batches)
-        predictions = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
+        predictions, labels = network.objective.predicted(*network.answers(widths, batches))
         return 100 * METRICS[metric](labels.numpy(), predictions.float().numpy())
 
     return score

@@ -1,7 +1,7 @@
 """The model card of a super-adapter, the README.md in its directory."""
 
 from lonas_edge.data.glue import TASKS
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from lonas_edge.network.training_record import Recovered, TrainingRecord
 
 _ORDER = (
@@ -13,7 +13,7 @@ _ORDER = (
 def super_adapter_card(record: TrainingRecord) -> str:
     """Write the model card, Markdown with the metadata block that model hubs read."""
     base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
-    pipeline = CAUSAL_LM.pipeline_tag if record.task is None else CLASSIFICATION.pipeline_tag
+    pipeline = _task(record).pipeline_tag
     lonas, stored = record.search_space is not None, options.get("weight_format")
     head = f" --head-format {options['head_format']}" if options.get("head_format") else ""
     export = "lonas-edge export THIS_DIRECTORY --output DIR"
@@ -23,7 +23,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     lines += [f"# {_kind(recovered, lonas)} for {base.name}", "", _training(record), ""]
     lines += [_recovery(recovered, lonas), ""] if recovered else []
     if record.teacher:
-        lines += [f"The loss is the {_distance(record.task)} from the frozen teacher `{record.teacher.name}`.", ""]
+        lines += [f"The loss is the {_distance(record)} from the frozen teacher `{record.teacher.name}`.", ""]
     if stored:
         lines += [
             f"It was trained for `{stored}{head}` (quantization-aware training). Export it so, without calibration.",
@@ -36,10 +36,18 @@ def super_adapter_card(record: TrainingRecord) -> str:
     return "\n".join(lines)
 
 
-def _distance(task: str | None) -> str:
-    if task is None:
+def _task(record: TrainingRecord) -> Task:
+    if record.pooling:
+        return EMBEDDING
+    return CLASSIFICATION if record.task else CAUSAL_LM
+
+
+def _distance(record: TrainingRecord) -> str:
+    if record.pooling:
+        return "cosine distance"
+    if record.task is None:
         return "KL divergence, over all tokens,"
-    return "squared distance" if TASKS[task].regression else "KL divergence, over the classes,"
+    return "squared distance" if TASKS[record.task].regression else "KL divergence, over the classes,"
 
 
 def _kind(recovered: Recovered | None, lonas: bool) -> str:
@@ -52,6 +60,7 @@ def _training(record: TrainingRecord) -> str:
     options = record.options
     data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
     learned = f"prompt `{record.prompt.name}`" if record.prompt else f"GLUE's {record.task}"
+    learned = f"pooling: {record.pooling}" if record.pooling else learned
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     return (
         f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
@@ -62,6 +71,8 @@ def _training(record: TrainingRecord) -> str:
 def _recovery(recovered: Recovered, lonas: bool) -> str:
     if not lonas:
         return f"Training started from the LoRA adapter `{recovered.super_adapter}`."
+    if not recovered.sha256:
+        return f"It recovers the {recovered.subnetwork} sub-network of the base; lonas-edge loads this one."
     return (
         f"Training started from the super-adapter `{recovered.super_adapter}`. Only its {recovered.subnetwork} sub-network was "
         "recovered; lonas-edge loads this one. Parts of other sub-networks are unchanged."

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.objective import Embedding
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
@@ -34,8 +35,8 @@ class ElasticTrainer(Trainer):
 
     Loss: cross-entropy of the learned tokens, averaged over the tokens of the optimizer step; of classifiers over sequences; of
     regressions squared errors. With a frozen teacher: KL(teacher ‖ sub-network) at temperature 1 over all tokens, over the
-    classes of sequences, or the squared distance of regressions. Quantization-aware training computes with the rounded
-    weights, held-out losses too.
+    classes of sequences, the squared distance of regressions, or the cosine distance of embeddings.
+    Quantization-aware training computes with the rounded weights, held-out losses too.
     """
 
     def __init__(
@@ -115,12 +116,19 @@ class ElasticTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one."""
+        """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one.
+
+        An embedding model with a teacher has the cosine distance from it.
+        """
         fixed = self.schedule.fixed
         widths = self.network.elasticity.maximal if fixed is None else fixed
         batches = [self._prepare_inputs(dict(batch)) for batch in self.held_out]
         with self.accelerator.autocast(), self.stored.active(widths) if self.stored else nullcontext():
-            [loss] = self.network.losses([widths], batches)
+            if self.teacher is not None and isinstance(self.network.objective, Embedding):  # texts have no labels
+                taught = [self._answers_of_teacher(batch) for batch in batches]
+                [loss] = self.network.kl([widths], batches, taught)
+            else:
+                [loss] = self.network.losses([widths], batches)
         self.log({EVAL_LOSS: loss})
         return {EVAL_LOSS: loss}
 

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
+from lonas_edge.data.instructions import TEXT
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.formats import dtype_of
@@ -23,37 +24,39 @@ from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import Teacher, open_teacher
-from lonas_edge.training.training_data import Files, TrainingData, read_training_data
+from lonas_edge.training.training_data import Files, SentenceData, TrainingData, read_glue_data, read_training_data
 
 
 @dataclass(frozen=True)
 class Start:
-    """An adapter and the sub-network to recover; the maximal network of a plain LoRA adapter."""
+    """An adapter and the sub-network to recover, the maximal network of a plain LoRA adapter; or a base, for a new adapter."""
 
     source: Source
     subnetwork: Subnetwork
 
     @property
     def located(self) -> Located:
-        """The adapter's directory."""
-        assert self.source.adapter  # checked by `open_recovery`
-        return self.source.adapter
+        """The adapter's directory, or the base's."""
+        return self.source.adapter or self.source.base
 
     @property
-    def config(self) -> AdapterConfig:
+    def config(self) -> AdapterConfig | None:
         """The adapter's configuration."""
-        assert self.source.adapter_config
         return self.source.adapter_config
 
     @property
     def files(self) -> list[Path]:
         """The adapter's files."""
+        if not self.config:
+            return []
         folder = self.located.folder
         order = [folder / ORDER] if (folder / ORDER).exists() else []
         return [folder / CONFIG, adapter_file(folder), *order]
 
     def options(self, options: TrainOptions) -> TrainOptions:
-        """Take rank, alpha and target modules from the adapter."""
+        """Take rank, alpha and target modules from the adapter; the channels keep their order."""
+        if not self.config:
+            return replace(with_targets(options, self.source.architecture), reorder=False)
         lora = self.config.lora
         targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules or ())
         return replace(options, rank=lora.r, alpha=float(lora.lora_alpha), target_modules=tuple(targets), reorder=False)
@@ -86,14 +89,15 @@ def open_inputs(
     model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True, task: str | None = None
 ) -> Inputs:
     """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
-    read = read_training_data(data, task)
+    glue = read_glue_data(data, task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
-    source = open_source(None, model, outputs=read.head, task=read.wanted)
+    source = open_source(None, model, outputs=glue.head if glue else None, task=CLASSIFICATION if glue else None)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
         )
+    read = glue or read_training_data(data, source.pooling)
     read.check(source)
     read_generation_config(source.base.folder)  # transformers reads it with the weights
     return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
@@ -108,17 +112,20 @@ def open_recovery(
     task: str | None = None,
 ) -> Inputs:
     """Open adapter, sub-network and data of a recovery; no weights are read."""
-    read = read_training_data(data, task)
     source = open_source(start, model, nncf_config)
-    if not (source.adapter and source.adapter_config):
+    if not source.adapter and not source.space.groups:
         raise LonasEdgeError(
-            f"{source.folder}: is a base model, but --from takes a LoRA adapter. Use --model for a base model."
+            f"{source.folder}: is a base model. Pass --nncf-config and --subnet to recover one of its sub-networks, or train a "
+            "new adapter with --model."
         )
+    glue = None if source.pooling and task is None else read_glue_data(data, task)
+    read = glue or read_training_data(data, source.pooling)
     read.check(source)
-    read.check_head(source)
-    _refuse_other_parameters(source.adapter_config, source.architecture)
+    if source.adapter_config:
+        read.check_head(source)
+        _refuse_other_parameters(source.adapter_config, source.architecture)
     read_generation_config(source.base.folder)
-    space = (nncf_config or source.adapter.folder / SEARCH_SPACE) if source.space.groups else None
+    space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None
     return Inputs(source.base, source.elasticity, space, read, Start(source, source.select(subnet)))
 
 
@@ -137,12 +144,14 @@ def _refuse_other_parameters(config: AdapterConfig, architecture: Architecture) 
 
 def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> Inputs:
     """Add a frozen teacher; its weights are not read yet. `model` is the base of an adapter, by default the one it names."""
-    return replace(inputs, teacher=open_teacher(reference, inputs.base, inputs.architecture, model))
+    teacher = open_teacher(reference, inputs.base, inputs.architecture, model, inputs.data.pooling)
+    return replace(inputs, teacher=teacher)
 
 
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
     """Add held-out data of the training's kind."""
-    read = read_training_data(path, inputs.data.glue)
+    glue = read_glue_data(path, inputs.data.glue) if inputs.data.pooling is None else None
+    read = glue or read_training_data(path, inputs.data.pooling)
     if type(read) is not type(inputs.data):
         raise LonasEdgeError(
             f"{path}: --eval-data is {read.files[0].kind} data, but --data is {inputs.data.files[0].kind} data"
@@ -182,11 +191,13 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 def check(inputs: Inputs, options: TrainOptions) -> None:
     """Check that the training can run, before the model is loaded."""
     architecture = inputs.architecture
-    if inputs.data.task is CLASSIFICATION:
+    if isinstance(inputs.data, SentenceData) and not inputs.teacher:
+        _check_labels(inputs.data, inputs.eval_data)
+    if not inputs.data.task.generates:
         _check_context(inputs, options)
     _refuse_own_teacher(inputs, options)
     open_base(inputs.base.folder, architecture, architecture.head)
-    if inputs.start:
+    if inputs.start and inputs.start.config:
         load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
     else:
         _check_targets(inputs, options)
@@ -198,6 +209,17 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--dropout cannot be combined with --weight-format: the adapter is merged before quantization.")
     if options.precision == "fp16" and device_of(options) == "cpu":
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
+
+
+def _check_labels(data: SentenceData, eval_data: TrainingData | None) -> None:
+    """Refuse sentences without something to learn: texts alone, and several kinds of records."""
+    kinds = data.kinds | (eval_data.kinds if isinstance(eval_data, SentenceData) else set())
+    if len(kinds) > 1 or kinds == {TEXT}:
+        found = " and ".join(f"{kind}s" for kind in sorted(kinds))
+        raise LonasEdgeError(
+            f"{data.files[0].path}: {found} alone teach nothing; pass --teacher MODEL, such as the unpruned one. Without a "
+            "teacher, an embedding model learns pairs, triplets or scored pairs, one kind in a training."
+        )
 
 
 def _check_context(inputs: Inputs, options: TrainOptions) -> None:
@@ -257,8 +279,8 @@ def precision_of(options: TrainOptions) -> str:
 def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
     """Decide the dtype of the base: the precision, but fp32 where rounding would change what QAT stores.
 
-    QAT of a classifier is in fp32, as its head is: the costs of rounding are measured without autocast.
+    QAT of an encoder is in fp32, as a classifier's head is: the costs of rounding are measured without autocast.
     """
     precision = precision_of(options)
-    lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.task is not CLASSIFICATION
+    lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.task.generates
     return precision if lossless or not options.weight_format else "fp32"

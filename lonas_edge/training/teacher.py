@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
@@ -36,7 +37,9 @@ class Teacher:
     config: Mapping[str, Any]  # content of its config.json
 
 
-def open_teacher(reference: str, base: Located, student: Architecture, model: str | None = None) -> Teacher:
+def open_teacher(
+    reference: str, base: Located, student: Architecture, model: str | None = None, pooling: Pooling | None = None
+) -> Teacher:
     """Open a teacher and compare its task, head and tokens with those of the training; no weights are read.
 
     Args:
@@ -44,6 +47,7 @@ def open_teacher(reference: str, base: Located, student: Architecture, model: st
         base: The base of the training.
         student: Its shapes, with the head that is trained.
         model: The base, if the reference is an adapter; by default the one that it names.
+        pooling: That of the training, for an embedding model.
     """
     folder = Path(reference)
     if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
@@ -52,6 +56,8 @@ def open_teacher(reference: str, base: Located, student: Architecture, model: st
         source = open_source(reference, model) if model else _opened(reference, base)
         teacher, described = _of_source(source, base), source.base.folder
     _check_head(teacher, student)
+    if pooling:
+        _check_pooling(teacher, described, student, pooling)
     if described.resolve() == base.folder.resolve():
         return teacher
     trimmed = vocabulary_of(base.folder)
@@ -67,7 +73,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
     task, family = student.family.task, family_of_config(teacher.config)
     if family and family.task is not task:
         raise LonasEdgeError(f"{teacher.folder}: is a {family.task.name} and cannot teach a {task.name}.")
-    if task.generates:
+    if task.generates or not student.head:
         return
     theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
     named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
@@ -78,6 +84,15 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
     if segments[0] < segments[1]:
         problems.append("type_vocab_size {}, and the training's model has {}".format(*segments))
     raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use a teacher that was trained on the same task.")
+
+
+def _check_pooling(teacher: Teacher, described: Path, student: Architecture, pooling: Pooling) -> None:
+    """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
+    theirs = read_pooling(teacher.folder) or read_pooling(described) or pooling
+    sizes = teacher.config["hidden_size"], student.config.hidden_size
+    problems = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
+    problems += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []
+    raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use the unpruned model as teacher.")
 
 
 def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:

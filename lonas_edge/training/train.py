@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
@@ -38,7 +38,6 @@ from lonas_edge.training.checkpoints import STATE, step_of
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
 from lonas_edge.training.inputs import (
     Inputs,
-    Start,
     adapter_ranks,
     base_dtype,
     check,
@@ -180,16 +179,16 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
 
 def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
     """Estimate the size of the adapter and, at the peak, three checkpoints with two moments each, in fp32."""
-    ranks = inputs.start.source.ranks() if inputs.start else adapter_ranks(options, inputs.architecture)
+    ranks = inputs.start.source.ranks() if inputs.start and inputs.start.config else adapter_ranks(options, inputs.architecture)
     sizes = inputs.architecture.linears
     return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())
 
 
-def _continued(base: Any, start: Start, dropout: float) -> Any:
-    config = copy.deepcopy(start.config.lora)
+def _continued(base: Any, folder: Path, lora: LoraConfig, dropout: float) -> Any:
+    config = copy.deepcopy(lora)
     config.lora_dropout, config.inference_mode = dropout, False
-    with read_by("peft", start.located.folder / CONFIG):
-        return PeftModel.from_pretrained(base, str(start.located.folder), is_trainable=True, config=config)
+    with read_by("peft", folder / CONFIG):
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=config)
 
 
 def _in_fp32(model: Any) -> Any:
@@ -309,14 +308,15 @@ class _Run:
     def _super_network(self, order: ChannelOrder) -> SuperNetwork:
         set_seed(self.options.seed)  # a missing head is initialized at random
         base, start = self._base(), self.inputs.start
-        if start:
-            model = _in_fp32(_continued(base, start, self.options.dropout))
+        objective = self.inputs.data.objective(self.inputs.architecture)
+        if start and start.config:
+            model = _in_fp32(_continued(base, start.located.folder, start.config.lora, self.options.dropout))
             order.apply_to_model(model)
-            return SuperNetwork(model, self.inputs.elasticity)
+            return SuperNetwork(model, self.inputs.elasticity, objective)
         order.apply_to_model(base)
         set_seed(self.options.seed)
         config = lora_config(self.options, self.inputs.architecture)
-        return SuperNetwork(_in_fp32(get_peft_model(base, config)), self.inputs.elasticity)
+        return SuperNetwork(_in_fp32(get_peft_model(base, config)), self.inputs.elasticity, objective)
 
     def _int8_layers(self, network: SuperNetwork) -> tuple[str, ...]:
         """Choose the layers that stay INT8 in the first process."""

@@ -1,4 +1,7 @@
-"""Training data of a kind: text for causal language models, GLUE for classifiers; tokenized, and as batches."""
+"""Training data by task: text for causal language models, GLUE for classifiers, sentences for embedding models.
+
+It is tokenized, and made into batches.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +14,13 @@ import torch
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs, encode_prompt
 from lonas_edge.data.glue import GlueTask, Pair, task_of
 from lonas_edge.data.instructions import MESSAGES, Data, Learned, read_data
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.sentences import PAIR, SCORED, TRIPLET, SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.objective import Embedding, Objective, Ranking, Similarity, objective_of
 from lonas_edge.network.source import Source
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.space.architecture import Architecture
@@ -37,18 +43,22 @@ class DataFile:
 
 
 class TrainingData(ABC):
-    """Data for a task. `purpose` names a training on it in errors; `head` and `glue` are set for classifiers only.
+    """Data for a task.
 
-    `wanted` is the task of a base whose model type has several; None where its own files decide.
+    `purpose` names a training on it in errors; `head` and `glue` are set for classifiers only, `pooling` for embedding models.
     """
 
     task: ClassVar[Task]
-    wanted: ClassVar[Task | None] = None
     max_length: ClassVar[int]  # tokens of the longest example by default
     files: tuple[DataFile, ...]
     purpose: str
     head: tuple[str, ...] | None = None  # names of the head's outputs
     glue: str | None = None  # name of the task
+    pooling: Pooling | None = None
+
+    def objective(self, architecture: Architecture) -> Objective:
+        """Return the loss that is learned."""
+        return objective_of(architecture, self.pooling)
 
     def with_prompt(self, options: TrainOptions, source: Source | None) -> TrainOptions:
         """Decide the prompt, if one is needed; `source` is the adapter to recover."""
@@ -152,7 +162,7 @@ class TextData(TrainingData):
 class GlueData(TrainingData):
     """A task of GLUE. Texts that are too long are cut, as in the published trainings."""
 
-    task = wanted = CLASSIFICATION
+    task = CLASSIFICATION
     max_length = CLASSIFICATION.sequence_length
 
     def __init__(self, path: Path, task: GlueTask):
@@ -200,20 +210,78 @@ class GlueData(TrainingData):
             yield {name: tensor for name, tensor in collate([{**row, "labels": 0}]).items() if name != "labels"}
 
 
-def read_training_data(data: Files, task: str | None = None) -> TrainingData:
-    """Read training data: a TSV file is GLUE's, all others hold instructions, conversations or texts."""
+class SentenceData(TrainingData):
+    """Texts, pairs, triplets or scored pairs for an embedding model. Texts that are too long are cut."""
+
+    task = EMBEDDING
+    max_length = EMBEDDING.sequence_length
+    pooling: Pooling
+
+    def __init__(self, read: Sequence[tuple[Sentences, float]], pooling: Pooling):
+        self.sentences, self.pooling = tuple(sentences for sentences, _ in read), pooling
+        self.files = tuple(DataFile(each.path, each.kind, len(each.rows), weight) for each, weight in read)
+        self.purpose = f"{self.files[0].path}: a training on sentences"
+
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of the records of all files."""
+        return {each.kind for each in self.sentences}
+
+    def objective(self, architecture: Architecture) -> Objective:
+        """Return the loss of the records' kind; of several kinds or texts alone, which have no labels, distances only."""
+        [kind, *others] = self.kinds
+        learned = {PAIR: Ranking(self.pooling, 2), TRIPLET: Ranking(self.pooling, 3), SCORED: Similarity(self.pooling)}
+        return Embedding(self.pooling) if others else learned.get(kind, Embedding(self.pooling))
+
+    def longest(self, architecture: Architecture) -> int:
+        return min(self.pooling.max_length or self.max_length, int(architecture.config.max_position_embeddings))
+
+    def missing_tokens(self, tokenizer: Any) -> str:
+        return "" if tokenizer.pad_token_id is not None else "PAD"
+
+    def encode(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
+        assert options.max_length
+        return [encode_sentences(each, self.pooling, tokenizer, options.max_length) for each in self.sentences]
+
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
+        return SentenceCollator(tokenizer.pad_token_id)
+
+    def calibration(
+        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
+        encoded = [row for file in self.encode(tokenizer, options, prompting) for row in file]
+        for index in indices:
+            batch = self.collator(tokenizer)([encoded[index]])
+            yield {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def read_glue_data(data: Files, task: str | None = None) -> GlueData | None:
+    """Read the data of a GLUE task; None for files that are no TSV where no task is named."""
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
     tables = [path for path, _ in files if task is not None or path.suffix.lower() == ".tsv"]
     if tables:
         if len(files) > 1 or files[0][1] != 1.0:
             raise LonasEdgeError(f"{tables[0]}: a GLUE task is one file without a weight; give --data once")
         return GlueData(tables[0], task_of(tables[0], task))
-    read, problems = [], []
+    return None
+
+
+def read_training_data(data: Files, pooling: Pooling | None = None) -> TrainingData:
+    """Read instructions, conversations or texts, or for an embedding model, which has a `pooling`, sentences."""
+    files = [(data, 1.0)] if isinstance(data, Path) else list(data)
+    if pooling:
+        return SentenceData(_all(lambda path, weight: (read_sentences(path), weight), files), pooling)
+    return TextData(_all(read_data, files))
+
+
+def _all(read: Callable[[Path, float], Any], files: Sequence[tuple[Path, float]]) -> list[Any]:
+    """Read all files; raise the problems of all of them."""
+    done, problems = [], []
     for path, weight in files:
         try:
-            read.append(read_data(path, weight))
+            done.append(read(path, weight))
         except LonasEdgeError as error:
             problems.append(str(error))
     if problems:
         raise LonasEdgeError("\n".join(problems))
-    return TextData(read)
+    return done

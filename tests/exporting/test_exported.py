@@ -25,12 +25,21 @@ MANIFEST = {
     "compression": [],
     "calibrated": None,
     "verified": True,
-    "parity": {"ir": {"max_logit_difference": 0.5, "mean_kl": 1e-3, "top1_agreement": 1.0, "positions": 64}},
+    "parity": {
+        "ir": {
+            "max_logit_difference": 0.5,
+            "mean_kl": 1e-3,
+            "top1_agreement": 1.0,
+            "positions": 64,
+            "mean_cosine_distance": None,
+        }
+    },
     "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},
     "graph_process_peak_rss_bytes": None,
     "versions": {"python": "3.11.7"},
     "files": {},
     "head": None,
+    "pooling": None,
 }
 RUNTIME = {
     "schema": "lonas-edge/runtime/1",

@@ -1,0 +1,96 @@
+"""Data of embedding models: the kinds of records, their batches, and refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bert import tokenizer
+
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.sentences import SentenceCollator, encode_sentences, read_sentences
+from lonas_edge.errors import LonasEdgeError
+
+
+def write(folder: Path, *records: Any) -> Path:
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records) + "\n")
+    return folder / "data.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "texts"),
+    [
+        ({"text": "the film", "source": "a web page"}, "text", ("the film",)),
+        ({"anchor": "good", "positive": "is good"}, "pair", ("good", "is good")),
+        ({"query": "good", "positive": "is good", "negative": "bad"}, "triplet", ("good", "is good", "bad")),
+        ({"sentence1": "good", "sentence2": "bad", "score": 0.25}, "scored pair", ("good", "bad")),
+        ({"sentence1": "good", "sentence2": "bad", "label": 1}, "scored pair", ("good", "bad")),
+    ],
+)
+def test_kinds(record: dict, kind: str, texts: tuple[str, ...], tmp_path: Path) -> None:
+    read = read_sentences(write(tmp_path, record, record))
+    assert (read.kind, read.rows) == (kind, [texts, texts])
+    assert read.scores == ([float(record.get("score", 1))] * 2 if kind == "scored pair" else None)
+
+
+def test_glue_files(tmp_path: Path) -> None:
+    """STS-B's scores from 0 to 5 become cosines; classes are left out."""
+    for task, column, labels in (("STS-B", "score", ("5", "0.5")), ("RTE", "label", ("entailment", "not_entailment"))):
+        (tmp_path / task).mkdir()
+        rows = [f"0\tgood\tbad\t{labels[0]}", f"1\tthe film\tsame\t{labels[1]}"]
+        (tmp_path / task / "dev.tsv").write_text("\n".join([f"index\tsentence1\tsentence2\t{column}", *rows]) + "\n")
+    scored, texts = (read_sentences(tmp_path / task / "dev.tsv") for task in ("STS-B", "RTE"))
+    assert (scored.kind, scored.scores) == ("scored pair", [1.0, 0.1]) and scored.rows[1] == ("the film", "same")
+    assert (texts.kind, texts.rows) == ("text", [("good",), ("bad",), ("the film",), ("same",)])
+
+
+@pytest.mark.parametrize(
+    ("records", "fault"),
+    [
+        ([{"anchor": "good", "positive": "bad"}, {"anchor": "good"}], "line 2: no text in 'positive'"),
+        ([{"anchor": "good", "positive": " "}], "line 1: no text in 'positive'"),
+        ([{"text": ""}, {"text": 3}], "line 2: no text in 'text'"),
+        ([{"sentence1": "a", "sentence2": "b", "score": 4.5}], "line 1: score 4.5: expected a cosine from -1 to 1"),
+        ([{"sentence1": "a", "sentence2": "b", "score": True}], "line 1: score True: expected a cosine"),
+        ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "line 1: score nan: expected a cosine"),
+        ([{"a": "1", "b": "2", "c": "3", "d": "4"}], "expected one to three texts, found the fields a, b, c, d"),
+        ([{"sentence1": "a", "score": 1}], "expected one to three texts, found the fields sentence1, score"),
+        ([["good", "bad"]], "expected one to three texts, found str"),
+        ([{"text": "a"}, 7], "line 2: expected an object, found int"),
+        ([{"text": "a", "prompt": 1}], "line 1: 'prompt' is no name"),
+        ([{"text": "\ud83d"}], "half a character"),
+    ],
+)
+def test_refused(records: list[Any], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match="not data for an embedding model") as caught:
+        read_sentences(write(tmp_path, *records))
+    assert fault in str(caught.value)
+
+
+def test_no_examples(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(LonasEdgeError, match="holds no examples"):
+        read_sentences(tmp_path / "data.json")
+
+
+def test_a_batch(tmp_path: Path) -> None:
+    """The texts of a record stay together, each with its special tokens; long ones are cut."""
+    read = read_sentences(
+        write(tmp_path, {"a": "good", "b": "not bad", "label": 0.5}, {"a": "the film is good", "b": "bad", "label": -1})
+    )
+    tokens = tokenizer()
+    rows = encode_sentences(read, Pooling(prompts={"query": "is "}, default_prompt="query"), tokens, 5)
+    batch = SentenceCollator(0)(rows)
+    texts = ["[CLS] is good [SEP]", "[CLS] is not bad [SEP]", "[CLS] is the film [SEP]", "[CLS] is bad [SEP]"]
+    assert [tokens.decode(ids[ids > 0]) for ids in batch["input_ids"]] == texts
+    assert batch["attention_mask"].sum(1).tolist() == [4, 5, 5, 4] and not batch["token_type_ids"].any()
+    assert batch["labels"].tolist() == [0.5, 0.5, -1, -1]
+
+
+def test_prompts(tmp_path: Path) -> None:
+    pooling = Pooling(prompts={"query": "is ", "passage": "the "})
+    records = [{"text": "good", "prompt": "query"}, {"text": "film", "prompt": "passage"}, {"text": "same"}]
+    rows = encode_sentences(read_sentences(write(tmp_path, *records)), pooling, tokenizer(), 9)
+    assert [tokenizer().decode(row["input_ids"][1:-1]) for row in rows] == ["is good", "the film", "same"]
+    with pytest.raises(LonasEdgeError, match=r"no such prompts:\n  - prompt 'document'\nIt has passage, query"):
+        encode_sentences(read_sentences(write(tmp_path, {"text": "a", "prompt": "document"})), pooling, tokenizer(), 9)

@@ -1,0 +1,126 @@
+"""A search on embedding models: qualities, the sensitivity table, networks in bf16 and INT4, refused options."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from tiny_bert import LAYERS, TinyBert, oracle_embeddings, oracle_hidden
+from tiny_models import TinySource
+from transformers import AutoTokenizer
+
+from lonas_edge.network.heldout import HeldOutTexts, read_held_out
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.search.accuracy import metric_score
+from lonas_edge.search.sensitivity import measure_sensitivity
+
+UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
+MAXIMAL = [64] * LAYERS + [8] * LAYERS + [128] * LAYERS
+
+
+def write_pairs(folder: Path, scored: bool = True, count: int = 24) -> Path:
+    """Random pairs of texts of unequal lengths."""
+    draw = np.random.default_rng(3)
+    words = ("the", "good", "bad", "film", "not", "is", "same")
+    records = []
+    for _ in range(count):
+        first, second = (" ".join(draw.choice(words, size=draw.integers(1, 12))) for _ in range(2))
+        records.append({"a": first, "b": second, **({"score": round(draw.uniform(-1, 1), 2)} if scored else {})})
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    return folder / "pairs.jsonl"
+
+
+class Embedded:
+    """A source's held-out texts, and the oracle's embeddings."""
+
+    def __init__(self, source: TinySource, data: Path, mode: str = "mean", count: int = 16):
+        self.source, self.mode = source, mode
+        self.held = read_held_out(source.opened(), data, count, 0)
+        assert isinstance(self.held, HeldOutTexts)
+        self.batches = self.held.batches(AutoTokenizer.from_pretrained(source.base))
+
+    def of(self, widths: list[int]) -> torch.Tensor:
+        hidden = [(oracle_hidden(self.source, widths, batch), batch["attention_mask"]) for batch in self.batches]
+        return torch.cat([oracle_embeddings(states, mask, self.mode) for states, mask in hidden])
+
+    def distance(self, widths: list[int]) -> float:
+        """Mean of 1 - cosine from the maximal network."""
+        return float((1 - (self.of(MAXIMAL) * self.of(widths)).sum(1)).mean())
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
+def test_qualities(mode: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The cosine distance of all texts, and Spearman's correlation of the pairs' cosines with their scores."""
+    source = tiny_bert.embedder(tiny_bert.body(mode, normalize=mode == "cls"))
+    embedded = Embedded(source, write_pairs(tmp_path), mode)
+    network = load_super_network(source.opened())
+    assert network.kl([UNEQUAL], embedded.batches)[0] == pytest.approx(embedded.distance(UNEQUAL), rel=1e-3)
+    [equal] = network.kl([MAXIMAL], embedded.batches)
+    assert 0 <= equal < 1e-9
+    embeddings, records = embedded.of(UNEQUAL), [json.loads(line) for line in (tmp_path / "pairs.jsonl").open()]
+    texts = AutoTokenizer.from_pretrained(source.base)
+    scores = {texts(record["a"])["input_ids"][1:-1].__str__(): record["score"] for record in records}
+    order = []
+    for batch in embedded.batches:
+        for ids, mask in list(zip(batch["input_ids"], batch["attention_mask"], strict=True))[0::2]:
+            order.append(scores[str(ids[: mask.sum()][1:-1].tolist())])
+    expected = 100 * spearmanr((embeddings[0::2] * embeddings[1::2]).sum(1), order).statistic
+    assert len(order) == 16 and embedded.held.metric == "spearman"
+    assert metric_score("spearman", network, embedded.batches)(UNEQUAL) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Equals evaluations of complete networks."""
+    source = tiny_bert.embedder()
+    embedded = Embedded(source, write_pairs(tmp_path, scored=False))
+    network = load_super_network(source.opened())
+    searched = [0, 1, 2, 6, 7, 8]
+    table = measure_sensitivity(network, embedded.batches, network.reference(embedded.batches), searched)
+    for index in searched:
+        for level, width in enumerate(source.groups()[index][1:], 1):
+            changed = [*MAXIMAL[:index], width, *MAXIMAL[index + 1 :]]
+            assert table.rows[index][level] == pytest.approx(embedded.distance(changed), rel=1e-3, abs=1e-8)
+
+
+@pytest.mark.parametrize("quality", ["kl", "accuracy"])
+def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    source, data, output = tiny_bert.embedder(), write_pairs(tmp_path), tmp_path / "out"
+    options = ("--quality", quality, "--cost", "macs", "--num-prompts", 16, "--evals", 12)
+    ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options, "--json")
+    assert ran.code == 0, ran.err
+    record, embedded = json.loads(ran.out), Embedded(source, data)
+    assert record["data"]["template"] == "mean, normalized"
+    evaluations = record["evaluations"]
+    assert len(evaluations) == 12
+    if quality == "kl":
+        for evaluation in evaluations[:4]:
+            assert evaluation["quality"] == pytest.approx(embedded.distance(evaluation["widths"]), rel=0.05, abs=1e-4)
+        assert record["units"]["kl"] == "cosine distance"
+    else:
+        assert all(-100 <= evaluation["quality"] <= 100 for evaluation in evaluations)
+
+
+def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """No adapter is needed."""
+    base, data = tiny_bert.body(), write_pairs(tmp_path, scored=False)
+    arguments = ("--nncf-config", tiny_bert.space(), "--data", data, "--num-prompts", 16, "--evals", 8, "--cost", "macs")
+    ran = run_cli("search", base, *arguments, "--output", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert min(entry["quality"] for entry in json.loads(ran.out)["evaluations"]) < 1e-6
+
+
+def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    source, output = tiny_bert.embedder(), tmp_path / "out"
+    unscored = write_pairs(tmp_path, scored=False)
+    for options, fault in (
+        (("--quality", "loss"), "--quality loss: embeddings have no labels"),
+        (("--quality", "accuracy", "--num-prompts", 16), "needs scored pairs, such as STS-B's"),
+        (("--num-prompts", 25), "24 prompts; expected at least 25"),
+        (("--prompt", "alpaca"), "a sentence embedding model has no prompts"),
+    ):
+        ran = run_cli("search", *source.arguments(), "--data", unscored, "--output", output, *options)
+        assert ran.code in (1, 2) and fault in " ".join(ran.err.split()), ran.err
+        assert not output.exists()

@@ -19,13 +19,14 @@ from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.evaluate.protocols import CLASSIFY, PROTOCOLS, TASKS, Classify, Protocol, choose_protocol
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, TASKS, Encode, Protocol, choose_protocol
 from lonas_edge.options import given, option
 
 if TYPE_CHECKING:
     from lonas_edge.evaluate.record import EvalRecord
     from lonas_edge.evaluate.settings import EvalSettings
     from lonas_edge.evaluate.targets import Target
+    from lonas_edge.families import Task
 
 _NO_IR, _NO_TORCH, _NO_SOURCE = "no TARGET is an IR", "no TARGET runs in PyTorch", "no TARGET is an adapter or a base model"
 _USED = {  # options that only some targets use, and the message where none does
@@ -55,7 +56,9 @@ class EvalOptions(JsonOptions):
         unset="those that --datasets has",
     )
     datasets: Path | None = option(
-        None, metavar="DIR", help="Directory with TASK/test.json (LLM-Adapters collection) or TASK/dev.tsv (GLUE)."
+        None,
+        metavar="DIR",
+        help="Directory with TASK/test.json (LLM-Adapters collection), TASK/dev.tsv (GLUE) or TASK/corpus.jsonl (BEIR).",
     )
     protocol: str | None = option(
         None,
@@ -104,7 +107,8 @@ def run(options: EvalOptions, where: RunOptions) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
     Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
-    classifiers (BERT) GLUE. With --output, the same command continues a killed evaluation.
+    classifiers (BERT) GLUE, embedding models STS-B and retrieval. With --output, the same command continues a killed
+    evaluation.
     """
     references = options.targets or ((options.model,) if options.model else ())
     if not references:
@@ -116,23 +120,23 @@ def run(options: EvalOptions, where: RunOptions) -> None:
             from lonas_edge.evaluate.run import evaluate_into
             from lonas_edge.evaluate.targets import open_targets, task_of_targets
             from lonas_edge.exporting.exported import store_evaluation
-            from lonas_edge.families import CLASSIFICATION
             from lonas_edge.ir.runtime import check_device
             from lonas_edge.output import OutputDirectory
         used = (*references, options.model, options.nncf_config, options.datasets, *filter(os.path.isfile, options.subnet))
         directory = OutputDirectory(options.output, options.overwrite, used) if options.output else None
         if directory:
             directory.check(_ROOM, resumable=True)
-        classifies = task_of_targets(references) == CLASSIFICATION
-        if classifies:
-            _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), "a classifier has no prompts"))
+        task = task_of_targets(references, options.model)
+        if not task.generates:
+            idle = ("protocol", "prompt", "num_beams")
+            _refuse_idle(options, where, dict.fromkeys(idle, f"a {task.name} has no prompt template"))
         report("Opening", None)
         check_device(where.openvino_device)
         opened = open_targets(references, options.subnet or (None,), where, options.model, options.nncf_config)
         used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
         reasons = {"device": _NO_IR if where.torch_device == "cpu" else _NO_TORCH, **_USED}
         _refuse_idle(options, where, {name: reason for name, reason in reasons.items() if name not in used_by_targets})
-        settings = _settings(options, where, opened, classifies)
+        settings = _settings(options, where, opened, task)
         if options.card:
             _check_cards(opened)
         if directory:  # an adapter may name its base
@@ -145,21 +149,23 @@ def run(options: EvalOptions, where: RunOptions) -> None:
             store_evaluation(target.folder, result.protocol, for_card(result, record))
 
 
-def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", classifies: bool) -> "EvalSettings":
+def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", task: "Task") -> "EvalSettings":
     """Tasks and protocol."""
-    from lonas_edge.evaluate.classification import choose_tasks
+    from lonas_edge.evaluate import classification, embedding
     from lonas_edge.evaluate.settings import EvalSettings
+    from lonas_edge.families import CLASSIFICATION
 
     named = options.tasks or None
-    protocol: Protocol | Classify = CLASSIFY
-    if classifies:
-        tasks = choose_tasks(named, options.datasets)
-    else:
+    protocol: Protocol | Encode
+    if task.generates:
         present = there(TASKS, options.datasets) if named is None else resolve(TASKS, named)
         protocol = choose_protocol(options.protocol, [target.prompt for target in targets], present)
         _refuse_idle(options, where, _not_asked(protocol))
         known = protocol.tasks
         tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
+    else:
+        protocol, chooser = (CLASSIFY, classification) if task is CLASSIFICATION else (EMBED, embedding)
+        tasks = chooser.choose_tasks(named, options.datasets)
     return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
 
 

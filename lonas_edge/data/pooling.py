@@ -7,6 +7,7 @@ also has are read; others are refused by name. No torch.
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
 from lonas_edge.files import decode_json, read_json, read_text, replace_text
 from lonas_edge.schema import field_faults
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MODULES, LENGTH, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 Mode = Literal["mean", "cls", "lasttoken"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+QUERY, PASSAGE = ("query",), ("document", "passage", "corpus")  # prompts that sentence-transformers gives to either
 _POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
 _FLAGS = {  # fields before sentence-transformers 6; several modes are concatenated
     "pooling_mode_cls_token": "cls",
@@ -130,6 +132,12 @@ class Pooling:
             raise LonasEdgeError(f"prompt {name!r}: the model has no such prompt; expected one of: {known}")
         return text if name is None else self.prompts[name] + text
 
+    def prompt(self, *names: str) -> str:
+        """The prompt of the first of these names that the model has, else the default one; empty without either."""
+        return next(
+            (self.prompts[name] for name in names if name in self.prompts), self.prompts.get(self.default_prompt or "", "")
+        )
+
     def write(self, folder: Path, hidden_size: int) -> None:
         """Write sentence-transformers' files into a model's directory."""
         kinds = [("Transformer", ""), ("Pooling", _POOLING)] + [("Normalize", _NORMALIZE)] * self.normalize
@@ -159,6 +167,19 @@ def embeds(folder: Path) -> bool:
     """Whether sentence-transformers' files in a model's directory say that it is an embedding model, not a cross-encoder."""
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
     return (folder / MODULES).exists() and settings.get("model_type") in (None, "SentenceTransformer")
+
+
+def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
+    """The pooling of the first directory that states one; else the mean of all tokens, with a warning unless `warn` is off."""
+    pooling = next((read for folder in folders if (read := read_pooling(folder))), Pooling())
+    if warn and not pooling.stated:
+        warnings.warn(
+            f"{folders[-1]}: no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add "
+            "the files of sentence-transformers if it differs.",
+            LonasEdgeWarning,
+            stacklevel=2,
+        )
+    return pooling
 
 
 def read_pooling(folder: Path) -> Pooling | None:

@@ -1,6 +1,6 @@
 """Classifiers on GLUE's development sets."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from lonas_edge.data.encoding import PairCollator, encode_pairs
+from lonas_edge.data.encoding import encode_pairs
 from lonas_edge.data.glue import TASKS, GlueTask, Pair, task_named
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answer_log import LoggedTarget
+from lonas_edge.evaluate.batches import answered
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.glue import ACCURACY, metrics_of
 from lonas_edge.evaluate.settings import EvalSettings
-from lonas_edge.evaluate.targets import Target
+from lonas_edge.evaluate.targets import Encoder, Target
 from lonas_edge.exporting.evaluations import SkippedSample, TaskResult
 from lonas_edge.progress import Progress
-
-Classifier = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch of `PairCollator` -> logits [texts, outputs]
 
 
 @dataclass(frozen=True)
@@ -109,22 +108,13 @@ def _logits(
         for index, length in zip(dev_set.indices, lengths, strict=True)
         if length > most
     )
-    fitting = sorted((row for row, length in enumerate(lengths) if length <= most), key=lambda row: (-lengths[row], row))
+    fitting = {index: row for index, row, length in zip(dev_set.indices, encoded, lengths, strict=True) if length <= most}
     if not fitting:
         raise LonasEdgeError(f"{target.name}: {dev_set.name}: every text is longer than the context of {most} tokens")
-    collate = PairCollator(target.tokenizer.pad_token_id or 0)
-    logits: dict[int, list[float]] = {}
-    for start in range(0, len(fitting), target.batch_size):
-        progress(f"{target.name}  {dev_set.name}", start / len(fitting))
-        batch = fitting[start : start + target.batch_size]
-        rows = [{**encoded[row], "labels": 0} for row in batch]
-        arrays = {name: tensor.numpy() for name, tensor in collate(rows).items() if name != "labels"}
-        answers = logged.answers(rows, len(rows), partial(_classify, arrays, target.name))
-        logits |= {dev_set.indices[row]: answer for row, answer in zip(batch, answers, strict=True)}
-    return dict(sorted(logits.items())), skipped
+    return answered(logged, dev_set.name, fitting, partial(_classify, name=target.name), progress), skipped
 
 
-def _classify(arrays: Mapping[str, np.ndarray], name: str, model: Classifier) -> list[list[float]]:
+def _classify(arrays: Mapping[str, np.ndarray], model: Encoder, name: str) -> list[list[float]]:
     logits = model(arrays)
     if not np.isfinite(logits).all():
         raise LonasEdgeError(f"{name}: logits are not finite; is the model damaged?")

@@ -21,8 +21,9 @@ class Answers:
     Attributes:
         task: The task.
         samples: Indices in the test set, [questions].
-        correct: 1 for a correct answer, 0 for a wrong one; of a regression minus the distance from the label, [questions].
-        given: The answers: words, or numbers of choices, [questions].
+        correct: 1 for a correct answer, 0 for a wrong one; of a regression minus the distance from the label (of an
+            embedding model: of their ranks); of retrieval the query's nDCG, [questions].
+        given: The answers: words, numbers of choices, cosines, or lists of documents as text, [questions].
         labels: The labels, where the metric is another one of GLUE's than accuracy, [questions].
         metric: The metric.
     """
@@ -67,7 +68,8 @@ class Difference:
         half_width_95: Half of its 95 % interval: a normal approximation of the paired difference, with tasks as strata; by
             bootstrap for other metrics than accuracy. None below two questions of a task, and where all answers are equally
             correct: other questions might show a difference.
-        only_target: Questions that only `target` answers correctly; of a regression, those where it is nearer to the label.
+        only_target: Questions that only `target` answers correctly; of a regression, those where it is nearer to the label;
+            of retrieval, those with a higher nDCG.
         only_against: Questions that only `against` answers correctly.
         mcnemar_p: Two-sided exact p of McNemar's test (1947), a sign test on those two.
         identical: Share of questions with equal answers, right or wrong.

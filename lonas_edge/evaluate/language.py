@@ -21,7 +21,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
-from lonas_edge.evaluate.protocols import GENERATE, TASKS, Classify
+from lonas_edge.evaluate.protocols import GENERATE, TASKS, Encode
 from lonas_edge.evaluate.settings import EvalSettings
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.exporting.evaluations import SHARES, Metric, SkippedSample, TaskResult
@@ -40,7 +40,7 @@ class Language:
 
     def __init__(self, settings: EvalSettings, progress: Progress):
         """Check tasks and data."""
-        assert not isinstance(settings.protocol, Classify)
+        assert not isinstance(settings.protocol, Encode)
         self.settings, self.protocol = settings, settings.protocol
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         hf_datasets.disable_progress_bars()

@@ -17,6 +17,7 @@ from lonas_edge.data.tasks import EXPECTED, Task
 from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template
 from lonas_edge.errors import raise_all
 
+SIMILARITY = "STS-B"  # GLUE's task that embedding models have, too
 TASKS: Mapping[str, Task] = {**commonsense.TASKS, **math_tasks.TASKS}
 Sample = dict[str, Any]
 Document = dict[str, Any]  # a question for the harness's definitions
@@ -161,33 +162,52 @@ def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterabl
     return PROTOCOLS[explicit or (GENERATE if math_only or REFERENCE in prompts else OPTION_TEXT)]
 
 
-_TITLES = {"acc": "accuracy", "f1": "F1", "matthews": "Matthews correlation", "pearson": "Pearson", "spearman": "Spearman"}
+_TITLES = {
+    "acc": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+}
 
 
 @dataclass(frozen=True)
-class Classify:
-    """How classifiers are evaluated: texts or pairs of texts without a prompt, judged by GLUE's metrics of the task.
+class Encode:
+    """How encoders are evaluated: texts without a prompt template, judged by metrics of the task.
 
     Attributes:
         name: Its name in records.
-        metrics: Metrics by development set, as reports name the sets.
+        reported: A phrase for reports.
+        metrics: Metrics by task, as reports name it.
+        others: Metrics of other tasks.
     """
 
     name: str
+    reported: str
     metrics: Mapping[str, Sequence[str]]
+    others: Sequence[str] = ()
     num_beams: None = None
+
+    def metrics_of(self, task: str) -> Sequence[str]:
+        """The metrics of a task; the first one is its accuracy."""
+        return self.metrics.get(task, self.others)
 
     def describe(self, _num_beams: int | None, tasks: Iterable[str]) -> str:
         """Describe it in one line; see `Protocol`."""
-        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics[name])}" for name in tasks]
-        return f"{self.name}: GLUE's development sets; {'; '.join(judged)}"
+        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics_of(name))}" for name in tasks]
+        return f"{self.name}: {self.reported}; {'; '.join(judged)}"
 
 
-CLASSIFY = Classify(
+CLASSIFY = Encode(
     "classify",
+    "GLUE's development sets",
     {
         f"{task.name}-mm" if number else task.name: task.metrics
         for task in glue.TASKS.values()
         for number, _ in enumerate(task.splits)
     },
 )
+EMBED = Encode("embed", "cosines of embeddings", {SIMILARITY: ("spearman", "pearson")}, others=("ndcg_at_10", "mrr_at_10"))
+KNOWN: Mapping[str, Protocol | Encode] = {**PROTOCOLS, CLASSIFY.name: CLASSIFY, EMBED.name: EMBED}  # by name in records

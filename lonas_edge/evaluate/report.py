@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.evaluate.compare import AVERAGE
-from lonas_edge.evaluate.protocols import CLASSIFY, PROTOCOLS, TASKS
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, KNOWN, TASKS
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 from lonas_edge.markdown import markdown_table
@@ -25,12 +25,18 @@ _OF_GLUE = (
     "First metric of each task in percent ± standard error (accuracies by formula, others by bootstrap). "
     "For STS-B a text counts as correct only for the model that is nearer to its label. "
 )
+_OF_EMBEDDINGS = (
+    "First metric of each task in percent ± standard error (STS-B by bootstrap). "
+    "A pair of STS-B counts as correct only for the model that ranks it nearer to its label's rank, "
+    "a query for the one with the higher nDCG@10. "
+)
+_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS}
 DIFFERENCE_HEADINGS = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "McNemar p", "same answers")
 
 
 def explained(record: EvalRecord) -> str:
     """Explain the figures."""
-    return (_OF_GLUE if record.protocol == CLASSIFY.name else _ACCURACY) + _SIZES
+    return _EXPLAINED.get(record.protocol, _ACCURACY) + _SIZES
 
 
 def describe(record: EvalRecord) -> str:
@@ -39,7 +45,7 @@ def describe(record: EvalRecord) -> str:
     own = [task.task for task in tasks if not task.harness]
     parts = []
     if own:
-        protocol = CLASSIFY if record.protocol == CLASSIFY.name else PROTOCOLS[record.protocol]
+        protocol = KNOWN[record.protocol]
         prompts = " or ".join(sorted({target.prompt for target in record.targets} - {""}))
         parts.append(protocol.describe(record.num_beams, own) + (f"; prompt {prompts}" if prompts else ""))
     parts += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]

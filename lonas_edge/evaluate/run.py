@@ -9,6 +9,7 @@ from typing import Any
 from lonas_edge.evaluate.answer_log import FILE, AnswerLog, LoggedTarget
 from lonas_edge.evaluate.classification import Classification
 from lonas_edge.evaluate.compare import Difference, TaskAnswers, compare
+from lonas_edge.evaluate.embedding import Embedding
 from lonas_edge.evaluate.language import Language
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.report import SampleLogs, write
@@ -46,7 +47,7 @@ def evaluate(
 
     Finished answers are saved in the file `log`, or only in memory. Returns the record, and the sample logs by target and task.
     """
-    evaluation: Language | Classification = Classification(settings) if targets[0].outputs else Language(settings, progress)
+    evaluation = _evaluation(targets[0], settings, progress)
     evaluation.check(targets)
     saved = AnswerLog(log)
     results: list[TargetResult] = []
@@ -69,6 +70,12 @@ def evaluate(
     return record, {
         name: {task.result.task: task.samples for task in tasks} for name, tasks in zip(names, answers, strict=True)
     }
+
+
+def _evaluation(target: Target, settings: EvalSettings, progress: Progress) -> Language | Classification | Embedding:
+    if target.pooling:
+        return Embedding(settings)
+    return Classification(settings) if target.outputs else Language(settings, progress)
 
 
 def _differences(names: Sequence[str], answers: Sequence[Sequence[TaskAnswers]]) -> tuple[Difference, ...]:

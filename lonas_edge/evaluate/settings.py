@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.evaluate.protocols import CLASSIFY, Classify, Protocol
+from lonas_edge.evaluate.protocols import CLASSIFY, Encode, Protocol
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class EvalSettings:
     """Tasks, protocol and choice of samples.
 
     Attributes:
-        tasks: Tasks of the protocol, or of lm-evaluation-harness; of classifiers GLUE's.
+        tasks: Tasks of the protocol, or of lm-evaluation-harness; of classifiers GLUE's; of embedding models STS-B or names of
+            retrieval data.
         datasets: Directory of the test sets; only the harness's own tasks need none.
         protocol: The protocol.
         prompt: Name of the prompt; each target's own when None.
@@ -24,7 +25,7 @@ class EvalSettings:
 
     tasks: tuple[str, ...]
     datasets: Path | None
-    protocol: Protocol | Classify = CLASSIFY
+    protocol: Protocol | Encode = CLASSIFY
     prompt: str | None = None
     num_beams: int | None = None
     limit: int | None = None

@@ -1,20 +1,22 @@
 """TARGETs of an evaluation: exported directories, sub-networks of super-adapters, base models; opened without their weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, family_of_config
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, TASKS, Task, family_of_config
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from lonas_edge.network.super_network import SuperNetwork
 
+Encoder = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch of `PairCollator` -> logits or embeddings [texts, …]
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
 _RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
@@ -51,10 +54,11 @@ class Target:
         identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
         batch_size: Prompts of a batch.
         folder: The directory, where `lonas-edge export` wrote it and so has a model card.
-        load: Loads a model of lm-evaluation-harness, or a classifier as a function from batches to logits.
+        load: Loads a model of lm-evaluation-harness, or an encoder as a function from batches to logits or embeddings.
         uses: Arguments of `open_targets` and fields of `RunOptions` that can change it.
         base: The base model's directory, where it is not the target itself.
-        outputs: Names of a classifier's outputs; none of a language model.
+        outputs: Names of a classifier's outputs; none of other models.
+        pooling: Pooling of an embedding model, with the longest text; None for other models.
         template: The prompt `chat`; by the tokenizer's chat template when None.
         close: Releases what it shares with other targets; call it once, after the last answer.
     """
@@ -73,6 +77,7 @@ class Target:
     uses: frozenset[str]
     base: Path | None = None
     outputs: tuple[str, ...] = ()
+    pooling: Pooling | None = None
     template: Template | None = None
     close: Callable[[], None] = lambda: None
 
@@ -109,22 +114,23 @@ def open_targets(
     return opened
 
 
-def task_of_targets(references: Sequence[str]) -> Task:
+def task_of_targets(references: Sequence[str], model: str | None = None) -> Task:
     """The common task of the targets, from their configurations; arguments as for `open_targets`."""
-    tasks = {reference: _task_of(reference) for reference in references}
+    tasks = {reference: _task_of(reference, model) for reference in references}
     if len(set(tasks.values())) > 1:
         kinds = ", ".join(f"{reference} is a {task.name}" for reference, task in tasks.items())
         raise LonasEdgeError(f"{kinds}: evaluate them separately, because they have no task in common")
-    if EMBEDDING in tasks.values():
-        raise LonasEdgeError(f"{references[0]}: a {EMBEDDING.name}; expected a {CAUSAL_LM.name} or a {CLASSIFICATION.name}")
     return next(iter(tasks.values()))
 
 
-def _task_of(reference: str) -> Task:
+def _task_of(reference: str, model: str | None) -> Task:
     folder = locate(reference, weights=False).folder
+    if (folder / MODEL).exists():
+        return open_exported(folder, ours=(folder / MANIFEST).exists()).task
     if (folder / adapters.CONFIG).exists():
         stated = read_json(folder / adapters.CONFIG).get("task_type")
-        return next((task for task in TASKS if task.peft == stated), CAUSAL_LM)
+        known = next((task for task in TASKS if task.peft == stated), None)
+        return known or open_source(reference, model, weights=False, elastic=False).architecture.family.task
     return task_of_folder(folder) or CAUSAL_LM
 
 
@@ -178,10 +184,11 @@ class _Opener:
 
             return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
 
-        def load_classifier() -> Any:
-            return open_model(folder / MODEL, run.openvino_device, properties)
+        def load_encoder() -> Encoder:
+            encode = open_model(folder / MODEL, run.openvino_device, properties)
+            return embedder_of(encode, pooling) if pooling else encode
 
-        classifies = exported.task == CLASSIFICATION
+        classifies, pooling = exported.task == CLASSIFICATION, _limited(exported.pooling, tokenizer, max_length)
         batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
         packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
         conditions = {"device": run.openvino_device, "properties": properties, "batch_size": batch_size}
@@ -193,12 +200,13 @@ class _Opener:
             max_length=max_length,
             tokenizer=tokenizer,
             sizes=exported.manifest.sizes.subnetwork if exported.manifest else None,
-            identity={"files": self._hashes(folder), **conditions, "versions": versions(packages)},
+            identity={"files": self._hashes(folder), **_stated(pooling), **conditions, "versions": versions(packages)},
             batch_size=batch_size,
             folder=folder if exported.manifest else None,
-            load=load_classifier if classifies else load,
+            load=load_encoder if pooling or classifies else load,
             uses=frozenset({"properties", *(["device"] if run.torch_device == "cpu" else [])}),
             outputs=_outputs(exported.config) if classifies else (),
+            pooling=pooling,
         )
 
     def checkpoint(self, folder: Path) -> Target:
@@ -211,7 +219,8 @@ class _Opener:
         load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
         files = {"checkpoint": self._hashes(folder)}
         name, sizes = folder.resolve().name, manifest.sizes.subnetwork
-        return replace(self._torch(name, folder, load, files, sizes, _prompt_in(manifest)), folder=folder)
+        target = self._torch(name, folder, load, files, sizes, _prompt_in(manifest), pooling=manifest.pooling)
+        return replace(target, folder=folder)
 
     def subnetworks(self, source: Source, subnets: Sequence[str | None]) -> list[Target]:
         """Sub-networks of one SOURCE."""
@@ -237,6 +246,7 @@ class _Opener:
             source.sizes(chosen),
             choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None),
             source.head,
+            source.pooling,
         )
         uses = {"model", "nncf_config"} | ({"subnet"} if elastic else set())
         return replace(target, uses=target.uses | uses, base=source.base.folder, template=own, close=shared.close)
@@ -250,6 +260,7 @@ class _Opener:
         sizes: Sizes,
         prompt: str,
         head: Mapping[str, Any] | None = None,
+        pooling: Pooling | None = None,
     ) -> Target:
         run = self.run
         config = {**read_json(folder / "config.json"), **(head or {})}
@@ -258,7 +269,8 @@ class _Opener:
         if run.torch_device == "cuda" and not torch.cuda.is_available():
             raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
         tokenizer = _tokenizer(folder)
-        batch_size = _batch_size(sizes.bytes["fp16"], run)
+        batch_size, max_length = _batch_size(sizes.bytes["fp16"], run), config.get("max_position_embeddings") or 2048
+        pooling = _limited(pooling, tokenizer, max_length)
 
         def load() -> "LM":
             from lonas_edge.evaluate.torch_lm import TorchLM
@@ -266,8 +278,9 @@ class _Opener:
             model = load_model().to(run.torch_device)
             return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
 
-        def load_classifier() -> Any:
-            return torch_classifier(load_model().to(run.torch_device))
+        def load_encoder() -> Encoder:
+            encode = torch_encoder(load_model().to(run.torch_device), "last_hidden_state" if pooling else "logits")
+            return embedder_of(encode, pooling) if pooling else encode
 
         conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
         return Target(
@@ -275,15 +288,16 @@ class _Opener:
             kind="torch",
             precision=run.torch_dtype,
             prompt=prompt,
-            max_length=config.get("max_position_embeddings") or 2048,
+            max_length=max_length,
             tokenizer=tokenizer,
             sizes=sizes,
-            identity={"files": files, **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
+            identity={"files": files, **_stated(pooling), **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
             batch_size=batch_size,
             folder=None,
-            load=load_classifier if classifies else load,
+            load=load_encoder if pooling or classifies else load,
             uses=frozenset({"torch_dtype", *(["device"] if run.torch_device == "cuda" else [])}),
             outputs=_outputs(config) if classifies else (),
+            pooling=pooling,
         )
 
     def _hashes(self, folder: Path) -> dict[str, str]:
@@ -293,15 +307,36 @@ class _Opener:
         return self._hashed[folder]
 
 
-def torch_classifier(model: Any) -> Callable[[Mapping[str, Any]], Any]:
-    """A Hugging Face classifier as a function from a batch of arrays to logits, an array [texts, outputs]."""
+def torch_encoder(model: Any, output: str) -> Encoder:
+    """A Hugging Face encoder as a function to one of its outputs, an array."""
 
-    def classify(batch: Mapping[str, Any]) -> Any:
+    def encode(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
             inputs = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
-            return model(**inputs).logits.float().cpu().numpy()
+            answers: np.ndarray = getattr(model(**inputs), output).float().cpu().numpy()
+            return answers
 
-    return classify
+    return encode
+
+
+def embedder_of(encode: Encoder, pooling: Pooling) -> Encoder:
+    """An encoder of hidden states [texts, tokens, hidden] as a function to embeddings [texts, hidden]."""
+
+    def embed(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        hidden, mask = torch.from_numpy(encode(batch)), torch.from_numpy(batch["attention_mask"])
+        embeddings: np.ndarray = pooling.pooled(hidden, mask).numpy()
+        return embeddings
+
+    return embed
+
+
+def _limited(pooling: Pooling | None, tokenizer: Any, context: int) -> Pooling | None:
+    return pooling.limited(tokenizer.model_max_length, context) if pooling else None
+
+
+def _stated(pooling: Pooling | None) -> dict[str, Any]:
+    """Pooling in a target's identity: its files are hashed in the directory itself only."""
+    return {"pooling": asdict(pooling)} if pooling else {}
 
 
 def _is_checkpoint(folder: Path) -> bool:

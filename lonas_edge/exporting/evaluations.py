@@ -11,7 +11,9 @@ from lonas_edge.space.complexity import Sizes
 
 FILE = "lonas_edge_eval.json"
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
-CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's, also reported in percent
+CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's
+RANKINGS = ("ndcg_at_10", "mrr_at_10")  # of retrieval
+_IN_PERCENT = (*SHARES, *CORRELATIONS, *RANKINGS)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TaskResult:
 
     Attributes:
         metric: The metric that counts as its accuracy.
-        accuracy: In percent; the plain value if the metric is neither a share of correct answers nor a correlation.
+        accuracy: In percent; the plain value if the metric is none of those reported in percent.
         accuracy_stderr: Its standard error in the same unit.
         questions: Number of evaluated samples.
         skipped: Skipped samples.
@@ -57,14 +59,14 @@ class TaskResult:
     @classmethod
     def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], **others: Any) -> Self:
         """Make a result from all metrics of a task and the name of the one that counts."""
-        unit, counted = 100 if metric in (*SHARES, *CORRELATIONS) else 1, metrics[metric]
+        unit, counted = 100 if metric in _IN_PERCENT else 1, metrics[metric]
         error = None if counted.stderr is None else unit * counted.stderr
         return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), **others)
 
     @property
     def is_share(self) -> bool:
         """Whether its accuracy is in percent, so that it counts in an average."""
-        return self.metric in (*SHARES, *CORRELATIONS)
+        return self.metric in _IN_PERCENT
 
 
 @dataclass(frozen=True)

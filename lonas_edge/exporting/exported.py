@@ -14,6 +14,7 @@ from typing import Annotated, Any, Required
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from lonas_edge.data.pooling import Pooling, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, record_rewritten
@@ -67,6 +68,13 @@ class Exported:
         if self.embeds or not family:
             return EMBEDDING if self.embeds else CAUSAL_LM
         return CLASSIFICATION if family.task is EMBEDDING else family.task
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """Pooling of an embedding model: as recorded, else by its files, else the mean, with a warning; else None."""
+        if self.task is not EMBEDDING:
+            return None
+        return (self.manifest.pooling if self.manifest else None) or pooling_of(self.folder)
 
     @property
     def own_manifest(self) -> Manifest:

@@ -2,7 +2,7 @@
 
 import json
 
-from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.exporting import ovms
 from lonas_edge.exporting.evaluations import Evaluations
@@ -65,9 +65,8 @@ def _with_pooling(line: str, pooling: Pooling | None) -> str:
         return line
     mode = {"mean": "MEAN", "cls": "CLS", "lasttoken": "LAST_TOKEN"}[pooling.mode]
     arguments = [f"pooling_type=TextEmbeddingPipeline.PoolingType.{mode}", f"normalize={pooling.normalize}"]
-    default = pooling.prompts.get(pooling.default_prompt or "", "")
-    for argument, names in (("query", ("query",)), ("embed", ("document", "passage", "corpus"))):
-        prompt = next((pooling.prompts[name] for name in names if name in pooling.prompts), default)
+    for argument, names in (("query", QUERY), ("embed", PASSAGE)):
+        prompt = pooling.prompt(*names)
         arguments += [f"{argument}_instruction={json.dumps(prompt, ensure_ascii=False)}"] if prompt else []
     return line.replace("LENGTH", str(pooling.max_length)).replace("POOLING", ", ".join(arguments))
 

@@ -5,15 +5,14 @@ space); or a base model. Each may be a directory or a hub id.
 """
 
 import shlex
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.glue import TASKS as GLUE
-from lonas_edge.data.pooling import Pooling, embeds, read_pooling
-from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
+from lonas_edge.data.pooling import Pooling, embeds, pooling_of
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, TASKS, Task, family_of, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
@@ -280,7 +279,8 @@ def open_source(
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
-    pooling = _pooling(adapter, base, weights) if architecture.family.task is EMBEDDING else None
+    folders = [each.folder for each in (adapter, base) if each]
+    pooling = pooling_of(*folders, warn=weights) if architecture.family.task is EMBEDDING else None
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)
     if training and training.recovered and training.recovered.widths and elastic:
         raise_all(
@@ -311,20 +311,6 @@ def _head_fields(config: Any, task: Task | None, outputs: Sequence[str] | int | 
     """Fields of `config.json` that change with the task and the outputs of a head."""
     family = family_of(config.model_type, task, config.architectures or ())
     return {**family.task.head_fields(config, outputs), **family.class_fields(config.model_type)} if family else {}
-
-
-def _pooling(adapter: Located | None, base: Located, used: bool) -> Pooling:
-    """The pooling of the adapter or else of the base; warns of an assumed one that is `used`."""
-    folders = [located.folder for located in (adapter, base) if located]
-    pooling = next((read for folder in folders if (read := read_pooling(folder))), Pooling())
-    if used and not pooling.stated:
-        warnings.warn(
-            f"{base.folder}: no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add "
-            "the files of sentence-transformers if it differs.",
-            LonasEdgeWarning,
-            stacklevel=2,
-        )
-    return pooling
 
 
 def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:

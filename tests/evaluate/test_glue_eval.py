@@ -179,7 +179,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
         (
             [*on, "--tasks", "RTE", "--protocol", "option-text"],
             2,
-            "--protocol has no effect: a classifier has no prompts",
+            "--protocol has no effect: a sequence classifier has no prompt template",
         ),
         ([*source.arguments(), "--tasks", "RTE"], 1, "--datasets DIR is needed"),
         ([tiny_bert.base(), tiny_models.base("llama"), "--datasets", data, "--tasks", "RTE"], 1, "they have no task in common"),

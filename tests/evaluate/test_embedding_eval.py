@@ -1,0 +1,332 @@
+"""Embedding models on STS-B and retrieval data: targets of every kind vs. the oracle, differences, resuming, refusals."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr, rankdata, spearmanr
+from tiny_bert import CONTEXT, TinyBert, oracle_embeddings, oracle_hidden, tokenizer
+from tiny_models import TinyModels, TinySource
+
+from lonas_edge.evaluate import targets
+from lonas_edge.exporting.export import ExportOptions, export
+
+WORDS = ("the", "good", "bad", "film", "not", "is", "same", "we", "a.")
+MINIMAL, MAXIMAL = ([32] * 3 + [6] * 3 + [64] * 3, [64] * 3 + [8] * 3 + [128] * 3)
+F32 = ("--property", "INFERENCE_PRECISION_HINT=f32")
+PAIRS = 60
+
+
+def drawn_text(draw: random.Random, longest: int = 30) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+
+
+def write_similarity(folder: Path, longest: int = 30) -> list[tuple[str, str, float]]:
+    """A made up STS-B; every tenth pair has equal texts."""
+    draw = random.Random(5)
+    pairs = [(drawn_text(draw, longest), drawn_text(draw, longest), draw.randint(0, 20) / 4) for _ in range(PAIRS)]
+    pairs[::10] = [(first, first, 5.0) for first, _, _ in pairs[::10]]
+    rows = ["index\tsentence1\tsentence2\tscore", *(f"{i}\t{a}\t{b}\t{score}" for i, (a, b, score) in enumerate(pairs))]
+    (folder / "STS-B").mkdir(parents=True)
+    (folder / "STS-B/dev.tsv").write_text("\n".join(rows) + "\n")
+    return pairs
+
+
+def embedded(
+    source: TinySource, widths: list[int], texts: Sequence[str], length: int = CONTEXT, mode: str = "mean"
+) -> np.ndarray:
+    """Embeddings of length 1 by the oracle, each text cut after so many tokens and alone in its batch."""
+    encode, rows = tokenizer(), []
+    for text in texts:
+        inputs = encode(text, truncation=True, max_length=length, return_tensors="pt", return_token_type_ids=True)
+        rows.append(oracle_embeddings(oracle_hidden(source, widths, inputs), inputs["attention_mask"], mode))
+    return torch.cat(rows).numpy()
+
+
+def cosines_of(source: TinySource, widths: list[int], pairs: Any, prompt: str = "", **options: Any) -> np.ndarray:
+    first, second = (embedded(source, widths, [prompt + pair[side] for pair in pairs], **options) for side in (0, 1))
+    return (first * second).sum(1)
+
+
+def result(ran: Any) -> dict[str, Any]:
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out)
+
+
+def logged(folder: Path, name: str, task: str = "STS-B") -> list[dict[str, Any]]:
+    log = folder / "samples" / name.replace(":", "_") / f"samples_{task}.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def assert_figures(target: dict[str, Any], rows: list[dict[str, Any]], expected: np.ndarray, labels: Sequence[float]) -> None:
+    """Cosines vs. the oracle's, and both correlations vs. SciPy's of those."""
+    (task,) = target["tasks"]
+    assert np.abs(np.array([row["answer"] for row in rows]) - expected).max() < 1e-4
+    assert list(task["metrics"]) == ["spearman", "pearson"] and task["skipped"] == []
+    spearman, pearson = spearmanr(expected, labels).statistic, pearsonr(expected, labels).statistic
+    assert task["accuracy"] == pytest.approx(100 * spearman, abs=0.05)  # cosines of 60 pairs differ by more than 1e-4
+    assert task["metrics"]["spearman"]["value"] == pytest.approx(spearman, abs=5e-4)
+    assert task["metrics"]["pearson"]["value"] == pytest.approx(pearson, abs=5e-4)
+    assert target["average"] == task["accuracy"] and task["questions"] == len(labels)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The minimal sub-network as fp32 IR, cut after 24 tokens. Not to be changed."""
+    source, folder = tiny_bert.embedder(tiny_bert.body("mean", True, max_length=24)), tmp_path_factory.mktemp("exported")
+    opened = source.opened()
+    export(opened, opened.subnetwork(MINIMAL), folder / "ir", ExportOptions(weight_format="fp32", verify=False))
+    return folder / "ir"
+
+
+def stock(exported: Path, folder: Path, pooling: str | None = None) -> Path:
+    """The IR as `optimum-cli` leaves it, whose config.json may name another head; with a pooling of sentence-transformers."""
+    ours = ("lonas_edge*", "README.md", "subnetwork.json", "modules.json", "*Pooling", "*sentence*")
+    shutil.copytree(exported, folder, ignore=shutil.ignore_patterns(*ours))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    if pooling:
+        (folder / "1_Pooling").mkdir()
+        kinds = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+        (folder / "modules.json").write_text(json.dumps(kinds))
+        (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": pooling}))
+    return folder
+
+
+def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """An IR, sub-networks in PyTorch, a checkpoint; the default prompt and the longest text of the base; cards."""
+    settings = {"max_length": 16, "prompts": {"query": "not the film: "}, "default_prompt_name": "query"}
+    source, data = tiny_bert.embedder(tiny_bert.body("mean", True, **settings)), tmp_path / "data"
+    pairs = write_similarity(data)
+    assert sum(len(first.split()) > 16 for first, _, _ in pairs) > 10
+    for stage in ("ir", "checkpoint"):
+        options = {"weight_format": "fp32"} if stage == "ir" else {}
+        export(source.opened(), source.subnetwork(MINIMAL), tmp_path / stage, ExportOptions(stage=stage, **options))
+    names = ["ir", f"{source.adapter.name}:maximal", f"{source.adapter.name}:minimal", "checkpoint"]
+    arguments = [tmp_path / "ir", source.adapter, tmp_path / "checkpoint", *source.arguments()[1:], "--batch-size", 7, *F32]
+    arguments += ["--subnet", "maximal,minimal", "--tasks", "stsb", "--datasets", data, "--output", tmp_path / "out"]
+    report = result(run_cli("eval", *arguments, "--card", "--json"))
+    assert report["protocol"] == "embed" and [target["name"] for target in report["targets"]] == names
+    labels, expected = [label for _, _, label in pairs], {}
+    for target, widths in zip(report["targets"], (MINIMAL, MAXIMAL, MINIMAL, MINIMAL), strict=True):
+        expected[target["name"]] = cosines_of(source, widths, pairs, settings["prompts"]["query"], length=16)
+        rows = logged(tmp_path / "out", target["name"])
+        assert [(*row["texts"], row["label"]) for row in rows] == pairs
+        assert_figures(target, rows, expected[target["name"]], labels)
+        assert target["answered"] == len({text for pair in pairs for text in pair[:2]})
+    assert np.abs(expected[names[0]] - expected[names[1]]).max() > 0.01
+    for stage in ("ir", "checkpoint"):
+        card = (tmp_path / stage / "README.md").read_text()
+        assert "embed: cosines of embeddings; STS-B: Spearman, Pearson" in card
+        assert f"| {report['targets'][0]['tasks'][0]['accuracy']:.1f} ± " in card
+    assert "ranks it nearer to its label's rank" in (tmp_path / "out/eval.md").read_text()
+
+
+def test_paired_differences(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """By SciPy on the answers: the difference, who ranks which pair nearer, a paired bootstrap of another seed."""
+    source, data = tiny_bert.embedder(), tmp_path / "data"
+    pairs = write_similarity(data)
+    command = ["eval", *source.arguments(), "--subnet", "maximal,minimal", "--datasets", data, "--output", tmp_path / "out"]
+    report = result(run_cli(*command, "--json"))
+    labels = np.array([label for _, _, label in pairs])
+    first, second = (np.array([row["answer"] for row in logged(tmp_path / "out", t["name"])]) for t in report["targets"])
+    (difference,) = report["differences"]
+    points = 100 * (spearmanr(second, labels).statistic - spearmanr(first, labels).statistic)
+    assert difference["points"] == pytest.approx(points) and difference["scope"] == "STS-B"
+    far, near = (abs(rankdata(given) - rankdata(labels)) for given in (first, second))
+    assert (difference["only_target"], difference["only_against"]) == ((near < far).sum(), (near > far).sum())
+    draw, spread = np.random.default_rng(9), []
+    for _ in range(1000):
+        rows = draw.integers(PAIRS, size=PAIRS)
+        spread.append(spearmanr(second[rows], labels[rows]).statistic - spearmanr(first[rows], labels[rows]).statistic)
+    assert difference["half_width_95"] == pytest.approx(196 * np.std(spread), rel=0.15)  # 500 draws: 3 % of error each
+
+
+@pytest.mark.parametrize(("mode", "stated"), [("mean", False), ("cls", True), ("lasttoken", True)])
+def test_an_ir_of_another_tool(
+    mode: str, stated: bool, exported: Path, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path
+) -> None:
+    """Its pooling is that of sentence-transformers' files; without them the mean is assumed, with a warning."""
+    pairs = write_similarity(tmp_path / "data")
+    folder = stock(exported, tmp_path / "stock", mode if stated else None)
+    ran = run_cli("eval", folder, "--datasets", tmp_path / "data", *F32, "--output", tmp_path / "out", "--json")
+    expected = cosines_of(tiny_bert.embedder(), MINIMAL, pairs, length=24, mode=mode)
+    assert_figures(result(ran)["targets"][0], logged(tmp_path / "out", "stock"), expected, [label for _, _, label in pairs])
+    assert ("stock: no modules.json, so its pooling is unknown; assuming the mean" in ran.err) is not stated
+
+
+def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """A base directory, and an adapter without a task, which the base decides; texts are cut at the context."""
+    base, pairs = tiny_bert.body("cls", False), write_similarity(tmp_path / "data", longest=90)
+    source = tiny_bert.embedder(base)
+    bare = source.copied_to(tmp_path)
+    config = json.loads((bare.adapter / "adapter_config.json").read_text())
+    (bare.adapter / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
+    command = ["eval", base, bare.adapter, "--model", base, "--datasets", tmp_path / "data", "--output", tmp_path / "out"]
+    report = result(run_cli(*command, "--json"))
+    labels = [label for _, _, label in pairs]
+    for target, adapter in zip(report["targets"], (None, source.adapter), strict=True):
+        expected = cosines_of(replace(source, adapter=adapter, space=None), [], pairs, mode="cls")
+        assert_figures(target, logged(tmp_path / "out", target["name"]), expected, labels)
+
+
+def test_a_killed_evaluation_continues(
+    exported: Path, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the answers that it has; not after a change of the pooling, whose file is in a subdirectory."""
+    write_similarity(tmp_path / "data")
+    folder, batches, embedder = stock(exported, tmp_path / "stock", "mean"), [], targets.embedder_of
+    command = ["eval", folder, "--datasets", tmp_path / "data", *F32, "--batch-size", 10, "--json"]
+    (expected,) = result(run_cli(*command))["targets"]
+
+    def interrupted(*arguments: Any) -> Any:
+        embed = embedder(*arguments)
+
+        def counted(batch: Any) -> Any:
+            batches.append(len(batch["input_ids"]))
+            if len(batches) == 4:
+                raise KeyboardInterrupt
+            return embed(batch)
+
+        return counted
+
+    command += ["--output", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "embedder_of", interrupted)
+        ran = run_cli(*command)
+    assert ran.code == 1 and (tmp_path / "out.partial").exists()
+    pooling = folder / "1_Pooling/config.json"
+    pooling.write_text(json.dumps({"pooling_mode": "cls"}))
+    ran = run_cli(*command)
+    assert ran.code == 1 and "targets stock pooling mode: was mean, is cls" in ran.err
+    pooling.write_text(json.dumps({"pooling_mode": "mean"}))
+    (found,) = result(run_cli(*command))["targets"]
+    assert found["answered"] == expected["answered"] - 30 and found["tasks"] == expected["tasks"]
+
+
+def write_retrieval(folder: Path, queries: int = 12, passages: int = 40) -> dict[str, dict[str, int]]:
+    """Made up retrieval data; grades by query. The first query's text is a passage of the same id."""
+    draw, folder = random.Random(3), folder / "tiny"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {f"d{index}": {"title": drawn_text(draw, 3), "text": drawn_text(draw, 20)} for index in range(passages)}
+    asked = {f"q{index}": drawn_text(draw, 6) for index in range(queries)}
+    texts["q0"] = {"text": asked["q0"]}
+    grades = {query: {name: draw.randint(0, 2) for name in draw.sample(sorted(texts), 15)} for query in asked}
+    grades["q0"].pop("q0", None)
+    grades["q1"] = {"d3": 0}  # no relevant passage: not evaluated
+    rows = [f"{query}\t{name}\t{grade}" for query, row in grades.items() for name, grade in row.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"_id": name, **text}) + "\n" for name, text in texts.items()))
+    (folder / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in asked.items())
+    )
+    (folder / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+    return grades
+
+
+def test_retrieval(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """nDCG@10 and MRR@10 by their definitions on the oracle's cosines; prompts of queries and passages."""
+    settings = {"prompts": {"query": "is ", "passage": "film: "}}
+    source, data = tiny_bert.embedder(tiny_bert.body("mean", True, **settings)), tmp_path / "data"
+    grades = write_retrieval(data)
+    write_similarity(data)
+    command = ["eval", *source.arguments(), "--subnet", "maximal,minimal", "--datasets", data, "--output", tmp_path / "out"]
+    report = result(run_cli(*command, "--json"))
+    asked, texts = (
+        {row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in map(json.loads, path.read_text().splitlines())}
+        for path in (data / "tiny/queries.jsonl", data / "tiny/corpus.jsonl")
+    )
+    del asked["q1"]
+    gains = []
+    for target, widths in zip(report["targets"], (MAXIMAL, MINIMAL), strict=True):
+        similarity, task = target["tasks"]
+        assert (similarity["task"], task["task"], task["metric"], task["questions"]) == ("STS-B", "tiny", "ndcg_at_10", 11)
+        passages = embedded(source, widths, [f"film: {text}" for text in texts.values()])
+        ndcg, reciprocal = [], []
+        for query, row in zip(asked, embedded(source, widths, [f"is {text}" for text in asked.values()]), strict=True):
+            scores = dict(zip(texts, passages @ row, strict=True))
+            nearest = [name for name in sorted(scores, key=scores.__getitem__, reverse=True) if name != query][:10]
+            found = [grades[query].get(name, 0) for name in nearest]
+            best = sorted(grades[query].values())[::-1][:10]
+            dcg, ideal = (sum(g / math.log2(1 + rank) for rank, g in enumerate(row, 1)) for row in (found, best))
+            ndcg.append(dcg / ideal)
+            reciprocal.append(max((1 / rank for rank, grade in enumerate(found, 1) if grade > 0), default=0))
+        assert task["accuracy"] == pytest.approx(100 * np.mean(ndcg)) and 10 < task["accuracy"] < 90
+        assert task["accuracy_stderr"] == pytest.approx(100 * np.std(ndcg, ddof=1) / 11**0.5)
+        assert task["metrics"]["mrr_at_10"]["value"] == pytest.approx(np.mean(reciprocal))
+        assert target["average"] == pytest.approx((similarity["accuracy"] + task["accuracy"]) / 2)
+        rows = logged(tmp_path / "out", target["name"], "tiny")
+        assert [row["query"] for row in rows] == list(asked) and [row["ndcg_at_10"] for row in rows] == pytest.approx(ndcg)
+        gains.append(np.array(ndcg))
+    difference = next(each for each in report["differences"] if each["scope"] == "tiny")
+    assert difference["points"] == pytest.approx(100 * (gains[1] - gains[0]).mean())
+    assert difference["only_target"] == (gains[1] > gains[0] + 1e-9).sum() and difference["questions"] == 11
+    assert "tiny: nDCG@10, MRR@10" in (tmp_path / "out/eval.md").read_text()
+
+
+def test_other_tasks_are_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
+    write_similarity(tmp_path / "data"), write_retrieval(tmp_path / "data")
+    on = [*tiny_bert.embedder().arguments(), "--datasets", tmp_path / "data"]
+    for arguments, code, message in (
+        ([*on, "--tasks", "RTE,boolq,../data/tiny"], 1, "RTE: no corpus.jsonl in"),
+        ([*on, "--tasks", "boolq"], 1, "Its tasks in " + str(tmp_path / "data") + ": STS-B, tiny."),
+        ([*on, "--protocol", "generate"], 2, "--protocol has no effect: a sentence embedding model has no prompt template"),
+        (on[:-2], 1, "--datasets DIR is needed: a directory with STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR)"),
+        ([*on[:-1], tmp_path], 1, "expected STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR), found neither"),
+        ([*on[:-1], tmp_path, "--tasks", "STS-B"], 1, "STS-B/dev.tsv: the data of STS-B cannot be read"),
+        ([*on, tiny_bert.base()], 1, "is a sequence classifier: evaluate them separately"),
+        ([*on, tiny_models.base("llama")], 1, "is a causal language model: evaluate them separately"),
+    ):
+        ran = run_cli("eval", *arguments)
+        plain = " ".join(ran.err.replace("│", " ").split())
+        assert ran.code == code and " ".join(message.split()) in plain and "Traceback" not in plain, ran.err
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("STS-B/dev.tsv", "\t5.0\n", "\t5.5\n", "line 2: score '5.5': expected a number from 0 to 5"),
+        ("STS-B/dev.tsv", "\t5.0\n", "\tnan\n", "line 2: score 'nan': expected a number from 0 to 5"),
+        ("STS-B/dev.tsv", "index\tsentence1\tsentence2", "index\tsentence1\tother", "sentence2 missing; expected the columns"),
+        ("STS-B/dev.tsv", "\n1\t", "\n1\ta\t\t3\n2\t", "line 3: no text in sentence2"),
+        ("STS-B/dev.tsv", "\n1\t", "\n1\ta\t3\n2\t", "line 3: 3 columns, expected 4"),
+        ("tiny/corpus.jsonl", '"d1"', '"d0"', "corpus.jsonl line 2: _id 'd0' was there before; expected unique ones"),
+        ("tiny/corpus.jsonl", '"_id": "d1"', '"id": "d1"', "corpus.jsonl line 2: _id: Field required"),
+        ("tiny/queries.jsonl", '{"_id": "q0"', '["q0"', "queries.jsonl line 1: not readable as JSON"),
+        ("tiny/queries.jsonl", '"_id": "q0"', '"_id": 0', "queries.jsonl line 1: _id: Input should be a valid string, found 0"),
+        ("tiny/qrels/test.tsv", "query-id", "query", "test.tsv line 1: expected the columns query-id, corpus-id, score, found"),
+        ("tiny/qrels/test.tsv", "score\nq0\t", "score\nq99\t", "test.tsv line 2: query-id 'q99' is not in queries.jsonl"),
+        ("tiny/qrels/test.tsv", "score\nq0\t", "score\nq0\td99\t1\nq0\t", "corpus-id 'd99' is not in corpus.jsonl"),
+        (
+            "tiny/qrels/test.tsv",
+            "score\nq0\t",
+            "score\nq0\td1\thigh\nq0\t",
+            "test.tsv line 2: score 'high': expected an integer",
+        ),
+        ("tiny/qrels/test.tsv", "score\nq0\t", f"score\nq0\td1\t{'9' * 5000}\nq0\t", "line 2: score '99999"),
+        ("tiny/qrels/test.tsv", "score\nq0\t", "score\nq0\nq0\t", "test.tsv line 2: 1 columns, expected 3"),
+    ],
+)
+def test_bad_data(file: str, old: str, new: str, message: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    write_similarity(tmp_path), write_retrieval(tmp_path)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new, 1))
+    ran = run_cli("eval", tiny_bert.body(), "--datasets", tmp_path)
+    assert ran.code == 1 and message in ran.err and "Traceback" not in ran.err and not ran.out, ran.err
+
+
+def test_a_damaged_model_is_refused(
+    tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_similarity(tmp_path)
+    monkeypatch.setattr(targets, "embedder_of", lambda *_: lambda batch: np.full((len(batch["input_ids"]), 4), np.nan))
+    ran = run_cli("eval", tiny_bert.body(), "--datasets", tmp_path)
+    assert ran.code == 1 and "embeddings are not finite; is the model damaged?" in ran.err, ran.err

@@ -1,12 +1,13 @@
 """Tiny random BERT classifiers and embedding models, their adapters and search spaces on disk, and oracles of their outputs.
 
 An oracle is plain torch in float64, written from the definitions (Devlin et al. 2019; LoNAS). It runs no model of transformers
-and nothing of the package. It removes channels and whole heads beyond a width.
+and nothing of the package. It removes channels and whole heads beyond a width, and whole layers.
 """
 
 import json
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ class TinyBert:
             path.write_text(json.dumps(generate_space(architecture, RATIOS, RANKS)))
         return path
 
+    def deep(self, source: TinySource, *removable: int, only: bool = False) -> TinySource:
+        """A source whose space also has `removable` layers, by default 2 and 0; and `only` these where nothing else varies."""
+        path = self.folder / f"deep-{removable}-{only}.json"
+        content = json.loads(source.space.read_text())
+        elasticity = content["bootstrapNAS"]["training"]["elasticity"]
+        blocks = [[f"bert.encoder.layer.{index}"] for index in removable or (2, 0)]
+        elasticity["lonas_edge"] = {"version": 1, "blocks": blocks}
+        if only:
+            elasticity["width"]["overwrite_groups_widths"] = [v[:1] for v in elasticity["width"]["overwrite_groups_widths"]]
+        path.write_text(json.dumps(content))
+        return replace(source, space=path)
+
     def source(self, outputs: int = 2, headless: bool = True, **options: Any) -> TinySource:
         """Base, adapter and search space."""
         return TinySource("bert", self.base(headless), self.adapter(outputs, **options), self.space())
@@ -188,19 +201,27 @@ def oracle_embeddings(hidden: torch.Tensor, mask: torch.Tensor, mode: str = "mea
 
 
 def chosen_weights(base: Path, adapter: Path | None, space: Path | None, widths: list[int]) -> tuple[dict, dict]:
-    """Merged weights of the whole model, float64, and the channels that each reader keeps."""
+    """Merged weights of the whole model, float64, and the channels that each reader keeps; none in removed layers."""
     weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
     if "embeddings.word_embeddings.weight" in weights:
         weights = {f"bert.{name}": tensor for name, tensor in weights.items()}
-    groups = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"]["width"] if space else {}
-    assert all(w in a for w, a in zip(widths, groups.get("overwrite_groups_widths", []), strict=True))
+    elasticity = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"] if space else {}
+    blocks = elasticity.get("lonas_edge", {}).get("blocks", [])
+    values = elasticity.get("width", {}).get("overwrite_groups_widths", []) + [[1, 0] for _ in blocks]
+    assert all(width in admissible for width, admissible in zip(widths, values, strict=True))
+    removed = {
+        int(path.rpartition(".")[2])
+        for paths, kept in zip(blocks, widths[3 * LAYERS :], strict=True)
+        for path in paths
+        if not kept
+    }
     heads, ranks, mlps = (widths[start : start + LAYERS] for start in (0, LAYERS, 2 * LAYERS)) if space else ([], [], [])
     if adapter:
         merge(weights, adapter, ranks)
     order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else {}
     order = {with_prefix(name): columns for name, columns in order.items()}
     kept = {}
-    for index in range(LAYERS):
+    for index in set(range(LAYERS)) - removed:
         layer = f"bert.encoder.layer.{index}"
         for reader, full, chosen in ((f"{layer}.attention.output.dense", HIDDEN, heads), (f"{layer}.output.dense", MLP, mlps)):
             kept[reader] = order.get(reader, torch.arange(full))[: chosen[index] if chosen else full]
@@ -246,7 +267,7 @@ def affine(
 
 
 def hidden_states(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
-    """Hidden states of BERT (Devlin et al. 2019); each reader gets its `kept` channels only."""
+    """Hidden states of BERT (Devlin et al. 2019); each reader gets its `kept` channels only; a layer without any is removed."""
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -260,6 +281,8 @@ def hidden_states(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor
     for index in range(LAYERS):
         layer = f"bert.encoder.layer.{index}"
         reader = f"{layer}.attention.output.dense"
+        if reader not in kept:
+            continue
         rows = kept[reader]
         q, k, v = (affine(weights, x, f"{layer}.attention.self.{name}", rows) for name in ("query", "key", "value"))
         values = []

@@ -110,7 +110,8 @@ def _groups_table(opened: "Source", chosen: "Subnetwork") -> "Table":
     folded: dict[tuple[str, tuple[str, ...], tuple[int, ...], int], list[int]] = {}
     for group, width in zip(opened.space.groups, chosen.widths, strict=True):
         layer = group.modules[0].removeprefix(prefix).split(".")[0]
-        names = tuple(module.removeprefix(f"{prefix}{layer}.") for module in group.modules)
+        whole = f"{prefix}{layer}"
+        names = tuple("layer" if module == whole else module.removeprefix(f"{whole}.") for module in group.modules)
         folded.setdefault((group.kind, names, group.widths, width), []).append(int(layer) if layer.isdigit() else -1)
     table = Table(title=f"{len(opened.space.groups)} elastic groups", title_justify="left")
     for column in ("kind", "layers", "members", "widths", "chosen"):

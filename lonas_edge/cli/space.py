@@ -45,7 +45,10 @@ class SpaceOptions(Checked):
         (), help="MLP widths, as fractions of the full width.", unset="1,0.875,0.75,0.625,0.5; with --adapter 1"
     )
     depth: tuple[str, ...] = option(
-        (), choices=BLOCK_KINDS, help="Kinds of blocks that can be removed.", unset="none; with --adapter attention"
+        (),
+        choices=BLOCK_KINDS,
+        help="Kinds of blocks that can be removed; of BERT layer, of others attention and mlp.",
+        unset="none; with --adapter attention, of BERT none",
     )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
     data: Path | None = option(

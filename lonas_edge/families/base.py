@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from lonas_edge.families.tasks import CAUSAL_LM, Task
 
-BLOCK_KINDS = ("attention", "mlp")
+BLOCK_KINDS = ("attention", "mlp", "layer")
 Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
 
 
@@ -131,11 +131,11 @@ def head_faults(config: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a decoder layer that can be removed; only the residual passes then.
+    """A part of a decoder layer that can be removed, so that only the residual passes; or the whole layer: its input passes.
 
     Attributes:
-        kind: attention or mlp, as on the command line.
-        module: Module path, relative to the decoder layer.
+        kind: attention, mlp or layer, as on the command line.
+        module: Module path, relative to the decoder layer; "" for the whole layer.
         norms: Norms before and after it that serve it alone; paths relative to the decoder layer.
         results: Number of values it returns, the output first; 0 if it returns the output itself.
         cached: Whether a token adds keys and values to a cache here.
@@ -148,6 +148,16 @@ class Block:
     results: int = 0
     cached: bool = False
     adds_residual: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole layer. A materialized model has none in its place: the others are renumbered."""
+        return not self.module
+
+    @property
+    def needed(self) -> bool:
+        """Whether one block of its kind has to stay in the model."""
+        return self.cached or self.whole
 
 
 @dataclass(frozen=True)

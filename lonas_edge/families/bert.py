@@ -6,14 +6,14 @@ A classifier's head reads the pooled first token: classifier(tanh(pooler.dense(x
 without pooler and head. The published search spaces have elastic heads, which `attention.output.dense` follows
 (`add_dynamic_inputs`), and adapters on queries and values.
 
-Blocks cannot be removed, since the norm after each is in the residual.
+Attention and MLPs cannot be removed alone, since the norm after each is in the residual. Whole layers can.
 
 Source: the configuration and modeling files of transformers 5.5; Devlin et al., NAACL 2019.
 """
 
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
 from lonas_edge.families.encoder import Embedder
 from lonas_edge.families.llama import HIDDEN_STATE
 from lonas_edge.families.tasks import CLASSIFICATION, Task
@@ -64,6 +64,10 @@ class Bert(Family):
         if positions != "absolute":
             faults.append(f"position_embedding_type {positions!r} is not supported; expected 'absolute'")
         return head_faults(config) + faults
+
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """Whole layers."""
+        return (Block("layer", "", ()),)
 
     def linears(self, config: Any) -> list[Linear]:
         hidden, mlp = config.hidden_size, config.intermediate_size

@@ -131,7 +131,7 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
     if ratio < 1 and group is not None:
         outer |= inner.keys() - sensitivity.least_sensitive(model, inner, ratio)
     elif model.source.trained_as == weight_format.name:
-        outer |= {f"{name}.weight" for name in model.source.int8_layers}
+        outer |= {name for name in inner if model.original(name).removesuffix(".weight") in model.source.int8_layers}
 
     def scheme(name: str) -> Scheme:
         if name == head:

@@ -1,6 +1,7 @@
-"""Removed blocks: only the residual passes a layer's attention or MLP.
+"""Removed blocks: only the residual passes a layer's attention or MLP; a whole layer passes its input on.
 
-In a super-network a block is switched off in place and keeps its parameters; a materialized model has nothing in its place.
+In a super-network a block is switched off in place and keeps its parameters; a materialized model has nothing in its place,
+and no gap where a whole layer was: the others are renumbered, as in a model with fewer layers.
 Either returns a zero, which the residual adds, or the residual itself where the block adds it. A norm after the block turns a
 zero into zero: it is an RMS norm without an offset. A norm before it is not used.
 
@@ -50,15 +51,16 @@ class ElasticBlock(nn.Module):
 def skipped(block: Block, index: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the output of a removed block: the residual if the block adds it, else a zero without dimensions.
 
-    Removed attention still writes one zero per token to the cache number `index`. The inputs are hidden states
-    [batch, tokens, hidden] first, or as `hidden_states`; then the residual, if the block adds it; and a `Cache` by any name.
+    A whole layer returns its input. Removed attention still writes one zero per token to the cache number `index`. The inputs
+    are hidden states [batch, tokens, hidden] first, or as `hidden_states`; then the residual, if the block adds it; and a
+    `Cache` by any name.
     """
     hidden = args[0] if args else kwargs["hidden_states"]
     cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
     if index is not None and block.cached and cache is not None:
         zeros = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
         cache.update(zeros, zeros, index)
-    nothing = args[1] if block.adds_residual else hidden.new_zeros(())
+    nothing = hidden if block.whole else args[1] if block.adds_residual else hidden.new_zeros(())
     return nothing if block.results == 0 else (nothing, *[None] * (block.results - 1))
 
 

@@ -66,6 +66,7 @@ class MaterializedModel:
         self._factors = {name: source.order.apply_to_factors(name, lora) for name, lora in self.adapter.factors.items()}
         self.untied = source.unties
         self.shapes = materialized_shapes(subnetwork, self.untied)
+        self._layers = {number: index for index, number in subnetwork.numbers.items()}
         self._widths = subnetwork.linears
         self._faults: dict[str, str] = {}
         self._refuse_bias_without_base()
@@ -95,8 +96,13 @@ class MaterializedModel:
         tied = architecture.tied and name == f"{architecture.family.head}.weight"
         return f"{architecture.family.embedding}.weight" if tied else name
 
+    def original(self, name: str) -> str:
+        """The super-network's name of a tensor: layers are renumbered where whole ones are removed."""
+        return self.source.architecture.renumbered(name, self._layers)
+
     def exact(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model before rounding: float64, or as stored where nothing is merged."""
+        name = self.original(name)
         layer, _, leaf = name.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
         if widths is None:
@@ -107,15 +113,16 @@ class MaterializedModel:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model in fp32, rounded once."""
-        layer, _, leaf = name.rpartition(".")
+        own = self.original(name)
+        layer, _, leaf = own.rpartition(".")
         widths, lora = self._widths.get(layer), self._factors.get(layer)
         if widths is None or leaf == "bias":
-            value = self.exact(name).float() if leaf == "bias" else self.base_tensor(name).float()
+            value = self.exact(name).float() if leaf == "bias" else self.base_tensor(own).float()
         else:
-            sliced = self.base_tensor(name, widths.rows, widths.columns)
+            sliced = self.base_tensor(own, widths.rows, widths.columns)
             value = _merged_in_blocks(sliced, widths, lora)
         if fault := number_fault(value):
-            self._faults[name] = fault
+            self._faults[own] = fault
         return value
 
     def refuse_not_finite(self) -> None:
@@ -133,7 +140,8 @@ class MaterializedModel:
         """Content of the materialized model's config.json.
 
         A width that all layers share is written in its own field; unequal ones go to `per_layer_config` (transformers 5.6), for
-        the layers that differ from the most frequent width; removed blocks go to a field of our own.
+        the layers that differ from the most frequent width; removed blocks go to a field of our own. Layers removed whole leave
+        no trace but their number.
         """
         content = self.source.base_config()
         for private in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
@@ -142,7 +150,10 @@ class MaterializedModel:
         if self.untied:
             content["tie_word_embeddings"] = False
         architecture = self.source.architecture
-        layers = self.subnetwork.layer_fields()
+        numbers, fields = self.subnetwork.numbers, self.subnetwork.layer_fields()
+        layers = [fields[index] for index in numbers]
+        if len(layers) < architecture.config.num_hidden_layers:
+            content["num_hidden_layers"] = len(layers)
         common = architecture.family.whole_fields(architecture.config)
         for name in architecture.family.own_fields:
             counts = Counter(layer[name] for layer in layers if name in layer)
@@ -155,8 +166,8 @@ class MaterializedModel:
         }
         if unequal:
             content["per_layer_config"] = unequal
-        if self.subnetwork.removed:
-            content[REMOVED] = list(self.subnetwork.removed)
+        if parts := [path for path in self.subnetwork.removed if not architecture.blocks[path].whole]:
+            content[REMOVED] = parts
         return content
 
 

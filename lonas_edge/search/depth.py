@@ -32,12 +32,12 @@ class BlockCost:
 
 
 def candidates(architecture: Architecture, kinds: Sequence[str], where: str) -> list[BlockCost]:
-    """List the blocks of some kinds (attention, mlp) in the model's order; `where` names the model in errors."""
+    """List the blocks of some kinds (`BLOCK_KINDS`) in the model's order; `where` names the model in errors."""
     known = dict.fromkeys(block.kind for block in architecture.blocks.values())
     missing = [kind for kind in kinds if kind not in known]
     if missing:
-        reason = f"it has {', '.join(known)}" if known else f"{architecture.model_type} has no removable blocks"
-        raise LonasEdgeError(f"{where}: --depth {', '.join(missing)}: {reason}")
+        reason = f"expected {','.join(known)}" if known else "no blocks can be removed"
+        raise LonasEdgeError(f"{where}: --depth {','.join(missing)}: {reason} for {architecture.model_type}")
     return [BlockCost(path, block.kind) for path, block in architecture.blocks.items() if block.kind in kinds]
 
 
@@ -73,7 +73,7 @@ def measured(
 
 
 def offered(architecture: Architecture, blocks: Sequence[BlockCost]) -> tuple[list[BlockCost], list[BlockCost]]:
-    """Choose the removable blocks. The attention of at least one layer is kept.
+    """Choose the removable blocks. The attention of at least one layer is kept, or one whole layer.
 
     Args:
         architecture: The model.
@@ -91,11 +91,11 @@ def offered(architecture: Architecture, blocks: Sequence[BlockCost]) -> tuple[li
     outer = (architecture.family.layer(0) + ".", last + ".")
 
     def cheap(block: BlockCost) -> bool:
-        return not block.path.startswith(outer) if block.kl is None else block.kl <= limits[block.kind]
+        return not f"{block.path}.".startswith(outer) if block.kl is None else block.kl <= limits[block.kind]
 
     removable = sorted(filter(cheap, blocks), key=lambda block: (block.kind, block.kl or 0.0))
-    caches = {path for path, block in architecture.blocks.items() if block.cached}
-    attentions = [block for block in removable if block.path in caches]
-    if caches and len(attentions) == len(caches):
-        removable.remove(attentions[-1])
+    needed = {path for path, block in architecture.blocks.items() if block.needed}
+    last_ones = [block for block in removable if block.path in needed]
+    if needed and len(last_ones) == len(needed):
+        removable.remove(last_ones[-1])
     return removable, [block for block in blocks if block not in removable]

@@ -32,7 +32,7 @@ def find_kinds(source: Source) -> tuple[Kind, ...]:
         parts: dict[str, list[str]] = {}
         for module in group.modules:
             layer, relative = architecture.split(module)
-            parts.setdefault(layer, []).append(relative)
+            parts.setdefault(layer, []).append(relative or "layer")
         names = sorted(", ".join(sorted(part)) for part in parts.values())
         alike = len(set(names)) == 1  # several layers that lose the same modules share a kind with single layers
         layers.setdefault(names[0] if alike else "; ".join(names), {})[index] = len(names) if alike else 1

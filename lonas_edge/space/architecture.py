@@ -1,7 +1,7 @@
 """Shapes of a model: every weight by name, from configurations alone, without weights or torch."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -109,9 +109,9 @@ class Architecture:
 
     @cached_property
     def blocks(self) -> dict[str, Block]:
-        """The removable parts of decoder layers, by module path."""
+        """The removable parts of decoder layers, or whole layers, by module path."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
-        return {f"{layer}.{block.module}": block for layer in layers for block in self.family.blocks(self.config)}
+        return {f"{layer}.{block.module}".rstrip("."): block for layer in layers for block in self.family.blocks(self.config)}
 
     def removed(self) -> tuple[str, ...]:
         """Module paths of the blocks that a materialized model's configuration lists as removed."""
@@ -149,3 +149,8 @@ class Architecture:
             return "", module
         index, _, relative = module.removeprefix(layers).partition(".")
         return layers + index, relative
+
+    def renumbered(self, name: str, numbers: Mapping[int, int]) -> str:
+        """The name of a module or parameter with the new number of its decoder layer; outside the layers it stays."""
+        layer, relative = self.split(name)
+        return f"{self.family.layer(numbers[int(layer.rpartition('.')[2])])}.{relative}" if layer else name

@@ -95,7 +95,10 @@ def token_parameters(subnetwork: Subnetwork, untied: bool = False) -> int:
 
 
 def materialized_shapes(subnetwork: Subnetwork, untied: bool = False) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the materialized model by name; `untied` where merging gives a tied head its own weight."""
+    """Shape of every tensor of the materialized model by its name there.
+
+    Layers are renumbered where whole ones are removed. `untied` where merging gives a tied head its own weight.
+    """
     architecture = subnetwork.architecture
     shapes = architecture.shapes | (architecture.head if untied else {})
     inside = tuple(f"{module}." for module in architecture.absent(subnetwork.removed))
@@ -105,7 +108,7 @@ def materialized_shapes(subnetwork: Subnetwork, untied: bool = False) -> dict[st
             shapes[f"{name}.weight"] = (active.out_features, active.in_features)
         if f"{name}.bias" in shapes:
             shapes[f"{name}.bias"] = (active.out_features,)
-    return shapes
+    return {architecture.renumbered(name, subnetwork.numbers): shape for name, shape in shapes.items()}
 
 
 def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: WeightFormat) -> int:

@@ -7,6 +7,7 @@ Everything downstream (sizes, activation, slicing) asks a `Subnetwork` what is a
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -67,8 +68,8 @@ class Elasticity:
     def group_names(self) -> tuple[str, ...]:
         """A readable name per group, independent of the order of groups: `layers.3.mlp.width`, `layers.0.self_attn.rank`.
 
-        Blocks that can be removed are called by their path (`layers.3.mlp`). Names hold the modules that contain the group's
-        layers, or the layers themselves where two groups would otherwise share a name.
+        Blocks that can be removed are called by their path (`layers.3.mlp`, or `layers.3` for the whole layer). Names hold the
+        modules that contain the group's layers, or the layers themselves where two groups would otherwise share a name.
         """
         short = [self._group_name(group, whole=False) for group in self.space.groups]
         return tuple(
@@ -140,10 +141,10 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
             inputs |= {name: index for name in narrowed if name not in group.modules}
             rules |= narrowed
         problems += [f"group {index}: {fault}" for fault in faults]
-    if blocks and all(name in blocks for name, block in architecture.blocks.items() if block.cached):
-        problems.append(
-            "every layer's attention is removable, so the minimal network would have none; delete one from the groups"
-        )
+    needed = {name: block for name, block in architecture.blocks.items() if block.needed}
+    if needed and needed.keys() <= blocks.keys():
+        what = "every layer" if any(block.whole for block in needed.values()) else "every layer's attention"
+        problems.append(f"{what} is removable, so the minimal network would have none; delete one from the groups")
     raise_all(
         f"{where}: the search space does not fit the model ({architecture.model_type}):",
         problems,
@@ -184,9 +185,15 @@ def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
     if not architecture.blocks:
         return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be removed"]
     last = architecture.config.num_hidden_layers - 1
-    known = [block.module for block in architecture.family.blocks(architecture.config)]
+    parts = [block.module for block in architecture.family.blocks(architecture.config) if not block.whole]
+    known = f"{architecture.family.layer(0)} to {last}" + (f" with {' or '.join(parts)}" if parts else "")
+
+    def nearest(module: str) -> str:
+        near = get_close_matches(module[:300], architecture.blocks, 1)
+        return f"; the nearest is {near[0]}" if near else ""
+
     return [
-        f"unknown block {module[:300]!r}: expected {architecture.family.layer(0)} to {last} with {' or '.join(known)}"
+        f"unknown block {module[:300]!r}: expected {known}{nearest(module)}"
         for module in group.modules
         if module not in architecture.blocks
     ]

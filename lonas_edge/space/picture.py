@@ -47,7 +47,7 @@ def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
         return Part("attention" if heads else "mlp", full * widths[name].in_features // whole, full)
 
     layers = [f"{architecture.family.layer(index)}." for index in range(architecture.config.num_hidden_layers)]
-    if not architecture.blocks:
+    if all(block.whole for block in architecture.blocks.values()):
         return tuple(tuple(by_rule(layer, rule) for rule in architecture.family.width_rules) for layer in layers)
     return tuple(tuple(part(path) for path in architecture.blocks if path.startswith(layer)) for layer in layers)
 

@@ -109,6 +109,13 @@ class Subnetwork:
         """Module paths of the removed blocks, in the model's order."""
         return self.elasticity.removed(self.widths)
 
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """Number of each decoder layer in the materialized model, by its index in the base; without those removed whole."""
+        layers = range(self.architecture.config.num_hidden_layers)
+        kept = [index for index in layers if self.architecture.family.layer(index) not in self.removed]
+        return {index: number for number, index in enumerate(kept)}
+
     @property
     def canonical(self) -> tuple[int, ...]:
         """Widths that are equal for equal networks; see `Elasticity.canonical`."""

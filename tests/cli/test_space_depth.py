@@ -98,7 +98,7 @@ def test_the_dear_ones_are_kept(tiny_models: TinyModels) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--depth", "heads"], "--depth': 'heads' is not one of 'attention', 'mlp'"),
+        (["--depth", "heads"], "--depth': 'heads' is not one of 'attention', 'mlp', 'layer'"),
         (["--depth", "mlp,"], "--depth': 'mlp,' has an empty entry"),
         (["--data", "DATA"], "--data needs --depth"),
         (["--depth", "mlp", "--num-prompts", "3"], "--num-prompts needs --data"),
@@ -114,11 +114,20 @@ def test_wrong_usage(
     assert not (tmp_path / "s.json").exists()
 
 
-@pytest.mark.parametrize("kinds", ["attention", "attention,mlp"])
-def test_a_family_without_blocks(kinds: str, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    ran = run_cli("space", "--model", tiny_bert.base(), "--output", tmp_path / "s.json", "--depth", kinds)
-    told = f"--depth {kinds.replace(',', ', ')}: bert has no removable blocks"
-    assert ran.code == 1 and told in ran.err and str(tiny_bert.base()) in ran.err and "Traceback" not in ran.err
+@pytest.mark.parametrize(
+    ("case", "kinds", "told"),
+    [
+        ("bert", "attention,mlp", "--depth attention,mlp: expected layer for bert"),
+        ("bert", "mlp,layer", "--depth mlp: expected layer for bert"),
+        ("llama", "layer", "--depth layer: expected attention,mlp for llama"),
+    ],
+)
+def test_kinds_of_another_family(
+    case: str, kinds: str, told: str, run_cli: Callable, tiny_bert: TinyBert, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    base = tiny_bert.base() if case == "bert" else tiny_models.base(case)
+    ran = run_cli("space", "--model", base, "--output", tmp_path / "s.json", "--depth", kinds)
+    assert ran.code == 1 and told in ran.err and str(base) in ran.err and "Traceback" not in ran.err
     assert not (tmp_path / "s.json").exists()
 
 

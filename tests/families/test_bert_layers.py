@@ -1,0 +1,196 @@
+"""Whole layers of BERT that can be removed: networks of both tasks against the definition, sizes, what is written, refusals."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_bert import (
+    CONTEXT,
+    HIDDEN,
+    LAYERS,
+    MLP,
+    RANK,
+    VOCAB,
+    TinyBert,
+    oracle_embeddings,
+    oracle_hidden,
+    oracle_logits,
+    pairs,
+)
+from tiny_models import TinySource
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from lonas_edge import load_checkpoint
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.search.depth import BlockCost, offered
+from lonas_edge.search.sensitivity import measure_sensitivity
+
+MERGED = 1e-5  # float64 outputs of order 10 from weights that are rounded to fp32 once
+WIDTHS = [64, 32, 48, 8, 6, 8, 96, 64, 128]
+DEPTHS = [[1, 1], [0, 1], [1, 0], [0, 0]]  # layers 2 and 0
+TASKS = ["classifier", "embedder"]
+
+
+def source_of(task: str, tiny_bert: TinyBert, **options: Any) -> TinySource:
+    """A source with two removable layers."""
+    return tiny_bert.deep(tiny_bert.source(3, **options) if task == "classifier" else tiny_bert.embedder(**options))
+
+
+def expected_of(task: str, source: TinySource, widths: list[int], inputs: Any = None) -> torch.Tensor:
+    """Logits of the oracle, or hidden states without those at padding."""
+    inputs = inputs or pairs()
+    if task == "classifier":
+        return oracle_logits(source.base, source.adapter, source.space, widths, inputs)
+    return oracle_hidden(source, widths, inputs) * inputs["attention_mask"][..., None]
+
+
+def outputs_of(task: str, model: Any) -> torch.Tensor:
+    """The same of a live model."""
+    with torch.inference_mode():
+        output = model(**pairs())
+    return output.logits if task == "classifier" else output.last_hidden_state * pairs()["attention_mask"][..., None]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("task", TASKS)
+def test_as_defined(task: str, ordered: bool, tiny_bert: TinyBert, materialize: Callable, tmp_path: Path) -> None:
+    """Activated in PyTorch and materialized, with an adapter on every layer; a removed layer comes back."""
+    source = source_of(task, tiny_bert, targets=("query", "key", "value", "attention.output.dense"))
+    source = source.ordered(tmp_path / "ordered") if ordered else source
+    network = load_super_network(source.opened())
+    whole = expected_of(task, source, [*WIDTHS, 1, 1])
+    for depth in [*DEPTHS, [1, 1]]:
+        widths = WIDTHS + depth
+        expected = expected_of(task, source, widths)
+        network.activate(widths)
+        assert (outputs_of(task, network.model) - expected).abs().max() < 1e-4
+        opened = load_checkpoint(materialize(source, widths), torch.float64)
+        assert (outputs_of(task, opened) - expected).abs().max() < MERGED * max(1, expected.abs().max())
+        assert opened.config.num_hidden_layers == len(opened.base_model.encoder.layer) == 1 + sum(depth)
+        assert depth == [1, 1] or (whole - expected).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sizes(task: str, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Counted by hand; ranks, heads and MLP of a removed layer count for nothing."""
+    source = source_of(task, tiny_bert)
+    (tmp_path / "chosen.json").write_text(
+        json.dumps({"widths": [64, 32, 48, 8, 6, 8, 96, 64, 128, 1, 0], "name": "without layer 0"})
+    )
+    ran = run_cli("inspect", *source.arguments(), "--subnet", tmp_path / "chosen.json", "--json")
+    assert ran.code == 0, ran.err
+    content, tokens = json.loads(ran.out), 128
+    head = (HIDDEN**2 + 3 * HIDDEN, HIDDEN + 3) if task == "classifier" else (0, 0)  # pooler and head: weights, biases
+    tables = (VOCAB + CONTEXT + 2) * HIDDEN + 2 * HIDDEN
+    whole, small = [(HIDDEN, MLP, RANK)] * LAYERS, [(32, 64, 6), (48, 128, 8)]
+    for key, layers in (("unpruned", whole), ("subnetwork", small)):
+        weights = [4 * HIDDEN * heads + 2 * HIDDEN * mlp for heads, mlp, _ in layers]
+        adapters = [2 * rank * (HIDDEN + heads) for heads, _, rank in layers]
+        vectors = [3 * heads + HIDDEN + mlp + HIDDEN + 4 * HIDDEN for heads, mlp, _ in layers]
+        linear = sum(weights) + sum(adapters)
+        assert content[key]["linear_weights"] == linear + head[0]
+        assert content[key]["macs"] == tokens * linear + 2 * tokens**2 * sum(heads for heads, _, _ in layers) + head[0]
+        assert content[key]["parameters"] == sum(weights) + sum(vectors) + sum(head) + tables
+    ran = run_cli("inspect", *source.arguments(), "--subnet", "minimal")
+    drawn = [line.split() for line in ran.out.splitlines() if line.strip()[:2] in ("0 ", "1 ", "2 ")]
+    assert [(line[2], line[4]) for line in drawn] == [("0", "0"), ("2", "64"), ("0", "0")]
+    assert re.search(r"block +│ 0, 2 +│ layer +│ 1, 0 +│ 0 ", ran.out)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_stock_transformers(task: str, tiny_bert: TinyBert, materialize: Callable) -> None:
+    """Equal widths in the layers that stay: an ordinary checkpoint, which is a base again."""
+    source = source_of(task, tiny_bert)
+    widths = [32, 64, 64, 8, 6, 8, 128, 64, 64, 1, 0]
+    folder, expected = materialize(source, widths), expected_of(task, source, widths)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == (2, 64)
+    assert "per_layer_config" not in config and "removed_blocks" not in config
+    names = load_file(folder / "model.safetensors")
+    assert {name.split("encoder.layer.")[1][:2] for name in names if "encoder.layer." in name} == {"0.", "1."}
+    auto = AutoModelForSequenceClassification if task == "classifier" else AutoModel
+    for model in (
+        auto.from_pretrained(folder, dtype=torch.float64),
+        load_super_network(open_source(str(folder))).model.double(),
+    ):
+        assert (outputs_of(task, model.eval()) - expected).abs().max() < MERGED * max(1, expected.abs().max())
+
+
+def test_unequal_widths_are_renumbered(tiny_bert: TinyBert, materialize: Callable) -> None:
+    """The widths of layers 1 and 2 are those of layers 0 and 1 then."""
+    source = source_of("classifier", tiny_bert)
+    config = json.loads((materialize(source, [64, 32, 64, 8, 8, 8, 96, 64, 64, 1, 0]) / "config.json").read_text())
+    assert config["per_layer_config"] == {"0": {"num_attention_heads": 2}} and config["intermediate_size"] == 64
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_sensitivity_walk(task: str, tiny_bert: TinyBert) -> None:
+    """Equals complete networks: of layers alone, and of everything around a network without the first layer."""
+    source = source_of(task, tiny_bert)
+    network = load_super_network(source.opened())
+    batches = [{**pairs(), "labels": torch.arange(3)}]
+    reference, searched = network.reference(batches), [0, 1, 6, 8, 9, 10]
+    maximal = [values[0] for values in source.groups()]
+    for center in (maximal, [*maximal[:-1], 0]):
+        table = measure_sensitivity(network, batches, reference, searched, around=center)
+        own = network.kl([center], batches)[0]
+        for index in searched:
+            alone = [[*center[:index], width, *center[index + 1 :]] for width in source.groups()[index]]
+            assert table.rows[index] == pytest.approx([kl - own for kl in network.kl(alone, batches)], abs=1e-5)
+    whole, small = (expected_of(task, source, [*maximal[:-2], *depth]) for depth in ([1, 1], [0, 0]))
+    if task == "classifier":
+        expected = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
+    else:
+        both = [oracle_embeddings(hidden, pairs()["attention_mask"]) for hidden in (whole, small)]
+        expected = (1 - (both[0] * both[1]).sum(-1)).mean()
+    assert network.kl([[*maximal[:-2], 0, 0]], batches)[0] == pytest.approx(expected.item(), rel=1e-3) and expected > 1e-3
+
+
+def test_a_space(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Layers only if asked; without data those inside. The space fits the other task, by the same group names."""
+    base, path = tiny_bert.base(headless=True), tmp_path / "space.json"
+    assert run_cli("space", "--model", base, "--output", tmp_path / "plain.json").code == 0
+    assert "lonas_edge" not in (tmp_path / "plain.json").read_text()
+    ran = run_cli("space", "--model", base, "--output", path, "--depth", "layer", "--ranks", "8,6", "--ratios", "1")
+    assert ran.code == 0, ran.err
+    assert "layer: removable: layer 1, in the model's order; always kept: layers 0, 2" in ran.err
+    assert json.loads(path.read_text())["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]["blocks"] == [
+        ["encoder.layer.1"]
+    ]
+    for task in TASKS:
+        source = replace(source_of(task, tiny_bert), space=path)
+        opened = source.opened()
+        assert opened.elasticity.group_names[-1] == "layers.1"
+        assert opened.subnetwork([*opened.elasticity.maximal[:-1], 0]).numbers == {0: 0, 2: 1}
+
+
+def test_one_layer_stays(tiny_bert: TinyBert) -> None:
+    """A space that could remove all is refused, and `space` writes none."""
+    source = tiny_bert.deep(tiny_bert.source(), 1, 2, 0)
+    with pytest.raises(
+        LonasEdgeError, match=r"deep-[\s\S]*- every layer is removable, so the minimal network would have none; delete"
+    ):
+        source.opened()
+    architecture = source_of("classifier", tiny_bert).opened().architecture
+    costs = [BlockCost(path, "layer", kl) for path, kl in zip(architecture.blocks, (0.1, 0.3, 0.2), strict=True)]
+    removable, kept = offered(architecture, costs)
+    assert [block.path[-1] for block in removable] == ["0", "2"] and [block.path[-1] for block in kept] == ["1"]
+
+
+def test_an_unknown_block(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Refused by name, with the nearest one."""
+    source = tiny_bert.deep(tiny_bert.source())
+    text = source.space.read_text().replace('"bert.encoder.layer.2"', '"bert.encoder.layer.2.attention"')
+    (tmp_path / "space.json").write_text(text)
+    with pytest.raises(LonasEdgeError, match="unknown block") as raised:
+        replace(source, space=tmp_path / "space.json").opened()
+    wanted = "'bert.encoder.layer.2.attention': expected bert.encoder.layer.0 to 2; the nearest is bert.encoder.layer.2"
+    assert wanted in str(raised.value)

@@ -204,3 +204,33 @@ def test_classifier(place: Path) -> None:
     assert len(Path("RTE/held_out.tsv").read_text().splitlines()) == 251
     assert "unpruned-model" in printed and "model (int8_sym)" in printed
     assert "tensor([[" in printed  # the logits, from Python
+
+
+def test_embedding(place: Path) -> None:
+    """A random BERT of six layers with the files of sentence-transformers."""
+    config = BertConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, pad_token_id=0,
+        max_position_embeddings=160,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained("MODEL")
+    bert_tokenizer().save_pretrained("MODEL")
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds.items()]
+    Path("MODEL/modules.json").write_text(json.dumps(modules))
+    Path("MODEL/1_Pooling").mkdir()
+    Path("MODEL/1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    words = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
+    texts = [" ".join((words[n % 6], words[n // 6 % 6], words[n // 36 % 6])) for n in range(700)]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    Path("DATASETS/STS-B").mkdir(parents=True)
+    rows = [f"{n}\t{texts[n]}\t{texts[n + 7 * (n % 3)]}\t{5 - 2 * (n % 3)}" for n in range(60)]
+    Path("DATASETS/STS-B/dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tscore", *rows]) + "\n")
+    printed = run("embedding", ("--epochs 3", "--epochs 1"))
+    assert "unpruned-model" in printed and "held-out loss" in printed
+    losses = json.loads(Path("recovered/training.json").read_text())["eval_data"]["losses"]
+    assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
+    assert json.loads(Path("model/config.json").read_text())["num_hidden_layers"] == 4
+    evaluation = [sys.executable, "-m", "lonas_edge", "eval", "unpruned-model", "model", "--datasets", "DATASETS", "--json"]
+    report = json.loads(subprocess.run(evaluation, check=True, capture_output=True, text=True).stdout)
+    assert [target["tasks"][0]["metric"] for target in report["targets"]] == ["spearman", "spearman"]

@@ -16,7 +16,7 @@ from typing import Any
 from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import write_card
-from lonas_edge.families import CAUSAL_LM
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.heldout import MAX_LENGTH, read_held_out
 from lonas_edge.network.source import Source, open_source
@@ -40,10 +40,10 @@ from lonas_edge.search.picks import Pick
 
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
-_CLASSIFIER = (
-    "compress takes language models. For an encoder, use the steps: `lonas-edge space`, `train --data TASK.tsv`, `search`, "
-    "`train --from … --teacher …` and `export`."
-)
+_ENCODERS = {
+    CLASSIFICATION: "`lonas-edge space`, `train --data TASK.tsv`, `search`, `train --from … --teacher …` and `export`",
+    EMBEDDING: "`lonas-edge space --depth layer`, `search`, `train --from … --teacher …` and `export`",
+}
 Announce = Callable[[list[PlannedStep], Estimate], None]
 
 
@@ -80,8 +80,11 @@ def compress_model(
     """
     progress("Checking the inputs", None)
     source = open_source(reference.source, reference.model, reference.nncf_config)
-    if source.architecture.family.task is not CAUSAL_LM:
-        raise LonasEdgeError(f"{source.folder}: a {source.architecture.family.task.name}. {_CLASSIFIER}")
+    task = source.architecture.family.task
+    if task is not CAUSAL_LM:
+        raise LonasEdgeError(
+            f"{source.folder}: a {task.name}. compress takes language models. Use its steps: {_ENCODERS[task]}."
+        )
     picks = stages.picks_of(options)
     stages.cost_of(picks)
     run = _Run(reference, source, options, picks, progress, recorded or {})

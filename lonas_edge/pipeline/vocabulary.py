@@ -12,7 +12,7 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO
 from lonas_edge.progress import Progress
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.training_data import read_training_data
+from lonas_edge.training.training_data import read_glue_data, read_training_data
 from lonas_edge.vocabulary.choice import Choice, choose
 from lonas_edge.vocabulary.proposals import Fertility, Proposal, proposals
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
@@ -39,7 +39,7 @@ class Vocabulary:
     def fertility(self) -> Fertility:
         """The tokens of the data, as a training on them gives them, uncut."""
         folder, trimmable = self.source.base.folder, self.tokenizer
-        read, tokenizer = read_training_data(self.data), require_tokenizer(folder, "trimming")
+        read, tokenizer = read_glue_data(self.data) or read_training_data(self.data), require_tokenizer(folder, "trimming")
         options = read.with_prompt(TrainOptions(prompt=self.prompt, max_length=_LONGEST), None)
         [examples] = read.encode(tokenizer, options, read.prompting(options, tokenizer, folder, None))
         ids = [example["input_ids"] for example in examples]

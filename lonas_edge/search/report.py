@@ -211,7 +211,7 @@ def _sensitivity(rows: Sequence[Sequence[float]]) -> Table:
     for level in range(1, max(map(len, searched))):
         values = [row[level] for row in searched if level < len(row)]
         lines.append([f"width {level + 1}", "".join(map(heat, values)), f"{min(values):.3g}", f"{max(values):.3g}"])
-    title = f"Sensitivity: KL of each of {len(searched)} groups alone, in nats"
+    title = f"Sensitivity: distance from the unpruned network that each of {len(searched)} groups adds alone"
     return title, ["narrowed to", "groups in order", "least", "most"], lines
 
 

@@ -54,9 +54,11 @@ class Start:
         return [folder / CONFIG, adapter_file(folder), *order]
 
     def options(self, options: TrainOptions) -> TrainOptions:
-        """Take rank, alpha and target modules from the adapter; the channels keep their order."""
+        """Take rank, alpha and target modules from the adapter; a new one is on all linear layers. Channels are not sorted."""
         if not self.config:
-            return replace(with_targets(options, self.source.architecture), reorder=False)
+            architecture = self.source.architecture
+            leaves = {name.rpartition(".")[2] for name in architecture.linears if architecture.split(name)[0]}
+            return replace(options, target_modules=tuple(sorted(leaves)), reorder=False)
         lora = self.config.lora
         targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules or ())
         return replace(options, rank=lora.r, alpha=float(lora.lora_alpha), target_modules=tuple(targets), reorder=False)

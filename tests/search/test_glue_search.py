@@ -159,4 +159,4 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     with pytest.raises(LonasEdgeError, match="24 prompts; expected at least 99"):
         read_held_out(source.opened(), data, 99, 0)
     ran = run_cli("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--prompt", "alpaca")
-    assert ran.code == 2 and "--prompt: no effect, a classifier has no prompts" in ran.err
+    assert ran.code == 2 and "--prompt: no effect, a sequence classifier has no prompts" in ran.err

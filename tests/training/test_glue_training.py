@@ -356,7 +356,7 @@ def test_on_the_command_line(run_cli: Callable, tiny_bert: TinyBert, tmp_path: P
     ran = run_cli(*arguments)
     assert ran.code == 1 and "Cannot infer the GLUE task" in ran.err
     ran = run_cli(*arguments, "--task", "RTE", "--prompt", "lonas")
-    assert ran.code == 2 and "--prompt has no effect: RTE has no prompts" in ran.err
+    assert ran.code == 2 and "--prompt has no effect: a sequence classifier has no prompt template" in ran.err
     ran = run_cli(*arguments, "--task", "RTE", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["task"] == "RTE"

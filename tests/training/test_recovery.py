@@ -214,7 +214,7 @@ def test_a_plain_lora_adapter(
 
 
 def test_no_adapter(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=rf"{llama.base}: is a base model, but --from takes a LoRA adapter"):
+    with pytest.raises(LonasEdgeError, match=rf"{llama.base}: is a base model. Pass --nncf-config and --subnet"):
         open_recovery(str(llama.base), data)
     with pytest.raises(LonasEdgeError, match="no such directory"):
         open_recovery(str(tmp_path / "none"), data)

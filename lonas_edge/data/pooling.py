@@ -179,6 +179,13 @@ def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
             LonasEdgeWarning,
             stacklevel=2,
         )
+    if warn and pooling.similarity in ("dot", "dot_product") and not pooling.normalize:
+        warnings.warn(
+            f"{folders[-1]}: compares embeddings by the dot product ({SETTINGS}), but pruning and training "
+            "preserve directions, not lengths. Compare the results by the cosine.",
+            LonasEdgeWarning,
+            stacklevel=2,
+        )
     return pooling
 
 

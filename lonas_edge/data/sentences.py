@@ -1,5 +1,7 @@
 """Data of embedding models: texts, pairs, triplets and scored pairs, in the formats of sentence-transformers.
 
+Classifiers and rerankers take them as inputs without labels.
+
 A record's fields are its texts in order, whatever their names, and a number `score` or `label` for a scored pair. `text` is a
 single text; `prompt` beside it names one of the model's prompts. TSV files are GLUE's: scored pairs of STS-B, and the texts of
 the other tasks.
@@ -46,6 +48,11 @@ class Sentences:
     scores: Sequence[float] | None = None
     prompts: Sequence[str | None] | None = None
 
+    @property
+    def pairs(self) -> list[Pair]:
+        """The texts or pairs that a classifier or reranker reads, without labels; a triplet is two pairs."""
+        return [Pair(row[0], second, 0) for row in self.rows for second in (row[1:] or (None,))]
+
     def chosen(self, indices: Sequence[int]) -> "Sentences":
         """Take the records of these indices."""
         return replace(
@@ -67,7 +74,7 @@ def read_sentences(path: Path) -> Sentences:
     if fields:
         faults = ((place, _fault(item, fields)) for place, item in items)
         problems += [f"{place}: {fault}" for place, fault in faults if fault]
-    raise_all(f"{path}: not data for an embedding model:", problems, _EXPECTED)
+    raise_all(f"{path}: not sentences:", problems, _EXPECTED)
     if not fields:
         raise LonasEdgeError(f"{path}: holds no examples")
     texts, score = fields

@@ -56,6 +56,11 @@ class HeldOut(ABC):
     metric: str | None
     units: dict[str, str]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether a loss can be computed."""
+        return True
+
     @abstractmethod
     def fitting(self, tokenizer: Any) -> int:
         """Count the prompts that `batches` can take."""
@@ -103,17 +108,21 @@ class HeldOutPrompts(HeldOut):
 
 @dataclass(frozen=True)
 class HeldOutPairs(HeldOut):
-    """Texts of a GLUE task.
+    """Texts or pairs for a classifier.
 
     Attributes:
-        task: The task.
+        task: The task of GLUE; None for texts without labels.
         pairs: All examples of the data.
         context: Largest number of tokens of a text; longer ones are dropped.
     """
 
-    task: GlueTask
+    task: GlueTask | None
     pairs: Sequence[Pair]
     context: int
+
+    @property
+    def labelled(self) -> bool:
+        return self.task is not None
 
     def fitting(self, tokenizer: Any) -> int:
         return len(self._encoded(tokenizer))
@@ -130,7 +139,7 @@ class HeldOutPairs(HeldOut):
         encoded = self._encoded(tokenizer)
         if len(encoded) < self.prompts:
             raise self._too_few(len(encoded), self.context)
-        collate = PairCollator(tokenizer.pad_token_id or 0, self.task.regression)
+        collate = PairCollator(tokenizer.pad_token_id or 0, self.task is not None and self.task.regression)
         return [collate(batch) for batch in _packed(encoded[: self.prompts])]
 
 
@@ -147,6 +156,10 @@ class HeldOutTexts(HeldOut):
     sentences: Sentences
     pooling: Pooling
     context: int
+
+    @property
+    def labelled(self) -> bool:
+        return False  # InfoNCE depends on the other texts of a batch
 
     def fitting(self, tokenizer: Any) -> int:
         return len(self.sentences.rows)
@@ -172,7 +185,7 @@ def _packed(encoded: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 def read_held_out(
     source: Source, data: Path, prompts: int, seed: int, prompt: str | None = None, option: str = "--num-prompts"
 ) -> HeldOut:
-    """Read the data (for a classifier a TSV file of GLUE, for an embedding model texts) and choose prompts.
+    """Read the data (for a classifier a TSV file of GLUE or texts, for an embedding model texts) and choose prompts.
 
     Nothing is tokenized yet.
 
@@ -194,14 +207,20 @@ def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | 
 
 
 def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
-    task = task_of(data, source.training.task if source.training else None, option=False)
     architecture = source.architecture
-    if misfit := task.misfit(architecture.linears[architecture.family.head].out_features):
+    outputs, context = architecture.linears[architecture.family.head].out_features, architecture.config.max_position_embeddings
+    recorded, unlabelled = (
+        source.training.task if source.training else None,
+        data.suffix.lower() in (".json", ".jsonl", ".parquet"),
+    )
+    task = None if unlabelled else task_of(data, recorded, option=False)
+    if task and (misfit := task.misfit(outputs)):
         raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
-    pairs, context = task.read(data), int(architecture.config.max_position_embeddings)
+    pairs = task.read(data) if task else read_sentences(data).pairs
     common = _common(source, data, prompts, seed, option, len(pairs))
-    units = {"kl": "squared distance", "loss": "squared error"} if task.regression else {}
-    common |= {"asked_as": task.name, "template": None, "metric": task.metrics[0], "units": units}
+    units = {"kl": "squared distance", "loss": "squared error"} if outputs == 1 else {}
+    asked_as, metric = (task.name, task.metrics[0]) if task else ("texts", None)
+    common |= {"asked_as": asked_as, "template": None, "metric": metric, "units": units}
     return HeldOutPairs(**common, task=task, pairs=pairs, context=context)
 
 

@@ -96,6 +96,14 @@ class SuperNetwork:
         parts = zip(torch.split(reference, HEAD_POSITIONS), torch.split(hidden, HEAD_POSITIONS), strict=True)
         return sum((self.objective.divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
 
+    def distances(self, chosen: Sequence[int], batches: Sequence[Batch], answers: Sequence[torch.Tensor]) -> float:
+        """Mean distance of a sub-network from another model's `answers`, logits [answers, outputs] per batch."""
+
+        def score(states: _States, batch: int) -> torch.Tensor:
+            return self.objective.divergence(answers[batch], self._logits(states.hidden))
+
+        return self._means([chosen], batches, score)[0]
+
     def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
         """Mean loss of sub-networks on the labels of batches: cross-entropy in nats; squared error for a regression."""
 

@@ -90,7 +90,8 @@ class EvalData:
         sha256: Its hash.
         examples: Number of examples whose loss was computed.
         also_trained: Number of them that occur in the training data, too.
-        losses: In nats per learned token (squared error for a regression, cosine distance from an embedding model's teacher).
+        losses: In nats per learned token (squared error for a regression, distance from the
+            teacher of an encoder that was not trained on GLUE).
     """
 
     name: str
@@ -114,6 +115,7 @@ class TrainingRecord(Record):
         prompt: The prompt template; None for an encoder.
         chat_template: The chat template (Jinja) behind the prompt `chat`.
         options: The `TrainOptions` of the version that trained.
+        pipeline: The hub's name of the model's task; None in records of older versions.
         pooling: Pooling of an embedding model, described; None for others.
         int8_layers: Module paths of the layers that quantization-aware training kept in INT8.
         reordered: Whether channels were sorted by importance.
@@ -160,4 +162,5 @@ class TrainingRecord(Record):
     tokens: int | None = None
     eval_data: EvalData | None = None
     int8_layers: tuple[str, ...] = ()
+    pipeline: str | None = None
     pooling: str | None = None

@@ -31,13 +31,13 @@ def score_of(held: "HeldOut", network: "SuperNetwork", tokenizer: Any, batches: 
 
 
 def metric_of(held: "HeldOut") -> str:
-    """Name the metric of a GLUE task or of scored pairs, or the protocol; refuses data on which accuracy cannot be measured."""
+    """Name the metric of a GLUE task or of scored pairs, or the protocol; refuses data without labels."""
     if held.metric:
         return held.metric
     if held.template is None:
         raise LonasEdgeError(
-            f"{held.path}: --quality accuracy of an embedding model needs scored pairs, such as STS-B's. Use --quality kl, the "
-            "cosine distance from the unpruned network."
+            f"{held.path}: --quality accuracy needs labels: of an embedding model scored pairs, such as STS-B's; of a "
+            "classifier data of GLUE. Use kl, the distance from the unpruned network."
         )
     return read_samples(held.path, held.template.name, held.order[: held.prompts])[0].name
 

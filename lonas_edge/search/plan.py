@@ -6,7 +6,6 @@ from functools import cache, cached_property
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import EMBEDDING
 from lonas_edge.files import sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.heldout import HeldOut, read_held_out
@@ -138,12 +137,9 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
             "The search space has only ranks, or single widths: none of them makes the merged model smaller. "
             "Create a space with widths, heads or removable blocks: lonas-edge space --help"
         )
-    if options.quality == "loss" and task is EMBEDDING:
-        raise LonasEdgeError(
-            "--quality loss: embeddings have no labels. Use kl, the cosine distance from the unpruned network, or accuracy on "
-            "scored pairs."
-        )
     held = read_held_out(source, options.data, options.num_prompts, options.seed, options.prompt)
+    if options.quality == "loss" and not held.labelled:
+        raise LonasEdgeError(f"{options.data}: --quality loss needs labels. Use kl, the distance from the unpruned network.")
     metric = None
     if options.quality == "accuracy":
         from lonas_edge.search.accuracy import metric_of

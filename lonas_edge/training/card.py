@@ -1,7 +1,7 @@
 """The model card of a super-adapter, the README.md in its directory."""
 
 from lonas_edge.data.glue import TASKS
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.network.training_record import Recovered, TrainingRecord
 
 _ORDER = (
@@ -13,7 +13,7 @@ _ORDER = (
 def super_adapter_card(record: TrainingRecord) -> str:
     """Write the model card, Markdown with the metadata block that model hubs read."""
     base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
-    pipeline = _task(record).pipeline_tag
+    pipeline = record.pipeline or (CLASSIFICATION if record.task else CAUSAL_LM).pipeline_tag
     lonas, stored = record.search_space is not None, options.get("weight_format")
     head = f" --head-format {options['head_format']}" if options.get("head_format") else ""
     export = "lonas-edge export THIS_DIRECTORY --output DIR"
@@ -36,17 +36,11 @@ def super_adapter_card(record: TrainingRecord) -> str:
     return "\n".join(lines)
 
 
-def _task(record: TrainingRecord) -> Task:
-    if record.pooling:
-        return EMBEDDING
-    return CLASSIFICATION if record.task else CAUSAL_LM
-
-
 def _distance(record: TrainingRecord) -> str:
     if record.pooling:
         return "cosine distance"
     if record.task is None:
-        return "KL divergence, over all tokens,"
+        return "KL divergence, over all tokens," if record.prompt else "distance of the outputs"
     return "squared distance" if TASKS[record.task].regression else "KL divergence, over the classes,"
 
 
@@ -59,8 +53,8 @@ def _kind(recovered: Recovered | None, lonas: bool) -> str:
 def _training(record: TrainingRecord) -> str:
     options = record.options
     data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
-    learned = f"prompt `{record.prompt.name}`" if record.prompt else f"GLUE's {record.task}"
-    learned = f"pooling: {record.pooling}" if record.pooling else learned
+    encoder = f"GLUE's {record.task}" if record.task else f"pooling: {record.pooling}" if record.pooling else "without labels"
+    learned = f"prompt `{record.prompt.name}`" if record.prompt else encoder
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     return (
         f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "

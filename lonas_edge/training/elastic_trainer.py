@@ -16,7 +16,6 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.objective import Embedding
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
@@ -49,12 +48,15 @@ class ElasticTrainer(Trainer):
         head_format: str | None = None,
         int8_layers: Collection[str] = (),
         held_out: Sequence[Any] = (),
+        distilled: bool = False,
         **arguments: Any,
     ):
         """Train `network` by `schedule`, with a frozen teacher or in weight formats; `arguments` as of `Trainer`.
 
-        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples.
+        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples, which `distilled` compares with
+        the teacher instead of their labels.
         """
+        self._distilled = distilled
         self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
         self._taught: torch.Tensor | None = None  # the teacher's answers
@@ -118,15 +120,14 @@ class ElasticTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one.
 
-        An embedding model with a teacher has the cosine distance from it.
+        An encoder with a teacher has the distance from it, unless it is trained on GLUE.
         """
         fixed = self.schedule.fixed
         widths = self.network.elasticity.maximal if fixed is None else fixed
         batches = [self._prepare_inputs(dict(batch)) for batch in self.held_out]
         with self.accelerator.autocast(), self.stored.active(widths) if self.stored else nullcontext():
-            if self.teacher is not None and isinstance(self.network.objective, Embedding):  # texts have no labels
-                taught = [self._answers_of_teacher(batch) for batch in batches]
-                [loss] = self.network.kl([widths], batches, taught)
+            if self.teacher is not None and self._distilled:
+                loss = self.network.distances(widths, batches, [self._answers_of_teacher(batch) for batch in batches])
             else:
                 [loss] = self.network.losses([widths], batches)
         self.log({EVAL_LOSS: loss})

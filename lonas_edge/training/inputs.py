@@ -7,9 +7,8 @@ import torch
 from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
-from lonas_edge.data.instructions import TEXT
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from lonas_edge.formats import dtype_of
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
 from lonas_edge.network.channel_order import FILE as ORDER
@@ -99,7 +98,7 @@ def open_inputs(
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
         )
-    read = glue or read_training_data(data, source.pooling)
+    read = glue or read_training_data(data, source.architecture.family.task, source.pooling)
     read.check(source)
     read_generation_config(source.base.folder)  # transformers reads it with the weights
     return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
@@ -121,7 +120,7 @@ def open_recovery(
             "new adapter with --model."
         )
     glue = None if source.pooling and task is None else read_glue_data(data, task)
-    read = glue or read_training_data(data, source.pooling)
+    read = glue or read_training_data(data, source.architecture.family.task, source.pooling)
     read.check(source)
     if source.adapter_config:
         read.check_head(source)
@@ -153,7 +152,7 @@ def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> In
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
     """Add held-out data of the training's kind."""
     glue = read_glue_data(path, inputs.data.glue) if inputs.data.pooling is None else None
-    read = glue or read_training_data(path, inputs.data.pooling)
+    read = glue or read_training_data(path, inputs.data.task, inputs.data.pooling)
     if type(read) is not type(inputs.data):
         raise LonasEdgeError(
             f"{path}: --eval-data is {read.files[0].kind} data, but --data is {inputs.data.files[0].kind} data"
@@ -193,12 +192,13 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 def check(inputs: Inputs, options: TrainOptions) -> None:
     """Check that the training can run, before the model is loaded."""
     architecture = inputs.architecture
-    if isinstance(inputs.data, SentenceData) and not inputs.teacher:
+    if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
     if not inputs.data.task.generates:
         _check_context(inputs, options)
     _refuse_own_teacher(inputs, options)
-    open_base(inputs.base.folder, architecture, architecture.head)
+    headless = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher without labels trains no new head
+    open_base(inputs.base.folder, architecture, architecture.head if headless else {})
     if inputs.start and inputs.start.config:
         load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
     else:
@@ -213,15 +213,18 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
 
 
-def _check_labels(data: SentenceData, eval_data: TrainingData | None) -> None:
-    """Refuse sentences without something to learn: texts alone, and several kinds of records."""
-    kinds = data.kinds | (eval_data.kinds if isinstance(eval_data, SentenceData) else set())
-    if len(kinds) > 1 or kinds == {TEXT}:
-        found = " and ".join(f"{kind}s" for kind in sorted(kinds))
-        raise LonasEdgeError(
-            f"{data.files[0].path}: {found} alone teach nothing; pass --teacher MODEL, such as the unpruned one. Without a "
-            "teacher, an embedding model learns pairs, triplets or scored pairs, one kind in a training."
-        )
+def _check_labels(data: TrainingData, eval_data: TrainingData | None) -> None:
+    """Refuse texts without labels, and for an embedding model several kinds of records."""
+    files = [*data.files, *(eval_data.files if eval_data else ())]
+    kinds = dict.fromkeys(file.kind for file in files)
+    if data.labelled and not (isinstance(data, SentenceData) and len(kinds) > 1):
+        return
+    found = " and ".join(f"{kind}s" for kind in kinds)
+    learned = {EMBEDDING: "an embedding model learns pairs, triplets or scored pairs, one kind in a training"}
+    raise LonasEdgeError(
+        f"{data.files[0].path}: {found} alone teach nothing; pass --teacher MODEL, such as the unpruned one. Without a "
+        f"teacher, {learned.get(data.task, 'a classifier learns a GLUE task (TSV)')}."
+    )
 
 
 def _check_context(inputs: Inputs, options: TrainOptions) -> None:

@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
@@ -303,6 +304,10 @@ class _Run:
     def _base(self) -> Any:
         base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[base_dtype(self.inputs, self.options)].torch)
         base.config.use_cache = False
+        if self.inputs.teacher:
+            for module in base.modules():
+                if isinstance(module, nn.Dropout):  # of BERT: noise on an exact target
+                    module.p = 0.0
         return base
 
     def _super_network(self, order: ChannelOrder) -> SuperNetwork:
@@ -354,6 +359,7 @@ class _Run:
             options.head_format,
             int8_layers,
             self._held_out(),
+            self.inputs.data.distilled,
             args=self.arguments,
             eval_dataset=tokens.held_out or None,
             train_dataset=tokens.examples,

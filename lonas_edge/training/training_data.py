@@ -13,7 +13,7 @@ import torch
 
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs, encode_prompt
 from lonas_edge.data.glue import GlueTask, Pair, task_of
-from lonas_edge.data.instructions import MESSAGES, Data, Learned, read_data
+from lonas_edge.data.instructions import MESSAGES, TEXT, Data, Learned, read_data
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import PAIR, SCORED, TRIPLET, SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import choose_prompt
@@ -55,6 +55,8 @@ class TrainingData(ABC):
     head: tuple[str, ...] | None = None  # names of the head's outputs
     glue: str | None = None  # name of the task
     pooling: Pooling | None = None
+    labelled: bool = True  # whether a loss can be computed without a teacher
+    distilled: ClassVar[bool] = False  # whether the held-out loss with a teacher is the distance from it
 
     def objective(self, architecture: Architecture) -> Objective:
         """Return the loss that is learned."""
@@ -215,12 +217,14 @@ class SentenceData(TrainingData):
 
     task = EMBEDDING
     max_length = EMBEDDING.sequence_length
+    distilled = True
     pooling: Pooling
 
     def __init__(self, read: Sequence[tuple[Sentences, float]], pooling: Pooling):
         self.sentences, self.pooling = tuple(sentences for sentences, _ in read), pooling
         self.files = tuple(DataFile(each.path, each.kind, len(each.rows), weight) for each, weight in read)
         self.purpose = f"{self.files[0].path}: a training on sentences"
+        self.labelled = len(self.kinds) == 1 and self.kinds != {TEXT}
 
     @property
     def kinds(self) -> set[str]:
@@ -255,6 +259,43 @@ class SentenceData(TrainingData):
             yield {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
+class PairData(TrainingData):
+    """Texts or pairs without labels, for a classifier or reranker with a teacher. Texts that are too long are cut."""
+
+    task = CLASSIFICATION
+    max_length = CLASSIFICATION.sequence_length
+    labelled = False
+    distilled = True
+
+    def __init__(self, read: Sequence[tuple[Sentences, float]]):
+        self.pairs = tuple(each.pairs for each, _ in read)
+        self.files = tuple(
+            DataFile(each.path, each.kind, len(pairs), weight) for (each, weight), pairs in zip(read, self.pairs, strict=True)
+        )
+        self.purpose = f"{self.files[0].path}: a training on texts without labels"
+
+    def longest(self, architecture: Architecture) -> int:
+        return min(self.max_length, int(architecture.config.max_position_embeddings))
+
+    def missing_tokens(self, tokenizer: Any) -> str:
+        return "" if tokenizer.pad_token_id is not None else "PAD"
+
+    def encode(self, tokenizer: Any, options: TrainOptions, prompting: Prompting | None) -> list[list[Encoded]]:
+        files = (encode_pairs(pairs, tokenizer, options.max_length) for pairs in self.pairs)
+        return [[{**row, "labels": 0} for row in rows] for rows in files]
+
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
+        return PairCollator(tokenizer.pad_token_id)
+
+    def calibration(
+        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+    ) -> Iterator[Batch]:
+        encoded = [row for file in self.encode(tokenizer, options, prompting) for row in file]
+        for index in indices:
+            batch = self.collator(tokenizer)([encoded[index]])
+            yield {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
 def read_glue_data(data: Files, task: str | None = None) -> GlueData | None:
     """Read the data of a GLUE task; None for files that are no TSV where no task is named."""
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
@@ -266,12 +307,13 @@ def read_glue_data(data: Files, task: str | None = None) -> GlueData | None:
     return None
 
 
-def read_training_data(data: Files, pooling: Pooling | None = None) -> TrainingData:
-    """Read instructions, conversations or texts, or for an embedding model, which has a `pooling`, sentences."""
+def read_training_data(data: Files, task: Task = CAUSAL_LM, pooling: Pooling | None = None) -> TrainingData:
+    """Read instructions, conversations or texts; for encoders sentences, embedded by `pooling`."""
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
-    if pooling:
-        return SentenceData(_all(lambda path, weight: (read_sentences(path), weight), files), pooling)
-    return TextData(_all(read_data, files))
+    if task.generates:
+        return TextData(_all(read_data, files))
+    read = _all(lambda path, weight: (read_sentences(path), weight), files)
+    return SentenceData(read, pooling) if pooling else PairData(read)
 
 
 def _all(read: Callable[[Path, float], Any], files: Sequence[tuple[Path, float]]) -> list[Any]:

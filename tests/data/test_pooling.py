@@ -2,14 +2,15 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lonas_edge.data.pooling import Pooling, embeds, read_pooling
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.data.pooling import Pooling, embeds, pooling_of, read_pooling
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
 from lonas_edge.files import check_model_folder
 
 OLD, NEW = "sentence_transformers.models.", "sentence_transformers.{}.modules."
@@ -94,6 +95,16 @@ def test_all_files(tmp_path: Path) -> None:
         LonasEdgeError, match=r"prompt 'passage': the model has no such prompt; expected one of: document, query"
     ):
         read.prompted("a", "passage")
+
+
+def test_dot_products_are_warned_of(tmp_path: Path) -> None:
+    """Training preserves directions, not lengths; normalized embeddings have none."""
+    kinds, dot = ("Transformer", "Pooling", "Normalize"), {"similarity_fn_name": "dot"}
+    with pytest.warns(LonasEdgeWarning, match="compares embeddings by the dot product"):
+        pooling_of(write_files(tmp_path / "model", settings=dot))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pooling_of(write_files(tmp_path / "normalized", kinds=kinds, settings=dot)).normalize
 
 
 def test_the_longest_text() -> None:

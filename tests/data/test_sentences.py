@@ -62,7 +62,7 @@ def test_glue_files(tmp_path: Path) -> None:
     ],
 )
 def test_refused(records: list[Any], fault: str, tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match="not data for an embedding model") as caught:
+    with pytest.raises(LonasEdgeError, match="not sentences") as caught:
         read_sentences(write(tmp_path, *records))
     assert fault in str(caught.value)
 

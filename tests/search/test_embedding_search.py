@@ -116,8 +116,8 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     source, output = tiny_bert.embedder(), tmp_path / "out"
     unscored = write_pairs(tmp_path, scored=False)
     for options, fault in (
-        (("--quality", "loss"), "--quality loss: embeddings have no labels"),
-        (("--quality", "accuracy", "--num-prompts", 16), "needs scored pairs, such as STS-B's"),
+        (("--quality", "loss", "--num-prompts", 16), "--quality loss needs labels"),
+        (("--quality", "accuracy", "--num-prompts", 16), "of an embedding model scored pairs, such as STS-B's"),
         (("--num-prompts", 25), "24 prompts; expected at least 25"),
         (("--prompt", "alpaca"), "a sentence embedding model has no prompts"),
     ):

@@ -10,21 +10,23 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-tier=(-m "not slow")
+tier=(-m "not slow") extras=dev
 if [ "${1:-}" = --all ]; then
-  tier=()
+  tier=() extras=dev,clients
   shift
 fi
 if [ ! -x .venv/bin/python ]; then
   "${PYTHON:-python3}" -m venv .venv || exit 2
 fi
-# a copy of pyproject.toml in the environment tells which one was installed last
-if ! cmp -s pyproject.toml .venv/installed-pyproject.toml; then
-  echo "=== install"
-  # modules are compiled when they are first imported: most never are
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]' || exit 2
-  cp pyproject.toml .venv/installed-pyproject.toml
-fi
+# a copy of pyproject.toml in the environment tells which one was installed last, for each extra
+for extra in ${extras//,/ }; do
+  if ! cmp -s pyproject.toml ".venv/installed-$extra.toml"; then
+    echo "=== install $extra"
+    # modules are compiled when they are first imported: most never are
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extra]" || exit 2
+    cp pyproject.toml ".venv/installed-$extra.toml"
+  fi
+done
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
 
 scratch=$(mktemp -d) || exit 2

@@ -78,7 +78,7 @@ def _cost_settings(source: "Source", options: SearchOptions, latency: LatencyOpt
         used = {"--prompt": given(options, "prompt")}
         if idle := [name for name, is_given in {**used, "--new-tokens": given(latency, "new_tokens")}.items() if is_given]:
             raise click.UsageError(f"{', '.join(idle)}: no effect, a {task.name} has no prompts and generates no tokens")
-        length = min(task.sequence_length, source.architecture.config.max_position_embeddings)
+        length = min(task.sequence_length, source.architecture.context or task.sequence_length)
         prompt_len, new_tokens = prompt_len or length, 0
     return CostSettings(latency.weight_format, latency.device, prompt_len or 256, new_tokens, latency.batch_size)
 

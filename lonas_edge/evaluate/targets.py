@@ -16,7 +16,7 @@ from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, TASKS, Task, family_of_config
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, TASKS, Task, context_of, family_of_config
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
@@ -269,7 +269,7 @@ class _Opener:
         if run.torch_device == "cuda" and not torch.cuda.is_available():
             raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
         tokenizer = _tokenizer(folder)
-        batch_size, max_length = _batch_size(sizes.bytes["fp16"], run), config.get("max_position_embeddings") or 2048
+        batch_size, max_length = _batch_size(sizes.bytes["fp16"], run), context_of(config) or 2048
         pooling = _limited(pooling, tokenizer, max_length)
 
         def load() -> "LM":

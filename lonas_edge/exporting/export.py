@@ -146,7 +146,8 @@ def _limited(source: Source, tokenizer: Any) -> Pooling | None:
     """Return the pooling with the longest text, at which the tokenizer cuts from now on, as all clients do."""
     if source.pooling is None:
         return None
-    context = source.architecture.config.max_position_embeddings
+    context = source.architecture.context
+    assert context  # encoders have a table of positions
     pooling = source.pooling.limited(tokenizer.model_max_length if tokenizer else context, context)
     if tokenizer:
         tokenizer.model_max_length = pooling.max_length

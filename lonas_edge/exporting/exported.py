@@ -19,7 +19,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, record_rewritten
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, family_of_config
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, context_of, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
@@ -57,7 +57,7 @@ class Exported:
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens, where the configuration names it."""
-        return self.config.get("max_position_embeddings")
+        return context_of(self.config)
 
     @property
     def task(self) -> Task:

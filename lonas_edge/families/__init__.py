@@ -23,10 +23,22 @@ from lonas_edge.families.granite import Granite
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
+from lonas_edge.families.roberta import RobertaEmbedder
 from lonas_edge.families.smollm3 import SmolLM3
 from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task
 
-FAMILIES: tuple[Family, ...] = (Llama(), SmolLM3(), Granite(), Olmo2(), Phi3(), GPTNeoX(), Bloom(), Bert(), BertEmbedder())
+FAMILIES: tuple[Family, ...] = (
+    Llama(),
+    SmolLM3(),
+    Granite(),
+    Olmo2(),
+    Phi3(),
+    GPTNeoX(),
+    Bloom(),
+    Bert(),
+    BertEmbedder(),
+    RobertaEmbedder(),
+)
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
 
@@ -47,6 +59,7 @@ __all__ = [
     "Part",
     "Task",
     "WidthRule",
+    "context_of",
     "family_of",
     "family_of_config",
     "head_dim",
@@ -67,6 +80,12 @@ def family_of(model_type: str | None, task: Task | None = None, classes: Sequenc
     known = [family for family in known if family.task is task] or known
     named = [family for family in known if model_type and family.class_names[model_type]["model"] in classes]
     return next(iter(named or known), None)
+
+
+def context_of(content: Mapping[str, Any]) -> int | None:
+    """Longest sequence in tokens of a model with this `config.json`; None if it is not limited."""
+    family, positions = family_of_config(content), content.get("max_position_embeddings")
+    return family.context(positions, content.get("pad_token_id")) if family else positions
 
 
 def family_of_config(content: Mapping[str, Any], task: Task | None = None) -> Family | None:

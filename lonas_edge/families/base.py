@@ -292,6 +292,10 @@ class Family(ABC):
         """Path of decoder layer `index`."""
         return f"{self.layers}.{index}"
 
+    def context(self, positions: int | None, padding: int | None) -> int | None:
+        """Longest sequence in tokens, by `max_position_embeddings` and `pad_token_id` of the configuration, if limited."""
+        return positions
+
     def faults(self, config: Any) -> list[str]:
         """Inconsistent or unsupported fields of a configuration, one line each."""
         return head_faults(config)

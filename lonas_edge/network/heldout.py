@@ -208,7 +208,7 @@ def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | 
 
 def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
     architecture = source.architecture
-    outputs, context = architecture.linears[architecture.family.head].out_features, architecture.config.max_position_embeddings
+    outputs, context = architecture.linears[architecture.family.head].out_features, architecture.context or MAX_LENGTH
     recorded, unlabelled = (
         source.training.task if source.training else None,
         data.suffix.lower() in (".json", ".jsonl", ".parquet"),
@@ -226,7 +226,7 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
 
 def _texts(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
     sentences, pooling = read_sentences(data), source.pooling or Pooling()
-    context = int(source.architecture.config.max_position_embeddings)
+    context = source.architecture.context or MAX_LENGTH
     common = _common(source, data, prompts, seed, option, len(sentences.rows))
     metric = "spearman" if sentences.scores else None
     common |= {"asked_as": pooling.described, "template": None, "metric": metric, "units": {"kl": "cosine distance"}}

@@ -13,7 +13,7 @@ from typing import Any
 from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, TASKS, Task, family_of, family_of_config
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, TASKS, Task, family_of, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -269,6 +269,7 @@ def open_source(
     config = read_model_config(base)
     wanted = (_task_of_adapter(adapter_config) if adapter_config else task) or (EMBEDDING if embeds(base.folder) else None)
     head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
+    _refuse_other_head(config, base)
     config = type(config).from_dict({**config.to_dict(), **head}) if head else config
     architecture = Architecture.from_config(config, str(base.folder))
     if adapter_config:
@@ -319,6 +320,17 @@ def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequen
         return None
     task = GLUE.get(training.task or "") if training else None
     return task.outputs if task else adapters.head_outputs(adapter.folder)
+
+
+def _refuse_other_head(config: Any, base: Located) -> None:
+    """Raise if the model is a classifier of a model type whose classifiers are not supported."""
+    tasks = {family.task for family in FAMILIES if config.model_type in family.model_types}
+    heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
+    if heads and EMBEDDING in tasks and CLASSIFICATION not in tasks:
+        raise LonasEdgeError(
+            f"{base.folder / 'config.json'}: {', '.join(heads)}: classifiers and rerankers of {config.model_type} are not "
+            "supported; expected an embedding model."
+        )
 
 
 def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> None:

@@ -133,7 +133,7 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
 
 
 def _check(source: Source, settings: CostSettings) -> None:
-    context = getattr(source.architecture.config, "max_position_embeddings", None)
+    context = source.architecture.context
     length = settings.prompt_len + settings.new_tokens
     if context and length > context:
         options = "--prompt-len or --new-tokens" if settings.new_tokens else "--prompt-len"

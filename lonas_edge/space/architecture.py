@@ -107,6 +107,12 @@ class Architecture:
             for rule in self.family.width_rules
         }
 
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens; None if it is not limited."""
+        positions = getattr(self.config, "max_position_embeddings", None)
+        return self.family.context(positions, getattr(self.config, "pad_token_id", None))
+
     @cached_property
     def blocks(self) -> dict[str, Block]:
         """The removable parts of decoder layers, or whole layers, by module path."""

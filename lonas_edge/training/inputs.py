@@ -8,7 +8,7 @@ from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, context_of
 from lonas_edge.formats import dtype_of
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
 from lonas_edge.network.channel_order import FILE as ORDER
@@ -229,10 +229,12 @@ def _check_labels(data: TrainingData, eval_data: TrainingData | None) -> None:
 
 def _check_context(inputs: Inputs, options: TrainOptions) -> None:
     """Refuse texts longer than the context of the model or its teacher: there are no embeddings of later positions."""
-    contexts = {inputs.base.name: inputs.architecture.config.max_position_embeddings}
+    contexts = {inputs.base.name: inputs.architecture.context}
     if inputs.teacher:
-        contexts[inputs.teacher.name] = inputs.teacher.config["max_position_embeddings"]
-    problems = [f"{name} has a context of {size} tokens" for name, size in contexts.items() if (options.max_length or 0) > size]
+        contexts[inputs.teacher.name] = context_of(inputs.teacher.config)
+    problems = [
+        f"{name} has a context of {size} tokens" for name, size in contexts.items() if size and (options.max_length or 0) > size
+    ]
     raise_all(f"--max-length {options.max_length}:", problems)
 
 

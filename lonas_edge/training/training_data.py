@@ -191,7 +191,7 @@ class GlueData(TrainingData):
             raise LonasEdgeError(f"{source.folder}: {what}. Pass data of the task that it was trained on.")
 
     def longest(self, architecture: Architecture) -> int:
-        return min(self.max_length, int(architecture.config.max_position_embeddings))
+        return min(self.max_length, architecture.context or self.max_length)
 
     def missing_tokens(self, tokenizer: Any) -> str:
         return " and ".join(name for name in ("CLS", "PAD") if getattr(tokenizer, f"{name.lower()}_token_id") is None)
@@ -238,7 +238,7 @@ class SentenceData(TrainingData):
         return Embedding(self.pooling) if others else learned.get(kind, Embedding(self.pooling))
 
     def longest(self, architecture: Architecture) -> int:
-        return min(self.pooling.max_length or self.max_length, int(architecture.config.max_position_embeddings))
+        return min(self.pooling.max_length or self.max_length, architecture.context or self.max_length)
 
     def missing_tokens(self, tokenizer: Any) -> str:
         return "" if tokenizer.pad_token_id is not None else "PAD"
@@ -275,7 +275,7 @@ class PairData(TrainingData):
         self.purpose = f"{self.files[0].path}: a training on texts without labels"
 
     def longest(self, architecture: Architecture) -> int:
-        return min(self.max_length, int(architecture.config.max_position_embeddings))
+        return min(self.max_length, architecture.context or self.max_length)
 
     def missing_tokens(self, tokenizer: Any) -> str:
         return "" if tokenizer.pad_token_id is not None else "PAD"

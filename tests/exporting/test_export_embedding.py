@@ -101,10 +101,12 @@ def expected_embeddings(source: TinySource, widths: list[int], texts: list[str],
     ("mode", "normalize", "options"),
     [
         ("mean", True, {}),
-        ("cls", False, {"max_length": 12}),
+        pytest.param("cls", False, {"max_length": 12}, marks=pytest.mark.slow),
         ("lasttoken", True, {"max_length": 1000, "prompts": PROMPTS}),
-        ("mean", False, {"max_length": 16, "prompts": PROMPTS, "default_prompt_name": "query"}),
-        ("cls", True, {"default_prompt_name": "query", "prompts": ODD}),
+        pytest.param(
+            *("mean", False, {"max_length": 16, "prompts": PROMPTS, "default_prompt_name": "query"}), marks=pytest.mark.slow
+        ),
+        pytest.param("cls", True, {"default_prompt_name": "query", "prompts": ODD}, marks=pytest.mark.slow),
     ],
 )
 def test_openvino_genai(mode: str, normalize: bool, options: Any, tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a search will do: options resolved and checked; no weights are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -101,6 +101,7 @@ class SearchPlan:
             "device": lengths if COSTS[self.cost].timed else None,
             "weight_format": settings.weight_format,
             "seed": options.seed,
+            **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }
 
     @property

@@ -62,6 +62,7 @@ def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Sc
     content = {
         **asdict(hashes),
         "data": {f"{number} {file.path.name}": [digest, file.weight] for number, (file, digest) in files},
+        **({"pooling": asdict(inputs.data.pooling)} if inputs.data.pooling else {}),
         "widths": inputs.start.subnetwork.widths if inputs.start else (),
         "search_space": inputs.space.hash,
         "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in schedule.stages],

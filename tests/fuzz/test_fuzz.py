@@ -23,6 +23,8 @@ from runner import Ran, run_forked
 from safetensors.torch import save_file
 
 from lonas_edge.data.pooling import MODES, read_pooling
+from lonas_edge.data.retrieval import read_retrieval
+from lonas_edge.data.sentences import read_sentences
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import check_model_folder
 
@@ -103,6 +105,38 @@ def test_files_of_sentence_transformers(name: str, tmp_path: Path) -> None:
         assert pooling is None or (pooling.mode in MODES and type(pooling.normalize) is bool), mutation
         assert pooling is None or pooling.default_prompt is None or pooling.prompted("a").endswith("a"), mutation
     assert 20 < refused < 60
+
+
+ROWS = [{"query": f"what is {n}", "passage": f"{n} is a number", "score": n / 8} for n in range(8)]
+LINES = {
+    "sentences.jsonl": [json.dumps(row) for row in ROWS],
+    "corpus.jsonl": [json.dumps({"_id": f"p{n}", "title": "", "text": row["passage"]}) for n, row in enumerate(ROWS)],
+    "queries.jsonl": [json.dumps({"_id": f"q{n}", "text": row["query"]}) for n, row in enumerate(ROWS)],
+    "qrels/test.tsv": ["query-id\tcorpus-id\tscore", *(f"q{n}\tp{n}\t1" for n in range(8))],
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_data_of_embedding_models(name: str, tmp_path: Path) -> None:
+    """They are refused by name, or read as texts with finite scores and known ids."""
+    refused = 0
+    for seed in range(60):
+        folder = tmp_path / f"{seed}/data"
+        (folder / "qrels").mkdir(parents=True)
+        for file, lines in LINES.items():
+            (folder / file).write_text("\n".join(lines) + "\n")
+        outside = _file(tmp_path / f"{seed}/outside", Path(name).name)
+        mutation = mutate(Target(folder / name, outside.parent, (outside,), random.Random(seed)))
+        try:
+            sentences, retrieval = read_sentences(folder / "sentences.jsonl"), read_retrieval(folder)
+        except LonasEdgeError as error:
+            refused += 1
+            assert Path(name).name in str(error), mutation
+            continue
+        assert all(text.strip() for row in sentences.rows for text in row), mutation
+        assert all(-1 <= score <= 1 for score in sentences.scores or ()), mutation
+        assert all(found.keys() <= retrieval.passages.keys() for found in retrieval.relevance.values()), mutation
+    assert 10 < refused < 60
 
 
 def test_every_mutator_changes_something(tmp_path: Path) -> None:

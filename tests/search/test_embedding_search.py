@@ -1,7 +1,9 @@
 """A search on embedding models: qualities, the sensitivity table, networks in bf16 and INT4, refused options."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,8 @@ def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
 @pytest.mark.parametrize("quality", ["kl", "accuracy"])
 def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     source, data, output = tiny_bert.embedder(), write_pairs(tmp_path), tmp_path / "out"
+    shutil.copytree(source.base, tmp_path / "base")
+    source = replace(source, base=tmp_path / "base")
     options = ("--quality", quality, "--cost", "macs", "--num-prompts", 16, "--evals", 12)
     ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options, "--json")
     assert ran.code == 0, ran.err
@@ -96,6 +100,10 @@ def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path
     evaluations = record["evaluations"]
     assert len(evaluations) == 12
     if quality == "kl":
+        (source.base / "config_sentence_transformers.json").write_text('{"prompts": {"q": "is "}, "default_prompt_name": "q"}')
+        changed = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options)
+        assert changed.code == 1 and "holds another search" in changed.err and "pooling" in changed.err
+        (source.base / "config_sentence_transformers.json").unlink()
         for evaluation in evaluations[:4]:
             assert evaluation["quality"] == pytest.approx(embedded.distance(evaluation["widths"]), rel=0.05, abs=1e-4)
         assert record["units"]["kl"] == "cosine distance"

@@ -297,7 +297,7 @@ class _Run:
 
     def _calibration(self, indices: list[int]) -> Iterator[dict[str, torch.Tensor]]:
         tokens = self.tokens
-        for batch in self.inputs.data.calibration(indices, tokens.tokenizer, self.options, tokens.prompting):
+        for batch in self.inputs.data.calibration(indices, tokens.examples, tokens.tokenizer, self.options, tokens.prompting):
             check_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from lonas_edge.data.encoding import Collator, PairCollator, Prompting, encode, encode_pairs, encode_prompt
-from lonas_edge.data.glue import GlueTask, Pair, task_of
+from lonas_edge.data.glue import GlueTask, task_of
 from lonas_edge.data.instructions import MESSAGES, TEXT, Data, Learned, read_data
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import PAIR, SCORED, TRIPLET, SentenceCollator, Sentences, encode_sentences, read_sentences
@@ -83,8 +83,9 @@ class TrainingData(ABC):
         return self.max_length
 
     def default_lr(self, architecture: Architecture) -> float:
-        """Return the default of `--lr`: as published for LoNAS and LLaMA-7B."""
-        return 3e-4
+        """Return the default of `--lr`: 1e-3 was better than 3e-4 for SmolLM2-135M; larger models need less, as published."""
+        weights = sum(linear.in_features * linear.out_features for linear in architecture.linears.values())
+        return 1e-3 if weights < _LARGE else 3e-4
 
     @abstractmethod
     def missing_tokens(self, tokenizer: Any) -> str:
@@ -102,11 +103,21 @@ class TrainingData(ABC):
         """Shorten an encoded example to measure distances between networks on: at all of its positions."""
         return example
 
-    @abstractmethod
     def calibration(
-        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+        self,
+        indices: Sequence[int],
+        encoded: Sequence[Encoded],
+        tokenizer: Any,
+        options: TrainOptions,
+        prompting: Prompting | None,
     ) -> Iterator[Batch]:
-        """Yield the inputs of chosen examples, without answers, to measure the importance of channels on."""
+        """Yield the inputs of chosen examples, without answers, to measure the importance of channels on.
+
+        `encoded` are all examples, as of `encode`, which drops none of an encoder's.
+        """
+        for index in indices:
+            batch = self.collator(tokenizer)([encoded[index]])
+            yield {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 class TextData(TrainingData):
@@ -131,11 +142,6 @@ class TextData(TrainingData):
         template, chat = (record.prompt, record.chat_template) if record else (None, None)
         return Prompting.of(str(options.prompt), tokenizer, folder, template, chat)
 
-    def default_lr(self, architecture: Architecture) -> float:
-        """1e-3 was better than 3e-4 for SmolLM2-135M; larger models need less."""
-        weights = sum(linear.in_features * linear.out_features for linear in architecture.linears.values())
-        return 1e-3 if weights < _LARGE else super().default_lr(architecture)
-
     def missing_tokens(self, tokenizer: Any) -> str:
         return "" if tokenizer.eos_token_id is not None else "EOS"
 
@@ -152,7 +158,12 @@ class TextData(TrainingData):
         return {"input_ids": ids, "labels": ids}
 
     def calibration(
-        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
+        self,
+        indices: Sequence[int],
+        encoded: Sequence[Encoded],
+        tokenizer: Any,
+        options: TrainOptions,
+        prompting: Prompting | None,
     ) -> Iterator[Batch]:
         assert prompting and options.max_length
         examples: list[Learned] = [example for file in self.data for example in file.examples]
@@ -161,11 +172,22 @@ class TextData(TrainingData):
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-class GlueData(TrainingData):
-    """A task of GLUE. Texts that are too long are cut, as in the published trainings."""
+class ClassifierData(TrainingData):
+    """Texts or pairs for a classifier. Those that are too long are cut, as in the published trainings."""
 
     task = CLASSIFICATION
     max_length = CLASSIFICATION.sequence_length
+
+    def longest(self, architecture: Architecture) -> int:
+        return min(self.max_length, architecture.context or self.max_length)
+
+    def default_lr(self, architecture: Architecture) -> float:
+        """As published for classifiers."""
+        return 3e-4
+
+
+class GlueData(ClassifierData):
+    """A task of GLUE."""
 
     def __init__(self, path: Path, task: GlueTask):
         self.glue_task, self.pairs = task, tuple(task.read(path))
@@ -190,9 +212,6 @@ class GlueData(TrainingData):
             what = misfit or f"trained on {trained}, and the data are of {self.glue}"
             raise LonasEdgeError(f"{source.folder}: {what}. Pass data of the task that it was trained on.")
 
-    def longest(self, architecture: Architecture) -> int:
-        return min(self.max_length, architecture.context or self.max_length)
-
     def missing_tokens(self, tokenizer: Any) -> str:
         return " and ".join(name for name in ("CLS", "PAD") if getattr(tokenizer, f"{name.lower()}_token_id") is None)
 
@@ -202,14 +221,6 @@ class GlueData(TrainingData):
 
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         return PairCollator(tokenizer.pad_token_id, self.glue_task.regression)
-
-    def calibration(
-        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
-    ) -> Iterator[Batch]:
-        chosen: list[Pair] = [self.pairs[index] for index in indices]
-        collate = self.collator(tokenizer)
-        for row in encode_pairs(chosen, tokenizer, options.max_length):
-            yield {name: tensor for name, tensor in collate([{**row, "labels": 0}]).items() if name != "labels"}
 
 
 class SentenceData(TrainingData):
@@ -250,20 +261,10 @@ class SentenceData(TrainingData):
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         return SentenceCollator(tokenizer.pad_token_id)
 
-    def calibration(
-        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
-    ) -> Iterator[Batch]:
-        encoded = [row for file in self.encode(tokenizer, options, prompting) for row in file]
-        for index in indices:
-            batch = self.collator(tokenizer)([encoded[index]])
-            yield {name: tensor for name, tensor in batch.items() if name != "labels"}
 
+class PairData(ClassifierData):
+    """Texts or pairs without labels, for a classifier or reranker with a teacher."""
 
-class PairData(TrainingData):
-    """Texts or pairs without labels, for a classifier or reranker with a teacher. Texts that are too long are cut."""
-
-    task = CLASSIFICATION
-    max_length = CLASSIFICATION.sequence_length
     labelled = False
     distilled = True
 
@@ -274,9 +275,6 @@ class PairData(TrainingData):
         )
         self.purpose = f"{self.files[0].path}: a training on texts without labels"
 
-    def longest(self, architecture: Architecture) -> int:
-        return min(self.max_length, architecture.context or self.max_length)
-
     def missing_tokens(self, tokenizer: Any) -> str:
         return "" if tokenizer.pad_token_id is not None else "PAD"
 
@@ -286,14 +284,6 @@ class PairData(TrainingData):
 
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Any]], Batch]:
         return PairCollator(tokenizer.pad_token_id)
-
-    def calibration(
-        self, indices: Sequence[int], tokenizer: Any, options: TrainOptions, prompting: Prompting | None
-    ) -> Iterator[Batch]:
-        encoded = [row for file in self.encode(tokenizer, options, prompting) for row in file]
-        for index in indices:
-            batch = self.collator(tokenizer)([encoded[index]])
-            yield {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def read_glue_data(data: Files, task: str | None = None) -> GlueData | None:

@@ -159,7 +159,7 @@ def _steps(report: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
             last = f"  loss {float(log['loss']):.3f}  lr {float(log['learning_rate']):.1e}"
         line = f"step {step}/{steps}{last}"
         if EVAL_LOSS in log:
-            report(f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.3f}\n{line}", step / steps)
+            report(f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.4g}\n{line}", step / steps)
         else:
             report(f"{line}\n{line}" if "loss" in log else line, step / steps)
 
@@ -182,7 +182,7 @@ def _print(record: "TrainingRecord", output: Path) -> None:
     if record.eval_data and record.eval_data.losses:
         data, best = record.eval_data, min(record.eval_data.losses, key=lambda entry: entry.loss)
         shown.print(
-            f"held-out loss {data.losses[-1].loss:.3f} at the end, lowest {best.loss:.3f} at step {best.step}, on "
+            f"held-out loss {data.losses[-1].loss:.4g} at the end, lowest {best.loss:.4g} at step {best.step}, on "
             f"{data.examples} examples of {data.name}; {data.also_trained} of them also occur in the training data"
         )
     if record.search_space or special:

@@ -2,9 +2,8 @@
 
 Classifiers and rerankers take them as inputs without labels.
 
-A record's fields are its texts in order, whatever their names, and a number `score` or `label` for a scored pair. `text` is a
-single text; `prompt` beside it names one of the model's prompts. TSV files are GLUE's: scored pairs of STS-B, and the texts of
-the other tasks.
+Records are recognized by the names of their fields. `prompt` beside a single `text` names one of the model's prompts. TSV files
+are GLUE's: scored pairs of STS-B, and the texts of the other tasks.
 """
 
 from collections.abc import Sequence
@@ -17,15 +16,21 @@ import torch
 from lonas_edge.data.encoding import PairCollator, encode_pairs
 from lonas_edge.data.glue import Pair, task_of
 from lonas_edge.data.instructions import TEXT, half_character, read_records
-from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 
 PAIR, TRIPLET, SCORED = "pair", "triplet", "scored pair"
 PROMPT = "prompt"
 _KINDS = {1: TEXT, 2: PAIR, 3: TRIPLET}  # by the number of texts
+_ROLES = (  # names of the first, second and third text
+    ("anchor", "query", "question", "sentence1"),
+    ("positive", "passage", "answer", "sentence2"),
+    ("negative",),
+)
 _SCORES = ("score", "label")
+_Fields = tuple[tuple[str, ...], str | None]  # names of the texts, and of the score
 _EXPECTED = (
-    'Expected {"text": "…"}, {"anchor": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
+    'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
     '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them.'
 )
 
@@ -70,7 +75,7 @@ def read_sentences(path: Path) -> Sentences:
     items, problems = read_records(path)
     fields = _fields(items[0][1]) if items else None
     if items and not fields:
-        problems.append(f"{items[0][0]}: expected one to three texts, found {_found(items[0][1])}")
+        problems.append(f"{items[0][0]}: found {_found(items[0][1])}")
     if fields:
         faults = ((place, _fault(item, fields)) for place, item in items)
         problems += [f"{place}: {fault}" for place, fault in faults if fault]
@@ -81,7 +86,7 @@ def read_sentences(path: Path) -> Sentences:
     rows = [tuple(item[name] for name in texts) for _, item in items]
     if score:
         return Sentences(path, SCORED, rows, [float(item[score]) for _, item in items])
-    prompts = [item.get(PROMPT) for _, item in items] if len(texts) == 1 else None
+    prompts = [item.get(PROMPT) for _, item in items] if texts == (TEXT,) else None
     return Sentences(path, _KINDS[len(texts)], rows, prompts=prompts)
 
 
@@ -94,15 +99,16 @@ def _table(path: Path) -> Sentences:
     return Sentences(path, TEXT, [(text,) for row in rows for text in row])
 
 
-def _fields(item: Any) -> tuple[tuple[str, ...], str | None] | None:
-    """Names of a record's texts, in order, and of its score; None if it is no such record."""
+def _fields(item: Any) -> _Fields | None:
+    """Names of a record's texts, by their roles, and of its score; None if it is no such record."""
     if not isinstance(item, dict):
         return None
     if TEXT in item:
         return (TEXT,), None
+    texts = tuple(found for names in _ROLES if (found := next((name for name in names if name in item), None)))
     score = next((name for name in _SCORES if name in item), None)
-    texts = tuple(name for name, value in item.items() if name != score and isinstance(value, str))
-    if len(texts) not in _KINDS or (score and len(texts) != 2):
+    complete = [any(name in role for name in texts) for role in _ROLES]
+    if complete[:2] != [True, True] or (score and len(texts) != 2):
         return None
     return texts, score
 
@@ -111,19 +117,23 @@ def _found(item: Any) -> str:
     return f"the fields {', '.join(map(str, item)) or 'none'}" if isinstance(item, dict) else type(item).__name__
 
 
-def _fault(item: Any, fields: tuple[tuple[str, ...], str | None]) -> str | None:
-    """Describe what a record lacks of the fields of the first one; None if nothing."""
+def _fault(item: Any, fields: _Fields) -> str | None:
+    """Describe how a record differs from the first one, which has these fields; None if it does not."""
     texts, score = fields
     if not isinstance(item, dict):
         return f"expected an object, found {type(item).__name__}"
     empty = [name for name in texts if not isinstance(item.get(name), str) or not item[name].strip()]
     if empty:
         return f"no text in {' and '.join(map(repr, empty))}"
+    if _fields(item) != fields:
+        return (
+            f"expected the fields {', '.join(filter(None, (*texts, score)))}, as in the first record; found {', '.join(item)}"
+        )
     if score:
-        value = item.get(score)
+        value = item[score]
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
             return f"{score} {str(value)[:50]}: expected a cosine from -1 to 1"
-    if not isinstance(item.get(PROMPT), str | None):
+    if texts == (TEXT,) and not isinstance(item.get(PROMPT), str | None):
         return "'prompt' is no name"
     return next((fault for name in texts if (fault := half_character(name, item[name]))), None)
 
@@ -133,7 +143,7 @@ def encode_sentences(sentences: Sentences, pooling: Pooling, tokenizer: Any, max
 
     Args:
         sentences: The records.
-        pooling: Has the prompts that precede texts.
+        pooling: Has the prompts that precede texts; those of queries and passages in pairs and triplets.
         tokenizer: The model's.
         max_length: Tokens at which a text is cut.
 
@@ -145,8 +155,13 @@ def encode_sentences(sentences: Sentences, pooling: Pooling, tokenizer: Any, max
     problems = [f"prompt {name!r}" for name in dict.fromkeys(filter(None, prompts)) if name not in pooling.prompts]
     known = f"It has {', '.join(sorted(pooling.prompts)) or 'none'} (config_sentence_transformers.json)."
     raise_all(f"{sentences.path}: the model has no such prompts:", problems, known)
-    rows_and_prompts = zip(sentences.rows, prompts, strict=True)
-    texts = [Pair(pooling.prompted(text, name), None, 0) for row, name in rows_and_prompts for text in row]
+    texts = []
+    for row, name in zip(sentences.rows, prompts, strict=True):
+        if sentences.kind in (PAIR, TRIPLET):  # a query and passages
+            preceding = [pooling.prompt(*QUERY), *(pooling.prompt(*PASSAGE) for _ in row[1:])]
+            texts += [Pair(prompt + text, None, 0) for prompt, text in zip(preceding, row, strict=True)]
+        else:
+            texts += [Pair(pooling.prompted(text, name), None, 0) for text in row]
     encoded = iter(row["input_ids"] for row in encode_pairs(texts, tokenizer, max_length))
     rows = []
     for index, row in enumerate(sentences.rows):

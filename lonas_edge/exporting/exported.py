@@ -31,6 +31,7 @@ _COMPARISON = "## Compared with other files of this model"  # of `compress`: the
 _CHANGING, _UNTUNED = ".changing", ".untuned"
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
+_POOLED = re.compile(r'names="[^"]*\bsentence_embedding\b')  # the output with --library sentence_transformers
 _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
 
 
@@ -120,7 +121,13 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None) -> 
     problems += file_faults(folder, manifest) if manifest and not problems else []
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
     runtime_properties = _properties(folder)
-    embeds = manifest is None and bool(_HIDDEN.search(read_text(folder / MODEL, "the IR", _XML_LIMIT)))
+    graph = "" if manifest else read_text(folder / MODEL, "the IR", _XML_LIMIT)
+    embeds = bool(_HIDDEN.search(graph))
+    if _POOLED.search(graph):
+        raise LonasEdgeError(
+            f"{folder / MODEL}: gives pooled embeddings; expected hidden states. Export the model again with `optimum-cli "
+            "export openvino --task feature-extraction --library transformers`."
+        )
     exported = Exported(folder, manifest, config, runtime_properties.properties if runtime_properties else {}, embeds)
     if task and exported.task != task:
         raise LonasEdgeError(f"{folder}: a {exported.task.name}; expected a {task.name}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import Batch
 
 MAX_LENGTH = 1024  # tokens of a prompt with its answer; longer ones are dropped
+_UNLABELLED = (".json", ".jsonl", ".parquet")  # files of texts for a classifier; others are GLUE's
 BATCH_TOKENS = 1024  # of a batch, padding included; 4096 take twice the time: each large tensor is new memory
 
 
@@ -113,7 +114,7 @@ class HeldOutPairs(HeldOut):
     Attributes:
         task: The task of GLUE; None for texts without labels.
         pairs: All examples of the data.
-        context: Largest number of tokens of a text; longer ones are dropped.
+        context: Largest number of tokens of a text; longer ones are dropped from a GLUE task, others are cut.
     """
 
     task: GlueTask | None
@@ -128,10 +129,10 @@ class HeldOutPairs(HeldOut):
         return len(self._encoded(tokenizer))
 
     def _encoded(self, tokenizer: Any) -> list[dict[str, Any]]:
-        chosen = [self.pairs[index] for index in self.order]
+        chosen, cut = [self.pairs[index] for index in self.order], None if self.task else self.context
         return [
             {**row, "labels": pair.label}
-            for row, pair in zip(encode_pairs(chosen, tokenizer, None), chosen, strict=True)
+            for row, pair in zip(encode_pairs(chosen, tokenizer, cut), chosen, strict=True)
             if len(row["input_ids"]) <= self.context
         ]
 
@@ -209,11 +210,11 @@ def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | 
 def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:
     architecture = source.architecture
     outputs, context = architecture.linears[architecture.family.head].out_features, architecture.context or MAX_LENGTH
-    recorded, unlabelled = (
-        source.training.task if source.training else None,
-        data.suffix.lower() in (".json", ".jsonl", ".parquet"),
-    )
-    task = None if unlabelled else task_of(data, recorded, option=False)
+    if data.suffix.lower() in _UNLABELLED:
+        refuse_several_labels(source)
+        task = None
+    else:
+        task = task_of(data, source.training.task if source.training else None, option=False)
     if task and (misfit := task.misfit(outputs)):
         raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
     pairs = task.read(data) if task else read_sentences(data).pairs
@@ -222,6 +223,15 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
     asked_as, metric = (task.name, task.metrics[0]) if task else ("texts", None)
     common |= {"asked_as": asked_as, "template": None, "metric": metric, "units": units}
     return HeldOutPairs(**common, task=task, pairs=pairs, context=context)
+
+
+def refuse_several_labels(source: Source) -> None:
+    """Refuse a classifier whose labels do not exclude each other: the KL divergence is over exclusive classes."""
+    if source.architecture.config.problem_type == "multi_label_classification":
+        raise LonasEdgeError(
+            f"{source.base.folder / 'config.json'}: problem_type 'multi_label_classification' is not supported; expected "
+            "classes that exclude each other, or one score."
+        )
 
 
 def _texts(source: Source, data: Path, prompts: int, seed: int, _prompt: str | None, option: str) -> HeldOut:

@@ -161,7 +161,7 @@ class Ranking(Embedding):
     def _learned(self, directions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         records = directions.view(-1, self._texts, directions.shape[-1])
         candidates = records[:, 1:].transpose(0, 1).flatten(0, 1)  # the second texts first
-        cosines = records[:, 0] @ candidates.T
+        cosines = (records[:, :1] * candidates).sum(-1)  # no product of matrices, which autocast would round
         right = torch.arange(len(records), device=cosines.device)
         return self._texts * F.cross_entropy(_SCALE * cosines, right, reduction="sum")
 

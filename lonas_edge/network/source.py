@@ -267,7 +267,8 @@ def open_source(
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
-    wanted = (_task_of_adapter(adapter_config) if adapter_config else task) or (EMBEDDING if embeds(base.folder) else None)
+    embedding = EMBEDDING if any(embeds(located.folder) for located in (adapter, base) if located) else None
+    wanted = (_task_of_adapter(adapter_config) if adapter_config else task) or embedding
     head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
     _refuse_other_head(config, base)
     config = type(config).from_dict({**config.to_dict(), **head}) if head else config

@@ -8,6 +8,7 @@ from typing import Any
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.network import adapters
+from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.source import Source
 from lonas_edge.search.cost import COSTS, COUNTED, check_cost, cost_function, default_cost
@@ -101,6 +102,7 @@ class SearchPlan:
             "device": lengths if COSTS[self.cost].timed else None,
             "weight_format": settings.weight_format,
             "seed": options.seed,
+            **({} if source.adapter else {"weights": base_hashes(source)}),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }
 
@@ -120,6 +122,11 @@ def adapter_hashes(source: Source) -> dict[str, str] | None:
         return None
     files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
     return {path.name: sha256(path) for path in files}
+
+
+def base_hashes(source: Source) -> dict[str, str]:
+    """Return SHA-256 of a base's weights by file name."""
+    return {path.name: sha256(path) for path in open_tensors(source.base.folder).files}
 
 
 def make_plan(source: Source, options: SearchOptions) -> SearchPlan:

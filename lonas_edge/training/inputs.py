@@ -18,6 +18,7 @@ from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
@@ -114,7 +115,7 @@ def open_recovery(
 ) -> Inputs:
     """Open adapter, sub-network and data of a recovery; no weights are read."""
     source = open_source(start, model, nncf_config)
-    if not source.adapter and not source.space.groups:
+    if not source.adapter and not (source.space.groups and subnet):
         raise LonasEdgeError(
             f"{source.folder}: is a base model. Pass --nncf-config and --subnet to recover one of its sub-networks, or train a "
             "new adapter with --model."
@@ -194,11 +195,16 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
     if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
+    if "pair" in kinds_of(inputs.data) and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
+        raise LonasEdgeError(
+            "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "
+            "or --micro-batch-size."
+        )
     if not inputs.data.task.generates:
         _check_context(inputs, options)
     _refuse_own_teacher(inputs, options)
-    headless = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher without labels trains no new head
-    open_base(inputs.base.folder, architecture, architecture.head if headless else {})
+    may_lack_head = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher alone trains no new head
+    open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
     if inputs.start and inputs.start.config:
         load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
     else:
@@ -213,17 +219,29 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
 
 
+def kinds_of(data: TrainingData) -> set[str]:
+    """Kinds of the records of all files."""
+    return {file.kind for file in data.files}
+
+
 def _check_labels(data: TrainingData, eval_data: TrainingData | None) -> None:
     """Refuse texts without labels, and for an embedding model several kinds of records."""
     files = [*data.files, *(eval_data.files if eval_data else ())]
     kinds = dict.fromkeys(file.kind for file in files)
     if data.labelled and not (isinstance(data, SentenceData) and len(kinds) > 1):
         return
-    found = " and ".join(f"{kind}s" for kind in kinds)
-    learned = {EMBEDDING: "an embedding model learns pairs, triplets or scored pairs, one kind in a training"}
+    found, file = " and ".join(f"{kind}s" for kind in kinds), data.files[0].path
+    if data.labelled:
+        raise LonasEdgeError(
+            f"{file}: {found} cannot be learned together; use one kind in a training, or pass --teacher MODEL."
+        )
+    learned = {
+        EMBEDDING: "Without a teacher, an embedding model learns pairs, triplets or scored pairs.",
+        CLASSIFICATION: "Without a teacher, a classifier learns a GLUE task (TSV). An embedding model has "
+        "sentence-transformers' modules.json in its directory.",
+    }
     raise LonasEdgeError(
-        f"{data.files[0].path}: {found} alone teach nothing; pass --teacher MODEL, such as the unpruned one. Without a "
-        f"teacher, {learned.get(data.task, 'a classifier learns a GLUE task (TSV)')}."
+        f"{file}: {found} without labels need --teacher MODEL, such as the unpruned model. {learned[data.task]}"
     )
 
 
@@ -246,6 +264,8 @@ def _refuse_own_teacher(inputs: Inputs, options: TrainOptions) -> None:
     source = start.source
     taught = source.own or source.subnetwork(source.elasticity.maximal, "maximal")  # as the teacher is opened
     same = start.subnetwork.canonical == taught.canonical
+    if not start.config:  # a new adapter changes nothing at first, whatever its ranks
+        same = materialized_shapes(start.subnetwork) == materialized_shapes(taught)
     if same and not options.weight_format and vocabulary_of(inputs.base.folder) is None:
         raise LonasEdgeError(
             f"{start.located.folder}: --teacher and --from are the same network, so the loss is 0 from the start. Pass another "

@@ -50,7 +50,7 @@ def make_record(
         recovered=_recovered(start, hashes) if start else None,
         teacher=Taught(inputs.teacher.name, hashes.teacher) if inputs.teacher else None,
         data=_data(inputs, hashes, tokens),
-        task=inputs.data.glue,
+        task=inputs.data.glue or (start.source.training.task if start and start.source.training else None),
         prompt=tokens.prompting.template if tokens.prompting else None,
         chat_template=tokens.prompting.chat if tokens.prompting else None,
         options=json.loads(json.dumps(asdict(options))),

@@ -20,6 +20,7 @@ from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.heldout import refuse_several_labels
 from lonas_edge.network.objective import Embedding, Objective, Ranking, Similarity, objective_of
 from lonas_edge.network.source import Source
 from lonas_edge.network.training_record import TrainingRecord
@@ -235,7 +236,7 @@ class SentenceData(TrainingData):
         self.sentences, self.pooling = tuple(sentences for sentences, _ in read), pooling
         self.files = tuple(DataFile(each.path, each.kind, len(each.rows), weight) for each, weight in read)
         self.purpose = f"{self.files[0].path}: a training on sentences"
-        self.labelled = len(self.kinds) == 1 and self.kinds != {TEXT}
+        self.labelled = TEXT not in self.kinds
 
     @property
     def kinds(self) -> set[str]:
@@ -267,6 +268,14 @@ class PairData(ClassifierData):
 
     labelled = False
     distilled = True
+
+    def check(self, source: Source) -> None:
+        super().check(source)
+        refuse_several_labels(source)
+
+    def longest(self, architecture: Architecture) -> int:
+        """As clients cut them."""
+        return architecture.context or self.max_length
 
     def __init__(self, read: Sequence[tuple[Sentences, float]]):
         self.pairs = tuple(each.pairs for each, _ in read)

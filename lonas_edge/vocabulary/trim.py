@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
 from lonas_edge.network.checkpoints import TensorFiles, open_base
 from lonas_edge.network.configuration import GENERATION
@@ -49,6 +50,8 @@ def trim_model(
     tensors = open_base(base.folder, architecture, {})
     _write_configs(base.folder, folder, kept)
     tokenizer.write(folder, kept)
+    if pooling := read_pooling(base.folder):
+        pooling.write(folder, architecture.config.hidden_size)
     _write_weights(tensors, architecture, kept, folder, done)
     files = [base.folder / "config.json", *tensors.files]
     record = _composed(

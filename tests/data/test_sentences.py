@@ -22,7 +22,7 @@ def write(folder: Path, *records: Any) -> Path:
     [
         ({"text": "the film", "source": "a web page"}, "text", ("the film",)),
         ({"anchor": "good", "positive": "is good"}, "pair", ("good", "is good")),
-        ({"query": "good", "positive": "is good", "negative": "bad"}, "triplet", ("good", "is good", "bad")),
+        ({"negative": "bad", "id": "7", "query": "good", "positive": "is good"}, "triplet", ("good", "is good", "bad")),
         ({"sentence1": "good", "sentence2": "bad", "score": 0.25}, "scored pair", ("good", "bad")),
         ({"sentence1": "good", "sentence2": "bad", "label": 1}, "scored pair", ("good", "bad")),
     ],
@@ -53,9 +53,17 @@ def test_glue_files(tmp_path: Path) -> None:
         ([{"sentence1": "a", "sentence2": "b", "score": 4.5}], "line 1: score 4.5: expected a cosine from -1 to 1"),
         ([{"sentence1": "a", "sentence2": "b", "score": True}], "line 1: score True: expected a cosine"),
         ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "line 1: score nan: expected a cosine"),
-        ([{"a": "1", "b": "2", "c": "3", "d": "4"}], "expected one to three texts, found the fields a, b, c, d"),
-        ([{"sentence1": "a", "score": 1}], "expected one to three texts, found the fields sentence1, score"),
-        ([["good", "bad"]], "expected one to three texts, found str"),
+        ([{"instruction": "1", "input": "", "output": "3"}], "line 1: found the fields instruction, input, output"),
+        ([{"sentence1": "a", "score": 1}], "line 1: found the fields sentence1, score"),
+        ([["good", "bad"]], "line 1: found str"),
+        ([{"query": "a", "pos": ["b"], "neg": ["c"]}], "line 1: found the fields query, pos, neg"),
+        ([{"query": "a", "positive": ["b"]}], "line 1: no text in 'positive'"),
+        (
+            [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "b", "negative": "c"}],
+            "line 2: expected the fields anchor, positive, as in the first record; found anchor, positive, negative",
+        ),
+        ([{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "b", "score": 1}], "line 2: expected the fields"),
+        ([{"anchor": "a", "positive": "b", "negative": "c", "score": 1}], "line 1: found the fields anchor, positive"),
         ([{"text": "a"}, 7], "line 2: expected an object, found int"),
         ([{"text": "a", "prompt": 1}], "line 1: 'prompt' is no name"),
         ([{"text": "\ud83d"}], "half a character"),
@@ -76,7 +84,11 @@ def test_no_examples(tmp_path: Path) -> None:
 def test_a_batch(tmp_path: Path) -> None:
     """The texts of a record stay together, each with its special tokens; long ones are cut."""
     read = read_sentences(
-        write(tmp_path, {"a": "good", "b": "not bad", "label": 0.5}, {"a": "the film is good", "b": "bad", "label": -1})
+        write(
+            tmp_path,
+            {"sentence1": "good", "sentence2": "not bad", "label": 0.5},
+            {"sentence1": "the film is good", "sentence2": "bad", "label": -1},
+        )
     )
     tokens = tokenizer()
     rows = encode_sentences(read, Pooling(prompts={"query": "is "}, default_prompt="query"), tokens, 5)
@@ -94,3 +106,19 @@ def test_prompts(tmp_path: Path) -> None:
     assert [tokenizer().decode(row["input_ids"][1:-1]) for row in rows] == ["is good", "the film", "same"]
     with pytest.raises(LonasEdgeError, match=r"no such prompts:\n  - prompt 'document'\nIt has passage, query"):
         encode_sentences(read_sentences(write(tmp_path, {"text": "a", "prompt": "document"})), pooling, tokenizer(), 9)
+
+
+def test_queries_and_passages(tmp_path: Path) -> None:
+    """Pairs and triplets have the prompts of either, as `eval` gives them; scored pairs the default one."""
+    pooling = Pooling(prompts={"query": "is ", "document": "the "})
+    for record, texts in (
+        ({"query": "good", "positive": "film"}, ["is good", "the film"]),
+        ({"query": "good", "positive": "film", "negative": "bad"}, ["is good", "the film", "the bad"]),
+        ({"sentence1": "good", "sentence2": "film", "score": 1}, ["good", "film"]),
+    ):
+        [row] = encode_sentences(read_sentences(write(tmp_path, record)), pooling, tokenizer(), 9)
+        ids, found = list(row["input_ids"]), []
+        for length in row["lengths"]:
+            found.append(tokenizer().decode(ids[:length][1:-1]))
+            ids = ids[length:]
+        assert found == texts

@@ -15,6 +15,7 @@ from tiny_models import TinySource
 from transformers import AutoTokenizer
 
 from lonas_edge.network.heldout import HeldOutTexts, read_held_out
+from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.search.accuracy import metric_score
 from lonas_edge.search.sensitivity import measure_sensitivity
@@ -30,7 +31,9 @@ def write_pairs(folder: Path, scored: bool = True, count: int = 24) -> Path:
     records = []
     for _ in range(count):
         first, second = (" ".join(draw.choice(words, size=draw.integers(1, 12))) for _ in range(2))
-        records.append({"a": first, "b": second, **({"score": round(draw.uniform(-1, 1), 2)} if scored else {})})
+        records.append(
+            {"sentence1": first, "sentence2": second, **({"score": round(draw.uniform(-1, 1), 2)} if scored else {})}
+        )
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
     return folder / "pairs.jsonl"
 
@@ -64,7 +67,7 @@ def test_qualities(mode: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert 0 <= equal < 1e-9
     embeddings, records = embedded.of(UNEQUAL), [json.loads(line) for line in (tmp_path / "pairs.jsonl").open()]
     texts = AutoTokenizer.from_pretrained(source.base)
-    scores = {texts(record["a"])["input_ids"][1:-1].__str__(): record["score"] for record in records}
+    scores = {texts(record["sentence1"])["input_ids"][1:-1].__str__(): record["score"] for record in records}
     order = []
     for batch in embedded.batches:
         for ids, mask in list(zip(batch["input_ids"], batch["attention_mask"], strict=True))[0::2]:
@@ -108,7 +111,9 @@ def test_a_search(quality: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path
             assert evaluation["quality"] == pytest.approx(embedded.distance(evaluation["widths"]), rel=0.05, abs=1e-4)
         assert record["units"]["kl"] == "cosine distance"
     else:
-        assert all(-100 <= evaluation["quality"] <= 100 for evaluation in evaluations)
+        score = metric_score("spearman", load_super_network(source.opened()), embedded.batches)
+        for evaluation in evaluations[:4]:
+            assert evaluation["quality"] == pytest.approx(score(evaluation["widths"]), abs=2)  # in bf16, of 16 pairs
 
 
 def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
@@ -117,7 +122,16 @@ def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) ->
     arguments = ("--nncf-config", tiny_bert.space(), "--data", data, "--num-prompts", 16, "--evals", 8, "--cost", "macs")
     ran = run_cli("search", base, *arguments, "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
-    assert min(entry["quality"] for entry in json.loads(ran.out)["evaluations"]) < 1e-6
+    source = TinySource("bert", base, None, tiny_bert.space())
+    batches = read_held_out(open_source(str(base)), data, 16, 0).batches(AutoTokenizer.from_pretrained(base))
+
+    def embeddings(widths: list[int]) -> torch.Tensor:
+        hidden = [(oracle_hidden(source, widths, batch), batch["attention_mask"]) for batch in batches]
+        return torch.cat([oracle_embeddings(states, mask) for states, mask in hidden])
+
+    for entry in json.loads(ran.out)["evaluations"][:4]:
+        expected = 1 - (embeddings(MAXIMAL) * embeddings(entry["widths"])).sum(1)
+        assert entry["quality"] == pytest.approx(float(expected.mean()), rel=0.05, abs=1e-4)
 
 
 def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

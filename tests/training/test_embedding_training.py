@@ -196,10 +196,15 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     wide = tmp_path / "wide"
     AutoModel.from_config(AutoConfig.from_pretrained(base, hidden_size=32)).save_pretrained(wide)
     tokenizer().save_pretrained(wide)
-    new = ("--model", base, "--no-elastic")
+    new, part = ("--model", base, "--no-elastic"), ("--from", base, "--nncf-config", tiny_bert.space())
+    ranks = tmp_path / "ranks.json"  # only the new adapter is smaller
+    ranks.write_text(json.dumps({"widths": [64] * LAYERS + [6] * LAYERS + [128] * LAYERS}))
     for arguments, fault in (
-        ((*new, "--data", data), "texts alone teach nothing; pass --teacher MODEL"),
-        ((*new, "--data", pairs(tmp_path, "pair"), "--data", pairs(tmp_path, "triplet")), "pairs and triplets alone teach"),
+        ((*new, "--data", data), "texts without labels need --teacher MODEL"),
+        (
+            (*new, "--data", pairs(tmp_path, "pair"), "--data", pairs(tmp_path, "triplet")),
+            "pairs and triplets cannot be learned together",
+        ),
         ((*new, "--data", data, "--teacher", wide), "hidden_size 32, and the training's model has 64"),
         ((*new, "--data", data, "--teacher", tiny_bert.body("cls")), "pooling cls, and the training's model has mean"),
         (
@@ -208,6 +213,9 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
         ),
         ((*new, "--data", data, "--teacher", base, "--max-length", 65), "has a context of 64 tokens"),
         (("--from", base, "--data", data, "--teacher", base), "is a base model. Pass --nncf-config and --subnet"),
+        ((*part, "--data", data, "--teacher", base), "is a base model. Pass --nncf-config and --subnet"),
+        ((*part, "--subnet", ranks, "--data", data, "--teacher", base), "are the same network, so the loss is 0"),
+        ((*new, "--data", pairs(tmp_path, "pair"), "--micro-batch-size", 1), "expected at least 2"),
         ((*new, "--data", data, "--prompt", "alpaca"), "--prompt has no effect"),
     ):
         ran = run_cli("train", *arguments, "--output", tmp_path / "out", "--steps", 1)

@@ -96,8 +96,11 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     save_file(tensors, headless / "model.safetensors", {"format": "pt"})
     space, out = ("--nncf-config", tiny_bert.space()), tmp_path / "out"
     for arguments, fault in (
-        (("train", "--from", base, *space, "--data", data), "pairs alone teach nothing; pass --teacher MODEL"),
-        (("train", "--from", headless, *space, "--teacher", base, "--data", data), "classifier.weight: missing"),
+        (("train", "--from", base, *space, "--subnet", "minimal", "--data", data), "pairs without labels need --teacher MODEL"),
+        (
+            ("train", "--from", headless, *space, "--subnet", "minimal", "--teacher", base, "--data", data),
+            "classifier.weight: missing",
+        ),
         (("search", base, *space, "--num-prompts", 12, "--quality", "loss", "--data", data), "--quality loss needs labels"),
         (
             ("search", base, *space, "--num-prompts", 12, "--quality", "accuracy", "--data", data),

@@ -185,6 +185,10 @@ def test_opened_again(tiny_bert: TinyBert, tmp_path: Path) -> None:
         changed = {**config, "architectures": architectures, "model_type": model_type}
         (tmp_path / "out/config.json").write_text(json.dumps(changed))
         assert open_exported(tmp_path / "out", ours=False).task is EMBEDDING
+    graph = (tmp_path / "out/openvino_model.xml").read_text()
+    (tmp_path / "out/openvino_model.xml").write_text(graph.replace("last_hidden_state", "sentence_embedding"))
+    with pytest.raises(LonasEdgeError, match=r"gives pooled embeddings; expected hidden states"):
+        open_exported(tmp_path / "out", ours=False)
     classifier = tiny_bert.source()
     run_export(classifier, EQUAL, tmp_path / "classifier", verify=False)
     assert open_exported(tmp_path / "classifier").task is CLASSIFICATION

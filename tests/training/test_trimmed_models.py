@@ -11,10 +11,11 @@ from peft import LoraConfig, get_peft_model
 from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 from training_runs import EIGHT, OPTIONS, logits_of, write_data
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge import load_checkpoint
 from lonas_edge.bench.variants import Variant
+from lonas_edge.data.pooling import read_pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
@@ -255,3 +256,20 @@ def test_a_trimmed_classifier(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     with torch.no_grad():
         assert (whole(**before).logits - small(**after).logits).abs().max() < 1e-5
     assert small.config.vocab_size == len(tokenizer) < 320
+
+
+def test_a_trimmed_embedding_model(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """It keeps its pooling and prompts; texts whose tokens stay have the same embeddings."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "the good film"}\n{"text": "not good"}\n')
+    base = tiny_bert.body("cls", normalize=False, prompts={"query": "q: "}, max_length=24)
+    ran = run_cli("trim", base, "--data", data, "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert read_pooling(tmp_path / "out") == read_pooling(base)
+    whole, small = (AutoModel.from_pretrained(folder).eval() for folder in (base, tmp_path / "out"))
+    texts = ["not the good film", "q: not good"]
+    states = [
+        model(**AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")).last_hidden_state
+        for model, folder in ((whole, base), (small, tmp_path / "out"))
+    ]
+    assert (states[0][:, 0] - states[1][:, 0]).abs().max() < 1e-5 and small.config.vocab_size < 320

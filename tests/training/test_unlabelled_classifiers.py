@@ -110,3 +110,54 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
         ran = run_cli(*arguments, "--output", out)
         assert ran.code == 1 and fault in re.sub(r"\s+", " ", ran.err), ran.err
         assert not out.exists()
+
+
+def test_several_labels_at_once_are_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """A softmax over them would ignore a common shift of all logits."""
+    base, data = reranker(tiny_bert, tmp_path / "base", 3), write(tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    inputs = ("--nncf-config", tiny_bert.space(), "--data", data, "--output", tmp_path / "out")
+    for command in (("search", base, "--num-prompts", 12), ("train", "--from", base, "--subnet", "minimal", "--teacher", base)):
+        ran = run_cli(*command, *inputs)
+        assert ran.code == 1 and "'multi_label_classification' is not supported" in " ".join(ran.err.split()), ran.err
+
+
+def test_long_pairs_are_cut(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """In searches and trainings, as clients cut them; none is dropped."""
+    base, data = reranker(tiny_bert, tmp_path / "base", 1), tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps({"query": a, "passage": f"{b} " * 60}) + "\n" for a, b in PAIRS))
+    inputs = ("--nncf-config", tiny_bert.space(), "--data", data)
+    ran = run_cli("search", base, *inputs, "--num-prompts", 12, "--evals", 8, "--cost", "macs", "--output", tmp_path / "search")
+    assert ran.code == 0, ran.err
+    options = (
+        "--subnet",
+        "minimal",
+        "--teacher",
+        base,
+        "--steps",
+        1,
+        "--batch-size",
+        4,
+        "--json",
+        "--output",
+        tmp_path / "out",
+    )
+    ran = run_cli("train", "--from", base, *inputs, *options)
+    assert ran.code == 0 and json.loads(ran.out)["data"][0]["dropped"] == 0, ran.err
+
+
+def test_the_task_is_kept(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """An adapter of a GLUE task that is recovered without labels keeps the names of its classes."""
+    (tmp_path / "RTE").mkdir()
+    rows = [f"{n}\t{a}\t{b}\t{'not_' * (n % 2)}entailment" for n, (a, b) in enumerate(PAIRS)]
+    (tmp_path / "RTE/train.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+    base, space, steps = tiny_bert.base(headless=True), tiny_bert.space(), ("--steps", 2, "--batch-size", 4)
+    new = ("--model", base, "--data", tmp_path / "RTE/train.tsv", "--nncf-config", space, "--rank", 8)
+    assert run_cli("train", *new, *steps, "--output", tmp_path / "super").code == 0
+    recovery = ("--from", tmp_path / "super", "--subnet", "minimal", "--teacher", tmp_path / "super", "--data", write(tmp_path))
+    ran = run_cli("train", *recovery, *steps, "--json", "--output", tmp_path / "out")
+    assert ran.code == 0 and json.loads(ran.out)["task"] == "RTE", ran.err
+    ran = run_cli("export", tmp_path / "out", "--stage", "checkpoint", "--output", tmp_path / "model")
+    names = json.loads((tmp_path / "model/config.json").read_text())["id2label"]
+    assert ran.code == 0 and names == {"0": "entailment", "1": "not_entailment"}

@@ -211,7 +211,7 @@ def plot(result: dict[str, Any], image: Path) -> None:
         axes.errorbar(x, y, yerr=half, fmt=style, color=color, elinewidth=0.6, capsize=2, label=label)
         for name, *place in zip(rows, x, y, strict=True):
             if "removed" in name:
-                offset = {"textcoords": "offset points", "xytext": (5, 5)}
+                offset = {"textcoords": "offset points", "xytext": (-5, 4), "ha": "right"}
                 axes.annotate(name.split()[0], place, **offset, fontsize="small", color=color)
     axes.set_xlabel("TPOT, ms (lower is better); numbers: removed attention blocks of 30")
     axes.set_ylabel("accuracy, points from optimum-cli INT8")

@@ -66,8 +66,8 @@ class InputOptions(JsonOptions):
         None,
         flag="from",
         path=True,
-        metavar="SUPER_ADAPTER",
-        help="Fine-tune one sub-network of this super-adapter (recovery), or a plain LoRA adapter.",
+        metavar="SOURCE",
+        help="Fine-tune (recover) one sub-network of this super-adapter or base model, or a plain LoRA adapter.",
         unset="a new adapter",
     )
     subnet: str | None = option(
@@ -99,7 +99,7 @@ def run(options: InputOptions, how: TrainOptions) -> None:
     On several GPUs: torchrun --nproc-per-node N -m lonas_edge train …
     """
     if not (options.start or options.model):
-        raise click.UsageError("pass --model MODEL, or --from SUPER_ADAPTER")
+        raise click.UsageError("pass --model MODEL, or --from SOURCE")
     if options.elastic and not (options.start or options.nncf_config):
         raise click.UsageError(
             "pass --nncf-config FILE (`lonas-edge space --model MODEL --output FILE` writes one), or --no-elastic (plain LoRA)"

@@ -39,8 +39,8 @@ class TrainOptions(Checked):
         None,
         panel="Data",
         minimum=2,
-        help="Tokens of the longest example; longer ones are dropped.",
-        unset="1024; classifiers cut at 128",
+        help="Tokens of the longest example; longer ones are dropped. Encoders cut them.",
+        unset="1024; of encoders the model's limit, or 128 for GLUE",
     )
     prompt: str | None = option(
         None,

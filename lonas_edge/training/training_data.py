@@ -250,7 +250,9 @@ class SentenceData(TrainingData):
         return Embedding(self.pooling) if others else learned.get(kind, Embedding(self.pooling))
 
     def longest(self, architecture: Architecture) -> int:
-        return min(self.pooling.max_length or self.max_length, architecture.context or self.max_length)
+        """As clients cut them."""
+        context = architecture.context or self.max_length
+        return min(self.pooling.max_length or context, context)
 
     def missing_tokens(self, tokenizer: Any) -> str:
         return "" if tokenizer.pad_token_id is not None else "PAD"

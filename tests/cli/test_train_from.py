@@ -76,4 +76,4 @@ def test_wrong_usage(llama: TinySource, start: Path, data: Path, tmp_path: Path,
         error = " ".join(refused(from_(llama, start, data, output, *flags, **changes), 2).split())
         has(error, "cannot be combined with --from")
     has(refused(arguments(llama, data, output, "--subnet", "minimal"), 2), "--subnet needs --from")
-    has(refused(arguments(llama, data, output, model=None), 2), "pass --model MODEL, or --from SUPER_ADAPTER")
+    has(refused(arguments(llama, data, output, model=None), 2), "pass --model MODEL, or --from SOURCE")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny_bert import LAYERS, TinyBert, oracle_embeddings, oracle_hidden, tokenizer
 from tiny_models import TinySource
 from torch.nn import functional as F
@@ -182,12 +184,23 @@ def test_quantization_aware(tiny_bert: TinyBert, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pair", "triplet", "scored pair"])
 def test_a_new_adapter(kind: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """An elastic super-adapter learns labelled records without a teacher."""
+    """An elastic super-adapter learns labelled records without a teacher; the first loss is that of the base."""
     data = pairs(tmp_path, kind)
     inputs = with_eval_data(open_inputs(str(tiny_bert.body()), data, tiny_bert.space()), data)
     record = train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": 40, "precision": "fp32"}))
     assert record and record.eval_data and record.data[0].kind == kind and record.search_space
     assert record.eval_data.losses[-1].loss < 0.8 * record.eval_data.losses[0].loss
+    texts = [text for words in WORDS for text in (words, f"{words} the", "bad bad")[: 3 if kind == "triplet" else 2]]
+    inputs = dict(tokenizer()(texts, padding=True, return_tensors="pt"))
+    source = TinySource("bert", tiny_bert.body(), None, tiny_bert.space())
+    records = oracle_embeddings(oracle_hidden(source, MAXIMAL, inputs), inputs["attention_mask"]).unflatten(0, (len(WORDS), -1))
+    first, others = records[:, 0], records[:, 1:].transpose(0, 1).flatten(0, 1)
+    cosines = first @ others.T
+    if kind == "scored pair":
+        expected = (cosines.diag() - 0.3).square().mean()
+    else:
+        expected = (torch.logsumexp(20 * cosines, 1) - 20 * cosines[range(6), range(6)]).mean()
+    assert record.eval_data.losses[0].loss == pytest.approx(float(expected), rel=1e-3)
     assert "pooling: mean, normalized" in (tmp_path / "out/README.md").read_text()
 
 
@@ -224,3 +237,20 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     with pytest.raises(LonasEdgeError, match="same network, so the loss is 0"):
         inputs = open_recovery(str(source.adapter), data, "maximal", str(base), source.space)
         train(with_teacher(inputs, str(source.adapter), str(base)), tmp_path / "out", TrainOptions(**OPTIONS))
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_dropout(taught: bool, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """A teacher's outputs are learned without the dropout of the base; labels are learned with it."""
+    data = pairs(tmp_path, "pair")
+    for rate in (0.0, 0.5):
+        base = tmp_path / f"base-{rate}"
+        shutil.copytree(tiny_bert.body(), base)
+        config = json.loads((base / "config.json").read_text())
+        rates = {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+        (base / "config.json").write_text(json.dumps({**config, **rates}))
+        inputs = open_inputs(str(base), data, tiny_bert.space())
+        inputs = with_teacher(inputs, str(tiny_bert.body("mean", normalize=False))) if taught else inputs
+        train(inputs, tmp_path / f"out-{rate}", TrainOptions(**{**OPTIONS, "steps": 3, "precision": "fp32"}))
+    plain, dropped = (load_file(tmp_path / f"out-{rate}/adapter_model.safetensors") for rate in (0.0, 0.5))
+    assert all(torch.equal(plain[name], tensor) for name, tensor in dropped.items()) is taught

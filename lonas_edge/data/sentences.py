@@ -31,7 +31,7 @@ _SCORES = ("score", "label")
 _Fields = tuple[tuple[str, ...], str | None]  # names of the texts, and of the score
 _EXPECTED = (
     'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
-    '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them.'
+    '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
 )
 
 

@@ -40,7 +40,7 @@ def test_what_is_refused(llama: TinySource, start: Path, data: Path, tmp_path: P
     other.write_text(json.dumps({"widths": [8] * 9, "search_space": "0" * 64}))
     error = refused(from_(llama, start, data, output, "--subnet", str(other)))
     has(error, f"{other}: not a sub-network of this search space", "for search space 000000000000", "layers.0.mlp.width: 8 is")
-    has(refused(from_(llama, llama.base, data, output)), f"{llama.base}: is a base model, but --from takes a LoRA adapter")
+    has(refused(from_(llama, llama.base, data, output)), f"{llama.base}: is a base model. Pass --nncf-config and --subnet")
     has(refused(from_(llama, start, data, start)), f"{start}: already exists")
     has(refused(from_(llama, start, data, start, "--overwrite")), str(start))  # not even by wish
 

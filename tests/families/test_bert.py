@@ -231,8 +231,8 @@ def test_commands_that_need_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_
     for arguments, refused in (
         (["export", *source.arguments(), *on_data, "--output", tmp_path / "o"], f"--calibration {expected}"),
         ([*on, "--cost", "ttft"], "a sequence classifier generates no tokens; use --cost latency"),
-        ([*on, "--measure"], "data.json: Cannot infer the GLUE task from folder"),
-        (on, "expected a folder named CoLA, SST-2"),
+        ([*on, "--measure"], "data.json: not sentences"),
+        (on, "GLUE tasks are TSV files"),
         (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),
     ):
         ran = run_cli(*arguments)

@@ -2,8 +2,8 @@
 
 Classifiers and rerankers take them as inputs without labels.
 
-Records are recognized by the names of their fields. `prompt` beside a single `text` names one of the model's prompts. TSV files
-are GLUE's: scored pairs of STS-B, and the texts of the other tasks.
+The names of its fields tell what a record is. `prompt` next to `text` is the name of one of the model's prompts. TSV files are
+GLUE's: scored pairs of STS-B, and the texts of the other tasks, without their classes.
 """
 
 from collections.abc import Sequence

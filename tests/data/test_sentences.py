@@ -34,7 +34,7 @@ def test_kinds(record: dict, kind: str, texts: tuple[str, ...], tmp_path: Path) 
 
 
 def test_glue_files(tmp_path: Path) -> None:
-    """STS-B's scores from 0 to 5 become cosines; classes are left out."""
+    """STS-B's scores from 0 to 5 become cosines; classes of other tasks are not read."""
     for task, column, labels in (("STS-B", "score", ("5", "0.5")), ("RTE", "label", ("entailment", "not_entailment"))):
         (tmp_path / task).mkdir()
         rows = [f"0\tgood\tbad\t{labels[0]}", f"1\tthe film\tsame\t{labels[1]}"]

@@ -138,7 +138,7 @@ def test_an_adapter_on_the_pooler(targets: Any, tiny_bert: TinyBert, materialize
 
 
 def test_sizes(run_cli: Callable, tiny_bert: TinyBert) -> None:
-    """Counted by hand: no pooler and no head; attention itself counts, as for classifiers."""
+    """Computed by hand: no pooler and no head; products of attention are included, as for classifiers."""
     ran = run_cli("inspect", *tiny_bert.embedder().arguments(), "--subnet", "minimal", "--json")
     assert ran.code == 0, ran.err
     content, tokens = json.loads(ran.out), 128

@@ -80,7 +80,7 @@ def test_as_defined(task: str, ordered: bool, tiny_bert: TinyBert, materialize: 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_sizes(task: str, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Counted by hand; ranks, heads and MLP of a removed layer count for nothing."""
+    """Computed by hand; ranks, heads and MLP of a removed layer are not counted."""
     source = source_of(task, tiny_bert)
     (tmp_path / "chosen.json").write_text(
         json.dumps({"widths": [64, 32, 48, 8, 6, 8, 96, 64, 128, 1, 0], "name": "without layer 0"})

@@ -254,3 +254,21 @@ def test_dropout(taught: bool, tiny_bert: TinyBert, tmp_path: Path) -> None:
         train(inputs, tmp_path / f"out-{rate}", TrainOptions(**{**OPTIONS, "steps": 3, "precision": "fp32"}))
     plain, dropped = (load_file(tmp_path / f"out-{rate}/adapter_model.safetensors") for rate in (0.0, 0.5))
     assert all(torch.equal(plain[name], tensor) for name, tensor in dropped.items()) is taught
+
+
+def test_resuming_with_another_pooling(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The checkpoints were trained for other embeddings, so they are not continued."""
+    base, data, output = tmp_path / "base", pairs(tmp_path, "pair"), tmp_path / "out"
+    shutil.copytree(tiny_bert.body(), base)
+
+    def stop(step: int, _steps: int, _log: Any) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(LonasEdgeError, match="interrupted"):
+        train(open_inputs(str(base), data, tiny_bert.space()), output, TrainOptions(**OPTIONS), report=stop)
+    (base / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+    with pytest.raises(LonasEdgeError, match="pooling"):
+        train(open_inputs(str(base), data, tiny_bert.space()), output, TrainOptions(**OPTIONS), resume=True)
+    (base / "1_Pooling/config.json").write_text('{"pooling_mode": "mean"}')
+    assert train(open_inputs(str(base), data, tiny_bert.space()), output, TrainOptions(**OPTIONS), resume=True)

@@ -1,5 +1,6 @@
 """Make commands from dataclasses of options: `@command(SourceOptions, TrainOptions)`."""
 
+import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,10 +52,20 @@ def command(*classes: type) -> Callable[[Callable[..., None]], TyperCommand]:
         )
         params = [*map(_parameter, known), config]
         return TyperCommand(
-            None, params=params, callback=invoke, help=run.__doc__, context_settings=HELP, rich_markup_mode="rich"
+            None,
+            params=params,
+            callback=invoke,
+            help=_reflowed(run.__doc__ or ""),
+            context_settings=HELP,
+            rich_markup_mode="rich",
         )
 
     return decorate
+
+
+def _reflowed(text: str) -> str:
+    """Join the lines of each paragraph: Typer (0.25) keeps their ends, and the terminal's width adds others."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 def _parameter(known: Declared) -> click.Parameter:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openvino import compile_model
+from openvino_tokenizers import convert_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.vocabulary.choice import choose
@@ -193,3 +196,20 @@ def test_a_token_that_is_added_to_every_text(tmp_path: Path) -> None:
     kept = choose(file, {}, (), None, 10**6).kept
     assert kept.index(old) < old
     assert Tokenizer.from_str(json.dumps(file.trimmed(kept))).encode("a").ids[-1] == kept.index(old)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_openvino_has_the_same_tokens(kind: str, tmp_path: Path) -> None:
+    """`openvino_tokenizers` converts a trimmed tokenizer, as an export does; tokens and texts are those of `tokenizers`."""
+    whole = KINDS[kind]()
+    file = opened(tmp_path, whole)
+    small = Tokenizer.from_str(json.dumps(file.trimmed(choose(file, counts(whole, TEXTS[:1]), (), None, 10**6).kept)))
+    assert small.get_vocab_size() < whole.get_vocab_size()
+    converted = convert_tokenizer(PreTrainedTokenizerFast(tokenizer_object=small), with_detokenizer=True)
+    tokenize, detokenize = (compile_model(model, "CPU") for model in converted)
+    texts = [*TEXTS[:20], "mice in 12 houses"]
+    texts += [] if kind == "WordPiece" else ["the 猫 sat 🙂", "Ωmega, naïve"]
+    for text in texts:
+        ids = tokenize([text])["input_ids"]
+        assert ids[0].tolist() == small.encode(text).ids
+        assert detokenize(ids)["string_output"][0].strip() == small.decode(ids[0].tolist()).strip()

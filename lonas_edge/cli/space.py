@@ -1,7 +1,6 @@
 """`lonas-edge space`: write a search space for a model."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,19 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console, loading
-from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.options import Checked, option
 
 if TYPE_CHECKING:
     from lonas_edge.network.source import Source
-    from lonas_edge.search.depth import BlockCost
     from lonas_edge.space.architecture import Architecture
 
-_SEED = 0  # of the choice of prompts
 _ATTENTION = BLOCK_KINDS[0]
 _RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5)
 
@@ -51,22 +46,6 @@ class SpaceOptions(Checked):
         unset="none; with --adapter attention, of BERT none",
     )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
-    data: Path | None = option(
-        None,
-        panel="Data",
-        needs="depth|adapter",
-        help="Training data to measure the sensitivity to each block on; the most sensitive ones stay.",
-        unset="not measured; the blocks of the first and the last layer stay",
-    )
-    num_prompts: int = option(32, panel="Data", needs="data", minimum=1, help="Number of prompts from --data.")
-    prompt: str | None = option(
-        None,
-        panel="Data",
-        needs="data",
-        choices=(*TEMPLATES, CHAT),
-        help="Prompt template for --data.",
-        unset="chat for conversations, else alpaca",
-    )
     ranks: tuple[int, ...] | None = option(
         None,
         panel="Advanced",
@@ -86,37 +65,29 @@ def run(options: SpaceOptions) -> None:
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
         from lonas_edge.overwrite import check_output_file
-        from lonas_edge.search.depth import candidates, offered
         from lonas_edge.space.generate import generate_space
+        from lonas_edge.space.removable import blocks_of, removable
 
     if not (options.model or options.adapter):
         raise click.UsageError("pass --model, or --adapter to read the base model from its configuration")
     check_output_file(options.output, options.overwrite, (options.model, options.adapter))
     source = open_source(
-        options.adapter or options.model,
-        options.model if options.adapter else None,
-        weights=options.data is not None,
-        elastic=False,
+        options.adapter or options.model, options.model if options.adapter else None, weights=False, elastic=False
     )
     _check_adapter(options, source)
     architecture, ranks = source.architecture, source.ranks() or None
     ratios, depth = _freedom(options, architecture)
-    asked = ratios, options.ranks, options.seq_len
-    generate_space(architecture, *asked, heads=options.heads, adapter=ranks)  # checks before anything is measured
-    blocks = candidates(architecture, depth, str(source.base.folder))
-    if options.data is not None:
-        blocks = _measured(options, options.data, source, blocks)
-    removable, kept = offered(architecture, blocks)
-    content = generate_space(architecture, *asked, [block.path for block in removable], options.heads, ranks)
+    where = str(source.base.folder)
+    blocks, offered = blocks_of(architecture, depth, where), removable(architecture, depth, where)
+    content = generate_space(architecture, ratios, options.ranks, options.seq_len, offered, options.heads, ranks)
     replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)
-    shown.print(f"{options.output}: {len(groups) + len(removable)} elastic groups for {(source.adapter or source.base).name}")
-    order = "in the model's order" if options.data is None else "least sensitive first"
+    shown.print(f"{options.output}: {len(groups) + len(offered)} elastic groups for {(source.adapter or source.base).name}")
     for kind in depth:
-        shown.print(f"{kind}: removable: {_layers(removable, kind)}, {order}; always kept: {_layers(kept, kind)}")
-    if depth and options.data is None:
-        shown.print("Sensitivity was not measured. Pass --data FILE to order the blocks and keep the most sensitive ones.")
+        free = [path for path in offered if blocks[path] == kind]
+        kept = [path for path in blocks if blocks[path] == kind and path not in offered]
+        shown.print(f"{kind}: removable: {_layers(free)}; always kept: {_layers(kept)}")
 
 
 def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -135,19 +106,7 @@ def _check_adapter(options: SpaceOptions, source: "Source") -> None:
         raise LonasEdgeError(f"{source.folder}: fine-tuned for its {name} sub-network alone; pass the super-adapter instead")
 
 
-def _measured(options: SpaceOptions, data: Path, source: "Source", blocks: "Sequence[BlockCost]") -> "list[BlockCost]":
-    from lonas_edge.search.depth import measured
-
-    with progress() as report:
-        return measured(source, blocks, data, options.num_prompts, options.prompt, _SEED, report)
-
-
-def _layers(blocks: "Sequence[BlockCost]", kind: str) -> str:
-    """Layers of a kind of blocks, with the KL of each where it was measured."""
-    layers = [
-        f"{next(part for part in block.path.split('.') if part.isdigit())}"
-        + (f" ({block.kl:.2g})" if block.kl is not None else "")
-        for block in blocks
-        if block.kind == kind
-    ]
+def _layers(paths: list[str]) -> str:
+    """Layers of some blocks of one kind."""
+    layers = [next(part for part in path.split(".") if part.isdigit()) for path in paths]
     return f"layer{'s' * (len(layers) != 1)} {', '.join(layers)}" if layers else "none"

@@ -23,7 +23,6 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, AUTO_TARGET, CompressOptions
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, cost_function
-from lonas_edge.search.depth import candidates, offered
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick, parse_picks
@@ -33,6 +32,7 @@ from lonas_edge.search.warm_start import named
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space
+from lonas_edge.space.removable import removable
 from lonas_edge.space.search_space import read_search_space
 from lonas_edge.space.subnetwork import select
 from lonas_edge.training.inputs import (
@@ -135,8 +135,8 @@ def write_space(places: Places) -> None:
 
 def _generated_space(source: Source) -> dict[str, Any]:
     architecture = source.architecture
-    removable, _ = offered(architecture, candidates(architecture, BLOCK_KINDS[:1], str(source.base.folder)))
-    return generate_space(architecture, (1.0,), blocks=[block.path for block in removable], adapter=source.ranks() or None)
+    blocks = removable(architecture, BLOCK_KINDS[:1], str(source.base.folder))
+    return generate_space(architecture, (1.0,), blocks=blocks, adapter=source.ranks() or None)
 
 
 def check_sizes(source: Source, picks: Mapping[str, Pick], settings: CostSettings) -> None:

@@ -72,19 +72,3 @@ def test_latency(tiny_bert: TinyBert) -> None:
     curves = curves_of(source, kinds, {widths: seconds(widths) for widths in networks.values()})
     alone = source.elasticity.canonical([32, 64, 64, 8, 8, 8, 128, 64, 64, 1, 0])
     assert predict(curves, "latency", kinds, alone) == pytest.approx(1e3 * (2 * 2.1 - 0.5 - 0.5))
-
-
-def test_a_measured_space(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """`space --data` lists the layers by the KL without each; the least sensitive first, and one stays."""
-    source, data = tiny_bert.deep(tiny_bert.source(2), 0, 1, only=True), write_set(tmp_path, "RTE")
-    command = ["space", "--adapter", source.adapter, "--model", source.base, "--depth", "layer", "--ratios", "1"]
-    ran = run_cli(*command, "--data", data, "--num-prompts", 16, "--output", tmp_path / "space.json")
-    assert ran.code == 0, ran.err
-    answers = Answers(source, data)
-    whole = answers.of([*WHOLE, 1, 1])
-    costs = {0: kl(whole, answers.of([*WHOLE, 0, 1])), 1: kl(whole, answers.of([*WHOLE, 1, 0]))}
-    blocks = json.loads((tmp_path / "space.json").read_text())["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]["blocks"]
-    listed = [int(path.rpartition(".")[2]) for (path,) in blocks]
-    assert len(listed) == 2 and [n for n in listed if n in costs] == sorted((n for n in listed if n in costs), key=costs.get)
-    for number in costs:
-        assert f"{number} ({costs[number]:.2g})" in ran.err

@@ -13,6 +13,7 @@ MODEL=models/smollm2-135m
 DATA=models/orders
 DEMO=models/demo
 SECONDS=0
+unset PYTHONDONTWRITEBYTECODE  # containers set it: each process would compile its imports again (3 to 14 s)
 
 heading() { printf '\n=== %s  [%d s]\n\n' "$*" "$SECONDS"; }
 run() {
@@ -39,11 +40,12 @@ run python scripts/smollm2.py "$MODEL"
 
 heading "Data: orders in plain English and their fields as JSON, generated here"
 mkdir -p "$DATA"
-run python scripts/orders.py "$DATA/chat.jsonl" --examples 160
+run python scripts/orders.py "$DATA/chat.jsonl" --examples 128
 
 heading "Compress: LoRA, search, recovery, INT4, export, comparison with optimum-cli"
-# short trainings, so that the demo takes minutes; a real run leaves --recovery-steps out
-run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.9x" --recovery-steps 8
+# short trainings and latencies, so that the demo takes minutes; a real run leaves the last three options out
+run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.9x" \
+  --recovery-steps 5 --prompt-len 128 --new-tokens 32
 
 heading "Answer: the compressed model"
 question=$(python - "$DATA/chat.jsonl" <<'PY'

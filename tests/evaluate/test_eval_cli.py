@@ -249,6 +249,11 @@ def test_a_task_of_the_harness_with_the_name_of_ours(roomy: TinySource, run_cli:
     assert len(list((tmp_path / "out/samples").rglob("*.jsonl"))) == 4
 
 
+@pytest.mark.slow
+def test_all_tasks_of_the_harness_are_known(roomy: TinySource, run_cli: Callable):
+    assert "task lambada_openai: its data is not available" in run_cli("eval", roomy.base, "--tasks", "lambada_openai").err
+
+
 TASK = """
 task: counting
 dataset_path: json

@@ -107,7 +107,7 @@ def run(options: EvalOptions, where: RunOptions) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
     Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
-    classifiers (BERT) GLUE, embedding models STS-B and retrieval. With --output, the same command continues a killed
+    classifiers GLUE, embedding models STS-B and retrieval. With --output, the same command continues a killed
     evaluation.
     """
     references = options.targets or ((options.model,) if options.model else ())

@@ -94,7 +94,7 @@ class InputOptions(JsonOptions):
 def run(options: InputOptions, how: TrainOptions) -> None:
     """Train a super-adapter (elastic LoRA), a plain LoRA adapter, or one sub-network of a super-adapter (--from).
 
-    A causal language model learns instructions, conversations or texts; a classifier (BERT) learns a GLUE task; an embedding
+    A causal language model learns instructions, conversations or texts; a classifier learns a GLUE task; an embedding
     model learns pairs, or a teacher's embeddings of texts. The output is a SOURCE of the other commands.
     On several GPUs: torchrun --nproc-per-node N -m lonas_edge train …
     """

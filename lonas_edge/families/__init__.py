@@ -23,7 +23,7 @@ from lonas_edge.families.granite import Granite
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
-from lonas_edge.families.roberta import RobertaEmbedder
+from lonas_edge.families.roberta import Roberta, RobertaEmbedder
 from lonas_edge.families.smollm3 import SmolLM3
 from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task
 
@@ -37,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     Bloom(),
     Bert(),
     BertEmbedder(),
+    Roberta(),
     RobertaEmbedder(),
 )
 

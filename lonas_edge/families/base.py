@@ -209,7 +209,7 @@ class Family(ABC):
             model.
         layers: Path of the list of decoder layers; it starts with `prefix`.
         embedding: Path of the token embedding.
-        head: Path of the head; "" without one.
+        head: Path of the head; "" without one. Of several layers it is the last.
         final_norm: Path of the norm before the head, if any.
         layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
         takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], not only a padding mask.
@@ -273,6 +273,11 @@ class Family(ABC):
     def class_fields(self, model_type: str) -> dict[str, Any]:
         """Fields of `config.json` that name the model's class, where the model type alone does not decide it."""
         return {} if self.task.generates else {"architectures": [self.class_names[model_type]["model"]]}
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Paths of the modules that another head replaces."""
+        return (self.head,) if self.head else ()
 
     @property
     def own_fields(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ Attention and MLPs cannot be removed alone, since the norm after each is in the 
 Source: the configuration and modeling files of transformers 5.5; Devlin et al., NAACL 2019.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
@@ -25,7 +26,7 @@ class Bert(Family):
     """BERT and models of its architecture, such as MiniLM, with a classification head."""
 
     titles = {"bert": "BERT, MiniLM"}
-    class_names = {
+    class_names: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "bert": {
             "model": "BertForSequenceClassification",
             "body": "BertModel",
@@ -118,7 +119,7 @@ class Bert(Family):
 class BertEmbedder(Embedder, Bert):
     """BERT and models of its architecture as sentence embedding models."""
 
-    class_names = {"bert": {**Bert.class_names["bert"], "model": "BertModel"}}
+    class_names: ClassVar[Mapping[str, Mapping[str, str]]] = {"bert": {**Bert.class_names["bert"], "model": "BertModel"}}
     layers = "encoder.layer"
     embedding = "embeddings.word_embeddings"
     other_heads = ("cls.", "classifier.", "pooler.")

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import _parser  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ class AdapterConfig:
 
     def _targets(self, architecture: Architecture, name: str) -> bool:
         if self.lora.target_modules == "all-linear":  # PEFT leaves the output layer out
-            return name != architecture.family.head
+            return not architecture.in_head(name)
         return check_target_module_exists(self.lora, name) is not None and bool(check_target_module_exists(self.lora, name))
 
     def _pattern(self, kind: str, name: str) -> Any:
@@ -296,16 +296,23 @@ def _expected_shapes(architecture: Architecture, ranks: dict[str, int], lora_bia
 def _replaced_shapes(architecture: Architecture, config: AdapterConfig, ranks: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Base tensors that the adapter replaces: trained biases, and `modules_to_save` outside the decoder's linears."""
     shapes = architecture.shapes | architecture.head
-    inner = {f"{name}.weight" for name in architecture.linears if name != architecture.family.head}
+    inner = {f"{name}.weight" for name in architecture.linears if not architecture.in_head(name)}
     modules = tuple(config.lora.modules_to_save or ())
     replaced = {}
     for name, shape in shapes.items():
         owner = name.rpartition(".")[0]
         trained = config.lora.bias == "all" or (config.lora.bias == "lora_only" and owner in ranks)
-        whole = name not in inner and bool(modules) and owner.endswith(modules)  # PEFT's own rule
+        whole = name not in inner and bool(modules) and any(path.endswith(modules) for path in _paths(owner))  # as PEFT
         if whole or (trained and name.endswith(".bias")):
             replaced[name] = shape
     return replaced
+
+
+def _paths(module: str) -> Iterator[str]:
+    """A module's path, and those of the modules that contain it."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
 
 
 def _repeated_head(

@@ -156,9 +156,10 @@ class TensorFiles:
         """
         embedding = f"{family.embedding.removeprefix(family.prefix)}.weight"
         prefix = next((other for other in family.other_prefixes if other + embedding in self._files), family.prefix)
+        heads = tuple(f"{module}." for module in family.head_modules)
 
         def named(name: str) -> str:
-            if name.startswith(prefix) and not name.startswith(f"{family.head}."):
+            if name.startswith(prefix) and not name.startswith(heads):
                 name = family.prefix + name.removeprefix(prefix)
             old = next((ending for ending in family.legacy_names if name.endswith(ending)), "")
             return name.removesuffix(old) + family.legacy_names[old] if old else name

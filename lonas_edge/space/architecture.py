@@ -79,11 +79,16 @@ class Architecture:
     @property
     def head(self) -> dict[str, tuple[int, ...]]:
         """Shape of the head's parameters by name, also of a tied head; empty without a head."""
-        if not self.family.head:
-            return {}
-        linear = self.linears[self.family.head]
-        weight = {f"{linear.name}.weight": (linear.out_features, linear.in_features)}
-        return weight | ({f"{linear.name}.bias": (linear.out_features,)} if linear.bias else {})
+        shapes: dict[str, tuple[int, ...]] = {}
+        for linear in (linear for name, linear in self.linears.items() if self.in_head(name)):
+            shapes[f"{linear.name}.weight"] = (linear.out_features, linear.in_features)
+            if linear.bias:
+                shapes[f"{linear.name}.bias"] = (linear.out_features,)
+        return shapes
+
+    def in_head(self, name: str) -> bool:
+        """Whether a module or parameter belongs to the head."""
+        return any(name == module or name.startswith(f"{module}.") for module in self.family.head_modules)
 
     @cached_property
     def token_tables(self) -> frozenset[str]:

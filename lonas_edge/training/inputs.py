@@ -133,7 +133,7 @@ def open_recovery(
 
 def _refuse_other_parameters(config: AdapterConfig, architecture: Architecture) -> None:
     """Refuse parameters besides LoRA factors and the head of a classifier."""
-    heads = SEQ_CLS_HEAD_NAMES if architecture.family.task.new_head else []
+    heads = [*SEQ_CLS_HEAD_NAMES, *architecture.family.head_modules] if architecture.family.task.new_head else []
     values = {name: getattr(config.lora, name) for name in ("bias", "lora_bias")}
     values["modules_to_save"] = [name for name in config.lora.modules_to_save or () if name not in heads]
     others = [f"{name} = {value!r}" for name, value in values.items() if value not in ("none", False, [])]
@@ -186,8 +186,10 @@ def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig
 
 
 def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str, int]:
-    """Return the rank of each layer with an adapter, by module path."""
-    return AdapterConfig(Path("--target-modules"), lora_config(options, architecture)).ranks(architecture)
+    """Return the rank of each layer with an adapter, by module path; PEFT trains a classifier's head whole instead."""
+    config = lora_config(options, architecture)
+    config.modules_to_save = list(architecture.family.head_modules) if architecture.family.task.new_head else None
+    return AdapterConfig(Path("--target-modules"), config).ranks(architecture)
 
 
 def check(inputs: Inputs, options: TrainOptions) -> None:

@@ -1,0 +1,241 @@
+"""Encoders of BERT's structure, of every model type and task: shapes, names, sub-networks, IRs in stock clients, trainings."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino_genai
+import pytest
+import torch
+from optimum.intel import OVModelForSequenceClassification
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_bert import CONTEXT, HIDDEN, LAYERS, VOCAB, affine, chosen_weights, hidden_states, oracle_embeddings
+from tiny_encoders import TARGETS, as_bert, config_of, tokenizer, write, write_classifier
+from tiny_models import TinySource
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, family_of
+from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.modeling import empty_model, set_parameter
+from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.generate import generate_space
+from lonas_edge.training.inputs import adapter_ranks
+from lonas_edge.training.options import TrainOptions
+
+UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+TEXTS = ["the good film", "not bad", "the same film is not the good film", "not " * 80]
+QUERY, PASSAGES = "good film", ["the bad film", "the film is good", "not", "not good film is bad", "same"]
+ENCODERS = ["xlm-roberta", pytest.param("roberta", marks=pytest.mark.slow)]
+KINDS = [(family, model_type) for family in FAMILIES for model_type in family.model_types if model_type in TARGETS]
+
+
+def batch(*texts: list[str]) -> dict[str, torch.Tensor]:
+    encoded = tokenizer()(*(texts or (TEXTS,)), padding=True, truncation=True, return_tensors="pt")
+    return {**encoded, "token_type_ids": torch.zeros_like(encoded["input_ids"])}
+
+
+def oracle(source: TinySource, folder: Path, widths: list[int], inputs: Any) -> torch.Tensor:
+    """Hidden states of a sub-network, or a classifier's logits, float64."""
+    bert = as_bert(source, folder)
+    weights, kept = chosen_weights(bert.base, bert.adapter, bert.space, widths)
+    hidden = hidden_states(weights, kept, inputs)
+    if "classifier.out_proj.weight" in weights:
+        return affine(weights, torch.tanh(affine(weights, hidden[:, 0], "classifier.dense")), "classifier.out_proj")
+    return hidden
+
+
+def check_network(source: TinySource, expected: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    """The activated network, and the materialized one."""
+    opened = source.opened()
+    network: Any = load_super_network(opened)
+    network.activate(UNEQUAL)
+    model = MaterializedModel(opened, source.subnetwork(UNEQUAL, "unequal"))
+    stored = empty_model(model.config())
+    for name in dict(stored.named_parameters()):
+        set_parameter(stored, name, model.tensor(name))
+    with torch.inference_mode():
+        for live, allowed in ((network.model, 1e-4), (stored, 1e-5)):
+            answer = live(**batch(), use_cache=False)
+            distance = (answer.logits if mask is None else answer.last_hidden_state) - expected
+            assert (distance if mask is None else distance * mask[..., None]).abs().max() < allowed
+
+
+def exported(run_cli: Callable, source: TinySource, folder: Path) -> Path:
+    chosen = folder / "unequal.json"
+    chosen.write_text(json.dumps({"widths": UNEQUAL}))
+    options = ("--subnet", chosen, "--weight-format", "fp32", "--output", folder / "ir")
+    ran = run_cli("export", *source.arguments(), *options)
+    assert ran.code == 0, ran.err
+    return folder / "ir"
+
+
+@pytest.mark.parametrize(("family", "model_type"), KINDS)
+def test_shapes_and_names_are_those_of_the_modules(family: Any, model_type: str) -> None:
+    """NNCF names a weight by the classes and names of the modules that hold it, from the PEFT model down."""
+    config = config_of(model_type, num_labels=3, architectures=[family.class_names[model_type]["model"]])
+    architecture = Architecture.from_config(config, model_type)
+    assert type(architecture.family) is type(family)
+    kind = AutoModel if family.task is EMBEDDING else AutoModelForSequenceClassification
+    model = kind.from_config(config, **family.options)
+    assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    peft: Any = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS[model_type], task_type=family.task.peft))
+    width = generate_space(architecture, (1, 0.5), (8, 6))["bootstrapNAS"]["training"]["elasticity"]["width"]
+    nodes = [node for group in width["overwrite_groups"] for node in group] + width["add_dynamic_inputs"]
+    assert len(nodes) >= LAYERS * 3
+    for node in nodes:
+        module, parts = peft, node.split("/")[:-1]
+        assert parts[0] == type(peft).__name__
+        for part in parts[1:]:
+            named, name = part.rstrip("]").split("[")
+            if name != "self_linear":
+                module = getattr(module, name) if not name.isdecimal() else module[int(name)]
+                assert named in (type(module).__name__, f"NNCF{type(module).__name__}"), node
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_embeds_as_defined(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
+    """Activated, materialized, and as an IR in openvino_genai; a text of the whole context is cut, none before."""
+    source, inputs = write(model_type, tmp_path), batch()
+    assert source.opened().architecture.context == CONTEXT and inputs["input_ids"].shape[1] == CONTEXT
+    expected, mask = oracle(source, tmp_path / "bert", UNEQUAL, inputs), inputs["attention_mask"]
+    check_network(source, expected, mask)
+    first = openvino_genai.TextEmbeddingPipeline.PoolingType.CLS
+    ir = str(exported(run_cli, source, tmp_path))
+    pipeline = openvino_genai.TextEmbeddingPipeline(ir, "CPU", pooling_type=first, normalize=True, **EXACT)
+    embedded = np.array(pipeline.embed_documents(TEXTS))
+    assert np.abs(embedded - oracle_embeddings(expected, mask, "cls").numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_classifies_as_defined(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
+    """Activated, materialized, and as an IR in optimum-intel; the base has no head, and the adapter's is whole."""
+    source = write(model_type, tmp_path, outputs=3).ordered(tmp_path / "ordered")
+    expected = oracle(source, tmp_path / "bert", UNEQUAL, batch())
+    assert source.opened().architecture.family.task is CLASSIFICATION and expected.std() > 0.1
+    check_network(source, expected)
+    ir = exported(run_cli, source, tmp_path)
+    model = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
+    inputs = {name: values for name, values in batch().items() if name in model.input_names}
+    assert (model(**inputs).logits - expected).abs().max() < 1e-3
+    assert json.loads((ir / "config.json").read_text())["architectures"] == [model.config.architectures[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name in TARGETS if name != "mpnet"])
+def test_a_reranker(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
+    """Its layers are searched and recovered on pairs; `TextRerankPipeline` ranks passages by the oracle's scores."""
+    base, space, data = write_classifier(model_type, tmp_path / "base"), tmp_path / "space.json", tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"query": QUERY, "passage": text}) + "\n" for text in (*PASSAGES, *TEXTS[:3])))
+    ran = run_cli("space", "--model", base, "--depth", "layer", "--ratios", 1, "--ranks", 32, "--output", space)
+    assert ran.code == 0, ran.err
+    inputs, minimal = ("--nncf-config", space, "--data", data), ("--subnet", "minimal", "--teacher", base, "--eval-data", data)
+    ran = run_cli("search", base, *inputs, "--num-prompts", 8, "--evals", 4, "--cost", "macs", "--output", tmp_path / "search")
+    assert ran.code == 0, ran.err
+    steps = ("--steps", 30, "--batch-size", 8, "--lr", 0.005, "--precision", "fp32", "--json", "--output", tmp_path / "out")
+    ran = run_cli("train", "--from", base, *inputs, *minimal, *steps)
+    assert ran.code == 0, ran.err
+    losses = json.loads(ran.out)["eval_data"]["losses"]
+    assert losses[-1]["loss"] < 0.6 * losses[0]["loss"]
+
+    ran = run_cli("export", tmp_path / "out", "--weight-format", "fp32", "--output", tmp_path / "ir")
+    assert ran.code == 0, ran.err
+    pruned = TinySource(model_type, base, tmp_path / "out", space)
+    widths = [values[-1] for values in pruned.groups()]
+    assert widths[-1] == 0
+    scores = oracle(pruned, tmp_path / "bert", widths, batch([QUERY] * len(PASSAGES), PASSAGES))[:, 0].sigmoid()
+    pipeline = openvino_genai.TextRerankPipeline(str(tmp_path / "ir"), "CPU", top_n=len(PASSAGES), **EXACT)
+    ranked = dict(pipeline.rerank(QUERY, PASSAGES))
+    assert [ranked[index] for index in range(len(PASSAGES))] == pytest.approx(scores.tolist(), abs=1e-4)
+    assert scores.max() - scores.min() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name in TARGETS if name != "mpnet"])
+def test_a_new_head(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
+    """A GLUE task on a body alone: all layers of the new head are in the adapter, and clients get its logits."""
+    source = write(model_type, tmp_path / "written")
+    (tmp_path / "RTE").mkdir()
+    rows = [f"{n}\t{QUERY}\t{text}\t{'not_' * (n % 2)}entailment" for n, text in enumerate((*PASSAGES, *TEXTS[:3]))]
+    for name in ("train", "dev"):
+        (tmp_path / f"RTE/{name}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+    new = ("--model", source.base, "--nncf-config", source.space, "--data", tmp_path / "RTE/train.tsv", "--rank", 8)
+    ran = run_cli("train", *new, "--steps", 2, "--batch-size", 4, "--output", tmp_path / "super")
+    assert ran.code == 0, ran.err
+    trained = TinySource(model_type, source.base, tmp_path / "super", source.space)
+    expected = oracle(trained, tmp_path / "bert", UNEQUAL, batch())
+    assert expected.shape == (len(TEXTS), 2)
+    check_network(trained, expected)
+    recovery = ("--subnet", "minimal", "--teacher", trained.adapter, "--steps", 1, "--batch-size", 4)
+    ran = run_cli(
+        "train", "--from", trained.adapter, "--data", tmp_path / "RTE/train.tsv", *recovery, "--output", tmp_path / "r"
+    )
+    assert ran.code == 0, ran.err
+    ran = run_cli("eval", trained.adapter, exported(run_cli, trained, tmp_path), "--datasets", tmp_path, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["targets"][0]["tasks"][0]["questions"] == len(rows), ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TARGETS)
+def test_search_and_training(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
+    source = write(model_type, tmp_path)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2))
+    data = ("--nncf-config", source.space, "--data", tmp_path / "texts.jsonl")
+    ran = run_cli("search", source.base, *data, "--num-prompts", 8, "--evals", 8, "--cost", "macs", "--output", tmp_path / "s")
+    assert ran.code == 0, ran.err
+    recovery = ("--subnet", "minimal", "--teacher", source.base, "--eval-data", tmp_path / "texts.jsonl", "--lr", 0.01)
+    steps = ("--steps", 30, "--batch-size", 4, "--precision", "fp32", "--json")
+    ran = run_cli("train", "--from", source.base, *data, *recovery, *steps, "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    losses = json.loads(ran.out)["eval_data"]["losses"]
+    assert losses[-1]["loss"] < 0.6 * losses[0]["loss"]
+    ran = run_cli("train", "--from", source.base, *data, *recovery, "--max-length", CONTEXT + 1, "--output", tmp_path / "more")
+    assert ran.code == 1 and f"has a context of {CONTEXT} tokens" in ran.err
+
+
+def test_a_checkpoint_of_pre_training(tmp_path: Path) -> None:
+    """Its body has a prefix; its head and its pooler are ignored, by both tasks."""
+    for outputs in (0, 3):
+        source = write("roberta", tmp_path / str(outputs), outputs)
+        tensors = {f"roberta.{name}": tensor for name, tensor in load_file(source.base / "model.safetensors").items()}
+        tensors |= {"lm_head.dense.weight": torch.zeros(HIDDEN, HIDDEN), "lm_head.bias": torch.zeros(VOCAB)}
+        assert "roberta.pooler.dense.weight" in tensors
+        save_file(tensors, source.base / "model.safetensors", {"format": "pt"})
+        network: Any = load_super_network(open_source(str(source.adapter), str(source.base), source.space))
+        network.activate(UNEQUAL)
+        expected = oracle(source, tmp_path / f"bert{outputs}", UNEQUAL, batch())
+        with torch.inference_mode():
+            answer = network.model(**batch(), use_cache=False)
+        distance = answer.logits - expected if outputs else answer.last_hidden_state - expected
+        assert (distance if outputs else distance * batch()["attention_mask"][..., None]).abs().max() < 1e-4
+
+
+def test_a_head_is_no_target(run_cli: Callable, tmp_path: Path) -> None:
+    """PEFT trains it whole, so it has no rank; a body alone is refused by the head's names."""
+    source = write("xlm-roberta", tmp_path, outputs=3)
+    config = json.loads((source.adapter / "adapter_config.json").read_text())
+    (source.adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": "all-linear"}))
+    opened = source.opened()
+    ranks = adapter_ranks(TrainOptions(target_modules=("dense",)), opened.architecture)
+    assert len(ranks) == 3 * LAYERS and not any("classifier" in name for name in (*ranks, *opened.ranks()))
+    config = json.loads((source.base / "config.json").read_text())
+    (source.base / "config.json").write_text(json.dumps({**config, "architectures": ["XLMRobertaForMaskedLM"]}))
+    ran = run_cli("export", source.base, "--output", tmp_path / "out")
+    message = " ".join(ran.err.split())
+    assert ran.code == 1 and all(f"classifier.{name}.weight: missing" in message for name in ("dense", "out_proj"))
+
+
+def test_names_of_a_head(tmp_path: Path) -> None:
+    """The body's names get its prefix, and those of all layers of the head stay."""
+    head = {"classifier.dense.weight", "classifier.out_proj.bias"}
+    names = ["embeddings.word_embeddings.weight", *head]
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
+    tensors = open_tensors(tmp_path)
+    tensors.name_as(family_of("roberta", CLASSIFICATION))
+    assert tensors.shapes.keys() == {"roberta.embeddings.word_embeddings.weight", *head}

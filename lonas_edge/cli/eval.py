@@ -19,7 +19,7 @@ from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, TASKS, Encode, Protocol, choose_protocol
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK, TASKS, Encode, Protocol, choose_protocol
 from lonas_edge.options import given, option
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class EvalOptions(JsonOptions):
     datasets: Path | None = option(
         None,
         metavar="DIR",
-        help="Directory with TASK/test.json (LLM-Adapters collection), TASK/dev.tsv (GLUE) or TASK/corpus.jsonl (BEIR).",
+        help="Directory with TASK/test.json (LLM-Adapters), dev.tsv (GLUE), corpus.jsonl (BEIR) or reranking.jsonl.",
     )
     protocol: str | None = option(
         None,
@@ -107,8 +107,8 @@ def run(options: EvalOptions, where: RunOptions) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
     Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
-    classifiers GLUE, embedding models STS-B and retrieval. With --output, the same command continues a killed
-    evaluation.
+    classifiers GLUE, rerankers candidate passages, embedding models STS-B and retrieval. With --output, the same command
+    continues a killed evaluation.
     """
     references = options.targets or ((options.model,) if options.model else ())
     if not references:
@@ -151,9 +151,9 @@ def run(options: EvalOptions, where: RunOptions) -> None:
 
 def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", task: "Task") -> "EvalSettings":
     """Tasks and protocol."""
-    from lonas_edge.evaluate import classification, embedding
+    from lonas_edge.evaluate import classification, embedding, reranking
     from lonas_edge.evaluate.settings import EvalSettings
-    from lonas_edge.families import CLASSIFICATION
+    from lonas_edge.families import EMBEDDING
 
     named = options.tasks or None
     protocol: Protocol | Encode
@@ -164,8 +164,14 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
         known = protocol.tasks
         tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
     else:
-        protocol, chooser = (CLASSIFY, classification) if task is CLASSIFICATION else (EMBED, embedding)
-        tasks = chooser.choose_tasks(named, options.datasets)
+        candidates = reranking.sets_in(options.datasets)
+        reranks = set(named) <= {*candidates} if named else candidates and all(len(each.outputs) == 1 for each in targets)
+        if task is EMBEDDING:
+            protocol, tasks = EMBED, embedding.choose_tasks(named, options.datasets)
+        elif reranks:
+            protocol, tasks = RERANK, tuple(dict.fromkeys(named or candidates))
+        else:
+            protocol, tasks = CLASSIFY, classification.choose_tasks(named, options.datasets)
     return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
 
 

@@ -1,9 +1,13 @@
-"""Retrieval data in BEIR's format (Thakur et al., NeurIPS 2021): `corpus.jsonl`, `queries.jsonl` and `qrels/test.tsv`."""
+"""Retrieval data in BEIR's format (Thakur et al., NeurIPS 2021): `corpus.jsonl`, `queries.jsonl` and `qrels/test.tsv`.
+
+Reranking data are one file, as sentence-transformers and MTEB have it: `{"query": "…", "positive": ["…"], "negative": ["…"]}`.
+"""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
@@ -11,7 +15,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import decode_json, read_text
 from lonas_edge.schema import field_faults
 
-CORPUS = "corpus.jsonl"
+CORPUS, CANDIDATES = "corpus.jsonl", "reranking.jsonl"
 _QUERIES, _RELEVANCE = "queries.jsonl", "qrels/test.tsv"
 _COLUMNS = ["query-id", "corpus-id", "score"]
 _GRADE = re.compile(r"-?[0-9]{1,9}")
@@ -26,6 +30,12 @@ class _TextFields(TypedDict, total=False):
 class _Fields(_TextFields):
     _id: str
     text: str
+
+
+class _CandidateFields(TypedDict):
+    query: str
+    positive: list[str]
+    negative: list[str]
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,45 @@ def read_retrieval(folder: Path) -> Retrieval:
     if not relevance:
         raise LonasEdgeError(f"{folder / _RELEVANCE}: no query has a passage with a score above 0")
     return Retrieval({name: queries[name] for name in relevance}, passages, relevance)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A query, its relevant passages, and passages that are not relevant; none of them is empty."""
+
+    query: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+
+def read_candidates(path: Path) -> list[Candidates]:
+    """Read reranking data, and check every line; queries without passages of both kinds have one order only and are left out.
+
+    A passage counts once.
+    """
+    faults: list[str] = []
+    read = []
+    for place, line in _lines(path, faults):
+        try:
+            record = decode_json(line, place)
+        except LonasEdgeError as error:
+            faults.append(str(error))
+            continue
+        found = field_faults(_CandidateFields, record)
+        if not found:
+            both = set(record["positive"]) & set(record["negative"])
+            found += [f"{shortened(text)}: is positive and negative" for text in sorted(both)]
+            texts = [("query", record["query"]), *((name, text) for name in ("positive", "negative") for text in record[name])]
+            found += [f"{name}: has an empty text" for name, text in texts if not text.strip()]
+        faults += [f"{place}: {fault}" for fault in found]
+        if not found:
+            positive, negative = (tuple(dict.fromkeys(record[name])) for name in ("positive", "negative"))
+            read.append(Candidates(record["query"], positive, negative))
+    raise_all(f"{path}: not reranking data:", faults, 'Expected {"query": "…", "positive": ["…"], "negative": ["…"]} a line.')
+    kept = [each for each in read if each.positive and each.negative]
+    if not kept:
+        raise LonasEdgeError(f"{path}: no query has both positive and negative passages")
+    return kept
 
 
 def _lines(path: Path, faults: list[str]) -> list[tuple[str, str]]:

@@ -111,10 +111,11 @@ def _logits(
     fitting = {index: row for index, row, length in zip(dev_set.indices, encoded, lengths, strict=True) if length <= most}
     if not fitting:
         raise LonasEdgeError(f"{target.name}: {dev_set.name}: every text is longer than the context of {most} tokens")
-    return answered(logged, dev_set.name, fitting, partial(_classify, name=target.name), progress), skipped
+    return answered(logged, dev_set.name, fitting, partial(classify, name=target.name), progress), skipped
 
 
-def _classify(arrays: Mapping[str, np.ndarray], model: Encoder, name: str) -> list[list[float]]:
+def classify(arrays: Mapping[str, np.ndarray], model: Encoder, name: str) -> list[list[float]]:
+    """Compute the logits of a batch; `name` is the model's in errors."""
     logits = model(arrays)
     if not np.isfinite(logits).all():
         raise LonasEdgeError(f"{name}: logits are not finite; is the model damaged?")

@@ -1,7 +1,6 @@
 """Sentence embedding models on pairs of texts (STS-B) and on retrieval data; embeddings are compared by the cosine."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,13 +19,13 @@ from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.batches import answered
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.glue import metrics_of
+from lonas_edge.evaluate.ordering import RANKED, judged, ordered_answers
 from lonas_edge.evaluate.protocols import EMBED, SIMILARITY
 from lonas_edge.evaluate.settings import EvalSettings
 from lonas_edge.evaluate.targets import Encoder, Target
-from lonas_edge.exporting.evaluations import Metric, TaskResult
+from lonas_edge.exporting.evaluations import TaskResult
 from lonas_edge.progress import Progress
 
-_RANKED = 10  # passages that count
 _STORED = "<f4"  # embeddings in the log of answers
 _EXPECTED = f"{SIMILARITY}/dev.tsv (GLUE) or NAME/{CORPUS} (BEIR)"
 
@@ -64,13 +63,14 @@ class _Similarity:
         directions = _directions(logged, self.name, texts, progress)
         cosines, labels = (directions[:count] * directions[count:]).sum(1), np.array([pair.label for pair in pairs])
         names = EMBED.metrics_of(self.name)
-        result = _result(self.name, metrics_of(names, labels, cosines), count)
+        metrics, (first, *_) = metrics_of(names, labels, cosines), names
+        result = TaskResult.of(self.name, first, metrics, questions=count, skipped=(), harness=False)
         nearness = -np.abs(rankdata(cosines) - rankdata(labels)) / count  # their scales differ
         samples = [
             {"doc_id": index, "texts": [pair.first, pair.second], "label": pair.label, "answer": cosine}
             for (index, pair), cosine in zip(self.pairs.items(), cosines.tolist(), strict=True)
         ]
-        return TaskAnswers(result, samples, Answers(self.name, np.array(list(self.pairs)), nearness, cosines, labels, names[0]))
+        return TaskAnswers(result, samples, Answers(self.name, np.array(list(self.pairs)), nearness, cosines, labels, first))
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,7 @@ class _Search:
             {"doc_id": index, "query": query, **self._ranked(query, [ids[row] for row in np.argsort(-cosines, kind="stable")])}
             for (index, query), cosines in zip(self.queries.items(), (passages @ row for row in queries), strict=True)
         ]
-        scores = {name: np.array([sample[name] for sample in samples]) for name in EMBED.metrics_of(self.name)}
-        first, *_ = scores
-        given = np.array(["\t".join(sample["answer"]) for sample in samples])
-        compared = Answers(self.name, np.array(list(self.queries)), scores[first], given, metric=first)
-        metrics = {name: _mean(values) for name, values in scores.items()}
-        return TaskAnswers(_result(self.name, metrics, len(samples)), samples, compared)
+        return ordered_answers(self.name, samples)
 
     def _ranked(self, query: str, passages: Sequence[str]) -> dict[str, Any]:
         """The nearest of sorted passages, and their metrics.
@@ -104,10 +99,8 @@ class _Search:
         As in BEIR, a passage with the query's own id is the query itself and is skipped, here unless it is relevant.
         """
         relevant = self.data.relevance[query]
-        nearest = list(islice((name for name in passages if name != query or name in relevant), _RANKED))
-        grades, ideal = [relevant.get(name, 0) for name in nearest], sorted(relevant.values(), reverse=True)[:_RANKED]
-        reciprocal = next((1 / rank for rank, grade in enumerate(grades, 1) if grade), 0.0)
-        return {"answer": nearest, "ndcg_at_10": _gain(grades) / _gain(ideal), "mrr_at_10": reciprocal}
+        others = (name for name in passages if name != query or name in relevant)
+        return judged(list(islice(others, RANKED)), relevant)
 
 
 @dataclass(frozen=True)
@@ -171,18 +164,3 @@ def _embed(arrays: Mapping[str, np.ndarray], model: Encoder, name: str) -> list[
     if not np.isfinite(embeddings).all():
         raise LonasEdgeError(f"{name}: embeddings are not finite; is the model damaged?")
     return [base64.b64encode(row.tobytes()).decode() for row in embeddings.astype(_STORED)]
-
-
-def _result(name: str, metrics: Mapping[str, Metric], questions: int) -> TaskResult:
-    first, *_ = metrics
-    return TaskResult.of(name, first, metrics, questions=questions, skipped=(), harness=False)
-
-
-def _gain(grades: Sequence[int]) -> float:
-    """Discounted cumulative gain (Järvelin and Kekäläinen 2002), as trec_eval has it."""
-    return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades, 1))
-
-
-def _mean(values: np.ndarray) -> Metric:
-    count = len(values)
-    return Metric(float(values.mean()), float(values.std(ddof=1) / math.sqrt(count)) if count > 1 else None)

@@ -209,5 +209,10 @@ CLASSIFY = Encode(
         for number, _ in enumerate(task.splits)
     },
 )
-EMBED = Encode("embed", "cosines of embeddings", {SIMILARITY: ("spearman", "pearson")}, others=("ndcg_at_10", "mrr_at_10"))
-KNOWN: Mapping[str, Protocol | Encode] = {**PROTOCOLS, CLASSIFY.name: CLASSIFY, EMBED.name: EMBED}  # by name in records
+_ORDER = ("ndcg_at_10", "mrr_at_10")
+EMBED = Encode("embed", "cosines of embeddings", {SIMILARITY: ("spearman", "pearson")}, others=_ORDER)
+RERANK = Encode("rerank", "candidates in the order of their scores", {}, others=_ORDER)
+KNOWN: Mapping[str, Protocol | Encode] = {
+    **PROTOCOLS,
+    **{each.name: each for each in (CLASSIFY, EMBED, RERANK)},
+}  # by name in records

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.evaluate.compare import AVERAGE
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, KNOWN, TASKS
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, KNOWN, RERANK, TASKS
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 from lonas_edge.markdown import markdown_table
@@ -30,7 +30,8 @@ _OF_EMBEDDINGS = (
     "A pair of STS-B counts as correct only for the model that ranks it nearer to its label's rank, "
     "a query for the one with the higher nDCG@10. "
 )
-_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS}
+_OF_RERANKERS = "nDCG@10 in percent ± standard error. A query counts as correct only for the model with the higher nDCG@10. "
+_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS, RERANK.name: _OF_RERANKERS}
 DIFFERENCE_HEADINGS = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "McNemar p", "same answers")
 
 

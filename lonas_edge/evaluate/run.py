@@ -11,8 +11,10 @@ from lonas_edge.evaluate.classification import Classification
 from lonas_edge.evaluate.compare import Difference, TaskAnswers, compare
 from lonas_edge.evaluate.embedding import Embedding
 from lonas_edge.evaluate.language import Language
+from lonas_edge.evaluate.protocols import RERANK
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.report import SampleLogs, write
+from lonas_edge.evaluate.reranking import Reranking
 from lonas_edge.evaluate.settings import EvalSettings
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.exporting.evaluations import Conditions, TargetResult, averaged
@@ -72,9 +74,13 @@ def evaluate(
     }
 
 
-def _evaluation(target: Target, settings: EvalSettings, progress: Progress) -> Language | Classification | Embedding:
+def _evaluation(
+    target: Target, settings: EvalSettings, progress: Progress
+) -> Language | Classification | Embedding | Reranking:
     if target.pooling:
         return Embedding(settings)
+    if settings.protocol is RERANK:
+        return Reranking(settings)
     return Classification(settings) if target.outputs else Language(settings, progress)
 
 

@@ -14,7 +14,7 @@ class EvalSettings:
 
     Attributes:
         tasks: Tasks of the protocol, or of lm-evaluation-harness; of classifiers GLUE's; of embedding models STS-B or names of
-            retrieval data.
+            retrieval data; of rerankers names of reranking data.
         datasets: Directory of the test sets; only the harness's own tasks need none.
         protocol: The protocol.
         prompt: Name of the prompt; each target's own when None.

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 ORDER = "channel_order.safetensors"  # next to the adapter: index i of the order holds that channel of the base
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
+_CONSUMER |= {"input_linear": "output_linear"}
 _READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv_proj": "o_proj", "query_key_value": "dense"}
 _ENDINGS = ("self_linear", "lora_A", "lora_B")  # of a node name's bracketed parts, after the layer's own
 
@@ -98,7 +99,11 @@ def read_removed(space: Path, widths: list[int]) -> list[str]:
 
 def silence(weights: dict[str, Any], block: str) -> None:
     """Zero the layer of a block that writes into the residual."""
-    (last,) = (name for name in ("o_proj", "dense", "down_proj", "dense_4h_to_h") if f"{block}.{name}.weight" in weights)
+    (last,) = (
+        name
+        for name in ("o_proj", "dense", "down_proj", "dense_4h_to_h", "output_linear")
+        if f"{block}.{name}.weight" in weights
+    )
     for leaf in ("weight", "bias"):
         if f"{block}.{last}.{leaf}" in weights:
             weights[f"{block}.{last}.{leaf}"].zero_()
@@ -133,7 +138,7 @@ def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.
     consumer = f"{path}.{_CONSUMER[name]}"
     full = weights[f"{consumer}.weight"].shape[1]
     channels = order.get(consumer, torch.arange(full))[width:]
-    rows = torch.cat([channels, full + channels]) if name == "gate_up_proj" else channels  # [gate; up]
+    rows = torch.cat([channels, full + channels]) if name in ("gate_up_proj", "input_linear") else channels  # [gate; up]
     weights[f"{layer}.weight"][rows] = 0
     if f"{layer}.bias" in weights:
         weights[f"{layer}.bias"][rows] = 0

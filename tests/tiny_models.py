@@ -34,6 +34,7 @@ OTHER_TARGETS = {  # where layers have other names
     "gpt_neox": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
     "bloom": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+    "granitemoehybrid": ["q_proj", "k_proj", "v_proj", "input_linear", "output_linear"],
 }
 
 _COMMON = {
@@ -72,6 +73,18 @@ _FAMILIES = {
         "attention_multiplier": 0.2,
         "logits_scaling": 0.7,
     },
+    "granite4": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "use_cache": False,  # transformers 5.5 fails with one, unless `Family.repair` was called
+        "shared_intermediate_size": MLP,
+        "layer_types": ["attention"] * LAYERS,
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 0.7,
+    },
     "phi3": {"model_type": "phi3", "original_max_position_embeddings": 128},
     "bloom": {"model_type": "bloom", "hidden_size": MLP // 4},
 }
@@ -83,7 +96,11 @@ CASES = {
     for name, family in _FAMILIES.items()
     for suffix, tied in (("", False), ("-tied", True))
 }
-for _name, _absent in (("neox", ("num_key_value_heads",)), ("bloom", ("num_key_value_heads", "intermediate_size"))):
+for _name, _absent in (
+    ("neox", ("num_key_value_heads",)),
+    ("bloom", ("num_key_value_heads", "intermediate_size")),
+    ("granite4", ("intermediate_size",)),
+):
     for _field in _absent:  # it has no such field
         del CASES[_name][_field], CASES[f"{_name}-tied"][_field]
 CASES["llama-biased"] = {**CASES["llama"], "attention_bias": True, "mlp_bias": True}
@@ -114,12 +131,18 @@ def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
     """Names of the layers that widen a case's MLP, and of the one that narrows it again."""
     ungated = (("dense_h_to_4h",), "dense_4h_to_h")
     others = {"gpt_neox": ungated, "bloom": ungated, "phi3": (("gate_up_proj",), "down_proj")}
+    others["granitemoehybrid"] = (("input_linear",), "output_linear")
     return others.get(CASES[case]["model_type"], (("gate_proj", "up_proj"), "down_proj"))
 
 
 def has_heads(case: str) -> bool:
     """Whether a case's heads can be elastic."""
     return CASES[case]["model_type"] not in ("bloom", "olmo2")
+
+
+def has_beams(case: str) -> bool:
+    """Whether optimum-intel keeps apart the caches of a case's beams."""
+    return CASES[case]["model_type"] != "granitemoehybrid"
 
 
 def has_width_field(case: str) -> bool:
@@ -133,10 +156,15 @@ def layer_paths(case: str) -> tuple[str, str]:
     return others.get(CASES[case]["model_type"], ("model.layers", "self_attn"))
 
 
+def mlp_name(case: str) -> str:
+    """Name of the MLP in a layer."""
+    return "shared_mlp" if CASES[case]["model_type"] == "granitemoehybrid" else "mlp"
+
+
 def mlp_consumers(case: str) -> list[str]:
     """Paths of the layers that narrow the MLPs again, decoder layer by decoder layer."""
     layers, _ = layer_paths(case)
-    return [f"{layers}.{layer}.mlp.{mlp_names(case)[1]}" for layer in range(LAYERS)]
+    return [f"{layers}.{layer}.{mlp_name(case)}.{mlp_names(case)[1]}" for layer in range(LAYERS)]
 
 
 BLOCKS = (  # groups of elastic depth: the first layer's attention, a whole layer, an MLP
@@ -149,7 +177,7 @@ BLOCKS = (  # groups of elastic depth: the first layer's attention, a whole laye
 def block_path(case: str, layer: int, kind: str) -> str:
     """Path of a layer's attention or MLP."""
     layers, attention = layer_paths(case)
-    return f"{layers}.{layer}.{attention if kind == 'attention' else 'mlp'}"
+    return f"{layers}.{layer}.{attention if kind == 'attention' else mlp_name(case)}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
 from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Variant
+from lonas_edge.families import family_of
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.ir.core import openvino_core
@@ -183,7 +184,12 @@ class TorchRunner(Runner):
     def _base(self, **options: Any) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self._variant.path, **options)
+        from lonas_edge.network.modeling import repair
+
+        model = AutoModelForCausalLM.from_pretrained(self._variant.path, **options)
+        if family := family_of(model.config.model_type):
+            repair(model, family)
+        return model
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """Generate with a KV cache."""

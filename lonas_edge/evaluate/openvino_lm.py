@@ -175,6 +175,7 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     """
     from openvino import opset13 as ops
     from optimum.intel import OVModelForCausalLM
+    from optimum.intel.openvino.modeling_decoder import OVModelWithMambaForCausalLM
     from transformers import GenerationConfig
 
     loading = logging.getLogger("optimum.intel.openvino.modeling_base")
@@ -186,6 +187,8 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
         )
     finally:
         loading.setLevel(level)
+    if isinstance(model, OVModelWithMambaForCausalLM):
+        raise LonasEdgeError(f"{folder}: optimum-intel mixes up the beams of this model type; pass --num-beams 1")
     head = _head(model.model)
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
@@ -294,7 +297,7 @@ class _Ranker:
             "logits_rows": rows.astype(np.int64),
         }
         result = self._request.infer({name: value for name, value in inputs.items() if name in self._names}, share_outputs=True)
-        return torch.from_numpy(result["logits"])
+        return torch.from_numpy(result["logits"]).flatten(0, -2)  # a constant behind the head may add an axis
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, left: bool = False, filler: int = 0) -> np.ndarray:

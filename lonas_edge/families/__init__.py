@@ -20,6 +20,7 @@ from lonas_edge.families.bert import Bert, BertEmbedder
 from lonas_edge.families.bloom import Bloom
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
+from lonas_edge.families.granite4 import Granite4
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     Llama(),
     SmolLM3(),
     Granite(),
+    Granite4(),
     Olmo2(),
     Phi3(),
     GPTNeoX(),

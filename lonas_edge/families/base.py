@@ -213,6 +213,7 @@ class Family(ABC):
         final_norm: Path of the norm before the head, if any.
         layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
         takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], not only a padding mask.
+        given_positions: Whether its body has to be given positions, since runtimes misread the graph of its own.
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be elastic, with the reason.
         refused_heads: Why heads cannot be elastic, if no rule of `width_rules` is a `HeadRule`.
@@ -245,6 +246,7 @@ class Family(ABC):
     final_norm: ClassVar[str]
     layer_results: ClassVar[int] = 0
     takes_positions: ClassVar[bool] = True
+    given_positions: ClassVar[bool] = False
     width_rules: ClassVar[tuple[WidthRule, ...]]
     refused_widths: ClassVar[Mapping[str, str]]
     refused_heads: ClassVar[str] = ""
@@ -351,6 +353,10 @@ class Family(ABC):
 
     def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
         """Set the numbers of heads (`HeadRule.fields`) of a live attention; most infer them from their projections."""
+        return
+
+    def repair(self, model: Any) -> None:
+        """Work around errors of transformers in a live model, in place."""
         return
 
     def hidden(self, model: Any, **inputs: Any) -> Any:

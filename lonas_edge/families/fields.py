@@ -28,6 +28,8 @@ class ModelFields(TypedDict, total=False):
     type_vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
+    shared_intermediate_size: Size
+    num_local_experts: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None
     n_embed: Size
     num_hidden_layers: Layers
     n_layer: Layers

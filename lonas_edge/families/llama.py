@@ -72,7 +72,7 @@ class Llama(Family):
         GroupKind(width_rules[0]),
         GroupKind(layers=("mlp.gate_proj", "mlp.up_proj")),
     )
-    default_targets = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")
+    default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")
     legacy_buffers = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
     raised_guards = ("GemmaOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2; Gemma 2 and 3 inherit it
     llama_cpp = {"llama": _LLAMA_CPP, "mistral": _LLAMA_CPP, "qwen2": LlamaCpp("qwen2"), "qwen3": LlamaCpp("qwen3")}

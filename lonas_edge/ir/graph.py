@@ -182,6 +182,8 @@ def _dummy_caches(heads: list[int]) -> None:
     def narrowed(stock: Callable[..., Any]) -> Callable[..., Any]:
         def generate(self: Any, input_name: str, *args: Any, **kwargs: Any) -> Any:
             caches = stock(self, input_name, *args, **kwargs)
+            if torch.is_tensor(caches[0]):  # keys and values in turn
+                return [part[:, : heads[index // 2]] for index, part in enumerate(caches)]
             return [tuple(part[:, :own] for part in cache) for cache, own in zip(caches, heads, strict=True)]
 
         return generate

@@ -103,6 +103,20 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
     raise_all(f"{where}: not a usable model configuration:", problems, "Use the file that came with the weights.")
 
 
+def parsed_config(content: Mapping[str, Any]) -> Any:
+    """The `PretrainedConfig` of a config.json."""
+    from transformers import AutoConfig  # takes a while
+
+    return AutoConfig.for_model(**_with_infinity(content))
+
+
+def _with_infinity(value: Any) -> Any:
+    """Decode floats that JSON lacks: transformers writes `{"__float__": "Infinity"}`."""
+    if isinstance(value, dict):
+        return float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_infinity(v) for k, v in value.items()}
+    return [_with_infinity(item) for item in value] if isinstance(value, list) else value
+
+
 def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
     faults = []
     for spellings in family.sizes:

@@ -15,13 +15,13 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Task, key_value_heads
+from lonas_edge.families import Family, Task, key_value_heads
 from lonas_edge.files import check_model_folder, read_by, read_json
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.configuration import check_model_config
+from lonas_edge.network.configuration import check_model_config, parsed_config
 from lonas_edge.network.depth import remove_blocks
 from lonas_edge.space.architecture import REMOVED, Architecture
 
@@ -35,7 +35,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     """Build a model with its parameters on the meta device and real buffers; `where` is its name in errors."""
     check_model_config(config, where)
     with read_by("transformers", Path(where)):
-        parsed = AutoConfig.for_model(**config)
+        parsed = parsed_config(config)
     architecture = Architecture.from_config(parsed, where)
     per_layer = config.get("per_layer_config") or {}
     raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
@@ -55,6 +55,22 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     return model.eval()
 
 
+def repair(model: PreTrainedModel, family: Family) -> None:
+    """Work around errors of transformers in a live model, in place."""
+    family.repair(model)
+    if family.given_positions:
+        model.base_model.register_forward_pre_hook(_positioned, with_kwargs=True)
+
+
+def _positioned(_body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give a body its positions, from the length of its cache on, in the form that openvino_genai replaces by its own."""
+    ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+    if ids is not None and kwargs.get("position_ids") is None:
+        start = cache.get_seq_length() if cache is not None else 0
+        kwargs = {**kwargs, "position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
+    return args, kwargs
+
+
 def check_builds(architecture: Architecture, path: Path) -> None:
     """Raise if a configuration cannot be built or has no finite rotary frequencies, by building one layer without weights."""
     shallow = copy.deepcopy(architecture.config)
@@ -69,6 +85,7 @@ def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedMod
     with read_by("transformers", path), init_empty_weights(include_buffers=False):
         built = auto_model(architecture.family.task).from_config(config, dtype=torch.float32, **architecture.family.options)
         model: PreTrainedModel = built
+    repair(model, architecture.family)
     wrong = [f"{name}: not finite, of the rope fields" for name, buffer in model.named_buffers() if not buffer.isfinite().all()]
     raise_all(f"{path}: positions cannot be computed:", wrong, "Take the file that came with the weights.")
     return model

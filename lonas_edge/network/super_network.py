@@ -20,7 +20,7 @@ from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
-from lonas_edge.network.modeling import auto_model, empty_model, set_parameter, untouched_zeros
+from lonas_edge.network.modeling import auto_model, empty_model, repair, set_parameter, untouched_zeros
 from lonas_edge.network.objective import Objective, objective_of
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.architecture import Architecture
@@ -219,6 +219,7 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
             ignore_mismatched_sizes=task.new_head,
             **architecture.family.options,
         )
+    repair(model, architecture.family)
     damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
     stored = open_tensors(base.folder) if damaged else None
     prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none, one with a head has it

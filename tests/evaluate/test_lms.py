@@ -78,7 +78,7 @@ def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) 
     return make
 
 
-@pytest.mark.parametrize("case", families("llama", "qwen2-tied", "qwen3-tied", "bloom"))
+@pytest.mark.parametrize("case", families("llama", "qwen2-tied", "qwen3-tied", "bloom", "granite", "granite4"))
 def test_openvino_ranks_as_the_harness_does(case: str, exported: Callable[[str], Path], tiny_models: TinyModels):
     folder = exported(case)
     model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties=F32)

@@ -8,7 +8,7 @@ import torch
 from oracle import oracle_logits
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import LAYERS, MLP, TinyModels, TinySource, mlp_consumers, mlp_names, random_model
+from tiny_models import LAYERS, MLP, TinyModels, TinySource, mlp_consumers, mlp_name, mlp_names, random_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,9 @@ def order_of(columns: dict[str, torch.Tensor], case: str = "llama") -> ChannelOr
     """An order for decoder layers' MLPs."""
     names, last = mlp_names(case)
     producers = {name: tuple(name.replace(last, producer) for producer in names) for name in columns}
-    fused = {name: (MLP, MLP) for names in producers.values() for name in names if name.endswith("gate_up_proj")}
+    fused = {
+        name: (MLP, MLP) for names in producers.values() for name in names if name.endswith(("gate_up_proj", "input_linear"))
+    }
     return ChannelOrder(columns, producers, fused)
 
 
@@ -105,7 +107,7 @@ def test_an_adapter_computes_the_same(any_source: TinySource, ids: torch.Tensor)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     layers = len(mlp_names(any_source.case)[0]) + 1
     assert len(changed) >= LAYERS * 2 * layers  # a weight and a factor of each layer of an MLP
-    assert all(".mlp." in name for name in changed)
+    assert all(f".{mlp_name(any_source.case)}." in name for name in changed)
     assert (logits_of(model, ids) - expected).abs().max() < EXACT
     order.inverse().apply_to_model(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -187,7 +187,7 @@ def active_part(name: str, shape: torch.Size, ranks: dict[str, int], outputs: di
     module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
     path, _, kind = module.rpartition(".")
     rank, rows, columns = ranks.get(module), outputs.get(module), None
-    if kind in ("down_proj", "dense_4h_to_h"):
+    if kind in ("down_proj", "dense_4h_to_h", "output_linear"):
         columns = next(width for layer, width in outputs.items() if layer.startswith(f"{path}."))
     active = torch.zeros(shape, dtype=torch.bool)
     if factor.startswith("A"):
@@ -199,7 +199,7 @@ def active_part(name: str, shape: torch.Size, ranks: dict[str, int], outputs: di
 
 def rows_of(kind: str, width: int | None, size: int) -> torch.Tensor:
     """Which of a layer's `size` rows a width keeps: the first ones, of each half where gate and up are fused."""
-    if kind != "gate_up_proj" or width is None:
+    if kind not in ("gate_up_proj", "input_linear") or width is None:
         return torch.arange(size)[:width]
     return torch.cat([torch.arange(width), size // 2 + torch.arange(width)])
 

@@ -30,6 +30,9 @@ class ChatOptions(Checked):
     system: str | None = option(None, metavar="TEXT", help="System message of the conversation.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
     temperature: float = option(0.0, minimum=0, maximum=2, help="Sampling temperature; 0 for greedy decoding.")
+    adapter: str | None = option(
+        None, metavar="NAME", help="Adapter of an export with --adapter separate.", unset="the only one"
+    )
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
 
 
@@ -47,8 +50,9 @@ def run(options: ChatOptions) -> None:
         from lonas_edge.ir import MODEL
 
         folder = _exported_in(options.exported, MODEL)
-        exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists())
-        chat = Chat(exported, options.device, options.system, options.max_new_tokens, options.temperature)
+        exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists(), adapters=True)
+        answers = options.max_new_tokens, options.temperature
+        chat = Chat(exported, options.device, options.system, *answers, options.adapter)
         if options.prompt is not None:
             chat.check(options.prompt)
         chat.load()

@@ -11,8 +11,9 @@ from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions, req
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
-from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.exporting.options import SEPARATE, ExportOptions
 from lonas_edge.options import option
+from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -37,13 +38,16 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with progress(left=False) as report:
         with importing():
+            from lonas_edge.exporting.manifest import has_adapters
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
         read = (source.source, source.model, source.nncf_config, options.calibration)
         files = [target.subnet] if target.subnet and Path(target.subnet).is_file() else []
-        OutputDirectory(target.output, options.overwrite, (*read, *files)).check(0)
+        adds = options.adapter == SEPARATE and has_adapters(target.output)
+        OutputDirectory(target.output, options.overwrite or adds, (*read, *files)).check(0)
         opened = open_source(source.source, source.model, source.nncf_config)
-        chosen = opened.select(target.subnet)
+        of_base = adds and opened.space.groups and not opened.own
+        chosen = opened.select(target.subnet or (str(target.output / SUBNETWORK) if of_base else None))
         with importing():
             from lonas_edge.exporting.export import export
         manifest = export(opened, chosen, target.output, options, report)
@@ -73,23 +77,23 @@ def _stored_otherwise(source: "Source", manifest: "Manifest", options: ExportOpt
 def _print(manifest: "Manifest", output: Path) -> None:
     from rich.table import Table
 
-    from lonas_edge.exporting.manifest import COMPARED
-
     shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
     shown.print(
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
+    if manifest.adapters:
+        shown.print(f"separate adapters: {', '.join(manifest.adapters)}; README.md shows how to load them")
     table = Table(title="Parity", title_justify="left")
     logits = "logits", "largest difference", "mean KL (nats)", "same top token"
     first, *others = ("hidden states", "largest difference", "mean cosine distance") if manifest.pooling else logits
     table.add_column(first)
     for column in others:
         table.add_column(column, justify="right")
-    for name, parity in manifest.parity.items():
+    for name, parity in manifest.compared:
         same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]
-        table.add_row(COMPARED[name], f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same)
+        table.add_row(name, f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same)
     shown.print(table if manifest.parity else "not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
     shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

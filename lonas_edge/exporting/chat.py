@@ -9,6 +9,7 @@ from typing import Any
 from lonas_edge.data.templates import TEMPLATES, Example, Template, recorded_prompt
 from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.exporting.exported import Exported
+from lonas_edge.exporting.manifest import adapter_file
 from lonas_edge.ir.core import compiling
 
 Message = dict[str, str]
@@ -22,11 +23,19 @@ class Chat:
     trained on single prompts.
     """
 
-    def __init__(self, exported: Exported, device: str, system: str | None, max_new_tokens: int, temperature: float):
-        """Open the tokenizer. A `temperature` of 0 is greedy decoding.
+    def __init__(
+        self,
+        exported: Exported,
+        device: str,
+        system: str | None,
+        max_new_tokens: int,
+        temperature: float,
+        adapter: str | None = None,
+    ):
+        """Open the tokenizer. A `temperature` of 0 is greedy decoding; `adapter` is the name of a separate one.
 
         Raises:
-            LonasEdgeError: If the model generates nothing, or has no place for a system message.
+            LonasEdgeError: If the model generates nothing, has no place for a system message, or has another adapter.
         """
         import openvino_genai
 
@@ -36,7 +45,8 @@ class Chat:
         self.max_new_tokens = max_new_tokens
         with compiling(exported.folder, "CPU", {}):
             self._tokenizer = openvino_genai.Tokenizer(exported.folder)
-        self._template = _template_of(exported)
+        self._adapter = _chosen_adapter(exported, adapter)
+        self._template = _template_of(exported, self._adapter)
         self.multi_turn = self._template is None and bool(self._tokenizer.chat_template)
         if system is not None and not self.multi_turn:
             raise LonasEdgeError(f"{exported.folder}: --system needs a model with a chat template. {self.note}")
@@ -62,8 +72,11 @@ class Chat:
         """
         import openvino_genai
 
-        folder, properties = self._exported.folder, dict(self._exported.properties)
-        with compiling(folder, self._device, properties):
+        folder, properties = self._exported.folder, dict[str, Any](self._exported.properties)
+        if self._adapter:
+            loaded = openvino_genai.Adapter(folder / adapter_file(self._adapter))
+            properties["adapters"] = openvino_genai.AdapterConfig(loaded, openvino_genai.AdapterConfig.Mode.MODE_STATIC)
+        with compiling(folder, self._device, self._exported.properties):
             self._pipeline = openvino_genai.LLMPipeline(folder, self._tokenizer, self._device, properties)
 
     def reset(self) -> None:
@@ -142,10 +155,26 @@ class Chat:
         return config
 
 
-def _template_of(exported: Exported) -> Template | None:
+def _chosen_adapter(exported: Exported, name: str | None) -> str | None:
+    """The separate adapter of this name, or the only one; None for an export without separate adapters."""
+    names = list(exported.manifest.adapters) if exported.manifest else []
+    if name is None and len(names) < 2:
+        return names[0] if names else None
+    if name in names:
+        return name
+    has = (
+        f"its adapters: {', '.join(names)}; pass one with --adapter" if names else "it has no separate adapters; omit --adapter"
+    )
+    raise LonasEdgeError(f"{exported.folder}: {f'no adapter {name!r}; ' if name else ''}{has}")
+
+
+def _template_of(exported: Exported, adapter: str | None) -> Template | None:
     """The recorded template of the training, None for a chat template or where there is no record."""
     manifest = exported.manifest
-    return TEMPLATES.get(recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) or "") if manifest else None
+    if manifest is None:
+        return None
+    prompt = manifest.adapters[adapter].prompt if adapter else manifest.prompt
+    return TEMPLATES.get(recorded_prompt(prompt, manifest.subnetwork.search_space) or "")
 
 
 def _unicode(text: str) -> str:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import raise_all
+from lonas_edge.exporting import separate
 from lonas_edge.exporting.calibration import read_calibration
+from lonas_edge.exporting.exported import link_files, open_exported, write_card
 from lonas_edge.exporting.job import Job, Outcome
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, has_adapters, written_files
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.exporting.options import SEPARATE, ExportOptions
 from lonas_edge.exporting.requirements import require_tokenizer
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
@@ -62,13 +64,19 @@ def export(
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
     """
     _return_freed_memory()
+    if options.adapter == SEPARATE:
+        separate.require_separable(source)
+        if has_adapters(output):
+            return _add_adapter(source, subnetwork, output, options, report)
     steps, stored = Steps(report), _stored(source, options)
     layout = _gguf_layout(source, subnetwork) if options.stage == "gguf" else None
     directory = OutputDirectory(output, options.overwrite, _inputs(source, options))
     directory.check(_bytes(source, subnetwork, options, stored, layout))
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
-            model, tokenizer = _checked(source, subnetwork, options)
+            merged = MaterializedModel(source, subnetwork)
+            model = MaterializedModel(separate.bare(source), subnetwork) if options.adapter == SEPARATE else merged
+            tokenizer = _checked_tokenizer(model, options)
             pooling = _limited(source, tokenizer)
             job = Job(
                 model,
@@ -83,7 +91,7 @@ def export(
                 gguf=(layout, _vocabulary(source, tokenizer)) if layout else None,
                 pooling=pooling,
             )
-        hashes = background.submit(_input_hashes, model)
+        hashes = background.submit(_input_hashes, merged)
         model.subnetwork.record().write(folder / SUBNETWORK)
         if trimmed := vocabulary_of(source.base.folder):
             trimmed.write(folder / VOCABULARY)
@@ -91,8 +99,32 @@ def export(
         if options.verify:
             _refuse_other_base(source, hashes.result())
         manifest = _manifest(job, outcome, hashes.result())
+        if options.adapter == SEPARATE:
+            manifest = separate.write_adapter(job, merged, manifest, hashes.result()["adapter"])
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
+    return manifest
+
+
+def _add_adapter(source: Source, subnetwork: Subnetwork, output: Path, options: ExportOptions, report: Progress) -> Manifest:
+    """Add an adapter to an exported directory, which is exchanged for one with links to its files."""
+    steps, directory = Steps(report), OutputDirectory(output, overwrite=True, inputs=_inputs(source, options))
+    directory.check(_OTHER_FILES)
+    with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
+        with steps.step("validate", "Checking base and adapter"):
+            manifest = open_exported(output, adapters=True).own_manifest
+            merged = MaterializedModel(source, subnetwork)
+            hashes = background.submit(_input_hashes, merged)
+            model = MaterializedModel(separate.bare(source), subnetwork)
+            tokenizer, stored = _checked_tokenizer(model, options), manifest.weight_format
+            job = Job(model, tokenizer, None, folder, options, stored, steps, lambda: background.submit(written_files, folder))
+            separate.refuse_misfits(output, manifest, job, source, hashes.result()["base"])
+            if options.verify:
+                _refuse_other_base(source, hashes.result())
+        link_files(output, folder)
+        manifest = separate.write_adapter(job, merged, manifest, hashes.result()["adapter"])
+        manifest.write(folder / MANIFEST)
+        write_card(folder)
     return manifest
 
 
@@ -125,10 +157,10 @@ def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, store
     return weights + _OTHER_FILES
 
 
-def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> tuple[MaterializedModel, Any]:
-    """Open base, adapter and tokenizer, and check that they fit each other and the options."""
+def _checked_tokenizer(model: MaterializedModel, options: ExportOptions) -> Any:
+    """Open the tokenizer, and check that it and the model fit each other and the options."""
+    source = model.source
     folder, architecture = source.base.folder, source.architecture
-    model = MaterializedModel(source, subnetwork)
     tokenizer = load_tokenizer(folder, source.chat_template)
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
@@ -139,7 +171,7 @@ def _checked(source: Source, subnetwork: Subnetwork, options: ExportOptions) -> 
         architecture.require(CAUSAL_LM, "--head-format")
     if options.stage == "ir":
         compress.check_group_size(model, options.stored_as, options.group_size)
-    return model, tokenizer
+    return tokenizer
 
 
 def _limited(source: Source, tokenizer: Any) -> Pooling | None:
@@ -219,7 +251,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
         pipeline=source.architecture.family.task.pipeline_tag,
         task=training.task if training else None,
-        prompt=training.prompt.name if training and training.prompt else None,
+        prompt=training.prompt.name if training and training.prompt and options.adapter != SEPARATE else None,
         sizes=BothSizes(source.sizes(source.unpruned), source.sizes(subnetwork)),
         layers=picture_of(subnetwork),
         fused=outcome.fused,

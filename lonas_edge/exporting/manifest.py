@@ -1,7 +1,7 @@
 """The manifest of an exported directory, `lonas_edge.json`: its inputs, and the results of the export."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ COMPARED = {  # titles of the parity figures
     "ir_stored": "IR (computed in fp32) vs. the weights stored in it",
     "ir": "IR (computed in fp32) vs. materialized model",
     "ir_groups": "IR with INT8 activations in groups vs. computed in fp32",
+    "ir_adapter": "IR with the adapter (computed in fp32) vs. materialized model",
     "gguf_stored": "weights stored in the GGUF file vs. materialized model",
     "llama_cpp": "llama.cpp vs. the weights stored in the GGUF file",
 }
@@ -37,6 +38,15 @@ class Origin:
     name: str
     revision: str | None
     sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SeparateAdapter:
+    """An adapter next to the IR: the prompt template of its training, if known, and the results of its comparisons."""
+
+    origin: Origin
+    prompt: str | None
+    parity: dict[str, Parity]
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,11 @@ class Written:
         return cls(path.stat().st_size, sha256(path))
 
 
+def adapter_file(name: str) -> str:
+    """Return the path of a separate adapter's file in an exported directory."""
+    return f"adapters/{name}.safetensors"
+
+
 def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:
     """Measure the files of an output, `REWRITTEN` ones excepted, by their path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -117,6 +132,11 @@ def record_rewritten(folder: Path, name: str, new: Path) -> None:
     manifest = Manifest.read(folder / MANIFEST)
     files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
     replace(manifest, files=files).write(folder / MANIFEST)
+
+
+def has_adapters(folder: Path) -> bool:
+    """Return whether a directory is an export with separate adapters."""
+    return (folder / MANIFEST).is_file() and bool(Manifest.read(folder / MANIFEST).adapters)
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,8 @@ class Manifest(Record):
         parity: Results of the comparisons, by the names in `COMPARED`.
         files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
         pooling: Pooling of an embedding model; None for others.
+        adapters: Separate adapters by name; see `adapter_file`.
+        channels: With separate adapters, the hash of the kept channels; None in the base's own order.
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -164,6 +186,15 @@ class Manifest(Record):
     files: dict[str, tuple[Written, ...]]
     head: Compression | None = None
     pooling: Pooling | None = None
+    adapters: dict[str, SeparateAdapter] = field(default_factory=dict)
+    channels: str | None = None
+
+    @property
+    def compared(self) -> list[tuple[str, Parity]]:
+        """The comparisons and their titles, those of separate adapters last."""
+        own = [(COMPARED.get(name, name), parity) for name, parity in self.parity.items()]
+        others = [(name, *item) for name, adapter in self.adapters.items() for item in adapter.parity.items()]
+        return own + [(f"{name}: {COMPARED.get(title, title)}", parity) for name, title, parity in others]
 
     @property
     def formats(self) -> str:

@@ -19,6 +19,8 @@ from lonas_edge.formats import (
 )
 from lonas_edge.options import Checked, option
 
+SEPARATE = "separate"
+ADAPTERS = ("merged", SEPARATE)
 _GROUPED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.group_sizes)
 _MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
 
@@ -75,6 +77,14 @@ class ExportOptions(Checked):
         choices=tuple(GGUF_TYPES),
         needs="stage=gguf",
         help="Type of the GGUF file's matrices; f16 if 32 does not divide their columns.",
+    )
+    adapter: str = option(
+        "merged",
+        panel="Output",
+        choices=ADAPTERS,
+        needs="stage=ir",
+        excludes="calibration server",
+        help="Merge the adapter, or write it apart for openvino_genai; an existing DIR gets another adapter.",
     )
     server: str | None = option(
         None,

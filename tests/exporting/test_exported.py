@@ -40,6 +40,8 @@ MANIFEST = {
     "files": {},
     "head": None,
     "pooling": None,
+    "adapters": {},
+    "channels": None,
 }
 RUNTIME = {
     "schema": "lonas-edge/runtime/1",

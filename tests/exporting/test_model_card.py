@@ -84,3 +84,13 @@ def test_runtime_properties() -> None:
     assert "on a CPU, 4 threads, 2026-11-25: TPOT 0.70x vs. the defaults" in card
     assert "In the IR, used by every client: `KV_CACHE_PRECISION=u8`." in card
     assert 'LLMPipeline("THIS_DIRECTORY", "CPU", **{"ENABLE_CPU_PINNING": "NO"})' in card
+
+
+def test_prompts_of_separate_adapters() -> None:
+    def adapter(prompt: str | None) -> dict[str, object]:
+        return {"origin": {"name": "x", "revision": None, "sha256": {}}, "prompt": prompt, "parity": MANIFEST["parity"]}
+
+    adapters = {"a": adapter("alpaca"), "b": adapter(None), "c": adapter("alpaca")}
+    card = model_card(manifest(adapters=adapters, prompt=None))
+    assert "Adapters: `a`, `c`.\n\nIt was trained with the prompt `alpaca`" in card and card.count("It was trained") == 1
+    assert 'names = ["a", "b", "c"]' in card and "| b: IR (computed in fp32) vs. materialized model |" in card

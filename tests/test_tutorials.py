@@ -6,6 +6,7 @@ The models that they name are directories there: a small random model with SmolL
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,10 @@ def test_serve(place: Path) -> None:
     adapter()
     export = [sys.executable, "-m", "lonas_edge", "export", "my-lora", "--model", "BASE", "--output", "DIR"]
     subprocess.run(export, check=True, capture_output=True)
+    for name in ("math", "code"):  # two adapters of the base
+        shutil.copytree("my-lora", name)
     assert "owner/name" in run("serve")
+    assert (place / "box/adapters/code.safetensors").exists()
 
 
 def test_gpus_and_machines(place: Path) -> None:

@@ -25,14 +25,13 @@ _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
 class ChatOptions(Checked):
     """The model, the prompt and the generation."""
 
-    exported: Path = option(argument=True, help="Directory written by `lonas-edge export` or `lonas-edge compress`.")
+    exported: Path = option(
+        argument=True, help="Directory written by `lonas-edge export` or `compress`, or a file in its `adapters/`."
+    )
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
     system: str | None = option(None, metavar="TEXT", help="System message of the conversation.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
     temperature: float = option(0.0, minimum=0, maximum=2, help="Sampling temperature; 0 for greedy decoding.")
-    adapter: str | None = option(
-        None, metavar="NAME", help="Adapter of an export with --adapter separate.", unset="the only one"
-    )
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
 
 
@@ -46,13 +45,15 @@ def run(options: ChatOptions) -> None:
     with progress(left=False):
         from lonas_edge.exporting.chat import Chat
         from lonas_edge.exporting.exported import open_exported
-        from lonas_edge.exporting.manifest import MANIFEST
+        from lonas_edge.exporting.manifest import ADAPTERS, MANIFEST
         from lonas_edge.ir import MODEL
 
-        folder = _exported_in(options.exported, MODEL)
+        folder, adapter = _exported_in(options.exported, MODEL), None
+        if folder.is_file() and folder.parent.name == ADAPTERS:
+            folder, adapter = folder.parents[1], folder.stem
         exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists(), adapters=True)
         answers = options.max_new_tokens, options.temperature
-        chat = Chat(exported, options.device, options.system, *answers, options.adapter)
+        chat = Chat(exported, options.device, options.system, *answers, adapter)
         if options.prompt is not None:
             chat.check(options.prompt)
         chat.load()

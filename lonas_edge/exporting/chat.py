@@ -162,10 +162,9 @@ def _chosen_adapter(exported: Exported, name: str | None) -> str | None:
         return names[0] if names else None
     if name in names:
         return name
-    has = (
-        f"its adapters: {', '.join(names)}; pass one with --adapter" if names else "it has no separate adapters; omit --adapter"
-    )
-    raise LonasEdgeError(f"{exported.folder}: {f'no adapter {name!r}; ' if name else ''}{has}")
+    paths = [str(exported.folder / adapter_file(each)) for each in names]
+    pass_one = f"pass one of its adapters: {', '.join(paths)}" if paths else "it has no separate adapters; pass the directory"
+    raise LonasEdgeError(f"{exported.folder}: {f'no adapter {name!r}; ' if name else ''}{pass_one}")
 
 
 def _template_of(exported: Exported, adapter: str | None) -> Template | None:

@@ -17,6 +17,7 @@ from lonas_edge.space.subnetwork import SearchOrigin
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
+ADAPTERS = "adapters"  # the directory of separate adapters
 REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # replaced by later commands; their hashes are not kept
 COMPARED = {  # titles of the parity figures
     "materialized": "materialized model vs. activated super-network",
@@ -114,7 +115,7 @@ class Written:
 
 def adapter_file(name: str) -> str:
     """Return the path of a separate adapter's file in an exported directory."""
-    return f"adapters/{name}.safetensors"
+    return f"{ADAPTERS}/{name}.safetensors"
 
 
 def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:

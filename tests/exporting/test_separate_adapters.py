@@ -279,16 +279,18 @@ def test_commands(tiny_models: TinyModels, run_cli: Callable[..., Any], tmp_path
     assert f"separate adapters: llama, {name_of(second)};" in ran.out
     ran = run_cli("export", *second.arguments(), "--output", box)
     assert ran.code == 1 and "already exists" in ran.err
-    names = [name_of(first), name_of(second)]
+    files = [file_in(box, first), file_in(box, second)]
     ran = run_cli("chat", box, "--prompt", "the inner")
-    assert ran.code == 1 and f"its adapters: {', '.join(names)}; pass one with --adapter" in ran.err
+    assert ran.code == 1 and f"pass one of its adapters: {files[0]}, {files[1]}" in ran.err
     answers = []
-    for name in names:
-        ran = run_cli("chat", box, "--prompt", "the inner", "--adapter", name, "--max-new-tokens", 16)
+    for file in files:
+        ran = run_cli("chat", file, "--prompt", "the inner", "--max-new-tokens", 16)
         assert ran.code == 0, ran.err
         answers.append(ran.out)
     assert answers[0] != answers[1]
-    assert "no adapter 'x'" in run_cli("chat", box, "--prompt", "the", "--adapter", "x").err
+    shutil.copy(files[0], files[0].with_stem("x"))
+    assert "no adapter 'x'; pass one of" in run_cli("chat", files[0].with_stem("x"), "--prompt", "the").err
+    files[0].with_stem("x").unlink()
     for command in (("bench", box), ("eval", box, "--tasks", "boolq", "--datasets", tmp_path)):
         assert "has separate adapters" in run_cli(*command).err
     assert run_cli("push", box, "owner/name", "--dry-run").code == 0

@@ -31,7 +31,7 @@ def finished(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) 
     folder, source = tmp_path_factory.mktemp("compress"), tiny_models.source("llama")
     write_data(folder / "data.json")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make_quick(monkeypatch, timed=True)
+        make_quick(monkeypatch, whole=True)
         record = compress(source.base, data=folder / "data.json", output=folder / "out", **QUICK)
     return Finished(folder, source, record)
 

@@ -20,6 +20,7 @@ QUICK: dict[str, Any] = {
     "target": "weights<=0.95x", "weight_format": "int8_sym", "prompt": "question", "recovery_steps": 4,
     "prompt_len": 8, "new_tokens": 4,
 }  # fmt: skip
+_baselines: dict[tuple[bytes, str], dict[str, bytes]] = {}
 
 
 def write_data(path: Path, count: int = 96) -> Path:
@@ -29,12 +30,17 @@ def write_data(path: Path, count: int = 96) -> Path:
     return path
 
 
-def make_quick(monkeypatch: pytest.MonkeyPatch, timed: bool = False) -> None:
-    """No timed steps, baselines by our own export instead of optimum-cli, and latencies that are not measured, or only once."""
+def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
+    """No timed steps, and baselines by our own export instead of optimum-cli.
+
+    A `whole` run measures latencies once, generates whole answers and writes the report; others do none of these.
+    """
     monkeypatch.setattr(run, "probe", lambda *_given: PROBE)
     monkeypatch.setattr(measure, "ROUNDS", 1)
-    if not timed:
+    if not whole:
         monkeypatch.setattr(measure, "latencies", equal_latencies)
+        monkeypatch.setattr(measure, "ANSWER_TOKENS", 2)
+        monkeypatch.setattr(run, "write_report", lambda *_given: None)
     monkeypatch.setattr(stages, "_optimum", own_baseline)
 
 
@@ -45,8 +51,16 @@ def equal_latencies(folders: Mapping[str, Path], *_given: Any) -> tuple[dict[str
 
 
 def own_baseline(merged: Path, output: Path, weight_format: str, _source: Any) -> None:
-    opened = stages.open_source(str(merged))
-    stages.export(opened, opened.select("maximal"), output, stages.ExportOptions(weight_format=weight_format))
+    """Export a baseline; the files of equal weights are made once."""
+    key = (merged / "model.safetensors").read_bytes(), weight_format
+    if key not in _baselines:
+        opened = stages.open_source(str(merged))
+        stages.export(opened, opened.select("maximal"), output, stages.ExportOptions(weight_format=weight_format))
+        _baselines[key] = {path.name: path.read_bytes() for path in output.iterdir()}
+        return
+    output.mkdir()
+    for name, content in _baselines[key].items():
+        (output / name).write_bytes(content)
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,11 @@ def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Pa
 def test_another_target_uses_the_finished_steps(
     finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Files that others put into the output stay."""
     out = finished.copied(tmp_path / "copy")
+    (out / "bench").mkdir()
+    (out / "bench" / "bench.json").write_text("{}")
+    (out / "notes.txt").write_text("mine")
     monkeypatch.setattr(stages, "fine_tune", forbidden)
     targets = [QUICK["target"], "kl<=100"]
     record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": targets})
@@ -244,6 +248,8 @@ def test_another_target_uses_the_finished_steps(
     before, after = (folder / "steps" / "recovered" / "weights-0.95x" for folder in (finished.folder / "out", out))
     for name in ("adapter_model.safetensors", "training.json"):
         assert (before / name).read_bytes() == (after / name).read_bytes()
+    assert (out / "bench" / "bench.json").read_text() == "{}"
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:
@@ -324,7 +330,7 @@ def test_the_recovery_has_a_number_of_tokens(llama: TinySource, tmp_path: Path, 
     assert "--steps 521 " in command
 
 
-def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick: None) -> None:
+def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another weight format and seed: the fine-tuning is named for the seed only; no result of the old search is in the way."""
     out = finished.copied(tmp_path / "copy")
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
@@ -333,32 +339,13 @@ def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick:
     record = compress(finished.source.base, **options, overwrite=True)
     assert record.networks[-1].weight_format == "int4_sym"
     assert record.curves[0] == finished.record.curves[0]
-    record = compress(finished.source.base, **options, seed=7, overwrite=True)
-    assert record.curves[0] != finished.record.curves[0]
-
-
-def test_a_vocabulary_that_is_kept_again(finished: Finished, tmp_path: Path, data: Path, quick: None) -> None:
-    """Trimmed, then not: the steps that used the trimmed base are named and repeated; the fine-tuning stays."""
-    out = tmp_path / "out"
-    options = {"data": data, "output": out, **QUICK}
-    compress(finished.source.base, **options, vocabulary=262)
-    with pytest.raises(LonasEdgeError, match=r"uses fine-tune, space; it used fine-tune, trim, space \(search\)"):
-        compress(finished.source.base, **options)
-    record = compress(finished.source.base, **options, overwrite=True)
-    assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] > 262
-    assert record.networks[-1].parameters == finished.record.networks[-1].parameters
-    assert record.tokens_per_text == 1
-
-
-def test_other_files_in_the_output_stay(finished: Finished, tmp_path: Path, quick: None) -> None:
-    out = finished.copied(tmp_path / "copy")
-    (out / "bench").mkdir()
-    (out / "bench" / "bench.json").write_text("{}")
-    (out / "notes.txt").write_text("mine")
-    compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": [QUICK["target"], "kl<=9"]})
-    assert (out / "kl-9").is_dir()
-    assert (out / "bench" / "bench.json").read_text() == "{}"
-    assert (out / "notes.txt").read_text() == "mine"
+    monkeypatch.setattr(stages, "find_networks", forbidden)
+    with pytest.raises(AssertionError):
+        compress(finished.source.base, **options, seed=7, overwrite=True)
+    made, before = (
+        load_file(folder / "steps" / "lora" / "adapter_model.safetensors") for folder in (out.with_name("out.partial"), out)
+    )
+    assert any(not torch.equal(tensor, made[name]) for name, tensor in before.items())
 
 
 def test_steps_that_were_deleted(finished: Finished, tmp_path: Path, quick: None) -> None:
@@ -378,19 +365,6 @@ def test_weights_that_were_replaced(finished: Finished, tiny_models: TinyModels,
     save_file({name: 2 * weight for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(LonasEdgeError, match=r"compressed; the files of this SOURCE are others(.|\n)*Choose another --output"):
         compress(other, data=out.parent / "data.json", output=out, **QUICK)
-
-
-def test_another_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
-    """A super-adapter with another --nncf-config is searched again."""
-    source = tiny_models.source("llama")
-    options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": source.base}
-    compress(source.adapter, nncf_config=source.space, **options)
-    content = json.loads(source.space.read_text())
-    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
-    groups[-1] = groups[-1][:1]
-    (tmp_path / "space.json").write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=r"--nncf-config: was .* \(search\)"):
-        compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
 
 
 def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, quick: None) -> None:
@@ -463,15 +437,25 @@ def test_an_adapter_of_plain_peft_in_int4(tiny_models: TinyModels, tmp_path: Pat
 
 
 def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, quick: None) -> None:
-    """Search and recovery work on the trimmed base; the baselines keep all tokens."""
+    """Search and recovery work on the trimmed base; the baselines keep all tokens.
+
+    Without --vocabulary, the steps that used the trimmed base are named and repeated; the fine-tuning stays.
+    """
     out = tmp_path / "out"
-    record = compress(finished.source.base, data=data, output=out, **QUICK, vocabulary=262)
+    options = {"data": data, "output": out, **QUICK}
+    record = compress(finished.source.base, **options, vocabulary=262)
     assert [step.name.split()[0] for step in record.steps][:3] == ["fine-tune", "trim", "space"]
     vocabulary = json.loads((out / "steps" / "base" / "vocabulary.json").read_text())
     assert len(vocabulary["kept"]) == 262
     assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 262
     assert record.networks[0].loss == pytest.approx(finished.record.networks[0].loss, rel=1e-3)
     assert record.networks[2].loss_difference is not None
+    with pytest.raises(LonasEdgeError, match=r"uses fine-tune, space; it used fine-tune, trim, space \(search\)"):
+        compress(finished.source.base, **options)
+    record = compress(finished.source.base, **options, overwrite=True)
+    assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] > 262
+    assert record.networks[-1].parameters == finished.record.networks[-1].parameters
+    assert record.tokens_per_text == 1
 
 
 def test_an_automatic_vocabulary(
@@ -487,13 +471,18 @@ def test_an_automatic_vocabulary(
 
 
 def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
+    """With another --nncf-config it is searched again."""
     source = tiny_models.source("llama")
-    options = {**QUICK, "target": "weights<=0.8x"}
-    record = compress(
-        source.adapter, model=source.base, nncf_config=source.space, data=data, output=tmp_path / "out", **options
-    )
+    options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": source.base}
+    record = compress(source.adapter, nncf_config=source.space, **options)
     assert [step.name.split()[0] for step in record.steps] == ["search", "recover", "export", "baselines", "measure"]
     assert record.networks[-1].parameters < record.networks[0].parameters
+    content = json.loads(source.space.read_text())
+    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    groups[-1] = groups[-1][:1]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(LonasEdgeError, match=r"--nncf-config: was .* \(search\)"):
+        compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
 
 
 def test_the_recipe_repeats_the_run(

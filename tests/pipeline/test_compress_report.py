@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -108,10 +109,21 @@ class Report:
     html: str
 
 
-@pytest.fixture(scope="module", params=RECORDS)
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    record, folder = RECORDS[request.param](), tmp_path_factory.mktemp("report")
-    return Report(record, folder, written(record, folder))
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
+    """Writes each report once: `reports(name)`, a name of `RECORDS`."""
+
+    @cache
+    def make(name: str) -> Report:
+        record, folder = RECORDS[name](), tmp_path_factory.mktemp("report")
+        return Report(record, folder, written(record, folder))
+
+    return make
+
+
+@pytest.fixture(params=RECORDS)
+def report(request: pytest.FixtureRequest, reports: Callable[[str], Report]) -> Report:
+    return reports(request.param)
 
 
 # the table: values by hand from `network` and `compressed`
@@ -210,9 +222,8 @@ def test_sections_are_in_order(report: Report) -> None:
     assert re.findall(r'<h2 id="([^"]*)"', report.html) == sections
 
 
-def test_texts_of_models_and_data_are_shown_as_they_are(tmp_path: Path) -> None:
-    record = hostile()
-    page = Parsed(written(record, tmp_path))
+def test_texts_of_models_and_data_are_shown_as_they_are(reports: Callable[[str], Report]) -> None:
+    page = Parsed(reports("hostile").html)
     shown = HOSTILE.replace("\x00", "\ufffd").replace("\x1b", "\ufffd").replace("\ud800", "\ufffd")
     # heading, title, summary (source, data), prompt, its answer, condition: at the least
     assert page.text.count(shown) > 10 and RIGHT_TO_LEFT in page.text and "49" not in page.text.replace("349", "")
@@ -237,8 +248,8 @@ def test_equal_pictures_are_drawn_once(tmp_path: Path) -> None:
     assert f"attention: {100 * heads / 270:.0f} % of heads kept, {blocks} of 30 blocks removed" in section
 
 
-def test_figures_say_what_they_do_not_show(tmp_path: Path) -> None:
-    text = html.unescape(written(hostile(), tmp_path))
+def test_figures_say_what_they_do_not_show(reports: Callable[[str], Report], tmp_path: Path) -> None:
+    text = html.unescape(reports("hostile").html)
     for note in (
         "Not shown: 2 without a finite figure. Not shown: 1 with a KL of 0.",
         "4 losses are not finite and not shown.",
@@ -258,11 +269,10 @@ def test_every_latency_sample_is_drawn(tmp_path: Path) -> None:
     assert len(re.findall(r"<use [^>]*fill: var\(--series-0\)", figure)) == 23
 
 
-def test_commands_can_be_copied(tmp_path: Path) -> None:
-    record = realistic()
-    text = written(record, tmp_path)
-    commands = [html.unescape(found) for found in re.findall(r"<code[^>]*>(.*?)</code>", text, re.DOTALL)]
-    assert commands == [step.command for step in record.steps] and "user-select: all" in text
+def test_commands_can_be_copied(reports: Callable[[str], Report]) -> None:
+    report = reports("realistic")
+    commands = [html.unescape(found) for found in re.findall(r"<code[^>]*>(.*?)</code>", report.html, re.DOTALL)]
+    assert commands == [step.command for step in report.record.steps] and "user-select: all" in report.html
 
 
 def test_colours_are_legible_on_both_backgrounds(tmp_path: Path) -> None:
@@ -316,12 +326,10 @@ def test_markdown_shows_text_as_it_is(text: str) -> None:
     assert "".join(child.content for child in tokens[1].children or ()) == text.replace("\n", " ")
 
 
-def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        write_report(realistic(), tmp_path / name)
+def test_the_same_record_gives_the_same_files(reports: Callable[[str], Report], tmp_path: Path) -> None:
+    write_report(realistic(), tmp_path)
     for name in ("report.md", "report.png", "report.html"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (reports("realistic").folder / name).read_bytes()
 
 
 def test_the_plot(report: Report) -> None:
@@ -411,13 +419,12 @@ def results_of(dom: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (apt-get install chromium)")
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_in_a_browser(mode: str, tmp_path: Path) -> None:
+def test_in_a_browser(mode: str, reports: Callable[[str], Report], tmp_path: Path) -> None:
     """Frames stand for windows: headless Chromium's are at least 500 pixels wide."""
     widths = (400, 1600)
     frames = []
     for name in ("realistic", "80 layers", "hostile", "one network"):
-        (tmp_path / name).mkdir()
-        text = html.escape(written(RECORDS[name](), tmp_path / name))
+        text = html.escape(reports(name).html)
         frames += [f'<iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{text}"></iframe>' for width in widths]
     page = f'<!doctype html><pre id="results"></pre>{"".join(frames)}<script>{SCRIPT}</script>'
     dom, reported = browse(page, tmp_path, mode)
@@ -434,9 +441,9 @@ def test_in_a_browser(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (apt-get install chromium)")
-def test_the_browser_would_report_errors_and_scripts_do_not_run(tmp_path: Path) -> None:
+def test_the_browser_would_report_errors_and_scripts_do_not_run(reports: Callable[[str], Report], tmp_path: Path) -> None:
     """The policy of the page blocks a script that got in, and the console says so."""
-    text = written(realistic(), tmp_path).replace("</main>", "<script>document.title = 'ran'</script></main>")
+    text = reports("realistic").html.replace("</main>", "<script>document.title = 'ran'</script></main>")
     dom, reported = browse(text, tmp_path, "light")
     assert "CONSOLE" in reported and "<title>ran" not in dom
 

@@ -208,6 +208,8 @@ def chosen_weights(base: Path, adapter: Path | None, space: Path | None, widths:
     elasticity = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"] if space else {}
     blocks = elasticity.get("lonas_edge", {}).get("blocks", [])
     values = elasticity.get("width", {}).get("overwrite_groups_widths", []) + [[1, 0] for _ in blocks]
+    if len(values) - len(blocks) == 2 * LAYERS:  # no elastic heads
+        values, widths = [[HIDDEN]] * LAYERS + values, [HIDDEN] * LAYERS + widths
     assert all(width in admissible for width, admissible in zip(widths, values, strict=True))
     removed = {
         int(path.rpartition(".")[2])
@@ -241,7 +243,7 @@ def merge(weights: dict[str, torch.Tensor], adapter: Path, ranks: list[int]) -> 
         for k, v in load_file(adapter / "adapter_model.safetensors").items()
     }
     for name, tensor in tensors.items():
-        if name.startswith("classifier."):
+        if name.startswith(("classifier.", "pre_classifier.")):
             weights[name] = tensor
         elif name.endswith(".lora_A.weight"):
             layer = name.removesuffix(".lora_A.weight")
@@ -266,12 +268,21 @@ def affine(
     return x @ (weight if columns is None else weight[:, columns]).T + bias
 
 
-def hidden_states(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], inputs: Any) -> torch.Tensor:
-    """Hidden states of BERT (Devlin et al. 2019); each reader gets its `kept` channels only; a layer without any is removed."""
+def hidden_states(
+    weights: dict[str, torch.Tensor],
+    kept: dict[str, torch.Tensor],
+    inputs: Any,
+    bias: torch.Tensor | None = None,
+    eps: float = CONFIG["layer_norm_eps"],
+) -> torch.Tensor:
+    """Hidden states of BERT (Devlin et al. 2019); each reader gets its `kept` channels only; a layer without any is removed.
+
+    A `bias` [heads, tokens, tokens] is added to the scores of every layer, all of whose heads are kept.
+    """
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1, keepdim=True) + CONFIG["layer_norm_eps"]).sqrt()
+        scale = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
         return centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     ids, mask, size = inputs["input_ids"], inputs["attention_mask"], HIDDEN // HEADS
@@ -288,7 +299,7 @@ def hidden_states(weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor
         values = []
         for first in range(0, len(rows), size):  # a head at a time
             head = slice(first, first + size)
-            scores = q[..., head] @ k[..., head].transpose(1, 2) / size**0.5
+            scores = q[..., head] @ k[..., head].transpose(1, 2) / size**0.5 + (0 if bias is None else bias[first // size])
             values.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., head])
         x = norm(x + affine(weights, torch.cat(values, -1), reader, columns=rows), f"{layer}.attention.output.LayerNorm")
         rows = kept[f"{layer}.output.dense"]

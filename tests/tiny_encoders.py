@@ -4,6 +4,7 @@ A network becomes a BERT by new names of its weights alone; the position table s
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,52 @@ from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
 
 PAD = 1
-_SHAPE = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": MLP, "num_attention_heads": HEADS}
-_BEHIND = {"max_position_embeddings": CONTEXT + PAD + 1, "pad_token_id": PAD, "layer_norm_eps": CONFIG["layer_norm_eps"]}
+_SHAPE: dict[str, Any] = {
+    "num_hidden_layers": LAYERS,
+    "hidden_size": HIDDEN,
+    "intermediate_size": MLP,
+    "num_attention_heads": HEADS,
+}
+_BEHIND: dict[str, Any] = {
+    "max_position_embeddings": CONTEXT + PAD + 1,
+    "pad_token_id": PAD,
+    "layer_norm_eps": CONFIG["layer_norm_eps"],
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "roberta": {**_SHAPE, **_BEHIND, "type_vocab_size": 1},
     "xlm-roberta": {**_SHAPE, **_BEHIND, "type_vocab_size": 1},
+    "mpnet": {**_SHAPE, **_BEHIND},
+    "distilbert": {"n_layers": LAYERS, "dim": HIDDEN, "hidden_dim": MLP, "n_heads": HEADS, "max_position_embeddings": CONTEXT},
 }
-TARGETS = {"roberta": ["query", "value"], "xlm-roberta": ["query", "value"]}
-_NAMES: dict[str, dict[str, str]] = {"roberta": {}, "xlm-roberta": {}}  # of parts, with BERT's
-_PREFIX = re.compile(r"^(base_model\.model\.)?(roberta\.)?(?!classifier|pre_classifier)")
+TARGETS = {
+    "roberta": ["query", "value"],
+    "xlm-roberta": ["query", "value"],
+    "mpnet": ["q", "v"],
+    "distilbert": ["q_lin", "v_lin"],
+}
+_NAMES: dict[str, dict[str, str]] = {  # parts of names, with BERT's
+    "roberta": {},
+    "xlm-roberta": {},
+    "mpnet": {
+        ".attention.attn.q.": ".attention.self.query.",
+        ".attention.attn.k.": ".attention.self.key.",
+        ".attention.attn.v.": ".attention.self.value.",
+        ".attention.attn.o.": ".attention.output.dense.",
+        ".attention.LayerNorm.": ".attention.output.LayerNorm.",
+    },
+    "distilbert": {
+        "transformer.": "encoder.",
+        ".attention.q_lin.": ".attention.self.query.",
+        ".attention.k_lin.": ".attention.self.key.",
+        ".attention.v_lin.": ".attention.self.value.",
+        ".attention.out_lin": ".attention.output.dense",
+        ".sa_layer_norm.": ".attention.output.LayerNorm.",
+        ".ffn.lin1": ".intermediate.dense",
+        ".ffn.lin2": ".output.dense",
+        ".output_layer_norm.": ".output.LayerNorm.",
+    },
+}
+_PREFIX = re.compile(r"^(base_model\.model\.)?((?:roberta|mpnet|distilbert)\.)?")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -103,10 +141,27 @@ def write_classifier(model_type: str, folder: Path, outputs: int = 1) -> Path:
 
 def bert_name(model_type: str, name: str) -> str:
     """A weight's name in a BERT classifier; those of heads stay."""
-    name = _PREFIX.sub(r"\1bert.", name) if "classifier" not in name else name
+    name = name if "classifier" in name else _PREFIX.sub(r"\1bert.", name)
     for ours, berts in _NAMES[model_type].items():
         name = name.replace(ours, berts)
     return name
+
+
+def relative_bias(weights: dict[str, torch.Tensor], length: int) -> torch.Tensor | None:
+    """MPNet's biases of scores [heads, queries, keys] by relative position (Raffel et al. 2020), float64; None without a table.
+
+    Half of the 32 buckets are for keys behind the query. The first 8 of a half are one distance each; the others grow.
+    """
+    table = weights.get("bert.encoder.relative_attention_bias.weight")
+    if table is None:
+        return None
+
+    def bucket(query: int, key: int) -> int:
+        distance = abs(query - key)
+        far = 8 + int(8 * math.log(max(distance, 8) / 8) / math.log(16))
+        return (16 if key > query else 0) + (distance if distance < 8 else min(15, far))
+
+    return torch.stack([torch.stack([table[bucket(i, j)] for j in range(length)]) for i in range(length)]).permute(2, 0, 1)
 
 
 def as_bert(source: TinySource, folder: Path) -> TinySource:

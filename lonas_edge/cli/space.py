@@ -42,8 +42,8 @@ class SpaceOptions(Checked):
     depth: tuple[str, ...] = option(
         (),
         choices=BLOCK_KINDS,
-        help="Kinds of blocks that can be removed; of BERT layer, of others attention and mlp.",
-        unset="none; with --adapter attention, of BERT none",
+        help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp.",
+        unset="none; with --adapter attention, of encoders none",
     )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
     ranks: tuple[int, ...] | None = option(

@@ -34,7 +34,7 @@ def _pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
     """Make pairs of texts of unequal lengths, so that mask and segments matter."""
     rows = [_pair(tokenizer, config, number) for number in range(len(TEXTS))]
     length = max(len(ids) for ids, _ in rows)
-    last = config.type_vocab_size - 1
+    last = getattr(config, "type_vocab_size", 1) - 1
 
     def padded(values: list[list[int]], filler: int) -> torch.Tensor:
         return torch.tensor([[*row, *[filler] * (length - len(row))] for row in values])

@@ -18,10 +18,12 @@ from lonas_edge.families.base import (
 )
 from lonas_edge.families.bert import Bert, BertEmbedder
 from lonas_edge.families.bloom import Bloom
+from lonas_edge.families.distilbert import DistilBert, DistilBertEmbedder
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
 from lonas_edge.families.granite4 import Granite4
 from lonas_edge.families.llama import Llama
+from lonas_edge.families.mpnet import MPNetEmbedder
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
 from lonas_edge.families.roberta import Roberta, RobertaEmbedder
@@ -41,6 +43,9 @@ FAMILIES: tuple[Family, ...] = (
     BertEmbedder(),
     Roberta(),
     RobertaEmbedder(),
+    MPNetEmbedder(),
+    DistilBert(),
+    DistilBertEmbedder(),
 )
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
@@ -67,6 +72,7 @@ __all__ = [
     "family_of_config",
     "head_dim",
     "key_value_heads",
+    "size_of",
 ]
 
 
@@ -89,6 +95,13 @@ def context_of(content: Mapping[str, Any]) -> int | None:
     """Longest sequence in tokens of a model with this `config.json`; None if it is not limited."""
     family, positions = family_of_config(content), content.get("max_position_embeddings")
     return family.context(positions, content.get("pad_token_id")) if family else positions
+
+
+def size_of(content: Mapping[str, Any], name: str) -> int | None:
+    """A size in a `config.json`, which may have another spelling (`Family.sizes`)."""
+    family = family_of_config(content)
+    spellings = next((each for each in family.sizes if name in each), (name,)) if family else (name,)
+    return next((content[each] for each in spellings if each in content), None)
 
 
 def family_of_config(content: Mapping[str, Any], task: Task | None = None) -> Family | None:

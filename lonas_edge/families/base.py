@@ -214,6 +214,7 @@ class Family(ABC):
         layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
         takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], not only a padding mask.
         given_positions: Whether its body has to be given positions, since runtimes misread the graph of its own.
+        segments: Whether an encoder has a table of segments (`token_type_ids`).
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be elastic, with the reason.
         refused_heads: Why heads cannot be elastic, if no rule of `width_rules` is a `HeadRule`.
@@ -247,6 +248,7 @@ class Family(ABC):
     layer_results: ClassVar[int] = 0
     takes_positions: ClassVar[bool] = True
     given_positions: ClassVar[bool] = False
+    segments: ClassVar[bool] = True
     width_rules: ClassVar[tuple[WidthRule, ...]]
     refused_widths: ClassVar[Mapping[str, str]]
     refused_heads: ClassVar[str] = ""
@@ -275,6 +277,11 @@ class Family(ABC):
     def class_fields(self, model_type: str) -> dict[str, Any]:
         """Fields of `config.json` that name the model's class, where the model type alone does not decide it."""
         return {} if self.task.generates else {"architectures": [self.class_names[model_type]["model"]]}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The model's inputs, in the order of search spaces."""
+        return tuple(name for name in self.task.inputs if self.segments or name != "token_type_ids")
 
     @property
     def head_modules(self) -> tuple[str, ...]:
@@ -331,9 +338,9 @@ class Family(ABC):
         """Linear layers outside the decoder layers, the head last."""
         return [Linear(self.head, config.vocab_size, config.hidden_size)]
 
-    def embeddings(self, config: Any) -> dict[str, int]:
-        """Number of entries of each embedding table by module path, tokens first; each entry has the hidden size."""
-        return {self.embedding: int(config.vocab_size)}
+    def embeddings(self, config: Any) -> dict[str, tuple[int, int]]:
+        """Number of entries and their size of each embedding table by module path, tokens first."""
+        return {self.embedding: (int(config.vocab_size), int(config.hidden_size))}
 
     def tied(self, config: Any) -> bool:
         """Whether the head shares the embedding's weight."""

@@ -44,15 +44,19 @@ class Bert(Family):
     embedding = "bert.embeddings.word_embeddings"
     head = "classifier"
     takes_positions = False
-    width_rules = (
+    width_rules: ClassVar[tuple[WidthRule, ...]] = (
         HeadRule((_QUERY, _KEY, _VALUE), "attention.output.dense", "num_attention_heads"),
         WidthRule(("intermediate.dense",), "output.dense", "intermediate_size"),
     )
     refused_widths = {"attention.output.dense": HIDDEN_STATE, "output.dense": HIDDEN_STATE}
-    generated_groups = (GroupKind(width_rules[0]), GroupKind(layers=(_QUERY, _VALUE)), GroupKind(width_rules[1]))
+    generated_groups: ClassVar[tuple[GroupKind, ...]] = (
+        GroupKind(width_rules[0]),
+        GroupKind(layers=(_QUERY, _VALUE)),
+        GroupKind(width_rules[1]),
+    )
     generated_ranks = (8, 4, 2)
     default_targets = ("query", "value")
-    dynamic_inputs = ("attention.output.dense",)
+    dynamic_inputs: ClassVar[tuple[str, ...]] = ("attention.output.dense",)
     legacy_buffers = ("embeddings.position_ids",)
     legacy_names = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
     other_heads: ClassVar[tuple[str, ...]] = ("cls.",)  # of pre-training
@@ -87,10 +91,12 @@ class Bert(Family):
         hidden = config.hidden_size
         return [Linear(f"{self.prefix}pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
 
-    def embeddings(self, config: Any) -> dict[str, int]:
+    def embeddings(self, config: Any) -> dict[str, tuple[int, int]]:
         """Tables of tokens, positions and segments."""
-        tables = ("position_embeddings", config.max_position_embeddings), ("token_type_embeddings", config.type_vocab_size)
-        return super().embeddings(config) | {f"{self.prefix}embeddings.{name}": size for name, size in tables}
+        sizes = {"position_embeddings": config.max_position_embeddings}
+        sizes |= {"token_type_embeddings": config.type_vocab_size} if self.segments else {}
+        tables = {f"{self.prefix}embeddings.{name}": (size, config.hidden_size) for name, size in sizes.items()}
+        return super().embeddings(config) | tables
 
     def tied(self, config: Any) -> bool:
         """`tie_word_embeddings` is the pre-training head's."""

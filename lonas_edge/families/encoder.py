@@ -21,6 +21,11 @@ class Embedder(Family):
         """The model is the body."""
         return ""
 
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """There is none."""
+        return ()
+
     def outer_linears(self, config: Any) -> list[Linear]:
         """There is neither a pooler nor a head."""
         return []

@@ -30,11 +30,15 @@ class ModelFields(TypedDict, total=False):
     intermediate_size: Size
     shared_intermediate_size: Size
     num_local_experts: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None
+    dim: Size
     n_embed: Size
+    hidden_dim: Size
     num_hidden_layers: Layers
     n_layer: Layers
+    n_layers: Layers
     num_attention_heads: Size
     n_head: Size
+    n_heads: Size
     num_key_value_heads: Size | None
     head_dim: Size | None
     hidden_act: str | None
@@ -69,6 +73,8 @@ class ModelFields(TypedDict, total=False):
     attn_pdrop: Share | None
     classifier_dropout: Share | None
     hidden_dropout_prob: Share
+    dropout: Share
+    seq_classif_dropout: Share
     attention_probs_dropout_prob: Share
     embd_pdrop: Share | None
     resid_pdrop: Share | None
@@ -80,6 +86,7 @@ class ModelFields(TypedDict, total=False):
     is_decoder: bool
     add_cross_attention: bool
     position_embedding_type: str | None
+    relative_attention_num_buckets: Size
     problem_type: str | None
     num_labels: Size
     id2label: dict[str, str] | None

@@ -164,7 +164,8 @@ class MaterializedModel:
         numbers, fields = self.subnetwork.numbers, self.subnetwork.layer_fields()
         layers = [fields[index] for index in numbers]
         if len(layers) < architecture.config.num_hidden_layers:
-            content["num_hidden_layers"] = len(layers)
+            spellings = next(names for names in architecture.family.sizes if "num_hidden_layers" in names)
+            content |= {name: len(layers) for name in spellings if name in content}
         common = architecture.family.whole_fields(architecture.config)
         for name in architecture.family.own_fields:
             counts = Counter(layer[name] for layer in layers if name in layer)

@@ -63,8 +63,7 @@ class Architecture:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by its name in a checkpoint, without a tied head."""
         family, config = self.family, self.config
-        tables = family.embeddings(config)
-        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (size, config.hidden_size) for name, size in tables.items()}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in family.embeddings(config).items()}
         for index in range(config.num_hidden_layers):
             shapes |= {f"{family.layer(index)}.{name}": (size,) for name, size in family.vectors(config).items()}
         shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}

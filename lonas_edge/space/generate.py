@@ -145,7 +145,7 @@ def _configuration(
     width |= {"add_dynamic_inputs": following} if following else {}
     no_adaptation = {"num_bn_adaptation_samples": 0}
     return {
-        "input_info": [{**shape, "keyword": name} for name in architecture.family.task.inputs],
+        "input_info": [{**shape, "keyword": name} for name in architecture.family.inputs],
         "bootstrapNAS": {
             "training": {
                 "algorithm": "progressive_shrinking",

@@ -13,7 +13,7 @@ from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import family_of_config
+from lonas_edge.families import family_of_config, size_of
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -80,7 +80,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
     problems = []
     if len(theirs) != len(ours) or (named and theirs != ours):
         problems.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
-    segments = teacher.config.get("type_vocab_size", 2), student.config.type_vocab_size
+    segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
     if segments[0] < segments[1]:
         problems.append("type_vocab_size {}, and the training's model has {}".format(*segments))
     raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use a teacher that was trained on the same task.")
@@ -89,7 +89,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
 def _check_pooling(teacher: Teacher, described: Path, student: Architecture, pooling: Pooling) -> None:
     """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
     theirs = read_pooling(teacher.folder) or read_pooling(described) or pooling
-    sizes = teacher.config["hidden_size"], student.config.hidden_size
+    sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
     problems = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
     problems += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []
     raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use the unpruned model as teacher.")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 import openvino_genai
 import pytest
 import torch
-from optimum.intel import OVModelForSequenceClassification
+from optimum.intel import OVModelForFeatureExtraction, OVModelForSequenceClassification
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_bert import CONTEXT, HIDDEN, LAYERS, VOCAB, affine, chosen_weights, hidden_states, oracle_embeddings
-from tiny_encoders import TARGETS, as_bert, config_of, tokenizer, write, write_classifier
+from tiny_bert import CONFIG, CONTEXT, HIDDEN, LAYERS, VOCAB, affine, chosen_weights, hidden_states, oracle_embeddings
+from tiny_encoders import TARGETS, as_bert, config_of, relative_bias, tokenizer, write, write_classifier
 from tiny_models import TinySource
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, family_of
 from lonas_edge.network.checkpoints import open_tensors
@@ -32,7 +33,8 @@ UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 TEXTS = ["the good film", "not bad", "the same film is not the good film", "not " * 80]
 QUERY, PASSAGES = "good film", ["the bad film", "the film is good", "not", "not good film is bad", "same"]
-ENCODERS = ["xlm-roberta", pytest.param("roberta", marks=pytest.mark.slow)]
+ENCODERS = ["xlm-roberta", "mpnet", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)]
+CLASSIFIERS = ["xlm-roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "roberta"))]
 KINDS = [(family, model_type) for family in FAMILIES for model_type in family.model_types if model_type in TARGETS]
 
 
@@ -45,31 +47,48 @@ def oracle(source: TinySource, folder: Path, widths: list[int], inputs: Any) -> 
     """Hidden states of a sub-network, or a classifier's logits, float64."""
     bert = as_bert(source, folder)
     weights, kept = chosen_weights(bert.base, bert.adapter, bert.space, widths)
-    hidden = hidden_states(weights, kept, inputs)
+    bias, eps = (
+        relative_bias(weights, inputs["input_ids"].shape[1]),
+        1e-12 if source.case == "distilbert" else CONFIG["layer_norm_eps"],
+    )
+    hidden = hidden_states(weights, kept, inputs, bias, eps)
+    if "pre_classifier.weight" in weights:
+        return affine(weights, affine(weights, hidden[:, 0], "pre_classifier").relu(), "classifier")
     if "classifier.out_proj.weight" in weights:
         return affine(weights, torch.tanh(affine(weights, hidden[:, 0], "classifier.dense")), "classifier.out_proj")
     return hidden
+
+
+def unequal(source: TinySource) -> list[int]:
+    """Other widths in every layer; MPNet has no elastic heads."""
+    return UNEQUAL[-len(source.groups()) :]
 
 
 def check_network(source: TinySource, expected: torch.Tensor, mask: torch.Tensor | None = None) -> None:
     """The activated network, and the materialized one."""
     opened = source.opened()
     network: Any = load_super_network(opened)
-    network.activate(UNEQUAL)
-    model = MaterializedModel(opened, source.subnetwork(UNEQUAL, "unequal"))
+    network.activate(unequal(source))
+    model = MaterializedModel(opened, source.subnetwork(unequal(source), "unequal"))
     stored = empty_model(model.config())
     for name in dict(stored.named_parameters()):
         set_parameter(stored, name, model.tensor(name))
+
+    def check(answer: torch.Tensor, allowed: float) -> None:
+        distance = answer - expected
+        assert (distance if mask is None else distance * mask[..., None]).abs().max() < allowed
+
     with torch.inference_mode():
         for live, allowed in ((network.model, 1e-4), (stored, 1e-5)):
             answer = live(**batch(), use_cache=False)
-            distance = (answer.logits if mask is None else answer.last_hidden_state) - expected
-            assert (distance if mask is None else distance * mask[..., None]).abs().max() < allowed
+            check(answer.logits if mask is None else answer.last_hidden_state, allowed)
+        family, base = opened.architecture.family, network.base
+        check(family.logits(base, family.hidden(base, **batch())), 1e-4)  # as searches compute it
 
 
 def exported(run_cli: Callable, source: TinySource, folder: Path) -> Path:
     chosen = folder / "unequal.json"
-    chosen.write_text(json.dumps({"widths": UNEQUAL}))
+    chosen.write_text(json.dumps({"widths": unequal(source)}))
     options = ("--subnet", chosen, "--weight-format", "fp32", "--output", folder / "ir")
     ran = run_cli("export", *source.arguments(), *options)
     assert ran.code == 0, ran.err
@@ -87,7 +106,7 @@ def test_shapes_and_names_are_those_of_the_modules(family: Any, model_type: str)
     assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     peft: Any = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS[model_type], task_type=family.task.peft))
     width = generate_space(architecture, (1, 0.5), (8, 6))["bootstrapNAS"]["training"]["elasticity"]["width"]
-    nodes = [node for group in width["overwrite_groups"] for node in group] + width["add_dynamic_inputs"]
+    nodes = [node for group in width["overwrite_groups"] for node in group] + width.get("add_dynamic_inputs", [])
     assert len(nodes) >= LAYERS * 3
     for node in nodes:
         module, parts = peft, node.split("/")[:-1]
@@ -104,31 +123,34 @@ def test_embeds_as_defined(model_type: str, run_cli: Callable, tmp_path: Path) -
     """Activated, materialized, and as an IR in openvino_genai; a text of the whole context is cut, none before."""
     source, inputs = write(model_type, tmp_path), batch()
     assert source.opened().architecture.context == CONTEXT and inputs["input_ids"].shape[1] == CONTEXT
-    expected, mask = oracle(source, tmp_path / "bert", UNEQUAL, inputs), inputs["attention_mask"]
+    expected, mask = oracle(source, tmp_path / "bert", unequal(source), inputs), inputs["attention_mask"]
     check_network(source, expected, mask)
     first = openvino_genai.TextEmbeddingPipeline.PoolingType.CLS
     ir = str(exported(run_cli, source, tmp_path))
+    model = OVModelForFeatureExtraction.from_pretrained(ir, ov_config=dict(EXACT))
+    hidden = model(**{name: inputs[name] for name in model.input_names}).last_hidden_state
+    assert ((hidden - expected) * mask[..., None]).abs().max() < 1e-3
+    assert "token_type_ids" not in model.input_names
     pipeline = openvino_genai.TextEmbeddingPipeline(ir, "CPU", pooling_type=first, normalize=True, **EXACT)
     embedded = np.array(pipeline.embed_documents(TEXTS))
     assert np.abs(embedded - oracle_embeddings(expected, mask, "cls").numpy()).max() < 1e-4
 
 
-@pytest.mark.parametrize("model_type", ENCODERS)
+@pytest.mark.parametrize("model_type", CLASSIFIERS)
 def test_classifies_as_defined(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     """Activated, materialized, and as an IR in optimum-intel; the base has no head, and the adapter's is whole."""
     source = write(model_type, tmp_path, outputs=3).ordered(tmp_path / "ordered")
-    expected = oracle(source, tmp_path / "bert", UNEQUAL, batch())
+    expected = oracle(source, tmp_path / "bert", unequal(source), batch())
     assert source.opened().architecture.family.task is CLASSIFICATION and expected.std() > 0.1
     check_network(source, expected)
     ir = exported(run_cli, source, tmp_path)
     model = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
-    inputs = {name: values for name, values in batch().items() if name in model.input_names}
-    assert (model(**inputs).logits - expected).abs().max() < 1e-3
+    assert (model(**{name: batch()[name] for name in model.input_names}).logits - expected).abs().max() < 1e-3
     assert json.loads((ir / "config.json").read_text())["architectures"] == [model.config.architectures[0]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", [name for name in TARGETS if name != "mpnet"])
+@pytest.mark.parametrize("model_type", CLASSIFIERS)
 def test_a_reranker(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     """Its layers are searched and recovered on pairs; `TextRerankPipeline` ranks passages by the oracle's scores."""
     base, space, data = write_classifier(model_type, tmp_path / "base"), tmp_path / "space.json", tmp_path / "pairs.jsonl"
@@ -157,7 +179,7 @@ def test_a_reranker(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", [name for name in TARGETS if name != "mpnet"])
+@pytest.mark.parametrize("model_type", CLASSIFIERS)
 def test_a_new_head(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     """A GLUE task on a body alone: all layers of the new head are in the adapter, and clients get its logits."""
     source = write(model_type, tmp_path / "written")
@@ -169,7 +191,7 @@ def test_a_new_head(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     ran = run_cli("train", *new, "--steps", 2, "--batch-size", 4, "--output", tmp_path / "super")
     assert ran.code == 0, ran.err
     trained = TinySource(model_type, source.base, tmp_path / "super", source.space)
-    expected = oracle(trained, tmp_path / "bert", UNEQUAL, batch())
+    expected = oracle(trained, tmp_path / "bert", unequal(trained), batch())
     assert expected.shape == (len(TEXTS), 2)
     check_network(trained, expected)
     recovery = ("--subnet", "minimal", "--teacher", trained.adapter, "--steps", 1, "--batch-size", 4)
@@ -184,17 +206,43 @@ def test_a_new_head(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", TARGETS)
 def test_search_and_training(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
-    source = write(model_type, tmp_path)
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2))
-    data = ("--nncf-config", source.space, "--data", tmp_path / "texts.jsonl")
+    """Layers, ranks and MLP widths are searched; the smallest network is recovered, and is the oracle's as an IR."""
+    source, texts = write(model_type, tmp_path), tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2))
+    ran = run_cli(
+        "space",
+        "--model",
+        source.base,
+        "--depth",
+        "layer",
+        "--ratios",
+        "1,0.5",
+        "--ranks",
+        32,
+        "--output",
+        source.space,
+        "--overwrite",
+    )
+    assert ran.code == 0, ran.err
+    data = ("--nncf-config", source.space, "--data", texts)
     ran = run_cli("search", source.base, *data, "--num-prompts", 8, "--evals", 8, "--cost", "macs", "--output", tmp_path / "s")
     assert ran.code == 0, ran.err
-    recovery = ("--subnet", "minimal", "--teacher", source.base, "--eval-data", tmp_path / "texts.jsonl", "--lr", 0.01)
+    recovery = ("--subnet", "minimal", "--teacher", source.base, "--eval-data", texts, "--lr", 0.01)
     steps = ("--steps", 30, "--batch-size", 4, "--precision", "fp32", "--json")
     ran = run_cli("train", "--from", source.base, *data, *recovery, *steps, "--output", tmp_path / "out")
     assert ran.code == 0, ran.err
     losses = json.loads(ran.out)["eval_data"]["losses"]
     assert losses[-1]["loss"] < 0.6 * losses[0]["loss"]
+    ran = run_cli("export", tmp_path / "out", "--weight-format", "fp32", "--output", tmp_path / "ir")
+    assert ran.code == 0, ran.err
+    trained, inputs = replace(source, adapter=tmp_path / "out"), batch()
+    widths = [values[-1] for values in trained.groups()]
+    expected = oracle(trained, tmp_path / "bert", widths, inputs)
+    kept = LAYERS - widths.count(0)
+    assert kept < LAYERS and AutoConfig.from_pretrained(tmp_path / "ir").num_hidden_layers == kept
+    model = OVModelForFeatureExtraction.from_pretrained(tmp_path / "ir", ov_config=dict(EXACT))
+    hidden = model(**{name: inputs[name] for name in model.input_names}).last_hidden_state
+    assert ((hidden - expected) * inputs["attention_mask"][..., None]).abs().max() < 1e-3
     ran = run_cli("train", "--from", source.base, *data, *recovery, "--max-length", CONTEXT + 1, "--output", tmp_path / "more")
     assert ran.code == 1 and f"has a context of {CONTEXT} tokens" in ran.err
 
@@ -239,3 +287,19 @@ def test_names_of_a_head(tmp_path: Path) -> None:
     tensors = open_tensors(tmp_path)
     tensors.name_as(family_of("roberta", CLASSIFICATION))
     assert tensors.shapes.keys() == {"roberta.embeddings.word_embeddings.weight", *head}
+
+
+def test_other_networks_are_refused(run_cli: Callable, tmp_path: Path) -> None:
+    """Classifiers of a model type that has none, by name; and a number of relative positions that transformers ignores."""
+    base = write("mpnet", tmp_path).base
+    config = json.loads((base / "config.json").read_text())
+    for changes, message in (
+        ({"architectures": ["MPNetForSequenceClassification"]}, "classifiers and rerankers of mpnet are not supported"),
+        ({"relative_attention_num_buckets": 16}, "relative_attention_num_buckets 16 is not supported; expected 32"),
+    ):
+        (base / "config.json").write_text(json.dumps({**config, **changes}))
+        ran = run_cli("inspect", base)
+        assert ran.code == 1 and message in " ".join(ran.err.split()), ran.err
+    (base / "config.json").write_text(json.dumps(config))
+    ran = run_cli("space", "--model", base, "--heads", "--output", tmp_path / "heads.json")
+    assert ran.code == 1 and "a column for each head" in " ".join(ran.err.split()), ran.err

@@ -317,16 +317,15 @@ def test_stock_clients_generate_the_same_tokens(command_line: CommandLine) -> No
     assert all(tokens for _, tokens in optimum)
 
 
-def test_a_trimmed_model_in_genai(command_line: CommandLine) -> None:
+def test_a_trimmed_model_in_stock_clients(command_line: CommandLine) -> None:
     """The tokens of the whole model, greedily among those that were kept."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder, options = command_line.folder / "trimmed", ("--data", command_line.folder / "data/train.json", "--size", 16384)
     assert command_line.json("trim", command_line.model, *options, "--output", folder)["tokens"] == 16384
     assert command_line.run("export", folder, *FP32, "--output", command_line.folder / "trimmed-ir").returncode == 0
-    genai = generated(command_line.folder / "trimmed-ir", GENAI)
-    tokenizer = AutoTokenizer.from_pretrained(command_line.folder / "trimmed-ir")
-    assert [prompt for prompt, _ in genai] == [tokenizer(text)["input_ids"] for text in PROMPTS]
+    optimum, genai = (generated(command_line.folder / "trimmed-ir", program) for program in (OPTIMUM, GENAI))
+    assert optimum == genai
     kept = torch.tensor(json.loads((folder / "vocabulary.json").read_text())["kept"])
     whole = AutoModelForCausalLM.from_pretrained(command_line.model, dtype=torch.float32)
     for prompt, answer in genai:

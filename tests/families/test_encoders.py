@@ -33,7 +33,7 @@ UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 TEXTS = ["the good film", "not bad", "the same film is not the good film", "not " * 80]
 QUERY, PASSAGES = "good film", ["the bad film", "the film is good", "not", "not good film is bad", "same"]
-ENCODERS = ["xlm-roberta", "mpnet", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)]
+ENCODERS = ["xlm-roberta", "mpnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "roberta"))]
 CLASSIFIERS = ["xlm-roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "roberta"))]
 KINDS = [(family, model_type) for family in FAMILIES for model_type in family.model_types if model_type in TARGETS]
 

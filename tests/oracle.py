@@ -101,7 +101,7 @@ def silence(weights: dict[str, Any], block: str) -> None:
     """Zero the layer of a block that writes into the residual."""
     (last,) = (
         name
-        for name in ("o_proj", "dense", "down_proj", "dense_4h_to_h", "output_linear")
+        for name in ("o_proj", "dense", "down_proj", "dense_4h_to_h", "output_linear", "out_proj")
         if f"{block}.{name}.weight" in weights
     )
     for leaf in ("weight", "bias"):

@@ -34,7 +34,7 @@ OTHER_TARGETS = {  # where layers have other names
     "gpt_neox": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
     "bloom": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
-    "granitemoehybrid": ["q_proj", "k_proj", "v_proj", "input_linear", "output_linear"],
+    "granitemoehybrid": ["q_proj", "k_proj", "v_proj", "in_proj", "input_linear", "output_linear"],
 }
 
 _COMMON = {
@@ -85,6 +85,21 @@ _FAMILIES = {
         "attention_multiplier": 0.2,
         "logits_scaling": 0.7,
     },
+    "granite4-mamba": {
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 0,
+        "shared_intermediate_size": MLP,
+        "layer_types": ["mamba", "attention", "attention"],
+        "position_embedding_type": "nope",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 0.7,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 8,
+    },
     "phi3": {"model_type": "phi3", "original_max_position_embeddings": 128},
     "bloom": {"model_type": "bloom", "hidden_size": MLP // 4},
 }
@@ -100,6 +115,7 @@ for _name, _absent in (
     ("neox", ("num_key_value_heads",)),
     ("bloom", ("num_key_value_heads", "intermediate_size")),
     ("granite4", ("intermediate_size",)),
+    ("granite4-mamba", ("intermediate_size",)),
 ):
     for _field in _absent:  # it has no such field
         del CASES[_name][_field], CASES[f"{_name}-tied"][_field]
@@ -136,8 +152,8 @@ def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
 
 
 def has_heads(case: str) -> bool:
-    """Whether a case's heads can be elastic."""
-    return CASES[case]["model_type"] not in ("bloom", "olmo2")
+    """Whether the heads of all of a case's layers can be elastic."""
+    return CASES[case]["model_type"] not in ("bloom", "olmo2") and "mamba" not in CASES[case].get("layer_types", ())
 
 
 def has_beams(case: str) -> bool:
@@ -177,7 +193,8 @@ BLOCKS = (  # groups of elastic depth: the first layer's attention, a whole laye
 def block_path(case: str, layer: int, kind: str) -> str:
     """Path of a layer's attention or MLP."""
     layers, attention = layer_paths(case)
-    return f"{layers}.{layer}.{attention if kind == 'attention' else mlp_name(case)}"
+    mixer = "mamba" if CASES[case].get("layer_types", [""] * LAYERS)[layer] == "mamba" else attention
+    return f"{layers}.{layer}.{mixer if kind == 'attention' else mlp_name(case)}"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,12 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
         return None
     source.architecture.require(CAUSAL_LM, "--calibration")
     require_tokenizer("--calibration", source, tokenizer)
-    group_size = weight_format.group_size(shape[1] for shape in compress.inner_matrices(model).values())
+    if source.architecture.eight_bits:
+        raise LonasEdgeError(
+            f"{source.folder}: --calibration would store {len(source.architecture.eight_bits)} matrices of state-space layers "
+            "in four bits, which makes texts incoherent. Export without it: they stay INT8."
+        )
+    group_size = weight_format.group_size(shape[1] for shape in compress.grouped_matrices(model).values())
     if group_size is None:
         raise LonasEdgeError(
             f"{source.folder}: no group size of {weight_format.name} divides the input width of every layer of the "

@@ -89,9 +89,9 @@ def export_ir(job: Job) -> Outcome:
 
 
 def _conversion(job: Job, folder: Path) -> Conversion:
-    """Write the one-dimensional parameters, which the conversion needs; matrices are filled in afterwards."""
+    """Write the parameters that are no matrices, which the conversion needs; matrices are filled in afterwards."""
     vectors, graph = folder / "vectors.safetensors", folder / "graph" / MODEL
-    names = [name for name, shape in job.model.shapes.items() if len(shape) == 1]
+    names = [name for name, shape in job.model.shapes.items() if len(shape) != 2]
     save_file({name: job.model.tensor(name).contiguous() for name in names}, vectors)
     graph.parent.mkdir()
     source = job.model.source

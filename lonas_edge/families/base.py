@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from lonas_edge.families.tasks import CAUSAL_LM, Task
 
-BLOCK_KINDS = ("attention", "mlp", "layer")
+BLOCK_KINDS = ("attention", "mlp", "layer", "mamba")
 Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
 
 
@@ -26,6 +26,7 @@ class Linear:
         bias: Whether it has a bias.
         blocks: Sizes of the parts of a fused layer's output, in order; empty for one part. An elastic width keeps the first
             share of each.
+        four_bits: Whether a format with four bits applies; otherwise its weight has the format of the embedding.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Linear:
     in_features: int
     bias: bool = False
     blocks: tuple[int, ...] = ()
+    four_bits: bool = True
 
     @property
     def weights(self) -> int:
@@ -134,11 +136,12 @@ class Block:
     """A part of a decoder layer that can be removed, so that only the residual passes; or the whole layer: its input passes.
 
     Attributes:
-        kind: attention, mlp or layer, as on the command line.
+        kind: A name of `BLOCK_KINDS`, as on the command line.
         module: Module path, relative to the decoder layer; "" for the whole layer.
         norms: Norms before and after it that serve it alone; paths relative to the decoder layer.
         results: Number of values it returns, the output first; 0 if it returns the output itself.
         cached: Whether a token adds keys and values to a cache here.
+        state: Whether it has a state of constant size instead.
         adds_residual: Whether its second input is the residual, which its output includes; otherwise the layer adds it.
     """
 
@@ -147,6 +150,7 @@ class Block:
     norms: tuple[str, ...]
     results: int = 0
     cached: bool = False
+    state: bool = False
     adds_residual: bool = False
 
     @property
@@ -332,7 +336,15 @@ class Family(ABC):
 
     @abstractmethod
     def linears(self, config: Any) -> list[Linear]:
-        """Linear layers of one decoder layer, paths relative to it."""
+        """Linear layers of one decoder layer, paths relative to it.
+
+        Here and in the other methods about one decoder layer `config` is as of `Architecture.of_layer`: where `layer_types` has
+        several kinds, `layer_type` is the layer's.
+        """
+
+    def convolutions(self, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights of convolutions in a decoder layer by relative name; they stay in fp32."""
+        return {}
 
     def outer_linears(self, config: Any) -> list[Linear]:
         """Linear layers outside the decoder layers, the head last."""

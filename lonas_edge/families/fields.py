@@ -3,7 +3,7 @@
 No torch; pydantic, so it is not imported with the families.
 """
 
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
@@ -29,6 +29,15 @@ class ModelFields(TypedDict, total=False):
     hidden_size: Size
     intermediate_size: Size
     shared_intermediate_size: Size
+    mamba_n_heads: Size | None
+    mamba_n_groups: Size | None
+    mamba_d_state: Size | None
+    mamba_d_conv: Size | None
+    mamba_expand: Size | None
+    mamba_d_head: Size | Literal["auto"] | None
+    mamba_chunk_size: Size | None
+    mamba_conv_bias: bool | None
+    mamba_proj_bias: bool | None
     num_local_experts: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None
     dim: Size
     n_embed: Size

@@ -127,6 +127,9 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
     trained for this format, the layers that its training kept in INT8 get that format instead.
     """
     inner, outer = inner_matrices(model), set(outer_matrices(model))
+    if weight_format.group_sizes:
+        inner = grouped_matrices(model)
+        outer |= model.shapes.keys() - inner.keys()
     group, head = weight_format.group_size(shape[1] for shape in inner.values()), head_matrix(model)
     if ratio < 1 and group is not None:
         outer |= inner.keys() - sensitivity.least_sensitive(model, inner, ratio)
@@ -147,7 +150,7 @@ def check_group_size(model: MaterializedModel, weight_format: WeightFormat, grou
     if group_size is None:
         return
     layers: dict[int, list[str]] = {}
-    for name, shape in inner_matrices(model).items():
+    for name, shape in grouped_matrices(model).items():
         layers.setdefault(shape[1], []).append(name.removesuffix(".weight"))
     problems = [
         f"{width} columns: {layers[width][0]}" + (f" and {len(layers[width]) - 1} more" if len(layers[width]) > 1 else "")
@@ -177,6 +180,12 @@ def head_matrix(model: MaterializedModel) -> str:
 def inner_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weight matrices of decoder layers by tensor name."""
     return {name: shape for name, shape in model.shapes.items() if len(shape) == 2 and _inside(model, name)}
+
+
+def grouped_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the matrices of decoder layers that formats with groups apply to, by tensor name."""
+    eight_bits = model.source.architecture.eight_bits
+    return {name: shape for name, shape in inner_matrices(model).items() if model.original(name) not in eight_bits}
 
 
 def _inside(model: MaterializedModel, name: str) -> bool:

@@ -54,7 +54,7 @@ class Conversion:
 
     Attributes:
         config: Content of the materialized model's config.json.
-        vectors: A safetensors file with its one-dimensional parameters, fp32.
+        vectors: A safetensors file with its parameters that are no matrices, fp32.
         graph: The IR's .xml file, to be written.
         tokenizer: Directory of the tokenizer, or None.
         folder: An existing directory for the converted tokenizer.
@@ -148,7 +148,7 @@ def _model_without_matrices(config: dict[str, Any], vectors: Path) -> Any:
     model = empty_model(config)
     values = load_file(vectors)
     for index, (name, parameter) in enumerate(list(model.named_parameters())):
-        if parameter.dim() > 1:
+        if parameter.dim() == 2:
             values[name] = untouched_zeros(parameter.shape)
             values[name].view(-1)[0] = index + 1  # equal constants would be merged
         set_parameter(model, name, values[name])
@@ -182,8 +182,10 @@ def _dummy_caches(heads: list[int]) -> None:
     def narrowed(stock: Callable[..., Any]) -> Callable[..., Any]:
         def generate(self: Any, input_name: str, *args: Any, **kwargs: Any) -> Any:
             caches = stock(self, input_name, *args, **kwargs)
-            if torch.is_tensor(caches[0]):  # keys and values in turn
-                return [part[:, : heads[index // 2]] for index, part in enumerate(caches)]
+            if torch.is_tensor(caches[0]):  # states, then keys and values in turn
+                states = len(caches) - 2 * len(heads)
+                pairs = [part[:, : heads[index // 2]] for index, part in enumerate(caches[states:])]
+                return [*caches[:states], *pairs]
             return [tuple(part[:, :own] for part in cache) for cache, own in zip(caches, heads, strict=True)]
 
         return generate
@@ -202,7 +204,7 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     architecture = Architecture.from_config(model.config, "config.json")
     family = architecture.family
     _dummy_caches(renumber_caches(model, architecture))
-    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
     saved = []
 
     def save(converted: Any, _path: Any, _compress_to_fp16: bool = False) -> None:

@@ -6,7 +6,8 @@ Either returns a zero, which the residual adds, or the residual itself where the
 zero into zero: it is an RMS norm without an offset. A norm before it is not used.
 
 transformers reads the position of the next token from the first layer's cache of keys and values. So removed attention writes
-one zero per token there. An IR does not need this: `renumber_caches` undoes it.
+one zero per token there. Of layers with a state it asks the last whether there are earlier tokens, so a removed one has a
+state, too. An IR does not need this: `renumber_caches` undoes it.
 """
 
 import copy
@@ -26,7 +27,7 @@ class RemovedBlock(nn.Module):
     def __init__(self, block: Block, index: int):
         """Remember the block and the index of its decoder layer."""
         super().__init__()
-        self.block, self.layer_idx, self.cached = block, index, block.cached
+        self.block, self.layer_idx, self.cached = block, index, block.cached or block.state
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what `skipped` does. There is no `forward`: optimum-intel replaces the one of every attention of some
@@ -51,7 +52,8 @@ class ElasticBlock(nn.Module):
 def skipped(block: Block, index: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the output of a removed block: the residual if the block adds it, else a zero without dimensions.
 
-    A whole layer returns its input. Removed attention still writes one zero per token to the cache number `index`. The inputs
+    A whole layer returns its input. Removed attention still writes one zero per token to the cache number `index`, and a block
+    with a state a zero. The inputs
     are hidden states [batch, tokens, hidden] first, or as `hidden_states`; then the residual, if the block adds it; and a
     `Cache` by any name.
     """
@@ -60,6 +62,8 @@ def skipped(block: Block, index: int | None, args: tuple[Any, ...], kwargs: Mapp
     if index is not None and block.cached and cache is not None:
         zeros = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
         cache.update(zeros, zeros, index)
+    elif index is not None and block.state and cache is not None:
+        cache.update_conv_state(hidden.new_zeros(hidden.shape[0], 1, 1), index)
     nothing = hidden if block.whole else args[1] if block.adds_residual else hidden.new_zeros(())
     return nothing if block.results == 0 else (nothing, *[None] * (block.results - 1))
 
@@ -83,16 +87,21 @@ def remove_blocks(model: Any, architecture: Architecture, removed: Collection[st
 
 
 def renumber_caches(model: Any, architecture: Architecture) -> list[int]:
-    """Renumber the caches of a live model, so that removed attention has none. The model can then be converted, but not run."""
-    kept = []
+    """Renumber the caches of a live model, so that removed blocks have none; it can then be converted, but not run.
+
+    Returns:
+        The number of key-value heads of each attention that is left.
+    """
+    kept: list[int] = []
+    heads: list[int] = []
     for path, block in architecture.blocks.items():
         module = model.get_submodule(path)
         if isinstance(module, RemovedBlock):
             module.cached = False
-        elif block.cached:
+        elif block.cached or block.state:
             kept.append(module.layer_idx)
             module.layer_idx = len(kept) - 1
-    heads = [key_value_heads(architecture.layer_config(index)) for index in kept]
+            heads += [key_value_heads(architecture.layer_config(kept[-1]))] if block.cached else []
     if len(kept) == architecture.config.num_hidden_layers:
         return heads
     model.config = copy.copy(model.config)  # the body keeps its own, and walks all layers

@@ -48,7 +48,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
         changed, path = architecture.layer_config(int(index)), architecture.family.layer(int(index))
         for linear in architecture.family.linears(changed):
             _resize(model.get_submodule(f"{path}.{linear.name}"), linear.out_features, linear.in_features)
-        for block in (block for block in architecture.family.blocks(parsed) if block.cached):
+        for block in (block for block in architecture.family.blocks(changed) if block.cached):
             architecture.family.narrow_attention(model.get_submodule(f"{path}.{block.module}"), changes)
     remove_blocks(model, architecture, architecture.removed())
     model.tie_weights()

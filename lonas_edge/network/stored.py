@@ -38,7 +38,9 @@ def storage(
     elasticity = network.elasticity
     linears = Subnetwork(elasticity, tuple(chosen)).linears
     inner = {name: part for name, part in linears.items() if part.in_features and elasticity.architecture.split(name)[0]}
-    group = weight_format.group_size(part.in_features for part in inner.values())
+    eight = elasticity.architecture.eight_bits
+    kept = {*kept, *(name for name in inner if f"{name}.weight" in eight)}
+    group = weight_format.group_size(part.in_features for name, part in inner.items() if f"{name}.weight" not in eight)
     small, large = (weight_format.chosen(outer, group) for outer in (False, True))
 
     def stored_as(name: str) -> LayerStorage:

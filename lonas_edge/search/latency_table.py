@@ -192,10 +192,10 @@ def _measured(source: Source, settings: CostSettings, identity: Identity, progre
 
 def _report_group_sizes(source: Source, networks: Sequence[Sequence[int]], weight_format: str, progress: Progress) -> None:
     """Report it where the quantization group size depends on the widths: predictions are then less exact."""
-    head = source.architecture.family.head
+    other = {source.architecture.family.head, *(name.removesuffix(".weight") for name in source.architecture.eight_bits)}
     sizes = set()
     for network in networks:
-        columns = [widths.in_features for name, widths in source.subnetwork(network).linears.items() if name != head]
+        columns = [widths.in_features for name, widths in source.subnetwork(network).linears.items() if name not in other]
         sizes.add(FORMATS[weight_format].group_size([count for count in columns if count]))
     if len(sizes) > 1:
         shown = ", ".join(sorted(map(str, sizes)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, family_of, head_dim
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, WidthRule, family_of, head_dim
 
 REMOVED = "removed_blocks"  # of a materialized model's config.json: module paths
 
@@ -51,10 +51,9 @@ class Architecture:
     def linears(self) -> dict[str, Linear]:
         """Every linear layer by module path, including the head."""
         layers = range(self.config.num_hidden_layers)
-        per_layer = self.family.linears(self.config)
         linears = {}
         for index in layers:
-            for linear in per_layer:
+            for linear in self.family.linears(self.of_layer(index)):
                 name = f"{self.family.layer(index)}.{linear.name}"
                 linears[name] = replace(linear, name=name)
         return linears | {linear.name: linear for linear in self.family.outer_linears(self.config)}
@@ -65,7 +64,9 @@ class Architecture:
         family, config = self.family, self.config
         shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in family.embeddings(config).items()}
         for index in range(config.num_hidden_layers):
-            shapes |= {f"{family.layer(index)}.{name}": (size,) for name, size in family.vectors(config).items()}
+            layer, own = family.layer(index), self.of_layer(index)
+            shapes |= {f"{layer}.{name}": (size,) for name, size in family.vectors(own).items()}
+            shapes |= {f"{layer}.{name}": shape for name, shape in family.convolutions(own).items()}
         shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}
         for linear in self.linears.values():
             if linear.name == family.head and self.tied:
@@ -95,21 +96,33 @@ class Architecture:
         embedding = f"{self.family.embedding}.weight"
         return frozenset({embedding, *self.head} if self.family.task.generates else {embedding})
 
+    @property
+    def default_targets(self) -> tuple[str, ...]:
+        """Names of the layers with an adapter by default; hybrids have more kinds of layers."""
+        leaves = {name.rpartition(".")[2] for name in self.linears}
+        return tuple(name for name in self.family.default_targets if name in leaves)
+
+    @cached_property
+    def eight_bits(self) -> frozenset[str]:
+        """Names of the weights that no format with four bits applies to, except embedding and head."""
+        return frozenset(f"{linear.name}.weight" for linear in self.linears.values() if not linear.four_bits)
+
+    @cached_property
+    def rules(self) -> tuple[tuple[str, WidthRule], ...]:
+        """Each elastic output width, with the path of its decoder layer."""
+        layers = map(self.family.layer, range(self.config.num_hidden_layers))
+        pairs = ((layer, rule) for layer in layers for rule in self.family.width_rules)
+        return tuple((layer, rule) for layer, rule in pairs if f"{layer}.{rule.consumer}" in self.linears)
+
     @cached_property
     def units(self) -> dict[str, int]:
         """Number of input channels that stay together, by module path, for each layer with an elastic input width."""
-        layers = map(self.family.layer, range(self.config.num_hidden_layers))
-        return {f"{layer}.{rule.consumer}": rule.unit(self.config) for layer in layers for rule in self.family.width_rules}
+        return {f"{layer}.{rule.consumer}": rule.unit(self.config) for layer, rule in self.rules}
 
     @cached_property
     def producers(self) -> dict[str, tuple[str, ...]]:
         """The layers that produce the input, by module path, for each layer with an elastic input width."""
-        layers = map(self.family.layer, range(self.config.num_hidden_layers))
-        return {
-            f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers)
-            for layer in layers
-            for rule in self.family.width_rules
-        }
+        return {f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers) for layer, rule in self.rules}
 
     @property
     def context(self) -> int | None:
@@ -120,8 +133,9 @@ class Architecture:
     @cached_property
     def blocks(self) -> dict[str, Block]:
         """The removable parts of decoder layers, or whole layers, by module path."""
-        layers = map(self.family.layer, range(self.config.num_hidden_layers))
-        return {f"{layer}.{block.module}".rstrip("."): block for layer in layers for block in self.family.blocks(self.config)}
+        family, layers = self.family, range(self.config.num_hidden_layers)
+        pairs = ((family.layer(index), block) for index in layers for block in family.blocks(self.of_layer(index)))
+        return {f"{layer}.{block.module}".rstrip("."): block for layer, block in pairs}
 
     def removed(self) -> tuple[str, ...]:
         """Module paths of the blocks that a materialized model's configuration lists as removed."""
@@ -138,9 +152,15 @@ class Architecture:
         layers = [index for index in range(self.config.num_hidden_layers) if self.family.layer(index) not in gone]
         return sum(self.family.kv_width(self.layer_config(index)) for index in layers)
 
+    def of_layer(self, index: int) -> Any:
+        """A copy of the configuration with the kind of a decoder layer, `layer_type`; None if all are of one."""
+        copied, kinds = copy.copy(self.config), getattr(self.config, "layer_types", None)
+        copied.layer_type = kinds[index] if kinds else None
+        return copied
+
     def layer_config(self, index: int) -> Any:
-        """A copy of the configuration for one decoder layer of a materialized model; `head_dim` is set."""
-        changed = copy.copy(self.config)
+        """A copy of the configuration for one decoder layer of a materialized model; `head_dim` is set, too."""
+        changed = self.of_layer(index)
         changed.head_dim = head_dim(self.config)
         per_layer = getattr(self.config, "per_layer_config", None) or {}
         for name, value in per_layer.get(str(index), {}).items():
@@ -149,8 +169,8 @@ class Architecture:
 
     def inner_width(self) -> int:
         """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""
-        layers = {linear.name: linear for linear in self.family.linears(self.config)}
-        return max((sum(layers[name].out_features for name in rule.producers) for rule in self.family.width_rules), default=0)
+        widths = (sum(self.linears[f"{layer}.{name}"].out_features for name in rule.producers) for layer, rule in self.rules)
+        return max(widths, default=0)
 
     def split(self, module: str) -> tuple[str, str]:
         """Split a module path after its decoder layer: its path, or "" outside the layers, and the rest."""

@@ -81,7 +81,7 @@ def kv_elements(subnetwork: Subnetwork) -> int:
     for index in range(architecture.config.num_hidden_layers):
         layer = architecture.family.layer(index)
         whole = 0 if layer in cacheless else architecture.family.kv_width(architecture.layer_config(index))
-        if rule:  # query heads go with their keys and values
+        if rule and whole:  # query heads go with their keys and values
             consumer = f"{layer}.{rule.consumer}"
             whole = whole * subnetwork.linears[consumer].in_features // architecture.linears[consumer].in_features
         total += whole
@@ -114,7 +114,7 @@ def materialized_shapes(subnetwork: Subnetwork, untied: bool = False) -> dict[st
 def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: WeightFormat) -> int:
     """Bytes of the weights in the IR: matrices in the format, everything else in fp32."""
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    outer = {name for name in matrices if not architecture.split(name)[0]}
+    outer = {name for name in matrices if not architecture.split(name)[0]} | architecture.eight_bits
     group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)
     rest = sum(prod(shape) for name, shape in shapes.items() if name not in matrices)
     total = sum(

@@ -185,7 +185,7 @@ def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
     if not architecture.blocks:
         return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be removed"]
     last = architecture.config.num_hidden_layers - 1
-    parts = [block.module for block in architecture.family.blocks(architecture.config) if not block.whole]
+    parts = list(dict.fromkeys(block.module for block in architecture.blocks.values() if not block.whole))
     known = f"{architecture.family.layer(0)} to {last}" + (f" with {' or '.join(parts)}" if parts else "")
 
     def nearest(module: str) -> str:

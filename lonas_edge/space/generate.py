@@ -56,7 +56,7 @@ def generate_space(
         for layer in range(architecture.config.num_hidden_layers):
             if kind.rule is None:
                 made += _rank_groups(architecture, kind, layer, ranks, adapter)
-            else:
+            elif (architecture.family.layer(layer), kind.rule) in architecture.rules:
                 made.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
     groups = [[node_name(architecture, module, role, adapter) for module, role in members] for members, _ in made]
     content = _configuration(groups, [values for _, values in made], architecture, seq_len or family.task.sequence_length)
@@ -73,6 +73,9 @@ def _rank_groups(
     """Layers that share an elastic rank: one group for each rank that the adapter has on them."""
     published = architecture.family.generated_ranks
     modules = [f"{architecture.family.layer(layer)}.{name}" for name in kind.layers]
+    modules = [module for module in modules if module in architecture.linears]
+    if not modules:
+        return []
     if adapter is None:
         return [([(module, "lora_A") for module in modules], _falling(ranks or published, "ranks"))]
     by_rank: dict[int, list[tuple[str, Role]]] = {}

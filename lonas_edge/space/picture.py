@@ -18,8 +18,8 @@ class Part:
     """The kept part of a block of a decoder layer.
 
     Attributes:
-        kind: attention or mlp.
-        kept: Heads of an attention, width of an MLP; 0 if removed.
+        kind: As of a block.
+        kept: Heads of an attention, width of an MLP, 1 for other blocks; 0 if removed.
         full: The same of the whole network.
     """
 
@@ -53,10 +53,12 @@ def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
 
 
 def _full(architecture: Architecture, path: str) -> int:
-    """Heads of an attention, width of an MLP."""
+    """Heads of an attention, width of an MLP, 1 for a block that is whole or removed."""
     layer, _ = architecture.split(path)
     if architecture.blocks[path].cached:
         return int(architecture.config.num_attention_heads)
+    if architecture.blocks[path].state:
+        return 1
     rules = [rule for rule in architecture.family.width_rules if f"{layer}.{rule.consumer}".startswith(f"{path}.")]
     return rules[0].full(architecture.config)
 
@@ -68,7 +70,8 @@ def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> l
     uniform = len(set(picture)) == 1
     names = [f"0-{len(picture) - 1}"] if uniform and len(picture) > 1 else [str(index) for index in range(len(picture))]
     number = max(len(str(part.full)) for layer in picture for part in layer)
-    heading = "  ".join(_UNITS.get(part.kind, part.kind).ljust(BAR + 1 + number) for part in picture[0])
+    columns = (dict.fromkeys(_UNITS.get(part.kind, part.kind) for part in column) for column in zip(*picture, strict=True))
+    heading = "  ".join(" or ".join(names).ljust(BAR + 1 + number) for names in columns)
     first = max(5, *map(len, names))
     text_lines = [f"{'layer':>{first}}  {heading}".rstrip()]
     for name, layer in zip(names, picture[:1] if uniform else picture, strict=True):

@@ -170,7 +170,7 @@ def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
 
 def with_targets(options: TrainOptions, architecture: Architecture) -> TrainOptions:
     """Fill in the family's target modules."""
-    targets = architecture.family.default_targets if options.target_modules is None else options.target_modules
+    targets = architecture.default_targets if options.target_modules is None else options.target_modules
     return replace(options, target_modules=targets)
 
 

@@ -44,5 +44,6 @@ def choose_int8_layers(
     assert options.weight_format
     costs = rounding_costs(network, widths, batches, options.weight_format)
     layers = {name: how.widths for name, how in storage(network, widths, FORMATS[options.weight_format]).items()}
-    sizes = {name: part.out_features * part.in_features for name, part in layers.items()}
+    given = inputs.architecture.eight_bits  # INT8 in any case
+    sizes = {name: part.out_features * part.in_features for name, part in layers.items() if f"{name}.weight" not in given}
     return most_sensitive(costs, sizes, 1 - options.ratio, attention_inputs(inputs.architecture))

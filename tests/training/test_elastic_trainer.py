@@ -91,7 +91,7 @@ def test_gradients_of_heads_and_blocks(
         for name, width in outputs.items():
             base[f"{name.rpartition('.')[0]}.{mlp_names(case)[1]}"].weight[:, width:] = 0
         for name, layer in base.items():
-            if name.rpartition(".")[0] in removed and name.endswith((*_READS_HEADS.values(), mlp_names(case)[1])):
+            if name.rpartition(".")[0] in removed and name.endswith((*_READS_HEADS.values(), mlp_names(case)[1], "out_proj")):
                 for parameter in layer.parameters():  # the adapter's, too
                     parameter.zero_()
     loss = sum(t.cross_entropy(lambda ids: reference(input_ids=ids, use_cache=False).logits) for t in tokens)

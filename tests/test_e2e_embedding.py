@@ -80,3 +80,22 @@ def test_remove_recover_export_eval(minilm: Path, tmp_path: Path) -> None:
     unpruned, ours = (target["tasks"][0] for target in report["targets"])
     assert unpruned["metric"] == ours["metric"] == "spearman"
     assert ours["accuracy"] > unpruned["accuracy"] - 5 > 40
+
+
+def test_compress(minilm: Path, tmp_path: Path) -> None:
+    """One command: two layers are removed; the reported distance is that of embeddings by openvino_genai and transformers."""
+    texts, _ = write_data(tmp_path)
+    options = ["--data", texts, "--target", "weights<=0.7x", "--recovery-steps", 20, "--prompt-len", 16]
+    program = [Path(sys.executable).parent / "lonas-edge", "compress", minilm, *options, "--output", tmp_path / "out"]
+    done = subprocess.run([*map(str, program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out/compress.json").read_text())
+    first, _, ours = record["networks"]
+    assert sum(all(part["kept"] == 0 for part in layer) for layer in ours["removed"]) == 2
+    assert ours["file_bytes"] < 0.9 * first["file_bytes"] and ours["latency"]["latency"]["samples"]
+    held_out = [json.loads(line)["text"] for line in (tmp_path / "out/steps/data/held_out.jsonl").read_text().splitlines()]
+    mean = openvino_genai.TextEmbeddingPipeline.PoolingType.MEAN
+    pipeline = openvino_genai.TextEmbeddingPipeline(tmp_path / "out/model", "CPU", pooling_type=mean, normalize=True, **EXACT)
+    found = torch.tensor([pipeline.embed_query(text) for text in held_out])
+    expected = 1 - (found * embeddings(minilm, held_out)).sum(-1).mean()
+    assert ours["quality"]["distance"]["value"] == pytest.approx(float(expected), rel=0.1)

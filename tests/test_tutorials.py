@@ -20,6 +20,9 @@ from tiny_bert import VOCAB
 from tiny_bert import tokenizer as bert_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.families import EMBEDDING
+
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
@@ -230,7 +233,10 @@ def test_embedding(place: Path) -> None:
     Path("DATASETS/STS-B").mkdir(parents=True)
     rows = [f"{n}\t{texts[n]}\t{texts[n + 7 * (n % 3)]}\t{5 - 2 * (n % 3)}" for n in range(60)]
     Path("DATASETS/STS-B/dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tscore", *rows]) + "\n")
-    printed = run("embedding", ("--epochs 3", "--epochs 1"))
+    printed = run(
+        "embedding", ("--epochs 3", "--epochs 1"), ("jsonl --output small", "jsonl --recovery-steps 2 --output small")
+    )
+    assert open_exported(Path("small/model")).task is EMBEDDING
     assert "unpruned-model" in printed and "held-out loss" in printed
     losses = json.loads(Path("recovered/training.json").read_text())["eval_data"]["losses"]
     assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]

@@ -28,8 +28,8 @@ def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> 
     """Make a model or LoRA adapter smaller and faster, and measure what it costs.
 
     Fine-tunes a LoRA (skipped for an adapter), searches which attention blocks to remove on this machine, recovers the
-    accuracy with the unpruned model as teacher, exports to OpenVINO, and compares with what optimum-cli writes. Ctrl-C is
-    safe: the same command continues.
+    accuracy with the unpruned model as teacher, exports to OpenVINO, and compares with what optimum-cli writes. An embedding
+    model is not fine-tuned, and loses whole layers. Ctrl-C is safe: the same command continues.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -69,7 +69,7 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
 
 
 def _print(record: "CompressRecord", output: Path) -> None:
-    from lonas_edge.pipeline.tables import network_table, step_table, summary
+    from lonas_edge.pipeline.tables import network_table, step_table, summary, task_of
 
     terminal = console()
     print_table(terminal, "", *step_table(record))
@@ -78,5 +78,5 @@ def _print(record: "CompressRecord", output: Path) -> None:
         terminal.print(sentence)
     folders = [output / network.folder for network in record.networks if network.folder]
     for folder in folders:
-        terminal.print(f"{folder}: for OpenVINO; try it with `lonas-edge chat {folder}`")
-    terminal.print(f"{output / 'report.html'}: figures, plots and sample answers")
+        terminal.print(f"{folder}: {task_of(record).usage.format(folder)}")
+    terminal.print(f"{output / 'report.html'}: all figures and plots")

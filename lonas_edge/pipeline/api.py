@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lonas_edge.pipeline.options import AUTO, FORMAT, KEEP, CompressOptions
+from lonas_edge.pipeline.options import AUTO, KEEP, CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import Reference, compress_model
 from lonas_edge.progress import Progress, silent
@@ -17,7 +17,7 @@ def compress(
     model: str | Path | None = None,
     nncf_config: str | Path | None = None,
     target: str | Sequence[str] = AUTO,
-    weight_format: str = FORMAT,
+    weight_format: str | None = None,
     vocabulary: str | int = KEEP,
     eval_data: str | Path | None = None,
     prompt: str | None = None,
@@ -25,8 +25,8 @@ def compress(
     recovery_steps: int | None = None,
     precision: str = "auto",
     seed: int = 42,
-    prompt_len: int = 256,
-    new_tokens: int = 64,
+    prompt_len: int | None = None,
+    new_tokens: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> CompressRecord:
@@ -39,7 +39,7 @@ def compress(
         model: Base model of an adapter.
         nncf_config: Search space of an adapter.
         target: One bound, or several for one network each.
-        weight_format: Weight format of the result.
+        weight_format: Weight format of the result; by default INT4, of embedding models INT8.
         vocabulary: `keep`, `auto` or the number of tokens to keep.
         eval_data: Held-out data.
         prompt: Prompt template.
@@ -47,7 +47,7 @@ def compress(
         recovery_steps: Steps of the recovery.
         precision: Compute precision of the trainings.
         seed: Random seed.
-        prompt_len: Prompt tokens of the latencies.
+        prompt_len: Prompt tokens of the latencies, or those of an embedding model's texts.
         new_tokens: Generated tokens of the latencies.
         overwrite: Whether finished steps whose options have changed are repeated.
         progress: Called with what is being done, and the share that is done where known.

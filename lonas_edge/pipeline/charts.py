@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval
-from lonas_edge.pipeline.tables import cost_title
+from lonas_edge.pipeline.tables import cost_title, task_of
+from lonas_edge.pipeline.tasks import Timed
 
 if TYPE_CHECKING:
     from lonas_edge.space.picture import Layer
@@ -60,7 +61,7 @@ def look(ink: Ink, index: int) -> Look:
 
 
 def write_png(record: CompressRecord, path: Path) -> None:
-    """Plot TPOT and held-out loss of the networks as a PNG file."""
+    """Plot latency and quality of the networks as a PNG file."""
     import warnings
 
     import matplotlib
@@ -70,39 +71,45 @@ def write_png(record: CompressRecord, path: Path) -> None:
         drawing = measured(record, ON_WHITE, (8.0, 4.6))
         title = _short(record.source, 60)
         processor = _short(str(record.machine.get("processor", "")), 60)
-        tokens = f"{record.prompt_len} + {record.new_tokens} tokens"
+        tokens = f"{record.prompt_len}{f' + {record.new_tokens}' if record.new_tokens else ''} tokens"
         drawing.figure.suptitle(f"{title}\n{', '.join(filter(None, (processor, tokens)))}", fontsize=10)
         drawing.figure.savefig(path, dpi=120, metadata={"Software": None})  # the same record gives the same file
 
 
 def measured(record: CompressRecord, ink: Ink, size: tuple[float, float] = (_WIDTH, 2.6)) -> Drawing:
-    """Draw TPOT and held-out loss difference of each network with 95 % intervals."""
+    """Draw the last latency and the difference of the first quality of each network with 95 % intervals."""
+    timed, column = task_of(record).latencies[-1], task_of(record).qualities[0]
     figure, [axis] = _figure(size[0], size[1] + _LINE * len(record.networks), ink)
     missing = []
     for index, network in enumerate(record.networks):
-        loss = network.loss_difference or (Interval(0.0, 0.0, 0.0) if index == 0 else None)
-        if loss is None or not (_drawable(loss.value) and _drawable(network.tpot_ms.value)):
+        time, found = network.latency[timed.name].median, network.quality[column.name].difference
+        change = found or (Interval(0.0, 0.0, 0.0) if index == 0 else None)
+        if change is None or not (_drawable(change.value) and _drawable(time.value)):
             missing.append(network.name)
             continue
         color, marker = look(ink, index)
-        bars = {"xerr": _error_bar(network.tpot_ms), "yerr": _error_bar(loss) if network.loss_difference else None}
+        bars = {"xerr": _error_bar(time), "yerr": _error_bar(change) if found else None}
         style: dict[str, Any] = {"color": color, "marker": marker, "capsize": 3, "elinewidth": 1.2, "linestyle": "none"}
-        axis.errorbar([network.tpot_ms.value], [loss.value], **bars, **style, label=_short(network.name), zorder=3)
+        axis.errorbar([time.value], [change.value], **bars, **style, label=_short(network.name), zorder=3)
     axis.axhline(0, color=ink.text, linewidth=0.8, alpha=0.6)
     axis.margins(0.12)
     low, high = axis.get_ylim()
     if high - low < _SMALLEST_RANGE:  # one network, or equal ones
         axis.set_ylim((low + high - _SMALLEST_RANGE) / 2, (low + high + _SMALLEST_RANGE) / 2)
-    axis.set(xlabel="TPOT in ms (lower is faster)", ylabel="held-out loss Δ in nats\n(lower is better)")
+    axis.set(xlabel=f"{timed.title} in ms (lower is faster)", ylabel=f"{column.axis}\n(lower is better)")
     _legend(figure, axis)
     return Drawing(figure, [f"Not shown, without a finite figure: {', '.join(map(_short, missing))}."] if missing else [])
 
 
 def search(record: CompressRecord, ink: Ink) -> Drawing | None:
-    """Draw cost and KL of the searched sub-networks, the Pareto front and the picks; None without any."""
+    """Draw cost and distance of the searched sub-networks, the Pareto front and the picks; None without any."""
+    distance = task_of(record).distance
     finite = [point for point in record.candidates if _drawable(point.cost) and _drawable(point.kl)]
     shown = [point for point in finite if point.kl > 0] or finite
-    omitted = {"without a finite figure": len(record.candidates) - len(finite), "with a KL of 0": len(finite) - len(shown)}
+    omitted = {
+        "without a finite figure": len(record.candidates) - len(finite),
+        f"with a {distance.short} of 0": len(finite) - len(shown),
+    }
     notes = [f"Not shown: {count} {reason}." for reason, count in omitted.items() if count]
     if not shown:
         return None
@@ -122,11 +129,14 @@ def search(record: CompressRecord, ink: Ink) -> Drawing | None:
         color, marker = _look_of_pick(record, ink, point, index)
         place = {"color": color, "marker": marker, "s": 75, "edgecolors": ink.text, "linewidths": 0.8, "zorder": 4}
         axis.scatter(
-            [point.cost], [point.kl], **place, label=_short(f"{', '.join(point.picks)}: {point.cost:.2f}x, KL {point.kl:.3g}")
+            [point.cost],
+            [point.kl],
+            **place,
+            label=_short(f"{', '.join(point.picks)}: {point.cost:.2f}x, {distance.short} {point.kl:.3g}"),
         )
     if shown[0].kl > 0:
         _logarithmic(axis, axis.yaxis, _kls(shown))
-    axis.set(xlabel=f"{cost_title(record.cost)} / unpruned", ylabel="KL in nats (lower is better)")
+    axis.set(xlabel=f"{cost_title(record.cost)} / unpruned", ylabel=f"{distance.axis} (lower is better)")
     _legend(figure, axis)
     return Drawing(figure, notes)
 
@@ -162,8 +172,8 @@ def kept(picture: "Sequence[Layer]", ink: Ink, color: str) -> Drawing | None:
     return Drawing(figure, [])
 
 
-def training(curve: Curve, ink: Ink) -> Drawing | None:
-    """Draw the training loss and the held-out loss; None without finite losses."""
+def training(curve: Curve, ink: Ink, title: str) -> Drawing | None:
+    """Draw the training loss and the held-out loss, whose title is given; None without finite losses."""
     losses, held_out = _finite_pairs(curve.losses), _finite_pairs(curve.held_out)
     if not losses and not held_out:
         return None
@@ -187,7 +197,7 @@ def training(curve: Curve, ink: Ink) -> Drawing | None:
         _usual_range(axes[-1], sorted(loss for _, loss in bins), others)
     axes[-1].set(xlabel="step")
     for axis in axes:
-        axis.set(ylabel="nats per token" if apart else "loss in nats per learned token")
+        axis.set(ylabel="nats per token" if apart else title)
     _legend(figure, *axes)
     return Drawing(figure, notes)
 
@@ -200,12 +210,12 @@ def _usual_range(axis: Any, ordered: Sequence[float], others: Sequence[float]) -
         axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
 
 
-def latency(record: CompressRecord, metric: str, ink: Ink) -> Drawing | None:
-    """Draw all samples of a latency, `ttft` or `tpot`, and the medians with their intervals; None without any."""
+def latency(record: CompressRecord, timed: Timed, ink: Ink) -> Drawing | None:
+    """Draw all samples of a latency, and the medians with their intervals; None without any."""
     networks = record.networks
-    samples = [sorted(filter(_drawable, getattr(network, f"{metric}_samples"))) for network in networks]
+    samples = [sorted(filter(_drawable, network.latency[timed.name].samples)) for network in networks]
     values = [value for own in samples for value in own]
-    values += [part for network in networks if _drawable(part := getattr(network, f"{metric}_ms").value)]
+    values += [part for network in networks if _drawable(part := network.latency[timed.name].median.value)]
     if not values:
         return None
     figure, [axis] = _figure(_WIDTH, 0.6 + 0.5 * len(networks), ink)
@@ -215,14 +225,14 @@ def latency(record: CompressRecord, metric: str, ink: Ink) -> Drawing | None:
         drawn = _spread(own, most)
         heights = [index + 0.3 * ((place * _GOLDEN) % 1 - 0.5) for place in range(len(drawn))]
         axis.plot(drawn, heights, marker, color=color, alpha=0.5, markersize=3.5, markeredgecolor="none")
-        median: Interval = getattr(network, f"{metric}_ms")
+        median = network.latency[timed.name].median
         if _drawable(median.value):
             style = {"color": ink.text, "capsize": 4, "elinewidth": 1.4, "marker": "|", "markersize": 13, "zorder": 4}
             axis.errorbar([median.value], [index], xerr=_error_bar(median), **style)
         axis.text(0.01, index - 0.28, _short(network.name), transform=axis.get_yaxis_transform(), va="bottom")
     if min(values) > 0 and max(values) > 4 * min(values):
         _logarithmic(axis, axis.xaxis, values)
-    axis.set(xlabel=f"{metric.upper()} in ms", yticks=[], ylim=(len(networks) - 0.6, -0.75))
+    axis.set(xlabel=f"{timed.title} in ms", yticks=[], ylim=(len(networks) - 0.6, -0.75))
     axis.spines["left"].set_visible(False)
     fewer = max(map(len, samples)) > most
     return Drawing(figure, [f"At most {most} samples of each network are drawn, evenly spaced by rank."] if fewer else [])

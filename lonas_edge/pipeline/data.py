@@ -3,65 +3,94 @@
 import json
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.conversations import Conversation
-from lonas_edge.data.instructions import Learned, read_data
+from lonas_edge.data.instructions import TEXT, Learned, read_data
 from lonas_edge.data.templates import Example
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import replace_text
+from lonas_edge.pipeline.tasks import PipelineTask
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
-LEAST, MOST = 16, 400  # held-out examples
+LEAST = 16  # held-out examples
 _SHARE = 10  # one of this many examples is held out
 
 
-def split(data: Path, eval_data: Path | None, seed: int, folder: Path) -> dict[str, int]:
+def split(task: PipelineTask, data: Path, eval_data: Path | None, seed: int, folder: Path) -> dict[str, int]:
     """Write the training and the held-out examples as JSON Lines; return their numbers by part.
 
-    Without held-out data, a tenth of the distinct examples is held out. Of held-out data, at most `MOST` examples are drawn.
-    None of them is trained on.
+    Without held-out data, a tenth of the distinct examples is held out. Of held-out data, at most `PipelineTask.most` examples
+    are drawn. None of them is trained on, nor another example with a text of theirs where texts alone are learned.
 
     Raises:
         LonasEdgeError: If too few examples are left for a part.
     """
-    examples = list(dict.fromkeys(read_data(data).examples))
+    examples = task.examples(data)
+    train = list(examples)
     if eval_data:
-        held_out = list(dict.fromkeys(read_data(eval_data).examples))
-        held_out = random.Random(seed).sample(held_out, MOST) if len(held_out) > MOST else held_out
-        known = set(held_out)
-        train = [example for example in examples if example not in known]
+        others = task.examples(eval_data)
+        held_out = list(others)
+        held_out = random.Random(seed).sample(held_out, task.most) if len(held_out) > task.most else held_out
     else:
-        count = min(MOST, max(LEAST, len(examples) // _SHARE))
-        random.Random(seed).shuffle(examples)
-        train, held_out = examples[count:], examples[:count]
-    _check(data, eval_data, len(examples), train, held_out)
+        others = examples
+        count = min(task.most, max(LEAST, len(examples) // _SHARE))
+        random.Random(seed).shuffle(train)
+        train, held_out = train[count:], train[:count]
+    known = frozenset().union(*(others[line] for line in held_out))
+    train = [line for line in train if examples[line].isdisjoint(known)]
+    _check(data, eval_data, len(examples), len(train), len(held_out))
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in ((TRAIN, train), (HELD_OUT, held_out)):
-        replace_text(folder / name, "".join(f"{json.dumps(_record(example))}\n" for example in part))
+        replace_text(folder / name, "".join(f"{line}\n" for line in part))
     return {"train": len(train), "held_out": len(held_out)}
 
 
-def _check(data: Path, eval_data: Path | None, count: int, train: Sequence[Learned], held_out: Sequence[Learned]) -> None:
-    if eval_data and len(held_out) < LEAST:
-        raise LonasEdgeError(f"{eval_data}: {len(held_out)} distinct examples; expected at least {LEAST}. Add examples.")
+def _check(data: Path, eval_data: Path | None, count: int, train: int, held_out: int) -> None:
+    if eval_data and held_out < LEAST:
+        raise LonasEdgeError(f"{eval_data}: {held_out} distinct examples; expected at least {LEAST}. Add examples.")
     if eval_data and not train:
         raise LonasEdgeError(f"{data}: all {count} examples are also in {eval_data}; none is left to train on. Pass others.")
-    if not eval_data and len(train) < LEAST:
+    if not eval_data and train < LEAST:
+        shared = count - train - held_out
+        without = f" and {shared} share texts with these" if shared else ""
         raise LonasEdgeError(
-            f"{data}: {count} distinct examples; expected at least {2 * LEAST}, of which {LEAST} are held out. Add examples, "
-            "or pass held-out ones with --eval-data."
+            f"{data}: {count} distinct examples; expected at least {2 * LEAST}, of which {LEAST} are held out{without}. Add "
+            "examples, or pass held-out ones with --eval-data."
         )
 
 
-def _record(example: Learned) -> dict[str, Any]:
+def learned_examples(data: Path) -> dict[str, frozenset[str]]:
+    """Read examples of language models, see `PipelineTask.examples`."""
+    lines = (json.dumps(_learned(example)) for example in read_data(data).examples)
+    return {line: frozenset((line,)) for line in lines}
+
+
+def _learned(example: Learned) -> dict[str, Any]:
     if isinstance(example, Example):
         return {"instruction": example.instruction, "input": example.input, "output": example.output}
     if isinstance(example, Conversation):
         return {"messages": [{"role": role, "content": content} for role, content in example.messages]}
     return {"text": example.text}
+
+
+def sentence_examples(data: Path) -> dict[str, frozenset[str]]:
+    """Read examples of embedding models, see `PipelineTask.examples`: texts are learned, in whatever records they are."""
+    from lonas_edge.data.sentences import PROMPT, SCORED, read_sentences
+
+    read = read_sentences(data)
+    names = ("sentence1", "sentence2") if read.kind == SCORED else ("query", "positive", "negative")
+    examples = {}
+    for index, texts in enumerate(read.rows):
+        record: dict[str, Any] = dict(zip(names, texts, strict=False)) if len(texts) > 1 else {TEXT: texts[0]}
+        if read.scores:
+            record["score"] = read.scores[index]
+        if read.prompts and read.prompts[index]:
+            record[PROMPT] = read.prompts[index]
+        examples[json.dumps(record)] = frozenset(texts)
+    return examples
 
 
 def typical(lines: Iterable[str], count: int) -> list[str]:

@@ -14,6 +14,7 @@ from lonas_edge.files import read_text, replace_text
 from lonas_edge.network.source import Source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.pipeline.data import typical
+from lonas_edge.pipeline.tasks import PIPELINE_TASKS, PipelineTask
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from lonas_edge.pipeline.plan import Plan
 
 PROBE = "probe.json"
-MICRO_BATCH = 4  # examples: 16 take 9.2 instead of 4.3 GB in a recovery at 135M, and as long (docs/benchmarks/compress.md)
 _STEPS = 3  # the first is not timed
-_EXAMPLES = _STEPS * MICRO_BATCH
 _BACKWARD = 2.5  # a training step of LoRA takes this many forward passes
 _IR_SPEED = 2.0  # an IR computes a prompt this many times as fast as PyTorch
 _LOAD, _EXPORT = 12.0, 10.0  # seconds to start a training, and an export without its weights
@@ -73,10 +72,13 @@ class Estimate:
     disk_bytes: int
 
 
-def probe(base: str, data: Path, prompt: str | None, qat: str | None, precision: str, progress: Progress) -> Probe:
-    """Time a few steps of the fine-tuning and of the recovery on typical examples, a quarter of a batch each.
+def probe(
+    task: PipelineTask, base: str, data: Path, prompt: str | None, qat: str | None, precision: str, progress: Progress
+) -> Probe:
+    """Time a few steps of the fine-tuning and of the recovery on typical examples, a micro-batch each.
 
     Args:
+        task: The model's task; one that is not fine-tuned has steps of the recovery only.
         base: The base model.
         data: The training examples, JSON Lines.
         prompt: The prompt template.
@@ -87,26 +89,27 @@ def probe(base: str, data: Path, prompt: str | None, qat: str | None, precision:
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample = folder / "typical.jsonl"
-        lines = typical(read_text(data, "the training examples", 2**33).split("\n"), _EXAMPLES)
+        lines = typical(read_text(data, "the training examples", 2**33).split("\n"), _STEPS * task.micro_batch)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = open_inputs(base, sample, None, elastic=False)
+        inputs = inputs if task.adapts else with_teacher(inputs, base)
         chosen = precision != "auto" or torch.cuda.is_available()
         fixed = precision_of(TrainOptions(precision=precision))
         precisions = [fixed] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
         timed = {}
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
-            timed[name] = _step_seconds(inputs, TrainOptions(prompt=prompt, precision=name), folder)
+            timed[name] = _step_seconds(task, inputs, TrainOptions(prompt=prompt, precision=name), folder)
         fastest = min(timed, key=lambda name: timed[name][0])
         progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
         options = TrainOptions(prompt=prompt, precision=fastest)
         options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
-        recovery, _ = _step_seconds(with_teacher(inputs, base), options, folder)
+        recovery, _ = _step_seconds(task, with_teacher(inputs, base), options, folder)
         lora, tokens = timed[fastest]
     return Probe(fastest, round(lora, 3), round(recovery, 3), round(tokens, 1), peak_memory())
 
 
-def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float]:
+def _step_seconds(task: PipelineTask, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float]:
     """Seconds of a whole batch, from parts of it, and mean tokens of an example."""
     marks: dict[int, float] = {}
 
@@ -116,27 +119,31 @@ def _step_seconds(inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[
     record = train(
         inputs,
         folder / "timed",
-        replace(options, steps=_STEPS, batch_size=MICRO_BATCH, save_steps=1000, log_steps=_STEPS),
+        replace(options, steps=_STEPS, batch_size=task.micro_batch, save_steps=1000, log_steps=_STEPS),
         overwrite=True,
         report=report,
     )
     assert record and record.tokens
     seconds = (marks[max(marks)] - marks[1]) / (max(marks) - 1)
-    return seconds * options.batch_size / MICRO_BATCH, record.tokens / record.steps / MICRO_BATCH
+    return seconds * task.batch / task.micro_batch, record.tokens / record.steps / task.micro_batch
 
 
 def estimate(plan: "Plan", pending: Mapping[str, str]) -> Estimate:
     """Estimate the pending steps; `pending` maps their names to their kinds."""
     seconds = {name: round(_seconds(plan, kind), 1) for name, kind in pending.items()}
-    disk = sum(disk_bytes(plan.source, plan.options.weight_format, kind) for kind in pending.values())
+    disk = sum(disk_bytes(plan.source, plan.cost_settings.weight_format, kind) for kind in pending.values())
     return Estimate(seconds, plan.probe.peak_bytes, disk)
 
 
 def least_disk_bytes(source: Source, weight_format: str, networks: int) -> int:
     """Estimate the bytes of all steps of a first run, before any of them is planned."""
     once, each = ("fine-tune", "search", "baselines"), ("recover", "export")
-    kinds = [*(once if source.adapter is None else once[1:]), *(each * networks)]
+    kinds = [*(once if source.adapter is None and _task(source).adapts else once[1:]), *(each * networks)]
     return sum(disk_bytes(source, weight_format, kind) for kind in kinds)
+
+
+def _task(source: Source) -> PipelineTask:
+    return PIPELINE_TASKS[source.architecture.family.task.name]
 
 
 def _seconds(plan: "Plan", kind: str) -> float:
@@ -145,9 +152,10 @@ def _seconds(plan: "Plan", kind: str) -> float:
     held_out = plan.counts["held_out"] * forward
     parameters = source.sizes(source.unpruned).parameters
     export = _EXPORT + _EXPORT_WEIGHT * parameters
-    per_token = source.sizes(source.unpruned).bytes[plan.options.weight_format] / _BANDWIDTH
-    prompt = plan.options.prompt_len / probed.tokens * forward / _IR_SPEED
-    generation = prompt + plan.options.new_tokens * per_token
+    settings = plan.cost_settings
+    per_token = source.sizes(source.unpruned).bytes[settings.weight_format] / _BANDWIDTH
+    prompt = settings.prompt_len / probed.tokens * forward / _IR_SPEED
+    generation = prompt + settings.new_tokens * per_token
     networks = len(plan.picks) + 2
     search = plan.search_options
     return {
@@ -158,7 +166,7 @@ def _seconds(plan: "Plan", kind: str) -> float:
         + _SEARCHED * search.evals * search.num_prompts * forward,
         "recover": 2 * _LOAD + plan.recovery_steps * probed.recovery_step + _evaluations(plan.recovery_options) * held_out,
         "export": 1.5 * export,
-        "baselines": 3 * export,
+        "baselines": (3 + len(plan.task.references)) * export,
         "measure": networks * (5 * _ROUNDS / 12 + _ROUNDS * generation + held_out / _IR_SPEED) + 2 * _LOAD,
     }[kind]
 
@@ -183,7 +191,7 @@ def disk_bytes(source: Source, weight_format: str, kind: str) -> int:
             "search": _TABLE_NETWORKS * network,
             "recover": adapter,
             "export": network,
-            "baselines": bytes_of["int8"] + bytes_of["int4"] + bytes_of["fp32"],
+            "baselines": bytes_of["int8"] + bytes_of["int4"] + bytes_of["fp32"] * (1 + len(_task(source).references)),
             "measure": 0,
         }[kind]
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lonas_edge.pipeline import charts
 from lonas_edge.pipeline.record import CompressRecord, Sample
 from lonas_edge.pipeline.svg import PLACEHOLDERS, inline_svg
-from lonas_edge.pipeline.tables import MISSING, conditions, cost_title, explain, network_table, step_table, summary
+from lonas_edge.pipeline.tables import MISSING, conditions, cost_title, explain, network_table, step_table, summary, task_of
 from lonas_edge.pipeline.text import shortened
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _context(record: CompressRecord) -> dict[str, Any]:
             ("training", "Training", list(_training(record))),
             ("latency", "Latency", list(_latency(record))),
         ],
+        "has_samples": task_of(record).samples,
         "samples": samples,
         "open_samples": _OPEN_SAMPLES,
         "samples_note": shown,
@@ -117,7 +118,7 @@ def _removed(record: CompressRecord) -> Iterator[Figure]:
 
 def _training(record: CompressRecord) -> Iterator[Figure]:
     for number, curve in enumerate(record.curves):
-        drawing = charts.training(curve, PLACEHOLDERS)
+        drawing = charts.training(curve, PLACEHOLDERS, task_of(record).loss)
         yield _figure(f"training-{number}", curve.name, "", drawing, "No finite losses were recorded.")
     if not record.curves:
         yield Figure("", "Nothing was trained.", None)
@@ -125,8 +126,9 @@ def _training(record: CompressRecord) -> Iterator[Figure]:
 
 def _latency(record: CompressRecord) -> Iterator[Figure]:
     caption = "Points: samples. Line: median with its 95 % interval."
-    for metric, title in (("ttft", "TTFT (time to first token)"), ("tpot", "TPOT (time per output token)")):
-        yield _figure(metric, title, caption, charts.latency(record, metric, PLACEHOLDERS), "No latencies were measured.")
+    for timed in task_of(record).latencies:
+        drawing = charts.latency(record, timed, PLACEHOLDERS)
+        yield _figure(timed.name, timed.full, caption, drawing, "No latencies were measured.")
 
 
 def _samples(record: CompressRecord) -> tuple[str, list[tuple[str, str, dict[str, str]]]]:

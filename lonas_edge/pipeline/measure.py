@@ -1,10 +1,10 @@
-"""Measure exported networks: loss and accuracy on held-out examples, answers, latency."""
+"""Measure exported networks: latency; and of language models loss and accuracy on held-out examples, and answers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,19 +14,27 @@ from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.report import METRICS, Report
 from lonas_edge.bench.run import bench
 from lonas_edge.bench.statistics import paired_ratio
+from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.data.encoding import IGNORED, Prompting, encode, encode_prompt
-from lonas_edge.data.instructions import Learned
+from lonas_edge.data.instructions import Learned, read_data
 from lonas_edge.data.templates import Example, Text
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.infer import inputs_of
 from lonas_edge.ir.runtime import Ratio
+from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
-from lonas_edge.pipeline.record import Interval, Sample
+from lonas_edge.pipeline.record import Interval, Latency, Quality, Sample
+from lonas_edge.pipeline.tasks import Timed
 from lonas_edge.progress import Progress
+from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.training_data import read_training_data
+
+if TYPE_CHECKING:
+    from lonas_edge.pipeline.plan import Plan
 
 ROUNDS = 18  # in six process starts, over which `bench` computes intervals
 MAX_LENGTH = 1024  # tokens of a held-out example; longer ones are not scored
@@ -55,6 +63,44 @@ def score(folder: Path, examples: Sequence[Learned], prompting: Prompting, progr
         rows.append(np.sum([_scored(request, names, part) for part in parts], axis=0) if parts else np.zeros(3))
     loss, correct, tokens = np.array(rows).T
     return Scores(loss, correct, tokens)
+
+
+def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> dict[str, dict[str, Quality]]:
+    """Measure loss and accuracy, see `PipelineTask.measured`.
+
+    Raises:
+        LonasEdgeError: If a loss is not finite.
+    """
+    examples, prompting = read_data(plan.places.held_out).examples, prompting_of(plan)
+    scores = on_common_examples({name: score(folder, examples, prompting, progress) for name, folder in folders.items()})
+    raise_all(
+        "The held-out loss is not finite:",
+        [name for name, each in scores.items() if not np.isfinite(each.loss).all()],
+        "The weights are damaged, or a training diverged; see the losses in steps/.",
+    )
+    first = scores[next(iter(folders))]
+    return {
+        name: {
+            "loss": Quality(
+                float(each.loss.sum() / first.tokens.sum()), None if each is first else loss_difference(first, each)
+            ),
+            "accuracy": Quality(
+                float(100 * each.correct.sum() / each.tokens.sum()), None if each is first else accuracy_difference(first, each)
+            ),
+        }
+        for name, each in scores.items()
+    }
+
+
+def prompting_of(plan: "Plan") -> Prompting:
+    """The prompt template of the trainings."""
+    source = open_source(plan.places.unpruned, plan.places.base, elastic=False)
+    read = read_training_data(plan.places.held_out)
+    chosen = read.with_prompt(TrainOptions(prompt=plan.options.prompt), source)
+    tokenizer = require_tokenizer(source.base.folder, "measuring the held-out loss")
+    prompting = read.prompting(chosen, tokenizer, source.base.folder, source.training)
+    assert prompting  # a language model's data
+    return prompting
 
 
 def on_common_examples(scores: Mapping[str, Scores]) -> dict[str, Scores]:
@@ -109,6 +155,11 @@ def _half_width(influences: np.ndarray) -> float:
     return _Z * math.sqrt(count / max(1, count - 1) * float((influences**2).sum()))
 
 
+def sampled(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> list[Sample]:
+    """Answers to the first held-out examples, see `PipelineTask.answers`."""
+    return answers(folders, read_data(plan.places.held_out).examples, prompting_of(plan), progress)
+
+
 def answers(folders: Mapping[str, Path], examples: Sequence[Learned], prompting: Prompting, progress: Progress) -> list[Sample]:
     """Greedy answers of the networks to the first examples, by openvino_genai."""
     import openvino as ov
@@ -145,34 +196,18 @@ def _expected(example: Any) -> str:
     return str(next(content for role, content in reversed(example.messages) if role == "assistant"))
 
 
-@dataclass(frozen=True)
-class Latencies:
-    """Latency of a network in milliseconds, and ratios to the first network's."""
-
-    ttft: tuple[float, ...]
-    tpot: tuple[float, ...]
-    ttft_ratio: Interval | None
-    tpot_ratio: Interval | None
-
-    def for_equal_texts(self, tokens: float) -> "Latencies":
-        """Multiply the ratios by the tokens per text, relative to the first network's."""
-        ratios = [
-            each and Interval(tokens * each.value, tokens * each.low, tokens * each.high)
-            for each in (self.ttft_ratio, self.tpot_ratio)
-        ]
-        return replace(self, ttft_ratio=ratios[0], tpot_ratio=ratios[1])
-
-
 def latencies(
-    folders: Mapping[str, Path], prompt_len: int, new_tokens: int, progress: Progress
-) -> tuple[dict[str, Latencies], Report]:
+    folders: Mapping[str, Path], case: Case, timed: Sequence[Timed], progress: Progress
+) -> tuple[dict[str, dict[str, Latency]], Report]:
     """Measure all networks in one interleaved run; the first is the baseline of the ratios, the last one is ours.
+
+    Returns:
+        Latencies by network and by name, and the report of `bench`.
 
     Raises:
         LonasEdgeError: If a network cannot be measured.
     """
     *others, (ours, folder) = folders.items()
-    case = Case(prompt_len, new_tokens)
     arms = (SUBNET, *(str(path) for _, path in others))
     result = bench(open_exported(folder), BenchOptions(arms=arms, cases=(case,), schedule=Schedule.of(ROUNDS)), progress)
     if result.interrupted:
@@ -181,20 +216,28 @@ def latencies(
         raise LonasEdgeError("; ".join(f"{failure.variant}: {failure.reason}" for failure in result.failures))
     names = zip((ours, *(name for name, _ in others)), (variant.name for variant in result.variants), strict=True)
     samples = {name: [each for each in result.samples if each.variant == variant] for name, variant in names}
-    return {name: _latencies(samples[name], samples[next(iter(folders))]) for name in folders}, result
+    baseline = samples[next(iter(folders))]
+    return {
+        name: {each.name: _latency(samples[name], baseline, METRICS[each.metric]) for each in timed} for name in folders
+    }, result
 
 
-def _latencies(samples: Sequence[Measured], baseline: Sequence[Measured]) -> Latencies:
-    times = {name: [METRICS[name](each.timing) for each in samples] for name in ("ttft", "tpot")}
-    ratios: dict[str, Interval | None] = dict.fromkeys(times)
+def _latency(samples: Sequence[Measured], baseline: Sequence[Measured], metric: Callable[[Timing], float]) -> Latency:
+    ratio = None
     if samples is not baseline:
         by_round = {each.round: each for each in baseline}
         pairs = [(each, by_round[each.round]) for each in samples]
-        for name in times:
-            figures = [[METRICS[name](each.timing) for each in side] for side in zip(*pairs, strict=True)]
-            ratios[name] = _interval(paired_ratio(figures[0], figures[1], [each.start for each, _ in pairs]))
-    rounded = {name: tuple(round(value, 3) for value in values) for name, values in times.items()}
-    return Latencies(rounded["ttft"], rounded["tpot"], ratios["ttft"], ratios["tpot"])
+        figures = [[metric(each.timing) for each in side] for side in zip(*pairs, strict=True)]
+        ratio = _interval(paired_ratio(figures[0], figures[1], [each.start for each, _ in pairs]))
+    values = tuple(round(metric(each.timing), 3) for each in samples)
+    return Latency(median(values), ratio, values)
+
+
+def for_equal_texts(latency: Latency, tokens: float) -> Latency:
+    """Multiply the ratio by the tokens per text, relative to the first network's."""
+    ratio = latency.ratio
+    scaled = ratio and Interval(tokens * ratio.value, tokens * ratio.low, tokens * ratio.high)
+    return replace(latency, ratio=scaled)
 
 
 def _interval(ratio: Ratio) -> Interval:

@@ -10,8 +10,6 @@ from lonas_edge.options import LARGEST_SEED, Checked, option
 from lonas_edge.training.options import PRECISIONS
 
 AUTO, KEEP = "auto", "keep"
-FORMAT = "int4_sym"  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
-AUTO_TARGET = "kl<=0.15"  # before recovery, nats per answer token: docs/benchmarks/recovery.md has the loss after it
 
 
 def _vocabulary(text: str) -> str:
@@ -25,19 +23,20 @@ class CompressOptions(Checked):
     """What `compress` makes of a model."""
 
     data: Path = option(
-        metavar="DATA", help="Training data: conversations, instructions or texts; JSON Lines, JSON or Parquet."
+        metavar="DATA", help="Conversations, instructions or texts; of embedding models texts or pairs. JSON or Parquet."
     )
     output: Path = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
     target: tuple[str, ...] = option(
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help=f"Bound: 'tpot<=0.7x' (of the unpruned model) or 'tpot<=20' (ms); one network each. auto: {AUTO_TARGET}.",
+        help="Bound: 'tpot<=0.7x' (of the unpruned model), 'latency<=9' (ms); one network each. auto bounds what is lost.",
     )
-    weight_format: str = option(
-        FORMAT,
+    weight_format: str | None = option(
+        None,
         choices=INTEGER_FORMATS,
         help="Weight format of the result. INT4 formats use quantization-aware training.",
+        unset="int4_sym; of embedding models int8_sym",
     )
     vocabulary: str = option(
         KEEP,
@@ -46,7 +45,11 @@ class CompressOptions(Checked):
         help="Tokens to keep: keep all, N, or auto: the fewest that add at most 3 % tokens to a text.",
     )
     eval_data: Path | None = option(
-        None, panel="Data", metavar="FILE", help="Held-out data; at most 400 examples are used.", unset="a tenth of --data"
+        None,
+        panel="Data",
+        metavar="FILE",
+        help="Held-out data, of which at most 400 examples are used, of embedding models 1,500.",
+        unset="a tenth of --data",
     )
     prompt: str | None = option(
         None,
@@ -57,7 +60,11 @@ class CompressOptions(Checked):
     )
     epochs: float = option(1.0, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.")
     recovery_steps: int | None = option(
-        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="those of 100,000 tokens"
+        None,
+        panel="Training",
+        minimum=1,
+        help="Steps of the recovery.",
+        unset="those of 100,000 tokens; of embedding models 1,000,000",
     )
     precision: str = option(
         "auto",
@@ -66,8 +73,12 @@ class CompressOptions(Checked):
         help="Compute precision of the trainings; auto takes the faster one.",
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
-    prompt_len: int = option(256, panel="Device", minimum=1, help="Prompt tokens of the latencies.")
-    new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of the latencies.")
+    prompt_len: int | None = option(
+        None, panel="Device", minimum=1, help="Prompt or text tokens of the latencies.", unset="256; of embedding models 128"
+    )
+    new_tokens: int | None = option(
+        None, panel="Device", minimum=2, help="Generated tokens of the latencies.", unset="64; of embedding models none"
+    )
     dry_run: bool = option(False, panel="Output", help="Print the steps with estimated time, memory and disk, then stop.")
     overwrite: bool = option(
         False, panel="Output", help="Repeat finished steps whose options have changed, and the steps that depend on them."

@@ -9,18 +9,18 @@ from functools import cached_property
 from hashlib import sha256 as digest
 from typing import Any
 
-from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.files import sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.estimate import MICRO_BATCH, Probe
+from lonas_edge.pipeline.estimate import Probe
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
 from lonas_edge.pipeline.steps import PlannedStep
+from lonas_edge.pipeline.tasks import PipelineTask
 from lonas_edge.pipeline.vocabulary import trim
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, CostSettings
@@ -32,10 +32,6 @@ LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
     "fine-tune", "trim", "space", "search", "baselines", "measure",
 )  # fmt: skip
 BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}
-PROMPTS = (16, 64)  # of the search, at least and at most
-SEARCH_TOKENS = 3_000  # of its prompts: an evaluation takes some five seconds on two cores at 135M
-BATCH = 16  # examples of a training step
-RECOVERY_TOKENS = 100_000  # as in docs/benchmarks/recovery.md
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
@@ -48,6 +44,7 @@ class Plan:
 
     Attributes:
         source: The opened source.
+        task: Its task.
         hashes: Hashes of its files, see `source_hashes`.
         inputs: Hashes of all inputs: those, and `data`, `eval_data`, `nncf_config`.
         options: The options.
@@ -60,6 +57,7 @@ class Plan:
     """
 
     source: Source
+    task: PipelineTask
     hashes: Mapping[str, str]
     inputs: Mapping[str, str]
     options: CompressOptions
@@ -73,7 +71,7 @@ class Plan:
     @property
     def trains_lora(self) -> bool:
         """Whether a LoRA adapter is trained first."""
-        return self.places.adapter is None
+        return self.places.adapter is None and self.places.adapts
 
     @property
     def trims(self) -> bool:
@@ -83,12 +81,12 @@ class Plan:
     @property
     def lora_steps(self) -> int:
         """Steps of the fine-tuning."""
-        return max(1, round(self.options.epochs * -(-self.counts["train"] // BATCH)))
+        return max(1, round(self.options.epochs * -(-self.counts["train"] // self.task.batch)))
 
     @property
     def recovery_steps(self) -> int:
-        """Steps of the recovery, by default those of `RECOVERY_TOKENS`."""
-        return self.options.recovery_steps or math.ceil(RECOVERY_TOKENS / BATCH / self.probe.tokens)
+        """Steps of the recovery, by default those of the task's tokens."""
+        return self.options.recovery_steps or math.ceil(self.task.recovery_tokens / self.task.batch / self.probe.tokens)
 
     @property
     def lora_options(self) -> TrainOptions:
@@ -98,7 +96,7 @@ class Plan:
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery."""
-        qat = trained_for(self.options.weight_format)
+        qat = trained_for(self.cost_settings.weight_format)
         return self._train_options(self.recovery_steps, self.probe.recovery_step, qat)
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None = None) -> TrainOptions:
@@ -112,15 +110,15 @@ class Plan:
             precision=self.probe.precision,
             save_steps=min(save, 200),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
-            micro_batch_size=MICRO_BATCH,
+            batch_size=self.task.batch,
+            micro_batch_size=self.task.micro_batch,
             weight_format=weight_format,
         )
 
     @cached_property
     def cost_settings(self) -> CostSettings:
-        """How the search measures latency."""
-        options = self.options
-        return CostSettings(options.weight_format, "CPU", options.prompt_len, options.new_tokens)
+        """The weight format, and how the search measures latency."""
+        return self.task.settings(self.options)
 
     @property
     def search_options(self) -> SearchOptions:
@@ -128,7 +126,7 @@ class Plan:
         return SearchOptions(
             data=self.places.held_out,
             output=self.places.work / "search",
-            cost=stages.cost_of(self.picks),
+            cost=stages.cost_of(self.picks, self.task),
             evals=self.evals,
             picks=tuple(pick.expression for pick in self.picks.values()),
             num_prompts=self.prompts,
@@ -141,13 +139,13 @@ class Plan:
     @property
     def prompts(self) -> int:
         """Prompts that the search evaluates networks on."""
-        least, most = PROMPTS
-        return min(self.fitting, max(least, min(most, round(SEARCH_TOKENS / self.probe.tokens))))
+        least, most = self.task.prompts
+        return min(self.fitting, max(least, min(most, round(self.task.search_tokens / self.probe.tokens))))
 
     @property
     def evals(self) -> int:
         """Networks that the search evaluates."""
-        blocks = sum(block.kind == BLOCK_KINDS[0] for block in self.source.architecture.blocks.values())
+        blocks = sum(block.kind == self.task.block for block in self.source.architecture.blocks.values())
         return max(_LEAST_EVALS, _EVALS_PER_BLOCK * blocks)
 
     def steps(self, measure: Callable[[Progress], None], machine: str) -> list[PlannedStep]:
@@ -160,12 +158,13 @@ class Plan:
             earlier = list(self.picks.values())[:index]
             steps += [self._recover(target, pick, earlier), self._export(target, pick)]
         exports = tuple(step.name for step in steps if step.name.startswith("export"))
-        lengths = {"prompt_len": self.options.prompt_len, "new_tokens": self.options.new_tokens}
+        settings = self.cost_settings
+        lengths = {"prompt_len": settings.prompt_len, "new_tokens": settings.new_tokens}
         models = [self.places.model(pick) for pick in self.picks.values()]
         baselines = [self.places.baseline(name) for name in BASELINES_BY_NAME.values()]
         arms = ",".join(map(str, ["subnet", *baselines, *models[1:]]))
-        shown = command_line("bench", models[0], "--arms", arms, "--prompt-len", self.options.prompt_len,
-                             "--new-tokens", self.options.new_tokens, "--rounds", ROUNDS)  # fmt: skip
+        shown = command_line("bench", models[0], "--arms", arms, "--prompt-len", settings.prompt_len,
+                             "--new-tokens", settings.new_tokens or None, "--rounds", ROUNDS)  # fmt: skip
         last = PlannedStep(MEASURE, shown, lengths, (*exports, BASELINES), ("compress.json",), measure, machine,
                            short=True)  # fmt: skip
         return [*steps, self._baselines(), last]
@@ -209,16 +208,19 @@ class Plan:
 
     def _space(self) -> PlannedStep:
         places = self.places
-        command = command_line("space", "--adapter", places.lora, "--model", places.base, "--output", places.space)
-        return PlannedStep(SPACE, command, self._inputs, self._adapter, ("space.json",), lambda _: stages.write_space(places))
+        new = ("--depth", self.task.block, "--ratios", 1, "--ranks", stages.NEW_RANK)
+        chosen = ("--adapter", places.unpruned) if places.adapted else new
+        command = command_line("space", *chosen, "--model", places.base, "--output", places.space)
+        step = (SPACE, command, self._inputs, self._adapter, ("space.json",))
+        return PlannedStep(*step, lambda _: stages.write_space(places, self.task))
 
     def _search(self, machine: str) -> PlannedStep:
         options, places, settings = self.search_options, self.places, self.cost_settings
         picked = [part for pick in self.picks.values() for part in ("--pick", pick.expression)]
         timed = COSTS[str(options.cost)].timed
-        lengths = ["--prompt-len", settings.prompt_len, "--new-tokens", settings.new_tokens] if timed else []
+        lengths = ["--prompt-len", settings.prompt_len, "--new-tokens", settings.new_tokens or None] if timed else []
         command = command_line(
-            "search", places.lora, "--model", places.student, "--nncf-config", places.space, "--data", options.data,
+            "search", places.start, "--model", places.start_base, "--nncf-config", places.space, "--data", options.data,
             "--cost", options.cost, "--evals", options.evals, "--num-prompts", options.num_prompts,
             "--prompt", options.prompt, "--weight-format", settings.weight_format, *lengths, "--seed", options.seed, *picked,
             "--no-measure", "--output", options.output,
@@ -243,8 +245,8 @@ class Plan:
     def _recover(self, target: str, pick: Pick, earlier: Sequence[Pick]) -> PlannedStep:
         options, places = self.recovery_options, self.places
         command = command_line(
-            "train", "--from", places.lora, "--model", places.student, "--nncf-config", places.space,
-            "--subnet", places.subnetwork(pick), "--teacher", places.lora,
+            "train", "--from", places.start, "--model", places.start_base, "--nncf-config", places.space,
+            "--subnet", places.subnetwork(pick), "--teacher", places.unpruned,
             "--data", places.train, "--eval-data", places.held_out, *_training(options), "--output", places.recovered(pick),
         )  # fmt: skip
         return PlannedStep(
@@ -257,7 +259,7 @@ class Plan:
         )
 
     def _export(self, target: str, pick: Pick) -> PlannedStep:
-        places, weight_format = self.places, self.options.weight_format
+        places, weight_format = self.places, self.cost_settings.weight_format
         command = command_line(
             "export", places.recovered(pick), "--model", places.student, "--weight-format", weight_format,
             "--output", places.model(pick),
@@ -273,21 +275,19 @@ class Plan:
 
     def _baselines(self) -> PlannedStep:
         places, merged = self.places, self.places.baseline("merged")
-        commands = [command_line("export", places.lora, "--model", places.base, "--subnet", "maximal", "--stage", "checkpoint",
-                                 "--output", merged)]  # fmt: skip
-        commands += [
-            shlex.join(["optimum-cli", *stages.optimum_export(merged, places.baseline(name), name, self.source.architecture)])
-            for name in BASELINES_BY_NAME.values()
-        ]
-        outputs = tuple(f"baselines/{name}" for name in BASELINES_BY_NAME.values())
-        formats = tuple(BASELINES_BY_NAME.values())
+        merge = ("--subnet", "maximal", "--stage", "checkpoint", "--output", merged)
+        commands = [command_line("export", places.unpruned, "--model", places.unpruned_base, *merge)]
+        formats, shapes = (*BASELINES_BY_NAME.values(), *self.task.references), self.source.architecture
+        stored = [stages.optimum_export(merged, places.baseline(name), name, self.task, shapes) for name in formats]
+        commands += [shlex.join(["optimum-cli", *words]) for words in stored]
+        outputs = tuple(f"baselines/{name}" for name in formats)
         return PlannedStep(
             BASELINES,
             "\n".join(commands),
             self._inputs,
             self._adapter,
             outputs,
-            lambda progress: stages.export_baselines(places, formats, progress),
+            lambda progress: stages.export_baselines(places, self.task, formats, progress),
         )
 
 
@@ -324,6 +324,12 @@ def _settings(options: TrainOptions, steps: str) -> dict[str, Any]:
 
 def _training(options: TrainOptions) -> list[str]:
     """Options of `train`."""
-    given = {"--steps": options.steps, "--prompt": options.prompt, "--seed": options.seed, "--precision": options.precision}
+    given = {
+        "--steps": options.steps,
+        "--batch-size": options.batch_size,
+        "--prompt": options.prompt,
+        "--seed": options.seed,
+        "--precision": options.precision,
+    }
     given |= {"--weight-format": options.weight_format, "--micro-batch-size": options.micro_batch_size}
     return [part for name, value in given.items() if value is not None for part in (name, str(value))]

@@ -36,8 +36,25 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A quality on held-out examples, and its paired difference from the first network; None for that one."""
+
+    value: float
+    difference: Interval | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A latency in ms: the median, its paired ratio to the first network's (None for that one), and all samples."""
+
+    median: Interval
+    ratio: Interval | None
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Network:
-    """A measured network. Differences and ratios are from the first network of the record, paired; None for that one.
+    """A measured network.
 
     Attributes:
         name: Its name in tables: `unpruned INT8 (optimum-cli)`, `compressed INT4`, `compressed INT4 (tpot<=0.7x)`.
@@ -45,16 +62,10 @@ class Network:
         weight_format: The format of its weights.
         file_bytes: Size of the IR's weights on the disk.
         parameters: Number of parameters.
-        loss: Mean loss on held-out examples, nats per learned token, of the exported network.
-        loss_difference: Its difference.
-        accuracy: Held-out learned tokens that are the most likely ones, percent.
-        accuracy_difference: Its difference, points.
-        ttft_ms: Time to first token, median.
-        tpot_ms: Time per output token, median.
-        ttft_ratio: Ratio of the medians.
-        tpot_ratio: Ratio of the medians.
-        ttft_samples: All measured TTFTs, ms.
-        tpot_samples: All measured TPOTs, ms.
+        quality: By name. `loss`: mean loss in nats per learned token; `accuracy`: learned tokens that are the most likely ones,
+            percent. Of embedding models `distance`: mean cosine distance from the unpruned model in fp32; with scored pairs
+            `spearman`: rank correlation of cosines and scores, percent.
+        latency: By name: `ttft` and `tpot`, of embedding models `latency`.
         removed: The kept parts of each layer; empty for unpruned networks.
         target: The target that it was searched for; None for baselines.
     """
@@ -64,29 +75,21 @@ class Network:
     weight_format: str
     file_bytes: int
     parameters: int
-    loss: float
-    loss_difference: Interval | None
-    accuracy: float
-    accuracy_difference: Interval | None
-    ttft_ms: Interval
-    tpot_ms: Interval
-    ttft_ratio: Interval | None
-    tpot_ratio: Interval | None
-    ttft_samples: tuple[float, ...]
-    tpot_samples: tuple[float, ...]
+    quality: dict[str, Quality]
+    latency: dict[str, Latency]
     removed: tuple[Layer, ...]
     target: str | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of a training: pairs of a step and a loss, in nats per learned token.
+    """The losses of a training: pairs of a step and a loss, in nats per learned token; of embedding models cosine distances.
 
     Attributes:
         name: The training's step.
-        losses: The training loss; of a recovery the KL divergence from the teacher.
-        held_out: The held-out loss, a cross-entropy.
-        distilled: Whether `losses` are KL divergences.
+        losses: The training loss; of a recovery the distance from the teacher.
+        held_out: The held-out loss.
+        distilled: Whether `losses` are KL divergences, and `held_out` a cross-entropy.
     """
 
     name: str
@@ -101,7 +104,7 @@ class Candidate:
 
     Attributes:
         cost: Its cost as a fraction of the unpruned network's.
-        kl: KL divergence from the unpruned network, nats per learned token.
+        kl: KL divergence from the unpruned network, nats per learned token; of embedding models the cosine distance.
         optimal: Whether it is in the Pareto front.
         picks: The targets that it was picked for.
     """
@@ -126,6 +129,7 @@ class CompressRecord(Record):
     """How a model was compressed.
 
     Attributes:
+        task: Name of the model's task, a key of `PIPELINE_TASKS`.
         source: Name of the compressed model or adapter.
         base: Name of the base model.
         data: The data file's name.
@@ -134,14 +138,14 @@ class CompressRecord(Record):
         sha256: Hashes of the inputs, by name.
         machine: Processor, cores, operating system.
         versions: Versions of packages, by name.
-        cost: The cost that the search minimized: tpot, ttft, …
+        cost: The cost that the search minimized: tpot, ttft, latency, …
         steps: The steps, in their order.
         networks: The measured networks, the baseline first.
         curves: The losses of all trainings.
         candidates: The networks that the search evaluated.
         samples: Answers to held-out prompts.
-        prompt_len: Prompt tokens of the latencies.
-        new_tokens: Generated tokens of the latencies.
+        prompt_len: Prompt or text tokens of the latencies.
+        new_tokens: Generated tokens of the latencies; 0 where none are generated.
         tokens_per_text: Tokens per text of the compressed networks, relative to the baselines. Ratios of latencies include it.
         warnings: Limits of the latencies.
     """
@@ -150,6 +154,7 @@ class CompressRecord(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Run `lonas-edge compress` again."
 
+    task: str
     source: str
     base: str
     data: str

@@ -12,6 +12,7 @@ from lonas_edge.pipeline.tables import (
     network_table,
     step_table,
     summary,
+    task_of,
 )
 from lonas_edge.pipeline.text import printable
 from lonas_edge.space.picture import lines
@@ -32,7 +33,7 @@ def write_report(record: CompressRecord, folder: Path) -> None:
 
 def to_markdown(record: CompressRecord) -> str:
     """Return the report as Markdown."""
-    first, *results = summary(record)
+    task, (first, *results) = task_of(record), summary(record)
     content = [
         f"# Compression of {in_markdown(record.source)}",
         "",
@@ -46,9 +47,9 @@ def to_markdown(record: CompressRecord) -> str:
         "",
         in_markdown(explain(record)),
         "",
-        f"![TPOT and held-out loss of the networks with 95 % intervals]({PLOT})",
+        f"![{task.latencies[-1].title} and {task.qualities[0].title} of the networks with 95 % intervals]({PLOT})",
         "",
-        f"[{HTML}]({HTML}) also has the searched sub-networks, training curves, all latency samples and sample answers.",
+        f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all latency samples.",
         "",
         *_pictures(record),
         "## Steps",

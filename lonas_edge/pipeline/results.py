@@ -4,27 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lonas_edge.data.encoding import Prompting
-from lonas_edge.data.instructions import read_data
-from lonas_edge.errors import raise_all
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import WEIGHTS
-from lonas_edge.network.source import TRAINING, open_source
-from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.network.source import TRAINING
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
-from lonas_edge.pipeline.measure import Scores
 from lonas_edge.pipeline.plan import BASELINES_BY_NAME, Plan
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Network
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality
+from lonas_edge.pipeline.tasks import PipelineTask, options_of
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
 from lonas_edge.search.record import SearchRecord
-from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.training_data import read_training_data
 
 _CURVE_POINTS = 200
 
@@ -38,32 +30,26 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
         here: The machine.
         progress: Reports what is being done.
     """
-    stored = "INT4" if FORMATS[plan.options.weight_format].bits < 8 else "INT8"
+    task, settings = plan.task, plan.cost_settings
+    stored = "INT4" if FORMATS[settings.weight_format].bits < 8 else "INT8"
     ours = {f"compressed {stored} ({target})": plan.places.model(pick) for target, pick in plan.picks.items()}
     ours = ours if len(ours) > 1 else {f"compressed {stored}": folder for folder in ours.values()}
     folders = {name: plan.places.baseline(stored) for name, stored in BASELINES_BY_NAME.items()} | ours
-    times, bench = measure.latencies(folders, plan.options.prompt_len, plan.options.new_tokens, progress)
-    examples, prompting = read_data(plan.places.held_out).examples, _prompting(plan)
-    scores = measure.on_common_examples(
-        {name: measure.score(folder, examples, prompting, progress) for name, folder in folders.items()}
-    )
-    raise_all(
-        "The held-out loss is not finite:",
-        [name for name, each in scores.items() if not np.isfinite(each.loss).all()],
-        "The weights are damaged, or a training diverged; see the losses in steps/.",
-    )
+    times, bench = measure.latencies(folders, settings.case, task.latencies, progress)
+    qualities = task.measured(plan, folders, progress)
     trimmed = vocabulary_of(plan.places.trimmed) if plan.trims else None
     tokens = trimmed.tokens_per_text if trimmed else 1.0
-    times |= {name: times[name].for_equal_texts(tokens) for name in ours}
-    first = scores[next(iter(folders))]
+    for name in ours:
+        times[name] = {each: measure.for_equal_texts(latency, tokens) for each, latency in times[name].items()}
     directories = dict(zip(ours, names.items(), strict=True))
     whole = plan.source.sizes(plan.source.unpruned).parameters
     networks = [
-        _network(name, folder, times[name], (first, scores[name]), directories.get(name, (None, None)), whole)
+        _network(name, folder, qualities[name], times[name], directories.get(name, (None, None)), whole)
         for name, folder in folders.items()
     ]
     record = SearchRecord.read(plan.places.work / "search" / SEARCH)
     return CompressRecord(
+        task=task.task.name,
         source=(plan.source.adapter or plan.source.base).name,
         base=plan.source.base.name,
         data=plan.options.data.name,
@@ -77,53 +63,33 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
         networks=tuple(networks),
         curves=_curves(plan),
         candidates=_candidates(record, {pick.expression: target for target, pick in plan.picks.items()}),
-        samples=tuple(measure.answers(folders, examples, prompting, progress)),
-        prompt_len=plan.options.prompt_len,
-        new_tokens=plan.options.new_tokens,
+        samples=tuple(task.answers(plan, folders, progress)),
+        prompt_len=settings.prompt_len,
+        new_tokens=settings.new_tokens,
         tokens_per_text=tokens,
         warnings=tuple(bench.warnings),
     )
 
 
-def _prompting(plan: Plan) -> Prompting:
-    """The prompt template of the trainings."""
-    source = open_source(plan.places.lora, plan.places.base, elastic=False)
-    read = read_training_data(plan.places.held_out)
-    chosen = read.with_prompt(TrainOptions(prompt=plan.options.prompt), source)
-    tokenizer = require_tokenizer(source.base.folder, "measuring the held-out loss")
-    prompting = read.prompting(chosen, tokenizer, source.base.folder, source.training)
-    assert prompting  # a language model's data
-    return prompting
-
-
 def _network(
     name: str,
     folder: Path,
-    times: measure.Latencies,
-    scored: tuple[Scores, Scores],
+    qualities: dict[str, Quality],
+    times: dict[str, Latency],
     made: tuple[str | None, str | None],
     whole: int,
 ) -> Network:
     """A network; `made` are the target and the directory of a compressed one."""
-    (first, scores), (target, directory) = scored, made
+    target, directory = made
     manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
-    baseline = scores is first
     return Network(
         name=name,
         folder=directory,
         weight_format=manifest.weight_format if manifest else BASELINES_BY_NAME[name],
         file_bytes=(folder / WEIGHTS).stat().st_size,
         parameters=manifest.sizes.subnetwork.parameters if manifest else whole,
-        loss=float(scores.loss.sum() / first.tokens.sum()),
-        loss_difference=None if baseline else measure.loss_difference(first, scores),
-        accuracy=float(100 * scores.correct.sum() / scores.tokens.sum()),
-        accuracy_difference=None if baseline else measure.accuracy_difference(first, scores),
-        ttft_ms=measure.median(times.ttft),
-        tpot_ms=measure.median(times.tpot),
-        ttft_ratio=times.ttft_ratio,
-        tpot_ratio=times.tpot_ratio,
-        ttft_samples=times.ttft,
-        tpot_samples=times.tpot,
+        quality=qualities,
+        latency=times,
         removed=manifest.layers if manifest else (),
         target=target,
     )
@@ -136,6 +102,7 @@ def _options(plan: Plan, names: Mapping[str, str]) -> dict[str, Any]:
     }
     folders = {plan.picks[target].file: name for target, name in names.items()}
     resolved = {
+        **options_of(plan.cost_settings),
         "precision": plan.probe.precision,
         "lora_steps": plan.lora_steps if plan.trains_lora else None,
         "recovery_steps": plan.recovery_steps,
@@ -148,13 +115,14 @@ def _curves(plan: Plan) -> tuple[Curve, ...]:
     folders = {"fine-tune": plan.places.work / "lora"} if plan.trains_lora else {}
     folders |= {f"recover {target}": plan.places.recovered(pick) for target, pick in plan.picks.items()}
     records = {name: TrainingRecord.read(folder / TRAINING) for name, folder in folders.items() if (folder / TRAINING).exists()}
-    return tuple(_curve(name, record) for name, record in records.items())
+    return tuple(_curve(name, record, plan.task) for name, record in records.items())
 
 
-def _curve(name: str, record: TrainingRecord) -> Curve:
+def _curve(name: str, record: TrainingRecord, task: PipelineTask) -> Curve:
     losses = [(entry.step, entry.loss) for entry in record.losses if entry.loss is not None]
     held_out = [(entry.step, entry.loss) for entry in record.eval_data.losses] if record.eval_data else []
-    return Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out), record.teacher is not None)
+    distilled = record.teacher is not None and not task.same_losses
+    return Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out), distilled)
 
 
 def _candidates(record: SearchRecord, targets: Mapping[str, str]) -> tuple[Candidate, ...]:

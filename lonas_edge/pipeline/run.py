@@ -16,7 +16,6 @@ from typing import Any
 from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import write_card
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.heldout import MAX_LENGTH, read_held_out
 from lonas_edge.network.source import Source, open_source
@@ -33,17 +32,13 @@ from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_r
 from lonas_edge.pipeline.results import measured
 from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import PlannedStep, Steps
+from lonas_edge.pipeline.tasks import PipelineTask, options_of, task_of
 from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.progress import Progress, silent
-from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.picks import Pick
 
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
-_ENCODERS = {
-    CLASSIFICATION: "`lonas-edge space`, `train --data TASK.tsv`, `search`, `train --from … --teacher …` and `export`",
-    EMBEDDING: "`lonas-edge space --depth layer`, `search`, `train --from … --teacher …` and `export`",
-}
 Announce = Callable[[list[PlannedStep], Estimate], None]
 
 
@@ -80,14 +75,11 @@ def compress_model(
     """
     progress("Checking the inputs", None)
     source = open_source(reference.source, reference.model, reference.nncf_config)
-    task = source.architecture.family.task
-    if task is not CAUSAL_LM:
-        raise LonasEdgeError(
-            f"{source.folder}: a {task.name}. compress takes language models. Use its steps: {_ENCODERS[task]}."
-        )
-    picks = stages.picks_of(options)
-    stages.cost_of(picks)
-    run = _Run(reference, source, options, picks, progress, recorded or {})
+    task = task_of(source.architecture.family.task, source.folder)
+    task.check(options)
+    picks = stages.picks_of(options, task)
+    stages.cost_of(picks, task)
+    run = _Run(reference, source, task, options, picks, progress, recorded or {})
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             run.planned(Path(folder), announce)
@@ -101,6 +93,7 @@ class _Run:
 
     reference: Reference
     source: Source
+    task: PipelineTask
     options: CompressOptions
     picks: Mapping[str, Pick]
     progress: Progress
@@ -153,17 +146,17 @@ class _Run:
     def planned(self, folder: Path, announce: Announce) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, places = self.options, self._places(folder)
-        counts = split(options.data, options.eval_data, options.seed, folder / "data")
+        counts = split(self.task, options.data, options.eval_data, options.seed, folder / "data")
         self._compare_with_recipe()
         if places.adapter:
             stages.check_adapter(places)
         if not places.trims:  # a trimmed vocabulary changes the sizes
-            stages.check_sizes(self.source, self.picks, replace(CostSettings(), weight_format=options.weight_format))
+            stages.check_sizes(self.source, self.task, self.picks, self.task.settings(options))
         fitting = self._fitting(places)
         trim = (places.base, places.train, options.vocabulary, options.prompt)
         size = choose_size(*trim) if places.trims else None
         timed = self._probe(places)
-        plan = Plan(self.source, self.hashes, self.inputs, options, places, counts, fitting, timed, self.picks, size)
+        plan = Plan(self.source, self.task, self.hashes, self.inputs, options, places, counts, fitting, timed, self.picks, size)
         here = machine.describe("CPU")
         processor = f"{here['processor']}, {here['processors']} processors"
 
@@ -187,7 +180,8 @@ class _Run:
         base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
         adapter = reference.source if self.source.adapter else None
         own_space = bool(self.source.space.groups)
-        return Places(folder, base, adapter, reference.nncf_config, own_space, self.options.vocabulary != KEEP)
+        trims = self.options.vocabulary != KEEP
+        return Places(folder, base, adapter, reference.nncf_config, own_space, trims, self.task.adapts)
 
     def _fitting(self, places: Places) -> int:
         """Number of held-out examples that the search can use.
@@ -206,14 +200,15 @@ class _Run:
 
     def _probe(self, places: Places) -> Probe:
         """Time training steps, or read what an earlier run with the same data timed."""
-        file, options, qat = places.work / PROBE, self.options, trained_for(self.options.weight_format)
+        file, options, weight_format = places.work / PROBE, self.options, self.task.settings(self.options).weight_format
+        qat = trained_for(weight_format)
         inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(file) if file.exists() else None
         if earlier and earlier.inputs == inputs and options.precision in (earlier.requested, earlier.precision):
             return earlier
         if not earlier and not options.dry_run:
-            OutputDirectory(options.output).check_space(least_disk_bytes(self.source, options.weight_format, len(self.picks)))
-        timed = probe(places.base, places.train, options.prompt, qat, options.precision, self.progress)
+            OutputDirectory(options.output).check_space(least_disk_bytes(self.source, weight_format, len(self.picks)))
+        timed = probe(self.task, places.base, places.train, options.prompt, qat, options.precision, self.progress)
         return replace(timed, inputs=inputs, requested=options.precision)
 
     @property
@@ -277,7 +272,8 @@ class _Run:
 
     def _recipe(self, record: CompressRecord) -> dict[str, Any]:
         """All options as YAML has them."""
-        resolved = {name: record.options[name] for name in ("recovery_steps", "precision")}
+        names = ("recovery_steps", "precision", *options_of(self.task.settings(self.options)))
+        resolved = {name: record.options[name] for name in names}
         values = {**vars(self.reference), **vars(self.options), **resolved}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         return {**plain, "target": list(self.options.target), "dry_run": None, "overwrite": None}

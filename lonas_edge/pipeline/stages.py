@@ -15,14 +15,14 @@ from typing import Any
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.files import replace_text
-from lonas_edge.network.adapters import AdapterConfig
+from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
-from lonas_edge.pipeline.options import AUTO, AUTO_TARGET, CompressOptions
+from lonas_edge.pipeline.options import AUTO, CompressOptions
+from lonas_edge.pipeline.tasks import PipelineTask
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, cost_function
+from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, cost_function, default_cost
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick, parse_picks
@@ -47,6 +47,7 @@ from lonas_edge.training.inputs import (
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
 
+NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 _GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides all widths
 
 
@@ -57,10 +58,11 @@ class Places:
     Attributes:
         work: The working directory.
         base: The base model: a directory or hub id.
-        adapter: The adapter to compress; None if the steps train one.
+        adapter: The adapter to compress, if any.
         own_space: The search space that --nncf-config names.
         has_space: Whether the adapter has a search space; the steps write one for any other.
         trims: Whether the vocabulary is trimmed.
+        adapts: Whether the steps train an adapter where there is none; otherwise the base itself is compressed.
     """
 
     work: Path
@@ -69,11 +71,37 @@ class Places:
     own_space: Path | None = None
     has_space: bool = False
     trims: bool = False
+    adapts: bool = True
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there is an adapter, or will be."""
+        return self.adapts or self.adapter is not None
 
     @property
     def lora(self) -> str:
-        """The fine-tuned adapter."""
-        return self.adapter or str(self.work / "lora")
+        """The adapter that the steps train."""
+        return str(self.work / "lora")
+
+    @property
+    def unpruned(self) -> str:
+        """The finished model: an adapter or a base. It is the baseline, and the teacher."""
+        return (self.adapter or self.lora) if self.adapted else self.base
+
+    @property
+    def start(self) -> str:
+        """The model that is searched and recovered: that one, with the tokens that are kept."""
+        return self.unpruned if self.adapted else self.student
+
+    @property
+    def start_base(self) -> str | None:
+        """The base of `start`, where it is an adapter."""
+        return self.student if self.adapted else None
+
+    @property
+    def unpruned_base(self) -> str | None:
+        """The base of `unpruned`, where it is an adapter."""
+        return self.base if self.adapted else None
 
     @property
     def train(self) -> Path:
@@ -116,42 +144,47 @@ class Places:
         """The sub-network of a target."""
         return self.work / "search" / "subnetworks" / f"{pick.file}.json"
 
-    def open_lora(self) -> Source:
-        """Open the fine-tuned adapter with the search space, on the base of the compressed network."""
-        return open_source(self.lora, self.student, self.space)
+    def open_start(self) -> Source:
+        """Open the model that is searched, with the search space."""
+        return open_source(self.start, self.start_base, self.space)
+
+    def open_unpruned(self) -> Source:
+        """Open the finished model."""
+        return open_source(self.unpruned, self.unpruned_base, elastic=False)
 
 
 def fine_tune(places: Places, options: TrainOptions, progress: Progress) -> None:
     """Train a plain LoRA adapter, or continue its training."""
     inputs = open_inputs(places.base, places.train, None, elastic=False)
-    _trained(with_eval_data(inputs, places.held_out), places.work / "lora", options, progress)
+    _trained(with_eval_data(inputs, places.held_out), Path(places.lora), options, progress)
 
 
-def write_space(places: Places) -> None:
-    """Write the search space of a plain adapter: attention blocks that can be removed."""
-    content = _generated_space(open_source(places.lora, places.base, elastic=False))
+def write_space(places: Places, task: PipelineTask) -> None:
+    """Write the search space of a model without one: blocks that can be removed."""
+    content = _generated_space(places.open_unpruned(), task)
     replace_text(Path(str(places.space)), json.dumps(content, indent=2) + "\n")
 
 
-def _generated_space(source: Source) -> dict[str, Any]:
+def _generated_space(source: Source, task: PipelineTask) -> dict[str, Any]:
+    """As `space --adapter ADAPTER`, or for a base as `space --depth KIND --ratios 1 --ranks RANK`."""
     architecture = source.architecture
-    blocks = removable(architecture, BLOCK_KINDS[:1], str(source.base.folder))
-    return generate_space(architecture, (1.0,), blocks=blocks, adapter=source.ranks() or None)
+    blocks, ranks = removable(architecture, (task.block,), str(source.base.folder)), source.ranks()
+    return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
 
 
-def check_sizes(source: Source, picks: Mapping[str, Pick], settings: CostSettings) -> None:
+def check_sizes(source: Source, task: PipelineTask, picks: Mapping[str, Pick], settings: CostSettings) -> None:
     """Refuse bounds on sizes that not even the smallest network meets, before the first step.
 
     A base model gets the adapter that `fine_tune` will train: sizes count it. Latencies are measured later, by the search.
     """
-    if not source.adapter:
+    if not source.adapter and task.adapts:
         options = with_targets(TrainOptions(), source.architecture)
         config = AdapterConfig(Path("--target-modules"), lora_config(options, source.architecture))
         source = replace(source, adapter_config=config)
     if not source.space.groups:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             path = Path(folder) / "space.json"
-            replace_text(path, json.dumps(_generated_space(source)))
+            replace_text(path, json.dumps(_generated_space(source, task)))
             source = replace(source, elasticity=bind(source.architecture, read_search_space(path), str(path)))
     networks = named(find_dimensions(source))
     costs = {name: cost_function(name, source, settings) for name in COUNTED}
@@ -160,31 +193,34 @@ def check_sizes(source: Source, picks: Mapping[str, Pick], settings: CostSetting
 
 def find_networks(places: Places, options: SearchOptions, progress: Progress) -> None:
     """Search the networks of the targets, or continue a search with other targets."""
-    search(make_plan(places.open_lora(), options), progress)
+    search(make_plan(places.open_start(), options), progress)
 
 
 def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progress, earlier: Sequence[Pick] = ()) -> None:
     """Train the network of a target with the unpruned model as its teacher.
 
-    An unpruned one in INT8 needs no training, and the network of an `earlier` target is trained already.
+    An unpruned one in INT8 needs no training, and the network of an `earlier` target is trained already. Of a base that needs
+    none, the directory is empty.
     """
     output, network = places.recovered(pick), places.subnetwork(pick)
-    source = places.open_lora()
+    source = places.open_start()
     widths = select(source.elasticity, str(network)).canonical
     trained = [each for each in earlier if select(source.elasticity, str(places.subnetwork(each))).canonical == widths]
     unpruned = widths == source.elasticity.canonical(source.elasticity.maximal)
     if trained or (unpruned and not options.weight_format and places.student == places.base):
         with OutputDirectory(output).open() as folder:
-            shutil.copytree(places.recovered(trained[0]) if trained else source.folder, folder, dirs_exist_ok=True)
+            if trained or source.adapter:
+                shutil.copytree(places.recovered(trained[0]) if trained else source.folder, folder, dirs_exist_ok=True)
         return
-    inputs = open_recovery(places.lora, places.train, str(network), places.student, places.space)
-    inputs = with_teacher(with_eval_data(inputs, places.held_out), places.lora, places.base)
+    inputs = open_recovery(places.start, places.train, str(network), places.start_base, places.space)
+    inputs = with_teacher(with_eval_data(inputs, places.held_out), places.unpruned, places.unpruned_base)
     _trained(inputs, output, options, progress)
 
 
 def check_adapter(places: Places) -> None:
     """Refuse an adapter that `recover` would refuse; no weights are read."""
-    with_teacher(open_recovery(places.lora, places.train, None, places.base, places.own_space), places.lora, places.base)
+    inputs = open_recovery(places.unpruned, places.train, None, places.base, places.own_space)
+    with_teacher(inputs, places.unpruned, places.base)
 
 
 def _trained(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
@@ -209,27 +245,26 @@ def training_steps(progress: Progress) -> Callable[[int, int, Mapping[str, float
 
 def export_network(places: Places, pick: Pick, weight_format: str, progress: Progress) -> None:
     """Export and verify the network of a target."""
-    source = open_source(str(places.recovered(pick)), places.student)
+    recovered = places.recovered(pick)
+    source = open_source(str(recovered), places.student) if (recovered / CONFIG).exists() else open_source(places.start)
     export(source, source.select(None), places.model(pick), ExportOptions(weight_format=weight_format), progress)
 
 
-def export_baselines(places: Places, formats: Sequence[str], progress: Progress) -> None:
-    """Merge the unpruned adapter and store it with `optimum-cli`, once for each weight format."""
-    source = open_source(places.lora, places.base, elastic=False)
-    merged = places.baseline("merged")
+def export_baselines(places: Places, task: PipelineTask, formats: Sequence[str], progress: Progress) -> None:
+    """Store the unpruned model with `optimum-cli`, an adapter merged, once for each weight format."""
+    source, merged = places.open_unpruned(), places.baseline("merged")
     if not merged.exists():
         export(source, source.select("maximal"), merged, ExportOptions(stage="checkpoint", verify=False), progress)
     for weight_format in formats:
         if not places.baseline(weight_format).exists():
             progress(f"optimum-cli, {weight_format}", None)
-            _optimum(merged, places.baseline(weight_format), weight_format, source)
+            _optimum(merged, places.baseline(weight_format), weight_format, task, source.architecture)
     shutil.rmtree(merged)
 
 
-def optimum_export(merged: Path, output: Path, weight_format: str, architecture: Architecture) -> list[str]:
+def optimum_export(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> list[str]:
     """Arguments of `optimum-cli` that store a checkpoint; INT4 in the largest groups that divide all widths."""
-    command = ["export", "openvino", "--model", str(merged), "--task", "text-generation-with-past"]
-    command += ["--weight-format", weight_format]
+    command = ["export", "openvino", "--model", str(merged), *task.optimum, "--weight-format", weight_format]
     if weight_format == "int4":
         widths = {linear.in_features for linear in architecture.linears.values()}
         group = next((size for size in _GROUP_SIZES if not any(width % size for width in widths)), None)
@@ -237,9 +272,9 @@ def optimum_export(merged: Path, output: Path, weight_format: str, architecture:
     return [*command, str(output)]
 
 
-def _optimum(merged: Path, output: Path, weight_format: str, source: Source) -> None:
+def _optimum(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> None:
     with OutputDirectory(output).open() as folder:
-        command = optimum_export(merged, folder, weight_format, source.architecture)
+        command = optimum_export(merged, folder, weight_format, task, architecture)
         done = subprocess.run(
             [sys.executable, "-m", "optimum.commands.optimum_cli", *command],
             check=False,
@@ -252,10 +287,10 @@ def _optimum(merged: Path, output: Path, weight_format: str, source: Source) -> 
             raise LonasEdgeError(f"optimum-cli export of the unpruned model failed: {last}")
 
 
-def picks_of(options: CompressOptions) -> dict[str, Pick]:
-    """The picks by target; `auto` is a bound on the KL divergence."""
-    measures = ["kl", *(name for name, cost in COSTS.items() if name != "latency")]
-    expressions = [AUTO_TARGET if target == AUTO else target for target in options.target]
+def picks_of(options: CompressOptions, task: PipelineTask) -> dict[str, Pick]:
+    """The picks by target."""
+    measures = ["kl", *task.costs]
+    expressions = [task.auto if target == AUTO else target for target in options.target]
     picks = parse_picks(expressions, measures, "--target")
     by_file: dict[str, list[str]] = {}
     for target, pick in zip(options.target, picks, strict=True):
@@ -266,8 +301,8 @@ def picks_of(options: CompressOptions) -> dict[str, Pick]:
     return dict(zip(options.target, picks, strict=True))
 
 
-def cost_of(picks: Mapping[str, Pick]) -> str:
-    """The cost that the search minimizes: the latency that a target bounds, else the size, else TPOT.
+def cost_of(picks: Mapping[str, Pick], task: PipelineTask) -> str:
+    """The cost that the search minimizes: the latency that a target bounds, else the size, else the default.
 
     Raises:
         LonasEdgeError: If targets bound several latencies.
@@ -276,7 +311,7 @@ def cost_of(picks: Mapping[str, Pick]) -> str:
     timed = sorted({measure for measure in bounded if COSTS[measure].timed})
     if len(timed) > 1:
         raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
-    return next(iter([*timed, *bounded]), "tpot")
+    return next(iter([*timed, *bounded]), default_cost(task.task))
 
 
 def command_line(*parts: Any) -> str:

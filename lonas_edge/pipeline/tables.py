@@ -2,26 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lonas_edge.pipeline.options import KEEP
 from lonas_edge.pipeline.record import CompressRecord, Interval, Network
+from lonas_edge.pipeline.tasks import LAYER, PIPELINE_TASKS, Column, PipelineTask, Timed
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 MISSING = "–"
-HEADINGS = (
-    "network",
-    "held-out loss",
-    "loss Δ [95 %]",
-    "accuracy Δ, points [95 %]",
-    "TTFT, ms",
-    "TTFT ratio [95 %]",
-    "TPOT, ms",
-    "TPOT ratio [95 %]",
-    "size, MB",
-)
-
 _KINDS = {"mlp": "MLP"}
 _COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs", "end-to-end": "end-to-end time"}
 _LONGEST_NUMBER = 1e7  # larger ones are written with an exponent
@@ -29,39 +19,50 @@ _HOUR, _MINUTE = 3600, 60
 # what starts a block, emphasis, code, an image or a link, a cell, a tag, a character reference
 
 
+def task_of(record: CompressRecord) -> PipelineTask:
+    """The task of the compressed model."""
+    return PIPELINE_TASKS[record.task]
+
+
+def qualities_of(record: CompressRecord) -> list[Column]:
+    """The qualities that were measured."""
+    return [column for column in task_of(record).qualities if all(column.name in each.quality for each in record.networks)]
+
+
 def network_table(record: CompressRecord) -> Table:
     """Return the table of the measured networks; differences and ratios are from the first one."""
-    return list(HEADINGS), [_row(network) for network in record.networks]
+    qualities, latencies = qualities_of(record), task_of(record).latencies
+    headings = ["network"]
+    for column in qualities:
+        headings += [column.title] if column.listed else []
+        headings.append(f"{column.difference} [95 %]")
+    for timed in latencies:
+        headings += [f"{timed.title}, ms", f"{timed.title} ratio [95 %]"]
+    return [*headings, "size, MB"], [_row(network, qualities, latencies) for network in record.networks]
 
 
-def _row(network: Network) -> list[str]:
-    return [
-        network.name,
-        number(network.loss, 3),
-        difference(network.loss_difference, 3),
-        difference(network.accuracy_difference, 2),
-        number(network.ttft_ms.value, 1),
-        ratio(network.ttft_ratio),
-        number(network.tpot_ms.value, 2),
-        ratio(network.tpot_ratio),
-        megabytes(network.file_bytes),
-    ]
+def _row(network: Network, qualities: Sequence[Column], latencies: Sequence[Timed]) -> list[str]:
+    cells = [network.name]
+    for column in qualities:
+        figure = network.quality[column.name]
+        cells += [number(figure.value, column.digits[0])] if column.listed else []
+        cells.append(difference(figure.difference, column.digits[1]))
+    for timed in latencies:
+        times = network.latency[timed.name]
+        cells += [number(times.median.value, timed.digits), ratio(times.ratio)]
+    return [*cells, megabytes(network.file_bytes)]
 
 
 def explain(record: CompressRecord) -> str:
     """Explain the table."""
-    first = f" Δ and ratios: compared with {record.networks[0].name}, paired." if len(record.networks) > 1 else ""
+    first = [f"Δ and ratios: compared with {record.networks[0].name}, paired."] if len(record.networks) > 1 else []
     held_out = f"{record.examples['held_out']:,} held-out examples" if "held_out" in record.examples else "held-out examples"
+    explained = [column.explained.format(held_out=held_out) for column in qualities_of(record)]
+    lengths = task_of(record).lengths.format(record.prompt_len, record.new_tokens)
     more = record.tokens_per_text
-    texts = f" Ratios are for equal texts: the smaller vocabulary takes {more:.3f}x the tokens." if more != 1 else ""
-    return " ".join(
-        (
-            f"Loss: nats per learned token of {held_out}. Accuracy: learned tokens that are the most likely ones.{first} "
-            f"Latency: medians, {record.prompt_len} prompt tokens, {record.new_tokens} generated tokens.{texts} "
-            "In brackets: 95 % intervals.",
-            *record.warnings,
-        )
-    )
+    texts = [f"Ratios are for equal texts: the smaller vocabulary takes {more:.3f}x the tokens."] if more != 1 else []
+    latency = f"Latency: medians, {lengths}."
+    return " ".join((*explained, *first, latency, *texts, "In brackets: 95 % intervals.", *record.warnings))
 
 
 def summary(record: CompressRecord) -> list[str]:
@@ -81,22 +82,33 @@ def _result(record: CompressRecord, network: Network) -> str:
     """State what was removed, what the search predicted for the target, and what was measured."""
     first, size = record.networks[0], f"{megabytes(network.file_bytes)} MB"
     start = f"{network.name}: {_removed(record, network)}"
-    if network.tpot_ratio is None or network.loss_difference is None:
-        return f"{start}. TPOT {number(network.tpot_ms.value, 2)} ms, held-out loss {number(network.loss, 3)}, {size}."
+    timed = task_of(record).latencies[-1]
+    qualities = [column for column in qualities_of(record) if column.listed]
+    times = network.latency[timed.name]
+    if times.ratio is None or any(network.quality[column.name].difference is None for column in qualities):
+        values = (f"{column.title} {number(network.quality[column.name].value, column.digits[0])}" for column in qualities)
+        return f"{start}. {timed.title} {number(times.median.value, timed.digits)} ms, {', '.join(values)}, {size}."
     size += f" ({network.file_bytes / first.file_bytes:.2f}x)" if first.file_bytes else ""
+    changes = (
+        f"{column.title} {difference(network.quality[column.name].difference, column.digits[1])}{column.unit}"
+        for column in qualities
+    )
     return (
-        f"{start}{_searched(record, network)}. Compared with {first.name}: TPOT {ratio(network.tpot_ratio)}, held-out loss "
-        f"{difference(network.loss_difference, 3)}, {size}."
+        f"{start}{_searched(record, network)}. Compared with {first.name}: {timed.title} {ratio(times.ratio)}, "
+        f"{', '.join(changes)}, {size}."
     )
 
 
 def _removed(record: CompressRecord, network: Network) -> str:
     """What was removed, such as `9 of 30 attention blocks removed`."""
     parts = [part for layer in network.removed for part in layer]
+    gone = sum(all(part.kept == 0 for part in layer) for layer in network.removed)
+    whole = task_of(record).block == LAYER
     kinds = {kind: [part.kept for part in parts if part.kind == kind] for kind in dict.fromkeys(part.kind for part in parts)}
     named = [
         f"{kept.count(0)} of {len(kept)} {_KINDS.get(kind, kind)} blocks removed" for kind, kept in kinds.items() if 0 in kept
     ]
+    named = [f"{gone} of {len(network.removed)} layers removed"] * bool(gone) if whole else named
     narrowed = any(0 < part.kept < part.full for part in parts)
     trimmed = record.options.get("vocabulary", KEEP) != KEEP
     named += ["widths reduced"] if narrowed else []
@@ -105,19 +117,20 @@ def _removed(record: CompressRecord, network: Network) -> str:
 
 
 def _searched(record: CompressRecord, network: Network) -> str:
-    """What the search predicted for a target, and for TPOT and TTFT what was measured next to the stock file in the format."""
+    """What the search predicted for a target, and for latencies what was measured next to the stock file in the format."""
     found = next((each for each in record.candidates if network.target in each.picks), None)
     if found is None:
         return ""
     stock = next((each for each in record.networks if each.target is None and each.weight_format == _stock(network)), None)
     measured = ""
-    if stock and record.cost in ("tpot", "ttft"):
-        times = [(each.tpot_ms if record.cost == "tpot" else each.ttft_ms).value for each in (network, stock)]
+    if stock and record.cost in network.latency:
+        times = [each.latency[record.cost].median.value for each in (network, stock)]
         figure = times[0] / times[1] * record.tokens_per_text if times[1] else math.nan
         measured = f"; measured: {number(figure, 2)}x that of {stock.name}"
+    distance = task_of(record).distance.sentence.format(number(found.kl, 3))
     return (
         f". For {network.target}, the search predicted {number(found.cost, 2)}x the {cost_title(record.cost)} of the unpruned "
-        f"network in the same format, at a KL divergence of {number(found.kl, 3)} nats before the recovery{measured}"
+        f"network in the same format, at {distance} before the recovery{measured}"
     )
 
 
@@ -200,7 +213,8 @@ def show(value: Any) -> str:
 def conditions(record: CompressRecord) -> dict[str, dict[str, str]]:
     """Return the conditions by heading."""
     counts = {f"{part.replace('_', '-')} examples": f"{count:,}" for part, count in record.examples.items()}
-    lengths = {"prompt tokens of the latencies": record.prompt_len, "generated tokens": record.new_tokens}
+    generated = {"generated tokens": record.new_tokens} if record.new_tokens else {}
+    lengths = {f"{'prompt ' * bool(generated)}tokens of the latencies": record.prompt_len, **generated}
     parts: dict[str, dict[str, Any]] = {
         "Machine": {name.replace("_", " "): value for name, value in record.machine.items()},
         "Versions": dict(record.versions),

@@ -274,16 +274,13 @@ def test_stored_weights(tiny_bert: TinyBert) -> None:
 
 def test_commands_for_other_tasks(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
     """They refuse an embedding model by name."""
-    (tmp_path / "data.json").write_text('[{"text": "a"}]')
-    source, out = tiny_bert.embedder(), tmp_path / "out"
-    data, name = tmp_path / "data.json", "sentence embedding model"
+    source, out, name = tiny_bert.embedder(), tmp_path / "out", "sentence embedding model"
     for arguments, refused in (
         (
             ["export", *source.arguments(), "--stage", "gguf", "--output", out],
             "--stage gguf does not support model_type 'bert'",
         ),
         (["export", *source.arguments(), "--server", "ovms", "--output", out], f"a causal language model; bert is a {name}"),
-        (["compress", source.adapter, "--model", source.base, "--data", data, "--output", out], f"a {name}. compress takes"),
     ):
         ran = run_cli(*arguments)
         assert ran.code == 1 and refused in ran.err, ran.err

@@ -5,7 +5,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Network, Sample, Step
+from lonas_edge.families import CAUSAL_LM
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Latency, Network, Quality, Sample, Step
 from lonas_edge.space.picture import Layer, Part
 
 HOSTILE = (
@@ -21,7 +22,7 @@ def near(value: float, half: float) -> Interval:
 
 
 def network(name: str, **changes: Any) -> Network:
-    """A baseline of round numbers."""
+    """A baseline of round numbers; qualities and latencies by names such as `loss_difference` and `tpot_samples`."""
     values: dict[str, Any] = {
         "name": name,
         "folder": None,
@@ -40,7 +41,12 @@ def network(name: str, **changes: Any) -> Network:
         "tpot_samples": (19.5, 20.0, 20.5),
         "removed": (),
     }
-    return Network(**values | changes)
+    values |= changes
+    quality = {name: Quality(values.pop(name), values.pop(f"{name}_difference")) for name in ("loss", "accuracy")}
+    latency = {
+        name: Latency(*(values.pop(f"{name}_{part}") for part in ("ms", "ratio", "samples"))) for name in ("ttft", "tpot")
+    }
+    return Network(**values, quality=quality, latency=latency)
 
 
 def picture(count: int, seed: int = 1) -> tuple[Layer, ...]:
@@ -54,6 +60,7 @@ def picture(count: int, seed: int = 1) -> tuple[Layer, ...]:
 def small(*networks: Network, **changes: Any) -> CompressRecord:
     """A record without a search, training or samples."""
     values: dict[str, Any] = {
+        "task": CAUSAL_LM.name,
         "source": "smollm2-lora",
         "base": "SmolLM2-135M",
         "data": "train.jsonl",

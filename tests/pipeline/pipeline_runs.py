@@ -13,7 +13,7 @@ from tiny_models import TinySource
 
 from lonas_edge.pipeline import measure, run, stages
 from lonas_edge.pipeline.estimate import Probe
-from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline.record import CompressRecord, Interval, Latency
 
 PROBE = Probe("fp32", 0.1, 0.2, 12.0, 10**9)
 QUICK: dict[str, Any] = {
@@ -44,22 +44,23 @@ def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
     monkeypatch.setattr(stages, "_optimum", own_baseline)
 
 
-def equal_latencies(folders: Mapping[str, Path], *_given: Any) -> tuple[dict[str, measure.Latencies], Any]:
-    ratio = measure.Interval(1.0, 1.0, 1.0)
-    times = {name: measure.Latencies((2.0,), (1.0,), ratio, ratio) for name in folders}
+def equal_latencies(folders: Mapping[str, Path], _case: Any, timed: Any, _progress: Any) -> tuple[dict[str, Any], Any]:
+    one = Interval(1.0, 1.0, 1.0)
+    times = {name: {each.name: Latency(one, one, (1.0,)) for each in timed} for name in folders}
     return times, SimpleNamespace(conditions={"versions": {"lonas-edge": "0"}}, warnings=["Noisy."])
 
 
-def own_baseline(merged: Path, output: Path, weight_format: str, _source: Any) -> None:
+def own_baseline(merged: Path, output: Path, weight_format: str, *_given: Any) -> None:
     """Export a baseline; the files of equal weights are made once."""
     key = (merged / "model.safetensors").read_bytes(), weight_format
     if key not in _baselines:
         opened = stages.open_source(str(merged))
         stages.export(opened, opened.select("maximal"), output, stages.ExportOptions(weight_format=weight_format))
-        _baselines[key] = {path.name: path.read_bytes() for path in output.iterdir()}
+        files = (path for path in output.rglob("*") if path.is_file())
+        _baselines[key] = {str(path.relative_to(output)): path.read_bytes() for path in files}
         return
-    output.mkdir()
     for name, content in _baselines[key].items():
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_bytes(content)
 
 

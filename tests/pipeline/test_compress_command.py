@@ -36,17 +36,18 @@ from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import disk_bytes
 from lonas_edge.pipeline.measure import (
-    Latencies,
     Scores,
     accuracy_difference,
+    for_equal_texts,
     loss_difference,
     median,
     on_common_examples,
     score,
 )
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.pipeline.record import CompressRecord, Interval
+from lonas_edge.pipeline.record import CompressRecord, Interval, Latency
 from lonas_edge.pipeline.run import Reference, compress_model
+from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
@@ -181,7 +182,7 @@ def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path:
     assert scores.tokens.sum() == tokens
     assert scores.loss.sum() / tokens == pytest.approx(loss / tokens, abs=0.01)  # bf16 where the processor has it
     assert scores.correct.sum() == pytest.approx(correct, abs=1)
-    assert finished.record.networks[0].loss == pytest.approx(loss / tokens, abs=0.1)
+    assert finished.record.networks[0].quality["loss"].value == pytest.approx(loss / tokens, abs=0.1)
 
 
 def test_differences_by_hand() -> None:
@@ -215,10 +216,10 @@ def test_examples_that_one_tokenizer_cannot_take() -> None:
 
 
 def test_ratios_for_equal_texts() -> None:
-    times = Latencies((2.0,), (1.0,), Interval(0.5, 0.4, 0.6), None).for_equal_texts(1.1)
-    assert times.ttft_ratio == Interval(pytest.approx(0.55), pytest.approx(0.44), pytest.approx(0.66))
-    assert times.tpot_ratio is None
-    assert times.tpot == (1.0,)
+    one = Interval(1.0, 1.0, 1.0)
+    times = for_equal_texts(Latency(one, Interval(0.5, 0.4, 0.6), (1.0,)), 1.1)
+    assert times.ratio == Interval(pytest.approx(0.55), pytest.approx(0.44), pytest.approx(0.66))
+    assert for_equal_texts(Latency(one, None, (1.0,)), 1.1) == Latency(one, None, (1.0,))
 
 
 def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +300,7 @@ def test_a_precision_that_was_refused(finished: Finished, tmp_path: Path, quick:
 
 def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of a batch is timed, so a step takes four times as long; the faster precision is taken."""
-    split(data, None, 0, tmp_path / "data")
+    split(LANGUAGE_MODEL, data, None, 0, tmp_path / "data")
     seconds, clock = {"fp32": 0.5, "bf16": 2.0}, [0.0]
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(estimate, "faster_dtype", lambda: "bf16")
@@ -313,7 +314,7 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
         return SimpleNamespace(tokens=10 * options.steps * options.batch_size, steps=options.steps)
 
     monkeypatch.setattr(estimate, "train", train)
-    given = str(llama.base), tmp_path / "data" / "train.jsonl", "question", "int4_sym"
+    given = LANGUAGE_MODEL, str(llama.base), tmp_path / "data" / "train.jsonl", "question", "int4_sym"
     made = estimate.probe(*given, "auto", silent)
     assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 6.0, 10)
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]
@@ -448,8 +449,9 @@ def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, qu
     vocabulary = json.loads((out / "steps" / "base" / "vocabulary.json").read_text())
     assert len(vocabulary["kept"]) == 262
     assert json.loads((out / "model" / "config.json").read_text())["vocab_size"] == 262
-    assert record.networks[0].loss == pytest.approx(finished.record.networks[0].loss, rel=1e-3)
-    assert record.networks[2].loss_difference is not None
+    losses = [made.networks[0].quality["loss"].value for made in (record, finished.record)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert record.networks[2].quality["loss"].difference is not None
     with pytest.raises(LonasEdgeError, match=r"uses fine-tune, space; it used fine-tune, trim, space \(search\)"):
         compress(finished.source.base, **options)
     record = compress(finished.source.base, **options, overwrite=True)
@@ -489,7 +491,7 @@ def test_the_recipe_repeats_the_run(
     finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same weights, although the timed steps would now choose another precision; changed inputs are named."""
-    timed = lambda *given: replace(PROBE, precision="bf16" if given[4] == "auto" else given[4])  # noqa: E731
+    timed = lambda *given: replace(PROBE, precision="bf16" if given[5] == "auto" else given[5])  # noqa: E731
     monkeypatch.setattr("lonas_edge.pipeline.run.probe", timed)
     recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
     assert (recipe["recovery-steps"], recipe["precision"]) == (4, "fp32")

@@ -1,0 +1,294 @@
+"""What `compress` does by task of a model, one object each. No torch: reports import this module."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.search.cost import COSTS, CostSettings
+
+if TYPE_CHECKING:
+    from lonas_edge.pipeline.plan import Plan
+    from lonas_edge.pipeline.record import Quality, Sample
+    from lonas_edge.progress import Progress
+
+ATTENTION, LAYER = BLOCK_KINDS[0], BLOCK_KINDS[-1]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quality on held-out examples in tables and sentences.
+
+    Attributes:
+        name: Its name in records.
+        title: Its name for people.
+        difference: Heading of its differences.
+        digits: Decimals of values and of differences.
+        explained: What it is, with the number of examples as `{held_out}`.
+        axis: Title of its differences in plots.
+        unit: Unit of its differences in sentences.
+        listed: Whether its values are shown, or differences alone.
+    """
+
+    name: str
+    title: str
+    difference: str
+    digits: tuple[int, int]
+    explained: str
+    axis: str = ""
+    unit: str = ""
+    listed: bool = True
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A latency: its name in records, in tables and in full, its name in `bench.report.METRICS`, and its decimals."""
+
+    name: str
+    title: str
+    full: str
+    metric: str
+    digits: int
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The distance from the unpruned network that the search bounds: its short name, in plots, and in a sentence."""
+
+    short: str
+    axis: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class PipelineTask(ABC):
+    """How models of a task are compressed and reported.
+
+    Attributes:
+        task: The task.
+        adapts: Whether a base model is fine-tuned first; other models are finished, and are compressed as they are.
+        block: Kind of the blocks that the search removes.
+        auto: The target `auto`.
+        weight_format: Default weight format of the result.
+        prompt_len: Default tokens of the latencies.
+        new_tokens: Default generated tokens of the latencies; 0 where none are generated.
+        most: Held-out examples, at most.
+        batch: Examples of a training step.
+        micro_batch: Examples that are computed at once.
+        recovery_tokens: Tokens of the recovery.
+        prompts: Prompts of the search, at least and at most.
+        search_tokens: Tokens of these prompts.
+        optimum: Options of `optimum-cli export openvino`.
+        references: Further formats in which `optimum-cli` stores the unpruned model, to compare with.
+        qualities: Qualities in the order of tables; plots show the first one.
+        latencies: Latencies in the order of tables; plots and sentences have the last one.
+        distance: The distance that the search bounds.
+        loss: The loss of trainings, in plots.
+        same_losses: Whether the held-out loss of a recovery is the distance that it learns.
+        samples: Whether the report has sample answers.
+        lengths: The lengths of the latencies, in sentences.
+        usage: How to use a result in the directory `{}`.
+    """
+
+    task: Task
+    adapts: bool
+    block: str
+    auto: str
+    weight_format: str
+    prompt_len: int
+    new_tokens: int
+    most: int
+    batch: int
+    micro_batch: int
+    recovery_tokens: int
+    prompts: tuple[int, int]
+    search_tokens: int
+    optimum: tuple[str, ...]
+    references: tuple[str, ...]
+    qualities: tuple[Column, ...]
+    latencies: tuple[Timed, ...]
+    distance: Distance
+    loss: str
+    same_losses: bool
+    samples: bool
+    lengths: str
+    usage: str
+
+    @property
+    def costs(self) -> list[str]:
+        """Costs that a target can bound."""
+        return [name for name, cost in COSTS.items() if not cost.timed or cost.generates == self.task.generates]
+
+    def settings(self, options: CompressOptions) -> CostSettings:
+        """Weight format and lengths of the options, with this task's defaults."""
+        return CostSettings(
+            options.weight_format or self.weight_format,
+            prompt_len=options.prompt_len or self.prompt_len,
+            new_tokens=options.new_tokens or self.new_tokens,
+        )
+
+    def check(self, options: CompressOptions) -> None:
+        """Refuse options that mean nothing for this task."""
+        if not self.task.generates:
+            given = {"--prompt": options.prompt, "--new-tokens": options.new_tokens}
+            raise_all(
+                f"A {self.task.name} generates no text:",
+                [f"{name} {value}" for name, value in given.items() if value is not None],
+                "Omit these options.",
+            )
+
+    @abstractmethod
+    def examples(self, data: Path) -> dict[str, frozenset[str]]:
+        """Read the distinct examples of a data file: lines of JSON, each with what it may not share with held-out ones."""
+
+    @abstractmethod
+    def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
+        """Measure the qualities of exported networks by name, on the held-out examples; the first one is the baseline."""
+
+    def answers(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "list[Sample]":
+        """Sample answers of exported networks by name."""
+        return []
+
+
+class _LanguageModel(PipelineTask):
+    def examples(self, data: Path) -> dict[str, frozenset[str]]:
+        from lonas_edge.pipeline.data import learned_examples
+
+        return learned_examples(data)
+
+    def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
+        from lonas_edge.pipeline.measure import qualities
+
+        return qualities(plan, folders, progress)
+
+    def answers(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "list[Sample]":
+        from lonas_edge.pipeline.measure import sampled
+
+        return sampled(plan, folders, progress)
+
+
+class _EmbeddingModel(PipelineTask):
+    def examples(self, data: Path) -> dict[str, frozenset[str]]:
+        from lonas_edge.pipeline.data import sentence_examples
+
+        return sentence_examples(data)
+
+    def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
+        from lonas_edge.pipeline.embeddings import qualities
+
+        return qualities(plan, folders, progress)
+
+
+LANGUAGE_MODEL = _LanguageModel(
+    CAUSAL_LM,
+    adapts=True,
+    block=ATTENTION,
+    auto="kl<=0.15",  # docs/benchmarks/recovery.md has the loss after the recovery
+    weight_format="int4_sym",  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
+    prompt_len=256,
+    new_tokens=64,
+    most=400,
+    batch=16,
+    micro_batch=4,  # 16 take 9.2 instead of 4.3 GB in a recovery at 135M, and as long (docs/benchmarks/compress.md)
+    recovery_tokens=100_000,  # as in docs/benchmarks/recovery.md
+    prompts=(16, 64),
+    search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
+    optimum=("--task", CAUSAL_LM.conversion),
+    references=(),
+    qualities=(
+        Column(
+            "loss",
+            "held-out loss",
+            "loss Δ",
+            (3, 3),
+            "Loss: nats per learned token of {held_out}.",
+            axis="held-out loss Δ in nats",
+        ),
+        Column(
+            "accuracy",
+            "accuracy",
+            "accuracy Δ, points",
+            (2, 2),
+            "Accuracy: learned tokens that are the most likely ones.",
+            listed=False,
+        ),
+    ),
+    latencies=(
+        Timed("ttft", "TTFT", "TTFT (time to first token)", "ttft", 1),
+        Timed("tpot", "TPOT", "TPOT (time per output token)", "tpot", 2),
+    ),
+    distance=Distance("KL", "KL in nats", "a KL divergence of {} nats"),
+    loss="loss in nats per learned token",
+    same_losses=False,
+    samples=True,
+    lengths="{} prompt tokens, {} generated tokens",
+    usage="for OpenVINO; try it with `lonas-edge chat {}`",
+)
+EMBEDDING_MODEL = _EmbeddingModel(
+    EMBEDDING,
+    adapts=False,
+    block=LAYER,
+    auto="kl<=0.2",  # two of MiniLM's six layers, on sentences of two kinds: docs/benchmarks/embeddings.md
+    weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
+    prompt_len=128,
+    new_tokens=0,
+    most=1500,
+    batch=32,
+    micro_batch=32,
+    recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
+    prompts=(64, 256),
+    search_tokens=10_000,
+    optimum=("--task", EMBEDDING.conversion, "--library", "transformers"),
+    references=("fp32",),
+    qualities=(
+        Column(
+            "distance",
+            "cosine distance",
+            "distance Δ",
+            (4, 4),
+            "Cosine distance: from the unpruned model in fp32, over {held_out}.",
+            axis="cosine distance Δ",
+        ),
+        Column(
+            "spearman",
+            "Spearman",
+            "Spearman Δ, points",
+            (1, 1),
+            "Spearman: rank correlation of cosines and scores, percent.",
+            unit=" points",
+        ),
+    ),
+    latencies=(Timed("latency", "latency", "Latency of a text", "generate_duration", 2),),
+    distance=Distance("distance", "cosine distance", "a cosine distance of {}"),
+    loss="cosine distance",
+    same_losses=True,
+    samples=False,
+    lengths="texts of {} tokens, one at a time",
+    usage="for OpenVINO; its README.md says how to use it",
+)
+PIPELINE_TASKS = {each.task.name: each for each in (LANGUAGE_MODEL, EMBEDDING_MODEL)}
+
+_STEPS: Mapping[Task, str] = {
+    CLASSIFICATION: "`lonas-edge space`, `train --data TASK.tsv`, `search`, `train --from … --teacher …` and `export`",
+}
+
+
+def task_of(task: Task, folder: Path) -> PipelineTask:
+    """The object of a task; the model in `folder` is refused where there is none."""
+    if task.name not in PIPELINE_TASKS:
+        known = " and ".join(f"{name}s" for name in PIPELINE_TASKS)
+        raise LonasEdgeError(f"{folder}: a {task.name}. compress takes {known}. Use its steps: {_STEPS[task]}.")
+    return PIPELINE_TASKS[task.name]
+
+
+def options_of(settings: CostSettings) -> dict[str, Any]:
+    """The options that `settings` resolves."""
+    return {
+        "weight_format": settings.weight_format,
+        "prompt_len": settings.prompt_len,
+        "new_tokens": settings.new_tokens or None,
+    }

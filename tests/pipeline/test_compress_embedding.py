@@ -1,0 +1,294 @@
+"""`compress` on a tiny embedding model: its steps, figures by an oracle, and what differs from a language model's."""
+
+import json
+import random
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from compress_records import near, small
+from pipeline_runs import make_quick
+from safetensors.torch import load_file
+from scipy.stats import rankdata
+from tiny_bert import TinyBert, oracle_embeddings, oracle_hidden
+from tiny_models import TinySource
+from transformers import AutoTokenizer
+
+from lonas_edge.data.sentences import read_sentences
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.families import EMBEDDING
+from lonas_edge.network.source import open_source
+from lonas_edge.pipeline import embeddings, run, stages
+from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
+from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, distance, embedded
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Latency, Network, Quality
+from lonas_edge.pipeline.report import to_markdown
+from lonas_edge.pipeline.tables import conditions, network_table, summary
+from lonas_edge.pipeline.tasks import EMBEDDING_MODEL
+from lonas_edge.progress import silent
+from lonas_edge.space.picture import Part
+
+QUICK: dict[str, Any] = {"target": "weights<=0.8x", "recovery_steps": 2, "prompt_len": 8}
+WORDS = ("the", "good", "bad", "film", "not", "is", "same", "a", "b", "c", "d", "e", "f")
+
+
+def write_pairs(path: Path, count: int = 96) -> Path:
+    """Scored pairs of random words, of several lengths; no text is repeated."""
+    draw = random.Random(0)
+    rows = [
+        {
+            "sentence1": " ".join(draw.choices(WORDS, k=draw.randint(3, 12))) + f" {index}",
+            "sentence2": " ".join(draw.choices(WORDS, k=4)) + f" {index} b",
+            "score": draw.random(),
+        }
+        for index in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompressRecord]:
+    """The output of a run on scored pairs, and its record. Not to be changed."""
+    folder = tmp_path_factory.mktemp("embedding")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_quick(monkeypatch)
+        record = compress(tiny_bert.body(), data=write_pairs(folder / "data.jsonl"), output=folder / "out", **QUICK)
+    return folder / "out", record
+
+
+def test_the_output(made: tuple[Path, CompressRecord]) -> None:
+    """A layer is removed without a fine-tuning, the result is INT8, and all of it is in report and recipe."""
+    out, record = made
+    names = ["space", "search", "recover weights<=0.8x", "export weights<=0.8x", "baselines", "measure"]
+    assert [step.name for step in record.steps] == names
+    first, _, ours = record.networks
+    exported = open_exported(out / "model")
+    assert exported.task is EMBEDDING and exported.pooling and exported.pooling.mode == "mean"
+    assert (exported.config["num_hidden_layers"], ours.weight_format) == (2, "int8_sym")
+    assert [all(part.kept == 0 for part in layer) for layer in ours.removed] == [False, True, False]
+    assert first.quality["distance"].value < 0.01 < ours.quality["distance"].value
+    assert set(ours.quality) == {"distance", "spearman"} and set(ours.latency) == {"latency"}
+    assert record.samples == () and record.curves[0].held_out and not record.curves[0].distilled
+    trained = json.loads((out / "steps/recovered/weights-0.8x/training.json").read_text())
+    assert trained["teacher"] and trained["options"]["batch_size"] == 32
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert recipe["weight-format"] == "int8_sym" and recipe["prompt-len"] == 8 and "new-tokens" not in recipe
+    report = (out / "report.html").read_text()
+    assert "cosine distance" in report and "Sample answers" not in report and "KL" not in report
+    assert "1 of 3 layers removed" in (out / "report.md").read_text()
+
+
+def test_the_same_command_again_changes_nothing(made: tuple[Path, CompressRecord], tiny_bert: TinyBert) -> None:
+    out, record = made
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")}
+    again = compress(tiny_bert.body(), data=out.parent / "data.jsonl", output=out, **QUICK)
+    assert again == record
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")} == before
+
+
+def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Of the fp32 IR, in the order of the records; the distance of two by hand."""
+    base, source = tiny_bert.body(), open_source(str(tiny_bert.body()))
+    options = stages.ExportOptions(weight_format="fp32")
+    stages.export(source, source.select("maximal"), tmp_path / "fp32", options)
+    sentences, tokenizer = read_sentences(write_pairs(tmp_path / "data.jsonl", 20)), AutoTokenizer.from_pretrained(base)
+    assert source.pooling
+    found = embedded(tmp_path / "fp32", sentences, source.pooling, EXACT, silent)
+    plain = TinySource("bert", base, None, None)
+    for texts, rows in zip(sentences.rows, found, strict=True):
+        for text, row in zip(texts, rows, strict=True):
+            inputs = tokenizer(text, return_tensors="pt")
+            expected = oracle_embeddings(oracle_hidden(plain, [], inputs), inputs["attention_mask"])[0]
+            assert np.abs(row - expected.numpy()).max() < 1e-5
+    turned = np.array([[[1.0, 0], [0.6, 0.8]]]), np.array([[[0.0, 1], [0.6, 0.8]]])  # distances 1 and 0
+    assert distance(*turned).tolist() == [0.5]
+
+
+def test_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8."""
+    monkeypatch.setattr(embeddings, "_RESAMPLES", 100)
+    assert correlation(np.array([1.0, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.9])) == pytest.approx(80)
+    draw = np.random.default_rng(0)
+    scores = draw.random(200)
+    close, far = scores + draw.normal(0, 0.1, 200), scores + draw.normal(0, 1, 200)
+    gain = correlation_difference(far, close, scores)
+    ranks = [np.corrcoef(rankdata(each), rankdata(scores))[0, 1] for each in (close, far)]
+    assert gain.value == pytest.approx(100 * (ranks[0] - ranks[1])) and 0 < gain.low < gain.value < gain.high
+
+
+def test_no_text_is_on_both_sides(tmp_path: Path) -> None:
+    """Also in other records; the parts are of the same kind as the data, and of other data."""
+    rows = [{"query": f"q {index // 2}", "passage": f"p {index}"} for index in range(200)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = split(EMBEDDING_MODEL, tmp_path / "data.jsonl", None, 0, tmp_path / "parts")
+    train, held_out = (read_sentences(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT))
+    assert (len(train.rows), len(held_out.rows)) == tuple(counts.values()) and counts["held_out"] == 20
+    assert not {text for row in train.rows for text in row} & {text for row in held_out.rows for text in row}
+    assert counts["train"] < 180 and {train.kind, held_out.kind} == {"pair"}
+    (tmp_path / "texts.json").write_text(json.dumps([{"text": f"p {index}"} for index in range(300)]))
+    split(EMBEDDING_MODEL, tmp_path / "texts.json", tmp_path / "data.jsonl", 0, tmp_path / "parts")
+    left = read_sentences(tmp_path / "parts" / TRAIN)
+    assert (left.kind, len(left.rows)) == ("text", 100)
+
+
+def test_records_survive_the_split(tmp_path: Path) -> None:
+    """Scores, prompts and third texts."""
+    for rows in (
+        [{"text": f"a {index}", "prompt": "query" if index % 2 else None} for index in range(40)],
+        [{"anchor": f"a {index}", "positive": f"b {index}", "negative": f"c {index}"} for index in range(40)],
+        [{"sentence1": f"a {index}", "sentence2": f"b {index}", "score": index / 40} for index in range(40)],
+    ):
+        (tmp_path / "data.json").write_text(json.dumps(rows))
+        split(EMBEDDING_MODEL, tmp_path / "data.json", None, 0, tmp_path / "parts")
+        parts, whole = (
+            [read_sentences(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT)],
+            read_sentences(tmp_path / "data.json"),
+        )
+        assert {part.kind for part in parts} == {whole.kind}
+        for field in ("rows", "scores", "prompts"):
+            expected = getattr(whole, field) or []
+            assert sorted(map(str, [value for part in parts for value in getattr(part, field) or []])) == sorted(
+                map(str, expected)
+            )
+
+
+@pytest.fixture
+def embedding_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Path) -> Callable[..., str]:
+    data, base = write_pairs(tmp_path / "pairs.jsonl"), tiny_bert.body()
+    return lambda **options: refused(base, data=data, **options)
+
+
+def test_options_of_language_models_are_refused(embedding_refused: Callable[..., str]) -> None:
+    message = embedding_refused(prompt="alpaca", new_tokens=4)
+    assert (
+        "sentence embedding model generates no text" in message and "--prompt alpaca" in message and "--new-tokens 4" in message
+    )
+    message = embedding_refused(target="tpot<=0.7x")
+    assert "tpot is not measured here; expected one of kl, latency, macs, weights, bytes" in message
+    assert "the smallest network has weights 0.667x" in embedding_refused(target="weights<=0.1x")
+
+
+def network(name: str, distance: Quality, **changes: Any) -> Network:
+    values = {"folder": None, "weight_format": "int8", "file_bytes": 23_200_000, "parameters": 22_000_000, "removed": ()}
+    latency = {"latency": Latency(near(9.0, 0.1), None, (8.9, 9.0, 9.1))}
+    return Network(**{"name": name, "quality": {"distance": distance}, "latency": latency, **values, **changes})
+
+
+def test_a_report_without_scores() -> None:
+    """Values by hand; no column, no sentence and no condition of language models."""
+    removed = tuple((Part("attention", kept, 12), Part("mlp", 128 * kept, 1536)) for kept in (12, 0, 12, 0, 12, 12))
+    changes = {"folder": "model", "removed": removed, "target": "latency<=0.7x", "weight_format": "int8_sym"}
+    changes |= {"latency": {"latency": Latency(near(6.0, 0.1), near(0.67, 0.01), (6.0,))}, "file_bytes": 19_400_000}
+    ours = network("compressed INT8", Quality(0.03, Interval(0.029, 0.028, 0.03)), **changes)
+    found = (Candidate(0.68, 0.1251, True, ("latency<=0.7x",)),)
+    record = small(
+        network("unpruned INT8 (optimum-cli)", Quality(0.001, None)), ours, task=EMBEDDING.name, cost="latency",
+        candidates=found, curves=(Curve("recover", ((1, 0.1),), ((0, 0.12), (1, 0.03))),), prompt_len=128, new_tokens=0,
+    )  # fmt: skip
+    headings, rows = network_table(record)
+    assert headings == [
+        "network", "cosine distance", "distance Δ [95 %]", "latency, ms", "latency ratio [95 %]", "size, MB",
+    ]  # fmt: skip
+    assert rows[1] == ["compressed INT8", "0.0300", "+0.0290 [+0.0280, +0.0300]", "6.00", "0.67x [0.66, 0.68]", "19.4"]
+    assert summary(record)[-1] == (
+        "compressed INT8: 2 of 6 layers removed. For latency<=0.7x, the search predicted 0.68x the latency of the unpruned "
+        "network in the same format, at a cosine distance of 0.125 before the recovery; measured: 0.67x that of unpruned INT8 "
+        "(optimum-cli). Compared with unpruned INT8 (optimum-cli): latency 0.67x [0.66, 0.68], cosine distance +0.0290 "
+        "[+0.0280, +0.0300], 19.4 MB (0.84x)."
+    )
+    text = to_markdown(record)
+    assert "texts of 128 tokens, one at a time" in text and "tokens of the latencies 128" in text
+    assert not any(word in text for word in ("TPOT", "Spearman", "generated", "prompt tokens", "Accuracy"))
+    assert conditions(record)["Data"]["tokens of the latencies"] == "128"
+
+
+@pytest.mark.slow
+def test_an_unpruned_network_needs_no_recovery(
+    tiny_bert: TinyBert, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "train", None)
+    options = {**QUICK, "target": ["bytes<=1x"]}
+    record = compress(tiny_bert.body(), data=write_pairs(tmp_path / "data.jsonl"), output=tmp_path / "out", **options)
+    assert "nothing was removed" in summary(record)[-1]
+    assert open_exported(tmp_path / "out" / "model").config["num_hidden_layers"] == 3
+
+
+@pytest.mark.slow
+def test_an_adapter_in_int4_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
+    """An adapter is compressed as it is: PEFT's, on queries and values."""
+    source = tiny_bert.embedder()
+    options = {**QUICK, "weight_format": "int4_sym", "vocabulary": 120}
+    data = write_pairs(tmp_path / "data.jsonl")
+    record = compress(source.adapter, model=source.base, data=data, output=tmp_path / "out", **options)
+    assert [step.name.split()[0] for step in record.steps] == [
+        "trim", "space", "search", "recover", "export", "baselines", "measure",
+    ]  # fmt: skip
+    assert record.networks[-1].weight_format == "int4_sym" and record.networks[-1].name == "compressed INT4"
+    assert json.loads((tmp_path / "out/model/config.json").read_text())["vocab_size"] == 120
+
+
+@pytest.mark.slow
+def test_a_base_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
+    """The smaller base is searched and recovered; its teacher has all tokens."""
+    options = {**QUICK, "vocabulary": 120}
+    compress(tiny_bert.body(), data=write_pairs(tmp_path / "data.jsonl"), output=tmp_path / "out", **options)
+    config = json.loads((tmp_path / "out/model/config.json").read_text())
+    assert (config["vocab_size"], config["num_hidden_layers"]) == (120, 2)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_record_give_the_same_network(
+    made: tuple[Path, CompressRecord], run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Space, search and recovery, by the printed commands with other outputs."""
+    outputs = {}
+    for step in made[1].steps[:3]:
+        words = shlex.split(step.command)[1:]
+        place = words.index("--output") + 1
+        outputs[step.name.split()[0]] = Path(words[place]), tmp_path / Path(words[place]).name
+        words[place] = str(outputs[step.name.split()[0]][1])
+        ran = run_cli(*words)
+        assert ran.code == 0, ran.err
+    first, second = (json.loads(path.read_text()) for path in outputs["space"])
+    assert first == second
+    first, second = (
+        json.loads((folder / "subnetworks" / "weights-0.8x.json").read_text())["widths"] for folder in outputs["search"]
+    )
+    assert first == second
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in outputs["recover"]]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+def test_steps_are_timed_with_a_teacher(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Texts have no labels; the precision is the requested one."""
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": f"a {index} film"}) + "\n" for index in range(100)))
+    base, data = str(tiny_bert.body()), tmp_path / "data.jsonl"
+    timed = run.probe(EMBEDDING_MODEL, base, data, None, None, "fp32", silent)
+    assert timed.precision == "fp32" and timed.recovery_step > 0 and timed.tokens == pytest.approx(6, abs=2)
+
+
+@pytest.mark.slow
+def test_texts_longer_than_the_context_are_cut(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    rows = [{"text": "good " * 100 + str(index)} for index in range(3)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_source(str(tiny_bert.body()))
+    stages.export(source, source.select("maximal"), tmp_path / "ir", stages.ExportOptions(weight_format="fp32"))
+    assert source.pooling
+    found = embedded(tmp_path / "ir", read_sentences(tmp_path / "data.jsonl"), source.pooling, EXACT, silent)
+    assert found.shape == (3, 1, 64) and np.isfinite(found).all()
+
+
+def test_a_record_is_no_sentence(tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": []}) + "\n")
+    with pytest.raises(LonasEdgeError, match="not sentences"):
+        split(EMBEDDING_MODEL, tmp_path / "chat.jsonl", None, 0, tmp_path / "parts")

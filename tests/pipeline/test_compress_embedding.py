@@ -225,23 +225,23 @@ def test_an_unpruned_network_needs_no_recovery(
 def test_an_adapter_in_int4_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
     """An adapter is compressed as it is: PEFT's, on queries and values."""
     source = tiny_bert.embedder()
-    options = {**QUICK, "weight_format": "int4_sym", "vocabulary": 120}
+    options = {**QUICK, "weight_format": "int4_sym", "vocabulary": 142}
     data = write_pairs(tmp_path / "data.jsonl")
     record = compress(source.adapter, model=source.base, data=data, output=tmp_path / "out", **options)
     assert [step.name.split()[0] for step in record.steps] == [
         "trim", "space", "search", "recover", "export", "baselines", "measure",
     ]  # fmt: skip
     assert record.networks[-1].weight_format == "int4_sym" and record.networks[-1].name == "compressed INT4"
-    assert json.loads((tmp_path / "out/model/config.json").read_text())["vocab_size"] == 120
+    assert json.loads((tmp_path / "out/model/config.json").read_text())["vocab_size"] == 142
 
 
 @pytest.mark.slow
 def test_a_base_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
     """The smaller base is searched and recovered; its teacher has all tokens."""
-    options = {**QUICK, "vocabulary": 120}
+    options = {**QUICK, "vocabulary": 142}
     compress(tiny_bert.body(), data=write_pairs(tmp_path / "data.jsonl"), output=tmp_path / "out", **options)
     config = json.loads((tmp_path / "out/model/config.json").read_text())
-    assert (config["vocab_size"], config["num_hidden_layers"]) == (120, 2)
+    assert (config["vocab_size"], config["num_hidden_layers"]) == (142, 2)
 
 
 @pytest.mark.slow

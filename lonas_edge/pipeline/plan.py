@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256 as digest
 from typing import Any
@@ -306,7 +306,8 @@ def source_hashes(source: Source) -> dict[str, str]:
         "adapter": sha256(adapter_file(source.adapter.folder)),
         "adapter_config": sha256(source.adapter.folder / CONFIG),
     }
-    return {"base": base, **(adapter or {})}
+    pooling = source.pooling and {"pooling": digest(json.dumps(asdict(source.pooling), sort_keys=True).encode()).hexdigest()}
+    return {"base": base, **(adapter or {}), **(pooling or {})}
 
 
 def _settings(options: TrainOptions, steps: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lonas_edge.pipeline import embeddings, run, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
 from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, distance, embedded
+from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Latency, Network, Quality
 from lonas_edge.pipeline.report import to_markdown
 from lonas_edge.pipeline.tables import conditions, network_table, summary
@@ -92,6 +93,11 @@ def test_the_same_command_again_changes_nothing(made: tuple[Path, CompressRecord
     again = compress(tiny_bert.body(), data=out.parent / "data.jsonl", output=out, **QUICK)
     assert again == record
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")} == before
+
+
+def test_another_pooling_is_another_source(tiny_bert: TinyBert) -> None:
+    mean, cls = (source_hashes(open_source(str(tiny_bert.body(mode)))) for mode in ("mean", "cls"))
+    assert mean["base"] == cls["base"] and mean["pooling"] != cls["pooling"]
 
 
 def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:

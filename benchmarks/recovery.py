@@ -132,7 +132,8 @@ def measured(arguments: argparse.Namespace, studies: dict[int, Study]) -> dict[s
     irs = {seed: study.networks() for seed, study in studies.items()}
     seeds = [evaluated(irs[seed], study.work / "eval", arguments.datasets, arguments.limit) for seed, study in studies.items()]
     folder = first.work / "bench"
-    times = {length: timed(irs[first.seed], folder / str(length), arguments.rounds, length) for length in arguments.prompt_len}
+    lengths = arguments.prompt_len if arguments.rounds else []
+    times = {length: timed(irs[first.seed], folder / str(length), arguments.rounds, length) for length in lengths}
     means = {name: over_seeds([accuracy[name] for accuracy in seeds]) for name in seeds[0]}
     rows: dict[str, dict[str, Any]] = {}
     for name, mean in means.items():
@@ -248,7 +249,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="questions of each test set; default: all")
     parser.add_argument("--prompt-len", type=numbers, default=[256], help="prompt tokens of the latencies")
-    parser.add_argument("--rounds", type=int, default=18)
+    parser.add_argument("--rounds", type=int, default=18, help="of the latencies; 0 for accuracies alone")
     parser.add_argument("--only", choices=["lora", "networks"], help="stop after these trainings")
     parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot accuracy over TPOT and stop")
     parser.add_argument("--plot-losses", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot held-out losses and stop")

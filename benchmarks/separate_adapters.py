@@ -49,9 +49,9 @@ def pipelines(kind: str, folder: Path) -> list[Any]:
 def peak(kind: str, folder: Path) -> int:
     """Peak RSS in bytes of a new process that answers with each adapter."""
     code = (
-        "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import separate_adapters as s;"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import separate_adapters as s;"
         "[ask() for ask in s.pipelines(sys.argv[2], Path(sys.argv[3]))];"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "from lonas_edge.processes import peak_memory; print(peak_memory())"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), kind, str(folder)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])

@@ -45,15 +45,15 @@ class SpaceOptions(Checked):
         help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp.",
         unset="none; with --adapter attention, of encoders none",
     )
-    heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. BERT always has them.")
+    heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway.")
     ranks: tuple[int, ...] | None = option(
         None,
         panel="Advanced",
         help="LoRA ranks.",
-        unset="the family's published ones (32,28; BERT: 8,4,2), or the same fractions of the adapter's rank",
+        unset="the family's published ones (32,28; encoders: 8,4,2), or the same fractions of the adapter's rank",
     )
     seq_len: int | None = option(
-        None, panel="Advanced", minimum=1, help="Sequence length of the MACs, in tokens.", unset="256; BERT: 128"
+        None, panel="Advanced", minimum=1, help="Sequence length of the MACs, in tokens.", unset="256; encoders: 128"
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 

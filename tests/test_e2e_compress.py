@@ -56,7 +56,7 @@ def test_the_model_is_smaller(compressed: Path) -> None:
     baseline, stock_int4, ours = record["networks"]
     assert ours["parameters"] < baseline["parameters"]
     assert max(ours["file_bytes"], stock_int4["file_bytes"]) < 0.75 * baseline["file_bytes"]
-    assert all(0 < network["loss"] < 6 for network in record["networks"])
+    assert all(0 < network["quality"]["loss"]["value"] < 6 for network in record["networks"])
     assert {step["name"].split()[0] for step in record["steps"]} == {
         "fine-tune", "space", "search", "recover", "export", "baselines", "measure",
     }  # fmt: skip

@@ -30,7 +30,7 @@ class CompressOptions(Checked):
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help="Bound, 'tpot<=0.7x' (of the unpruned model) or 'latency<=9' (ms), one network each. auto: kl<=0.15; embedders 0.2.",
+        help="Bound: 'tpot<=0.7x' (of the unpruned model), 'ttft<=99' (ms). auto: kl<=0.15, of embedding models kl<=0.2.",
     )
     weight_format: str | None = option(
         None,

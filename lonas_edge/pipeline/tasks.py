@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lonas_edge.pipeline.record import Quality, Sample
     from lonas_edge.progress import Progress
 
-ATTENTION, LAYER = BLOCK_KINDS[0], BLOCK_KINDS[-1]
+ATTENTION, _MLP, LAYER, *_ = BLOCK_KINDS
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from lonas_edge.families import HeadRule, WidthRule
 from lonas_edge.space.architecture import Architecture
@@ -70,7 +71,7 @@ def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> l
     uniform = len(set(picture)) == 1
     names = [f"0-{len(picture) - 1}"] if uniform and len(picture) > 1 else [str(index) for index in range(len(picture))]
     number = max(len(str(part.full)) for layer in picture for part in layer)
-    columns = (dict.fromkeys(_UNITS.get(part.kind, part.kind) for part in column) for column in zip(*picture, strict=True))
+    columns = (dict.fromkeys(_UNITS.get(part.kind, part.kind) for part in column if part) for column in zip_longest(*picture))
     heading = "  ".join(" or ".join(names).ljust(BAR + 1 + number) for names in columns)
     first = max(5, *map(len, names))
     text_lines = [f"{'layer':>{first}}  {heading}".rstrip()]

@@ -60,7 +60,7 @@ def made(tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The output of a run on scored pairs, and its record. Not to be changed."""
     folder = tmp_path_factory.mktemp("embedding")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make_quick(monkeypatch)
+        make_quick(monkeypatch, whole=True)
         record = compress(tiny_bert.body(), data=write_pairs(folder / "data.jsonl"), output=folder / "out", **QUICK)
     return folder / "out", record
 

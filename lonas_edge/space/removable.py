@@ -21,7 +21,12 @@ def blocks_of(architecture: Architecture, kinds: Sequence[str], where: str) -> d
 
 
 def removable(architecture: Architecture, kinds: Sequence[str], where: str) -> list[str]:
-    """Module paths of the blocks that may be removed: of all layers but the first and the last, which need theirs most."""
+    """Module paths of the blocks that may be removed: of all layers but the first and the last, which need theirs most.
+
+    At least one attention block, or one whole layer, is not offered: hybrids may have attention in inner layers only.
+    """
     last = architecture.family.layer(int(architecture.config.num_hidden_layers) - 1)
     outer = (architecture.family.layer(0) + ".", last + ".")
-    return [path for path in blocks_of(architecture, kinds, where) if not f"{path}.".startswith(outer)]
+    inner = [path for path in blocks_of(architecture, kinds, where) if not f"{path}.".startswith(outer)]
+    needed = [path for path, block in architecture.blocks.items() if block.needed]
+    return [path for path in inner if path != needed[-1]] if needed and set(needed) <= set(inner) else inner

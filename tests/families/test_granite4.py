@@ -23,6 +23,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.removable import removable
 
 HYBRID = "granite4-mamba"  # Mamba, then two layers of attention
 
@@ -63,6 +64,15 @@ def test_blocks_that_cannot_be_removed(blocks: list[str], message: str, tiny_mod
     source = with_blocks(tiny_models.source(HYBRID), tmp_path, [[block] for block in blocks])
     with pytest.raises(LonasEdgeError, match=message):
         source.opened()
+
+
+def test_a_space_keeps_one_attention() -> None:
+    """Attention in inner layers only, as in the released hybrids: all but the last may be removed."""
+    layers = ["mamba", "attention", "mamba", "attention", "mamba"]
+    case = {**CASES["granite4-mamba"], "num_hidden_layers": len(layers), "layer_types": layers}
+    architecture = Architecture.from_config(AutoConfig.for_model(**case), "m")
+    assert removable(architecture, ("attention",), "m") == ["model.layers.1.self_attn"]
+    assert "model.layers.2.mamba" in removable(architecture, ("attention", "mamba"), "m")
 
 
 def test_heads_of_a_hybrid(tiny_models: TinyModels, ids: torch.Tensor, materialize: Callable[..., Path]) -> None:

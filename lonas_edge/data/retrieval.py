@@ -4,10 +4,11 @@ Reranking data are one file, as sentence-transformers and MTEB have it: `{"query
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
+from typing import Any
 
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
@@ -71,28 +72,20 @@ class Candidates:
 
 
 def read_candidates(path: Path) -> list[Candidates]:
-    """Read reranking data, and check every line; queries without passages of both kinds have one order only and are left out.
+    """Read and check reranking data.
 
-    A passage counts once.
+    A passage counts once. Queries without both positive and negative passages are dropped: they have one order only.
     """
     faults: list[str] = []
     read = []
-    for place, line in _lines(path, faults):
-        try:
-            record = decode_json(line, place)
-        except LonasEdgeError as error:
-            faults.append(str(error))
-            continue
-        found = field_faults(_CandidateFields, record)
-        if not found:
-            both = set(record["positive"]) & set(record["negative"])
-            found += [f"{shortened(text)}: is positive and negative" for text in sorted(both)]
-            texts = [("query", record["query"]), *((name, text) for name in ("positive", "negative") for text in record[name])]
-            found += [f"{name}: has an empty text" for name, text in texts if not text.strip()]
+    for place, record in _records(path, faults, _CandidateFields):
+        both = set(record["positive"]) & set(record["negative"])
+        found = [f"{shortened(text)}: is positive and negative" for text in sorted(both)]
+        texts = [("query", record["query"]), *((name, text) for name in ("positive", "negative") for text in record[name])]
+        found += [f"{name}: has an empty text" for name, text in texts if not text.strip()]
         faults += [f"{place}: {fault}" for fault in found]
-        if not found:
-            positive, negative = (tuple(dict.fromkeys(record[name])) for name in ("positive", "negative"))
-            read.append(Candidates(record["query"], positive, negative))
+        positive, negative = (tuple(dict.fromkeys(record[name])) for name in ("positive", "negative"))
+        read.append(Candidates(record["query"], positive, negative))
     raise_all(f"{path}: not reranking data:", faults, 'Expected {"query": "…", "positive": ["…"], "negative": ["…"]} a line.')
     kept = [each for each in read if each.positive and each.negative]
     if not kept:
@@ -110,18 +103,25 @@ def _lines(path: Path, faults: list[str]) -> list[tuple[str, str]]:
     return [(f"{path.name} line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _texts(path: Path, faults: list[str]) -> dict[str, str]:
-    """Texts by id, each after its title."""
-    texts: dict[str, str] = {}
+def _records(path: Path, faults: list[str], fields: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON Lines file with the right fields, each with its place for errors."""
     for place, line in _lines(path, faults):
         try:
             record = decode_json(line, place)
         except LonasEdgeError as error:
             faults.append(str(error))
             continue
-        if found := field_faults(_Fields, record):
-            faults += [f"{place}: {fault}" for fault in found]
-        elif record["_id"] in texts:
+        found = field_faults(fields, record)
+        faults += [f"{place}: {fault}" for fault in found]
+        if not found:
+            yield place, record
+
+
+def _texts(path: Path, faults: list[str]) -> dict[str, str]:
+    """Texts by id, each after its title."""
+    texts: dict[str, str] = {}
+    for place, record in _records(path, faults, _Fields):
+        if record["_id"] in texts:
             faults.append(f"{place}: _id {record['_id'][:50]!r} was there before; expected unique ones")
         else:
             texts[record["_id"]] = f"{record.get('title') or ''} {record['text']}".strip()

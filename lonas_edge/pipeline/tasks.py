@@ -232,7 +232,7 @@ EMBEDDING_MODEL = _EmbeddingModel(
     EMBEDDING,
     adapts=False,
     block=LAYER,
-    auto="kl<=0.2",  # two of MiniLM's six layers, on sentences of two kinds: docs/benchmarks/embeddings.md
+    auto="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
     weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
     prompt_len=128,
     new_tokens=0,

@@ -24,6 +24,8 @@ from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.bench import machine
+from lonas_edge.bench.timing import Timing
+from lonas_edge.bench.variants import Case
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import read_data
 from lonas_edge.data.templates import TEMPLATES
@@ -31,7 +33,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported, write_card
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline import estimate, stages
+from lonas_edge.pipeline import estimate, measure, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import disk_bytes
@@ -213,6 +215,32 @@ def test_examples_that_one_tokenizer_cannot_take() -> None:
     first, second = on_common_examples({"whole": whole, "trimmed": trimmed}).values()
     assert (first.loss.tolist(), first.correct.tolist(), first.tokens.tolist()) == ([2, 0], [1, 0], [2, 0])
     assert loss_difference(first, second).value == pytest.approx(0.5)  # (3 - 2) over two tokens
+
+
+def test_ratios_are_to_the_first_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours takes half of the baseline's 10 ms for a token, and the other file 1.5 times as much, in rounds of other speeds."""
+    folders = {name: tmp_path / name for name in ("baseline", "other", "ours")}
+    milliseconds = {"subnet": 5, str(folders["baseline"]): 10, str(folders["other"]): 15}
+    samples = [
+        SimpleNamespace(
+            variant=name,
+            round=index,
+            start=index // 2,
+            timing=Timing(tuple(each * time * (1 + index / 10) / 1000 for each in (1, 2, 3)), 0.1),
+        )
+        for index in range(8)
+        for name, time in milliseconds.items()
+    ]
+    variants = [SimpleNamespace(name=name) for name in milliseconds]
+    result = SimpleNamespace(interrupted=False, failures=(), samples=samples, variants=variants)
+    monkeypatch.setattr(measure, "open_exported", lambda folder: folder)
+    monkeypatch.setattr(measure, "bench", lambda *_given: result)
+    times, _ = measure.latencies(folders, Case(8, 3), LANGUAGE_MODEL.latencies, lambda *_given: None)
+    assert {name: each["tpot"].ratio and each["tpot"].ratio.value for name, each in times.items()} == {
+        "baseline": None, "other": pytest.approx(1.5), "ours": pytest.approx(0.5),
+    }  # fmt: skip
+    assert times["ours"]["tpot"].samples[0] == pytest.approx(5)
+    assert times["ours"]["ttft"].median.value == pytest.approx(5 * 1.35)
 
 
 def test_ratios_for_equal_texts() -> None:

@@ -1,6 +1,5 @@
 """Slice and merge: base checkpoint + adapter + sub-network -> an ordinary Hugging Face checkpoint, tensor by tensor."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
 from lonas_edge.network.parts import take
+from lonas_edge.network.shards import write_shards
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
 from lonas_edge.space.complexity import materialized_shapes
@@ -23,7 +21,6 @@ from lonas_edge.space.elasticity import Widths
 from lonas_edge.space.subnetwork import Subnetwork
 
 BLOCK_ELEMENTS = 2**20  # 8 MB in float64
-MAX_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
 def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
@@ -187,23 +184,14 @@ def write_weights(
     model: MaterializedModel, folder: Path, dtype: torch.dtype, done: Callable[[float], None] = lambda _: None
 ) -> None:
     """Write the weights as safetensors in `dtype` (the only rounding after fp32), with one shard in memory at a time."""
-    plan = split_torch_state_dict_into_shards(
-        {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in model.shapes.items()},
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=MAX_SHARD_BYTES,
-    )
-    overflowed, written = [], 0
-    for file, names in plan.filename_to_tensors.items():
-        shard = {}
-        for name in names:
-            shard[name] = model.tensor(name).to(dtype).contiguous()
-            if dtype == torch.float16 and shard[name].isinf().any():
-                overflowed.append(f"{name}: overflows fp16")
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        written += len(names)
-        done(written / len(model.shapes))
+    overflowed = []
+
+    def read(name: str) -> torch.Tensor:
+        tensor = model.tensor(name).to(dtype)
+        if dtype == torch.float16 and tensor.isinf().any():
+            overflowed.append(f"{name}: overflows fp16")
+        return tensor
+
+    write_shards(folder, model.shapes, dict.fromkeys(model.shapes, dtype), read, done)
     model.refuse_not_finite()
     raise_all("The weights do not fit the dtype:", overflowed, "Choose fp32 or bf16.")
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

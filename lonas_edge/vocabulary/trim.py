@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
 from lonas_edge.network.checkpoints import TensorFiles, open_base
 from lonas_edge.network.configuration import GENERATION
+from lonas_edge.network.shards import write_shards
 from lonas_edge.network.source import Located
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, vocabulary_of
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
 
 _COPIED = ("special_tokens_map.json", "*.jinja", "LICENSE*")
-_SHARD_BYTES = 10**9  # a shard is in memory while it is written
 
 
 def trim_model(
@@ -129,20 +127,12 @@ def _write_weights(
     tables, stored = architecture.token_tables, {name: tensors.shapes[name] for name in architecture.shapes}
     shapes = {name: (len(kept), *shape[1:]) if name in tables else shape for name, shape in stored.items()}
     dtypes = {name: getattr(torch, tensors.dtypes[name]) for name in shapes}
-    plan = split_torch_state_dict_into_shards(
-        {name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in shapes.items()},
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=_SHARD_BYTES,
-    )
-    rows, written = torch.tensor(kept), 0
-    for file, names in plan.filename_to_tensors.items():
-        shard = {name: tensors.read(name)[rows] if name in tables else tensors.read(name) for name in names}
-        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, folder / file, metadata={"format": "pt"})
-        written += len(names)
-        done(written / len(shapes))
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        replace_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    rows = torch.tensor(kept)
+
+    def read(name: str) -> torch.Tensor:
+        return tensors.read(name)[rows] if name in tables else tensors.read(name)
+
+    write_shards(folder, shapes, dtypes, read, done)
 
 
 def trimmed_bytes(architecture: Architecture, tokens: int) -> int:

@@ -4,7 +4,8 @@ It does not import the package. The Hugging Face model keeps its full size: adap
 scale of the full rank, and channels beyond a width are set to zero. For an MLP, act(gate) * up or act(up), this equals their
 removal, since act(0) is 0. The last layer of a removed block is zero, so that the block adds nothing to the residual.
 
-`bloom_logits` defines BLOOM's forward pass, too: ALiBi and the fused q, k, v do not depend on transformers.
+`bloom_logits` defines BLOOM's forward pass, too: ALiBi and the fused q, k, v do not depend on transformers. `llama_logits`
+defines LLaMA's, with unequal layers.
 """
 
 import json
@@ -73,6 +74,44 @@ def bloom_logits(weights: dict[str, Any], config: Any, ids: torch.Tensor) -> tor
         x = x + affine(gelu, f"{layer}.mlp.dense_4h_to_h")
     head = weights.get("lm_head.weight", weights["transformer.word_embeddings.weight"])
     return norm(x, "transformer.ln_f") @ head.T
+
+
+def llama_logits(weights: dict[str, torch.Tensor], config: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
+    """LLaMA (Touvron et al. 2023) with rotary positions, grouped key-value heads and SwiGLU; layers may be unequal.
+
+    Blocks without weights add nothing; numbers of key-value heads and widths of MLPs are those of the weights.
+    """
+    heads, (prompts, tokens) = config["num_attention_heads"], ids.shape
+    size = config["hidden_size"] // heads
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt() * weights[f"{name}.weight"]
+
+    angles = torch.arange(tokens)[:, None] * config["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    turn = torch.polar(torch.ones_like(angles), angles)  # [tokens, size / 2]
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:  # [..., tokens, size]: channel i is paired with channel i + size / 2
+        turned = torch.complex(*x.chunk(2, -1)) * turn
+        return torch.cat([turned.real, turned.imag], -1)
+
+    def split(x: torch.Tensor, name: str) -> torch.Tensor:  # [prompts, heads, tokens, size]
+        own = (x @ weights[f"{name}.weight"].T).view(prompts, tokens, -1, size).transpose(1, 2)
+        return own.repeat_interleave(heads // own.shape[1], 1)
+
+    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in (f"model.layers.{index}" for index in range(config["num_hidden_layers"])):
+        if f"{layer}.self_attn.q_proj.weight" in weights:
+            inner = norm(x, f"{layer}.input_layernorm")
+            q, k, v = (split(inner, f"{layer}.self_attn.{name}_proj") for name in "qkv")
+            scores = (rotated(q) @ rotated(k).transpose(-1, -2) / size**0.5).masked_fill(future, -torch.inf)
+            mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+            x = x + mixed @ weights[f"{layer}.self_attn.o_proj.weight"].T
+        if f"{layer}.mlp.down_proj.weight" in weights:
+            inner = norm(x, f"{layer}.post_attention_layernorm")
+            gate, up = (inner @ weights[f"{layer}.mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+            x = x + (gate * gate.sigmoid() * up) @ weights[f"{layer}.mlp.down_proj.weight"].T
+    return norm(x, "model.norm") @ weights["lm_head.weight"].T
 
 
 def read_groups(space: Path, widths: list[int]) -> tuple[dict[str, int], dict[str, int]]:

@@ -22,6 +22,7 @@ from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.ir.infer import open_model
 from lonas_edge.network import adapters
+from lonas_edge.network.configuration import read_config
 from lonas_edge.network.source import TRAINING, Source, locate, open_source, task_of_folder
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.complexity import Sizes
@@ -263,7 +264,7 @@ class _Opener:
         pooling: Pooling | None = None,
     ) -> Target:
         run = self.run
-        config = {**read_json(folder / "config.json"), **(head or {})}
+        config = {**read_config(folder), **(head or {})}
         family = family_of_config(config)
         classifies = family is not None and family.task == CLASSIFICATION
         if run.torch_device == "cuda" and not torch.cuda.is_available():

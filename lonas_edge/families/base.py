@@ -371,8 +371,9 @@ class Family(ABC):
         """Elements of keys and values that a token adds to the cache of one decoder layer."""
 
     def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
-        """Set the numbers of heads (`HeadRule.fields`) of a live attention; most infer them from their projections."""
-        return
+        """Set the numbers of heads (`HeadRule.fields`) of a live attention; most infer all but the ratio from projections."""
+        if "num_key_value_heads" in fields:
+            attention.num_key_value_groups = fields["num_attention_heads"] // fields["num_key_value_heads"]
 
     def repair(self, model: Any) -> None:
         """Work around errors of transformers in a live model, in place."""

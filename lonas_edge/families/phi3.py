@@ -62,6 +62,7 @@ class Phi3(Family):
 
     def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
         """It splits q, k and v by numbers of heads, and by a configuration that all layers share."""
+        super().narrow_attention(attention, fields)
         config = getattr(attention.config, "whole", attention.config)
         attention.config = _Narrowed(config, fields)
         attention.num_key_value_heads = fields.get("num_key_value_heads", key_value_heads(config))

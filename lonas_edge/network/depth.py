@@ -82,7 +82,7 @@ def remove_blocks(model: Any, architecture: Architecture, removed: Collection[st
     for module in architecture.absent(removed):
         owner, _, leaf = module.rpartition(".")
         index = int(architecture.split(module)[0].rpartition(".")[2])
-        block = architecture.blocks.get(module)
+        block = architecture.all_blocks.get(module)
         setattr(model.get_submodule(owner), leaf, RemovedBlock(block, index) if block else nn.Identity())
 
 
@@ -94,14 +94,14 @@ def renumber_caches(model: Any, architecture: Architecture) -> list[int]:
     """
     kept: list[int] = []
     heads: list[int] = []
-    for path, block in architecture.blocks.items():
+    for path, block in architecture.all_blocks.items():
         module = model.get_submodule(path)
         if isinstance(module, RemovedBlock):
             module.cached = False
         elif block.cached or block.state:
             kept.append(module.layer_idx)
             module.layer_idx = len(kept) - 1
-            heads += [key_value_heads(architecture.layer_config(kept[-1]))] if block.cached else []
+            heads += [key_value_heads(architecture.of_layer(path))] if block.cached else []
     if len(kept) == architecture.config.num_hidden_layers:
         return heads
     model.config = copy.copy(model.config)  # the body keeps its own, and walks all layers

@@ -152,7 +152,7 @@ class MaterializedModel:
         no trace but their number.
         """
         content = self.source.base_config()
-        for private in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
+        for private in ("_name_or_path", "_model_name_or_path", "torch_dtype", "per_layer_config", REMOVED):
             content.pop(private, None)
         content["dtype"] = dtype
         if self.untied:
@@ -175,7 +175,8 @@ class MaterializedModel:
         }
         if unequal:
             content["per_layer_config"] = unequal
-        if parts := [path for path in self.subnetwork.removed if not architecture.blocks[path].whole]:
+        removed = {*architecture.removed, *self.subnetwork.removed}
+        if parts := [path for path, block in architecture.all_blocks.items() if path in removed and not block.whole]:
             content[REMOVED] = parts
         return content
 

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Family, Task, key_value_heads
-from lonas_edge.files import check_model_folder, read_by, read_json
+from lonas_edge.files import check_model_folder, read_by
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.configuration import check_model_config, parsed_config
+from lonas_edge.network.configuration import check_model_config, parsed_config, read_config
 from lonas_edge.network.depth import remove_blocks
 from lonas_edge.space.architecture import REMOVED, Architecture
 
@@ -40,17 +40,18 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     per_layer = config.get("per_layer_config") or {}
     raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
     unknown = [
-        f"{block!r}: the model has no such block" for block in architecture.removed() if block not in architecture.blocks
+        f"{block!r}: the model has no such block" for block in architecture.removed if block not in architecture.all_blocks
     ]
     raise_all(f"{where}: {REMOVED} cannot be used:", unknown)
     model = _built(architecture, parsed, Path(where))
-    for index, changes in per_layer.items():
-        changed, path = architecture.layer_config(int(index)), architecture.family.layer(int(index))
-        for linear in architecture.family.linears(changed):
-            _resize(model.get_submodule(f"{path}.{linear.name}"), linear.out_features, linear.in_features)
-        for block in (block for block in architecture.family.blocks(changed) if block.cached):
-            architecture.family.narrow_attention(model.get_submodule(f"{path}.{block.module}"), changes)
-    remove_blocks(model, architecture, architecture.removed())
+    remove_blocks(model, architecture, architecture.removed)
+    layers = tuple(f"{architecture.family.layer(int(index))}." for index in per_layer)
+    for linear in (linear for name, linear in architecture.linears.items() if name.startswith(layers)):
+        _resize(model.get_submodule(linear.name), linear.out_features, linear.in_features)
+    for path, block in architecture.blocks.items():
+        if block.cached and path.startswith(layers) and (rule := architecture.family.head_rule):
+            own = architecture.of_layer(path)
+            architecture.family.narrow_attention(model.get_submodule(path), rule.fields(own, rule.full(own)))
     model.tie_weights()
     return model.eval()
 
@@ -101,13 +102,11 @@ def _per_layer_faults(architecture: Architecture, per_layer: dict[str, dict[str,
 
 
 def _head_faults(architecture: Architecture, index: str) -> list[str]:
-    """Attention computes with the model's own ratio of query heads to key-value heads, so every layer must have it."""
-    own, whole = architecture.layer_config(int(index)), architecture.config
+    """The conversion cuts a layer's cache from one with the model's own number of key-value heads."""
+    own, most = architecture.of_layer(architecture.family.layer(int(index))), key_value_heads(architecture.config)
     heads, groups = own.num_attention_heads, key_value_heads(own)
-    ratio = whole.num_attention_heads // key_value_heads(whole)
-    wanted = f"expected {ratio} query heads to each of at most {key_value_heads(whole)} key-value heads"
-    fits = heads == ratio * groups and groups <= key_value_heads(whole)
-    return [] if fits else [f"layer {index}: {wanted}, found {heads} to {groups}"]
+    wanted = f"expected at most {most} key-value heads, which divide the query heads"
+    return [] if groups <= most and heads % groups == 0 else [f"layer {index}: {wanted}; found {groups} and {heads}"]
 
 
 def auto_model(task: Task) -> Any:
@@ -136,9 +135,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Pre
     """
     folder = Path(folder)
     check_model_folder(folder)
-    config = read_json(folder / "config.json")
-    tensors = open_tensors(folder)
-    model = empty_model(config, str(folder))
+    model, tensors = empty_model(read_config(folder), str(folder)), open_tensors(folder)
     tensors.name_as(Architecture.from_config(model.config, str(folder)).family)
     parameters = dict(model.named_parameters())  # a tied head is not among them
     problems = [f"{name}: missing" for name in parameters if name not in tensors.shapes]

@@ -19,7 +19,7 @@ from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
-from lonas_edge.network.configuration import check_model_config
+from lonas_edge.network.configuration import check_model_config, parsed_config, read_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
@@ -77,7 +77,7 @@ class Source:
 
     def base_config(self) -> dict[str, Any]:
         """Content of the base's config.json, with the changes by the task and the adapter's own head."""
-        return {**read_json(self.base.folder / "config.json"), **self.head}
+        return {**read_config(self.base.folder), **self.head}
 
     @property
     def space(self) -> SearchSpace:
@@ -211,23 +211,21 @@ def _located(reference: str, weights: bool, revision: str | None) -> Located:
 
 def read_model_config(located: Located) -> Any:
     """Read a model's `config.json` as a `PretrainedConfig`."""
-    from transformers import AutoConfig
-
     path = located.folder / "config.json"
     if not path.exists():
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
-    content = read_json(path)
-    check_model_config(content, str(path))
-    cut = [name for name in ("per_layer_config", REMOVED) if content.get(name)]
-    if cut:
+    stored = read_json(path)
+    if cut := [name for name in ("per_layer_config", REMOVED) if stored.get(name)]:
         raise LonasEdgeError(f"{path}: a materialized sub-network ({', '.join(cut)}); pass the base model instead")
+    content = read_config(located.folder)
+    check_model_config(content, str(path))
     with read_by("transformers", path):
-        return AutoConfig.from_pretrained(located.folder, local_files_only=True, trust_remote_code=False)
+        return parsed_config(content)
 
 
 def task_of_folder(folder: Path) -> Task | None:
     """The task of a model directory by its files; None for a model type that is not supported."""
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = read_config(folder) if (folder / "config.json").exists() else {}
     family = family_of_config(config, EMBEDDING if embeds(folder) else None)
     return family.task if family else None
 

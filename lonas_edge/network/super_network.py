@@ -20,7 +20,7 @@ from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
-from lonas_edge.network.modeling import auto_model, empty_model, repair, set_parameter, untouched_zeros
+from lonas_edge.network.modeling import auto_model, empty_model, load_checkpoint, repair, set_parameter, untouched_zeros
 from lonas_edge.network.objective import Objective, objective_of
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.architecture import Architecture
@@ -205,9 +205,7 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base model through transformers, on the CPU; a head that does not fit is initialized at random."""
-    read_generation_config(base.folder)  # transformers reads it, too
+def _by_transformers(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
     task = architecture.family.task
     with nullcontext() if task.generates else _quiet():
         model: PreTrainedModel = auto_model(task).from_pretrained(
@@ -220,6 +218,14 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
             **architecture.family.options,
         )
     repair(model, architecture.family)
+    return model
+
+
+def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a base model through transformers, on the CPU; a head that does not fit is initialized at random."""
+    read_generation_config(base.folder)  # transformers reads it, too
+    unequal = architecture.unequal  # transformers 5.5 has one width for all layers
+    model = load_checkpoint(base.folder, dtype) if unequal else _by_transformers(base, architecture, dtype)
     damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
     stored = open_tensors(base.folder) if damaged else None
     prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none, one with a head has it

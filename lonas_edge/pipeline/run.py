@@ -75,6 +75,11 @@ def compress_model(
     """
     progress("Checking the inputs", None)
     source = open_source(reference.source, reference.model, reference.nncf_config)
+    if source.architecture.unequal:
+        raise LonasEdgeError(
+            f"{source.base.folder}: its layers are unequal, and optimum-cli, which compress compares with, cannot export such "
+            "models. Use `space`, `train`, `search` and `export`."
+        )
     task = task_of(source.architecture.family.task, source.folder)
     task.check(options)
     picks = stages.picks_of(options, task)

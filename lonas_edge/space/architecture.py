@@ -50,12 +50,12 @@ class Architecture:
     @cached_property
     def linears(self) -> dict[str, Linear]:
         """Every linear layer by module path, including the head."""
-        layers = range(self.config.num_hidden_layers)
         linears = {}
-        for index in layers:
-            for linear in self.family.linears(self.of_layer(index)):
+        for index, own in enumerate(self._layers):
+            for linear in self.family.linears(own):
                 name = f"{self.family.layer(index)}.{linear.name}"
-                linears[name] = replace(linear, name=name)
+                if not name.startswith(self._gone):
+                    linears[name] = replace(linear, name=name)
         return linears | {linear.name: linear for linear in self.family.outer_linears(self.config)}
 
     @cached_property
@@ -63,10 +63,11 @@ class Architecture:
         """Shape of every parameter by its name in a checkpoint, without a tied head."""
         family, config = self.family, self.config
         shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in family.embeddings(config).items()}
-        for index in range(config.num_hidden_layers):
-            layer, own = family.layer(index), self.of_layer(index)
+        for index, own in enumerate(self._layers):
+            layer = family.layer(index)
             shapes |= {f"{layer}.{name}": (size,) for name, size in family.vectors(own).items()}
             shapes |= {f"{layer}.{name}": shape for name, shape in family.convolutions(own).items()}
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(self._gone)}
         shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}
         for linear in self.linears.values():
             if linear.name == family.head and self.tied:
@@ -117,7 +118,7 @@ class Architecture:
     @cached_property
     def units(self) -> dict[str, int]:
         """Number of input channels that stay together, by module path, for each layer with an elastic input width."""
-        return {f"{layer}.{rule.consumer}": rule.unit(self.config) for layer, rule in self.rules}
+        return {f"{layer}.{rule.consumer}": rule.unit(self.of_layer(layer)) for layer, rule in self.rules}
 
     @cached_property
     def producers(self) -> dict[str, tuple[str, ...]]:
@@ -131,41 +132,64 @@ class Architecture:
         return self.family.context(positions, getattr(self.config, "pad_token_id", None))
 
     @cached_property
-    def blocks(self) -> dict[str, Block]:
-        """The removable parts of decoder layers, or whole layers, by module path."""
-        family, layers = self.family, range(self.config.num_hidden_layers)
-        pairs = ((family.layer(index), block) for index in layers for block in family.blocks(self.of_layer(index)))
+    def all_blocks(self) -> dict[str, Block]:
+        """The removable parts of decoder layers, or whole layers, by module path; also those that the model lacks."""
+        family, layers = self.family, enumerate(self._layers)
+        pairs = ((family.layer(index), block) for index, own in layers for block in family.blocks(own))
         return {f"{layer}.{block.module}".rstrip("."): block for layer, block in pairs}
 
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The blocks that the model has, by module path."""
+        return {path: block for path, block in self.all_blocks.items() if path not in self.removed}
+
+    @property
     def removed(self) -> tuple[str, ...]:
-        """Module paths of the blocks that a materialized model's configuration lists as removed."""
+        """Module paths of the blocks that the model lacks: those that its configuration lists as removed."""
         return tuple(getattr(self.config, REMOVED, None) or ())
+
+    @cached_property
+    def _gone(self) -> tuple[str, ...]:
+        """Beginnings of the names of what the model lacks."""
+        return tuple(f"{module}." for module in self.absent(self.removed))
+
+    @property
+    def unequal(self) -> bool:
+        """Whether layers differ in widths or blocks, which transformers' model class cannot express."""
+        return bool(self.removed or getattr(self.config, "per_layer_config", None))
 
     def absent(self, removed: Collection[str]) -> tuple[str, ...]:
         """Module paths of removed blocks and of the norms that serve them alone."""
         layers = {block: self.split(block)[0] for block in removed}
-        return tuple(p for b in removed for p in (b, *(f"{layers[b]}.{norm}" for norm in self.blocks[b].norms)))
+        return tuple(p for b in removed for p in (b, *(f"{layers[b]}.{norm}" for norm in self.all_blocks[b].norms)))
 
     def kv_elements(self) -> int:
         """Elements of keys and values that a token adds to the cache, over all layers."""
-        gone = {self.split(block)[0] for block in self.removed() if self.blocks[block].cached}
-        layers = [index for index in range(self.config.num_hidden_layers) if self.family.layer(index) not in gone]
-        return sum(self.family.kv_width(self.layer_config(index)) for index in layers)
+        return sum(self.kv_width(self.family.layer(index)) for index in range(len(self._layers)))
 
-    def of_layer(self, index: int) -> Any:
-        """A copy of the configuration with the kind of a decoder layer, `layer_type`; None if all are of one."""
-        copied, kinds = copy.copy(self.config), getattr(self.config, "layer_types", None)
-        copied.layer_type = kinds[index] if kinds else None
-        return copied
+    def kv_width(self, layer: str) -> int:
+        """Elements of keys and values that a token adds to the cache of the decoder layer with this path."""
+        cached = {self.split(block)[0] for block in self.removed if self.all_blocks[block].cached}
+        return 0 if layer in cached else self.family.kv_width(self.of_layer(layer))
 
-    def layer_config(self, index: int) -> Any:
-        """A copy of the configuration for one decoder layer of a materialized model; `head_dim` is set, too."""
-        changed = self.of_layer(index)
-        changed.head_dim = head_dim(self.config)
-        per_layer = getattr(self.config, "per_layer_config", None) or {}
-        for name, value in per_layer.get(str(index), {}).items():
-            setattr(changed, name, value)
-        return changed
+    def of_layer(self, path: str) -> Any:
+        """The configuration of the decoder layer with or around a module path.
+
+        It has the layer's own widths, its kind as `layer_type` (None if all are of one), and `head_dim`.
+        """
+        return self._layers[int(self.split(path)[0].rpartition(".")[2])]
+
+    @cached_property
+    def _layers(self) -> tuple[Any, ...]:
+        kinds, per_layer = getattr(self.config, "layer_types", None), getattr(self.config, "per_layer_config", None) or {}
+        layers = []
+        for index in range(self.config.num_hidden_layers):
+            own = copy.copy(self.config)
+            own.layer_type, own.head_dim = kinds[index] if kinds else None, head_dim(self.config)
+            for name, value in per_layer.get(str(index), {}).items():
+                setattr(own, name, value)
+            layers.append(own)
+        return tuple(layers)
 
     def inner_width(self) -> int:
         """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""

@@ -80,7 +80,7 @@ def kv_elements(subnetwork: Subnetwork) -> int:
     total = 0
     for index in range(architecture.config.num_hidden_layers):
         layer = architecture.family.layer(index)
-        whole = 0 if layer in cacheless else architecture.family.kv_width(architecture.layer_config(index))
+        whole = 0 if layer in cacheless else architecture.kv_width(layer)
         if rule and whole:  # query heads go with their keys and values
             consumer = f"{layer}.{rule.consumer}"
             whole = whole * subnetwork.linears[consumer].in_features // architecture.linears[consumer].in_features

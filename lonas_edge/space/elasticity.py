@@ -222,9 +222,10 @@ def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], di
         missing = sorted(name for name in rule.producers if f"{layer}.{name}" not in group.modules)
         if missing:
             faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
-        full = rule.full(architecture.config)
+        config = architecture.of_layer(module)
+        full = rule.full(config)
         faults += [f"width {w} of {module} is larger than the full width {full}" for w in group.widths if w > full]
-        faults += _split_heads(rule, architecture.config, module, group.widths)
+        faults += _split_heads(rule, config, module, group.widths)
         rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
     return faults, rules
 

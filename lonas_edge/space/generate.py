@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import GroupKind, WidthRule, key_value_heads
+from lonas_edge.families import GroupKind, WidthRule
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import EXTENSION, EXTENSION_VERSION, Role
 
@@ -47,7 +47,9 @@ def generate_space(
         problems.append(f"rank {max(ranks)}: the adapter has rank {min(adapter.values())}")
     if heads and family.head_rule is None:
         problems.append(f"the heads of {architecture.model_type} cannot be elastic: {family.refused_heads}")
-    elif heads and key_value_heads(architecture.config) == 1:
+    elif heads and not any(
+        rule == family.head_rule and _choices(architecture, layer, rule) for layer, rule in architecture.rules
+    ):
         problems.append("all heads share one key-value head: there are no heads to choose from")
     raise_all("The search space cannot be generated:", problems)
     made: _Groups = []
@@ -56,7 +58,7 @@ def generate_space(
         for layer in range(architecture.config.num_hidden_layers):
             if kind.rule is None:
                 made += _rank_groups(architecture, kind, layer, ranks, adapter)
-            elif (architecture.family.layer(layer), kind.rule) in architecture.rules:
+            elif (path := family.layer(layer), kind.rule) in architecture.rules and _choices(architecture, path, kind.rule):
                 made.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
     groups = [[node_name(architecture, module, role, adapter) for module, role in members] for members, _ in made]
     content = _configuration(groups, [values for _, values in made], architecture, seq_len or family.task.sequence_length)
@@ -90,6 +92,11 @@ def _rank_groups(
     return [(members, values(rank)) for rank, members in by_rank.items()]
 
 
+def _choices(architecture: Architecture, layer: str, rule: WidthRule) -> bool:
+    """Whether a width of the decoder layer with this path can be smaller; heads that share one key-value head cannot."""
+    return rule.full(architecture.of_layer(layer)) > rule.unit(architecture.of_layer(layer))
+
+
 def _width_group(
     architecture: Architecture, rule: WidthRule, layer: int, ratios: Sequence[float], adapter: Mapping[str, int] | None
 ) -> tuple[list[tuple[str, Role]], list[int]]:
@@ -97,7 +104,8 @@ def _width_group(
     for name in rule.producers:
         module = f"{architecture.family.layer(layer)}.{name}"
         members += [(module, "base"), (module, "lora_B")] if _adapted(architecture, module, adapter) else [(module, "base")]
-    full, unit = rule.full(architecture.config), rule.unit(architecture.config)
+    own = architecture.of_layer(architecture.family.layer(layer))
+    full, unit = rule.full(own), rule.unit(own)
     if unit > 1:
         shares = {max(1, int(full // unit * ratio)) for ratio in ratios}
         return members, _falling([unit * share for share in shares], "numbers of heads")

@@ -37,6 +37,8 @@ def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
     architecture, widths = subnetwork.architecture, subnetwork.linears
 
     def part(path: str) -> Part:
+        if path in architecture.removed:
+            return Part(architecture.all_blocks[path].kind, 0, _full(architecture, path))
         inside = next(linear for name, linear in architecture.linears.items() if name.startswith(f"{path}."))
         full = _full(architecture, path)
         return Part(architecture.blocks[path].kind, full * widths[inside.name].out_features // inside.out_features, full)
@@ -48,20 +50,20 @@ def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
         return Part("attention" if heads else "mlp", full * widths[name].in_features // whole, full)
 
     layers = [f"{architecture.family.layer(index)}." for index in range(architecture.config.num_hidden_layers)]
-    if all(block.whole for block in architecture.blocks.values()):
+    if all(block.whole for block in architecture.all_blocks.values()):
         return tuple(tuple(by_rule(layer, rule) for rule in architecture.family.width_rules) for layer in layers)
-    return tuple(tuple(part(path) for path in architecture.blocks if path.startswith(layer)) for layer in layers)
+    return tuple(tuple(part(path) for path in architecture.all_blocks if path.startswith(layer)) for layer in layers)
 
 
 def _full(architecture: Architecture, path: str) -> int:
     """Heads of an attention, width of an MLP, 1 for a block that is whole or removed."""
     layer, _ = architecture.split(path)
-    if architecture.blocks[path].cached:
-        return int(architecture.config.num_attention_heads)
-    if architecture.blocks[path].state:
+    if architecture.all_blocks[path].cached:
+        return int(architecture.of_layer(path).num_attention_heads)
+    if architecture.all_blocks[path].state:
         return 1
     rules = [rule for rule in architecture.family.width_rules if f"{layer}.{rule.consumer}".startswith(f"{path}.")]
-    return rules[0].full(architecture.config)
+    return rules[0].full(architecture.of_layer(path))
 
 
 def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> list[str]:

@@ -124,47 +124,48 @@ class Subnetwork:
     @cached_property
     def linears(self) -> dict[str, Widths]:
         """The active part of every linear layer by module path; `NOTHING` inside a removed block."""
-        elasticity, config, chosen = self.elasticity, self.architecture.config, self.widths
+        elasticity, architecture, chosen = self.elasticity, self.architecture, self.widths
         removed = tuple(f"{block}." for block in self.removed)
 
         def active(linear: Linear) -> Widths:
             name = linear.name
             if name.startswith(removed):
                 return NOTHING
-            full = elasticity.rules[name].full(config) if name in elasticity.rules else 1
+            full = elasticity.rules[name].full(architecture.of_layer(name)) if name in elasticity.rules else 1
             rows = linear.rows(chosen[elasticity.out_group[name]] if name in elasticity.out_group else full, full)
             columns = linear.columns(chosen[elasticity.in_group[name]] if name in elasticity.in_group else full, full)
             return Widths(rows, columns, chosen[elasticity.rank_group[name]] if name in elasticity.rank_group else None)
 
-        return {name: active(linear) for name, linear in self.architecture.linears.items()}
+        return {name: active(linear) for name, linear in architecture.linears.items()}
 
     def layer_fields(self) -> list[dict[str, int]]:
         """The configuration fields that widths decide, per decoder layer; a removed block has none."""
-        family, config, elasticity = self.architecture.family, self.architecture.config, self.elasticity
-        removed = tuple(f"{block}." for block in self.removed)
+        architecture, elasticity = self.architecture, self.elasticity
+        family, removed = architecture.family, tuple(f"{block}." for block in (*architecture.removed, *self.removed))
 
         def fields(layer: str, rule: WidthRule) -> dict[str, int]:
             consumer = f"{layer}.{rule.consumer}"
             if consumer.startswith(removed):
                 return {}
-            group = elasticity.in_group.get(consumer)
+            group, config = elasticity.in_group.get(consumer), architecture.of_layer(layer)
             return rule.fields(config, rule.full(config) if group is None else self.widths[group])
 
-        layers = map(family.layer, range(config.num_hidden_layers))
+        layers = map(family.layer, range(architecture.config.num_hidden_layers))
         return [{k: v for rule in family.width_rules for k, v in fields(layer, rule).items()} for layer in layers]
 
     def attention_fields(self) -> dict[str, dict[str, int]]:
         """The numbers of heads of each attention whose heads are elastic, by module path."""
-        rule, config = self.architecture.family.head_rule, self.architecture.config
+        architecture, groups = self.architecture, self.elasticity.in_group
+        rule = architecture.family.head_rule
         if rule is None:
             return {}
-        consumers = {
-            path: f"{self.architecture.split(path)[0]}.{rule.consumer}"
-            for path, block in self.architecture.blocks.items()
-            if block.cached
+        attention = [path for path, block in architecture.blocks.items() if block.cached]
+        consumers = {path: f"{architecture.split(path)[0]}.{rule.consumer}" for path in attention}
+        return {
+            path: rule.fields(architecture.of_layer(path), self.widths[groups[name]])
+            for path, name in consumers.items()
+            if name in groups
         }
-        groups = self.elasticity.in_group
-        return {path: rule.fields(config, self.widths[groups[name]]) for path, name in consumers.items() if name in groups}
 
     def record(self) -> SubnetworkRecord:
         """What a sub-network file holds."""

@@ -88,10 +88,10 @@ def test_more_layers_than_the_weights_have(llama_copy: TinySource) -> None:
         ({"x": {"intermediate_size": 8}}, "'x': the model has no such decoder layer"),
         ({"0": {"hidden_size": 8}}, "hidden_size: expected intermediate_size"),
         (
-            {"1": {"num_attention_heads": 2}},
-            "layer 1: expected 2 query heads to each of at most 2 key-value heads, found 2 to 2",
+            {"1": {"num_attention_heads": 3}},
+            "layer 1: expected at most 2 key-value heads, which divide the query heads; found 2 and 3",
         ),
-        ({"1": {"num_attention_heads": 6, "num_key_value_heads": 3}}, "layer 1: .* found 6 to 3"),
+        ({"1": {"num_attention_heads": 6, "num_key_value_heads": 3}}, "layer 1: .* found 3 and 6"),
     ],
 )
 def test_layers_of_another_width(per_layer: dict[str, Any], message: str) -> None:

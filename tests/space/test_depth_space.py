@@ -80,7 +80,7 @@ def test_blocks_of_every_family() -> None:
         assert set(architecture.blocks) == {
             block_path(case, layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")
         }
-        for config in map(architecture.of_layer, range(LAYERS)):
+        for config in (architecture.of_layer(architecture.family.layer(index)) for index in range(LAYERS)):
             inside = {norm for block in architecture.family.blocks(config) for norm in block.norms}
             norms = {name.rpartition(".")[0] for name in architecture.family.vectors(config) if "norm" in name}
             assert {name for name in norms if not name.startswith(("self_attn.", "mamba."))} == inside

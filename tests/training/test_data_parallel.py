@@ -1,11 +1,13 @@
 """Two processes under torchrun."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny_bert import TinyBert
 from tiny_models import TinySource
 from training_runs import OPTIONS, RECORD, TWELVE, difference, run, write_data
 
@@ -30,6 +32,14 @@ main()
 """
 
 
+def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `COMMAND` in two processes."""
+    script = folder / "command.py"
+    script.write_text(COMMAND)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", script, *arguments]
+    return subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     """Each step has the same examples on one process and on two. The two are killed and resumed."""
@@ -37,26 +47,45 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     settings = {**OPTIONS, "weight_decay": 0.1}
     settings["micro_batch_size"] = 1  # two micro-batches on each of two processes, four on one
     one = run(llama, data, tmp_path / "one", **settings)
-    script = tmp_path / "command.py"
-    script.write_text(COMMAND)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
     command = ["train", "--model", str(llama.base), "--nncf-config", str(llama.space), "--data", str(data), "--json"]
     command += ["--output", str(tmp_path / "two")]
 
-    killed = [*torchrun, "killed", json.dumps(settings), *command]
-    ran = subprocess.run(killed, check=False, capture_output=True, text=True, timeout=300)
+    ran = torchrun(tmp_path, "killed", json.dumps(settings), *command)
     assert ran.returncode != 0
     assert not ran.stdout
     assert not (tmp_path / "two").exists()
     assert (tmp_path / "two.partial/checkpoint-3/complete").exists()
 
-    resuming = [*torchrun, "resumed", json.dumps(settings), *command, "--resume"]
-    ran = subprocess.run(resuming, check=False, capture_output=True, text=True, timeout=300)
+    ran = torchrun(tmp_path, "resumed", json.dumps(settings), *command, "--resume")
     assert ran.returncode == 0, ran.stderr[-3000:]
     two = json.loads(ran.stdout)  # one document: only the first process prints
     assert two == json.loads((tmp_path / "two" / RECORD).read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
     assert (one["resumed_from_step"], two["resumed_from_step"]) == (None, 3)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
+    for left, right in zip(one["losses"], two["losses"], strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_pairs_on_two_processes(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """A pair's negatives are those of its micro-batch: one on each process, or two in turn on one."""
+    base = shutil.copytree(tiny_bert.body(), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (base / "config.json").write_text(json.dumps(config | still))
+    data = tmp_path / "pairs.jsonl"
+    words = [("good", "bad"), ("good", "same"), ("bad", "same"), ("bad", "good")]
+    texts = [f"the {first} film is {often}{second}" for first, second in words for often in ("", "not ")]
+    data.write_text("\n".join(json.dumps({"anchor": text, "positive": f"{text} the film"}) for text in texts))
+    settings = {**OPTIONS, "micro_batch_size": 2, "prompt": None}
+    source = TinySource("bert", base, base, tiny_bert.space())
+    one = run(source, data, tmp_path / "one", **settings)
+    command = ["train", "--model", base, "--nncf-config", source.space, "--data", data, "--output", tmp_path / "two", "--json"]
+    ran = torchrun(tmp_path, "whole", json.dumps(settings), *command)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    two = json.loads(ran.stdout)
+    assert two["processes"] == 2 and two["data"][0]["kind"] == "pair"
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
     for left, right in zip(one["losses"], two["losses"], strict=True):
         assert left == pytest.approx(right, abs=1e-4)

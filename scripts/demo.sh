@@ -45,7 +45,7 @@ run python scripts/orders.py "$DATA/chat.jsonl" --examples 128
 heading "Compress: LoRA, search, recovery, INT4, export, comparison with optimum-cli"
 # short trainings and latencies, so that the demo takes minutes; a real run leaves the last three options out
 run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target "tpot<=0.9x" \
-  --recovery-steps 3 --prompt-len 128 --new-tokens 32
+  --recovery-steps 5 --prompt-len 128 --new-tokens 32
 
 heading "Answer: the compressed model"
 question=$(python - "$DATA/chat.jsonl" <<'PY'

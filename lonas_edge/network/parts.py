@@ -19,12 +19,6 @@ def _taken(tensor: torch.Tensor, ranges: Part, axis: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-def add(tensor: torch.Tensor, rows: Part, columns: Part, values: torch.Tensor) -> None:
-    """Add values to ranges of rows and columns of a tensor [out, in], in place."""
-    chosen, device = [torch.cat([torch.arange(*ends) for ends in part]) for part in (rows, columns)], tensor.device
-    tensor.index_put_((chosen[0].to(device)[:, None], chosen[1].to(device)), values.to(tensor.dtype), accumulate=True)
-
-
 def outside(ranges: Part, size: int) -> Part:
     """The ranges of an axis of this size that a part does not have."""
     ends = [0, *(stop for _, stop in ranges)]

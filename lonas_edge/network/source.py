@@ -31,7 +31,6 @@ from lonas_edge.space.subnetwork import Subnetwork, misfits, select, unpruned
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
-BASE = "base"  # and a base that its training changed in this directory
 _POOLING_FILES = ["modules.json", "*_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
 _CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE, ORDER, TRAINING, *_POOLING_FILES]
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
@@ -256,7 +255,7 @@ def open_source(
         raise LonasEdgeError(f"{located.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
     adapter = located if adapter_config else None
     training = TrainingRecord.read(located.folder / TRAINING) if adapter and (located.folder / TRAINING).exists() else None
-    base = located if adapter_config is None else _locate_base(adapter_config, training, model, weights)
+    base = located if adapter_config is None else _locate_base(adapter_config, training is not None, model, weights)
     if elastic and nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
         nncf_config = adapter.folder / SEARCH_SPACE
     if elastic and nncf_config is None and training and training.search_space:
@@ -358,17 +357,14 @@ def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str], bas
     ]
 
 
-def _locate_base(config: AdapterConfig, training: TrainingRecord | None, model: str | None, weights: bool) -> Located:
+def _locate_base(config: AdapterConfig, ours: bool, model: str | None, weights: bool) -> Located:
     reference = model or config.lora.base_model_name_or_path
     if not reference:
         raise LonasEdgeError(f"{config.path}: names no base model; pass --model")
-    own, there = config.path.parent / BASE, config.path.parent / reference
-    if training and model and exists(own / "config.json") and own.resolve() != Path(model).resolve():
-        raise LonasEdgeError(f"{config.path.parent}: its training changed the base, which is in {own}. Omit --model.")
-    if training and not model and exists(there / "config.json"):
+    there = config.path.parent / reference
+    if ours and not model and exists(there / "config.json"):
         check_model_folder(there)
-        # `train` names a base on this disk by its path from the super-adapter
-        return Located(training.base.name if there == own else there.resolve().name, there)
+        return Located(there.resolve().name, there)  # `train` names a base on this disk by its path from the super-adapter
     try:
         return locate(reference, weights, None if model else config.lora.revision)
     except LonasEdgeError as error:

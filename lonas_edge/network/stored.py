@@ -57,7 +57,7 @@ class StoredWeights:
         """Compress the embeddings and the head, which all sub-networks share; `kept`: see `storage`."""
         self._network, self._format, self._kept = network, FORMATS[weight_format].with_head(head_format), kept
         family, base = network.family, network.base
-        tables = [plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
+        tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
         self._head = _StoredHead(base.get_submodule(family.head), self._format) if family.head else None
         outer = self._format.chosen(outer=True, group_size=None), None
         with torch.no_grad():  # inference tensors could not stand in a parameter's place
@@ -70,15 +70,11 @@ class StoredWeights:
         """The head's format if a table is stored as the head's weight; else None."""
         return self._head.storage if self._head and table.weight is self._head.shared else None
 
-    def layers(self, chosen: Sequence[int]) -> dict[str, LayerStorage]:
-        """How a sub-network's layers are stored, by module path."""
-        return storage(self._network, chosen, self._format, self._kept)
-
     @contextmanager
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
         """Let the network compute with stored weights inside the block; `chosen` is the active sub-network."""
         base = self._network.base
-        layers = self.layers(chosen)
+        layers = storage(self._network, chosen, self._format, self._kept)
         outer = self._format.chosen(outer=True, group_size=None)
         with ExitStack() as stack:
             for name, part in Subnetwork(self._network.elasticity, tuple(chosen)).linears.items():
@@ -104,7 +100,7 @@ class _StoredHead:
 
     def __init__(self, layer: Any, weight_format: WeightFormat):
         """Compress the head; one that is trained is compressed again whenever it runs."""
-        self.layer, weight = layer, plain(layer).weight
+        self.layer, weight = layer, _plain(layer).weight
         self.storage = weight_format.of_head(weight.shape[1])
         self.shared = None if _adapters(layer) else weight  # an adapter gives a tied head a weight of its own
         self._whole = Widths.first(*weight.shape)
@@ -116,7 +112,7 @@ class _StoredHead:
         """Compute the logits with the stored weight."""
         if self._trained:
             return _forward(self.layer, self._whole, *self.storage)(hidden)
-        return F.linear(hidden, self._stored.to(hidden.dtype), plain(self.layer).bias)
+        return F.linear(hidden, self._stored.to(hidden.dtype), _plain(self.layer).bias)
 
 
 def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
@@ -157,49 +153,26 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
         return matrix.half().float() if weight_format.bits == 16 else matrix
     group = None if group == PER_CHANNEL else group
     parts = matrix.reshape(len(matrix), -1, group or matrix.shape[1])
-    return Grid.of(parts, weight_format).rounded(parts).reshape(matrix.shape)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The values that weights of a group can be stored as: (code - zero point) times the group's scale.
-
-    Attributes:
-        scale: Of each group, [..., 1], fp32.
-        zero: Zero point of each group, or None.
-        low: Smallest code.
-        high: Largest code.
-    """
-
-    scale: torch.Tensor
-    zero: torch.Tensor | None
-    low: int
-    high: int
-
-    @classmethod
-    def of(cls, groups: torch.Tensor, weight_format: WeightFormat) -> "Grid":
-        """The grid of each group of weights [..., group], by NNCF's rule without data."""
-        tiny = torch.finfo(torch.float32).eps
-        if not weight_format.zero_point_bits:
-            low, high, most = groups.amin(-1, keepdim=True).abs(), groups.amax(-1, keepdim=True), 2 ** (weight_format.bits - 1)
-            scale = torch.where(low >= high, low, -high) / most
-            return cls(torch.where(scale.abs() < tiny, tiny, scale), None, -most, most - 1)
-        low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-        most = 2**weight_format.bits - 1
-        scale = ((high - low) / most).clamp(min=tiny)
-        return cls(scale, (-(low / scale).round()).clamp(0, most), 0, most)
-
-    def rounded(self, weights: torch.Tensor) -> torch.Tensor:
-        """Round weights [..., columns] to the grid of their group."""
-        codes = weights / self.scale
-        codes = (codes if self.zero is None else codes.add_(self.zero)).round_().clamp_(self.low, self.high)
-        codes = codes if self.zero is None else codes.sub_(self.zero)
-        return codes.mul_(self.scale.half().float())  # scales are stored in fp16
+    tiny = torch.finfo(torch.float32).eps
+    if not weight_format.zero_point_bits:
+        low, high, most = parts.amin(-1, keepdim=True).abs(), parts.amax(-1, keepdim=True), 2 ** (weight_format.bits - 1)
+        scale = torch.where(low >= high, low, -high) / most
+        scale = torch.where(scale.abs() < tiny, tiny, scale)
+        codes = (parts / scale).round_().clamp_(-most, most - 1)
+        signed: torch.Tensor = codes.mul_(scale.half().float())  # scales are stored in fp16
+        return signed.reshape(matrix.shape)
+    low, high = parts.amin(-1, keepdim=True).clamp(max=0), parts.amax(-1, keepdim=True).clamp(min=0)
+    most = 2**weight_format.bits - 1
+    scale = ((high - low) / most).clamp(min=tiny)
+    zero = (-(low / scale).round()).clamp(0, most)
+    codes = (parts / scale).add_(zero).round_().clamp_(0, most)
+    restored: torch.Tensor = codes.sub_(zero).mul_(scale.half().float())  # scales are stored in fp16
+    return restored.reshape(matrix.shape)
 
 
 def merged(layer: Any, widths: Widths) -> torch.Tensor:
     """The active part [rows, columns] of a live layer's weight with its adapter, in fp32."""
-    base = plain(layer)
+    base = _plain(layer)
     weight: torch.Tensor = take(base.weight, widths.rows, widths.columns).float()
     for name in _adapters(layer):
         up = take(layer.lora_B[name].weight, widths.rows)[:, : widths.rank]
@@ -209,7 +182,7 @@ def merged(layer: Any, widths: Widths) -> torch.Tensor:
 
 
 def _bias(layer: Any, widths: Widths) -> torch.Tensor | None:
-    bias: torch.Tensor | None = plain(layer).bias
+    bias: torch.Tensor | None = _plain(layer).bias
     total = None if bias is None else take(bias, widths.rows).float()
     for name in _adapters(layer):
         more = layer.lora_B[name].bias
@@ -222,7 +195,7 @@ def _adapters(layer: Any) -> list[str]:
     return [name for name in getattr(layer, "active_adapters", ()) if name in getattr(layer, "lora_A", ())]
 
 
-def plain(layer: Any) -> Any:
+def _plain(layer: Any) -> Any:
     """The layer that holds the weight: PEFT wraps it for an adapter, or for training it whole."""
     saved = getattr(layer, "modules_to_save", None)
     if saved is not None:

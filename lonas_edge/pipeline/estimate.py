@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lonas_edge.files import read_text, replace_text
-from lonas_edge.formats import FORMATS
 from lonas_edge.network.source import Source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.pipeline.data import typical
@@ -21,7 +20,6 @@ from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
 from lonas_edge.training.inputs import Inputs, open_inputs, precision_of, with_teacher
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.rounded_base import calibration_tokens
 from lonas_edge.training.train import train
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ _LOAD, _EXPORT = 12.0, 10.0  # seconds to start a training, and an export withou
 _EXPORT_WEIGHT = 3e-8  # seconds of an export per parameter
 _BANDWIDTH = 8e9  # bytes of weights per second that generation reads on two cores
 _ROUNDS, _TABLE_ROUNDS, _TABLE_NETWORKS = 24, 16, 2  # generations of each network with warm-ups
-_ROUNDING = 3  # forward passes that GPTQ takes
 _SEARCHED = 0.6  # of the evaluations that a search may take are usually needed, the sensitivity table included
 
 
@@ -161,18 +158,13 @@ def _seconds(plan: "Plan", kind: str) -> float:
     generation = prompt + settings.new_tokens * per_token
     networks = len(plan.picks) + 2
     search = plan.search_options
-    rounded = calibration_tokens(source.architecture) if plan.recovery_options.weight_format else 0
-    rounding = _ROUNDING * rounded / probed.tokens * forward
     return {
         "fine-tune": _LOAD + plan.lora_steps * probed.lora_step + _evaluations(plan.lora_options) * held_out,
         "trim": 20.0,
         "space": 1.0,
         "search": _TABLE_NETWORKS * (export + _TABLE_ROUNDS * generation)
         + _SEARCHED * search.evals * search.num_prompts * forward,
-        "recover": 2 * _LOAD
-        + rounding
-        + plan.recovery_steps * probed.recovery_step
-        + _evaluations(plan.recovery_options) * held_out,
+        "recover": 2 * _LOAD + plan.recovery_steps * probed.recovery_step + _evaluations(plan.recovery_options) * held_out,
         "export": 1.5 * export,
         "baselines": (3 + len(plan.task.references)) * export,
         "measure": networks * (5 * _ROUNDS / 12 + _ROUNDS * generation + held_out / _IR_SPEED) + 2 * _LOAD,
@@ -197,7 +189,7 @@ def disk_bytes(source: Source, weight_format: str, kind: str) -> int:
             "trim": bytes_of["fp32"],
             "space": 0,
             "search": _TABLE_NETWORKS * network,
-            "recover": adapter + (bytes_of["fp16"] if FORMATS[weight_format].bits < 8 else 0),
+            "recover": adapter,
             "export": network,
             "baselines": bytes_of["int8"] + bytes_of["int4"] + bytes_of["fp32"] * (1 + len(_task(source).references)),
             "measure": 0,

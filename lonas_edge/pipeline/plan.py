@@ -261,8 +261,8 @@ class Plan:
     def _export(self, target: str, pick: Pick) -> PlannedStep:
         places, weight_format = self.places, self.cost_settings.weight_format
         command = command_line(
-            "export", places.recovered(pick), "--model", None if trained_for(weight_format) else places.student,
-            "--weight-format", weight_format, "--output", places.model(pick),
+            "export", places.recovered(pick), "--model", places.student, "--weight-format", weight_format,
+            "--output", places.model(pick),
         )  # fmt: skip
         return PlannedStep(
             f"export {target}",

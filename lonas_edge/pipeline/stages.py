@@ -17,7 +17,7 @@ from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
-from lonas_edge.network.source import BASE, Source, open_source
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, CompressOptions
 from lonas_edge.pipeline.tasks import PipelineTask
@@ -246,10 +246,7 @@ def training_steps(progress: Progress) -> Callable[[int, int, Mapping[str, float
 def export_network(places: Places, pick: Pick, weight_format: str, progress: Progress) -> None:
     """Export and verify the network of a target."""
     recovered = places.recovered(pick)
-    if (recovered / CONFIG).exists():
-        source = open_source(str(recovered), None if (recovered / BASE).exists() else places.student)
-    else:
-        source = open_source(places.start)
+    source = open_source(str(recovered), places.student) if (recovered / CONFIG).exists() else open_source(places.start)
     export(source, source.select(None), places.model(pick), ExportOptions(weight_format=weight_format), progress)
 
 

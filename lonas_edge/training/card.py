@@ -2,8 +2,6 @@
 
 from lonas_edge.data.glue import TASKS
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
-from lonas_edge.formats import FORMATS
-from lonas_edge.network.source import BASE
 from lonas_edge.network.training_record import Recovered, TrainingRecord
 
 _ORDER = (
@@ -31,8 +29,6 @@ def super_adapter_card(record: TrainingRecord) -> str:
             f"It was trained for `{stored}{head}` (quantization-aware training). Export it so, without calibration.",
             "",
         ]
-    if recovered and stored and FORMATS[stored].bits < 8:
-        lines += [f"`{BASE}` is its base: {base.name}, with weights rounded by GPTQ before the training.", ""]
     lines += [_ORDER, ""] if record.reordered else []
     lines += ["```", export + (f" --weight-format {stored}{head}" if stored else ""), "```", ""]
     if prompt:

@@ -31,7 +31,7 @@ from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
-from lonas_edge.network.source import BASE, SEARCH_SPACE, Located, base_misfits
+from lonas_edge.network.source import SEARCH_SPACE, base_misfits
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
@@ -51,13 +51,12 @@ from lonas_edge.training.mixed import FILE as INT8_LAYERS
 from lonas_edge.training.mixed import choose_int8_layers, is_mixed
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.record import make_record
-from lonas_edge.training.rounded_base import load_rounded_base, publish_rounded_base, rounds_base, write_rounded_base
 from lonas_edge.training.sampler import EpochSampler, per_epoch
 from lonas_edge.training.schedule import Schedule, make_schedule
 from lonas_edge.training.super_adapter import write_super_adapter
 from lonas_edge.training.tokens import Tokenized, check_vocabulary, tokenize
 from lonas_edge.training.training_data import Batch
-from lonas_edge.training.working import RUNS, Hashes, files_of_base, hashed, identity, newest_complete, stopping
+from lonas_edge.training.working import RUNS, Hashes, identity, newest_complete, stopping
 
 _PATIENCE = timedelta(hours=6)  # other processes wait while the first loads, hashes and calibrates
 _EVAL_BATCH = 16  # held-out examples at a time
@@ -179,12 +178,11 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
     return arguments
 
 
-def _needed_bytes(inputs: Inputs, options: TrainOptions, rounded: bool) -> int:
-    """Estimate the size of the adapter and, at the peak, three checkpoints with two moments each, in fp32; a new base, too."""
+def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
+    """Estimate the size of the adapter and, at the peak, three checkpoints with two moments each, in fp32."""
     ranks = inputs.start.source.ranks() if inputs.start and inputs.start.config else adapter_ranks(options, inputs.architecture)
     sizes = inputs.architecture.linears
-    base = sum(path.stat().st_size for path in inputs.base.folder.glob("*.safetensors")) if rounded else 0
-    return base + 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())
+    return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())
 
 
 def _continued(base: Any, folder: Path, lora: LoraConfig, dropout: float) -> Any:
@@ -228,7 +226,7 @@ class _Run:
     def lead(self, resume: bool) -> TrainingRecord:
         """Train in the first process, which alone holds the working directory and writes the output."""
         inputs, options, directory, schedule = self.inputs, self.options, self.directory, self.schedule
-        directory.check(0 if resume else _needed_bytes(inputs, options, rounds_base(schedule, options)), resumable=True)
+        directory.check(0 if resume else _needed_bytes(inputs, options), resumable=True)
         nncf_config = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
         hashes = Hashes.of(inputs)
         settings = identity(inputs, hashes, options, schedule, self.state.num_processes)
@@ -243,17 +241,11 @@ class _Run:
             start = time.perf_counter()
             network, order, state, int8_layers = self.trained(resumption.checkpoint)
             seconds = time.perf_counter() - start
-            base = inputs.base
-            if rounds_base(schedule, options):
-                base = Located(base.name, directory.path.absolute().parent.resolve() / directory.path.name / BASE)
-                hashes = replace(hashes, base=hashed(files_of_base(work.path / BASE, inputs.architecture)))
             record = make_record(
                 inputs, options, schedule, hashes, state, self.tokens, bool(order), int8_layers, resumption, self.state, seconds
             )
             with work.publish() as folder:
-                write_super_adapter(folder, network.model, base, directory.path, order, record)
-                if base is not inputs.base:
-                    publish_rounded_base(work.path, folder)
+                write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
                 if (work.path / RUNS).exists():
@@ -266,7 +258,6 @@ class _Run:
         checkpoint, order = self._agreed(checkpoint)
         network = self._super_network(order)
         int8_layers = self._int8_layers(network)
-        self._round_base(network, int8_layers, order)
         trainer = self._trainer(network, int8_layers)
         if checkpoint and step_of(checkpoint) == self.schedule.steps:  # killed between the last step and the output
             restore_adapter(network.model, checkpoint)
@@ -347,20 +338,6 @@ class _Run:
             agreed = [tuple(read_json(file)["layers"])]
         broadcast_object_list(agreed)
         return agreed[0]
-
-    def _round_base(self, network: SuperNetwork, int8_layers: tuple[str, ...], order: ChannelOrder) -> None:
-        """Round the base for a quantization-aware recovery in the first process; all processes read the result."""
-        if not rounds_base(self.schedule, self.options):
-            return
-        working, device = self.directory.partial, self.arguments.device
-        if self.state.is_main_process and not (working / BASE).exists():
-            start = time.perf_counter()
-            write_rounded_base(
-                network, self.inputs, self.tokens, self.schedule, self.options, int8_layers, order, device, working
-            )
-            self.notify(f"weights rounded by GPTQ in {time.perf_counter() - start:.0f} s")
-        self.state.wait_for_everyone()
-        load_rounded_base(network, working, order)
 
     def _held_out(self) -> list[Batch]:
         """Batches of the held-out examples, those of similar length together."""

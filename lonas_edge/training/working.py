@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +14,6 @@ from lonas_edge.errors import LonasEdgeError, out_of_memory
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.source import BASE
-from lonas_edge.space.architecture import Architecture
 from lonas_edge.training.checkpoints import NotSavedError, check, checkpoints, discard, step_of, unfinished
 from lonas_edge.training.elastic_trainer import NotFiniteError
 from lonas_edge.training.inputs import Inputs
@@ -42,8 +40,12 @@ class Hashes:
     def of(cls, inputs: Inputs) -> "Hashes":
         """Hash the files of the inputs."""
         folder = inputs.base.folder
-        base = files_of_base(folder, inputs.architecture)
+        base = [folder / "config.json", *open_base(folder, inputs.architecture, inputs.architecture.head).files]
         tokenizer = [path for path in (folder / "tokenizer.json", folder / "tokenizer.model") if path.exists()]
+
+        def hashed(files: list[Path] | tuple[Path, ...]) -> dict[str, str]:
+            return {path.name: sha256(path) for path in files}
+
         return cls(
             hashed(base),
             hashed(tokenizer),
@@ -52,16 +54,6 @@ class Hashes:
             tuple(sha256(file.path) for file in inputs.data.files),
             tuple(sha256(file.path) for file in (inputs.eval_data.files if inputs.eval_data else ())),
         )
-
-
-def files_of_base(folder: Path, architecture: Architecture) -> list[Path]:
-    """The configuration and the weights of a base model."""
-    return [folder / "config.json", *open_base(folder, architecture, architecture.head).files]
-
-
-def hashed(files: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of files by name."""
-    return {path.name: sha256(path) for path in files}
 
 
 def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Schedule, processes: int) -> dict[str, Any]:
@@ -110,8 +102,8 @@ def newest_complete(folder: Path) -> Resumption:
         else:
             return Resumption(checkpoint, tuple(damaged))
     if damaged:  # perhaps by a damaged channel order
-        for name in (ORDER, INT8_LAYERS, BASE):
-            discard(folder / name)
+        for name in (ORDER, INT8_LAYERS):
+            (folder / name).unlink(missing_ok=True)
     return Resumption(None, tuple(damaged))
 
 
@@ -144,5 +136,5 @@ def _clear(folder: Path) -> None:
     for path in unfinished(folder):
         discard(path)
     if not checkpoints(folder):
-        for name in (ORDER, INT8_LAYERS, BASE, f"{BASE}.incomplete", RUNS):
+        for name in (ORDER, INT8_LAYERS, RUNS):
             discard(folder / name)

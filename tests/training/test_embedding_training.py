@@ -173,7 +173,7 @@ def test_quantization_aware(tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert record and record.eval_data and record.int8_layers
     losses = [entry.loss for entry in record.eval_data.losses]
     assert losses[-1] < 0.6 * losses[0]
-    opened = open_source(str(tmp_path / "out"))
+    opened = open_source(str(tmp_path / "out"), str(source.base))
     export(opened, opened.select(), tmp_path / "ir", ExportOptions("int4_sym", verify=False))
     model = OVModelForFeatureExtraction.from_pretrained(tmp_path / "ir", ov_config=dict(EXACT))
     inputs = learned()

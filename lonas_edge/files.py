@@ -6,7 +6,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -203,6 +203,11 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(content: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """SHA-256 of JSON content, whatever the order of its names; `default` turns other objects into JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def replace_text(path: Path, text: str) -> None:

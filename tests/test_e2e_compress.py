@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import openvino_genai
+import peft
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.e2e
 
@@ -20,23 +23,33 @@ PROGRAM = Path(sys.executable).parent / "lonas-edge"
 
 
 @pytest.fixture(scope="module")
-def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a run with very short trainings, killed in its recovery and continued."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `model` and `chat.jsonl`."""
     folder = tmp_path_factory.mktemp("compress")
     model = folder / "model"
     if (MODEL / "tokenizer.json").exists():
         model.symlink_to(MODEL)
     else:
         subprocess.run([sys.executable, ROOT / "scripts/smollm2.py", model], check=True, capture_output=True)
-    data = folder / "chat.jsonl"
     rows = [[("user", f"{a} + {b}"), ("assistant", str(a + b))] for a in range(8) for b in range(5)]
     messages = [[{"role": role, "content": content} for role, content in row] for row in rows]
-    data.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
-    line = [PROGRAM, "compress", model, "--data", data, "--output", folder / "out"]
+    (folder / "chat.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
+    return folder
+
+
+def command(folder: Path, source: str, output: str) -> dict[str, Any]:
+    """A run with very short trainings in `place`, for `subprocess`."""
+    line = [str(PROGRAM), "compress", source, "--data", "chat.jsonl", "--output", output]
     line += ["--weight-format", "int4_sym", "--recovery-steps", "2", "--prompt-len", "32", "--new-tokens", "4"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    return {"args": line, "cwd": folder, "env": {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}}
+
+
+@pytest.fixture(scope="module")
+def compressed(place: Path) -> Path:
+    """The output of a run that was killed in its recovery and continued."""
+    folder, line = place, command(place, "model", "out")
     with (folder / "log").open("w") as log:
-        first = subprocess.Popen([*map(str, line)], stdout=log, stderr=log, env=environment, cwd=folder)
+        first = subprocess.Popen(**line, stdout=log, stderr=log)
         found = folder / "out.partial/steps/search/search.json"
         while first.poll() is None and not found.exists():
             time.sleep(0.2)
@@ -44,7 +57,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         first.wait()
     assert found.exists(), (folder / "log").read_text()
     assert not (folder / "out").exists()
-    done = subprocess.run([*map(str, line)], capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    done = subprocess.run(**line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "fine-tune" not in done.stderr  # finished before the kill
     assert "report.html" in done.stdout
@@ -81,3 +94,44 @@ def test_chat_gives_the_answer_of_openvino_genai(compressed: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == expected.strip()
+
+
+@pytest.mark.slow
+def test_a_lora_of_plain_peft(place: Path) -> None:
+    """Its base comes from the adapter's configuration, its loss is that of PEFT, and nothing is fine-tuned."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(place / "lora")
+    done = subprocess.run(**command(place, "lora", "of-lora"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "of-lora/compress.json").read_text())
+    assert [step["name"].split()[0] for step in record["steps"]] == [
+        "space", "search", "recover", "export", "baselines", "measure",
+    ]  # fmt: skip
+    baseline, _, ours = record["networks"]
+    assert ours["parameters"] < baseline["parameters"]
+    lines = (place / "of-lora/steps/data/held_out.jsonl").read_text().splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    expected = held_out_loss(model, tokenizer, lines)
+    with model.disable_adapter():
+        assert abs(held_out_loss(model, tokenizer, lines) - expected) > 0.3
+    assert baseline["quality"]["loss"]["value"] == pytest.approx(expected, abs=0.1)  # INT8
+    assert str(openvino_genai.LLMPipeline(place / "of-lora/model", "CPU").generate("3 + 4", max_new_tokens=4))
+
+
+def held_out_loss(model: torch.nn.Module, tokenizer: Any, lines: list[str]) -> float:
+    """Nats per token of the answers and their end, by transformers."""
+    loss = tokens = 0.0
+    for line in lines:
+        question, answer = json.loads(line)["messages"]
+        prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True, return_dict=False)
+        learned = tokenizer(f"{answer['content']}<|im_end|>")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + learned])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        loss -= float(logits[range(len(learned)), learned].sum())
+        tokens += len(learned)
+    return loss / tokens

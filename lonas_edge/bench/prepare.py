@@ -1,8 +1,6 @@
 """Find or export the files that each variant runs."""
 
-import hashlib
 import importlib.util
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,7 @@ from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant, npu_lengt
 from lonas_edge.bench.worker import apart
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION
-from lonas_edge.files import sha256
+from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.progress import Progress
 from lonas_edge.versions import versions
@@ -172,7 +170,7 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     storage |= {"head_format": manifest.head.weight_format} if manifest.head else {}
     identity = [manifest.base.sha256, adapter_hashes, storage]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    key = json_sha256(identity)[:16]
     folder = inputs.options.cache / f"unpruned-{key}"
     cached = None
     with suppress(LonasEdgeError):  # missing, or damaged

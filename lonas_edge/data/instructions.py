@@ -41,17 +41,20 @@ class Data:
 def read_data(path: Path, weight: float = 1.0) -> Data:
     """Read data: instructions, conversations or texts, as a JSON list, one JSON object a line, or Parquet."""
     items, problems = read_records(path)
-    kind = KINDS[_kind(items[0][1]) if items else INSTRUCTION]
-    examples = []
+    name = _kind(items[0][1]) if items else None
+    if name is None:
+        unknown = [f"{place}: found {found_fields(item)}" for place, item in items[:1]]
+        raise_all(f"{path}: data of no known kind:", [*unknown, *problems], _expected())
+        raise LonasEdgeError(f"{path}: holds no examples")
+    kind, examples = KINDS[name], []
     for place, item in items:
         fault = kind.fault(item) if isinstance(item, dict) else f"expected an object, found {type(item).__name__}"
         if fault:
             problems.append(f"{place}: {fault}")
         else:
             examples.append(kind.make(item, f"{path}, {place}"))
-    raise_all(f"{path}: not {kind.name} data:", problems, f"Expected {kind.expected}, or one such object a line.")
-    if not examples:
-        raise LonasEdgeError(f"{path}: holds no examples")
+    hint = f"Expected a JSON list of {kind.expected}, or one such object a line."
+    raise_all(f"{path}: not {kind.name} data:", problems, hint)
     if not any(example.output for example in examples if isinstance(example, Example)) and kind.name == INSTRUCTION:
         raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answer to learn")
     return Data(path, kind.name, examples, weight)
@@ -62,11 +65,21 @@ def read_records(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
     return _rows(path) if is_parquet(path) else _lines(path)
 
 
-def _kind(item: Any) -> str:
-    """Return the kind of a record, by its fields."""
-    if isinstance(item, dict) and not any(name in item for name in FIELDS):
-        return next((name for name in (MESSAGES, TEXT) if name in item), INSTRUCTION)
-    return INSTRUCTION
+def _kind(item: Any) -> str | None:
+    """Return the kind of a record by its fields; None if it has none that is known."""
+    if not isinstance(item, dict):
+        return None
+    return INSTRUCTION if any(name in item for name in FIELDS) else next((n for n in (MESSAGES, TEXT) if n in item), None)
+
+
+def _expected() -> str:
+    kinds = "\n".join(f"  {kind.expected}" for kind in KINDS.values())
+    return f"Expected one of these in each line, or a JSON list of them:\n{kinds}"
+
+
+def found_fields(item: Any) -> str:
+    """Describe a record of another kind, for errors."""
+    return f"the fields {', '.join(map(str, item)) or 'none'}" if isinstance(item, dict) else type(item).__name__
 
 
 def _lines(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
@@ -147,14 +160,14 @@ KINDS = {
             INSTRUCTION,
             _instruction_fault,
             lambda item, _place: Example(item["instruction"], item.get("input") or "", item["output"]),
-            'a JSON list of {"instruction": "…", "input": "", "output": "…"}',
+            '{"instruction": "…", "input": "", "output": "…"}',
         ),
         Kind(
             MESSAGES,
             _messages_fault,
             _conversation,
-            'a JSON list of {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+            '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
         ),
-        Kind(TEXT, _text_fault, lambda item, _place: Text(item[TEXT]), 'a JSON list of {"text": "…"}'),
+        Kind(TEXT, _text_fault, lambda item, _place: Text(item[TEXT]), '{"text": "…"}'),
     )
 }

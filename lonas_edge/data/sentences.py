@@ -15,7 +15,7 @@ import torch
 
 from lonas_edge.data.encoding import PairCollator, encode_pairs
 from lonas_edge.data.glue import Pair, task_of
-from lonas_edge.data.instructions import TEXT, half_character, read_records
+from lonas_edge.data.instructions import TEXT, found_fields, half_character, read_records
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 
@@ -75,7 +75,7 @@ def read_sentences(path: Path) -> Sentences:
     items, problems = read_records(path)
     fields = _fields(items[0][1]) if items else None
     if items and not fields:
-        problems.append(f"{items[0][0]}: found {_found(items[0][1])}")
+        problems.append(f"{items[0][0]}: found {found_fields(items[0][1])}")
     if fields:
         faults = ((place, _fault(item, fields)) for place, item in items)
         problems += [f"{place}: {fault}" for place, fault in faults if fault]
@@ -111,10 +111,6 @@ def _fields(item: Any) -> _Fields | None:
     if complete[:2] != [True, True] or (score and len(texts) != 2):
         return None
     return texts, score
-
-
-def _found(item: Any) -> str:
-    return f"the fields {', '.join(map(str, item)) or 'none'}" if isinstance(item, dict) else type(item).__name__
 
 
 def _fault(item: Any, fields: _Fields) -> str | None:

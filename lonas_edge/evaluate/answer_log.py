@@ -4,7 +4,6 @@ The request cache of lm-evaluation-harness 0.4.13 (`use_cache`) keeps single ans
 rest in other batches, whose last bits may differ.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.targets import Target
+from lonas_edge.files import json_sha256
 
 FILE = "answers.jsonl"
 
@@ -34,7 +34,7 @@ class AnswerLog:
         for line in self._path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-                if entry["check"] == _hash([entry["batch"], entry["answers"]]):
+                if entry["check"] == json_sha256([entry["batch"], entry["answers"]]):
                     yield entry["batch"], entry["answers"]
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
@@ -48,7 +48,7 @@ class AnswerLog:
         self._answers[batch] = answers
         if self._path is None:
             return
-        line = json.dumps({"batch": batch, "answers": answers, "check": _hash([batch, answers])})
+        line = json.dumps({"batch": batch, "answers": answers, "check": json_sha256([batch, answers])})
         try:
             with self._path.open("ab") as file:
                 file.write(f"\n{line}".encode())  # the line break first: the line before may be cut
@@ -81,7 +81,7 @@ class LoggedTarget:
             prompts: Number of prompts.
             run: Computes the answers with the loaded model.
         """
-        batch = _hash([self.target.name, requests])
+        batch = json_sha256([self.target.name, requests])
         saved = self._log.get(batch)
         if saved is not None:
             return saved
@@ -92,7 +92,3 @@ class LoggedTarget:
         self.answered += prompts
         self._log.add(batch, answers)
         return answers
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -143,7 +143,9 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None, ada
 
 
 def _not_ours(folder: Path) -> LonasEdgeError:
-    return LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote")
+    inside = " or ".join(sorted(str(path.parent) for path in folder.glob(f"*/{MANIFEST}")))  # of `compress`
+    advice = f". Pass {inside}" if inside else ""
+    return LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote{advice}")
 
 
 def _properties(folder: Path) -> RuntimeProperties | None:

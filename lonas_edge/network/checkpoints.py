@@ -205,7 +205,9 @@ def open_tensors(folder: Path) -> TensorFiles:
             continue
         raise_all(f"{folder}: the checkpoint's files do not hold what they should:", tensors.scan())
         return tensors
-    raise LonasEdgeError(f"{folder}: no weights ({SAFETENSORS}, {SAFETENSORS_INDEX}, {PICKLE} or {PICKLE_INDEX})")
+    exported = any(path.suffix in (".xml", ".gguf") for path in folder.iterdir())
+    hint = "; an OpenVINO or GGUF model. Pass the model that it was made from" if exported else ""
+    raise LonasEdgeError(f"{folder}: no weights ({SAFETENSORS}, {SAFETENSORS_INDEX}, {PICKLE} or {PICKLE_INDEX}){hint}")
 
 
 def _headless(name: str, architecture: Architecture) -> str:

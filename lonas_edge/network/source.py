@@ -188,6 +188,8 @@ def _located(reference: str, weights: bool, revision: str | None) -> Located:
     folder = Path(reference)
     if exists(folder) and folder.is_dir():
         return Located(folder.resolve().name, folder)
+    if exists(folder):
+        raise LonasEdgeError(f"{reference}: a file; expected the directory of a model or an adapter, or a hub id")
     name, _, named = reference.rpartition("@")
     if name and named:
         if exists(Path(name)):

@@ -1,6 +1,5 @@
 """Plan the steps of a run: their settings, what they depend on, and the commands that do the same."""
 
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from functools import cached_property
 from hashlib import sha256 as digest
 from typing import Any
 
-from lonas_edge.files import sha256
+from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.checkpoints import open_base
@@ -301,12 +300,12 @@ def source_hashes(source: Source) -> dict[str, str]:
     folder = source.base.folder
     files = [folder / "config.json", *open_base(folder, source.architecture).files]
     files += [folder / name for name in _TOKENIZER if (folder / name).is_file()]
-    base = digest(json.dumps({path.name: sha256(path) for path in files}, sort_keys=True).encode()).hexdigest()
+    base = json_sha256({path.name: sha256(path) for path in files})
     adapter = source.adapter and {
         "adapter": sha256(adapter_file(source.adapter.folder)),
         "adapter_config": sha256(source.adapter.folder / CONFIG),
     }
-    pooling = source.pooling and {"pooling": digest(json.dumps(asdict(source.pooling), sort_keys=True).encode()).hexdigest()}
+    pooling = source.pooling and {"pooling": json_sha256(asdict(source.pooling))}
     return {"base": base, **(adapter or {}), **(pooling or {})}
 
 

@@ -6,11 +6,11 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256 as digest
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import json_sha256
 from lonas_edge.output import differences
 from lonas_edge.pipeline.tables import duration
 from lonas_edge.progress import Progress
@@ -97,7 +97,7 @@ class Steps:
         """A hash of a step's settings and of those of all steps that it depends on."""
         step = self.planned[name]
         content = [dict(step.settings), [self.key(needed) for needed in step.needs]]
-        return digest(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return json_sha256(content)[:16]
 
     def done(self, name: str) -> bool:
         """Whether a step ran with the planned settings, and its outputs exist."""

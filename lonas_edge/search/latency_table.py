@@ -4,11 +4,9 @@ Layers of one shape cost the same, so latency is c + Σ f(w) over the layers. A 
 width w takes c + n·f(w). So each layer of width w saves 1/n of what that network saves compared with the widest.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256 as digest
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +15,7 @@ import numpy as np
 from lonas_edge.bench import machine
 from lonas_edge.bench.latency import Latency
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.files import json_sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.ir.runtime import check_device
@@ -50,7 +49,7 @@ class Identity:
     @property
     def key(self) -> str:
         """Short hash for a file name."""
-        return digest(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return json_sha256(asdict(self))[:16]
 
 
 @dataclass(frozen=True)

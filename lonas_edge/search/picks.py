@@ -42,7 +42,8 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
     for text in expressions:
         parsed = _FORM.fullmatch(text)
         if not parsed:
-            problems.append(f"{text!r}: expected MEASURE<=NUMBER (times in ms) or MEASURE<=NUMBERx, such as 'macs<=0.85x'")
+            forms = "MEASURE<=NUMBER (times in ms, sizes in bytes) or MEASURE<=NUMBERx, such as 'macs<=0.85x'"
+            problems.append(f"{text!r}: expected {forms}; MEASURE is one of {', '.join(measures)}")
             continue
         name = parsed[1].lower()
         at_least = name in QUALITIES and QUALITIES[name].sign < 0

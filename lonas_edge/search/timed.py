@@ -1,10 +1,8 @@
 """IRs that are made to be timed: exported in a separate process, and cached by what their latency depends on."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256 as digest
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +12,7 @@ from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.worker import apart
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.files import json_sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.network.source import Source
@@ -43,13 +42,13 @@ def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
     config = source.architecture.config.to_dict()
     known = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_SHAPES}
     shapes = [materialized_shapes(source.subnetwork(widths), source.unties) for widths in networks]
-    return digest(json.dumps([known, shapes], sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256([known, shapes], default=str)
 
 
 def cached_ir(source: Source, widths: Sequence[int], weight_format: str, folder: Path, *others: Path) -> Path:
     """Find or export an IR for timing; its logits are not verified."""
     identity = [shape_hash(source, [widths]), weight_format, used_versions(), GRAPH]
-    name = f"latency-{digest(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}"
+    name = f"latency-{json_sha256(identity)[:16]}"
     for parent in (folder, *others):
         if (parent / name).exists():
             return parent / name

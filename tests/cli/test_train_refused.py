@@ -38,7 +38,6 @@ GOOD = '{"instruction": "a", "output": "b"}'
         (f"{GOOD}\n{GOOD[:-2]}\n", ["line 2: not JSON"]),
         (f'[{GOOD},\n{{"instruction": "a", "input": ["b"], "output": "c"}}]', ["line 2: 'input' is not text"]),
         (f"[{GOOD},\n{GOOD}", ["the list is not closed"]),
-        ("instruction,output\na,b\n", ["line 1: not JSON"]),
     ],
 )
 def test_data_of_another_format(llama: TinySource, data: Path, tmp_path: Path, refused, content: str, texts) -> None:

@@ -51,7 +51,7 @@ def test_unreadable_parquet(content: bytes, tmp_path: Path) -> None:
 
 def test_parquet_of_other_columns_or_no_rows(tmp_path: Path) -> None:
     Dataset.from_list([{"question": "a"}]).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(LonasEdgeError, match="row 0: no text in 'instruction' and 'output'"):
+    with pytest.raises(LonasEdgeError, match="row 0: found the fields question"):
         read_data(tmp_path / "other.parquet")
     Dataset.from_dict({"text": []}).to_parquet(tmp_path / "empty.parquet")
     with pytest.raises(LonasEdgeError, match="holds no examples"):
@@ -63,6 +63,25 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(LonasEdgeError, match=r"Parquet needs pyarrow: pip install 'lonas-edge\[parquet\]'"):
         read_data(tmp_path / "file.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"conversations": [{"from": "human", "value": "a"}], "id": 7}', "line 1: found the fields conversations, id"),
+        ('[{"prompt": "a", "completion": "b"}', "line 1: found the fields prompt, completion\n  - the list is not closed"),
+        ("question,answer\na,b\n", "line 1: not JSON"),
+        ("[[]]", "line 1: found list"),
+    ],
+)
+def test_other_formats(content: str, fault: str, tmp_path: Path) -> None:
+    """The error shows all kinds of records."""
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    with pytest.raises(LonasEdgeError) as caught:
+        read_data(path)
+    for text in (f"{path}: data of no known kind:\n  - {fault}", *(f'\n  {{"{name}": ' for name in RECORDS)):
+        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [{"text": ""}, {"text": 7}, {"text": "\ud800"}, {"instruction": "a", "output": "b"}, 7])

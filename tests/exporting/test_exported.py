@@ -82,6 +82,11 @@ def test_other_directories_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "lonas_edge.json").unlink()
     with pytest.raises(LonasEdgeError, match=r"no lonas_edge\.json; expected a directory that `lonas-edge export` wrote"):
         open_exported(folder)
+    for name in ("tpot-0.7x", "tpot-0.8x"):  # an output of `compress`
+        (folder / name).mkdir()
+        (folder / name / "lonas_edge.json").touch()
+    with pytest.raises(LonasEdgeError, match=rf"wrote\. Pass {folder}/tpot-0\.7x or {folder}/tpot-0\.8x$"):
+        open_exported(folder)
     assert open_exported(folder, ours=False).weight_format == "as stored"  # an IR of another tool
     (folder / "lonas_edge.json").write_text(json.dumps({**MANIFEST, "stage": "checkpoint"}))
     with pytest.raises(LonasEdgeError, match="a checkpoint export; expected an IR"):

@@ -136,7 +136,10 @@ def test_out_of_memory_is_not_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=r"no weights \(model.safetensors"):
+    with pytest.raises(LonasEdgeError, match=r"no weights \(model.safetensors.*index.json\)$"):
+        open_tensors(tmp_path)
+    (tmp_path / "openvino_model.xml").touch()
+    with pytest.raises(LonasEdgeError, match=r"index.json\); an OpenVINO or GGUF model. Pass the model that it was made from"):
         open_tensors(tmp_path)
 
 

@@ -67,6 +67,11 @@ def test_adapter_whose_base_is_gone(llama_copy: TinySource) -> None:
         open_source(str(llama_copy.adapter))
 
 
+def test_a_file(llama: TinySource) -> None:
+    with pytest.raises(LonasEdgeError, match=r"model\.safetensors: a file; expected the directory of a model or an adapter"):
+        open_source(str(llama.base / "model.safetensors"))
+
+
 def test_neither_directory_nor_hub_id() -> None:
     with pytest.raises(LonasEdgeError, match="no such directory"):
         open_source("/no/such/directory")

@@ -136,9 +136,10 @@ def test_the_printed_baselines_are_those_of_the_run(finished: Finished) -> None:
 def test_the_commands_of_the_record_give_the_same_network(
     finished: Finished, run_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Each training and the search, by the printed command with another output: the same bits, the same widths."""
-    steps = [step for step in finished.record.steps if step.command.split()[1] in ("train", "search")]
-    assert len(steps) == 3
+    """Trainings, search and export, by the printed commands with other outputs: the same widths, the same bits."""
+    names = ("fine-tune", "search", "recover", "export")
+    steps = [step for step in finished.record.steps if step.name.split()[0] in names]
+    assert len(steps) == 4
     for step in steps:
         made, output = again(step.command, run_cli, tmp_path / step.name.split()[0])
         if step.name == "search":
@@ -147,9 +148,8 @@ def test_the_commands_of_the_record_give_the_same_network(
             first, second = (json.loads((folder / "search.json").read_text())["evaluations"] for folder in (made, output))
             assert [entry["widths"] for entry in first] == [entry["widths"] for entry in second]
         else:
-            weights = [load_file(folder / "adapter_model.safetensors") for folder in (made, output)]
-            assert weights[0].keys() == weights[1].keys()
-            assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+            name = "openvino_model.bin" if step.name.startswith("export") else "adapter_model.safetensors"
+            assert (made / name).read_bytes() == (output / name).read_bytes()
 
 
 def again(command: str, run_cli: Callable[..., Any], output: Path) -> tuple[Path, Path]:
@@ -668,7 +668,10 @@ def test_refused_targets(refused: Callable[..., str]) -> None:
     assert "Invalid --target" in error
     for text in ("watts is not measured here", "tpot takes <=", "latency is not measured here"):
         assert text in error
-    assert "'tpot<=20ms': expected MEASURE<=NUMBER (times in ms)" in refused(target="tpot<=20ms")
+    for text in ("tpot<=20ms", "size<=50MB", "tpot<=70%", "0.7x", "tpot=0.7x"):
+        error = refused(target=text)
+        assert f"{text!r}: expected MEASURE<=NUMBER (times in ms, sizes in bytes) or MEASURE<=NUMBERx" in error
+        assert "MEASURE is one of kl, tpot, ttft, " in error
     assert "bounds tpot and ttft; one run" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
 
 

@@ -1,15 +1,21 @@
 """Models with a trimmed vocabulary: the logits of the whole model at the kept tokens, in every command that takes one."""
 
 import json
+import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 
+import openvino_genai
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.optimum_lm import OptimumLM
+from openvino_models import F32
 from oracle import oracle_logits
 from peft import LoraConfig, get_peft_model
 from tiny_bert import TinyBert
-from tiny_models import TinyModels, TinySource
+from tiny_models import TinyModels, TinySource, say_only
 from training_runs import EIGHT, OPTIONS, logits_of, write_data
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -17,6 +23,8 @@ from lonas_edge import load_checkpoint
 from lonas_edge.bench.variants import Variant
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
 from lonas_edge.training.inputs import open_recovery, with_teacher
@@ -66,6 +74,39 @@ def test_logits_are_those_of_the_kept_tokens(case: str, tiny_models: TinyModels,
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         old = getattr(loaded(base).config, name)
         assert getattr(model.config, name) == (None if old is None else kept.index(old))
+
+
+def test_texts_are_those_of_the_checkpoint(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """By lm-evaluation-harness, with our class and its own for OpenVINO, and as a batch of openvino_genai."""
+    base, folder = Path(shutil.copytree(llama.base, tmp_path / "whole")), tmp_path / "ir"
+    say_only(base, string.ascii_lowercase)
+    assert len(trim(base, tmp_path / "base")) == 265
+    opened = open_source(str(tmp_path / "base"))
+    export(opened, opened.select(), folder, ExportOptions("fp32"))
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path / "base"), loaded(tmp_path / "base")
+    prompts, expected = ["the other", "Question: in", "a 猫"], []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")
+        whole = model.generate(**ids, max_new_tokens=12, do_sample=False)[0]
+        expected.append(tokenizer.decode(whole[ids["input_ids"].shape[1] :]))
+    assert len(set(expected)) == 3 and all(text.isalpha() for text in expected)
+    settings = {"until": [], "do_sample": False, "max_gen_toks": 12}
+    asked = [Instance("generate_until", {}, (prompt, settings), index) for index, prompt in enumerate(prompts)]
+    (tmp_path / "f32.json").write_text(json.dumps(F32))
+    stock = OptimumLM(pretrained=str(folder), device="cpu", batch_size=1, ov_config=str(tmp_path / "f32.json"))
+    for client in (OpenVinoLM(folder, tokenizer, 128, properties=F32), stock):
+        assert client.generate_until(asked) == expected
+    pipeline = openvino_genai.ContinuousBatchingPipeline(folder, openvino_genai.SchedulerConfig(), "CPU", F32)
+    config = openvino_genai.GenerationConfig(max_new_tokens=12, do_sample=False, apply_chat_template=False)
+    assert [result.m_generation_ids[0] for result in pipeline.generate(prompts, [config] * 3)] == expected
+
+
+def test_data_with_fewer_tokens_than_the_size(llama: TinySource, words: Path, run_cli: Callable, tmp_path: Path) -> None:
+    """The earliest tokens of the tokenizer fill the vocabulary; how many the data use is stated."""
+    ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question", "--size", 280, "--output", tmp_path / "out")
+    used = {*AutoTokenizer.from_pretrained(llama.base)(TEXT)["input_ids"], 1}
+    assert f"280 of 288 tokens. The data use {len(used)}. " in " ".join(ran.out.split())
+    assert len(json.loads((tmp_path / "out/vocabulary.json").read_text())["kept"]) == 280
 
 
 def test_a_trimmed_model_is_trimmed_again(llama: TinySource, trim: Callable, tmp_path: Path) -> None:

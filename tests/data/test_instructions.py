@@ -126,7 +126,7 @@ def test_half_a_character(data: Callable, field: str) -> None:
 def test_wrong_json_is_named_by_its_line(data: Callable, text: str, expected: str) -> None:
     with pytest.raises(LonasEdgeError, match=expected) as raised:
         read_data(data(text))
-    assert "Expected a JSON list" in str(raised.value)
+    assert "JSON list of" in str(raised.value)
 
 
 FAULTY = {

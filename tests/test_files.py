@@ -1,5 +1,6 @@
 """Files that are read with clear errors, and text that is written atomically."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import check_model_folder, read_by, read_json, read_text, regular, replace_text
+from lonas_edge.files import check_model_folder, json_sha256, read_by, read_json, read_text, regular, replace_text
 
 
 def test_replaced_in_utf8_with_plain_line_ends(tmp_path: Path) -> None:
@@ -152,3 +153,10 @@ class TestModelFolder:
         expected = {"additional_chat_templates/tool.jinja", "chat_template.jinja", "config.json", "merges.txt"}
         assert files == expected | {"model.safetensors", "tokenizer.json", "vocab.json"}
         assert "1,073,741,824 bytes; expected 67,108,864 at most" in str(caught.value)
+
+
+def test_hash_of_json() -> None:
+    """By content: the order of names does not count, that of a list does."""
+    assert json_sha256({"b": [1, 2], "a": None}) == hashlib.sha256(b'{"a": null, "b": [1, 2]}').hexdigest()
+    assert json_sha256([1, 2]) != json_sha256([2, 1])
+    assert json_sha256({"path": Path("x")}, str) == json_sha256({"path": "x"})

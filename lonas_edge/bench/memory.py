@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.variants import Case, Variant
-from lonas_edge.files import read_json
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import WEIGHTS
-from lonas_edge.network.configuration import parsed_config
+from lonas_edge.network.configuration import parsed_config, read_config
 from lonas_edge.space.architecture import Architecture
 
 KV_BYTES = {dtype.kv_name: dtype.bytes for dtype in DTYPES.values()} | {"u8": 1}  # bytes per element, by precision
@@ -21,8 +20,7 @@ def weight_bytes(folder: Path) -> int:
 
 def config_of(variant: Variant, default: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config.json of a variant, whose KV cache may be smaller than others'; `default` if it has none (GGUF)."""
-    path = variant.path / "config.json"
-    return read_json(path) if path.is_file() else default
+    return read_config(variant.path) if (variant.path / "config.json").is_file() else default
 
 
 def kv_bytes(config: Mapping[str, Any], tokens: float, precision: str) -> float:

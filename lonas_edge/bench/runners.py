@@ -184,8 +184,12 @@ class TorchRunner(Runner):
     def _base(self, **options: Any) -> Any:
         from transformers import AutoModelForCausalLM
 
-        from lonas_edge.network.modeling import repair
+        from lonas_edge.network.configuration import read_config
+        from lonas_edge.network.modeling import load_checkpoint, repair
+        from lonas_edge.space.architecture import REMOVED
 
+        if any(read_config(self._variant.path).get(name) for name in ("per_layer_config", REMOVED)):
+            return load_checkpoint(self._variant.path, options["dtype"])  # transformers 5.5 has one width for all layers
         model = AutoModelForCausalLM.from_pretrained(self._variant.path, **options)
         if family := family_of(model.config.model_type):
             repair(model, family)

@@ -23,9 +23,8 @@ from lonas_edge.families import family_of
 from lonas_edge.families.fields import Layers, Positive, Size
 from lonas_edge.schema import field_faults
 
-_MODEL_TYPES = {name: name for name in ("llama", "mistral", "qwen2", "qwen3")} | dict.fromkeys(
-    ("nemotron-nas", "deci"), "llama"
-)
+_OWN = ("llama", "mistral", "qwen2", "qwen3")  # model types of Puzzletron's models
+_MODEL_TYPES = {**dict(zip(_OWN, _OWN, strict=True)), "nemotron-nas": "llama", "deci": "llama"}
 _KNOWN = {
     "attention": {"no_op", "n_heads_in_group", "num_key_value_heads", "weights_precision"},
     "ffn": {"no_op", "ffn_mult", "intermediate_size", "hidden_act", "gated", "weights_precision"},
@@ -83,9 +82,10 @@ def in_own_fields(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         for part, kind in _KINDS.items()
         if block[part].get("no_op")
     ]
-    acts = dict.fromkeys(["hidden_act"] * bool(_activations(content)), next(iter(_activations(content)), None))
     own = {name: value for name, value in content.items() if name not in _THEIRS}
-    own |= {"model_type": model_type, "architectures": [family.class_names[model_type]["model"]], **acts, **common}
+    own |= {"model_type": model_type, "architectures": [family.class_names[model_type]["model"]], **common}
+    for activation in _activations(content):  # one at most
+        own["hidden_act"] = activation
     own["per_layer_config"] = {str(index): fields for index, fields in enumerate(changes) if fields}
     return own | {"removed_blocks": removed}
 
@@ -138,6 +138,8 @@ def _layer_faults(block: Mapping[str, Any], query_heads: int) -> list[str]:
     if not faults and not attention.get("no_op") and (heads is None or query_heads % heads):
         wanted = f"expected n_heads_in_group or num_key_value_heads that divides {query_heads} query heads"
         faults.append(f"attention: {wanted}, found {heads}")
+    if grouped and stated and grouped * stated != query_heads:
+        faults.append(f"attention: {grouped} query heads per key-value head and {stated} key-value heads contradict each other")
     if not faults and not ffn.get("no_op") and not (ffn.get("ffn_mult") or ffn.get("intermediate_size")):
         faults.append("ffn: expected ffn_mult or intermediate_size")
     if not ffn.get("no_op") and ffn.get("gated") is False:

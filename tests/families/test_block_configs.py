@@ -216,6 +216,7 @@ LINEAR = {"replace_with_linear": True}
             "layer 0: attention: .* divides 4 query heads, found 3",
         ),
         ({"block_configs": changed(0, "attention", n_heads_in_group=None)}, "layer 0: attention: expected n_heads_in_group"),
+        ({"block_configs": changed(0, "attention", num_key_value_heads=4)}, "layer 0: attention: .* contradict each other"),
         ({"block_configs": changed(0, "ffn", ffn_mult=None)}, "layer 0: ffn: expected ffn_mult or intermediate_size"),
         ({"block_configs": changed(0, "ffn", ffn_mult="wide")}, "block_configs.0.ffn.ffn_mult: .*number.*found 'wide'"),
         ({"block_configs": changed(0, "ffn", gated=False)}, "layer 0: ffn.gated False: not supported"),
@@ -231,6 +232,20 @@ LINEAR = {"replace_with_linear": True}
 def test_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(LonasEdgeError, match=f"(?s)here: block_configs .*{message}"):
         in_own_fields({**CONFIGS["deci"], **fields}, "here")
+
+
+@pytest.mark.slow
+def test_bench_opens_them_in_pytorch(run_cli: Callable, tmp_path: Path) -> None:
+    """Next to the IR: the adapter on the base, and merged."""
+    model, adapter = pruned("deci", tmp_path), tmp_path / "lora"
+    train = ["train", "--model", model.base, "--no-elastic", "--data", model.data, "--output", adapter, "--steps", 1]
+    assert run_cli(*train).code == 0
+    assert run_cli("export", adapter, "--output", tmp_path / "ir", "--no-verify").code == 0
+    arms = ["--adapter", adapter, "--arms", "lora,lora-merged,unpruned", "--rounds", 3, "--prompt-len", 8, "--new-tokens", 4]
+    ran = run_cli("bench", tmp_path / "ir", *arms, "--json")
+    assert ran.code == 0, ran.err
+    arms = [variant["name"] for variant in json.loads(ran.out)["variants"]]
+    assert {"lora", "lora-merged", "unpruned"} <= set(arms)
 
 
 def test_compress_refuses_them(run_cli: Callable, tmp_path: Path) -> None:

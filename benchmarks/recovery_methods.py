@@ -2,7 +2,7 @@
 
     python benchmarks/recovery_methods.py LORA --base models/smollm2-135m --removed 7,5,17 --data train.json \\
         --held-out held_out.json [--method lora|full] [--positions answers|all] [--share 1] [--local 120] \\
-        [--extra generated.json] [--fade 60]
+        [--extra generated.json] [--fade 60] [--gradual 6:80]
     python benchmarks/recovery_methods.py LORA --base models/smollm2-135m --removed "" --data train.json \\
         --held-out held_out.json --from-base --method full --positions answers --share 0 --output DIR
 
@@ -10,6 +10,7 @@ LORA is a PEFT adapter, the teacher. Its blocks are removed, and the network is 
 (`--method full`). The loss is --share of KL from the teacher, over the tokens of answers or of all, and the rest cross-entropy
 of the answers. `--local` trains the MLP and norm of each layer without attention first, so that they give its former output
 from its former input. `--extra` replaces half of the examples. `--fade` lowers the removed attention to 0 over so many steps.
+`--gradual 6:80` removes the first six blocks at the start, and the others after 80 steps.
 `--from-base` trains the base model instead, without the adapter; as in the second example that is full fine-tuning, and LORA is
 only compared with. `--output` keeps the model with the lowest held-out loss.
 Prints JSON lines: loss and KL in nats per answer token of the held-out examples, seconds and training tokens.
@@ -71,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--local", type=int, default=0, help="steps of block-wise distillation")
     parser.add_argument("--local-lr", type=float, default=1e-3)
     parser.add_argument("--fade", type=int, default=0)
+    parser.add_argument("--gradual", type=lambda text: [int(part) for part in text.split(":")], help="BLOCKS:STEPS")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.from_base and arguments.method != "full":
@@ -90,7 +92,9 @@ class Study:
         self.teacher = self._lora().merge_and_unload().eval().requires_grad_(False)
         self.student = self._student()
         self.body = self.student if arguments.method == "full" else self.student.get_base_model()
-        self.fading = [self._remove(self.body.model.layers[index]) for index in arguments.removed]
+        first = arguments.gradual[0] if arguments.gradual else len(arguments.removed)
+        self.fading = [self._remove(self.body.model.layers[index]) for index in arguments.removed[:first]]
+        self.later = arguments.removed[first:]
         self.tokens, self.start, self.lowest = 0, time.time(), math.inf
 
     def _base(self) -> Any:
@@ -216,6 +220,10 @@ class Study:
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         optimizer, schedule = self.optimizer(trained, arguments.lr, arguments.steps)
         for step in range(arguments.steps):
+            if arguments.gradual and step == arguments.gradual[1]:
+                for index in self.later:
+                    self._remove(self.body.model.layers[index])
+                self.evaluate(step)
             for layer in self.fading if arguments.fade else ():
                 layer.self_attn.scale = max(0.0, 1 - step / arguments.fade)
             ids, mask, labels = self.collate(next(source))

@@ -1,4 +1,4 @@
-"""Greedy removal of blocks: remove the one that costs least beside those already removed, and so on.
+"""Greedy removal of blocks: remove the one that costs least in the network without those already removed.
 
 The cost of a block depends on what else is removed, so each step evaluates networks as they are. Costs rarely fall when more
 blocks are removed. So only the block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
@@ -31,16 +31,16 @@ def greedy_proposer(dimensions: Dimensions, table: SensitivityTable, met: Callab
         quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
         costs, removed = dict(alone), list[int]()
         while costs and without(removed) in quality and not met(without(removed), quality[without(removed)]):
-            beside = {dim: without([*removed, dim]) for dim in costs}
-            measured = [dim for dim, widths in beside.items() if widths in quality]
-            costs.update({dim: quality[beside[dim]] - quality[without(removed)] for dim in measured})
+            candidates = {dim: without([*removed, dim]) for dim in costs}
+            measured = [dim for dim, widths in candidates.items() if widths in quality]
+            costs.update({dim: quality[candidates[dim]] - quality[without(removed)] for dim in measured})
             best = min(costs, key=costs.__getitem__)
             if best in measured:
                 removed.append(best)
                 del costs[best]
                 continue
-            unknown = [dim for dim in sorted(costs, key=costs.__getitem__) if beside[dim] not in known]
-            return (beside[unknown[0]], ORIGIN) if unknown else None  # else other workers evaluate all of them
+            unknown = [dim for dim in sorted(costs, key=costs.__getitem__) if candidates[dim] not in known]
+            return (candidates[unknown[0]], ORIGIN) if unknown else None  # else other workers evaluate all of them
         return None
 
     return propose

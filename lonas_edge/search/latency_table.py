@@ -117,7 +117,8 @@ class LatencyTable(Record):
 def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:
     """Get this machine's latency table: the cached one, or one that is measured now."""
     check_device(settings.device)
-    _check(source, settings)
+    if not find_kinds(source):
+        raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
     cache = cache_of(settings)
     with one_at_a_time(cache, progress):
         identity = _identity(source, settings)
@@ -129,16 +130,6 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
             table = _measured(source, settings, identity, progress)
             table.write(file)
     return table
-
-
-def _check(source: Source, settings: CostSettings) -> None:
-    context = source.architecture.context
-    length = settings.prompt_len + settings.new_tokens
-    if context and length > context:
-        options = "--prompt-len or --new-tokens" if settings.new_tokens else "--prompt-len"
-        raise LonasEdgeError(f"{length} tokens exceed the model's context of {context}. Choose a shorter {options}.")
-    if not find_kinds(source):
-        raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
 
 
 def _identity(source: Source, settings: CostSettings) -> Identity:

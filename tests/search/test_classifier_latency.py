@@ -89,7 +89,8 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
         (["--cost", "tpot"], 1, "--cost tpot: a sequence classifier generates no tokens; use --cost latency"),
         (["--new-tokens", "8"], 2, "--new-tokens: no effect, a sequence classifier has no prompts"),
         (["--cost", "macs", "--pick", "latency<=0.7x"], 1, "latency is not measured here; expected one of kl, "),
-        (["--prompt-len", "65"], 1, "65 tokens exceed the model's context of 64"),
+        (["--cost", "macs", "--measure", "--prompt-len", "65"], 1, "--prompt-len 65: beyond the model's context of 64 tokens"),
+        (["--prompt-len", "65"], 1, "--prompt-len 65: beyond the model's context of 64 tokens"),
     ],
 )
 def test_refused(

@@ -125,8 +125,6 @@ def test_a_damaged_table_is_measured_again(damage: str, llama: TinySource, devic
 
 def test_refused_before_anything_is_measured(llama: TinySource, device: Device, settings: CostSettings) -> None:
     opened = llama.opened()
-    with pytest.raises(LonasEdgeError, match="136 tokens exceed the model's context of 128"):
-        open_table(opened, replace(settings, prompt_len=120, new_tokens=16))
     with pytest.raises(LonasEdgeError, match=r"--device TPU: not on this machine\. Present: CPU"):
         open_table(opened, replace(settings, device="TPU"))
     ranks = tuple(group for group in opened.space.groups if group.kind == "rank")

@@ -125,7 +125,8 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
         file = cache / f"latency-table-{identity.key}.json"
         table = _read(file, identity, progress)
         if table:
-            progress(f"Reusing the latency table of {table.date} ({file})\nLatency table", None)
+            again = "Delete the file to measure again."
+            progress(f"Reusing the latency table of {table.date}: {file}. {again}\nLatency table", None)
         else:
             table = _measured(source, settings, identity, progress)
             table.write(file)

@@ -64,7 +64,7 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     ]
     device.slower_later = 1.1
     ran = run_cli(*command, "--json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0 and "latency table" not in ran.err, ran.err
     record = json.loads(ran.out)
     assert [str(arguments[0]) for arguments in device.arguments] == ["64 tokens, batch 2"] * 2, "no longer than the context"
     assert record["units"] == {"kl": "nats", "latency": "ms"}
@@ -81,6 +81,12 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
         expected = 1e3 * seconds(evaluations[network["evaluation"]]["widths"])
         assert (network["latency"], network["predicted_latency"]) == pytest.approx((1.1 * expected, expected))
         assert (network["ttft"], network["tpot"], network["predicted_tpot"]) == (None, None, None)
+    date = json.loads((tmp_path / "out" / "latency_table.json").read_text())["date"]
+    continued = run_cli(*command, "--evals", 13)
+    assert f"Reusing the latency table of this search, measured on {date}\n" in continued.err
+    [file] = (tmp_path / "cache").glob("latency-table-*.json")
+    other = run_cli(*command, "--evals", 5, "--no-measure", "--output", tmp_path / "other")
+    assert f"Reusing the latency table of {date}: {file}. Delete the file to measure again.\n" in other.err
 
 
 @pytest.mark.parametrize(

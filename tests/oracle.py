@@ -79,10 +79,10 @@ def bloom_logits(weights: dict[str, Any], config: Any, ids: torch.Tensor) -> tor
 def llama_logits(weights: dict[str, torch.Tensor], config: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
     """LLaMA (Touvron et al. 2023) with rotary positions, grouped key-value heads and SwiGLU; layers may be unequal.
 
-    Blocks without weights add nothing; numbers of key-value heads and widths of MLPs are those of the weights.
+    Blocks without weights add nothing; numbers of heads and widths of MLPs are those of the weights.
     """
-    heads, (prompts, tokens) = config["num_attention_heads"], ids.shape
-    size = config["hidden_size"] // heads
+    prompts, tokens = ids.shape
+    size = config["hidden_size"] // config["num_attention_heads"]
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return x / (x.square().mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt() * weights[f"{name}.weight"]
@@ -95,8 +95,7 @@ def llama_logits(weights: dict[str, torch.Tensor], config: dict[str, Any], ids: 
         return torch.cat([turned.real, turned.imag], -1)
 
     def split(x: torch.Tensor, name: str) -> torch.Tensor:  # [prompts, heads, tokens, size]
-        own = (x @ weights[f"{name}.weight"].T).view(prompts, tokens, -1, size).transpose(1, 2)
-        return own.repeat_interleave(heads // own.shape[1], 1)
+        return (x @ weights[f"{name}.weight"].T).view(prompts, tokens, -1, size).transpose(1, 2)
 
     future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     x = weights["model.embed_tokens.weight"][ids]
@@ -104,6 +103,7 @@ def llama_logits(weights: dict[str, torch.Tensor], config: dict[str, Any], ids: 
         if f"{layer}.self_attn.q_proj.weight" in weights:
             inner = norm(x, f"{layer}.input_layernorm")
             q, k, v = (split(inner, f"{layer}.self_attn.{name}_proj") for name in "qkv")
+            k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], 1) for each in (k, v))
             scores = (rotated(q) @ rotated(k).transpose(-1, -2) / size**0.5).masked_fill(future, -torch.inf)
             mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
             x = x + mixed @ weights[f"{layer}.self_attn.o_proj.weight"].T

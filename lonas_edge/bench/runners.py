@@ -174,22 +174,31 @@ class TorchRunner(Runner):
         self._torch, self._variant = torch, variant
         torch.set_num_threads(threads)
         dtype = DTYPES[variant.precision].torch
-        model = self._base(dtype=dtype, local_files_only=True, trust_remote_code=False)
+        model = self._base(dtype)
         if variant.adapter:
             # an fp32 adapter on a 16-bit base would cost a cast per layer
             model = PeftModel.from_pretrained(model, str(variant.adapter), autocast_adapter_dtype=False).to(dtype)
             model = model.merge_and_unload() if variant.merged else model
         self._model = model.eval()
 
-    def _base(self, **options: Any) -> Any:
-        from transformers import AutoModelForCausalLM
-
+    def _base(self, dtype: Any) -> Any:
         from lonas_edge.network.configuration import read_config
-        from lonas_edge.network.modeling import load_checkpoint, repair
+        from lonas_edge.network.modeling import load_unequal
+        from lonas_edge.network.source import open_source
         from lonas_edge.space.architecture import REMOVED
 
-        if any(read_config(self._variant.path).get(name) for name in ("per_layer_config", REMOVED)):
-            return load_checkpoint(self._variant.path, options["dtype"])  # transformers 5.5 has one width for all layers
+        folder, adapter = self._variant.path, self._variant.adapter
+        if not any(read_config(folder).get(name) for name in ("per_layer_config", REMOVED)):
+            return self._equal(dtype=dtype, local_files_only=True, trust_remote_code=False)
+        opened = open_source(str(adapter) if adapter else None, str(folder), elastic=False)
+        return load_unequal(opened.architecture, folder, dtype, new_head=opened.architecture.family.task.new_head)
+
+    def _equal(self, **options: Any) -> Any:
+        """The base through transformers 5.5, which has one width for all layers."""
+        from transformers import AutoModelForCausalLM
+
+        from lonas_edge.network.modeling import repair
+
         model = AutoModelForCausalLM.from_pretrained(self._variant.path, **options)
         if family := family_of(model.config.model_type):
             repair(model, family)
@@ -231,7 +240,7 @@ class TorchRunner(Runner):
 class TorchClassifierRunner(TorchRunner):
     """A classifier with a PEFT adapter that contains its head, or an embedding model, in PyTorch."""
 
-    def _base(self, **options: Any) -> Any:
+    def _equal(self, **options: Any) -> Any:
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         if not self._variant.outputs:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 MODULES, LENGTH, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+EMBEDS = (  # what to do where a model is taken for a classifier
+    "A sentence embedding model has sentence-transformers' modules.json in its directory; "
+    "`SentenceTransformer(MODEL).save_pretrained(DIR)` writes it."
+)
 Mode = Literal["mean", "cls", "lasttoken"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 QUERY, PASSAGE = ("query",), ("document", "passage", "corpus")  # prompts that sentence-transformers gives to either

@@ -23,13 +23,13 @@ _ALIBI = "the slopes of ALiBi depend on the number of heads"
 
 @dataclass(frozen=True)
 class _MlpRule(WidthRule):
-    """The full width is four times the hidden size; only the configuration of a layer has a field for it."""
+    """The full width is four times the hidden size, unless the configuration of a layer has another; a model's has no field."""
 
     in_own_field = False
 
     def full(self, config: Any) -> int:
-        """Four times the hidden size."""
-        return 4 * int(config.hidden_size)
+        """The layer's own width, or four times the hidden size."""
+        return int(getattr(config, self.config_field, None) or 4 * config.hidden_size)
 
 
 class Bloom(Family):

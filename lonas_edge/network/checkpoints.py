@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
 from lonas_edge.families import Family, Part
 from lonas_edge.files import check_model_folder, exists, read_json, regular
@@ -250,5 +251,7 @@ def open_base(folder: Path, architecture: Architecture, replaced: Collection[str
     ):
         reason = f"differs from {embedding}, but config.json ties them (tie_word_embeddings)"
         problems.append(f"{head} in {tensors.file_of(head).name}: {reason}")
-    raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems)
+    headless = not new_head and any(name in architecture.head and name not in tensors.shapes for name in expected)
+    hint = EMBEDS if headless and family.task.new_head else ""
+    raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems, hint)
     return tensors

@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Family, Task, key_value_heads
+from lonas_edge.families import Family, Task
 from lonas_edge.files import check_model_folder, read_by
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.configuration import check_model_config, parsed_config, read_config
 from lonas_edge.network.depth import remove_blocks
-from lonas_edge.space.architecture import REMOVED, Architecture
+from lonas_edge.space.architecture import Architecture
 
 Fetch = Callable[[str], torch.Tensor]
 Inputs = Mapping[str, torch.Tensor]
@@ -33,19 +33,20 @@ BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
     """Build a model with its parameters on the meta device and real buffers; `where` is its name in errors."""
+    return _empty(_architecture(config, where), where)
+
+
+def _architecture(config: dict[str, Any], where: str) -> Architecture:
     check_model_config(config, where)
     with read_by("transformers", Path(where)):
         parsed = parsed_config(config)
-    architecture = Architecture.from_config(parsed, where)
-    per_layer = config.get("per_layer_config") or {}
-    raise_all(f"{where}: per_layer_config cannot be used:", _per_layer_faults(architecture, per_layer))
-    unknown = [
-        f"{block!r}: the model has no such block" for block in architecture.removed if block not in architecture.all_blocks
-    ]
-    raise_all(f"{where}: {REMOVED} cannot be used:", unknown)
-    model = _built(architecture, parsed, Path(where))
+    return Architecture.from_config(parsed, where)
+
+
+def _empty(architecture: Architecture, where: str) -> PreTrainedModel:
+    model = _built(architecture, copy.deepcopy(architecture.config), Path(where))
     remove_blocks(model, architecture, architecture.removed)
-    layers = tuple(f"{architecture.family.layer(int(index))}." for index in per_layer)
+    layers = tuple(f"{architecture.family.layer(int(index))}." for index in architecture.per_layer)
     for linear in (linear for name, linear in architecture.linears.items() if name.startswith(layers)):
         _resize(model.get_submodule(linear.name), linear.out_features, linear.in_features)
     for path, block in architecture.blocks.items():
@@ -92,23 +93,6 @@ def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedMod
     return model
 
 
-def _per_layer_faults(architecture: Architecture, per_layer: dict[str, dict[str, int]]) -> list[str]:
-    layers = {str(index) for index in range(architecture.config.num_hidden_layers)}
-    widths = architecture.family.whole_fields(architecture.config).keys()
-    faults = [f"{index!r}: the model has no such decoder layer" for index in per_layer if index not in layers]
-    changed = {field for changes in per_layer.values() for field in changes}
-    faults += [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]
-    return faults or [fault for index in sorted(per_layer) for fault in _head_faults(architecture, index)]
-
-
-def _head_faults(architecture: Architecture, index: str) -> list[str]:
-    """The conversion cuts a layer's cache from one with the model's own number of key-value heads."""
-    own, most = architecture.of_layer(architecture.family.layer(int(index))), key_value_heads(architecture.config)
-    heads, groups = own.num_attention_heads, key_value_heads(own)
-    wanted = f"expected at most {most} key-value heads, which divide the query heads"
-    return [] if groups <= most and heads % groups == 0 else [f"layer {index}: {wanted}; found {groups} and {heads}"]
-
-
 def auto_model(task: Task) -> Any:
     """The transformers class that loads models for a task."""
     return getattr(transformers, task.auto_model)
@@ -135,21 +119,27 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Pre
     """
     folder = Path(folder)
     check_model_folder(folder)
-    model, tensors = empty_model(read_config(folder), str(folder)), open_tensors(folder)
-    tensors.name_as(Architecture.from_config(model.config, str(folder)).family)
-    parameters = dict(model.named_parameters())  # a tied head is not among them
-    problems = [f"{name}: missing" for name in parameters if name not in tensors.shapes]
-    problems += [
-        f"{name}: expected {list(parameters[name].shape)}, found {list(shape)}"
-        for name, shape in tensors.shapes.items()
-        if name in parameters and tuple(parameters[name].shape) != shape
-    ]
+    return load_unequal(_architecture(read_config(folder), str(folder)), folder, dtype)
+
+
+def load_unequal(
+    architecture: Architecture, folder: Path, dtype: torch.dtype | None = None, new_head: bool = False
+) -> PreTrainedModel:
+    """Open a checkpoint as `load_checkpoint`, of these shapes; with `new_head`, a head that does not fit is random."""
+    model, tensors = _empty(architecture, str(folder)), open_tensors(folder)
+    tensors.name_as(architecture.family)
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # without a tied head
+    others = {name for name, shape in parameters.items() if tensors.shapes.get(name) != shape}
+    new = {name for name in others if new_head and architecture.in_head(name)}
+    stored = {name: f"found {list(shape)}" for name, shape in tensors.shapes.items()}
+    problems = [f"{name}: expected {list(parameters[name])}, {stored.get(name, 'missing')}" for name in sorted(others - new)]
     raise_all(f"{folder}: the weights do not match config.json:", problems)
-    for name in parameters:
-        set_parameter(model, name, _cast(tensors.read(name), dtype))
+    for name, shape in parameters.items():
+        set_parameter(model, name, torch.empty(shape, dtype=dtype) if name in new else _cast(tensors.read(name), dtype))
+    for module in sorted({name.rpartition(".")[0] for name in new}):
+        model._init_weights(model.get_submodule(module))
     model.tie_weights()
-    stored = next(iter(model.parameters())).dtype
-    model.config.dtype = stored
+    model.config.dtype = next(iter(model.parameters())).dtype
     return model
 
 

@@ -14,7 +14,7 @@ from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, TASKS, Task, family_of, family_of_config
-from lonas_edge.files import check_model_folder, exists, read_by, read_json, sha256
+from lonas_edge.files import check_model_folder, exists, read_by, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
@@ -23,7 +23,7 @@ from lonas_edge.network.configuration import check_model_config, parsed_config, 
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
-from lonas_edge.space.architecture import REMOVED, Architecture
+from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
@@ -215,9 +215,6 @@ def read_model_config(located: Located) -> Any:
     path = located.folder / "config.json"
     if not path.exists():
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
-    stored = read_json(path)
-    if cut := [name for name in ("per_layer_config", REMOVED) if stored.get(name)]:
-        raise LonasEdgeError(f"{path}: a materialized sub-network ({', '.join(cut)}); pass the base model instead")
     content = read_config(located.folder)
     check_model_config(content, str(path))
     with read_by("transformers", path):

@@ -20,7 +20,7 @@ from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
-from lonas_edge.network.modeling import auto_model, empty_model, load_checkpoint, repair, set_parameter, untouched_zeros
+from lonas_edge.network.modeling import auto_model, empty_model, load_unequal, repair, set_parameter, untouched_zeros
 from lonas_edge.network.objective import Objective, objective_of
 from lonas_edge.network.source import Located, Source, base_misfits
 from lonas_edge.space.architecture import Architecture
@@ -222,10 +222,12 @@ def _by_transformers(base: Located, architecture: Architecture, dtype: torch.dty
 
 
 def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base model through transformers, on the CPU; a head that does not fit is initialized at random."""
+    """Load a base model on the CPU, in `dtype`; a head that does not fit is initialized at random."""
     read_generation_config(base.folder)  # transformers reads it, too
-    unequal = architecture.unequal  # transformers 5.5 has one width for all layers
-    model = load_checkpoint(base.folder, dtype) if unequal else _by_transformers(base, architecture, dtype)
+    if architecture.unequal:  # transformers 5.5 has one width for all layers
+        model = load_unequal(architecture, base.folder, dtype, new_head=architecture.family.task.new_head)
+    else:
+        model = _by_transformers(base, architecture, dtype)
     damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
     stored = open_tensors(base.folder) if damaged else None
     prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none, one with a head has it

@@ -19,7 +19,7 @@ class VocabularyRecord(Record):
     Attributes:
         base: Name of the model with the whole vocabulary.
         revision: Its revision on the hub, or None.
-        sha256: SHA-256 of its files by name.
+        sha256: SHA-256 by name of the files whose adapters fit; empty in an export, whose other weights differ, too.
         rows: Rows of its embedding.
         data: SHA-256 of the data whose tokens were kept, by file name.
         tokens_per_text: Tokens per text, relative to the model with the whole vocabulary, on held-out data.
@@ -44,9 +44,9 @@ def vocabulary_of(folder: Path) -> VocabularyRecord | None:
 
 
 def original_hashes(folder: Path, hashes: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the hashes of the model that a directory was trimmed from; its own `hashes` if it was not."""
+    """Return the hashes of the model that a directory was trimmed from; its own `hashes` if it was not, or was exported."""
     record = vocabulary_of(folder)
-    return record.sha256 if record else hashes
+    return record.sha256 if record and record.sha256 else hashes
 
 
 def keep_tokens(model: Any, kept: Sequence[int]) -> Any:

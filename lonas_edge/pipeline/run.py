@@ -81,7 +81,7 @@ def compress_model(
             "models. Use `space`, `train`, `search` and `export`."
         )
     task = task_of(source.architecture.family.task, source.folder)
-    task.check(options)
+    task.check(options, source.base.folder, source.architecture.context)
     picks = stages.picks_of(options, task)
     stages.cost_of(picks, task)
     run = _Run(reference, source, task, options, picks, progress, recorded or {})

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.search.cost import COSTS, CostSettings
+from lonas_edge.search.cost import COSTS, CostSettings, context_faults
 
 if TYPE_CHECKING:
     from lonas_edge.pipeline.plan import Plan
@@ -131,15 +131,15 @@ class PipelineTask(ABC):
             new_tokens=options.new_tokens or self.new_tokens,
         )
 
-    def check(self, options: CompressOptions) -> None:
-        """Refuse options that mean nothing for this task."""
+    def check(self, options: CompressOptions, folder: Path, context: int | None) -> None:
+        """Refuse options that mean nothing for this task, and lengths beyond the context of the model in `folder`."""
+        settings, problems = self.settings(options), []
         if not self.task.generates:
-            given = {"--prompt": options.prompt, "--new-tokens": options.new_tokens}
-            raise_all(
-                f"A {self.task.name} generates no text:",
-                [f"{name} {value}" for name, value in given.items() if value is not None],
-                "Omit these options.",
-            )
+            given, settings = {"--prompt": options.prompt, "--new-tokens": options.new_tokens}, replace(settings, new_tokens=0)
+            named = [f"{name} {value}" for name, value in given.items() if value is not None]
+            problems = [f"{name}: a {self.task.name} generates no text; omit it" for name in named]
+        problems += context_faults(settings, context)
+        raise_all(f"{folder}: these options do not fit the model:", problems)
 
     @abstractmethod
     def examples(self, data: Path) -> dict[str, frozenset[str]]:

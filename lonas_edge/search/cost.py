@@ -86,6 +86,17 @@ def check_cost(name: str, task: "Task") -> None:
         raise LonasEdgeError(f"--cost {name}: a {task.name} {does}; use {' or '.join(others)}")
 
 
+def context_faults(settings: CostSettings, context: int | None) -> list[str]:
+    """Lengths beyond a model's context in tokens, by option; none where the context is not limited (None)."""
+    length, options = settings.prompt_len + settings.new_tokens, f"--prompt-len {settings.prompt_len}"
+    if context is None or length <= context:
+        return []
+    if not settings.new_tokens:
+        return [f"{options}: beyond the model's context of {context} tokens; choose at most {context}"]
+    options += f", --new-tokens {settings.new_tokens}"
+    return [f"{options}: {length} tokens are beyond the model's context of {context}; choose lower ones"]
+
+
 def cost_function(name: str, source: "Source", settings: CostSettings, table: "LatencyTable | None" = None) -> "CostFunction":
     """Make the function that computes a cost."""
     count = COSTS[name].count

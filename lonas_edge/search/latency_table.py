@@ -117,28 +117,20 @@ class LatencyTable(Record):
 def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:
     """Get this machine's latency table: the cached one, or one that is measured now."""
     check_device(settings.device)
-    _check(source, settings)
+    if not find_kinds(source):
+        raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
     cache = cache_of(settings)
     with one_at_a_time(cache, progress):
         identity = _identity(source, settings)
         file = cache / f"latency-table-{identity.key}.json"
         table = _read(file, identity, progress)
         if table:
-            progress(f"Reusing the latency table of {table.date} ({file})\nLatency table", None)
+            again = "Delete the file to measure again."
+            progress(f"Reusing the latency table of {table.date}: {file}. {again}\nLatency table", None)
         else:
             table = _measured(source, settings, identity, progress)
             table.write(file)
     return table
-
-
-def _check(source: Source, settings: CostSettings) -> None:
-    context = source.architecture.context
-    length = settings.prompt_len + settings.new_tokens
-    if context and length > context:
-        options = "--prompt-len or --new-tokens" if settings.new_tokens else "--prompt-len"
-        raise LonasEdgeError(f"{length} tokens exceed the model's context of {context}. Choose a shorter {options}.")
-    if not find_kinds(source):
-        raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
 
 
 def _identity(source: Source, settings: CostSettings) -> Identity:

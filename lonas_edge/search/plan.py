@@ -11,7 +11,7 @@ from lonas_edge.network import adapters
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import COSTS, COUNTED, check_cost, cost_function, default_cost
+from lonas_edge.search.cost import COSTS, COUNTED, check_cost, context_faults, cost_function, default_cost
 from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
 from lonas_edge.search.options import LEAST_EVALS, SearchOptions
 from lonas_edge.search.picks import Pick, parse_picks
@@ -154,6 +154,9 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
 
         metric = metric_of(held)
     plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks), metric)
+    if plan.timed:
+        lengths = context_faults(options.cost_settings, source.architecture.context)
+        raise_all(f"{source.base.folder}: the latency cannot be measured:", lengths)
     known = named(plan.dimensions)
     check_picks(plan.picks, known["minimal"], known["maximal"], plan.counted_costs)
     return plan

@@ -200,8 +200,11 @@ class _Search:
         if COSTS[plan.cost].timed:
             from lonas_edge.search.latency_table import LatencyTable, open_table
 
+            reused = "latency_table" in self.study.user_attrs
             content = self._shared("latency_table", lambda: open_table(plan.source, settings, self.progress).to_json())
             self.latency = LatencyTable.from_json(content, f"the study {self.study.study_name!r}")
+            if reused:
+                self.progress(f"Reusing the latency table of this search, measured on {self.latency.date}\nLatency table", None)
         return cost_function(plan.cost, plan.source, settings, self.latency)
 
     def _table(self, network: "SuperNetwork") -> SensitivityTable:

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, WidthRule, family_of, head_dim
+from lonas_edge.families import (
+    SUPPORTED_MODEL_TYPES,
+    Block,
+    Family,
+    Linear,
+    Task,
+    WidthRule,
+    family_of,
+    head_dim,
+    key_value_heads,
+)
 
 REMOVED = "removed_blocks"  # of a materialized model's config.json: module paths
 
@@ -29,7 +39,28 @@ class Architecture:
                 f"{where}: model_type {config.model_type!r} is not supported. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}."
             )
         raise_all(f"{where}: not a usable model configuration:", family.faults(config))
-        return cls(family, config)
+        architecture = cls(family, config)
+        raise_all(f"{where}: per_layer_config cannot be used:", architecture._per_layer_faults())
+        unknown = [
+            f"{block!r}: the model has no such block" for block in architecture.removed if block not in architecture.all_blocks
+        ]
+        raise_all(f"{where}: {REMOVED} cannot be used:", unknown)
+        return architecture
+
+    def _per_layer_faults(self) -> list[str]:
+        layers = {str(index) for index in range(self.config.num_hidden_layers)}
+        faults = [f"{index!r}: the model has no such decoder layer" for index in self.per_layer if index not in layers]
+        widths = self.family.whole_fields(self.config).keys()
+        changed = {field for changes in self.per_layer.values() for field in changes}
+        faults += [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]
+        return faults or [fault for index in sorted(self.per_layer) for fault in self._head_faults(index)]
+
+    def _head_faults(self, index: str) -> list[str]:
+        """The conversion cuts a layer's cache from one with the model's own number of key-value heads."""
+        own, most = self.of_layer(self.family.layer(int(index))), key_value_heads(self.config)
+        heads, groups = own.num_attention_heads, key_value_heads(own)
+        wanted = f"expected at most {most} key-value heads, which divide the query heads"
+        return [] if groups <= most and heads % groups == 0 else [f"layer {index}: {wanted}; found {groups} and {heads}"]
 
     def require(self, task: Task, what: str, said_by: Path | None = None) -> None:
         """Raise if the feature `what` does not work on the model's task, which the file `said_by` defines."""
@@ -154,9 +185,14 @@ class Architecture:
         return tuple(f"{module}." for module in self.absent(self.removed))
 
     @property
+    def per_layer(self) -> Mapping[str, Mapping[str, int]]:
+        """The widths in which decoder layers differ from the configuration's fields, by number of the layer."""
+        return getattr(self.config, "per_layer_config", None) or {}
+
+    @property
     def unequal(self) -> bool:
         """Whether layers differ in widths or blocks, which transformers' model class cannot express."""
-        return bool(self.removed or getattr(self.config, "per_layer_config", None))
+        return bool(self.removed or self.per_layer)
 
     def absent(self, removed: Collection[str]) -> tuple[str, ...]:
         """Module paths of removed blocks and of the norms that serve them alone."""
@@ -181,12 +217,11 @@ class Architecture:
 
     @cached_property
     def _layers(self) -> tuple[Any, ...]:
-        kinds, per_layer = getattr(self.config, "layer_types", None), getattr(self.config, "per_layer_config", None) or {}
-        layers = []
+        kinds, layers = getattr(self.config, "layer_types", None), []
         for index in range(self.config.num_hidden_layers):
             own = copy.copy(self.config)
             own.layer_type, own.head_dim = kinds[index] if kinds else None, head_dim(self.config)
-            for name, value in per_layer.get(str(index), {}).items():
+            for name, value in self.per_layer.get(str(index), {}).items():
                 setattr(own, name, value)
             layers.append(own)
         return tuple(layers)

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
+from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, context_of
 from lonas_edge.formats import dtype_of
@@ -239,8 +240,7 @@ def _check_labels(data: TrainingData, eval_data: TrainingData | None) -> None:
         )
     learned = {
         EMBEDDING: "Without a teacher, an embedding model learns pairs, triplets or scored pairs.",
-        CLASSIFICATION: "Without a teacher, a classifier learns a GLUE task (TSV). An embedding model has "
-        "sentence-transformers' modules.json in its directory.",
+        CLASSIFICATION: f"Without a teacher, a classifier learns a GLUE task (TSV). {EMBEDS}",
     }
     raise LonasEdgeError(
         f"{file}: {found} without labels need --teacher MODEL, such as the unpruned model. {learned[data.task]}"

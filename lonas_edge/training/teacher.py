@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lonas_edge.data.pooling import Pooling, read_pooling
+from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import family_of_config, size_of
+from lonas_edge.families import EMBEDDING, family_of_config, size_of
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -72,7 +72,8 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
     """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
     task, family = student.family.task, family_of_config(teacher.config)
     if family and family.task is not task:
-        raise LonasEdgeError(f"{teacher.folder}: is a {family.task.name} and cannot teach a {task.name}.")
+        hint = f" {EMBEDS}" if family.task is EMBEDDING else ""
+        raise LonasEdgeError(f"{teacher.folder}: is a {family.task.name} and cannot teach a {task.name}.{hint}")
     if task.generates or not student.head:
         return
     theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())

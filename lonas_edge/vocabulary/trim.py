@@ -75,6 +75,7 @@ def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
         return record
     return replace(
         first,
+        sha256=first.sha256 or record.sha256,
         data=record.data,
         tokens_per_text=first.tokens_per_text * record.tokens_per_text,
         kept=tuple(first.kept[index] for index in record.kept),

@@ -1,5 +1,7 @@
 """Runners in this process: openvino_genai, OpenVINO and PyTorch; what they pass to the libraries; their facts."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from optimum.intel import OVModelForSequenceClassification
 from peft import PeftModel
-from tiny_bert import TinyBert
+from tiny_bert import TinyBert, oracle_hidden, oracle_logits
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -17,6 +19,7 @@ from lonas_edge.bench.runners import ClassifierRunner, GenaiRunner, TorchClassif
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Variant
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.network.source import open_source
 
 IDS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 
@@ -109,6 +112,28 @@ def test_an_embedding_model(tiny_bert: TinyBert) -> None:
     with torch.no_grad():
         assert torch.equal(states[0].last_hidden_state, plain(input_ids=torch.tensor(IDS)).last_hidden_state)
     assert states[0].pooler_output is None
+
+
+@pytest.mark.parametrize("task", ["classifier", "embedding"])
+def test_an_encoder_with_unequal_layers(task: str, tiny_bert: TinyBert, materialize: Callable[..., Path]) -> None:
+    """transformers' class cannot open it: MLPs of three widths."""
+    source = tiny_bert.source(2, headless=False) if task == "classifier" else tiny_bert.embedder()
+    widths = [64, 64, 64, 8, 8, 8, 96, 64, 128]
+    base = materialize(open_source(str(source.base), nncf_config=source.space), widths)
+    if task == "embedding":
+        shutil.copyfile(source.base / "modules.json", base / "modules.json")
+        shutil.copytree(source.base / "1_Pooling", base / "1_Pooling")
+    adapter = {"precision": "fp32", "adapter": source.adapter, "outputs": 2 if task == "classifier" else 0}
+    runner, found = TorchClassifierRunner(Variant("lora", "torch-classifier", base, **adapter), 1), []
+    runner._model.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    assert runner.run(IDS, 0).end_to_end > 0
+    ids = torch.tensor(IDS)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    if task == "classifier":
+        actual, expected = found[0].logits, oracle_logits(source.base, source.adapter, source.space, widths, inputs)
+    else:
+        actual, expected = found[0].last_hidden_state, oracle_hidden(source, widths, inputs)
+    assert (actual - expected).abs().max() < 1e-4
 
 
 @pytest.fixture

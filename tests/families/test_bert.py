@@ -184,7 +184,7 @@ def test_a_body_without_a_head_alone(tiny_bert: TinyBert, materialize: Callable,
     """Whose configuration names no class: a BertModel is an embedding model."""
     base = tiny_bert.source().copied_to(tmp_path).base
     (base / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(LonasEdgeError, match=r"classifier\.weight: missing; expected \[2, 64\] \(a body without the head"):
+    with pytest.raises(LonasEdgeError, match=r"classifier\.weight: missing; .* \(a body without the head(.|\n)*modules\.json"):
         materialize(open_source(str(base)), [])
 
 

@@ -1,4 +1,4 @@
-"""Models with `block_configs`: DeciLM's and Puzzletron's, as bases.
+"""Pruned models as bases: those with `block_configs`, DeciLM's and Puzzletron's, and our own checkpoints.
 
 The reference is LLaMA in plain torch, written from the block configurations and the stored tensors alone.
 """
@@ -25,6 +25,7 @@ from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.complexity import kv_elements
+from lonas_edge.space.generate import generate_space
 
 HIDDEN, HEADS = 64, 4
 UNUSED = {"window_length": None, "num_sink_tokens": None, "unshifted_sink": False, "sparsify": None}
@@ -40,7 +41,7 @@ PUZZLE = [  # as newer versions of Puzzletron do
     {"attention": {"no_op": False, "num_key_value_heads": 1}, "ffn": {"no_op": False, "intermediate_size": 256}},
     {"attention": {"no_op": False, "num_key_value_heads": 4}, "ffn": {"no_op": True, "weights_precision": "bf16"}},
 ]
-SHAPES = [(2, 256), (None, 512), (1, 256), (4, None)]  # of both: key-value heads and MLP width of each layer
+SHAPES = [(2, 256), (None, 512), (1, 256), (4, None)]  # of all: key-value heads and MLP width of each layer
 COMMON: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "num_attention_heads": HEADS,
@@ -75,6 +76,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "block_configs": PUZZLE,
         **COMMON,
     },
+    "unpruned": {"model_type": "llama", "intermediate_size": 512, "num_key_value_heads": 4, **COMMON},
 }
 
 
@@ -88,6 +90,26 @@ class Pruned:
 
 
 def pruned(kind: str, folder: Path) -> Pruned:
+    """A pruned model on disk: a checkpoint that we export, or a random model with `block_configs`."""
+    return exported(folder) if kind == "checkpoint" else random_model(kind, SHAPES, folder)
+
+
+def exported(folder: Path) -> Pruned:
+    """A sub-network with these shapes; query heads go with their key-value heads."""
+    whole, blocks = random_model("unpruned", [(4, 512)] * 4, folder), ["model.layers.1.self_attn", "model.layers.3.mlp"]
+    content = generate_space(open_source(str(whole.base)).architecture, (1, 0.5, 0.25), blocks=blocks, heads=True)
+    (folder / "first.json").write_text(json.dumps(content))
+    source = open_source(str(whole.base), nncf_config=folder / "first.json")
+    chosen = dict(zip(source.elasticity.group_names, (group.widths[0] for group in source.space.groups), strict=True))
+    for layer, (heads, width) in enumerate(SHAPES):
+        chosen[f"layers.{layer}.self_attn.width"], chosen[f"layers.{layer}.mlp.width"] = 16 * (heads or 4), width or 512
+    chosen |= {"layers.1.self_attn": 0, "layers.3.mlp": 0}
+    subnetwork = source.subnetwork(list(chosen.values()), "first")
+    export(source, subnetwork, folder / "ours", ExportOptions(stage="checkpoint", dtype="fp32"))
+    return Pruned(folder / "ours", whole.data)
+
+
+def random_model(kind: str, shapes: list[tuple[int | None, int | None]], folder: Path) -> Pruned:
     """A random model on disk, with the tensors of the blocks that it has."""
     generator = torch.Generator().manual_seed(5)
 
@@ -99,7 +121,7 @@ def pruned(kind: str, folder: Path) -> Pruned:
 
     tensors = {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN), "model.norm.weight": norm()}
     tensors["lm_head.weight"] = matrix(VOCAB, HIDDEN)
-    for index, (heads, width) in enumerate(SHAPES):
+    for index, (heads, width) in enumerate(shapes):
         layer = f"model.layers.{index}"
         if heads:
             for name, rows in {"q": HIDDEN, "k": heads * 16, "v": heads * 16, "o": HIDDEN}.items():
@@ -119,7 +141,7 @@ def pruned(kind: str, folder: Path) -> Pruned:
     return Pruned(base, data)
 
 
-@pytest.fixture(params=["deci", pytest.param("puzzle", marks=pytest.mark.slow)])
+@pytest.fixture(params=["deci", "checkpoint", pytest.param("puzzle", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Pruned:
     return pruned(request.param, tmp_path)
 
@@ -235,9 +257,9 @@ def test_refused(fields: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.slow
-def test_bench_opens_them_in_pytorch(run_cli: Callable, tmp_path: Path) -> None:
+def test_bench_opens_them_in_pytorch(model: Pruned, run_cli: Callable, tmp_path: Path) -> None:
     """Next to the IR: the adapter on the base, and merged."""
-    model, adapter = pruned("deci", tmp_path), tmp_path / "lora"
+    adapter = tmp_path / "lora"
     train = ["train", "--model", model.base, "--no-elastic", "--data", model.data, "--output", adapter, "--steps", 1]
     assert run_cli(*train).code == 0
     assert run_cli("export", adapter, "--output", tmp_path / "ir", "--no-verify").code == 0
@@ -248,8 +270,7 @@ def test_bench_opens_them_in_pytorch(run_cli: Callable, tmp_path: Path) -> None:
     assert {"lora", "lora-merged", "unpruned"} <= set(arms)
 
 
-def test_compress_refuses_them(run_cli: Callable, tmp_path: Path) -> None:
-    model = pruned("deci", tmp_path)
+def test_compress_refuses_them(model: Pruned, run_cli: Callable, tmp_path: Path) -> None:
     ran = run_cli("compress", model.base, "--data", model.data, "--output", tmp_path / "out")
     assert ran.code == 1 and "its layers are unequal, and optimum-cli" in " ".join(ran.err.split())
 

@@ -13,11 +13,20 @@ from lonas_edge.network.super_network import SuperNetwork
 
 
 def assert_as_defined(
-    tiny: TinySource, adapter: Path, network: SuperNetwork, checkpoint: Path, widths: list[int], ids: torch.Tensor
+    tiny: TinySource,
+    adapter: Path,
+    network: SuperNetwork,
+    checkpoint: Path,
+    widths: list[int],
+    ids: torch.Tensor,
+    chosen: list[int] | None = None,
 ) -> None:
-    """The activated network and the checkpoint of the same widths have the oracle's logits."""
+    """The activated network and the checkpoint of the same widths have the oracle's logits.
+
+    `chosen` are the network's widths where its base is smaller than the oracle's.
+    """
     expected = oracle_logits(tiny.base, adapter, tiny.space, widths, ids)
-    network.activate(widths)
+    network.activate(chosen or widths)
     for model in (network.model, load_checkpoint(checkpoint)):
         with torch.inference_mode():
             torch.testing.assert_close(model(input_ids=ids).logits.double(), expected, rtol=0, atol=1e-4)

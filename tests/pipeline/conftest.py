@@ -47,7 +47,7 @@ def refused(tmp_path: Path, data: Path, llama: TinySource, monkeypatch: pytest.M
         before = sorted(tmp_path.rglob("*"))
         monkeypatch.setattr(run, "probe", forbidden)
         with pytest.raises(LonasEdgeError) as caught:
-            compress(source or llama.base, **{"data": data, "output": tmp_path / "out", **options})
+            compress(source or llama.base, **{"data": data, "output": tmp_path / "out", "prompt_len": 8, **options})
         assert sorted(tmp_path.rglob("*")) == before
         return str(caught.value)
 

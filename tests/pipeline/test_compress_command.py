@@ -353,7 +353,9 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
 def test_the_recovery_has_a_number_of_tokens(llama: TinySource, tmp_path: Path, quick: None) -> None:
     """100,000 of 12 per example, also where an epoch has more: 9,600 examples are 600 steps."""
     data, shown = write_data(tmp_path / "data.json", 10_000), list[str]()
-    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, prompt="question", target=("weights<=0.95x",))
+    options = CompressOptions(
+        data=data, output=tmp_path / "out", dry_run=True, prompt="question", target=("weights<=0.95x",), prompt_len=8
+    )
     compress_model(Reference(str(llama.base)), options, announce=lambda steps, _: shown.extend(step.command for step in steps))
     [command] = [command for command in shown if "--teacher" in command]
     assert "--steps 521 " in command
@@ -402,7 +404,7 @@ def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, 
     (tmp_path / "data.json").write_text(json.dumps(rows))
     shown: list[list[str]] = []
     reference, options = Reference(str(llama.base)), CompressOptions(
-        data=tmp_path / "data.json", output=tmp_path / "out", dry_run=True, target=("weights<=0.95x",)
+        data=tmp_path / "data.json", output=tmp_path / "out", dry_run=True, target=("weights<=0.95x",), prompt_len=8
     )  # fmt: skip
     compress_model(reference, options, announce=lambda steps, _: shown.append([step.command for step in steps]))
     [prompts] = [re.findall(r"--num-prompts (\d+)", command) for command in shown[0] if " search " in command]
@@ -417,7 +419,9 @@ def test_texts_of_several_pieces(llama: TinySource, tmp_path: Path, quick: None)
     """16 held-out texts, each longer than a prompt may be: 16 prompts, not one for each piece."""
     rows = [{"text": f"Sentence number {n}. " * 150} for n in range(40)]
     (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    options = CompressOptions(data=tmp_path / "data.jsonl", output=tmp_path / "out", dry_run=True, target=("weights<=0.95x",))
+    options = CompressOptions(
+        data=tmp_path / "data.jsonl", output=tmp_path / "out", dry_run=True, target=("weights<=0.95x",), prompt_len=8
+    )
     shown: list[str] = []
     compress_model(Reference(str(llama.base)), options, announce=lambda steps, _: shown.extend(step.command for step in steps))
     [command] = [command for command in shown if " search " in command]
@@ -573,7 +577,9 @@ def test_the_search_ends_with_the_greedy_removal(finished: Finished) -> None:
 def test_a_dry_run_writes_nothing(
     llama: TinySource, tmp_path: Path, data: Path, run_cli: Callable[..., Any], quick: None
 ) -> None:
-    ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--dry-run", "--json")
+    ran = run_cli(
+        "compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run", "--json"
+    )
     assert ran.code == 0, ran.err
     shown = json.loads(ran.out)
     assert list(shown["seconds"]) == ["fine-tune", "space", "search", "recover auto", "export auto", "baselines", "measure"]
@@ -584,7 +590,7 @@ def test_a_dry_run_writes_nothing(
     assert shown["memory_bytes"] == 10**9
     assert shown["disk_bytes"] > 0
     assert sorted(tmp_path.iterdir()) == [data]
-    ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--dry-run")
+    ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run")
     assert "recover auto" in ran.err
     assert sorted(tmp_path.iterdir()) == [data]
 
@@ -627,10 +633,18 @@ def test_sizes_are_those_of_the_search(
     steps, base, target = finished.folder / "out" / "steps", str(finished.source.base), f"{measure}<=0.1x"
     for source in (base, str(steps / "lora")):
         with pytest.raises(LonasEdgeError, match=rf"{measure}<=0\.1x: the smallest") as before:
-            options = {"data": data, "output": tmp_path / "out", "target": target, "weight_format": "int8_sym"}
+            options = {"data": data, "output": tmp_path / "out", "target": target, "weight_format": "int8_sym", "prompt_len": 8}
             compress(source, model=None if source == base else base, **options)
         with pytest.raises(LonasEdgeError) as searched:
-            options = SearchOptions(data=data, output=tmp_path / "search", picks=(target,), prompt="question", num_prompts=4)
+            options = SearchOptions(
+                data=data,
+                output=tmp_path / "search",
+                cost=measure,
+                picks=(target,),
+                prompt="question",
+                num_prompts=4,
+                measure=False,
+            )
             make_plan(open_source(str(steps / "lora"), base, steps / "space.json"), options)
         assert str(before.value) == str(searched.value)
     figure = float(re.search(r"0\.\d+(?=x\. Relax)", str(searched.value))[0])
@@ -686,6 +700,13 @@ def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "--weight-format fp32" in refused(weight_format="fp32")
     assert "expected keep, auto or a number" in refused(vocabulary="some")
     assert "1 distinct examples" in refused(data=_one(tmp_path))
+
+
+def test_lengths_beyond_the_context(refused: Callable[..., str]) -> None:
+    """Of 128 tokens: prompt and answer together. Those that fit get as far as the next mistake."""
+    long = "--prompt-len 101, --new-tokens 28: 129 tokens are beyond the model's context of 128; choose"
+    assert long in refused(prompt_len=101, new_tokens=28)
+    assert "the vocabulary has only" in refused(prompt_len=100, new_tokens=28, prompt="question", vocabulary=9999)
 
 
 def _one(folder: Path) -> Path:

@@ -173,10 +173,12 @@ def embedding_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path
 
 
 def test_options_of_language_models_are_refused(embedding_refused: Callable[..., str]) -> None:
-    message = embedding_refused(prompt="alpaca", new_tokens=4)
-    assert (
-        "sentence embedding model generates no text" in message and "--prompt alpaca" in message and "--new-tokens 4" in message
+    message, no_text = (
+        embedding_refused(prompt="alpaca", new_tokens=4, prompt_len=65),
+        "a sentence embedding model generates no text",
     )
+    assert f"--prompt alpaca: {no_text}" in message and f"--new-tokens 4: {no_text}" in message
+    assert "--prompt-len 65: beyond the model's context of 64 tokens; choose at most 64" in message
     message = embedding_refused(target="tpot<=0.7x")
     assert "tpot is not measured here; expected one of kl, latency, macs, weights, bytes" in message
     assert "the smallest network has weights 0.667x" in embedding_refused(target="weights<=0.1x")

@@ -64,7 +64,7 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     ]
     device.slower_later = 1.1
     ran = run_cli(*command, "--json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 0 and "latency table" not in ran.err, ran.err
     record = json.loads(ran.out)
     assert [str(arguments[0]) for arguments in device.arguments] == ["64 tokens, batch 2"] * 2, "no longer than the context"
     assert record["units"] == {"kl": "nats", "latency": "ms"}
@@ -81,6 +81,12 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
         expected = 1e3 * seconds(evaluations[network["evaluation"]]["widths"])
         assert (network["latency"], network["predicted_latency"]) == pytest.approx((1.1 * expected, expected))
         assert (network["ttft"], network["tpot"], network["predicted_tpot"]) == (None, None, None)
+    date = json.loads((tmp_path / "out" / "latency_table.json").read_text())["date"]
+    continued = run_cli(*command, "--evals", 13)
+    assert f"Reusing the latency table of this search, measured on {date}\n" in continued.err
+    [file] = (tmp_path / "cache").glob("latency-table-*.json")
+    other = run_cli(*command, "--evals", 5, "--no-measure", "--output", tmp_path / "other")
+    assert f"Reusing the latency table of {date}: {file}. Delete the file to measure again.\n" in other.err
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,8 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
         (["--cost", "tpot"], 1, "--cost tpot: a sequence classifier generates no tokens; use --cost latency"),
         (["--new-tokens", "8"], 2, "--new-tokens: no effect, a sequence classifier has no prompts"),
         (["--cost", "macs", "--pick", "latency<=0.7x"], 1, "latency is not measured here; expected one of kl, "),
-        (["--prompt-len", "65"], 1, "65 tokens exceed the model's context of 64"),
+        (["--cost", "macs", "--measure", "--prompt-len", "65"], 1, "--prompt-len 65: beyond the model's context of 64 tokens"),
+        (["--prompt-len", "65"], 1, "--prompt-len 65: beyond the model's context of 64 tokens"),
     ],
 )
 def test_refused(

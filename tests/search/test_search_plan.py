@@ -1,10 +1,13 @@
 """The plan: searched groups, settings and the warm start."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tiny_models import LAYERS, TinySource
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search.cost import CostSettings, cost_function
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.plan import SearchOptions, make_plan
@@ -17,11 +20,23 @@ def test_nsga2_is_set_by_the_search_space(llama_copy: TinySource, data: Path, tm
     content = json.loads(llama_copy.space.read_text())
     content["bootstrapNAS"]["search"] = {"population": 7, "mutation_prob": 0.5, "num_evals": 900, "seed": 3}
     llama_copy.space.write_text(json.dumps(content))
-    options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca")
+    lengths = CostSettings(prompt_len=120, new_tokens=8)  # as long as the context
+    options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca", cost_settings=lengths)
     plan = make_plan(llama_copy.opened(), options)
     settings = plan.sampler_settings
     assert (settings.population, settings.mutation_prob, settings.crossover_prob, settings.seed) == (7, 0.5, 0.9, 0)
     assert (plan.options.evals, plan.cost, plan.timed) == (80, "tpot", True)
+
+
+def test_lengths_beyond_the_context(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    """Of 128 tokens. Refused before the search where the search ends with a measurement; unused without one."""
+    lengths = CostSettings(prompt_len=120, new_tokens=9)
+    options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca", cost="macs", cost_settings=lengths)
+    assert not make_plan(llama.opened(), options).timed
+    message = "--prompt-len 120, --new-tokens 9: 129 tokens are beyond the model's context of 128"
+    for changes in ({"measure": True}, {"cost": "tpot", "measure": False}):
+        with pytest.raises(LonasEdgeError, match=message):
+            make_plan(llama.opened(), replace(options, **changes))
 
 
 def test_ranks_are_not_searched(llama: TinySource) -> None:

@@ -326,8 +326,12 @@ def test_teachers_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, 
     config = AutoConfig.from_pretrained(tiny_models.base("llama"), vocab_size=VOCAB)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llama")
     tokenizer().save_pretrained(tmp_path / "llama")
-    with pytest.raises(LonasEdgeError, match="is a causal language model and cannot teach a sequence classifier"):
+    with pytest.raises(LonasEdgeError, match=r"is a causal language model and cannot teach a sequence classifier\.$"):
         with_teacher(inputs, str(tmp_path / "llama"))
+    with pytest.raises(
+        LonasEdgeError, match=r"cannot teach a sequence classifier\. A sentence embedding model has .*modules.json"
+    ):
+        with_teacher(inputs, str(tiny_bert.body()))
 
 
 def test_no_head_format_and_no_other_parameters(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -226,6 +226,38 @@ def test_an_adapter_of_a_trimmed_base_fits_no_other(
     assert ran.code == 0, ran.err
 
 
+def test_an_exported_checkpoint_is_another_model(
+    llama: TinySource, trained: Callable, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """It has the tokens of the trimmed base, whose adapters do not fit it; its own fit it and what is trimmed from it."""
+    adapter, base, out = trained("llama", True), tmp_path / "base", tmp_path / "out"
+    kept = trim(llama.base, base, "--size", 265)
+    command = ["export", adapter, "--model", base, "--subnet", "maximal", "--stage", "checkpoint", "--output", out]
+    assert run_cli(*command).code == 0
+    open_source(str(adapter), str(base))
+    with pytest.raises(LonasEdgeError, match=r"not the base that .* was trained on(.|\n)*config\.json"):
+        open_source(str(adapter), str(out))
+    second = trim(out, tmp_path / "second", "--size", 262)
+    record = VocabularyRecord.read(tmp_path / "second/vocabulary.json")
+    assert record.base == llama.base.name and set(second) < set(kept)
+    options = ["--no-elastic", "--prompt", "question", "--steps", 1, "--rank", 4, "--batch-size", 1]
+    ran = run_cli("train", "--model", out, "--data", words, *options, "--output", tmp_path / "lora")
+    assert ran.code == 0, ran.err
+    for index, other in enumerate((out, tmp_path / "second", base, llama.base)):
+        command = [
+            "export",
+            tmp_path / "lora",
+            "--model",
+            other,
+            "--stage",
+            "checkpoint",
+            "--output",
+            tmp_path / f"new-{index}",
+        ]
+        ran = run_cli(*command)
+        assert (ran.code, "not the base that" in ran.err) == ((0, False) if index < 2 else (1, True))
+
+
 def test_a_trimmed_gguf_file(llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path) -> None:
     """Its tokens and the rows of its embedding are the kept ones; special ids follow."""
     gguf = pytest.importorskip("gguf")

@@ -1,0 +1,130 @@
+"""Our own checkpoints as bases: layers of unequal widths and removed blocks.
+
+Pruning a materialized network further is pruning the original at once, so the oracle has the original's weights.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_bert as bert
+import torch
+from optimum.intel import OVModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from structured import assert_as_defined
+from tiny_bert import TinyBert
+from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads
+
+from lonas_edge.network.modeling import load_checkpoint
+from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.generate import generate_space
+
+UNTIED = [case for case in CASES if not case.endswith("-tied")]
+RANKS, MLPS, NARROWER = [8, 6, 8], [96, 64, 128], [48, 32, 64]  # of three layers
+
+
+def halved(base: Path, space: Path, blocks: list[str], heads: bool) -> tuple[Source, list[int]]:
+    """A checkpoint with a search space of halved widths, and its widths with the smallest MLPs and heads."""
+    content = generate_space(open_source(str(base)).architecture, (1, 0.5), RANKS[:2], blocks=blocks, heads=heads)
+    space.write_text(json.dumps(content))
+    opened = open_source(str(base), nncf_config=space)
+    return opened, [group.widths[0 if group.kind == "rank" else -1] for group in opened.space.groups]
+
+
+def with_choices(tiny: TinySource, path: Path, widths: list[int]) -> TinySource:
+    """The same source, whose search space has these widths, too."""
+    content = json.loads(tiny.space.read_text())
+    values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    for group, width in zip(values, widths, strict=True):
+        group.append(width)
+    path.write_text(json.dumps(content))
+    return replace(tiny, space=path)
+
+
+@pytest.mark.parametrize("case", families(*UNTIED))
+def test_pruned_again(case: str, tiny_models: TinyModels, ids: torch.Tensor, materialize: Callable, tmp_path: Path) -> None:
+    """First the first layer's attention is removed, then the last one's MLP."""
+    elastic = has_heads(case)
+    tiny = tiny_models.heads_source(case) if elastic else tiny_models.deep_source(case)
+    heads, fewer = [], []
+    if elastic:  # half of the heads share one key-value head, or are two with their own keys and values
+        most, half = tiny.groups()[9][0], tiny.groups()[9][-1]
+        heads, fewer = [most, most, half], [most, half, half // (1 if "num_key_value_heads" in CASES[case] else 2)]
+    base = materialize(tiny, [*RANKS, *MLPS, *RANKS, *heads, 0, 1, 1])
+    config = json.loads((base / "config.json").read_text())
+    assert config["removed_blocks"] == [block_path(case, 0, "attention")] and config["per_layer_config"]
+    blocks = [block_path(case, layer, kind) for layer, kind in ((1, "attention"), (2, "mlp"))]
+    again, chosen = halved(base, tmp_path / "again.json", blocks, elastic)
+    chosen[-2:] = [1, 0]
+    widths = [*RANKS, *NARROWER, *RANKS, *fewer]
+    whole, network = with_choices(tiny, tmp_path / "whole.json", widths), load_super_network(again)
+    assert_as_defined(whole, tiny.adapter, network, materialize(again, chosen), [*widths, 0, 1, 0], ids, chosen)
+
+
+@pytest.mark.parametrize("task", ["classifier", "embedder"])
+def test_an_encoder_pruned_again(task: str, tiny_bert: TinyBert, materialize: Callable, tmp_path: Path) -> None:
+    """Heads and MLPs; then the layer in the middle, after which the last one is the second."""
+    tiny = tiny_bert.deep(tiny_bert.source(3) if task == "classifier" else tiny_bert.embedder(), 1)
+    ranks, heads, fewer = RANKS, [64, 64, 32], [32, 32, 16]
+    base = materialize(tiny, [*heads, *ranks, *MLPS, 1])
+    if task == "embedder":
+        shutil.copyfile(tiny.base / "modules.json", base / "modules.json")
+        shutil.copytree(tiny.base / "1_Pooling", base / "1_Pooling")
+    assert json.loads((base / "config.json").read_text())["per_layer_config"]
+    again, chosen = halved(
+        base, tmp_path / "again.json", ["bert.encoder.layer.1" if task == "classifier" else "encoder.layer.1"], False
+    )
+    widths = [*fewer, *ranks, *NARROWER]
+    whole, inputs, network = with_choices(tiny, tmp_path / "whole.json", widths), bert.pairs(), load_super_network(again)
+    if task == "classifier":
+        expected = bert.oracle_logits(whole.base, whole.adapter, whole.space, [*widths, 0], inputs)
+    else:
+        expected = bert.oracle_hidden(whole, [*widths, 0], inputs) * inputs["attention_mask"][..., None]
+    network.activate(chosen)
+    for model in (network.model, load_checkpoint(materialize(again, chosen))):
+        with torch.inference_mode():
+            output = model(**inputs)
+        found = output.logits if task == "classifier" else output.last_hidden_state * inputs["attention_mask"][..., None]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("headless", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_training_a_classifier(
+    headless: bool, tiny_bert: TinyBert, run_cli: Callable, materialize: Callable, tmp_path: Path
+) -> None:
+    """With the base's own head, and with a new one."""
+    tiny, data, lora = tiny_bert.source(2), tmp_path / "RTE" / "train.tsv", tmp_path / "lora"
+    rows = [f"{n}\tthe film\tis {'good' if n % 2 else 'bad'}\t{'not_' * (n % 2)}entailment" for n in range(8)]
+    data.parent.mkdir()
+    data.write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+    base = materialize(tiny, [64, 64, 32, *RANKS, *MLPS])
+    bert.tokenizer().save_pretrained(base)
+    weights = load_file(base / "model.safetensors")
+    head = weights["classifier.weight"]
+    if headless:
+        save_file({name: tensor for name, tensor in weights.items() if name.startswith("bert.")}, base / "model.safetensors")
+    ran = run_cli("train", "--model", base, "--no-elastic", "--data", data, "--output", lora, "--steps", 2, "--lr", 0.05)
+    assert ran.code == 0, ran.err
+    trained = load_file(lora / "adapter_model.safetensors")
+    [own] = [tensor for name, tensor in trained.items() if name.endswith("classifier.weight")]
+    assert own.shape == (2, 64) and 0 < own.abs().max() < 10
+    assert headless or 0 < (own - head).abs().max() < 0.2  # two steps of about 0.05
+    ran = run_cli("export", lora, "--output", tmp_path / "out", "--weight-format", "fp32")
+    assert ran.code == 0, ran.err
+    weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
+    bert.merge(weights, lora, [])
+    readers = [name.removesuffix(".weight") for name in weights if name.endswith("output.dense.weight")]
+    kept = {name: torch.arange(weights[f"{name}.weight"].shape[1]) for name in readers}
+    states = bert.hidden_states(weights, kept, bert.pairs())
+    expected = bert.affine(weights, torch.tanh(bert.affine(weights, states[:, 0], "bert.pooler.dense")), "classifier")
+    opened = open_source(str(lora), str(base))
+    with torch.inference_mode():
+        found = load_super_network(opened).model(**bert.pairs()).logits
+    assert (found.double() - expected).abs().max() < 1e-4
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    stock = OVModelForSequenceClassification.from_pretrained(tmp_path / "out", ov_config=exact)
+    assert (stock(**bert.pairs()).logits - expected).abs().max() < 1e-3

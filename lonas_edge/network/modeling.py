@@ -42,7 +42,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
     unknown = [
         f"{block!r}: the model has no such block" for block in architecture.removed if block not in architecture.all_blocks
     ]
-    raise_all(f"{where}: {REMOVED} cannot be used:", unknown)
+    raise_all(f"{where}: {REMOVED} cannot be used:", unknown or architecture.staying(architecture.removed))
     model = _built(architecture, parsed, Path(where))
     remove_blocks(model, architecture, architecture.removed)
     layers = tuple(f"{architecture.family.layer(int(index))}." for index in per_layer)
@@ -76,9 +76,7 @@ def check_builds(architecture: Architecture, path: Path) -> None:
     """Raise if a configuration cannot be built or has no finite rotary frequencies, by building one layer without weights."""
     shallow = copy.deepcopy(architecture.config)
     with read_by("transformers", path):
-        shallow.num_hidden_layers = 1
-        if getattr(shallow, "layer_types", None):
-            shallow.layer_types = shallow.layer_types[:1]
+        architecture.family.shorten(shallow)
     _built(architecture, shallow, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, WidthRule, family_of, head_dim
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, Task, WidthRule, family_of
 
 REMOVED = "removed_blocks"  # of a materialized model's config.json: module paths
 
@@ -109,6 +109,11 @@ class Architecture:
         return frozenset(f"{linear.name}.weight" for linear in self.linears.values() if not linear.four_bits)
 
     @cached_property
+    def unused(self) -> frozenset[str]:
+        """Names of the weights that the model does not compute with."""
+        return frozenset(f"{linear.name}.weight" for linear in self.linears.values() if not linear.used)
+
+    @cached_property
     def rules(self) -> tuple[tuple[str, WidthRule], ...]:
         """Each elastic output width, with the path of its decoder layer."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
@@ -142,6 +147,11 @@ class Architecture:
     def blocks(self) -> dict[str, Block]:
         """The blocks that the model has, by module path."""
         return {path: block for path, block in self.all_blocks.items() if path not in self.removed}
+
+    def staying(self, removed: Collection[str]) -> list[str]:
+        """List those of some blocks that cannot be removed, with the reason."""
+        reasons = {module: self.all_blocks[module].stays for module in removed}
+        return [f"{module} cannot be removed: {reason}" for module, reason in reasons.items() if reason]
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -181,12 +191,12 @@ class Architecture:
 
     @cached_property
     def _layers(self) -> tuple[Any, ...]:
-        kinds, per_layer = getattr(self.config, "layer_types", None), getattr(self.config, "per_layer_config", None) or {}
+        per_layer = getattr(self.config, "per_layer_config", None) or {}
         layers = []
         for index in range(self.config.num_hidden_layers):
             own = copy.copy(self.config)
-            own.layer_type, own.head_dim = kinds[index] if kinds else None, head_dim(self.config)
-            for name, value in per_layer.get(str(index), {}).items():
+            fields = self.family.layer_fields(self.config, index) | per_layer.get(str(index), {})
+            for name, value in fields.items():
                 setattr(own, name, value)
             layers.append(own)
         return tuple(layers)

@@ -95,8 +95,13 @@ def test_attention_that_is_read_stays(deep: TinySource, run_cli: Callable, tmp_p
         load_checkpoint(base)
     architecture = deep.opened().architecture
     assert removable(architecture, ("attention",), "m") == attention(2, 4)
-    ran = run_cli("space", "--model", deep.base, "--depth", "attention", "--output", tmp_path / "space.json")
+    written = tmp_path / "space.json"
+    ran = run_cli("space", "--model", deep.base, "--depth", "attention", "--ranks", "8,6", "--output", written)
     assert ran.code == 0 and "attention: removable: layers 2, 4; always kept: layers 0, 1, 3, 5" in ran.err
+    ran = run_cli("inspect", deep.adapter, "--model", deep.base, "--nncf-config", written, "--subnet", "minimal")
+    assert ran.code == 0, ran.err
+    heads = {words[0]: words[2] for words in map(str.split, ran.out.splitlines()) if len(words) == 5 and words[0].isdecimal()}
+    assert heads == {"0": "4", "1": "4", "2": "0", "3": "4", "4": "0", "5": "4"}
 
 
 def test_keys_and_values_are_shared_without_a_cache(deep: TinySource, ids: torch.Tensor) -> None:

@@ -56,6 +56,7 @@ def test_parameters_and_shapes_are_those_of_the_modules(case: str, tiny_models: 
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     unused = [f"{name}.weight" for name in unused_layers(case)]  # not in an IR
     stored = sizes.parameters - sum(prod(shapes[name]) for name in unused)
+    assert sizes.macs == sizes.linear_weights - sum(prod(shapes[name]) for name in unused)  # of one token
     matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and name not in unused]
     vectors = sum(prod(shape) for shape in shapes.values() if len(shape) != 2)
     assert sizes.bytes["fp32"] == 4 * stored

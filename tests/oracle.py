@@ -2,7 +2,8 @@
 
 It does not import the package. The Hugging Face model keeps its full size: adapters are merged with their first r ranks, at the
 scale of the full rank, and channels beyond a width are set to zero. For an MLP, act(gate) * up or act(up), this equals their
-removal, since act(0) is 0. The last layer of a removed block is zero, so that the block adds nothing to the residual.
+removal, since act(0) is 0; Gemma 3n's MLPs lose them, since sparse ones are cut at a mean over channels. The last layer of a
+removed block is zero, so that the block adds nothing to the residual.
 
 `bloom_logits` defines BLOOM's forward pass, too: ALiBi and the fused q, k, v do not depend on transformers. `llama_logits`
 defines LLaMA's, with unequal layers.
@@ -33,13 +34,14 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
     with torch.no_grad():
         if adapter:
             merge(weights, adapter, ranks)
+        shares = model.config.model_type == "gemma3n_text"  # keys and values, by its cache
         for layer, width in outputs.items():
-            cut(weights, layer, width, order)
+            (drop if shares else cut)(weights, layer, width, order)
         for block in read_removed(space, widths) if space else []:
             silence(weights, block)
         if model.config.model_type == "bloom":
             return bloom_logits(weights, model.config, ids)
-        return model(input_ids=ids, use_cache=False).logits
+        return model(input_ids=ids, use_cache=shares).logits
 
 
 def bloom_logits(weights: dict[str, Any], config: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -164,6 +166,16 @@ def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None
         weights[f"{layer}.weight"] += scale * b[:, :rank].double() @ a[:rank].double()
         if (bias := tensors.get(key.replace(".lora_A.weight", ".lora_B.bias"))) is not None:
             weights[f"{layer}.bias"] += scale * bias.double()
+
+
+def drop(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.Tensor]) -> None:
+    """Remove the channels of a layer beyond `width` in the channel order, and the columns of the layer that reads them."""
+    path, _, name = layer.rpartition(".")
+    consumer, matrix = f"{path}.{_CONSUMER[name]}", weights[f"{layer}.weight"]
+    channels = order.get(consumer, torch.arange(len(matrix)))[:width]
+    matrix.data = matrix[channels]
+    if name == "up_proj":  # which has one reader with the gate
+        weights[f"{consumer}.weight"].data = weights[f"{consumer}.weight"][:, channels]
 
 
 def cut(weights: dict[str, Any], layer: str, width: int, order: dict[str, torch.Tensor]) -> None:

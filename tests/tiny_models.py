@@ -63,6 +63,18 @@ _FAMILIES = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "sliding_window": 6,
     },
+    "gemma3n": {
+        "model_type": "gemma3n_text",
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 32,
+        "head_dim": 16,
+        "laurel_rank": 8,
+        "altup_num_inputs": 3,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "num_kv_shared_layers": 1,  # the third layer reads keys and values of the second
+        "sliding_window": 6,
+        "activation_sparsity_pattern": [0.0, 0.8, 0.0],
+    },
     "neox": {"model_type": "gpt_neox", "rotary_pct": 0.5},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]},
     "olmo2": {"model_type": "olmo2"},
@@ -153,7 +165,9 @@ def mlp_names(case: str) -> tuple[tuple[str, ...], str]:
 
 def has_heads(case: str) -> bool:
     """Whether the heads of all of a case's layers can be elastic."""
-    return CASES[case]["model_type"] not in ("bloom", "olmo2") and "mamba" not in CASES[case].get("layer_types", ())
+    return CASES[case]["model_type"] not in ("bloom", "olmo2", "gemma3n_text") and "mamba" not in CASES[case].get(
+        "layer_types", ()
+    )
 
 
 def has_beams(case: str) -> bool:
@@ -183,11 +197,16 @@ def mlp_consumers(case: str) -> list[str]:
     return [f"{layers}.{layer}.{mlp_name(case)}.{mlp_names(case)[1]}" for layer in range(LAYERS)]
 
 
-BLOCKS = (  # groups of elastic depth: the first layer's attention, a whole layer, an MLP
-    ((0, "attention"),),
-    ((1, "attention"), (1, "mlp")),
-    ((2, "mlp"),),
-)
+def unused_layers(case: str) -> list[str]:
+    """Paths of the linear layers that nothing reads: keys and values of the last layer, which reads those of another."""
+    shares = "num_kv_shared_layers" in CASES[case]
+    return [f"model.layers.{LAYERS - 1}.self_attn.{name}_proj" for name in "kv"] if shares else []
+
+
+def removable_blocks(case: str) -> tuple[tuple[tuple[int, str], ...], ...]:
+    """Groups of elastic depth: the first layer's attention, a whole layer, an MLP."""
+    second, third = (2, 1) if unused_layers(case) else (1, 2)  # attention that is read stays
+    return ((0, "attention"),), ((second, "attention"), (second, "mlp")), ((third, "mlp"),)
 
 
 def block_path(case: str, layer: int, kind: str) -> str:
@@ -235,6 +254,15 @@ class TinySource:
         shutil.copytree(self.adapter, folder)
         save_file(columns, folder / "channel_order.safetensors")
         return replace(self, adapter=folder)
+
+    def with_blocks(self, folder: Path, *blocks: str) -> "TinySource":
+        """A copy in which these blocks can be removed, each alone."""
+        copy = self.copied_to(folder)
+        content = json.loads(copy.space.read_text())
+        section = {"version": 1, "blocks": [[block] for block in blocks]}
+        content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = section
+        copy.space.write_text(json.dumps(content))
+        return copy
 
     def copied_to(self, folder: Path) -> "TinySource":
         """A copy that may be damaged; the files are in `base/`, `adapter/` and `space.json`."""
@@ -285,12 +313,12 @@ class TinyModels:
         return path
 
     def deep_space(self, case: str, heads: bool = False) -> Path:
-        """The search space, with elastic heads or not, and with removable blocks (`BLOCKS`) after its groups of widths."""
+        """The search space, with elastic heads or not, and with `removable_blocks` after its groups of widths."""
         path = self.folder / f"{'heads' if heads else 'deep'}-space-{case}.json"
         if not path.exists():
             architecture = Architecture.from_config(AutoConfig.for_model(**CASES[case]), case)
             content = generate_space(architecture, RATIOS, RANKS, heads=heads)
-            blocks = [[block_path(case, layer, kind) for layer, kind in group] for group in BLOCKS]
+            blocks = [[block_path(case, layer, kind) for layer, kind in group] for group in removable_blocks(case)]
             content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = {"version": 1, "blocks": blocks}
             path.write_text(json.dumps(content))
         return path

@@ -40,10 +40,11 @@ class Variant:
     @property
     def vocabulary(self) -> int:
         """Number of tokens that it knows; no limit if a GGUF file has no tokenizer."""
+        from lonas_edge.families import tokens_of
         from lonas_edge.files import read_by, read_json
 
         if self.kind != "gguf":
-            return int(read_json(self.path / "config.json")["vocab_size"])
+            return tokens_of(read_json(self.path / "config.json"))
         from gguf import GGUFReader
 
         with read_by("gguf", self.path):

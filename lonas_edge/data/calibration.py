@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, tokens_of
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
@@ -61,7 +61,7 @@ def _pair(tokenizer: Any, config: Any, number: int) -> tuple[list[int], list[int
 
 
 def _tokens(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    return {"input_ids": prompts(tokenizer, config.vocab_size)}
+    return {"input_ids": prompts(tokenizer, tokens_of(config.to_dict()))}
 
 
 _COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {

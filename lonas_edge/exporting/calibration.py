@@ -45,8 +45,8 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
     require_tokenizer("--calibration", source, tokenizer)
     if source.architecture.eight_bits:
         raise LonasEdgeError(
-            f"{source.folder}: --calibration would store {len(source.architecture.eight_bits)} matrices of state-space layers "
-            "in four bits, which makes texts incoherent. Export without it: they stay INT8."
+            f"{source.folder}: --calibration would store {len(source.architecture.eight_bits)} matrices in four bits "
+            "that have to stay INT8, such as those of state-space layers. Export without it."
         )
     group_size = weight_format.group_size(shape[1] for shape in compress.grouped_matrices(model).values())
     if group_size is None:

@@ -19,7 +19,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, adapter_file, record_rewritten
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, context_of, family_of_config
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, context_of, family_of_config, tokens_of
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
@@ -53,7 +53,7 @@ class Exported:
     @property
     def vocabulary(self) -> int:
         """Size of the vocabulary."""
-        return int(self.config["vocab_size"])
+        return tokens_of(self.config)
 
     @property
     def context(self) -> int | None:

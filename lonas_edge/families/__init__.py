@@ -19,6 +19,7 @@ from lonas_edge.families.base import (
 from lonas_edge.families.bert import Bert, BertEmbedder
 from lonas_edge.families.bloom import Bloom
 from lonas_edge.families.distilbert import DistilBert, DistilBertEmbedder
+from lonas_edge.families.gemma3n import Gemma3n
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
 from lonas_edge.families.granite4 import Granite4
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     SmolLM3(),
     Granite(),
     Granite4(),
+    Gemma3n(),
     Olmo2(),
     Phi3(),
     GPTNeoX(),
@@ -73,6 +75,7 @@ __all__ = [
     "head_dim",
     "key_value_heads",
     "size_of",
+    "tokens_of",
 ]
 
 
@@ -95,6 +98,13 @@ def context_of(content: Mapping[str, Any]) -> int | None:
     """Longest sequence in tokens of a model with this `config.json`; None if it is not limited."""
     family, positions = family_of_config(content), content.get("max_position_embeddings")
     return family.context(positions, content.get("pad_token_id")) if family else positions
+
+
+def tokens_of(content: Mapping[str, Any]) -> int:
+    """Number of token ids that a model with this `config.json` takes."""
+    family = family_of_config(content)
+    others = [name for name in (family.vocabularies if family else ()) if name in content]
+    return min(int(content[name]) for name in ("vocab_size", *others))
 
 
 def size_of(content: Mapping[str, Any], name: str) -> int | None:

@@ -27,6 +27,7 @@ class Linear:
         blocks: Sizes of the parts of a fused layer's output, in order; empty for one part. An elastic width keeps the first
             share of each.
         four_bits: Whether a format with four bits applies; otherwise its weight has the format of the embedding.
+        used: Whether the model computes with it; otherwise checkpoints have it, but IRs do not.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Linear:
     bias: bool = False
     blocks: tuple[int, ...] = ()
     four_bits: bool = True
+    used: bool = True
 
     @property
     def weights(self) -> int:
@@ -143,6 +145,7 @@ class Block:
         cached: Whether a token adds keys and values to a cache here.
         state: Whether it has a state of constant size instead.
         adds_residual: Whether its second input is the residual, which its output includes; otherwise the layer adds it.
+        stays: Why it cannot be removed in this layer; "" where it can.
     """
 
     kind: str
@@ -152,6 +155,7 @@ class Block:
     cached: bool = False
     state: bool = False
     adds_residual: bool = False
+    stays: str = ""
 
     @property
     def whole(self) -> bool:
@@ -211,6 +215,7 @@ class Family(ABC):
         task: The task of the models.
         sizes: Required fields of `config.json`, each with its other spellings; transformers would fill in those of another
             model.
+        vocabularies: Fields with the number of rows of another table of tokens; ids are below each.
         layers: Path of the list of decoder layers; it starts with `prefix`.
         embedding: Path of the token embedding.
         head: Path of the head; "" without one. Of several layers it is the last.
@@ -222,6 +227,7 @@ class Family(ABC):
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be elastic, with the reason.
         refused_heads: Why heads cannot be elastic, if no rule of `width_rules` is a `HeadRule`.
+        refused_trim: Why the vocabulary cannot be trimmed; "" where it can.
         generated_groups: The groups of generated search spaces, in the published order.
         generated_ranks: Ranks of generated search spaces, as published.
         default_targets: Names of the layers with an adapter in the published adapters.
@@ -245,6 +251,7 @@ class Family(ABC):
         ("num_hidden_layers",),
         ("num_attention_heads",),
     )
+    vocabularies: ClassVar[tuple[str, ...]] = ()
     layers: ClassVar[str]
     embedding: ClassVar[str]
     head: ClassVar[str]
@@ -256,6 +263,7 @@ class Family(ABC):
     width_rules: ClassVar[tuple[WidthRule, ...]]
     refused_widths: ClassVar[Mapping[str, str]]
     refused_heads: ClassVar[str] = ""
+    refused_trim: ClassVar[str] = ""
     generated_groups: ClassVar[tuple[GroupKind, ...]]
     generated_ranks: ClassVar[tuple[int, ...]] = (32, 28)
     default_targets: ClassVar[tuple[str, ...]]
@@ -329,6 +337,21 @@ class Family(ABC):
     def llama_cpp_layer(self, fields: Mapping[str, int]) -> tuple[int, int, int]:
         """Return query heads, key-value heads and MLP width of a layer, given its fields as of `WidthRule.fields`."""
         return 0, 0, 0
+
+    def layer_fields(self, config: Any, index: int) -> dict[str, Any]:
+        """The fields of a model's configuration in which decoder layers differ, with the values of one layer."""
+        kinds = getattr(config, "layer_types", None)
+        return {"layer_type": kinds[index] if kinds else None, "head_dim": head_dim(config)}
+
+    def shorten(self, config: Any) -> None:
+        """Reduce a configuration to its first decoder layer, in place."""
+        config.num_hidden_layers = 1
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:1]
+
+    def last_start(self, config: Any) -> int:
+        """Index of the last decoder layer at which a forward pass can start, given this layer's input alone."""
+        return int(config.num_hidden_layers) - 1
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The parts of a decoder layer that can be removed; empty if this is not supported."""

@@ -27,7 +27,7 @@ class ModelFields(TypedDict, total=False):
     vocab_size: Size
     type_vocab_size: Size
     hidden_size: Size
-    intermediate_size: Size
+    intermediate_size: Size | list[Size]
     shared_intermediate_size: Size
     mamba_n_heads: Size | None
     mamba_n_groups: Size | None
@@ -39,6 +39,15 @@ class ModelFields(TypedDict, total=False):
     mamba_conv_bias: bool | None
     mamba_proj_bias: bool | None
     num_local_experts: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None
+    vocab_size_per_layer_input: Size
+    hidden_size_per_layer_input: Size
+    num_kv_shared_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    laurel_rank: Size
+    altup_num_inputs: Annotated[int, Field(ge=1, le=64)]
+    altup_active_idx: Annotated[int, Field(ge=0)]
+    altup_coef_clip: Positive | None
+    altup_correct_scale: bool
+    activation_sparsity_pattern: list[Share] | None
     dim: Size
     n_embed: Size
     hidden_dim: Size

@@ -142,7 +142,7 @@ def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float 
         chosen = weight_format.chosen(name in outer, group)
         return Scheme(chosen, group if chosen.group_sizes else None)
 
-    return {name: scheme(name) for name, shape in model.shapes.items() if len(shape) == 2}
+    return {name: scheme(name) for name in _matrices(model)}
 
 
 def check_group_size(model: MaterializedModel, weight_format: WeightFormat, group_size: int | None) -> None:
@@ -167,7 +167,7 @@ def check_group_size(model: MaterializedModel, weight_format: WeightFormat, grou
 
 def outer_matrices(model: MaterializedModel) -> tuple[str, ...]:
     """Return the names of the weight matrices outside the decoder layers: embeddings and head."""
-    return tuple(name for name, shape in model.shapes.items() if len(shape) == 2 and not _inside(model, name))
+    return tuple(name for name in _matrices(model) if not _inside(model, name))
 
 
 def head_matrix(model: MaterializedModel) -> str:
@@ -179,7 +179,13 @@ def head_matrix(model: MaterializedModel) -> str:
 
 def inner_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weight matrices of decoder layers by tensor name."""
-    return {name: shape for name, shape in model.shapes.items() if len(shape) == 2 and _inside(model, name)}
+    return {name: shape for name, shape in _matrices(model).items() if _inside(model, name)}
+
+
+def _matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weight matrices of an IR, which has no unused ones."""
+    unused = model.source.architecture.unused
+    return {name: shape for name, shape in model.shapes.items() if len(shape) == 2 and model.original(name) not in unused}
 
 
 def grouped_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:

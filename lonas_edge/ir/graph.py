@@ -9,7 +9,7 @@ Workarounds, in this process only (optimum-intel 2.2, transformers 5.5):
 - `export_from_model` writes the converted model and does not return it: its `save_model` is intercepted.
 - It traces the model again as a check, a third of the time; `verify.py` compares logits instead, a sharper check.
 - It gives every layer's cache the same number of heads: `_dummy_caches` corrects these.
-- It refuses Gemma 1 to 3 above transformers 5.0; the converted model is correct (`tests/exporting/test_export_families.py`).
+- It refuses Gemma above transformers 5.0; the converted model is correct (`tests/exporting/test_export_families.py`).
 """
 
 import gc
@@ -204,7 +204,8 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     architecture = Architecture.from_config(model.config, "config.json")
     family = architecture.family
     _dummy_caches(renumber_caches(model, architecture))
-    names = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    matrices = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    names = [name for name in matrices if name not in architecture.unused]
     saved = []
 
     def save(converted: Any, _path: Any, _compress_to_fp16: bool = False) -> None:

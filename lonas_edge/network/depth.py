@@ -102,10 +102,14 @@ def renumber_caches(model: Any, architecture: Architecture) -> list[int]:
             kept.append(module.layer_idx)
             module.layer_idx = len(kept) - 1
             heads += [key_value_heads(architecture.of_layer(path))] if block.cached else []
-    if len(kept) == architecture.config.num_hidden_layers:
+        elif getattr(module, "is_kv_shared_layer", False):  # its layer of the cache comes before
+            module.kv_shared_layer_index = kept.index(module.kv_shared_layer_index)
+    if len(kept) == sum(block.cached or block.state for block in architecture.all_blocks.values()):
         return heads
     model.config = copy.copy(model.config)  # the body keeps its own, and walks all layers
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[index] for index in kept]
+    if getattr(model.config, "num_kv_shared_layers", None):
+        model.config.num_kv_shared_layers = 0  # the layers that are counted here have one each
     return heads

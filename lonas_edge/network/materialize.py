@@ -148,8 +148,8 @@ class MaterializedModel:
         """Content of the materialized model's config.json.
 
         A width that all layers share is written in its own field; unequal ones go to `per_layer_config` (transformers 5.6), for
-        the layers that differ from the most frequent width; removed blocks go to a field of our own. Layers removed whole leave
-        no trace but their number.
+        the layers that differ from the most frequent width. A field that lists the widths of all layers stays a list. Removed
+        blocks go to a field of our own. Layers removed whole leave no trace but their number.
         """
         content = self.source.base_config()
         for private in ("_name_or_path", "_model_name_or_path", "torch_dtype", "per_layer_config", REMOVED):
@@ -164,7 +164,11 @@ class MaterializedModel:
             spellings = next(names for names in architecture.family.sizes if "num_hidden_layers" in names)
             content |= {name: len(layers) for name in spellings if name in content}
         common = architecture.family.whole_fields(architecture.config)
-        for name in architecture.family.own_fields:
+        listed = {name for name in architecture.family.own_fields if isinstance(content.get(name), list)}
+        for name in listed:
+            content[name] = [fields[index].get(name, content[name][index]) for index in numbers]
+        layers = [{name: value for name, value in layer.items() if name not in listed} for layer in layers]
+        for name in architecture.family.own_fields - listed:
             counts = Counter(layer[name] for layer in layers if name in layer)
             common[name] = counts.most_common(1)[0][0] if counts else common[name]
             content[name] = common[name]

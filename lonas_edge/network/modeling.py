@@ -77,9 +77,7 @@ def check_builds(architecture: Architecture, path: Path) -> None:
     """Raise if a configuration cannot be built or has no finite rotary frequencies, by building one layer without weights."""
     shallow = copy.deepcopy(architecture.config)
     with read_by("transformers", path):
-        shallow.num_hidden_layers = 1
-        if getattr(shallow, "layer_types", None):
-            shallow.layer_types = shallow.layer_types[:1]
+        architecture.family.shorten(shallow)
     _built(architecture, shallow, path)
 
 

@@ -37,8 +37,10 @@ def storage(
     """Storage of a sub-network's decoder layers by module path; `kept` are layers in the format of the embedding."""
     elasticity = network.elasticity
     linears = Subnetwork(elasticity, tuple(chosen)).linears
-    inner = {name: part for name, part in linears.items() if part.in_features and elasticity.architecture.split(name)[0]}
-    eight = elasticity.architecture.eight_bits
+    architecture = elasticity.architecture
+    inner = {name: part for name, part in linears.items() if part.in_features and architecture.split(name)[0]}
+    inner = {name: part for name, part in inner.items() if architecture.linears[name].used}
+    eight = architecture.eight_bits
     kept = {*kept, *(name for name in inner if f"{name}.weight" in eight)}
     group = weight_format.group_size(part.in_features for name, part in inner.items() if f"{name}.weight" not in eight)
     small, large = (weight_format.chosen(outer, group) for outer in (False, True))

@@ -1,7 +1,7 @@
 """A walk over the decoder layers of a live network, from the first to the last, with the inputs of the current one stored.
 
 A change inside one layer leaves everything before it as it is, so only the layers from there on are computed. The memory is
-that of the inputs of one layer.
+that of the inputs of one layer. From `Family.last_start` on, these are always that layer's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,7 @@ class Walk:
         self._network, self._batches = network, batches
         self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
         self._inputs: list[torch.Tensor] | None = None  # None: the embedding's output
+        self._last_start = network.family.last_start(network.base.config)
         self.current = 0
 
     def __len__(self) -> int:
@@ -30,20 +31,22 @@ class Walk:
 
     def hidden(self, index: int) -> torch.Tensor:
         """The head's input [prompts, tokens, hidden] for a batch, computed from the current layer on."""
-        return self._run(index, range(self.current, len(self._layers)))
+        return self._run(index, range(min(self.current, self._last_start), len(self._layers)))
 
     def step(self) -> None:
         """Run the current layer on every batch and go on to the next."""
+        self.current += 1
+        if self.current > self._last_start:
+            return
         outputs: list[torch.Tensor] = []
-        layer = self._layers[self.current]
+        layer = self._layers[self.current - 1]
         handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
         try:
             for index in range(len(self._batches)):
-                self._run(index, range(self.current, self.current + 1))
+                self._run(index, range(self.current - 1, self.current))
         finally:
             handle.remove()
         self._inputs = outputs
-        self.current += 1
 
     def _run(self, index: int, running: range) -> torch.Tensor:
         """The head's input if only the layers in `running` run, the first of them on its stored input."""

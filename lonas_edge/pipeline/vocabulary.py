@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
@@ -29,6 +30,13 @@ class Vocabulary:
     source: Source
     data: Path
     prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a model whose vocabulary cannot be trimmed."""
+        architecture = self.source.architecture
+        if reason := architecture.family.refused_trim:
+            folder = self.source.base.folder
+            raise LonasEdgeError(f"{folder}: the vocabulary of {architecture.model_type} cannot be trimmed: {reason}")
 
     @cached_property
     def tokenizer(self) -> TokenizerFile:

@@ -16,7 +16,6 @@ from lonas_edge.families import (
     Task,
     WidthRule,
     family_of,
-    head_dim,
     key_value_heads,
 )
 
@@ -44,7 +43,7 @@ class Architecture:
         unknown = [
             f"{block!r}: the model has no such block" for block in architecture.removed if block not in architecture.all_blocks
         ]
-        raise_all(f"{where}: {REMOVED} cannot be used:", unknown)
+        raise_all(f"{where}: {REMOVED} cannot be used:", unknown or architecture.staying(architecture.removed))
         return architecture
 
     def _per_layer_faults(self) -> list[str]:
@@ -140,6 +139,11 @@ class Architecture:
         return frozenset(f"{linear.name}.weight" for linear in self.linears.values() if not linear.four_bits)
 
     @cached_property
+    def unused(self) -> frozenset[str]:
+        """Names of the weights that the model does not compute with."""
+        return frozenset(f"{linear.name}.weight" for linear in self.linears.values() if not linear.used)
+
+    @cached_property
     def rules(self) -> tuple[tuple[str, WidthRule], ...]:
         """Each elastic output width, with the path of its decoder layer."""
         layers = map(self.family.layer, range(self.config.num_hidden_layers))
@@ -173,6 +177,11 @@ class Architecture:
     def blocks(self) -> dict[str, Block]:
         """The blocks that the model has, by module path."""
         return {path: block for path, block in self.all_blocks.items() if path not in self.removed}
+
+    def staying(self, removed: Collection[str]) -> list[str]:
+        """List those of some blocks that cannot be removed, with the reason."""
+        reasons = {module: self.all_blocks[module].stays for module in removed}
+        return [f"{module} cannot be removed: {reason}" for module, reason in reasons.items() if reason]
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -217,11 +226,11 @@ class Architecture:
 
     @cached_property
     def _layers(self) -> tuple[Any, ...]:
-        kinds, layers = getattr(self.config, "layer_types", None), []
+        layers = []
         for index in range(self.config.num_hidden_layers):
             own = copy.copy(self.config)
-            own.layer_type, own.head_dim = kinds[index] if kinds else None, head_dim(self.config)
-            for name, value in self.per_layer.get(str(index), {}).items():
+            fields = self.family.layer_fields(self.config, index) | dict(self.per_layer.get(str(index), {}))
+            for name, value in fields.items():
                 setattr(own, name, value)
             layers.append(own)
         return tuple(layers)

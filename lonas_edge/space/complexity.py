@@ -64,7 +64,11 @@ def _linear_weights(subnetwork: Subnetwork, ranks: Mapping[str, int]) -> dict[st
 def _macs(subnetwork: Subnetwork, weights: Mapping[str, int], seq_len: int) -> int:
     architecture, task = subnetwork.architecture, subnetwork.architecture.family.task
     outer_tokens = seq_len if task.head_per_token else 1
-    total = sum(count * (seq_len if architecture.split(name)[0] else outer_tokens) for name, count in weights.items())
+    total = sum(
+        count * (seq_len if architecture.split(name)[0] else outer_tokens)
+        for name, count in weights.items()
+        if architecture.linears[name].used
+    )
     rule = architecture.family.head_rule
     if not task.counts_attention or rule is None:
         return total
@@ -113,6 +117,7 @@ def materialized_shapes(subnetwork: Subnetwork, untied: bool = False) -> dict[st
 
 def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: WeightFormat) -> int:
     """Bytes of the weights in the IR: matrices in the format, everything else in fp32."""
+    shapes = {name: shape for name, shape in shapes.items() if name not in architecture.unused}
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     outer = {name for name in matrices if not architecture.split(name)[0]} | architecture.eight_bits
     group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in outer)

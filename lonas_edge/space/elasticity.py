@@ -192,11 +192,12 @@ def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
         near = get_close_matches(module[:300], architecture.blocks, 1)
         return f"; the nearest is {near[0]}" if near else ""
 
-    return [
+    unknown = [
         f"unknown block {module[:300]!r}: expected {known}{nearest(module)}"
         for module in group.modules
         if module not in architecture.blocks
     ]
+    return unknown or architecture.staying(group.modules)
 
 
 def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:

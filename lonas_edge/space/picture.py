@@ -58,7 +58,7 @@ def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
 def _full(architecture: Architecture, path: str) -> int:
     """Heads of an attention, width of an MLP, 1 for a block that is whole or removed."""
     layer, _ = architecture.split(path)
-    if architecture.all_blocks[path].cached:
+    if architecture.all_blocks[path].kind == "attention":
         return int(architecture.of_layer(path).num_attention_heads)
     if architecture.all_blocks[path].state:
         return 1

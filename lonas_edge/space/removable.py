@@ -27,6 +27,7 @@ def removable(architecture: Architecture, kinds: Sequence[str], where: str) -> l
     """
     last = architecture.family.layer(int(architecture.config.num_hidden_layers) - 1)
     outer = (architecture.family.layer(0) + ".", last + ".")
-    inner = [path for path in blocks_of(architecture, kinds, where) if not f"{path}.".startswith(outer)]
+    free = [path for path in blocks_of(architecture, kinds, where) if not architecture.blocks[path].stays]
+    inner = [path for path in free if not f"{path}.".startswith(outer)]
     needed = [path for path, block in architecture.blocks.items() if block.needed]
     return [path for path in inner if path != needed[-1]] if needed and set(needed) <= set(inner) else inner

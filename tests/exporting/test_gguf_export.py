@@ -27,7 +27,7 @@ from lonas_edge.network.source import open_source
 Choose = Callable[[TinySource, str], list[int]]
 INSTALLED = importlib.util.find_spec("llama_cpp") is not None
 LLAMA_CPP = pytest.mark.skipif(not INSTALLED, reason="llama-cpp-python is not installed")
-# groups of blocks: the first layer's attention, the complete second layer, the third's MLP (tiny_models.BLOCKS)
+# groups of blocks: the first layer's attention, the complete second layer, the third's MLP (tiny_models.removable_blocks)
 DEPTHS = [[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from openvino_models import ir_logits
 from oracle import oracle_logits
-from tiny_models import CASES, TinyModels, TinySource
+from tiny_models import CASES, TinyModels
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
@@ -40,15 +40,6 @@ def test_other_models_of_the_type_are_refused(changes: dict[str, Any], message: 
         Architecture.from_config(AutoConfig.for_model(**{**CASES["granite4"], **changes}), "here")
 
 
-def with_blocks(source: TinySource, folder: Path, blocks: list[list[str]]) -> TinySource:
-    """The same with other removable blocks."""
-    copy = source.copied_to(folder)
-    content = json.loads(copy.space.read_text())
-    content["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"] = {"version": 1, "blocks": blocks}
-    copy.space.write_text(json.dumps(content))
-    return copy
-
-
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
@@ -61,7 +52,7 @@ def with_blocks(source: TinySource, folder: Path, blocks: list[list[str]]) -> Ti
     ],
 )
 def test_blocks_that_cannot_be_removed(blocks: list[str], message: str, tiny_models: TinyModels, tmp_path: Path) -> None:
-    source = with_blocks(tiny_models.source(HYBRID), tmp_path, [[block] for block in blocks])
+    source = tiny_models.source(HYBRID).with_blocks(tmp_path, *blocks)
     with pytest.raises(LonasEdgeError, match=message):
         source.opened()
 
@@ -118,7 +109,7 @@ def test_mamba_stays_in_int8(tiny_models: TinyModels, choose: Callable, ids: tor
     assert (stored - ir_logits(tmp_path / "out", ids)).abs().max() < 1e-3
     (tmp_path / "prompts.jsonl").write_text("{}")
     options = ExportOptions(weight_format=weight_format, calibration=tmp_path / "prompts.jsonl")
-    with pytest.raises(LonasEdgeError, match=r"--calibration would store 2 matrices of state-space layers in four bits"):
+    with pytest.raises(LonasEdgeError, match=r"--calibration would store 2 matrices in four bits that have to stay INT8"):
         export(opened, opened.subnetwork(widths), tmp_path / "more", options)
 
 

@@ -12,7 +12,7 @@ from lonas_edge.network.super_network import load_super_network
 
 Choose = Callable[[TinySource, str], list[int]]
 UNTIED = [case for case in CASES if not case.endswith("-tied")]  # the head has no part in this
-DEPTHS = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]  # groups of `BLOCKS`
+DEPTHS = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]]  # groups of `removable_blocks`
 
 
 def widths_of(source: TinySource, choose: Choose, depth: list[int], name: str = "unequal:3") -> list[int]:

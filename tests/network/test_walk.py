@@ -18,7 +18,7 @@ def test_from_every_layer_on(case: str, tiny_models: TinyModels) -> None:
     ]
     batches[0]["attention_mask"][0, 5:] = 0
     with torch.no_grad():
-        expected = [network.base(**batch, use_cache=False, output_hidden_states=True).hidden_states[-1] for batch in batches]
+        expected = [network.base.base_model(**batch, use_cache=False).last_hidden_state for batch in batches]
     walk = Walk(network, batches)
     assert len(walk) == LAYERS
     for layer in range(LAYERS):

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
-from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels, families
+from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels, families, unused_layers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.formats import FORMATS
@@ -54,10 +54,13 @@ def test_parameters_and_shapes_are_those_of_the_modules(case: str, tiny_models: 
     assert architecture.shapes == shapes
     sizes = measure(unpruned(architecture), {}, 1)
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
-    matrices = [shape for shape in shapes.values() if len(shape) == 2]
+    unused = [f"{name}.weight" for name in unused_layers(case)]  # not in an IR
+    stored = sizes.parameters - sum(prod(shapes[name]) for name in unused)
+    assert sizes.macs == sizes.linear_weights - sum(prod(shapes[name]) for name in unused)  # of one token
+    matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and name not in unused]
     vectors = sum(prod(shape) for shape in shapes.values() if len(shape) != 2)
-    assert sizes.bytes["fp32"] == 4 * sizes.parameters
-    assert sizes.bytes["fp16"] == 2 * sizes.parameters + 2 * vectors  # norms, biases and convolutions stay fp32
+    assert sizes.bytes["fp32"] == 4 * stored
+    assert sizes.bytes["fp16"] == 2 * stored + 2 * vectors  # norms, biases and convolutions stay fp32
     assert sizes.bytes["int8"] == sum(rows * columns + 3 * rows for rows, columns in matrices) + 4 * vectors
 
 

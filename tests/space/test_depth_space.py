@@ -83,7 +83,8 @@ def test_blocks_of_every_family() -> None:
         for config in (architecture.of_layer(architecture.family.layer(index)) for index in range(LAYERS)):
             inside = {norm for block in architecture.family.blocks(config) for norm in block.norms}
             norms = {name.rpartition(".")[0] for name in architecture.family.vectors(config) if "norm" in name}
-            assert {name for name in norms if not name.startswith(("self_attn.", "mamba."))} == inside
+            shared = ("altup.", "laurel.", "post_per_layer", *["input_"] * (case.startswith("gemma3n")))  # not of a block alone
+            assert {name for name in norms if not name.startswith(("self_attn.", "mamba.", *shared))} == inside
     assert {type(family) for family in FAMILIES if family.task == CAUSAL_LM} == {
         type(Architecture.from_config(AutoConfig.for_model(**c), "").family) for c in CASES.values()
     }
@@ -111,7 +112,7 @@ def test_sizes_with_heads(tiny_models: TinyModels) -> None:
 
     def sizes_of(heads: list[int], mlps: list[int], kept: tuple[int, int, int]) -> tuple[int, int, list[tuple[int, int]]]:
         """Parameters, linear weights with adapters of rank 8 (none on o_proj), and the matrices [rows, columns]."""
-        there = ((kept[0], 1), (kept[1], kept[1]), (1, kept[2]))  # attention and MLP of each layer: `BLOCKS`
+        there = ((kept[0], 1), (kept[1], kept[1]), (1, kept[2]))  # attention and MLP of each layer: `removable_blocks`
         matrices, adapters, norms = [], 0, vectors
         for query, mlp, (attends, widens) in zip(heads, mlps, there, strict=True):
             key_value = query // 2  # a key-value head to two query heads

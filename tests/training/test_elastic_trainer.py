@@ -10,12 +10,13 @@ import torch
 from oracle import oracle_logits, read_groups, read_removed
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
-from tiny_models import CASES, TinyModels, TinySource, families, has_heads, mlp_names, random_model
+from tiny_models import CASES, TinyModels, TinySource, families, has_heads, mlp_names, random_model, unused_layers
 from torch import nn
 from training_runs import EOS, EXAMPLES, Tokens, active_part, divergence, logits_of, plain_base
 from transformers import TrainingArguments
 
 from lonas_edge.data.encoding import Collator
+from lonas_edge.network.modeling import repair
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
@@ -24,10 +25,10 @@ _READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv
 
 def elastic_trainer(source: TinySource, widths: list[int], folder: Path, teacher: Any = None) -> ElasticTrainer:
     """The trainer on the tiny adapter in float64; every step trains the given sub-network."""
-    model = PeftModel.from_pretrained(
-        plain_base(source, torch.float64), source.adapter, is_trainable=True, autocast_adapter_dtype=False
-    ).to(torch.float64)
-    network = SuperNetwork(model, source.opened().elasticity)
+    base, elasticity = plain_base(source, torch.float64), source.opened().elasticity
+    repair(base, elasticity.architecture.family)  # as `load_base` does
+    model = PeftModel.from_pretrained(base, source.adapter, is_trainable=True, autocast_adapter_dtype=False).to(torch.float64)
+    network = SuperNetwork(model, elasticity)
     schedule = SimpleNamespace(subnetwork=lambda _step: tuple(widths))
     arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", remove_unused_columns=False)
     return ElasticTrainer(network, schedule, teacher=teacher, args=arguments)
@@ -46,6 +47,12 @@ def of_kept_heads(kind: str, width: int, whole: int, size: int) -> torch.Tensor:
         starts = ((0, whole), (whole, shared), (whole + shared, shared))
         return torch.cat([start + torch.arange(own * width // whole) for start, own in starts])
     return torch.arange(size * width // whole)  # fused as [heads, 3, head_dim], too
+
+
+def cut_among(mlp: nn.Module, width: int) -> None:
+    """Let a sparse MLP of Gemma 3n cut its gate at a mean over the first channels."""
+    if stock := getattr(type(mlp), "_gaussian_topk", None):
+        mlp._gaussian_topk = lambda gate: nn.functional.pad(stock(mlp, gate[..., :width]), (0, gate.shape[-1] - width))
 
 
 # removed heads and blocks, of three groups each; only blocks for families without elastic heads
@@ -89,19 +96,21 @@ def test_gradients_of_heads_and_blocks(
             path, _, kind = name.rpartition(".")
             base[f"{path}.{_READS_HEADS[kind]}"].weight[:, width:] = 0
         for name, width in outputs.items():
-            base[f"{name.rpartition('.')[0]}.{mlp_names(case)[1]}"].weight[:, width:] = 0
+            path = name.rpartition(".")[0]
+            base[f"{path}.{mlp_names(case)[1]}"].weight[:, width:] = 0
+            cut_among(reference.get_base_model().get_submodule(path), width)
         for name, layer in base.items():
             if name.rpartition(".")[0] in removed and name.endswith((*_READS_HEADS.values(), mlp_names(case)[1], "out_proj")):
                 for parameter in layer.parameters():  # the adapter's, too
                     parameter.zero_()
-    loss = sum(t.cross_entropy(lambda ids: reference(input_ids=ids, use_cache=False).logits) for t in tokens)
+    loss = sum(t.cross_entropy(lambda ids: reference(input_ids=ids).logits) for t in tokens)
     (loss / sum(t.learned for t in tokens)).backward()
 
     trained = {name: p for name, p in trainer.network.model.named_parameters() if p.requires_grad}
     assert trained.keys() == parameters.keys()
     for name, parameter in trained.items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if any(f".{block}." in name for block in removed):
+        if any(f".{module}." in name for module in (*removed, *unused_layers(case))):
             assert not gradient.any(), name
             continue
         inside, expected = active(name, parameter.shape), parameters[name].grad

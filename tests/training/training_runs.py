@@ -84,9 +84,9 @@ def run_killed(*arguments: Any, at: int, **changes: Any) -> None:
 
 
 def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of a live model."""
+    """Logits of a live model, which may share keys and values by its cache."""
     with torch.no_grad():
-        return model(input_ids=ids, use_cache=False).logits
+        return model(input_ids=ids).logits
 
 
 def plain_base(source: TinySource, dtype: torch.dtype = torch.float32) -> nn.Module:

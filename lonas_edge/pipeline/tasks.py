@@ -365,7 +365,7 @@ def task_of(source: "Source") -> PipelineTask:
     """The object of a model.
 
     Raises:
-        LonasEdgeError: If it is a classifier without a head, or with classes that do not exclude each other.
+        LonasEdgeError: If it is a classifier without a head.
     """
     task = source.architecture.family.task
     return _classifier_of(source) if task is CLASSIFICATION else PIPELINE_TASKS[task.name]
@@ -373,7 +373,6 @@ def task_of(source: "Source") -> PipelineTask:
 
 def _classifier_of(source: "Source") -> PipelineTask:
     from lonas_edge.network.checkpoints import open_tensors
-    from lonas_edge.network.heldout import refuse_several_labels
 
     architecture, folder = source.architecture, source.base.folder
     tensors = open_tensors(folder)
@@ -384,7 +383,6 @@ def _classifier_of(source: "Source") -> PipelineTask:
             f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
             "--data TASK.tsv --output ADAPTER. Then compress ADAPTER."
         )
-    refuse_several_labels(source)
     names = architecture.config.id2label
     task = RERANKER if len(names) == 1 else CLASSIFIER
     return replace(task, outputs=tuple(str(names[index]) for index in sorted(names)), headless=bool(missing))

@@ -20,7 +20,7 @@ def write(folder: Path, *records: Any) -> Path:
 @pytest.mark.parametrize(
     ("record", "kind", "texts"),
     [
-        ({"text": "the film", "source": "a web page"}, "text", ("the film",)),
+        ({"text": "the film", "source": "a web page", "label": 2}, "text", ("the film",)),
         ({"anchor": "good", "positive": "is good"}, "pair", ("good", "is good")),
         ({"negative": "bad", "id": "7", "query": "good", "positive": "is good"}, "triplet", ("good", "is good", "bad")),
         ({"sentence1": "good", "sentence2": "bad", "score": 0.25}, "scored pair", ("good", "bad")),

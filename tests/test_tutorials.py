@@ -18,10 +18,18 @@ import torch
 from postgresql import postgresql
 from tiny_bert import VOCAB
 from tiny_bert import tokenizer as bert_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.families import EMBEDDING
+from lonas_edge.families import CLASSIFICATION, EMBEDDING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -214,7 +222,7 @@ def test_classifier(place: Path) -> None:
 
 
 def test_embedding(place: Path) -> None:
-    """A random BERT of six layers with the files of sentence-transformers."""
+    """A random BERT of six layers with the files of sentence-transformers, and one with a score."""
     config = BertConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, pad_token_id=0,
         max_position_embeddings=160,
@@ -230,6 +238,11 @@ def test_embedding(place: Path) -> None:
     words = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
     texts = [" ".join((words[n % 6], words[n // 6 % 6], words[n // 36 % 6])) for n in range(700)]
     Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pairs = [{"query": texts[n], "passage": texts[7 * n]} for n in range(64)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config.num_labels = 1
+    BertForSequenceClassification(config).save_pretrained("RERANKER")
+    bert_tokenizer().save_pretrained("RERANKER")
     Path("DATASETS/STS-B").mkdir(parents=True)
     rows = [f"{n}\t{texts[n]}\t{texts[n + 7 * (n % 3)]}\t{5 - 2 * (n % 3)}" for n in range(60)]
     Path("DATASETS/STS-B/dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tscore", *rows]) + "\n")
@@ -237,6 +250,7 @@ def test_embedding(place: Path) -> None:
         "embedding", ("--epochs 3", "--epochs 1"), ("jsonl --output small", "jsonl --recovery-steps 2 --output small")
     )
     assert open_exported(Path("small/model")).task is EMBEDDING
+    assert open_exported(Path("small-reranker/model")).task is CLASSIFICATION
     assert "unpruned-model" in printed and "held-out loss" in printed
     losses = json.loads(Path("recovered/training.json").read_text())["eval_data"]["losses"]
     assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import TinySource, randomize_trainable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizerFast
@@ -134,6 +134,20 @@ class TinyBert:
     def source(self, outputs: int = 2, headless: bool = True, **options: Any) -> TinySource:
         """Base, adapter and search space."""
         return TinySource("bert", self.base(headless), self.adapter(outputs, **options), self.space())
+
+
+def reranker(tiny_bert: TinyBert, folder: Path, outputs: int) -> Path:
+    """A classifier with a head of its own: one score, as of a cross-encoder, or classes with names."""
+    shutil.copytree(tiny_bert.base(), folder)
+    tensors, draw = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(outputs)
+    tensors["classifier.weight"] = torch.randn(outputs, HIDDEN, generator=draw) / 4
+    tensors["classifier.bias"] = torch.randn(outputs, generator=draw)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    names = {str(index): name for index, name in enumerate(("low", "middle", "high")[:outputs])}
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": names}
+    config["label2id"] = {name: int(index) for index, name in names.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def random_classifier(seed: int = 0) -> Any:

@@ -28,8 +28,9 @@ def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> 
     """Make a model or LoRA adapter smaller and faster, and measure what it costs.
 
     Fine-tunes a LoRA (skipped for an adapter), searches which attention blocks to remove on this machine, recovers the
-    accuracy with the unpruned model as teacher, exports to OpenVINO, and compares with what optimum-cli writes. An embedding
-    model is not fine-tuned, and loses whole layers. Ctrl-C is safe: the same command continues.
+    accuracy with the unpruned model as teacher, exports to OpenVINO, and compares with what optimum-cli writes. Encoders
+    (embedding models, rerankers, classifiers) are not fine-tuned, and lose whole layers. Ctrl-C is safe: the same command
+    continues.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,9 +1,9 @@
 """Data of embedding models: texts, pairs, triplets and scored pairs, in the formats of sentence-transformers.
 
-Classifiers and rerankers take them as inputs without labels.
+Classifiers and rerankers take them as inputs. They learn no labels of them, but can be measured on these.
 
 The names of its fields tell what a record is. `prompt` next to `text` is the name of one of the model's prompts. TSV files are
-GLUE's: scored pairs of STS-B, and the texts of the other tasks, without their classes.
+GLUE's: scored pairs of STS-B, and the texts of the other tasks, for an embedding model without their classes.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ _ROLES = (  # names of the first, second and third text
     ("negative",),
 )
 _SCORES = ("score", "label")
+_LARGEST = 1e30  # absolute value of a reranker's score
 _Fields = tuple[tuple[str, ...], str | None]  # names of the texts, and of the score
 _EXPECTED = (
     'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
@@ -43,7 +44,8 @@ class Sentences:
         path: The file.
         kind: What a record is: text, pair, triplet or scored pair.
         rows: The texts of each record; the same number in each.
-        scores: Cosine of each scored pair, from -1 to 1; None for other kinds.
+        scores: Cosine of each scored pair, from -1 to 1; None for other kinds. For a classifier the class number or score of
+            each record, if it has labels.
         prompts: Name of the prompt of each single text; None for the model's default.
     """
 
@@ -68,26 +70,31 @@ class Sentences:
         )
 
 
-def read_sentences(path: Path) -> Sentences:
-    """Read texts, pairs, triplets or scored pairs: JSON, JSON Lines or Parquet, or the TSV file of a GLUE task."""
+def read_sentences(path: Path, outputs: Sequence[str] | None = None) -> Sentences:
+    """Read texts, pairs, triplets or scored pairs: JSON, JSON Lines or Parquet, or the TSV file of a GLUE task.
+
+    Args:
+        path: The file.
+        outputs: Names of a classifier's outputs: texts and pairs may have labels, which are numbers or names of classes, or
+            scores of one output. Empty to ignore labels. None for an embedding model: scores of pairs are cosines.
+    """
     if path.suffix.lower() == ".tsv":
-        return _table(path)
+        return _labelled_table(path, outputs) if outputs else _table(path)
     items, problems = read_records(path)
-    fields = _fields(items[0][1]) if items else None
+    fields = _fields(items[0][1], outputs) if items else None
     if items and not fields:
         problems.append(f"{items[0][0]}: found {found_fields(items[0][1])}")
     if fields:
-        faults = ((place, _fault(item, fields)) for place, item in items)
+        faults = ((place, _fault(item, fields, outputs)) for place, item in items)
         problems += [f"{place}: {fault}" for place, fault in faults if fault]
     raise_all(f"{path}: not sentences:", problems, _EXPECTED)
     if not fields:
         raise LonasEdgeError(f"{path}: holds no examples")
     texts, score = fields
     rows = [tuple(item[name] for name in texts) for _, item in items]
-    if score:
-        return Sentences(path, SCORED, rows, [float(item[score]) for _, item in items])
+    scores = [_number(item[score], outputs) or 0.0 for _, item in items] if score else None
     prompts = [item.get(PROMPT) for _, item in items] if texts == (TEXT,) else None
-    return Sentences(path, _KINDS[len(texts)], rows, prompts=prompts)
+    return Sentences(path, SCORED if score and len(texts) > 1 else _KINDS[len(texts)], rows, scores, prompts)
 
 
 def _table(path: Path) -> Sentences:
@@ -99,21 +106,54 @@ def _table(path: Path) -> Sentences:
     return Sentences(path, TEXT, [(text,) for row in rows for text in row])
 
 
-def _fields(item: Any) -> _Fields | None:
+def _labelled_table(path: Path, outputs: Sequence[str]) -> Sentences:
+    """Read a GLUE task for a classifier, which has its classes by name in any order, or else in the task's order."""
+    task = task_of(path, None, option=False)
+    if misfit := task.misfit(len(outputs)):
+        raise LonasEdgeError(f"{path}: does not fit the model: {misfit}. Pass data of the task that it was trained on.")
+    pairs = task.read(path)
+    rows = [(pair.first,) if pair.second is None else (pair.first, pair.second) for pair in pairs]
+    numbers = [_number(name, outputs) for name in task.classes]
+    named = {number: ours for number, ours in enumerate(numbers) if ours is not None and None not in numbers}
+    labels = [named.get(int(pair.label), pair.label) for pair in pairs]
+    return Sentences(path, SCORED if len(rows[0]) > 1 else TEXT, rows, labels)
+
+
+def _fields(item: Any, outputs: Sequence[str] | None) -> _Fields | None:
     """Names of a record's texts, by their roles, and of its score; None if it is no such record."""
     if not isinstance(item, dict):
         return None
+    labelled = bool(outputs) or (outputs is None and TEXT not in item)
+    score = next((name for name in _SCORES if name in item), None) if labelled else None
     if TEXT in item:
-        return (TEXT,), None
+        return (TEXT,), score
     texts = tuple(found for names in _ROLES if (found := next((name for name in names if name in item), None)))
-    score = next((name for name in _SCORES if name in item), None)
     complete = [any(name in role for name in texts) for role in _ROLES]
     if complete[:2] != [True, True] or (score and len(texts) != 2):
         return None
     return texts, score
 
 
-def _fault(item: Any, fields: _Fields) -> str | None:
+def _number(value: Any, outputs: Sequence[str] | None) -> float | None:
+    """Read a cosine, or for a classifier a score, or a class by its name or number; None if it is none."""
+    if isinstance(value, str):
+        names = [name.casefold() for name in outputs or ()]
+        return names.index(value.casefold()) if len(names) > 1 and value.casefold() in names else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if outputs and len(outputs) > 1:
+        return int(value) if value in range(len(outputs)) else None
+    most = _LARGEST if outputs else 1
+    return float(value) if -most <= value <= most else None
+
+
+def _expected_number(outputs: Sequence[str] | None) -> str:
+    if outputs is None:
+        return "a cosine from -1 to 1"
+    return f"a class: {', '.join(outputs)}, or 0 to {len(outputs) - 1}" if len(outputs) > 1 else "a finite number"
+
+
+def _fault(item: Any, fields: _Fields, outputs: Sequence[str] | None) -> str | None:
     """Describe how a record differs from the first one, which has these fields; None if it does not."""
     texts, score = fields
     if not isinstance(item, dict):
@@ -121,14 +161,12 @@ def _fault(item: Any, fields: _Fields) -> str | None:
     empty = [name for name in texts if not isinstance(item.get(name), str) or not item[name].strip()]
     if empty:
         return f"no text in {' and '.join(map(repr, empty))}"
-    if _fields(item) != fields:
+    if _fields(item, outputs) != fields:
         return (
             f"expected the fields {', '.join(filter(None, (*texts, score)))}, as in the first record; found {', '.join(item)}"
         )
-    if score:
-        value = item[score]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
-            return f"{score} {str(value)[:50]}: expected a cosine from -1 to 1"
+    if score and _number(item[score], outputs) is None:
+        return f"{score} {str(item[score])[:50]}: expected {_expected_number(outputs)}"
     if texts == (TEXT,) and not isinstance(item.get(PROMPT), str | None):
         return "'prompt' is no name"
     return next((fault for name in texts if (fault := half_character(name, item[name]))), None)

@@ -217,7 +217,7 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
         task = task_of(data, source.training.task if source.training else None, option=False)
     if task and (misfit := task.misfit(outputs)):
         raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
-    pairs = task.read(data) if task else read_sentences(data).pairs
+    pairs = task.read(data) if task else read_sentences(data, outputs=()).pairs
     common = _common(source, data, prompts, seed, option, len(pairs))
     units = {"kl": "squared distance", "loss": "squared error"} if outputs == 1 else {}
     asked_as, metric = (task.name, task.metrics[0]) if task else ("texts", None)

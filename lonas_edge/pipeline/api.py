@@ -39,7 +39,7 @@ def compress(
         model: Base model of an adapter.
         nncf_config: Search space of an adapter.
         target: One bound, or several for one network each.
-        weight_format: Weight format of the result; by default INT4, of embedding models INT8.
+        weight_format: Weight format of the result; by default INT4, of encoders INT8.
         vocabulary: `keep`, `auto` or the number of tokens to keep.
         eval_data: Held-out data.
         prompt: Prompt template.
@@ -47,7 +47,7 @@ def compress(
         recovery_steps: Steps of the recovery.
         precision: Compute precision of the trainings.
         seed: Random seed.
-        prompt_len: Prompt tokens of the latencies, or those of an embedding model's texts.
+        prompt_len: Prompt tokens of the latencies, or those of an encoder's texts.
         new_tokens: Generated tokens of the latencies.
         overwrite: Whether finished steps whose options have changed are repeated.
         progress: Called with what is being done, and the share that is done where known.

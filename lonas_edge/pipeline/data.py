@@ -3,9 +3,9 @@
 import json
 import random
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.instructions import TEXT, Learned, read_data
@@ -13,6 +13,9 @@ from lonas_edge.data.templates import Example
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline.tasks import PipelineTask
+
+if TYPE_CHECKING:
+    from lonas_edge.data.sentences import Sentences
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
 LEAST = 16  # held-out examples
@@ -23,7 +26,7 @@ def split(task: PipelineTask, data: Path, eval_data: Path | None, seed: int, fol
     """Write the training and the held-out examples as JSON Lines; return their numbers by part.
 
     Without held-out data, a tenth of the distinct examples is held out. Of held-out data, at most `PipelineTask.most` examples
-    are drawn. None of them is trained on, nor another example with a text of theirs where texts alone are learned.
+    are drawn. None of them is trained on, nor another example with a text or pair of theirs where these alone are learned.
 
     Raises:
         LonasEdgeError: If too few examples are left for a part.
@@ -78,19 +81,35 @@ def _learned(example: Learned) -> dict[str, Any]:
 
 def sentence_examples(data: Path) -> dict[str, frozenset[str]]:
     """Read examples of embedding models, see `PipelineTask.examples`: texts are learned, in whatever records they are."""
-    from lonas_edge.data.sentences import PROMPT, SCORED, read_sentences
+    from lonas_edge.data.sentences import read_sentences
 
     read = read_sentences(data)
+    return {line: frozenset(texts) for line, texts in zip(_lines(read, "score"), read.rows, strict=True)}
+
+
+def pair_examples(data: Path, outputs: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Read examples of classifiers with these outputs, see `PipelineTask.examples`: single texts or pairs are learned."""
+    from lonas_edge.data.sentences import read_sentences
+
+    read = read_sentences(data, outputs)
+    return {
+        line: frozenset(json.dumps([first, second]) for second in others or [""])
+        for line, (first, *others) in zip(_lines(read, "label"), read.rows, strict=True)
+    }
+
+
+def _lines(read: "Sentences", score: str) -> Iterator[str]:
+    """Records as lines of JSON, with the name of the score."""
+    from lonas_edge.data.sentences import PROMPT, SCORED
+
     names = ("sentence1", "sentence2") if read.kind == SCORED else ("query", "positive", "negative")
-    examples = {}
     for index, texts in enumerate(read.rows):
         record: dict[str, Any] = dict(zip(names, texts, strict=False)) if len(texts) > 1 else {TEXT: texts[0]}
         if read.scores:
-            record["score"] = read.scores[index]
+            record[score] = read.scores[index]
         if read.prompts and read.prompts[index]:
             record[PROMPT] = read.prompts[index]
-        examples[json.dumps(record)] = frozenset(texts)
-    return examples
+        yield json.dumps(record)
 
 
 def typical(lines: Iterable[str], count: int) -> list[str]:

@@ -1,16 +1,17 @@
 """Measure exported embedding models on held-out texts: distances from the unpruned model, and correlation with scores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.errors import raise_all
-from lonas_edge.evaluate.targets import embedder_of
+from lonas_edge.evaluate.glue import METRICS
+from lonas_edge.evaluate.targets import Encoder, embedder_of
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
 from lonas_edge.ir import MODEL
@@ -33,24 +34,48 @@ def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> 
     sentences, pooling = read_sentences(plan.places.held_out), plan.source.pooling or Pooling()
     reference = embedded(plan.places.baseline("fp32"), sentences, pooling, EXACT, progress)
     found = {name: embedded(folder, sentences, pooling, {}, progress) for name, folder in folders.items()}
+    measured = distances(found, partial(distance, reference), "Embeddings")
+    if sentences.scores:
+        cosines = {name: (each[:, 0] * each[:, 1]).sum(-1) for name, each in found.items()}
+        add_correlations(measured, cosines, np.array(sentences.scores), progress)
+    return measured
+
+
+def distances(
+    found: Mapping[str, np.ndarray], measure: Callable[[np.ndarray], np.ndarray], outputs: str
+) -> dict[str, dict[str, Quality]]:
+    """Mean distances of networks, of which the first is the baseline.
+
+    Args:
+        found: The outputs of each network, by name.
+        measure: Computes the distances [records] of a network's outputs from the reference's.
+        outputs: Their name in errors.
+
+    Raises:
+        LonasEdgeError: If outputs are not finite.
+    """
     raise_all(
-        "Embeddings are not finite:",
+        f"{outputs} are not finite:",
         [name for name, each in found.items() if not np.isfinite(each).all()],
         "The weights are damaged, or a training diverged; see the losses in steps/.",
     )
-    distances = {name: distance(reference, each) for name, each in found.items()}
-    first = next(iter(folders))
-    measured = {
-        name: {"distance": Quality(float(each.mean()), None if name == first else _difference(distances[first], each))}
-        for name, each in distances.items()
+    figures = {name: measure(each) for name, each in found.items()}
+    first = next(iter(figures))
+    return {
+        name: {"distance": Quality(float(each.mean()), None if name == first else _difference(figures[first], each))}
+        for name, each in figures.items()
     }
-    if sentences.scores:
-        scores, cosines = np.array(sentences.scores), {name: (each[:, 0] * each[:, 1]).sum(-1) for name, each in found.items()}
-        for name, own in measured.items():
-            progress(f"correlations of {name}", None)
-            change = None if name == first else correlation_difference(cosines[first], cosines[name], scores)
-            own["spearman"] = Quality(correlation(cosines[name], scores), change)
-    return measured
+
+
+def add_correlations(
+    measured: dict[str, dict[str, Quality]], answers: Mapping[str, np.ndarray], scores: np.ndarray, progress: Progress
+) -> None:
+    """Add Spearman's correlation of each network's answers [records] with the scores [records]."""
+    first = next(iter(measured))
+    for name, own in measured.items():
+        progress(f"correlations of {name}", None)
+        change = None if name == first else correlation_difference(answers[first], answers[name], scores)
+        own["spearman"] = Quality(correlation(answers[name], scores), change)
 
 
 def embedded(
@@ -63,16 +88,27 @@ def embedded(
     encoded = encode_sentences(sentences, pooling, tokenizer, int(longest or context))
     embed = embedder_of(open_model(folder / MODEL, "CPU", {**exported.properties, **properties}), pooling)
     collate = SentenceCollator(tokenizer.pad_token_id or 0)
+    rows = computed(embed, encoded, collate, f"embeddings of {folder.name}", progress)
+    directions: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return directions
+
+
+def computed(
+    model: Encoder,
+    encoded: Sequence[dict[str, Any]],
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    title: str,
+    progress: Progress,
+) -> np.ndarray:
+    """Compute an encoder's outputs of tokenized records, the longest first: [records, texts of a record, outputs], float64."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]), reverse=True)
     parts = []
     for start in range(0, len(order), _BATCH):
-        progress(f"embeddings of {folder.name}", start / len(order))
+        progress(title, start / len(order))
         batch = collate([encoded[index] for index in order[start : start + _BATCH]])
-        parts.append(embed({name: tensor.numpy() for name, tensor in batch.items()}))
-    rows = np.concatenate(parts).astype(np.float64).reshape(len(order), len(sentences.rows[0]), -1)
-    rows = rows[np.argsort(order)]
-    directions: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    return directions
+        parts.append(model({name: tensor.numpy() for name, tensor in batch.items()}))
+    outputs = np.concatenate(parts).astype(np.float64)
+    return outputs.reshape(len(order), -1, outputs.shape[-1])[np.argsort(order)]
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -88,10 +124,8 @@ def _difference(first: np.ndarray, second: np.ndarray) -> Interval:
 
 
 def correlation(cosines: np.ndarray, scores: np.ndarray) -> float:
-    """Spearman's rank correlation, in percent."""
-    from scipy.stats import spearmanr
-
-    return 100 * float(spearmanr(cosines, scores).statistic)
+    """Spearman's rank correlation, in percent; 0 for equal scores, which a resampling of few positive pairs can have."""
+    return 100 * METRICS["spearman"](scores, cosines)
 
 
 def correlation_difference(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> Interval:

@@ -14,7 +14,7 @@ from lonas_edge.files import read_text, replace_text
 from lonas_edge.network.source import Source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.pipeline.data import typical
-from lonas_edge.pipeline.tasks import PIPELINE_TASKS, PipelineTask
+from lonas_edge.pipeline.tasks import PipelineTask
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
@@ -131,19 +131,15 @@ def _step_seconds(task: PipelineTask, inputs: Inputs, options: TrainOptions, fol
 def estimate(plan: "Plan", pending: Mapping[str, str]) -> Estimate:
     """Estimate the pending steps; `pending` maps their names to their kinds."""
     seconds = {name: round(_seconds(plan, kind), 1) for name, kind in pending.items()}
-    disk = sum(disk_bytes(plan.source, plan.cost_settings.weight_format, kind) for kind in pending.values())
+    disk = sum(disk_bytes(plan.task, plan.source, plan.cost_settings.weight_format, kind) for kind in pending.values())
     return Estimate(seconds, plan.probe.peak_bytes, disk)
 
 
-def least_disk_bytes(source: Source, weight_format: str, networks: int) -> int:
+def least_disk_bytes(task: PipelineTask, source: Source, weight_format: str, networks: int) -> int:
     """Estimate the bytes of all steps of a first run, before any of them is planned."""
     once, each = ("fine-tune", "search", "baselines"), ("recover", "export")
-    kinds = [*(once if source.adapter is None and _task(source).adapts else once[1:]), *(each * networks)]
-    return sum(disk_bytes(source, weight_format, kind) for kind in kinds)
-
-
-def _task(source: Source) -> PipelineTask:
-    return PIPELINE_TASKS[source.architecture.family.task.name]
+    kinds = [*(once if source.adapter is None and task.adapts else once[1:]), *(each * networks)]
+    return sum(disk_bytes(task, source, weight_format, kind) for kind in kinds)
 
 
 def _seconds(plan: "Plan", kind: str) -> float:
@@ -177,7 +173,7 @@ def _evaluations(options: TrainOptions) -> int:
     return 1 + math.ceil(options.steps / options.eval_steps)
 
 
-def disk_bytes(source: Source, weight_format: str, kind: str) -> int:
+def disk_bytes(task: PipelineTask, source: Source, weight_format: str, kind: str) -> int:
     """Bytes that a step adds: networks, and adapters with their checkpoints."""
     bytes_of = source.sizes(source.unpruned).bytes
     network = bytes_of[weight_format]
@@ -191,7 +187,7 @@ def disk_bytes(source: Source, weight_format: str, kind: str) -> int:
             "search": _TABLE_NETWORKS * network,
             "recover": adapter,
             "export": network,
-            "baselines": bytes_of["int8"] + bytes_of["int4"] + bytes_of["fp32"] * (1 + len(_task(source).references)),
+            "baselines": bytes_of["int8"] + bytes_of["int4"] + bytes_of["fp32"] * (1 + len(task.references)),
             "measure": 0,
         }[kind]
     )

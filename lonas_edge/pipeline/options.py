@@ -23,20 +23,21 @@ class CompressOptions(Checked):
     """What `compress` makes of a model."""
 
     data: Path = option(
-        metavar="DATA", help="Conversations, instructions or texts; of embedding models texts or pairs. JSON or Parquet."
+        metavar="DATA", help="Conversations, instructions or texts; of encoders texts or pairs. JSON, Parquet or GLUE's TSV."
     )
     output: Path = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
     target: tuple[str, ...] = option(
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help="Bound: 'tpot<=0.7x' (of the unpruned model), 'ttft<=99' (ms). auto: kl<=0.15, of embedding models kl<=0.2.",
+        help="Bound: 'tpot<=0.7x', 'ttft<=99' (ms). "
+        "auto: kl<=0.15, of embedding models kl<=0.2, of other encoders macs<=0.67x.",
     )
     weight_format: str | None = option(
         None,
         choices=INTEGER_FORMATS,
         help="Weight format of the result. INT4 formats use quantization-aware training.",
-        unset="int4_sym; of embedding models int8_sym",
+        unset="int4_sym; of encoders int8_sym",
     )
     vocabulary: str = option(
         KEEP,
@@ -48,7 +49,7 @@ class CompressOptions(Checked):
         None,
         panel="Data",
         metavar="FILE",
-        help="Held-out data, of which at most 400 examples are used, of embedding models 1,500.",
+        help="Held-out data, of which at most 400 examples are used, of encoders 1,500.",
         unset="a tenth of --data",
     )
     prompt: str | None = option(
@@ -64,7 +65,7 @@ class CompressOptions(Checked):
         panel="Training",
         minimum=1,
         help="Steps of the recovery.",
-        unset="those of 100,000 tokens; of embedding models 1,000,000",
+        unset="those of 100,000 tokens; of encoders 1,000,000",
     )
     precision: str = option(
         "auto",
@@ -74,10 +75,10 @@ class CompressOptions(Checked):
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int | None = option(
-        None, panel="Device", minimum=1, help="Prompt or text tokens of the latencies.", unset="256; of embedding models 128"
+        None, panel="Device", minimum=1, help="Prompt or text tokens of the latencies.", unset="256; of encoders 128"
     )
     new_tokens: int | None = option(
-        None, panel="Device", minimum=2, help="Generated tokens of the latencies.", unset="64; of embedding models none"
+        None, panel="Device", minimum=2, help="Generated tokens of the latencies.", unset="64; of encoders none"
     )
     dry_run: bool = option(False, panel="Output", help="Print the steps with estimated time, memory and disk, then stop.")
     overwrite: bool = option(

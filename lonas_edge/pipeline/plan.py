@@ -298,7 +298,7 @@ def trained_for(weight_format: str) -> str | None:
 def source_hashes(source: Source) -> dict[str, str]:
     """Hashes that identify what is compressed."""
     folder = source.base.folder
-    files = [folder / "config.json", *open_base(folder, source.architecture).files]
+    files = [folder / "config.json", *open_base(folder, source.architecture, source.replaced()).files]
     files += [folder / name for name in _TOKENIZER if (folder / name).is_file()]
     base = json_sha256({path.name: sha256(path) for path in files})
     adapter = source.adapter and {

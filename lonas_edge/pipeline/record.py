@@ -63,9 +63,10 @@ class Network:
         file_bytes: Size of the IR's weights on the disk.
         parameters: Number of parameters.
         quality: By name. `loss`: mean loss in nats per learned token; `accuracy`: learned tokens that are the most likely ones,
-            percent. Of embedding models `distance`: mean cosine distance from the unpruned model in fp32; with scored pairs
-            `spearman`: rank correlation of cosines and scores, percent.
-        latency: By name: `ttft` and `tpot`, of embedding models `latency`.
+            percent. Of encoders `distance`: mean cosine distance of embeddings, squared distance of scores or KL divergence
+            of classes from the unpruned model in fp32; with labels `spearman`: rank correlation of cosines or scores with
+            them, percent, or `accuracy`: examples whose most likely class is the label, percent.
+        latency: By name: `ttft` and `tpot`, of encoders `latency`.
         removed: The kept parts of each layer; empty for unpruned networks.
         target: The target that it was searched for; None for baselines.
     """
@@ -83,7 +84,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of a training: pairs of a step and a loss, in nats per learned token; of embedding models cosine distances.
+    """The losses of a training: pairs of a step and a loss, in nats per learned token; of encoders their distance.
 
     Attributes:
         name: The training's step.
@@ -104,7 +105,7 @@ class Candidate:
 
     Attributes:
         cost: Its cost as a fraction of the unpruned network's.
-        kl: KL divergence from the unpruned network, nats per learned token; of embedding models the cosine distance.
+        kl: KL divergence from the unpruned network, nats per learned token; of encoders their distance.
         optimal: Whether it is in the Pareto front.
         picks: The targets that it was picked for.
     """

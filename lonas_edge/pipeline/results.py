@@ -49,7 +49,7 @@ def measured(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], prog
     ]
     record = SearchRecord.read(plan.places.work / "search" / SEARCH)
     return CompressRecord(
-        task=task.task.name,
+        task=task.name,
         source=(plan.source.adapter or plan.source.base).name,
         base=plan.source.base.name,
         data=plan.options.data.name,

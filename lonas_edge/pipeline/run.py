@@ -80,7 +80,7 @@ def compress_model(
             f"{source.base.folder}: its layers are unequal, and optimum-cli, which compress compares with, cannot export such "
             "models. Use `space`, `train`, `search` and `export`."
         )
-    task = task_of(source.architecture.family.task, source.folder)
+    task = task_of(source)
     task.check(options, source.base.folder, source.architecture.context)
     picks = stages.picks_of(options, task)
     stages.cost_of(picks, task)
@@ -212,8 +212,15 @@ class _Run:
         if earlier and earlier.inputs == inputs and options.precision in (earlier.requested, earlier.precision):
             return earlier
         if not earlier and not options.dry_run:
-            OutputDirectory(options.output).check_space(least_disk_bytes(self.source, weight_format, len(self.picks)))
-        timed = probe(self.task, places.base, places.train, options.prompt, qat, options.precision, self.progress)
+            OutputDirectory(options.output).check_space(
+                least_disk_bytes(self.task, self.source, weight_format, len(self.picks))
+            )
+        with TemporaryDirectory(prefix="lonas-edge-") as folder:
+            base = places.base
+            if places.adapter and self.task.task.new_head:  # which the base may lack
+                base = str(Path(folder) / "merged")
+                stages.merge(places, Path(base), self.progress)
+            timed = probe(self.task, base, places.train, options.prompt, qat, options.precision, self.progress)
         return replace(timed, inputs=inputs, requested=options.precision)
 
     @property

@@ -254,12 +254,18 @@ def export_baselines(places: Places, task: PipelineTask, formats: Sequence[str],
     """Store the unpruned model with `optimum-cli`, an adapter merged, once for each weight format."""
     source, merged = places.open_unpruned(), places.baseline("merged")
     if not merged.exists():
-        export(source, source.select("maximal"), merged, ExportOptions(stage="checkpoint", verify=False), progress)
+        merge(places, merged, progress)
     for weight_format in formats:
         if not places.baseline(weight_format).exists():
             progress(f"optimum-cli, {weight_format}", None)
             _optimum(merged, places.baseline(weight_format), weight_format, task, source.architecture)
     shutil.rmtree(merged)
+
+
+def merge(places: Places, output: Path, progress: Progress) -> None:
+    """Write the unpruned model as a checkpoint, an adapter merged."""
+    source = places.open_unpruned()
+    export(source, source.select("maximal"), output, ExportOptions(stage="checkpoint", verify=False), progress)
 
 
 def optimum_export(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> list[str]:

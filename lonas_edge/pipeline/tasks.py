@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.search.cost import COSTS, CostSettings, context_faults
 
 if TYPE_CHECKING:
+    from lonas_edge.network.source import Source
     from lonas_edge.pipeline.plan import Plan
     from lonas_edge.pipeline.record import Quality, Sample
     from lonas_edge.progress import Progress
@@ -69,7 +70,8 @@ class PipelineTask(ABC):
     """How models of a task are compressed and reported.
 
     Attributes:
-        task: The task.
+        name: Its name in records and messages.
+        task: The models' task.
         adapts: Whether a base model is fine-tuned first; other models are finished, and are compressed as they are.
         block: Kind of the blocks that the search removes.
         auto: The target `auto`.
@@ -94,6 +96,7 @@ class PipelineTask(ABC):
         usage: How to use a result in the directory `{}`.
     """
 
+    name: str
     task: Task
     adapts: bool
     block: str
@@ -137,7 +140,7 @@ class PipelineTask(ABC):
         if not self.task.generates:
             given, settings = {"--prompt": options.prompt, "--new-tokens": options.new_tokens}, replace(settings, new_tokens=0)
             named = [f"{name} {value}" for name, value in given.items() if value is not None]
-            problems = [f"{name}: a {self.task.name} generates no text; omit it" for name in named]
+            problems = [f"{name}: a {self.name} generates no text; omit it" for name in named]
         problems += context_faults(settings, context)
         raise_all(f"{folder}: these options do not fit the model:", problems)
 
@@ -183,7 +186,40 @@ class _EmbeddingModel(PipelineTask):
         return qualities(plan, folders, progress)
 
 
+@dataclass(frozen=True)
+class _Classifier(PipelineTask):
+    """A classifier, or a model of one score.
+
+    Attributes:
+        outputs: Names of a model's outputs.
+        headless: Whether the head is an adapter's, and its base has none.
+    """
+
+    outputs: tuple[str, ...] = ()
+    headless: bool = False
+
+    def check(self, options: CompressOptions, folder: Path, context: int | None) -> None:
+        super().check(options, folder, context)
+        if self.headless and options.vocabulary != KEEP:
+            raise LonasEdgeError(
+                f"--vocabulary {options.vocabulary}: the adapter's base has no classification head, and its vocabulary cannot "
+                "be trimmed. Merge them with `lonas-edge export ADAPTER --subnet maximal --stage checkpoint --output MERGED`, "
+                "and compress MERGED."
+            )
+
+    def examples(self, data: Path) -> dict[str, frozenset[str]]:
+        from lonas_edge.pipeline.data import pair_examples
+
+        return pair_examples(data, self.outputs)
+
+    def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
+        from lonas_edge.pipeline.classifiers import qualities
+
+        return qualities(plan, self.outputs, folders, progress)
+
+
 LANGUAGE_MODEL = _LanguageModel(
+    CAUSAL_LM.name,
     CAUSAL_LM,
     adapts=True,
     block=ATTENTION,
@@ -229,6 +265,7 @@ LANGUAGE_MODEL = _LanguageModel(
     usage="for OpenVINO; try it with `lonas-edge chat {}`",
 )
 EMBEDDING_MODEL = _EmbeddingModel(
+    EMBEDDING.name,
     EMBEDDING,
     adapts=False,
     block=LAYER,
@@ -270,19 +307,86 @@ EMBEDDING_MODEL = _EmbeddingModel(
     lengths="texts of {} tokens, one at a time",
     usage="for OpenVINO; its README.md says how to use it",
 )
-PIPELINE_TASKS = {each.task.name: each for each in (LANGUAGE_MODEL, EMBEDDING_MODEL)}
-
-_STEPS: Mapping[Task, str] = {
-    CLASSIFICATION: "`lonas-edge space`, `train --data TASK.tsv`, `search`, `train --from … --teacher …` and `export`",
+_AS_EMBEDDING: dict[str, Any] = vars(EMBEDDING_MODEL) | {
+    "name": CLASSIFICATION.name,
+    "task": CLASSIFICATION,
+    "auto": "macs<=0.67x",  # a third of the layers: distances of two classifiers or rerankers have no common scale
+    "optimum": ("--task", CLASSIFICATION.conversion, "--library", "transformers"),
+    "distance": LANGUAGE_MODEL.distance,
+    "loss": "KL in nats",
+    "qualities": (
+        Column(
+            "distance",
+            "KL",
+            "KL Δ",
+            (4, 4),
+            "KL: divergence of the class probabilities from those of the unpruned model in fp32, nats, over {held_out}.",
+            axis="KL Δ in nats",
+        ),
+        Column(
+            "accuracy",
+            "accuracy",
+            "accuracy Δ, points",
+            (1, 1),
+            "Accuracy: held-out examples whose label is the most likely class, percent.",
+            unit=" points",
+        ),
+    ),
 }
+CLASSIFIER = _Classifier(**_AS_EMBEDDING)
+RERANKER = replace(
+    CLASSIFIER,
+    name="reranker",
+    qualities=(
+        Column(
+            "distance",
+            "squared distance",
+            "distance Δ",
+            (4, 4),
+            "Squared distance: of the scores from those of the unpruned model in fp32, mean over {held_out}.",
+            axis="squared distance Δ",
+        ),
+        Column(
+            "spearman",
+            "Spearman",
+            "Spearman Δ, points",
+            (1, 1),
+            "Spearman: rank correlation of scores and labels, percent.",
+            unit=" points",
+        ),
+    ),
+    distance=Distance("distance", "squared distance of scores", "a squared distance of {}"),
+    loss="squared distance",
+)
+PIPELINE_TASKS = {each.name: each for each in (LANGUAGE_MODEL, EMBEDDING_MODEL, CLASSIFIER, RERANKER)}
 
 
-def task_of(task: Task, folder: Path) -> PipelineTask:
-    """The object of a task; the model in `folder` is refused where there is none."""
-    if task.name not in PIPELINE_TASKS:
-        known = " and ".join(f"{name}s" for name in PIPELINE_TASKS)
-        raise LonasEdgeError(f"{folder}: a {task.name}. compress takes {known}. Use its steps: {_STEPS[task]}.")
-    return PIPELINE_TASKS[task.name]
+def task_of(source: "Source") -> PipelineTask:
+    """The object of a model.
+
+    Raises:
+        LonasEdgeError: If it is a classifier without a head.
+    """
+    task = source.architecture.family.task
+    return _classifier_of(source) if task is CLASSIFICATION else PIPELINE_TASKS[task.name]
+
+
+def _classifier_of(source: "Source") -> PipelineTask:
+    from lonas_edge.data.pooling import EMBEDS
+    from lonas_edge.network.checkpoints import open_tensors
+
+    architecture, folder = source.architecture, source.base.folder
+    tensors = open_tensors(folder)
+    tensors.name_as(architecture.family)
+    missing = architecture.head.keys() - tensors.shapes.keys()
+    if missing - source.replaced().keys():
+        raise LonasEdgeError(
+            f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
+            f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
+        )
+    names = architecture.config.id2label
+    task = RERANKER if len(names) == 1 else CLASSIFIER
+    return replace(task, outputs=tuple(str(names[index]) for index in sorted(names)), headless=bool(missing))
 
 
 def options_of(settings: CostSettings) -> dict[str, Any]:

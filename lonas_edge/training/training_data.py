@@ -313,7 +313,8 @@ def read_training_data(data: Files, task: Task = CAUSAL_LM, pooling: Pooling | N
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
     if task.generates:
         return TextData(_all(read_data, files))
-    read = _all(lambda path, weight: (read_sentences(path), weight), files)
+    outputs = None if pooling else ()  # labels of a classifier's texts are not learned
+    read = _all(lambda path, weight: (read_sentences(path, outputs), weight), files)
     return SentenceData(read, pooling) if pooling else PairData(read)
 
 

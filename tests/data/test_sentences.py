@@ -20,7 +20,7 @@ def write(folder: Path, *records: Any) -> Path:
 @pytest.mark.parametrize(
     ("record", "kind", "texts"),
     [
-        ({"text": "the film", "source": "a web page"}, "text", ("the film",)),
+        ({"text": "the film", "source": "a web page", "label": 2}, "text", ("the film",)),
         ({"anchor": "good", "positive": "is good"}, "pair", ("good", "is good")),
         ({"negative": "bad", "id": "7", "query": "good", "positive": "is good"}, "triplet", ("good", "is good", "bad")),
         ({"sentence1": "good", "sentence2": "bad", "score": 0.25}, "scored pair", ("good", "bad")),
@@ -73,6 +73,44 @@ def test_refused(records: list[Any], fault: str, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match="not sentences") as caught:
         read_sentences(write(tmp_path, *records))
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "expected"),
+    [
+        (("no", "Yes"), ("yes", 0, 1.0), [1, 0, 1]),
+        (("1 star", "2 stars", "3 stars"), (2, "1 star", 0), [2, 0, 0]),
+        (("score",), (7, -2.5, 0.0), [7, -2.5, 0]),
+        ((), ("any", None, 4), None),
+    ],
+)
+def test_labels_of_a_classifier(outputs: tuple[str, ...], labels: tuple, expected: list | None, tmp_path: Path) -> None:
+    """Of texts and pairs, by name or number; of one output a score of any size; ignored without outputs."""
+    for names, texts in ((("text",), ("good",)), (("query", "passage"), ("good", "film"))):
+        records = [dict(zip(names, texts, strict=True)) | {"label": label} for label in labels]
+        read = read_sentences(write(tmp_path, *records), outputs)
+        assert (read.rows, read.scores) == ([texts] * 3, expected)
+        assert read.kind == ("text" if len(texts) == 1 else "scored pair" if outputs else "pair")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "label", "fault"),
+    [
+        (("no", "yes"), "maybe", "label maybe: expected a class: no, yes, or 0 to 1"),
+        (("no", "yes"), 2, "label 2: expected a class"),
+        (("no", "yes"), -1, "label -1: expected a class"),
+        (("no", "yes"), 0.5, "label 0.5: expected a class"),
+        (("no", "yes"), True, "label True: expected a class"),
+        (("no", "yes"), None, "label None: expected a class"),
+        (("score",), "score", "label score: expected a finite number"),
+        (("score",), float("inf"), "label inf: expected a finite number"),
+        (("score",), 10**60, f"label 1{'0' * 49}: expected a finite number"),
+    ],
+)
+def test_labels_that_are_refused(outputs: tuple[str, ...], label: Any, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError) as caught:
+        read_sentences(write(tmp_path, {"text": "good", "label": label}), outputs)
+    assert f"line 1: {fault}" in str(caught.value)
 
 
 def test_no_examples(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import torch
 import yaml
 from pipeline_runs import PROBE, QUICK, Finished, write_data
 from safetensors.torch import load_file, save_file
-from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -601,7 +600,7 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     monkeypatch.setattr("lonas_edge.pipeline.run.probe", forbidden)
     source = open_source(str(llama.base))
     kinds = ("fine-tune", "search", "recover", "export", "baselines")
-    each = [disk_bytes(source, "int8_sym", kind) for kind in kinds]
+    each = [disk_bytes(LANGUAGE_MODEL, source, "int8_sym", kind) for kind in kinds]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=sum(each) - 1))
     with pytest.raises(LonasEdgeError, match="not enough disk space"):
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
@@ -734,12 +733,6 @@ def test_an_adapter_with_other_parameters(refused: Callable[..., str], tiny_mode
     error = refused(tiny_models.adapter("llama", bias="lora_only", modules_to_save=["lm_head"]))
     assert "bias = 'lora_only'" in error
     assert "modules_to_save = ['lm_head']" in error
-
-
-def test_a_classifier_is_refused_with_the_right_commands(refused: Callable[..., str], tiny_bert: TinyBert) -> None:
-    error = refused(tiny_bert.base())
-    for text in ("language models", "space", "train --data TASK.tsv", "search", "export"):
-        assert text in error
 
 
 def test_an_output_of_another_source(finished: Finished, tiny_models: TinyModels, tmp_path: Path, quick: None) -> None:

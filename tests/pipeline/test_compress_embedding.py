@@ -122,6 +122,7 @@ def test_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8."""
     monkeypatch.setattr(embeddings, "_RESAMPLES", 100)
     assert correlation(np.array([1.0, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.9])) == pytest.approx(80)
+    assert correlation(np.array([1.0, 2, 4, 3]), np.ones(4)) == 0
     draw = np.random.default_rng(0)
     scores = draw.random(200)
     close, far = scores + draw.normal(0, 0.1, 200), scores + draw.normal(0, 1, 200)

@@ -7,28 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from tiny_bert import HIDDEN, LAYERS, TinyBert, oracle_logits, tokenizer
+from tiny_bert import LAYERS, TinyBert, oracle_logits, reranker, tokenizer
 
 MAXIMAL, MINIMAL = ([width for width in widths for _ in range(LAYERS)] for widths in ((64, 8, 128), (32, 6, 64)))
 WORDS = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
 PAIRS = [(WORDS[n % 6], WORDS[n // 2 % 6]) for n in range(12)]
 OPTIONS = ("--steps", 60, "--batch-size", 4, "--lr", 0.003, "--precision", "fp32")
-
-
-def reranker(tiny_bert: TinyBert, folder: Path, outputs: int) -> Path:
-    """A classifier with a head of its own: one score, as of a cross-encoder, or classes with names."""
-    shutil.copytree(tiny_bert.base(), folder)
-    tensors, draw = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(outputs)
-    tensors["classifier.weight"] = torch.randn(outputs, HIDDEN, generator=draw) / 4
-    tensors["classifier.bias"] = torch.randn(outputs, generator=draw)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    names = {str(index): name for index, name in enumerate(("low", "middle", "high")[:outputs])}
-    config = json.loads((folder / "config.json").read_text()) | {"id2label": names}
-    config["label2id"] = {name: int(index) for index, name in names.items()}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def write(folder: Path) -> Path:

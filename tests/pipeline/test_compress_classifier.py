@@ -1,0 +1,223 @@
+"""`compress` on a tiny reranker and a tiny classifier: steps, figures by transformers and SciPy, data, refusals."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optimum.intel import OVModelForSequenceClassification
+from pipeline_runs import make_quick
+from scipy.stats import entropy, spearmanr
+from test_compress_embedding import WORDS
+from tiny_bert import TinyBert, reranker
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.exported import open_exported
+from lonas_edge.families import CLASSIFICATION
+from lonas_edge.network.source import open_source
+from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.classifiers import distance
+from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline.report import write_report
+from lonas_edge.pipeline.run import Reference, compress_model
+from lonas_edge.pipeline.tasks import CLASSIFIER, RERANKER, task_of
+
+QUICK: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8}
+NAMES = ("low", "middle", "high")
+
+
+def write(path: Path, outputs: int, count: int = 96) -> Path:
+    """Pairs with a grade, or single texts with the name of a class; queries are repeated."""
+    draw, rows = random.Random(0), []
+    for index in range(count):
+        text, grade = " ".join(draw.choices(WORDS, k=draw.randint(3, 12))) + f" {index}", draw.randrange(3)
+        pair = {"query": f"film {index % 4}", "passage": text, "label": grade}
+        rows.append(pair if outputs == 1 else {"text": text, "label": NAMES[grade]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["reranker", "classifier"])
+def made(
+    request: pytest.FixtureRequest, tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, CompressRecord]:
+    """The folder of a run with `base`, `data.jsonl` and `out`; the number of outputs; and the record. Not to be changed.
+
+    Latency is measured for the reranker only.
+    """
+    folder = tmp_path_factory.mktemp("classifier")
+    base = reranker(tiny_bert, folder / "base", request.param)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_quick(monkeypatch, whole=request.param == 1)
+        record = compress(base, data=write(folder / "data.jsonl", request.param), output=folder / "out", **QUICK)
+    write_report(record, folder)
+    return folder, request.param, record
+
+
+def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
+    """A third of the layers is removed without a fine-tuning, the result is INT8, and all of it is in the report."""
+    folder, outputs, record = made
+    assert [step.name for step in record.steps] == ["space", "search", "recover auto", "export auto", "baselines", "measure"]
+    exported, ours = open_exported(folder / "out/model"), record.networks[-1]
+    assert exported.task is CLASSIFICATION and exported.config["num_hidden_layers"] == 2
+    assert (ours.weight_format, record.cost, record.samples) == ("int8_sym", "macs", ())
+    assert set(ours.quality) == {"distance", "spearman" if outputs == 1 else "accuracy"} and set(ours.latency) == {"latency"}
+    assert record.curves[0].held_out and not record.curves[0].distilled
+    expected = (
+        ("squared distance", "Spearman", "rank correlation of scores and labels")
+        if outputs == 1
+        else ("KL", "accuracy", "whose label is the most likely class")
+    )
+    for path in (folder / "report.html", folder / "report.md", folder / "out/model/README.md"):
+        report = path.read_text()
+        assert all(text in report for text in expected)
+        assert not re.search("cosine|embedding|sample answers|TPOT|prompt tokens", report, re.IGNORECASE)
+    report = (folder / "report.md").read_text()
+    assert ("KL" if outputs == 1 else "Spearman") not in report
+    assert "1 of 3 layers removed. For auto, the search predicted 0.67x the MACs" in report
+    assert "--task text-classification" in report
+
+
+def test_the_figures(made: tuple[Path, int, CompressRecord]) -> None:
+    """By optimum-intel's logits of the exported model, one text at a time, and transformers' of the base."""
+    folder, outputs, record = made
+    rows = [json.loads(line) for line in (folder / "out/steps/data" / HELD_OUT).read_text().splitlines()]
+    texts = [(row["text"],) if "text" in row else (row["sentence1"], row["sentence2"]) for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    base, ours = (
+        AutoModelForSequenceClassification.from_pretrained(folder / "base").eval(),
+        OVModelForSequenceClassification.from_pretrained(folder / "out/model"),
+    )
+    with torch.inference_mode():
+        first, second = (
+            np.array([model(**tokenizer(*text, return_tensors="pt")).logits[0].tolist() for text in texts])
+            for model in (base, ours)
+        )
+    found, labels = record.networks[-1].quality, [row["label"] for row in rows]
+    assert len(rows) == record.examples["held_out"] == 16 and set(labels) <= {0, 1, 2}
+    if outputs == 1:
+        assert found["distance"].value == pytest.approx(np.square(first - second).mean(), rel=0.02)
+        assert found["spearman"].value == pytest.approx(100 * spearmanr(second[:, 0], labels).statistic, abs=1)
+    else:
+        probabilities = (torch.tensor(each).softmax(-1).numpy() for each in (first, second))
+        assert found["distance"].value == pytest.approx(entropy(*probabilities, axis=-1).mean(), rel=0.02)
+        assert found["accuracy"].value == pytest.approx(100 * np.mean(second.argmax(-1) == labels))
+    stock = record.networks[0].quality["distance"].value
+    assert stock < 0.1 * found["distance"].value
+    assert found["distance"].difference.value == pytest.approx(found["distance"].value - stock)
+
+
+def test_the_same_command_again_changes_nothing(made: tuple[Path, int, CompressRecord]) -> None:
+    folder, _, record = made
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.bin")}
+    again = compress(folder / "base", data=folder / "data.jsonl", output=folder / "out", **QUICK)
+    assert again == record
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.bin")} == before
+
+
+def test_distances() -> None:
+    """By hand: KL of (1/2, 1/2) and (1/4, 3/4); squared distances, of which a record's are averaged."""
+    halves, quarters = (np.log([[[*each]]]) for each in ((0.5, 0.5), (0.25, 0.75)))
+    assert distance(halves + 3, quarters) == pytest.approx([0.5 * np.log(4 / 3)])
+    assert distance(np.array([[[1.0], [2.0]]]), np.array([[[4.0], [1.0]]])).tolist() == [5]
+
+
+def parts(folder: Path, task: Any, data: Path, eval_data: Path | None = None) -> tuple[list[dict], list[dict]]:
+    split(task, data, eval_data, 0, folder / "parts")
+    train, held_out = ((folder / "parts" / name).read_text().splitlines() for name in (TRAIN, HELD_OUT))
+    return [json.loads(line) for line in train], [json.loads(line) for line in held_out]
+
+
+def test_pairs_are_held_out(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Their queries may occur in other pairs; a pair does not, also not in a triplet."""
+    task = task_of(open_source(str(reranker(tiny_bert, tmp_path / "base", 1))))
+    assert (task.name, task.outputs) == (RERANKER.name, ("low",))
+    train, held_out = parts(tmp_path, task, write(tmp_path / "data.jsonl", 1))
+    assert (len(train), len(held_out)) == (80, 16)
+    assert set(train[0]) == set(held_out[0]) == {"sentence1", "sentence2", "label"}
+    assert {row["sentence1"] for row in train} == {row["sentence1"] for row in held_out}
+    pairs = [(row["sentence1"], row["sentence2"]) for row in held_out]
+    triplets = [{"query": a, "positive": f"other {index}", "negative": b} for index, (a, b) in enumerate(pairs)]
+    (tmp_path / "triplets.json").write_text(json.dumps([*triplets, {"query": "a", "positive": "b", "negative": "c"}]))
+    train, _ = parts(tmp_path, task, tmp_path / "triplets.json", tmp_path / "data.jsonl")
+    assert train == [{"query": "a", "positive": "b", "negative": "c"}]
+
+
+def test_a_glue_task(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Pairs stay pairs. Labels are read by the names of the model's classes, or else in the task's order."""
+    (tmp_path / "RTE").mkdir()
+    rows = [f"{n}\tgood {n}\tbad {n}\t{'not_' * (n % 3 == 0)}entailment" for n in range(64)]
+    (tmp_path / "RTE/train.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+    base = reranker(tiny_bert, tmp_path / "base", 2)
+    for names, numbers in ((("a", "b"), (0, 1)), (("not_entailment", "entailment"), (1, 0))):
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"id2label": dict(enumerate(names))}))
+        task = task_of(open_source(str(base)))
+        train, held_out = parts(tmp_path, task, tmp_path / "RTE/train.tsv")
+        assert task.name == CLASSIFIER.name and set(train[0]) == {"sentence1", "sentence2", "label"}
+        assert [row["label"] for row in held_out] == [numbers[int(row["sentence1"].split()[1]) % 3 == 0] for row in held_out]
+    with pytest.raises(
+        LonasEdgeError, match=r"RTE/train.tsv: does not fit the model: its head is one of regression \(1 output\)"
+    ):
+        parts(tmp_path, task_of(open_source(str(reranker(tiny_bert, tmp_path / "one", 1)))), tmp_path / "RTE/train.tsv")
+
+
+def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Before any step: a missing head, classes that do not exclude each other, labels of other models, options of others."""
+    headless, base, data = tmp_path / "headless", reranker(tiny_bert, tmp_path / "base", 3), write(tmp_path / "data.jsonl", 3)
+    shutil.copytree(tiny_bert.base(headless=True), headless)
+    config = json.loads((headless / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (headless / "config.json").write_text(json.dumps(config))
+    message = refused(headless, data=data)
+    assert f"{headless}: has no classification head; fine-tune it first: lonas-edge train --model {headless}" in message
+    rows = data.read_text()
+    data.write_text(rows + json.dumps({"text": "a", "label": "medium"}) + "\n")
+    assert "line 97: label medium: expected a class: low, middle, high, or 0 to 2" in refused(base, data=data)
+    data.write_text(rows)
+    assert "A sequence classifier generates no text" in refused(base, data=data, new_tokens=4)
+    assert "A reranker generates no text" in refused(reranker(tiny_bert, tmp_path / "one", 1), data=data, prompt="alpaca")
+    assert "tpot is not measured here; expected one of kl, latency, macs" in refused(base, data=data, target="tpot<=0.7x")
+    options = {"model": tiny_bert.base(headless=True), "vocabulary": "auto"}
+    assert "has no classification head, and its vocabulary cannot" in refused(tiny_bert.adapter(3), data=data, **options)
+    config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (base / "config.json").write_text(json.dumps(config))
+    assert "'multi_label_classification' is not supported" in refused(base, data=data)
+
+
+def test_a_dry_run(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Of an adapter, which brings the head that its base lacks: steps are timed with it. Nothing is written."""
+    source, data, planned = tiny_bert.source(3), write(tmp_path / "data.jsonl", 1), []
+    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, precision="fp32", target=("latency<=0.9x",))
+    reference = Reference(str(source.adapter), str(source.base), source.space)
+    compress_model(reference, options, announce=lambda steps, estimate: planned.append((steps, estimate)))
+    [[steps, estimate]] = planned
+    assert [step.name.split()[0] for step in steps] == ["search", "recover", "export", "baselines", "measure"]
+    assert all(seconds > 0 for seconds in estimate.seconds.values()) and sorted(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.slow
+def test_an_adapter_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
+    """It has another head than its base."""
+    data, options = write(tmp_path / "data.jsonl", 1), {**QUICK, "target": "weights<=0.8x", "vocabulary": 142}
+    record = compress(tiny_bert.adapter(3), model=tiny_bert.base(), data=data, output=tmp_path / "out", **options)
+    config = json.loads((tmp_path / "out/model/config.json").read_text())
+    assert (config["vocab_size"], config["num_hidden_layers"], len(config["id2label"])) == (142, 2, 3)
+    assert set(record.networks[-1].quality) == {"distance", "accuracy"}
+
+
+@pytest.mark.slow
+def test_an_adapter_on_a_base_without_a_head(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
+    data, adapter, headless = write(tmp_path / "data.jsonl", 1), tiny_bert.adapter(1), tiny_bert.base(headless=True)
+    record = compress(adapter, model=headless, data=data, output=tmp_path / "out", **QUICK)
+    first, *_, ours = record.networks
+    assert first.quality["distance"].value < 0.1 * ours.quality["distance"].value
+    assert record.task == "reranker" and open_exported(tmp_path / "out/model").config["num_hidden_layers"] == 2

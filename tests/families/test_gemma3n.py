@@ -33,6 +33,7 @@ from lonas_edge.network.super_network import load_super_network
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.tasks import task_of
 from lonas_edge.pipeline.vocabulary import Vocabulary
+from lonas_edge.search.uniform import find_kinds, uniform_networks
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.removable import removable
 
@@ -164,6 +165,21 @@ def test_widths_of_all_layers_stay_a_list(deep: TinySource, ids: torch.Tensor, m
     with torch.inference_mode():
         assert (model(input_ids=ids).logits - expected).abs().max() < 1e-4
     assert open_source(str(folder)).architecture.linears["model.layers.3.mlp.up_proj"].out_features == 128
+
+
+def test_latencies_of_unequal_layers(deep: TinySource) -> None:
+    """Each shape of MLP has a curve of its own: a network cannot have the wider one's width in all layers."""
+    source = deep.opened()
+    kinds = {kind.name: kind for kind in find_kinds(source)}
+    first = source.elasticity.group_names.index("layers.0.mlp.width")
+    wide = [first + layer for layer, width in enumerate(DEEP["intermediate_size"]) if width == 256]
+    assert {name: kind.widths for name, kind in kinds.items()} == {
+        "mlp.gate_proj, mlp.up_proj of 128": (128, 96, 64),
+        "mlp.gate_proj, mlp.up_proj of 256": (256, 192, 128),
+    }
+    assert list(kinds["mlp.gate_proj, mlp.up_proj of 256"].layers) == wide
+    networks = uniform_networks(source, tuple(kinds.values())).values()
+    assert all(width in group.widths for network in networks for width, group in zip(network, source.space.groups, strict=True))
 
 
 @pytest.mark.slow

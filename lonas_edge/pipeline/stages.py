@@ -269,20 +269,32 @@ def merge(places: Places, output: Path, progress: Progress) -> None:
 
 
 def optimum_export(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> list[str]:
-    """Arguments of `optimum-cli` that store a checkpoint; INT4 in the largest groups that divide all widths."""
+    """Arguments of `optimum-cli` that store a checkpoint; INT4 in the largest groups that divide all widths of such layers."""
     command = ["export", "openvino", "--model", str(merged), *task.optimum, "--weight-format", weight_format]
     if weight_format == "int4":
-        widths = {linear.in_features for linear in architecture.linears.values()}
+        linears = architecture.linears.values()
+        widths, others = ({each.in_features for each in linears if each.four_bits == four} for four in (True, False))
         group = next((size for size in _GROUP_SIZES if not any(width % size for width in widths)), None)
         command += ["--group-size", str(group)] if group else []
+        command += ["--group-size-fallback", "ignore"] if group and any(width % group for width in others) else []
     return [*command, str(output)]
+
+
+_UNGUARDED = """
+import sys
+from optimum.exporters.openvino import model_configs
+for guarded in sys.argv.pop(1).split():
+    getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
+from optimum.commands.optimum_cli import main
+main()
+"""  # optimum-cli without its checks of transformers' version for models that it converts right
 
 
 def _optimum(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> None:
     with OutputDirectory(output).open() as folder:
         command = optimum_export(merged, folder, weight_format, task, architecture)
         done = subprocess.run(
-            [sys.executable, "-m", "optimum.commands.optimum_cli", *command],
+            [sys.executable, "-c", _UNGUARDED, " ".join(architecture.family.raised_guards), *command],
             check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,

@@ -23,9 +23,12 @@ class Kind:
 
 
 def find_kinds(source: Source) -> tuple[Kind, ...]:
-    """Find the kinds of groups that latency depends on. Ranks are not among them: they vanish when merged."""
+    """Find the kinds of groups that latency depends on. Ranks are not among them: they vanish when merged.
+
+    Layers of one name and other full widths are another kind, with the width in its name.
+    """
     architecture, groups = source.architecture, source.space.groups
-    layers: dict[str, dict[int, int]] = {}
+    layers: dict[tuple[str, int], dict[int, int]] = {}
     for index, group in enumerate(groups):
         if group.kind == "rank":
             continue
@@ -35,12 +38,16 @@ def find_kinds(source: Source) -> tuple[Kind, ...]:
             parts.setdefault(layer, []).append(relative or "layer")
         names = sorted(", ".join(sorted(part)) for part in parts.values())
         alike = len(set(names)) == 1  # several layers that lose the same modules share a kind with single layers
-        layers.setdefault(names[0] if alike else "; ".join(names), {})[index] = len(names) if alike else 1
-    kinds = []
-    for name, counts in layers.items():
+        name = names[0] if alike else "; ".join(names)
+        full = max(
+            architecture.linears[module].out_features if module in architecture.linears else 0 for module in group.modules
+        )
+        layers.setdefault((name, full), {})[index] = len(names) if alike else 1
+    kinds, found = [], [name for name, _ in layers]
+    for (name, full), counts in layers.items():
         widths = sorted({width for index in counts for width in groups[index].widths}, reverse=True)
         if len(widths) > 1:
-            kinds.append(Kind(name, counts, _thinned(widths)))
+            kinds.append(Kind(name if found.count(name) == 1 else f"{name} of {full}", counts, _thinned(widths)))
     return tuple(kinds)
 
 

@@ -24,13 +24,16 @@ from lonas_edge import load_checkpoint
 from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.families import tokens_of
+from lonas_edge.families import CAUSAL_LM, tokens_of
 from lonas_edge.network.modeling import repair
 from lonas_edge.network.rounding import rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
+from lonas_edge.pipeline import stages
+from lonas_edge.pipeline.tasks import task_of
 from lonas_edge.pipeline.vocabulary import Vocabulary
+from lonas_edge.search.uniform import find_kinds, uniform_networks
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.removable import removable
 
@@ -164,6 +167,21 @@ def test_widths_of_all_layers_stay_a_list(deep: TinySource, ids: torch.Tensor, m
     assert open_source(str(folder)).architecture.linears["model.layers.3.mlp.up_proj"].out_features == 128
 
 
+def test_latencies_of_unequal_layers(deep: TinySource) -> None:
+    """Each shape of MLP has a curve of its own: a network cannot have the wider one's width in all layers."""
+    source = deep.opened()
+    kinds = {kind.name: kind for kind in find_kinds(source)}
+    first = source.elasticity.group_names.index("layers.0.mlp.width")
+    wide = [first + layer for layer, width in enumerate(DEEP["intermediate_size"]) if width == 256]
+    assert {name: kind.widths for name, kind in kinds.items()} == {
+        "mlp.gate_proj, mlp.up_proj of 128": (128, 96, 64),
+        "mlp.gate_proj, mlp.up_proj of 256": (256, 192, 128),
+    }
+    assert list(kinds["mlp.gate_proj, mlp.up_proj of 256"].layers) == wide
+    networks = uniform_networks(source, tuple(kinds.values())).values()
+    assert all(width in group.widths for network in networks for width, group in zip(network, source.space.groups, strict=True))
+
+
 @pytest.mark.slow
 def test_weights_of_an_ir(deep: TinySource, choose: Callable, ids: torch.Tensor, tmp_path: Path) -> None:
     """AltUp's and LAuReL's matrices stay in INT8; keys and values of layers that share have no weights."""
@@ -238,3 +256,19 @@ def test_repairing_twice_changes_nothing(ids: torch.Tensor) -> None:
         for _ in range(2):
             repair(model, family)
             assert torch.equal(model(input_ids=ids, use_cache=False).logits, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "ignores"), [("gemma3", False), ("gemma3n", True)])
+def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """optimum-cli 2.2 refuses Gemma with transformers 5.5, and INT4 where a group size does not divide AltUp's matrices."""
+    base = tiny_models.base(case)
+    source, task = open_source(str(base)), task_of(CAUSAL_LM, base)
+    arguments = stages.optimum_export(base, tmp_path / "int4", "int4", task, source.architecture)
+    assert ("--group-size-fallback" in arguments) == ignores and arguments[arguments.index("--group-size") + 1] in ("32", "64")
+    for name in ("int8", "int4") if ignores else ("int8",):
+        stages._optimum(base, tmp_path / name, name, task, source.architecture)
+    network = load_super_network(source)
+    with StoredWeights(network, "int8").active(()), torch.inference_mode():
+        stored = network.model(input_ids=ids, use_cache=False).logits
+    assert (stored - ir_logits(tmp_path / "int8", ids)).abs().max() < 1e-3

@@ -184,7 +184,9 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     assert "line 97: label medium: expected a class: low, middle, high, or 0 to 2" in refused(base, data=data)
     data.write_text(rows)
     assert "--new-tokens 4: a sequence classifier generates no text; omit it" in refused(base, data=data, new_tokens=4)
-    assert "--prompt alpaca: a reranker generates no text; omit it" in refused(reranker(tiny_bert, tmp_path / "one", 1), data=data, prompt="alpaca")
+    assert "--prompt alpaca: a reranker generates no text; omit it" in refused(
+        reranker(tiny_bert, tmp_path / "one", 1), data=data, prompt="alpaca"
+    )
     assert "tpot is not measured here; expected one of kl, latency, macs" in refused(base, data=data, target="tpot<=0.7x")
     options = {"model": tiny_bert.base(headless=True), "vocabulary": "auto"}
     assert "has no classification head, and its vocabulary cannot" in refused(tiny_bert.adapter(3), data=data, **options)

@@ -73,7 +73,6 @@ class SearchRecord(Record):
     settings: dict[str, Any]  # options of the last run
     fixed: tuple[int, ...]  # indices of the groups that were not searched, at their widest
     # the sensitivity table in nats: a row per group, a figure per width; empty rows for fixed groups
-    # and refinement.
     sensitivity: tuple[tuple[float, ...], ...]
     evaluations: tuple[Evaluation, ...]  # all networks
     front: tuple[int, ...]  # the Pareto front: numbers of evaluations, the cheapest first

@@ -39,7 +39,7 @@ def test_weights_that_do_not_match_are_listed_together(llama: TinySource, materi
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(LonasEdgeError) as caught:
         lonas_edge.load_checkpoint(folder)
-    assert "model.norm.weight: missing" in str(caught.value)
+    assert "model.norm.weight: expected [64], missing" in str(caught.value)
     assert "model.layers.0.mlp.up_proj.weight: expected [96, 64], found [128, 64]" in str(caught.value)
 
 

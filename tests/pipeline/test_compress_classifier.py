@@ -198,7 +198,8 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
 def test_a_dry_run(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Of an adapter, which brings the head that its base lacks: steps are timed with it. Nothing is written."""
     source, data, planned = tiny_bert.source(3), write(tmp_path / "data.jsonl", 1), []
-    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, precision="fp32", target=("latency<=0.9x",))
+    run = {"data": data, "output": tmp_path / "out", "dry_run": True, "precision": "fp32", "prompt_len": 16}
+    options = CompressOptions(**run, target=("latency<=0.9x",))
     reference = Reference(str(source.adapter), str(source.base), source.space)
     compress_model(reference, options, announce=lambda steps, estimate: planned.append((steps, estimate)))
     [[steps, estimate]] = planned

@@ -24,7 +24,7 @@ from lonas_edge import load_checkpoint
 from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.families import CAUSAL_LM, tokens_of
+from lonas_edge.families import tokens_of
 from lonas_edge.network.modeling import repair
 from lonas_edge.network.rounding import rounding_costs
 from lonas_edge.network.source import open_source
@@ -263,7 +263,8 @@ def test_repairing_twice_changes_nothing(ids: torch.Tensor) -> None:
 def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny_models: TinyModels, tmp_path: Path) -> None:
     """optimum-cli 2.2 refuses Gemma with transformers 5.5, and INT4 where a group size does not divide AltUp's matrices."""
     base = tiny_models.base(case)
-    source, task = open_source(str(base)), task_of(CAUSAL_LM, base)
+    source = open_source(str(base))
+    task = task_of(source)
     arguments = stages.optimum_export(base, tmp_path / "int4", "int4", task, source.architecture)
     assert ("--group-size-fallback" in arguments) == ignores and arguments[arguments.index("--group-size") + 1] in ("32", "64")
     for name in ("int8", "int4") if ignores else ("int8",):

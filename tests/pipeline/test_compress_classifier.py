@@ -125,7 +125,7 @@ def test_the_same_command_again_changes_nothing(made: tuple[Path, int, CompressR
 
 
 def test_distances() -> None:
-    """By hand: KL of (1/2, 1/2) and (1/4, 3/4); squared distances, of which a record's are averaged."""
+    """KL of (1/2, 1/2) and (1/4, 3/4); squared distances, of which a record's are averaged."""
     halves, quarters = (np.log([[[*each]]]) for each in ((0.5, 0.5), (0.25, 0.75)))
     assert distance(halves + 3, quarters) == pytest.approx([0.5 * np.log(4 / 3)])
     assert distance(np.array([[[1.0], [2.0]]]), np.array([[[4.0], [1.0]]])).tolist() == [5]

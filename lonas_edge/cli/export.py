@@ -77,6 +77,8 @@ def _stored_otherwise(source: "Source", manifest: "Manifest", options: ExportOpt
 def _print(manifest: "Manifest", output: Path) -> None:
     from rich.table import Table
 
+    from lonas_edge.families import CAUSAL_LM
+
     shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
     shown.print(
@@ -86,13 +88,13 @@ def _print(manifest: "Manifest", output: Path) -> None:
     if manifest.adapters:
         shown.print(f"separate adapters: {', '.join(manifest.adapters)}; README.md shows how to load them")
     table = Table(title="Parity", title_justify="left")
-    logits = "logits", "largest difference", "mean KL (nats)", "same top token"
-    first, *others = ("hidden states", "largest difference", "mean cosine distance") if manifest.pooling else logits
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
     for name, parity in manifest.compared:
         same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]
+        if not table.columns:
+            table.add_column(parity.compared)
+            agreement = ["same top token" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class"] if same else []
+            for column in ("largest difference", parity.measure, *agreement):
+                table.add_column(column, justify="right")
         table.add_row(name, f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same)
     shown.print(table if manifest.parity else "not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}

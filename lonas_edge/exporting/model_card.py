@@ -248,18 +248,14 @@ def _evaluations(evaluations: Evaluations) -> list[str]:
 
 
 def _parity(manifest: Manifest) -> list[str]:
-    if manifest.pooling:
-        return [
-            "| hidden states | largest difference | mean cosine distance of embeddings | texts |",
-            "|---|---|---|---|",
-            *(f"| {name} | {p.max_logit_difference:.2e} | {p.distance:.2e} | {p.positions} |" for name, p in manifest.compared),
-        ]
-    agreement = "same top token | positions" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class | texts"
-    return [
-        f"| logits | largest difference | mean KL (nats) | {agreement} |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {p.max_logit_difference:.2e} | {p.distance:.2e} | {p.top1_agreement or 0:.1%} | {p.positions} |"
-            for name, p in manifest.compared
-        ),
-    ]
+    if not manifest.compared:
+        return []
+    _, first = manifest.compared[0]
+    causal = manifest.pipeline == CAUSAL_LM.pipeline_tag
+    same = "" if first.top1_agreement is None else " same top token |" if causal else " same class |"
+    rows = [f"| {first.compared} | largest difference | {first.measure} |{same} {'positions' if causal else 'texts'} |"]
+    rows.append(f"|---|---|---|{'---|' if same else ''}---|")
+    for name, parity in manifest.compared:
+        agreement = f" {parity.top1_agreement or 0:.1%} |" if same else ""
+        rows.append(f"| {name} | {parity.max_logit_difference:.2e} | {parity.distance:.2e} |{agreement} {parity.positions} |")
+    return rows

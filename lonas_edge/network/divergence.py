@@ -16,9 +16,9 @@ class Parity:
 
     Attributes:
         max_logit_difference: Largest absolute difference, also of hidden states.
-        mean_kl: Mean Kullback-Leibler divergence of the next-token distributions from the reference, in nats; None for
-            embeddings.
-        top1_agreement: Share of positions at which both prefer the same token; None for embeddings.
+        mean_kl: Mean Kullback-Leibler divergence of the predicted distributions from the reference, in nats; of a score, of
+            the probabilities sigmoid(score) and 1 - sigmoid(score). None for embeddings.
+        top1_agreement: Share of positions at which both prefer the same token or class; None for embeddings and scores.
         positions: Positions compared; texts for embeddings.
         mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; None for logits.
     """
@@ -32,7 +32,15 @@ class Parity:
     @property
     def compared(self) -> str:
         """The compared outputs, for people."""
-        return "logits" if self.mean_cosine_distance is None else "hidden states"
+        if self.mean_kl is None:
+            return "hidden states"
+        return "scores" if self.top1_agreement is None else "logits"
+
+    @property
+    def measure(self) -> str:
+        """What `distance` is, for people."""
+        kinds = {"hidden states": "cosine distance", "scores": "KL of their sigmoid (nats)", "logits": "KL (nats)"}
+        return f"mean {kinds[self.compared]}"
 
     @property
     def distance(self) -> float:
@@ -42,17 +50,19 @@ class Parity:
 
 
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
-    """Compare logits [prompts, tokens, vocabulary] with those of a reference."""
-    difference, kl, agreeing = 0.0, 0.0, 0
+    """Compare logits [prompts, tokens, vocabulary], or [texts, classes], with those of a reference; one class is a score."""
+    from torch.nn import functional as F
+
+    difference, kl, agreeing, score = 0.0, 0.0, 0, reference.shape[-1] == 1
     for expected, actual in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
-        expected, actual = expected.double(), actual.double()
+        expected, actual = (F.pad(each.double(), (int(score), 0)) for each in (expected, actual))  # a score x is [0, x]
         p, q = expected.log_softmax(-1), actual.log_softmax(-1)
         largest = (expected - actual).abs().max().item()
         difference = largest if math.isnan(largest) else max(difference, largest)
         kl += (p.exp() * (p - q)).sum().item()
         agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     positions = reference[..., 0].numel()
-    return Parity(difference, kl / positions, agreeing / positions, positions)
+    return Parity(difference, kl / positions, None if score else agreeing / positions, positions)
 
 
 def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: "torch.Tensor", pooling: "Pooling") -> Parity:

@@ -19,6 +19,7 @@ from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.network import materialize
+from lonas_edge.network.divergence import compare
 
 UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -63,6 +64,20 @@ def test_formats(weight_format: str, allowed: float, tiny_bert: TinyBert, tmp_pa
     assert stored == weight_format
     size = (tmp_path / "out/openvino_model.bin").stat().st_size
     assert size == pytest.approx(manifest.sizes.subnetwork.bytes[weight_format], abs=4000)  # constants of the graph
+
+
+def test_scores(tiny_bert: TinyBert, tmp_path: Path, run_cli: Callable) -> None:
+    """One output has no class to agree on: a score is compared as the logit of a probability, by the formula here."""
+    source, widths = tiny_bert.source(1), [32, 64, 64, *UNEQUAL[3:]]
+    manifest = run_export(source, widths, tmp_path / "out", weight_format="int8_sym")
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, pairs()).double()
+    p, q = expected.sigmoid(), stock_logits(tmp_path / "out").double().sigmoid()
+    kl = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean().item()
+    parity = compare(expected, stock_logits(tmp_path / "out"))
+    assert parity.mean_kl == pytest.approx(kl, rel=1e-6) and parity.mean_kl > 0 and parity.top1_agreement is None
+    assert manifest.parity["ir"].mean_kl > 0 and manifest.parity["ir"].top1_agreement is None
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| scores | largest difference | mean KL of their sigmoid (nats) | texts |" in card
 
 
 def test_files(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

@@ -91,11 +91,11 @@ def run(options: SpaceOptions) -> None:
 
 
 def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """The MLP widths and the removable blocks. Channels of a plain adapter are not sorted, so its MLPs stay as they are."""
+    """The MLP widths and the removable blocks. Channels of a plain adapter are not sorted: its MLPs stay full by default."""
     attention = any(block.kind == _ATTENTION for block in architecture.blocks.values())
-    if options.ratios or options.heads or not options.adapter or not attention:
+    if options.heads or not options.adapter or not attention:
         return options.ratios or _RATIOS, options.depth
-    return (1.0,), options.depth or (_ATTENTION,)
+    return options.ratios or (1.0,), options.depth or (_ATTENTION,)
 
 
 def _check_adapter(options: SpaceOptions, source: "Source") -> None:

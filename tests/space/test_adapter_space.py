@@ -84,6 +84,23 @@ def test_search_and_export(tiny_models: TinyModels, run_cli: Callable, tmp_path:
     assert (logits - oracle_logits(base, adapter, space, widths, ids)).abs().max() < 1e-3
 
 
+def test_ratios_and_removable_attention(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
+    """MLP widths that are asked for do not take away the removable attention blocks; elastic heads do."""
+    base, adapter, output = tiny_models.base("llama"), tiny_models.adapter("llama", **ADAPTERS["q and v"]), tmp_path / "s.json"
+    for options, mlp, blocks in (
+        (("--ratios", "1,.5"), (128, 64), ["model.layers.1.self_attn"]),  # the first and the last layer keep theirs
+        (("--ratios", "1,.5", "--heads"), (128, 64), []),
+        (("--ratios", "1,.5", "--depth", "mlp"), (128, 64), ["model.layers.1.mlp"]),
+        ((), (128,), ["model.layers.1.self_attn"]),
+    ):
+        ran = run_cli("space", "--adapter", adapter, "--model", base, *options, "--output", output, "--overwrite")
+        assert ran.code == 0, ran.err
+        groups = read_search_space(output).groups
+        assert [group.modules for group in groups if group.kind == "block"] == [(block,) for block in blocks]
+        widths = [group.widths for group in groups if "model.layers.0.mlp.up_proj" in group.modules]
+        assert widths == [mlp], groups
+
+
 def test_refused(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
     base, adapter, output = tiny_models.base("llama"), tiny_models.adapter("llama", **ADAPTERS["q and v"]), tmp_path / "s.json"
     for arguments, code, message in (

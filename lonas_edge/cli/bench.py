@@ -35,7 +35,7 @@ class RunOptions(JsonOptions):
 
     exported: Path = option(argument=True, help="Directory written by `lonas-edge export`.")
     prompt_len: tuple[int, ...] | None = option(
-        None, minimum=1, help="Prompt tokens; several lengths give several tables.", unset="256; 128 for a classifier"
+        None, minimum=1, help="Prompt tokens; several lengths give several tables.", unset="256; 128 for an encoder"
     )
     new_tokens: tuple[int, ...] = option((64,), minimum=2, help="Tokens to generate; several numbers give several tables.")
     output: Path | None = option(
@@ -65,7 +65,7 @@ def run(where: RunOptions, options: BenchOptions) -> None:
     """Compare the latency of an exported sub-network with the unpruned LoRA model and other variants.
 
     All variants run in interleaved rounds, each in its own process, on distinct random prompts, and generate a fixed number of
-    tokens. A classifier computes one pass per text. Ctrl-C ends the run and reports the completed rounds.
+    tokens. An encoder computes one pass per text. Ctrl-C ends the run and reports the completed rounds.
     """
     lengths = product(where.batch_size, where.prompt_len or (256,), where.new_tokens)
     cases = tuple(Case(length, new, batch) for batch, length, new in lengths)
@@ -107,7 +107,7 @@ def _tune(where: RunOptions, options: BenchOptions) -> None:
 
 
 def _for_task(opened: "Exported", where: RunOptions, options: BenchOptions) -> BenchOptions:
-    """Adapt the cases to a classifier, which generates no tokens."""
+    """Adapt the cases to an encoder, which generates no tokens."""
     if opened.task.generates:
         return options
     if given(where, "new_tokens"):

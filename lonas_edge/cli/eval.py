@@ -83,7 +83,7 @@ class EvalOptions(JsonOptions):
         panel="Data",
         choices=(*PROMPTS, CHAT),
         help="Prompt template. option-text has its own.",
-        unset="the one of the training; else lonas with a search space, alpaca without",
+        unset="that of the training; else lonas for published LoNAS adapters, alpaca for others",
     )
     num_beams: int | None = option(
         None,

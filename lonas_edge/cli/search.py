@@ -31,7 +31,7 @@ class LatencyOptions(JsonOptions):
     weight_format: str = option(DEFAULT_FORMAT, panel="Device", choices=tuple(FORMATS), help="Weight format of the IR.")
     device: str = option("CPU", panel="Device", help="OpenVINO device of a latency.")
     prompt_len: int | None = option(
-        None, panel="Device", minimum=1, help="Prompt tokens of a latency.", unset="256; 128 for a classifier"
+        None, panel="Device", minimum=1, help="Prompt tokens of a latency.", unset="256; 128 for an encoder"
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
     batch_size: int = option(1, panel="Device", minimum=1, help="Prompts or texts per batch of a latency.")
@@ -70,7 +70,7 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
 
 
 def _cost_settings(source: "Source", options: SearchOptions, latency: LatencyOptions) -> "CostSettings":
-    """Lengths by the task; a classifier's text is no longer than its context."""
+    """Lengths by the task; an encoder's text is no longer than its context."""
     from lonas_edge.search.cost import CostSettings
 
     task, prompt_len, new_tokens = source.architecture.family.task, latency.prompt_len, latency.new_tokens

@@ -92,7 +92,7 @@ class InputOptions(JsonOptions):
 
 @command(InputOptions, TrainOptions)
 def run(options: InputOptions, how: TrainOptions) -> None:
-    """Train a super-adapter (elastic LoRA), a plain LoRA adapter, or one sub-network of a super-adapter (--from).
+    """Train a super-adapter (elastic LoRA) or a plain LoRA adapter, or recover one sub-network (--from).
 
     A causal language model learns instructions, conversations or texts; a classifier learns a GLUE task; an embedding
     model learns pairs, or a teacher's embeddings of texts. The output is a SOURCE of the other commands.

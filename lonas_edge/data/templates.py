@@ -118,10 +118,10 @@ _REFERENCE_SPACES = frozenset(
 def choose_prompt(
     explicit: str | None = None, recorded: str | None = None, search_space: str | None = None, conversations: Path | None = None
 ) -> str:
-    """Decide the prompt template; `train`, `search`, `eval`, `bench` and `space` all call this.
+    """Decide the prompt template of `train`, `trim`, `search`, `compress`, `eval` and `export --calibration`.
 
     The order is: `--prompt`; `chat` for conversations, which fit no other template; the prompt of the adapter's training
-    record; `lonas` for the published LoNAS adapters; `alpaca`.
+    record; `lonas` for the published LoNAS adapters of LLaMA-7B and BLOOMZ-7B; `alpaca`.
 
     Args:
         explicit: The value of `--prompt`.

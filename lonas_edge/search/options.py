@@ -23,8 +23,8 @@ class SearchOptions(Checked):
     cost: str | None = option(
         None,
         choices=tuple(COSTS),
-        help="Latency per output token, to first token, of a whole answer or of a classifier; MACs, weights or bytes.",
-        unset="tpot; latency for a classifier",
+        help="Latency per output token, to first token, of a whole answer or of an encoder; MACs, weights or bytes.",
+        unset="tpot; latency for an encoder",
     )
     evals: int = option(80, minimum=LEAST_EVALS, help="Number of networks to evaluate.")
     picks: tuple[str, ...] = option(

@@ -24,7 +24,11 @@ class TrainOptions(Checked):
         None, panel="Training", minimum=1, excludes="epochs", help="Optimizer steps; stages are scaled.", unset="from --epochs"
     )
     epochs: float | None = option(
-        None, panel="Training", above=0, help="Passes over the data.", unset="the sum of the search space's stages, else 3"
+        None,
+        panel="Training",
+        above=0,
+        help="Passes over the data.",
+        unset="the stages of --nncf-config; 3 without it or with --from",
     )
     lr: float | None = option(
         None,

@@ -116,6 +116,8 @@ def _search(search: "_Search", candidates: Mapping[str, Sequence[str]]) -> Tuned
     if not best:
         return Tuned(options.objective, {}, [], search.trials)
     final = search.measure({}, {"tuned": best}, options.schedule, "confirming")
+    if reason := final.failures.get(("tuned", options.case)):
+        raise LonasEdgeError(f"{search.exported.folder}: the properties found do not work together: {best}: {reason}")
     conditions = {
         "machine": {**machine.describe(options.device), "threads": search.placement.threads},
         "case": vars(options.case),
@@ -180,7 +182,7 @@ class _Search:
             verdict = "not significantly faster"
         elif other and self.ratio(full, value, other).value > MAX_GROWTH:
             verdict = f"{LABELS[other]} grows by more than {MAX_GROWTH - 1:.0%}"
-        elif kl > MAX_KL:
+        elif not kl <= MAX_KL:  # also of NaN
             verdict = f"KL above {MAX_KL}"
         else:
             verdict = CHOSEN
@@ -215,6 +217,11 @@ class _Search:
         measurement = measure_latency(variants, plan)
         if measurement.interrupted:
             raise KeyboardInterrupt
+        if reason := measurement.failures.get((BEST, case)):
+            raise LonasEdgeError(
+                f"{folder}: the model does not run with {best or 'the default properties'}: {reason}. There is nothing to "
+                "compare other properties with; try another number of --threads or another --device."
+            )
         return measurement
 
     def kl(self, properties: Mapping[str, str]) -> float:

@@ -10,6 +10,7 @@ import click
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions, TuneOptions
+from lonas_edge.bench.statistics import MIN_PAIRS
 from lonas_edge.bench.timing import OBJECTIVES
 from lonas_edge.bench.variants import Case
 from lonas_edge.cli.command import command
@@ -97,6 +98,8 @@ def _refuse_idle(options: BenchOptions) -> None:
 def _tune(where: RunOptions, options: BenchOptions) -> None:
     if len(options.cases) > 1:
         raise click.UsageError("--tune needs one value each of --prompt-len, --new-tokens and --batch-size")
+    if options.schedule.rounds < MIN_PAIRS:
+        raise click.UsageError(f"--rounds {options.schedule.rounds}: --tune needs at least {MIN_PAIRS} to tell what is faster")
     with progress() as report:
         from lonas_edge.bench.tune import tune
         from lonas_edge.exporting.exported import open_exported

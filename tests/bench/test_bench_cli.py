@@ -99,6 +99,7 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
         (["--property", "X"], "expected NAME=VALUE"),
         (["--tune", "--arms", "subnet"], "--arms cannot be combined with --tune"),
         (["--tune", "--prompt-len", "8,16"], "--tune needs one value each"),
+        (["--tune", "--rounds", "5"], "--rounds 5: --tune needs at least 6 to tell what is faster"),
         (["--objective", "ttft"], "--objective needs --tune"),
         (["--arms", "unpruned", "--torch-dtype", "bf16"], "--torch-dtype needs --arms lora or lora-merged"),
         (["--arms", "subnet", "--model", "x"], "--model needs --arms lora or lora-merged or unpruned"),

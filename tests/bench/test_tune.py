@@ -15,6 +15,7 @@ from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import TuneOptions
 from lonas_edge.bench.variants import Case, Variant
 from lonas_edge.bench.worker import VariantFailedError
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import END_TO_END, runtime
 
@@ -81,6 +82,8 @@ def test_values_that_are_refused(folder: Path, made_up: Callable, fakes: Fakes) 
     tuned = search(folder)
     assert tuned.properties == {} and verdicts(tuned)["u8"] == "KL above 0.02"
     assert not (folder / "lonas_edge_runtime.json").exists()
+    made_up({"u8": 0.5}, {}, float("nan"))
+    assert verdicts(search(folder))["u8"] == "KL above 0.02"
     made_up({"u8": 0.5}, {"u8": 1.2}, 0.0)
     assert verdicts(search(folder))["u8"] == "TTFT grows by more than 10%"
     made_up({"u8": 0.5}, {"u8": 1.05}, 0.0)
@@ -89,6 +92,18 @@ def test_values_that_are_refused(folder: Path, made_up: Callable, fakes: Fakes) 
     assert verdicts(search(folder, rounds=5))["u8"] == "not significantly faster"  # too few rounds
     fakes.fails["u8", "load"] = VariantFailedError("nonsense")
     assert verdicts(search(folder))["u8"] == "refused: u8: nonsense"
+
+
+def test_defaults_that_fail(folder: Path, made_up: Callable, fakes: Fakes) -> None:
+    """Without a baseline there is nothing to compare with; properties that fail together are not stored."""
+    made_up({"u8": 0.5}, {}, 0.0)
+    fakes.fails[module.BEST, "load"] = VariantFailedError("SIGFPE")
+    with pytest.raises(LonasEdgeError, match=r"does not run with the default properties: .*SIGFPE"):
+        search(folder)
+    fakes.fails = {("tuned", "load"): VariantFailedError("too much")}
+    with pytest.raises(LonasEdgeError, match=r"do not work together: .*KV_CACHE_PRECISION.*too much"):
+        search(folder)
+    assert not (folder / "lonas_edge_runtime.json").exists()
 
 
 def test_stock_clients_use_stored_properties(folder: Path, made_up: Callable) -> None:

@@ -78,7 +78,8 @@ def export_ir(job: Job) -> Outcome:
                 parity["ir_groups"] = job.compare(
                     logits, _ir_logits(job, job.folder / MODEL, {**verify.FP32, ACTIVATION_GROUP: group})
                 )
-                if parity["ir_groups"].distance > (runtime.MAX_GROUP_COSINE if job.pooling else runtime.MAX_GROUP_KL):
+                compared = parity["ir_groups"]
+                if not compared.distance <= runtime.MAX_OF_GROUP[compared.compared]:  # also of NaN
                     job.steps.report(
                         f"{ACTIVATION_GROUP} {group} changes the outputs too much and is not stored\nVerifying", None
                     )

@@ -23,8 +23,9 @@ from lonas_edge.schema import Record, field_faults
 IN_IR = ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION")  # candidates that plugins read from the IR
 ACTIVATION_GROUP = IN_IR[0]
 PER_CHANNEL = str(2**64 - 1)  # one group per row of the activations
-MAX_GROUP_KL = 0.05  # nats that a stored group may add; trained networks have 0.01 (docs/benchmarks/latency.md)
-MAX_GROUP_COSINE = 0.01  # cosine distance of embeddings that it may add; MiniLM-L6 has 0.0007
+# What a stored group may add to the distance of these outputs, see `Parity.distance`. Trained language models have 0.01 nats
+# (docs/benchmarks/latency.md), MiniLM-L6 a cosine distance of 0.0007.
+MAX_OF_GROUP = {"logits": 0.05, "hidden states": 0.01, "scores": 0.05}
 
 # Candidates by property; they are compared with the plugin's default.
 _CPU = {

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parity:
-    """Comparison of two models' logits over the tokens of the prompts, or of an embedding model's hidden states.
+    """Comparison of two models' outputs: logits over the tokens of prompts, classes or scores of texts, or hidden states.
 
     Attributes:
-        max_logit_difference: Largest absolute difference, also of hidden states.
-        mean_kl: Mean Kullback-Leibler divergence of the predicted distributions from the reference, in nats; of a score, of
-            the probabilities sigmoid(score) and 1 - sigmoid(score). None for embeddings.
-        top1_agreement: Share of positions at which both prefer the same token or class; None for embeddings and scores.
-        positions: Positions compared; texts for embeddings.
-        mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; None for logits.
+        max_logit_difference: Largest absolute difference, also of scores and hidden states.
+        mean_kl: Mean Kullback-Leibler divergence of the predicted distributions from the reference, in nats; None for
+            scores and embeddings.
+        top1_agreement: Share of positions at which both prefer the same token or class; None for scores and embeddings.
+        positions: Positions compared; texts for classes, scores and embeddings.
+        mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; None for others.
+        relative_difference: Root mean square of the differences of scores, relative to that of the reference's scores; None
+            for others.
     """
 
     max_logit_difference: float
@@ -28,41 +30,50 @@ class Parity:
     top1_agreement: float | None
     positions: int
     mean_cosine_distance: float | None = None
+    relative_difference: float | None = None
 
     @property
     def compared(self) -> str:
         """The compared outputs, for people."""
-        if self.mean_kl is None:
+        if self.mean_cosine_distance is not None:
             return "hidden states"
-        return "scores" if self.top1_agreement is None else "logits"
+        return "logits" if self.relative_difference is None else "scores"
+
+    @property
+    def distance(self) -> float:
+        """The mean KL divergence, the mean cosine distance, or the relative difference."""
+        distances = {"logits": self.mean_kl, "hidden states": self.mean_cosine_distance, "scores": self.relative_difference}
+        distance = distances[self.compared]
+        return math.nan if distance is None else distance
 
     @property
     def measure(self) -> str:
         """What `distance` is, for people."""
-        kinds = {"hidden states": "cosine distance", "scores": "KL of their sigmoid (nats)", "logits": "KL (nats)"}
-        return f"mean {kinds[self.compared]}"
-
-    @property
-    def distance(self) -> float:
-        """The mean KL divergence, or the mean cosine distance."""
-        distance = self.mean_kl if self.mean_cosine_distance is None else self.mean_cosine_distance
-        return math.nan if distance is None else distance
+        names = {"logits": "mean KL (nats)", "hidden states": "mean cosine distance", "scores": "relative difference (RMS)"}
+        return names[self.compared]
 
 
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
-    """Compare logits [prompts, tokens, vocabulary], or [texts, classes], with those of a reference; one class is a score."""
-    from torch.nn import functional as F
-
-    difference, kl, agreeing, score = 0.0, 0.0, 0, reference.shape[-1] == 1
+    """Compare logits [prompts, tokens, vocabulary], classes [texts, classes] or scores [texts, 1] with those of a reference."""
+    if reference.shape[-1] == 1:
+        return _compare_scores(reference.double(), logits.double())
+    difference, kl, agreeing = 0.0, 0.0, 0
     for expected, actual in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
-        expected, actual = (F.pad(each.double(), (int(score), 0)) for each in (expected, actual))  # a score x is [0, x]
+        expected, actual = expected.double(), actual.double()
         p, q = expected.log_softmax(-1), actual.log_softmax(-1)
         largest = (expected - actual).abs().max().item()
         difference = largest if math.isnan(largest) else max(difference, largest)
         kl += (p.exp() * (p - q)).sum().item()
         agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     positions = reference[..., 0].numel()
-    return Parity(difference, kl / positions, None if score else agreeing / positions, positions)
+    return Parity(difference, kl / positions, agreeing / positions, positions)
+
+
+def _compare_scores(reference: "torch.Tensor", scores: "torch.Tensor") -> Parity:
+    """A softmax over one score is 1, so there is no KL divergence and no class."""
+    differences = scores - reference
+    relative = (differences.square().mean() / reference.square().mean()).sqrt().item()
+    return Parity(differences.abs().max().item(), None, None, len(reference), relative_difference=relative)
 
 
 def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: "torch.Tensor", pooling: "Pooling") -> Parity:

@@ -1,6 +1,7 @@
 """Weight formats as they are exported: group sizes, ratios, bytes, and devices that refuse one."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import Compression, Manifest
 from lonas_edge.formats import FORMATS, PER_CHANNEL, activation_group
+from lonas_edge.ir.runtime import MAX_OF_GROUP
 
 Choose = Callable[[TinySource, str], list[int]]
 Exports = Callable[..., Path]
@@ -153,12 +155,12 @@ def test_clients_compile_an_ir_with_the_group_stored_in_it(options: dict[str, An
     assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group
 
 
-@pytest.mark.parametrize(("limit", "group"), [(1.0, 64), (-1.0, 32)])
+@pytest.mark.parametrize(("limit", "group"), [(1.0, 64), (-1.0, 32), (math.nan, 32)])
 def test_a_group_that_changes_the_outputs_is_not_stored(
     limit: float, group: int, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any change is above -1: the plugin's default remains, and the record has the hash of the final file."""
-    monkeypatch.setattr("lonas_edge.ir.runtime.MAX_GROUP_KL", limit)
+    """Any change is above -1, and none below NaN: the plugin's default remains; the record has the hash of the final file."""
+    monkeypatch.setitem(MAX_OF_GROUP, "logits", limit)
     source = llama.opened()
     manifest = export(source, source.select("maximal"), tmp_path / "out", ExportOptions(weight_format="int8_sym"))
     compiled = ov.Core().compile_model(read_ir(tmp_path / "out"), "CPU")

@@ -223,10 +223,10 @@ def latencies(
 
 
 def _latency(samples: Sequence[Measured], baseline: Sequence[Measured], metric: Callable[[Timing], float]) -> Latency:
-    ratio = None
-    if samples is not baseline:
-        by_round = {each.round: each for each in baseline}
-        pairs = [(each, by_round[each.round]) for each in samples]
+    by_round, ratio = {each.round: each for each in baseline}, None
+    # where memory holds two networks at a time, ours takes turns with each of the others, which have no rounds in common
+    pairs = [(each, by_round[each.round]) for each in samples if each.round in by_round]
+    if pairs and samples is not baseline:
         figures = [[metric(each.timing) for each in side] for side in zip(*pairs, strict=True)]
         ratio = _interval(paired_ratio(figures[0], figures[1], [each.start for each, _ in pairs]))
     values = tuple(round(metric(each.timing), 3) for each in samples)

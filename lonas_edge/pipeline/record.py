@@ -45,7 +45,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Latency:
-    """A latency in ms: the median, its paired ratio to the first network's (None for that one), and all samples."""
+    """A latency in ms: the median, its ratio to the first network's in common rounds (None without any), and all samples."""
 
     median: Interval
     ratio: Interval | None

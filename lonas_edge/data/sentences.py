@@ -56,6 +56,11 @@ class Sentences:
     prompts: Sequence[str | None] | None = None
 
     @property
+    def ranked(self) -> bool:
+        """Whether there are scores that differ: equal ones have no correlation with anything."""
+        return len(set(self.scores or ())) > 1
+
+    @property
     def pairs(self) -> list[Pair]:
         """The texts or pairs that a classifier or reranker reads, without labels; a triplet is two pairs."""
         return [Pair(row[0], second, 0) for row in self.rows for second in (row[1:] or (None,))]
@@ -124,7 +129,9 @@ def _fields(item: Any, outputs: Sequence[str] | None) -> _Fields | None:
     if not isinstance(item, dict):
         return None
     labelled = bool(outputs) or (outputs is None and TEXT not in item)
-    score = next((name for name in _SCORES if name in item), None) if labelled else None
+    # a classifier's own output has the class as "label", and its probability as "score"
+    names = _SCORES[::-1] if outputs and len(outputs) > 1 else _SCORES
+    score = next((name for name in names if name in item), None) if labelled else None
     if TEXT in item:
         return (TEXT,), score
     texts = tuple(found for names in _ROLES if (found := next((name for name in names if name in item), None)))

@@ -226,10 +226,12 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
 
 
 def refuse_several_labels(source: Source) -> None:
-    """Refuse a classifier whose labels do not exclude each other: the KL divergence is over exclusive classes."""
-    if source.architecture.config.problem_type == "multi_label_classification":
+    """Refuse a classifier whose outputs are no classes that exclude each other: the KL divergence is over exclusive classes."""
+    config = source.architecture.config
+    if config.problem_type == "multi_label_classification" or (config.problem_type == "regression" and config.num_labels > 1):
+        outputs = f" with {config.num_labels} outputs" if config.problem_type == "regression" else ""
         raise LonasEdgeError(
-            f"{source.base.folder / 'config.json'}: problem_type 'multi_label_classification' is not supported; expected "
+            f"{source.base.folder / 'config.json'}: problem_type {config.problem_type!r}{outputs} is not supported; expected "
             "classes that exclude each other, or one score."
         )
 

@@ -21,7 +21,7 @@ def compress(
     vocabulary: str | int = KEEP,
     eval_data: str | Path | None = None,
     prompt: str | None = None,
-    epochs: float = 1.0,
+    epochs: float | None = None,
     recovery_steps: int | None = None,
     precision: str = "auto",
     seed: int = 42,
@@ -43,7 +43,7 @@ def compress(
         vocabulary: `keep`, `auto` or the number of tokens to keep.
         eval_data: Held-out data.
         prompt: Prompt template.
-        epochs: Passes over the data of the LoRA fine-tuning.
+        epochs: Passes over the data of the LoRA fine-tuning; 1 by default.
         recovery_steps: Steps of the recovery.
         precision: Compute precision of the trainings.
         seed: Random seed.

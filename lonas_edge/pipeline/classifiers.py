@@ -34,9 +34,9 @@ def qualities(
     measured = distances(found, partial(distance, reference), "Logits")
     if sentences.scores:
         labels = np.array(sentences.scores)
-        if len(outputs) == 1:
+        if len(outputs) == 1 and sentences.ranked:
             add_correlations(measured, {name: each[:, 0, 0] for name, each in found.items()}, labels, progress)
-        else:
+        elif len(outputs) > 1:
             _add_accuracies(measured, {name: each[:, 0].argmax(-1) == labels for name, each in found.items()})
     return measured
 

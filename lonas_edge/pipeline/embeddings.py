@@ -35,7 +35,7 @@ def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> 
     reference = embedded(plan.places.baseline("fp32"), sentences, pooling, EXACT, progress)
     found = {name: embedded(folder, sentences, pooling, {}, progress) for name, folder in folders.items()}
     measured = distances(found, partial(distance, reference), "Embeddings")
-    if sentences.scores:
+    if sentences.ranked:
         cosines = {name: (each[:, 0] * each[:, 1]).sum(-1) for name, each in found.items()}
         add_correlations(measured, cosines, np.array(sentences.scores), progress)
     return measured

@@ -42,7 +42,7 @@ class Probe(Record):
 
     Attributes:
         precision: The faster precision on this machine, or the requested one.
-        lora_step: Seconds of a step of the fine-tuning.
+        lora_step: Seconds of a step of the fine-tuning; of encoders, of the recovery without quantization-aware training.
         recovery_step: Seconds of a step of the recovery.
         tokens: Mean tokens per example.
         peak_bytes: Peak memory of the process.
@@ -101,11 +101,13 @@ def probe(
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
             timed[name] = _step_seconds(task, inputs, TrainOptions(prompt=prompt, precision=name), folder)
         fastest = min(timed, key=lambda name: timed[name][0])
-        progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
-        options = TrainOptions(prompt=prompt, precision=fastest)
-        options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
-        recovery, _ = _step_seconds(task, with_teacher(inputs, base), options, folder)
         lora, tokens = timed[fastest]
+        recovery = lora
+        if task.adapts or qat:
+            progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
+            options = TrainOptions(prompt=prompt, precision=fastest)
+            options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
+            recovery, _ = _step_seconds(task, with_teacher(inputs, base), options, folder)
     return Probe(fastest, round(lora, 3), round(recovery, 3), round(tokens, 1), peak_memory())
 
 
@@ -144,7 +146,8 @@ def least_disk_bytes(task: PipelineTask, source: Source, weight_format: str, net
 
 def _seconds(plan: "Plan", kind: str) -> float:
     probed, source = plan.probe, plan.source
-    forward = probed.lora_step / plan.lora_options.batch_size / _BACKWARD  # of an example
+    passes = _BACKWARD if plan.task.adapts else _BACKWARD + 1  # the steps of others include the teacher's pass
+    forward = probed.lora_step / plan.lora_options.batch_size / passes  # of an example
     held_out = plan.counts["held_out"] * forward
     parameters = source.sizes(source.unpruned).parameters
     export = _EXPORT + _EXPORT_WEIGHT * parameters

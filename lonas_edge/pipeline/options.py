@@ -9,6 +9,8 @@ from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
 from lonas_edge.training.options import PRECISIONS
 
+EPOCHS = 1.0  # of the fine-tuning
+
 AUTO, KEEP = "auto", "keep"
 
 
@@ -59,7 +61,9 @@ class CompressOptions(Checked):
         help="Prompt template.",
         unset="chat for conversations, else the adapter's, else alpaca",
     )
-    epochs: float = option(1.0, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.")
+    epochs: float | None = option(
+        None, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.", unset=f"{EPOCHS:g}"
+    )
     recovery_steps: int | None = option(
         None,
         panel="Training",

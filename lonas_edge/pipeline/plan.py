@@ -16,7 +16,7 @@ from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.estimate import Probe
 from lonas_edge.pipeline.measure import ROUNDS
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.options import EPOCHS, CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
 from lonas_edge.pipeline.steps import PlannedStep
 from lonas_edge.pipeline.tasks import PipelineTask
@@ -33,7 +33,10 @@ LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
 BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
+)  # fmt: skip
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 
 
@@ -78,9 +81,14 @@ class Plan:
         return self.places.trims
 
     @property
+    def epochs(self) -> float:
+        """Passes over the data of the fine-tuning."""
+        return self.options.epochs or EPOCHS
+
+    @property
     def lora_steps(self) -> int:
         """Steps of the fine-tuning."""
-        return max(1, round(self.options.epochs * -(-self.counts["train"] // self.task.batch)))
+        return max(1, round(self.epochs * -(-self.counts["train"] // self.task.batch)))
 
     @property
     def recovery_steps(self) -> int:
@@ -207,9 +215,9 @@ class Plan:
 
     def _space(self) -> PlannedStep:
         places = self.places
-        new = ("--depth", self.task.block, "--ratios", 1, "--ranks", stages.NEW_RANK)
-        chosen = ("--adapter", places.unpruned) if places.adapted else new
-        command = command_line("space", *chosen, "--model", places.base, "--output", places.space)
+        blocks = () if places.adapted and self.task.adapts else ("--depth", self.task.block, "--ratios", 1)
+        ranks = ("--adapter", places.unpruned) if places.adapted else ("--ranks", stages.NEW_RANK)
+        command = command_line("space", *ranks, *blocks, "--model", places.base, "--output", places.space)
         step = (SPACE, command, self._inputs, self._adapter, ("space.json",))
         return PlannedStep(*step, lambda _: stages.write_space(places, self.task))
 

@@ -104,6 +104,7 @@ def _options(plan: Plan, names: Mapping[str, str]) -> dict[str, Any]:
     resolved = {
         **options_of(plan.cost_settings),
         "precision": plan.probe.precision,
+        "epochs": plan.epochs if plan.trains_lora else None,
         "lora_steps": plan.lora_steps if plan.trains_lora else None,
         "recovery_steps": plan.recovery_steps,
         "evals": plan.evals,

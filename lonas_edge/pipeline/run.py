@@ -81,7 +81,7 @@ def compress_model(
             "models. Use `space`, `train`, `search` and `export`."
         )
     task = task_of(source)
-    task.check(options, source.base.folder, source.architecture.context)
+    task.check(options, source)
     picks = stages.picks_of(options, task)
     stages.cost_of(picks, task)
     run = _Run(reference, source, task, options, picks, progress, recorded or {})
@@ -217,7 +217,7 @@ class _Run:
             )
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             base = places.base
-            if places.adapter and self.task.task.new_head:  # which the base may lack
+            if places.adapter and not self.task.adapts:  # an encoder's base may have another task, or lack the head
                 base = str(Path(folder) / "merged")
                 stages.merge(places, Path(base), self.progress)
             timed = probe(self.task, base, places.train, options.prompt, qat, options.precision, self.progress)
@@ -284,7 +284,7 @@ class _Run:
 
     def _recipe(self, record: CompressRecord) -> dict[str, Any]:
         """All options as YAML has them."""
-        names = ("recovery_steps", "precision", *options_of(self.task.settings(self.options)))
+        names = ("epochs", "recovery_steps", "precision", *options_of(self.task.settings(self.options)))
         resolved = {name: record.options[name] for name in names}
         values = {**vars(self.reference), **vars(self.options), **resolved}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

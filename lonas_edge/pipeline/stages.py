@@ -166,7 +166,7 @@ def write_space(places: Places, task: PipelineTask) -> None:
 
 
 def _generated_space(source: Source, task: PipelineTask) -> dict[str, Any]:
-    """As `space --adapter ADAPTER`, or for a base as `space --depth KIND --ratios 1 --ranks RANK`."""
+    """As `space --depth KIND --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
     architecture = source.architecture
     blocks, ranks = removable(architecture, (task.block,), str(source.base.folder)), source.ranks()
     return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)

@@ -134,15 +134,18 @@ class PipelineTask(ABC):
             new_tokens=options.new_tokens or self.new_tokens,
         )
 
-    def check(self, options: CompressOptions, folder: Path, context: int | None) -> None:
-        """Refuse options that mean nothing for this task, and lengths beyond the context of the model in `folder`."""
+    def check(self, options: CompressOptions, source: "Source") -> None:
+        """Refuse options that mean nothing for this task or source, and lengths beyond the model's context."""
         settings, problems = self.settings(options), []
         if not self.task.generates:
             given, settings = {"--prompt": options.prompt, "--new-tokens": options.new_tokens}, replace(settings, new_tokens=0)
             named = [f"{name} {value}" for name, value in given.items() if value is not None]
             problems = [f"{name}: a {self.name} generates no text; omit it" for name in named]
-        problems += context_faults(settings, context)
-        raise_all(f"{folder}: these options do not fit the model:", problems)
+        if options.epochs is not None and (source.adapter or not self.adapts):
+            what = "the adapter" if source.adapter else f"a {self.name}"
+            problems.append(f"--epochs {options.epochs:g}: {what} is compressed without fine-tuning; omit it")
+        problems += context_faults(settings, source.architecture.context)
+        raise_all(f"{source.base.folder}: these options do not fit the model:", problems)
 
     @abstractmethod
     def examples(self, data: Path) -> dict[str, frozenset[str]]:
@@ -198,8 +201,8 @@ class _Classifier(PipelineTask):
     outputs: tuple[str, ...] = ()
     headless: bool = False
 
-    def check(self, options: CompressOptions, folder: Path, context: int | None) -> None:
-        super().check(options, folder, context)
+    def check(self, options: CompressOptions, source: "Source") -> None:
+        super().check(options, source)
         if self.headless and options.vocabulary != KEEP:
             raise LonasEdgeError(
                 f"--vocabulary {options.vocabulary}: the adapter's base has no classification head, and its vocabulary cannot "

@@ -52,7 +52,7 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
         elif (parsed[2] == ">=") != at_least:
             problems.append(f"{text!r}: {name} takes {'>=' if at_least else '<='}")
         elif parsed[4] and name in QUALITIES:
-            problems.append(f"{text!r}: x is for costs only; give {name} in {QUALITIES[name].unit}")
+            problems.append(f"{text!r}: x is for costs only; give {name} without x")
         else:
             picks.append(Pick(text.strip(), name, float(parsed[3]), bool(parsed[4]), at_least))
     raise_all(f"Invalid {option}:", problems)

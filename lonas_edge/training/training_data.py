@@ -276,7 +276,7 @@ class PairData(ClassifierData):
         refuse_several_labels(source)
 
     def longest(self, architecture: Architecture) -> int:
-        """As clients cut them."""
+        """The model's context."""
         return architecture.context or self.max_length
 
     def __init__(self, read: Sequence[tuple[Sentences, float]]):

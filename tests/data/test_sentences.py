@@ -93,6 +93,13 @@ def test_labels_of_a_classifier(outputs: tuple[str, ...], labels: tuple, expecte
         assert read.kind == ("text" if len(texts) == 1 else "scored pair" if outputs else "pair")
 
 
+def test_labels_with_probabilities(tmp_path: Path) -> None:
+    """As a classifier writes them: "label" is the class. Of one output, "score" comes first."""
+    path = write(tmp_path, {"text": "a", "label": "no", "score": 1.0}, {"text": "b", "label": "yes", "score": 0.98})
+    assert read_sentences(path, ("no", "yes")).scores == [0, 1]
+    assert read_sentences(path, ("score",)).scores == [1.0, 0.98]
+
+
 @pytest.mark.parametrize(
     ("outputs", "label", "fault"),
     [

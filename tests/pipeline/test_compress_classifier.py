@@ -18,6 +18,7 @@ from test_compress_embedding import WORDS
 from tiny_bert import TinyBert, reranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lonas_edge.data.sentences import read_sentences
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import CLASSIFICATION
@@ -131,6 +132,14 @@ def test_distances() -> None:
     assert distance(np.array([[[1.0], [2.0]]]), np.array([[[4.0], [1.0]]])).tolist() == [5]
 
 
+def test_equal_labels_have_no_correlation(tmp_path: Path) -> None:
+    """Of positive pairs alone there is none; grades differ."""
+    for labels, expected in (((1, 1, 1), False), ((1, 1, 0), True)):
+        rows = [{"query": "film", "passage": f"good {index}", "label": label} for index, label in enumerate(labels)]
+        (tmp_path / "data.json").write_text(json.dumps(rows))
+        assert read_sentences(tmp_path / "data.json", ("score",)).ranked is expected
+
+
 def parts(folder: Path, task: Any, data: Path, eval_data: Path | None = None) -> tuple[list[dict], list[dict]]:
     split(task, data, eval_data, 0, folder / "parts")
     train, held_out = ((folder / "parts" / name).read_text().splitlines() for name in (TRAIN, HELD_OUT))
@@ -193,6 +202,8 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (base / "config.json").write_text(json.dumps(config))
     assert "'multi_label_classification' is not supported" in refused(base, data=data)
+    (base / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
+    assert "problem_type 'regression' with 3 outputs is not supported" in refused(base, data=data)
 
 
 def test_a_dry_run(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lonas_edge.pipeline import embeddings, run, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
 from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, distance, embedded
+from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Latency, Network, Quality
 from lonas_edge.pipeline.report import to_markdown
@@ -175,10 +177,11 @@ def embedding_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path
 
 def test_options_of_language_models_are_refused(embedding_refused: Callable[..., str]) -> None:
     message, no_text = (
-        embedding_refused(prompt="alpaca", new_tokens=4, prompt_len=65),
+        embedding_refused(prompt="alpaca", new_tokens=4, prompt_len=65, epochs=2),
         "a sentence embedding model generates no text",
     )
     assert f"--prompt alpaca: {no_text}" in message and f"--new-tokens 4: {no_text}" in message
+    assert "--epochs 2: a sentence embedding model is compressed without fine-tuning; omit it" in message
     assert "--prompt-len 65: beyond the model's context of 64 tokens; choose at most 64" in message
     message = embedding_refused(target="tpot<=0.7x")
     assert "tpot is not measured here; expected one of kl, latency, macs, weights, bytes" in message
@@ -228,6 +231,21 @@ def test_an_unpruned_network_needs_no_recovery(
     record = compress(tiny_bert.body(), data=write_pairs(tmp_path / "data.jsonl"), output=tmp_path / "out", **options)
     assert "nothing was removed" in summary(record)[-1]
     assert open_exported(tmp_path / "out" / "model").config["num_hidden_layers"] == 3
+
+
+def test_an_adapter_of_another_task_than_its_base(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The base is a masked language model. Steps are timed with the adapter; the command of the space is what it does."""
+    source, base, planned = tiny_bert.embedder(), tmp_path / "base", []
+    shutil.copytree(tiny_bert.base(headless=True), base)
+    config = json.loads((base / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (base / "config.json").write_text(json.dumps(config))
+    data = write_pairs(tmp_path / "data.jsonl")
+    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, precision="fp32", prompt_len=16)
+    reference = run.Reference(str(source.adapter), str(base))
+    run.compress_model(reference, options, announce=lambda steps, _: planned.extend(steps))
+    words = shlex.split(planned[0].command)
+    assert words[:6] == ["lonas-edge", "space", "--adapter", str(source.adapter), "--depth", "layer"]
+    assert words[6:8] == ["--ratios", "1"]
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ def test_labels_of_the_front() -> None:
     texts = drawn(record)
     assert "smollm2-135m: 40 networks, int8" in texts[0] and "CPU (Intel(R) Xeon(R) Processor), 256+64 tokens" in texts[0]
     assert texts[1:3] == ["TPOT in ms", "KL from the unpruned network in nats (lower is better)"]
+    other = replace(record, units={**record.units, "kl": "squared distance"})
+    assert drawn(other)[2] == "squared distance from the unpruned network (lower is better)"
     assert texts[3:5] == ["evaluated (40)", f"Pareto front ({len(record.front)})"]
     assert texts[5] == "maximal: 12.2 ms, 0 nats" and texts[8].startswith("tpot<=0.85x: ") and texts[10] == "measured"
     assert drawn(made_up(40, "macs"))[1] == "MACs (GMACs)" and "maximal: 36.6 GMACs, 0 nats" in drawn(made_up(40, "macs"))

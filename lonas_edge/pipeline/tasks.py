@@ -249,10 +249,10 @@ LANGUAGE_MODEL = _LanguageModel(
         ),
         Column(
             "accuracy",
-            "accuracy",
-            "accuracy Δ, points",
+            "token accuracy",
+            "token accuracy Δ, points",
             (2, 2),
-            "Accuracy: learned tokens that are the most likely ones.",
+            "Token accuracy: learned tokens that are the most likely ones.",
             listed=False,
         ),
     ),

@@ -132,7 +132,7 @@ def report(request: pytest.FixtureRequest, reports: Callable[[str], Report]) -> 
 def test_the_table() -> None:
     headings, rows = network_table(small(network("unpruned INT8"), compressed(f"{FIRST} INT4", 13.0, 0.0184)))
     assert headings == [
-        *("network", "held-out loss", "loss Δ [95 %]", "accuracy Δ, points [95 %]"),
+        *("network", "held-out loss", "loss Δ [95 %]", "token accuracy Δ, points [95 %]"),
         *("TTFT, ms", "TTFT ratio [95 %]", "TPOT, ms", "TPOT ratio [95 %]", "size, MB"),
     ]
     assert rows[0] == ["unpruned INT8", "1.250", "–", "–", "200.0", "–", "20.00", "–", "136"]

@@ -16,6 +16,7 @@ from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import given, option
+from lonas_edge.overwrite import refuse_existing
 from lonas_edge.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
         opened = open_source(source.source, source.model, source.nncf_config)
         settings = _cost_settings(opened, options, latency)
         plan = make_plan(opened, replace(options, cost_settings=settings))
+        if options.overwrite:  # `search` knows the other inputs
+            refuse_existing(options.output, True, [source.nncf_config], directory=True)
         if plan.timed:
             from lonas_edge.ir.runtime import check_device
 

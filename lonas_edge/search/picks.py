@@ -1,5 +1,6 @@
 """Picks: a bound, and the best network under it. `macs<=1.43e12`, `tpot<=0.85x` (x: times the unpruned network), `kl<=0.05`."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class Pick:
     @property
     def file(self) -> str:
         """File name: `macs-1.43e12` for `macs<=1.43e12`."""
-        return f"{self.measure}-{self.bound:g}{'x' if self.relative else ''}".replace("+", "")
+        short = f"{self.bound:g}"
+        number = short if float(short) == self.bound else f"{self.bound:.17g}"
+        return f"{self.measure}-{number}{'x' if self.relative else ''}".replace("+", "")
 
     def limit(self, maximal: float) -> float:
         """Return the bound in the measure's unit."""
@@ -51,6 +54,8 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
             problems.append(f"{text!r}: {name} is not measured here; expected one of {', '.join(measures)}")
         elif (parsed[2] == ">=") != at_least:
             problems.append(f"{text!r}: {name} takes {'>=' if at_least else '<='}")
+        elif not math.isfinite(float(parsed[3])):
+            problems.append(f"{text!r}: {parsed[3]} is not a finite number")
         elif parsed[4] and name in QUALITIES:
             problems.append(f"{text!r}: x is for costs only; give {name} without x")
         else:

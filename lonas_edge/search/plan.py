@@ -173,7 +173,9 @@ def _check_source(source: Source) -> None:
 
 
 def _check_sampler_settings(settings: SearchSettings) -> None:
-    problems = [f"population: expected at least 2, found {settings.population}"] if settings.population < 2 else []
+    size = settings.population
+    whole = isinstance(size, int) and size >= 2
+    problems = [] if whole else [f"population: expected a whole number of at least 2, found {size}"]
     for name in ("crossover_prob", "mutation_prob"):
         value = getattr(settings, name)
         problems += [] if 0 <= value <= 1 else [f"{name}: expected 0 to 1, found {value}"]

@@ -90,15 +90,22 @@ class Worker:
             report(evaluations)
             if len(evaluations) >= self._total:
                 return
-            if len(evaluations) + self._in_progress() >= self._total:  # other workers have the last ones, and may die
-                time.sleep(POLL_SECONDS)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
-                    fail_stale_trials(self.study)
-                continue
-            if not self._trials(TrialState.WAITING) and not self._prepare(evaluations):
+            others = self._in_progress()
+            if len(evaluations) + others >= self._total:  # other workers have the last ones
+                self._wait()
+            elif self._trials(TrialState.WAITING) or self._prepare(evaluations):
+                self._evaluate(measure)
+            elif others:  # what is proposed next depends on theirs
+                self._wait()
+            else:
                 return
-            self._evaluate(measure)
+
+    def _wait(self) -> None:
+        """Wait for other workers, and give the trials of dead ones back."""
+        time.sleep(POLL_SECONDS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self.study)
 
     def _evaluate(self, measure: Measure) -> None:
         """Evaluate the next trial; drop the result if another worker has finished the trial meanwhile.

@@ -95,7 +95,14 @@ def test_settings_of_the_search_space(llama_copy: TinySource, data: Path, refuse
     content = json.loads(llama_copy.space.read_text())
     content["bootstrapNAS"]["search"] = {"population": 1, "mutation_prob": 3}
     llama_copy.space.write_text(json.dumps(content))
-    has(refused(command), "population: expected at least 2, found 1", "mutation_prob: expected 0 to 1, found 3")
+    has(
+        refused(command),
+        "population: expected a whole number of at least 2, found 1",
+        "mutation_prob: expected 0 to 1, found 3",
+    )
+    content["bootstrapNAS"]["search"] = {"population": 8.5}
+    llama_copy.space.write_text(json.dumps(content))
+    has(refused(command), "population: expected a whole number of at least 2, found 8.5")
 
 
 def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:

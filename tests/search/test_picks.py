@@ -32,8 +32,9 @@ def test_parsed(text: str, expected: Pick) -> None:
 
 def test_all_problems_are_listed() -> None:
     with pytest.raises(LonasEdgeError) as refused:
-        parse_picks(["accuracy<=3", "macs", "watts<=3"], ["macs", "accuracy"])
-    assert str(refused.value).count("\n  - ") == 3 and "accuracy takes >=" in str(refused.value)
+        parse_picks(["accuracy<=3", "macs", "watts<=3", "macs<=1e999"], ["macs", "accuracy"])
+    assert "1e999 is not a finite number" in str(refused.value)
+    assert str(refused.value).count("\n  - ") == 4 and "accuracy takes >=" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,7 @@ def test_the_closest_is_named() -> None:
 def test_names_of_files() -> None:
     names = [pick.file for pick in parse_picks(["macs<=1.43e12", "macs<=0.85x", "kl<=0.05"], list(VALUES))]
     assert names == ["macs-1.43e12", "macs-0.85x", "kl-0.05"]
+    assert [pick.file for pick in parse_picks(["macs<=134515008", "macs<=134515400"], list(VALUES))] == [
+        "macs-134515008",
+        "macs-134515400",
+    ]

@@ -110,6 +110,30 @@ def test_a_quality_that_is_not_finite(joined: Callable) -> None:
         joined(3).run(lambda _: (float("nan"), 1.0), silent)
 
 
+def test_proposals_that_need_the_result_of_another_worker(
+    joined: Callable, dimensions: Dimensions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without draws, the worker waits for the running trial, and goes on with what follows from it."""
+    first, second = dimensions.widths([0, 0, 0]), dimensions.widths([2, 2, 2])
+
+    def propose(evaluations: Any, known: set[Widths]) -> tuple[Widths, str] | None:
+        done = {evaluation.widths for evaluation in evaluations}
+        return (second, "greedy") if first in done and second not in known else None
+
+    worker, measure = joined(9, propose), Measuring(dimensions)
+    worker._draws = False
+    worker.enqueue({first: "warm-start:maximal"})
+    running = worker.study.ask()
+    assert dimensions.suggested(running) == first
+
+    def finish(_: float) -> None:
+        worker.study.tell(running, (0.0, 0.0))
+
+    monkeypatch.setattr(study_module.time, "sleep", finish)
+    worker.run(measure, silent)
+    assert measure.seen == [second] and [each.widths for each in worker.evaluations()] == [first, second]
+
+
 @pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.COMPLETE])
 def test_a_trial_that_another_worker_finishes(joined: Callable, dimensions: Dimensions, state: TrialState) -> None:
     """The worker goes on; a completed network counts once."""

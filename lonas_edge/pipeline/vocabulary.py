@@ -53,6 +53,12 @@ class Vocabulary:
         options = read.with_prompt(TrainOptions(prompt=self.prompt, max_length=_LONGEST), None)
         [examples] = read.encode(tokenizer, options, read.prompting(options, tokenizer, folder, None))
         ids = [example["input_ids"] for example in examples]
+        if unknown := sorted(set().union(*ids) - trimmable.tokens.keys()):
+            names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(unknown)))
+            raise LonasEdgeError(
+                f"{trimmable.path}: lacks the tokens {names}, which tokenizer_config.json adds; load and save the tokenizer "
+                "with transformers"
+            )
         return Fertility(trimmable, ids, special_ids(folder), self.source.architecture.config.vocab_size)
 
     def proposals(self, size: int | None = None) -> list[Proposal]:
@@ -83,7 +89,13 @@ def choose_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> i
         LonasEdgeError: If `trim` would refuse the tokenizer or the size.
     """
     opened = Vocabulary(open_source(base), data, prompt)
-    size = _automatic(opened.proposals()[:-1]) if vocabulary == AUTO else int(vocabulary)
+    if vocabulary == AUTO:
+        size, tokens = _automatic(opened.proposals()[:-1]), opened.tokenizer.tokens
+        everything = sum(number < opened.fertility.rows for number in tokens)
+        if size is not None and size >= everything:
+            raise LonasEdgeError(f"--vocabulary auto: the data use all {everything} tokens. Use --vocabulary keep.")
+    else:
+        size = int(vocabulary)
     opened.choose(size, "--vocabulary")
     return size
 

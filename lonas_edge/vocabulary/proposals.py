@@ -86,6 +86,8 @@ class Fertility:
     def _tokens(self, content: Mapping[str, Any]) -> tuple[int, int]:
         """Number of tokens of the held-out examples, and of the other texts."""
         tokenizer = Tokenizer.from_str(json.dumps(content))
+        tokenizer.no_padding()  # a file may prescribe both, as sentence-transformers' do
+        tokenizer.no_truncation()
         own, other = (tokenizer.encode_batch(list(texts), add_special_tokens=False) for texts in (self.texts, OTHER_TEXTS))
         return sum(len(each.ids) for each in own), sum(len(each.ids) for each in other)
 

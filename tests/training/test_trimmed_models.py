@@ -27,6 +27,7 @@ from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
+from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.training.inputs import open_recovery, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import open_teacher
@@ -303,6 +304,42 @@ def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, t
     ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question")
     assert "tokens per text" in " ".join(ran.out.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["words.json"]
+
+
+def test_padding_and_truncation_of_the_file_do_not_count(
+    llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path
+) -> None:
+    """As sentence-transformers' files prescribe them: every text would have eight tokens, whatever the vocabulary."""
+    write_data(words, [*EIGHT, *EIGHT])
+    base = tmp_path / "base"
+    shutil.copytree(llama.base, base)
+    content = json.loads((base / "tokenizer.json").read_text())
+    padding = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    content["padding"] = {"strategy": {"Fixed": 8}, **padding}
+    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    (base / "tokenizer.json").write_text(json.dumps(content))
+    tables = [run_cli("trim", folder, "--data", words, "--prompt", "question", "--json") for folder in (llama.base, base)]
+    first, second = (json.loads(ran.out) for ran in tables)
+    assert first == second and first[0]["tokens_per_other_text"] > 1
+
+
+def test_a_token_that_tokenizer_json_lacks(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
+    """transformers adds it from the other file."""
+    base = tmp_path / "base"
+    shutil.copytree(llama.base, base)
+    config = json.loads((base / "tokenizer_config.json").read_text()) | {"eos_token": "<|end_of_turn|>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    ran = run_cli("trim", base, "--data", words, "--prompt", "question")
+    assert ran.code == 1 and f"{base / 'tokenizer.json'}: lacks the tokens '<|end_of_turn|>'" in " ".join(ran.err.split()), (
+        ran.err
+    )
+
+
+def test_an_automatic_size_of_data_that_use_all_tokens(llama: TinySource, trim: Callable, words: Path, tmp_path: Path) -> None:
+    write_data(words, [*EIGHT, *EIGHT])
+    trim(llama.base, tmp_path / "smaller")
+    with pytest.raises(LonasEdgeError, match=r"--vocabulary auto: the data use all \d+ tokens. Use --vocabulary keep"):
+        choose_size(str(tmp_path / "smaller"), words, "auto", "question")
 
 
 def test_data_without_an_answer(llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.exported import Exported
-    from lonas_edge.exporting.manifest import Manifest
     from lonas_edge.network.source import Source
 
 
@@ -166,7 +165,8 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     manifest, source = inputs.exported.own_manifest, inputs.source
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
-    storage = {"weight_format": manifest.weight_format, "fuse": manifest.fused > 0, "ratio": _ratio(manifest, source)}
+    storage = {"weight_format": manifest.weight_format, "ratio": manifest.ratio, "group_size": manifest.group_size}
+    storage |= {"fuse": manifest.fused > 0}
     storage |= {"head_format": manifest.head.weight_format} if manifest.head else {}
     identity = [manifest.base.sha256, adapter_hashes, storage]
     identity += [versions(("lonas-edge", "nncf", "openvino", "optimum-intel", "transformers"))]
@@ -183,13 +183,6 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
         except LonasEdgeError as error:
             raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
     return _ir_variant(name, cached or open_exported(folder), inputs)
-
-
-def _ratio(manifest: "Manifest", source: "Source") -> float:
-    """Return the share of the weights in the export's format; 1 if the source's training names the other layers."""
-    if source.int8_layers:
-        return 1.0
-    return next((part.share for part in manifest.compression if part.weight_format == manifest.weight_format), 1.0)
 
 
 def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mapping[str, Any]) -> None:

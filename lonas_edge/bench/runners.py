@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol
 
 from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
 from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Variant
-from lonas_edge.families import family_of
+from lonas_edge.families import EMBEDDING, family_of, family_of_config
+from lonas_edge.files import read_json
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.ir.core import openvino_core
@@ -244,7 +245,8 @@ class TorchClassifierRunner(TorchRunner):
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         if not self._variant.outputs:
-            return AutoModel.from_pretrained(self._variant.path, add_pooling_layer=False, **options)
+            family = family_of_config(read_json(self._variant.path / "config.json"), EMBEDDING)
+            return AutoModel.from_pretrained(self._variant.path, **(family.options if family else {}), **options)
         head = {"num_labels": self._variant.outputs, "ignore_mismatched_sizes": True}  # the adapter's head replaces it
         return AutoModelForSequenceClassification.from_pretrained(self._variant.path, **head, **options)
 

@@ -246,6 +246,8 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         weight_format=job.stored,
         compression=outcome.compression,
         head=outcome.head,
+        ratio=options.ratio,
+        group_size=options.group_size,
         calibrated=outcome.calibrated,
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
         base=origin(source.base, "base"),

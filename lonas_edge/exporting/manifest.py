@@ -158,6 +158,8 @@ class Manifest(Record):
         verified: Whether logits or hidden states were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
         files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
+        ratio: The largest share of the weights in the format, as requested.
+        group_size: Columns of a group, as requested; None for the format's own choice.
         pooling: Pooling of an embedding model; None for others.
         adapters: Separate adapters by name; see `adapter_file`.
         channels: With separate adapters, the hash of the kept channels; None in the base's own order.
@@ -186,6 +188,8 @@ class Manifest(Record):
     versions: dict[str, str]
     files: dict[str, tuple[Written, ...]]
     head: Compression | None = None
+    ratio: float = 1.0
+    group_size: int | None = None
     pooling: Pooling | None = None
     adapters: dict[str, SeparateAdapter] = field(default_factory=dict)
     channels: str | None = None

@@ -13,7 +13,13 @@ from optimum.intel import OVModelForSequenceClassification
 from peft import PeftModel
 from tiny_bert import TinyBert, oracle_hidden, oracle_logits
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from lonas_edge.bench.runners import ClassifierRunner, GenaiRunner, TorchClassifierRunner, TorchRunner
 from lonas_edge.bench.timing import Timing
@@ -112,6 +118,14 @@ def test_an_embedding_model(tiny_bert: TinyBert) -> None:
     with torch.no_grad():
         assert torch.equal(states[0].last_hidden_state, plain(input_ids=torch.tensor(IDS)).last_hidden_state)
     assert states[0].pooler_output is None
+
+
+def test_an_embedding_model_whose_class_has_no_pooler(tmp_path: Path) -> None:
+    """DistilBERT's constructor does not know `add_pooling_layer`."""
+    sizes = {"n_layers": 1, "dim": 16, "hidden_dim": 16, "n_heads": 2, "vocab_size": 64, "max_position_embeddings": 16}
+    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(tmp_path)
+    runner = TorchClassifierRunner(Variant("lora", "torch-classifier", tmp_path, precision="fp32"), 1)
+    assert runner.run([[1, 2, 3]], 0).end_to_end > 0
 
 
 @pytest.mark.parametrize("task", ["classifier", "embedding"])

@@ -163,6 +163,9 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
         _refuse_idle(options, where, _not_asked(protocol))
         known = protocol.tasks
         tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
+        if not set(tasks) & set(known):
+            reason = "the tasks are lm-evaluation-harness's own, which have their prompts"
+            _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), reason))
     else:
         candidates = reranking.sets_in(options.datasets)
         reranks = set(named) <= {*candidates} if named else candidates and all(len(each.outputs) == 1 for each in targets)

@@ -1,6 +1,7 @@
 """Language models on tasks of lm-evaluation-harness, which runs them, counts and gives standard errors."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -266,6 +267,11 @@ class BatchedLM(LM):  # type: ignore[misc]
 
 def _run(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:
     answers: list[Any] = getattr(model, kind)(requests, disable_tqdm=True)
+    values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers if not isinstance(answer, str)]
+    if any(math.isnan(value) for value in values):  # the first option would look like the most likely one
+        raise LonasEdgeError(
+            f"{requests[0].task_name}: log-likelihoods are not numbers; is the model damaged, or does fp16 overflow?"
+        )
     return answers
 
 

@@ -421,6 +421,11 @@ RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
     [
         ("base", (*RANKS, "--num-beams", "4"), "--num-beams has no effect: answer-word generates nothing"),
         ("base", ("--protocol", "option-text", "--prompt", "alpaca"), "--prompt has no effect: option-text has its own"),
+        (
+            "base",
+            ("--tasks", "harness:boolq", *GENERATES),
+            "--protocol has no effect: the tasks are lm-evaluation-harness's own",
+        ),
         ("base", ("--overwrite",), "--overwrite needs --output"),
         ("base", (*RANKS, "--subnet", "minimal"), "--subnet has no effect: no TARGET has a search space"),
         ("base", (*RANKS, "--property", "A=B"), "--property has no effect: no TARGET is an IR"),

@@ -1,12 +1,14 @@
 """The backends on tiny models of every family: log-likelihoods of the harness's `hf` backend, tokens of `generate`."""
 
 import json
+import math
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tiny_models import CASES, TinyModels, TinySource, families
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.language import _run
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 from lonas_edge.evaluate.torch_lm import TorchLM
 from lonas_edge.exporting.export import ExportOptions, export
@@ -227,3 +230,13 @@ def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choo
     found = TorchLM(pretrained=network.model.get_base_model(), tokenizer=tokenizer).loglikelihood(rankings(), disable_tqdm=True)
     plain = HFLM(pretrained=load_checkpoint(materialize(llama, widths)), tokenizer=tokenizer, batch_size=1)
     close(found, plain.loglikelihood(rankings(), disable_tqdm=True), 1e-4)
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("loglikelihood", (math.nan, False)), ("loglikelihood_rolling", math.nan)])
+def test_log_likelihoods_that_are_not_numbers(kind: str, answer: object):
+    """Of a damaged model: the first option would look like the most likely one. A probability of 0 is a number."""
+    requests = [Instance(kind, {}, ("a", " b"), 0, ("boolq", 0, 1))]
+    right = (-math.inf, False) if kind == "loglikelihood" else -math.inf
+    assert _run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [right]})) == [right]
+    with pytest.raises(LonasEdgeError, match="boolq: log-likelihoods are not numbers"):
+        _run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [answer]}))

@@ -1,7 +1,6 @@
 """`lonas-edge train`: a super-adapter, a plain LoRA adapter, or the recovery of one sub-network."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from lonas_edge.data.glue import TASKS
 from lonas_edge.options import COMMON, given, option
 from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
-from lonas_edge.training.options import EVAL_LOSS, TrainOptions
+from lonas_edge.training.options import EVAL_LOSS, MOST_EPOCHS, TrainOptions
 
 if TYPE_CHECKING:
     from lonas_edge.network.training_record import TrainingRecord
@@ -35,8 +34,8 @@ def _portion(text: str) -> tuple[Path, float]:
         weight = float(number)
     except ValueError:
         return path, 1.0  # the colon belongs to the name
-    if not 0 < weight < math.inf:
-        raise ValueError(f"{text}: a weight must be more than 0")
+    if not 0 < weight <= MOST_EPOCHS:
+        raise ValueError(f"{text}: a weight must be more than 0 and at most {MOST_EPOCHS:g}")
     return Path(user_path(name)), weight
 
 

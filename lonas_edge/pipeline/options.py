@@ -7,7 +7,7 @@ from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Checked, option
-from lonas_edge.training.options import PRECISIONS
+from lonas_edge.training.options import MOST_EPOCHS, PRECISIONS
 
 EPOCHS = 1.0  # of the fine-tuning
 
@@ -62,7 +62,12 @@ class CompressOptions(Checked):
         unset="chat for conversations, else the adapter's, else alpaca",
     )
     epochs: float | None = option(
-        None, panel="Training", above=0, help="Passes over the data of the LoRA fine-tuning.", unset=f"{EPOCHS:g}"
+        None,
+        panel="Training",
+        above=0,
+        maximum=MOST_EPOCHS,
+        help="Passes over the data of the LoRA fine-tuning.",
+        unset=f"{EPOCHS:g}",
     )
     recovery_steps: int | None = option(
         None,

@@ -295,6 +295,7 @@ class Plan:
             self._adapter,
             outputs,
             lambda progress: stages.export_baselines(places, self.task, formats, progress),
+            folder="baselines",
         )
 
 

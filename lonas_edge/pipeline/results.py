@@ -128,13 +128,13 @@ def _curve(name: str, record: TrainingRecord, task: PipelineTask) -> Curve:
 
 def _candidates(record: SearchRecord, targets: Mapping[str, str]) -> tuple[Candidate, ...]:
     """The evaluated networks; `targets` maps the expressions of picks to targets."""
-    largest = max(evaluation.cost for evaluation in record.evaluations)
+    unpruned = next(record.evaluations[entry.evaluation].cost for entry in record.named if entry.name == "maximal")
     picked: dict[int, tuple[str, ...]] = {}
     for entry in record.picks:
         expression = entry.name.removeprefix("pick:")
         picked[entry.evaluation] = (*picked.get(entry.evaluation, ()), targets.get(expression, expression))
     front: Sequence[int] = record.front
     return tuple(
-        Candidate(each.cost / largest, each.quality, each.number in front, picked.get(each.number, ()))
+        Candidate(each.cost / unpruned, each.quality, each.number in front, picked.get(each.number, ()))
         for each in record.evaluations
     )

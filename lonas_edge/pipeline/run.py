@@ -131,7 +131,8 @@ class _Run:
                 "--output, or pass --overwrite."
             )
         kept = finished if finished and finished.sha256 == hashes else None
-        inputs = [self.source.base.folder, options.data, options.eval_data, self.reference.source]
+        reference = self.reference
+        inputs = [self.source.base.folder, options.data, options.eval_data, reference.source, reference.nncf_config]
         directory = OutputDirectory(output, options.overwrite or finished is not None, inputs)
         directory.check(0, resumable=True)
         identity = {"source": hashes}

@@ -151,6 +151,7 @@ class Steps:
 
     def _discard(self, name: str) -> None:
         del self.states[name]
+        self.estimates.pop(name, None)
         step = self.planned[name]
         for output in filter(None, (*step.outputs, step.folder)):
             path = self.folder / output

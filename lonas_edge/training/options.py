@@ -13,6 +13,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
 EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
 _MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
+MOST_EPOCHS = 1e6  # also passes over one of several files
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
 
 
@@ -27,6 +28,7 @@ class TrainOptions(Checked):
         None,
         panel="Training",
         above=0,
+        maximum=MOST_EPOCHS,
         help="Passes over the data.",
         unset="the stages of --nncf-config; 3 without it or with --from",
     )

@@ -144,7 +144,8 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
     tenth = max(1, schedule.steps // 10)
     log_steps = min(options.log_steps or min(10, tenth), schedule.steps)
     try:
-        get_reporting_integration_callbacks(options.report_to)
+        for callback in get_reporting_integration_callbacks(options.report_to):
+            callback()  # fails if its package is missing, as it would in the Trainer
         arguments = TrainingArguments(
             output_dir=str(working),
             max_steps=schedule.steps,
@@ -171,7 +172,7 @@ def _arguments(schedule: Schedule, options: TrainOptions, processes: int, workin
             ddp_find_unused_parameters=schedule.space.has_blocks,  # those of a removed block
             dataloader_pin_memory=device_of(options) == "cuda",
         )
-    except (ValueError, RuntimeError) as error:  # an unknown or missing integration, a card without bf16
+    except (ValueError, RuntimeError, ImportError) as error:  # an unknown or missing integration, a card without bf16
         chosen = f"--report-to {options.report_to}, --precision {options.precision}"
         raise LonasEdgeError(f"the Trainer refuses one of {chosen}: {error}") from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards need torchrun; DataParallel would split the kept positions

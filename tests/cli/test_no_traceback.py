@@ -130,6 +130,8 @@ EVAL, BENCH = ("eval", "exported", "--datasets", "data"), ("bench", "exported")
         ((*TRAIN, "--lr", "nan"), "--lr.*not a finite number"),
         ((*TRAIN, "--lr", "1e300"), "--lr"),
         ((*TRAIN, "--alpha", "0"), "--alpha 0: must be more than 0"),
+        ((*TRAIN, "--epochs", "1e308"), "--epochs 1e.308: must be at most 1000000"),
+        ((*TRAIN, "--data", "a.json:1e308"), "a.json:1e308: a weight must be more than 0 and at most 1e.06"),
         ((*EVAL, "--tasks", ","), "--tasks.*has an empty entry"),
         ((*EVAL, "--property", "="), "--property.*=: expected NAME=VALUE"),
         ((*EVAL, "--property", "a\n=b"), r"--property.*a\\n=b: expected NAME=VALUE"),

@@ -1,5 +1,6 @@
 """`lonas-edge train` refuses what it cannot do, before the model is loaded: data, model, machine, wrong usage."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -197,6 +198,11 @@ def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Calla
 
 def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     has(refused(arguments(llama, data, tmp_path / "out", report_to="nonsense")), "nonsense is not supported")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_report_to_without_its_package(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", report_to="mlflow")), "--report-to mlflow", "requires mlflow")
 
 
 @pytest.mark.parametrize("epochs", [0, -1])

@@ -503,6 +503,15 @@ def test_an_automatic_vocabulary(
     assert load_file(output / "model.safetensors").keys() == load_file(made / "model.safetensors").keys()
 
 
+def test_the_search_space_is_not_overwritten(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
+    """It lies in the directory of an old output, which --overwrite would replace."""
+    source, old = tiny_models.source("llama"), tmp_path / "out"
+    shutil.copytree(source.adapter, old)
+    shutil.copy(source.space, old / "space.json")
+    message = refused(source.adapter, model=source.base, nncf_config=old / "space.json", overwrite=True)
+    assert f"{old}: --overwrite would delete {old / 'space.json'}, which this run reads" in message
+
+
 def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
     """With another --nncf-config it is searched again."""
     source = tiny_models.source("llama")

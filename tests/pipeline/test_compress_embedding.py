@@ -243,6 +243,7 @@ def test_an_adapter_of_another_task_than_its_base(tiny_bert: TinyBert, tmp_path:
     options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, precision="fp32", prompt_len=16)
     reference = run.Reference(str(source.adapter), str(base))
     run.compress_model(reference, options, announce=lambda steps, _: planned.extend(steps))
+    assert next(step for step in planned if step.name == "baselines").folder == "baselines"  # the merged model is not kept
     words = shlex.split(planned[0].command)
     assert words[:6] == ["lonas-edge", "space", "--adapter", str(source.adapter), "--depth", "layer"]
     assert words[6:8] == ["--ratios", "1"]

@@ -76,7 +76,9 @@ def test_interrupted_inside_a_step_that_reports_an_error_of_its_own(work: Work) 
 
 
 def test_changed_options_are_named_and_repeated_with_their_successors(work: Work) -> None:
-    work.steps().run(silent)
+    first = work.steps()
+    first.expect({"a": 1.0, "b": 2.0, "c": 3.0})
+    first.run(silent)
     (work.folder / "b.partial").mkdir()
     changed = [work.step("a"), work.step("b", "a", settings={"size": 2}), work.step("c", "b")]
     with pytest.raises(LonasEdgeError) as caught:
@@ -86,6 +88,8 @@ def test_changed_options_are_named_and_repeated_with_their_successors(work: Work
     assert (work.folder / "b").exists()
     steps = work.steps(overwrite=True, planned=changed)
     assert steps.pending() == ["b", "c"]
+    steps.expect({"b": 50.0, "c": 5.0})
+    assert steps.estimates == {"a": 1.0, "b": 50.0, "c": 5.0}
     assert not any((work.folder / name).exists() for name in ("b", "b.partial", "c"))
     assert (work.folder / "a").exists()
 

@@ -309,13 +309,13 @@ def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, t
 def test_padding_and_truncation_of_the_file_do_not_count(
     llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path
 ) -> None:
-    """As sentence-transformers' files prescribe them: every text would have eight tokens, whatever the vocabulary."""
+    """As sentence-transformers' files prescribe them: every text would have 64 tokens, whatever the vocabulary."""
     write_data(words, [*EIGHT, *EIGHT])
     base = tmp_path / "base"
     shutil.copytree(llama.base, base)
     content = json.loads((base / "tokenizer.json").read_text())
     padding = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
-    content["padding"] = {"strategy": {"Fixed": 8}, **padding}
+    content["padding"] = {"strategy": {"Fixed": 64}, **padding}
     content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
     (base / "tokenizer.json").write_text(json.dumps(content))
     tables = [run_cli("trim", folder, "--data", words, "--prompt", "question", "--json") for folder in (llama.base, base)]

@@ -33,7 +33,7 @@ class CompressOptions(Checked):
         metavar="EXPRESSION",
         repeat=True,
         help="Bound: 'tpot<=0.7x', 'ttft<=99' (ms). "
-        "auto: kl<=0.15, of embedding models kl<=0.2, of other encoders macs<=0.67x.",
+        "auto: kl<=0.15, of embedding models kl<=0.2, of other encoders macs<=0.84x.",
     )
     weight_format: str | None = option(
         None,

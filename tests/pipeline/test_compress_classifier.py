@@ -65,7 +65,7 @@ def made(
 
 
 def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
-    """A third of the layers is removed without a fine-tuning, the result is INT8, and all of it is in the report."""
+    """One of three layers is removed without a fine-tuning, the result is INT8, and all of it is in the report."""
     folder, outputs, record = made
     assert [step.name for step in record.steps] == ["space", "search", "recover auto", "export auto", "baselines", "measure"]
     exported, ours = open_exported(folder / "out/model"), record.networks[-1]

@@ -109,6 +109,9 @@ def _read() -> str | None:
         line = sys.stdin.readline()
     except (EOFError, KeyboardInterrupt):
         line = ""
+    except UnicodeDecodeError as error:  # a terminal that sends another encoding; the conversation goes on
+        _say(f"error: not valid {error.encoding}: {error.reason}", "red")
+        return ""
     if not line:
         print(file=sys.stderr)
         return None

@@ -53,7 +53,12 @@ def encode(
     Returns:
         `input_ids` and `labels`, each [tokens], for every example with an output that has something to learn within
         `max_length`. Texts are learned whole, in pieces of that length.
+
+    Raises:
+        LonasEdgeError: If the tokenizer has no EOS token, or conversations do not fit its chat template; all are listed.
     """
+    if tokenizer.eos_token_id is None:
+        raise LonasEdgeError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set one in tokenizer_config.json")
     if isinstance(prompting, Template):
         prompting = Prompting(prompting)
     encoded: list[dict[str, list[int]]] = []

@@ -23,6 +23,7 @@ from systems import SIGNALS
 from tiny_models import TinyModels, say_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lonas_edge.cli import chat as chat_command
 from lonas_edge.exporting.chat import Chat
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported
@@ -452,3 +453,10 @@ def test_the_end_of_a_conversation(model: Callable[..., Path], end: str) -> None
         terminal.type("\x03")
         assert terminal.ended() == 0
         assert "Traceback" not in terminal.shown
+
+
+def test_bytes_of_another_encoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal that sends Latin-1: the line is lost, the conversation is not."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("café\n".encode("latin-1")), encoding="utf-8"))
+    assert chat_command._read() == ""
+    assert "error: not valid utf-8" in capsys.readouterr().err

@@ -29,9 +29,9 @@ def main() -> None:
     items = json.loads(arguments.data.read_text())
     for folder in arguments.folders:
         answers = ask(folder, items)
-        right = sum(answer == item["answer"] for answer, item in zip(answers, items, strict=True))
+        right = sum(answer == item["answer"].lower() for answer, item in zip(answers, items, strict=True))
         print(f"{folder}: {right} of {len(items)} right", flush=True)
-        for item, answer in list(zip(items, answers, strict=True))[:: len(items) // 4]:
+        for item, answer in list(zip(items, answers, strict=True))[:: max(1, len(items) // 4)]:
             print(f"  {item['instruction']} -> {answer}")
 
 

@@ -12,7 +12,7 @@ import openvino as ov
 import torch
 from safetensors.torch import save_file
 
-from lonas_edge.errors import LonasEdgeError, one_line
+from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.job import Job, Outcome, scratch, verify_weights, write_configs
@@ -111,10 +111,14 @@ def _compress(job: Job) -> tuple[dict[str, Scheme], Matrices]:
         else:
             schemes = compress.schemes(job.model, job.options.stored_as, job.options.ratio)
         matrices: Matrices = {}
+        overflowed: list[str] = []
         for name, matrix in compress.compress_matrices(job.model, schemes):
             matrices[name] = matrix
+            if matrix.overflowed:
+                overflowed.append(name)
             done(len(matrices) / len(schemes))
         job.model.refuse_not_finite()
+        raise_all("The weights do not fit fp16:", overflowed, "Choose --weight-format fp32 or int8_sym.")
     return schemes, matrices
 
 

@@ -14,13 +14,14 @@ nvidia/Llama-3_3-Nemotron-Super-49B-v1_5; `nemotron_nas.py` of vLLM.
 from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, Required
+from typing import Annotated, Any, Required
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import family_of
-from lonas_edge.families.fields import Layers, Positive, Size
+from lonas_edge.families.fields import Layers, Size
 from lonas_edge.schema import field_faults
 
 _OWN = ("llama", "mistral", "qwen2", "qwen3")  # model types of Puzzletron's models
@@ -41,7 +42,7 @@ class _Attention(TypedDict, total=False):
 
 class _Ffn(TypedDict, total=False):
     no_op: bool | None
-    ffn_mult: Positive | None
+    ffn_mult: Annotated[float, Field(gt=0, le=1000)] | None
     intermediate_size: Size | None
     hidden_act: str | None
     gated: bool | None
@@ -57,6 +58,7 @@ class _Fields(TypedDict, total=False):
     num_hidden_layers: Required[Layers]
     num_attention_heads: Required[Size]
     hidden_size: Required[Size]
+    hidden_act: str | None
 
 
 def in_own_fields(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def in_own_fields(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     widths = Counter(layer["intermediate_size"] for layer in layers if "intermediate_size" in layer)
     common["intermediate_size"] = widths.most_common(1)[0][0] if widths else content["hidden_size"]
     changes = [{field: size for field, size in layer.items() if size != common[field]} for layer in layers]
-    paths = {block.kind: block.module for block in family.blocks(SimpleNamespace(**content, layer_type=None))}
+    paths = {block.kind: block.module for block in family.blocks(SimpleNamespace(**{**content, "layer_type": None}))}
     removed = [
         f"{family.layer(index)}.{paths[kind]}"
         for index, block in enumerate(content["block_configs"])

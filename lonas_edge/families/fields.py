@@ -113,7 +113,7 @@ class ModelFields(TypedDict, total=False):
     torch_dtype: str | None
     bos_token_id: TokenIds
     eos_token_id: TokenIds
-    pad_token_id: TokenIds
+    pad_token_id: TokenId | None
     per_layer_config: dict[str, dict[str, Size]] | None
     removed_blocks: list[str] | None
     quantization_config: None

@@ -58,6 +58,11 @@ class Compressed:
     zero_point: ov.Tensor | None = None
     scale: ov.Tensor | None = None
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether weights are beyond the range of fp16 codes."""
+        return self.scheme.weight_format.mode is None and not np.isfinite(self.codes.data).all()
+
     def restored(self, matrix: np.ndarray) -> tuple[np.ndarray, float]:
         """Decompress the matrix and compare it with its fp32 original [rows, columns].
 

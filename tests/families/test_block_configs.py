@@ -241,6 +241,8 @@ LINEAR = {"replace_with_linear": True}
         ({"block_configs": changed(0, "attention", num_key_value_heads=4)}, "layer 0: attention: .* contradict each other"),
         ({"block_configs": changed(0, "ffn", ffn_mult=None)}, "layer 0: ffn: expected ffn_mult or intermediate_size"),
         ({"block_configs": changed(0, "ffn", ffn_mult="wide")}, "block_configs.0.ffn.ffn_mult: .*number.*found 'wide'"),
+        ({"block_configs": changed(0, "ffn", ffn_mult=1e308)}, "block_configs.0.ffn.ffn_mult: .*1000"),
+        ({"hidden_act": ["silu"]}, "hidden_act: .*string"),
         ({"block_configs": changed(0, "ffn", gated=False)}, "layer 0: ffn.gated False: not supported"),
         ({"block_configs": changed(0, "ffn", hidden_act="gelu")}, "hidden_act: expected one for all layers, found gelu, silu"),
         ({"block_configs": [{**DECI[0], "parallel_blocks": [DECI[1]]}, *DECI[1:]]}, "layer 0: parallel_blocks: not supported"),
@@ -254,6 +256,11 @@ LINEAR = {"replace_with_linear": True}
 def test_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(LonasEdgeError, match=f"(?s)here: block_configs .*{message}"):
         in_own_fields({**CONFIGS["deci"], **fields}, "here")
+
+
+def test_a_field_of_the_name_layer_type() -> None:
+    plain = in_own_fields(CONFIGS["deci"], "here")
+    assert in_own_fields({**CONFIGS["deci"], "layer_type": "x"}, "here") == {**plain, "layer_type": "x"}
 
 
 @pytest.mark.slow

@@ -126,3 +126,11 @@ def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable
     }
     assert len(conversions) == 3 * 5 + 1
     assert all(conversions.values())
+
+
+@pytest.mark.parametrize(("value", "overflowed"), [(65504.0, False), (7e4, True)])
+def test_weights_beyond_fp16(value: float, overflowed: bool) -> None:
+    """65504 is the largest number of fp16."""
+    matrix = np.array([[value, 1.0]], np.float32)
+    assert compress.compressed(matrix, Scheme(FORMATS["fp16"])).overflowed is overflowed
+    assert not compress.compressed(matrix, Scheme(FORMATS["fp32"])).overflowed

@@ -51,6 +51,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("eos_token_id", VOCAB, f"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
     ("eos_token_id", [1, VOCAB + 3], f"eos_token_id: .* found {VOCAB + 3}"),
     ("pad_token_id", -2, "pad_token_id"),
+    ("pad_token_id", [1], "pad_token_id"),
     ("quantization_config", {"quant_method": "gptq"}, "quantized bases are not supported"),
     ("dtype", "banana", "config.json"),
     ("per_layer_config", {"0": {"intermediate_size": "x"}}, "per_layer_config"),

@@ -68,15 +68,15 @@ def test_remove_recover_export_eval(minilm: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(float((1 - (whole * before).sum(1)).mean()), rel=1e-3)
     assert losses[-1] < 0.7 * losses[0]
 
-    for name, options in (("model", ["--weight-format", "fp32"]), ("checkpoint", ["--stage", "checkpoint"])):
+    for name, options in (("ir", ["--weight-format", "fp32"]), ("checkpoint", ["--stage", "checkpoint"])):
         run(tmp_path, "export", tmp_path / "recovered", *options, "--output", tmp_path / name)
     stock = embeddings(tmp_path / "checkpoint", SENTENCES)  # stock transformers opens the renumbered layers
     assert float((1 - (whole * stock).sum(1)).mean()) == pytest.approx(losses[-1], rel=1e-2)
     mean = openvino_genai.TextEmbeddingPipeline.PoolingType.MEAN
-    pipeline = openvino_genai.TextEmbeddingPipeline(str(tmp_path / "model"), "CPU", pooling_type=mean, normalize=True, **EXACT)
+    pipeline = openvino_genai.TextEmbeddingPipeline(str(tmp_path / "ir"), "CPU", pooling_type=mean, normalize=True, **EXACT)
     assert np.abs(np.array(pipeline.embed_documents(SENTENCES)) - stock.numpy()).max() < 1e-4
 
-    report = run(tmp_path, "eval", minilm, tmp_path / "model", "--tasks", "STS-B", "--datasets", datasets)
+    report = run(tmp_path, "eval", minilm, tmp_path / "ir", "--tasks", "STS-B", "--datasets", datasets)
     unpruned, ours = (target["tasks"][0] for target in report["targets"])
     assert unpruned["metric"] == ours["metric"] == "spearman"
     assert ours["accuracy"] > unpruned["accuracy"] - 5 > 40

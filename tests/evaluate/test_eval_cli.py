@@ -192,7 +192,7 @@ def test_math_needs_the_protocol_generate(roomy: TinySource, run_cli: Callable):
     message = " ".join(ran.err.split())
     assert "Not available with the protocol option-text: - gsm8k: a task of the protocol generate - SVAMP: a task" in message
     assert "--protocol generate; harness:NAME is lm-evaluation-harness's own" in message
-    ran = run_cli("eval", roomy.base, *options, "harness:gsm8k")
+    ran = run_cli("eval", roomy.base, "--datasets", DATA, "--tasks", "harness:gsm8k")
     assert "task gsm8k: its data is not available" in ran.err
     (target,) = result(run_cli("eval", roomy.base, *options, "all", "--limit", 1, "--json"))["targets"]
     assert [task["task"] for task in target["tasks"]] == list(TASKS)

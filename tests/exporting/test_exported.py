@@ -32,6 +32,7 @@ MANIFEST = {
             "top1_agreement": 1.0,
             "positions": 64,
             "mean_cosine_distance": None,
+            "relative_difference": None,
         }
     },
     "steps": {"write": {"seconds": 0.5, "peak_rss_bytes": 1000}},
@@ -39,6 +40,8 @@ MANIFEST = {
     "versions": {"python": "3.11.7"},
     "files": {},
     "head": None,
+    "ratio": 1.0,
+    "group_size": None,
     "pooling": None,
     "adapters": {},
     "channels": None,

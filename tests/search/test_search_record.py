@@ -48,7 +48,7 @@ def test_hypervolume_counts_cells(seed: int) -> None:
 
 
 def test_costs_of_the_search_are_relative_to_the_unpruned_network() -> None:
-    """Which need not be the dearest one: unaligned widths may be slower."""
+    """It need not have the highest cost: a narrower network may be slower."""
     record = made_up(5)
     evaluations = [replace(each, cost=cost) for each, cost in zip(record.evaluations, (10, 12.5, 7, 5, 10), strict=True)]
     changed = replace(record, evaluations=tuple(evaluations), picks=(), front=(2,))

@@ -30,7 +30,7 @@ from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.report import write_report
 from lonas_edge.pipeline.run import Reference, compress_model
-from lonas_edge.pipeline.tasks import CLASSIFIER, RERANKER, task_of
+from lonas_edge.pipeline.tasks import CLASSIFIER, EMBEDDING_MODEL, LANGUAGE_MODEL, RERANKER, task_of
 
 QUICK: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8}
 NAMES = ("low", "middle", "high")
@@ -123,6 +123,15 @@ def test_the_same_command_again_changes_nothing(made: tuple[Path, int, CompressR
     again = compress(folder / "base", data=folder / "data.jsonl", output=folder / "out", **QUICK)
     assert again == record
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*.bin")} == before
+
+
+def test_the_help_has_the_default_targets(run_cli: Callable) -> None:
+    """A sixth of the layers of rerankers and classifiers: one of six (5/6), two of twelve (10/12)."""
+    targets = f"auto: {LANGUAGE_MODEL.auto}, of embedding models {EMBEDDING_MODEL.auto}, of other encoders {CLASSIFIER.auto}."
+    assert targets in " ".join(re.sub("[│ ]+", " ", run_cli("compress", "--help").out).split())
+    assert (
+        CLASSIFIER.auto == RERANKER.auto and 5 / 6 < float(CLASSIFIER.auto.removeprefix("macs<=").removesuffix("x")) < 11 / 12
+    )
 
 
 def test_distances() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from transformers import GenerationConfig
 
 from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
 from lonas_edge.families import Family
@@ -14,8 +15,16 @@ from lonas_edge.space.architecture import Architecture
 class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
     """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
 
-    A continuation sees its context and itself, at its usual positions.
+    A continuation sees its context and itself, at its usual positions. Requests alone determine how texts are generated, as with an
+    IR: of the model's `generation_config.json`, the harness (0.4.13) would also use repetition penalties and lengths.
     """
+
+    def __init__(self, **options: Any):
+        """Take the arguments of `HFLM`. Of the model's own generation configuration, only the tokens that end a text stay."""
+        super().__init__(**options)
+        named = self.model.generation_config.eos_token_id
+        stops = self.tokenizer.eos_token_id if named is None else named
+        self.model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=self.tokenizer.pad_token_id)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any) -> list[Likelihood]:
         """See `RankingLM`. The harness's own way where a custom mask is impossible: beyond a window, or in some families."""

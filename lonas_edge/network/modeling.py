@@ -15,13 +15,13 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Family, Task
 from lonas_edge.files import check_model_folder, read_by
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.configuration import check_model_config, parsed_config, read_config
+from lonas_edge.network.configuration import check_model_config, parsed_config, read_config, read_generation_config
 from lonas_edge.network.depth import remove_blocks
 from lonas_edge.space.architecture import Architecture
 
@@ -138,6 +138,8 @@ def load_unequal(
         model._init_weights(model.get_submodule(module))
     model.tie_weights()
     model.config.dtype = next(iter(model.parameters())).dtype
+    if content := read_generation_config(folder):
+        model.generation_config = GenerationConfig.from_dict(content)
     return model
 
 

@@ -15,7 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_models import CASES, TinyModels, TinySource, families
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.language import _run
@@ -230,6 +230,29 @@ def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choo
     found = TorchLM(pretrained=network.model.get_base_model(), tokenizer=tokenizer).loglikelihood(rankings(), disable_tqdm=True)
     plain = HFLM(pretrained=load_checkpoint(materialize(llama, widths)), tokenizer=tokenizer, batch_size=1)
     close(found, plain.loglikelihood(rankings(), disable_tqdm=True), 1e-4)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("kind", ["base", "checkpoint"])
+def test_torch_generates_by_the_request_and_ends_at_the_model_s_own_tokens(
+    kind: str, num_beams: int, llama: TinySource, tmp_path: Path
+):
+    """As with an IR: no other field of generation_config.json counts, whose penalty and length change texts."""
+    from lonas_edge.network.source import open_source
+    from lonas_edge.network.super_network import load_super_network
+
+    folder = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    plain = hf(llama.base)
+    stops = list(range(0, plain.model.config.vocab_size, 6))
+    fields = {"eos_token_id": stops, "repetition_penalty": 5.0, "max_new_tokens": 5, "no_repeat_ngram_size": 1}
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    live = load_checkpoint(folder) if kind == "checkpoint" else load_super_network(open_source(str(folder))).base
+    ours = TorchLM(pretrained=live, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=1)
+    plain.model.generation_config = GenerationConfig(eos_token_id=stops)
+    found, expected = (model.generate_until(generations(num_beams, 12), disable_tqdm=True) for model in (ours, plain))
+    assert found == expected
+    plain.model.generation_config = GenerationConfig(eos_token_id=1)
+    assert found != plain.generate_until(generations(num_beams, 12), disable_tqdm=True)
 
 
 @pytest.mark.parametrize(("kind", "answer"), [("loglikelihood", (math.nan, False)), ("loglikelihood_rolling", math.nan)])

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STATUS = Path("/proc/self/status")
@@ -31,10 +32,29 @@ def interrupts_deferred() -> Iterator[None]:
 
 @contextmanager
 def starting_process() -> Iterator[None]:
-    """Defer Ctrl-C while the block starts a process, and block it in that process for good: its parent ends it.
+    """Start a process in this block: it never gets Ctrl-C, because its parent ends it, and does not run the main script.
 
-    A terminal sends Ctrl-C to all processes, and Python prints a traceback for it even while it imports.
+    A terminal sends Ctrl-C to all processes, and Python prints a traceback for it even while it imports. A spawned process would
+    import the script that called us again, and so call us again where that has no `if __name__ == "__main__"`.
     """
+    with _without_main_module(), _interrupts_blocked():
+        yield
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Hide the main script from `multiprocessing`, which reads it when a process starts."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Defer Ctrl-C, and block it in processes that the block starts."""
     block = getattr(signal, "pthread_sigmask", None)
     if block is None:  # Windows
         with interrupts_deferred():

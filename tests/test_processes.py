@@ -43,6 +43,14 @@ def test_ctrl_c_comes_at_the_end_of_the_block(context: str) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[1, 2, 3]\n", "")
 
 
+def test_a_script_without_a_main_guard_is_not_run_again(tmp_path: Path) -> None:
+    """As scripts are that call `lonas_edge.compress`, which starts processes."""
+    script = tmp_path / "script.py"
+    script.write_text("import math\nfrom lonas_edge.bench.worker import apart\nprint('run')\nprint(apart(math.factorial, 5))\n")
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == ("run\n120\n", 0)
+
+
 def test_a_started_process_never_gets_ctrl_c() -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

@@ -34,8 +34,8 @@ def interrupts_deferred() -> Iterator[None]:
 def starting_process() -> Iterator[None]:
     """Start a process in this block: it never gets Ctrl-C, because its parent ends it, and does not run the main script.
 
-    A terminal sends Ctrl-C to all processes, and Python prints a traceback for it even while it imports. A spawned process would
-    import the script that called us again, and so call us again where that has no `if __name__ == "__main__"`.
+    A terminal sends Ctrl-C to all processes, and Python prints a traceback for it even while it imports. A spawned process
+    imports the main script, which would call us again where it has no `if __name__ == "__main__"`.
     """
     with _without_main_module(), _interrupts_blocked():
         yield

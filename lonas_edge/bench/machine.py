@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,25 @@ def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: 
     `threads` is one per physical core when None, `allowed` the processors of this process; `sysfs` describes them.
     """
     usable = sorted(_usable() if allowed is None else allowed)
-    first: dict[tuple[str, ...], int] = {}
-    for cpu in usable:
-        topology = sysfs / f"cpu{cpu}" / "topology"
-        files = [topology / name for name in ("physical_package_id", "core_id")]
-        core = (
-            tuple(file.read_text(encoding="utf-8").strip() for file in files) if all(f.exists() for f in files) else (str(cpu),)
-        )
-        first.setdefault(core, cpu)
-    physical = sorted(first.values())
+    physical = _one_per_core(usable, sysfs)
     if threads is None:
         return Placement(tuple(physical), len(physical))
     if threads > len(usable):
         raise LonasEdgeError(f"--threads {threads}: this process may use only {len(usable)} processors.")
     return Placement(tuple((physical if threads <= len(physical) else usable)[:threads]), threads)
+
+
+def _one_per_core(usable: Sequence[int], sysfs: Path) -> list[int]:
+    """The first processor of each physical core. Without sysfs: every second one, where the machine has two per core."""
+    first: dict[tuple[str, ...], int] = {}
+    for cpu in usable:
+        topology = sysfs / f"cpu{cpu}" / "topology"
+        files = [topology / name for name in ("physical_package_id", "core_id")]
+        if not all(file.exists() for file in files):  # Windows and macOS
+            whole = len(usable) == psutil.cpu_count() == 2 * (psutil.cpu_count(logical=False) or 0)
+            return list(usable[:: 2 if whole else 1])
+        first.setdefault(tuple(file.read_text(encoding="utf-8").strip() for file in files), cpu)
+    return sorted(first.values())
 
 
 def _usable() -> list[int]:

@@ -15,8 +15,8 @@ from lonas_edge.space.architecture import Architecture
 class TorchLM(RankingLM, HFLM):  # type: ignore[misc]
     """The harness's `hf` backend on a live model; context and continuations are one sequence with a mask of its own.
 
-    A continuation sees its context and itself, at its usual positions. Requests alone determine how texts are generated, as with an
-    IR: of the model's `generation_config.json`, the harness (0.4.13) would also use repetition penalties and lengths.
+    A continuation sees its context and itself, at its usual positions. Requests alone determine how texts are generated,
+    as with an IR: the harness (0.4.13) would also use the repetition penalty and the lengths of `generation_config.json`.
     """
 
     def __init__(self, **options: Any):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -112,6 +112,23 @@ class LatencyTable(Record):
     rounds: int  # measurements of every network
     starts: int  # process starts that they are spread over
     curves: dict[str, Curve]  # by kind of layers
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine that measured it: fields of `bench.machine.describe`."""
+        identity = self.identity
+        return {
+            "processor": identity.processor,
+            "processors": identity.processors,
+            "instructions": list(identity.instructions),
+            "device": identity.device,
+            "device_name": identity.device_name,
+        }
+
+    @property
+    def of_this_machine(self) -> bool:
+        """Whether this machine measured it."""
+        return self.machine.items() <= machine.describe(self.identity.device).items()
 
 
 def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:

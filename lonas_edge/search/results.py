@@ -11,6 +11,7 @@ from lonas_edge.bench.machine import describe
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search import SEARCH, SUBNETWORKS, report
 from lonas_edge.search.dimensions import Cost
+from lonas_edge.search.latency_table import LatencyTable
 from lonas_edge.search.picks import resolve
 from lonas_edge.search.plan import SearchPlan
 from lonas_edge.search.record import Evaluation, Measured, Named, Scored, SearchRecord, front, hypervolume
@@ -33,6 +34,7 @@ class SearchResults:
     sensitivity: tuple[tuple[float, ...], ...]  # rows of the sensitivity table
     dtype: str  # in which PyTorch scored the networks
     seconds: Mapping[str, float]  # by step
+    latency: LatencyTable | None = None  # whose machine predicted latencies mean
     measured: tuple[Measured, ...] = ()  # the networks measured at the end
 
     def write(self, folder: Path) -> None:
@@ -78,7 +80,7 @@ class SearchResults:
             picks=self._picks[0],
             measured=self.measured,
             hypervolume=tuple(self._hypervolume()),
-            conditions={**describe("CPU"), "versions": versions(_PACKAGES)},
+            conditions={**describe("CPU"), **(self.latency.machine if self.latency else {}), "versions": versions(_PACKAGES)},
             seconds=dict(self.seconds),
         )
 

@@ -151,7 +151,7 @@ class _Search:
             known = named(plan.dimensions)
             check_picks(plan.picks, known["minimal"], known["maximal"], {plan.cost: cost})
         evaluations, table = self._evaluate(cost)
-        results = SearchResults(plan, self.study.study_name, evaluations, table.rows, self._dtype, self.seconds)
+        results = SearchResults(plan, self.study.study_name, evaluations, table.rows, self._dtype, self.seconds, self.latency)
         return replace(results, measured=self._measure(results.record)) if plan.measures else results
 
     def _evaluate(self, cost: Cost) -> tuple[tuple[Evaluation, ...], SensitivityTable]:
@@ -169,7 +169,14 @@ class _Search:
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose = self._proposals(network, table, cost, aims)
         worker = Worker(
-            self.study, plan.dimensions, options.evals, plan.sign, propose, plan.refine_from, draws=not plan.only_greedy
+            self.study,
+            plan.dimensions,
+            options.evals,
+            plan.sign,
+            propose,
+            plan.refine_from,
+            draws=not plan.only_greedy,
+            required=named_origins(plan.dimensions),
         )
         if options.storage is None:
             worker.retry_unfinished()
@@ -204,7 +211,9 @@ class _Search:
             content = self._shared("latency_table", lambda: open_table(plan.source, settings, self.progress).to_json())
             self.latency = LatencyTable.from_json(content, f"the study {self.study.study_name!r}")
             if reused:
-                self.progress(f"Reusing the latency table of this search, measured on {self.latency.date}\nLatency table", None)
+                where = "" if self.latency.of_this_machine else f", on another machine ({self.latency.identity.processor})"
+                measured = f"measured on {self.latency.date}{where}"
+                self.progress(f"Reusing the latency table of this search, {measured}\nLatency table", None)
         return cost_function(plan.cost, plan.source, settings, self.latency)
 
     def _table(self, network: "SuperNetwork") -> SensitivityTable:
@@ -271,8 +280,9 @@ class _Search:
         others = [evaluation.number for evaluation in spread([evaluations[number] for number in record.front])]
         chosen = dict.fromkeys([*first, *others, *(pick.evaluation for pick in record.picks)])
         members = [(names[number], evaluations[number]) for number in chosen]
+        table = self.latency if self.latency and self.latency.of_this_machine else None
         with self._step("measured"):
-            return tuple(measure_front(self.plan.source, members, settings, self.folder, self.progress, self.latency))
+            return tuple(measure_front(self.plan.source, members, settings, self.folder, self.progress, table))
 
     @contextmanager
     def _step(self, name: str, without: str = "") -> Iterator[None]:

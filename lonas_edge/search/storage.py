@@ -66,7 +66,7 @@ def open_storage(url: str) -> "BaseStorage":
 def open_journal(path: Path) -> "BaseStorage":
     """Open a journal file that only this process uses. An incomplete last line, of a killed process, is removed."""
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # Optuna's lock outlives a killed process
     with suppress(FileNotFoundError), path.open("r+b") as file:
@@ -74,7 +74,8 @@ def open_journal(path: Path) -> "BaseStorage":
         if not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        # Optuna's default lock is a symbolic link, which Windows and FAT refuse (5.0)
+        return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     except Exception as error:  # Optuna checks nothing: anything can come
         raise LonasEdgeError(f"{path}: damaged: {_first_line(error)}. Search again with --overwrite.") from error
 
@@ -111,7 +112,7 @@ def open_study(
         population_size=settings.population,
         crossover_prob=settings.crossover_prob,
         mutation_prob=settings.mutation_prob,
-        seed=settings.seed + len(trials),  # a continued study does not repeat its first draws
+        seed=(settings.seed + len(trials)) % 2**32,  # a continued study does not repeat its first draws
     )
     return study
 

@@ -7,7 +7,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -49,15 +49,17 @@ class Worker:
         propose: Propose | None = None,
         refine_from: int = 0,
         draws: bool = True,
+        required: Collection[Widths] = (),
     ):
         """Join a study.
 
         `sign` is -1 if a higher quality is better, because Optuna minimizes. Without `draws`, the run ends with the last
-        proposal.
+        proposal. `required` networks, which are queued, are evaluated even if `evals` others are known.
         """
         self.study, self.dimensions, self._sign = study, dimensions, sign
         self._total = min(evals, dimensions.size)
         self._propose, self._refine_from, self._draws = propose, refine_from, draws
+        self._required = frozenset(required)
         self._repeats = 0
         self._measuring = False
         self._first_seen: dict[int, float] = {}
@@ -88,10 +90,11 @@ class Worker:
         while True:
             evaluations = self.evaluations()
             report(evaluations)
-            if len(evaluations) >= self._total:
+            missing = self._required - {evaluation.widths for evaluation in evaluations}
+            if len(evaluations) >= self._total and not missing:
                 return
             others = self._in_progress()
-            if len(evaluations) + others >= self._total:  # other workers have the last ones
+            if others and len(evaluations) + others >= self._total:  # other workers have the last ones
                 self._wait()
             elif self._trials(TrialState.WAITING) or self._prepare(evaluations):
                 self._evaluate(measure)

@@ -33,11 +33,21 @@ def test_one_thread_per_physical_core(sysfs: Path) -> None:
         placement(4, [1, 5, 6], sysfs)
 
 
+def test_two_threads_per_core_without_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: eight processors of four cores."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
+    assert placement(None, range(8), tmp_path) == Placement((0, 2, 4, 6), 4)
+    assert placement(None, [1, 5, 6], tmp_path) == Placement((1, 5, 6), 3)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else None)
+    assert placement(None, range(8), tmp_path) == Placement(tuple(range(8)), 8)
+
+
 @pytest.mark.parametrize("affinity", [True, False])
 def test_processors_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: bool) -> None:
     """Without affinities, as on macOS, all of the machine's."""
     expected = sorted(os.sched_getaffinity(0)) if affinity else [0, 1, 2]
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: len(expected))
     monkeypatch.delattr(os, "sched_getaffinity")
     if not affinity:
         monkeypatch.delattr(psutil.Process, "cpu_affinity")

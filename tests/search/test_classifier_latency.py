@@ -10,6 +10,7 @@ from test_glue_search import write_set
 from tiny_bert import TinyBert
 from tiny_models import LAYERS, TinySource
 
+from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.search import timed
 from lonas_edge.search.cost import CostSettings, cost_function
@@ -56,7 +57,7 @@ def test_latencies_add_up(bert: TinySource, device: Device) -> None:
         assert cost(widths) == pytest.approx(1e3 * seconds(widths))
 
 
-def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path) -> None:
+def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By latency, the default; the measurement at the end is a tenth slower."""
     command = [
         *("search", *bert.arguments(), "--data", write_set(tmp_path, "RTE"), "--output", tmp_path / "out"),
@@ -84,6 +85,14 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     date = json.loads((tmp_path / "out" / "latency_table.json").read_text())["date"]
     continued = run_cli(*command, "--evals", 13)
     assert f"Reusing the latency table of this search, measured on {date}\n" in continued.err
+    table = json.loads((tmp_path / "out" / "latency_table.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "_processor", lambda: "Another")
+        ran = run_cli(*command, "--evals", 14, "--json")
+    moved = json.loads(ran.out)
+    assert f"measured on {date}, on another machine ({table['identity']['processor']})\n" in ran.err
+    assert moved["conditions"]["processor"] == table["identity"]["processor"], "the costs are those of that machine"
+    assert {network["predicted_latency"] for network in moved["measured"]} == {None}
     [file] = (tmp_path / "cache").glob("latency-table-*.json")
     other = run_cli(*command, "--evals", 5, "--no-measure", "--output", tmp_path / "other")
     assert f"Reusing the latency table of {date}: {file}. Delete the file to measure again.\n" in other.err

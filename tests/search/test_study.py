@@ -1,9 +1,11 @@
 """Workers on one study: each network once, dead workers, small spaces, a database server."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,37 @@ def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dime
     assert measure.seen[0] == dimensions.widths([2, 0, 1]) and len(set(measure.seen)) == 5
     assert worker.evaluations()[0].origin == "refined"
     assert [trial.state for trial in worker.study.trials].count(TrialState.RUNNING) == 0
+
+
+def test_required_networks_are_evaluated_even_if_they_come_last(joined: Callable, dimensions: Dimensions) -> None:
+    """Ctrl-C during the first evaluation queues its network again, after all others."""
+    worker, measure = joined(3), Measuring(dimensions)
+    last = dimensions.widths([2, 0, 1])
+    worker.enqueue({dimensions.widths([0, 0, level]): "warm-start" for level in range(3)} | {last: "required"})
+    worker = Worker(worker.study, dimensions, 3, 1, required=[last])
+    worker.run(measure, silent)
+    assert len(measure.seen) == 4 and measure.seen[-1] == last
+
+
+def test_a_journal_where_links_are_refused(joined: Callable, dimensions: Dimensions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Windows without developer mode, and by FAT."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refused)
+    worker, measure = joined(2, journal=True), Measuring(dimensions)
+    worker.run(measure, silent)
+    assert len(worker.evaluations()) == 2
+
+
+def test_the_largest_seed_can_be_continued(dimensions: Dimensions) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for evals in (1, 2):
+        study = open_study(storage, "s", {}, replace(SETTINGS, seed=2**32 - 1), "here")
+        worker = Worker(study, dimensions, evals, 1)
+        worker.run(Measuring(dimensions), silent)
+    assert len(worker.evaluations()) == 2
 
 
 def test_the_refinement_comes_before_the_sampler(joined: Callable, dimensions: Dimensions) -> None:

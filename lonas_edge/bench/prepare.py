@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from lonas_edge.versions import versions
 if TYPE_CHECKING:
     from lonas_edge.exporting.exported import Exported
     from lonas_edge.network.source import Source
+
+_GGUF_FORMAT = re.compile(r"[-.]((?:I?Q\d\w*|BF16|F16|F32))$", re.IGNORECASE)  # at the end of a file's name
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,13 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
                 raise
             warnings.append(f"Not compared with {' and '.join(names[1:])}: {error}")
             names = [SUBNET]
+    own = source.own if source else None
+    if UNPRUNED in names and source and own and own.canonical != source.elasticity.canonical(source.elasticity.maximal):
+        problem = f"{UNPRUNED}: {source.folder} was fine-tuned for its {own.name} sub-network alone"
+        if options.arms is not None:
+            raise LonasEdgeError(f"{problem}. Export the unpruned LoRA, and pass its directory in --arms.")
+        warnings.append(f"{problem}; to compare with the unpruned LoRA, export it and pass --arms subnet,DIR.")
+        names.remove(UNPRUNED)
     inputs = Inputs(exported, options, progress, source)
     variants = [
         VARIANTS[name].make(name, inputs)
@@ -118,7 +128,7 @@ def _is_gguf(name: str) -> bool:
 
 
 def _label(name: str) -> str:
-    return name if name in VARIANTS else Path(name).resolve().name
+    return name if name in VARIANTS else (Path(name).absolute() if _is_gguf(name) else Path(name).resolve()).name
 
 
 def _gguf_problem(file: Path) -> str | None:
@@ -220,7 +230,10 @@ def _outputs(config: Mapping[str, Any]) -> int:
 
 
 def _gguf_variant(file: Path) -> Variant:
-    return Variant(file.resolve().name, "gguf", file, precision=file.stem.split(".")[-1], bytes_estimate=file.stat().st_size)
+    """Describe a GGUF file by its own name: in the cache of the hub it is a link to a hash."""
+    found = _GGUF_FORMAT.search(file.stem)
+    precision = found[1] if found else ""
+    return Variant(_label(str(file)), "gguf", file, precision=precision, bytes_estimate=file.stat().st_size)
 
 
 VARIANTS = {

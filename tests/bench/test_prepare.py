@@ -16,6 +16,8 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import Exported, open_exported
 from lonas_edge.exporting.manifest import Compression
+from lonas_edge.network.source import Source
+from lonas_edge.space.subnetwork import select
 
 
 def options(source: TinySource, cache: Path, *arms: str) -> BenchOptions:
@@ -69,6 +71,33 @@ def test_default_variants(int8: Path, source: TinySource, tmp_path: Path, monkey
         assert [variant.name for variant in variants] == names
     with pytest.raises(LonasEdgeError, match="exported without an adapter; omit --adapter"):  # not a warning: it was requested
         prepared(replace(pruned, manifest=alone), asked)
+
+
+def test_a_recovered_adapter_has_no_unpruned_network(
+    int8: Path, source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "find_source", lambda *_: source.opened())
+    monkeypatch.setattr(Source, "own", property(lambda self: select(self.elasticity, "minimal")))
+    variants, [warning] = prepare_variants(
+        open_exported(int8), replace(options(source, tmp_path), arms=None), lambda _what, _done: None
+    )
+    assert [variant.name for variant in variants] == ["subnet", "lora"]
+    assert "fine-tuned for its minimal sub-network alone" in warning and "pass --arms subnet,DIR" in warning
+    with pytest.raises(LonasEdgeError, match=r"unpruned: .* alone. Export the unpruned LoRA, and pass its directory in --arms"):
+        prepared(open_exported(int8), options(source, tmp_path, "unpruned"))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("Llama-3.2-1B-Instruct-Q4_K_M", "Q4_K_M"), ("model.IQ2_XS", "IQ2_XS"), ("gemma-3-270m-it-F16", "F16"), ("model", "")],
+)
+def test_a_gguf_file_in_the_cache_of_the_hub(int8: Path, tmp_path: Path, llama_cpp: None, name: str, precision: str) -> None:
+    """It is a link to a file that is named by its hash."""
+    (tmp_path / "0123456789abcdef").write_bytes(b"GGUF....")
+    file = tmp_path / f"{name}.gguf"
+    file.symlink_to(tmp_path / "0123456789abcdef")
+    _, variant = prepared(open_exported(int8), BenchOptions(arms=(str(file),)))
+    assert (variant.name, variant.path, variant.precision) == (f"{name}.gguf", file, precision)
 
 
 def test_all_problems_are_listed(int8: Path, copy: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.bench import machine
+from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case
 from lonas_edge.data.encoding import Prompting
@@ -661,7 +662,11 @@ def test_sizes_are_those_of_the_search(
         compress(base, data=data, output=tmp_path / "out", **{**QUICK, "target": f"{measure}<={figure + 0.001}x"})
 
 
-def test_an_unreachable_target(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
+def test_an_unreachable_target(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latencies are measured, in two rounds."""
+    monkeypatch.setattr("lonas_edge.search.timed.Schedule", lambda *_: Schedule(2, 1, 1))
     with pytest.raises(LonasEdgeError, match=r"tpot<=0\.01x: the smallest network has tpot "):
         compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "tpot<=0.01x"})
     assert not (tmp_path / "out").exists()

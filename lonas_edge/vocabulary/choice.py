@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
@@ -54,13 +55,11 @@ def choose(
     if size is not None and size >= len(everything):
         raise LonasEdgeError(f"{option} {size}: the vocabulary has only {len(everything)} tokens. Use a smaller {option}.")
     limit = len(everything) if size is None else size
-    for number, _ in Counter(counts).most_common():
-        missing = (tokenizer.parts(number) & everything) - kept
-        if len(kept) + len(missing) <= limit:
-            kept |= missing
-    for number in tokenizer.earliest() if size is not None else ():
+    common = (number for number, _ in Counter(counts).most_common())
+    for number in chain(common, () if size is None else tokenizer.earliest()):
         if len(kept) == limit:
             break
-        if number in everything and tokenizer.parts(number) - kept == {number}:
-            kept.add(number)
+        missing = (tokenizer.parts(number) & everything) - kept
+        if number in everything and len(kept) + len(missing) <= limit:
+            kept |= missing
     return Choice(tuple(sorted(kept)), len(counts), len(counts.keys() - kept))

@@ -51,12 +51,14 @@ def original_hashes(folder: Path, hashes: Mapping[str, str]) -> Mapping[str, str
 
 def keep_tokens(model: Any, kept: Sequence[int]) -> Any:
     """Reduce a loaded model to some tokens, in place, and return it: its logits are then those of these tokens."""
-    rows = torch.tensor(kept)
+    rows, new = torch.tensor(kept), {old: index for index, old in enumerate(kept)}
     tables = dict.fromkeys(filter(None, (model.get_input_embeddings(), model.get_output_embeddings())))
     weights = {id(table.weight): torch.nn.Parameter(table.weight.data[rows], requires_grad=False) for table in tables}
     for table in tables:
         table.weight = weights[id(table.weight)]
         if getattr(table, "bias", None) is not None:
             table.bias = torch.nn.Parameter(table.bias.data[rows], requires_grad=False)
-    model.config.vocab_size = len(kept)
+    embedding = model.get_input_embeddings()
+    embedding.num_embeddings, embedding.padding_idx = len(kept), new.get(embedding.padding_idx)
+    model.config.vocab_size, model.config.pad_token_id = len(kept), new.get(model.config.pad_token_id)
     return model

@@ -14,8 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_json
+from lonas_edge.files import read_by, read_json
 
 FILE = "tokenizer.json"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # of byte fallback
@@ -42,7 +44,10 @@ class TokenizerFile:
         if not path.is_file():
             raise LonasEdgeError(f"{folder}: no {FILE}; load and save the tokenizer with transformers to create it")
         content = read_json(path)
-        kind = content.get("model", {}).get("type")
+        if "type" not in (content.get("model") or {}):  # older files, such as bert-base-uncased's
+            with read_by("tokenizers", path):
+                content = json.loads(Tokenizer.from_str(json.dumps(content)).to_str())
+        kind = content["model"]["type"]
         if kind not in ("BPE", "WordPiece"):
             raise LonasEdgeError(f"{path}: a {kind} tokenizer; expected BPE or WordPiece, whose vocabulary can be trimmed")
         return cls(path, content)

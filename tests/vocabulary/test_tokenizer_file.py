@@ -236,6 +236,37 @@ def test_refused_tokenizers(tmp_path: Path) -> None:
         opened(tmp_path, unigram)
 
 
+def without_type(content: dict[str, Any]) -> None:
+    del content["model"]["type"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_does_not_name_its_kind(kind: str, tmp_path: Path) -> None:
+    """Older files, such as bert-base-uncased's and gpt2's: tokenizers infers it."""
+
+    def age(content: dict[str, Any]) -> None:
+        without_type(content)
+        if "merges" in content["model"]:
+            content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+
+    whole = KINDS[kind]()
+    file = opened(tmp_path, whole, age)
+    kept = choose(file, counts(whole, TEXTS[:1]), (), None, 10**6).kept
+    assert kept == choose(opened(tmp_path, whole), counts(whole, TEXTS[:1]), (), None, 10**6).kept
+    file.write(tmp_path, kept)
+    small = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [kept[number] for number in small.encode(TEXTS[0]).ids] == whole.encode(TEXTS[0]).ids
+
+
+def test_refused_files_that_do_not_name_their_kind(tmp_path: Path) -> None:
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
+    with pytest.raises(LonasEdgeError, match="a Unigram tokenizer; expected BPE or WordPiece"):
+        opened(tmp_path, unigram, without_type)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(LonasEdgeError, match=r"tokenizer\.json: tokenizers cannot read it"):
+        TokenizerFile.read(tmp_path)
+
+
 def test_a_token_that_is_added_to_every_text(tmp_path: Path) -> None:
     """The post-processor adds it by its new id."""
     whole = byte_level()

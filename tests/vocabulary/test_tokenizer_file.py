@@ -147,6 +147,8 @@ def test_sizes(tmp_path: Path) -> None:
     assert reserved not in choose(file, used, (), None, 10**6).kept
     assert reserved in choose(file, used, [reserved], None, 10**6).kept
     assert reserved in choose(file, {reserved: 1}, (), None, 10**6).kept
+    merged = max(file.tokens, key=lambda number: len(file.parts(number)))
+    assert file.parts(merged) <= {*choose(file, {}, [merged], None, 10**6).kept}
     chosen = choose(file, used, (), least + 10, 10**6)
     assert len(chosen.kept) == least + 10
     assert (chosen.used, chosen.missing) == (len(used), len(used.keys() - set(chosen.kept)))

@@ -70,13 +70,17 @@ def trim_model(
 
 
 def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
-    """A record from the model with the whole vocabulary, where the base itself was trimmed."""
+    """A record from the model with the whole vocabulary, where the base itself was trimmed.
+
+    It takes the adapters that fit the base. Those of an export were trained on the export itself.
+    """
     first = vocabulary_of(base.folder)
     if first is None:
         return record
     return replace(
         first,
         sha256=first.sha256 or record.sha256,
+        through=(record.sha256, *first.through) if first.sha256 else (),
         data=record.data,
         tokens_per_text=first.tokens_per_text * record.tokens_per_text,
         kept=tuple(first.kept[index] for index in record.kept),

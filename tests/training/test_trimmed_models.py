@@ -228,6 +228,70 @@ def test_an_adapter_of_a_trimmed_base_fits_no_other(
     assert ran.code == 0, ran.err
 
 
+@pytest.fixture
+def lora(run_cli: Callable, words: Path, tmp_path: Path) -> Callable[[Path], Path]:
+    """Train a LoRA on a base by the command line."""
+
+    def run(base: Path) -> Path:
+        options = ["--no-elastic", "--prompt", "question", "--steps", 1, "--rank", 4, "--batch-size", 1, "--lr", 0.1]
+        ran = run_cli("train", "--model", base, "--data", words, *options, "--output", tmp_path / "lora")
+        assert ran.code == 0, ran.err
+        return tmp_path / "lora"
+
+    return run
+
+
+def test_an_adapter_of_a_base_that_is_trimmed_again(
+    llama: TinySource, trim: Callable, lora: Callable, words: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """It fits the twice and thrice trimmed base, also as a teacher: logits are those of its own base at the kept tokens."""
+    trim(llama.base, tmp_path / "first", "--size", 265)
+    adapter = lora(tmp_path / "first")
+    trim(tmp_path / "first", tmp_path / "second", "--size", 263)
+    kept = trim(tmp_path / "second", tmp_path / "third", "--size", 261)
+    merged = {}
+    for name in ("first", "third"):
+        folder = merged[name] = tmp_path / f"merged-{name}"
+        command = ["export", adapter, "--model", tmp_path / name, "--stage", "checkpoint", "--output", folder]
+        assert (ran := run_cli(*command)).code == 0, ran.err
+    first = json.loads((tmp_path / "first/vocabulary.json").read_text())["kept"]
+    tokens = [first.index(number) for number in kept]
+    assert tokens != kept
+    ids = AutoTokenizer.from_pretrained(tmp_path / "third")(TEXT, return_tensors="pt")["input_ids"]
+    old = torch.tensor([[tokens[number] for number in ids[0].tolist()]])
+    expected = logits_of(load_checkpoint(merged["first"]), old)[..., tokens]
+    assert (logits_of(load_checkpoint(merged["third"]), ids) - expected).abs().max() < 1e-4
+    opened = open_source(str(tmp_path / "third"))
+    for teacher in (adapter, merged["first"]):
+        network = open_teacher(str(teacher), opened.base, opened.architecture).load(torch.float32).eval()
+        assert (logits_of(network, ids) - expected).abs().max() < 1e-4
+
+
+def test_a_teacher_that_was_trimmed_further(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """It lacks a token of the training: refused by the token's name."""
+    kept = trim(llama.base, tmp_path / "base", "--size", 265)
+    lacks = {*kept} - {*trim(tmp_path / "base", tmp_path / "smaller", "--size", 264)}
+    [(number, token)] = [(each, AutoTokenizer.from_pretrained(llama.base).convert_ids_to_tokens(each)) for each in lacks]
+    opened = open_source(str(tmp_path / "base"))
+    with pytest.raises(LonasEdgeError, match=f"whose vocabulary was trimmed(.|\n)*token {number}: None and '{token}'"):
+        open_teacher(str(tmp_path / "smaller"), opened.base, opened.architecture)
+
+
+def test_an_adapter_of_a_trimmed_base_does_not_teach_itself(
+    llama: TinySource, trim: Callable, lora: Callable, words: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """On its own base the loss is 0 from the start; on one that was trimmed from it, it learns the other tokens' loss."""
+    trim(llama.base, tmp_path / "base", "--size", 265)
+    adapter = lora(tmp_path / "base")
+    trim(tmp_path / "base", tmp_path / "smaller", "--size", 262)
+    command = ["train", "--from", adapter, "--teacher", adapter, "--data", words, "--steps", 1, "--batch-size", 1]
+    for options in ([], ["--model", tmp_path / "base"]):
+        ran = run_cli(*command, *options, "--output", tmp_path / "out")
+        assert ran.code == 1 and "--teacher and --from are the same network" in " ".join(ran.err.split()), ran.err
+    ran = run_cli(*command, "--model", tmp_path / "smaller", "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+
+
 def test_an_exported_checkpoint_is_another_model(
     llama: TinySource, trained: Callable, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
 ) -> None:

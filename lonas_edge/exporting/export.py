@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +94,7 @@ def export(
         hashes = background.submit(_input_hashes, merged)
         model.subnetwork.record().write(folder / SUBNETWORK)
         if trimmed := vocabulary_of(source.base.folder):
-            replace(trimmed, sha256={}).write(folder / VOCABULARY)
+            trimmed.exported().write(folder / VOCABULARY)
         outcome = _stage(options.stage)(job)
         if options.verify:
             _refuse_other_base(source, hashes.result())

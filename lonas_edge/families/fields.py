@@ -114,6 +114,9 @@ class ModelFields(TypedDict, total=False):
     bos_token_id: TokenIds
     eos_token_id: TokenIds
     pad_token_id: TokenId | None
+    suppress_tokens: list[int] | None
+    begin_suppress_tokens: list[int] | None
+    bad_words_ids: list[list[int]] | None
     per_layer_config: dict[str, dict[str, Size]] | None
     removed_blocks: list[str] | None
     quantization_config: None

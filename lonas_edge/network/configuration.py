@@ -45,6 +45,9 @@ class GenerationFields(TypedDict, total=False):
     num_beams: Annotated[int, Field(ge=1)] | None
     num_return_sequences: Annotated[int, Field(ge=1)] | None
     stop_strings: str | list[str] | None
+    suppress_tokens: list[int] | None
+    begin_suppress_tokens: list[int] | None
+    bad_words_ids: list[list[int]] | None
     use_cache: bool | None
 
 

@@ -344,16 +344,16 @@ def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> Non
 def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str], base: Path) -> list[str]:
     """List differences between a base's files (SHA-256 by name) and those of the training; only common files count.
 
-    A base with a trimmed vocabulary stands for the model that it was trimmed from.
+    A base with a trimmed vocabulary stands for the models that it was trimmed from.
     """
     trained = training.base.sha256 if training else {}
-    if trained and not all(trained.get(name) == digest for name, digest in hashes.items()):
-        hashes = original_hashes(base, hashes)
-    return [
-        f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained"
-        for name in sorted(trained.keys() & hashes.keys())
-        if trained[name] != hashes[name]
-    ]
+
+    def differing(hashes: Mapping[str, str]) -> list[str]:
+        return [name for name in sorted(trained.keys() & hashes.keys()) if trained[name] != hashes[name]]
+
+    possible = [hashes, *original_hashes(base)] if trained else [hashes]
+    hashes = next((each for each in possible if not differing(each)), possible[-1])
+    return [f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained" for name in differing(hashes)]
 
 
 def _locate_base(config: AdapterConfig, ours: bool, model: str | None, weights: bool) -> Located:

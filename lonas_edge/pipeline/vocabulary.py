@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
@@ -59,7 +61,8 @@ class Vocabulary:
                 f"{trimmable.path}: lacks the tokens {names}, which tokenizer_config.json adds; load and save the tokenizer "
                 "with transformers"
             )
-        return Fertility(trimmable, ids, special_ids(folder), self.source.architecture.config.vocab_size)
+        always = special_ids(folder) | _used_without_data(tokenizer, pooling)
+        return Fertility(trimmable, ids, always, self.source.architecture.config.vocab_size)
 
     def proposals(self, size: int | None = None) -> list[Proposal]:
         """Compare sizes, see `vocabulary.proposals`."""
@@ -80,6 +83,16 @@ class Vocabulary:
             made = (base, architecture, self.tokenizer, choice.kept, [self.data], ratio, folder)
             trim_model(*made, lambda done: progress("Writing", done))
         return ratio
+
+
+def _used_without_data(tokenizer: Any, pooling: Pooling | None) -> set[int]:
+    """Ids of the tokenizer's special tokens, of added tokens in a chat template, and of an embedding model's prompts."""
+    template = tokenizer.chat_template or ""
+    template = "".join(template.values()) if isinstance(template, dict) else template
+    used = {number for token, number in tokenizer.get_added_vocab().items() if token in template}
+    for prompt in pooling.prompts.values() if pooling else ():
+        used |= set(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return used | set(tokenizer.all_special_ids)
 
 
 def choose_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> int | None:

@@ -263,12 +263,14 @@ def _refuse_own_teacher(inputs: Inputs, options: TrainOptions) -> None:
     start, teacher = inputs.start, inputs.teacher
     if not start or not teacher or teacher.folder.resolve() != start.located.folder.resolve():
         return
+    if vocabulary_of(inputs.base.folder) and teacher.base.resolve() != inputs.base.folder.resolve():
+        return  # the adapter on a base that was trimmed further
     source = start.source
     taught = source.own or source.subnetwork(source.elasticity.maximal, "maximal")  # as the teacher is opened
     same = start.subnetwork.canonical == taught.canonical
     if not start.config:  # a new adapter changes nothing at first, whatever its ranks
         same = materialized_shapes(start.subnetwork) == materialized_shapes(taught)
-    if same and not options.weight_format and vocabulary_of(inputs.base.folder) is None:
+    if same and not options.weight_format:
         raise LonasEdgeError(
             f"{start.located.folder}: --teacher and --from are the same network, so the loss is 0 from the start. Pass another "
             "--teacher, another --subnet, or a --weight-format to train for."

@@ -1,6 +1,6 @@
 """A frozen teacher for distillation. It is loaded once, merged, in the dtype of the training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parameter
 from lonas_edge.network.source import Located, Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
-from lonas_edge.network.vocabulary_record import VOCABULARY, keep_tokens, vocabulary_of
+from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, keep_tokens, vocabulary_of
 from lonas_edge.space.architecture import Architecture
 
 
@@ -32,6 +32,7 @@ class Teacher:
 
     name: str  # its name without local paths, for records
     folder: Path  # its directory
+    base: Path  # the directory of its base, which describes its tokens
     files: tuple[Path, ...]  # its files, without those of the base that is trained on
     load: Callable[[torch.dtype], PreTrainedModel]  # reads its weights, in a dtype
     config: Mapping[str, Any]  # content of its config.json
@@ -51,10 +52,11 @@ def open_teacher(
     """
     folder = Path(reference)
     if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
-        teacher, described = _exported(folder), folder
+        teacher = _exported(folder)
     else:
         source = open_source(reference, model) if model else _opened(reference, base)
-        teacher, described = _of_source(source, base), source.base.folder
+        teacher = _of_source(source, base)
+    described = teacher.base
     _check_head(teacher, student)
     if pooling:
         _check_pooling(teacher, described, student, pooling)
@@ -64,8 +66,8 @@ def open_teacher(
     if trimmed is None or _as_many_tokens(described, base.folder):
         _check_tokens(teacher.folder, described, base.folder)
         return teacher
-    _check_kept(teacher.folder, described, base.folder, trimmed.kept)
-    return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), trimmed.kept))
+    kept = _kept(teacher.folder, described, base.folder, trimmed)
+    return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), kept))
 
 
 def _check_head(teacher: Teacher, student: Architecture) -> None:
@@ -106,18 +108,18 @@ def _as_many_tokens(teacher: Path, student: Path) -> bool:
     return bool(read_json(teacher / "config.json")["vocab_size"] == read_json(student / "config.json")["vocab_size"])
 
 
-def _check_kept(teacher: Path, described: Path, student: Path, kept: Sequence[int]) -> None:
-    """Refuse a teacher without the tokens that a trimmed student has, at the ids that they were trimmed from."""
+def _kept(teacher: Path, described: Path, student: Path, trimmed: VocabularyRecord) -> list[int]:
+    """A teacher's ids of the tokens that a trimmed student has; one without them is refused."""
     theirs, ours = require_tokenizer(described, "a teacher"), require_tokenizer(student, "training")
-    tokens = ours.convert_ids_to_tokens(range(len(kept)))
-    known = {number: token for token, number in theirs.get_vocab().items()}
-    pairs = zip(kept, tokens, strict=True)
-    problems = [f"token {number}: {known.get(number)!r} and {token!r}" for number, token in pairs if known.get(number) != token]
+    ids, known = trimmed.ids_in(described), {number: token for token, number in theirs.get_vocab().items()}
+    pairs = zip(trimmed.kept, map(known.get, ids), ours.convert_ids_to_tokens(range(len(ids))), strict=True)
+    problems = [f"token {number}: {other!r} and {token!r}" for number, other, token in pairs if other != token]
     raise_all(
         f"{teacher}: cannot teach {student}, whose vocabulary was trimmed; their tokens differ (the teacher's come first):",
         problems,
         f"Use a --teacher with the vocabulary of {student / VOCABULARY}.",
     )
+    return [number for number in ids if number is not None]
 
 
 def _exported(folder: Path) -> Teacher:
@@ -132,7 +134,7 @@ def _exported(folder: Path) -> Teacher:
     raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
     files = (folder / "config.json", *open_tensors(folder).files)
     config = read_json(folder / "config.json")
-    return Teacher(folder.resolve().name, folder, files, partial(load_checkpoint, folder), config)
+    return Teacher(folder.resolve().name, folder, folder, files, partial(load_checkpoint, folder), config)
 
 
 def _opened(reference: str, base: Located) -> Source:
@@ -154,7 +156,7 @@ def _of_source(source: Source, base: Located) -> Teacher:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
     named = source.adapter or source.base
     config = source.architecture.config.to_dict()
-    return Teacher(named.name, named.folder, tuple(own), partial(_load, model), config)
+    return Teacher(named.name, named.folder, source.base.folder, tuple(own), partial(_load, model), config)
 
 
 def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:

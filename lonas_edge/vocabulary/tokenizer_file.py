@@ -14,12 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_json
+from lonas_edge.files import read_by, read_json
 
 FILE = "tokenizer.json"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # of byte fallback
-_UNUSED = re.compile(r"unused|reserved", re.IGNORECASE)
+_UNUSED = re.compile(r"[\[<>].*(unused|reserved)", re.IGNORECASE)  # not the words
 _SPACE = "▁"  # SentencePiece's
 _PREFIX = "##"  # WordPiece's default: a token inside a word
 
@@ -42,7 +44,10 @@ class TokenizerFile:
         if not path.is_file():
             raise LonasEdgeError(f"{folder}: no {FILE}; load and save the tokenizer with transformers to create it")
         content = read_json(path)
-        kind = content.get("model", {}).get("type")
+        if "type" not in (content.get("model") or {}):  # older files, such as bert-base-uncased's
+            with read_by("tokenizers", path):
+                content = json.loads(Tokenizer.from_str(json.dumps(content)).to_str())
+        kind = content["model"]["type"]
         if kind not in ("BPE", "WordPiece"):
             raise LonasEdgeError(f"{path}: a {kind} tokenizer; expected BPE or WordPiece, whose vocabulary can be trimmed")
         return cls(path, content)
@@ -84,7 +89,7 @@ class TokenizerFile:
 
         Added tokens that are named unused or reserved stay only if they are `used`.
         """
-        kept = {number for number, token in self.added.items() if number in used or not _UNUSED.search(token)}
+        kept = {number for number, token in self.added.items() if number in used or not _UNUSED.match(token)}
         kept |= {self.vocabulary[token] for token in self._pieces() if token in self.vocabulary}
         return kept
 
@@ -126,11 +131,12 @@ class TokenizerFile:
         return seen
 
     def earliest(self) -> Iterator[int]:
-        """Ids in the order in which the training of the tokenizer found them, without those of single characters."""
-        if self.model["type"] == "BPE":
-            yield from (self.vocabulary[first + second] for first, second in self.merges)
-        else:
-            yield from sorted(self.vocabulary.values())
+        """All ids, those of merges first, in the order in which the tokenizer's training found them; unused ones are last.
+
+        Single characters follow the merges: with byte fallback there are thousands, and one language uses few of them.
+        """
+        yield from (self.vocabulary[first + second] for first, second in self.merges)
+        yield from sorted(self.tokens, key=lambda number: (bool(_UNUSED.match(self.tokens[number])), number))
 
     def trimmed(self, kept: Sequence[int]) -> dict[str, Any]:
         """Content of the file with some tokens alone; the new id of a token is its index in `kept`."""

@@ -13,14 +13,15 @@ import torch
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
 from lonas_edge.network.checkpoints import TensorFiles, open_base
-from lonas_edge.network.configuration import GENERATION
+from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.shards import write_shards
 from lonas_edge.network.source import Located
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, vocabulary_of
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
 
-_COPIED = ("special_tokens_map.json", "*.jinja", "LICENSE*")
+_COPIED = ("special_tokens_map.json", "*.jinja", "additional_chat_templates/*.jinja", "LICENSE*")
+_SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")  # that a generation does not produce
 
 
 def trim_model(
@@ -69,13 +70,17 @@ def trim_model(
 
 
 def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
-    """A record from the model with the whole vocabulary, where the base itself was trimmed."""
+    """A record from the model with the whole vocabulary, where the base itself was trimmed.
+
+    It takes the adapters that fit the base. Those of an export were trained on the export itself.
+    """
     first = vocabulary_of(base.folder)
     if first is None:
         return record
     return replace(
         first,
         sha256=first.sha256 or record.sha256,
+        through=(record.sha256, *first.through) if first.sha256 else (),
         data=record.data,
         tokens_per_text=first.tokens_per_text * record.tokens_per_text,
         kept=tuple(first.kept[index] for index in record.kept),
@@ -85,8 +90,8 @@ def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
 def special_ids(folder: Path) -> set[int]:
     """Ids of the special tokens that the configurations of a model directory name."""
     found: set[int] = set()
-    for path in (folder / "config.json", folder / GENERATION):
-        for name, value in read_json(path).items() if path.is_file() else ():
+    for content in (read_json(folder / "config.json"), read_generation_config(folder) or {}):
+        for name, value in content.items():
             if name.endswith("_token_id"):
                 found |= {number for number in (value if isinstance(value, list) else [value]) if number is not None}
     return found
@@ -97,8 +102,8 @@ def _write_configs(source: Path, folder: Path, kept: Sequence[int]) -> None:
     new = {old: index for index, old in enumerate(kept)}
     config = _renumbered(read_json(source / "config.json"), new)
     replace_text(folder / "config.json", json.dumps({**config, "vocab_size": len(kept)}, indent=2) + "\n")
-    if (source / GENERATION).is_file():
-        replace_text(folder / GENERATION, json.dumps(_renumbered(read_json(source / GENERATION), new), indent=2) + "\n")
+    if generation := read_generation_config(source):
+        replace_text(folder / GENERATION, json.dumps(_renumbered(generation, new), indent=2) + "\n")
     if (source / "tokenizer_config.json").is_file():
         content = read_json(source / "tokenizer_config.json")
         if added := content.get("added_tokens_decoder"):
@@ -107,18 +112,22 @@ def _write_configs(source: Path, folder: Path, kept: Sequence[int]) -> None:
         replace_text(folder / "tokenizer_config.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for pattern in _COPIED:
         for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _renumbered(content: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
-    """A configuration with the new ids of its special tokens; those of dropped tokens are gone."""
+    """A configuration with the new ids of its special and suppressed tokens; those of dropped tokens are gone."""
 
-    def value(old: Any) -> Any:
-        if isinstance(old, list):
-            return [new[number] for number in old if number in new]
-        return new.get(old)
+    def value(name: str, old: Any) -> Any:
+        if name == "bad_words_ids":  # sequences; transformers refuses an empty list
+            return [[new[number] for number in word] for word in old if new.keys() >= set(word)] or None
+        if name not in _SUPPRESSED and not name.endswith("_token_id"):
+            return old
+        return [new[number] for number in old if number in new] or None if isinstance(old, list) else new.get(old)
 
-    return {name: value(old) if name.endswith("_token_id") and old is not None else old for name, old in content.items()}
+    return {name: None if old is None else value(name, old) for name, old in content.items()}
 
 
 def _write_weights(

@@ -16,6 +16,7 @@ from oracle import oracle_logits
 from peft import LoraConfig, get_peft_model
 from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource, say_only
+from tokenizers import AddedToken
 from training_runs import EIGHT, OPTIONS, logits_of, write_data
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -227,6 +228,70 @@ def test_an_adapter_of_a_trimmed_base_fits_no_other(
     assert ran.code == 0, ran.err
 
 
+@pytest.fixture
+def lora(run_cli: Callable, words: Path, tmp_path: Path) -> Callable[[Path], Path]:
+    """Train a LoRA on a base by the command line."""
+
+    def run(base: Path) -> Path:
+        options = ["--no-elastic", "--prompt", "question", "--steps", 1, "--rank", 4, "--batch-size", 1, "--lr", 0.1]
+        ran = run_cli("train", "--model", base, "--data", words, *options, "--output", tmp_path / "lora")
+        assert ran.code == 0, ran.err
+        return tmp_path / "lora"
+
+    return run
+
+
+def test_an_adapter_of_a_base_that_is_trimmed_again(
+    llama: TinySource, trim: Callable, lora: Callable, words: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """It fits the twice and thrice trimmed base, also as a teacher: logits are those of its own base at the kept tokens."""
+    trim(llama.base, tmp_path / "first", "--size", 265)
+    adapter = lora(tmp_path / "first")
+    trim(tmp_path / "first", tmp_path / "second", "--size", 263)
+    kept = trim(tmp_path / "second", tmp_path / "third", "--size", 261)
+    merged = {}
+    for name in ("first", "third"):
+        folder = merged[name] = tmp_path / f"merged-{name}"
+        command = ["export", adapter, "--model", tmp_path / name, "--stage", "checkpoint", "--output", folder]
+        assert (ran := run_cli(*command)).code == 0, ran.err
+    first = json.loads((tmp_path / "first/vocabulary.json").read_text())["kept"]
+    tokens = [first.index(number) for number in kept]
+    assert tokens != kept
+    ids = AutoTokenizer.from_pretrained(tmp_path / "third")(TEXT, return_tensors="pt")["input_ids"]
+    old = torch.tensor([[tokens[number] for number in ids[0].tolist()]])
+    expected = logits_of(load_checkpoint(merged["first"]), old)[..., tokens]
+    assert (logits_of(load_checkpoint(merged["third"]), ids) - expected).abs().max() < 1e-4
+    opened = open_source(str(tmp_path / "third"))
+    for teacher in (adapter, merged["first"]):
+        network = open_teacher(str(teacher), opened.base, opened.architecture).load(torch.float32).eval()
+        assert (logits_of(network, ids) - expected).abs().max() < 1e-4
+
+
+def test_a_teacher_that_was_trimmed_further(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """It lacks a token of the training: refused by the token's name."""
+    kept = trim(llama.base, tmp_path / "base", "--size", 265)
+    lacks = {*kept} - {*trim(tmp_path / "base", tmp_path / "smaller", "--size", 264)}
+    [(number, token)] = [(each, AutoTokenizer.from_pretrained(llama.base).convert_ids_to_tokens(each)) for each in lacks]
+    opened = open_source(str(tmp_path / "base"))
+    with pytest.raises(LonasEdgeError, match=f"whose vocabulary was trimmed(.|\n)*token {number}: None and '{token}'"):
+        open_teacher(str(tmp_path / "smaller"), opened.base, opened.architecture)
+
+
+def test_an_adapter_of_a_trimmed_base_does_not_teach_itself(
+    llama: TinySource, trim: Callable, lora: Callable, words: Path, run_cli: Callable, tmp_path: Path
+) -> None:
+    """On its own base the loss is 0 from the start; on one that was trimmed from it, it learns the other tokens' loss."""
+    trim(llama.base, tmp_path / "base", "--size", 265)
+    adapter = lora(tmp_path / "base")
+    trim(tmp_path / "base", tmp_path / "smaller", "--size", 262)
+    command = ["train", "--from", adapter, "--teacher", adapter, "--data", words, "--steps", 1, "--batch-size", 1]
+    for options in ([], ["--model", tmp_path / "base"]):
+        ran = run_cli(*command, *options, "--output", tmp_path / "out")
+        assert ran.code == 1 and "--teacher and --from are the same network" in " ".join(ran.err.split()), ran.err
+    ran = run_cli(*command, "--model", tmp_path / "smaller", "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+
+
 def test_an_exported_checkpoint_is_another_model(
     llama: TinySource, trained: Callable, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
 ) -> None:
@@ -280,14 +345,59 @@ def test_a_trimmed_gguf_file(llama: TinySource, trim: Callable, run_cli: Callabl
 
 def test_special_tokens_of_the_generation(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
     """All ids of `generation_config.json` are the new ones, also in a list."""
-    base = tmp_path / "whole"
-    base.mkdir()
-    for path in llama.base.iterdir():
-        (base / path.name).write_bytes(path.read_bytes())
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 264], "bos_token_id": 1, "top_k": 1}))
+    base = Path(shutil.copytree(llama.base, tmp_path / "whole"))
+    found = {"eos_token_id": [0, 264], "bos_token_id": 1, "top_k": 1}
+    (base / "generation_config.json").write_text(json.dumps(found))
     kept = trim(base, tmp_path / "out")
     content = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert content == {"eos_token_id": [kept.index(0), kept.index(264)], "bos_token_id": kept.index(1), "top_k": 1}
+
+
+def test_suppressed_tokens_of_the_generation(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """Dropped tokens leave the lists; a sequence with a dropped token cannot be produced any more."""
+    base = Path(shutil.copytree(llama.base, tmp_path / "whole"))
+    tokens = AutoTokenizer.from_pretrained(base).get_vocab()
+    stays, drops = tokens["Ġthe"], tokens["Ġa"]
+    lists = {"suppress_tokens": [drops, stays, 5], "begin_suppress_tokens": [drops]}
+    lists["bad_words_ids"] = [[stays, 5], [5, drops], [drops], [stays]]
+    (base / "generation_config.json").write_text(json.dumps(lists))
+    kept = trim(base, tmp_path / "out")
+    assert stays in kept and drops not in kept
+    new = [kept.index(stays), kept.index(5)]
+    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {
+        "suppress_tokens": new,
+        "begin_suppress_tokens": None,
+        "bad_words_ids": [new, new[:1]],
+    }
+
+
+def test_malformed_suppressed_tokens(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(llama.base, tmp_path / "whole"))
+    (base / "generation_config.json").write_text(json.dumps({"bad_words_ids": [5]}))
+    ran = run_cli("trim", base, "--data", words, "--prompt", "question", "--output", tmp_path / "out")
+    assert ran.code == 1
+    assert f"{base / 'generation_config.json'}: not usable: - bad_words_ids.0: " in " ".join(ran.err.split())
+
+
+def test_reserved_tokens_that_the_tokenizer_uses(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
+    """As padding, as a further special token, in a chat template: kept although no data have them. Others are dropped."""
+    base = Path(shutil.copytree(llama.base, tmp_path / "whole"))
+    tokenizer, names = AutoTokenizer.from_pretrained(base), [f"<|reserved_{index}|>" for index in range(5)]
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+    assert [tokenizer.get_vocab()[name] for name in names] == [266, 267, 268, 269, 270]
+    tokenizer.save_pretrained(base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config |= {"pad_token": names[0], "extra_special_tokens": [names[1]]}
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    (base / "chat_template.jinja").write_text("{{ '" + names[2] + "' }}")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates/tools.jinja").write_text("{{ '" + names[3] + "' }}")
+    kept = trim(base, tmp_path / "out")
+    assert {266, 267, 268, 269} < {*kept} and 270 not in kept
+    small = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert kept[small.pad_token_id] == 266
+    assert small.chat_template == AutoTokenizer.from_pretrained(base).chat_template
+    assert [*small.chat_template] == ["default", "tools"]
 
 
 def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
@@ -392,3 +502,14 @@ def test_a_trimmed_embedding_model(tiny_bert: TinyBert, run_cli: Callable, tmp_p
         for model, folder in ((whole, base), (small, tmp_path / "out"))
     ]
     assert (states[0][:, 0] - states[1][:, 0]).abs().max() < 1e-5 and small.config.vocab_size < 320
+
+
+def test_prompts_of_an_embedding_model_stay(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
+    """They precede any text, but the data, plain texts, are embedded without one."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "the good film"}\n{"text": "not good"}\n')
+    base = tiny_bert.body(prompts={"query": "is same: ", "document": ""})
+    ran = run_cli("trim", base, "--data", data, "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    assert {"the", "good", "film", "not", "is", "same"} < tokens.keys() and "bad" not in tokens

@@ -147,6 +147,8 @@ def test_sizes(tmp_path: Path) -> None:
     assert reserved not in choose(file, used, (), None, 10**6).kept
     assert reserved in choose(file, used, [reserved], None, 10**6).kept
     assert reserved in choose(file, {reserved: 1}, (), None, 10**6).kept
+    merged = max(file.tokens, key=lambda number: len(file.parts(number)))
+    assert file.parts(merged) <= {*choose(file, {}, [merged], None, 10**6).kept}
     chosen = choose(file, used, (), least + 10, 10**6)
     assert len(chosen.kept) == least + 10
     assert (chosen.used, chosen.missing) == (len(used), len(used.keys() - set(chosen.kept)))
@@ -156,6 +158,56 @@ def test_sizes(tmp_path: Path) -> None:
     merges = json.loads(whole.to_str())["model"]["merges"]
     assert set(filled.kept) - file.required() == {whole.token_to_id("".join(merge)) for merge in merges[:10]}
     assert max(choose(file, used, (), None, 300).kept) < 300, "tokens without a row"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["a cat on a mat", "the cats"])
+def test_every_size_is_reached(kind: str, text: str, tmp_path: Path) -> None:
+    """Also where the data lack characters; each kept token can be built, and reserved tokens come last."""
+    whole = KINDS[kind]()
+    file, everything = opened(tmp_path, whole), whole.get_vocab_size()
+    used = counts(whole, [text])
+    for size in range(len(choose(file, used, (), None, 10**6).kept), everything):
+        kept = choose(file, used, (), size, 10**6).kept
+        assert len(kept) == size
+        assert all(file.parts(number) <= {*kept} for number in kept)
+        assert whole.token_to_id("<|reserved_0|>") not in kept
+        small = Tokenizer.from_str(json.dumps(file.trimmed(kept)))
+        assert [kept[number] for number in small.encode(text).ids] == whole.encode(text).ids
+
+
+def test_merges_fill_before_characters(tmp_path: Path) -> None:
+    """With byte fallback, as in LLaMA's vocabulary: characters have the last ids, and a merge brings its own."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "ab", "bc", "abc", "▁", "a", "b", "c", "d"]
+    merges = [("a", "b"), ("b", "c"), ("ab", "c")]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    file = opened(tmp_path, Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True)))
+    least = file.required()
+    assert least == {*range(257), 260}
+    added = [
+        {pieces[number] for number in {*choose(file, {}, (), len(least) + more, 10**6).kept} - least} for more in range(1, 7)
+    ]
+    assert added == [
+        {"a"},
+        {"a", "b"},
+        {"a", "b", "ab"},
+        {"a", "b", "ab", "c"},
+        {"a", "b", "ab", "c", "bc"},
+        {*pieces[257:]} - {"▁", "d"},
+    ]
+
+
+def test_unused_tokens_of_wordpiece_come_last(tmp_path: Path) -> None:
+    """BERT's are not added tokens; words that contain the names are ordinary tokens."""
+    pieces = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "a", "unused", "##reserved", "word"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    file = opened(tmp_path, Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
+    kept = [choose(file, {}, (), size, 10**6).kept for size in (2, 3, 7)]
+    assert [[pieces[number] for number in each] for each in kept] == [
+        ["[UNK]", "a"],
+        ["[PAD]", "[UNK]", "a"],
+        ["[PAD]", "[unused0]", "[UNK]", "a", "unused", "##reserved", "word"],
+    ]
 
 
 @pytest.mark.parametrize(("size", "message"), [(20, "--size 20: below the 258 tokens"), (400, r"has only 3\d\d tokens")])
@@ -184,6 +236,37 @@ def test_refused_tokenizers(tmp_path: Path) -> None:
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
     with pytest.raises(LonasEdgeError, match="a Unigram tokenizer; expected BPE or WordPiece"):
         opened(tmp_path, unigram)
+
+
+def without_type(content: dict[str, Any]) -> None:
+    del content["model"]["type"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_does_not_name_its_kind(kind: str, tmp_path: Path) -> None:
+    """Older files, such as bert-base-uncased's and gpt2's: tokenizers infers it."""
+
+    def age(content: dict[str, Any]) -> None:
+        without_type(content)
+        if "merges" in content["model"]:
+            content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+
+    whole = KINDS[kind]()
+    file = opened(tmp_path, whole, age)
+    kept = choose(file, counts(whole, TEXTS[:1]), (), None, 10**6).kept
+    assert kept == choose(opened(tmp_path, whole), counts(whole, TEXTS[:1]), (), None, 10**6).kept
+    file.write(tmp_path, kept)
+    small = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [kept[number] for number in small.encode(TEXTS[0]).ids] == whole.encode(TEXTS[0]).ids
+
+
+def test_refused_files_that_do_not_name_their_kind(tmp_path: Path) -> None:
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
+    with pytest.raises(LonasEdgeError, match="a Unigram tokenizer; expected BPE or WordPiece"):
+        opened(tmp_path, unigram, without_type)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(LonasEdgeError, match=r"tokenizer\.json: tokenizers cannot read it"):
+        TokenizerFile.read(tmp_path)
 
 
 def test_a_token_that_is_added_to_every_text(tmp_path: Path) -> None:

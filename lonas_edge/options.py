@@ -43,6 +43,7 @@ class Option:
         why: The reason for `needs` or `excludes`.
         argument: Whether it is positional.
         repeat: Whether it may be repeated; other tuples are lists with commas.
+        hidden: Whether the help omits it; it is still accepted.
         path: Whether a text may be a path, in which `~` is the home directory.
         parse: Makes the value of the text, and raises ValueError.
     """
@@ -61,6 +62,7 @@ class Option:
     why: str = ""
     argument: bool = False
     repeat: bool = False
+    hidden: bool = False
     path: bool = False
     parse: Callable[[str], Any] | None = None
 

@@ -148,7 +148,7 @@ def test_gpus_and_machines(place: Path) -> None:
     (place / "held_out.jsonl").symlink_to(place / "chat.jsonl")
     few = ("--output super-adapter", "--steps 4 --batch-size 4 --output super-adapter")
     with postgresql() as url:
-        storage = ("STORAGE=postgresql://lonas:change-me@SERVER/optuna", f"STORAGE={url}")
+        storage = ("STORAGE=postgresql+psycopg://lonas:change-me@SERVER/optuna", f"STORAGE={url}")
         run("gpus-and-machines", few, storage, ("--nproc-per-node 4", "--nproc-per-node 2"), ("--evals 40", "--evals 6"))
     assert json.loads((place / "super-adapter/training.json").read_text())["processes"] == 2
     assert len(json.loads((place / "search-1/search.json").read_text())["evaluations"]) == 6
@@ -173,7 +173,7 @@ def test_a_published_adapter(place: Path) -> None:
     printed = run(
         "published-adapter",
         ("--nncf-config llama_7b", "--nncf-config space.json"),
-        ("--protocol generate", "--tasks boolq --protocol generate"),
+        ("--tasks commonsense", "--tasks boolq"),
         ("--no-reorder", "--no-reorder --steps 2"),
     )
     assert "unpruned LoRA" in printed

@@ -96,7 +96,8 @@ def _parameter(known: Declared) -> click.Parameter:
         if known.kind is bool:
             names[0] += f"/--no-{known.flag.removeprefix('--')}" if known.default is not False else ""
             settings = {"default": known.default, "is_flag": True}
-        param = TyperOption(param_decls=names, help=described(known), rich_help_panel=known.option.panel, **settings)
+        settings |= {"help": described(known), "rich_help_panel": known.option.panel, "hidden": known.option.hidden}
+        param = TyperOption(param_decls=names, **settings)
     param.declared = known  # type: ignore[attr-defined]
     return param
 

@@ -12,6 +12,7 @@ from lonas_edge.options import COMMON, Checked, option
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
 SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
+SUBNET_UNSET = "heuristic; maximal for plain LoRA"
 
 
 def require(module: str, package: str) -> None:
@@ -78,7 +79,7 @@ class SubnetOptions(Checked):
         path=True,
         metavar="SUBNET",
         help=SUBNET_HELP,
-        unset="heuristic; maximal for plain LoRA",
+        unset=SUBNET_UNSET,
     )
 
 

@@ -36,7 +36,9 @@ class LatencyOptions(JsonOptions):
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
     batch_size: int = option(1, panel="Device", minimum=1, help="Prompts or texts per batch of a latency.")
-    sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
+    sampler: str = option(  # the only one
+        "nsga2", panel="Advanced", choices=("nsga2",), hidden=True, help="Sampler of networks: NSGA-II."
+    )
 
 
 @command(SourceOptions, SearchOptions, LatencyOptions)

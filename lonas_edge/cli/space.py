@@ -37,13 +37,15 @@ class SpaceOptions(Checked):
         None, path=True, metavar="ADAPTER", help="LoRA adapter that the space is for; sets ranks and target modules."
     )
     ratios: tuple[float, ...] = option(
-        (), help="MLP widths, as fractions of the full width.", unset="1,0.875,0.75,0.625,0.5; with --adapter 1"
+        (),
+        help="MLP widths, as fractions of the full width.",
+        unset="1,0.875,0.75,0.625,0.5; 1 for an --adapter of a language model without --heads",
     )
     depth: tuple[str, ...] = option(
         (),
         choices=BLOCK_KINDS,
         help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp.",
-        unset="none; with --adapter attention, of encoders none",
+        unset="none; attention for an --adapter of a language model without --heads",
     )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway.")
     ranks: tuple[int, ...] | None = option(

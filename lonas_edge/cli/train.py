@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command, user_path
-from lonas_edge.cli.groups import SUBNET_HELP, JsonOptions, model_option, search_space
+from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, model_option, search_space
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
@@ -53,7 +53,7 @@ class InputOptions(JsonOptions):
     eval_data: Path | None = option(
         None, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
     )
-    output: Path = option(metavar="DIR", help="Super-adapter directory; it appears when the training is done.")
+    output: Path = option(metavar="DIR", help="Directory of the adapter; it appears when the training is done.")
     nncf_config: Path | None = option(
         None,
         metavar="FILE",
@@ -70,7 +70,7 @@ class InputOptions(JsonOptions):
         unset="a new adapter",
     )
     subnet: str | None = option(
-        None, path=True, panel="Model", metavar="SUBNET", needs="start", help=SUBNET_HELP, unset="heuristic"
+        None, path=True, panel="Model", metavar="SUBNET", needs="start", help=SUBNET_HELP, unset=SUBNET_UNSET
     )
     elastic: bool = option(True, panel="Model", excludes="start", help="Train a super-adapter; --no-elastic: plain LoRA.")
     teacher: str | None = option(
@@ -93,8 +93,9 @@ class InputOptions(JsonOptions):
 def run(options: InputOptions, how: TrainOptions) -> None:
     """Train a super-adapter (elastic LoRA) or a plain LoRA adapter, or recover one sub-network (--from).
 
-    A causal language model learns instructions, conversations or texts; a classifier learns a GLUE task; an embedding
-    model learns pairs, or a teacher's embeddings of texts. The output is a SOURCE of the other commands.
+    A causal language model learns instructions, conversations or texts; a classifier learns a GLUE task, or a teacher's
+    outputs for texts; an embedding model learns pairs, or a teacher's embeddings of texts. The output is a SOURCE of the
+    other commands.
     On several GPUs: torchrun --nproc-per-node N -m lonas_edge train …
     """
     if not (options.start or options.model):

@@ -48,7 +48,7 @@ class SearchOptions(Checked):
         None,
         panel="Advanced",
         metavar="URL",
-        help="Database that several workers share: postgresql://…, sqlite:///FILE; each worker has its own --output.",
+        help="Database that several workers share: postgresql+psycopg://…, sqlite:///FILE; each worker has its own --output.",
         unset="a file in --output",
     )
     study: str | None = option(None, panel="Advanced", needs="storage", help="Name of the study in --storage.")

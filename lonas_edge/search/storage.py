@@ -35,7 +35,7 @@ def shown(url: str) -> str:
 
 
 def open_storage(url: str) -> "BaseStorage":
-    """Open a database that workers share, as SQLAlchemy names it: postgresql://…, sqlite:///FILE."""
+    """Open a database that workers share, as SQLAlchemy names it: postgresql+psycopg://…, sqlite:///FILE."""
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from sqlalchemy.exc import DatabaseError
 
@@ -59,7 +59,7 @@ def open_storage(url: str) -> "BaseStorage":
         raise LonasEdgeError(f"--storage {shown(url)}: its driver is missing. Run: pip install {missing}") from error
     except Exception as error:  # each database has its own exceptions
         raise LonasEdgeError(
-            f"--storage {shown(url)}: cannot connect: {_first_line(error)}. Expected postgresql://… or sqlite:///FILE."
+            f"--storage {shown(url)}: cannot connect: {_first_line(error)}. Expected postgresql+psycopg://… or sqlite:///FILE."
         ) from error
 
 

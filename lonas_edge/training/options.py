@@ -89,7 +89,10 @@ class TrainOptions(Checked):
     )
     device: str = option("auto", panel="Training", choices=DEVICES, help="Device; auto prefers CUDA.")
     precision: str = option(
-        "auto", panel="Training", choices=PRECISIONS, help="Compute precision; auto takes bf16 where it is faster."
+        "auto",
+        panel="Training",
+        choices=PRECISIONS,
+        help="Compute precision; auto: bf16 where matrix products are 1.5 times as fast, on CUDA bf16 or else fp16.",
     )
     dropout: float = option(0.0, panel="Advanced", minimum=0, maximum=0.99, help="Dropout in front of the adapters.")
     micro_batch_size: int | None = option(

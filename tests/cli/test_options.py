@@ -34,6 +34,7 @@ class Options(Checked):
     picks: tuple[str, ...] = option((), help="Bounds.", flag="pick", repeat=True)
     output: Path | None = option(None, help="Output.")
     revision: str | None = option(None, help="Revision.")
+    sampler: str = option("one", help="Sampler.", choices=("one",), hidden=True)
     portion: float | None = option(None, help="Portion.", parse=lambda text: float(text.removesuffix("%")) / 100)
 
 
@@ -57,6 +58,7 @@ def test_values_and_defaults(run: Callable) -> None:
     made, _ = run()
     assert made == Options(source="source")
     made, _ = run("--rank", 8, "--no-elastic", "--widths", "4, 2,4", "--pick", "a", "--pick", "b", "--portion", "50%")
+    assert run("--sampler", "one")[0] == Options(source="source")  # accepted, though hidden
     assert made == Options(source="source", rank=8, elastic=False, widths=(4, 2), picks=("a", "b"), portion=0.5)
 
 
@@ -104,6 +106,7 @@ def test_help_shows_panels_defaults_and_ranges(monkeypatch: pytest.MonkeyPatch) 
     assert "--lr FLOAT Rate. [default: 3e-4; more than 0]" in text.partition(" Training ")[2]
     assert "--widths INTEGER,… Widths. [default: 8,4; at least 1]" in text
     assert "--elastic --no-elastic Elastic. [default: elastic]" in text
+    assert "ampler" not in text  # hidden
 
 
 # --config

@@ -43,7 +43,7 @@ def test_unusable_data(command: Callable, data: Path, refused: Callable, tmp_pat
 def test_a_storage_that_cannot_be_reached(command: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lonas_edge.search.storage._CONNECT_SECONDS", 0.2)
     has(refused(command("--storage", "sqlite:////nowhere/at/all.db")), "sqlite:////nowhere/at/all.db", "cannot connect")
-    has(refused(command("--storage", "nonsense")), "nonsense", "cannot connect", "postgresql://")
+    has(refused(command("--storage", "nonsense")), "nonsense", "cannot connect", "postgresql+psycopg://")
     error = refused(command("--storage", "postgresql+nodriver://user:secret@localhost:1/db"))
     assert "secret" not in error
     has(error, "user:***@localhost")

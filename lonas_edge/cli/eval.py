@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, model_option, search_space_option
+from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, model_option, search_space_option
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
@@ -70,7 +70,7 @@ class EvalOptions(JsonOptions):
         (),
         path=True,
         help="Sub-networks of super-adapters: heuristic, maximal, minimal, random:SEED, JSON files.",
-        unset="heuristic; maximal for plain LoRA",
+        unset=SUBNET_UNSET,
     )
     limit: int | None = option(None, minimum=1, help="Examples per task, a random choice.", unset="all")
     output: Path | None = option(

@@ -12,7 +12,7 @@ from lonas_edge.options import COMMON, Checked, option
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
 SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
-SUBNET_UNSET = "heuristic; maximal for plain LoRA"
+SUBNET_UNSET = "heuristic; maximal without a search space"
 
 
 def require(module: str, package: str) -> None:

@@ -41,6 +41,7 @@ _HONOURED = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias", "lora_bias"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("ensure_weight_tying", "init_lora_weights", "runtime_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # PEFT reads them to initialize the factors only
     "fan_in_fan_out",  # PEFT resets it for nn.Linear, which all layers of the supported families are
     *("megatron_core", "qalora_group_size"),  # defaults of methods that other fields switch on
 }

@@ -8,7 +8,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import EvaConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, TinyModels, TinySource
 from transformers import AutoModelForCausalLM
@@ -43,6 +44,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "saved both, tied": ("gemma-tied", {"modules_to_save": ["embed_tokens", "lm_head"]}),
     "saved embedding, kept tied": ("llama-tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     "saved norms": ("qwen3", {"modules_to_save": ["norm"]}),
+    "eva": ("llama", {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=2.0)}),
+    "corda, converted": ("llama", {"corda_config": CordaConfig()}),
+    "lora-ga, converted": ("llama", {"lora_ga_config": LoraGAConfig()}),
     "head, tied": ("llama-tied", {"target_modules": [*TARGETS, "lm_head"]}),
 }
 
@@ -110,6 +114,13 @@ def test_refused_by_name(options: dict[str, Any], named: str, tiny_models: TinyM
     with pytest.raises(LonasEdgeError) as caught:
         plain(base, adapter)
     assert named in str(caught.value)
+
+
+def test_loftq_is_refused_for_its_initialization_alone(llama_copy: TinySource) -> None:
+    edit_config(llama_copy.adapter, init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1})
+    with pytest.raises(LonasEdgeError, match="init_lora_weights = 'loftq': rewrites the base weights") as caught:
+        AdapterConfig.read(llama_copy.adapter)
+    assert "loftq_config" not in str(caught.value)
 
 
 def test_other_peft_types_are_refused(tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -214,9 +214,9 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_context(inputs, options)
     _refuse_own_teacher(inputs, options)
     may_lack_head = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher alone trains no new head
-    open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
+    base = open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
     if inputs.start and inputs.start.config:
-        load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
+        load_adapter(inputs.start.located.folder, inputs.start.config, architecture, base)
     else:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():

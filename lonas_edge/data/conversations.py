@@ -14,6 +14,7 @@ from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.errors import LonasEdgeError, one_line
 
 ROLES = ("system", "user", "assistant")
+_UNREAD = ("tool_calls", "reasoning_content", "thinking")  # of an answer; templates render them, but they are not read here
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 _ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
 _CONTEXT = "\n\n"  # between an instruction and its input, in one message
@@ -45,11 +46,16 @@ def conversation_fault(item: Any) -> str | None:
     messages = item.get("messages")
     if not isinstance(messages, list) or not messages:
         return "'messages' is not a list of messages"
+    if item.get("tools") not in (None, [], "", "[]"):
+        return "'tools' are not supported; remove them, or records with tools"
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             return f"message {index}: expected an object with 'role' and 'content', found {type(message).__name__}"
         if message.get("role") not in ROLES:
             return f"message {index}: unknown role {str(message.get('role'))[:50]!r}; expected {', '.join(ROLES)}"
+        unread = [name for name in _UNREAD if message["role"] == "assistant" and message.get(name)]
+        if unread:
+            return f"message {index}: {unread[0]!r} is not supported; move it into 'content', or remove it"
         if not isinstance(message.get("content"), str) or not message["content"]:
             return f"message {index}: no text in 'content'"
         if message["role"] == "system" and index:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import FAMILIES
 from lonas_edge.files import read_by, read_json
-from lonas_edge.network.checkpoints import FLOATS, load_pickle, number_fault, read_damaged, stored_shapes
+from lonas_edge.network.checkpoints import FLOATS, TensorFiles, load_pickle, number_fault, read_damaged, stored_shapes
 from lonas_edge.network.configuration import AdapterFields
 from lonas_edge.schema import field_faults
 from lonas_edge.space.architecture import Architecture
@@ -41,6 +41,7 @@ _HONOURED = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias", "lora_bias"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("ensure_weight_tying", "init_lora_weights", "runtime_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # PEFT reads them to initialize the factors only
     "fan_in_fan_out",  # PEFT resets it for nn.Linear, which all layers of the supported families are
     *("megatron_core", "qalora_group_size"),  # defaults of methods that other fields switch on
 }
@@ -227,8 +228,8 @@ def _of_other_head(key: str, architecture: Architecture) -> bool:
     return ".lora_" in key and plain_name(key).startswith(architecture.family.other_heads)
 
 
-def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture) -> Adapter:
-    """Load an adapter and compare every tensor with the base model."""
+def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture, base: TensorFiles) -> Adapter:
+    """Load an adapter and compare every tensor with the base model; copies of the base's own embedding and head are dropped."""
     path, ranks = adapter_file(folder), config.ranks(architecture)
     stored = {key: tensor for key, tensor in _read_tensors(path).items() if not _of_other_head(key, architecture)}
     tensors = {plain_name(key): tensor for key, tensor in stored.items()}
@@ -236,10 +237,12 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
     saved = _replaced_shapes(architecture, config, ranks)
     expected = _expected_shapes(architecture, ranks, config.lora.lora_bias) | saved
     optional = _repeated_head(architecture, config, ranks, saved)
+    copies = _copied_shapes(architecture, expected | optional)
+    known = expected | optional | copies
     problems = [f"{name}: stored more than once" for name in twice]
     problems += [f"{name}: missing; expected {list(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
-        wanted = expected.get(name, optional.get(name))
+        wanted = known.get(name)
         if wanted is None:
             problems.append(f"{name}: unexpected; found {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted:
@@ -248,6 +251,8 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
             problems.append(f"{name}: dtype {tensor.dtype}; expected {', '.join(FLOATS)}")
         elif fault := number_fault(tensor):
             problems.append(f"{name}: {fault}")
+        elif name in copies and not _is_copy(name, tensor, base, architecture):
+            problems.append(f"{name}: differs from the base's; if it was trained, add it to modules_to_save in {CONFIG}")
     advice = "Is --model the base it was trained on? Is the file complete?"
     tables = f"{architecture.family.embedding}.", f"{architecture.family.head}."
     if architecture.family.task.generates and any(problem.startswith(tables) for problem in problems):
@@ -321,3 +326,15 @@ def _repeated_head(
     """The head's weight where PEFT saves it again: with an adapter on it, or with the embedding it stays tied to."""
     stays_tied = config.lora.ensure_weight_tying and f"{architecture.family.embedding}.weight" in saved
     return architecture.head if stays_tied or architecture.family.head in ranks else {}
+
+
+def _copied_shapes(architecture: Architecture, others: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The embedding and head that PEFT saves untrained, too, with `save_embedding_layers`."""
+    shapes = architecture.shapes | architecture.head
+    return {name: shapes[name] for name in architecture.token_tables if name not in others}
+
+
+def _is_copy(name: str, tensor: torch.Tensor, base: TensorFiles, architecture: Architecture) -> bool:
+    """Whether a tensor is the base's, in the dtype that the adapter was saved in; a tied head is the embedding."""
+    stored = base.read(name if name in base.shapes else f"{architecture.family.embedding}.weight")
+    return torch.equal(stored.to(tensor.dtype), tensor)

@@ -194,14 +194,17 @@ def _indexed_files(index: Path) -> dict[str, Path]:
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """Open the weights of a Hugging Face checkpoint: single or sharded, safetensors preferred over `.bin`. Headers are read."""
+    """Open the weights of a Hugging Face checkpoint; headers are read.
+
+    As in transformers, safetensors come before `.bin` files, and a single file before shards: their index may be an old one.
+    """
     check_model_folder(folder)
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
-        if (folder / index).exists():
-            tensors = TensorFiles(_indexed_files(folder / index))
-        elif (folder / single).exists():
+        if (folder / single).exists():
             tensors = TensorFiles({})
             tensors._files = dict.fromkeys(tensors._header(folder / single), folder / single)
+        elif (folder / index).exists():
+            tensors = TensorFiles(_indexed_files(folder / index))
         else:
             continue
         raise_all(f"{folder}: the checkpoint's files do not hold what they should:", tensors.scan())

@@ -64,7 +64,7 @@ class MaterializedModel:
         self.base: TensorFiles = open_base(source.base.folder, source.architecture, source.replaced())
         self.adapter = Adapter()
         if source.adapter and source.adapter_config:
-            self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.architecture)
+            self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.architecture, self.base)
         self._factors = {name: source.order.apply_to_factors(name, lora) for name, lora in self.adapter.factors.items()}
         self.untied = source.unties
         self.shapes = materialized_shapes(subnetwork, self.untied)

@@ -162,7 +162,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     misfits = base_misfits(source.training, hashes, source.base.folder)
     raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "Pass the right one with --model.")
     if source.adapter and source.adapter_config:
-        load_adapter(source.adapter.folder, source.adapter_config, source.architecture)
+        load_adapter(source.adapter.folder, source.adapter_config, source.architecture, stored)
     model: Any = load_base(source.base, source.architecture, dtype)
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))

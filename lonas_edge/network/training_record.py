@@ -57,7 +57,10 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Taught:
-    """The frozen teacher: its name, and SHA-256 of its files, but for those of the base that was trained on."""
+    """The frozen teacher: its name, and SHA-256 of its files.
+
+    An adapter on the base that was trained on has its own files only; that base as teacher has its config.json.
+    """
 
     name: str
     sha256: dict[str, str]

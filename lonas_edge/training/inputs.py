@@ -7,7 +7,9 @@ import torch
 from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
+from lonas_edge.data.instructions import MESSAGES
 from lonas_edge.data.pooling import EMBEDS
+from lonas_edge.data.templates import CHAT
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, context_of
 from lonas_edge.formats import dtype_of
@@ -198,6 +200,11 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
     if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
+    if inputs.eval_data and options.prompt != CHAT and MESSAGES in kinds_of(inputs.eval_data):
+        raise LonasEdgeError(
+            f"{inputs.eval_data.files[0].path}: --eval-data holds conversations, which need --prompt {CHAT}; the training has "
+            f"--prompt {options.prompt}. Pass --prompt {CHAT}, or --eval-data of the kind of --data."
+        )
     if "pair" in kinds_of(inputs.data) and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(
             "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "
@@ -207,9 +214,9 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_context(inputs, options)
     _refuse_own_teacher(inputs, options)
     may_lack_head = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher alone trains no new head
-    open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
+    base = open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
     if inputs.start and inputs.start.config:
-        load_adapter(inputs.start.located.folder, inputs.start.config, architecture)
+        load_adapter(inputs.start.located.folder, inputs.start.config, architecture, base)
     else:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -23,7 +23,8 @@ def write_super_adapter(
     config.base_model_name_or_path, config.revision = _reference(base, output), base.revision
     model.save_pretrained(folder, save_embedding_layers=False)
     written = read_json(folder / adapters.CONFIG)
-    written["target_modules"] = sorted(written["target_modules"])  # PEFT writes a set, in any order
+    if isinstance(written["target_modules"], list):  # PEFT writes a set, in any order; otherwise a regular expression
+        written["target_modules"].sort()
     (folder / adapters.CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if order:
         order.save(folder)
@@ -32,8 +33,11 @@ def write_super_adapter(
 
 
 def _reference(base: Located, output: Path) -> str:
-    """Return a hub id, or the relative path to a local directory, so that both can be moved together."""
+    """Return a hub id, or the relative path to a local directory, so that both can be moved together; with slashes."""
     if base.revision is not None:
         return base.name
-    final = output.absolute().parent.resolve() / output.name
-    return os.path.relpath(base.folder.absolute(), final)
+    folder, final = base.folder.absolute(), output.absolute().parent.resolve() / output.name
+    try:
+        return os.path.relpath(folder, final).replace(os.sep, "/")
+    except ValueError:  # on another drive
+        return folder.as_posix()

@@ -33,7 +33,7 @@ class Teacher:
     name: str  # its name without local paths, for records
     folder: Path  # its directory
     base: Path  # the directory of its base, which describes its tokens
-    files: tuple[Path, ...]  # its files, without those of the base that is trained on
+    files: tuple[Path, ...]  # its files, without those of the base that is trained on; if it is that base, its config.json
     load: Callable[[torch.dtype], PreTrainedModel]  # reads its weights, in a dtype
     config: Mapping[str, Any]  # content of its config.json
 
@@ -156,7 +156,7 @@ def _of_source(source: Source, base: Located) -> Teacher:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
     named = source.adapter or source.base
     config = source.architecture.config.to_dict()
-    return Teacher(named.name, named.folder, source.base.folder, tuple(own), partial(_load, model), config)
+    return Teacher(named.name, named.folder, source.base.folder, tuple(own or files[:1]), partial(_load, model), config)
 
 
 def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -123,3 +123,27 @@ def test_wrong_messages_are_named_by_their_line(tmp_path: Path, wrong: Any, mess
     assert f"{path}: not messages data:\n  - line 2: {message}" in str(raised.value)
     assert "line 3: 'messages' is not a list of messages" in str(raised.value)
     assert 'Expected a JSON list of {"messages": [{"role": "user"' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tool_calls", [{"function": {"name": "f"}}]), ("reasoning_content", "hm"), ("thinking", "hm")]
+)
+def test_fields_of_an_answer_that_would_be_dropped(field: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    refused = [{"messages": [GOOD[0], {"role": "assistant", "content": text, field: value}]} for text in ("b", "")]
+    empty = [{"messages": [{**GOOD[0], field: "a"}, {**GOOD[1], field: nothing}]} for nothing in (None, "", [])]
+    path.write_text("\n".join(json.dumps(record) for record in (*empty, *refused)))
+    with pytest.raises(LonasEdgeError) as raised:
+        read_data(path)
+    for line in (4, 5):
+        assert f"line {line}: message 1: '{field}' is not supported; move it into 'content', or remove it" in str(raised.value)
+    assert "line 3" not in str(raised.value)
+
+
+def test_tools_would_be_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    given = (None, [], [{"type": "function", "function": {"name": "f"}}])
+    path.write_text("\n".join(json.dumps({"messages": GOOD, "tools": tools}) for tools in given))
+    with pytest.raises(LonasEdgeError, match="line 3: 'tools' are not supported; remove them, or records with tools") as raised:
+        read_data(path)
+    assert "line 2" not in str(raised.value)

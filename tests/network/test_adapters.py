@@ -8,16 +8,19 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import EvaConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, TinyModels, TinySource
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.adapters import AdapterConfig, load_adapter
+from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -43,6 +46,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "saved both, tied": ("gemma-tied", {"modules_to_save": ["embed_tokens", "lm_head"]}),
     "saved embedding, kept tied": ("llama-tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     "saved norms": ("qwen3", {"modules_to_save": ["norm"]}),
+    "eva": ("llama", {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=2.0)}),
+    "corda, converted": ("llama", {"corda_config": CordaConfig()}),
+    "lora-ga, converted": ("llama", {"lora_ga_config": LoraGAConfig()}),
     "head, tied": ("llama-tied", {"target_modules": [*TARGETS, "lm_head"]}),
 }
 
@@ -112,6 +118,13 @@ def test_refused_by_name(options: dict[str, Any], named: str, tiny_models: TinyM
     assert named in str(caught.value)
 
 
+def test_loftq_is_refused_for_its_initialization_alone(llama_copy: TinySource) -> None:
+    edit_config(llama_copy.adapter, init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1})
+    with pytest.raises(LonasEdgeError, match="init_lora_weights = 'loftq': rewrites the base weights") as caught:
+        AdapterConfig.read(llama_copy.adapter)
+    assert "loftq_config" not in str(caught.value)
+
+
 def test_other_peft_types_are_refused(tiny_models: TinyModels, tmp_path: Path) -> None:
     base, other = tiny_models.base("llama"), peft.LoHaConfig(target_modules=["k_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), other).save_pretrained(tmp_path / "adapter")
@@ -161,13 +174,15 @@ def test_missing_tensors_are_errors(kind: str, lost: str, tiny_models: TinyModel
 
 def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> None:
     """Some tools save `lora_A.default.weight`; the tensors are the same."""
-    expected = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture)
+    config, architecture = AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture
+    base = open_base(llama_copy.base, architecture)
+    expected = load_adapter(llama_copy.adapter, config, architecture, base)
     tensors = load_file(llama_copy.adapter / WEIGHTS)
     renamed = {
         key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): t for key, t in tensors.items()
     }
     save_file(renamed, llama_copy.adapter / WEIGHTS)
-    read = load_adapter(llama_copy.adapter, AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture)
+    read = load_adapter(llama_copy.adapter, config, architecture, base)
     assert read.factors.keys() == expected.factors.keys()
     for name, factors in expected.factors.items():
         assert torch.equal(read.factors[name].a, factors.a) and torch.equal(read.factors[name].b, factors.b), name
@@ -258,3 +273,62 @@ def test_a_factor_that_is_there_twice(llama_copy: TinySource) -> None:
     save_file(tensors | again, llama_copy.adapter / WEIGHTS)
     with pytest.raises(LonasEdgeError, match=r"lora_A\.weight: stored more than once"):
         plain(llama_copy.base, llama_copy.adapter)
+
+
+# copies of the base's embedding and head
+
+
+def with_tables(source: TinySource, dtype: torch.dtype = torch.float32) -> None:
+    """Save the adapter again, with embedding and head of the base in `dtype`."""
+    base = AutoModelForCausalLM.from_pretrained(source.base, dtype=dtype)
+    PeftModel.from_pretrained(base, source.adapter).save_pretrained(source.adapter, save_embedding_layers=True)
+    stored = load_file(source.adapter / WEIGHTS)
+    assert {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"} <= stored.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["llama", "llama-tied"])
+def test_copies_of_the_base_are_dropped(
+    case: str, dtype: torch.dtype, tiny_models: TinyModels, tmp_path: Path, materialize: Callable, ids: torch.Tensor
+) -> None:
+    source = tiny_models.source(case).copied_to(tmp_path)
+    expected = peft_logits(source.base, source.adapter, ids)
+    with_tables(source, dtype)
+    opened = open_source(str(source.adapter), str(source.base))
+    folder = materialize(opened, [])
+    with torch.no_grad():
+        logits = load_checkpoint(folder, torch.float64)(input_ids=ids).logits
+    assert (logits - expected).abs().max() < 1e-5
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] == (case == "llama-tied")
+    if dtype == torch.float32:  # PEFT takes the rounded tables into the super-network
+        with torch.no_grad():
+            assert (load_super_network(opened).model(input_ids=ids).logits - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("case", ["llama", "llama-tied"])
+def test_a_table_that_is_no_copy(case: str, name: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    source = tiny_models.source(case).copied_to(tmp_path)
+    with_tables(source)
+    tensors = load_file(source.adapter / WEIGHTS)
+    key = f"base_model.model.{name}"
+    save_file(tensors | {key: tensors[key] + 0.01}, source.adapter / WEIGHTS)
+    message = rf"{name}: differs from the base's; if it was trained, add it to modules_to_save in adapter_config\.json"
+    with pytest.raises(LonasEdgeError, match=message):
+        plain(source.base, source.adapter)
+    save_file(tensors | {key: tensors[key][:-1]}, source.adapter / WEIGHTS)
+    with pytest.raises(LonasEdgeError, match=rf"{name}: expected \[288, 64\], found \[287, 64\]"):
+        plain(source.base, source.adapter)
+
+
+def test_a_trained_table_that_is_listed(llama_copy: TinySource, materialize: Callable, ids: torch.Tensor) -> None:
+    """As the error advises."""
+    with_tables(llama_copy)
+    tensors = load_file(llama_copy.adapter / WEIGHTS)
+    key = "base_model.model.lm_head.weight"
+    save_file(tensors | {key: tensors[key] + 0.1 * torch.randn(tensors[key].shape)}, llama_copy.adapter / WEIGHTS)
+    edit_config(llama_copy.adapter, modules_to_save=["lm_head"])
+    folder = materialize(open_source(str(llama_copy.adapter), str(llama_copy.base)), [])
+    with torch.no_grad():
+        logits = load_checkpoint(folder, torch.float64)(input_ids=ids).logits
+    assert (logits - peft_logits(llama_copy.base, llama_copy.adapter, ids)).abs().max() < 1e-5

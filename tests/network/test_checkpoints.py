@@ -3,13 +3,15 @@
 import json
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TinySource
+from tiny_models import TinySource, random_model
+from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError, out_of_memory
 from lonas_edge.network.checkpoints import load_pickle, number_fault, open_base, open_tensors, read_damaged
@@ -53,6 +55,23 @@ def test_sharded_pickles_and_safetensors_preferred(tmp_path: Path) -> None:
     assert open_tensors(tmp_path).shapes == {"a": (2,), "b": (3,)}
     save_file({"c": torch.ones(4)}, tmp_path / "model.safetensors")
     assert open_tensors(tmp_path).shapes == {"c": (4,)}
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize(("single", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", torch.save)])
+def test_a_single_file_is_preferred_over_shards(single: str, save: Callable, stale: bool, tmp_path: Path) -> None:
+    """As transformers does: its `save_pretrained` deletes earlier shards, but not their index."""
+    model, shard = random_model("llama"), single.replace(".", "-00001-of-00001.")
+    model.config.save_pretrained(tmp_path)
+    weights = model.state_dict()
+    (tmp_path / f"{single}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(weights, shard)}))
+    save(weights, tmp_path / single)
+    if not stale:
+        save({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / shard)
+    tensors, theirs = open_tensors(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    assert [path.name for path in tensors.files] == [single]
+    for name in weights:
+        assert torch.equal(tensors.read(name), theirs[name]) and torch.equal(theirs[name], weights[name]), name
 
 
 @pytest.mark.parametrize("zipped", [True, False])

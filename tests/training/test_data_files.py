@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import open_source
-from lonas_edge.training.inputs import open_inputs, open_recovery
+from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.sampler import EpochSampler
 from lonas_edge.training.train import train
@@ -174,6 +174,23 @@ def test_a_model_without_a_chat_template(llama: TinySource, data: Path, tmp_path
         train(open_inputs(str(llama.base), data, llama.space), tmp_path / "out", TrainOptions(**{**OPTIONS, "prompt": "chat"}))
     with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
         read_held_out(llama.opened(), chat, 4, 0)
+
+
+@pytest.mark.parametrize("trained", [EXAMPLES[:8], [{"text": "the in a on " * 40}]])
+def test_held_out_conversations_need_the_prompt_chat(
+    trained: list[dict[str, Any]], talking: TinySource, tmp_path: Path
+) -> None:
+    """Their loss would be of a template that is not learned."""
+    held_out = write_lines(tmp_path / "chat.jsonl", CONVERSATIONS[:3])
+    inputs = open_inputs(str(talking.base), write_lines(tmp_path / "data.jsonl", trained), talking.space)
+    inputs = with_eval_data(inputs, held_out)
+    options = {**OPTIONS, "steps": 1}
+    message = rf"{held_out}: --eval-data holds conversations, which need --prompt chat; the training has --prompt alpaca"
+    with pytest.raises(LonasEdgeError, match=message):
+        train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": None}))
+    record = train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": "chat"}))
+    assert record is not None and record.eval_data is not None
+    assert (record.chat_template, record.eval_data.examples) == (CHAT, 3)
 
 
 def test_faults_of_all_files_are_listed(llama: TinySource, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import ntpath
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,9 +33,10 @@ from training_runs import (
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.modeling import load_checkpoint
-from lonas_edge.network.source import open_source
+from lonas_edge.network.source import Located, open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.training_record import Logged
+from lonas_edge.training import super_adapter
 from lonas_edge.training.inputs import open_inputs
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.record import logged
@@ -125,6 +128,21 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
     for path in folder.iterdir():
         assert root not in path.read_bytes(), path
         assert str(Path.cwd()).encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(("drive", "expected"), [("C:", "../../bases/llama"), ("D:", "D:/bases/llama")])
+def test_the_path_of_the_base_on_windows(drive: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With slashes; absolute where the base is on another drive than the output."""
+
+    class Windows(PureWindowsPath):
+        def absolute(self) -> "Windows":
+            return self
+
+        resolve = absolute
+
+    monkeypatch.setattr(super_adapter, "os", SimpleNamespace(path=ntpath, sep=ntpath.sep))
+    base = Located("llama", Windows(f"{drive}/bases/llama"))
+    assert super_adapter._reference(base, Windows("C:/outputs/out")) == expected
 
 
 def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: Path) -> None:

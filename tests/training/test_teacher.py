@@ -231,3 +231,27 @@ def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Pat
         train(replace(inputs, teacher=None), tmp_path / "out", options, resume=True)
     train(inputs, tmp_path / "out", options, resume=True)
     same(tmp_path / "out", json.loads((tmp_path / "out" / RECORD).read_text()), tmp_path / "whole", record)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_resuming_with_the_base_as_teacher(started: bool, llama: TinySource, trained: Callable, tmp_path: Path) -> None:
+    """The base's weights are among the training's own files, so they do not tell whether it teaches."""
+    data = write_data(tmp_path / "data.json", EIGHT)
+    alone = open_recovery(str(trained("llama", True)), data, "minimal")
+    taught = with_teacher(alone, str(llama.base))
+    first, second = (taught, alone) if started else (alone, taught)
+    options = TrainOptions(**{**OPTIONS, "prompt": None})
+
+    def kill(step: int, _steps: int, _log: object) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(LonasEdgeError, match=r"interrupted\."):
+        train(first, tmp_path / "out", options, report=kill)
+    with pytest.raises(LonasEdgeError, match=r"teacher config\.json: was"):
+        train(second, tmp_path / "out", options, resume=True)
+    train(first, tmp_path / "out", options, resume=True)
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["teacher"] == (
+        {"name": llama.base.name, "sha256": {"config.json": record["base"]["sha256"]["config.json"]}} if started else None
+    )

@@ -30,6 +30,7 @@ from lonas_edge.training.options import TrainOptions
 LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
     "fine-tune", "trim", "space", "search", "baselines", "measure",
 )  # fmt: skip
+RECOVER, EXPORT = "recover ", "export "  # and the target
 BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
@@ -164,7 +165,7 @@ class Plan:
         for index, (target, pick) in enumerate(self.picks.items()):
             earlier = list(self.picks.values())[:index]
             steps += [self._recover(target, pick, earlier), self._export(target, pick)]
-        exports = tuple(step.name for step in steps if step.name.startswith("export"))
+        exports = tuple(step.name for step in steps if step.name.startswith(EXPORT))
         settings = self.cost_settings
         lengths = {"prompt_len": settings.prompt_len, "new_tokens": settings.new_tokens}
         models = [self.places.model(pick) for pick in self.picks.values()]
@@ -257,7 +258,7 @@ class Plan:
             "--data", places.train, "--eval-data", places.held_out, *_training(options), "--output", places.recovered(pick),
         )  # fmt: skip
         return PlannedStep(
-            f"recover {target}",
+            f"{RECOVER}{target}",
             command,
             _settings(options, "--recovery-steps"),
             (SEARCH,),
@@ -272,10 +273,10 @@ class Plan:
             "--output", places.model(pick),
         )  # fmt: skip
         return PlannedStep(
-            f"export {target}",
+            f"{EXPORT}{target}",
             command,
             {"--weight-format": weight_format},
-            (f"recover {target}",),
+            (f"{RECOVER}{target}",),
             (f"models/{pick.file}",),
             lambda progress: stages.export_network(places, pick, weight_format, progress),
         )

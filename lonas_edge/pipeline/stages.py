@@ -6,7 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -305,18 +306,26 @@ def _optimum(merged: Path, output: Path, weight_format: str, task: PipelineTask,
             raise LonasEdgeError(f"optimum-cli export of the unpruned model failed: {last}")
 
 
-def picks_of(options: CompressOptions, task: PipelineTask) -> dict[str, Pick]:
-    """The picks by target."""
-    measures = ["kl", *task.costs]
-    expressions = [task.auto if target == AUTO else target for target in options.target]
-    picks = parse_picks(expressions, measures, "--target")
+def picks_of(options: CompressOptions, task: PipelineTask, earlier: Iterable[str] = ()) -> dict[str, Pick]:
+    """The picks by target; one of the `earlier` targets in another spelling keeps that of the earlier run."""
+    picks = _parse(options.target, task)
     by_file: dict[str, list[str]] = {}
     for target, pick in zip(options.target, picks, strict=True):
         by_file.setdefault(pick.file, []).append(target)
     raise_all(
         "--target:", [f"{' and '.join(same)} are the same bound" for same in by_file.values() if len(same) > 1], "Name it once."
     )
-    return dict(zip(options.target, picks, strict=True))
+    known: dict[str, tuple[str, Pick]] = {}
+    for target in earlier:
+        with suppress(LonasEdgeError):  # a target of another task
+            [pick] = _parse([target], task)
+            known.setdefault(pick.file, (target, pick))
+    return dict(known.get(pick.file, (target, pick)) for target, pick in zip(options.target, picks, strict=True))
+
+
+def _parse(targets: Sequence[str], task: PipelineTask) -> list[Pick]:
+    expressions = [task.auto if target == AUTO else target for target in targets]
+    return parse_picks(expressions, ["kl", *task.costs], "--target")
 
 
 def cost_of(picks: Mapping[str, Pick], task: PipelineTask) -> str:

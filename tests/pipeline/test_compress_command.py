@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -252,23 +252,31 @@ def test_ratios_for_equal_texts() -> None:
 def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = finished.copied(tmp_path / "copy")
     monkeypatch.setattr(stages, "train", forbidden)
-    record = compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
-    assert record == CompressRecord.read(out / "compress.json")
-    assert record.networks == finished.record.networks
+    for target in ("weights<=0.95x", "weights<=0.950x"):
+        options = {**QUICK, "target": target}
+        record = compress(finished.source.base, data=out.parent / "data.json", output=out, **options)
+        assert record == CompressRecord.read(out / "compress.json")
+        assert record.networks == finished.record.networks
+        assert [step.name for step in record.steps] == [step.name for step in finished.record.steps]
     assert not out.with_name("out.partial").exists()
 
 
 def test_another_target_uses_the_finished_steps(
     finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that others put into the output stay."""
+    """Also of a target in another spelling. Files that others put into the output stay."""
     out = finished.copied(tmp_path / "copy")
     (out / "bench").mkdir()
     (out / "bench" / "bench.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     monkeypatch.setattr(stages, "fine_tune", forbidden)
-    targets = [QUICK["target"], "kl<=100"]
+    targets = ["weights <= 0.950X", "kl<=100"]
     record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": targets})
+    assert [network.target for network in record.networks] == [None, None, "weights<=0.95x", "kl<=100"]
+    assert record.options["target"] == ["weights<=0.95x", "kl<=100"]
+    assert [step.name for step in record.steps][3:7] == [
+        "recover weights<=0.95x", "export weights<=0.95x", "recover kl<=100", "export kl<=100",
+    ]  # fmt: skip
     assert [network.folder for network in record.networks] == [None, None, "weights-0.95x", "kl-100"]
     assert not (out / "model").exists()
     for folder in ("weights-0.95x", "kl-100"):
@@ -278,6 +286,18 @@ def test_another_target_uses_the_finished_steps(
         assert (before / name).read_bytes() == (after / name).read_bytes()
     assert (out / "bench" / "bench.json").read_text() == "{}"
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_target_keeps_its_first_spelling(tmp_path: Path) -> None:
+    """Of the earlier run with the same output; `auto` is kl<=0.15. Other targets, and those of other tasks, change nothing."""
+
+    def named(*targets: str, earlier: Sequence[str] = ()) -> dict[str, str]:
+        options = CompressOptions(data=tmp_path / "data", output=tmp_path / "out", target=targets)
+        return {target: pick.expression for target, pick in stages.picks_of(options, LANGUAGE_MODEL, earlier).items()}
+
+    assert named("kl<=0.15", "kl<=100", earlier=["auto"]) == {"auto": "kl<=0.15", "kl<=100": "kl<=100"}
+    assert named("auto", earlier=["kl <= .15", "auto"]) == {"kl <= .15": "kl <= .15"}
+    assert named("tpot<=0.70x", earlier=["latency<=1x", "tpot<=0.7"]) == {"tpot<=0.70x": "tpot<=0.70x"}
 
 
 def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:

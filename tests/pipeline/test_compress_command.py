@@ -300,6 +300,39 @@ def test_a_target_keeps_its_first_spelling(tmp_path: Path) -> None:
     assert named("tpot<=0.70x", earlier=["latency<=1x", "tpot<=0.7"]) == {"tpot<=0.70x": "tpot<=0.70x"}
 
 
+def test_lengths_repeat_the_measurement_only(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the search measures no latency: a bound on `weights` does not."""
+    out = finished.copied(tmp_path / "copy")
+    options = {"data": out.parent / "data.json", "output": out, **QUICK, "prompt_len": 9, "new_tokens": 5}
+    with pytest.raises(LonasEdgeError) as caught:
+        compress(finished.source.base, **options)
+    changed = str(caught.value).splitlines()[1:-1]
+    assert [line.strip(" -") for line in changed] == [
+        "prompt-len: was 8, is 9 (measure)", "new-tokens: was 4, is 5 (measure)",
+    ]  # fmt: skip
+    for name in ("search", "train"):
+        monkeypatch.setattr(stages, name, forbidden)
+    record = compress(finished.source.base, **options, overwrite=True)
+    assert (record.prompt_len, record.new_tokens) == (9, 5)
+
+
+@pytest.mark.parametrize(("target", "timed"), [("tpot<=0.7x", True), ("kl<=0.2", True), ("macs<=0.9x", False)])
+def test_lengths_of_a_timed_search(
+    target: str, timed: bool, llama: TinySource, tmp_path: Path, data: Path, quick: None
+) -> None:
+    """The search depends on them where it minimizes a latency: the bounded one, or TPOT without a bound on a cost."""
+    shown: dict[str, Any] = {}
+    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, target=(target,), prompt_len=8, new_tokens=4)
+    compress_model(
+        Reference(str(llama.base)), options, announce=lambda steps, _: shown.update({each.name: each for each in steps})
+    )
+    lengths = {"--prompt-len": 8, "--new-tokens": 4}
+    assert {name: value for name, value in shown["search"].settings.items() if name in lengths} == (lengths if timed else {})
+    assert shown["measure"].settings == lengths
+
+
 def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:
     out = finished.copied(tmp_path / "copy")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

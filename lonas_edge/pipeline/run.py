@@ -216,13 +216,15 @@ class _Run:
         return fitting
 
     def _probe(self, places: Places) -> Probe:
-        """Time training steps, or read what an earlier run with the same data timed."""
+        """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
         file, options, weight_format = places.work / PROBE, self.options, self.task.settings(self.options).weight_format
         qat = trained_for(weight_format)
         inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(file) if file.exists() else None
-        if earlier and earlier.inputs == inputs and options.precision in (earlier.requested, earlier.precision):
-            return earlier
+        kept = earlier if earlier and options.precision in (earlier.requested, earlier.precision) else None
+        if kept and kept.inputs == inputs:
+            return kept
+        requested, precision = (kept.requested, kept.precision) if kept else (options.precision, options.precision)
         if not earlier and not options.dry_run:
             OutputDirectory(options.output).check_space(
                 least_disk_bytes(self.task, self.source, weight_format, len(self.picks))
@@ -232,8 +234,8 @@ class _Run:
             if places.adapter and not self.task.adapts:  # an encoder's base may have another task, or lack the head
                 base = str(Path(folder) / "merged")
                 stages.merge(places, Path(base), self.progress)
-            timed = probe(self.task, base, places.train, options.prompt, qat, options.precision, self.progress)
-        return replace(timed, inputs=inputs, requested=options.precision)
+            timed = probe(self.task, base, places.train, options.prompt, qat, precision, self.progress)
+        return replace(timed, inputs=inputs, requested=requested)
 
     @property
     def _names(self) -> dict[str, str]:

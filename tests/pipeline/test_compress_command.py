@@ -333,6 +333,30 @@ def test_lengths_of_a_timed_search(
     assert shown["measure"].settings == lengths
 
 
+def test_the_precision_of_an_earlier_run_stays(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` chose fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
+    out, ran = finished.copied(tmp_path / "copy"), list[str]()
+    options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
+    timed = lambda *given: replace(PROBE, precision="bf16" if given[5] == "auto" else given[5])  # noqa: E731
+    monkeypatch.setattr("lonas_edge.pipeline.run.probe", timed)
+    with pytest.raises(LonasEdgeError, match="--weight-format: was int8_sym, is int4_sym") as caught:
+        compress(finished.source.base, **options)
+    assert "--precision" not in str(caught.value)
+
+    def stop(*_given: object) -> None:
+        raise LonasEdgeError("stopped")
+
+    monkeypatch.setattr(stages, "fine_tune", lambda *_given: ran.append("fine-tune"))
+    monkeypatch.setattr(stages, "find_networks", stop)
+    with pytest.raises(LonasEdgeError, match="search: stopped"):
+        compress(finished.source.base, **options, overwrite=True)
+    assert not ran
+    probed = json.loads((out.with_name("out.partial") / "steps" / "probe.json").read_text())
+    assert (probed["precision"], probed["requested"]) == ("fp32", "auto")
+
+
 def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:
     out = finished.copied(tmp_path / "copy")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -116,7 +116,8 @@ def _curves(plan: Plan) -> tuple[Curve, ...]:
     folders = {LORA: plan.places.work / "lora"} if plan.trains_lora else {}
     folders |= {f"{RECOVER}{target}": plan.places.recovered(pick) for target, pick in plan.picks.items()}
     records = {name: TrainingRecord.read(folder / TRAINING) for name, folder in folders.items() if (folder / TRAINING).exists()}
-    return tuple(_curve(name, record, plan.task) for name, record in records.items())
+    trained = {name: record for name, record in records.items() if name == LORA or record.recovered}  # an unpruned one is not
+    return tuple(_curve(name, record, plan.task) for name, record in trained.items())
 
 
 def _curve(name: str, record: TrainingRecord, task: PipelineTask) -> Curve:

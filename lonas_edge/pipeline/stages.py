@@ -17,8 +17,9 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
-from lonas_edge.network.adapters import CONFIG, AdapterConfig
-from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file
+from lonas_edge.network.channel_order import FILE as ORDER
+from lonas_edge.network.source import TRAINING, Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, CompressOptions
 from lonas_edge.pipeline.tasks import PipelineTask
@@ -201,21 +202,36 @@ def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progres
     """Train the network of a target with the unpruned model as its teacher.
 
     An unpruned one in INT8 needs no training, and the network of an `earlier` target is trained already. Of a base that needs
-    none, the directory is empty.
+    none, the directory is empty; of an adapter, it has that adapter without its search space.
     """
     output, network = places.recovered(pick), places.subnetwork(pick)
     source = places.open_start()
-    widths = select(source.elasticity, str(network)).canonical
-    trained = [each for each in earlier if select(source.elasticity, str(places.subnetwork(each))).canonical == widths]
-    unpruned = widths == source.elasticity.canonical(source.elasticity.maximal)
-    if trained or (unpruned and not options.weight_format and places.student == places.base):
+    chosen = select(source.elasticity, str(network))
+    same = [each for each in earlier if select(source.elasticity, str(places.subnetwork(each))).canonical == chosen.canonical]
+    unpruned = source.sizes(chosen).parameters == source.sizes(source.unpruned).parameters
+    if same or (unpruned and not options.weight_format and places.student == places.base):
         with OutputDirectory(output).open() as folder:
-            if trained or source.adapter:
-                shutil.copytree(places.recovered(trained[0]) if trained else source.folder, folder, dirs_exist_ok=True)
+            if same:
+                shutil.copytree(places.recovered(same[0]), folder, dirs_exist_ok=True)
+            elif source.adapter:
+                copy_plain(source, folder)
         return
     inputs = open_recovery(places.start, places.train, str(network), places.start_base, places.space)
     inputs = with_teacher(with_eval_data(inputs, places.held_out), places.unpruned, places.unpruned_base)
     _trained(inputs, output, options, progress)
+
+
+def copy_plain(source: Source, folder: Path) -> None:
+    """Copy the files of an adapter that `open_source` reads, without the search space: it has the unpruned network only."""
+    assert source.adapter
+    adapter = source.adapter.folder
+    for path in (adapter / CONFIG, adapter_file(adapter), adapter / ORDER):
+        if path.exists():
+            shutil.copy(path, folder)
+    if source.training:
+        replace(source.training, search_space=None).write(folder / TRAINING)
+    if source.pooling and source.pooling.stated:
+        source.pooling.write(folder, source.architecture.config.hidden_size)
 
 
 def check_adapter(places: Places) -> None:

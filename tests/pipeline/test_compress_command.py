@@ -27,11 +27,14 @@ from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import read_data
+from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported, write_card
 from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.network.channel_order import ChannelOrder
 from lonas_edge.network.source import open_source
+from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.pipeline import estimate, measure, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import split
@@ -51,8 +54,10 @@ from lonas_edge.pipeline.run import Reference, compress_model
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.plan import make_plan
 from lonas_edge.training.elastic_trainer import ElasticTrainer
+from lonas_edge.training.options import TrainOptions
 
 
 def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
@@ -602,6 +607,80 @@ def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_pat
     (tmp_path / "space.json").write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError, match=r"--nncf-config: was .* \(search\)"):
         compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
+
+
+def test_the_unpruned_network_of_a_super_adapter(
+    tiny_models: TinyModels,
+    tmp_path: Path,
+    data: Path,
+    quick: None,
+    run_cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory.
+
+    The output lies in that directory, and nothing but the adapter is copied from there.
+    """
+    source, adapter = tiny_models.source("llama"), tmp_path / "adapter"
+    shutil.copytree(source.adapter, adapter)
+    shutil.copy(source.space, adapter / "nncf_config.json")
+    for name in (".git", "checkpoint-2"):
+        (adapter / name).mkdir()
+        (adapter / name / "adapter_model.safetensors").write_bytes(b"old")
+    monkeypatch.setattr(stages, "train", forbidden)
+    options = {**QUICK, "target": "weights<=1x", "data": data, "output": adapter / "out", "model": source.base}
+    record = compress(adapter, **options)
+    whole = AutoModelForCausalLM.from_pretrained(source.base).num_parameters()
+    assert [network.parameters for network in record.networks] == [whole] * 3
+    assert record.curves == ()
+    recovered = adapter / "out" / "steps" / "recovered" / "weights-1x"
+    assert {path.name for path in recovered.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    [command] = [step.command for step in record.steps if step.name.startswith("export")]
+    made, output = again(command, run_cli, tmp_path / "again")
+    assert (made / "openvino_model.bin").read_bytes() == (output / "openvino_model.bin").read_bytes()
+
+
+def test_the_largest_network_of_a_narrow_space_is_recovered(
+    llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its MLPs has 96 channels at most, and that of the adapter 128: it is pruned."""
+    content = json.loads(llama.space.read_text())
+    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    assert groups.count([128, 96, 64]) == 3
+    groups[groups.index([128, 96, 64])] = [96, 64]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    split(LANGUAGE_MODEL, data, None, 0, tmp_path / "data")
+    [pick] = parse_picks(["weights<=1x"], ["weights"])
+    places = stages.Places(tmp_path, str(llama.base), str(llama.adapter), tmp_path / "space.json", has_space=True)
+    places.subnetwork(pick).parent.mkdir(parents=True)
+    places.subnetwork(pick).write_text(json.dumps({"widths": places.open_start().select("maximal").by_group}))
+    trained: list[Path] = []
+    monkeypatch.setattr(stages, "train", lambda _inputs, output, *_given: trained.append(output))
+    stages.recover(places, pick, TrainOptions(steps=1, prompt="question"), silent)
+    assert trained == [tmp_path / "recovered" / "weights-1x"]
+
+
+def test_a_plain_copy_of_a_super_adapter(finished: Finished, tmp_path: Path) -> None:
+    """Channel order, record of the training and pooling stay; its only network is the unpruned one."""
+    adapter, copied = tmp_path / "super", tmp_path / "copied"
+    shutil.copytree(finished.folder / "out" / "steps" / "recovered" / "weights-0.95x", adapter)
+    replace(TrainingRecord.read(adapter / "training.json"), recovered=None).write(adapter / "training.json")
+    base = str(finished.source.base)
+    architecture = open_source(base).architecture
+    ChannelOrder.of(architecture, {"model.layers.1.mlp.down_proj": torch.arange(127, -1, -1)}).save(adapter)
+    source = open_source(str(adapter), base)
+    assert source.select().name == "heuristic"
+    copied.mkdir()
+    stages.copy_plain(replace(source, pooling=Pooling("cls", stated=True)), copied)
+    pooling = read_pooling(copied)
+    assert pooling
+    assert pooling.mode == "cls"
+    (copied / "modules.json").unlink()
+    opened = open_source(str(copied), base)
+    assert not opened.space.groups
+    assert opened.sizes(opened.select()) == opened.sizes(opened.unpruned)
+    assert opened.order.columns["model.layers.1.mlp.down_proj"].tolist() == list(range(127, -1, -1))
+    assert opened.training == replace(source.training, search_space=None)
 
 
 def test_the_recipe_repeats_the_run(

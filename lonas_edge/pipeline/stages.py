@@ -299,19 +299,23 @@ def optimum_export(merged: Path, output: Path, weight_format: str, task: Pipelin
 
 _UNGUARDED = """
 import sys
+from lonas_edge.processes import end_with_parent
+parent = int(sys.argv.pop(1))
+if sys.platform == "linux":
+    end_with_parent(parent)
 from optimum.exporters.openvino import model_configs
 for guarded in sys.argv.pop(1).split():
     getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
 from optimum.commands.optimum_cli import main
 main()
-"""  # optimum-cli without its checks of transformers' version for models that it converts right
+"""  # optimum-cli, which ends with this process, without its checks of transformers' version for models that it converts right
 
 
 def _optimum(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> None:
     with OutputDirectory(output).open() as folder:
         command = optimum_export(merged, folder, weight_format, task, architecture)
         done = subprocess.run(
-            [sys.executable, "-c", _UNGUARDED, " ".join(architecture.family.raised_guards), *command],
+            [sys.executable, "-c", _UNGUARDED, str(os.getpid()), " ".join(architecture.family.raised_guards), *command],
             check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,

@@ -3,9 +3,13 @@
 import inspect
 import json
 import math
+import multiprocessing
+import os
 import re
 import shlex
 import shutil
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -907,6 +911,45 @@ def test_an_output_of_another_source(finished: Finished, tiny_models: TinyModels
     with pytest.raises(LonasEdgeError, match=r"holds base-llama, compressed; the files of this SOURCE(.|\n)*--overwrite"):
         compress(other, data=out.parent / "data.json", output=out, **QUICK)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parent")
+def test_optimum_cli_ends_with_a_killed_run(llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write on, into the path of the next run. An `optimum` of our own states its process and sleeps."""
+    for module, content in {"exporters/openvino/model_configs": CLASSES, "commands/optimum_cli": SLEEPING}.items():
+        path = tmp_path / "packages" / "optimum" / f"{module}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    for folder in ("", "exporters", "exporters/openvino", "commands"):
+        (tmp_path / "packages" / "optimum" / folder / "__init__.py").touch()
+    packages = [tmp_path / "packages", Path(stages.__file__).parents[2]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, packages)))
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    given = tmp_path / "merged", tmp_path / "int8", "int8", LANGUAGE_MODEL, open_source(str(llama.base)).architecture
+    run = multiprocessing.get_context("fork").Process(target=stages._optimum, args=given)
+    run.start()
+    while not (tmp_path / "started").exists():  # pytest's own time limit ends a wait in vain
+        assert run.is_alive()
+        time.sleep(0.05)
+    assert run.is_alive()
+    run.kill()
+    run.join()
+    child = int((tmp_path / "started").read_text())
+    while (state := Path(f"/proc/{child}/stat")).exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.05)
+
+
+CLASSES = "def __getattr__(name): return type(name, (), {})"
+SLEEPING = """
+import os, time
+from pathlib import Path
+
+def main():
+    started = Path(os.environ["STARTED"])
+    started.with_suffix(".new").write_text(str(os.getpid()))
+    started.with_suffix(".new").rename(started)
+    time.sleep(600)
+"""
 
 
 def forbidden(*_given: object, **_options: object) -> None:

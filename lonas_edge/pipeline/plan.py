@@ -30,6 +30,7 @@ from lonas_edge.training.options import TrainOptions
 LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
     "fine-tune", "trim", "space", "search", "baselines", "measure",
 )  # fmt: skip
+RECOVER, EXPORT = "recover ", "export "  # and the target
 BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
@@ -164,15 +165,14 @@ class Plan:
         for index, (target, pick) in enumerate(self.picks.items()):
             earlier = list(self.picks.values())[:index]
             steps += [self._recover(target, pick, earlier), self._export(target, pick)]
-        exports = tuple(step.name for step in steps if step.name.startswith("export"))
+        exports = tuple(step.name for step in steps if step.name.startswith(EXPORT))
         settings = self.cost_settings
-        lengths = {"prompt_len": settings.prompt_len, "new_tokens": settings.new_tokens}
         models = [self.places.model(pick) for pick in self.picks.values()]
         baselines = [self.places.baseline(name) for name in BASELINES_BY_NAME.values()]
         arms = ",".join(map(str, ["subnet", *baselines, *models[1:]]))
         shown = command_line("bench", models[0], "--arms", arms, "--prompt-len", settings.prompt_len,
                              "--new-tokens", settings.new_tokens or None, "--rounds", ROUNDS)  # fmt: skip
-        last = PlannedStep(MEASURE, shown, lengths, (*exports, BASELINES), ("compress.json",), measure, machine,
+        last = PlannedStep(MEASURE, shown, self._lengths, (*exports, BASELINES), ("compress.json",), measure, machine,
                            short=True)  # fmt: skip
         return [*steps, self._baselines(), last]
 
@@ -182,6 +182,10 @@ class Plan:
         options = {"--data": self.inputs["data"], "--eval-data": self.inputs.get("eval_data")}
         split = [sha256(path) for path in (self.places.train, self.places.held_out)]
         return {**self.hashes, **options, "split": digest("".join(split).encode()).hexdigest()}
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        return {"--prompt-len": self.cost_settings.prompt_len, "--new-tokens": self.cost_settings.new_tokens}
 
     @property
     def _adapter(self) -> tuple[str, ...]:
@@ -234,7 +238,7 @@ class Plan:
         )  # fmt: skip
         known = {"--target (cost)": options.cost, "evaluations": options.evals, "prompts": options.num_prompts}
         known |= {"--seed": options.seed, "--weight-format": settings.weight_format, "--prompt": options.prompt}
-        known |= {"--prompt-len": settings.prompt_len, "--new-tokens": settings.new_tokens}
+        known |= self._lengths if timed else {}
         known |= {"--nncf-config": self.source.space.hash if places.has_space else None}
         needs = (*self._adapter, *self._student, *(() if places.has_space else (SPACE,)))
         outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in self.picks.values())
@@ -257,7 +261,7 @@ class Plan:
             "--data", places.train, "--eval-data", places.held_out, *_training(options), "--output", places.recovered(pick),
         )  # fmt: skip
         return PlannedStep(
-            f"recover {target}",
+            f"{RECOVER}{target}",
             command,
             _settings(options, "--recovery-steps"),
             (SEARCH,),
@@ -272,10 +276,10 @@ class Plan:
             "--output", places.model(pick),
         )  # fmt: skip
         return PlannedStep(
-            f"export {target}",
+            f"{EXPORT}{target}",
             command,
             {"--weight-format": weight_format},
-            (f"recover {target}",),
+            (f"{RECOVER}{target}",),
             (f"models/{pick.file}",),
             lambda progress: stages.export_network(places, pick, weight_format, progress),
         )

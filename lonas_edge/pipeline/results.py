@@ -11,7 +11,7 @@ from lonas_edge.network.source import TRAINING
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
-from lonas_edge.pipeline.plan import BASELINES_BY_NAME, Plan
+from lonas_edge.pipeline.plan import BASELINES_BY_NAME, LORA, RECOVER, Plan
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality
 from lonas_edge.pipeline.tasks import PipelineTask, options_of
 from lonas_edge.progress import Progress
@@ -109,14 +109,15 @@ def _options(plan: Plan, names: Mapping[str, str]) -> dict[str, Any]:
         "recovery_steps": plan.recovery_steps,
         "evals": plan.evals,
     }
-    return {**plain, "target": list(options.target), **resolved, "folders": folders}
+    return {**plain, "target": list(plan.picks), **resolved, "folders": folders}
 
 
 def _curves(plan: Plan) -> tuple[Curve, ...]:
-    folders = {"fine-tune": plan.places.work / "lora"} if plan.trains_lora else {}
-    folders |= {f"recover {target}": plan.places.recovered(pick) for target, pick in plan.picks.items()}
+    folders = {LORA: plan.places.work / "lora"} if plan.trains_lora else {}
+    folders |= {f"{RECOVER}{target}": plan.places.recovered(pick) for target, pick in plan.picks.items()}
     records = {name: TrainingRecord.read(folder / TRAINING) for name, folder in folders.items() if (folder / TRAINING).exists()}
-    return tuple(_curve(name, record, plan.task) for name, record in records.items())
+    trained = {name: record for name, record in records.items() if name == LORA or record.recovered}  # an unpruned one is not
+    return tuple(_curve(name, record, plan.task) for name, record in trained.items())
 
 
 def _curve(name: str, record: TrainingRecord, task: PipelineTask) -> Curve:

@@ -7,6 +7,7 @@ The output DIR holds an exported directory for each target (`model` where there 
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +26,14 @@ from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, least_disk_bytes, probe
 from lonas_edge.pipeline.options import KEEP, CompressOptions
-from lonas_edge.pipeline.plan import Plan, source_hashes, trained_for
+from lonas_edge.pipeline.plan import RECOVER, Plan, source_hashes, trained_for
 from lonas_edge.pipeline.recipe import RECIPE, recipe_text
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.results import measured
 from lonas_edge.pipeline.stages import Places
-from lonas_edge.pipeline.steps import PlannedStep, Steps
+from lonas_edge.pipeline.steps import STEPS as STATES
+from lonas_edge.pipeline.steps import PlannedStep, Steps, StepsRecord
 from lonas_edge.pipeline.tasks import PipelineTask, options_of, task_of
 from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.progress import Progress, silent
@@ -82,7 +84,7 @@ def compress_model(
         )
     task = task_of(source)
     task.check(options, source)
-    picks = stages.picks_of(options, task)
+    picks = stages.picks_of(options, task, _earlier_targets(options.output))
     stages.cost_of(picks, task)
     run = _Run(reference, source, task, options, picks, progress, recorded or {})
     if options.dry_run:
@@ -90,6 +92,15 @@ def compress_model(
             run.planned(Path(folder), announce)
         return None
     return run.lead(announce)
+
+
+def _earlier_targets(output: Path) -> list[str]:
+    """The targets of earlier runs with this output, from the names of their steps."""
+    files = [folder / STEPS / STATES for folder in (OutputDirectory(output).partial, output)]
+    with suppress(LonasEdgeError):  # it is read again where a run continues
+        names = next((StepsRecord.read(file).states for file in files if file.is_file()), {})
+        return [name.removeprefix(RECOVER) for name in names if name.startswith(RECOVER)]
+    return []
 
 
 @dataclass(frozen=True)
@@ -205,13 +216,15 @@ class _Run:
         return fitting
 
     def _probe(self, places: Places) -> Probe:
-        """Time training steps, or read what an earlier run with the same data timed."""
+        """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
         file, options, weight_format = places.work / PROBE, self.options, self.task.settings(self.options).weight_format
         qat = trained_for(weight_format)
         inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(file) if file.exists() else None
-        if earlier and earlier.inputs == inputs and options.precision in (earlier.requested, earlier.precision):
-            return earlier
+        kept = earlier if earlier and options.precision in (earlier.requested, earlier.precision) else None
+        if kept and kept.inputs == inputs:
+            return kept
+        requested, precision = (kept.requested, kept.precision) if kept else (options.precision, options.precision)
         if not earlier and not options.dry_run:
             OutputDirectory(options.output).check_space(
                 least_disk_bytes(self.task, self.source, weight_format, len(self.picks))
@@ -221,8 +234,8 @@ class _Run:
             if places.adapter and not self.task.adapts:  # an encoder's base may have another task, or lack the head
                 base = str(Path(folder) / "merged")
                 stages.merge(places, Path(base), self.progress)
-            timed = probe(self.task, base, places.train, options.prompt, qat, options.precision, self.progress)
-        return replace(timed, inputs=inputs, requested=options.precision)
+            timed = probe(self.task, base, places.train, options.prompt, qat, precision, self.progress)
+        return replace(timed, inputs=inputs, requested=requested)
 
     @property
     def _names(self) -> dict[str, str]:

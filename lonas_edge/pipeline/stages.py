@@ -6,7 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +17,9 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
-from lonas_edge.network.adapters import CONFIG, AdapterConfig
-from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file
+from lonas_edge.network.channel_order import FILE as ORDER
+from lonas_edge.network.source import TRAINING, Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, CompressOptions
 from lonas_edge.pipeline.tasks import PipelineTask
@@ -200,21 +202,36 @@ def recover(places: Places, pick: Pick, options: TrainOptions, progress: Progres
     """Train the network of a target with the unpruned model as its teacher.
 
     An unpruned one in INT8 needs no training, and the network of an `earlier` target is trained already. Of a base that needs
-    none, the directory is empty.
+    none, the directory is empty; of an adapter, it has that adapter without its search space.
     """
     output, network = places.recovered(pick), places.subnetwork(pick)
     source = places.open_start()
-    widths = select(source.elasticity, str(network)).canonical
-    trained = [each for each in earlier if select(source.elasticity, str(places.subnetwork(each))).canonical == widths]
-    unpruned = widths == source.elasticity.canonical(source.elasticity.maximal)
-    if trained or (unpruned and not options.weight_format and places.student == places.base):
+    chosen = select(source.elasticity, str(network))
+    same = [each for each in earlier if select(source.elasticity, str(places.subnetwork(each))).canonical == chosen.canonical]
+    unpruned = source.sizes(chosen).parameters == source.sizes(source.unpruned).parameters
+    if same or (unpruned and not options.weight_format and places.student == places.base):
         with OutputDirectory(output).open() as folder:
-            if trained or source.adapter:
-                shutil.copytree(places.recovered(trained[0]) if trained else source.folder, folder, dirs_exist_ok=True)
+            if same:
+                shutil.copytree(places.recovered(same[0]), folder, dirs_exist_ok=True)
+            elif source.adapter:
+                copy_plain(source, folder)
         return
     inputs = open_recovery(places.start, places.train, str(network), places.start_base, places.space)
     inputs = with_teacher(with_eval_data(inputs, places.held_out), places.unpruned, places.unpruned_base)
     _trained(inputs, output, options, progress)
+
+
+def copy_plain(source: Source, folder: Path) -> None:
+    """Copy the files of an adapter that `open_source` reads, without the search space: it has the unpruned network only."""
+    assert source.adapter
+    adapter = source.adapter.folder
+    for path in (adapter / CONFIG, adapter_file(adapter), adapter / ORDER):
+        if path.exists():
+            shutil.copy(path, folder)
+    if source.training:
+        replace(source.training, search_space=None).write(folder / TRAINING)
+    if source.pooling and source.pooling.stated:
+        source.pooling.write(folder, source.architecture.config.hidden_size)
 
 
 def check_adapter(places: Places) -> None:
@@ -282,19 +299,23 @@ def optimum_export(merged: Path, output: Path, weight_format: str, task: Pipelin
 
 _UNGUARDED = """
 import sys
+from lonas_edge.processes import end_with_parent
+parent = int(sys.argv.pop(1))
+if sys.platform == "linux":
+    end_with_parent(parent)
 from optimum.exporters.openvino import model_configs
 for guarded in sys.argv.pop(1).split():
     getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
 from optimum.commands.optimum_cli import main
 main()
-"""  # optimum-cli without its checks of transformers' version for models that it converts right
+"""  # optimum-cli, which ends with this process, without its checks of transformers' version for models that it converts right
 
 
 def _optimum(merged: Path, output: Path, weight_format: str, task: PipelineTask, architecture: Architecture) -> None:
     with OutputDirectory(output).open() as folder:
         command = optimum_export(merged, folder, weight_format, task, architecture)
         done = subprocess.run(
-            [sys.executable, "-c", _UNGUARDED, " ".join(architecture.family.raised_guards), *command],
+            [sys.executable, "-c", _UNGUARDED, str(os.getpid()), " ".join(architecture.family.raised_guards), *command],
             check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -305,18 +326,26 @@ def _optimum(merged: Path, output: Path, weight_format: str, task: PipelineTask,
             raise LonasEdgeError(f"optimum-cli export of the unpruned model failed: {last}")
 
 
-def picks_of(options: CompressOptions, task: PipelineTask) -> dict[str, Pick]:
-    """The picks by target."""
-    measures = ["kl", *task.costs]
-    expressions = [task.auto if target == AUTO else target for target in options.target]
-    picks = parse_picks(expressions, measures, "--target")
+def picks_of(options: CompressOptions, task: PipelineTask, earlier: Iterable[str] = ()) -> dict[str, Pick]:
+    """The picks by target; one of the `earlier` targets in another spelling keeps that of the earlier run."""
+    picks = _parse(options.target, task)
     by_file: dict[str, list[str]] = {}
     for target, pick in zip(options.target, picks, strict=True):
         by_file.setdefault(pick.file, []).append(target)
     raise_all(
         "--target:", [f"{' and '.join(same)} are the same bound" for same in by_file.values() if len(same) > 1], "Name it once."
     )
-    return dict(zip(options.target, picks, strict=True))
+    known: dict[str, tuple[str, Pick]] = {}
+    for target in earlier:
+        with suppress(LonasEdgeError):  # a target of another task
+            [pick] = _parse([target], task)
+            known.setdefault(pick.file, (target, pick))
+    return dict(known.get(pick.file, (target, pick)) for target, pick in zip(options.target, picks, strict=True))
+
+
+def _parse(targets: Sequence[str], task: PipelineTask) -> list[Pick]:
+    expressions = [task.auto if target == AUTO else target for target in targets]
+    return parse_picks(expressions, ["kl", *task.costs], "--target")
 
 
 def cost_of(picks: Mapping[str, Pick], task: PipelineTask) -> str:

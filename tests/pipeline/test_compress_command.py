@@ -3,10 +3,14 @@
 import inspect
 import json
 import math
+import multiprocessing
+import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,11 +32,14 @@ from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.instructions import read_data
+from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported, write_card
 from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.network.channel_order import ChannelOrder
 from lonas_edge.network.source import open_source
+from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.pipeline import estimate, measure, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import split
@@ -52,8 +59,10 @@ from lonas_edge.pipeline.run import Reference, compress_model
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.plan import make_plan
 from lonas_edge.training.elastic_trainer import ElasticTrainer
+from lonas_edge.training.options import TrainOptions
 
 
 def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
@@ -253,23 +262,31 @@ def test_ratios_for_equal_texts() -> None:
 def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = finished.copied(tmp_path / "copy")
     monkeypatch.setattr(stages, "train", forbidden)
-    record = compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
-    assert record == CompressRecord.read(out / "compress.json")
-    assert record.networks == finished.record.networks
+    for target in ("weights<=0.95x", "weights<=0.950x"):
+        options = {**QUICK, "target": target}
+        record = compress(finished.source.base, data=out.parent / "data.json", output=out, **options)
+        assert record == CompressRecord.read(out / "compress.json")
+        assert record.networks == finished.record.networks
+        assert [step.name for step in record.steps] == [step.name for step in finished.record.steps]
     assert not out.with_name("out.partial").exists()
 
 
 def test_another_target_uses_the_finished_steps(
     finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that others put into the output stay."""
+    """Also of a target in another spelling. Files that others put into the output stay."""
     out = finished.copied(tmp_path / "copy")
     (out / "bench").mkdir()
     (out / "bench" / "bench.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     monkeypatch.setattr(stages, "fine_tune", forbidden)
-    targets = [QUICK["target"], "kl<=100"]
+    targets = ["weights <= 0.950X", "kl<=100"]
     record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": targets})
+    assert [network.target for network in record.networks] == [None, None, "weights<=0.95x", "kl<=100"]
+    assert record.options["target"] == ["weights<=0.95x", "kl<=100"]
+    assert [step.name for step in record.steps][3:7] == [
+        "recover weights<=0.95x", "export weights<=0.95x", "recover kl<=100", "export kl<=100",
+    ]  # fmt: skip
     assert [network.folder for network in record.networks] == [None, None, "weights-0.95x", "kl-100"]
     assert not (out / "model").exists()
     for folder in ("weights-0.95x", "kl-100"):
@@ -279,6 +296,75 @@ def test_another_target_uses_the_finished_steps(
         assert (before / name).read_bytes() == (after / name).read_bytes()
     assert (out / "bench" / "bench.json").read_text() == "{}"
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_target_keeps_its_first_spelling(tmp_path: Path) -> None:
+    """Of the earlier run with the same output; `auto` is kl<=0.15. Other targets, and those of other tasks, change nothing."""
+
+    def named(*targets: str, earlier: Sequence[str] = ()) -> dict[str, str]:
+        options = CompressOptions(data=tmp_path / "data", output=tmp_path / "out", target=targets)
+        return {target: pick.expression for target, pick in stages.picks_of(options, LANGUAGE_MODEL, earlier).items()}
+
+    assert named("kl<=0.15", "kl<=100", earlier=["auto"]) == {"auto": "kl<=0.15", "kl<=100": "kl<=100"}
+    assert named("auto", earlier=["kl <= .15", "auto"]) == {"kl <= .15": "kl <= .15"}
+    assert named("tpot<=0.70x", earlier=["latency<=1x", "tpot<=0.7"]) == {"tpot<=0.70x": "tpot<=0.70x"}
+
+
+def test_lengths_repeat_the_measurement_only(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the search measures no latency: a bound on `weights` does not."""
+    out = finished.copied(tmp_path / "copy")
+    options = {"data": out.parent / "data.json", "output": out, **QUICK, "prompt_len": 9, "new_tokens": 5}
+    with pytest.raises(LonasEdgeError) as caught:
+        compress(finished.source.base, **options)
+    changed = str(caught.value).splitlines()[1:-1]
+    assert [line.strip(" -") for line in changed] == [
+        "prompt-len: was 8, is 9 (measure)", "new-tokens: was 4, is 5 (measure)",
+    ]  # fmt: skip
+    for name in ("search", "train"):
+        monkeypatch.setattr(stages, name, forbidden)
+    record = compress(finished.source.base, **options, overwrite=True)
+    assert (record.prompt_len, record.new_tokens) == (9, 5)
+
+
+@pytest.mark.parametrize(("target", "timed"), [("tpot<=0.7x", True), ("kl<=0.2", True), ("macs<=0.9x", False)])
+def test_lengths_of_a_timed_search(
+    target: str, timed: bool, llama: TinySource, tmp_path: Path, data: Path, quick: None
+) -> None:
+    """The search depends on them where it minimizes a latency: the bounded one, or TPOT without a bound on a cost."""
+    shown: dict[str, Any] = {}
+    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, target=(target,), prompt_len=8, new_tokens=4)
+    compress_model(
+        Reference(str(llama.base)), options, announce=lambda steps, _: shown.update({each.name: each for each in steps})
+    )
+    lengths = {"--prompt-len": 8, "--new-tokens": 4}
+    assert {name: value for name, value in shown["search"].settings.items() if name in lengths} == (lengths if timed else {})
+    assert shown["measure"].settings == lengths
+
+
+def test_the_precision_of_an_earlier_run_stays(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` chose fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
+    out, ran = finished.copied(tmp_path / "copy"), list[str]()
+    options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
+    timed = lambda *given: replace(PROBE, precision="bf16" if given[5] == "auto" else given[5])  # noqa: E731
+    monkeypatch.setattr("lonas_edge.pipeline.run.probe", timed)
+    with pytest.raises(LonasEdgeError, match="--weight-format: was int8_sym, is int4_sym") as caught:
+        compress(finished.source.base, **options)
+    assert "--precision" not in str(caught.value)
+
+    def stop(*_given: object) -> None:
+        raise LonasEdgeError("stopped")
+
+    monkeypatch.setattr(stages, "fine_tune", lambda *_given: ran.append("fine-tune"))
+    monkeypatch.setattr(stages, "find_networks", stop)
+    with pytest.raises(LonasEdgeError, match="search: stopped"):
+        compress(finished.source.base, **options, overwrite=True)
+    assert not ran
+    probed = json.loads((out.with_name("out.partial") / "steps" / "probe.json").read_text())
+    assert (probed["precision"], probed["requested"]) == ("fp32", "auto")
 
 
 def test_a_changed_option_needs_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:
@@ -528,6 +614,80 @@ def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_pat
         compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
 
 
+def test_the_unpruned_network_of_a_super_adapter(
+    tiny_models: TinyModels,
+    tmp_path: Path,
+    data: Path,
+    quick: None,
+    run_cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory.
+
+    The output lies in that directory, and nothing but the adapter is copied from there.
+    """
+    source, adapter = tiny_models.source("llama"), tmp_path / "adapter"
+    shutil.copytree(source.adapter, adapter)
+    shutil.copy(source.space, adapter / "nncf_config.json")
+    for name in (".git", "checkpoint-2"):
+        (adapter / name).mkdir()
+        (adapter / name / "adapter_model.safetensors").write_bytes(b"old")
+    monkeypatch.setattr(stages, "train", forbidden)
+    options = {**QUICK, "target": "weights<=1x", "data": data, "output": adapter / "out", "model": source.base}
+    record = compress(adapter, **options)
+    whole = AutoModelForCausalLM.from_pretrained(source.base).num_parameters()
+    assert [network.parameters for network in record.networks] == [whole] * 3
+    assert record.curves == ()
+    recovered = adapter / "out" / "steps" / "recovered" / "weights-1x"
+    assert {path.name for path in recovered.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    [command] = [step.command for step in record.steps if step.name.startswith("export")]
+    made, output = again(command, run_cli, tmp_path / "again")
+    assert (made / "openvino_model.bin").read_bytes() == (output / "openvino_model.bin").read_bytes()
+
+
+def test_the_largest_network_of_a_narrow_space_is_recovered(
+    llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its MLPs has 96 channels at most, and that of the adapter 128: it is pruned."""
+    content = json.loads(llama.space.read_text())
+    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
+    assert groups.count([128, 96, 64]) == 3
+    groups[groups.index([128, 96, 64])] = [96, 64]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    split(LANGUAGE_MODEL, data, None, 0, tmp_path / "data")
+    [pick] = parse_picks(["weights<=1x"], ["weights"])
+    places = stages.Places(tmp_path, str(llama.base), str(llama.adapter), tmp_path / "space.json", has_space=True)
+    places.subnetwork(pick).parent.mkdir(parents=True)
+    places.subnetwork(pick).write_text(json.dumps({"widths": places.open_start().select("maximal").by_group}))
+    trained: list[Path] = []
+    monkeypatch.setattr(stages, "train", lambda _inputs, output, *_given: trained.append(output))
+    stages.recover(places, pick, TrainOptions(steps=1, prompt="question"), silent)
+    assert trained == [tmp_path / "recovered" / "weights-1x"]
+
+
+def test_a_plain_copy_of_a_super_adapter(finished: Finished, tmp_path: Path) -> None:
+    """Channel order, record of the training and pooling stay; its only network is the unpruned one."""
+    adapter, copied = tmp_path / "super", tmp_path / "copied"
+    shutil.copytree(finished.folder / "out" / "steps" / "recovered" / "weights-0.95x", adapter)
+    replace(TrainingRecord.read(adapter / "training.json"), recovered=None).write(adapter / "training.json")
+    base = str(finished.source.base)
+    architecture = open_source(base).architecture
+    ChannelOrder.of(architecture, {"model.layers.1.mlp.down_proj": torch.arange(127, -1, -1)}).save(adapter)
+    source = open_source(str(adapter), base)
+    assert source.select().name == "heuristic"
+    copied.mkdir()
+    stages.copy_plain(replace(source, pooling=Pooling("cls", stated=True)), copied)
+    pooling = read_pooling(copied)
+    assert pooling
+    assert pooling.mode == "cls"
+    (copied / "modules.json").unlink()
+    opened = open_source(str(copied), base)
+    assert not opened.space.groups
+    assert opened.sizes(opened.select()) == opened.sizes(opened.unpruned)
+    assert opened.order.columns["model.layers.1.mlp.down_proj"].tolist() == list(range(127, -1, -1))
+    assert opened.training == replace(source.training, search_space=None)
+
+
 def test_the_recipe_repeats_the_run(
     finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -756,6 +916,45 @@ def test_an_output_of_another_source(finished: Finished, tiny_models: TinyModels
     with pytest.raises(LonasEdgeError, match=r"holds base-llama, compressed; the files of this SOURCE(.|\n)*--overwrite"):
         compress(other, data=out.parent / "data.json", output=out, **QUICK)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parent")
+def test_optimum_cli_ends_with_a_killed_run(llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write on, into the path of the next run. An `optimum` of our own states its process and sleeps."""
+    for module, content in {"exporters/openvino/model_configs": CLASSES, "commands/optimum_cli": SLEEPING}.items():
+        path = tmp_path / "packages" / "optimum" / f"{module}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    for folder in ("", "exporters", "exporters/openvino", "commands"):
+        (tmp_path / "packages" / "optimum" / folder / "__init__.py").touch()
+    packages = [tmp_path / "packages", Path(stages.__file__).parents[2]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, packages)))
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    given = tmp_path / "merged", tmp_path / "int8", "int8", LANGUAGE_MODEL, open_source(str(llama.base)).architecture
+    run = multiprocessing.get_context("fork").Process(target=stages._optimum, args=given)
+    run.start()
+    while not (tmp_path / "started").exists():  # pytest's own time limit ends a wait in vain
+        assert run.is_alive()
+        time.sleep(0.05)
+    assert run.is_alive()
+    run.kill()
+    run.join()
+    child = int((tmp_path / "started").read_text())
+    while (state := Path(f"/proc/{child}/stat")).exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.05)
+
+
+CLASSES = "def __getattr__(name): return type(name, (), {})"
+SLEEPING = """
+import os, time
+from pathlib import Path
+
+def main():
+    started = Path(os.environ["STARTED"])
+    started.with_suffix(".new").write_text(str(os.getpid()))
+    started.with_suffix(".new").rename(started)
+    time.sleep(600)
+"""
 
 
 def forbidden(*_given: object, **_options: object) -> None:

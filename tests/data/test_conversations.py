@@ -142,8 +142,8 @@ def test_fields_of_an_answer_that_would_be_dropped(field: str, value: Any, tmp_p
 
 def test_tools_would_be_dropped(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    given = (None, [], [{"type": "function", "function": {"name": "f"}}])
+    given = (None, [], "[]", [{"type": "function", "function": {"name": "f"}}])
     path.write_text("\n".join(json.dumps({"messages": GOOD, "tools": tools}) for tools in given))
-    with pytest.raises(LonasEdgeError, match="line 3: 'tools' are not supported; remove them, or records with tools") as raised:
+    with pytest.raises(LonasEdgeError, match="line 4: 'tools' are not supported; remove them, or records with tools") as raised:
         read_data(path)
-    assert "line 2" not in str(raised.value)
+    assert "line 3" not in str(raised.value)

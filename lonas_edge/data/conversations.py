@@ -77,7 +77,20 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str:
 
 
 def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Tokenize a conversation; return the ids, and whether each belongs to the assistant."""
+    """Tokenize a conversation; return the ids, and whether each belongs to the assistant.
+
+    An answer at the end is followed by EOS. The template of a base model may end a turn with another token, after which no
+    client stops (Qwen2.5: <|im_end|> and <|endoftext|>).
+    """
+    ids, learned = _turns(conversation, chat, tokenizer)
+    if conversation.messages[-1][0] == "assistant" and any(learned):
+        last = max(index for index, learn in enumerate(learned) if learn)
+        if tokenizer.eos_token_id not in ids[last:]:
+            return [*ids, tokenizer.eos_token_id], [*learned, True]
+    return ids, learned
+
+
+def _turns(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
     if not getattr(tokenizer, "is_fast", False):
         raise LonasEdgeError(
             f"{conversation.place}: 'messages' need a fast tokenizer, which gives the position of a token in the text"

@@ -48,6 +48,18 @@ def test_the_assistant_s_turns_are_learned(chat: str, turns: Any) -> None:
     assert encode([Conversation(turns)], Prompting(TEMPLATES["alpaca"], chat), by, len(ids) - 1) == []
 
 
+@pytest.mark.parametrize("chat", [CHATML, MARKED])
+def test_a_turn_that_ends_with_another_token_than_eos(chat: str) -> None:
+    """As in base models with a template for chats: EOS follows, where clients stop. One that ends with a question has none."""
+    by, chat = tokenizer(), chat.replace("eos_token", "'<end>'").replace("</s>", "<end>")
+    plain = by.apply_chat_template(messages(TURNS), chat_template=chat, tokenize=True, return_dict=True)["input_ids"]
+    ids, said = encode_conversation(Conversation(TURNS), chat, by)
+    assert by.eos_token_id not in plain and ids == [*plain, by.eos_token_id] and said[-1]
+    asked = (*TURNS, ("user", "the"))
+    ids, said = encode_conversation(Conversation(asked), chat, by)
+    assert by.eos_token_id not in ids and not said[-1]
+
+
 def test_marked_turns() -> None:
     """Text outside of the marks is not learned, even if the template renders earlier turns differently."""
     ids, said = encode_conversation(Conversation(TURNS), MARKED_FORGETFUL, tokenizer())

@@ -252,12 +252,15 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
         elif fault := number_fault(tensor):
             problems.append(f"{name}: {fault}")
         elif name in copies and not _is_copy(name, tensor, base, architecture):
-            problems.append(f"{name}: differs from the base's; if it was trained, add it to modules_to_save in {CONFIG}")
+            problems.append(
+                f"{name}: differs from the base's; add it to modules_to_save in {CONFIG} if it was trained, or remove it"
+            )
     advice = "Is --model the base it was trained on? Is the file complete?"
     tables = f"{architecture.family.embedding}.", f"{architecture.family.head}."
     if architecture.family.task.generates and any(problem.startswith(tables) for problem in problems):
         advice += (
-            " If the vocabulary of the base was trimmed, pass the untrimmed one: the adapter has its own embedding or head."
+            " If the vocabulary of the base was trimmed, pass the untrimmed one: the adapter has its own embedding or head, or "
+            "copies of the base's, which save_pretrained(…, save_embedding_layers=False) leaves out."
         )
     raise_all(f"{path}: the adapter does not fit the base model ({architecture.model_type}):", problems, advice)
     factors = {
@@ -335,6 +338,6 @@ def _copied_shapes(architecture: Architecture, others: Mapping[str, tuple[int, .
 
 
 def _is_copy(name: str, tensor: torch.Tensor, base: TensorFiles, architecture: Architecture) -> bool:
-    """Whether a tensor is the base's, in the dtype that the adapter was saved in; a tied head is the embedding."""
+    """Whether a tensor is the base's; a tied head is the embedding. PEFT would load rounded ones over the base's."""
     stored = base.read(name if name in base.shapes else f"{architecture.family.embedding}.weight")
-    return torch.equal(stored.to(tensor.dtype), tensor)
+    return torch.equal(stored.float(), tensor.float())

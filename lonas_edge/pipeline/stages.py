@@ -39,6 +39,7 @@ from lonas_edge.space.search_space import read_search_space
 from lonas_edge.space.subnetwork import select
 from lonas_edge.training.inputs import (
     Inputs,
+    check_conversations,
     lora_config,
     open_inputs,
     open_recovery,
@@ -48,6 +49,7 @@ from lonas_edge.training.inputs import (
 )
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
+from lonas_edge.training.training_data import read_training_data
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 _GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides all widths
@@ -229,9 +231,16 @@ def copy_plain(source: Source, folder: Path) -> None:
         if path.exists():
             shutil.copy(path, folder)
     if source.training:
-        replace(source.training, search_space=None).write(folder / TRAINING)
+        replace(source.training, search_space=None, recovered=None).write(folder / TRAINING)
     if source.pooling and source.pooling.stated:
         source.pooling.write(folder, source.architecture.config.hidden_size)
+
+
+def check_held_out(places: Places, source: Source, eval_data: Path, prompt: str | None) -> None:
+    """Refuse held-out data, which were read from `eval_data`, that the trainings would refuse after the search."""
+    read = read_training_data(places.train)
+    chosen = read.with_prompt(TrainOptions(prompt=prompt), source)
+    check_conversations(read_training_data(places.held_out), eval_data, chosen.prompt)
 
 
 def check_adapter(places: Places) -> None:

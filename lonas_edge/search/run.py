@@ -152,7 +152,12 @@ class _Search:
             check_picks(plan.picks, known["minimal"], known["maximal"], {plan.cost: cost})
         evaluations, table = self._evaluate(cost)
         results = SearchResults(plan, self.study.study_name, evaluations, table.rows, self._dtype, self.seconds, self.latency)
-        return replace(results, measured=self._measure(results.record)) if plan.measures else results
+        if not plan.measures:
+            return results
+        if self.latency and not self.latency.of_this_machine:
+            self.progress("Nothing is measured: the costs are latencies of another machine; measure there\nResults", None)
+            return results
+        return replace(results, measured=self._measure(results.record))
 
     def _evaluate(self, cost: Cost) -> tuple[tuple[Evaluation, ...], SensitivityTable]:
         """Load the super-network and evaluate networks until there are enough."""
@@ -280,9 +285,8 @@ class _Search:
         others = [evaluation.number for evaluation in spread([evaluations[number] for number in record.front])]
         chosen = dict.fromkeys([*first, *others, *(pick.evaluation for pick in record.picks)])
         members = [(names[number], evaluations[number]) for number in chosen]
-        table = self.latency if self.latency and self.latency.of_this_machine else None
         with self._step("measured"):
-            return tuple(measure_front(self.plan.source, members, settings, self.folder, self.progress, table))
+            return tuple(measure_front(self.plan.source, members, settings, self.folder, self.progress, self.latency))
 
     @contextmanager
     def _step(self, name: str, without: str = "") -> Iterator[None]:

@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -49,17 +50,17 @@ class Worker:
         propose: Propose | None = None,
         refine_from: int = 0,
         draws: bool = True,
-        required: Collection[Widths] = (),
+        required: Mapping[Widths, str] = MappingProxyType({}),
     ):
         """Join a study.
 
         `sign` is -1 if a higher quality is better, because Optuna minimizes. Without `draws`, the run ends with the last
-        proposal. `required` networks, which are queued, are evaluated even if `evals` others are known.
+        proposal. `required` networks, each with its origin, are evaluated even if `evals` others are known.
         """
         self.study, self.dimensions, self._sign = study, dimensions, sign
         self._total = min(evals, dimensions.size)
         self._propose, self._refine_from, self._draws = propose, refine_from, draws
-        self._required = frozenset(required)
+        self._required = required
         self._repeats = 0
         self._measuring = False
         self._first_seen: dict[int, float] = {}
@@ -90,18 +91,26 @@ class Worker:
         while True:
             evaluations = self.evaluations()
             report(evaluations)
-            missing = self._required - {evaluation.widths for evaluation in evaluations}
+            missing = self._required.keys() - {evaluation.widths for evaluation in evaluations}
             if len(evaluations) >= self._total and not missing:
                 return
             others = self._in_progress()
             if others and len(evaluations) + others >= self._total:  # other workers have the last ones
                 self._wait()
+            elif len(evaluations) >= self._total and not self._trials(TrialState.WAITING):
+                self._repeat(missing)
             elif self._trials(TrialState.WAITING) or self._prepare(evaluations):
                 self._evaluate(measure)
             elif others:  # what is proposed next depends on theirs
                 self._wait()
             else:
                 return
+
+    def _repeat(self, missing: Collection[Widths]) -> None:
+        """Queue networks again whose workers failed, or died before their first heartbeat."""
+        for trial in self._trials(TrialState.RUNNING):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        self.enqueue({widths: self._required[widths] for widths in missing})
 
     def _wait(self) -> None:
         """Wait for other workers, and give the trials of dead ones back."""

@@ -200,11 +200,8 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
     if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
-    if inputs.eval_data and options.prompt != CHAT and MESSAGES in kinds_of(inputs.eval_data):
-        raise LonasEdgeError(
-            f"{inputs.eval_data.files[0].path}: --eval-data holds conversations, which need --prompt {CHAT}; the training has "
-            f"--prompt {options.prompt}. Pass --prompt {CHAT}, or --eval-data of the kind of --data."
-        )
+    if inputs.eval_data:
+        check_conversations(inputs.eval_data, inputs.eval_data.files[0].path, options.prompt)
     if "pair" in kinds_of(inputs.data) and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(
             "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "
@@ -227,6 +224,15 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--dropout cannot be combined with --weight-format: the adapter is merged before quantization.")
     if options.precision == "fp16" and device_of(options) == "cpu":
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
+
+
+def check_conversations(eval_data: TrainingData, path: Path, prompt: str | None) -> None:
+    """Refuse held-out conversations for a training with another prompt than the chat template; `path` is for the error."""
+    if prompt != CHAT and MESSAGES in kinds_of(eval_data):
+        raise LonasEdgeError(
+            f"{path}: --eval-data holds conversations, which need --prompt {CHAT}; the training has "
+            f"--prompt {prompt}. Pass --prompt {CHAT}, or --eval-data of the kind of --data."
+        )
 
 
 def kinds_of(data: TrainingData) -> set[str]:

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -501,6 +502,18 @@ def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, 
         compress_model(reference, options)
 
 
+def test_held_out_conversations_without_a_chat_template(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before any step, with the name of the user's file."""
+    monkeypatch.setattr("lonas_edge.pipeline.run.probe", forbidden)
+    held_out = tmp_path / "held_out.jsonl"
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "yes"}] for n in range(20)]
+    held_out.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    with pytest.raises(LonasEdgeError, match=r"held_out\.jsonl: --eval-data holds conversations, which need --prompt chat"):
+        compress(llama.adapter, model=llama.base, data=data, eval_data=held_out, output=tmp_path / "out", **QUICK)
+
+
 def test_texts_of_several_pieces(llama: TinySource, tmp_path: Path, quick: None) -> None:
     """16 held-out texts, each longer than a prompt may be: 16 prompts, not one for each piece."""
     rows = [{"text": f"Sentence number {n}. " * 150} for n in range(40)]
@@ -940,8 +953,9 @@ def test_optimum_cli_ends_with_a_killed_run(llama: TinySource, tmp_path: Path, m
     run.kill()
     run.join()
     child = int((tmp_path / "started").read_text())
-    while (state := Path(f"/proc/{child}/stat")).exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.05)
+    with suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.05)
 
 
 CLASSES = "def __getattr__(name): return type(name, (), {})"

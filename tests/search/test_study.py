@@ -100,9 +100,27 @@ def test_required_networks_are_evaluated_even_if_they_come_last(joined: Callable
     worker, measure = joined(3), Measuring(dimensions)
     last = dimensions.widths([2, 0, 1])
     worker.enqueue({dimensions.widths([0, 0, level]): "warm-start" for level in range(3)} | {last: "required"})
-    worker = Worker(worker.study, dimensions, 3, 1, required=[last])
+    worker = Worker(worker.study, dimensions, 3, 1, required={last: "required"})
     worker.run(measure, silent)
     assert len(measure.seen) == 4 and measure.seen[-1] == last
+
+
+def test_a_required_network_whose_worker_failed(joined: Callable, dimensions: Dimensions) -> None:
+    """Another worker evaluates it, and nothing else; the second one died before its first heartbeat."""
+    worker, measure = joined(3), Measuring(dimensions)
+    required = {dimensions.widths([2, 0, level]): "required" for level in range(2)}
+    others = [dimensions.widths([0, 0, level]) for level in range(3)]
+    worker.enqueue(required)
+    failed, dead = worker.study.ask(), worker.study.ask()
+    for trial in (failed, dead):
+        dimensions.suggested(trial)
+    worker.study.tell(failed.number, state=TrialState.FAIL)
+    worker.enqueue(dict.fromkeys(others, "other"))
+    worker = Worker(worker.study, dimensions, 3, 1, required=required)
+    worker._in_progress = lambda: 0  # the dead one was given up
+    worker.run(measure, silent)
+    assert measure.seen[:3] == others and set(measure.seen[3:]) == set(required)
+    assert worker.evaluations()[3].origin == "required"
 
 
 def test_a_journal_where_links_are_refused(joined: Callable, dimensions: Dimensions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from lonas_edge.schema import field_faults
 
 _LATER = (RUNTIME, MODEL, FILE, CARD, MANIFEST)  # files that later commands replace, in this order
 _COMPARISON = "## Compared with other files of this model"  # of `compress`: the last section of a card
-_CHANGING, _UNTUNED = ".changing", ".untuned"
+CHANGING, UNTUNED = ".changing", ".untuned"  # temporary directories in an exported one
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
 _POOLED = re.compile(r'names="[^"]*\bsentence_embedding\b')  # the output with --library sentence_transformers
@@ -226,7 +226,7 @@ def changed(folder: Path) -> Iterator[Path]:
     An error leaves the exported directory unchanged.
     """
     try:
-        with _temporary_inside(folder, _CHANGING) as new:
+        with _temporary_inside(folder, CHANGING) as new:
             for path in filter(Path.exists, (folder / name for name in _LATER)):
                 shutil.copyfile(path, new / path.name)
             yield new
@@ -255,7 +255,7 @@ def untuned(exported: Exported) -> Iterator[Exported]:
     folder = exported.folder
     with ExitStack() as stack:
         try:
-            copy = stack.enter_context(_temporary_inside(folder, _UNTUNED))
+            copy = stack.enter_context(_temporary_inside(folder, UNTUNED))
             if exists(folder / RUNTIME):
                 link_files(folder, copy)
                 runtime.restore(copy)

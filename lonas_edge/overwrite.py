@@ -15,6 +15,7 @@ RECORDS = (
     "eval.json",
     "search.json",
     "compress.json",
+    "vocabulary.json",
 )  # every output has one of them
 _SIGNATURE = b'"lonas-edge/'  # of the schema in these
 _SPACE = "bootstrapNAS"  # in every search space

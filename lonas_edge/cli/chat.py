@@ -49,8 +49,8 @@ def run(options: ChatOptions) -> None:
         from lonas_edge.ir import MODEL
 
         folder, adapter = _exported_in(options.exported, MODEL), None
-        if folder.is_file() and folder.parent.name == ADAPTERS:
-            folder, adapter = folder.parents[1], folder.stem
+        if folder.is_file() and folder.absolute().parent.name == ADAPTERS:
+            folder, adapter = folder.absolute().parents[1], folder.stem
         exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists(), adapters=True)
         answers = options.max_new_tokens, options.temperature
         chat = Chat(exported, options.device, options.system, *answers, adapter)

@@ -179,7 +179,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         raise LonasEdgeError(f"{path}: not readable as YAML: {one_line(str(error))}") from error
     if content is not None and not isinstance(content, dict):
         raise click.UsageError(f"{path}: expected options as `name: value` lines, found {type(content).__name__}")
-    names = {name.lstrip("-"): param for param in ctx.command.params for name in (*param.opts, *param.secondary_opts)}
+    names = {name: param for param in ctx.command.params for name in _names(param)}
     values: dict[str, Any] = {}
     ctx.meta[RECIPE] = (content or {}).pop(RECIPE, None)
     wrong = _recipe_faults(ctx.meta[RECIPE])
@@ -197,6 +197,13 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     if wrong:
         raise click.UsageError("\n".join(f"{path}: {each}" for each in wrong))
     ctx.default_map = values
+
+
+def _names(param: click.Parameter) -> list[str]:
+    """The names of an option in a file; an argument also has that of the help, in lower case."""
+    known: Declared | None = getattr(param, "declared", None)
+    shown = [known.flag.lower()] if known and known.option.argument else []
+    return [name.lstrip("-") for name in (*shown, *param.opts, *param.secondary_opts)]
 
 
 def _recipe_faults(section: Any) -> list[str]:

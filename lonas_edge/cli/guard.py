@@ -188,12 +188,21 @@ def _usable_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.platform == "win32" and "PYTHONIOENCODING" not in os.environ:
+        _utf8_files()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _utf8_files() -> None:
+    """Read and write UTF-8 in files and pipes: Python takes the code page of Windows, which lacks most characters."""
+    for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8"), (sys.stderr, "utf-8")):
+        if hasattr(stream, "reconfigure") and not stream.isatty():
+            stream.reconfigure(encoding=encoding)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def run(options: PushOptions) -> None:
     """
     with progress(left=False) as report:
         with importing():
-            from lonas_edge.exporting.publish import prepare, push
+            from lonas_edge.exporting.publish import prepare, push, require_name
+        require_name(options.repo)
         report("Checking the files", None)
         upload, repo = prepare(options.folder), options.repo
         if options.dry_run:

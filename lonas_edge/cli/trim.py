@@ -44,6 +44,8 @@ def run(options: TrimOptions) -> None:
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
         from lonas_edge.pipeline.vocabulary import Vocabulary
+    if options.output:  # before a base is downloaded
+        OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)
     vocabulary = Vocabulary(open_source(options.model, weights=options.output is not None), options.data, options.prompt)
     base = vocabulary.source.base
     with progress() as report:

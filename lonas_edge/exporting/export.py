@@ -124,7 +124,7 @@ def _add_adapter(source: Source, subnetwork: Subnetwork, output: Path, options: 
         link_files(output, folder)
         manifest = separate.write_adapter(job, merged, manifest, hashes.result()["adapter"])
         manifest.write(folder / MANIFEST)
-        write_card(folder)
+        write_card(folder, output)
     return manifest
 
 

@@ -4,6 +4,7 @@ import filecmp
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from lonas_edge.data.pooling import Pooling, pooling_of
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, adapter_file, record_rewritten
-from lonas_edge.exporting.model_card import model_card
+from lonas_edge.exporting.model_card import model_card, sections, updated
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, context_of, family_of_config, tokens_of
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
@@ -28,7 +29,7 @@ from lonas_edge.schema import field_faults
 
 _LATER = (RUNTIME, MODEL, FILE, CARD, MANIFEST)  # files that later commands replace, in this order
 _COMPARISON = "## Compared with other files of this model"  # of `compress`: the last section of a card
-_CHANGING, _UNTUNED = ".changing", ".untuned"
+CHANGING, UNTUNED = ".changing", ".untuned"  # temporary directories in an exported one
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
 _POOLED = re.compile(r'names="[^"]*\bsentence_embedding\b')  # the output with --library sentence_transformers
@@ -189,19 +190,39 @@ def _written(path: Path, _changed_ns: int) -> Written:
     return Written.of(path)
 
 
-def write_card(folder: Path, comparison: str | None = None) -> None:
-    """Write the model card of an exported directory again, with a comparison (Markdown) or the one that it has."""
-    manifest, evaluations = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
-    old = read_text(folder / CARD, "the model card") if (folder / CARD).exists() else ""
-    kept = "".join(old.partition(_COMPARISON)[1:]) if comparison is None else f"{_COMPARISON}\n\n{comparison}"
-    replace_text(folder / CARD, model_card(manifest, _properties(folder), evaluations) + kept)
+def write_card(folder: Path, before: Path | None = None, comparison: str | None = None) -> None:
+    """Write the model card of an exported directory again, and keep what users changed in it.
+
+    Args:
+        folder: The directory.
+        before: The directory for whose state the card was generated; `folder` itself when None.
+        comparison: A comparison with other files as Markdown; by default the card keeps the one that it has.
+    """
+    own = sections(read_text(folder / CARD, "the model card")) if (folder / CARD).exists() else {}
+    written, new = _generated(before or folder), _generated(folder)
+    if comparison is not None:
+        written[_COMPARISON], new[_COMPARISON] = own.get(_COMPARISON, ""), f"{_COMPARISON}\n\n{comparison.strip()}"
+    card, kept = updated(own, written, new)
+    for title in kept:
+        warnings.warn(
+            f"{(before or folder) / CARD}: {title!r} was edited and stays as it is, out of date. Delete this section; the same "
+            "command writes the new one.",
+            LonasEdgeWarning,
+            stacklevel=2,
+        )
+    replace_text(folder / CARD, card)
+
+
+def _generated(folder: Path) -> dict[str, str]:
+    """Return the sections of the model card for the records of an exported directory."""
+    return sections(model_card(Manifest.read(folder / MANIFEST), _properties(folder), Evaluations.of(folder)))
 
 
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
     """Keep an evaluation with an exported directory, in place of an earlier one by this protocol, and show it in the card."""
     with changed(folder) as new:
         Evaluations.of(new).with_evaluation(protocol, evaluation).write(new / FILE)
-        write_card(new)
+        write_card(new, folder)
 
 
 def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
@@ -209,14 +230,14 @@ def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
     with changed(folder) as new:
         runtime.restore(new)
         runtime.store(new, chosen)
-        write_card(new)
+        write_card(new, folder)
 
 
 def restore_properties(folder: Path) -> None:
     """Undo `store_properties`."""
     with changed(folder) as new:
         runtime.restore(new)
-        write_card(new)
+        write_card(new, folder)
 
 
 @contextmanager
@@ -226,7 +247,7 @@ def changed(folder: Path) -> Iterator[Path]:
     An error leaves the exported directory unchanged.
     """
     try:
-        with _temporary_inside(folder, _CHANGING) as new:
+        with _temporary_inside(folder, CHANGING) as new:
             for path in filter(Path.exists, (folder / name for name in _LATER)):
                 shutil.copyfile(path, new / path.name)
             yield new
@@ -255,7 +276,7 @@ def untuned(exported: Exported) -> Iterator[Exported]:
     folder = exported.folder
     with ExitStack() as stack:
         try:
-            copy = stack.enter_context(_temporary_inside(folder, _UNTUNED))
+            copy = stack.enter_context(_temporary_inside(folder, UNTUNED))
             if exists(folder / RUNTIME):
                 link_files(folder, copy)
                 runtime.restore(copy)

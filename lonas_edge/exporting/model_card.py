@@ -1,6 +1,8 @@
 """Write the model card of an exported directory, its README.md."""
 
 import json
+import re
+from collections.abc import Mapping
 
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
@@ -14,6 +16,8 @@ from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import SearchOrigin
+
+_SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 
 
 def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, evaluations: Evaluations | None = None) -> str:
@@ -259,3 +263,40 @@ def _parity(manifest: Manifest) -> list[str]:
         agreement = f" {parity.top1_agreement or 0:.1%} |" if same else ""
         rows.append(f"| {name} | {parity.max_logit_difference:.2e} | {parity.distance:.2e} |{agreement} {parity.positions} |")
     return rows
+
+
+def sections(card: str) -> dict[str, str]:
+    """Split a card at its headings of the second level; the first part, with the metadata block, has the title ""."""
+    parts: dict[str, str] = {}
+    for part in filter(None, map(str.strip, _SECTION.split(card))):
+        title = part.partition("\n")[0] if part.startswith("## ") else ""
+        parts[title] = f"{parts[title]}\n\n{part}" if title in parts else part
+    return parts
+
+
+def updated(own: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Replace the generated sections of a card, and keep what users wrote; all arguments are `sections`.
+
+    Args:
+        own: The card as it is.
+        before: The card as it was generated. A section that differs from it was edited, and stays.
+        after: The generated card now.
+
+    Returns:
+        The card, and the titles of edited sections that are out of date.
+    """
+    card: dict[str, str] = {}
+    kept: list[str] = []
+    for title, text in own.items():
+        old, new = before.get(title), after.get(title)
+        if text != old:
+            card[title] = text
+            kept += [title] if new not in (old, text) else []
+        elif new is not None:
+            card[title] = new
+    order, next_index = list(card), len(card)
+    for title in reversed([*after]):
+        if title not in card:
+            order.insert(next_index, title)
+        next_index = order.index(title)
+    return "\n\n".join(card.get(title) or after[title] for title in order) + "\n", kept

@@ -15,15 +15,16 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, R
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lonas_edge.errors import LonasEdgeError, one_line, raise_all
-from lonas_edge.exporting.exported import file_faults
+from lonas_edge.exporting.exported import CHANGING, UNTUNED, file_faults
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest
-from lonas_edge.files import TEXT_LIMIT, read_text
+from lonas_edge.files import TEXT_LIMIT, exists, read_text
 from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.source import TRAINING
 from lonas_edge.network.training_record import TrainingRecord
 
 RECORDS = (MANIFEST, TRAINING)  # a published directory has one of them, and so has a repository that may be replaced
 _OF_THE_HUB = (".gitattributes",)  # files that the hub puts into a new repository
+_NOT_OURS = (".git", ".cache", CHANGING, UNTUNED)  # of git, of the hub's client, which refuses both, and of killed runs
 _SECRET_FILES = (
     *(".env", ".env.*", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".pypirc", "*.pem", "*.key", "*.p12", "*.pfx"),
     *("id_rsa*", "id_ed25519*", "id_ecdsa*", "token", "*.token", "credentials", "credentials.json", "stored_tokens"),
@@ -71,25 +72,27 @@ def prepare(folder: Path) -> Upload:
     """
     if not folder.is_dir():
         raise LonasEdgeError(f"{folder}: no such directory; expected one that `lonas-edge export` or `train` wrote")
-    _require_undamaged(folder)
+    fixed = _require_undamaged(folder)
     paths, faults = _regular_files(folder)
-    faults += [f"{name}: {fault}" for name, path in paths.items() for fault in _file_faults(path)]
-    raise_all(
-        f"{folder}: cannot be published:",
-        faults,
-        "Nothing was sent. Remove or correct these files, and push again.",
-    )
+    by_name = {name: list(_file_faults(path, name in fixed)) for name, path in paths.items()}
+    faults += [f"{name}: {fault}" for name, found in by_name.items() for fault in found]
+    hint = "Nothing was sent. Remove or correct these files, and push again."
+    if wrong := [name for name in sorted(fixed) if by_name.get(name)]:
+        hint += f" Do not edit {', '.join(wrong)}: correct the base model or adapter, and export or train again."
+    raise_all(f"{folder}: cannot be published:", faults, hint)
     card = read_text(folder / CARD, "the model card")
     title = next((line.removeprefix("# ") for line in card.splitlines() if line.startswith("# ")), folder.name)
     return Upload(folder, {name: path.stat().st_size for name, path in paths.items()}, title)
 
 
-def _require_undamaged(folder: Path) -> None:
+def _require_undamaged(folder: Path) -> set[str]:
+    """Refuse another or a damaged directory; return the files that must stay as they were written."""
     if (folder / MANIFEST).exists():
-        faults = file_faults(folder, Manifest.read(folder / MANIFEST))
+        manifest = Manifest.read(folder / MANIFEST)
+        fixed, faults = set(manifest.files), file_faults(folder, manifest)
     elif (folder / TRAINING).exists():
         TrainingRecord.read(folder / TRAINING)
-        faults = [] if (folder / CONFIG).exists() else [f"{CONFIG}: missing"]
+        fixed, faults = {TRAINING}, [] if (folder / CONFIG).exists() else [f"{CONFIG}: missing"]
         adapter_file(folder)
     else:
         raise LonasEdgeError(
@@ -97,12 +100,15 @@ def _require_undamaged(folder: Path) -> None:
         )
     faults += [] if (folder / CARD).exists() else [f"{CARD}: missing (the model card)"]
     raise_all(f"{folder}: damaged:", faults, "Export or train it again.")
+    return fixed
 
 
 def _regular_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return all files by name, and faults: links and special files."""
+    """Return all files by name, without `_NOT_OURS`, and faults: links and special files."""
     paths, faults = {}, []
     for path in sorted(folder.rglob("*")):
+        if any(part in _NOT_OURS for part in path.relative_to(folder).parts):
+            continue
         name = path.relative_to(folder).as_posix()
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode):
@@ -112,7 +118,8 @@ def _regular_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return paths, faults
 
 
-def _file_faults(path: Path) -> Iterator[str]:
+def _file_faults(path: Path, fixed: bool) -> Iterator[str]:
+    """List secrets and paths in a file. A `fixed` one has texts of a base model, whose paths may be of other machines."""
     if any(fnmatch(path.name.lower(), pattern) for pattern in _SECRET_FILES):
         yield "files of this name contain secrets"
         return
@@ -125,7 +132,7 @@ def _file_faults(path: Path) -> Iterator[str]:
             yield f"line {_line(text, match)} seems to contain {what}, {match[0][:6]}…"
     if path.name in _VOCABULARIES:
         return
-    paths = [f"{where}: {local}" for where, local in _local_paths(path, text)]
+    paths = [f"{where}: {local}" for where, local in _local_paths(path, text) if not fixed or _is_here(local)]
     if paths:
         more = f", and {len(paths) - 1} more" if len(paths) > 1 else ""
         yield f"contains a path of this machine: {one_line(paths[0])}{more}"
@@ -142,6 +149,17 @@ def _local_paths(path: Path, text: str) -> Iterator[tuple[str, str]]:
             yield where, match[0]
     if not values:
         yield from ((f"line {_line(text, match)}", match[0]) for match in _LOCAL_PATH.finditer(text))
+
+
+def _is_here(text: str) -> bool:
+    """Whether a path, perhaps with punctuation after it, exists, or lies in the home or the working directory."""
+    path, roots = Path(text.removeprefix("file://").rstrip(".,;:!?)]}")), []
+    for root in (Path.home, Path.cwd):
+        with suppress(OSError, RuntimeError):  # a user without a home; a deleted working directory
+            roots.append(root())
+    with suppress(RuntimeError):  # no such user
+        path = path.expanduser()
+    return exists(path) or any(path.is_relative_to(root) for root in roots if root != root.parent)
 
 
 def _text(path: Path) -> str:
@@ -184,7 +202,7 @@ def push(
     `repo_id` is owner/name; the repository is created if it does not exist, privately if `private`. `overwrite` replaces a
     repository that lonas-edge wrote; its other files are deleted in the same commit.
     """
-    _require_name(repo_id)
+    require_name(repo_id)
     if not get_token():
         raise LonasEdgeError(f"{repo_id}: no token for the hub. Run `hf auth login`, or set HF_TOKEN. Nothing was sent.")
     api = HfApi()
@@ -192,13 +210,12 @@ def push(
     with _hub_errors(repo_id):
         head, existing = _repository(api, repo_id, private)
     _refuse_repository(repo_id, existing, overwrite)
+    operations = _operations(upload, repo_id, existing)
     if head is None:
         with _hub_errors(repo_id):
             api.create_repo(repo_id, repo_type="model", private=private, exist_ok=False)
     size = sum(upload.files.values())
     report(f"Uploading {len(upload.files)} files, {size / 1e6:,.1f} MB")
-    operations: list[Any] = [CommitOperationAdd(name, upload.folder / name) for name in upload.files]
-    operations += [CommitOperationDelete(name) for name in existing if name not in upload.files]
     with _hub_errors(repo_id):
         done = api.create_commit(
             repo_id,
@@ -210,7 +227,17 @@ def push(
     return Published(str(done.repo_url), str(done.oid))
 
 
-def _require_name(repo_id: str) -> None:
+def _operations(upload: Upload, repo_id: str, existing: list[str]) -> list[Any]:
+    """Return the parts of the commit; the client reads and checks the files, before a repository is created."""
+    try:
+        added: list[Any] = [CommitOperationAdd(name, upload.folder / name) for name in upload.files]
+    except (OSError, ValueError) as error:
+        raise LonasEdgeError(f"{repo_id}: a file cannot be sent: {one_line(str(error))}. Nothing was sent.") from error
+    return added + [CommitOperationDelete(name) for name in existing if name not in upload.files]
+
+
+def require_name(repo_id: str) -> None:
+    """Refuse a text that is no name of a repository, owner/name."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

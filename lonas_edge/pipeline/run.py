@@ -263,7 +263,7 @@ class _Run:
             for target, pick in self.picks.items():
                 model = new / self._names[target]
                 shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
-                write_card(model, comparison(record))
+                write_card(model, comparison=comparison(record))
             record.write(new / COMPRESS)
             replace_text(new / RECIPE, recipe_text(self._recipe(record), self.inputs, record.versions))
             write_report(record, new)

@@ -20,7 +20,7 @@ from rich.table import Table
 from systems import SIGNALS
 from tiny_models import TinySource
 
-from lonas_edge.cli.guard import guarded
+from lonas_edge.cli.guard import _usable_streams, guarded
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.errors import LonasEdgeError
@@ -427,3 +427,40 @@ def test_what_libraries_print_is_no_output_of_a_process(debug: bool) -> None:
     command = [sys.executable, "-X", "utf8", "-c", program]
     ran = subprocess.run(command, capture_output=True, check=False, env=environment)
     assert (ran.returncode, ran.stdout.decode(), ran.stderr) == (0, "{\nü}\n", b"a warning\n" if debug else b"")
+
+
+class Console(io.TextIOWrapper):
+    """A stream of a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "variable", "utf8"),
+    [
+        (io.TextIOWrapper, "win32", None, True),
+        (Console, "win32", None, False),
+        (io.TextIOWrapper, "win32", "cp1252", False),
+        (io.TextIOWrapper, "linux", None, False),
+    ],
+)
+def test_files_and_pipes_are_utf8_on_windows(
+    kind: type[io.TextIOWrapper], platform: str, variable: str | None, utf8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editors there write a byte order mark. A terminal and PYTHONIOENCODING keep their encoding."""
+    written, text = io.BytesIO(), "Grüße" if utf8 else "ï»¿GrÃ¼ÃŸe"
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    if variable:
+        monkeypatch.setenv("PYTHONIOENCODING", variable)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", kind(io.BytesIO(b"\xef\xbb\xbfGr\xc3\xbc\xc3\x9fe"), encoding="cp1252"))
+        for name in ("stdout", "stderr"):
+            patch.setattr(sys, name, kind(written, encoding="cp1252"))
+        patch.setattr(sys, "platform", platform)
+        _usable_streams()
+        read, streams = sys.stdin.read(), (sys.stdout, sys.stderr)
+        for stream in streams:
+            print("ü你\udcff", end="", file=stream, flush=True)
+    assert read == text
+    assert written.getvalue() == (b"\xc3\xbc\xe4\xbd\xa0\\udcff" if utf8 else b"\xfc\\u4f60\\udcff") * 2

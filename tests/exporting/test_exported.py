@@ -1,12 +1,17 @@
 """Opening exported directories, and errors for other ones."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from test_evaluations import evaluation
 
-from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import open_exported
+from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
+from lonas_edge.exporting.evaluations import FILE, Evaluations
+from lonas_edge.exporting.exported import open_exported, store_evaluation, write_card
+from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.exporting.model_card import model_card
 
 SIZES = {"parameters": 5, "linear_weights": 4, "macs": 8, "seq_len": 2, "bytes": {"fp32": 20, "int8": 5}}
 MANIFEST = {
@@ -139,3 +144,61 @@ def test_all_damaged_fields_of_a_manifest_are_listed(folder: Path) -> None:
     fields = [line.split(":")[0].strip(" -") for line in str(caught.value).splitlines()[1:-1]]
     assert sorted(fields) == ["base.name", "base.revision", "sizes.subnetwork", "verified", "versions"]
     assert str(caught.value).endswith("Export it again.")
+
+
+# the model card
+
+
+@pytest.fixture
+def card(folder: Path) -> Path:
+    """The model card as the export wrote it."""
+    path = folder / "README.md"
+    path.write_text(model_card(Manifest.read(folder / "lonas_edge.json")))
+    return path
+
+
+def accuracy(card: Path) -> list[str]:
+    """The averages in a card."""
+    return re.findall(r"\| ([\d.]+) ± 1\.0 \| [\d.]+ ± 1\.0 \|$", card.read_text(), re.MULTILINE)
+
+
+def test_a_card_that_nobody_edited_is_the_written_one(folder: Path, card: Path) -> None:
+    for value in (0.5, 0.25):
+        store_evaluation(folder, "option-text", evaluation(value))
+        assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"), None, Evaluations.of(folder))
+    assert accuracy(card) == ["25.0"]
+    (folder / FILE).unlink()
+    card.unlink()
+    write_card(folder)
+    assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"))
+
+
+def test_edits_of_a_card_stay(folder: Path, card: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Fields, sentences and sections: in the first part, between the others, and at the end."""
+    own = "## License\n\nApache 2.0, as the base.\n\n"
+    text = card.read_text().replace("tags:", "license: apache-2.0\ntags:").replace("sizes and parity.", "sizes. *Ours.*")
+    text = text.replace("## Verification", f"{own}## Verification") + "\n## Contact\n\nsomebody@here\n"
+    card.write_text(text, newline="\r\n")
+    for value in (0.5, 0.25):
+        store_evaluation(folder, "option-text", evaluation(value))
+        edited = card.read_text()
+        start, end = edited.index("## Accuracy"), edited.index("## Verification")
+        assert edited[:start] + edited[end:] == text  # Accuracy is where the export has it
+    assert accuracy(card) == ["25.0"]
+    write_card(folder, comparison="| a | b |")
+    write_card(folder, comparison="| c | d |")
+    assert card.read_text() == f"{edited}\n## Compared with other files of this model\n\n| c | d |\n"
+    write_card(folder)
+    assert "| c | d |" in card.read_text() and not recwarn.list
+
+
+def test_an_edited_section_that_changes_stays_with_a_warning(folder: Path, card: Path) -> None:
+    store_evaluation(folder, "option-text", evaluation(0.5))
+    card.write_text(card.read_text().replace("In percent", "Not enough. In percent"))
+    with pytest.warns(LonasEdgeWarning, match=re.escape(f"{card}: '## Accuracy' was edited and stays as it is")):
+        store_evaluation(folder, "option-text", evaluation(0.25))
+    assert "Not enough" in card.read_text() and accuracy(card) == ["50.0"]
+    text = card.read_text()
+    card.write_text(text[: text.index("## Accuracy")] + text[text.index("## Verification") :])
+    store_evaluation(folder, "option-text", evaluation(0.25))
+    assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"), None, Evaluations.of(folder))

@@ -4,7 +4,7 @@ import pytest
 from test_exported import MANIFEST, RUNTIME
 
 from lonas_edge.exporting.manifest import Manifest
-from lonas_edge.exporting.model_card import fits_npu, model_card
+from lonas_edge.exporting.model_card import fits_npu, model_card, sections, updated
 from lonas_edge.ir.runtime import RuntimeProperties
 
 ALPACA = """`alpaca`; the answer takes the place of `{output}`:
@@ -94,3 +94,18 @@ def test_prompts_of_separate_adapters() -> None:
     card = model_card(manifest(adapters=adapters, prompt=None))
     assert "Adapters: `a`, `c`.\n\nIt was trained with the prompt `alpaca`" in card and card.count("It was trained") == 1
     assert 'names = ["a", "b", "c"]' in card and "| b: IR (computed in fp32) vs. materialized model |" in card
+
+
+@pytest.mark.parametrize(
+    ("own", "before", "after", "expected", "kept"),
+    [
+        ("a\n## R\n1", "a\n## R\n1", "a", "a\n", []),  # of properties that were undone
+        ("a\n## R\nmine", "a\n## R\n1", "a", "a\n\n## R\nmine\n", ["## R"]),
+        ("a\n## R\nmine", "a\n## R\n1", "a\n## R\n1", "a\n\n## R\nmine\n", []),
+        ("## V\n1", "a\n## V\n1", "a\n## R\n1\n## V\n1", "a\n\n## R\n1\n\n## V\n1\n", []),  # deleted ones are written again
+        ("a\n## N\n1\n## N\n2", "a", "a\n## V\n", "a\n\n## N\n1\n\n## N\n2\n\n## V\n", []),
+        ("", "a", "a\n## V\n", "a\n\n## V\n", []),
+    ],
+)
+def test_generated_sections_are_replaced(own: str, before: str, after: str, expected: str, kept: list[str]) -> None:
+    assert updated(sections(own), sections(before), sections(after)) == (expected, kept)

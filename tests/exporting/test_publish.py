@@ -120,6 +120,19 @@ def test_a_dry_run_sends_nothing(folder: Path, hub: Hub, run_cli: Callable, monk
     assert f"{(folder / 'model.safetensors').stat().st_size:,}" in ran.out
 
 
+def test_the_name_is_checked_without_a_connection_too(folder: Path, hub: Hub, run_cli: Callable) -> None:
+    ran = run_cli("push", folder, "network", "--dry-run")
+    assert ran.code == 1 and "network: expected owner/name" in ran.err and not ran.out
+
+
+def test_options_from_a_file(folder: Path, hub: Hub, run_cli: Callable, tmp_path: Path) -> None:
+    """The directory has the name in the help."""
+    (tmp_path / "push.yaml").write_text(f"dir: {folder}\nrepo: me/network\njson: true\n")
+    ran = run_cli("push", "--config", tmp_path / "push.yaml")
+    assert ran.code == 0, ran.err
+    assert hub.repositories["me/network"]["files"].keys() == {*contents(folder), ".gitattributes"}
+
+
 # the hub
 
 
@@ -235,6 +248,60 @@ def test_secrets_and_local_paths_are_refused(
     assert TOKEN not in str(raised.value)
     ran = run_cli("push", folder, "me/network")
     assert ran.code == 1 and not hub.calls
+
+
+def test_work_of_other_tools_is_not_published(folder: Path, hub: Hub) -> None:
+    """The hub's client refuses files in .cache and .git; the others are remains of killed runs."""
+    before = contents(folder)
+    others = (".cache/huggingface/download/config.json.lock", ".git/config", ".changing/README.md", ".untuned/config.json")
+    for name in (*others, "sub/.git/HEAD"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("made in /home/somebody/x")
+    (folder / ".cache/link").symlink_to("/etc/hostname")
+    push(prepare(folder), "me/network")
+    assert hub.repositories["me/network"]["files"] == {**before, ".gitattributes": b""}
+
+
+def test_a_file_that_vanished_creates_no_repository(folder: Path, hub: Hub) -> None:
+    upload = prepare(folder)
+    (folder / "README.md").unlink()
+    with pytest.raises(LonasEdgeError, match=r"(?s)me/network: .*README\.md"):
+        push(upload, "me/network")
+    assert not hub.repositories
+
+
+def published_with(base: Path, template: str, folder: Path) -> Path:
+    """An export of a base model with a chat template."""
+    (base / "chat_template.jinja").write_text(template)
+    opened = open_source(str(base))
+    export(opened, opened.select(None), folder, ExportOptions(stage="checkpoint", verify=False))
+    return folder
+
+
+def test_paths_that_come_with_a_base_model(tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other machines are published; those of this one would have to be corrected in the base model."""
+    base = Path(shutil.copytree(tiny_models.base("llama"), tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_path": "/fsx/checkpoints/step-100"}))
+    assert "chat_template.jinja" in prepare(published_with(base, "Work in /workspace/project.", tmp_path / "out")).files
+    (tmp_path / "out/notes.md").write_text("Work in /workspace/project.")
+    with pytest.raises(LonasEdgeError, match=r"notes\.md: contains a path of this machine: line 1: /wor") as raised:
+        prepare(tmp_path / "out")
+    assert "chat_template" not in str(raised.value) and "base model" not in str(raised.value)
+    (tmp_path / "out/notes.md").unlink()
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "workspace")
+    for index, local in enumerate((f"{base}.", f"{tmp_path}/workspace/gone", f"({tmp_path}/home/gone)", f"file://{base}")):
+        folder = published_with(base, f"Work in {local}", tmp_path / f"out-{index}")
+        with pytest.raises(LonasEdgeError, match=r"chat_template\.jinja: contains a path of this machine") as raised:
+            prepare(folder)
+        assert str(raised.value).endswith(
+            "Do not edit chat_template.jinja: correct the base model or adapter, and export or train again."
+        )
+    assert "/fsx" not in str(raised.value)
 
 
 def test_metadata_of_weights_is_read(folder: Path) -> None:

@@ -264,7 +264,9 @@ def test_errors_are_found_and_change_nothing(
     assert state(box) == before
 
 
-def test_commands(tiny_models: TinyModels, run_cli: Callable[..., Any], tmp_path: Path, choose: Choose) -> None:
+def test_commands(
+    tiny_models: TinyModels, run_cli: Callable[..., Any], tmp_path: Path, choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same command for each adapter; the sub-network is that of the directory."""
     first, second = tiny_models.source("llama"), tiny_models.source("llama", **OTHER)
     box, subnet = tmp_path / "box", tmp_path / "subnet.json"
@@ -285,6 +287,10 @@ def test_commands(tiny_models: TinyModels, run_cli: Callable[..., Any], tmp_path
         assert ran.code == 0, ran.err
         answers.append(ran.out)
     assert answers[0] != answers[1]
+    with monkeypatch.context() as patch:
+        patch.chdir(box / "adapters")
+        ran = run_cli("chat", files[1].name, "--prompt", "the inner", "--max-new-tokens", 16)
+        assert (ran.code, ran.out) == (0, answers[1]), ran.err
     shutil.copy(files[0], files[0].with_stem("x"))
     assert "no adapter 'x'; pass one of" in run_cli("chat", files[0].with_stem("x"), "--prompt", "the").err
     files[0].with_stem("x").unlink()

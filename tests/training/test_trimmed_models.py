@@ -111,6 +111,21 @@ def test_data_with_fewer_tokens_than_the_size(llama: TinySource, words: Path, ru
     assert len(json.loads((tmp_path / "out/vocabulary.json").read_text())["kept"]) == 265
 
 
+def test_overwrite(llama: TinySource, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path) -> None:
+    """Replaces what `trim` wrote. A refused location is reported before the model is opened."""
+    trim(llama.base, tmp_path / "out")
+    assert len(trim(llama.base, tmp_path / "out", "--size", 265, "--overwrite")) == 265
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/photo.jpg").touch()
+    for output in ("out", "other", "words.json"):
+        ran = run_cli("trim", tmp_path / "no-model", "--data", words, "--output", tmp_path / output)
+        assert ran.code == 1 and f"{tmp_path / output}: already exists" in ran.err
+    ran = run_cli("trim", tmp_path / "no-model", "--data", words, "--output", tmp_path / "other", "--overwrite")
+    assert ran.code == 1 and "replaces only outputs of lonas-edge" in ran.err
+    ran = run_cli("trim", tmp_path / "out", "--data", words, "--output", tmp_path / "out", "--overwrite")
+    assert ran.code == 1 and "--overwrite would delete" in ran.err
+
+
 def test_a_trimmed_model_is_trimmed_again(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
     """The record leads back to the whole model."""
     first = trim(llama.base, tmp_path / "first", "--size", 265)

@@ -6,10 +6,11 @@ only (texts contain other line separators). Classes are numbered as in the GLUE 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import casefolded
 from lonas_edge.files import read_text
 
 _LIMIT = 2**31  # bytes; QQP's training file has 0.05 GB
@@ -98,6 +99,16 @@ class GlueTask:
 
     def _expected(self) -> str:
         return " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
+
+    def numbers_in(self, outputs: Sequence[str]) -> list[int]:
+        """Number of each class among a head's outputs: by name in any case, or else in the task's order."""
+        theirs, ours = casefolded(outputs), casefolded(self.classes)
+        return [theirs.index(name) for name in ours] if sorted(theirs) == sorted(ours) else list(range(len(ours)))
+
+    def numbered(self, pairs: Sequence[Pair], outputs: Sequence[str]) -> list[Pair]:
+        """Number the classes of examples as a head with these outputs does, see `numbers_in`."""
+        numbers = self.numbers_in(outputs)
+        return list(pairs) if self.regression else [replace(pair, label=numbers[int(pair.label)]) for pair in pairs]
 
     def misfit(self, outputs: int) -> str | None:
         """Say why a head with this number of outputs does not fit; None if it does."""

@@ -120,6 +120,25 @@ def test_heads_of_another_kind(task: str, outputs: int, message: str) -> None:
     assert message in str(TASKS[task].misfit(outputs))
 
 
+@pytest.mark.parametrize(
+    ("outputs", "numbers"),
+    [
+        (("CONTRADICTION", "NEUTRAL", "ENTAILMENT"), [2, 1, 0]),  # as roberta-large-mnli
+        (("contradiction", "entailment", "neutral"), [1, 2, 0]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), [0, 1, 2]),
+        (("neutral", "entailment", "other"), [0, 1, 2]),  # the names of another task
+        (("neutral", "NEUTRAL", "entailment"), [0, 1, 2]),
+    ],
+)
+def test_classes_of_a_head(outputs: tuple[str, ...], numbers: list[int]) -> None:
+    """By name in any case if all match, else in the task's order: entailment, neutral, contradiction."""
+    task, pairs = TASKS["MNLI"], [Pair("a", "b", number) for number in range(3)]
+    assert task.numbers_in(outputs) == numbers
+    assert task.numbered(pairs, outputs) == [Pair("a", "b", number) for number in numbers]
+    scored = [Pair("a", "b", 4.75)]
+    assert TASKS["STS-B"].numbered(scored, ("score",)) == scored
+
+
 def test_pairs_as_tokens() -> None:
     """[CLS] A [SEP] B [SEP], segments 0 and 1; the longer text is cut; padded on the right."""
     pairs = [Pair("the good", "bad", 1), Pair("is", "the film is good", 0)]

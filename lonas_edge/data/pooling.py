@@ -42,6 +42,7 @@ _FLAGS = {  # fields before sentence-transformers 6; several modes are concatena
 }
 _PREFIX = "sentence_transformers.models."  # which versions 2 to 6 read
 _AGAIN = "Use the files that came with the model, or a model with mean, cls or lasttoken pooling."
+_TOKENIZER_LIMIT = 2**28  # bytes of tokenizer.json; XLM-RoBERTa's has 17 MB
 _SUBDIRECTORY = re.compile(r"[0-9]+_[A-Za-z]+")
 
 Prompt = Annotated[str, Field(max_length=10_000)]
@@ -174,8 +175,11 @@ def embeds(folder: Path) -> bool:
 
 
 def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
-    """The pooling of the first directory that states one; else the mean of all tokens, with a warning unless `warn` is off."""
-    pooling = next((read for folder in folders if (read := read_pooling(folder))), Pooling())
+    """The pooling of the first directory that states one; else the mean of all tokens, with a warning unless `warn` is off.
+
+    The last directory is the base's, which has the tokenizer.
+    """
+    pooling = next((read for folder in folders if (read := read_pooling(folder, folders[-1]))), Pooling())
     if warn and not pooling.stated:
         warnings.warn(
             f"{folders[-1]}: no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add "
@@ -193,8 +197,11 @@ def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
     return pooling
 
 
-def read_pooling(folder: Path) -> Pooling | None:
-    """Read sentence-transformers' files in the directory of a model or an adapter; None without `modules.json`."""
+def read_pooling(folder: Path, base: Path | None = None) -> Pooling | None:
+    """Read sentence-transformers' files in the directory of a model or an adapter; None without `modules.json`.
+
+    `base` is the directory with the tokenizer's files, if it is another one.
+    """
     if not (folder / MODULES).exists():
         return None
     modules = {"modules": decode_json(read_text(folder / MODULES, "the list of modules"), str(folder / MODULES))}
@@ -211,7 +218,9 @@ def read_pooling(folder: Path) -> Pooling | None:
         faults.append(f"{where}: missing")
     pooling, length, settings = contents
     modes, prompts = _modes(pooling), {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
-    faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(length, settings, prompts)
+    faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(settings, prompts)
+    if length.get("do_lower_case") and _keeps_case(base or folder):
+        faults.append(f"{LENGTH}: do_lower_case true is not supported; expected a tokenizer that does it")
     raise_all(f"{folder}: this embedding model is not supported:", faults, _AGAIN)
     return Pooling(
         next(mode for mode in MODES if mode == modes[0]),
@@ -258,10 +267,27 @@ def _pooling_faults(modes: Sequence[str], content: Mapping[str, Any]) -> list[st
     return faults
 
 
-def _other_faults(length: Mapping[str, Any], settings: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
+def _keeps_case(folder: Path) -> bool:
+    """Whether the files of a tokenizer do not agree that it lower-cases: which of them counts depends on its class."""
+    config, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    lowers = [read_json(config).get("do_lower_case")] if config.exists() else []
+    lowers += [_lower_cases(read_json(file, _TOKENIZER_LIMIT).get("normalizer"))] if file.exists() else []
+    stated = [each for each in lowers if each is not None]
+    return bool(lowers) and not (stated and all(stated))
+
+
+def _lower_cases(normalizer: Any) -> bool:
+    """Whether a normalizer of `tokenizer.json` lower-cases."""
+    if not isinstance(normalizer, dict):
+        return False
+    kind, parts = normalizer.get("type"), normalizer.get("normalizers")
+    if kind == "Sequence" and isinstance(parts, list):
+        return any(map(_lower_cases, parts))
+    return kind == "Lowercase" or (kind == "BertNormalizer" and normalizer.get("lowercase") is True)
+
+
+def _other_faults(settings: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
     faults = []
-    if length.get("do_lower_case"):
-        faults.append(f"{LENGTH}: do_lower_case true is not supported; expected a tokenizer that does it")
     default = settings.get("default_prompt_name")
     if default is not None and default not in prompts:
         faults.append(

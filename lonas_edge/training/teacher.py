@@ -91,7 +91,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
 
 def _check_pooling(teacher: Teacher, described: Path, student: Architecture, pooling: Pooling) -> None:
     """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
-    theirs = read_pooling(teacher.folder) or read_pooling(described) or pooling
+    theirs = read_pooling(teacher.folder, described) or read_pooling(described) or pooling
     sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
     problems = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
     problems += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []

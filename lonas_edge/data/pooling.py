@@ -1,8 +1,8 @@
 """Pooling of an embedding model, which makes one vector of a text's hidden states; in sentence-transformers' files.
 
-`modules.json` lists the modules in order, `1_Pooling/config.json` has the pooling, `sentence_bert_config.json` the largest
-number of tokens, `config_sentence_transformers.json` the prompts. Only poolings that openvino_genai's `TextEmbeddingPipeline`
-also has are read; others are refused by name. No torch.
+`modules.json` lists the modules in order, `1_Pooling/config.json` has the pooling, `sentence_bert_config.json` (or an older
+name, as `sentence_roberta_config.json`) the largest number of tokens, `config_sentence_transformers.json` the prompts. Only
+poolings that openvino_genai's `TextEmbeddingPipeline` also has are read; others are refused by name. No torch.
 """
 
 import json
@@ -23,7 +23,10 @@ from lonas_edge.schema import field_faults
 if TYPE_CHECKING:
     import torch
 
-MODULES, LENGTH, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+LENGTHS = tuple(  # the first one that exists counts; the others are of older versions
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 EMBEDS = (  # what to do where a model is taken for a classifier
     "A sentence embedding model has sentence-transformers' modules.json in its directory; "
     "`SentenceTransformer(MODEL).save_pretrained(DIR)` writes it."
@@ -160,7 +163,7 @@ class Pooling:
         (folder / _POOLING).mkdir(exist_ok=True)
         _write(folder / MODULES, modules)
         _write(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **flags})
-        _write(folder / LENGTH, {"max_seq_length": self.max_length, "do_lower_case": False})
+        _write(folder / LENGTHS[0], {"max_seq_length": self.max_length, "do_lower_case": False})
         _write(folder / SETTINGS, settings)
 
 
@@ -209,7 +212,8 @@ def read_pooling(folder: Path, base: Path | None = None) -> Pooling | None:
     kinds = [module["type"].rpartition(".")[2] for module in modules["modules"]]
     faults, where = _module_faults(kinds, [module["path"] for module in modules["modules"]])
     contents: list[dict[str, Any]] = []
-    for name, kind in ((where, _PoolingFields), (LENGTH, _LengthFields), (SETTINGS, _SettingsFields)):
+    length_file = next((name for name in LENGTHS if (folder / name).exists()), LENGTHS[0])
+    for name, kind in ((where, _PoolingFields), (length_file, _LengthFields), (SETTINGS, _SettingsFields)):
         content = read_json(folder / name) if name and (folder / name).exists() else {}
         wrong = field_faults(kind, content)
         faults += [f"{name}: {fault}" for fault in wrong]
@@ -220,7 +224,7 @@ def read_pooling(folder: Path, base: Path | None = None) -> Pooling | None:
     modes, prompts = _modes(pooling), {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(settings, prompts)
     if length.get("do_lower_case") and _keeps_case(base or folder):
-        faults.append(f"{LENGTH}: do_lower_case true is not supported; expected a tokenizer that does it")
+        faults.append(f"{length_file}: do_lower_case true is not supported; expected a tokenizer that does it")
     raise_all(f"{folder}: this embedding model is not supported:", faults, _AGAIN)
     return Pooling(
         next(mode for mode in MODES if mode == modes[0]),

@@ -99,6 +99,20 @@ def test_all_files(tmp_path: Path) -> None:
         read.prompted("a", "passage")
 
 
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_older_names_of_the_length(kind: str, tmp_path: Path) -> None:
+    """As sentence-transformers reads them: the first name of its list counts."""
+    folder = write_files(tmp_path / "model")
+    (folder / f"sentence_{kind}_config.json").write_text('{"max_seq_length": 128}')
+    assert read_pooling(folder) == Pooling(max_length=128, stated=True)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    assert read_pooling(folder) == Pooling(max_length=64, stated=True)
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / f"sentence_{kind}_config.json").write_text('{"max_seq_length": 0}')
+    with pytest.raises(LonasEdgeError, match=rf"sentence_{kind}_config\.json: max_seq_length"):
+        read_pooling(folder)
+
+
 def test_dot_products_are_warned_of(tmp_path: Path) -> None:
     """Training preserves directions, not lengths; normalized embeddings have none."""
     kinds, dot = ("Transformer", "Pooling", "Normalize"), {"similarity_fn_name": "dot"}

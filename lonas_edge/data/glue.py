@@ -38,7 +38,7 @@ class GlueTask:
     metrics: tuple[str, ...] = ("acc",)  # GLUE's own; searches and averages use the first
     columns: tuple[str, ...] = ()  # the columns in order, for a file without a header
     splits: tuple[str, ...] = (_DEV,)  # the development sets; MNLI has two
-    torn: bool = False  # whether the published file has incomplete lines, which are skipped
+    torn: bool = False  # whether the published file has incomplete lines and empty texts, which are skipped
     least: float = field(default=0.0, kw_only=True)
     most: float = field(default=5.0, kw_only=True)
 
@@ -79,7 +79,7 @@ class GlueTask:
             if label is None:
                 faults.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected()}")
             elif empty := [name for name, text in zip(self.texts, texts, strict=True) if not text.strip()]:
-                faults.append(f"line {line}: no text in {' and '.join(empty)}")
+                faults += [] if self.torn else [f"line {line}: no text in {' and '.join(empty)}"]
             else:
                 pairs.append(Pair(texts[0], texts[1] if len(texts) > 1 else None, label))
         raise_all(f"{path}: not data of {self.name}:", faults, "Use the file as GLUE distributes it.")

@@ -98,8 +98,9 @@ def test_refused(task: str, text: str, messages: list[str], tmp_path: Path) -> N
 
 
 def test_torn_lines_of_qqp(tmp_path: Path) -> None:
-    """The published file has incomplete lines, which are skipped, as by the reference's reader."""
-    path = written(tmp_path, "QQP", FILES["QQP"] + "2\t5\t6\tWhat is\n" + "3\t5\t6\ta\tb\t0\n")
+    """The published files have incomplete lines and pairs without one question, which are skipped."""
+    torn = "2\t5\t6\tWhat is\n" + "4\t5\t6\tWhat is it?\t\t0\n" + "5\t5\t6\t \tWhat is it?\t0\n"
+    path = written(tmp_path, "QQP", FILES["QQP"] + torn + "3\t5\t6\ta\tb\t0\n")
     assert TASKS["QQP"].read(path) == [*READ["QQP"], Pair("a", "b", 0)]
 
 

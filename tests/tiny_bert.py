@@ -7,6 +7,7 @@ and nothing of the package. It removes channels and whole heads beyond a width, 
 import json
 import shutil
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,17 @@ class TinyBert:
         return TinySource("bert", self.base(headless), self.adapter(outputs, **options), self.space())
 
 
-def reranker(tiny_bert: TinyBert, folder: Path, outputs: int) -> Path:
+CLASS_NAMES = ("low", "middle", "high")
+
+
+def reranker(tiny_bert: TinyBert, folder: Path, outputs: int, classes: Sequence[str] = CLASS_NAMES) -> Path:
     """A classifier with a head of its own: one score, as of a cross-encoder, or classes with names."""
     shutil.copytree(tiny_bert.base(), folder)
     tensors, draw = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(outputs)
     tensors["classifier.weight"] = torch.randn(outputs, HIDDEN, generator=draw) / 4
     tensors["classifier.bias"] = torch.randn(outputs, generator=draw)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    names = {str(index): name for index, name in enumerate(("low", "middle", "high")[:outputs])}
+    names = {str(index): name for index, name in enumerate(classes[:outputs])}
     config = json.loads((folder / "config.json").read_text()) | {"id2label": names}
     config["label2id"] = {name: int(index) for index, name in names.items()}
     (folder / "config.json").write_text(json.dumps(config))

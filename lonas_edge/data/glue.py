@@ -6,10 +6,11 @@ only (texts contain other line separators). Classes are numbered as in the GLUE 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import casefolded
 from lonas_edge.files import read_text
 
 _LIMIT = 2**31  # bytes; QQP's training file has 0.05 GB
@@ -37,7 +38,7 @@ class GlueTask:
     metrics: tuple[str, ...] = ("acc",)  # GLUE's own; searches and averages use the first
     columns: tuple[str, ...] = ()  # the columns in order, for a file without a header
     splits: tuple[str, ...] = (_DEV,)  # the development sets; MNLI has two
-    torn: bool = False  # whether the published file has incomplete lines, which are skipped
+    torn: bool = False  # whether the published file has incomplete lines and empty texts, which are skipped
     least: float = field(default=0.0, kw_only=True)
     most: float = field(default=5.0, kw_only=True)
 
@@ -78,7 +79,7 @@ class GlueTask:
             if label is None:
                 faults.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected()}")
             elif empty := [name for name, text in zip(self.texts, texts, strict=True) if not text.strip()]:
-                faults.append(f"line {line}: no text in {' and '.join(empty)}")
+                faults += [] if self.torn else [f"line {line}: no text in {' and '.join(empty)}"]
             else:
                 pairs.append(Pair(texts[0], texts[1] if len(texts) > 1 else None, label))
         raise_all(f"{path}: not data of {self.name}:", faults, "Use the file as GLUE distributes it.")
@@ -98,6 +99,16 @@ class GlueTask:
 
     def _expected(self) -> str:
         return " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
+
+    def numbers_in(self, outputs: Sequence[str]) -> list[int]:
+        """Number of each class among a head's outputs: by name in any case, or else in the task's order."""
+        theirs, ours = casefolded(outputs), casefolded(self.classes)
+        return [theirs.index(name) for name in ours] if sorted(theirs) == sorted(ours) else list(range(len(ours)))
+
+    def numbered(self, pairs: Sequence[Pair], outputs: Sequence[str]) -> list[Pair]:
+        """Number the classes of examples as a head with these outputs does, see `numbers_in`."""
+        numbers = self.numbers_in(outputs)
+        return list(pairs) if self.regression else [replace(pair, label=numbers[int(pair.label)]) for pair in pairs]
 
     def misfit(self, outputs: int) -> str | None:
         """Say why a head with this number of outputs does not fit; None if it does."""

@@ -1,8 +1,8 @@
 """Pooling of an embedding model, which makes one vector of a text's hidden states; in sentence-transformers' files.
 
-`modules.json` lists the modules in order, `1_Pooling/config.json` has the pooling, `sentence_bert_config.json` the largest
-number of tokens, `config_sentence_transformers.json` the prompts. Only poolings that openvino_genai's `TextEmbeddingPipeline`
-also has are read; others are refused by name. No torch.
+`modules.json` lists the modules in order, `1_Pooling/config.json` has the pooling, `sentence_bert_config.json` (or an older
+name, as `sentence_roberta_config.json`) the largest number of tokens, `config_sentence_transformers.json` the prompts. Only
+poolings that openvino_genai's `TextEmbeddingPipeline` also has are read; others are refused by name. No torch.
 """
 
 import json
@@ -23,7 +23,10 @@ from lonas_edge.schema import field_faults
 if TYPE_CHECKING:
     import torch
 
-MODULES, LENGTH, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+LENGTHS = tuple(  # the first one that exists counts; the others are of older versions
+    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 EMBEDS = (  # what to do where a model is taken for a classifier
     "A sentence embedding model has sentence-transformers' modules.json in its directory; "
     "`SentenceTransformer(MODEL).save_pretrained(DIR)` writes it."
@@ -42,6 +45,7 @@ _FLAGS = {  # fields before sentence-transformers 6; several modes are concatena
 }
 _PREFIX = "sentence_transformers.models."  # which versions 2 to 6 read
 _AGAIN = "Use the files that came with the model, or a model with mean, cls or lasttoken pooling."
+_TOKENIZER_LIMIT = 2**28  # bytes of tokenizer.json; XLM-RoBERTa's has 17 MB
 _SUBDIRECTORY = re.compile(r"[0-9]+_[A-Za-z]+")
 
 Prompt = Annotated[str, Field(max_length=10_000)]
@@ -159,7 +163,7 @@ class Pooling:
         (folder / _POOLING).mkdir(exist_ok=True)
         _write(folder / MODULES, modules)
         _write(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **flags})
-        _write(folder / LENGTH, {"max_seq_length": self.max_length, "do_lower_case": False})
+        _write(folder / LENGTHS[0], {"max_seq_length": self.max_length, "do_lower_case": False})
         _write(folder / SETTINGS, settings)
 
 
@@ -174,8 +178,11 @@ def embeds(folder: Path) -> bool:
 
 
 def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
-    """The pooling of the first directory that states one; else the mean of all tokens, with a warning unless `warn` is off."""
-    pooling = next((read for folder in folders if (read := read_pooling(folder))), Pooling())
+    """The pooling of the first directory that states one; else the mean of all tokens, with a warning unless `warn` is off.
+
+    The last directory is the base's, which has the tokenizer.
+    """
+    pooling = next((read for folder in folders if (read := read_pooling(folder, folders[-1]))), Pooling())
     if warn and not pooling.stated:
         warnings.warn(
             f"{folders[-1]}: no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add "
@@ -193,8 +200,11 @@ def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
     return pooling
 
 
-def read_pooling(folder: Path) -> Pooling | None:
-    """Read sentence-transformers' files in the directory of a model or an adapter; None without `modules.json`."""
+def read_pooling(folder: Path, base: Path | None = None) -> Pooling | None:
+    """Read sentence-transformers' files in the directory of a model or an adapter; None without `modules.json`.
+
+    `base` is the directory with the tokenizer's files, if it is another one.
+    """
     if not (folder / MODULES).exists():
         return None
     modules = {"modules": decode_json(read_text(folder / MODULES, "the list of modules"), str(folder / MODULES))}
@@ -202,7 +212,8 @@ def read_pooling(folder: Path) -> Pooling | None:
     kinds = [module["type"].rpartition(".")[2] for module in modules["modules"]]
     faults, where = _module_faults(kinds, [module["path"] for module in modules["modules"]])
     contents: list[dict[str, Any]] = []
-    for name, kind in ((where, _PoolingFields), (LENGTH, _LengthFields), (SETTINGS, _SettingsFields)):
+    length_file = next((name for name in LENGTHS if (folder / name).exists()), LENGTHS[0])
+    for name, kind in ((where, _PoolingFields), (length_file, _LengthFields), (SETTINGS, _SettingsFields)):
         content = read_json(folder / name) if name and (folder / name).exists() else {}
         wrong = field_faults(kind, content)
         faults += [f"{name}: {fault}" for fault in wrong]
@@ -211,7 +222,9 @@ def read_pooling(folder: Path) -> Pooling | None:
         faults.append(f"{where}: missing")
     pooling, length, settings = contents
     modes, prompts = _modes(pooling), {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
-    faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(length, settings, prompts)
+    faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(settings, prompts)
+    if length.get("do_lower_case") and _keeps_case(base or folder):
+        faults.append(f"{length_file}: do_lower_case true is not supported; expected a tokenizer that does it")
     raise_all(f"{folder}: this embedding model is not supported:", faults, _AGAIN)
     return Pooling(
         next(mode for mode in MODES if mode == modes[0]),
@@ -258,10 +271,27 @@ def _pooling_faults(modes: Sequence[str], content: Mapping[str, Any]) -> list[st
     return faults
 
 
-def _other_faults(length: Mapping[str, Any], settings: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
+def _keeps_case(folder: Path) -> bool:
+    """Whether the files of a tokenizer do not agree that it lower-cases: which of them counts depends on its class."""
+    config, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    lowers = [read_json(config).get("do_lower_case")] if config.exists() else []
+    lowers += [_lower_cases(read_json(file, _TOKENIZER_LIMIT).get("normalizer"))] if file.exists() else []
+    stated = [each for each in lowers if each is not None]
+    return bool(lowers) and not (stated and all(stated))
+
+
+def _lower_cases(normalizer: Any) -> bool:
+    """Whether a normalizer of `tokenizer.json` lower-cases."""
+    if not isinstance(normalizer, dict):
+        return False
+    kind, parts = normalizer.get("type"), normalizer.get("normalizers")
+    if kind == "Sequence" and isinstance(parts, list):
+        return any(map(_lower_cases, parts))
+    return kind == "Lowercase" or (kind == "BertNormalizer" and normalizer.get("lowercase") is True)
+
+
+def _other_faults(settings: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
     faults = []
-    if length.get("do_lower_case"):
-        faults.append(f"{LENGTH}: do_lower_case true is not supported; expected a tokenizer that does it")
     default = settings.get("default_prompt_name")
     if default is not None and default not in prompts:
         faults.append(

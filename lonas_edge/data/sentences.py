@@ -116,12 +116,9 @@ def _labelled_table(path: Path, outputs: Sequence[str]) -> Sentences:
     task = task_of(path, None, option=False)
     if misfit := task.misfit(len(outputs)):
         raise LonasEdgeError(f"{path}: does not fit the model: {misfit}. Pass data of the task that it was trained on.")
-    pairs = task.read(path)
+    pairs = task.numbered(task.read(path), outputs)
     rows = [(pair.first,) if pair.second is None else (pair.first, pair.second) for pair in pairs]
-    numbers = [_number(name, outputs) for name in task.classes]
-    named = {number: ours for number, ours in enumerate(numbers) if ours is not None and None not in numbers}
-    labels = [named.get(int(pair.label), pair.label) for pair in pairs]
-    return Sentences(path, SCORED if len(rows[0]) > 1 else TEXT, rows, labels)
+    return Sentences(path, SCORED if len(rows[0]) > 1 else TEXT, rows, [pair.label for pair in pairs])
 
 
 def _fields(item: Any, outputs: Sequence[str] | None) -> _Fields | None:

@@ -29,7 +29,7 @@ from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
 from lonas_edge.families.roberta import Roberta, RobertaEmbedder
 from lonas_edge.families.smollm3 import SmolLM3
-from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task
+from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, casefolded, output_names
 
 FAMILIES: tuple[Family, ...] = (
     Llama(),
@@ -69,11 +69,13 @@ __all__ = [
     "Part",
     "Task",
     "WidthRule",
+    "casefolded",
     "context_of",
     "family_of",
     "family_of_config",
     "head_dim",
     "key_value_heads",
+    "output_names",
     "size_of",
     "tokens_of",
 ]

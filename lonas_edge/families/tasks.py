@@ -5,7 +5,7 @@ sequence over its classes, from the first token, or one number (regression). A s
 for every token, of which pooling makes one vector per text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,27 @@ class Classification(Task):
     """Sequence classification; one output is a regression."""
 
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
-        """Unnamed classes get the names that transformers gives them."""
+        """Unnamed classes get the names that transformers gives them; a base that has the same classes keeps its names."""
         if outputs is None or outputs == config.num_labels:
             return {}
         names = [f"LABEL_{index}" for index in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        base = output_names(config)
+        names = list(base) if sorted(casefolded(base)) == sorted(casefolded(names)) else names
         return {
             "problem_type": "regression" if len(names) == 1 else "single_label_classification",
             "id2label": {str(index): name for index, name in enumerate(names)},
             "label2id": {name: index for index, name in enumerate(names)},
         }
+
+
+def output_names(config: Any) -> tuple[str, ...]:
+    """Names of a classifier's outputs, in order; `config` is its `PretrainedConfig`."""
+    return tuple(str(name) for _, name in sorted(config.id2label.items()))
+
+
+def casefolded(names: Iterable[str]) -> list[str]:
+    """Names of classes without their case, in which models differ."""
+    return [name.casefold() for name in names]
 
 
 CAUSAL_LM = Task(

@@ -14,7 +14,7 @@ from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, output_names
 from lonas_edge.files import sha256
 from lonas_edge.network.source import Source
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -113,7 +113,7 @@ class HeldOutPairs(HeldOut):
 
     Attributes:
         task: The task of GLUE; None for texts without labels.
-        pairs: All examples of the data.
+        pairs: All examples of the data, their classes numbered as the model does.
         context: Largest number of tokens of a text; longer ones are dropped from a GLUE task, others are cut.
     """
 
@@ -217,7 +217,8 @@ def _pairs(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
         task = task_of(data, source.training.task if source.training else None, option=False)
     if task and (misfit := task.misfit(outputs)):
         raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
-    pairs = task.read(data) if task else read_sentences(data, outputs=()).pairs
+    names = output_names(architecture.config)
+    pairs = task.numbered(task.read(data), names) if task else read_sentences(data, outputs=()).pairs
     common = _common(source, data, prompts, seed, option, len(pairs))
     units = {"kl": "squared distance", "loss": "squared error"} if outputs == 1 else {}
     asked_as, metric = (task.name, task.metrics[0]) if task else ("texts", None)

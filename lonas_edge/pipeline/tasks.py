@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, output_names
 from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.search.cost import COSTS, CostSettings, context_faults
 
@@ -388,9 +388,9 @@ def _classifier_of(source: "Source") -> PipelineTask:
             f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
             f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
         )
-    names = architecture.config.id2label
+    names = output_names(architecture.config)
     task = RERANKER if len(names) == 1 else CLASSIFIER
-    return replace(task, outputs=tuple(str(names[index]) for index in sorted(names)), headless=bool(missing))
+    return replace(task, outputs=names, headless=bool(missing))
 
 
 def options_of(settings: CostSettings) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def open_inputs(
     read = glue or read_training_data(data, source.architecture.family.task, source.pooling)
     read.check(source)
     read_generation_config(source.base.folder)  # transformers reads it with the weights
-    return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
+    architecture = source.architecture
+    return Inputs(source.base, bind(architecture, space, str(nncf_config)), nncf_config, read.numbered(architecture))
 
 
 def open_recovery(
@@ -131,6 +132,7 @@ def open_recovery(
         _refuse_other_parameters(source.adapter_config, source.architecture)
     read_generation_config(source.base.folder)
     space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None
+    read = read.numbered(source.architecture)
     return Inputs(source.base, source.elasticity, space, read, Start(source, source.select(subnet)))
 
 
@@ -161,7 +163,7 @@ def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
         raise LonasEdgeError(
             f"{path}: --eval-data is {read.files[0].kind} data, but --data is {inputs.data.files[0].kind} data"
         )
-    return replace(inputs, eval_data=read)
+    return replace(inputs, eval_data=read.numbered(inputs.architecture))
 
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:

@@ -13,7 +13,7 @@ from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import EMBEDDING, family_of_config, size_of
+from lonas_edge.families import EMBEDDING, casefolded, family_of_config, size_of
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -81,7 +81,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
     theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
     named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
     problems = []
-    if len(theirs) != len(ours) or (named and theirs != ours):
+    if len(theirs) != len(ours) or (named and casefolded(theirs) != casefolded(ours)):
         problems.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
     segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
     if segments[0] < segments[1]:
@@ -91,7 +91,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
 
 def _check_pooling(teacher: Teacher, described: Path, student: Architecture, pooling: Pooling) -> None:
     """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
-    theirs = read_pooling(teacher.folder) or read_pooling(described) or pooling
+    theirs = read_pooling(teacher.folder, described) or read_pooling(described) or pooling
     sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
     problems = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
     problems += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []

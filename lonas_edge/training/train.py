@@ -246,7 +246,8 @@ class _Run:
                 inputs, options, schedule, hashes, state, self.tokens, bool(order), int8_layers, resumption, self.state, seconds
             )
             with work.publish() as folder:
-                write_super_adapter(folder, network.model, inputs.base, directory.path, order, record)
+                pooling = inputs.data.pooling
+                write_super_adapter(folder, network.model, inputs.base, directory.path, order, record, pooling)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
                 if (work.path / RUNS).exists():

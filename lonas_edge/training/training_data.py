@@ -3,11 +3,12 @@
 It is tokenized, and made into batches.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -18,7 +19,7 @@ from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import PAIR, SCORED, TRIPLET, SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, output_names
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.heldout import refuse_several_labels
 from lonas_edge.network.objective import Embedding, Objective, Ranking, Similarity, objective_of
@@ -78,6 +79,10 @@ class TrainingData(ABC):
     def check_head(self, source: Source) -> None:
         """Refuse an adapter whose head was trained for another task."""
         return
+
+    def numbered(self, architecture: Architecture) -> Self:
+        """Number the classes of labels as the model does."""
+        return self
 
     def longest(self, architecture: Architecture) -> int:
         """Return the default of `--max-length`."""
@@ -212,6 +217,11 @@ class GlueData(ClassifierData):
         if trained not in (None, self.glue) or misfit:
             what = misfit or f"trained on {trained}, and the data are of {self.glue}"
             raise LonasEdgeError(f"{source.folder}: {what}. Pass data of the task that it was trained on.")
+
+    def numbered(self, architecture: Architecture) -> Self:
+        numbered = copy.copy(self)
+        numbered.pairs = tuple(self.glue_task.numbered(self.pairs, output_names(architecture.config)))
+        return numbered
 
     def missing_tokens(self, tokenizer: Any) -> str:
         return " and ".join(name for name in ("CLS", "PAD") if getattr(tokenizer, f"{name.lower()}_token_id") is None)

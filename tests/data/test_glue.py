@@ -98,8 +98,9 @@ def test_refused(task: str, text: str, messages: list[str], tmp_path: Path) -> N
 
 
 def test_torn_lines_of_qqp(tmp_path: Path) -> None:
-    """The published file has incomplete lines, which are skipped, as by the reference's reader."""
-    path = written(tmp_path, "QQP", FILES["QQP"] + "2\t5\t6\tWhat is\n" + "3\t5\t6\ta\tb\t0\n")
+    """The published files have incomplete lines and pairs without one question, which are skipped."""
+    torn = "2\t5\t6\tWhat is\n" + "4\t5\t6\tWhat is it?\t\t0\n" + "5\t5\t6\t \tWhat is it?\t0\n"
+    path = written(tmp_path, "QQP", FILES["QQP"] + torn + "3\t5\t6\ta\tb\t0\n")
     assert TASKS["QQP"].read(path) == [*READ["QQP"], Pair("a", "b", 0)]
 
 
@@ -118,6 +119,25 @@ def test_unknown_tasks(tmp_path: Path) -> None:
 def test_heads_of_another_kind(task: str, outputs: int, message: str) -> None:
     assert TASKS[task].misfit(len(TASKS[task].outputs)) is None
     assert message in str(TASKS[task].misfit(outputs))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "numbers"),
+    [
+        (("CONTRADICTION", "NEUTRAL", "ENTAILMENT"), [2, 1, 0]),  # as roberta-large-mnli
+        (("contradiction", "entailment", "neutral"), [1, 2, 0]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), [0, 1, 2]),
+        (("neutral", "entailment", "other"), [0, 1, 2]),  # the names of another task
+        (("neutral", "NEUTRAL", "entailment"), [0, 1, 2]),
+    ],
+)
+def test_classes_of_a_head(outputs: tuple[str, ...], numbers: list[int]) -> None:
+    """By name in any case if all match, else in the task's order: entailment, neutral, contradiction."""
+    task, pairs = TASKS["MNLI"], [Pair("a", "b", number) for number in range(3)]
+    assert task.numbers_in(outputs) == numbers
+    assert task.numbered(pairs, outputs) == [Pair("a", "b", number) for number in numbers]
+    scored = [Pair("a", "b", 4.75)]
+    assert TASKS["STS-B"].numbered(scored, ("score",)) == scored
 
 
 def test_pairs_as_tokens() -> None:

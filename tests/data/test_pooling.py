@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_bert import tokenizer as word_pieces
+from transformers import AutoTokenizer
 
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of, read_pooling
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
@@ -97,6 +99,20 @@ def test_all_files(tmp_path: Path) -> None:
         read.prompted("a", "passage")
 
 
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_older_names_of_the_length(kind: str, tmp_path: Path) -> None:
+    """As sentence-transformers reads them: the first name of its list counts."""
+    folder = write_files(tmp_path / "model")
+    (folder / f"sentence_{kind}_config.json").write_text('{"max_seq_length": 128}')
+    assert read_pooling(folder) == Pooling(max_length=128, stated=True)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    assert read_pooling(folder) == Pooling(max_length=64, stated=True)
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / f"sentence_{kind}_config.json").write_text('{"max_seq_length": 0}')
+    with pytest.raises(LonasEdgeError, match=rf"sentence_{kind}_config\.json: max_seq_length"):
+        read_pooling(folder)
+
+
 def test_dot_products_are_warned_of(tmp_path: Path) -> None:
     """Training preserves directions, not lengths; normalized embeddings have none."""
     kinds, dot = ("Transformer", "Pooling", "Normalize"), {"similarity_fn_name": "dot"}
@@ -157,8 +173,8 @@ def test_written_files(pooling: Pooling, tmp_path: Path) -> None:
             [r"1_Pooling/config\.json: pooling max is not supported; expected one of mean"],
         ),
         (
-            {"pooling": {**MEAN, "pooling_mode_cls_token": True, "include_prompt": False}, "length": {"do_lower_case": True}},
-            ["pooling cls \\+ mean is not supported", "include_prompt false is not supported", "do_lower_case true"],
+            {"pooling": {**MEAN, "pooling_mode_cls_token": True, "include_prompt": False}, "length": {"do_lower_case": 1}},
+            ["pooling cls \\+ mean is not supported", "include_prompt false is not supported", "do_lower_case: .*, found 1"],
         ),
         ({"pooling": {"pooling_mode": []}}, ["pooling without a mode is not supported"]),
         ({"pooling": {"pooling_mode": 3}}, [r"1_Pooling/config\.json: pooling_mode"]),
@@ -177,6 +193,53 @@ def test_refused(files: dict[str, Any], faults: list[str], tmp_path: Path) -> No
         read_pooling(write_files(tmp_path / "model", **files))
     for fault in faults:
         assert raised.match(f"(?m){fault}")
+
+
+def bert(lowercase: bool) -> dict[str, Any]:
+    return {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": lowercase}
+
+
+def write_tokenizer(folder: Path, normalizer: Any, kind: str, lower: bool | None) -> None:
+    """A tokenizer with this normalizer in tokenizer.json, and `lower` as do_lower_case in tokenizer_config.json."""
+    word_pieces().save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"normalizer": normalizer}))
+    stated = {} if lower is None else {"do_lower_case": lower}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "model_max_length": 64, **stated}))
+
+
+LOWERCASE = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}]}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "kind", "lower", "read"),
+    [
+        (bert(True), "BertTokenizer", True, True),  # as BGE's
+        (bert(True), "BertTokenizer", None, True),
+        (LOWERCASE, "PreTrainedTokenizerFast", None, True),
+        (bert(True), "BertTokenizer", False, False),
+        (bert(False), "BertTokenizer", False, False),
+        (bert(False), "PreTrainedTokenizerFast", True, False),
+        ({"type": "Sequence", "normalizers": [{"type": "NFC"}]}, "PreTrainedTokenizerFast", None, False),
+        (None, "PreTrainedTokenizerFast", None, False),
+    ],
+)
+def test_texts_in_lower_case(normalizer: Any, kind: str, lower: bool | None, read: bool, tmp_path: Path) -> None:
+    """`do_lower_case` changes nothing where the tokenizer lower-cases; others are refused, also of an adapter's base."""
+    folder = write_files(tmp_path / "model", length={"max_seq_length": 24, "do_lower_case": True})
+    assert read_pooling(folder) == Pooling("mean", max_length=24, stated=True)  # without a tokenizer nothing can differ
+    write_tokenizer(folder, normalizer, kind, lower)
+    write_tokenizer(tmp_path / "base", normalizer, kind, lower)
+    adapter = write_files(tmp_path / "adapter", length={"do_lower_case": True})
+    by = AutoTokenizer.from_pretrained(folder)
+    assert (by("the GOOD film")["input_ids"] == by("the good film")["input_ids"]) is read
+    if read:
+        assert read_pooling(folder) == Pooling("mean", max_length=24, stated=True)
+        assert pooling_of(adapter, tmp_path / "base").stated
+        return
+    for folders in ((folder,), (adapter, tmp_path / "base")):
+        with pytest.raises(LonasEdgeError, match="do_lower_case true is not supported; expected a tokenizer that does it"):
+            pooling_of(*folders)
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc", "1_Pooling/../../secret", "", "1_Pooling\\x", "1_Pooling\n"])

@@ -146,14 +146,14 @@ def test_a_regression_with_texts_beyond_the_context(tiny_bert: TinyBert, run_cli
 
 
 def test_classes_in_another_order(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """A base whose configuration names the task's classes the other way round is read by names; MNLI has two sets."""
+    """A base whose configuration names the task's classes in another order and case is read by names; MNLI has two sets."""
     source, data = tiny_bert.source(3), tmp_path / "data"
     pairs = write_set(data, "MNLI", split="dev_matched")
     write_set(data, "MNLI", split="dev_mismatched", count=10)
     ran = run_cli("export", *source.arguments(), "--stage", "checkpoint", "--output", tmp_path / "one", "--subnet", "maximal")
     assert ran.code == 0, ran.err
     config = json.loads((tmp_path / "one/config.json").read_text())
-    names = ["contradiction", "entailment", "neutral"]
+    names = ["CONTRADICTION", "Entailment", "neutral"]
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     (tmp_path / "one/config.json").write_text(json.dumps(config))
     (tmp_path / "one/lonas_edge.json").unlink()  # an ordinary base
@@ -161,7 +161,7 @@ def test_classes_in_another_order(tiny_bert: TinyBert, run_cli: Callable, tmp_pa
     assert ran.code == 0, ran.err
     matched, mismatched = json.loads(ran.out)["targets"][0]["tasks"]
     logits = expected_logits(source, [group[0] for group in source.groups()], pairs)
-    answers = [TASKS["MNLI"].classes.index(names[place]) for place in logits.argmax(1)]
+    answers = [TASKS["MNLI"].classes.index(names[place].lower()) for place in logits.argmax(1)]
     assert matched["accuracy"] == pytest.approx(100 * np.mean([a == p.label for a, p in zip(answers, pairs, strict=True)]))
     rows = (tmp_path / "out/samples/one/samples_MNLI.jsonl").read_text().splitlines()
     assert [json.loads(row)["answer"] for row in rows] == answers

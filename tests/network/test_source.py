@@ -91,9 +91,10 @@ def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest
 
     def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked[repo] = (revision, allow_patterns)
-        files = {"config.json", "1_Pooling/config.json", "openvino/config.json", "onnx/model.json"}
+        pooling = {"1_Pooling/config.json", "sentence_bert_config.json", "sentence_xlm-roberta_config.json"}
+        files = {"config.json", *pooling, "openvino/config.json", "onnx/model.json"}
         kept = set(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
-        assert kept == {"config.json", "1_Pooling/config.json"}  # other formats of the same model are left there
+        assert kept == {"config.json", *pooling}  # other formats of the same model are left there
         return str({"me/base": llama.base, "me/adapter": llama.adapter}[repo])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)

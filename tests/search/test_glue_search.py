@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_bert import TinyBert, oracle_logits
+from tiny_bert import TinyBert, oracle_logits, reranker
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.heldout import HeldOutPairs, read_held_out
+from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.search.accuracy import metric_score
@@ -136,6 +137,20 @@ def test_a_search_by_accuracy(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     for evaluation in record["evaluations"][:6]:
         logits = answers.of(evaluation["widths"])
         assert evaluation["quality"] == pytest.approx(100 * (logits.argmax(-1) == answers.labels).double().mean().item())
+
+
+def test_classes_in_another_order(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Labels are numbered by the names of the base's classes, in any case."""
+    names, words = ("CONTRADICTION", "Entailment", "neutral"), {"bad": "contradiction", "good": "entailment", "film": "neutral"}
+    base = reranker(tiny_bert, tmp_path / "base", 3, names)
+    (tmp_path / "MNLI").mkdir()
+    rows = [f"{number}\tis\t{word}\t{words[word]}" for number, word in enumerate(4 * list(words))]
+    data = tmp_path / "MNLI/dev.tsv"
+    data.write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *rows]) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    [batch] = read_held_out(open_source(str(base), None, tiny_bert.space()), data, 12, 0).batches(tokenizer)
+    read = [tokenizer.decode(ids, skip_special_tokens=True).split()[-1] for ids in batch["input_ids"]]
+    assert [names[label].lower() for label in batch["labels"].tolist()] == [words[word] for word in read]
 
 
 def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:

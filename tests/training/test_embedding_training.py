@@ -143,6 +143,27 @@ def test_a_recovery(mode: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert "The loss is the cosine distance from the frozen teacher" in card and "pipeline_tag: feature-extraction" in card
 
 
+def test_an_adapter_with_its_own_pooling(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """As sentence-transformers saves it: the recovered adapter keeps the pooling, also where the base has another or none."""
+    data, space = texts(tmp_path), tiny_bert.space()
+    for name, base in (("none", tiny_bert.base(headless=True)), ("mean", tiny_bert.body()), ("cls", tiny_bert.body("cls"))):
+        adapter, output = tmp_path / f"{name}-adapter", tmp_path / name
+        shutil.copytree(tiny_bert.embedder().adapter, adapter)
+        (adapter / "1_Pooling").mkdir()
+        (adapter / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+        modules = [{"path": path, "type": kind} for path, kind in (("", "x.Transformer"), ("1_Pooling", "x.Pooling"))]
+        normalize = {"path": "2_Normalize", "type": "x.Normalize"}
+        (adapter / "modules.json").write_text(json.dumps([*modules, normalize]))
+        if name != "cls":
+            (adapter / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+            (adapter / "config_sentence_transformers.json").write_text('{"prompts": {"query": "is "}}')
+        inputs = with_teacher(open_recovery(str(adapter), data, "minimal", str(base), space), str(adapter), str(base))
+        assert train(inputs, output, TrainOptions(**{**OPTIONS, "steps": 1}))
+        own = {"max_length": 32, "prompts": {"query": "is "}} if name != "cls" else {}
+        assert open_source(str(output)).pooling == Pooling("cls", True, stated=True, **own)
+        assert (output / "modules.json").exists() == (name != "cls")  # that of the base is the same
+
+
 def test_a_sub_network_of_a_base(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     """`train --from` a base puts a new adapter on one of its sub-networks; `export` and further trainings take it."""
     base, data, output = tiny_bert.body(), texts(tmp_path), tmp_path / "out"

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
-from tiny_bert import LAYERS, VOCAB, TinyBert, oracle_logits, pairs, tokenizer
+from tiny_bert import LAYERS, VOCAB, TinyBert, oracle_logits, pairs, reranker, tokenizer
 from tiny_models import TinyModels, TinySource
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
@@ -265,6 +265,39 @@ def test_a_classifier_without_class_names_teaches(tiny_bert: TinyBert, tmp_path:
         inputs = open_recovery(str(start), data, "minimal", nncf_config=source.space)
         teacher = with_teacher(inputs, str(tiny_bert.base())).teacher
         assert teacher and teacher.load(torch.float32)(**pairs()).logits.shape == (3, 2)
+
+
+def test_a_teacher_whose_class_names_differ_in_case(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    inputs = open_inputs(str(tiny_bert.base(headless=True)), write_task(tmp_path, "RTE"), tiny_bert.space())
+    same = reranker(tiny_bert, tmp_path / "same", 2, ("ENTAILMENT", "Not_Entailment"))
+    assert with_teacher(inputs, str(same)).teacher
+    with pytest.raises(LonasEdgeError, match="outputs NOT_ENTAILMENT, ENTAILMENT, and those of the training are entailment"):
+        with_teacher(inputs, str(reranker(tiny_bert, tmp_path / "other", 2, ("NOT_ENTAILMENT", "ENTAILMENT"))))
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_base_with_classes_in_another_order(new: bool, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Its names stay, and labels count by name: the first held-out loss is the base's own cross-entropy, by the oracle."""
+    names, data = ["Not_Entailment", "ENTAILMENT"], write_task(tmp_path, "RTE")
+    base, space = reranker(tiny_bert, tmp_path / "base", 2, names), tiny_bert.space()
+    inputs = open_inputs(str(base), data) if new else open_recovery(str(base), data, "minimal", None, space)
+    record = train(with_eval_data(inputs, data), tmp_path / "out", TrainOptions(**{**OPTIONS, "precision": "fp32"}))
+    opened = open_source(str(tmp_path / "out"))
+    assert list(opened.architecture.config.id2label.values()) == names
+    texts = [line.split("\t")[1:] for line in data.read_text().splitlines()[1:]]
+    encoded = tokenizer()([row[0] for row in texts], [row[1] for row in texts], padding=True, return_tensors="pt")
+    labels = torch.tensor([names.index("ENTAILMENT" if row[2] == "entailment" else "Not_Entailment") for row in texts])
+    widths = [width for each in ((64, 8, 128) if new else (32, 6, 64)) for width in [each] * LAYERS]
+
+    def loss(adapter: Path | None) -> float:
+        logits = oracle_logits(base, adapter, space, widths, dict(encoded))
+        return -logits.log_softmax(-1)[range(12), labels].mean().item()
+
+    assert record and record.eval_data
+    losses = [entry.loss for entry in record.eval_data.losses]
+    assert losses[0] == pytest.approx(loss(None), rel=1e-3) and losses[-1] == pytest.approx(loss(tmp_path / "out"), rel=1e-3)
+    export(opened, opened.select(), tmp_path / "model", ExportOptions(stage="checkpoint", verify=False))
+    assert json.loads((tmp_path / "model/config.json").read_text())["id2label"] == dict(zip("01", names, strict=True))
 
 
 @pytest.mark.parametrize("recorded", [True, False])

@@ -189,4 +189,5 @@ METHODS = {  # of compression on data: options of `nncf.compress_weights`
     "gptq": ("gptq",),
 }
 DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and faster on every processor measured: docs/benchmarks/weight-formats.md
+HEAD_METHOD = "gptq"  # of a head in four bits: docs/benchmarks/vocabulary.md
 DEFAULT_METHOD = "gptq"  # the most accurate: docs/benchmarks/quantization.md

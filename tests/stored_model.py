@@ -12,11 +12,10 @@ from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import Source
 
 
-def stored_model(source: Source, widths: Sequence[int], weight_format: str, head_format: str | None = None) -> Any:
+def stored_model(source: Source, widths: Sequence[int], weight_format: str) -> Any:
     """The materialized sub-network with its matrices compressed by NNCF and dequantized."""
-    chosen = FORMATS[weight_format].with_head(head_format)
     model = MaterializedModel(source, source.subnetwork(widths))
-    live, schemes = empty_model(model.config()), compress.schemes(model, chosen)
+    live, schemes = empty_model(model.config()), compress.schemes(model, FORMATS[weight_format])
     for name, matrix in compress.compress_matrices(model, schemes):
         set_parameter(live, name, torch.from_numpy(matrix.restored(model.tensor(name).numpy())[0]))
     for name in model.shapes.keys() - schemes.keys():

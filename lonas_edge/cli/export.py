@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.options import SEPARATE, ExportOptions
+from lonas_edge.formats import FORMATS
 from lonas_edge.options import option
 from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 
@@ -51,27 +53,26 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
         with importing():
             from lonas_edge.exporting.export import export
         manifest = export(opened, chosen, target.output, options, report)
-    if warning := _stored_otherwise(opened, manifest, options):
-        console(stderr=True).print(f"warning: {source.source} {warning}", style="yellow")
+    for warning in _warnings(opened, source.source, manifest, options):
+        console(stderr=True).print(f"warning: {warning}", style="yellow")
     if target.json:
         print(json.dumps(manifest.to_json(), indent=2))
     else:
         _print(manifest, target.output)
 
 
-def _stored_otherwise(source: "Source", manifest: "Manifest", options: ExportOptions) -> str:
-    """Warn if an adapter of quantization-aware training is stored in another way than it was trained for."""
-    if source.trained_as is None:
-        return ""
-    head = f" --head-format {source.trained_head}" if source.trained_head else ""
-    otherwise = options.group_size is not None or options.ratio != 1 or options.calibration
-    if (manifest.weight_format, options.head_format) == (source.trained_as, source.trained_head) and not otherwise:
-        return ""
-    without = ["--group-size", "--ratio", "--calibration", *(["--head-format"] if options.head_format and not head else [])]
-    return (
-        f"was trained for --weight-format {source.trained_as}{head} (quantization-aware); this export stores it differently. "
-        f"Pass --weight-format {source.trained_as}{head}, without {', '.join(without[:-1])} and {without[-1]}."
-    )
+def _warnings(source: "Source", name: str, manifest: "Manifest", options: ExportOptions) -> Iterator[str]:
+    """Warn of quantization-aware training for another format, and of an INT4 head that is rounded without data."""
+    from lonas_edge.exporting.calibration import as_trained
+
+    of_head, trained = manifest.head and FORMATS[manifest.head.weight_format].bits == 4, source.trained_as
+    if trained and not (as_trained(trained, options) and (options.calibration is None or of_head)):
+        yield (
+            f"{name} was trained for --weight-format {trained} (quantization-aware); this export stores it differently. "
+            f"Pass --weight-format {trained}, without --group-size and --ratio, and with --calibration for an INT4 head only."
+        )
+    if of_head and manifest.calibrated is None:
+        yield "the INT4 head was rounded without data, which costs much accuracy. Pass --calibration DATA."
 
 
 def _print(manifest: "Manifest", output: Path) -> None:

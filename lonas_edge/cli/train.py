@@ -186,6 +186,5 @@ def _print(record: "TrainingRecord", output: Path) -> None:
             f"{data.examples} examples of {data.name}; {data.also_trained} of them also occur in the training data"
         )
     if record.search_space or special:
-        names = ("weight_format", "head_format")
-        stored = "".join(f" --{name.replace('_', '-')} {options[name]}" for name in names if options[name])
+        stored = f" --weight-format {options['weight_format']}" if options["weight_format"] else ""
         shown.print(f"next: lonas-edge export {output}{'' if special else ' --subnet heuristic'}{stored} --output DIR")

@@ -75,9 +75,17 @@ def shares(counts: "Counter[tuple[str, int | None]]") -> tuple[Compression, ...]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Data of the compression: one of `METHODS`, name and hash of the file, its prompts and their tokens."""
+    """Data of the compression.
 
-    method: str
+    Attributes:
+        method: One of `METHODS`, for the layers; None if data rounded the head alone, by GPTQ.
+        data: Name of the file.
+        sha256: Its hash.
+        prompts: Number of its prompts.
+        tokens: Tokens of these.
+    """
+
+    method: str | None
     data: str
     sha256: str
     prompts: int

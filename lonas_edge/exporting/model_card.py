@@ -11,7 +11,7 @@ from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import BothSizes, Calibrated, Compression, Manifest
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.formats import PER_CHANNEL
+from lonas_edge.formats import HEAD_METHOD, PER_CHANNEL
 from lonas_edge.ir import LABELS
 from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.space.picture import lines
@@ -169,12 +169,15 @@ def _compression(parts: tuple[Compression, ...], head: Compression | None, calib
         groups = {None: "", PER_CHANNEL: ", one scale per row"}.get(part.group_size, f", group size {part.group_size}")
         return f"{part.weight_format}{groups}"
 
+    def on_data(method: str | None) -> str:
+        return f" ({method} on {calibrated.prompts:,} prompts of `{calibrated.data}`)" if calibrated and method else ""
+
     lines = []
     if any(part.group_size is not None for part in parts):
-        data = f" ({calibrated.method} on {calibrated.prompts:,} prompts of `{calibrated.data}`)" if calibrated else ""
+        data = on_data(calibrated.method) if calibrated else ""
         layers = "; ".join(f"{part.share:.0%} in {described(part)}" for part in parts)
         lines += [f"Weights between embedding and head: {layers}{data}.", ""]
-    return lines + ([f"Output head: {described(head)}.", ""] if head else [])
+    return lines + ([f"Output head: {described(head)}{on_data(HEAD_METHOD)}.", ""] if head else [])
 
 
 def _picture(manifest: Manifest) -> list[str]:

@@ -52,7 +52,7 @@ class ExportOptions(Checked):
         panel="Data",
         metavar="DATA",
         needs=_GROUPED,
-        help="Training data for INT4 compression; the complete network is then in memory.",
+        help="Training data for INT4 compression of layers, unless trained for it, and of an INT4 head.",
         unset="compression without data",
     )
     int4_method: str = option(
@@ -116,8 +116,7 @@ class ExportOptions(Checked):
         panel="Advanced",
         choices=INTEGER_FORMATS,
         needs="stage=ir weight_format=" + "|".join(INTEGER_FORMATS),
-        excludes="calibration",
-        help="Format of the output head, and of an embedding that shares its weight.",
+        help="Format of the output head, and of an embedding that shares its weight; INT4 needs data, see --calibration.",
         unset="INT8 for INT4 weights, else --weight-format",
     )
     fuse: bool = True  # merge matrices with the same input (q, k and v) into one product

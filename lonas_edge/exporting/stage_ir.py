@@ -17,11 +17,11 @@ from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import CalibrationPrompts
 from lonas_edge.exporting.job import Job, Outcome, scratch, verify_weights, write_configs
 from lonas_edge.exporting.manifest import Calibrated, Compression, shares
-from lonas_edge.formats import FORMATS, WeightFormat
+from lonas_edge.formats import FORMATS, HEAD_METHOD, WeightFormat
 from lonas_edge.ir import MODEL, compress, runtime
-from lonas_edge.ir.calibrated import compress_on_data
+from lonas_edge.ir.calibrated import compress_head_on_data, compress_on_data
 from lonas_edge.ir.compress import Compressed, Scheme
-from lonas_edge.ir.convert import filled, write_compressed, write_ir
+from lonas_edge.ir.convert import Storage, filled, write_ir, write_model
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
 from lonas_edge.ir.runtime import ACTIVATION_GROUP
@@ -59,7 +59,7 @@ def export_ir(job: Job) -> Outcome:
         graph = Path(conversion.graph)
         blocks = attention_matrices(model.source.architecture) if options.fuse else ()
         if job.calibration:
-            written = _write_calibrated(job, job.calibration, graph, matrices, blocks, materialized)
+            written = _write_calibrated(job, job.calibration, graph, schemes, matrices, blocks, materialized)
         else:
             with job.steps.step("write", "Writing the IR"):
                 layers = {name: schemes[name] for name in compress.inner_matrices(model)}
@@ -104,12 +104,14 @@ def _conversion(job: Job, folder: Path) -> Conversion:
 
 
 def _compress(job: Job) -> tuple[dict[str, Scheme], Matrices]:
-    """Make every matrix and compress it; to fp32 if the graph is compressed on data later."""
+    """Make every matrix and compress it; to fp32 what is compressed on data later."""
     with job.steps.step("compress", "Slicing, merging and compressing") as done:
-        if job.calibration:
+        if job.calibration and job.calibration.method:
             schemes = compress.schemes(job.model, FORMATS["fp32"])
         else:
             schemes = compress.schemes(job.model, job.options.stored_as, job.options.ratio)
+        if job.calibration and job.calibration.head:
+            schemes[compress.head_matrix(job.model)] = Scheme(FORMATS["fp32"])
         matrices: Matrices = {}
         overflowed: list[str] = []
         for name, matrix in compress.compress_matrices(job.model, schemes):
@@ -126,30 +128,42 @@ def _write_calibrated(
     job: Job,
     calibration: CalibrationPrompts,
     graph: Path,
+    schemes: Mapping[str, Scheme],
     matrices: Matrices,
     blocks: Sequence[Sequence[str]],
     materialized: torch.Tensor | None,
 ) -> _Written:
-    """Fill the graph with fp32 weights, verify it, compress it on data, and write it."""
+    """Fill the graph, verify it, compress on data what is fp32, and write it."""
     parity = {}
+    method, head, matrix = calibration.method, calibration.head, compress.head_matrix(job.model)
     ir, held = filled(graph, matrices, blocks)
     fused = len(matrices) - len(held)
     if materialized is not None:
-        with job.steps.step("verify_uncompressed", "Comparing the IR with its weights before compression"):
+        with job.steps.step("verify_uncompressed", "Comparing the IR with its weights before compression on data"):
             parity["ir_uncompressed"], _ = _verified(job, ir, matrices, materialized)
-    shown = f"Compressing on data ({calibration.method}), about {calibration.bytes_needed / 1e9:.1f} GB"
+    shown = f"Compressing on data ({method or HEAD_METHOD}), about {calibration.bytes_needed / 1e9:.1f} GB"
+    layers = {name: schemes[name] for name in compress.inner_matrices(job.model)}
+    weight_format, ratio = job.options.stored_as, job.options.ratio
+    compression, storage = _compression_of(job.model, schemes), Storage.of(layers, weight_format, ratio)
+    groups, widths = {scheme.group_size for scheme in layers.values()}, {job.model.shapes[name][1] for name in layers}
     with job.steps.step("calibrate", shown):
         encoded = calibration.encoded(job.tokenizer)
-        storage = job.options.stored_as, calibration.group_size, job.options.ratio
-        widths = {shape[1] for shape in compress.inner_matrices(job.model).values()}
-        ir = compress_on_data(ir, *storage, calibration.method, encoded)
-        matrices.clear()
-        held.clear()
-        compression = _compression_in(ir, compress.outer_matrices(job.model), *storage[:2])
+        if method:
+            storage = Storage(weight_format, calibration.group_size, ratio)
+            ir = compress_on_data(ir, weight_format, storage.group_size, ratio, method, encoded, matrix if head else None)
+            compression = _compression_in(ir, compress.outer_matrices(job.model), weight_format, storage.group_size)
+            groups = {storage.group_size}
+        if head:
+            ir = compress_head_on_data(ir, matrix, head, encoded)
+            groups, widths = {*groups, head.group_size}, {*widths, job.model.shapes[matrix][1]}
+        if method:
+            matrices.clear()
+            held.clear()
     with job.steps.step("write", "Writing the IR"):
-        write_compressed(ir, job.folder, *storage, widths)
+        write_model(ir, job.folder, storage, widths, groups)
     calibrated = calibration.record(sum(ids.size for ids in encoded))
-    return _Written(fused, compression, calibrated=calibrated, parity=parity)
+    of_head = Compression(head.weight_format.name, head.group_size, 1.0) if head else None
+    return _Written(fused, compression, of_head, calibrated=calibrated, parity=parity)
 
 
 def _verified(job: Job, ir: "Path | ov.Model", matrices: Matrices, materialized: torch.Tensor) -> tuple[Parity, torch.Tensor]:

@@ -44,13 +44,9 @@ def write_ir(
     `schemes` are those of the layers' matrices, which stock exporters record.
     """
     widths = {matrix.shape[1] for matrix in matrices.values()}
-    groups = {matrix.scheme.group_size or PER_CHANNEL for matrix in matrices.values()} - {PER_CHANNEL}
+    groups = {matrix.scheme.group_size for matrix in matrices.values()}
     model, held = filled(graph, matrices, blocks)
-    storage = _Storage.of(schemes, weight_format, ratio)
-    storage.record(model)
-    storage.set_properties(model, widths, min(groups, default=PER_CHANNEL))
-    ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-    storage.config().save_pretrained(folder)
+    write_model(model, folder, Storage.of(schemes, weight_format, ratio), widths, groups)
     return len(matrices) - len(held)
 
 
@@ -73,18 +69,16 @@ def filled(
     return model, fused
 
 
-def write_compressed(
-    model: Any, folder: Path, weight_format: WeightFormat, group_size: int, ratio: float, widths: Iterable[int]
-) -> None:
-    """Write a model that NNCF compressed; it contains NNCF's record already. `widths` are the inputs of its matrices."""
-    storage = _Storage(weight_format, group_size, ratio)
-    storage.set_properties(model, widths, group_size)
+def write_model(model: Any, folder: Path, storage: "Storage", widths: Iterable[int], groups: Iterable[int | None]) -> None:
+    """Write a filled model and `openvino_config.json`; `widths` are the inputs of its matrices, `groups` their group sizes."""
+    storage.record(model)
+    storage.set_properties(model, widths, min({size or PER_CHANNEL for size in groups} - {PER_CHANNEL}, default=PER_CHANNEL))
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
     storage.config().save_pretrained(folder)
 
 
 @dataclass(frozen=True)
-class _Storage:
+class Storage:
     """Storage of an IR's weights, as stock exporters record it.
 
     `weight_format` is that of embedding and head if no matrix has another; `ratio`: share of the layers' weights in it.
@@ -95,7 +89,7 @@ class _Storage:
     ratio: float
 
     @classmethod
-    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat, ratio: float) -> "_Storage":
+    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat, ratio: float) -> "Storage":
         own = [scheme for scheme in schemes.values() if scheme.weight_format.name == weight_format.name]
         if own or not weight_format.outer:
             sizes = (scheme.group_size for scheme in own if scheme.group_size)

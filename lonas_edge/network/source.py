@@ -101,12 +101,6 @@ class Source:
         return weight_format
 
     @property
-    def trained_head(self) -> str | None:
-        """The head's format of quantization-aware training (`train --head-format`); None for that of the weight format."""
-        head_format: str | None = self.training.options.get("head_format") if self.training else None
-        return head_format
-
-    @property
     def int8_layers(self) -> tuple[str, ...]:
         """Module paths of the layers that quantization-aware training kept in INT8."""
         return self.training.int8_layers if self.training else ()

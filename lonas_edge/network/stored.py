@@ -53,11 +53,11 @@ def storage(
 
 
 class StoredWeights:
-    """The weights of a super-network's sub-networks as IRs store them in a weight format, or with another for the head."""
+    """The weights of a super-network's sub-networks as IRs store them in a weight format."""
 
-    def __init__(self, network: SuperNetwork, weight_format: str, head_format: str | None = None, kept: Collection[str] = ()):
+    def __init__(self, network: SuperNetwork, weight_format: str, kept: Collection[str] = ()):
         """Compress the embeddings and the head, which all sub-networks share; `kept`: see `storage`."""
-        self._network, self._format, self._kept = network, FORMATS[weight_format].with_head(head_format), kept
+        self._network, self._format, self._kept = network, FORMATS[weight_format], kept
         family, base = network.family, network.base
         tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
         self._head = _StoredHead(base.get_submodule(family.head), self._format) if family.head else None

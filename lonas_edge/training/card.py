@@ -15,7 +15,6 @@ def super_adapter_card(record: TrainingRecord) -> str:
     base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
     pipeline = record.pipeline or (CLASSIFICATION if record.task else CAUSAL_LM).pipeline_tag
     lonas, stored = record.search_space is not None, options.get("weight_format")
-    head = f" --head-format {options['head_format']}" if options.get("head_format") else ""
     export = "lonas-edge export THIS_DIRECTORY --output DIR"
     export += " --subnet heuristic" if lonas and not recovered else ""
     lines = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
@@ -26,11 +25,11 @@ def super_adapter_card(record: TrainingRecord) -> str:
         lines += [f"The loss is the {_distance(record)} from the frozen teacher `{record.teacher.name}`.", ""]
     if stored:
         lines += [
-            f"It was trained for `{stored}{head}` (quantization-aware training). Export it so, without calibration.",
+            f"It was trained for `{stored}` (quantization-aware training). Export it so; calibrate only an INT4 head.",
             "",
         ]
     lines += [_ORDER, ""] if record.reordered else []
-    lines += ["```", export + (f" --weight-format {stored}{head}" if stored else ""), "```", ""]
+    lines += ["```", export + (f" --weight-format {stored}" if stored else ""), "```", ""]
     if prompt:
         lines += ["Its prompt:", "", "```", prompt.without_input + prompt.response, "```", ""]
     return "\n".join(lines)

@@ -45,7 +45,6 @@ class ElasticTrainer(Trainer):
         sampler: Sampler[int] | None = None,
         teacher: Any = None,
         weight_format: str | None = None,
-        head_format: str | None = None,
         int8_layers: Collection[str] = (),
         held_out: Sequence[Any] = (),
         distilled: bool = False,
@@ -62,7 +61,7 @@ class ElasticTrainer(Trainer):
         self._taught: torch.Tensor | None = None  # the teacher's answers
         super().__init__(model=network.model, **arguments)
         # now the model is on its device
-        self.stored = StoredWeights(network, weight_format, head_format, int8_layers) if weight_format else None
+        self.stored = StoredWeights(network, weight_format, int8_layers) if weight_format else None
         self.model_accepts_loss_kwargs = True  # the loss below divides by all tokens of the step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:

@@ -11,7 +11,7 @@ from lonas_edge.data.instructions import MESSAGES
 from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.data.templates import CHAT
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, context_of
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, context_of
 from lonas_edge.formats import dtype_of
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
 from lonas_edge.network.channel_order import FILE as ORDER
@@ -220,8 +220,6 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
-    if options.head_format:
-        architecture.require(CAUSAL_LM, "--head-format")
     if options.weight_format and options.dropout:
         raise LonasEdgeError("--dropout cannot be combined with --weight-format: the adapter is merged before quantization.")
     if options.precision == "fp16" and device_of(options) == "cpu":

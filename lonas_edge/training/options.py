@@ -68,14 +68,6 @@ class TrainOptions(Checked):
         choices=INTEGER_FORMATS,
         help="Train the weights as this export format stores them (QAT).",
     )
-    head_format: str | None = option(
-        None,
-        panel="Model",
-        choices=INTEGER_FORMATS,
-        needs="weight_format",
-        help="Format of the output head in QAT, as of `export --head-format`.",
-        unset="the default of `export`",
-    )
     ratio: float = option(
         0.8,
         panel="Model",

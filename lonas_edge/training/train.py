@@ -358,7 +358,6 @@ class _Run:
             EpochSampler(lengths, options.batch_size, options.seed, tokens.counts),
             teacher.load(DTYPES[options.precision].torch).to(self.arguments.device) if teacher else None,
             options.weight_format,
-            options.head_format,
             int8_layers,
             self._held_out(),
             self.inputs.data.distilled,

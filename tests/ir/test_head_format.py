@@ -151,10 +151,6 @@ def test_an_adapter_on_a_tied_head(tiny_models: TinyModels, tmp_path: Path, ids:
             ["--head-format needs --stage ir", "--head-format needs --weight-format", "--weight-format needs --stage ir"],
         ),
         ("--stage checkpoint --head-format int4", ["--head-format needs --stage ir"]),
-        (
-            "--weight-format int4 --calibration d.json --head-format int4",
-            ["--head-format cannot be combined with --calibration"],
-        ),
         ("--head-format fp16", ["'fp16' is not one of 'int8', 'int8_sym', 'int4', 'int4_sym'"]),
     ],
 )

@@ -14,13 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 from training_runs import EIGHT, IGNORED, run, run_killed, write_data
 
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.training.options import TrainOptions
 
 ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step on all examples that learns nothing
 
@@ -37,24 +35,18 @@ def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(logits[batch["labels"] != IGNORED], batch["labels"][batch["labels"] != IGNORED])
 
 
-def stored_loss(source: Source, widths: Sequence[int], name: str, head: str | None, batch: dict[str, torch.Tensor]) -> float:
+def stored_loss(source: Source, widths: Sequence[int], name: str, batch: dict[str, torch.Tensor]) -> float:
     with torch.inference_mode():
-        return loss_of(stored_model(source, widths, name, head), batch).item()
+        return loss_of(stored_model(source, widths, name), batch).item()
 
 
-FORMATS = [("llama-tied", "int8", None), ("llama", "int4", None)]
-FORMATS += [(case, "int4_sym", None) for case in ("llama", "phi3")]
-FORMATS += [("llama-tied", "int4_sym", "int4_sym"), ("llama", "int8_sym", "int4")]
-FORMATS += [
-    pytest.param(case, "int4_sym", head, marks=pytest.mark.slow)
-    for case in ("llama-tied", "gemma2-tied", "bloom-tied")
-    for head in (None, "int4")
-]
+FORMATS = [("llama-tied", "int8"), ("llama", "int4"), ("llama", "int4_sym"), ("phi3", "int4_sym")]
+FORMATS += [pytest.param(case, "int4_sym", marks=pytest.mark.slow) for case in ("llama-tied", "gemma2-tied", "bloom-tied")]
 
 
-@pytest.mark.parametrize(("case", "name", "head"), FORMATS)
+@pytest.mark.parametrize(("case", "name"), FORMATS)
 def test_the_loss_is_that_of_the_stored_weights(
-    case: str, name: str, head: str | None, tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable
+    case: str, name: str, tiny_models: TinyModels, trained: Callable, tmp_path: Path, choose: Callable
 ) -> None:
     tiny, start, eight = tiny_models.source(case), trained(case, True), write_data(tmp_path / "eight.json", EIGHT)
     widths = choose(tiny, "unequal:5")
@@ -63,18 +55,15 @@ def test_the_loss_is_that_of_the_stored_weights(
         "ratio": 1.0 if case == "bloom-tied" else 0.8,
     }  # with some layers in INT8, its loss is that of fp32 by chance
 
-    def trained_as(output: Path, name: str | None, head: str | None) -> dict:
+    def trained_as(output: Path, name: str | None) -> dict:
         known = settings if name and name.startswith("int4") else ALL
-        return recover(start, eight, output, widths, weight_format=name, head_format=head, **known)
+        return recover(start, eight, output, widths, weight_format=name, **known)
 
-    records = {
-        stored: trained_as(tmp_path / f"out-{index}", *stored)
-        for index, stored in enumerate([(name, head), (name, None), (None, None)])
-    }
+    records = {stored: trained_as(tmp_path / f"out-{stored}", stored) for stored in (name, None)}
     losses = {stored: record["losses"][0]["loss"] for stored, record in records.items()}
-    source = open_source(str(tmp_path / "out-0"))  # as the start, but with the record of the layers that stay INT8
-    expected = stored_loss(source, widths, name, head, batch_of(source, tiny.base, eight))
-    assert losses.pop((name, head)) == pytest.approx(expected, rel=1e-5)
+    source = open_source(str(tmp_path / f"out-{name}"))  # as the start, but with the record of the layers that stay INT8
+    expected = stored_loss(source, widths, name, batch_of(source, tiny.base, eight))
+    assert losses.pop(name) == pytest.approx(expected, rel=1e-5)
     assert all(abs(expected - other) > 3e-4 * expected for other in losses.values()), "quantization must be visible"
 
 
@@ -101,11 +90,11 @@ def test_gradients_pass_through_rounding(tiny_models: TinyModels, tmp_path: Path
         torch.testing.assert_close(up.weight.grad, scale * gradient @ down.weight.T, rtol=1e-3, atol=1e-6)
 
 
-def stored_logits(source: Source, ids: torch.Tensor, *formats: str) -> torch.Tensor:
+def stored_logits(source: Source, ids: torch.Tensor, weight_format: str) -> torch.Tensor:
     """Logits of the maximal network with which a training computes."""
     network, widths = load_super_network(source), list(source.select("maximal").widths)
     network.activate(widths)
-    with torch.inference_mode(), StoredWeights(network, *formats, kept=source.int8_layers).active(widths):
+    with torch.inference_mode(), StoredWeights(network, weight_format, source.int8_layers).active(widths):
         return network.model(input_ids=ids).logits
 
 
@@ -113,21 +102,20 @@ def stored_logits(source: Source, ids: torch.Tensor, *formats: str) -> torch.Ten
 def test_the_export_computes_as_the_training(
     case: str, tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable, ids: torch.Tensor
 ) -> None:
-    """The head included; the record names its format, and an export with another warns."""
-    formats = {"weight_format": "int4_sym", "head_format": "int4_sym"}
-    record = run(tiny_models.source(case), data, tmp_path / "super", **formats, steps=3)
-    assert formats.items() <= record["options"].items()
-    options = "--weight-format int4_sym --head-format int4_sym"
+    """The record names its format, and an export with another warns."""
+    record = run(tiny_models.source(case), data, tmp_path / "super", weight_format="int4_sym", steps=3)
+    assert record["options"]["weight_format"] == "int4_sym"
+    options = "--weight-format int4_sym"
     assert f"export THIS_DIRECTORY --output DIR --subnet heuristic {options}" in (tmp_path / "super/README.md").read_text()
     export = ("export", tmp_path / "super", "--subnet", "maximal", "--output")
     ran = run_cli(*export, tmp_path / "out", *options.split())
     assert ran.code == 0 and "warning" not in ran.err, ran.err
     source, logits = open_source(str(tmp_path / "super")), ir_logits(tmp_path / "out", ids)
-    assert (stored_logits(source, ids, "int4_sym", "int4_sym") - logits).abs().max() < 1e-3
-    assert (stored_logits(source, ids, "int4_sym") - logits).abs().max() > 1e-2
-    ran = run_cli(*export, tmp_path / "other", "--weight-format", "int4_sym", "--no-verify")
+    assert (stored_logits(source, ids, "int4_sym") - logits).abs().max() < 1e-3
+    assert (stored_logits(source, ids, "int8_sym") - logits).abs().max() > 1e-2
+    ran = run_cli(*export, tmp_path / "other", "--weight-format", "int8_sym", "--no-verify")
     assert f"was trained for {options} (quantization-aware)" in " ".join(ran.err.split())
-    assert f"Pass {options}, without --group-size" in " ".join(ran.err.split())
+    assert f"Pass {options}, without --group-size and --ratio" in " ".join(ran.err.split())
 
 
 def test_the_most_sensitive_layers_stay_int8(
@@ -162,7 +150,7 @@ def test_the_most_sensitive_layers_stay_int8(
     network, widths = load_super_network(source), list(source.select("maximal").widths)
     network.activate(widths)
     for layers, close in ((kept, True), ([], False)):
-        with torch.inference_mode(), StoredWeights(network, "int4_sym", None, layers).active(widths):
+        with torch.inference_mode(), StoredWeights(network, "int4_sym", layers).active(widths):
             assert ((network.model(input_ids=ids).logits - logits).abs().max() < 1e-3) == close
     ran = run_cli(*export, tmp_path / "no", "--ratio", "0.5", "--no-verify")
     assert "stores it differently" in " ".join(ran.err.split())
@@ -184,32 +172,35 @@ def test_an_adapter_on_a_tied_head_leaves_the_embedding(tiny_models: TinyModels,
         source = open_source(str(adapter), str(tiny.base))
         batch, network = batch_of(source, tiny.base, eight), load_super_network(source)
         network.activate([])
-        with torch.inference_mode(), StoredWeights(network, "int4_sym", "int4_sym").active([]):
+        with torch.inference_mode(), StoredWeights(network, "int4_sym").active([]):
             loss = loss_of(network.model, batch).item()
-        assert loss == pytest.approx(stored_loss(source, [], "int4_sym", "int4_sym", batch), rel=1e-5)
-
-
-def test_a_head_format_needs_a_weight_format() -> None:
-    with pytest.raises(LonasEdgeError, match="--head-format needs --weight-format"):
-        TrainOptions(head_format="int4")
+        assert loss == pytest.approx(stored_loss(source, [], "int4_sym", batch), rel=1e-5)
 
 
 def test_export_warns_of_another_format(tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable) -> None:
     run(tiny_models.source("llama"), data, tmp_path / "super", weight_format="int4_sym", steps=1)
-    for options, message in (
-        (("--group-size", -1), "without --group-size, --ratio and --calibration."),
-        (("--head-format", "int4"), "without --group-size, --ratio, --calibration and --head-format."),
+    as_trained = (
+        "Pass --weight-format int4_sym, without --group-size and --ratio, and with --calibration for an INT4 head only."
+    )
+    no_data = "the INT4 head was rounded without data"
+    export = (
+        "export",
+        tmp_path / "super",
+        "--weight-format",
+        "int4_sym",
+        "--no-verify",
+        "--overwrite",
+        "--output",
+        tmp_path / "out",
+    )
+    calibrated = ("--calibration", data, "--num-prompts", 8)
+    for options, trained, rounded in (
+        (("--group-size", -1), False, True),
+        (calibrated, False, True),
+        (("--head-format", "int4"), True, False),
+        (("--head-format", "int4", *calibrated), True, True),
     ):
-        ran = run_cli(
-            "export",
-            tmp_path / "super",
-            "--weight-format",
-            "int4_sym",
-            *options,
-            "--no-verify",
-            "--overwrite",
-            "--output",
-            tmp_path / "out",
-        )
+        ran = run_cli(*export, *options)
+        shown = " ".join(ran.err.split())
         assert ran.code == 0, ran.err
-        assert f"Pass --weight-format int4_sym, {message}" in " ".join(ran.err.split())
+        assert (as_trained not in shown) == trained and (no_data not in shown) == rounded, (options, shown)

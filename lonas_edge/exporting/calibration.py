@@ -57,8 +57,8 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
     head = _head(model, weight_format)
     if options.head_format and head is None:
         raise LonasEdgeError(
-            f"{source.folder}: with --calibration the head is in int8, or in four bits if a group size divides the "
-            f"hidden size. Leave out --head-format {options.head_format}, or pass --head-format int4_sym --group-size -1."
+            f"{source.folder}: with --calibration the head is in int8, or in int4 or int4_sym where a group size divides the "
+            f"hidden size, {source.architecture.config.hidden_size}. Leave out --head-format {options.head_format}."
         )
     layers = not (head and as_trained(source.trained_as, options))
     if layers and source.architecture.eight_bits:

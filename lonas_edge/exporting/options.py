@@ -60,7 +60,7 @@ class ExportOptions(Checked):
         panel="Data",
         choices=tuple(METHODS),
         needs="calibration",
-        help="NNCF's compression method with --calibration.",
+        help="NNCF's method for the layers with --calibration; the head has GPTQ.",
     )
     num_prompts: int = option(64, panel="Data", minimum=1, needs="calibration", help="Number of prompts from --calibration.")
     dtype: str | None = option(

@@ -50,6 +50,9 @@ def import_all() -> None:
     import transformers
 
     torch.set_num_threads(1)
+    # PyTorch 2.13 makes its thread pool anew at the first call after a fork; of two threads that do this at once, as those in
+    # which transformers loads weights, one finds no pool ("Invalid thread pool!")
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     for name in _LAZY:
         getattr(transformers, name)
     for name in _MODELS:

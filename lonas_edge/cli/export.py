@@ -72,7 +72,10 @@ def _warnings(source: "Source", name: str, manifest: "Manifest", options: Export
             f"Pass --weight-format {trained}, without --group-size and --ratio, and with --calibration for an INT4 head only."
         )
     if of_head and manifest.calibrated is None:
-        yield "the INT4 head was rounded without data, which costs much accuracy. Pass --calibration DATA."
+        yield (
+            "the INT4 head was rounded without data, which costs much accuracy. Pass --calibration DATA; it needs INT4 layers "
+            "and a merged adapter."
+        )
 
 
 def _print(manifest: "Manifest", output: Path) -> None:
